@@ -1,0 +1,41 @@
+# Every target works on a fresh clone by itself: it makes .venv and installs what it needs.
+#
+#   make install                     the locked packages into .venv
+#   make install TORCH_INDEX=URL     with torch from another wheel index (PyTorch's CPU or CUDA one)
+#   make demo  [ARGS=--exit]         one teacher, three students, on this machine
+#   make test  [ARGS='-k kd_loss']   the test suite
+#   make lint | bench | protos
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := install
+.PHONY: install demo test lint bench protos
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,tensorboard,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/lectern demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+protos: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --pyi_out=. protos/teacher.proto

@@ -1,0 +1,1 @@
+"""Process 3: starts, watches and stops runs; REST, live page."""

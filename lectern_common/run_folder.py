@@ -1,0 +1,240 @@
+"""The run folder: the contract between a trainer, which writes it, and everyone who reads it.
+
+    runs/<run_id>/
+      spec.yaml        resolved RunSpec; written before the trainer starts
+      status.json      Status; replaced atomically, with a heartbeat
+      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; null stands for a number that
+                       was not finite, its key listed under "non_finite"
+      events.jsonl     one JSON object an event: state changes, checkpoints, warnings
+      trainer.log      stdout and stderr of the trainer
+      lock             held (flock) by the trainer while it lives
+      checkpoints/     step-00000500/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
+      export/          a folder that plain transformers loads
+
+The trainer owns itself: it runs in its own session, holds the lock, and is asked to stop with SIGTERM.
+"""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lectern_common.errors import Conflict, CorruptData, NotFound
+from lectern_common.run_spec import RunSpec, dump_spec, load_spec
+
+STATUS_VERSION = 1
+HEARTBEAT_SECONDS = 1.0
+
+
+class RunState(StrEnum):
+    """Where a run is. A run rests in the last four; `interrupted` can be resumed unchanged."""
+
+    QUEUED = "queued"  # accepted; waits for a free device
+    STARTING = "starting"  # process started, first step not yet begun
+    RUNNING = "running"  # steps are being made
+    WAITING_FOR_TEACHER = "waiting_for_teacher"  # teacher away, within the outage budget
+    STOPPING = "stopping"  # asked to stop; writes a checkpoint
+    STOPPED = "stopped"  # stopped on request; can be resumed
+    SUCCEEDED = "succeeded"  # all steps made, exported
+    FAILED = "failed"  # needs a change before it can go on
+    INTERRUPTED = "interrupted"  # ended through no fault of the run; can be resumed unchanged
+
+
+RESTING = frozenset({RunState.STOPPED, RunState.SUCCEEDED, RunState.FAILED, RunState.INTERRUPTED})
+RESUMABLE = frozenset({RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED})
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the trainer last said of itself. Times are Unix seconds; step counts finished steps."""
+
+    run_id: str
+    state: RunState
+    since: float
+    heartbeat: float
+    pid: int
+    process_create_time: float
+    reason: str | None = None  # machine-readable word, as in errors.py; also "killed", "stopped"
+    message: str | None = None  # one sentence for a person
+    step: int = 0
+    steps: int = 0
+    checkpoint_step: int | None = None
+    device: str | None = None
+    tokens_per_second: float | None = None
+    teacher_wait_share: float | None = None  # of wall time, over the last steps
+    latest: dict[str, float | None] = field(default_factory=dict)  # last metrics, loss/val included
+    version: int = STATUS_VERSION
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the atomic ways to read and write them."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def status_path(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "trainer.log"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export_path(self) -> Path:
+        return self.path / "export"
+
+    @classmethod
+    def create(cls, runs_root: Path, run_id: str, spec: RunSpec) -> "RunFolder":
+        """Makes the folder with its spec; it appears whole or not at all.
+
+        Raises:
+            Conflict: a folder of that id exists.
+        """
+        folder = cls(runs_root / run_id)
+        runs_root.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(mode=0o750)
+        except FileExistsError:
+            raise Conflict(
+                f"run {run_id} exists in {runs_root}; resume it or take another name"
+            ) from None
+        folder.write_spec(spec)
+        return folder
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Replaces spec.yaml atomically."""
+        write_atomic(self.spec_path, dump_spec(spec).encode())
+
+    def read_spec(self) -> RunSpec:
+        """Returns the resolved spec. Raises InvalidSpec."""
+        return load_spec(self.spec_path)
+
+    def write_status(self, status: Status) -> None:
+        """Replaces status.json atomically (not fsynced: it is rewritten every second)."""
+        write_atomic(self.status_path, json.dumps(asdict(status)).encode(), durable=False)
+
+    def read_status(self) -> Status | None:
+        """Returns the last status, or None before the trainer wrote one.
+
+        Raises:
+            CorruptData: the file is not a Status of this version.
+        """
+        try:
+            data = json.loads(self.status_path.read_bytes())
+            known = {entry.name for entry in fields(Status)}
+            if data["version"] != STATUS_VERSION:
+                raise CorruptData(
+                    f"{self.status_path} has version {data['version']}, this program reads "
+                    f"{STATUS_VERSION}; use the release that started the run"
+                )
+            status = Status(**{key: value for key, value in data.items() if key in known})
+            return Status(**{**asdict(status), "state": RunState(status.state)})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptData(f"{self.status_path} is not a run status: {error}") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder's lock. Child processes do not inherit it.
+
+        Raises:
+            Conflict: another process holds it.
+            NotFound: there is no such run folder.
+        """
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except FileNotFoundError:
+            raise NotFound(f"no run folder {self.path}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(f"run {self.run_id} is being trained by another process") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Returns True while a trainer holds the lock."""
+        try:
+            with self.locked():
+                return False
+        except Conflict:
+            return True
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        """Appends one event line: {"time", "kind", ...details}."""
+        append_json_line(self.events_path, {"time": time.time(), "kind": kind, **details})
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replaces `path` by `data`: readers see the old bytes or the new, also after a crash (durable)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    if durable:
+        fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes renames and creations in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends one JSON line with a single write. Not-finite floats become null, listed in non_finite."""
+    broken = [
+        key
+        for key, value in record.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if broken:
+        record = {**record, **dict.fromkeys(broken), "non_finite": broken}
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns every complete line; a torn last line (a killed writer) is left out, no file is []."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]

@@ -1,0 +1,418 @@
+"""RunSpec: the one description of a run. YAML file, REST body, CLI input and page show this schema.
+
+Every field is applied or the spec is refused; nothing is only recorded. A field that depends on
+another (`teacher.top_k` on `representation: top_k`) is null unless it applies, and its default is
+filled in when it does, so the resolved spec shows every value in force.
+
+Paths are relative to a root that the processes are started with (`lectern_common/roots.py`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from lectern_common.errors import InvalidSpec
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+MAX_SPEC_BYTES = 256 * 1024
+
+
+def _relative_path(value: str) -> str:
+    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty parts."""
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ValueError("must be a relative path inside its root, without '..'")
+    if any(ord(character) < 32 for character in value):
+        raise ValueError("must not contain control characters")
+    return str(path)
+
+
+def _address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be host:port, for example 127.0.0.1:50051")
+    if any(ord(character) <= 32 or character in "/,@?#" for character in host):
+        raise ValueError("must be host:port, for example 127.0.0.1:50051")
+    return value
+
+
+RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
+Address = Annotated[str, Field(max_length=253 + 6), AfterValidator(_address)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+RepresentationName = Literal["dense", "hidden", "top_k"]
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class TeacherSpec(_Section):
+    """Which teacher answers, and how it is asked. Absent exactly when `objective.alpha` is 1."""
+
+    address: Address = "127.0.0.1:50051"
+    """host:port of the teacher server."""
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Model id the server must report; null takes whatever it serves."""
+    representation: RepresentationName = "hidden"
+    """What crosses the wire for each token; see protos/teacher.proto."""
+    top_k: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Outcomes kept with `representation: top_k` (64); the rest is one further outcome."""
+    prefetch_steps: Annotated[int, Field(ge=0, le=64)] = 4
+    """Steps whose answers are requested while the student computes; 0 asks and waits."""
+    deadline_seconds: Positive = 120.0
+    """Longest wait for one answer before the request is made again."""
+    outage_budget_seconds: Annotated[float, Field(ge=0)] = 900.0
+    """How long the teacher may be away before the run ends as interrupted."""
+    token_file: RelativePath | None = None
+    """File under the secrets root that holds the bearer token."""
+    allow_same_weights: bool = False
+    """Go on although teacher and student are the same weights."""
+
+    @model_validator(mode="after")
+    def _top_k_belongs_to_top_k(self) -> Self:
+        if self.representation == "top_k" and self.top_k is None:
+            object.__setattr__(self, "top_k", 64)
+        if self.representation != "top_k" and self.top_k is not None:
+            raise ValueError(f"top_k has no effect with representation {self.representation}")
+        return self
+
+
+class StudentSpec(_Section):
+    """The model that learns: from pretrained weights (`init`) or from scratch (`config`)."""
+
+    init: RelativePath | None = None
+    """Folder under the models root, or a hub id; safetensors weights only."""
+    revision: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Hub commit, tag or branch of `init`."""
+    config: RelativePath | None = None
+    """Folder under the models root with a config.json; weights are drawn from `seed`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; parameters and optimizer stay float32. auto: float32 on CPU, bfloat16 on CUDA."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.init is None) == (self.config is None):
+            raise ValueError(
+                "set exactly one of init (pretrained weights) and config (from scratch)"
+            )
+        if self.revision is not None and self.init is None:
+            raise ValueError("revision has no effect without init")
+        return self
+
+
+class DataSpec(_Section):
+    """What is read. Rows of step s are a pure function of (seed, s)."""
+
+    kind: Literal["shards", "synthetic"] = "shards"
+    """shards: token shards with a manifest (`lectern data prepare`). synthetic: random tokens."""
+    path: RelativePath | None = None
+    """Dataset folder under the data root (kind shards)."""
+    seq_len: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
+    """Tokens of a row."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the rows, from the end, held out for validation (0.01 without validation_path)."""
+    validation_path: RelativePath | None = None
+    """Dataset folder of the validation set, instead of a fraction."""
+    max_bad_rows_fraction: Probability = 0.001
+    """Rows with ids beyond the student's vocabulary are left out and counted up to this share."""
+
+    @model_validator(mode="after")
+    def _validation_source(self) -> Self:
+        if self.kind == "shards" and self.path is None:
+            raise ValueError("path is required with kind shards")
+        if self.kind == "synthetic" and (self.path or self.validation_path):
+            raise ValueError("path and validation_path have no effect with kind synthetic")
+        if self.validation_path is not None and self.validation_fraction is not None:
+            raise ValueError("set validation_fraction or validation_path, not both")
+        if self.validation_path is None and self.validation_fraction is None:
+            object.__setattr__(self, "validation_fraction", 0.01)
+        return self
+
+
+class ObjectiveSpec(_Section):
+    """loss = alpha * CE(student, label) + (1 - alpha) * temperature^2 * D(teacher_T, student_T)."""
+
+    alpha: Probability = 0.3
+    """Weight of the cross entropy: 1 is cross entropy alone, 0 distillation alone."""
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """T: teacher and student logits are divided by it inside D."""
+    divergence: DivergenceName = "forward_kl"
+    """D: forward_kl is KL(teacher || student), reverse_kl KL(student || teacher)."""
+    beta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Weight of the teacher in the mixture of `divergence: jsd` (0.5)."""
+    chunk_tokens: PositiveInt | Literal["auto"] = "auto"
+    """Tokens whose logits exist at one time; any value gives the same result."""
+
+    @model_validator(mode="after")
+    def _beta_belongs_to_jsd(self) -> Self:
+        if self.divergence == "jsd" and self.beta is None:
+            object.__setattr__(self, "beta", 0.5)
+        if self.divergence != "jsd" and self.beta is not None:
+            raise ValueError(f"beta has no effect with divergence {self.divergence}")
+        return self
+
+
+class OptimizerSpec(_Section):
+    """AdamW. Weight decay applies to matrices, not to norms and biases."""
+
+    learning_rate: Positive = 1.0e-4
+    """Peak, reached after `schedule.warmup_steps`."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    """Decay rates of the moment estimates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+
+
+class ScheduleSpec(_Section):
+    """Length of the run, and the learning rate over it."""
+
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 1000
+    """Optimizer steps."""
+    warmup_steps: NonNegativeInt = 50
+    """Steps of linear rise from 0."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    final_fraction: Probability = 0.1
+    """Learning rate at the last step, as a share of the peak (no effect with constant)."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
+        return self
+
+
+class BatchSpec(_Section):
+    """Sequences of one optimizer step, and how many are computed at a time."""
+
+    sequences_per_step: Annotated[int, Field(ge=1, le=1 << 16)] = 8
+    """Rows of one step; the loss is the mean over all their valid positions."""
+    micro_batch_sequences: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Rows computed at a time (all of them); must divide sequences_per_step."""
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> Self:
+        if self.micro_batch_sequences is None:
+            object.__setattr__(self, "micro_batch_sequences", self.sequences_per_step)
+        if self.sequences_per_step % self.micro_batch:
+            raise ValueError(
+                f"micro_batch_sequences ({self.micro_batch}) must divide "
+                f"sequences_per_step ({self.sequences_per_step})"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        return self.micro_batch_sequences or self.sequences_per_step
+
+
+class EvaluationSpec(_Section):
+    """Validation loss: before the first step, every so many steps, and after the last."""
+
+    every_steps: PositiveInt = 100
+    """Steps between evaluations."""
+    max_sequences: PositiveInt = 200
+    """At most so many rows of the validation set, always the same ones."""
+
+
+class CheckpointSpec(_Section):
+    """What a run can go back to."""
+
+    every_steps: PositiveInt = 500
+    """Steps between checkpoints; one is also written on stop and at the end."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept."""
+    keep_best: NonNegativeInt = 1
+    """Checkpoints kept for the lowest validation loss."""
+
+
+class DeviceSpec(_Section):
+    """Where the student computes."""
+
+    kind: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    count: Literal[1] = 1
+    """Devices of one run; more than one is not supported yet."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of the student; null leaves torch's choice."""
+    compile: bool = False
+    """torch.compile the student's body."""
+
+
+class RunSpec(_Section):
+    """A whole run. See docs beside each field; defaults are in force unless set."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """For people and for the run id."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    """Initial weights (with student.config), row order, synthetic data."""
+    teacher: TeacherSpec | None = None
+    """Required with objective.alpha < 1, refused with alpha 1, which needs no teacher."""
+    student: StudentSpec
+    data: DataSpec
+    objective: ObjectiveSpec = ObjectiveSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    batch: BatchSpec = BatchSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    device: DeviceSpec = DeviceSpec()
+    report_to: Annotated[list[Literal["tensorboard"]], Field(max_length=1)] = []
+    """Further places that metrics are written to; metrics.jsonl always is."""
+
+    @model_validator(mode="after")
+    def _teacher_if_distilling(self) -> Self:
+        if self.objective.alpha < 1 and self.teacher is None:
+            raise ValueError(
+                f"teacher is required: objective.alpha is {self.objective.alpha:g}, so the run "
+                "distils; set teacher.address, or alpha 1 for cross entropy alone"
+            )
+        if self.objective.alpha == 1 and self.teacher is not None:
+            raise ValueError(
+                "teacher has no effect with objective.alpha 1 (cross entropy alone); remove it, "
+                "or lower alpha"
+            )
+        return self
+
+    @property
+    def distils(self) -> bool:
+        """True where the loss has a distillation term, and so a teacher is asked."""
+        return self.teacher is not None
+
+
+# What a resume may change: dotted paths, each covering everything below it.
+RESUME_MAY_CHANGE = (
+    "schedule.steps",
+    "evaluation",
+    "checkpoint",
+    "report_to",
+    "device",
+    "teacher.address",
+    "teacher.deadline_seconds",
+    "teacher.outage_budget_seconds",
+    "teacher.token_file",
+)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(
+                f"{', '.join(twice)} given twice (line {node.start_mark.line + 1})"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def parse_spec(data: Any) -> RunSpec:
+    """Returns the resolved spec of a mapping (parsed YAML or JSON).
+
+    Raises:
+        InvalidSpec: with one (field, message) pair for each problem.
+    """
+    if not isinstance(data, Mapping):
+        raise InvalidSpec([("", "a run spec is a mapping of sections; see `lectern train --help`")])
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise InvalidSpec([_problem(entry) for entry in error.errors()]) from None
+
+
+def load_spec(path: Path) -> RunSpec:
+    """Returns the resolved spec of a YAML file.
+
+    Raises:
+        InvalidSpec: not readable, too large, not YAML, or not a valid spec.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise InvalidSpec([("", f"cannot read {path}: {error.strerror}")]) from None
+    if len(text) > MAX_SPEC_BYTES:
+        raise InvalidSpec([("", f"{path} is over {MAX_SPEC_BYTES} bytes; this is no run spec")])
+    try:
+        data = _UniqueKeyLoader(text).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
+    return parse_spec(data)
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """Returns the resolved spec as YAML, every default visible, that `load_spec` reads back equal."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def resume_differences(old: RunSpec, new: RunSpec) -> list[tuple[str, Any, Any]]:
+    """Returns (dotted field, old, new) for each difference that a resume may not make."""
+    return [
+        (field, before, after)
+        for field, before, after in _differences("", old.model_dump(), new.model_dump())
+        if not any(field == free or field.startswith(free + ".") for free in RESUME_MAY_CHANGE)
+    ]
+
+
+def _differences(prefix: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for key in old
+            for difference in _differences(f"{prefix}.{key}".lstrip("."), old[key], new[key])
+        ]
+    return [] if old == new else [(prefix, old, new)]
+
+
+def _problem(entry: Any) -> tuple[str, str]:
+    """One pydantic error as (dotted field, sentence); a misspelt field gets the nearest known one."""
+    field = ".".join(str(part) for part in entry["loc"])
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "extra_forbidden":
+        message = "unknown field" + _did_you_mean(entry["loc"])
+    elif entry["type"] == "missing":
+        message = "required"
+    return field, message
+
+
+def _did_you_mean(location: tuple[str | int, ...]) -> str:
+    import difflib
+
+    section: Any = RunSpec
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(
+            (
+                option
+                for option in options
+                if isinstance(option, type) and issubclass(option, BaseModel)
+            ),
+            None,
+        )
+        if section is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(section.model_fields)}"

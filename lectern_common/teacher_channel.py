@@ -1,0 +1,149 @@
+"""A gRPC channel to a teacher server, and the calls that need no torch.
+
+Used by the trainer's RemoteTeacher and by the control plane's checks. Errors arrive as the tree of
+errors.py: the server names its error class in the trailing metadata `lectern-reason`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+
+from lectern_common import errors
+from lectern_common.wire import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from protos import teacher_pb2, teacher_pb2_grpc
+
+REASON_KEY = "lectern-reason"
+FIELD_KEY = "lectern-field"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+# Reconnect after an outage in 0.4 s instead of 29 s; notice a hung peer in 20 s instead of 60.
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+    (
+        "grpc.enable_retries",
+        0,
+    ),  # a stream that broke after its first piece is never retried: we ask again
+    ("grpc.enable_http_proxy", 0),
+]
+
+_Reply = TypeVar("_Reply")
+_BY_REASON: dict[str, type[errors.LecternError]] = {
+    cls.reason: cls
+    for cls in (
+        errors.InvalidRequest,
+        errors.NotFound,
+        errors.Conflict,
+        errors.Unauthenticated,
+        errors.Incompatible,
+        errors.TokenizerMismatch,
+        errors.SameWeights,
+        errors.WrongModel,
+        errors.RepresentationNotOffered,
+        errors.Overloaded,
+        errors.TeacherError,
+        errors.TeacherUnavailable,
+        errors.CorruptData,
+        errors.Misconfigured,
+    )
+}
+
+
+@dataclass
+class TeacherChannel:
+    """One connection to one teacher server. `token` is sent with every call, never logged.
+
+    Use as a context manager, or call close().
+    """
+
+    address: str
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self.stub = teacher_pb2_grpc.TeacherStub(self._channel)
+
+    def __enter__(self) -> "TeacherChannel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Call metadata that authenticates this client."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def call(self, method: Callable[..., _Reply], request: Any, timeout_seconds: float) -> _Reply:
+        """Returns the reply of a unary call, or the iterator of a streaming one.
+
+        Raises:
+            LecternError: what the server said, or TeacherUnavailable. An iterator raises
+                grpc.RpcError while it is read: wrap that in `translated`.
+        """
+        try:
+            return method(request, timeout=timeout_seconds, metadata=self.metadata)
+        except grpc.RpcError as error:
+            raise translated(error, self.address) from None
+
+    def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
+        """Returns what the teacher is. Raises LecternError."""
+        request = teacher_pb2.GetModelRequest(protocol_version=PROTOCOL_VERSION)
+        return self.call(self.stub.GetModel, request, timeout_seconds)
+
+    def get_stats(self, timeout_seconds: float = 10.0) -> teacher_pb2.Stats:
+        """Returns counters since the server's start. Raises LecternError."""
+        request = teacher_pb2.GetStatsRequest(protocol_version=PROTOCOL_VERSION)
+        return self.call(self.stub.GetStats, request, timeout_seconds)
+
+    def get_tokenizer_map(self, timeout_seconds: float = 60.0) -> dict[str, int]:
+        """Returns token -> id; empty where the model has no tokenizer. Raises LecternError."""
+        request = teacher_pb2.GetTokenizerMapRequest(protocol_version=PROTOCOL_VERSION)
+        tokens: dict[str, int] = {}
+        try:
+            for reply in self.call(self.stub.GetTokenizerMap, request, timeout_seconds):
+                names = (name.decode("utf-8", "surrogatepass") for name in reply.tokens)
+                tokens.update(zip(names, reply.ids, strict=True))
+        except grpc.RpcError as error:
+            raise translated(error, self.address) from None
+        return tokens
+
+
+def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
+    """Returns the error of errors.py that a failed call stands for."""
+    code = error.code()
+    detail = error.details() or code.name
+    trailing = dict(error.trailing_metadata() or ())
+    known = _BY_REASON.get(str(trailing.get(REASON_KEY, "")))
+    if known is errors.InvalidRequest:
+        return errors.InvalidRequest(detail, field=str(trailing.get(FIELD_KEY, "")) or None)
+    if known is errors.Overloaded:
+        pushback_ms = float(trailing.get(PUSHBACK_KEY, 1000))
+        return errors.Overloaded(detail, retry_after_seconds=pushback_ms / 1000)
+    if known is not None:
+        return known(detail)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return errors.TeacherUnavailable(
+            f"no teacher at {address} ({detail}); start one with `lectern teacher serve`, or set "
+            "teacher.address"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.TeacherUnavailable(f"the teacher at {address} did not answer in time")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return errors.TeacherError(
+            f"{address} is not a Lectern teacher server, or a newer one ({detail})"
+        )
+    return errors.TeacherError(f"the teacher at {address} answered {code.name}: {detail}")

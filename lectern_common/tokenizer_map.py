@@ -1,0 +1,71 @@
+"""Token-to-id maps: their hash, and what differs between two of them.
+
+Sizes say nothing: a 152,064-row head and a 151,936-row head can carry the same 151,665 tokens, and two
+heads of one size can carry different ones. So maps are compared, token by token.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lectern_common.errors import CorruptData, TokenizerMismatch
+
+TokenizerMap = Mapping[str, int]
+
+
+def tokenizer_sha256(tokens: TokenizerMap) -> str:
+    """Returns the hex SHA-256 over "id<TAB>token<LF>" lines in UTF-8, in rising id order."""
+    digest = hashlib.sha256()
+    for token, token_id in sorted(tokens.items(), key=lambda item: (item[1], item[0])):
+        digest.update(f"{token_id}\t{token}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def read_tokenizer_map(path: Path) -> dict[str, int]:
+    """Returns token -> id, added tokens included, of a tokenizer.json.
+
+    Raises:
+        CorruptData: the file is not one that the tokenizers library reads.
+    """
+    import tokenizers
+
+    try:
+        return dict(tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise CorruptData(f"{path} is not a tokenizer.json: {error}") from None
+
+
+def first_differences(
+    teacher: TokenizerMap, student: TokenizerMap, limit: int = 5
+) -> list[tuple[int, str | None, str | None]]:
+    """Returns up to `limit` (id, teacher's token, student's token), lowest ids first.
+
+    None stands where a map has no token at that id. A token that several ids carry, or an id that
+    several tokens carry, counts once.
+    """
+    teacher_ids = {token_id: token for token, token_id in teacher.items()}
+    student_ids = {token_id: token for token, token_id in student.items()}
+    differing = (
+        token_id
+        for token_id in sorted(teacher_ids.keys() | student_ids.keys())
+        if teacher_ids.get(token_id) != student_ids.get(token_id)
+    )
+    return [
+        (token_id, teacher_ids.get(token_id), student_ids.get(token_id))
+        for _, token_id in zip(range(limit), differing, strict=False)
+    ]
+
+
+def require_same_tokens(teacher: TokenizerMap, student: TokenizerMap) -> None:
+    """Raises TokenizerMismatch naming the first ids that differ, where the maps are not equal."""
+    differences = first_differences(teacher, student)
+    if differences:
+        named = "; ".join(
+            f"id {token_id} is {json.dumps(theirs)} for the teacher, {json.dumps(ours)} for the student"
+            for token_id, theirs, ours in differences
+        )
+        raise TokenizerMismatch(
+            f"teacher and student tokenizers differ: {named}. Prepare the data with the teacher's "
+            "tokenizer, and take a student that uses it"
+        )

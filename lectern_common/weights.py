@@ -1,0 +1,102 @@
+"""One hash for a model's stored weights, the same whatever dtype they are stored in.
+
+Read from the safetensors files themselves, without torch, so that the control plane can refuse a run
+whose student is its teacher before anything starts.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lectern_common.errors import CorruptData, NotFound
+
+_FLOAT_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_BLOCK_VALUES = 1 << 22
+_MAX_HEADER_BYTES = 100 << 20
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """Returns the weight files of a model folder, by its index where it has one, else model.safetensors.
+
+    Raises:
+        NotFound: the folder has no safetensors weights; names the refused formats it does have.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CorruptData(f"{index} is not a safetensors index: {error}") from None
+        return [folder / Path(name).name for name in names]
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    refused = sorted(
+        path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    )
+    why = (
+        f"; {refused[0]} is a pickle and is not loaded, convert it to safetensors"
+        if refused
+        else ""
+    )
+    raise NotFound(f"no model.safetensors in {folder}{why}")
+
+
+def weights_sha256(files: list[Path]) -> str:
+    """Returns the hex SHA-256 over every stored tensor: name, shape, and values rounded to bfloat16.
+
+    The rounding makes a float32 checkpoint and its bfloat16 copy equal. Tensors count in name order, so
+    sharding does not matter. About a second a gigabyte.
+
+    Raises:
+        CorruptData: a file is not safetensors, or is truncated.
+    """
+    tensors = sorted(entry for path in files for entry in _entries(path))
+    digest = hashlib.sha256()
+    for name, path, dtype, shape, start, stop in tensors:
+        digest.update(json.dumps([name, shape]).encode())
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            carrier = _FLOAT_DTYPES.get(dtype)
+            if carrier is None:
+                digest.update(data[start:stop])
+                continue
+            values = np.frombuffer(
+                data, carrier, (stop - start) // np.dtype(carrier).itemsize, start
+            )
+            for first in range(0, len(values), _BLOCK_VALUES):
+                block = values[first : first + _BLOCK_VALUES]
+                digest.update((block if dtype == "BF16" else _bfloat16_bits(block)).tobytes())
+            del values, block
+    return digest.hexdigest()
+
+
+def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Returns the bfloat16 bit patterns, rounded to nearest even."""
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    return ((bits + (0x7FFF + ((bits >> 16) & 1)).astype("<u4")) >> 16).astype("<u2")
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Path, str, list[int], int, int]]:
+    """Yields (name, file, dtype, shape, first byte, past the last byte) for each tensor."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise CorruptData(f"{path} is not a safetensors file")
+            header = json.loads(file.read(header_bytes))
+        size = path.stat().st_size
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = (8 + header_bytes + offset for offset in entry["data_offsets"])
+            if stop > size:
+                raise CorruptData(f"{path} is truncated: {name} ends at byte {stop} of {size}")
+            yield name, path, entry["dtype"], entry["shape"], start, stop
+    except FileNotFoundError:
+        raise NotFound(f"{path} is named in the index but missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptData(f"{path} is not a safetensors file: {error}") from None

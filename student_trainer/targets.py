@@ -1,0 +1,145 @@
+"""The seam between trainer and teacher: what is asked for, and what comes back.
+
+Legend: N asked positions ("rows"), V the student's vocabulary, D the teacher's hidden size, K top-k.
+Rows are the asked positions in request order: by sequence, then by position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lectern_models.output_head import OutputHead
+
+# The one mask: a label of IGNORE_INDEX takes part in nothing.
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What is asked of the teacher for each position. `top_k` is set for kind "top_k" alone."""
+
+    kind: str  # "dense", "hidden", "top_k"
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The teacher's logits themselves, float32, not divided by any temperature."""
+
+    logits_NV: Tensor
+
+    def __len__(self) -> int:
+        return self.logits_NV.shape[0]
+
+    def rows(self, start: int, stop: int) -> "DenseTargets":
+        return DenseTargets(self.logits_NV[start:stop])
+
+    def to(self, device: torch.device) -> "DenseTargets":
+        return DenseTargets(self.logits_NV.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class HiddenTargets:
+    """Final-norm hidden states in the teacher's own dtype; times `head` they are its logits, exactly.
+
+    `head` is sliced to the student's vocabulary and already on the trainer's device.
+    """
+
+    hidden_ND: Tensor
+    head: OutputHead
+
+    def __len__(self) -> int:
+        return self.hidden_ND.shape[0]
+
+    def rows(self, start: int, stop: int) -> "HiddenTargets":
+        return HiddenTargets(self.hidden_ND[start:stop], self.head)
+
+    def to(self, device: torch.device) -> "HiddenTargets":
+        return HiddenTargets(self.hidden_ND.to(device, non_blocking=True), self.head)
+
+
+@dataclass(frozen=True)
+class TopKTargets:
+    """The K largest logits and what is needed to know the mass of the rest, as one further outcome.
+
+    log p_T(id) = logits / T - log_normalizer_t. At K = V there is no rest.
+    """
+
+    logits_NK: Tensor  # float32, falling
+    ids_NK: Tensor  # int64
+    log_normalizer_N: Tensor  # float32, logsumexp over V of logits
+    log_normalizer_t_N: Tensor  # float32, logsumexp over V of logits / temperature
+    temperature: float  # the one asked for; a loss at another is refused
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return self.logits_NK.shape[0]
+
+    def rows(self, start: int, stop: int) -> "TopKTargets":
+        cut = slice(start, stop)
+        return TopKTargets(
+            self.logits_NK[cut],
+            self.ids_NK[cut],
+            self.log_normalizer_N[cut],
+            self.log_normalizer_t_N[cut],
+            self.temperature,
+            self.vocab_size,
+        )
+
+    def to(self, device: torch.device) -> "TopKTargets":
+        move = {"device": device, "non_blocking": True}
+        return TopKTargets(
+            self.logits_NK.to(**move),
+            self.ids_NK.to(**move),
+            self.log_normalizer_N.to(**move),
+            self.log_normalizer_t_N.to(**move),
+            self.temperature,
+            self.vocab_size,
+        )
+
+
+TeacherTargets = DenseTargets | HiddenTargets | TopKTargets
+
+
+class TargetsProvider(Protocol):
+    """A teacher as the training loop sees it. Implementations are safe to call from several threads."""
+
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """Returns the teacher's distribution at the asked positions, over the student's vocabulary.
+
+        Args:
+            sequences: token ids, one array a sequence, ragged.
+            positions: for each sequence, True where the distribution after that token is asked.
+            representation: what to return.
+            temperature: distillation temperature; enters top_k's normaliser, nothing else.
+
+        Raises:
+            TeacherUnavailable: no answer within the outage budget.
+            WrongModel: another model answers than the first time.
+            TeacherError: the answer cannot be used (checksum, shape, not finite).
+            InvalidRequest, RepresentationNotOffered: asked for what the teacher does not give.
+        """
+        ...
+
+
+class TeacherLogitsProvider(Protocol):
+    """A teacher as the original specification's callers see it; a thin view on `score`."""
+
+    def vocab_size(self) -> int:
+        """Returns the width of every row."""
+        ...
+
+    def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Returns one row of logits a sequence, at its last position. An empty batch gives []."""
+        ...

@@ -1,0 +1,1 @@
+"""Process 1: hosts the teacher model behind gRPC."""
