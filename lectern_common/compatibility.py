@@ -44,8 +44,8 @@ def require_teacher_fits(
         manifest: of the training shards; None for synthetic data.
 
     Raises:
-        WrongModel, RepresentationNotOffered, SameWeights, TokenizerMismatch, Incompatible: each says
-            what to set.
+        Incompatible: one of its kinds (WrongModel, RepresentationNotOffered, SameWeights,
+            TokenizerMismatch) or itself; each says what to set.
     """
     if spec.teacher is None:
         raise ValueError("the spec does not distil")
@@ -62,8 +62,8 @@ def require_teacher_fits(
         and not spec.teacher.allow_same_weights
     ):
         raise SameWeights(
-            f"student.init {spec.student.init} has the teacher's own weights ({teacher.model_id}): there "
-            "is nothing to distil. Take another student, or set teacher.allow_same_weights"
+            f"student.init {spec.student.init} has the teacher's own weights ({teacher.model_id}): "
+            "there is nothing to distil. Take another student, or set teacher.allow_same_weights"
         )
     if student.tokens and teacher.tokenizer_sha256:
         if tokenizer_sha256(student.tokens) != teacher.tokenizer_sha256:
@@ -94,45 +94,56 @@ def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:
 def _require_within_limits(
     spec: RunSpec, teacher: teacher_pb2.Model, student: StudentFacts
 ) -> None:
-    limits, asked = teacher.limits, spec.teacher
-    micro_batch_tokens = spec.batch.micro_batch * spec.data.seq_len
-    if spec.data.seq_len > limits.max_sequence_tokens:
+    limits, seq_len, sequences = teacher.limits, spec.data.seq_len, spec.batch.micro_batch
+    if seq_len > limits.max_sequence_tokens:
         raise Incompatible(
-            f"data.seq_len {spec.data.seq_len} exceeds the teacher's {limits.max_sequence_tokens} tokens"
+            f"data.seq_len {seq_len} exceeds the {limits.max_sequence_tokens} tokens that the "
+            "teacher takes"
         )
-    if micro_batch_tokens > limits.max_tokens or spec.batch.micro_batch > limits.max_sequences:
+    if sequences * seq_len > limits.max_tokens or sequences > limits.max_sequences:
         raise Incompatible(
-            f"a micro-batch of {spec.batch.micro_batch} x {spec.data.seq_len} tokens exceeds the teacher's "
-            f"limit of {limits.max_sequences} sequences and {limits.max_tokens} tokens a request; lower "
+            f"a micro-batch of {sequences} x {seq_len} tokens exceeds the teacher's "
+            f"{limits.max_sequences} sequences and {limits.max_tokens} tokens a request; lower "
             "batch.micro_batch_sequences"
         )
-    if asked is not None and asked.top_k is not None and asked.top_k > limits.max_top_k:
-        raise Incompatible(f"teacher.top_k {asked.top_k} exceeds the teacher's {limits.max_top_k}")
-    if student.vocab_size is None:
+    if student.vocab_size is not None:
+        _require_vocabulary_fits(student.vocab_size, spec, teacher)
+        _require_reply_fits(student.vocab_size, spec, teacher)
+
+
+def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
+    if vocab_size > teacher.logit_width:
+        raise Incompatible(
+            f"the student has {vocab_size} logits, the teacher {teacher.logit_width}; the teacher "
+            "must cover every id of the student"
+        )
+    if vocab_size < teacher.num_tokens:
+        raise Incompatible(
+            f"the student has {vocab_size} logits, too few for the teacher's {teacher.num_tokens} "
+            "tokens"
+        )
+    top_k = spec.teacher.top_k if spec.teacher else None
+    if top_k is not None and top_k > min(vocab_size, teacher.limits.max_top_k):
+        raise Incompatible(
+            f"teacher.top_k {top_k} exceeds {min(vocab_size, teacher.limits.max_top_k)}, the smaller "
+            "of the student's vocabulary and the teacher's limit"
+        )
+
+
+def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
+    if spec.teacher is None:
         return
-    if student.vocab_size > teacher.logit_width:
-        raise Incompatible(
-            f"the student has {student.vocab_size} logits, the teacher {teacher.logit_width}; the "
-            "teacher must cover every id of the student"
-        )
-    if student.vocab_size < teacher.num_tokens:
-        raise Incompatible(
-            f"the student has {student.vocab_size} logits for {teacher.num_tokens} tokens of the teacher"
-        )
-    if asked is not None and asked.top_k is not None and asked.top_k > student.vocab_size:
-        raise Incompatible(
-            f"teacher.top_k {asked.top_k} exceeds the vocabulary, {student.vocab_size}"
-        )
+    wide = teacher.hidden_dtype == teacher_pb2.DTYPE_FLOAT32
     row_bytes = {
-        "dense": 4 * student.vocab_size,
-        "hidden": teacher.hidden_size
-        * (4 if teacher.hidden_dtype == teacher_pb2.DTYPE_FLOAT32 else 2),
-        "top_k": 8 * ((asked.top_k if asked else None) or 0) + 8,
-    }[asked.representation if asked else "hidden"]
-    if micro_batch_tokens * row_bytes > limits.max_reply_bytes:
+        "dense": 4 * vocab_size,
+        "hidden": teacher.hidden_size * (4 if wide else 2),
+        "top_k": 8 * (spec.teacher.top_k or 0) + 8,
+    }[spec.teacher.representation]
+    seq_len, limit = spec.data.seq_len, teacher.limits.max_reply_bytes
+    asked = spec.batch.micro_batch * seq_len * row_bytes
+    if asked > limit:
         raise Incompatible(
-            f"a micro-batch of {micro_batch_tokens} tokens is {micro_batch_tokens * row_bytes} bytes of "
-            f"{asked.representation if asked else ''}, over the teacher's {limits.max_reply_bytes} a reply; "
-            f"at most {max(1, limits.max_reply_bytes // (row_bytes * spec.data.seq_len))} sequences fit: "
+            f"a micro-batch is {asked} bytes of {spec.teacher.representation}, over the teacher's "
+            f"{limit} a reply; {limit // (row_bytes * seq_len)} sequences of {seq_len} tokens fit: "
             "lower batch.micro_batch_sequences, or take another representation"
         )

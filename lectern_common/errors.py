@@ -1,7 +1,7 @@
 """Every error that crosses a boundary: whose fault it is, whether to retry, how each edge says it.
 
 Raised deep, translated once at the edge: by the gRPC servicer (`grpc_code`), by the HTTP exception
-handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable, machine-readable word.
+handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable word for programs.
 
     LecternError
     |-- InvalidRequest        the caller sent something that can never work; `field` names it

@@ -8,10 +8,11 @@
       events.jsonl     one JSON object an event: state changes, checkpoints, warnings
       trainer.log      stdout and stderr of the trainer
       lock             held (flock) by the trainer while it lives
-      checkpoints/     step-00000500/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
+      checkpoints/     step-00000500/{model.safetensors, optimizer.safetensors, state.json,
+                       manifest.json}
       export/          a folder that plain transformers loads
 
-The trainer owns itself: it runs in its own session, holds the lock, and is asked to stop with SIGTERM.
+The trainer owns itself: it runs in its own session, holds the lock, and stops on SIGTERM.
 """
 
 import fcntl
@@ -197,7 +198,7 @@ class RunFolder:
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replaces `path` by `data`: readers see the old bytes or the new, also after a crash (durable)."""
+    """Replaces `path` by `data`: readers see old bytes or new; durable: after a power cut too."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -219,7 +220,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line with a single write. Not-finite floats become null, listed in non_finite."""
+    """Appends one JSON line in a single write; see the module docstring on non-finite floats."""
     broken = [
         key
         for key, value in record.items()
@@ -232,7 +233,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns every complete line; a torn last line (a killed writer) is left out, no file is []."""
+    """Returns every complete line; without a torn last one (a killed writer); no file gives []."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:

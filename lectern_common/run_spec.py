@@ -103,7 +103,7 @@ class StudentSpec(_Section):
     config: RelativePath | None = None
     """Folder under the models root with a config.json; weights are drawn from `seed`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute dtype; parameters and optimizer stay float32. auto: float32 on CPU, bfloat16 on CUDA."""
+    """Compute dtype (auto: float32 on CPU, bfloat16 on CUDA); parameters stay float32."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -319,7 +319,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice instead of keeping the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise yaml.YAMLError(
@@ -363,7 +363,7 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def dump_spec(spec: RunSpec) -> str:
-    """Returns the resolved spec as YAML, every default visible, that `load_spec` reads back equal."""
+    """Returns the resolved spec as YAML, every default visible; `load_spec` reads it back equal."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
@@ -387,7 +387,7 @@ def _differences(prefix: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _problem(entry: Any) -> tuple[str, str]:
-    """One pydantic error as (dotted field, sentence); a misspelt field gets the nearest known one."""
+    """One pydantic error as (dotted field, sentence); names the nearest field to a misspelt one."""
     field = ".".join(str(part) for part in entry["loc"])
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":

@@ -57,7 +57,8 @@ def read_manifest(dataset: Path) -> ShardManifest:
         return ShardManifest.model_validate_json((dataset / MANIFEST_NAME).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(
-            f"no dataset at {dataset} ({MANIFEST_NAME} is missing); make one with `lectern data prepare`"
+            f"no dataset at {dataset} ({MANIFEST_NAME} is missing); "
+            "make one with `lectern data prepare`"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -71,7 +72,7 @@ def open_shards(dataset: Path, manifest: ShardManifest) -> list[np.ndarray]:
     Raises:
         CorruptData: a shard is missing or not a multiple of 4 bytes, or the token count is off.
     """
-    shards = []
+    shards: list[np.ndarray] = []
     for index in range(manifest.shard_count):
         path = shard_path(dataset, index)
         try:

@@ -6,7 +6,7 @@ errors.py: the server names its error class in the trailing metadata `lectern-re
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -37,7 +37,6 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
-_Reply = TypeVar("_Reply")
 _BY_REASON: dict[str, type[errors.LecternError]] = {
     cls.reason: cls
     for cls in (
@@ -71,7 +70,7 @@ class TeacherChannel:
 
     def __post_init__(self) -> None:
         self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self.stub = teacher_pb2_grpc.TeacherStub(self._channel)
+        self.stub: Any = teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "TeacherChannel":
         return self
@@ -87,7 +86,7 @@ class TeacherChannel:
         """Call metadata that authenticates this client."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def call(self, method: Callable[..., _Reply], request: Any, timeout_seconds: float) -> _Reply:
+    def call(self, method: Callable[..., Any], request: Any, timeout_seconds: float) -> Any:
         """Returns the reply of a unary call, or the iterator of a streaming one.
 
         Raises:
@@ -102,12 +101,14 @@ class TeacherChannel:
     def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
         """Returns what the teacher is. Raises LecternError."""
         request = teacher_pb2.GetModelRequest(protocol_version=PROTOCOL_VERSION)
-        return self.call(self.stub.GetModel, request, timeout_seconds)
+        model: teacher_pb2.Model = self.call(self.stub.GetModel, request, timeout_seconds)
+        return model
 
     def get_stats(self, timeout_seconds: float = 10.0) -> teacher_pb2.Stats:
         """Returns counters since the server's start. Raises LecternError."""
         request = teacher_pb2.GetStatsRequest(protocol_version=PROTOCOL_VERSION)
-        return self.call(self.stub.GetStats, request, timeout_seconds)
+        stats: teacher_pb2.Stats = self.call(self.stub.GetStats, request, timeout_seconds)
+        return stats
 
     def get_tokenizer_map(self, timeout_seconds: float = 60.0) -> dict[str, int]:
         """Returns token -> id; empty where the model has no tokenizer. Raises LecternError."""
@@ -126,10 +127,10 @@ def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
     """Returns the error of errors.py that a failed call stands for."""
     code = error.code()
     detail = error.details() or code.name
-    trailing = dict(error.trailing_metadata() or ())
-    known = _BY_REASON.get(str(trailing.get(REASON_KEY, "")))
+    trailing = {entry.key: str(entry.value) for entry in error.trailing_metadata() or ()}
+    known = _BY_REASON.get(trailing.get(REASON_KEY, ""))
     if known is errors.InvalidRequest:
-        return errors.InvalidRequest(detail, field=str(trailing.get(FIELD_KEY, "")) or None)
+        return errors.InvalidRequest(detail, field=trailing.get(FIELD_KEY))
     if known is errors.Overloaded:
         pushback_ms = float(trailing.get(PUSHBACK_KEY, 1000))
         return errors.Overloaded(detail, retry_after_seconds=pushback_ms / 1000)

@@ -1,7 +1,7 @@
 """Token-to-id maps: their hash, and what differs between two of them.
 
-Sizes say nothing: a 152,064-row head and a 151,936-row head can carry the same 151,665 tokens, and two
-heads of one size can carry different ones. So maps are compared, token by token.
+Sizes say nothing: a 152,064-row head and a 151,936-row head can carry the same 151,665 tokens, and
+two heads of one size can carry different ones. So maps are compared, token by token.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def require_same_tokens(teacher: TokenizerMap, student: TokenizerMap) -> None:
     differences = first_differences(teacher, student)
     if differences:
         named = "; ".join(
-            f"id {token_id} is {json.dumps(theirs)} for the teacher, {json.dumps(ours)} for the student"
+            f"id {token_id}: teacher {json.dumps(theirs)}, student {json.dumps(ours)}"
             for token_id, theirs, ours in differences
         )
         raise TokenizerMismatch(

@@ -1,7 +1,7 @@
 """One hash for a model's stored weights, the same whatever dtype they are stored in.
 
-Read from the safetensors files themselves, without torch, so that the control plane can refuse a run
-whose student is its teacher before anything starts.
+Read from the safetensors files themselves, without torch, so that the control plane can refuse a
+run whose student is its teacher before anything starts.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _MAX_HEADER_BYTES = 100 << 20
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """Returns the weight files of a model folder, by its index where it has one, else model.safetensors.
+    """Returns the weight files of a model folder: by its index, else model.safetensors.
 
     Raises:
         NotFound: the folder has no safetensors weights; names the refused formats it does have.
@@ -47,10 +47,10 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(files: list[Path]) -> str:
-    """Returns the hex SHA-256 over every stored tensor: name, shape, and values rounded to bfloat16.
+    """Returns the hex SHA-256 over every stored tensor: name, shape, values rounded to bfloat16.
 
-    The rounding makes a float32 checkpoint and its bfloat16 copy equal. Tensors count in name order, so
-    sharding does not matter. About a second a gigabyte.
+    The rounding makes a float32 checkpoint and its bfloat16 copy equal. Tensors count in name
+    order, so sharding does not matter. About a second a gigabyte.
 
     Raises:
         CorruptData: a file is not safetensors, or is truncated.
@@ -77,7 +77,8 @@ def weights_sha256(files: list[Path]) -> str:
 def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
     """Returns the bfloat16 bit patterns, rounded to nearest even."""
     bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    return ((bits + (0x7FFF + ((bits >> 16) & 1)).astype("<u4")) >> 16).astype("<u2")
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype("<u4")) >> 16
+    return np.asarray(rounded, "<u2")
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Path, str, list[int], int, int]]:

@@ -33,8 +33,8 @@ CARRIERS: dict[str, np.dtype] = {
 def top_k_record(k: int) -> np.dtype:
     """Returns the structured dtype of one TOP_K row: 8 k + 8 bytes, packed.
 
-    Fields: `logits` float32 [k] falling; `ids` uint32 [k]; `log_normalizer` float32, the logsumexp of
-    the row's logits; `log_normalizer_t` float32, the logsumexp of logits / temperature.
+    Fields: `logits` float32 [k] falling; `ids` uint32 [k]; `log_normalizer` float32, the logsumexp
+    of the row's logits; `log_normalizer_t` float32, the logsumexp of logits / temperature.
     """
     return np.dtype(
         [

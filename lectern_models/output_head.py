@@ -39,7 +39,7 @@ class HeadTransform:
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Projection and transform. A student's head holds its live parameters, a teacher's frozen ones."""
+    """Projection and transform. A student's holds its live parameters, a teacher's frozen ones."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
@@ -57,8 +57,8 @@ class OutputHead:
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Returns float32 logits [N, V], accumulated in float32 whatever the stored dtype.
 
-        A 16-bit logit spoils the KD gradient where student and teacher are close (bfloat16 by 20 %),
-        so nothing here rounds below float32.
+        A 16-bit logit spoils the KD gradient where student and teacher are close (bfloat16 by
+        20 %), so nothing here rounds below float32.
         """
         if hidden_ND.dtype == torch.float32 or not hidden_ND.is_cuda:
             projected = hidden_ND.float() @ self.weight_VD.float().T

@@ -1,6 +1,7 @@
 """The seam between trainer and teacher: what is asked for, and what comes back.
 
-Legend: N asked positions ("rows"), V the student's vocabulary, D the teacher's hidden size, K top-k.
+Legend: N asked positions ("rows"), V the student's vocabulary, D the teacher's hidden size, K
+top-k.
 Rows are the asked positions in request order: by sequence, then by position.
 """
 
@@ -45,7 +46,7 @@ class DenseTargets:
 
 @dataclass(frozen=True)
 class HiddenTargets:
-    """Final-norm hidden states in the teacher's own dtype; times `head` they are its logits, exactly.
+    """Final-norm hidden states in the teacher's own dtype; times `head` they are its logits.
 
     `head` is sliced to the student's vocabulary and already on the trainer's device.
     """
@@ -92,12 +93,11 @@ class TopKTargets:
         )
 
     def to(self, device: torch.device) -> "TopKTargets":
-        move = {"device": device, "non_blocking": True}
         return TopKTargets(
-            self.logits_NK.to(**move),
-            self.ids_NK.to(**move),
-            self.log_normalizer_N.to(**move),
-            self.log_normalizer_t_N.to(**move),
+            self.logits_NK.to(device, non_blocking=True),
+            self.ids_NK.to(device, non_blocking=True),
+            self.log_normalizer_N.to(device, non_blocking=True),
+            self.log_normalizer_t_N.to(device, non_blocking=True),
             self.temperature,
             self.vocab_size,
         )
@@ -107,7 +107,7 @@ TeacherTargets = DenseTargets | HiddenTargets | TopKTargets
 
 
 class TargetsProvider(Protocol):
-    """A teacher as the training loop sees it. Implementations are safe to call from several threads."""
+    """A teacher as the training loop sees it. Safe to call from several threads."""
 
     def score(
         self,
