@@ -123,10 +123,11 @@ def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb
             "tokens"
         )
     top_k = spec.teacher.top_k if spec.teacher else None
-    if top_k is not None and top_k > min(vocab_size, teacher.limits.max_top_k):
+    largest = min(vocab_size, teacher.limits.max_top_k)
+    if top_k is not None and top_k > largest:
         raise Incompatible(
-            f"teacher.top_k {top_k} exceeds {min(vocab_size, teacher.limits.max_top_k)}, the smaller "
-            "of the student's vocabulary and the teacher's limit"
+            f"teacher.top_k {top_k} exceeds {largest}, the smaller of the student's vocabulary and "
+            "the teacher's limit"
         )
 
 

@@ -1,0 +1,156 @@
+"""Teacher, student and data that do not belong together are refused, each with its own words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.errors import (
+    Incompatible,
+    LecternError,
+    RepresentationNotOffered,
+    SameWeights,
+    TokenizerMismatch,
+    WrongModel,
+)
+from lectern_common.run_spec import parse_spec
+from lectern_common.shards import ShardManifest
+from lectern_common.tokenizer_map import tokenizer_sha256
+from protos import teacher_pb2
+
+TOKENS = {"a": 0, "b": 1, "c": 2}
+SHA = tokenizer_sha256(TOKENS)
+
+
+def teacher(**changes: Any) -> teacher_pb2.Model:
+    values: dict[str, Any] = {
+        "model_id": "big",
+        "weights_sha256": "t" * 64,
+        "logit_width": 8,
+        "num_tokens": 3,
+        "tokenizer_sha256": SHA,
+        "hidden_size": 16,
+        "hidden_dtype": teacher_pb2.DTYPE_FLOAT32,
+        "representations": [
+            teacher_pb2.RepresentationOffer(kind=teacher_pb2.REPRESENTATION_DENSE, offered=True),
+            teacher_pb2.RepresentationOffer(kind=teacher_pb2.REPRESENTATION_HIDDEN, offered=True),
+            teacher_pb2.RepresentationOffer(
+                kind=teacher_pb2.REPRESENTATION_TOP_K, offered=False, reason="no room"
+            ),
+        ],
+        "limits": teacher_pb2.Limits(
+            max_sequences=64,
+            max_tokens=4096,
+            max_sequence_tokens=128,
+            max_top_k=4,
+            max_reply_bytes=1 << 20,
+        ),
+    }
+    return teacher_pb2.Model(**{**values, **changes})
+
+
+def check(
+    model: teacher_pb2.Model,
+    student: StudentFacts | None = None,
+    teacher_tokens: Mapping[str, int] = TOKENS,
+    manifest: ShardManifest | None = None,
+    **sections: Any,
+) -> None:
+    body = {
+        "name": "a",
+        "teacher": {},
+        "student": {"init": "small"},
+        "data": {"path": "text", "seq_len": 64},
+        **sections,
+    }
+    facts = student or StudentFacts(8, TOKENS, "s" * 64)
+    require_teacher_fits(parse_spec(body), model, lambda: teacher_tokens, facts, manifest)
+
+
+def test_a_fitting_teacher_passes() -> None:
+    check(teacher())
+
+
+def test_a_wider_teacher_with_the_same_tokens_passes() -> None:
+    check(teacher(logit_width=12), StudentFacts(8, TOKENS, None))
+
+
+CASES: list[tuple[dict[str, Any], type[LecternError], str]] = [
+    ({"model": teacher(), "teacher": {"model": "other"}}, WrongModel, "serves big"),
+    (
+        {"model": teacher(), "teacher": {"representation": "top_k"}},
+        RepresentationNotOffered,
+        "no room.*dense, hidden",
+    ),
+    ({"model": teacher(weights_sha256="s" * 64)}, SameWeights, "allow_same_weights"),
+    (
+        {"model": teacher(tokenizer_sha256="x" * 64), "teacher_tokens": {"b": 0, "a": 1, "c": 2}},
+        TokenizerMismatch,
+        'id 0: teacher "b", student "a"',
+    ),
+    ({"model": teacher(logit_width=7)}, Incompatible, "8 logits, the teacher 7"),
+    ({"model": teacher(num_tokens=9, logit_width=9)}, Incompatible, "too few"),
+    (
+        {"model": teacher(), "data": {"path": "t", "seq_len": 129}},
+        Incompatible,
+        "exceeds the 128 tokens",
+    ),
+    (
+        {"model": teacher(), "batch": {"sequences_per_step": 65}},
+        Incompatible,
+        "micro_batch_sequences",
+    ),
+    (
+        {"model": teacher(hidden_size=4096), "batch": {"sequences_per_step": 4}},
+        Incompatible,
+        "1 sequences of 64 tokens fit",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "words"), CASES)
+def test_what_does_not_fit_is_refused(
+    arguments: dict[str, Any], error: type[LecternError], words: str
+) -> None:
+    """TEACHER-DIVERGENCE: the teacher's own weights as the student are refused."""
+    with pytest.raises(error, match=words):
+        check(**arguments)
+
+
+def test_the_same_weights_pass_where_allowed() -> None:
+    """TEACHER-DIVERGENCE: unless explicitly allowed."""
+    check(teacher(weights_sha256="s" * 64), teacher={"allow_same_weights": True})
+
+
+def test_top_k_is_bounded_by_vocabulary_and_limit() -> None:
+    offers = [
+        teacher_pb2.RepresentationOffer(kind=teacher_pb2.REPRESENTATION_TOP_K, offered=True),
+    ]
+    with pytest.raises(Incompatible, match="exceeds 4"):
+        check(teacher(representations=offers), teacher={"representation": "top_k", "top_k": 5})
+
+
+def test_without_a_student_tokenizer_the_data_must_match_the_teacher() -> None:
+    manifest = ShardManifest.model_validate(
+        {
+            "schema": "pretokenize-bin-v1",
+            "tokenizer_sha256": "0" * 64,
+            "corpus_sha256": "1" * 64,
+            "shard_count": 1,
+            "total_tokens": 7,
+            "vocab_size": 3,
+            "eos_policy": "none",
+            "eos_token_id": None,
+            "seq_length_hint": None,
+            "producer_version": "1",
+            "producer_sha256": "2" * 64,
+        }
+    )
+    with pytest.raises(Incompatible, match="another tokenizer"):
+        check(teacher(), StudentFacts(8, None, None), manifest=manifest)
+    check(
+        teacher(),
+        StudentFacts(8, None, None),
+        manifest=manifest.model_copy(update={"tokenizer_sha256": SHA}),
+    )

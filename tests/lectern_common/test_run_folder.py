@@ -1,0 +1,117 @@
+"""The run folder: atomic writes, torn lines, the lock."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFound
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.run_folder import (
+    RunFolder,
+    RunState,
+    Status,
+    append_json_line,
+    read_json_lines,
+    write_atomic,
+)
+from lectern_common.run_spec import parse_spec
+
+SPEC = parse_spec(
+    {"name": "a", "teacher": {}, "student": {"init": "small"}, "data": {"path": "text"}}
+)
+STATUS = Status("a-1", RunState.RUNNING, 1.0, 2.0, 3, 4.0, step=5, latest={"loss/val": None})
+
+
+def test_a_folder_is_created_once(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    assert folder.read_spec() == SPEC
+    assert folder.read_status() is None
+    with pytest.raises(Conflict, match="a-1 exists"):
+        RunFolder.create(tmp_path, "a-1", SPEC)
+
+
+def test_a_status_reads_back_equal(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    folder.write_status(STATUS)
+    assert folder.read_status() == STATUS
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 99}', ""])
+def test_a_status_of_another_shape_is_corrupt(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    folder.status_path.write_text(text)
+    with pytest.raises(CorruptData):
+        folder.read_status()
+
+
+def test_the_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    program = (
+        "import sys; from pathlib import Path; from lectern_common.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert folder.is_locked()
+        with pytest.raises(Conflict, match="being trained"), folder.locked():
+            pass
+        holder.kill()
+    assert not folder.is_locked()
+
+
+def test_locking_a_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFound), RunFolder(tmp_path / "gone").locked():
+        pass
+
+
+def test_an_atomic_write_replaces_and_leaves_no_temporary(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomic(target, b"one")
+    write_atomic(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "lo')
+    assert read_json_lines(path) == [{"step": 1}]
+    assert read_json_lines(tmp_path / "gone") == []
+
+
+def test_a_float_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json_line(path, {"step": 1, "loss/kd": float("nan"), "loss/ce": 2.0})
+    line = json.loads(path.read_text())
+    assert line == {"step": 1, "loss/kd": None, "loss/ce": 2.0, "non_finite": ["loss/kd"]}
+
+
+def test_roots_follow_home_then_environment(tmp_path: Path) -> None:
+    env = {"LECTERN_HOME": str(tmp_path), "LECTERN_DATA_ROOT": str(tmp_path / "elsewhere")}
+    roots = Roots.of_home(env=env)
+    assert roots.data == tmp_path / "elsewhere"
+    assert roots.runs == tmp_path / "runs"
+    assert Roots.of_home(env=roots.environment()) == roots
+    assert Roots.of_home(tmp_path / "explicit", env=env).data == tmp_path / "explicit" / "data"
+
+
+def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    assert resolve_under(root, "a/b", "data.path") == root / "a" / "b"
+    for path in ("../x", "/etc", "link/x"):
+        with pytest.raises(InvalidRequest) as caught:
+            resolve_under(root, path, "data.path")
+        assert caught.value.field == "data.path"

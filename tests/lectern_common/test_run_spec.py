@@ -1,0 +1,162 @@
+"""The run spec: what is accepted, what is refused in which words, what a resume may change."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lectern_common.errors import InvalidSpec
+from lectern_common.run_spec import (
+    RESUME_MAY_CHANGE,
+    RunSpec,
+    dump_spec,
+    load_spec,
+    parse_spec,
+    resume_differences,
+)
+
+
+def body(**sections: Any) -> dict[str, Any]:
+    base = {
+        "name": "coder",
+        "teacher": {},
+        "student": {"init": "small"},
+        "data": {"path": "text"},
+    }
+    return {**base, **sections}
+
+
+def problems(**sections: Any) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(body(**sections))
+    return caught.value.problems
+
+
+def test_every_default_is_visible_in_the_dumped_spec() -> None:
+    text = dump_spec(parse_spec(body()))
+    for field in RunSpec.model_fields:
+        assert f"{field}:" in text
+    assert "validation_fraction: 0.01" in text
+    assert "micro_batch_sequences: 8" in text
+
+
+def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
+    spec = parse_spec(body(teacher={"representation": "top_k"}, objective={"divergence": "jsd"}))
+    (tmp_path / "spec.yaml").write_text(dump_spec(spec))
+    assert load_spec(tmp_path / "spec.yaml") == spec
+    assert spec.teacher is not None and spec.teacher.top_k == 64
+    assert spec.objective.beta == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "field", "word"),
+    [
+        ({"objective": {"temprature": 2}}, "objective.temprature", "did you mean temperature"),
+        ({"teacher": {"adress": "a:1"}}, "teacher.adress", "did you mean address"),
+        ({"nmae": "x"}, "nmae", "did you mean name"),
+        ({"objective": {"temperature": 0}}, "objective.temperature", "greater than 0"),
+        ({"objective": {"temperature": math.inf}}, "objective.temperature", "finite"),
+        ({"objective": {"temperature": "nan"}}, "objective.temperature", "finite"),
+        ({"objective": {"alpha": 1.5}}, "objective.alpha", "less than or equal to 1"),
+        ({"objective": {"beta": 0.5}}, "objective", "beta has no effect"),
+        ({"teacher": {"top_k": 8}}, "teacher", "top_k has no effect"),
+        ({"teacher": {"address": "nowhere"}}, "teacher.address", "host:port"),
+        ({"teacher": {"address": "a:0"}}, "teacher.address", "host:port"),
+        ({"teacher": {"token_file": "../key"}}, "teacher.token_file", "relative path"),
+        ({"teacher": None}, "", "teacher is required"),
+        ({"objective": {"alpha": 1}}, "", "teacher has no effect"),
+        ({"student": {}}, "student", "exactly one of init"),
+        ({"student": {"init": "a", "config": "b"}}, "student", "exactly one of init"),
+        ({"student": {"init": "/etc/passwd"}}, "student.init", "relative path"),
+        ({"student": {"config": "a", "revision": "b"}}, "student", "revision has no effect"),
+        ({"data": {"path": "a/../../b"}}, "data.path", "relative path"),
+        ({"data": {"path": "a\x00b"}}, "data.path", "control characters"),
+        ({"data": {}}, "data", "path is required"),
+        ({"data": {"kind": "synthetic", "path": "a"}}, "data", "no effect"),
+        (
+            {"data": {"path": "a", "validation_path": "b", "validation_fraction": 0.1}},
+            "data",
+            "not both",
+        ),
+        ({"schedule": {"steps": 10, "warmup_steps": 11}}, "schedule", "exceeds steps"),
+        (
+            {"batch": {"sequences_per_step": 6, "micro_batch_sequences": 4}},
+            "batch",
+            "must divide",
+        ),
+        ({"name": "Upper"}, "name", "pattern"),
+        ({"name": "a" * 64}, "name", "pattern"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"device": {"count": 2}}, "device.count", "1"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_is_wrong(
+    sections: dict[str, Any], field: str, word: str
+) -> None:
+    found = problems(**sections)
+    assert found[0][0] == field
+    assert word in found[0][1]
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    found = problems(objective={"temperature": 0, "alpha": 2}, seed=-1)
+    assert {field for field, _ in found} == {"objective.temperature", "objective.alpha", "seed"}
+
+
+def test_a_key_given_twice_in_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("name: a\nname: b\n")
+    with pytest.raises(InvalidSpec, match="name given twice"):
+        load_spec(path)
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "\x00", "!!python/object:os.system {}"])
+def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidSpec):
+        load_spec(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match=r"gone\.yaml"):
+        load_spec(tmp_path / "gone.yaml")
+
+
+@given(st.recursive(st.none() | st.integers() | st.floats() | st.text(max_size=8), st.lists))
+def test_any_value_is_accepted_or_refused_with_invalid_spec(value: Any) -> None:
+    for field in ("teacher", "data", "seed", "name", "report_to"):
+        try:
+            parse_spec(body(**{field: value}))
+        except InvalidSpec as error:
+            assert error.problems
+
+
+def test_a_resume_may_change_the_listed_fields_and_nothing_else() -> None:
+    old = parse_spec(body())
+    new = parse_spec(
+        body(
+            schedule={"steps": 2000},
+            evaluation={"every_steps": 7},
+            device={"threads": 2},
+            teacher={"address": "elsewhere:1", "deadline_seconds": 3},
+        )
+    )
+    assert resume_differences(old, new) == []
+    changed = parse_spec(body(seed=5, optimizer={"learning_rate": 1}, schedule={"warmup_steps": 1}))
+    assert resume_differences(old, changed) == [
+        ("seed", 0, 5),
+        ("optimizer.learning_rate", 1e-4, 1.0),
+        ("schedule.warmup_steps", 50, 1),
+    ]
+
+
+def test_the_fields_a_resume_may_change_exist() -> None:
+    resolved = parse_spec(body()).model_dump()
+    for dotted in RESUME_MAY_CHANGE:
+        value: Any = resolved
+        for part in dotted.split("."):
+            value = value[part]
