@@ -57,15 +57,20 @@ def first_differences(
     ]
 
 
-def require_same_tokens(teacher: TokenizerMap, student: TokenizerMap) -> None:
-    """Raises TokenizerMismatch naming the first ids that differ, where the maps are not equal."""
-    differences = first_differences(teacher, student)
+def require_same_tokens(
+    theirs: TokenizerMap, student: TokenizerMap, *, other: str = "teacher"
+) -> None:
+    """Raises TokenizerMismatch naming the first ids that differ, where the maps are not equal.
+
+    `other` is whose map `theirs` is, for the message: "teacher" or "data".
+    """
+    differences = first_differences(theirs, student)
     if differences:
         named = "; ".join(
-            f"id {token_id}: teacher {json.dumps(theirs)}, student {json.dumps(ours)}"
-            for token_id, theirs, ours in differences
+            f"id {token_id}: {other} {json.dumps(their_token)}, student {json.dumps(our_token)}"
+            for token_id, their_token, our_token in differences
         )
         raise TokenizerMismatch(
-            f"teacher and student tokenizers differ: {named}. Prepare the data with the teacher's "
+            f"{other} and student tokenizers differ: {named}. Prepare the data with the teacher's "
             "tokenizer, and take a student that uses it"
         )
