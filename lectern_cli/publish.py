@@ -1,0 +1,85 @@
+"""Dataset folders that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from lectern_common.errors import Conflict
+from lectern_common.run_folder import fsync_folder
+from lectern_common.shards import MANIFEST_NAME
+
+
+@contextmanager
+def published(targets: list[Path], *, replace: bool = False) -> Iterator[list[Path]]:
+    """Yields one new hidden folder for each target, and renames them into place at the end.
+
+    A hidden folder left empty publishes nothing. After an error none is published and the hidden
+    folders are gone; after a kill they are swept by the next call for the same target.
+
+    Args:
+        replace: datasets that are there give way, also for a target that publishes nothing.
+
+    Raises:
+        Conflict: a target exists and `replace` is False, or it is no dataset.
+    """
+    for target in targets:
+        _require_free(target, replace=replace)
+        _sweep(target)
+    hidden = [_hidden(target, "new") for target in targets]
+    try:
+        for folder in hidden:
+            folder.mkdir(parents=True)
+        yield hidden
+        for target, folder in zip(targets, hidden, strict=True):
+            _put_in_place(folder, target, replace=replace)
+    finally:
+        for folder in hidden:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, target: Path, *, replace: bool) -> None:
+    files = sorted(folder.iterdir())
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    fsync_folder(folder)
+    _require_free(target, replace=replace)
+    before = _hidden(target, "old")
+    if target.exists():
+        target.rename(before)
+    if files:
+        folder.rename(target)
+    fsync_folder(target.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _require_free(target: Path, *, replace: bool) -> None:
+    if not target.exists():
+        return
+    if not (target / MANIFEST_NAME).is_file():
+        raise Conflict(f"{target} exists and is no dataset; take another name")
+    if not replace:
+        raise Conflict(f"dataset {target} exists; take another name, or --force to replace it")
+
+
+def _hidden(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.{role}.{os.getpid()}")
+
+
+def _sweep(target: Path) -> None:
+    """Removes the hidden folders of processes that are gone."""
+    if not target.parent.is_dir():
+        return
+    for role in ("new", "old"):
+        prefix = f".{target.name}.{role}."
+        for path in target.parent.glob(f"{prefix}*"):
+            pid = path.name.removeprefix(prefix)
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
