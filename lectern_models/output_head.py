@@ -36,6 +36,13 @@ class HeadTransform:
             projected = torch.tanh(projected / self.soft_cap) * self.soft_cap
         return projected
 
+    def derivative(self, logits: Tensor) -> Tensor | float:
+        """Returns d logits / d projected, elementwise, from the logits that `__call__` returned."""
+        slope = self.scale / self.divisor
+        if self.soft_cap is None:
+            return slope
+        return slope * (1 - (logits / self.soft_cap).square())
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -54,16 +61,24 @@ class OutputHead:
         bias = None if self.bias_V is None else self.bias_V[:vocab_size]
         return OutputHead(self.weight_VD[:vocab_size], bias, self.transform)
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
+    def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns float32 logits [N, V], accumulated in float32 whatever the stored dtype.
 
         A 16-bit logit spoils the KD gradient where student and teacher are close (bfloat16 by
-        20 %), so nothing here rounds below float32.
+        20 %), so nothing here rounds below float32. float64 hidden states give float64 logits.
+
+        Args:
+            hidden_ND: hidden states after the final norm.
+            out: [N, V] of the result's dtype, whose memory may be used; without gradient only.
         """
-        if hidden_ND.dtype == torch.float32 or not hidden_ND.is_cuda:
-            projected = hidden_ND.float() @ self.weight_VD.float().T
+        if hidden_ND.is_cuda and hidden_ND.dtype in (torch.bfloat16, torch.float16):
+            projected = torch.mm(
+                hidden_ND, self.weight_VD.to(hidden_ND.dtype).T, out_dtype=torch.float32
+            )
         else:
-            projected = torch.mm(hidden_ND, self.weight_VD.T, out_dtype=torch.float32)
+            dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+            projected = torch.mm(hidden_ND.to(dtype), self.weight_VD.to(dtype).T, out=out)
         if self.bias_V is not None:
-            projected = projected + self.bias_V.float()
+            bias = self.bias_V.to(projected.dtype)
+            projected = projected + bias if out is None else projected.add_(bias)
         return self.transform(projected)
