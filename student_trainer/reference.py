@@ -1,0 +1,219 @@
+"""The objective in plain float64, one row at a time: what every faster version is compared with.
+
+Legend: V vocabulary, O outcomes, B sequences. s are the student's logits, t the teacher's, T the
+temperature, p = softmax(t / T), q = softmax(s / T).
+
+    loss = alpha * CE(s, label) + (1 - alpha) * T^2 * D(p, q)
+
+The T^2 keeps the gradient of the second term the same size at any T (Hinton, Vinyals and Dean 2015,
+"Distilling the Knowledge in a Neural Network", section 2: they shrink as 1/T^2, their eq. 4). D is
+
+    forward_kl   KL(p || q), which is Hinton et al.'s soft-target cross entropy less p's entropy
+    reverse_kl   KL(q || p)                           (Gu et al. 2024, "MiniLLM", section 2.1)
+    jsd          beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
+                                    (Agarwal et al. 2024, "On-Policy Distillation", section 2)
+
+With `top_k` the outcomes are the teacher's k most likely tokens and one more, "any other token": p
+and q are summed over that rest, never renormalised without it. At k = V there is no rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lectern_common.errors import InvalidRequest
+from student_trainer.targets import TeacherLogitsProvider
+
+Vector = npt.NDArray[np.float64]
+
+
+def kd_loss(
+    student_logits: npt.ArrayLike,
+    teacher_logits: npt.ArrayLike,
+    label: int,
+    temperature: float,
+    alpha: float,
+    divergence: str = "forward_kl",
+    beta: float | None = None,
+    top_k: int | None = None,
+) -> float:
+    """Returns the loss of one row, in nats.
+
+    Args:
+        student_logits: [V].
+        teacher_logits: [V], not divided by any temperature.
+        label: id of the token that follows, 0 <= label < V.
+        temperature: T > 0; enters D alone, the cross entropy is at T = 1.
+        alpha: weight of the cross entropy, 0 to 1.
+        divergence: "forward_kl", "reverse_kl" or "jsd".
+        beta: weight of the teacher in jsd's mixture, 0 < beta < 1; None otherwise.
+        top_k: outcomes kept; None keeps all.
+
+    Raises:
+        InvalidRequest: an argument is out of its range.
+    """
+    s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
+    cross_entropy = -log_softmax(s)[label]
+    log_p, log_q, _ = _outcomes(s / temperature, t / temperature, top_k)
+    distance = _divergence(log_p, log_q, divergence, beta)
+    return float(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
+
+
+def kd_logit_gradient(
+    student_logits: npt.ArrayLike,
+    teacher_logits: npt.ArrayLike,
+    label: int,
+    temperature: float,
+    alpha: float,
+    divergence: str = "forward_kl",
+    beta: float | None = None,
+    top_k: int | None = None,
+) -> Vector:
+    """Returns d kd_loss / d student_logits [V]; arguments and Raises as `kd_loss`.
+
+        alpha (softmax(s) - onehot(label)) + (1 - alpha) T^2 dD/ds
+
+    For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2).
+    """
+    s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
+    cross_entropy = np.exp(log_softmax(s))
+    cross_entropy[label] -= 1
+    log_p, log_q, outcome_V = _outcomes(s / temperature, t / temperature, top_k)
+    by_outcome = _divergence_gradient(log_p, log_q, divergence, beta)
+    # A token moves its outcome by its share of it: 1, but for the tokens of the rest.
+    share_V = np.exp(log_softmax(s / temperature) - log_q[outcome_V])
+    distance = by_outcome[outcome_V] * share_V / temperature
+    return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
+
+
+@dataclass(frozen=True)
+class KdStep:
+    """Loss [B] and logit gradient [B, V] of each sequence; the mean over B is the batch's."""
+
+    losses: Vector
+    gradients: npt.NDArray[np.float64]
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+
+def kd_step(
+    teacher: TeacherLogitsProvider,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    temperature: float,
+    alpha: float,
+    student_logits: Sequence[npt.ArrayLike],
+) -> KdStep:
+    """Returns loss and logit gradient of each sequence, at its last position, by forward KL.
+
+    Args:
+        teacher: asked once, for the whole batch.
+        input_ids: B >= 1 sequences.
+        labels: for each sequence the token that follows it.
+        temperature: as in `kd_loss`.
+        alpha: as in `kd_loss`.
+        student_logits: for each sequence the student's row [V] at its last position.
+
+    Raises:
+        InvalidRequest: lengths differ, or an argument is out of its range.
+    """
+    if not len(input_ids) == len(labels) == len(student_logits) or not len(labels):
+        raise InvalidRequest(
+            f"{len(input_ids)} sequences, {len(labels)} labels and {len(student_logits)} student "
+            "rows; give as many of each, at least one"
+        )
+    rows = list(zip(student_logits, teacher.logits_for_batch(input_ids), labels, strict=True))
+    return KdStep(
+        np.array([kd_loss(s, t, label, temperature, alpha) for s, t, label in rows]),
+        np.array([kd_logit_gradient(s, t, label, temperature, alpha) for s, t, label in rows]),
+    )
+
+
+def log_softmax(logits_V: Vector) -> Vector:
+    """Returns log softmax, shifted by the largest logit so that nothing overflows."""
+    shifted = logits_V - logits_V.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _divergence(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> float:
+    if name == "forward_kl":
+        return _kl(log_p, log_q)
+    if name == "reverse_kl":
+        return _kl(log_q, log_p)
+    weight = _jsd_beta(name, beta)
+    log_m = _log_mixture(log_p, log_q, weight)
+    return weight * _kl(log_p, log_m) + (1 - weight) * _kl(log_q, log_m)
+
+
+def _divergence_gradient(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> Vector:
+    """Returns q_o (f_o - sum_j q_j f_j) [O] with f = dD/dq: dD over d(log-odds of outcome o)."""
+    p, q = np.exp(log_p), np.exp(log_q)
+    if name == "forward_kl":  # f = -p / q
+        return np.asarray(q - p)
+    if name == "reverse_kl":  # f = log(q / p) + 1
+        return np.asarray(q * (log_q - log_p - _kl(log_q, log_p)))
+    weight = _jsd_beta(name, beta)  # f = (1 - beta) log(q / m)
+    log_m = _log_mixture(log_p, log_q, weight)
+    return np.asarray((1 - weight) * q * (log_q - log_m - _kl(log_q, log_m)))
+
+
+def _kl(log_a: Vector, log_b: Vector) -> float:
+    """Returns KL(a || b); an outcome of probability 0 under a contributes 0."""
+    a = np.exp(log_a)
+    possible = a > 0
+    return float(np.sum(a[possible] * (log_a[possible] - log_b[possible])))
+
+
+def _log_mixture(log_p: Vector, log_q: Vector, beta: float) -> Vector:
+    return np.asarray(np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q))
+
+
+def _outcomes(
+    s_V: Vector, t_V: Vector, top_k: int | None
+) -> tuple[Vector, Vector, npt.NDArray[np.intp]]:
+    """Returns log p [O], log q [O], and the outcome that each token belongs to [V]."""
+    vocab_size = len(t_V)
+    kept = vocab_size if top_k is None else top_k
+    if not 1 <= kept <= vocab_size:
+        raise InvalidRequest(f"top_k is {top_k}; it must be 1 to {vocab_size}", "top_k")
+    falling = np.argsort(-t_V, kind="stable")  # equal logits: lower id first
+    top, rest = falling[:kept], falling[kept:]
+    outcome_V = np.full(vocab_size, kept)
+    outcome_V[top] = np.arange(kept)
+    log_p_V, log_q_V = log_softmax(t_V), log_softmax(s_V)
+    if not len(rest):
+        return log_p_V[top], log_q_V[top], outcome_V
+    log_p_rest = np.logaddexp.reduce(log_p_V[rest])
+    log_q_rest = np.logaddexp.reduce(log_q_V[rest])
+    return np.append(log_p_V[top], log_p_rest), np.append(log_q_V[top], log_q_rest), outcome_V
+
+
+def _rows(
+    student_logits: npt.ArrayLike,
+    teacher_logits: npt.ArrayLike,
+    label: int,
+    temperature: float,
+    alpha: float,
+) -> tuple[Vector, Vector]:
+    s, t = np.asarray(student_logits, np.float64), np.asarray(teacher_logits, np.float64)
+    if s.ndim != 1 or s.shape != t.shape or not len(s):
+        raise InvalidRequest(f"student row {s.shape} and teacher row {t.shape} must both be [V]")
+    if not 0 <= label < len(s):
+        raise InvalidRequest(f"label {label} is not an id below {len(s)}", "label")
+    if not (temperature > 0 and np.isfinite(temperature)):
+        raise InvalidRequest(f"temperature is {temperature}; it must be > 0", "temperature")
+    if not 0 <= alpha <= 1:
+        raise InvalidRequest(f"alpha is {alpha}; it must be 0 to 1", "alpha")
+    return s, t
+
+
+def _jsd_beta(name: str, beta: float | None) -> float:
+    if name != "jsd":
+        raise InvalidRequest(f"divergence {name} is not known", "divergence")
+    if beta is None or not 0 < beta < 1:
+        raise InvalidRequest(f"beta is {beta}; jsd needs 0 < beta < 1", "beta")
+    return beta
