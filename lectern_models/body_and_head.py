@@ -1,0 +1,165 @@
+"""A causal language model as body (token ids to hidden states) and head (hidden states to logits).
+
+Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
+
+Teachers serve hidden states and students train on them, so both rest on one claim: head(body(ids))
+is what the model itself computes. `parity_probe` checks it for the model at hand, because no list
+of architectures stays complete.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lectern_common.errors import Misconfigured
+from lectern_models.output_head import HeadTransform, OutputHead
+
+# Logits of the scaled probe reach this; a soft-cap of 30 or a cap of 1,000 shows at once.
+_PROBE_LOGIT = 512.0
+_PROBE_SHAPE = (2, 9)
+
+
+@dataclass(frozen=True)
+class BodyAndHead:
+    """A view on a model: its parameters are the model's own, live, and gradients flow."""
+
+    body: nn.Module
+    projection: nn.Linear
+    transform: HeadTransform
+
+    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
+        """Returns final-norm hidden states [B, S, D] in the model's dtype; no KV cache is kept."""
+        output = self.body(input_ids=input_ids_BS, use_cache=False)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        return hidden
+
+    def head(self) -> OutputHead:
+        """Returns the head over the live parameters; ask again after they were replaced."""
+        return OutputHead(self.projection.weight, self.projection.bias, self.transform)
+
+
+def split(model: PreTrainedModel) -> BodyAndHead:
+    """Returns the model's two halves. Nothing is copied; whether they fit, `parity_probe` says.
+
+    Raises:
+        Misconfigured: the model has no output projection that is a plain linear layer.
+    """
+    projection: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(projection, nn.Linear):
+        raise Misconfigured(
+            f"{type(model).__name__} has no linear output projection "
+            f"({type(projection).__name__}), so it has no body and head"
+        )
+    body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    if body is model:
+        raise Misconfigured(f"{type(model).__name__} has no decoder apart from its head")
+    return BodyAndHead(body, projection, head_transform(model.config))
+
+
+def head_transform(config: PreTrainedConfig) -> HeadTransform:
+    """Returns what the model does to its projection's output, as its config names it."""
+    text = config.get_text_config()
+
+    def setting(name: str, absent: float) -> float:
+        value = getattr(text, name, None)
+        return absent if value is None else float(value)
+
+    soft_cap = setting("final_logit_softcapping", 0.0)
+    return HeadTransform(
+        # Cohere, Falcon-H1.
+        scale=setting("logit_scale", 1.0) * setting("lm_head_multiplier", 1.0),
+        # Granite.
+        divisor=setting("logits_scaling", 1.0),
+        # Gemma.
+        soft_cap=soft_cap or None,
+    )
+
+
+@torch.no_grad()
+def parity_probe(model: PreTrainedModel, parts: BodyAndHead) -> str | None:
+    """Returns None where body and head reproduce the model's own logits, else why they do not.
+
+    Compared in the model's own head arithmetic, bit for bit on the CPU and to 2 units in the last
+    place elsewhere: once as the model is, once with the hidden states scaled up, because a soft-cap
+    or another curve does not show on small logits. Costs two short forwards of each.
+    """
+    was_training = model.training
+    model.train(False)
+    try:
+        for logit in (None, _PROBE_LOGIT):
+            reason = _difference(model, parts, logit)
+            if reason is not None:
+                return reason
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        return f"{type(model).__name__}: body and head do not run apart: {error}"
+    finally:
+        model.train(was_training)
+    return None
+
+
+def _difference(model: PreTrainedModel, parts: BodyAndHead, logit: float | None) -> str | None:
+    device = parts.projection.weight.device
+    vocab_size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(vocab_size, _PROBE_SHAPE, generator=generator).to(device)
+    factor = 1.0 if logit is None else _factor_to_reach(logit, parts, input_ids)
+    with _output_scaled(parts.body, factor):
+        own: Tensor = model(input_ids=input_ids, use_cache=False).logits
+        hidden = parts.hidden_states(input_ids)
+    head = parts.head()
+    ours = head.transform(F.linear(hidden, head.weight_VD, head.bias_V))
+    name = type(model).__name__
+    if own.shape != ours.shape:
+        return f"{name}: body and head give {list(ours.shape)}, the model {list(own.shape)}"
+    if not bool(own.isfinite().all()):
+        return f"{name}: the model's own logits are not finite"
+    difference = (own.float() - ours.float()).abs()
+    allowed = 0 if device.type == "cpu" else 2 * _unit_in_the_last_place(own.float(), ours.dtype)
+    if not bool((difference <= allowed).all()):  # also where ours is not finite
+        largest = difference.max().item()
+        return (
+            f"{name}: body and head differ from the model's own logits by up to {largest:.3g}"
+            + (f" (hidden states scaled by {factor:g})" if logit else "")
+            + "; it does something to its logits that is not known here"
+        )
+    return None
+
+
+def _unit_in_the_last_place(values: Tensor, dtype: torch.dtype) -> Tensor:
+    exponent = torch.frexp(values).exponent - 1
+    return torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps), exponent)
+
+
+def _factor_to_reach(logit: float, parts: BodyAndHead, input_ids: Tensor) -> float:
+    """Returns the power of two that brings the largest projected value to about `logit`."""
+    hidden = parts.hidden_states(input_ids)
+    projected = F.linear(hidden, parts.projection.weight).float().abs().max().item()
+    if not math.isfinite(projected) or projected == 0:
+        return 1.0
+    # Half of the largest float16 is as far as a hidden state may go.
+    room = 32768.0 / max(hidden.float().abs().max().item(), 1e-30)
+    return float(2.0 ** math.floor(math.log2(min(logit / projected, room))))
+
+
+@contextlib.contextmanager
+def _output_scaled(body: nn.Module, factor: float) -> Iterator[None]:
+    """Within, the body's hidden states are multiplied by `factor`, whoever calls it."""
+
+    def scale(_module: nn.Module, _args: object, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] * factor, *output[1:])
+        output.last_hidden_state = output.last_hidden_state * factor
+        return output
+
+    handle = body.register_forward_hook(scale)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,170 @@
+"""Body and head against the models' own forward, and what the probe catches."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lectern_common.errors import Misconfigured
+from lectern_models.body_and_head import parity_probe, split
+from lectern_models.output_head import HeadTransform, OutputHead
+from tests.models import write_tiny_model
+
+KNOWN = ("qwen2", "llama", "gpt2", "gemma2", "cohere", "granite", "opt", "phi")
+
+
+def plain(folder: Path, **kwargs: object) -> PreTrainedModel:
+    """The model as a user of transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_body_and_head_reproduce_the_model(tmp_path: Path, architecture: str, dtype: str) -> None:
+    model = plain(write_tiny_model(tmp_path, architecture), dtype=getattr(torch, dtype))
+    parts = split(model)
+    assert parity_probe(model, parts) is None
+
+    input_ids = torch.arange(14).view(2, 7)
+    with torch.no_grad():
+        own = model(input_ids).logits
+        hidden = parts.hidden_states(input_ids)
+        head = parts.head()
+        ours = head.transform(F.linear(hidden, head.weight_VD, head.bias_V))
+    assert hidden.dtype == model.dtype
+    assert torch.equal(ours, own)
+
+
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_float32_head_gives_the_models_logits(tmp_path: Path, architecture: str) -> None:
+    model = plain(write_tiny_model(tmp_path, architecture))
+    parts = split(model)
+    input_ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        own = model(input_ids).logits[0]
+        ours = parts.head().logits(parts.hidden_states(input_ids)[0])
+        few = parts.head().sliced(11).logits(parts.hidden_states(input_ids)[0])
+    torch.testing.assert_close(ours, own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(few, own[:, :11], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "transform"),
+    [
+        ("gemma2", HeadTransform(soft_cap=30.0)),
+        ("cohere", HeadTransform(scale=0.0625)),
+        ("granite", HeadTransform(divisor=8.0)),
+    ],
+)
+def test_probe_catches_a_missing_transform(
+    tmp_path: Path, architecture: str, transform: HeadTransform
+) -> None:
+    model = plain(write_tiny_model(tmp_path, architecture))
+    parts = split(model)
+    assert parts.transform == transform
+    reason = parity_probe(model, dataclasses.replace(parts, transform=HeadTransform()))
+    assert reason is not None and "differ from the model's own logits" in reason
+
+
+def test_probe_catches_a_soft_cap_that_small_logits_hide(tmp_path: Path) -> None:
+    # A power of two: dividing and multiplying by it rounds nothing.
+    folder = write_tiny_model(tmp_path, "gemma2", spread=0.0002, final_logit_softcapping=32.0)
+    model = plain(folder)
+    parts = split(model)
+    without = dataclasses.replace(parts, transform=HeadTransform())
+    input_ids = torch.arange(18).view(2, 9)
+    with torch.no_grad():
+        logits = F.linear(parts.hidden_states(input_ids), parts.projection.weight)
+        assert torch.equal(logits, model(input_ids).logits)  # it hides
+    reason = parity_probe(model, without)
+    assert reason is not None and "scaled by" in reason
+
+
+def test_probe_catches_a_transform_that_the_config_names_otherwise(tmp_path: Path) -> None:
+    """HyperCLOVA X multiplies by the setting that Granite divides by."""
+    model = plain(write_tiny_model(tmp_path, "hyperclovax"))
+    assert parity_probe(model, split(model)) is not None
+
+
+def test_probe_catches_a_body_that_stops_before_the_final_norm(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path, "qwen2"))
+    parts = split(model)
+
+    class BeforeTheNorm(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> tuple[torch.Tensor]:
+            return (model.model.embed_tokens(input_ids),)
+
+    reason = parity_probe(model, dataclasses.replace(parts, body=BeforeTheNorm()))
+    assert reason is not None and "differ" in reason
+
+
+def test_probe_catches_a_changed_weight_and_a_missing_bias(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path, "phi"))
+    parts = split(model)
+    with torch.no_grad():
+        model.lm_head.bias.add_(0.5)
+    assert parity_probe(model, parts) is None  # live parameters
+
+    unbiased = torch.nn.Linear(32, 97, bias=False)
+    unbiased.weight = model.lm_head.weight
+    assert parity_probe(model, dataclasses.replace(parts, projection=unbiased)) is not None
+
+
+def test_probe_refuses_a_model_whose_logits_are_not_finite(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path))
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    reason = parity_probe(model, split(model))
+    assert reason is not None and "not finite" in reason
+
+
+def test_probe_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = split(model)
+    parity_probe(model, parts)
+    assert model.training
+    assert not parts.body._forward_hooks
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_gradients_through_body_and_head_are_the_models_own(
+    tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    model = plain(write_tiny_model(tmp_path, architecture, tied=tied))
+    input_ids = torch.arange(12).view(2, 6)
+    labels = torch.arange(1, 13)
+
+    F.cross_entropy(model(input_ids).logits.flatten(0, 1), labels).backward()
+    own = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    parts = split(model)
+    logits = parts.head().logits(parts.hidden_states(input_ids).flatten(0, 1))
+    F.cross_entropy(logits, labels).backward()
+
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, own[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_model_without_a_linear_head_is_refused(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path))
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(Misconfigured, match="no linear output projection"):
+        split(model)
+
+
+def test_head_logits_are_float32_from_bfloat16_states() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 8, generator=generator).bfloat16()
+    weight = torch.randn(11, 8, generator=generator).bfloat16()
+    bias = torch.randn(11, generator=generator).bfloat16()
+    logits = OutputHead(weight, bias, HeadTransform(divisor=4.0, soft_cap=2.0)).logits(hidden)
+    exact = (hidden.double() @ weight.double().T + bias.double()) / 4.0
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), 2.0 * torch.tanh(exact / 2.0), atol=1e-6, rtol=1e-6)
