@@ -1,0 +1,81 @@
+"""The `lectern` command: its commands put together, and every error turned into one sentence.
+
+A command's module declares its options and imports what does the work only when it is called, so
+that `lectern --help` loads nothing but typer.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lectern_cli import console, data
+from lectern_common.errors import LecternError
+
+_EPILOG = "Exit status: " + "; ".join(
+    f"{code} {meaning}" for code, meaning in console.EXIT_CODES.items()
+)
+
+app = typer.Typer(
+    name="lectern",
+    help="Knowledge distillation of language models as a service: one teacher, many students.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data.app, name="data")
+
+
+@app.command(epilog="Example: lectern demo --exit --seed 1")
+def demo(
+    exit_when_done: Annotated[
+        bool, typer.Option("--exit", help="End the services when the runs are done.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the students' initial weights and rows.")] = 0,
+    folder: Annotated[
+        Path, typer.Option(help="Where data, teacher, runs and summary.json go.")
+    ] = Path("demo"),
+) -> None:
+    """Train a small teacher on real text and distil three students from it, on this machine.
+
+    Takes about eight minutes on two CPU cores, with nothing downloaded.
+    """
+    from lectern_cli.demo import run_demo
+
+    run_demo(folder=folder, seed=seed, exit_when_done=exit_when_done)
+
+
+def main() -> None:
+    """Runs the command line and exits with one of `console.EXIT_CODES`.
+
+    A traceback is printed only where LECTERN_DEBUG is set.
+    """
+    try:
+        app()
+    except LecternError as error:
+        _debug()
+        console.print_error(error)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(console.CTRL_C_EXIT_CODE) from None
+    except Exception as error:
+        _debug()
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        console.note(
+            f"error: {type(error).__name__}: {error}{where}; set LECTERN_DEBUG=1 for the traceback"
+        )
+        raise SystemExit(1) from None
+
+
+def _debug() -> None:
+    if os.environ.get("LECTERN_DEBUG"):
+        traceback.print_exc(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the command line prints: results on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lectern_common.errors import InvalidSpec, LecternError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+# Rich is imported where something is drawn, so that `--json` and errors do without it.
+
+EXIT_CODES = {
+    0: "done (a run that was stopped on request also ends so)",
+    1: "failed; the message says why",
+    2: "wrong options, spec or settings",
+    3: "no such run, dataset, model or file",
+    4: "its present state does not allow that",
+    5: "no token, or a wrong one",
+    6: "teacher, student and data do not fit together",
+    7: "teacher or control plane cannot be reached, or is full; try again",
+    8: "the teacher's answers cannot be used",
+    75: "the run was interrupted and can be resumed unchanged",
+    130: "ended by Ctrl-C",
+}
+INTERRUPTED_EXIT_CODE = 75
+CTRL_C_EXIT_CODE = 130
+
+
+def out() -> "Console":
+    """Returns the console of standard output."""
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+def err() -> "Console":
+    """Returns the console of standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON (never NaN) to standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def note(message: str) -> None:
+    """Prints one line about what is going on to standard error."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def print_error(error: LecternError) -> None:
+    """Prints one error to standard error; a spec's problems field by field."""
+    if isinstance(error, InvalidSpec):
+        width = max(len(field) for field, _ in error.problems)
+        lines = [f"  {field:<{width}}  {message}".rstrip() for field, message in error.problems]
+        if len(lines) == 1:
+            note("error: " + ": ".join(part for part in error.problems[0] if part))
+        else:
+            note("\n".join([f"error: {len(lines)} problems in the run spec", *lines]))
+        return
+    note(f"error: {error}")
+
+
+@contextmanager
+def progress() -> Iterator["Progress"]:
+    """Yields a Rich progress display on standard error, gone once its block ends.
+
+    It draws nothing where standard error is no terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = err()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as display:
+        yield display

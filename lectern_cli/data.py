@@ -1,0 +1,157 @@
+"""`lectern data`: datasets on this machine."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.options import Home, Json, roots_of
+
+if TYPE_CHECKING:
+    from lectern_cli.prepare import Prepared
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make datasets.")
+NAMES_SHOWN = 20
+
+
+@app.command(
+    epilog="Example: lectern data prepare ./src --include '*.py' --train-tokenizer 2048 "
+    "--validation-fraction 0.05 --output code"
+)
+def prepare(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Text files, .jsonl files (a document a row) and folders of them."),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(help="Name below the data root, or a folder (anything with a slash)."),
+    ],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The teacher's tokenizer.json, or its folder.", show_default=False),
+    ] = None,
+    train_tokenizer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="VOCAB_SIZE",
+            help="Train a byte-level BPE of this size instead.",
+            show_default=False,
+        ),
+    ] = None,
+    eos_policy: Annotated[
+        Literal["none", "between", "after"],
+        typer.Option(help="Where the end-of-text token stands among documents."),
+    ] = "after",
+    eos_token: Annotated[
+        str | None,
+        typer.Option(
+            help="End-of-text token [default: what the tokenizer says; <|endoftext|> for a "
+            "trained one].",
+            show_default=False,
+        ),
+    ] = None,
+    validation_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share of the text, as whole documents, that goes to OUTPUT-validation; 0: none."
+        ),
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Draws the documents held out.")] = 0,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Below folders, only files whose name or path matches; may be repeated "
+            "[default: all but hidden ones].",
+            show_default=False,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out files and folders whose name or path matches; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where a .jsonl row holds its text.")] = "text",
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one shard file.")] = 1 << 24,
+    seq_length_hint: Annotated[
+        int | None,
+        typer.Option(help="Row length to note in the manifest.", show_default=False),
+    ] = None,
+    max_document_bytes: Annotated[
+        int, typer.Option(help="A larger document is left out, and named.")
+    ] = 32 << 20,
+    max_fault_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share of documents that may be unreadable, no text or too large; above it "
+            "nothing is written."
+        ),
+    ] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Replace datasets of this name.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Turn text into token shards with a manifest and the tokenizer: what runs train on.
+
+    Writes OUTPUT and, of held-out documents, OUTPUT-validation. Both appear whole or not at all,
+    and the same input gives the same bytes.
+    """
+    from lectern_cli.prepare import prepare as prepare_data
+
+    with console.progress() as display:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage)
+            display.update(tasks[stage], completed=done, total=total)
+
+        prepared = prepare_data(
+            inputs,
+            _output_folder(output, home),
+            tokenizer=tokenizer,
+            train_vocab_size=train_tokenizer,
+            eos_policy=eos_policy,
+            eos_token=eos_token,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            include=include or (),
+            exclude=exclude or (),
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            seq_length_hint=seq_length_hint,
+            max_document_bytes=max_document_bytes,
+            max_fault_fraction=max_fault_fraction,
+            force=force,
+            on_progress=on_progress,
+        )
+    _report_left_out(prepared)
+    if as_json:
+        console.print_json(asdict(prepared))
+        return
+    for part in (prepared.training, prepared.validation):
+        if part is not None:
+            print(
+                f"{part.path}: {part.tokens:,} tokens of {part.documents:,} documents "
+                f"({part.text_bytes / part.tokens:.2f} bytes a token), {part.shards} shards"
+            )
+    print(f"vocabulary of {prepared.vocab_size}, {prepared.seconds:.1f} s")
+
+
+def _output_folder(output: str, home: Path | None) -> Path:
+    return Path(output) if "/" in output else roots_of(home).data / output
+
+
+def _report_left_out(prepared: "Prepared") -> None:
+    left_out = prepared.left_out
+    if not left_out:
+        return
+    console.note(f"left out: {len(left_out)} documents")
+    for entry in left_out[:NAMES_SHOWN]:
+        console.note(f"  {entry.name}: {entry.reason}")
+    if len(left_out) > NAMES_SHOWN:
+        console.note(f"  and {len(left_out) - NAMES_SHOWN} more (--json names all)")

@@ -1,0 +1,224 @@
+"""Runs drawn in a terminal: a table with curves while they go, one line each where none is drawn.
+
+Used by `lectern train` (from the run folder), `lectern runs watch` and the demo (over REST).
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lectern_cli.console import out
+from lectern_common.run_folder import RESTING, RunState, Status
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from lectern_cli.client import Run
+
+CURVE_WIDTH = 24
+MAX_CURVE_POINTS = 512
+LINE_SECONDS = 10.0
+_BLOCKS = "".join(chr(0x2581 + height) for height in range(8))
+_ASCII_BLOCKS = "_.-=+*#%"
+_COLORS = {
+    RunState.RUNNING: "green",
+    RunState.SUCCEEDED: "bold green",
+    RunState.FAILED: "bold red",
+    RunState.INTERRUPTED: "yellow",
+    RunState.WAITING_FOR_TEACHER: "yellow",
+}
+
+
+@dataclass
+class Curve:
+    """One metric over the steps, thinned to at most MAX_CURVE_POINTS by dropping every other."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    last: float | None = None
+    _stride: int = 1
+    _seen: int = 0
+
+    def add(self, step: int, value: float | None) -> None:
+        """Takes the next value; None (it was not finite) leaves no point."""
+        self.last = value
+        if value is None or not math.isfinite(value):
+            return
+        if self._seen % self._stride == 0:
+            self.steps.append(step)
+            self.values.append(value)
+        self._seen += 1
+        if len(self.values) > MAX_CURVE_POINTS:
+            self.steps, self.values = self.steps[::2], self.values[::2]
+            self._stride *= 2
+
+
+@dataclass
+class RunView:
+    """What is shown of one run. `curves` are by metric name; only those of `CURVES` are kept."""
+
+    run_id: str
+    state: RunState = RunState.QUEUED
+    reason: str | None = None
+    message: str | None = None
+    step: int = 0
+    steps: int = 0
+    device: str | None = None
+    tokens_per_second: float | None = None
+    teacher_wait_share: float | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    last_metrics_step: int | None = None
+
+    CURVES = ("loss/total", "loss/ce", "loss/kd", "loss/val")
+
+    @property
+    def rests(self) -> bool:
+        return self.state in RESTING
+
+    def show_status(self, status: Status) -> None:
+        """Takes what the trainer says of itself."""
+        self._show(status)
+
+    def show_run(self, run: "Run") -> None:
+        """Takes what the control plane says of it."""
+        self._show(run)
+
+    def add_metrics(self, records: Sequence[dict[str, Any]]) -> None:
+        """Takes further metric records, in the order of their steps."""
+        for record in records:
+            step = int(record["step"])
+            self.last_metrics_step = step
+            for name in self.CURVES:
+                if name in record:
+                    self.curves.setdefault(name, Curve()).add(step, record[name])
+
+    def last(self, name: str) -> float | None:
+        """Returns the last value of a metric, None where there is none or it was not finite."""
+        curve = self.curves.get(name)
+        return None if curve is None else curve.last
+
+    def line(self) -> str:
+        """Returns one line of plain text."""
+        parts = [self.run_id, str(self.state), f"step {self.step}/{self.steps}"]
+        for name in self.CURVES:
+            value = self.last(name)
+            if value is not None:
+                parts.append(f"{name} {value:.4f}")
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.teacher_wait_share is not None:
+            parts.append(f"teacher wait {self.teacher_wait_share:.0%}")
+        if self.reason and self.state is not RunState.RUNNING:
+            parts.append(f"({self.reason}) {self.message or ''}".rstrip())
+        return "  ".join(parts)
+
+    def _show(self, source: "Status | Run") -> None:
+        self.state = RunState(source.state)
+        self.reason = source.reason
+        self.message = source.message
+        self.step = source.step
+        self.steps = source.steps
+        self.device = source.device
+        self.tokens_per_second = source.tokens_per_second
+        self.teacher_wait_share = source.teacher_wait_share
+
+
+def sparkline(
+    values: Sequence[float], width: int = CURVE_WIDTH, *, ascii_only: bool = False
+) -> str:
+    """Returns at most `width` characters, each the mean of its share of `values`, scaled from the
+    lowest mean to the highest.
+    """
+    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
+    if not values:
+        return ""
+    count = min(width, len(values))
+    means = []
+    for index in range(count):
+        share = values[index * len(values) // count : (index + 1) * len(values) // count]
+        means.append(sum(share) / len(share))
+    low, high = min(means), max(means)
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((mean - low) * scale)] for mean in means)
+
+
+def drawing(views: Sequence[RunView], title: str | None = None) -> "Group":
+    """Returns the runs for a Rich display: a row each with its loss curve, below it what the runs
+    that do not train have to say.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, expand=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("state", overflow="fold")
+    for name in ("step", "loss", "kd", "validation", "tokens/s", "teacher wait"):
+        table.add_column(name, justify="right")
+    table.add_column("curve", no_wrap=True)
+    ascii_only = not _can_draw_blocks()
+    for view in views:
+        curve = view.curves.get("loss/total", Curve())
+        table.add_row(
+            Text(view.run_id),
+            Text(str(view.state), style=_COLORS.get(view.state, "")),
+            f"{view.step}/{view.steps}",
+            _number(view.last("loss/total")),
+            _number(view.last("loss/kd")),
+            _number(view.last("loss/val")),
+            "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f}",
+            "" if view.teacher_wait_share is None else f"{view.teacher_wait_share:.0%}",
+            sparkline(curve.values, ascii_only=ascii_only),
+        )
+    said = [
+        Text(f"{view.run_id}: {view.message}")
+        for view in views
+        if view.message and view.state is not RunState.RUNNING
+    ]
+    return Group(table, *said)
+
+
+@contextmanager
+def display(title: str | None = None) -> Iterator[Callable[[Sequence[RunView]], None]]:
+    """Yields a function that shows the runs as they are now; call it as often as you like.
+
+    A terminal gets a table that is redrawn, and keeps its last state. Elsewhere a run gets a line
+    when its state changes, and at most one every LINE_SECONDS while its step does.
+    """
+    terminal = out()
+    if not terminal.is_terminal:
+        yield _LinePrinter().show
+        return
+    from rich.live import Live
+
+    with Live(console=terminal, refresh_per_second=4) as live:
+        yield lambda views: live.update(drawing(views, title))
+
+
+class _LinePrinter:
+    def __init__(self) -> None:
+        self._shown: dict[str, tuple[RunState, int, float]] = {}
+
+    def show(self, views: Sequence[RunView]) -> None:
+        now = time.monotonic()
+        for view in views:
+            state, step, when = self._shown.get(view.run_id, (None, -1, 0.0))
+            if view.state is not state or (view.step != step and now - when >= LINE_SECONDS):
+                self._shown[view.run_id] = (view.state, view.step, now)
+                print(view.line(), flush=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _can_draw_blocks() -> bool:
+    try:
+        _BLOCKS.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""Options that several commands share."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lectern_common.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from lectern_cli.client import ControlPlane
+    from lectern_common.roots import Roots
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder of data, models, runs, secrets and cache [default: LECTERN_HOME, else "
+        "~/.lectern].",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="LECTERN_URL", help="Address of the control plane.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="LECTERN_TOKEN_FILE",
+        help="File with the bearer token; LECTERN_TOKEN holds the token itself.",
+        show_default=False,
+    ),
+]
+
+
+def roots_of(home: Path | None) -> "Roots":
+    """Returns the roots that `--home` and the environment name."""
+    from lectern_common.roots import Roots
+
+    return Roots.of_home(home)
+
+
+def logs_of(home: Path | None) -> Path:
+    """Returns the folder for the logs of services started here: HOME/logs."""
+    base = home or Path(os.environ.get("LECTERN_HOME") or Path.home() / ".lectern")
+    return base.resolve() / "logs"
+
+
+def control_plane(url: str, token_file: Path | None) -> "ControlPlane":
+    """Returns a client for `url`, with the token of the file, else of LECTERN_TOKEN, else none.
+
+    Raises:
+        Misconfigured: the file cannot be read or is empty.
+    """
+    from lectern_cli.client import ControlPlane
+
+    token = os.environ.get("LECTERN_TOKEN") or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"cannot read the token in {token_file}: {error}") from None
+        if not token:
+            raise Misconfigured(f"{token_file} is empty; it must hold the token")
+    return ControlPlane(url, token=token)
