@@ -67,6 +67,16 @@ def test_rounding_to_bfloat16_is_torchs(tmp_path: Path) -> None:
     assert (ours == theirs).all()
 
 
+def test_the_exact_hash_sees_what_the_rounded_one_does_not(tmp_path: Path) -> None:
+    values = tensors()
+    first = saved(tmp_path / "a.safetensors", values)
+    values["norm.weight"][0] = torch.nextafter(values["norm.weight"][0], torch.tensor(9.0))
+    second = saved(tmp_path / "b.safetensors", values)
+    assert weights_sha256([first]) == weights_sha256([second])
+    assert weights_sha256([first], exact=True) != weights_sha256([second], exact=True)
+    assert weights_sha256([first], exact=True) == weights_sha256([first], exact=True)
+
+
 def test_truncated_and_foreign_files_are_corrupt(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", tensors())
     path.write_bytes(path.read_bytes()[:-8])
