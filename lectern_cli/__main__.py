@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from lectern_cli import console, data
+from lectern_cli import console, data, doctor, runs, train, up
 from lectern_common.errors import LecternError
 
-_EPILOG = "Exit status: " + "; ".join(
-    f"{code} {meaning}" for code, meaning in console.EXIT_CODES.items()
+_EPILOG = "\b\nExit status:\n" + "\n".join(
+    f"  {code:<4} {meaning}" for code, meaning in console.EXIT_CODES.items()
 )
 
 app = typer.Typer(
@@ -28,6 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command(epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct")(up.up)
+app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)
+app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
+app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import Home, Json, roots_of
+from lectern_cli.options import Home, Json, command_group, roots_of
 
 if TYPE_CHECKING:
     from lectern_cli.prepare import Prepared
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make datasets.")
+app = command_group("Make datasets.")
 NAMES_SHOWN = 20
 
 

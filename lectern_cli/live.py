@@ -199,6 +199,12 @@ def display(title: str | None = None) -> Iterator[Callable[[Sequence[RunView]], 
         yield lambda views: live.update(drawing(views, title))
 
 
+@contextmanager
+def nothing() -> Iterator[Callable[[Sequence[RunView]], None]]:
+    """Yields what `display` does, and shows nothing."""
+    yield lambda views: None
+
+
 class _LinePrinter:
     def __init__(self) -> None:
         self._shown: dict[str, tuple[RunState, int, float]] = {}

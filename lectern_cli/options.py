@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from lectern_cli.client import ControlPlane
     from lectern_common.roots import Roots
 
-DEFAULT_URL = "http://127.0.0.1:8080"
-
 Home = Annotated[
     Path | None,
     typer.Option(
@@ -36,6 +34,11 @@ TokenFile = Annotated[
         show_default=False,
     ),
 ]
+
+
+def command_group(help_text: str) -> typer.Typer:
+    """Returns an empty group of commands, with help as plain text."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
 
 
 def roots_of(home: Path | None) -> "Roots":

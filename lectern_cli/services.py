@@ -85,8 +85,8 @@ def services(
         Misconfigured: a port is taken.
         ChildDied: one of the two ended before it was ready.
     """
-    _require_free(teacher_bind, "--teacher-bind")
-    _require_free(bind, "--bind")
+    require_free(teacher_bind, "--teacher-bind")
+    require_free(bind, "--bind")
     started: list[Child] = []
     with tempfile.TemporaryDirectory(prefix="lectern-") as scratch:
         try:
@@ -169,7 +169,7 @@ def _python(module: str) -> list[str]:
     return [sys.executable, "-m", module]
 
 
-def _require_free(address: str, option: str) -> None:
+def require_free(address: str, option: str) -> None:
     """Raises Misconfigured where host:port is taken, naming the process where that is known."""
     host, port = split_address(address, option)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,0 +1,213 @@
+"""`lectern doctor`: is this machine ready? Every check is made; none stops the others."""
+
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.options import Home, Json, roots_of
+from lectern_common.errors import LecternError
+from lectern_common.roots import Roots
+
+GIB = 1 << 30
+_TRAINING_PACKAGES = ("transformers", "safetensors", "tokenizers", "huggingface_hub")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checked thing. `advice` is what to do, where there is something to do."""
+
+    subject: str
+    outcome: Literal["pass", "warn", "fail"]
+    message: str
+    advice: str = ""
+
+
+def doctor(
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A teacher that must answer [default: look at 127.0.0.1:50051, which need not].",
+            show_default=False,
+        ),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: Python, torch, GPU, folders, disk, ports, teacher.
+
+    Exit status 1 where something must be mended before Lectern works.
+    """
+    findings = list(examine(roots_of(home), teacher))
+    failed = any(finding.outcome == "fail" for finding in findings)
+    if as_json:
+        console.print_json({"ok": not failed, "findings": [asdict(entry) for entry in findings]})
+    else:
+        _draw(findings)
+    if failed:
+        raise typer.Exit(1)
+
+
+def examine(roots: Roots, teacher: str | None = None) -> Iterator[Finding]:
+    """Yields every finding; asks `teacher` (host:port) where one is named."""
+    yield _python()
+    yield from _torch()
+    yield from _folders(roots)
+    yield _disk(roots)
+    yield _open_files()
+    yield _control_plane("127.0.0.1:8080")
+    yield _usual_teacher("127.0.0.1:50051") if teacher is None else _teacher(teacher)
+    yield _docker()
+
+
+def _python() -> Finding:
+    release = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", "pass", f"{release}, {sys.executable}")
+
+
+def _torch() -> Iterator[Finding]:
+    from lectern_cli.torch_probe import probe_torch
+
+    facts = probe_torch()
+    if facts.version is None:
+        yield Finding(
+            "torch",
+            "warn",
+            facts.problem or "missing",
+            "teacher and trainers cannot run here: make install, or pip install 'lectern[torch]'",
+        )
+        return
+    build = f"built for CUDA {facts.cuda}" if facts.cuda else "CPU build"
+    yield Finding("torch", "pass", f"{facts.version}, {build}, {facts.threads} threads")
+    missing = [name for name in _TRAINING_PACKAGES if _version(name) is None]
+    if missing:
+        advice = "make install, or pip install 'lectern[torch]'"
+        yield Finding("packages", "fail", f"missing: {', '.join(missing)}", advice)
+    if facts.devices:
+        yield Finding("gpu", "pass", "; ".join(facts.devices))
+    elif has_nvidia_driver():
+        advice = (
+            "make install with TORCH_INDEX set to PyTorch's wheel index for your CUDA version"
+            if facts.cuda is None
+            else "the driver may be too old for this torch, or CUDA_VISIBLE_DEVICES hides the GPU"
+        )
+        yield Finding("gpu", "fail", "this machine has an NVIDIA driver, torch sees no GPU", advice)
+    else:
+        yield Finding("gpu", "warn", "none; everything runs on the CPU", "fine for small models")
+
+
+def has_nvidia_driver() -> bool:
+    """Returns True where the NVIDIA kernel driver is loaded."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def _folders(roots: Roots) -> Iterator[Finding]:
+    for name, path in asdict(roots).items():
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            advice = f"remove it, or set LECTERN_{name.upper()}_ROOT"
+            yield Finding(f"{name} root", "fail", f"{existing} is no folder", advice)
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            advice = f"change its permissions, or set LECTERN_{name.upper()}_ROOT"
+            yield Finding(f"{name} root", "fail", f"{existing} is not writable", advice)
+        elif name == "secrets" and path.exists() and path.stat().st_mode & 0o077:
+            advice = f"chmod 700 {path}"
+            yield Finding(f"{name} root", "warn", f"{path} is open to other users", advice)
+        else:
+            made = "" if path.exists() else " (made when needed)"
+            yield Finding(f"{name} root", "pass", f"{path}{made}")
+
+
+def _disk(roots: Roots) -> Finding:
+    path = next(parent for parent in (roots.runs, *roots.runs.parents) if parent.exists())
+    free = shutil.disk_usage(path).free
+    message = f"{free / GIB:.1f} GiB free for runs"
+    advice = "a checkpoint takes 12 bytes a parameter; free some, or move LECTERN_RUNS_ROOT"
+    if free < GIB // 4:
+        return Finding("disk", "fail", message, advice)
+    return Finding("disk", "warn" if free < 10 * GIB else "pass", message, advice)
+
+
+def _open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 1024:
+        return Finding("open files", "warn", f"limit {soft}", "raise it: ulimit -n 4096")
+    return Finding("open files", "pass", f"limit {soft}")
+
+
+def _control_plane(address: str) -> Finding:
+    from lectern_cli.client import ControlPlane
+
+    free = _port("control plane", address, "--bind")
+    if free.outcome == "pass":
+        return free
+    with ControlPlane(f"http://{address}", timeout_seconds=5.0) as service:
+        if service.is_ready():
+            return Finding("control plane", "pass", f"one runs at {service.url}")
+    return free
+
+
+def _usual_teacher(address: str) -> Finding:
+    free = _port("teacher", address, "--teacher-bind")
+    if free.outcome == "pass":
+        return free
+    running = _teacher(address)
+    return running if running.outcome == "pass" else free
+
+
+def _port(subject: str, address: str, option: str) -> Finding:
+    from lectern_cli.services import require_free
+
+    try:
+        require_free(address, option)
+    except LecternError as error:
+        return Finding(subject, "warn", str(error))
+    return Finding(subject, "pass", f"none runs; {address} is free")
+
+
+def _teacher(address: str) -> Finding:
+    from lectern_common.teacher_channel import TeacherChannel
+
+    try:
+        with TeacherChannel(address) as channel:
+            model = channel.get_model(timeout_seconds=5.0)
+    except LecternError as error:
+        return Finding("teacher", "fail", str(error))
+    return Finding("teacher", "pass", f"{model.model_id} on {model.device} at {address}")
+
+
+def _docker() -> Finding:
+    path = shutil.which("docker")
+    return Finding("docker", "pass", path or "not found; only the files under docker/ need it")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _draw(findings: list[Finding]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table("", "checked", "found", "what to do", show_lines=False)
+    for finding in findings:
+        table.add_row(
+            Text(finding.outcome, style=styles[finding.outcome]),
+            Text(finding.subject),
+            Text(finding.message),
+            Text("" if finding.outcome == "pass" else finding.advice),
+        )
+    console.out().print(table)

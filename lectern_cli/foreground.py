@@ -1,0 +1,96 @@
+"""A trainer in the foreground of a terminal: watched from its run folder, stopped by Ctrl-C."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lectern_cli.console import INTERRUPTED_EXIT_CODE, note
+from lectern_cli.live import RunView
+from lectern_cli.processes import Child, signals_interrupt
+from lectern_common.errors import CorruptData
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, RunState, Status
+
+POLL_SECONDS = 0.2
+# Time for the step at hand and its checkpoint.
+STOP_GRACE_SECONDS = 120.0
+
+
+def run_trainer(
+    folder: RunFolder,
+    roots: Roots,
+    *,
+    resume: bool = False,
+    show: Callable[[RunView], None] = lambda view: None,
+) -> int:
+    """Trains until the trainer ends; calls `show` a few times a second with how the run stands.
+
+    Ctrl-C (or SIGTERM, SIGHUP) asks the trainer to checkpoint and stop; a second one kills it and
+    raises KeyboardInterrupt.
+
+    Returns:
+        Exit status: 0 succeeded or stopped, 1 failed, 75 interrupted (also where the trainer was
+        killed).
+    """
+    argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
+    child = Child(
+        "trainer", [*argv, *(["--resume"] if resume else [])], folder.log_path, roots.environment()
+    )
+    view = RunView(folder.run_id, state=RunState.STARTING)
+    metrics = MetricsFile(folder.metrics_path)
+
+    def refresh() -> None:
+        status = status_of(folder, child)
+        if status is not None:
+            view.show_status(status)
+        view.add_metrics(metrics.new())
+        show(view)
+
+    with signals_interrupt():
+        try:
+            while child.is_alive:
+                refresh()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            note("stopping: the run writes a checkpoint (Ctrl-C again ends it at once)")
+            child.stop(STOP_GRACE_SECONDS)
+        except BaseException:
+            child.stop(STOP_GRACE_SECONDS)
+            raise
+        refresh()
+    code = child.process.wait()
+    return code if code >= 0 else INTERRUPTED_EXIT_CODE
+
+
+def status_of(folder: RunFolder, child: Child) -> Status | None:
+    """Returns what this child has written of itself; None before it did (not a former trainer's
+    words).
+    """
+    try:
+        status = folder.read_status()
+    except CorruptData:
+        return None
+    return status if status is not None and status.pid == child.process.pid else None
+
+
+class MetricsFile:
+    """Reads a growing metrics.jsonl from where it stood at the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Returns the records that were completed since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]

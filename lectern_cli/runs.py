@@ -1,0 +1,206 @@
+"""`lectern runs`: runs of a control plane, over REST."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.options import Json, TokenFile, Url, command_group, control_plane
+
+if TYPE_CHECKING:
+    from lectern_cli.client import ControlPlane, Run
+
+app = command_group("Create, list, watch, stop and resume runs of a control plane.")
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, as `lectern runs list` says.")]
+RunIds = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.")]
+POLL_SECONDS = 1.0
+
+
+@app.command(epilog="Example: lectern runs create run.yaml --watch")
+def create(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run.")],
+    watch_it: Annotated[bool, typer.Option("--watch", help="Watch it until it rests.")] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Create a run. Its paths are below the control plane's roots."""
+    from lectern_common.run_spec import load_spec
+
+    spec = load_spec(spec_file)
+    with control_plane(url, token_file) as service:
+        run = service.create_run(spec)
+        if as_json:
+            console.print_json(run.json)
+        else:
+            print(run.id)
+        if watch_it:
+            _watch(service, [run.id], as_json=as_json)
+
+
+@app.command("list", epilog="Example: lectern runs list --json")
+def list_runs(url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False) -> None:
+    """List all runs, newest first."""
+    with control_plane(url, token_file) as service:
+        runs = service.list_runs()
+    if as_json:
+        console.print_json([run.json for run in runs])
+    elif not runs:
+        console.note("no runs yet; `lectern runs create SPEC.yaml` makes one")
+    else:
+        _print_table(runs)
+
+
+@app.command(epilog="Example: lectern runs show coder-0-5b-1 --json")
+def show(
+    run_id: RunId, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
+) -> None:
+    """Show one run: its state, why, its last metrics and its spec."""
+    with control_plane(url, token_file) as service:
+        run = service.get_run(run_id)
+    if as_json:
+        console.print_json(run.json)
+        return
+    import yaml
+
+    print(yaml.safe_dump(run.json, sort_keys=False, allow_unicode=False), end="")
+
+
+@app.command(epilog="Example: lectern runs watch")
+def watch(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Run ids; none: all.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show runs live, with loss curves, until all of them rest.
+
+    Exit status 0 where all succeeded or were stopped, 75 where one can be resumed unchanged, 1
+    where one failed. Ctrl-C ends the watching, not the runs.
+    """
+    with control_plane(url, token_file) as service:
+        wanted = run_ids or [run.id for run in service.list_runs() if not run.rests]
+        if not wanted:
+            console.note("no run is going")
+            return
+        _watch(service, wanted, as_json=as_json)
+
+
+@app.command(epilog="Example: lectern runs logs coder-0-5b-1 --tail 50")
+def logs(
+    run_id: RunId,
+    tail: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 100,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Print the end of what a run's trainer logged."""
+    from lectern_cli.processes import printable
+
+    with control_plane(url, token_file) as service:
+        text = service.logs(run_id, tail)
+    lines = [printable(line.encode()) for line in text.splitlines()]
+    if as_json:
+        console.print_json({"run_id": run_id, "lines": lines})
+    else:
+        print("\n".join(lines))
+
+
+@app.command(epilog="Example: lectern runs stop coder-0-5b-1 --wait")
+def stop(
+    run_ids: RunIds,
+    wait: Annotated[bool, typer.Option("--wait", help="Return once they rest.")] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Ask runs to write a checkpoint and stop."""
+    with control_plane(url, token_file) as service:
+        runs = [service.stop_run(run_id) for run_id in run_ids]
+        if wait:
+            runs = service.wait(run_ids)
+    _print_states(runs, as_json=as_json)
+
+
+@app.command(epilog="Example: lectern runs resume coder-0-5b-1")
+def resume(
+    run_ids: RunIds, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
+) -> None:
+    """Let stopped, interrupted or failed runs go on from their newest checkpoint."""
+    with control_plane(url, token_file) as service:
+        runs = [service.resume_run(run_id) for run_id in run_ids]
+    _print_states(runs, as_json=as_json)
+
+
+def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True) -> "list[Run]":
+    """Shows runs until all of them rest; returns them as they are then."""
+    from lectern_cli import live
+
+    views = {run_id: live.RunView(run_id) for run_id in run_ids}
+
+    def refresh() -> "list[Run]":
+        runs = []
+        for run_id, view in views.items():
+            run = service.get_run(run_id)
+            view.show_run(run)
+            if draw:
+                view.add_metrics(service.metrics(run_id, after_step=view.last_metrics_step))
+            runs.append(run)
+        return runs
+
+    with live.display() if draw else live.nothing() as show:
+        while True:
+            runs = refresh()
+            show(list(views.values()))
+            if all(run.rests for run in runs):
+                return runs
+            time.sleep(POLL_SECONDS)
+
+
+def _watch(service: "ControlPlane", run_ids: list[str], *, as_json: bool) -> None:
+    from lectern_common.run_folder import RunState
+
+    runs = watch_runs(service, run_ids, draw=not as_json)
+    if as_json:
+        console.print_json([run.json for run in runs])
+    states = {run.state for run in runs}
+    if RunState.FAILED in states:
+        raise typer.Exit(1)
+    if RunState.INTERRUPTED in states:
+        raise typer.Exit(console.INTERRUPTED_EXIT_CODE)
+
+
+def _print_states(runs: "list[Run]", *, as_json: bool) -> None:
+    if as_json:
+        console.print_json([run.json for run in runs])
+        return
+    for run in runs:
+        print(f"{run.id}  {run.state}")
+
+
+def _print_table(runs: "list[Run]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("run", "state", "step", "loss", "validation", "tokens/s", "why")
+    for run in runs:
+        row: list[Any] = [
+            Text(run.id),
+            str(run.state),
+            f"{run.step}/{run.steps}",
+            *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
+            "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+            Text(run.message or run.reason or ""),
+        ]
+        table.add_row(*row)
+    console.out().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

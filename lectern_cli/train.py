@@ -1,0 +1,178 @@
+"""`lectern train`: one run on this machine, without a server."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.options import Home, Json, roots_of
+
+if TYPE_CHECKING:
+    from lectern_common.preflight import Check
+    from lectern_common.roots import Roots
+    from lectern_common.run_folder import RunFolder
+    from lectern_common.run_spec import RunSpec
+
+
+def train(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only check: spec, data, models, teacher, device; print all of it."
+        ),
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train one run in this terminal, without a control plane.
+
+    The run folder is RUNS/<name of the spec>. Everything that can be checked is checked before it
+    is made. Ctrl-C writes a checkpoint and stops; --resume goes on from there.
+    """
+    from lectern_common.run_spec import load_spec
+
+    roots = roots_of(home)
+    spec = load_spec(spec_file)
+    if dry_run:
+        _dry_run(spec, roots, resume=resume, as_json=as_json)
+    else:
+        _train(spec, roots, resume=resume, as_json=as_json)
+
+
+def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> None:
+    from lectern_cli import live
+    from lectern_cli.foreground import run_trainer
+    from lectern_common.preflight import require_startable
+    from lectern_common.run_folder import RunFolder
+
+    require_folder(spec, roots, resume=resume)
+    require_startable(spec, roots)
+    folder = RunFolder(roots.runs / spec.name)
+    if resume:
+        folder.write_spec(spec)
+    else:
+        folder = RunFolder.create(roots.runs, spec.name, spec)
+    console.note(f"run folder {folder.path}")
+    if as_json:
+        code = run_trainer(folder, roots, resume=resume)
+    else:
+        with live.display(spec.name) as show:
+            code = run_trainer(folder, roots, resume=resume, show=lambda view: show([view]))
+    _report(folder, code, as_json=as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+def require_folder(spec: "RunSpec", roots: "Roots", *, resume: bool) -> str:
+    """Returns what will be done with the run's folder, where that can be done.
+
+    Raises:
+        Conflict: a new run's folder exists, or a trainer works in the one to be resumed.
+        NotFound: there is nothing to resume.
+        InvalidSpec: the spec differs from the run's in what a resume may not change.
+    """
+    from lectern_common.errors import Conflict, InvalidSpec, NotFound
+    from lectern_common.run_folder import RunFolder
+    from lectern_common.run_spec import resume_differences
+
+    folder = RunFolder(roots.runs / spec.name)
+    if not resume:
+        if folder.path.exists():
+            raise Conflict(f"run folder {folder.path} exists; --resume it, or change the name")
+        return f"will be {folder.path}"
+    if not folder.path.is_dir():
+        raise NotFound(f"no run folder {folder.path}; start it without --resume")
+    if folder.is_locked():
+        raise Conflict(f"run {spec.name} is being trained by another process")
+    differences = resume_differences(folder.read_spec(), spec)
+    if differences:
+        raise InvalidSpec(
+            [
+                (field, f"was {before!r}, is {after!r}; a resume may not change it")
+                for field, before, after in differences
+            ]
+        )
+    return f"{folder.path} goes on"
+
+
+def _dry_run(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> None:
+    from lectern_common.errors import LecternError
+    from lectern_common.preflight import Check, Outcome, preflight
+    from lectern_common.run_spec import dump_spec
+
+    try:
+        message = require_folder(spec, roots, resume=resume)
+        checks = [Check("folder", Outcome.PASS, message)]
+    except LecternError as error:
+        checks = [Check("folder", Outcome.FAIL, str(error), error)]
+    checks += [*preflight(spec, roots), _device(spec)]
+    failed = [check for check in checks if check.error is not None]
+    if as_json:
+        console.print_json(
+            {
+                "ok": not failed,
+                "spec": spec.model_dump(mode="json"),
+                "checks": [
+                    {"subject": check.subject, "outcome": check.outcome, "message": check.message}
+                    for check in checks
+                ],
+            }
+        )
+    else:
+        print(dump_spec(spec))
+        for check in checks:
+            print(f"{check.outcome:<5} {check.subject:<10} {check.message}")
+    if failed and failed[0].error is not None:
+        if not as_json:
+            console.note(f"error: {len(failed)} of {len(checks)} checks failed")
+        raise typer.Exit(failed[0].error.exit_code)
+
+
+def _device(spec: "RunSpec") -> "Check":
+    from lectern_cli.torch_probe import probe_torch
+    from lectern_common.errors import Misconfigured
+    from lectern_common.preflight import Check, Outcome
+
+    torch = probe_torch()
+    if torch.version is None:
+        problem = Misconfigured(torch.problem or "torch is missing")
+    elif spec.device.kind == "cuda" and not torch.devices:
+        problem = Misconfigured("device.kind is cuda, but torch sees no CUDA device; see doctor")
+    else:
+        on_cuda = torch.devices and spec.device.kind != "cpu"
+        return Check("device", Outcome.PASS, torch.devices[0] if on_cuda else "cpu")
+    return Check("device", Outcome.FAIL, str(problem), problem)
+
+
+def _report(folder: "RunFolder", code: int, *, as_json: bool) -> None:
+    status = folder.read_status()
+    result: dict[str, Any] = {
+        "run_id": folder.run_id,
+        "folder": str(folder.path),
+        "exit_code": code,
+        "export": str(folder.export_path) if folder.export_path.is_dir() else None,
+        "status": None if status is None else asdict(status),
+    }
+    if as_json:
+        console.print_json(result)
+    if code == 0 and status is not None:
+        where = f", {result['export']}" if result["export"] else ""
+        console.note(f"{status.state} at step {status.step} of {status.steps}{where}")
+        return
+    if status is not None and status.message:
+        console.note(f"error: run {folder.run_id}: {status.message}")
+    else:
+        from lectern_cli.processes import tail
+
+        console.note(
+            f"error: the trainer ended early; its last words:\n{tail(folder.log_path, 20)}"
+        )
+    if code == console.INTERRUPTED_EXIT_CODE:
+        console.note("go on with --resume")
+    console.note(f"log: {folder.log_path}")

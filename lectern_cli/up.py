@@ -1,0 +1,125 @@
+"""`lectern up`: teacher server and control plane in one terminal."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.options import Home, logs_of, roots_of
+
+if TYPE_CHECKING:
+    from lectern_cli.services import OnWait, Services
+
+POLL_SECONDS = 0.2
+WAIT_NOTE_SECONDS = 15.0
+
+
+def up(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The teacher: a model folder or a hub id; not needed with --engine fixture.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["transformers", "fixture"], typer.Option(help="What computes the answers.")
+    ] = "transformers",
+    teacher_bind: Annotated[
+        str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
+    ] = "127.0.0.1:50051",
+    bind: Annotated[
+        str, typer.Option(help="HOST:PORT of page and REST interface; port 0 takes a free one.")
+    ] = "127.0.0.1:8080",
+    max_running_runs: Annotated[
+        int | None,
+        typer.Option(help="Runs that train at one time; the rest queue.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
+    ] = None,
+    teacher_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the teacher's token; required beyond loopback.", show_default=False
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the control plane's token; required beyond loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Leave the logs in HOME/logs; do not print them.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Start a teacher server and the control plane; end both with Ctrl-C.
+
+    Runs that train when it ends write a checkpoint, and go on at the next `lectern up`. Where one
+    of the two dies, the end of its log is shown and the other ends too.
+    """
+    from lectern_cli.processes import signals_interrupt
+    from lectern_cli.services import services
+
+    if model is None and engine != "fixture":
+        raise typer.BadParameter(
+            "set the teacher: a model folder or a hub id", param_hint="--model"
+        )
+    with signals_interrupt():
+        try:
+            with services(
+                model=model,
+                engine=engine,
+                roots=roots_of(home),
+                logs=logs_of(home),
+                teacher_bind=teacher_bind,
+                bind=bind,
+                max_running_runs=max_running_runs,
+                threads=threads,
+                teacher_options=_token_option(teacher_token_file),
+                control_plane_options=_token_option(token_file),
+                on_wait=wait_notes(),
+            ) as running:
+                console.note(f"page     {running.url}")
+                console.note(f"teacher  {running.teacher_address}")
+                console.note("Ctrl-C ends both; runs then checkpoint and go on at the next start")
+                _stay(running, quiet=quiet)
+        except KeyboardInterrupt:
+            console.note("ended")
+
+
+def wait_notes() -> "OnWait":
+    """Returns a callback that says on standard error what is waited for, now and then."""
+    said: dict[str, float] = {}
+
+    def on_wait(name: str, seconds: float) -> None:
+        if name not in said or seconds - said[name] >= WAIT_NOTE_SECONDS or seconds < said[name]:
+            said[name] = seconds
+            since = f" ({seconds:.0f} s)" if seconds >= 1 else ""
+            console.note(f"waiting for the {name}{since}")
+
+    return on_wait
+
+
+def _stay(running: "Services", *, quiet: bool) -> None:
+    """Prints both logs, prefixed, until an interrupt; raises where one of the two dies."""
+    import time
+
+    logs = [(child.name, child.log_lines()) for child in running.children]
+    while True:
+        if not quiet:
+            for name, lines in logs:
+                for line in lines.new():
+                    sys.stdout.write(f"{name:<14} | {line}\n")
+            sys.stdout.flush()
+        running.require_alive()
+        time.sleep(POLL_SECONDS)
+
+
+def _token_option(path: Path | None) -> list[str]:
+    return [] if path is None else ["--token-file", str(path)]
