@@ -45,9 +45,9 @@ def demo(
         Path, typer.Option(help="Where data, teacher, runs and summary.json go.")
     ] = Path("demo"),
 ) -> None:
-    """Train a small teacher on real text and distil three students from it, on this machine.
+    """Show it all: one teacher, three students, real text.
 
-    Takes about eight minutes on two CPU cores, with nothing downloaded.
+    Trains a small teacher and distils three students from it, on this machine. Takes about eight minutes on two CPU cores, with nothing downloaded.
     """
     from lectern_cli.demo import run_demo
 

@@ -43,7 +43,9 @@ def doctor(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: Python, torch, GPU, folders, disk, ports, teacher.
+    """Check this machine, and say what to do.
+
+    Python, torch, GPU, folders, disk, ports, teacher: all at once.
 
     Exit status 1 where something must be mended before Lectern works.
     """

@@ -15,6 +15,8 @@ POLL_SECONDS = 0.05
 TAIL_LINES = 20
 _MAX_LINE_BYTES = 4000
 _READ_BYTES = 1 << 16
+# A Python child shows its output at once, and imports nothing from the folder it is started in.
+_PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
 class ChildDied(LecternError):
@@ -42,7 +44,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+                env={**os.environ, **_PYTHON, **env},
                 start_new_session=True,
             )
 

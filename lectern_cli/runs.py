@@ -132,7 +132,7 @@ def stop(
 def resume(
     run_ids: RunIds, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
 ) -> None:
-    """Let stopped, interrupted or failed runs go on from their newest checkpoint."""
+    """Let resting runs go on from their newest checkpoint."""
     with control_plane(url, token_file) as service:
         runs = [service.resume_run(run_id) for run_id in run_ids]
     _print_states(runs, as_json=as_json)

@@ -58,9 +58,9 @@ def up(
     ] = False,
     home: Home = None,
 ) -> None:
-    """Start a teacher server and the control plane; end both with Ctrl-C.
+    """Start a teacher server and the control plane.
 
-    Runs that train when it ends write a checkpoint, and go on at the next `lectern up`. Where one
+    Ctrl-C ends both. Runs that train when it ends write a checkpoint, and go on at the next `lectern up`. Where one
     of the two dies, the end of its log is shown and the other ends too.
     """
     from lectern_cli.processes import signals_interrupt
