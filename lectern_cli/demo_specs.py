@@ -1,0 +1,123 @@
+"""What the demo trains: the text, two small models, and the specs of its four runs.
+
+The numbers are fixed so that two people see the same thing; `--seed` moves the students' initial
+weights and row order. The students' learning rate is the best for cross entropy alone on the grid
+in benchmarks/demo_learning_rate.json, so that the baseline is no straw man.
+"""
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from lectern_common.run_spec import RunSpec, parse_spec
+
+DATASET = "stdlib"
+VOCAB_SIZE = 2048
+SEQ_LEN = 128
+SEQUENCES_PER_STEP = 16
+TEACHER_STEPS = 600
+STUDENT_STEPS = 200
+STUDENT_LEARNING_RATE = 5e-3
+
+# Folders of the standard library that hold no library source: tests, and what was installed there.
+EXCLUDED = (
+    "test/**",
+    "**/test/**",
+    "**/tests/**",
+    "**/idle_test/**",
+    "site-packages/**",
+    "dist-packages/**",
+    "config-*/**",
+    "lib-dynload/**",
+    "__pycache__/**",
+    "**/__pycache__/**",
+)
+
+
+def corpus_folder() -> Path:
+    """Returns the running interpreter's standard library: about 12 MB of Python."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def model_config(
+    hidden_size: int, layers: int, heads: int, intermediate_size: int
+) -> dict[str, Any]:
+    """Returns the config.json of a small Qwen2-architecture model."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": intermediate_size,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "attention_dropout": 0.0,
+    }
+
+
+MODEL_CONFIGS = {
+    "teacher-config": model_config(192, 4, 6, 512),  # 2.2 M parameters
+    "student-config": model_config(64, 2, 4, 192),  # 0.24 M parameters
+}
+
+
+def teacher_spec(steps: int, threads: int) -> RunSpec:
+    """Returns the run that makes the teacher: cross entropy alone, so it needs none itself."""
+    return parse_spec(
+        {
+            **_common("demo-teacher", seed=0, steps=steps, learning_rate=4e-3),
+            "student": {"config": "teacher-config"},
+            "objective": {"alpha": 1},
+            "device": {"kind": "cpu", "threads": threads},
+        }
+    )
+
+
+def student_specs(teacher_address: str, seed: int, steps: int) -> list[RunSpec]:
+    """Returns the three runs: alike but for what they learn from."""
+    teacher = {"address": teacher_address}
+    choices: dict[str, dict[str, Any]] = {
+        "cross-entropy": {"objective": {"alpha": 1}},
+        "distilled-hidden": {
+            "objective": {"alpha": 0, "temperature": 1},
+            "teacher": {**teacher, "representation": "hidden"},
+        },
+        "distilled-top-k": {
+            "objective": {"alpha": 0, "temperature": 1},
+            "teacher": {**teacher, "representation": "top_k", "top_k": 64},
+        },
+    }
+    return [
+        parse_spec(
+            {
+                **_common(name, seed=seed, steps=steps, learning_rate=STUDENT_LEARNING_RATE),
+                "student": {"config": "student-config"},
+                "device": {"kind": "cpu", "threads": 1},
+                **sections,
+            }
+        )
+        for name, sections in choices.items()
+    ]
+
+
+def _common(name: str, *, seed: int, steps: int, learning_rate: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seed": seed,
+        "data": {
+            "path": DATASET,
+            "validation_path": f"{DATASET}-validation",
+            "seq_len": SEQ_LEN,
+        },
+        "optimizer": {"learning_rate": learning_rate},
+        "schedule": {"steps": steps, "warmup_steps": steps // 10},
+        "batch": {"sequences_per_step": SEQUENCES_PER_STEP},
+        "evaluation": {"every_steps": max(1, steps // 8), "max_sequences": 200},
+        "checkpoint": {"every_steps": max(1, steps // 4)},
+    }
