@@ -47,7 +47,8 @@ def demo(
 ) -> None:
     """Show it all: one teacher, three students, real text.
 
-    Trains a small teacher and distils three students from it, on this machine. Takes about eight minutes on two CPU cores, with nothing downloaded.
+    Trains a small teacher and distils three students from it, on this machine. Takes about eight
+    minutes on two CPU cores, with nothing downloaded.
     """
     from lectern_cli.demo import run_demo
 

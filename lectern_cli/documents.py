@@ -169,7 +169,8 @@ def _rows(name: str, path: Path, text_field: str, max_bytes: int) -> Iterator[Do
                 line = file.readline(max_bytes + 1)
                 if not line:
                     return
-                size, too_long = len(line), len(line) > max_bytes
+                size = len(line)
+                too_long = size > max_bytes and not line.endswith(b"\n")
                 while too_long and not line.endswith(b"\n"):
                     line = file.readline(max_bytes + 1)
                     size += len(line)

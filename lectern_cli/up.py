@@ -60,8 +60,8 @@ def up(
 ) -> None:
     """Start a teacher server and the control plane.
 
-    Ctrl-C ends both. Runs that train when it ends write a checkpoint, and go on at the next `lectern up`. Where one
-    of the two dies, the end of its log is shown and the other ends too.
+    Ctrl-C ends both. Runs that train then write a checkpoint, and go on at the next `lectern up`.
+    Where one of the two dies, the end of its log is shown and the other ends too.
     """
     from lectern_cli.processes import signals_interrupt
     from lectern_cli.services import services

@@ -1,0 +1,378 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from lectern_cli.documents import scan
+from lectern_cli.prepare import prepare, split
+from lectern_cli.tokenizer import load_tokenizer, train_tokenizer
+from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFound
+from lectern_common.shards import corpus_sha256, open_shards, read_manifest
+from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
+
+VOCAB_SIZE = 300
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Thirty different files of code-like text, some of it not ASCII."""
+    folder = tmp_path_factory.mktemp("inputs") / "corpus"
+    folder.mkdir()
+    for number in range(30):
+        lines = [
+            f"def function_{number}_{line}(a, b):\n    return a * {line}\n" for line in range(9)
+        ]
+        (folder / f"file_{number:02d}.py").write_text("".join(lines) + f"# caf\xe9 {number}\n")
+    return folder
+
+
+def prepared(corpus: Path, output: Path, **settings):
+    options = {"train_vocab_size": VOCAB_SIZE, "validation_fraction": 0.2, **settings}
+    return prepare([corpus], output, **options)
+
+
+def ids_of(dataset: Path) -> np.ndarray:
+    """Reads the shards by the specification alone: flat uint32 little-endian, in name order."""
+    files = sorted(dataset.glob("shard-*.bin"))
+    return np.concatenate([np.frombuffer(file.read_bytes(), "<u4") for file in files])
+
+
+def documents_of(dataset: Path, eos: int) -> list[str]:
+    """Cuts the ids at each end-of-text token and decodes, with the tokenizers library alone."""
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
+    ids = ids_of(dataset).tolist()
+    texts, current = [], []
+    for token in ids:
+        if token == eos:
+            texts.append(tokenizer.decode(current, skip_special_tokens=False))
+            current = []
+        else:
+            current.append(token)
+    assert not current
+    return texts
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_every_id_is_below_the_vocabulary_size(corpus, tmp_path):
+    """PRETOK-001"""
+    prepared(corpus, tmp_path / "data")
+
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    assert ids_of(tmp_path / "data").max() < manifest["vocab_size"] == VOCAB_SIZE
+
+
+def test_every_shard_is_a_whole_number_of_ids_and_all_but_the_last_are_full(corpus, tmp_path):
+    """PRETOK-002"""
+    result = prepared(corpus, tmp_path / "data", shard_tokens=1000)
+
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "data").glob("shard-*.bin"))]
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    assert sizes[:-1] == [4000] * (len(sizes) - 1)
+    assert 0 < sizes[-1] <= 4000 and sizes[-1] % 4 == 0
+    assert len(sizes) == manifest["shard_count"] == result.training.shards > 1
+    assert sum(sizes) == 4 * manifest["total_tokens"] == 4 * result.training.tokens
+
+
+def test_ids_decode_to_the_very_texts_that_went_in(corpus, tmp_path):
+    """PRETOK-003"""
+    prepared(corpus, tmp_path / "data")
+
+    texts = [
+        text for name in ("data", "data-validation") for text in documents_of(tmp_path / name, 0)
+    ]
+    assert sorted(texts) == sorted(path.read_text() for path in corpus.iterdir())
+
+
+def test_two_runs_write_the_same_bytes(corpus, tmp_path):
+    """PRETOK-004: in processes with different hash seeds and different paths."""
+    program = (
+        "import sys; from pathlib import Path; from lectern_cli.prepare import prepare;"
+        "prepare([Path(sys.argv[1])], Path(sys.argv[2]), train_vocab_size=300,"
+        "        validation_fraction=0.2)"
+    )
+    moved = tmp_path / "elsewhere" / corpus.name
+    moved.parent.mkdir()
+    moved.symlink_to(corpus, target_is_directory=True)
+    trees = []
+    for seed, source in (("1", corpus), ("2", moved)):
+        output = tmp_path / seed
+        subprocess.run(
+            [sys.executable, "-c", program, str(source), str(output / "data")],
+            check=True,
+            env={"PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": "true"},
+        )
+        trees.append(tree(output))
+    assert trees[0] == trees[1]
+    assert "data-validation/manifest.json" in trees[0]
+
+
+def test_manifest_hashes_hold(corpus, tmp_path):
+    """PRETOK-005"""
+    prepared(corpus, tmp_path / "data", shard_tokens=1000)
+
+    for name in ("data", "data-validation"):
+        folder = tmp_path / name
+        manifest = json.loads((folder / "manifest.json").read_text())
+        shards = b"".join(path.read_bytes() for path in sorted(folder.glob("shard-*.bin")))
+        assert manifest["corpus_sha256"] == hashlib.sha256(shards).hexdigest()
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        lines = "".join(
+            f"{id}\t{token}\n" for id, token in sorted((i, t) for t, i in vocabulary.items())
+        )
+        assert manifest["tokenizer_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+        assert manifest["schema"] == "pretokenize-bin-v1"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "tokenizer"])
+def test_tampering_is_detected(corpus, tmp_path, damage):
+    """PRETOK-006"""
+    prepared(corpus, tmp_path / "data", shard_tokens=1000)
+    folder = tmp_path / "data"
+    shard = folder / "shard-00001.bin"
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[100] ^= 1
+        shard.write_bytes(data)
+    elif damage == "truncate":
+        shard.write_bytes(data[:-4])
+    elif damage == "remove":
+        shard.unlink()
+    else:
+        text = (folder / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(text.replace("<|endoftext|>", "<|endoftexT|>"))
+
+    manifest = read_manifest(folder)
+    with pytest.raises(CorruptData):
+        shards = open_shards(folder, manifest)
+        if corpus_sha256(shards) != manifest.corpus_sha256:
+            raise CorruptData("shards")
+        if tokenizer_sha256(read_tokenizer_map(folder / "tokenizer.json")) != (
+            manifest.tokenizer_sha256
+        ):
+            raise CorruptData("tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("none", [1, 2]), ("between", [1, 0, 2]), ("after", [1, 0, 2, 0])],
+)
+def test_end_of_text_stands_where_the_policy_says(tmp_path, policy, expected):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    inputs = [tmp_path / "a.txt", tmp_path / "b.txt"]
+
+    prepare(
+        inputs, tmp_path / "data", train_vocab_size=300, eos_policy=policy, validation_fraction=0
+    )
+
+    tokenizer = Tokenizer.from_file(str(tmp_path / "data/tokenizer.json"))
+    pieces = {0: [0], 1: tokenizer.encode("one").ids, 2: tokenizer.encode("two").ids}
+    assert ids_of(tmp_path / "data").tolist() == [id for piece in expected for id in pieces[piece]]
+    manifest = read_manifest(tmp_path / "data")
+    assert manifest.eos_policy == policy
+    assert manifest.eos_token_id == (None if policy == "none" else 0)
+
+
+def test_a_text_that_spells_the_end_of_text_token_does_not_end_itself(tmp_path):
+    (tmp_path / "a.txt").write_text("before <|endoftext|> after")
+
+    prepare([tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300, validation_fraction=0)
+
+    assert ids_of(tmp_path / "data").tolist().count(0) == 1
+    assert documents_of(tmp_path / "data", 0) == ["before <|endoftext|> after"]
+
+
+def test_a_given_tokenizer_is_used_and_copied_unchanged(corpus, tmp_path):
+    prepared(corpus, tmp_path / "first")
+
+    prepare([corpus], tmp_path / "second", tokenizer=tmp_path / "first", validation_fraction=0.2)
+
+    for name in ("first", "first-validation"):
+        second = tmp_path / name.replace("first", "second")
+        assert tree(tmp_path / name) == tree(second)
+
+
+def test_the_tokenizer_is_trained_on_the_training_part_alone(corpus, tmp_path):
+    result = prepared(corpus, tmp_path / "data")
+    assert result.validation is not None
+    training_texts = documents_of(tmp_path / "data", 0)
+
+    alone = train_tokenizer(training_texts, VOCAB_SIZE)
+
+    assert alone.tokenizer_json == (tmp_path / "data/tokenizer.json").read_bytes()
+
+
+def test_transformers_reads_the_same_tokenizer_from_a_dataset(corpus, tmp_path):
+    from transformers import AutoTokenizer
+
+    prepared(corpus, tmp_path / "data")
+    text = "def caf\xe9(a, b):  # 12\n"
+
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "data")
+
+    assert (
+        loaded(text)["input_ids"]
+        == Tokenizer.from_file(str(tmp_path / "data/tokenizer.json")).encode(text).ids
+    )
+    assert loaded.eos_token_id == 0
+
+
+def test_equal_documents_fall_on_the_same_side(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"text {number % 5}")
+    documents, _ = scan([(str(path), path) for path in sorted(tmp_path.iterdir())])
+
+    training, validation = split(documents, 0.3, seed=0)
+
+    assert {entry.sha256 for entry in training}.isdisjoint(entry.sha256 for entry in validation)
+    assert len(validation) == 8 and len(training) == 12
+
+
+def test_the_split_depends_on_seed_and_content_not_on_names(tmp_path):
+    paths = []
+    for number in range(40):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(f"text {number:02d}")
+        paths.append(path)
+    named, _ = scan([(str(path), path) for path in paths])
+    renamed, _ = scan([(f"other{path.name}", path) for path in reversed(paths)])
+
+    def held_out(documents, seed):
+        return {document.sha256 for document in split(documents, 0.25, seed)[1]}
+
+    assert held_out(named, 0) == held_out(renamed, 0) != held_out(named, 1)
+    assert len(held_out(named, 0)) == 10
+
+
+def test_one_document_cannot_be_split(tmp_path):
+    (tmp_path / "a.txt").write_text("alone")
+
+    with pytest.raises(InvalidRequest, match="cannot be split"):
+        prepare([tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300)
+    assert not (tmp_path / "data").exists()
+
+
+def test_too_many_faults_refuse_the_whole_and_name_them(corpus, tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(InvalidRequest, match=r"1 of 31 documents .*bad\.py: not UTF-8 \(byte 0\)"):
+        prepare([corpus, bad], tmp_path / "data", train_vocab_size=300, max_fault_fraction=0.03)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.py"]
+
+    result = prepare(
+        [corpus, bad], tmp_path / "data", train_vocab_size=300, max_fault_fraction=0.04
+    )
+    assert [entry.name for entry in result.left_out] == ["bad.py"]
+
+
+def test_inputs_without_text_are_refused(tmp_path):
+    (tmp_path / "empty.txt").touch()
+
+    with pytest.raises(InvalidRequest, match="no text in the inputs"):
+        prepare([tmp_path / "empty.txt"], tmp_path / "data", train_vocab_size=300)
+
+
+def test_a_dataset_is_replaced_only_on_request_and_a_stale_validation_set_goes(corpus, tmp_path):
+    prepared(corpus, tmp_path / "data")
+    before = tree(tmp_path)
+
+    with pytest.raises(Conflict, match="exists"):
+        prepared(corpus, tmp_path / "data")
+    assert tree(tmp_path) == before
+
+    prepared(corpus, tmp_path / "data", validation_fraction=0, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_that_is_no_dataset_is_never_replaced(corpus, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/thesis.txt").write_text("years of work")
+
+    with pytest.raises(Conflict, match="is no dataset"):
+        prepared(corpus, tmp_path / "data", force=True)
+    assert (tmp_path / "data/thesis.txt").exists()
+
+
+def test_an_error_half_way_leaves_the_old_dataset_and_nothing_else(corpus, tmp_path):
+    prepared(corpus, tmp_path / "data")
+    before = tree(tmp_path)
+
+    def fail(stage: str, done: int, total: int) -> None:
+        if stage == "writing" and done == 3:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        prepared(corpus, tmp_path / "data", force=True, on_progress=fail)
+    assert tree(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data-validation"]
+
+
+def test_what_a_killed_process_left_is_swept(corpus, tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    leftover = tmp_path / f".data.new.{child.pid}"
+    leftover.mkdir()
+    (leftover / "shard-00000.bin").write_bytes(b"1234")
+
+    prepared(corpus, tmp_path / "data", validation_fraction=0)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"train_vocab_size": 300, "tokenizer": Path("x")}, "exactly one of"),
+        ({"train_vocab_size": 256}, "too small"),
+        ({"train_vocab_size": 300, "validation_fraction": 1.0}, "below 1"),
+        ({"train_vocab_size": 300, "validation_fraction": float("nan")}, "below 1"),
+        ({"train_vocab_size": 300, "shard_tokens": 0}, "at least one token"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(corpus, tmp_path, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        prepare([corpus], tmp_path / "data", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_without_end_of_text_token_needs_one_named(corpus, tmp_path):
+    prepared(corpus, tmp_path / "first")
+    (tmp_path / "first/tokenizer_config.json").unlink()
+    given = {"tokenizer": tmp_path / "first/tokenizer.json"}
+
+    with pytest.raises(InvalidRequest, match="set --eos-token"):
+        prepare([corpus], tmp_path / "second", **given)
+    with pytest.raises(InvalidRequest, match="no token of this tokenizer"):
+        prepare([corpus], tmp_path / "second", eos_token="</s>", **given)
+    prepare([corpus], tmp_path / "second", eos_token="<|endoftext|>", **given)
+    prepare([corpus], tmp_path / "third", eos_policy="none", **given)
+
+
+def test_a_broken_or_missing_tokenizer_is_refused(corpus, tmp_path):
+    with pytest.raises(NotFound, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CorruptData, match=r"not a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text())
+def test_any_text_survives_a_trained_tokenizer(text):
+    [ids] = list(TRAINED.encode([text]))
+    assert TRAINED.tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
+
+
+TRAINED = train_tokenizer(["some text to begin with\n"], 300)
