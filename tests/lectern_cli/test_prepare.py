@@ -18,6 +18,7 @@ from lectern_common.shards import corpus_sha256, open_shards, read_manifest
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 
 VOCAB_SIZE = 300
+KNOWN, UNKNOWN = "<|endoftext|>", "</s>"
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +356,8 @@ def test_a_tokenizer_without_end_of_text_token_needs_one_named(corpus, tmp_path)
     with pytest.raises(InvalidRequest, match="set --eos-token"):
         prepare([corpus], tmp_path / "second", **given)
     with pytest.raises(InvalidRequest, match="no token of this tokenizer"):
-        prepare([corpus], tmp_path / "second", eos_token="</s>", **given)
-    prepare([corpus], tmp_path / "second", eos_token="<|endoftext|>", **given)
+        prepare([corpus], tmp_path / "second", eos_token=UNKNOWN, **given)
+    prepare([corpus], tmp_path / "second", eos_token=KNOWN, **given)
     prepare([corpus], tmp_path / "third", eos_policy="none", **given)
 
 
