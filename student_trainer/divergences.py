@@ -1,0 +1,159 @@
+"""Divergences between the teacher's and the student's distribution, with their gradients.
+
+Legend: N rows, O outcomes; p the teacher's probabilities, q the student's, both at the temperature.
+
+A divergence takes (log_q, log_p, scratch), all [N, O], and may overwrite them. It returns
+
+    d_N    D(p, q) in nats
+    g_NO   q_o (f_o - sum_j q_j f_j) with f = dD/dq
+
+g is how D moves with the outcomes' logits: dD/ds = g / T where every token is an outcome of its
+own, and a token within a larger outcome takes its share q_token / q_outcome of it.
+
+Every logarithm must be finite. An outcome with p = 0 contributes 0 to forward_kl and jsd.
+
+For dense and hidden targets every token is an outcome. For top_k the outcomes are the teacher's K
+largest and one more, any other token, which is never renormalised away; at K = V there is none.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lectern_common.errors import InvalidRequest
+from student_trainer.targets import DenseTargets, TeacherTargets, TopKTargets
+
+# A teacher's -inf (a token ruled out) becomes this: probability 0, and a finite logarithm.
+_LOWEST_LOGIT = -1e30
+# The mass outside the top K is 1 minus the mass inside, known to float32 rounding; never below it.
+_LEAST_REST = 2.0**-24
+
+Divergence = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def forward_kl(log_q: Tensor, log_p: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) = sum p log(p / q); g = q - p."""
+    p = torch.exp(log_p, out=scratch)
+    d_N = log_p.sub_(log_q).mul_(p).sum(-1)
+    return d_N, log_q.exp_().sub_(p)
+
+
+def reverse_kl(log_q: Tensor, log_p: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p) = sum q log(q / p); g = q (log(q / p) - D)."""
+    log_ratio = torch.sub(log_q, log_p, out=log_p)
+    q = log_q.exp_()
+    d_N = torch.mul(q, log_ratio, out=scratch).sum(-1)
+    return d_N, q.mul_(log_ratio.sub_(d_N[:, None]))
+
+
+def jsd(log_q: Tensor, log_p: Tensor, scratch: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
+
+    g = (1 - beta) q (log(q / m) - KL(q || m)).
+    """
+    p, q = torch.exp(log_p, out=scratch), log_q.exp()
+    # Where p and q both vanish m would too; any finite log m does there, as it is multiplied by 0.
+    log_m = torch.lerp(q, p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+    p_to_m_N = log_p.sub_(log_m).mul_(p).sum(-1)
+    log_ratio = log_q.sub_(log_m)
+    q_to_m_N = torch.mul(q, log_ratio, out=p).sum(-1)
+    d_N = beta * p_to_m_N + (1 - beta) * q_to_m_N
+    return d_N, q.mul_(log_ratio.sub_(q_to_m_N[:, None])).mul_(1 - beta)
+
+
+def divergence_named(name: str, beta: float | None) -> Divergence:
+    """Returns the divergence of that name; beta (0 < beta < 1) belongs to jsd alone.
+
+    Raises:
+        InvalidRequest: no such name, or beta is missing, out of range or of no effect.
+    """
+    plain: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+    if name in plain:
+        if beta is not None:
+            raise InvalidRequest(f"beta has no effect with divergence {name}", "beta")
+        return plain[name]
+    if name != "jsd":
+        raise InvalidRequest(f"divergence {name} is not forward_kl, reverse_kl or jsd")
+    if beta is None or not 0 < beta < 1:
+        raise InvalidRequest(f"beta is {beta}; jsd needs 0 < beta < 1", "beta")
+    return partial(jsd, beta=beta)
+
+
+def divergence_from_teacher(
+    logits_nV: Tensor,
+    targets: TeacherTargets,
+    temperature: float,
+    divergence: Divergence,
+    scratch: Callable[[str], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Returns D [n] and T dD/ds [n, V], where s are the student's logits.
+
+    Args:
+        logits_nV: s, float32 or float64; overwritten, and may hold the result.
+        targets: the teacher at the same rows.
+        temperature: T; that of top_k targets.
+        divergence: from `divergence_named`.
+        scratch: gives memory for a tensor like `logits_nV`, the same for the same name.
+    """
+    if isinstance(targets, TopKTargets):
+        return _top_k_divergence(logits_nV, targets, temperature, divergence)
+    teacher_nV = scratch("teacher")
+    if isinstance(targets, DenseTargets):
+        torch.clamp(targets.logits_NV.to(teacher_nV.dtype), min=_LOWEST_LOGIT, out=teacher_nV)
+    else:
+        teacher_nV = targets.head.logits(targets.hidden_ND, teacher_nV)
+    log_p = _log_softmax(teacher_nV, temperature, scratch("log_p"))
+    log_q = _log_softmax(logits_nV, temperature, teacher_nV)
+    return divergence(log_q, log_p, logits_nV)
+
+
+def _log_softmax(logits_nV: Tensor, temperature: float, out: Tensor) -> Tensor:
+    """Returns log softmax(logits / T) in `out`; scales `logits_nV`."""
+    if temperature != 1:
+        logits_nV.mul_(1 / temperature)
+    return torch.log_softmax(logits_nV, -1, out=out)
+
+
+def _top_k_divergence(
+    logits_nV: Tensor, targets: TopKTargets, temperature: float, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """The same over K + 1 outcomes, the last of them any other token; over K where K = V."""
+    ids_nK = targets.ids_NK
+    num_kept, has_rest = ids_nK.shape[1], ids_nK.shape[1] < targets.vocab_size
+    if temperature != 1:
+        logits_nV.mul_(1 / temperature)
+    outcomes_nO = logits_nV.gather(1, ids_nK)
+    if has_rest:
+        # The rest has its own shift, so that its mass is exact also where it is tiny.
+        logits_nV.scatter_(1, ids_nK, -math.inf)
+        largest_n1 = logits_nV.amax(-1, keepdim=True)
+        logits_nV.sub_(largest_n1).exp_()
+        sums_n1 = logits_nV.sum(-1, keepdim=True)
+        outcomes_nO = torch.cat([outcomes_nO, largest_n1 + sums_n1.log()], dim=1)
+    log_q = outcomes_nO.log_softmax(-1)
+    log_p = _teacher_outcomes(targets, temperature, has_rest).to(log_q.dtype)
+    kd_n, g_nO = divergence(log_q, log_p, outcomes_nO)
+    if has_rest:
+        logits_nV.mul_(g_nO[:, num_kept:] / sums_n1)
+    return kd_n, logits_nV.scatter_(1, ids_nK, g_nO[:, :num_kept])
+
+
+def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) -> Tensor:
+    """Returns log p of each outcome, float64; the few values of a row are worth it.
+
+    The mass of the rest is 1 - exp(x), x the log of the mass kept: by expm1 near 0, by log1p else.
+    """
+    scaled_nK = targets.logits_NK.to(torch.float64).clamp(min=_LOWEST_LOGIT) / temperature
+    if has_rest:
+        normalizer_n1 = targets.log_normalizer_t_N.to(torch.float64)[:, None]
+        kept_n1 = scaled_nK.logsumexp(-1, keepdim=True) - normalizer_n1
+        kept_n1 = kept_n1.clamp(max=-_LEAST_REST)
+        rest_n1 = torch.where(
+            kept_n1 > -math.log(2), (-kept_n1.expm1()).log(), (-kept_n1.exp()).log1p()
+        )
+        scaled_nK = torch.cat([scaled_nK - normalizer_n1, rest_n1], dim=1)
+    # Takes out what rounding of the normaliser left: p sums to 1.
+    return scaled_nK.log_softmax(-1)
