@@ -219,17 +219,21 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line in a single write; see the module docstring on non-finite floats."""
+def finite_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record as a JSON line holds it; see the module docstring on non-finite floats."""
     broken = [
         key
         for key, value in record.items()
         if isinstance(value, float) and not math.isfinite(value)
     ]
-    if broken:
-        record = {**record, **dict.fromkeys(broken), "non_finite": broken}
+    return {**record, **dict.fromkeys(broken), "non_finite": broken} if broken else record
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends one JSON line, the `finite_record` of this one, in a single write."""
+    line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        file.write(line)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
