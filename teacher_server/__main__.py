@@ -1,0 +1,191 @@
+"""`python -m teacher_server`: options, wiring, signals.
+
+Exit status: 0 after a drain that let every call finish; 1 where calls were cut off or the server
+broke; 2 and more where it could not start, with one sentence that says what to set.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.logs import configure_logs
+from teacher_server.auth import read_token_file
+from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
+from teacher_server.engine import Engine
+from teacher_server.limits import Limits
+from teacher_server.server import TeacherServer
+
+log = structlog.get_logger()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status."""
+    options = _parser().parse_args(argv)
+    configure_logs(options.log_level)
+    try:
+        token = None if options.token_file is None else read_token_file(options.token_file)
+        load = _loader(options)
+        return asyncio.run(_serve(options, token, load))
+    except LecternError as error:
+        print(f"lectern teacher: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+async def _serve(options: argparse.Namespace, token: str | None, load: Callable[[], Engine]) -> int:
+    """Starts, loads, serves, drains: the whole life of the process."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _stop_or_exit, stop)
+    stopping = asyncio.create_task(stop.wait())
+
+    server = TeacherServer(options.bind, token)
+    await server.start()
+    log.info("loading", model=options.model, address=server.address)
+    loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
+    await _first_of(loading, stopping)
+    if stop.is_set():
+        await server.drain(timeout_seconds=0)
+        return 0  # a model that is half loaded has nothing to finish
+
+    engine = loading.result()
+    limits = await server.open(engine, _limits(options))
+    print(ready_text(engine.facts, limits, server.address, token is not None), flush=True)
+    _warn_of_idle_gpu(engine.facts.device)
+    if options.port_file is not None:
+        _write_whole(options.port_file, server.address)
+
+    batching = server.batching
+    if batching is None:
+        raise RuntimeError("open() starts the batcher")
+    await _first_of(batching, stopping)
+    broken = batching.done()
+    if broken:
+        log.error("the queue broke", exc_info=batching.exception())
+    log.info("draining", timeout_seconds=options.drain_seconds)
+    finished = await server.drain(0 if broken else options.drain_seconds)
+    return 0 if finished and not broken else 1
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _stop_or_exit(stop: asyncio.Event) -> None:
+    """First signal: drain. Second: leave at once."""
+    if stop.is_set():
+        os._exit(1)
+    stop.set()
+
+
+def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
+    """Returns what loads the engine, later and on the model thread: torch is imported there."""
+    if options.engine == "fixture":
+        if options.vocab_size is None:
+            raise Misconfigured("--engine fixture needs --vocab-size")
+
+        def load_fixture() -> Engine:
+            from teacher_server.fixture_engine import FixtureEngine
+
+            return FixtureEngine(options.vocab_size)
+
+        return load_fixture
+    if options.model is None:
+        raise Misconfigured("--model is missing: a model folder, or a hub id")
+    if options.vocab_size is not None:
+        raise Misconfigured("--vocab-size is the fixture's alone; a model has its own")
+
+    def load_model() -> Engine:
+        import torch
+        import transformers
+
+        from teacher_server import transformers_engine
+
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        return transformers_engine.load(
+            options.model, options.revision, options.dtype, options.device
+        )
+
+    return load_model
+
+
+def _warn_of_idle_gpu(device: str) -> None:
+    torch = sys.modules.get("torch")
+    cuda_available = torch is not None and torch.cuda.is_available()
+    warning = idle_gpu_warning(device, cuda_available, gpu_present())
+    if torch is not None and warning is not None:  # the fixture has no use for one
+        print(f"\n{warning}\n", flush=True)
+        log.warning(warning)
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    return Limits(
+        max_sequences=options.max_sequences,
+        max_tokens=options.max_tokens,
+        max_sequence_tokens=options.max_sequence_tokens,
+        max_top_k=options.max_top_k,
+        max_reply_bytes=options.max_reply_bytes,
+        max_queued_requests=options.max_queued_requests,
+    )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that nobody reads half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(f"{text}\n")
+    temporary.replace(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m teacher_server", description="Serves a teacher model to student trainers."
+    )
+    add = parser.add_argument
+    add("--model", help="a model folder, or a hub id")
+    add("--revision", help="hub commit, tag or branch")
+    add("--engine", choices=("transformers", "fixture"), default="transformers")
+    add("--vocab-size", type=_positive, help="of the fixture engine")
+    add("--bind", default="127.0.0.1:50051", help="host:port; port 0 picks a free one")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; auto takes a GPU if it can")
+    add("--threads", type=_positive, help="CPU threads of the model; torch's default if left out")
+    add("--token-file", type=Path, help="file with the bearer token that clients must send")
+    add("--port-file", type=Path, help="written with the bound host:port once it is ready")
+    add("--drain-seconds", type=float, default=60.0, help="for calls in flight after SIGTERM")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    limits = Limits()
+    for name in (
+        "max_sequences",
+        "max_tokens",
+        "max_sequence_tokens",
+        "max_top_k",
+        "max_reply_bytes",
+        "max_queued_requests",
+    ):
+        option = "--" + name.replace("_", "-")
+        add(option, type=_positive, default=getattr(limits, name), help="default: %(default)s")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a forward that is still running would hold the interpreter's end.
+    os._exit(status)

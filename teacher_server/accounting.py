@@ -1,0 +1,87 @@
+"""What the server has done since it started, in all and for each run. Event loop only."""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Run ids come from clients: the longest idle ones are forgotten beyond this many.
+MAX_RUNS = 1000
+
+_RATE_WINDOW_SECONDS = 60.0
+
+
+@dataclass
+class RunAccount:
+    """Work charged to one run; the fields are those of the proto's RunStats."""
+
+    requests: int = 0
+    tokens: int = 0
+    sent_bytes: int = 0
+    compute_seconds: float = 0.0
+    queue_seconds: float = 0.0
+
+
+class Accounting:
+    """Counters. `clock` gives rising seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._recent: deque[tuple[float, int, float]] = deque()  # (when, tokens, seconds)
+        self.runs: OrderedDict[str, RunAccount] = OrderedDict()
+        self.scored_tokens = 0
+        self.scored_sequences = 0
+        self.sent_bytes = 0
+        self.compute_seconds = 0.0
+        self.refused_requests = 0
+        self.failed_requests = 0
+
+    @property
+    def uptime_seconds(self) -> float:
+        return self._clock() - self._started
+
+    def scored(self, run_id: str, num_tokens: int, seconds: float) -> None:
+        """Counts one sequence's forward."""
+        self.scored_tokens += num_tokens
+        self.scored_sequences += 1
+        self.compute_seconds += seconds
+        run = self._run(run_id)
+        run.tokens += num_tokens
+        run.compute_seconds += seconds
+        self._recent.append((self._clock(), num_tokens, seconds))
+        self._forget_old()
+
+    def answered(self, run_id: str, sent_bytes: int, queue_seconds: float) -> None:
+        """Counts one request that was answered in full."""
+        self.sent_bytes += sent_bytes
+        run = self._run(run_id)
+        run.requests += 1
+        run.sent_bytes += sent_bytes
+        run.queue_seconds += queue_seconds
+
+    def refused(self) -> None:
+        """Counts a call that was turned away before any work: wrong, or the queue was full."""
+        self.refused_requests += 1
+
+    def failed(self) -> None:
+        """Counts a call that broke after it was accepted."""
+        self.failed_requests += 1
+
+    def tokens_per_second(self) -> float:
+        """Returns tokens a second of forward time over the last minute; 0 where there were none."""
+        self._forget_old()
+        seconds = sum(entry[2] for entry in self._recent)
+        return sum(entry[1] for entry in self._recent) / seconds if seconds > 0 else 0.0
+
+    def _run(self, run_id: str) -> RunAccount:
+        run = self.runs.setdefault(run_id, RunAccount())
+        self.runs.move_to_end(run_id)
+        if len(self.runs) > MAX_RUNS:
+            self.runs.popitem(last=False)
+        return run
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - _RATE_WINDOW_SECONDS
+        while self._recent and self._recent[0][0] < oldest:
+            self._recent.popleft()

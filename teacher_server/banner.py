@@ -1,0 +1,58 @@
+"""What the server says when it is ready, for the person who started it."""
+
+import shutil
+from pathlib import Path
+
+from teacher_server.engine import ModelFacts
+from teacher_server.limits import Limits
+
+_MODES = {
+    "independent": "an answer's bytes depend on its own sequence alone",
+}
+
+
+def ready_text(facts: ModelFacts, limits: Limits, address: str, has_token: bool) -> str:
+    """Returns a few aligned lines: the model, where it runs, what it offers, its limits."""
+    offered = [kind for kind, reason in facts.not_offered.items() if reason is None]
+    missing = [(kind, reason) for kind, reason in facts.not_offered.items() if reason is not None]
+    revision = f" at {facts.revision}" if facts.revision else ""
+    lines = [
+        ("model", f"{facts.model_id}{revision}"),
+        ("parameters", f"{facts.num_parameters:,}"),
+        ("device", facts.device),
+        ("dtype", facts.dtype),
+        ("engine", f"{facts.engine}, {facts.mode}: {_MODES.get(facts.mode, '')}"),
+        ("address", address),
+        ("callers", "those with the bearer token" if has_token else "anyone on this machine"),
+        ("offers", ", ".join(offered)),
+        *(("", f"not {kind}: {reason}") for kind, reason in missing),
+        (
+            "limits",
+            f"{limits.max_sequences} sequences, {limits.max_tokens} tokens, "
+            f"{limits.max_sequence_tokens} tokens a sequence, {limits.max_reply_bytes >> 20} MiB "
+            f"a reply, {limits.max_queued_requests} requests at once",
+        ),
+        ("fingerprint", facts.fingerprint),
+    ]
+    body = "\n".join(f"  {name:<12} {text}" for name, text in lines)
+    return f"Lectern teacher is ready\n{body}"
+
+
+def idle_gpu_warning(device: str, cuda_available: bool, gpu_present: bool) -> str | None:
+    """Returns a loud line where a teacher runs on the CPU of a machine with a GPU, else None.
+
+    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    """
+    if not device.startswith("cpu") or not (cuda_available or gpu_present):
+        return None
+    fix = (
+        "leave --device out, or set --device cuda"
+        if cuda_available
+        else "this torch cannot use it: install a CUDA build of torch"
+    )
+    return f"WARNING: THE TEACHER RUNS ON THE CPU WHILE THIS MACHINE'S GPU IS IDLE; {fix}"
+
+
+def gpu_present() -> bool:
+    """Returns whether this machine has an NVIDIA driver, whatever torch can use."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,23 @@
+"""What one server takes on at once. Told to every client in Model.limits."""
+
+from dataclasses import dataclass
+
+from lectern_common.wire import MAX_MESSAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on a request and on the queue; the fields are those of the proto's Limits.
+
+    `max_sequence_tokens` is already the smaller of the server's and the model's.
+    """
+
+    max_sequences: int = 1024
+    max_tokens: int = 262_144
+    max_sequence_tokens: int = 32_768
+    max_top_k: int = 4096
+    max_reply_bytes: int = 1 << 30
+    max_queued_requests: int = 64
+    max_request_bytes: int = MAX_MESSAGE_BYTES
+    # Sampled answers are not served yet; the record's count field ends at 256.
+    max_draws: int = 256

@@ -1,0 +1,202 @@
+"""What is known and computed, as the messages of the wire. Pure; nothing here waits."""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Sequence
+
+from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION
+from protos import teacher_pb2
+from teacher_server.accounting import Accounting
+from teacher_server.batcher import Batcher
+from teacher_server.engine import ModelFacts, ScoringRequest
+from teacher_server.limits import Limits
+from teacher_server.validation import KINDS
+
+_DTYPES = {
+    "float32": teacher_pb2.DTYPE_FLOAT32,
+    "float16": teacher_pb2.DTYPE_FLOAT16,
+    "bfloat16": teacher_pb2.DTYPE_BFLOAT16,
+}
+
+_MAP_ENTRIES = 4096
+
+
+def dtype(name: str) -> teacher_pb2.DType:
+    """Returns the wire's word for a dtype."""
+    return _DTYPES[name]
+
+
+class PieceCutter:
+    """Gathers rows of sequences into pieces of about PIECE_BYTES, whole rows each.
+
+    Attributes:
+        crc32: over all payloads so far, in order.
+        total_bytes: of them.
+    """
+
+    def __init__(self, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
+        self._piece_bytes = max(1, PIECE_BYTES // row_bytes) * row_bytes
+        self._held = bytearray()
+        self._first_row = 0
+        self.crc32 = 0
+        self.total_bytes = 0
+
+    def add(self, rows: memoryview) -> Iterator[teacher_pb2.LogitsForBatchReply]:
+        """Yields the pieces that the rows complete, and holds the rest back."""
+        taken = 0
+        while len(self._held) + len(rows) - taken >= self._piece_bytes:
+            stop = taken + self._piece_bytes - len(self._held)
+            payload = b"".join((self._held, rows[taken:stop]))
+            self._held.clear()
+            taken = stop
+            yield self._piece(payload)
+        self._held += rows[taken:]
+
+    def rest(self) -> Iterator[teacher_pb2.LogitsForBatchReply]:
+        """Yields the last piece, where something is held back."""
+        if self._held:
+            yield self._piece(bytes(self._held))
+            self._held.clear()
+
+    def _piece(self, payload: bytes) -> teacher_pb2.LogitsForBatchReply:
+        self.crc32 = zlib.crc32(payload, self.crc32)
+        self.total_bytes += len(payload)
+        num_rows = len(payload) // self._row_bytes
+        piece = teacher_pb2.LogitsPiece(
+            first_row=self._first_row, num_rows=num_rows, payload=payload
+        )
+        self._first_row += num_rows
+        return teacher_pb2.LogitsForBatchReply(piece=piece)
+
+
+def head_replies(
+    facts: ModelFacts, vocab_size: int, parts: Sequence[memoryview]
+) -> Iterator[teacher_pb2.OutputHeadReply]:
+    """Yields header, pieces and trailer of the output head's bytes."""
+    header = teacher_pb2.OutputHeadHeader(
+        fingerprint=facts.fingerprint,
+        dtype=dtype(facts.hidden_dtype),
+        vocab_size=vocab_size,
+        hidden_size=facts.hidden_size,
+        transform=head_transform(facts),
+        total_bytes=sum(len(part) for part in parts),
+    )
+    yield teacher_pb2.OutputHeadReply(header=header)
+    crc32 = 0
+    for part in parts:
+        for start in range(0, len(part), PIECE_BYTES):
+            piece = part[start : start + PIECE_BYTES].tobytes()
+            crc32 = zlib.crc32(piece, crc32)
+            yield teacher_pb2.OutputHeadReply(piece=piece)
+    yield teacher_pb2.OutputHeadReply(trailer=teacher_pb2.OutputHeadTrailer(crc32=crc32))
+
+
+def tokenizer_replies(facts: ModelFacts) -> Iterator[teacher_pb2.TokenizerMapReply]:
+    """Yields the token-to-id map in rising id order; nothing where there is no tokenizer."""
+    entries = sorted((token_id, token) for token, token_id in (facts.tokens or {}).items())
+    for start in range(0, len(entries), _MAP_ENTRIES):
+        part = entries[start : start + _MAP_ENTRIES]
+        yield teacher_pb2.TokenizerMapReply(
+            tokens=[token.encode("utf-8", "surrogatepass") for _, token in part],
+            ids=[token_id for token_id, _ in part],
+        )
+
+
+def head_transform(facts: ModelFacts) -> teacher_pb2.HeadTransform:
+    """Returns the head's transform as it travels."""
+    head = facts.head
+    return teacher_pb2.HeadTransform(
+        scale=head.scale,
+        divisor=head.divisor,
+        soft_cap=head.soft_cap or 0.0,
+        has_bias=head.has_bias,
+    )
+
+
+def logits_header(
+    request: teacher_pb2.LogitsForBatchRequest, scoring: ScoringRequest, facts: ModelFacts
+) -> teacher_pb2.LogitsForBatchReply:
+    """Returns what a client needs to take the pieces apart."""
+    is_hidden = request.representation.kind == teacher_pb2.REPRESENTATION_HIDDEN
+    header = teacher_pb2.LogitsHeader(
+        fingerprint=facts.fingerprint,
+        kind=request.representation.kind,
+        dtype=dtype(facts.hidden_dtype if is_hidden else "float32"),
+        num_rows=scoring.num_rows,
+        row_bytes=scoring.row_bytes,
+        total_bytes=scoring.num_rows * scoring.row_bytes,
+        vocab_size=request.vocab_size,
+    )
+    return teacher_pb2.LogitsForBatchReply(header=header)
+
+
+def logits_trailer(
+    cutter: PieceCutter, queue_seconds: float, compute_seconds: float
+) -> teacher_pb2.LogitsForBatchReply:
+    """Returns the checksum and what the answer took."""
+    trailer = teacher_pb2.LogitsTrailer(
+        crc32=cutter.crc32,
+        total_bytes=cutter.total_bytes,
+        queue_seconds=queue_seconds,
+        compute_seconds=compute_seconds,
+    )
+    return teacher_pb2.LogitsForBatchReply(trailer=trailer)
+
+
+def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
+    """Returns what a client may know of the model and the server."""
+    return teacher_pb2.Model(
+        protocol_version=PROTOCOL_VERSION,
+        model_id=facts.model_id,
+        revision=facts.revision,
+        weights_sha256=facts.weights_sha256,
+        fingerprint=facts.fingerprint,
+        logit_width=facts.logit_width,
+        num_tokens=facts.num_tokens,
+        tokenizer_sha256="" if facts.tokens is None else tokenizer_sha256(facts.tokens),
+        max_positions=facts.max_positions or limits.max_sequence_tokens,
+        hidden_size=facts.hidden_size,
+        hidden_dtype=dtype(facts.hidden_dtype),
+        dtype=facts.dtype,
+        quantization=facts.quantization,
+        device=facts.device,
+        head_transform=head_transform(facts),
+        representations=[
+            teacher_pb2.RepresentationOffer(
+                kind=kind,
+                offered=facts.not_offered[name] is None,
+                reason=facts.not_offered[name] or "",
+            )
+            for kind, name in KINDS.items()
+        ],
+        limits=teacher_pb2.Limits(**dataclasses.asdict(limits)),
+        engine=facts.engine,
+        mode=facts.mode,
+        num_parameters=facts.num_parameters,
+    )
+
+
+def stats(facts: ModelFacts, batcher: Batcher, accounting: Accounting) -> teacher_pb2.Stats:
+    """Returns the counters; the cache's are zero, there is none."""
+    return teacher_pb2.Stats(
+        fingerprint=facts.fingerprint,
+        uptime_seconds=accounting.uptime_seconds,
+        queued_requests=batcher.queued_requests,
+        queued_tokens=batcher.queued_tokens,
+        running_requests=batcher.running_requests,
+        scored_tokens=accounting.scored_tokens,
+        scored_sequences=accounting.scored_sequences,
+        sent_bytes=accounting.sent_bytes,
+        compute_seconds=accounting.compute_seconds,
+        tokens_per_second=accounting.tokens_per_second(),
+        refused_requests=accounting.refused_requests,
+        failed_requests=accounting.failed_requests,
+        cache=teacher_pb2.CacheStats(),
+        runs=[
+            teacher_pb2.RunStats(run_id=run_id, **dataclasses.asdict(run))
+            for run_id, run in accounting.runs.items()
+        ],
+        device=facts.device,
+    )

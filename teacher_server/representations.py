@@ -1,0 +1,114 @@
+"""Hidden states or logits into rows of bytes, a few rows at a time.
+
+Legend: N asked rows, C rows of one chunk, V asked vocabulary, D hidden size, K top-k.
+
+Every function takes logits that are already sliced to the asked vocabulary: no id beyond it has
+part in a softmax.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.wire import top_k_record
+
+# Logits that stand in memory at once; a row of 152,064 logits is 0.6 MB.
+CHUNK_BYTES = 32 << 20
+
+# Rows start .. stop - 1 -> their float32 logits [C, V].
+LogitsOfRows = Callable[[int, int], Tensor]
+
+
+def hidden_rows(hidden_ND: Tensor) -> memoryview:
+    """Returns the bits of the hidden states, whatever their dtype.
+
+    Raises:
+        TeacherError: a value is not finite.
+    """
+    _require_finite(hidden_ND, 0)
+    return bits(hidden_ND).data.cast("B")
+
+
+def dense_rows(num_rows: int, vocab_size: int, logits_of: LogitsOfRows) -> memoryview:
+    """Returns float32 logits [N, V] as bytes.
+
+    Raises:
+        TeacherError: a logit is not finite.
+    """
+    rows_NV = np.empty((num_rows, vocab_size), "<f4")
+    for start, stop in _chunks(num_rows, vocab_size):
+        logits_CV = logits_of(start, stop)
+        _require_finite(logits_CV, start)
+        rows_NV[start:stop] = logits_CV.cpu().numpy()
+    return rows_NV.data.cast("B")
+
+
+def top_k_rows(
+    num_rows: int, vocab_size: int, logits_of: LogitsOfRows, k: int, temperature: float
+) -> memoryview:
+    """Returns N records of `top_k_record(k)` as bytes. Equal logits: the lower id comes first.
+
+    Raises:
+        TeacherError: a logit is not finite.
+        InvalidRequest: logits / temperature leave float32's range.
+    """
+    records_N = np.empty(num_rows, top_k_record(k))
+    for start, stop in _chunks(num_rows, vocab_size):
+        logits_CV = logits_of(start, stop)
+        _require_finite(logits_CV, start)
+        values_CK, ids_CK = ordered_top_k(logits_CV, k)
+        normalizer_C = torch.logsumexp(logits_CV, dim=-1)
+        normalizer_t_C = torch.logsumexp(logits_CV / temperature, dim=-1)
+        if not bool(normalizer_t_C.isfinite().all()):
+            raise InvalidRequest(
+                f"temperature {temperature:g} takes logits / temperature out of float32's range",
+                field="temperature",
+            )
+        chunk = records_N[start:stop]
+        chunk["logits"] = values_CK.cpu().numpy()
+        chunk["ids"] = ids_CK.cpu().numpy()
+        chunk["log_normalizer"] = normalizer_C.cpu().numpy()
+        chunk["log_normalizer_t"] = normalizer_t_C.cpu().numpy()
+    return records_N.view(np.uint8).data
+
+
+def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest logits, falling, and their ids; of equal logits the lower ids.
+
+    torch.topk picks any of equal logits, so the same answer could name another id elsewhere.
+    """
+    values_CK, ids_CK = torch.topk(logits_CV, k, dim=-1)
+    ids_CK = ids_CK.sort(dim=-1).values
+    values_CK, order_CK = logits_CV.gather(-1, ids_CK).sort(dim=-1, descending=True, stable=True)
+    ids_CK = ids_CK.gather(-1, order_CK)
+    last_C1 = values_CK[:, -1:]
+    # Rows in which more ids carry the last value than were taken: there topk had a choice.
+    chosen_C = (logits_CV == last_C1).sum(-1) > (values_CK == last_C1).sum(-1)
+    if bool(chosen_C.any()):
+        full_values, full_ids = logits_CV[chosen_C].sort(dim=-1, descending=True, stable=True)
+        values_CK[chosen_C], ids_CK[chosen_C] = full_values[:, :k], full_ids[:, :k]
+    return values_CK, ids_CK
+
+
+def bits(values: Tensor) -> np.ndarray:
+    """Returns the tensor on the CPU as numpy; bfloat16, which numpy lacks, as its bit patterns."""
+    values = values.detach().cpu().contiguous()
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _chunks(num_rows: int, vocab_size: int) -> list[tuple[int, int]]:
+    rows = max(1, CHUNK_BYTES // (4 * vocab_size))
+    return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
+
+
+def _require_finite(values_CX: Tensor, first_row: int) -> None:
+    finite_C = values_CX.isfinite().all(-1)
+    if not bool(finite_C.all()):
+        row = first_row + int((~finite_C).nonzero()[0])
+        raise TeacherError(
+            f"the model's output is not finite (asked position {row} of a sequence); it cannot be "
+            "used as a target"
+        )

@@ -1,0 +1,148 @@
+"""The server's life: bound, loading, serving, draining, gone.
+
+start()  the port is bound and health answers; NOT_SERVING, other calls are UNAVAILABLE
+open()   the model is there: health says SERVING, then the first call is taken
+drain()  health says NOT_SERVING, new calls are UNAVAILABLE, those in flight finish
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+
+from lectern_common.errors import Misconfigured
+from lectern_common.wire import MAX_MESSAGE_BYTES
+from protos import teacher_pb2, teacher_pb2_grpc
+from teacher_server.accounting import Accounting
+from teacher_server.auth import BearerTokenInterceptor
+from teacher_server.batcher import Batcher
+from teacher_server.engine import Engine
+from teacher_server.limits import Limits
+from teacher_server.servicer import Serving, TeacherServicer
+
+log = structlog.get_logger()
+
+SERVICE_NAME = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
+
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # By default two servers may bind one port, and answer in turn.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 15 s to notice a hung server; by default that is rude, and cut off.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]
+
+# After the last call has finished: what health watchers get before they are cut off.
+_GRACE_SECONDS = 0.5
+
+
+class TeacherServer:
+    """A gRPC server around one engine. Make, start and drain it inside one event loop.
+
+    Args:
+        bind: "host:port"; port 0 picks a free one.
+        token: bearer token that every call must carry; None: none, on loopback alone.
+
+    Raises:
+        Misconfigured: the address is no address, or reaches beyond loopback without a token.
+    """
+
+    def __init__(self, bind: str, token: str | None) -> None:
+        self._host, self._port = _host_and_port(bind)
+        if token is None and not _is_loopback(self._host):
+            raise Misconfigured(
+                f"--bind {bind} can be reached from other machines: set --token-file to a file "
+                "with a token, or bind 127.0.0.1"
+            )
+        self._health = health_aio.HealthServicer()
+        self._servicer = TeacherServicer()
+        interceptors = [BearerTokenInterceptor(token)] if token is not None else []
+        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        # The only thread that touches the model.
+        self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.batching: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, once started."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._port}"
+
+    async def start(self) -> None:
+        """Binds the port and answers health checks with NOT_SERVING.
+
+        Raises:
+            Misconfigured: the port is taken, or the address is not this machine's.
+        """
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        add_teacher: Any = teacher_pb2_grpc.add_TeacherServicer_to_server
+        add_teacher(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        try:
+            self._port = self._server.add_insecure_port(self.address)
+        except RuntimeError:
+            raise Misconfigured(
+                f"cannot listen on {self.address}: the port is taken or the address is not this "
+                "machine's; set another --bind"
+            ) from None
+        await self._server.start()
+
+    async def open(self, engine: Engine, limits: Limits) -> Limits:
+        """Says SERVING, then takes calls. Returns the limits that hold for this model."""
+        longest = engine.facts.max_positions
+        if longest is not None:
+            shorter = min(longest, limits.max_sequence_tokens)
+            limits = dataclasses.replace(limits, max_sequence_tokens=shorter)
+        accounting = Accounting()
+        batcher = Batcher(engine, self.model_thread, accounting, limits.max_queued_requests)
+        self.batching = asyncio.create_task(batcher.run())
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._servicer.open(Serving(engine, batcher, accounting, limits))
+        return limits
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
+        await self._health.enter_graceful_shutdown()
+        self._servicer.close("the teacher is shutting down")
+        finished = True
+        try:
+            await asyncio.wait_for(self._servicer.wait_until_idle(), timeout_seconds)
+        except TimeoutError:
+            finished = False
+            log.warning("calls cut off", after_seconds=timeout_seconds)
+        await self._server.stop(_GRACE_SECONDS)
+        if self.batching is not None:
+            self.batching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.batching
+        self.model_thread.shutdown(wait=False, cancel_futures=True)
+        return finished
+
+
+def _host_and_port(bind: str) -> tuple[str, int]:
+    host, colon, port = bind.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise Misconfigured(f"--bind {bind!r} is not host:port, like 127.0.0.1:50051")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whatever it resolves to
+        return False
