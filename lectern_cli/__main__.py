@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lectern_cli import console, data, doctor, runs, train, up
+from lectern_cli import console, data, doctor, runs, teacher, train, up
 from lectern_common.errors import LecternError
 
 _EPILOG = "\b\nExit status:\n" + "\n".join(
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command(epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct")(up.up)
 app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
+app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 

@@ -21,7 +21,8 @@ TEACHER = "teacher server"
 CONTROL_PLANE = "control plane"
 # Time to checkpoint every run, and to finish the calls in flight.
 CONTROL_PLANE_GRACE_SECONDS = 90.0
-TEACHER_GRACE_SECONDS = 30.0
+TEACHER_DRAIN_SECONDS = 15.0
+TEACHER_GRACE_SECONDS = 20.0
 
 OnWait = Callable[[str, float], None]
 """Told (name of the service, seconds waited for it) while one starts or stops."""
@@ -100,6 +101,7 @@ def services(
                         *("--engine", engine),
                         *("--bind", teacher_bind),
                         *("--port-file", str(teacher_port_file)),
+                        *("--drain-seconds", str(TEACHER_DRAIN_SECONDS)),
                         *(["--threads", str(threads)] if threads is not None else []),
                         *teacher_options,
                     ],

@@ -27,6 +27,9 @@ def up(
     engine: Annotated[
         Literal["transformers", "fixture"], typer.Option(help="What computes the answers.")
     ] = "transformers",
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
+    ] = None,
     teacher_bind: Annotated[
         str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
     ] = "127.0.0.1:50051",
@@ -81,7 +84,10 @@ def up(
                 bind=bind,
                 max_running_runs=max_running_runs,
                 threads=threads,
-                teacher_options=_token_option(teacher_token_file),
+                teacher_options=[
+                    *_token_option(teacher_token_file),
+                    *([] if vocab_size is None else ["--vocab-size", str(vocab_size)]),
+                ],
                 control_plane_options=_token_option(token_file),
                 on_wait=wait_notes(),
             ) as running:

@@ -1,0 +1,124 @@
+"""`lectern teacher serve`: the options of `python -m teacher_server`, and nothing of its own.
+
+This process becomes the server: signals, logs and exit status are the server's.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lectern_cli.options import command_group
+
+app = command_group("Serve a teacher model to student trainers.")
+
+
+@app.callback()
+def _group() -> None:
+    """Makes `serve` a command of its own, though it is the only one."""
+
+
+@app.command(
+    epilog="Example: lectern teacher serve --model Qwen/Qwen2.5-Coder-7B-Instruct "
+    "--bind 0.0.0.0:50051 --token-file teacher.token"
+)
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="A model folder, or a hub id.", show_default=False)
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Hub commit, tag or branch.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        Literal["transformers", "fixture"], typer.Option(help="What computes the answers.")
+    ] = "transformers",
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
+    ] = None,
+    bind: Annotated[
+        str, typer.Option(help="HOST:PORT; port 0 takes a free one.")
+    ] = "127.0.0.1:50051",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="What the model computes in."),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1; auto takes a GPU where there is one.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads of the model [default: torch's choice].", show_default=False
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the bearer token that clients must send; required beyond loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    port_file: Annotated[
+        Path | None,
+        typer.Option(help="Written with the bound host:port once ready.", show_default=False),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="For calls in flight after SIGTERM [default: 60].", show_default=False
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Least level logged.")
+    ] = "info",
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="Of one request.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of one request.", show_default=False)
+    ] = None,
+    max_sequence_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of one sequence.", show_default=False)
+    ] = None,
+    max_top_k: Annotated[
+        int | None, typer.Option(min=1, help="Largest top_k.", show_default=False)
+    ] = None,
+    max_reply_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of one reply.", show_default=False)
+    ] = None,
+    max_queued_requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="Waiting before new ones are refused.", show_default=False),
+    ] = None,
+) -> None:
+    """Serve a teacher over gRPC, until Ctrl-C or SIGTERM.
+
+    Calls in flight are then finished. Prints model, device, dtype, address and limits once it is ready.
+    """
+    options = {
+        "--model": model,
+        "--revision": revision,
+        "--engine": engine,
+        "--vocab-size": vocab_size,
+        "--bind": bind,
+        "--dtype": dtype,
+        "--device": device,
+        "--threads": threads,
+        "--token-file": token_file,
+        "--port-file": port_file,
+        "--drain-seconds": drain_seconds,
+        "--log-level": log_level,
+        "--max-sequences": max_sequences,
+        "--max-tokens": max_tokens,
+        "--max-sequence-tokens": max_sequence_tokens,
+        "--max-top-k": max_top_k,
+        "--max-reply-bytes": max_reply_bytes,
+        "--max-queued-requests": max_queued_requests,
+    }
+    given = [
+        word for name, value in options.items() if value is not None for word in (name, str(value))
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "teacher_server", *given])  # noqa: S606

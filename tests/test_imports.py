@@ -1,0 +1,115 @@
+"""Who may import whom. The rules stand here; a change of them is a change of the design."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# protos <- lectern_common <- lectern_models <- {teacher_server | student_trainer}; the control
+# plane knows no model, and the three processes never import each other.
+MAY_IMPORT = {
+    "protos": set(),
+    "lectern_common": {"protos"},
+    "lectern_models": {"protos", "lectern_common"},
+    "teacher_server": {"protos", "lectern_common", "lectern_models"},
+    "student_trainer": {"protos", "lectern_common", "lectern_models"},
+    "control_plane": {"protos", "lectern_common"},
+    "lectern_cli": {"protos", "lectern_common"},
+}
+TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
+
+# The files that speak gRPC; everything else is tested without it.
+GRPC_FILES = {
+    "protos/teacher_pb2_grpc.py",
+    "lectern_common/teacher_channel.py",
+    "student_trainer/remote_teacher.py",
+    "teacher_server/auth.py",
+    "teacher_server/server.py",
+    "teacher_server/servicer.py",
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yields the dotted name of every import anywhere in a file, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports by relative path"
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "__import__",
+            "import_module",
+            "importlib.import_module",
+        ):
+            assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno} hides an import"
+            yield str(node.args[0].value)
+
+
+def imported_packages(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported_names(path)}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_what_stands_left_of_it(package):
+    for path in (ROOT / package).rglob("*.py"):
+        ours = imported_packages(path) & MAY_IMPORT.keys()
+        assert ours <= MAY_IMPORT[package] | {package}, relative(path)
+
+
+def test_torch_is_imported_only_by_teacher_and_trainer():
+    for path in modules():
+        if path.relative_to(ROOT).parts[0] not in TORCH_PACKAGES:
+            assert not imported_packages(path) & {"torch", "transformers"}, relative(path)
+
+
+def test_grpc_is_imported_only_by_the_files_that_speak_it():
+    speakers = {
+        relative(path)
+        for path in modules()
+        if imported_packages(path) & {"grpc", "grpc_health", "grpc_reflection"}
+    }
+    assert speakers == GRPC_FILES
+
+
+def test_fastapi_is_imported_only_by_the_control_plane():
+    for path in modules():
+        if path.relative_to(ROOT).parts[0] != "control_plane":
+            assert not imported_packages(path) & {"fastapi", "starlette", "uvicorn"}, relative(path)
+
+
+def loaded_by(module: str) -> set[str]:
+    """Returns the top-level modules that a new process holds after importing `module`."""
+    program = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["control_plane.__main__", "control_plane.app"])
+def test_the_control_plane_starts_without_torch(module):
+    assert not loaded_by(module) & {"torch", "transformers"}
+
+
+def test_the_command_line_starts_with_next_to_nothing():
+    heavy = {"torch", "transformers", "grpc", "fastapi", "numpy", "pydantic", "httpx", "rich"}
+    assert not loaded_by("lectern_cli.__main__") & heavy
+
+
+def test_every_command_line_module_loads_without_torch():
+    names = [f"lectern_cli.{path.stem}" for path in (ROOT / "lectern_cli").glob("[!_]*.py")]
+    assert not loaded_by(", ".join(names)) & {"torch", "transformers"}
