@@ -140,24 +140,24 @@ def log_softmax(logits_V: Vector) -> Vector:
 
 
 def _divergence(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> float:
+    weight = _mixture_weight(name, beta)
     if name == "forward_kl":
         return _kl(log_p, log_q)
     if name == "reverse_kl":
         return _kl(log_q, log_p)
-    weight = _jsd_beta(name, beta)
     log_m = _log_mixture(log_p, log_q, weight)
     return weight * _kl(log_p, log_m) + (1 - weight) * _kl(log_q, log_m)
 
 
 def _divergence_gradient(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> Vector:
     """Returns q_o (f_o - sum_j q_j f_j) [O] with f = dD/dq: dD over d(log-odds of outcome o)."""
+    weight = _mixture_weight(name, beta)
     p, q = np.exp(log_p), np.exp(log_q)
     if name == "forward_kl":  # f = -p / q
         return np.asarray(q - p)
     if name == "reverse_kl":  # f = log(q / p) + 1
         return np.asarray(q * (log_q - log_p - _kl(log_q, log_p)))
-    weight = _jsd_beta(name, beta)  # f = (1 - beta) log(q / m)
-    log_m = _log_mixture(log_p, log_q, weight)
+    log_m = _log_mixture(log_p, log_q, weight)  # f = (1 - beta) log(q / m)
     return np.asarray((1 - weight) * q * (log_q - log_m - _kl(log_q, log_m)))
 
 
@@ -211,9 +211,14 @@ def _rows(
     return s, t
 
 
-def _jsd_beta(name: str, beta: float | None) -> float:
-    if name != "jsd":
+def _mixture_weight(name: str, beta: float | None) -> float:
+    """Returns jsd's beta; 0, which nobody reads, for the others."""
+    if name not in ("forward_kl", "reverse_kl", "jsd"):
         raise InvalidRequest(f"divergence {name} is not known", "divergence")
+    if name != "jsd":
+        if beta is not None:
+            raise InvalidRequest(f"beta has no effect with divergence {name}", "beta")
+        return 0.0
     if beta is None or not 0 < beta < 1:
         raise InvalidRequest(f"beta is {beta}; jsd needs 0 < beta < 1", "beta")
     return beta
