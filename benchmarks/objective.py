@@ -1,8 +1,8 @@
 """The chunked objective against a plain one that makes all logits: time and peak memory.
 
 The baseline is what one would write in PyTorch: both heads' logits for all tokens,
-`cross_entropy` and `kl_div` of log-softmaxes, `backward()`. Same inputs, one thread. Each side's peak
-memory is that of a process of its own, above what its inputs take.
+`cross_entropy` and `kl_div` of log-softmaxes, `backward()`. Same inputs, one thread. Each side's
+peak memory is that of a process of its own, above what its inputs take.
 """
 
 import json

@@ -1,0 +1,75 @@
+"""`make bench`: every performance figure, as a ratio against a named baseline in the same run.
+
+    make bench                      all parts
+    make bench ARGS='wire --json'   one part, as JSON
+
+Needs an idle machine; medians of paired turns, one thread a side.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def _objective() -> Iterable[Row]:
+    from benchmarks import objective
+
+    return objective.measure()
+
+
+def _wire() -> Iterable[Row]:
+    from benchmarks import wire
+
+    return wire.measure()
+
+
+def _service() -> Iterable[Row]:
+    from benchmarks import service
+
+    return service.measure()
+
+
+PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
+    "service": ("A KD step through the service / the same step in one process", _service),
+    "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
+    "objective": ("Chunked objective / plain full-logit PyTorch", _objective),
+}
+
+
+def main() -> None:
+    """Prints the figures of the named parts, or of all."""
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, list[Row]] = {}
+    if not options.json:
+        print(f"{platform.machine()}, {platform.python_version()}")
+    for name in options.parts or PARTS:
+        title, measure = PARTS[name]
+        if not options.json:
+            print(f"\n{name}: {title}", flush=True)
+        results[name] = []
+        for row in measure():
+            results[name].append(row)
+            if not options.json:
+                print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()))
+                sys.stdout.flush()
+    if options.json:
+        json.dump(results, sys.stdout, indent=2)
+        print()
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""What a token costs on the wire, and how fast it travels: the service's reply stream against a
+unary protobuf reply and a raw TCP socket of the same bytes.
+
+The server is a process of its own: the real server around an engine that has its rows ready, so
+that the transport alone is measured. Shapes are those of a 7B Qwen2.5 teacher.
+"""
+
+import asyncio
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import torch
+
+from benchmarks.pairs import paired
+from lectern_common.logs import configure_logs
+from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_models.output_head import OutputHead
+from protos import teacher_pb2
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.stopping import Stop
+from student_trainer.targets import Representation
+from teacher_server.engine import HeadFacts, ModelFacts, SequenceAsk
+from teacher_server.engine import Representation as Asked
+from teacher_server.limits import Limits
+from teacher_server.server import TeacherServer
+
+VOCAB_SIZE, HIDDEN_SIZE, TOP_K = 151_936, 3_584, 64
+UNARY = "/benchmark/Unary"
+_COUNT = struct.Struct("<Q")
+# (representation, sequences, tokens of each): enough bytes to be measured.
+CASES = (
+    (Representation("hidden"), 8, 512),
+    (Representation("top_k", TOP_K), 8, 512),
+    (Representation("dense"), 1, 128),
+)
+
+
+class ReadyEngine:
+    """An engine whose rows are there before they are asked for; their values mean nothing."""
+
+    facts = ModelFacts(
+        model_id="ready",
+        revision="",
+        weights_sha256="0" * 64,
+        fingerprint="1" * 64,
+        logit_width=VOCAB_SIZE,
+        tokens=None,
+        max_positions=None,
+        hidden_size=HIDDEN_SIZE,
+        hidden_dtype="bfloat16",
+        dtype="bfloat16",
+        quantization="none",
+        device="cpu",
+        head=HeadFacts(),
+        not_offered={"dense": None, "hidden": None, "top_k": None, "sampled": "not measured"},
+        engine="ready",
+        mode="independent",
+        num_parameters=0,
+    )
+
+    def __init__(self) -> None:
+        self._bytes = bytes(80_000_000)
+
+    def score(self, ask: SequenceAsk) -> memoryview:
+        row_bytes = self.facts.row_bytes(ask.representation, ask.vocab_size)
+        return memoryview(self._bytes)[: ask.num_rows * row_bytes]
+
+    def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
+        return [memoryview(bytes(2 * HIDDEN_SIZE * vocab_size))]
+
+
+class ReadyHead(RemoteTeacher):
+    """A RemoteTeacher that needs no output head: what is received is not computed with."""
+
+    def output_head(self) -> OutputHead:
+        return OutputHead(torch.zeros(1, HIDDEN_SIZE))
+
+
+def measure(pairs: int = 7) -> Iterator[dict[str, Any]]:
+    """Yields one row a representation."""
+    with _server() as (address, plain_port, unary_address), tempfile.TemporaryDirectory() as cache:
+        teacher = ReadyHead(
+            TeacherChannel(address),
+            run_id="benchmark",
+            vocab_size=VOCAB_SIZE,
+            device=torch.device("cpu"),
+            deadline_seconds=120,
+            outage_budget_seconds=0,
+            cache_root=Path(cache),
+            stop=Stop(),
+        )
+        unary = grpc.insecure_channel(unary_address, options=_UNLIMITED)
+        with teacher, unary, socket.create_connection(("127.0.0.1", plain_port)) as plain:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            teacher.connect()
+            for representation, sequences, tokens in CASES:
+                yield _measure_one(
+                    teacher, unary, plain, (representation, sequences, tokens), pairs
+                )
+
+
+def _measure_one(
+    teacher: RemoteTeacher,
+    unary: grpc.Channel,
+    plain: socket.socket,
+    case: tuple[Representation, int, int],
+    pairs: int,
+) -> dict[str, Any]:
+    representation, sequences, tokens = case
+    ids = [np.zeros(tokens, np.uint32)] * sequences
+    everywhere = [np.ones(tokens, bool)] * sequences
+    asked = Asked(representation.kind, representation.top_k or 0)
+    payload = ReadyEngine.facts.row_bytes(asked, VOCAB_SIZE)
+    num_bytes = payload * tokens * sequences
+    ask_unary = unary.unary_unary(
+        UNARY, request_serializer=bytes, response_deserializer=teacher_pb2.LogitsPiece.FromString
+    )
+    before = teacher.received
+    teacher.score(ids, everywhere, representation, 2.0)
+    after = teacher.received
+
+    def stream() -> None:
+        teacher.score(ids, everywhere, representation, 2.0)
+
+    def raw() -> None:
+        plain.sendall(_COUNT.pack(num_bytes))
+        _receive(plain, num_bytes)
+
+    def single() -> None:
+        reply = ask_unary(_COUNT.pack(num_bytes), timeout=120)
+        np.frombuffer(reply.payload, np.uint8)
+
+    against_raw = paired(stream, raw, pairs)
+    against_unary = paired(stream, single, pairs)
+    return {
+        "representation": representation.kind,
+        "bytes_per_token": (after[0] - before[0]) / (after[1] - before[1]),
+        "payload_bytes_per_token": payload,
+        "gigabytes_per_second": num_bytes / against_raw.ours_seconds / 1e9,
+        "raw_gigabytes_per_second": num_bytes / against_raw.baseline_seconds / 1e9,
+        "unary_gigabytes_per_second": num_bytes / against_unary.baseline_seconds / 1e9,
+        "speed_against_raw": 1 / against_raw.ratio,
+        "speed_against_unary": 1 / against_unary.ratio,
+    }
+
+
+def _receive(plain: socket.socket, num_bytes: int) -> None:
+    buffer = memoryview(np.empty(num_bytes, np.uint8)).cast("B")
+    filled = 0
+    while filled < num_bytes:
+        filled += plain.recv_into(buffer[filled:])
+
+
+_UNLIMITED = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+
+
+@contextmanager
+def _server() -> Iterator[tuple[str, int, str]]:
+    """Runs the server process; yields the service's address, the raw port, the unary address."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready"
+        with subprocess.Popen([sys.executable, "-m", "benchmarks.wire", str(ready)]) as process:
+            try:
+                while not ready.exists():
+                    if process.poll() is not None:
+                        raise RuntimeError("the benchmark's server ended")
+                    time.sleep(0.05)
+                address, plain_port, unary_address = ready.read_text().split()
+                yield address, int(plain_port), unary_address
+            finally:
+                process.terminate()
+
+
+async def _serve(ready: Path) -> None:
+    configure_logs("warning")
+    limits = Limits(max_tokens=1 << 20, max_sequence_tokens=1 << 20, max_reply_bytes=1 << 30)
+    server = TeacherServer("127.0.0.1:0", None)
+    await server.start()
+    await server.open(ReadyEngine(), limits)
+    zeros = bytes(1 << 28)
+
+    async def raw(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while count := await reader.read(_COUNT.size):
+            writer.write(memoryview(zeros)[: _COUNT.unpack(count)[0]])
+            await writer.drain()
+
+    async def unary(request: bytes, _context: object) -> teacher_pb2.LogitsPiece:
+        return teacher_pb2.LogitsPiece(payload=zeros[: _COUNT.unpack(request)[0]])
+
+    plain = await asyncio.start_server(raw, "127.0.0.1", 0)
+    single = grpc.aio.server(options=_UNLIMITED)
+    handler = grpc.unary_unary_rpc_method_handler(
+        unary,
+        request_deserializer=bytes,
+        response_serializer=teacher_pb2.LogitsPiece.SerializeToString,
+    )
+    single.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("benchmark", {"Unary": handler}),)
+    )
+    unary_port = single.add_insecure_port("127.0.0.1:0")
+    await single.start()
+    plain_port = plain.sockets[0].getsockname()[1]
+    temporary = ready.with_suffix(".tmp")
+    temporary.write_text(f"{server.address} {plain_port} 127.0.0.1:{unary_port}")
+    temporary.rename(ready)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    assert MAX_MESSAGE_BYTES < 1 << 28
+    asyncio.run(_serve(Path(sys.argv[1])))
