@@ -1,0 +1,125 @@
+"""Teacher servers for tests: one in a thread of this process, one as a process of its own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from teacher_server.engine import Engine
+from teacher_server.limits import Limits
+from teacher_server.server import TeacherServer
+
+ROOT = Path(__file__).parent.parent
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Returns once the condition holds. Raises TimeoutError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the condition did not come to hold")
+        time.sleep(0.005)
+
+
+class TeacherThread:
+    """A real server on a real socket, its event loop in a thread. `open` ends the loading state."""
+
+    def __init__(self, token: str | None = None) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-loop")
+        self._thread.start()
+        self._server = self._do(self._started(token))
+        self.address = self._server.address
+
+    def open(self, engine: Engine, limits: Limits | None = None) -> None:
+        self._do(self._server.open(engine, limits or Limits()))
+
+    def drain(self, timeout_seconds: float = 60.0) -> bool:
+        """Drains; True when all calls in flight finished."""
+        return self._do(self._server.drain(timeout_seconds))
+
+    def close(self) -> None:
+        self._do(self._server.drain(0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    async def _started(self, token: str | None) -> TeacherServer:
+        server = TeacherServer("127.0.0.1:0", token)
+        await server.start()
+        return server
+
+
+@contextlib.contextmanager
+def teacher_thread(
+    engine: Engine, limits: Limits | None = None, token: str | None = None
+) -> Iterator[str]:
+    """Yields the address of a server that is ready."""
+    server = TeacherThread(token)
+    try:
+        server.open(engine, limits)
+        yield server.address
+    finally:
+        server.close()
+
+
+class TeacherProcess:
+    """`python -m teacher_server` with these options, on a free port; ready when made."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._port_file = folder / "port"
+        self._port_file.unlink(missing_ok=True)
+        self.process = start_teacher(
+            "--bind", "127.0.0.1:0", "--port-file", str(self._port_file), *options
+        )
+        try:
+            wait_for(lambda: self._port_file.exists() or self.process.poll() is not None)
+            if self.process.poll() is not None:
+                raise RuntimeError(self.process.communicate()[1])
+        except BaseException:
+            self.kill()
+            raise
+        self.address = self._port_file.read_text().strip()
+
+    def stop(self, seconds: float = 60.0) -> tuple[int, str, str]:
+        """SIGTERM; returns (exit status, standard output, standard error)."""
+        self.process.send_signal(signal.SIGTERM)
+        output, errors = self.process.communicate(timeout=seconds)
+        return self.process.returncode, output, errors
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def start_teacher(*options: str) -> subprocess.Popen[str]:
+    """Starts the process and does not wait for it. The caller ends it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "teacher_server", *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def teacher_process(folder: Path, *options: str) -> Iterator[TeacherProcess]:
+    """Yields a ready teacher process, and ends it."""
+    teacher = TeacherProcess(folder, *options)
+    try:
+        yield teacher
+    finally:
+        teacher.kill()
