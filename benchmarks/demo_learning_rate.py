@@ -1,4 +1,4 @@
-"""The grid behind the demo's learning rate: cross entropy alone at each, so that it is no straw man.
+"""The grid behind the demo's learning rate: cross entropy alone at each, so no straw man.
 
     .venv/bin/python -m benchmarks.demo_learning_rate demo > benchmarks/demo_learning_rate.json
 
