@@ -95,7 +95,7 @@ def serve(
 ) -> None:
     """Serve a teacher over gRPC, until Ctrl-C or SIGTERM.
 
-    Calls in flight are then finished. Prints model, device, dtype, address and limits once it is ready.
+    Calls in flight are then finished. Prints model, device, dtype, address and limits once ready.
     """
     options = {
         "--model": model,

@@ -185,7 +185,7 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine(words):
 
 def test_every_public_function_and_class_says_what_it_does():
     for path in sources():
-        if not in_package(relative(path)):
+        if not in_package(relative(path)) or "migrations" in path.parts:
             continue
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree) or path.stem == "__main__" or not tree.body, relative(path)

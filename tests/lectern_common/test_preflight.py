@@ -1,0 +1,287 @@
+"""What a run that cannot work is told before it starts."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from lectern_common.errors import (
+    CorruptData,
+    InvalidSpec,
+    LecternError,
+    SameWeights,
+    TeacherUnavailable,
+    TokenizerMismatch,
+    Unauthenticated,
+)
+from lectern_common.preflight import Outcome, preflight, read_token, require_startable
+from lectern_common.roots import Roots
+from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.weights import safetensors_files, weights_sha256
+from protos import teacher_pb2, teacher_pb2_grpc
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture
+def roots(tmp_path) -> Roots:
+    return Roots.of_home(tmp_path)
+
+
+def write_tokenizer(path: Path, tokens: list[str]) -> dict[str, int]:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Tokenizer(WordLevel(vocabulary, unk_token=tokens[0])).save(str(path))
+    return vocabulary
+
+
+def write_dataset(folder: Path, tokens: list[str], total: int = 100) -> None:
+    vocabulary = write_tokenizer(folder / "tokenizer.json", tokens)
+    (np.arange(total, dtype="<u4") % len(tokens)).tofile(folder / "shard-00000.bin")
+    manifest = {
+        "schema": "pretokenize-bin-v1",
+        "tokenizer_sha256": tokenizer_sha256(vocabulary),
+        "corpus_sha256": "0" * 64,
+        "shard_count": 1,
+        "total_tokens": total,
+        "vocab_size": len(tokens),
+        "eos_policy": "none",
+        "eos_token_id": None,
+        "seq_length_hint": None,
+        "producer_version": "test",
+        "producer_sha256": "",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_student(folder: Path, tokens: list[str], fill: float = 1.0) -> None:
+    """Writes a model folder by the safetensors format itself: length, header, bytes."""
+    write_tokenizer(folder / "tokenizer.json", tokens)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens)}))
+    data = np.full(4, fill, "<f4").tobytes()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def spec(**sections: Any) -> RunSpec:
+    body = {
+        "name": "run",
+        "teacher": {"address": NOBODY},
+        "student": {"init": "student"},
+        "data": {"path": "text", "seq_len": 8},
+        **sections,
+    }
+    return parse_spec({key: value for key, value in body.items() if value is not None})
+
+
+@contextmanager
+def teacher_serving(
+    tokens: list[str], weights: str = "t" * 64, token: str | None = None
+) -> Iterator[str]:
+    """Serves GetModel and GetTokenizerMap; yields host:port."""
+    vocabulary = {name: number for number, name in enumerate(tokens)}
+
+    class Servicer(teacher_pb2_grpc.TeacherServicer):
+        def GetModel(self, request, context):
+            sent = dict(context.invocation_metadata()).get("authorization")
+            if token is not None and sent != f"Bearer {token}":
+                context.set_trailing_metadata((("lectern-reason", "unauthenticated"),))
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+            return teacher_pb2.Model(
+                model_id="big",
+                weights_sha256=weights,
+                logit_width=len(tokens),
+                num_tokens=len(tokens),
+                tokenizer_sha256=tokenizer_sha256(vocabulary),
+                hidden_size=16,
+                hidden_dtype=teacher_pb2.DTYPE_FLOAT32,
+                representations=[
+                    teacher_pb2.RepresentationOffer(
+                        kind=teacher_pb2.REPRESENTATION_HIDDEN, offered=True
+                    )
+                ],
+                limits=teacher_pb2.Limits(
+                    max_sequences=64,
+                    max_tokens=4096,
+                    max_sequence_tokens=128,
+                    max_reply_bytes=1 << 20,
+                ),
+            )
+
+        def GetTokenizerMap(self, request, context):
+            yield teacher_pb2.TokenizerMapReply(
+                tokens=[name.encode() for name in tokens], ids=range(len(tokens))
+            )
+
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    teacher_pb2_grpc.add_TeacherServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def first_error(run: RunSpec, roots: Roots) -> LecternError:
+    with pytest.raises(LecternError) as caught:
+        require_startable(run, roots, timeout_seconds=2.0)
+    return caught.value
+
+
+def fields(error: LecternError) -> list[str]:
+    assert isinstance(error, InvalidSpec)
+    return [field for field, _ in error.problems]
+
+
+@pytest.fixture
+def ready(roots) -> Roots:
+    """Roots with a dataset and a student of one tokenizer."""
+    write_dataset(roots.data / "text", ["a", "b", "c"])
+    write_student(roots.models / "student", ["a", "b", "c"])
+    return roots
+
+
+def test_a_run_that_fits_passes_every_check(ready):
+    with teacher_serving(["a", "b", "c"]) as address:
+        checks = preflight(spec(teacher={"address": address}), ready)
+
+    assert {check.subject: check.outcome for check in checks} == {
+        "data": Outcome.PASS,
+        "student": Outcome.PASS,
+        "tokenizer": Outcome.PASS,
+        "teacher": Outcome.PASS,
+    }
+    assert checks[0].message == "text: 100 tokens in 1 shards, 12 rows of 8"
+
+
+def test_every_failing_check_is_listed_not_only_the_first(roots):
+    checks = preflight(spec(), roots, timeout_seconds=2.0)
+
+    assert [check.subject for check in checks if check.outcome is Outcome.FAIL] == [
+        "data",
+        "student",
+        "teacher",
+    ]
+
+
+def test_missing_folders_are_refused_by_field(ready):
+    assert fields(first_error(spec(data={"path": "nothing"}), ready)) == ["data.path"]
+    missing = spec(data={"path": "text", "seq_len": 8, "validation_path": "nothing"})
+    assert fields(first_error(missing, ready)) == ["data.validation_path"]
+    assert fields(first_error(spec(student={"init": "nothing"}), ready)) == ["student.init"]
+    assert fields(first_error(spec(student={"config": "nothing"}), ready)) == ["student.config"]
+
+
+def test_a_student_without_safetensors_weights_is_refused(ready):
+    folder = ready.models / "student"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    error = first_error(spec(), ready)
+
+    assert fields(error) == ["student.init"]
+    assert "pickle" in str(error)
+
+
+def test_a_hub_id_is_left_to_the_trainer(ready):
+    checks = preflight(spec(student={"init": "org/model"}), ready, timeout_seconds=1.0)
+
+    assert [check.outcome for check in checks if check.subject == "student"] == [Outcome.SKIP]
+
+
+def test_data_shorter_than_a_row_is_refused(ready):
+    assert fields(first_error(spec(data={"path": "text", "seq_len": 100}), ready)) == [
+        "data.seq_len"
+    ]
+
+
+def test_a_truncated_shard_is_refused(ready):
+    (ready.data / "text/shard-00000.bin").write_bytes(b"1234")
+
+    assert isinstance(first_error(spec(), ready), CorruptData)
+
+
+def test_data_of_another_tokenizer_than_the_students_is_refused_by_token(ready):
+    write_student(ready.models / "student", ["a", "b", "x"])
+
+    error = first_error(spec(teacher=None, objective={"alpha": 1}), ready)
+
+    assert isinstance(error, TokenizerMismatch)
+    assert 'id 2: data "c", student "x"' in str(error)
+
+
+def test_a_dataset_whose_tokenizer_was_exchanged_is_refused(ready):
+    write_tokenizer(ready.data / "text/tokenizer.json", ["a", "b", "z"])
+    write_student(ready.models / "student", ["a", "b", "z"])
+
+    assert isinstance(first_error(spec(), ready), CorruptData)
+
+
+def test_a_teacher_that_is_down_is_named(ready):
+    error = first_error(spec(), ready)
+
+    assert isinstance(error, TeacherUnavailable)
+    assert NOBODY in str(error)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(ready):
+    with teacher_serving(["a", "B", "c"]) as address:
+        error = first_error(spec(teacher={"address": address}), ready)
+
+    assert isinstance(error, TokenizerMismatch)
+    assert "id 1" in str(error)
+
+
+def test_the_teachers_own_weights_are_refused_as_student(ready):
+    """TEACHER-DIVERGENCE"""
+    own = weights_sha256(safetensors_files(ready.models / "student"))
+    with teacher_serving(["a", "b", "c"], weights=own) as address:
+        error = first_error(spec(teacher={"address": address}), ready)
+        assert isinstance(error, SameWeights)
+        require_startable(spec(teacher={"address": address, "allow_same_weights": True}), ready)
+
+
+def test_the_token_file_is_sent_and_its_content_is_in_no_message(ready):
+    ready.secrets.mkdir()
+    (ready.secrets / "right").write_text("s3cret\n")
+    (ready.secrets / "wrong").write_text("other-s3cret\n")
+    with teacher_serving(["a", "b", "c"], token="s3cret") as address:  # noqa: S106
+        for name, refused in (("right", None), ("wrong", Unauthenticated), (None, Unauthenticated)):
+            run = spec(teacher={"address": address, "token_file": name})
+            if refused is None:
+                require_startable(run, ready)
+            else:
+                error = first_error(run, ready)
+                assert isinstance(error, refused)
+                assert "s3cret" not in str(error)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"x" * 5000, b"\xff\xfe"])
+def test_a_token_file_that_holds_no_token_is_refused(roots, content):
+    roots.secrets.mkdir(parents=True)
+    if content is not None:
+        (roots.secrets / "token").write_bytes(content)
+
+    with pytest.raises(InvalidSpec) as caught:
+        read_token(roots, "token")
+    assert caught.value.field == "teacher.token_file"
+
+
+def test_a_link_that_leads_out_of_its_root_is_refused(ready, tmp_path):
+    outside = tmp_path / "outside"
+    write_dataset(outside, ["a", "b", "c"])
+    (ready.data / "linked").symlink_to(outside, target_is_directory=True)
+
+    error = first_error(spec(data={"path": "linked", "seq_len": 8}), ready)
+
+    assert "leads outside its root" in str(error)
