@@ -28,8 +28,6 @@ from student_trainer.targets import DenseTargets, TeacherTargets, TopKTargets
 
 # A teacher's -inf (a token ruled out) becomes this: probability 0, and a finite logarithm.
 _LOWEST_LOGIT = -1e30
-# The mass outside the top K is 1 minus the mass inside, known to float32 rounding; never below it.
-_LEAST_REST = 2.0**-24
 
 Divergence = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -144,16 +142,21 @@ def _top_k_divergence(
 def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) -> Tensor:
     """Returns log p of each outcome, float64; the few values of a row are worth it.
 
-    The mass of the rest is 1 - exp(x), x the log of the mass kept: by expm1 near 0, by log1p else.
+    With x the log of the mass kept, the rest's is log(1 - exp(x)): by expm1 near 0, else by log1p.
+    It is known to the rounding of the normaliser, and is at most V - K times the least token kept.
     """
     scaled_nK = targets.logits_NK.to(torch.float64).clamp(min=_LOWEST_LOGIT) / temperature
-    if has_rest:
-        normalizer_n1 = targets.log_normalizer_t_N.to(torch.float64)[:, None]
-        kept_n1 = scaled_nK.logsumexp(-1, keepdim=True) - normalizer_n1
-        kept_n1 = kept_n1.clamp(max=-_LEAST_REST)
-        rest_n1 = torch.where(
-            kept_n1 > -math.log(2), (-kept_n1.expm1()).log(), (-kept_n1.exp()).log1p()
-        )
-        scaled_nK = torch.cat([scaled_nK - normalizer_n1, rest_n1], dim=1)
-    # Takes out what rounding of the normaliser left: p sums to 1.
-    return scaled_nK.log_softmax(-1)
+    if not has_rest:
+        return scaled_nK.log_softmax(-1)
+    normalizer_n1 = targets.log_normalizer_t_N.to(torch.float64)[:, None]
+    rounding = torch.finfo(targets.log_normalizer_t_N.dtype).eps / 2
+    least_n1 = rounding * normalizer_n1.abs().clamp(min=1)
+    kept_n1 = (scaled_nK.logsumexp(-1, keepdim=True) - normalizer_n1).minimum(-least_n1)
+    rest_n1 = torch.where(
+        kept_n1 > -math.log(2), (-kept_n1.expm1()).log(), (-kept_n1.exp()).log1p()
+    )
+    log_p_nK = scaled_nK - normalizer_n1
+    num_others = targets.vocab_size - log_p_nK.shape[1]
+    rest_n1 = rest_n1.minimum(log_p_nK[:, -1:] + math.log(num_others))
+    # log_softmax takes out what rounding of the normaliser left: p sums to 1.
+    return torch.cat([log_p_nK, rest_n1], dim=1).log_softmax(-1)
