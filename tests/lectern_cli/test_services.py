@@ -1,0 +1,124 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from lectern_cli.processes import ChildDied, wait_until
+from lectern_cli.services import services, split_address
+from lectern_common.errors import InvalidRequest, Misconfigured
+from lectern_common.roots import Roots
+
+DEADLINE_SECONDS = 20.0
+
+
+def started(tmp_path: Path, **options):
+    settings = {
+        "model": "some/model",
+        "roots": Roots.of_home(tmp_path),
+        "logs": tmp_path / "logs",
+        "teacher_bind": "127.0.0.1:0",
+        "bind": "127.0.0.1:0",
+        "ready_timeout_seconds": DEADLINE_SECONDS,
+        **options,
+    }
+    return services(**settings)
+
+
+def log(tmp_path: Path, name: str) -> str:
+    return (tmp_path / "logs" / f"{name}.log").read_text()
+
+
+def test_both_services_are_ready_inside_and_ended_after(tmp_path, stand_ins):
+    with started(tmp_path, max_running_runs=2, threads=1) as running:
+        assert running.teacher_address == "127.0.0.1:50001"
+        assert running.url == "http://127.0.0.1:8001"
+        running.require_alive()
+
+    assert not any(child.is_alive for child in running.children)
+    teacher, control_plane = log(tmp_path, "teacher-server"), log(tmp_path, "control-plane")
+    assert "--model some/model --engine transformers --bind 127.0.0.1:0" in teacher
+    assert "--threads 1" in teacher
+    assert teacher.endswith("teacher ended\n")
+    assert "--teacher 127.0.0.1:50001 --on-exit stop --max-running-runs 2" in control_plane
+    assert control_plane.endswith("runs checkpointed\n")
+
+
+def test_the_control_plane_ends_before_the_teacher(tmp_path, stand_ins):
+    waited = []
+    with started(tmp_path, on_wait=lambda name, seconds: waited.append(name)):
+        waited.clear()
+
+    assert waited == ["control plane", "teacher server"]
+
+
+def test_a_teacher_that_dies_at_start_is_reported_with_its_words(tmp_path, stand_ins):
+    with (
+        pytest.raises(ChildDied, match="no such model") as caught,
+        started(tmp_path, model="dies-at-start"),
+    ):
+        pytest.fail("not ready")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "logs" / "control-plane.log").exists()
+
+
+def test_a_teacher_that_dies_later_is_reported_and_ends_the_other(tmp_path, stand_ins):
+    go = tmp_path / "go"
+    with (
+        pytest.raises(ChildDied, match="out of memory"),
+        started(tmp_path, model="dies-later", engine=str(go)) as running,
+    ):
+        running.require_alive()
+        go.touch()
+        assert wait_until(lambda: not running.children[0].is_alive, DEADLINE_SECONDS)
+        running.require_alive()
+    assert not running.children[1].is_alive
+    assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
+
+
+def test_an_interrupt_while_waiting_ends_what_was_started(tmp_path, stand_ins):
+    def interrupt(name: str, seconds: float) -> None:
+        if "started with" in log(tmp_path, "teacher-server") and seconds > 0:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        started(tmp_path, model="never-ready", on_wait=interrupt),
+    ):
+        pytest.fail("not ready")
+    assert log(tmp_path, "teacher-server").endswith("teacher ended\n")
+
+
+def test_waiting_has_an_end(tmp_path, stand_ins):
+    with (
+        pytest.raises(ChildDied, match=r"not ready within 0\.2 s"),
+        started(tmp_path, model="never-ready", ready_timeout_seconds=0.2),
+    ):
+        pytest.fail("not ready")
+
+
+@pytest.mark.parametrize("option", ["teacher_bind", "bind"])
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path, stand_ins, option):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(Misconfigured, match=f"cannot listen on {address}.*held by pid"),
+            started(tmp_path, **{option: address}),
+        ):
+            pytest.fail("started")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("host:65535", ("host", 65535))],
+)
+def test_addresses_are_split_at_the_last_colon(address, parts):
+    assert split_address(address, "bind") == parts
+
+
+@pytest.mark.parametrize("address", ["", "host", ":80", "host:", "host:x", "host:65536", "host:-1"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(InvalidRequest, match="not host:port"):
+        split_address(address, "bind")
