@@ -1,8 +1,16 @@
 """Stand-ins for the three processes: `python -m` finds them before the real ones."""
 
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lectern_cli.__main__ import main
 
 # Ready once the port file is written; --model says how it goes wrong.
 _TEACHER_SERVER = """
@@ -99,3 +107,34 @@ def stand_ins(tmp_path_factory, monkeypatch) -> Path:
     (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def lectern(monkeypatch, capsys) -> Callable[..., Ended]:
+    """Returns a function that runs the command line in this process."""
+    for name in [name for name in os.environ if name.startswith("LECTERN_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lectern", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        code = ended.value.code
+        return Ended(0 if code is None else int(code), said.out, said.err)
+
+    return run

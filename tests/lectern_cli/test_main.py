@@ -1,0 +1,183 @@
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import typer
+
+from lectern_cli import console
+from lectern_cli.__main__ import app
+from lectern_common import errors
+from lectern_common.errors import InvalidSpec, LecternError
+
+MAIN = [sys.executable, "-m", "lectern_cli"]
+
+
+def every_error(root: type[LecternError] = LecternError) -> Iterator[type[LecternError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from every_error(child)
+
+
+def commands() -> dict[tuple[str, ...], object]:
+    """Returns every command by its words, as typer knows them."""
+
+    def below(group, words):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from below(command, (*words, name))
+            else:
+                yield (*words, name), command
+
+    return dict(below(typer.main.get_command(app), ()))
+
+
+def test_every_command_of_the_design_is_there():
+    assert {" ".join(words) for words in commands()} == {
+        "demo",
+        "up",
+        "teacher serve",
+        "train",
+        "runs create",
+        "runs list",
+        "runs show",
+        "runs watch",
+        "runs logs",
+        "runs stop",
+        "runs resume",
+        "data prepare",
+        "doctor",
+    }
+
+
+def test_every_command_and_every_option_explains_itself():
+    for words, command in commands().items():
+        assert command.help, words
+        assert command.epilog.startswith("Example: lectern " + " ".join(words)), words
+        for parameter in command.params:
+            if parameter.name != "help":
+                assert parameter.help, f"{words} {parameter.name}"
+
+
+def test_every_command_that_reads_prints_json_on_request():
+    reads = ["runs list", "runs show", "runs watch", "runs logs", "doctor", "train", "data prepare"]
+    for words in reads:
+        options = {name for entry in commands()[tuple(words.split())].params for name in entry.opts}
+        assert "--json" in options, words
+
+
+def test_help_documents_every_exit_status(lectern):
+    text = lectern("--help").out
+
+    for code, meaning in console.EXIT_CODES.items():
+        assert re.search(rf"^ +{code} +{re.escape(meaning)}$", text, re.MULTILINE)
+
+
+def test_every_error_ends_with_a_documented_exit_status():
+    for error in every_error():
+        assert error.exit_code in console.EXIT_CODES, error
+        assert error.exit_code != 0, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["--help"], 0),
+        (["--no-such-option"], 2),
+        (["no-such-command"], 2),
+        (["train"], 2),
+        (["train", "no-such-file.yaml"], 2),
+        (["runs", "show", "../etc", "--url", "http://127.0.0.1:1"], 2),
+        (["runs", "list", "--url", "http://127.0.0.1:1"], 7),
+        (["runs", "list", "--url", "127.0.0.1:1"], 2),
+        (["runs", "list", "--token-file", "no-such-file"], 2),
+        (["data", "prepare", "no-such-folder", "--output", "x", "--train-tokenizer", "300"], 3),
+        (["up"], 2),
+        (["up", "--model", "x", "--bind", "nonsense"], 2),
+    ],
+)
+def test_what_goes_wrong_ends_with_its_exit_status_and_one_message(
+    lectern, tmp_path, monkeypatch, arguments, code
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LECTERN_HOME", str(tmp_path))
+
+    ended = lectern(*arguments)
+
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.err
+    if code not in (0, 2):
+        assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
+        assert ended.out == ""
+
+
+def test_the_problems_of_a_spec_are_listed_field_by_field(lectern, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "name: run\nteacher: {adress: x:1}\nstudent: {init: a}\ndata: {path: b}\n"
+        "objective: {temperature: 0}\n"
+    )
+
+    ended = lectern("train", spec)
+
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        "error: 2 problems in the run spec",
+        "  teacher.adress         unknown field; did you mean address?",
+        "  objective.temperature  Input should be greater than 0",
+    ]
+
+
+def test_one_problem_of_a_spec_is_one_line(capsys):
+    console.print_error(InvalidSpec([("data.path", "no dataset")]))
+
+    assert capsys.readouterr().err == "error: data.path: no dataset\n"
+
+
+def test_a_traceback_is_printed_only_for_debugging(lectern, tmp_path, monkeypatch):
+    assert "Traceback" not in lectern("train", tmp_path / "none.yaml").err
+    monkeypatch.setenv("LECTERN_DEBUG", "1")
+    ended = lectern("train", tmp_path / "none.yaml")
+    assert "Traceback" in ended.err
+    assert ended.err.endswith("No such file or directory\n")
+
+
+def test_an_unforeseen_error_is_one_line_too(lectern, tmp_path, monkeypatch):
+    (tmp_path / "data").write_text("a file where the data root should be")
+    (tmp_path / "a.txt").write_text("text")
+
+    ended = lectern(
+        "data",
+        "prepare",
+        tmp_path / "a.txt",
+        "--output",
+        "x",
+        "--train-tokenizer",
+        "300",
+        "--home",
+        tmp_path,
+    )
+
+    assert ended.code == 1
+    assert re.match(r"error: \w+Error: .*LECTERN_DEBUG=1 for the traceback\n$", ended.err)
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*MAIN, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_errors_that_only_the_command_line_raises_stand_in_its_own_files():
+    ours = {error.__name__: error.__module__ for error in every_error()}
+
+    outside = {name for name, module in ours.items() if module != errors.__name__}
+    assert outside <= {"ChildDied", "ControlPlaneUnavailable"}
+    assert os.environ.get("LECTERN_DEBUG") is None

@@ -1,0 +1,188 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lectern_cli.foreground import MetricsFile, run_trainer
+from lectern_cli.processes import wait_until
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run_spec import load_spec
+
+DEADLINE_SECONDS = 30.0
+SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """A home whose models root has a student's config."""
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    (tmp_path / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
+    return tmp_path
+
+
+def write_spec(home: Path, how: int = SUCCEEDS, **changes: str) -> Path:
+    path = home / "spec.yaml"
+    text = (
+        f"name: run\nseed: {how}\nstudent: {{config: tiny}}\n"
+        "data: {kind: synthetic, seq_len: 8}\nobjective: {alpha: 1}\n"
+        "schedule: {steps: 3, warmup_steps: 1}\n"
+    )
+    path.write_text(text + "".join(f"{key}: {value}\n" for key, value in changes.items()))
+    return path
+
+
+def test_a_run_that_succeeds_ends_with_0_and_names_its_export(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home)
+
+    assert ended.code == 0, ended
+    assert f"succeeded at step 3 of 3, {home}/runs/run/export" in ended.err
+    assert "loss/total 1.0000" in ended.out
+
+
+def test_json_is_all_that_standard_output_holds(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home, "--json")
+
+    assert ended.json["exit_code"] == 0
+    assert ended.json["status"]["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        (FAILS, 1, "error: run run: the loss is not finite"),
+        (INTERRUPTED, 75, "error: run run: the teacher is gone"),
+        (DIES_MUTE, 1, "ImportError: no torch here"),
+        (DIES, 75, "go on with --resume"),
+    ],
+)
+def test_a_run_that_ends_otherwise_says_why(lectern, home, stand_ins, how, code, said):
+    ended = lectern("train", write_spec(home, how), "--home", home)
+
+    assert ended.code == code
+    assert said in ended.err
+    assert f"log: {home}/runs/run/trainer.log" in ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
+    argv = [sys.executable, "-m", "lectern_cli", "train", str(write_spec(home, GOES_ON))]
+    with subprocess.Popen(
+        [*argv, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        folder = RunFolder(home / "runs/run")
+
+        def at_step_3() -> bool:
+            status = folder.read_status()
+            return status is not None and status.step == 3
+
+        assert wait_until(at_step_3, DEADLINE_SECONDS)
+        command.send_signal(number)
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 0
+    assert "stopping: the run writes a checkpoint" in said
+    assert "stopped at step 2 of 3" in said
+
+
+def test_a_former_trainers_words_are_not_taken_for_this_ones(home, stand_ins):
+    spec = load_spec(write_spec(home, DIES_MUTE))
+    roots = Roots.of_home(home)
+    folder = RunFolder.create(roots.runs, "run", spec)
+    seen = []
+    folder.write_spec(load_spec(write_spec(home, FAILS)))
+    assert run_trainer(folder, roots) == 1
+    folder.write_spec(spec)
+
+    assert run_trainer(folder, roots, resume=True, show=lambda view: seen.append(view.state)) == 1
+
+    assert set(seen) == {RunState.STARTING}
+    assert f"started with {folder.path} --resume" in folder.log_path.read_text()
+
+
+def test_a_second_run_of_the_same_name_is_refused(lectern, home, stand_ins):
+    lectern("train", write_spec(home), "--home", home)
+
+    ended = lectern("train", write_spec(home), "--home", home)
+
+    assert ended.code == 4
+    assert "--resume it, or change the name" in ended.err
+
+
+def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins):
+    lectern("train", write_spec(home, FAILS), "--home", home)
+
+    refused = lectern(
+        "train", write_spec(home, FAILS, optimizer="{learning_rate: 1}"), "--home", home, "--resume"
+    )
+    assert refused.code == 2
+    assert "optimizer.learning_rate: was 0.0001, is 1.0; a resume may not change it" in refused.err
+    assert load_spec(home / "runs/run/spec.yaml").optimizer.learning_rate == 1e-4
+
+    taken = lectern(
+        "train", write_spec(home, FAILS, checkpoint="{every_steps: 2}"), "--home", home, "--resume"
+    )
+    assert taken.code == 1
+    assert load_spec(home / "runs/run/spec.yaml").checkpoint.every_steps == 2
+
+
+def test_there_must_be_something_to_resume(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home, "--resume")
+
+    assert ended.code == 3
+    assert not (home / "runs").exists()
+
+
+def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stand_ins):
+    spec = write_spec(home)
+    spec.write_text(spec.read_text().replace("config: tiny", "config: nothing"))
+
+    ended = lectern("train", spec, "--home", home)
+
+    assert ended.code == 2
+    assert ended.err == ("error: student.config: no model folder 'nothing' under the models root\n")
+    assert not (home / "runs").exists()
+
+
+def test_a_dry_run_lists_every_check_and_makes_nothing(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home, "--dry-run", "--json")
+
+    assert ended.code == 0
+    assert ended.json["ok"] is True
+    assert {check["subject"]: check["outcome"] for check in ended.json["checks"]} == {
+        "folder": "pass",
+        "data": "pass",
+        "student": "pass",
+        "device": "pass",
+    }
+    assert ended.json["spec"]["optimizer"]["weight_decay"] == 0.1
+    assert not (home / "runs").exists()
+
+
+def test_a_dry_run_that_finds_a_fault_ends_with_its_exit_status(lectern, home, stand_ins):
+    spec = write_spec(home)
+    text = spec.read_text().replace("objective: {alpha: 1}\n", "teacher: {address: 127.0.0.1:1}\n")
+    spec.write_text(text)
+
+    ended = lectern("train", spec, "--home", home, "--dry-run")
+
+    assert ended.code == 7
+    assert "fail  teacher    no teacher at 127.0.0.1:1" in ended.out
+    assert "weight_decay: 0.1" in ended.out
+    assert ended.err == "error: 1 of 5 checks failed\n"
+
+
+def test_metrics_are_read_once_and_only_when_complete(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsFile(path)
+    assert reader.new() == []
+    path.write_bytes(b'{"step": 1}\n{"step"')
+    assert reader.new() == [{"step": 1}]
+    with path.open("ab") as file:
+        file.write(b": 2}\n")
+    assert reader.new() == [{"step": 2}]
+    assert os.path.getsize(path) == 24
