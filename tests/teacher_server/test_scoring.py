@@ -175,7 +175,7 @@ def test_hidden_states_travel_in_the_models_dtype_without_loss(tmp_path: Path) -
     batch = sequences(8, [10])
     with teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address:
         answer = score(address, request(batch, "hidden"))
-        header, weight, _ = served_head(address, V, "<u2")
+        _header, weight, _ = served_head(address, V, "<u2")
         dense = score(address, request(batch)).floats
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():

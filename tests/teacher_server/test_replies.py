@@ -1,0 +1,72 @@
+"""Pieces: whole rows, about a mebibyte, every row once, whatever the sequences' sizes."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from lectern_common.wire import PIECE_BYTES
+from teacher_server.replies import PieceCutter, head_replies, tokenizer_replies
+from tests.teacher_server.test_validation import FACTS
+
+
+def cut(row_bytes: int, row_counts: list[int]) -> tuple[bytes, list, PieceCutter]:
+    generator = np.random.default_rng(0)
+    data = [generator.bytes(rows * row_bytes) for rows in row_counts]
+    cutter = PieceCutter(row_bytes)
+    replies = [reply for part in data for reply in cutter.add(memoryview(part))]
+    replies.extend(cutter.rest())
+    return b"".join(data), [reply.piece for reply in replies], cutter
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "row_counts"),
+    [
+        (64, [100, 1, 5]),  # far less than a piece
+        (8192, [128]),  # exactly a piece
+        (8192, [64, 64, 1]),
+        (8192, [500, 3, 129, 700]),  # pieces span sequences, sequences span pieces
+        (607_744, [3, 1]),  # one row is more than half a piece
+        (3 << 20, [2, 1]),  # one row is more than a piece
+    ],
+)
+def test_pieces_hold_whole_rows_once_and_in_order(row_bytes: int, row_counts: list[int]) -> None:
+    data, pieces, cutter = cut(row_bytes, row_counts)
+    assert b"".join(piece.payload for piece in pieces) == data
+    row = 0
+    for piece in pieces:
+        assert piece.first_row == row and piece.num_rows >= 1
+        assert len(piece.payload) == piece.num_rows * row_bytes
+        row += piece.num_rows
+    assert (cutter.crc32, cutter.total_bytes) == (zlib.crc32(data), len(data))
+    full = {len(piece.payload) for piece in pieces[:-1]}
+    assert full <= {max(PIECE_BYTES // row_bytes, 1) * row_bytes}
+
+
+def test_a_full_piece_leaves_before_the_last_sequence_is_done() -> None:
+    cutter = PieceCutter(1024)
+    assert list(cutter.add(memoryview(bytes(1024 * 1000)))) == []
+    assert len(list(cutter.add(memoryview(bytes(1024 * 1100))))) == 2
+
+
+def test_the_head_is_sent_in_pieces_with_its_checksum() -> None:
+    weight, bias = bytes(range(256)) * 10_000, b"bias"
+    parts = list(head_replies(FACTS, 97, [memoryview(weight), memoryview(bias)]))
+    header, pieces, trailer = parts[0].header, parts[1:-1], parts[-1].trailer
+    assert header.total_bytes == len(weight) + 4
+    assert b"".join(part.piece for part in pieces) == weight + bias
+    assert all(len(part.piece) <= PIECE_BYTES for part in pieces)
+    assert trailer.crc32 == zlib.crc32(weight + bias)
+
+
+def test_the_tokenizer_map_is_in_rising_id_order_over_several_messages() -> None:
+    import dataclasses
+
+    tokens = {f"t\u00e9{token_id}": token_id for token_id in reversed(range(10_000))}
+    replies = list(tokenizer_replies(dataclasses.replace(FACTS, tokens=tokens)))
+    assert len(replies) == 3
+    ids = [token_id for reply in replies for token_id in reply.ids]
+    names = [name.decode() for reply in replies for name in reply.tokens]
+    assert ids == list(range(10_000))
+    assert dict(zip(names, ids, strict=True)) == tokens
+    assert list(tokenizer_replies(FACTS)) == []

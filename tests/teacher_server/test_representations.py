@@ -1,0 +1,116 @@
+"""Rows as bytes: order of ties, accuracy of the normalisers, chunks, and what is never sent."""
+
+import numpy as np
+import pytest
+import torch
+
+from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.wire import top_k_record
+from teacher_server import representations
+from teacher_server.representations import dense_rows, hidden_rows, ordered_top_k, top_k_rows
+
+
+def rows_of(logits: torch.Tensor):
+    return lambda start, stop: logits[start:stop]
+
+
+def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+
+
+def by_hand(row: list[float], k: int) -> tuple[list[float], list[int]]:
+    """The k largest, falling, equal ones by rising id: Python's sort is stable."""
+    ids = sorted(range(len(row)), key=lambda i: -row[i])[:k]
+    return [row[i] for i in ids], ids
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+def test_equal_logits_come_in_rising_id_order(k: int) -> None:
+    rows = [
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [0.0, 2.0, 1.0, 2.0, 1.0, 2.0, 0.0, 1.0],
+        [3.0, 1.0, 2.0, 5.0, 4.0, 8.0, 7.0, 6.0],
+        [-0.0, 0.0, -0.0, 0.0, -1.0, 0.0, -0.0, 0.0],
+    ]
+    values, ids = ordered_top_k(torch.tensor(rows), k)
+    for index, row in enumerate(rows):
+        assert (values[index].tolist(), ids[index].tolist()) == by_hand(row, k)
+
+
+def test_ties_over_a_wide_row_take_the_lowest_ids() -> None:
+    """torch.topk alone picks others here."""
+    logits = torch.randint(0, 4, (20, 5000), generator=torch.Generator().manual_seed(1)).float()
+    _, ids = ordered_top_k(logits, 50)
+    for row, taken in zip(logits.tolist(), ids.tolist(), strict=True):
+        assert taken == by_hand(row, 50)[1]
+
+
+@pytest.mark.parametrize("width", [2048, 151_936])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_normalisers_are_float64s_to_float32_precision(width: int, temperature: float) -> None:
+    logits = random_logits(3, width)
+    records = np.frombuffer(top_k_rows(3, width, rows_of(logits), 4, temperature), top_k_record(4))
+    for name, divisor in (("log_normalizer", 1.0), ("log_normalizer_t", temperature)):
+        exact = torch.logsumexp(logits.double() / divisor, -1).numpy()
+        np.testing.assert_allclose(records[name], exact, rtol=2.5e-7, atol=0)
+
+
+def test_huge_logits_do_not_overflow_the_normaliser() -> None:
+    logits = torch.tensor([[3e4, -3e4, 2.9e4]])
+    record = np.frombuffer(top_k_rows(1, 3, rows_of(logits), 1, 0.01), top_k_record(1))[0]
+    assert record["log_normalizer"] == 3e4
+    assert record["log_normalizer_t"] == 3e6
+
+
+def test_a_temperature_beyond_float32_is_the_requests_fault() -> None:
+    with pytest.raises(InvalidRequest, match="temperature") as caught:
+        top_k_rows(1, 3, rows_of(torch.tensor([[1.0, 2.0, 3.0]])), 1, 1e-300)
+    assert caught.value.field == "temperature"
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, 64)
+    whole = (
+        bytes(dense_rows(11, 64, rows_of(logits))),
+        bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)),
+    )
+    for rows_a_chunk in (1, 2, 4):
+        monkeypatch.setattr(representations, "CHUNK_BYTES", rows_a_chunk * 64 * 4)
+        assert bytes(dense_rows(11, 64, rows_of(logits))) == whole[0]
+        assert bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)) == whole[1]
+
+
+def test_logits_of_a_chunk_alone_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(10, 64)
+    seen: list[int] = []
+
+    def watched(start: int, stop: int) -> torch.Tensor:
+        seen.append(stop - start)
+        return logits[start:stop]
+
+    monkeypatch.setattr(representations, "CHUNK_BYTES", 3 * 64 * 4)
+    dense_rows(10, 64, watched)
+    assert seen == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_never_leave(poison: float) -> None:
+    values = random_logits(6, 16)
+    values[4, 9] = poison
+    with pytest.raises(TeacherError, match="asked position 4"):
+        dense_rows(6, 16, rows_of(values))
+    with pytest.raises(TeacherError, match="asked position 4"):
+        top_k_rows(6, 16, rows_of(values), 3, 1.0)
+    with pytest.raises(TeacherError, match="asked position 4"):
+        hidden_rows(values)
+    with pytest.raises(TeacherError):
+        hidden_rows(values.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_hidden_rows_are_the_tensors_own_bytes(dtype: torch.dtype) -> None:
+    values = random_logits(5, 7).to(dtype)
+    rows = hidden_rows(values)
+    assert len(rows) == 5 * 7 * values.element_size()
+    back = torch.frombuffer(bytearray(rows), dtype=dtype).view(5, 7)
+    assert torch.equal(back, values)
