@@ -1,0 +1,178 @@
+"""Where rows of tokens come from: token shards, or random numbers; and two ways to walk them.
+
+Legend: B sequences, S tokens of a sequence.
+
+A row is seq_len + 1 consecutive tokens: the first S are the inputs, the last S the labels, so
+labels[i] is the token after inputs[i] and nothing shifts again. `datasets.py` addresses rows by
+index, which is what training does; a `BatchSource` here hands the same rows out one after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lectern_common.errors import InvalidRequest
+from student_trainer.targets import IGNORE_INDEX
+
+Tokens = npt.NDArray[np.uint32]
+
+# Synthetic data has an end, so that a share of it can be held out.
+SYNTHETIC_ROWS = 1 << 16
+# Keeps these draws apart from those that order the rows (datasets.py).
+_SYNTHETIC_KEY = (1,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the one mask. Both int64."""
+
+    inputs_BS: npt.NDArray[np.int64]
+    labels_BS: npt.NDArray[np.int64]
+
+    @property
+    def valid_BS(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.labels_BS != IGNORE_INDEX)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.inputs_BS.size
+
+    @property
+    def num_valid(self) -> int:
+        return int(np.count_nonzero(self.valid_BS))
+
+    def micro_batches(self, sequences: int) -> "list[Batch]":
+        """Returns the batch in pieces of `sequences` rows, in order; the last may be smaller."""
+        return [
+            Batch(
+                self.inputs_BS[first : first + sequences], self.labels_BS[first : first + sequences]
+            )
+            for first in range(0, len(self.inputs_BS), sequences)
+        ]
+
+
+def batch_of(rows: Sequence[Tokens]) -> Batch:
+    """Returns the batch of rows of seq_len + 1 tokens each."""
+    stacked = np.stack(rows).astype(np.int64)
+    return Batch(stacked[:, :-1], stacked[:, 1:])
+
+
+class BatchSource(Protocol):
+    """Batches one after another, without end."""
+
+    def next_batch(
+        self, batch_size: int, seq_len: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Returns (inputs, labels), each [batch_size, seq_len]; labels[i] follows inputs[i].
+
+        Raises:
+            InvalidRequest: a size is below 1, or the source is shorter than one row.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Goes back to the first batch."""
+        ...
+
+
+class TokenStream:
+    """All tokens of a dataset as one sequence, whatever shards they lie in. Changes nothing."""
+
+    def __init__(self, shards: Sequence[Tokens]) -> None:
+        self._shards = list(shards)
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, start: int, count: int) -> Tokens:
+        """Returns tokens start .. start + count - 1, uint32.
+
+        Raises:
+            IndexError: they are not all there.
+        """
+        if start < 0 or count < 0 or start + count > len(self):
+            raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
+        parts: list[Tokens] = []
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while count > 0:
+            offset = start - (int(self._ends[shard]) - len(self._shards[shard]))
+            part = self._shards[shard][offset : offset + count]
+            parts.append(part)
+            start, count, shard = start + len(part), count - len(part), shard + 1
+        return np.concatenate(parts) if parts else np.empty(0, np.uint32)
+
+
+def synthetic_row(seed: int, index: int, seq_len: int, vocab_size: int) -> Tokens:
+    """Returns seq_len + 1 even random ids: a pure function of its arguments, on every machine."""
+    entropy = np.random.SeedSequence((seed, index), spawn_key=_SYNTHETIC_KEY)
+    bits = np.random.Philox(entropy).random_raw(seq_len + 1)
+    return np.asarray(np.asarray(bits, np.uint64) % np.uint64(vocab_size), np.uint32)
+
+
+class ShardBatchSource:
+    """Rows of a token stream in order; at the end, where no whole row is left, from the start."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def next_batch(
+        self, batch_size: int, seq_len: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """See BatchSource. The next row begins where the last one's inputs ended."""
+        _require_sizes(batch_size, seq_len)
+        if len(self._stream) < seq_len + 1:
+            raise InvalidRequest(
+                f"{len(self._stream)} tokens are fewer than a row of {seq_len} and its last label",
+                "seq_len",
+            )
+        batch = batch_of([self._next_row(seq_len) for _ in range(batch_size)])
+        return batch.inputs_BS, batch.labels_BS
+
+    def reset(self) -> None:
+        self._position = 0
+
+    def _next_row(self, seq_len: int) -> Tokens:
+        if self._position + seq_len + 1 > len(self._stream):
+            self._position = 0
+        row = self._stream.read(self._position, seq_len + 1)
+        self._position += seq_len
+        return row
+
+
+class SyntheticBatchSource:
+    """Random tokens; equal seeds give equal batches."""
+
+    def __init__(self, vocab_size: int, seed: int = 0) -> None:
+        if vocab_size < 1:
+            raise InvalidRequest(f"vocab_size is {vocab_size}; it must be >= 1", "vocab_size")
+        self._vocab_size = vocab_size
+        self._seed = seed
+        self._next_row = 0
+
+    def next_batch(
+        self, batch_size: int, seq_len: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """See BatchSource."""
+        _require_sizes(batch_size, seq_len)
+        first, self._next_row = self._next_row, self._next_row + batch_size
+        batch = batch_of(
+            [
+                synthetic_row(self._seed, index, seq_len, self._vocab_size)
+                for index in range(first, self._next_row)
+            ]
+        )
+        return batch.inputs_BS, batch.labels_BS
+
+    def reset(self) -> None:
+        self._next_row = 0
+
+
+def _require_sizes(batch_size: int, seq_len: int) -> None:
+    for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if value < 1:
+            raise InvalidRequest(f"{name} is {value}; it must be >= 1", name)

@@ -1,0 +1,273 @@
+"""Checkpoints: whole or absent, verified before use, and never the last good one deleted.
+
+    checkpoints/step-00000500/
+      model.safetensors      parameters and buffers of the student, by name
+      optimizer.safetensors  AdamW's moments, by parameter (optimizer.py)
+      state.json             step, spec, counters, metrics of the step, hashes
+      manifest.json          {"files": {name: {"bytes", "sha256"}}}
+
+Written to a hidden folder, every file fsynced, renamed, the parent fsynced. A reader checks sizes
+and hashes first; a folder that fails is set aside as broken-step-..., and the one before it used.
+There is no random state in it: what is random is drawn anew from (seed, step).
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import structlog
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lectern_common.errors import CorruptData, DiskFull
+from lectern_common.run_folder import fsync_folder
+
+_log = structlog.get_logger()
+
+MODEL_NAME = "model.safetensors"
+OPTIMIZER_NAME = "optimizer.safetensors"
+STATE_NAME = "state.json"
+MANIFEST_NAME = "manifest.json"
+_STEP_FOLDER = re.compile(r"^step-(\d{8,})$")
+_TEMPORARY = ".writing-"
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was verified. `state` is what was given to `save`."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.path / MODEL_NAME)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.path / OPTIMIZER_NAME)
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Used by the one process that holds the run's lock.
+
+    Args:
+        folder: checkpoints/; made at the first save.
+        keep_last: newest ones kept, at least one.
+        keep_best: further ones kept for the lowest `val_loss` in their state; those saved at a step
+            without an evaluation have none.
+        on_event: told of what happens, as (kind, details).
+        save_tensors: writes a safetensors file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int,
+        keep_best: int,
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _details: None,
+        save_tensors: Callable[[dict[str, Tensor], Path], None] = safetensors.torch.save_file,
+    ) -> None:
+        self._folder = folder
+        self._keep_last = keep_last
+        self._keep_best = keep_best
+        self._on_event = on_event
+        self._save_tensors = save_tensors
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints that have appeared, rising; verifies none."""
+        if not self._folder.is_dir():
+            return []
+        matches = (_STEP_FOLDER.match(path.name) for path in self._folder.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def save(
+        self,
+        step: int,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        state: dict[str, Any],
+    ) -> Path:
+        """Returns the folder of the new checkpoint; then deletes those that need not be kept.
+
+        An intact checkpoint of the same step stays as it is; a broken one is set aside.
+        `optimizer_state_sha` is added to the state.
+
+        Raises:
+            DiskFull: no space; nothing of the attempt is left, older ones are untouched.
+        """
+        target = self._path(step)
+        if target.exists():
+            if self._verified(target) is not None:
+                return target
+            self._set_aside(target)
+        temporary = self._folder / f"{_TEMPORARY}{target.name}"
+        with disk_full_as_error("a checkpoint"):
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                self._save_tensors(_on_cpu(model), temporary / MODEL_NAME)
+                self._save_tensors(_on_cpu(optimizer), temporary / OPTIMIZER_NAME)
+                optimizer_sha = _sha256(temporary / OPTIMIZER_NAME)
+                _write_json(
+                    temporary / STATE_NAME,
+                    {**state, "step": step, "optimizer_state_sha": optimizer_sha},
+                )
+                _write_json(temporary / MANIFEST_NAME, _manifest_of(temporary))
+                for path in temporary.iterdir():
+                    path.chmod(0o640)
+                    _fsync(path)
+                fsync_folder(temporary)
+                temporary.rename(target)
+                fsync_folder(self._folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        self._on_event("checkpoint", {"step": step, "path": f"checkpoints/{target.name}"})
+        self._prune()
+        return target
+
+    def newest(self) -> Checkpoint | None:
+        """Returns the newest intact checkpoint; broken ones on the way to it are set aside."""
+        for step in reversed(self.steps()):
+            path = self._path(step)
+            found = self._verified(path)
+            if found is not None:
+                return found
+            self._set_aside(path)
+        return None
+
+    def sweep(self) -> None:
+        """Deletes what a killed `save` left behind."""
+        if self._folder.is_dir():
+            for path in self._folder.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
+    def _verified(self, path: Path) -> Checkpoint | None:
+        """Returns the checkpoint in a folder, or None (said in the log) where it is not intact."""
+        try:
+            return read_checkpoint(path)
+        except CorruptData as error:
+            _log.error("checkpoint_broken", error=str(error))
+            return None
+
+    def _set_aside(self, path: Path) -> None:
+        aside = path.with_name(f"broken-{path.name}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"broken-{path.name}.{number}")
+        path.rename(aside)
+        fsync_folder(self._folder)
+        self._on_event("checkpoint_set_aside", {"path": f"checkpoints/{aside.name}"})
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = set(steps[-max(1, self._keep_last) :])
+        losses = {step: self._val_loss(step) for step in steps}
+        measured = [(loss, step) for step, loss in losses.items() if loss is not None]
+        kept.update(step for _, step in sorted(measured)[: self._keep_best])
+        for step in steps:
+            if step not in kept:
+                # Out of sight first: half a checkpoint must not be seen.
+                doomed = self._path(step).with_name(f"{_TEMPORARY}deleted-{step:08d}")
+                self._path(step).rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def _val_loss(self, step: int) -> float | None:
+        try:
+            loss = json.loads((self._path(step) / STATE_NAME).read_bytes())["val_loss"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return float(loss) if isinstance(loss, int | float) else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Returns a checkpoint whose files all have the size and hash that its manifest says.
+
+    Raises:
+        CorruptData: they have not, or a file is missing.
+    """
+    try:
+        files = json.loads((path / MANIFEST_NAME).read_bytes())["files"]
+        missing = {MODEL_NAME, OPTIMIZER_NAME, STATE_NAME} - set(files)
+        if missing:
+            raise CorruptData(f"the manifest of {path} does not list {min(missing)}")
+        for name, facts in files.items():
+            if (path / name).stat().st_size != facts["bytes"]:
+                raise CorruptData(f"{path / name} is not {facts['bytes']} bytes")
+            if _sha256(path / name) != facts["sha256"]:
+                raise CorruptData(f"{path / name} is damaged: its SHA-256 differs")
+        state = json.loads((path / STATE_NAME).read_bytes())
+        return Checkpoint(path, int(state["step"]), state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptData(f"{path} is not a whole checkpoint: {error}") from None
+
+
+@contextmanager
+def disk_full_as_error(what: str) -> Iterator[None]:
+    """Within, running out of space raises DiskFull, naming what could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull(
+            f"no space left to write {what}; free some, then resume the run from its last "
+            "checkpoint"
+        ) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Returns True for "no space left", also as safetensors words it, which keeps no errno."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False))
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    return {
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(folder.iterdir())
+        }
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

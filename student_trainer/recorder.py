@@ -1,0 +1,355 @@
+"""What a run says of itself while it trains: status, events, metrics. The loop never waits for it.
+
+    status.json     rewritten every second by a thread of its own, and at every change of state
+    events.jsonl    state changes, checkpoints, warnings; few, written at once
+    metrics.jsonl   one line a step; through a queue and a thread
+    tensorboard/    the same numbers, where report_to asks for it; through another
+
+A queue that is full drops what does not fit and counts it.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import structlog
+
+from lectern_common.errors import Misconfigured
+from lectern_common.run_folder import (
+    HEARTBEAT_SECONDS,
+    RunFolder,
+    RunState,
+    Status,
+    append_json_line,
+    finite_record,
+    read_json_lines,
+    write_atomic,
+)
+from student_trainer.checkpoint import disk_full_as_error
+from student_trainer.stopping import Stop
+
+_log = structlog.get_logger()
+
+Metrics = Mapping[str, float | None]
+
+_QUEUED_LINES = 100_000
+_FLUSH_SECONDS = 30.0
+# Steps that tokens_per_second and teacher_wait_share are taken over.
+_RECENT_STEPS = 20
+
+
+class Sink(Protocol):
+    """Somewhere that metrics go; called from one thread of its own."""
+
+    def write(self, step: int, metrics: Metrics) -> None: ...
+
+    def flush(self) -> None:
+        """Makes what was written outlive this process."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """metrics.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        append_json_line(self._path, {"step": step, **metrics})
+
+    def flush(self) -> None:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+
+
+class TensorBoard:
+    """tensorboard/ in the run folder."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Raises Misconfigured where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise Misconfigured(
+                "report_to: tensorboard needs the package tensorboard; install lectern[tensorboard]"
+                ", or remove it from report_to"
+            ) from None
+        # What an earlier process wrote from this step on is hidden.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class QueuedSink:
+    """A sink behind a queue. An error of the sink ends it, and is raised by the next `put`."""
+
+    def __init__(self, sink: Sink, limit: int = _QUEUED_LINES) -> None:
+        self._sink = sink
+        self._queue: queue.Queue[tuple[int, Metrics] | threading.Event | None] = queue.Queue(limit)
+        self._error: Exception | None = None
+        self.dropped = 0
+        name = f"write-{type(sink).__name__}"
+        self._thread = threading.Thread(target=self._work, daemon=True, name=name)
+        self._thread.start()
+
+    def put(self, step: int, metrics: Metrics) -> None:
+        """Hands one line over, or counts it as dropped. Raises what an earlier write raised."""
+        self.raise_error()
+        try:
+            self._queue.put_nowait((step, metrics))
+        except queue.Full:
+            self.dropped += 1
+
+    def raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def flush(self) -> None:
+        """Returns when everything handed over is written, or after half a minute."""
+        written = threading.Event()
+        try:
+            self._queue.put(written, timeout=_FLUSH_SECONDS)
+        except queue.Full:
+            return
+        written.wait(_FLUSH_SECONDS)
+
+    def close(self) -> None:
+        self.flush()
+        try:
+            self._queue.put(None, timeout=_FLUSH_SECONDS)
+        except queue.Full:
+            return
+        self._thread.join(_FLUSH_SECONDS)
+
+    def _work(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            try:
+                if isinstance(entry, threading.Event):
+                    self._sink.flush()
+                elif self._error is None:
+                    self._sink.write(*entry)
+            except Exception as error:  # told to the loop, whatever it is
+                self._error = error
+            if isinstance(entry, threading.Event):
+                entry.set()
+        try:
+            self._sink.close()
+        except OSError as error:
+            _log.warning("sink_not_closed", sink=type(self._sink).__name__, error=str(error))
+
+
+@dataclass
+class _Said:
+    """The part of a Status that changes; guarded by the recorder's lock."""
+
+    state: RunState = RunState.STARTING
+    since: float = 0.0
+    reason: str | None = None
+    message: str | None = None
+    step: int = 0
+    steps: int = 0
+    checkpoint_step: int | None = None
+    device: str | None = None
+    teacher_away: str | None = None
+
+
+class Recorder:
+    """Writes a run's folder. Use as a context manager; leaving it writes the last status.
+
+    Args:
+        folder: of the run; this process holds its lock.
+        stop: once requested, a running run is `stopping`.
+        heartbeat_seconds: time between two writes of status.json.
+    """
+
+    def __init__(
+        self, folder: RunFolder, stop: Stop, heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
+        self._folder = folder
+        self._stop = stop
+        self._heartbeat_seconds = heartbeat_seconds
+        self._create_time = psutil.Process().create_time()
+        self._said = _Said()
+        self._published: RunState | None = None
+        self._latest: dict[str, float | None] = {}
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
+        self._lock = threading.Lock()
+        self._sinks: list[QueuedSink] = []
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> "Recorder":
+        self._publish()
+        self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._heart.join()
+        for sink in self._sinks:
+            sink.close()
+        dropped = sum(sink.dropped for sink in self._sinks)
+        if dropped:
+            self.event("metrics_dropped", lines=dropped)
+
+    def open_metrics(self, report_to: list[str], first_step: int) -> None:
+        """Begins metrics at `first_step`: lines of it and later ones are cut off.
+
+        Raises:
+            Misconfigured: a further place is not installed.
+        """
+        keep_metrics_before(self._folder.metrics_path, first_step)
+        sinks: list[Sink] = [MetricsFile(self._folder.metrics_path)]
+        if "tensorboard" in report_to:
+            sinks.append(TensorBoard(self._folder.path / "tensorboard", first_step))
+        self._sinks = [QueuedSink(sink) for sink in sinks]
+
+    def set_state(
+        self, state: RunState, reason: str | None = None, message: str | None = None
+    ) -> None:
+        """Says a new state, at once."""
+        with self._lock:
+            self._said.state, self._said.reason, self._said.message = state, reason, message
+        self._publish()
+
+    def set_progress(
+        self,
+        *,
+        step: int | None = None,
+        steps: int | None = None,
+        checkpoint_step: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Sets what the next status says; None leaves a value as it is."""
+        with self._lock:
+            said = self._said
+            said.step = said.step if step is None else step
+            said.steps = said.steps if steps is None else steps
+            said.device = device or said.device
+            if checkpoint_step is not None:
+                said.checkpoint_step = checkpoint_step
+
+    def teacher_away(self, message: str | None) -> None:
+        """Says that the teacher cannot be reached, or (None) that it is back. Any thread."""
+        with self._lock:
+            self._said.teacher_away = message
+        self._publish()
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Appends one event. Raises DiskFull."""
+        _log.info(kind, **details)
+        with disk_full_as_error("events.jsonl"):
+            self._folder.append_event(kind, **details)
+
+    def record(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step, complete; never waits.
+
+        Raises:
+            DiskFull: an earlier line could not be written.
+        """
+        with self._lock:
+            self._said.step = step
+            self._latest.update(finite_record(dict(metrics)))
+            self._latest.pop("non_finite", None)
+            if "time/step_seconds" in metrics:
+                self._recent.append(_pace(metrics))
+        for sink in self._sinks:
+            with disk_full_as_error("metrics"):
+                sink.put(step, metrics)
+
+    def before_checkpoint(self) -> None:
+        """Returns when the metrics handed over so far are on disk. Raises DiskFull."""
+        for sink in self._sinks:
+            sink.flush()
+            with disk_full_as_error("metrics"):
+                sink.raise_error()
+
+    def after_checkpoint(self, step: int) -> None:
+        """Says which checkpoint is the newest."""
+        self.set_progress(checkpoint_step=step)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_seconds):
+            self._publish()
+
+    def _publish(self) -> None:
+        """Writes status.json, and an event where the state has changed. Never raises OSError."""
+        with self._lock:
+            said, now = self._said, time.time()
+            state, message = self._visible()
+            changed = state is not self._published
+            if changed:
+                said.since, self._published = now, state
+            seconds = sum(pace[1] for pace in self._recent)
+            status = Status(
+                run_id=self._folder.run_id,
+                state=state,
+                since=said.since,
+                heartbeat=now,
+                pid=os.getpid(),
+                process_create_time=self._create_time,
+                reason=said.reason,
+                message=message,
+                step=said.step,
+                steps=said.steps,
+                checkpoint_step=said.checkpoint_step,
+                device=said.device,
+                tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
+                teacher_wait_share=sum(p[2] for p in self._recent) / seconds if seconds else None,
+                latest=dict(self._latest),
+            )
+            try:
+                self._folder.write_status(status)
+                if changed:
+                    self._folder.append_event(
+                        "state", state=str(state), reason=said.reason, message=message
+                    )
+            except OSError as error:  # a full disk must not end the heartbeat
+                _log.error("status_not_written", error=str(error))
+
+    def _visible(self) -> tuple[RunState, str | None]:
+        """Returns the state as others see it, with its message."""
+        said = self._said
+        if said.state in (RunState.STARTING, RunState.RUNNING):
+            if self._stop.requested:
+                return RunState.STOPPING, said.message
+            if said.teacher_away is not None:
+                return RunState.WAITING_FOR_TEACHER, said.teacher_away
+        return said.state, said.message
+
+
+def keep_metrics_before(path: Path, step: int) -> None:
+    """Drops the lines of `step` and later ones, and a torn last one; atomically."""
+    if path.exists():
+        kept = [line for line in read_json_lines(path) if line["step"] < step]
+        write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+
+
+def _pace(metrics: Metrics) -> tuple[float, float, float]:
+    """Returns (tokens, seconds, seconds waited) of a step."""
+    seconds = metrics["time/step_seconds"] or 0.0
+    tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
+    return tokens, seconds, metrics.get("time/teacher_wait_seconds") or 0.0

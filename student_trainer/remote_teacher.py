@@ -1,0 +1,331 @@
+"""A teacher behind gRPC, as the training loop sees it.
+
+Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size.
+
+gRPC does not retry a stream that broke after its first message, so a request is made again, whole,
+for as long as `outage.py` allows; every attempt has a deadline.
+"""
+
+import itertools
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import structlog
+import torch
+
+from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.teacher_channel import TeacherChannel, translated
+from lectern_common.wire import PROTOCOL_VERSION, pack_mask
+from lectern_models.output_head import HeadTransform, OutputHead
+from protos import teacher_pb2
+from student_trainer.head_cache import cached_head_path, read_cached_head, write_cached_head
+from student_trainer.outage import Outage
+from student_trainer.reply_assembly import (
+    KINDS,
+    Expected,
+    assemble,
+    require_fingerprint,
+    tensor_of,
+    to_targets,
+)
+from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
+from student_trainer.targets import DenseTargets, Representation, TeacherTargets
+
+_log = structlog.get_logger()
+
+_SHORT_CALL_SECONDS = 10.0
+
+
+class RemoteTeacher:
+    """Scores through a teacher server. Use as a context manager, or call close().
+
+    Args:
+        channel: to the server; closed with this object.
+        run_id: whose account the work goes to.
+        vocab_size: V, the student's; rows cover ids 0 .. V - 1.
+        device: where the output head is wanted.
+        deadline_seconds: longest wait for one answer.
+        outage_budget_seconds: see outage.py.
+        cache_root: where output heads are kept.
+        stop: ends every wait and every call.
+        on_outage: see outage.py.
+    """
+
+    def __init__(
+        self,
+        channel: TeacherChannel,
+        *,
+        run_id: str,
+        vocab_size: int,
+        device: torch.device,
+        deadline_seconds: float,
+        outage_budget_seconds: float,
+        cache_root: Path,
+        stop: Stop,
+        on_outage: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
+        self._channel = channel
+        self._run_id = run_id
+        self._vocab_size = vocab_size
+        self._device = device
+        self._deadline_seconds = deadline_seconds
+        self._cache_root = cache_root
+        self._stop = stop
+        self._ended = Stop()
+        self._outage = Outage(outage_budget_seconds, self._ended, on_outage)
+        self._model: teacher_pb2.Model | None = None
+        self._head: OutputHead | None = None
+        self._lock = threading.Lock()
+        self._calls: set[Any] = set()
+        self._received_bytes = 0
+        self._received_positions = 0
+        self._request_numbers = itertools.count()
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._cancel_on_stop, daemon=True, name="stop-watch")
+        self._watch.start()
+
+    def __enter__(self) -> "RemoteTeacher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends calls under way and the connection."""
+        self._closed.set()
+        self.cancel()
+        self._watch.join()
+        self._channel.close()
+
+    def cancel(self) -> None:
+        """Ends calls under way, and every later one, with StopRequested. For good."""
+        self._ended.request()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+    def take_received(self) -> tuple[int, int]:
+        """Returns (bytes, positions) of the LogitsForBatch replies since the last call.
+
+        Bytes are those of the messages of complete answers, head and requests apart.
+        """
+        with self._lock:
+            taken = self._received_bytes, self._received_positions
+            self._received_bytes = self._received_positions = 0
+        return taken
+
+    @property
+    def model(self) -> teacher_pb2.Model:
+        """What the teacher is. Raises ValueError before connect()."""
+        if self._model is None:
+            raise ValueError("connect() comes first")
+        return self._model
+
+    def connect(self, expected_fingerprint: str | None = None) -> teacher_pb2.Model:
+        """Returns what the teacher is, waiting for it within the outage budget.
+
+        Args:
+            expected_fingerprint: of the model that a resumed run was started with.
+
+        Raises:
+            WrongModel: another model answers than expected.
+            LecternError: as TargetsProvider.score.
+        """
+        model = self._outage.until_answered(
+            lambda left: self._channel.get_model(_within(_SHORT_CALL_SECONDS, left))
+        )
+        if expected_fingerprint is not None:
+            require_fingerprint(model.fingerprint, expected_fingerprint)
+        self._model = model
+        return model
+
+    def tokenizer_map(self) -> dict[str, int]:
+        """Returns the teacher's token-to-id map. Raises LecternError."""
+        return self._outage.until_answered(
+            lambda left: self._channel.get_tokenizer_map(_within(self._deadline_seconds, left))
+        )
+
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """See TargetsProvider; also raises StopRequested after cancel()."""
+        head = self.output_head() if representation.kind == "hidden" else None
+        mask = np.concatenate(positions)
+        expected = Expected(
+            fingerprint=self.model.fingerprint,
+            representation=representation,
+            num_rows=int(np.count_nonzero(mask)),
+            vocab_size=self._vocab_size,
+            hidden_size=self.model.hidden_size,
+            hidden_dtype=self.model.hidden_dtype,
+        )
+        whole = bool(mask.all())
+        request = teacher_pb2.LogitsForBatchRequest(
+            protocol_version=PROTOCOL_VERSION,
+            run_id=self._run_id,
+            request_id=str(next(self._request_numbers)),
+            expected_fingerprint=expected.fingerprint,
+            token_ids=np.concatenate(sequences).astype("<u4").tobytes(),
+            sequence_lengths=[len(sequence) for sequence in sequences],
+            positions=teacher_pb2.POSITIONS_ALL if whole else teacher_pb2.POSITIONS_MASK,
+            position_mask=b"" if whole else pack_mask(mask),
+            vocab_size=self._vocab_size,
+            representation=teacher_pb2.Representation(
+                kind=KINDS[representation.kind], top_k=representation.top_k or 0
+            ),
+            temperature=temperature,
+        )
+
+        def ask(left: float | None) -> TeacherTargets:
+            with self._replies(self._channel.stub.LogitsForBatch, request, left) as replies:
+                payload = assemble(replies, expected)
+            targets = to_targets(payload, expected, temperature, head)
+            with self._lock:
+                self._received_bytes += payload.received_bytes
+                self._received_positions += expected.num_rows
+            return targets
+
+        return self._outage.until_answered(ask)
+
+    def output_head(self) -> OutputHead:
+        """Returns the teacher's head cut to V rows, on the device: from the cache, else fetched.
+
+        On the CPU it is float32, so that no projection converts it again; the products are the
+        same. Raises LecternError.
+        """
+        with self._lock:
+            if self._head is not None:
+                return self._head
+        path = cached_head_path(self._cache_root, self.model.fingerprint, self._vocab_size)
+        head = read_cached_head(path)
+        if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
+            head = self._outage.until_answered(self._fetch_head)
+            write_cached_head(path, head)
+        dtype = torch.float32 if self._device.type == "cpu" else head.weight_VD.dtype
+        placed = OutputHead(
+            head.weight_VD.to(self._device, dtype),
+            None if head.bias_V is None else head.bias_V.to(self._device, dtype),
+            head.transform,
+        )
+        with self._lock:
+            self._head = placed
+        return placed
+
+    def vocab_size(self) -> int:
+        """See TeacherLogitsProvider."""
+        return self._vocab_size
+
+    def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See TeacherLogitsProvider; the teacher must offer `dense`."""
+        if not input_ids:
+            return []
+        if any(not len(sequence) for sequence in input_ids):
+            raise InvalidRequest("a sequence is empty", "input_ids")
+        sequences = [np.asarray(sequence, np.uint32) for sequence in input_ids]
+        last = [np.arange(len(sequence)) == len(sequence) - 1 for sequence in sequences]
+        targets = self.score(sequences, last, Representation("dense"), temperature=1.0)
+        if not isinstance(targets, DenseTargets):
+            raise TeacherError("dense rows were asked for")
+        rows: list[list[float]] = targets.logits_NV.tolist()
+        return rows
+
+    def _fetch_head(self, left: float | None) -> OutputHead:
+        model = self.model
+        request = teacher_pb2.GetOutputHeadRequest(
+            protocol_version=PROTOCOL_VERSION,
+            vocab_size=self._vocab_size,
+            expected_fingerprint=model.fingerprint,
+        )
+        header: teacher_pb2.OutputHeadHeader | None = None
+        trailer: teacher_pb2.OutputHeadTrailer | None = None
+        buffer = np.empty(0, np.uint8)
+        filled = crc = 0
+        with self._replies(self._channel.stub.GetOutputHead, request, left) as replies:
+            for reply in replies:
+                part = reply.WhichOneof("part")
+                if part == "header" and header is None:
+                    header = reply.header
+                    buffer = np.empty(self._head_bytes(header), np.uint8)
+                elif part == "piece" and filled + len(reply.piece) <= len(buffer):
+                    piece = np.frombuffer(reply.piece, np.uint8)
+                    buffer[filled : filled + len(piece)] = piece
+                    filled, crc = filled + len(piece), zlib.crc32(piece.data, crc)
+                elif part == "trailer" and trailer is None:
+                    trailer = reply.trailer
+                else:
+                    raise TeacherError(f"the teacher's output head has its {part} misplaced")
+        if header is None or trailer is None or filled != len(buffer):
+            raise TeacherError(f"the teacher's output head ended after {filled} bytes")
+        if trailer.crc32 != crc:
+            raise TeacherError("the teacher's output head was damaged on its way: checksum differs")
+        _log.info("output_head_received", bytes=filled)
+        values = tensor_of(buffer, header.dtype)
+        num_weights = self._vocab_size * model.hidden_size
+        theirs = header.transform
+        return OutputHead(
+            values[:num_weights].view(self._vocab_size, model.hidden_size),
+            values[num_weights:] if theirs.has_bias else None,
+            HeadTransform(theirs.scale, theirs.divisor, theirs.soft_cap or None),
+        )
+
+    def _head_bytes(self, header: teacher_pb2.OutputHeadHeader) -> int:
+        """Returns the bytes to come. Raises WrongModel or TeacherError."""
+        model = self.model
+        require_fingerprint(header.fingerprint, model.fingerprint)
+        size = 4 if model.hidden_dtype == teacher_pb2.DTYPE_FLOAT32 else 2
+        rows = self._vocab_size * (model.hidden_size + int(header.transform.has_bias))
+        theirs = (header.dtype, header.vocab_size, header.hidden_size, header.total_bytes)
+        ours = (model.hidden_dtype, self._vocab_size, model.hidden_size, rows * size)
+        if theirs != ours:
+            raise TeacherError(f"the teacher's output head is {theirs}, asked for was {ours}")
+        return rows * size
+
+    @contextmanager
+    def _replies(self, method: Any, request: Any, left: float | None) -> Iterator[Iterator[Any]]:
+        """Gives the replies of one attempt; within, errors of gRPC become those of errors.py.
+
+        The first attempt fails at once where there is no connection, so that an outage is noticed;
+        later ones wait for it.
+        """
+        self._ended.check()
+        call = method(
+            request,
+            timeout=_within(self._deadline_seconds, left),
+            metadata=self._channel.metadata,
+            wait_for_ready=left is not None,
+        )
+        with self._lock:
+            self._calls.add(call)
+        try:
+            self._ended.check()
+            yield call
+        except grpc.RpcError as error:
+            if self._ended.requested:
+                raise StopRequested from None
+            raise translated(error, self._channel.address) from None
+        finally:
+            call.cancel()
+            with self._lock:
+                self._calls.discard(call)
+
+    def _cancel_on_stop(self) -> None:
+        while not self._closed.wait(SLICE_SECONDS):
+            if self._stop.requested:
+                self.cancel()
+                return
+
+
+def _within(seconds: float, left: float | None) -> float:
+    return seconds if left is None else max(min(seconds, left), 0.1)

@@ -1,0 +1,41 @@
+"""Token shards for tests, written by hand: what `lectern data prepare` writes is not under test."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def write_shards(
+    folder: Path,
+    tokens: npt.ArrayLike,
+    *,
+    vocab_size: int | None = None,
+    shards: int = 1,
+    tokenizer_sha256: str = "0" * 64,
+) -> Path:
+    """Writes a dataset folder of flat uint32 shards with its manifest; returns the folder.
+
+    vocab_size: what the manifest says; None: one more than the largest id.
+    """
+    ids = np.asarray(tokens, "<u4")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, part in enumerate(np.array_split(ids, shards)):
+        (folder / f"shard-{index:05d}.bin").write_bytes(part.tobytes())
+    manifest = {
+        "schema": "pretokenize-bin-v1",
+        "tokenizer_sha256": tokenizer_sha256,
+        "corpus_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        "shard_count": shards,
+        "total_tokens": len(ids),
+        "vocab_size": int(ids.max()) + 1 if vocab_size is None else vocab_size,
+        "eos_policy": "none",
+        "eos_token_id": None,
+        "seq_length_hint": None,
+        "producer_version": "test",
+        "producer_sha256": "",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder

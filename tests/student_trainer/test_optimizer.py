@@ -1,0 +1,57 @@
+"""Which parameters decay; the optimizer's state there and back."""
+
+import torch
+from torch import nn
+
+from student_trainer.optimizer import build_adamw, set_learning_rate
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.norm = nn.LayerNorm(3)
+        self.head = nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+        self.frozen = nn.Linear(3, 3)
+        self.frozen.requires_grad_(False)
+
+
+def test_matrices_decay_norms_and_biases_do_not_and_each_tensor_counts_once() -> None:
+    model = Tied()
+    optimizer = build_adamw(model, betas=(0.8, 0.9), weight_decay=0.3)
+    decaying, others = optimizer.param_groups
+    assert decaying["weight_decay"] == 0.3
+    assert [id(p) for p in decaying["params"]] == [id(model.embedding.weight)]
+    assert others["weight_decay"] == 0.0
+    assert {id(p) for p in others["params"]} == {
+        id(model.norm.weight),
+        id(model.norm.bias),
+        id(model.head.bias),
+    }
+    assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+
+
+def test_decay_without_a_gradient_moves_matrices_alone() -> None:
+    model = Tied()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = build_adamw(model, betas=(0.9, 0.95), weight_decay=0.5)
+    set_learning_rate(optimizer, 0.1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = model.state_dict()
+    torch.testing.assert_close(after["embedding.weight"], before["embedding.weight"] * 0.95)
+    for name in ("norm.weight", "norm.bias", "head.bias", "frozen.weight"):
+        assert torch.equal(after[name], before[name])
+
+
+def test_the_learning_rate_is_set_for_every_group() -> None:
+    optimizer = build_adamw(Tied(), betas=(0.9, 0.95), weight_decay=0.1)
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_a_model_of_matrices_alone_has_one_group() -> None:
+    assert len(build_adamw(nn.Embedding(2, 2), (0.9, 0.95), 0.1).param_groups) == 1
