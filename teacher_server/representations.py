@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.wire import top_k_record
+from lectern_models.top_k import ordered_top_k
 
 # Logits that stand in memory at once; a row of 152,064 logits is 0.6 MB.
 CHUNK_BYTES = 32 << 20
@@ -73,24 +74,6 @@ def top_k_rows(
         chunk["log_normalizer"] = normalizer_C.cpu().numpy()
         chunk["log_normalizer_t"] = normalizer_t_C.cpu().numpy()
     return records_N.view(np.uint8).data
-
-
-def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the k largest logits, falling, and their ids; of equal logits the lower ids.
-
-    torch.topk picks any of equal logits, so the same answer could name another id elsewhere.
-    """
-    values_CK, ids_CK = torch.topk(logits_CV, k, dim=-1)
-    ids_CK = ids_CK.sort(dim=-1).values
-    values_CK, order_CK = logits_CV.gather(-1, ids_CK).sort(dim=-1, descending=True, stable=True)
-    ids_CK = ids_CK.gather(-1, order_CK)
-    last_C1 = values_CK[:, -1:]
-    # Rows in which more ids carry the last value than were taken: there topk had a choice.
-    chosen_C = (logits_CV == last_C1).sum(-1) > (values_CK == last_C1).sum(-1)
-    if bool(chosen_C.any()):
-        full_values, full_ids = logits_CV[chosen_C].sort(dim=-1, descending=True, stable=True)
-        values_CK[chosen_C], ids_CK[chosen_C] = full_values[:, :k], full_ids[:, :k]
-    return values_CK, ids_CK
 
 
 def bits(values: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rows as bytes: order of ties, accuracy of the normalisers, chunks, and what is never sent."""
+"""Rows as bytes: accuracy of the normalisers, chunks, and what is never sent."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.wire import top_k_record
 from teacher_server import representations
-from teacher_server.representations import dense_rows, hidden_rows, ordered_top_k, top_k_rows
+from teacher_server.representations import dense_rows, hidden_rows, top_k_rows
 
 
 def rows_of(logits: torch.Tensor):
@@ -16,33 +16,6 @@ def rows_of(logits: torch.Tensor):
 
 def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
     return scale * torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
-
-
-def by_hand(row: list[float], k: int) -> tuple[list[float], list[int]]:
-    """The k largest, falling, equal ones by rising id: Python's sort is stable."""
-    ids = sorted(range(len(row)), key=lambda i: -row[i])[:k]
-    return [row[i] for i in ids], ids
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
-def test_equal_logits_come_in_rising_id_order(k: int) -> None:
-    rows = [
-        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
-        [0.0, 2.0, 1.0, 2.0, 1.0, 2.0, 0.0, 1.0],
-        [3.0, 1.0, 2.0, 5.0, 4.0, 8.0, 7.0, 6.0],
-        [-0.0, 0.0, -0.0, 0.0, -1.0, 0.0, -0.0, 0.0],
-    ]
-    values, ids = ordered_top_k(torch.tensor(rows), k)
-    for index, row in enumerate(rows):
-        assert (values[index].tolist(), ids[index].tolist()) == by_hand(row, k)
-
-
-def test_ties_over_a_wide_row_take_the_lowest_ids() -> None:
-    """torch.topk alone picks others here."""
-    logits = torch.randint(0, 4, (20, 5000), generator=torch.Generator().manual_seed(1)).float()
-    _, ids = ordered_top_k(logits, 50)
-    for row, taken in zip(logits.tolist(), ids.tolist(), strict=True):
-        assert taken == by_hand(row, 50)[1]
 
 
 @pytest.mark.parametrize("width", [2048, 151_936])
