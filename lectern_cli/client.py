@@ -35,7 +35,8 @@ class ControlPlaneUnavailable(LecternError):
 class Run:
     """A run as the control plane reports it; `json` is the whole answer.
 
-    `latest` holds the last metrics (`loss/total`, `loss/val`, ...), None where one was not finite.
+    `latest` holds the last metrics (`loss/total`, `loss/val`, ...), None where one was not finite;
+    `resumes_at` is when an interrupted run goes on by itself, in Unix seconds; None: it does not.
     """
 
     id: str
@@ -49,12 +50,13 @@ class Run:
     tokens_per_second: float | None
     teacher_wait_share: float | None
     latest: dict[str, float | None]
+    resumes_at: float | None
     json: dict[str, Any]
 
     @property
     def rests(self) -> bool:
-        """True where no process works on it or will without being asked."""
-        return self.state in RESTING
+        """True where no process works on it, or will without being asked."""
+        return self.state in RESTING and self.resumes_at is None
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "Run":
@@ -72,6 +74,7 @@ class Run:
                 tokens_per_second=data.get("tokens_per_second"),
                 teacher_wait_share=data.get("teacher_wait_share"),
                 latest=data.get("latest") or {},
+                resumes_at=data.get("resumes_at"),
                 json=data,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """A trainer in the foreground of a terminal: watched from its run folder, stopped by Ctrl-C."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -77,7 +78,11 @@ def status_of(folder: RunFolder, child: Child) -> Status | None:
 
 
 class MetricsFile:
-    """Reads a growing metrics.jsonl from where it stood at the last call."""
+    """Reads a growing metrics.jsonl from where it stood at the last call.
+
+    A trainer that resumes cuts the file back to its checkpoint; it is then read again from the
+    start, and steps come a second time.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,10 +92,17 @@ class MetricsFile:
         """Returns the records that were completed since the last call."""
         try:
             with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    self._offset = 0
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
             return []
         complete = data[: data.rfind(b"\n") + 1]
+        try:
+            records = [json.loads(line) for line in complete.splitlines()]
+        except ValueError:  # cut back, and grown past the offset, since the last call
+            self._offset = 0
+            return []
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return records

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lectern_cli.console import out
-from lectern_common.run_folder import RESTING, RunState, Status
+from lectern_common.run_folder import RunState, Status
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,7 +44,14 @@ class Curve:
     _seen: int = 0
 
     def add(self, step: int, value: float | None) -> None:
-        """Takes the next value; None (it was not finite) leaves no point."""
+        """Takes the next value; None (it was not finite) leaves no point.
+
+        A step that is not above the last one means that the run went back to a checkpoint: what was
+        shown of the steps from there on goes.
+        """
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
         self.last = value
         if value is None or not math.isfinite(value):
             return
@@ -74,10 +81,6 @@ class RunView:
     last_metrics_step: int | None = None
 
     CURVES = ("loss/total", "loss/ce", "loss/kd", "loss/val")
-
-    @property
-    def rests(self) -> bool:
-        return self.state in RESTING
 
     def show_status(self, status: Status) -> None:
         """Takes what the trainer says of itself."""
