@@ -6,6 +6,7 @@ with ControlPlane("http://127.0.0.1:8080") as service:
     print(run.state, run.latest.get("loss/val"))
 """
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,12 @@ import httpx
 from lectern_common import errors
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
 from lectern_common.run_folder import RESTING, RunState
-from lectern_common.run_spec import RunSpec
+from lectern_common.run_spec import NAME_PATTERN, RunSpec
 
 PAGE_SIZE = 100
+MAX_POINTS = 512
+# The server hashes the student's weights and asks the teacher before it accepts a run.
+CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 
 
@@ -83,6 +87,22 @@ class Run:
             ) from None
 
 
+@dataclass(frozen=True)
+class MetricsBatch:
+    """Some metric records of a run, in the order of their steps.
+
+    Attributes:
+        cursor: where the next ones follow.
+        rewound: the run went back to a checkpoint; these records begin at its start.
+        more: further ones can be read at once.
+    """
+
+    records: list[dict[str, Any]]
+    cursor: str
+    rewound: bool
+    more: bool
+
+
 class ControlPlane:
     """One control plane. Methods raise the errors of errors.py that the server names.
 
@@ -123,13 +143,15 @@ class ControlPlane:
 
     def create_run(self, spec: RunSpec, idempotency_key: str | None = None) -> Run:
         """Returns the accepted run; with a repeated key, the one that the first call made."""
-        key = idempotency_key or uuid.uuid4().hex
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
         body = spec.model_dump(mode="json")
-        return Run.of_json(self._json("POST", "/runs", json=body, headers={"idempotency-key": key}))
+        return Run.of_json(
+            self._json("POST", "/runs", json=body, headers=headers, timeout=CHECKS_SECONDS)
+        )
 
-    def list_runs(self) -> list[Run]:
-        """Returns every run, in the server's order (newest first)."""
-        return list(self._all_runs())
+    def list_runs(self, states: Sequence[RunState] = ()) -> list[Run]:
+        """Returns every run, or those in one of `states`; newest first."""
+        return list(self._all_runs(states))
 
     def get_run(self, run_id: str) -> Run:
         """Returns one run. Raises NotFound."""
@@ -139,15 +161,33 @@ class ControlPlane:
         """Asks a run to checkpoint and stop. Raises NotFound, Conflict."""
         return Run.of_json(self._json("POST", f"/runs/{_segment(run_id)}/stop"))
 
-    def resume_run(self, run_id: str) -> Run:
-        """Asks a resting run to go on. Raises NotFound, Conflict."""
-        return Run.of_json(self._json("POST", f"/runs/{_segment(run_id)}/resume"))
+    def resume_run(self, run_id: str, changes: dict[str, Any] | None = None) -> Run:
+        """Asks a resting run to go on, with the part of its spec that changes (see
+        run_spec.RESUME_MAY_CHANGE). Raises NotFound, Conflict, InvalidSpec.
+        """
+        path = f"/runs/{_segment(run_id)}/resume"
+        return Run.of_json(self._json("POST", path, json=changes or {}, timeout=CHECKS_SECONDS))
 
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
-        """Returns the metric records of steps above `after_step`, in rising order."""
-        params = {} if after_step is None else {"after_step": after_step}
-        answer = self._json("GET", f"/runs/{_segment(run_id)}/metrics", params=params)
-        return list(answer["metrics"])
+        """Returns every metric record of the steps above `after_step`, in rising order."""
+        params: dict[str, str | int] = {} if after_step is None else {"after_step": after_step}
+        records: list[dict[str, Any]] = []
+        while True:
+            batch = self._metrics(run_id, params)
+            records = batch.records if batch.rewound else records + batch.records
+            if not batch.more:
+                return records
+            params = {**params, "cursor": batch.cursor}
+
+    def metrics_since(
+        self, run_id: str, cursor: str | None, max_points: int = MAX_POINTS
+    ) -> "MetricsBatch":
+        """Returns what came after `cursor`; with None the whole so far, thinned to about
+        `max_points` records. For displays that follow a run.
+        """
+        if cursor is None:
+            return self._metrics(run_id, {"max_points": max_points})
+        return self._metrics(run_id, {"cursor": cursor})
 
     def logs(self, run_id: str, tail: int = 100) -> str:
         """Returns the last lines that the trainer logged."""
@@ -189,13 +229,19 @@ class ControlPlane:
                 raise TimeoutError(f"still going after {timeout_seconds:g} s: {states}")
             time.sleep(poll_seconds)
 
-    def _all_runs(self) -> Iterator[Run]:
+    def _metrics(self, run_id: str, params: dict[str, str | int]) -> "MetricsBatch":
+        answer = self._json("GET", f"/runs/{_segment(run_id)}/metrics", params=params)
+        return MetricsBatch(
+            answer["metrics"], answer["cursor"], rewound=answer["rewound"], more=answer["more"]
+        )
+
+    def _all_runs(self, states: Sequence[RunState]) -> Iterator[Run]:
         cursor: str | None = None
         while True:
-            params: dict[str, str | int] = {"limit": PAGE_SIZE}
-            answer = self._json(
-                "GET", "/runs", params=params if cursor is None else {**params, "cursor": cursor}
-            )
+            params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
+            if cursor is not None:
+                params["cursor"] = cursor
+            answer = self._json("GET", "/runs", params=params)
             yield from map(Run.of_json, answer["runs"])
             cursor = answer.get("next_cursor")
             if cursor is None:
@@ -271,6 +317,6 @@ _BY_REASON = {
 
 def _segment(run_id: str) -> str:
     """Returns a run id as one segment of a path; refuses what could be another path."""
-    if not run_id or not all(character.isalnum() or character in "-_" for character in run_id):
+    if re.fullmatch(NAME_PATTERN, run_id) is None:
         raise InvalidRequest(f"{run_id!r} is not a run id; `lectern runs list` shows them", "run")
     return run_id

@@ -78,7 +78,7 @@ class RunView:
     tokens_per_second: float | None = None
     teacher_wait_share: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
-    last_metrics_step: int | None = None
+    metrics_cursor: str | None = None  # over REST: where the next records follow
 
     CURVES = ("loss/total", "loss/ce", "loss/kd", "loss/val")
 
@@ -94,7 +94,6 @@ class RunView:
         """Takes further metric records, in the order of their steps."""
         for record in records:
             step = int(record["step"])
-            self.last_metrics_step = step
             for name in self.CURVES:
                 if name in record:
                     self.curves.setdefault(name, Curve()).add(step, record[name])

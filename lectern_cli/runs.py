@@ -43,10 +43,27 @@ def create(
 
 
 @app.command("list", epilog="Example: lectern runs list --json")
-def list_runs(url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False) -> None:
-    """List all runs, newest first."""
+def list_runs(
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state", help="Only runs in this state; may be repeated.", show_default=False
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first."""
+    from lectern_common.run_folder import RunState
+
+    known = [str(state) for state in RunState]
+    if unknown := [state for state in states or [] if state not in known]:
+        raise typer.BadParameter(
+            f"no state {unknown[0]}; known: {', '.join(known)}", param_hint="--state"
+        )
     with control_plane(url, token_file) as service:
-        runs = service.list_runs()
+        runs = service.list_runs([RunState(state) for state in states or []])
     if as_json:
         console.print_json([run.json for run in runs])
     elif not runs:
@@ -128,13 +145,26 @@ def stop(
     _print_states(runs, as_json=as_json)
 
 
-@app.command(epilog="Example: lectern runs resume coder-0-5b-1")
+@app.command(epilog="Example: lectern runs resume coder-0-5b-1 --set schedule.steps=2000")
 def resume(
-    run_ids: RunIds, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
+    run_ids: RunIds,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field of the spec that a resume may change; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
 ) -> None:
     """Let resting runs go on from their newest checkpoint."""
+    changed = _as_mapping(changes or [])
     with control_plane(url, token_file) as service:
-        runs = [service.resume_run(run_id) for run_id in run_ids]
+        runs = [service.resume_run(run_id, changed) for run_id in run_ids]
     _print_states(runs, as_json=as_json)
 
 
@@ -150,7 +180,9 @@ def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True
             run = service.get_run(run_id)
             view.show_run(run)
             if draw:
-                view.add_metrics(service.metrics(run_id, after_step=view.last_metrics_step))
+                batch = service.metrics_since(run_id, view.metrics_cursor)
+                view.metrics_cursor = batch.cursor
+                view.add_metrics(batch.records)
             runs.append(run)
         return runs
 
@@ -174,6 +206,26 @@ def _watch(service: "ControlPlane", run_ids: list[str], *, as_json: bool) -> Non
         raise typer.Exit(1)
     if RunState.INTERRUPTED in states:
         raise typer.Exit(console.INTERRUPTED_EXIT_CODE)
+
+
+def _as_mapping(changes: list[str]) -> dict[str, Any]:
+    """Returns {"schedule": {"steps": 2000}} of "schedule.steps=2000"; values are YAML."""
+    import yaml
+
+    result: dict[str, Any] = {}
+    for change in changes:
+        field, separator, value = change.partition("=")
+        *sections, name = field.split(".")
+        section = result
+        for key in sections:
+            section = section.setdefault(key, {})
+        try:
+            section[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            separator = ""
+        if not separator or not all([*sections, name]):
+            raise typer.BadParameter(f"{change!r} is not FIELD=VALUE", param_hint="--set")
+    return result
 
 
 def _print_states(runs: "list[Run]", *, as_json: bool) -> None:
