@@ -1,0 +1,219 @@
+"""Teachers in the trainer's own process.
+
+Legend: S tokens of a sequence, N asked positions, V the student's vocabulary, D the teacher's
+hidden size, K top-k.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lectern_common.errors import (
+    InvalidRequest,
+    Misconfigured,
+    RepresentationNotOffered,
+    TeacherError,
+)
+from lectern_models.body_and_head import BodyAndHead, parity_probe, split
+from lectern_models.output_head import OutputHead
+from lectern_models.top_k import ordered_top_k
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    Representation,
+    TeacherTargets,
+    TopKTargets,
+)
+from student_trainer.token_rows import every_position_logits, last_position_logits
+
+# The fixture's preferred token, over 0 for all others.
+_FIXTURE_PEAK = 10.0
+
+
+class FixtureTeacher:
+    """A teacher without a model: its most likely next token is the last input token.
+
+    A token outside the vocabulary makes it prefer id 0. For tests and plumbing.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def vocab_size(self) -> int:
+        """See TeacherLogitsProvider."""
+        return self._vocab_size
+
+    def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See TeacherLogitsProvider."""
+        return last_position_logits(self, input_ids)
+
+    def logits_per_position(
+        self, input_ids: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """See TeacherLogitsProvider."""
+        return every_position_logits(self, input_ids)
+
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """See TargetsProvider; "hidden" is not offered."""
+        if representation.kind == "hidden":
+            raise RepresentationNotOffered("the fixture has no model, and no hidden states")
+        asked = [ids_S[asked_S] for ids_S, asked_S in zip(sequences, positions, strict=True)]
+        tokens_N = torch.from_numpy(np.concatenate(asked).astype(np.int64))
+        peaks_N = torch.where(tokens_N < self._vocab_size, tokens_N, 0)
+        logits_NV = torch.zeros(len(tokens_N), self._vocab_size)
+        logits_NV.scatter_(1, peaks_N[:, None], _FIXTURE_PEAK)
+        if representation.kind == "dense":
+            return DenseTargets(logits_NV)
+        return _top_k_targets(logits_NV, _checked_k(representation, self._vocab_size), temperature)
+
+
+class InProcessTeacher:
+    """A transformers model that teaches in this process, with the arithmetic of the server's.
+
+    One sequence a forward, so that an answer depends on its own sequence alone.
+
+    Args:
+        model: in any dtype, on any device; its parameters are frozen and it is put in eval mode.
+        vocab_size: V, the student's: rows cover ids 0 .. V - 1. None: all of the model's.
+
+    Raises:
+        Misconfigured: the model has no head apart and computes in 16 bits, which spoils its logits.
+        InvalidRequest: vocab_size is over the model's logit width.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+        self._model = model.requires_grad_(False)
+        model.train(False)
+        parts, self._not_split = _split(model)
+        if parts is None and model.dtype != torch.float32:
+            raise Misconfigured(
+                f"this teacher cannot teach in {model.dtype} ({self._not_split}); "
+                "load it in float32"
+            )
+        self._parts = parts
+        width = int(model.config.get_text_config().vocab_size)
+        if parts is not None:
+            width = parts.head().vocab_size
+        self._vocab_size = width if vocab_size is None else vocab_size
+        if not 1 <= self._vocab_size <= width:
+            raise InvalidRequest(
+                f"vocab_size is {vocab_size}, the teacher has {width} logits", "vocab_size"
+            )
+        self._head = None if parts is None else _wide(parts.head().sliced(self._vocab_size))
+
+    def vocab_size(self) -> int:
+        """See TeacherLogitsProvider."""
+        return self._vocab_size
+
+    def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See TeacherLogitsProvider."""
+        return last_position_logits(self, input_ids)
+
+    def logits_per_position(
+        self, input_ids: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """See TeacherLogitsProvider."""
+        return every_position_logits(self, input_ids)
+
+    @torch.no_grad()
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """See TargetsProvider; the targets are on the model's device."""
+        asked = [
+            (ids_S, torch.from_numpy(asked_S))
+            for ids_S, asked_S in zip(sequences, positions, strict=True)
+            if asked_S.any()
+        ]
+        if not asked:
+            raise InvalidRequest("no position is asked", "positions")
+        if representation.kind == "hidden":
+            if self._head is None:
+                raise RepresentationNotOffered(str(self._not_split))
+            return HiddenTargets(torch.cat([self._hidden(*one) for one in asked]), self._head)
+        if representation.kind == "dense":
+            return DenseTargets(torch.cat([self._logits(*one) for one in asked]))
+        k = _checked_k(representation, self._vocab_size)
+        rows = [_top_k_targets(self._logits(*one), k, temperature) for one in asked]
+        return TopKTargets(
+            torch.cat([part.logits_NK for part in rows]),
+            torch.cat([part.ids_NK for part in rows]),
+            torch.cat([part.log_normalizer_N for part in rows]),
+            torch.cat([part.log_normalizer_t_N for part in rows]),
+            temperature,
+            self._vocab_size,
+        )
+
+    def _logits(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
+        if self._head is not None:
+            return self._head.logits(self._hidden(ids_S, asked_S))
+        own_SV = self._model(input_ids=self._ids(ids_S), use_cache=False).logits[0]
+        return _finite(own_SV[asked_S.to(own_SV.device), : self._vocab_size].float())
+
+    def _hidden(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
+        if self._parts is None:
+            raise ValueError("the model has no body apart from its head")
+        hidden_SD = self._parts.hidden_states(self._ids(ids_S))[0]
+        return _finite(hidden_SD[asked_S.to(hidden_SD.device)])
+
+    def _ids(self, ids_S: npt.NDArray[np.uint32]) -> Tensor:
+        return torch.from_numpy(ids_S.astype(np.int64))[None].to(self._model.device)
+
+
+def _top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> TopKTargets:
+    values_NK, ids_NK = ordered_top_k(logits_NV, k)
+    return TopKTargets(
+        logits_NK=values_NK,
+        ids_NK=ids_NK,
+        log_normalizer_N=logits_NV.logsumexp(-1),
+        log_normalizer_t_N=(logits_NV / temperature).logsumexp(-1),
+        temperature=temperature,
+        vocab_size=logits_NV.shape[1],
+    )
+
+
+def _checked_k(representation: Representation, vocab_size: int) -> int:
+    if representation.kind != "top_k":
+        raise RepresentationNotOffered(f"representation {representation.kind} is not known")
+    k = representation.top_k
+    if k is None or not 1 <= k <= vocab_size:
+        raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
+    return k
+
+
+def _split(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None]:
+    """Returns (the halves, None), or (None, why they cannot be had apart)."""
+    try:
+        parts = split(model)
+    except Misconfigured as error:
+        return None, str(error)
+    reason = parity_probe(model, parts)
+    return (parts, None) if reason is None else (None, reason)
+
+
+def _wide(head: OutputHead) -> OutputHead:
+    """Returns the head in float32 on the CPU, where every product would convert it again."""
+    if head.weight_VD.is_cuda:
+        return head
+    bias = None if head.bias_V is None else head.bias_V.float()
+    return OutputHead(head.weight_VD.float(), bias, head.transform)
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise TeacherError("the teacher's output is not finite; it cannot be used as a target")
+    return values
