@@ -63,12 +63,13 @@ class PieceCutter:
     def _piece(self, payload: bytes) -> teacher_pb2.LogitsForBatchReply:
         self.crc32 = zlib.crc32(payload, self.crc32)
         self.total_bytes += len(payload)
-        num_rows = len(payload) // self._row_bytes
-        piece = teacher_pb2.LogitsPiece(
-            first_row=self._first_row, num_rows=num_rows, payload=payload
-        )
-        self._first_row += num_rows
-        return teacher_pb2.LogitsForBatchReply(piece=piece)
+        # Set in place: a message made apart and passed in is copied, payload and all.
+        reply = teacher_pb2.LogitsForBatchReply()
+        reply.piece.first_row = self._first_row
+        reply.piece.num_rows = len(payload) // self._row_bytes
+        reply.piece.payload = payload
+        self._first_row += reply.piece.num_rows
+        return reply
 
 
 def head_replies(

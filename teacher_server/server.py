@@ -117,11 +117,10 @@ class TeacherServer:
         """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
         await self._health.enter_graceful_shutdown()
         self._servicer.close("the teacher is shutting down")
-        finished = True
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.wait_until_idle(), timeout_seconds)
-        except TimeoutError:
-            finished = False
+        finished = self._servicer.is_idle
+        if not finished:
             log.warning("calls cut off", after_seconds=timeout_seconds)
         await self._server.stop(_GRACE_SECONDS)
         if self.batching is not None:

@@ -65,6 +65,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
         self._serving = None
         self._closed_because = because
 
+    @property
+    def is_idle(self) -> bool:
+        """Is no call in flight."""
+        return self._idle.is_set()
+
     async def wait_until_idle(self) -> None:
         """Returns when no call is in flight."""
         await self._idle.wait()
