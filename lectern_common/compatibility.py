@@ -4,11 +4,23 @@ again by the trainer before its first step.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from lectern_common.errors import Incompatible, RepresentationNotOffered, SameWeights, WrongModel
+from lectern_common.errors import (
+    CorruptData,
+    Incompatible,
+    RepresentationNotOffered,
+    SameWeights,
+    WrongModel,
+)
 from lectern_common.run_spec import RunSpec
-from lectern_common.shards import ShardManifest
-from lectern_common.tokenizer_map import TokenizerMap, require_same_tokens, tokenizer_sha256
+from lectern_common.shards import TOKENIZER_NAME, ShardManifest
+from lectern_common.tokenizer_map import (
+    TokenizerMap,
+    read_tokenizer_map,
+    require_same_tokens,
+    tokenizer_sha256,
+)
 from protos import teacher_pb2
 
 _KINDS = {
@@ -73,6 +85,25 @@ def require_teacher_fits(
             f"the data at {spec.data.path} was prepared with another tokenizer than the teacher's "
             f"({teacher.model_id}); prepare it again with the teacher's tokenizer.json"
         )
+
+
+def require_data_fits(dataset: Path, manifest: ShardManifest, student: TokenizerMap) -> None:
+    """Returns where a dataset's ids are the student's.
+
+    Raises:
+        TokenizerMismatch: they are not; names the first ids that differ.
+        CorruptData: the tokenizer beside the shards is not the one they were written with.
+    """
+    if manifest.tokenizer_sha256 == tokenizer_sha256(student):
+        return
+    path = dataset / TOKENIZER_NAME
+    of_data = read_tokenizer_map(path)
+    if tokenizer_sha256(of_data) != manifest.tokenizer_sha256:
+        raise CorruptData(
+            f"{path} is not the tokenizer that the shards beside it were written with; "
+            "prepare the data again"
+        )
+    require_same_tokens(of_data, student, other="data")
 
 
 def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
 from lectern_common.errors import CorruptData, InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec, TeacherSpec
@@ -21,8 +21,6 @@ from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.tokenizer_map import (
     TokenizerMap,
     read_tokenizer_map,
-    require_same_tokens,
-    tokenizer_sha256,
 )
 from lectern_common.weights import safetensors_files, weights_sha256
 
@@ -182,15 +180,8 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
 
 def _tokenizer(spec: RunSpec, roots: Roots, manifest: ShardManifest, tokens: TokenizerMap) -> Check:
     def look() -> tuple[None, str]:
-        if manifest.tokenizer_sha256 != tokenizer_sha256(tokens):
-            path = roots.data / str(spec.data.path) / TOKENIZER_NAME
-            of_data = read_tokenizer_map(path)
-            if tokenizer_sha256(of_data) != manifest.tokenizer_sha256:
-                raise CorruptData(
-                    f"{path} is not the tokenizer that the shards beside it were written with; "
-                    "prepare the data again"
-                )
-            require_same_tokens(of_data, tokens, other="data")
+        dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
+        require_data_fits(dataset, manifest, tokens)
         return None, "data and student have the same tokens"
 
     return _tried("tokenizer", look, nothing=None)[1]
