@@ -1,0 +1,213 @@
+"""`python -m control_plane`: one control plane on one address."""
+
+import argparse
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from control_plane.app import create_app
+from control_plane.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
+from control_plane.launcher import TRAINER_ARGV
+from control_plane.plane import ControlPlane, open_plane
+from control_plane.reconcile import STOP_GRACE_SECONDS
+from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.logs import configure_logs
+from lectern_common.roots import Roots
+from lectern_common.run_folder import write_atomic
+
+SHUTDOWN_SECONDS = 3
+MIN_TOKEN_CHARACTERS = 16
+MAX_HEADER_BYTES = 16 * 1024
+
+_log = structlog.get_logger()
+
+
+def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINER_ARGV) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status.
+
+    Args:
+        argv: command line without the program's name.
+        trainer_argv: what a run folder is appended to; tests bring another.
+    """
+    options = _parser().parse_args(argv)
+    configure_logs(options.log_level)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return _serve(options, trainer_argv)
+    except LecternError as error:
+        print(f"control_plane: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m control_plane", description="Starts, watches and stops distillation runs."
+    )
+    add = parser.add_argument
+    add("--bind", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 takes a free one")
+    add("--home", type=Path, help="folder of data, models and runs (LECTERN_HOME, ~/.lectern)")
+    add("--max-running-runs", type=_positive, metavar="N", help="runs that train at one time")
+    add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
+    add("--teacher", action="append", default=[], metavar="HOST:PORT", help="shown on the page")
+    add("--teacher-token-file", metavar="NAME", help="for --teacher, under the secrets root")
+    add("--token-file", type=Path, help="bearer token that clients must show")
+    add(
+        "--published-on-loopback",
+        action="store_true",
+        help="bound beyond loopback, but reachable from this machine alone (a container's port "
+        "published on 127.0.0.1): no token needed",
+    )
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="further Host name")
+    add(
+        "--on-exit",
+        choices=["leave", "stop"],
+        default="leave",
+        help="leave: trainers go on, and are adopted at the next start; stop: they write a "
+        "checkpoint and end, and go on at the next start",
+    )
+    add("--stop-grace-seconds", type=float, default=STOP_GRACE_SECONDS, metavar="S")
+    add("--port-file", type=Path, help="gets the bound host:port once it serves")
+    add("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    return parser
+
+
+def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
+    host, port = _address(options.bind)
+    token = None if options.token_file is None else _token(options.token_file)
+    if token is None and not options.published_on_loopback and not _is_loopback(host):
+        raise Misconfigured(
+            f"--bind {options.bind} is reachable from other machines: give --token-file FILE, or "
+            "bind to 127.0.0.1"
+        )
+    listener = _listen(host, port)
+    with listener:
+        cuda = cuda_devices()
+        plane = open_plane(
+            Roots.of_home(options.home),
+            devices=Devices(
+                cuda,
+                options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
+                options.runs_per_gpu,
+            ),
+            teachers=dict.fromkeys(options.teacher, options.teacher_token_file),
+            stops_runs_on_exit=options.on_exit == "stop",
+            stop_grace_seconds=options.stop_grace_seconds,
+            trainer_argv=trainer_argv,
+        )
+        names = {_bracketed(host), *(name.lower() for name in options.allowed_host)}
+        config = uvicorn.Config(
+            create_app(plane, token=token, allowed_hosts=names),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            proxy_headers=False,
+            ws="none",
+            http="h11",
+        )
+        # uvicorn raises the signal that ended it once more when it is done: this is its end.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        _Server(config, plane, options.port_file).run(sockets=[listener])
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens once it does, and ends event streams before it waits."""
+
+    def __init__(self, config: uvicorn.Config, plane: ControlPlane, port_file: Path | None) -> None:
+        super().__init__(config)
+        self._plane = plane
+        self._port_file = port_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started or not sockets:
+            return
+        host, port = sockets[0].getsockname()[:2]
+        bound = f"{_bracketed(host)}:{port}"
+        if self._port_file is not None:
+            write_atomic(self._port_file, bound.encode())
+        plane = self._plane
+        _log.info(
+            "control plane ready",
+            url=f"http://{bound}/",
+            runs=str(plane.roots.runs),
+            max_running_runs=plane.devices.max_running,
+            cuda_devices=len(plane.devices.cuda),
+            pid=os.getpid(),
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _log.info("control plane stops", stops_runs=self._plane.stops_runs_on_exit)
+        self._plane.changes.close()
+        await super().shutdown(sockets)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise Misconfigured(f"--bind {text} is not HOST:PORT, such as 127.0.0.1:8080")
+    return host.strip("[]"), int(port)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host.lower()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise Misconfigured(f"cannot read --token-file {path}: {why}") from None
+    if len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable() or " " in token:
+        raise Misconfigured(
+            f"--token-file {path} must hold one token of {MIN_TOKEN_CHARACTERS} characters or "
+            "more, without spaces"
+        )
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(256)
+        return listener
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with "
+            "--bind HOST:PORT"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

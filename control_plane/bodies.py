@@ -1,0 +1,64 @@
+"""Request bodies: JSON read strictly, and a spec with some fields changed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from lectern_common.errors import InvalidRequest
+from lectern_common.run_spec import RunSpec, parse_spec
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """Returns the body, which must be a JSON object of content type application/json.
+
+    A form that another site's page submits cannot have that type.
+
+    Raises:
+        HTTPException: 400 or 415.
+        InvalidRequest: it is JSON, but no object.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "send the body as content-type application/json")
+    text = await request.body()
+    try:
+        data = json.loads(text.decode(), object_pairs_hook=_unique)
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise HTTPException(400, "the body is not valid Unicode") from None
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body is not JSON that can be read: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return data
+
+
+async def optional_json_object(request: Request) -> dict[str, Any]:
+    return await json_object(request) if await request.body() else {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{', '.join(twice)} given twice")
+    return found
+
+
+def with_changes(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
+    """Returns the spec with the given fields of its sections replaced. Raises InvalidSpec."""
+    return parse_spec(_merged(spec.model_dump(mode="json"), changes))
+
+
+def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for name, value in changes.items():
+        before = merged.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = _merged(before, value)
+        merged[name] = value
+    return merged

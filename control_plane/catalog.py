@@ -1,0 +1,83 @@
+"""What a run can be made of: the datasets and models under the roots."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from control_plane.views import DatasetView, ModelView
+from lectern_common.errors import LecternError
+from lectern_common.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
+from lectern_common.weights import safetensors_files
+
+MAX_DEPTH = 4
+MAX_ENTRIES = 1000
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def datasets(root: Path) -> list[DatasetView]:
+    """Returns every folder under `root` that has a manifest, by path."""
+    return [_dataset(root, folder) for folder in _folders_with(root, MANIFEST_NAME)]
+
+
+def models(root: Path) -> list[ModelView]:
+    """Returns every folder under `root` that has a config.json, by path."""
+    return [_model(root, folder) for folder in _folders_with(root, "config.json")]
+
+
+def _folders_with(root: Path, name: str) -> Iterator[Path]:
+    """Yields folders that hold a file of that name, in order; looks no deeper below one."""
+    found = 0
+    for folder, subfolders, files in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        subfolders[:] = sorted(entry for entry in subfolders if not entry.startswith("."))
+        if name in files and depth > 0:
+            subfolders.clear()
+            yield Path(folder)
+            found += 1
+        if depth >= MAX_DEPTH:
+            subfolders.clear()
+        if found >= MAX_ENTRIES:
+            return
+
+
+def _dataset(root: Path, folder: Path) -> DatasetView:
+    path = str(folder.relative_to(root))
+    try:
+        manifest = read_manifest(folder)
+    except (LecternError, OSError) as error:
+        return DatasetView(path=path, problem=str(error))
+    return DatasetView(
+        path=path,
+        problem=None,
+        total_tokens=manifest.total_tokens,
+        shard_count=manifest.shard_count,
+        vocab_size=manifest.vocab_size,
+        seq_length_hint=manifest.seq_length_hint,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+    )
+
+
+def _model(root: Path, folder: Path) -> ModelView:
+    path = str(folder.relative_to(root))
+    try:
+        with (folder / "config.json").open("rb") as file:
+            config = json.loads(file.read(_MAX_CONFIG_BYTES))
+        vocab_size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+        architectures = config.get("architectures") or [config.get("model_type")]
+    except (OSError, ValueError, AttributeError) as error:
+        return ModelView(path=path, problem=f"config.json cannot be read: {error}")
+    try:
+        weights = safetensors_files(folder)
+        weights_bytes = sum(file.stat().st_size for file in weights)
+    except (LecternError, OSError):
+        weights, weights_bytes = [], 0
+    return ModelView(
+        path=path,
+        problem=None,
+        architecture=str(architectures[0]) if architectures and architectures[0] else None,
+        vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+        has_weights=bool(weights),
+        has_tokenizer=(folder / TOKENIZER_NAME).exists(),
+        weights_bytes=weights_bytes if weights else None,
+    )

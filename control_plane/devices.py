@@ -1,0 +1,73 @@
+"""Which device a run gets, and how many runs may train at one time. No torch.
+
+A slot is "cuda:<device>" or "cpu". A CUDA device takes `runs_per_gpu` runs; CPU runs share the
+machine; all together are bounded by `max_running`.
+"""
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lectern_common.errors import InvalidSpec
+from lectern_common.run_spec import RunSpec
+
+CPU = "cpu"
+DEFAULT_MAX_RUNNING = 4
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The slots of this machine. `cuda` holds what CUDA_VISIBLE_DEVICES names each device by."""
+
+    cuda: tuple[str, ...]
+    max_running: int
+    runs_per_gpu: int = 1
+
+    def require_has(self, spec: RunSpec) -> None:
+        """Raises InvalidSpec where the run asks for a kind of device that is not here."""
+        if spec.device.kind == "cuda" and not self.cuda:
+            why = "there is no CUDA device on this machine; set auto or cpu"
+            raise InvalidSpec([("device.kind", why)])
+
+    def choose(self, kind: str, taken: Sequence[str]) -> str | None:
+        """Returns a free slot for a run, or None where it must wait.
+
+        Args:
+            kind: `device.kind` of its spec.
+            taken: slots of the runs that have one.
+        """
+        if len(taken) >= self.max_running:
+            return None
+        if kind == "cpu" or not self.cuda:
+            return CPU
+        load = Counter(taken)
+        least = min(self.cuda, key=lambda device: load[f"cuda:{device}"])
+        return f"cuda:{least}" if load[f"cuda:{least}"] < self.runs_per_gpu else None
+
+
+def slot_environment(slot: str) -> dict[str, str]:
+    """Returns the variables that keep a trainer on its slot."""
+    kind, _, device = slot.partition(":")
+    return {"CUDA_VISIBLE_DEVICES": device} if kind == "cuda" else {}
+
+
+def cuda_devices(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Returns the CUDA devices of this machine that this process may use."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607
+            capture_output=True,
+            timeout=10,
+            text=True,
+            check=True,
+        )
+        return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit())
+    except (OSError, subprocess.SubprocessError):
+        nodes = Path("/dev").glob("nvidia[0-9]*")
+        return tuple(sorted(path.name.removeprefix("nvidia") for path in nodes))

@@ -1,0 +1,161 @@
+"""Trainers as processes: started in a session of their own, found again, asked to stop, killed.
+
+A process is known by (pid, create time): pids are used again. A zombie counts as dead.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from lectern_common.run_folder import RunFolder
+
+TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
+# The create time is computed from the boot time, which moves when the clock is set.
+CREATE_TIME_TOLERANCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process, whatever happens to its pid later."""
+
+    pid: int
+    create_time: float
+
+
+class Launcher:
+    """Starts trainers on this machine and looks after them.
+
+    Args:
+        argv: what the run folder, and `--resume`, are appended to.
+        environment: added to this process's own.
+    """
+
+    def __init__(
+        self, argv: Sequence[str] = TRAINER_ARGV, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._argv = list(argv)
+        self._environment = dict(environment or {})
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
+        """Returns the process that now trains the run; its output goes to the run's log.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        argv = [*self._argv, str(folder.path), *(["--resume"] if resume else [])]
+        with folder.log_path.open("ab") as log:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **self._environment,
+                    **environment,
+                },
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return Identity(child.pid, psutil.Process(child.pid).create_time())
+
+    def find(self, folder: RunFolder) -> Identity | None:
+        """Returns the living process that was started for this run, by its command line."""
+        wanted = str(folder.path)
+        for process in psutil.process_iter(["cmdline", "uids"]):
+            argv, uids = process.info["cmdline"] or [], process.info["uids"]
+            if wanted not in argv[1:] or self._argv[-1] not in argv:
+                continue
+            if uids is not None and uids.real == os.getuid() and _leads_its_session(process.pid):
+                identity = _identity(process)
+                if identity is not None and self.is_alive(identity):
+                    return identity
+        return None
+
+    def is_alive(self, process: Identity) -> bool:
+        """Returns True while the process runs. Reaps it where it was started here and is gone."""
+        child = self._children.get(process.pid)
+        if child is not None and child.poll() is not None:
+            return False
+        return _living(process) is not None
+
+    def exit_status(self, process: Identity) -> int | None:
+        """Returns how a process that was started here ended (negative: by that signal), or None."""
+        child = self._children.get(process.pid)
+        return None if child is None else child.poll()
+
+    def terminate(self, process: Identity) -> None:
+        """Sends SIGTERM to the process alone; it ends its own children. A dead one is no error."""
+        living = _living(process)
+        if living is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                living.terminate()
+
+    def kill(self, process: Identity) -> None:
+        """Kills the process and everything that it started, also where it is gone itself."""
+        leader = _living(process)
+        members = list(_session_members(process)) if leader is None else []
+        if leader is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                members = [leader, *leader.children(recursive=True), *_session_members(process)]
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                member.send_signal(signal.SIGKILL)
+        self.forget(process)
+
+    def forget(self, process: Identity) -> None:
+        """Lets go of a child that is gone, so that its pid may come again."""
+        child = self._children.get(process.pid)
+        if child is not None and child.poll() is not None:
+            del self._children[process.pid]
+
+
+def _living(process: Identity) -> psutil.Process | None:
+    try:
+        found = psutil.Process(process.pid)
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return None
+        age_differs = abs(found.create_time() - process.create_time)
+    except psutil.Error:
+        return None
+    return found if age_differs <= CREATE_TIME_TOLERANCE_SECONDS else None
+
+
+def _identity(process: psutil.Process) -> Identity | None:
+    try:
+        return Identity(process.pid, process.create_time())
+    except psutil.Error:
+        return None
+
+
+def _leads_its_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except OSError:
+        return False
+
+
+def _session_members(leader: Identity) -> Iterator[psutil.Process]:
+    """Yields the other living processes of the session that `leader` made.
+
+    While one of them lives, the kernel gives the leader's pid to no new process; a process of that
+    pid with another create time means that the session is another one.
+    """
+    with contextlib.suppress(psutil.Error):
+        present = psutil.Process(leader.pid)
+        if abs(present.create_time() - leader.create_time) > CREATE_TIME_TOLERANCE_SECONDS:
+            return
+    for process in psutil.process_iter():
+        try:
+            if process.pid != leader.pid and os.getsid(process.pid) == leader.pid:
+                yield process
+        except OSError:
+            continue

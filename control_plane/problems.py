@@ -1,0 +1,114 @@
+"""Every error as problem+json (RFC 9457), whoever raised it; the one place that does so."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+import sqlalchemy as sa
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, Overloaded
+
+MEDIA_TYPE = "application/problem+json"
+BUSY_RETRY_SECONDS = 2
+_REASONS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
+
+_log = structlog.get_logger()
+
+
+def problem(
+    status: int,
+    detail: str,
+    reason: str | None = None,
+    *,
+    retryable: bool = False,
+    errors: Sequence[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Returns an error response. `errors` are (dotted field, message) pairs."""
+    word = reason or _REASONS.get(status, "internal")
+    body = {
+        "type": f"urn:lectern:problem:{word}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "reason": word,
+        "retryable": retryable,
+        "errors": [{"field": field, "message": message} for field, message in errors],
+    }
+    # ASCII with escapes: a message may quote text that is no valid UTF-8.
+    return Response(json.dumps(body), status, headers, media_type=MEDIA_TYPE)
+
+
+def of_error(error: LecternError) -> Response:
+    """Returns the response for an error of errors.py."""
+    errors: list[tuple[str, str]] = []
+    headers: dict[str, str] = {}
+    if isinstance(error, InvalidSpec):
+        errors = error.problems
+    elif isinstance(error, InvalidRequest) and error.field:
+        errors = [(error.field, str(error))]
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return problem(
+        error.http_status,
+        str(error),
+        error.reason,
+        retryable=error.retryable,
+        errors=errors,
+        headers=headers,
+    )
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Makes every error that leaves a route a problem+json response."""
+
+    @app.exception_handler(LecternError)
+    async def _lectern(request: Request, error: LecternError) -> Response:
+        if error.http_status >= 500:
+            _log.warning("request failed", path=request.url.path, error=str(error))
+        return of_error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        pairs = [
+            (".".join(str(part) for part in entry["loc"][1:]), str(entry["msg"]))
+            for entry in error.errors()
+        ]
+        detail = "; ".join(f"{field}: {message}" for field, message in pairs)
+        return problem(422, detail, "invalid_request", errors=pairs)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(sa.exc.DBAPIError)
+    async def _database(request: Request, error: sa.exc.DBAPIError) -> Response:
+        # Locked, full, read-only: training goes on, and so does this process once it passes.
+        _log.warning("database not usable", path=request.url.path, error=str(error.orig))
+        return problem(
+            503,
+            f"the database cannot be used now ({error.orig}); runs go on, ask again",
+            "database_unavailable",
+            retryable=True,
+            headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+        )
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        _log.error("request failed", path=request.url.path, error=repr(error))
+        return problem(500, "an error in the control plane; its log says more")

@@ -1,0 +1,56 @@
+"""What happened to a run: changes of its state, and what its trainer reported, in one order."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from control_plane.trainer_text import valid_unicode
+from control_plane.views import HistoryView
+from lectern_common.run_folder import RunFolder
+
+MAX_ENTRIES = 200
+MAX_EVENT_BYTES = 128 * 1024
+# The control plane keeps the states itself, with what was wanted.
+_OF_THE_ROW = frozenset({"state"})
+
+
+def run_history(changes: Sequence[dict[str, Any]], folder: RunFolder) -> list[HistoryView]:
+    """Returns the last MAX_ENTRIES things, oldest first.
+
+    Args:
+        changes: of the row, as runs.Runs.history returns them.
+        folder: whose events.jsonl holds the rest.
+    """
+    entries = [
+        HistoryView(kind="state", **{key: change[key] for key in _KEYS}) for change in changes
+    ]
+    entries.extend(_trainer_events(folder))
+    entries.sort(key=lambda entry: entry.at)
+    return entries[-MAX_ENTRIES:]
+
+
+_KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
+
+
+def _trainer_events(folder: RunFolder) -> list[HistoryView]:
+    """Returns the last events of events.jsonl; lines that are none are left out."""
+    try:
+        with folder.events_path.open("rb") as file:
+            size = file.seek(0, 2)
+            start = max(0, size - MAX_EVENT_BYTES)
+            file.seek(start)
+            lines = file.read(MAX_EVENT_BYTES).split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines[1:] if start else lines:
+        try:
+            event = valid_unicode(json.loads(line))
+            at, kind = float(event.pop("time")), str(event.pop("kind"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+        message = event.pop("message", None)
+        if kind not in _OF_THE_ROW:
+            text = None if message is None else str(message)
+            found.append(HistoryView(at=at, kind=kind, message=text, details=event))
+    return found[-MAX_ENTRIES:]

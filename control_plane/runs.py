@@ -1,0 +1,444 @@
+"""What happens to runs: every change of one, and the reading of many.
+
+Every change goes through `Runs._change`: one function, one transaction. It reads the row, asks what
+should become of it, refuses a step that `NEXT` does not allow, and writes row and history together.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from control_plane.run_record import ACTIVE, NEXT, Change, Run, Wanted, get_run, select_runs
+from control_plane.store import Store, history, idempotency_keys, runs
+from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec
+from lectern_common.run_folder import RESTING, RunState, Status
+from lectern_common.run_spec import RunSpec, resume_differences
+
+MAX_RESTARTS = 5
+MAX_RESTART_DELAY_SECONDS = 60.0
+HEARTBEAT_NEWS_SECONDS = 5.0  # a status that differs in its heartbeat alone is kept so rarely
+_MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
+_SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+_NO_PROCESS = {"pid": None, "process_create_time": None, "slot": None}
+
+_log = structlog.get_logger()
+
+
+class Runs:
+    """All runs in the store, and the only way to change one.
+
+    Args:
+        store: where they are kept.
+        clock: Unix seconds.
+        changed: called after each change that others may want to see; from any thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._changed = changed
+
+    # ---- asked for by a user ----------------------------------------------------------------
+
+    def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
+        """Returns the run that an earlier request with this key made, or None.
+
+        Raises:
+            InvalidRequest: the key was used with another body.
+        """
+        with self._store.reading() as connection:
+            return _made_by_key(connection, key, request_sha256)
+
+    def create(
+        self,
+        spec: RunSpec,
+        key: str | None = None,
+        request_sha256: str = "",
+        id_taken: Callable[[str], bool] = lambda run_id: False,
+    ) -> Run:
+        """Returns a new queued run, or with a known key the run that it made before.
+
+        Args:
+            key: the client's Idempotency-Key.
+            request_sha256: of the body that came with it.
+            id_taken: True for ids that something else than a row uses.
+
+        Raises:
+            InvalidRequest: the key was used with another body.
+        """
+        now = self._clock()
+        with self._store.writing() as connection:
+            made = _made_by_key(connection, key, request_sha256)
+            if made is not None:
+                return made
+            run_id = _new_id(spec.name)
+            while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
+                run_id = _new_id(spec.name)
+            values = {
+                "id": run_id,
+                "name": spec.name,
+                "spec": spec.model_dump(mode="json"),
+                "created_at": now,
+                "wanted": Wanted.RUNNING,
+                "state": RunState.QUEUED,
+                "since": now,
+                "revision": _next_revision(connection),
+                "attempt": 0,
+                "restarts": 0,
+                "active_seconds": 0.0,
+            }
+            connection.execute(sa.insert(runs).values(values))
+            run = get_run(connection, run_id)
+            _remember(connection, run, now)
+            if key is not None:
+                connection.execute(
+                    sa.insert(idempotency_keys).values(
+                        key=key, request_sha256=request_sha256, run_id=run_id, created_at=now
+                    )
+                )
+        _log.info("run created", run=run_id)
+        self._changed()
+        return run
+
+    def request_stop(self, run_id: str) -> Run:
+        """Returns the run, now to be stopped. Asking twice is the same as once.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it has succeeded or failed.
+        """
+
+        def decide(run: Run) -> Change | None:
+            if run.state in (RunState.SUCCEEDED, RunState.FAILED):
+                raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
+            if run.wanted is Wanted.STOPPED:
+                return None
+            if run.state in ACTIVE:
+                return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
+            if run.state is RunState.QUEUED:
+                return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
+            return Change(None, Wanted.STOPPED, run.reason, run.message, {"resume_at": None})
+
+        return self._change(run_id, decide)
+
+    def request_resume(
+        self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
+    ) -> Run:
+        """Returns the run, queued to go on from its newest checkpoint.
+
+        Args:
+            new_spec: makes the spec to go on with from the present one.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it is not at rest, or has succeeded.
+            InvalidSpec: the new spec changes what a resume may not change.
+        """
+
+        def decide(run: Run) -> Change:
+            require_rests(run)
+            spec = require_resumable(run.run_spec, new_spec(run.run_spec))
+            return Change(
+                RunState.QUEUED,
+                Wanted.RUNNING,
+                columns={"spec": spec.model_dump(mode="json"), "restarts": 0, "resume_at": None},
+            )
+
+        return self._change(run_id, decide)
+
+    # ---- done and seen by the reconcile loop ---------------------------------------------------
+
+    def claim(self, run_id: str, slot: str) -> Run | None:
+        """Returns the run as starting on `slot`, or None where it is queued no more.
+
+        Comes before its process is made: whoever finds it starting without a pid looks for the
+        process before making one.
+        """
+        claimed = False
+
+        def decide(run: Run) -> Change | None:
+            nonlocal claimed
+            claimed = run.state is RunState.QUEUED
+            columns = {
+                "slot": slot,
+                "attempt": run.attempt + 1,
+                "launched_at": self._clock(),
+                "pid": None,
+                "process_create_time": None,
+                "stop_sent_at": None,
+                "resume_at": None,
+            }
+            return Change(RunState.STARTING, columns=columns) if claimed else None
+
+        run = self._change(run_id, decide)
+        return run if claimed else None
+
+    def requeue(self, run_id: str) -> Run:
+        """Returns the interrupted run, queued again where it is still to resume by itself."""
+
+        def decide(run: Run) -> Change | None:
+            if not run.resumes_itself:
+                return None
+            message = f"goes on by itself; before: {run.message or run.reason}"
+            return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
+
+        return self._change(run_id, decide)
+
+    def has_process(self, run_id: str, pid: int, create_time: float) -> Run:
+        """Records which process trains the run."""
+        return self._change(
+            run_id, lambda run: Change.of_columns(run, pid=pid, process_create_time=create_time)
+        )
+
+    def stop_sent(self, run_id: str) -> Run:
+        """Records that the trainer is about to be sent SIGTERM."""
+        return self._change(run_id, lambda run: Change.of_columns(run, stop_sent_at=self._clock()))
+
+    def saw(self, run_id: str, status: Status) -> Run:
+        """Takes what a living trainer says of itself, where that is news."""
+
+        def decide(run: Run) -> Change | None:
+            # A run that is told to stop stops, and one that lives has not ended, whatever it says.
+            takes_state = (
+                run.state in ACTIVE - {RunState.STOPPING}
+                and status.state not in RESTING
+                and status.state in (run.state, *NEXT[run.state])
+            )
+            moves = takes_state and status.state is not run.state
+            if run.state not in ACTIVE or not (moves or _is_news(run.last_status, status)):
+                return None
+            if takes_state:
+                return Change(status.state, None, status.reason, status.message, _seen(status))
+            return Change.of_columns(run, **_seen(status))
+
+        return self._change(run_id, decide)
+
+    def ended(
+        self,
+        run_id: str,
+        state: RunState,
+        reason: str | None,
+        message: str | None,
+        status: Status | None = None,
+        *,
+        resumes: bool = False,
+    ) -> Run:
+        """Records that the trainer is gone, and the state that the run rests in.
+
+        Args:
+            status: its last words, of this attempt.
+            resumes: with INTERRUPTED, the run is queued again as soon as it may be.
+        """
+
+        def decide(run: Run) -> Change | None:
+            if run.state not in ACTIVE:
+                return None
+            columns = {**_NO_PROCESS, **_seen(status)}
+            if resumes and run.wanted is Wanted.RUNNING:
+                columns["resume_at"] = self._clock()
+            return Change(state, None, reason, message, columns)
+
+        return self._change(run_id, decide)
+
+    def crashed(self, run_id: str, reason: str, message: str, status: Status | None = None) -> Run:
+        """Records that the trainer is gone although nobody asked it to go.
+
+        The run is interrupted; where it is wanted, it goes on after a delay that doubles, and
+        fails after MAX_RESTARTS in a row that reached no new checkpoint.
+        """
+
+        def decide(run: Run) -> Change | None:
+            if run.state not in ACTIVE:
+                return None
+            reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
+            restarts = 1 + (run.restarts if reached == run.restart_checkpoint else 0)
+            columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
+            if run.wanted is Wanted.STOPPED:
+                return Change(RunState.INTERRUPTED, None, reason, message, columns)
+            if restarts > MAX_RESTARTS:
+                text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
+                return Change(RunState.FAILED, None, "crash_loop", text, columns)
+            delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
+            columns |= {"restarts": restarts, "resume_at": self._clock() + delay}
+            return Change(RunState.INTERRUPTED, None, reason, message, columns)
+
+        return self._change(run_id, decide)
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def get(self, run_id: str) -> Run:
+        """Returns one run. Raises NotFound."""
+        with self._store.reading() as connection:
+            return get_run(connection, run_id)
+
+    def in_states(self, states: Collection[RunState]) -> list[Run]:
+        """Returns all runs in one of the states, oldest first."""
+        with self._store.reading() as connection:
+            return select_runs(connection, runs.c.state.in_(states))
+
+    def page(
+        self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
+    ) -> tuple[list[Run], int]:
+        """Returns up to `limit` runs created before one, newest first, and the newest revision."""
+        conditions = [] if before_seq is None else [runs.c.seq < before_seq]
+        if states:
+            conditions.append(runs.c.state.in_(states))
+        with self._store.reading() as connection:
+            found = select_runs(connection, *conditions, order=runs.c.seq.desc(), limit=limit)
+            return found, _next_revision(connection) - 1
+
+    def changed_since(self, revision: int, limit: int = 200) -> list[Run]:
+        """Returns runs whose last change is after `revision`, in the order of those changes."""
+        with self._store.reading() as connection:
+            return select_runs(
+                connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
+            )
+
+    def newest_revision(self) -> int:
+        with self._store.reading() as connection:
+            return _next_revision(connection) - 1
+
+    def history(self, run_id: str, after_seq: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
+        query = (
+            sa.select(history)
+            .where(history.c.run_id == run_id, history.c.seq > after_seq)
+            .order_by(history.c.seq)
+            .limit(limit)
+        )
+        with self._store.reading() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # ---- the one way to change ---------------------------------------------------------------
+
+    def _change(self, run_id: str, decide: Callable[[Run], Change | None]) -> Run:
+        """Returns the run after `decide` had its way, in one transaction.
+
+        Raises:
+            NotFound: no such run.
+            ValueError: `decide` asked for a state that may not follow the present one.
+        """
+        now = self._clock()
+        with self._store.writing() as connection:
+            run = get_run(connection, run_id)
+            change = decide(run)
+            if change is None:
+                return run
+            state = change.state or run.state
+            if state is not run.state and state not in NEXT[run.state]:
+                raise ValueError(f"run {run_id} is {run.state}, which cannot become {state}")
+            values: dict[str, Any] = {
+                **change.columns,
+                "reason": change.reason,
+                "message": change.message,
+                "revision": _next_revision(connection),
+            }
+            if change.wanted is not None:
+                values["wanted"] = change.wanted
+            if state is not run.state:
+                values |= {"state": state, "since": now, **_active_time(run, state, now)}
+            connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
+            after = get_run(connection, run_id)
+            if (after.state, after.wanted) != (run.state, run.wanted):
+                _remember(connection, after, now)
+        if after.state is not run.state:
+            _log.info(
+                "run changed",
+                run=run_id,
+                before=str(run.state),
+                now=str(after.state),
+                reason=after.reason,
+            )
+        self._changed()
+        return after
+
+
+def require_rests(run: Run) -> None:
+    """Raises Conflict, with the state, where the run cannot be queued again."""
+    if run.state is RunState.SUCCEEDED:
+        raise Conflict(f"run {run.id} has succeeded; there is nothing to resume")
+    if run.state is RunState.STOPPING:
+        raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
+    if not run.resumable:
+        raise Conflict(f"run {run.id} is {run.state}; there is nothing to resume")
+
+
+def require_resumable(old: RunSpec, new: RunSpec) -> RunSpec:
+    """Returns `new` where a resume may change `old` into it.
+
+    Raises:
+        InvalidSpec: naming every field that it may not change, with both values.
+    """
+    differences = resume_differences(old, new)
+    if differences:
+        raise InvalidSpec(
+            [
+                (name, f"a resume cannot change it (from {before!r} to {after!r})")
+                for name, before, after in differences
+            ]
+        )
+    return new
+
+
+def _seen(status: Status | None) -> dict[str, Any]:
+    """Returns the column that keeps a status; none where there was none."""
+    return {} if status is None else {"status": {**asdict(status), "state": str(status.state)}}
+
+
+def _is_news(before: Status | None, after: Status) -> bool:
+    if before is None or replace(before, heartbeat=0) != replace(after, heartbeat=0):
+        return True
+    return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
+
+
+def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
+    if state in ACTIVE:
+        return {} if run.active_since is not None else {"active_since": now}
+    return {"active_since": None, "active_seconds": run.elapsed_seconds(now)}
+
+
+def _new_id(name: str) -> str:
+    suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(6))
+    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
+
+
+def _next_revision(connection: sa.Connection) -> int:
+    newest = connection.execute(sa.select(sa.func.max(runs.c.revision))).scalar()
+    return (newest or 0) + 1
+
+
+def _remember(connection: sa.Connection, run: Run, now: float) -> None:
+    connection.execute(
+        sa.insert(history).values(
+            run_id=run.id,
+            at=now,
+            attempt=run.attempt,
+            wanted=run.wanted,
+            state=run.state,
+            reason=run.reason,
+            message=run.message,
+        )
+    )
+
+
+def _made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:
+    query = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    if row["request_sha256"] != request_sha256:
+        raise InvalidRequest(
+            f"this Idempotency-Key made run {row['run_id']} from another body; take a new key",
+            field="Idempotency-Key",
+        )
+    return get_run(connection, row["run_id"])

@@ -1,0 +1,53 @@
+"""What a trainer wrote, made harmless to show: no escapes, no endless lines, no bad UTF-8."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+MAX_TAIL_BYTES = 256 * 1024
+MAX_LINE_CHARACTERS = 2000
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """Returns the last lines of a log, at most MAX_TAIL_BYTES of it; no file gives none.
+
+    A line that redraws itself (a progress bar) counts as what it showed last.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            start = max(0, size - MAX_TAIL_BYTES)
+            file.seek(start)
+            data = file.read(MAX_TAIL_BYTES)
+    except FileNotFoundError:
+        return []
+    found = data.decode(errors="replace").split("\n")
+    if found and not found[-1]:
+        found.pop()
+    cut_first = start > 0 and len(found) <= lines
+    shown = [_inert(line) for line in found[-lines:]] if lines else []
+    if cut_first and shown:
+        shown[0] = f"[cut] {shown[0]}"
+    return shown
+
+
+def last_line(path: Path) -> str:
+    """Returns the last line that is not empty, or an empty string."""
+    return next((line.strip() for line in reversed(tail(path, 20)) if line.strip()), "")
+
+
+def valid_unicode(value: Any) -> Any:
+    """Returns a JSON value with what cannot be encoded (a lone surrogate) replaced by "?"."""
+    text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
+    return json.loads(text)
+
+
+def _inert(line: str) -> str:
+    line = _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
+    text = "".join(
+        character if character.isprintable() or character == "\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in line[: MAX_LINE_CHARACTERS + 1]
+    )
+    return f"{text[:MAX_LINE_CHARACTERS]} [cut]" if len(line) > MAX_LINE_CHARACTERS else text

@@ -1,0 +1,274 @@
+"""What the control plane answers: the models of every response, and how a run becomes one."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from control_plane.run_record import Run, Wanted
+from lectern_common.run_folder import RunState
+from lectern_common.run_spec import RunSpec
+
+STALE_SECONDS = 15.0
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+
+class RunView(_View):
+    """One run as it is now. Times are Unix seconds."""
+
+    id: str
+    name: str
+    state: RunState
+    wanted: Wanted
+    """What the user last asked for."""
+    reason: str | None
+    """Machine-readable word for why it is in this state."""
+    message: str | None
+    """The same in a sentence."""
+    since: float
+    """Of the state."""
+    created_at: float
+    revision: int
+    """Rises with every change of any run."""
+    attempt: int
+    """Processes started for it so far."""
+    resumable: bool
+    resumes_at: float | None
+    """When it goes on by itself; null where it does not."""
+    queue_position: int | None
+    """1 is the next to start; null unless queued."""
+    alpha: float
+    temperature: float | None
+    """Of the distillation; null where the run does not distil."""
+    representation: str | None
+    top_k: int | None
+    teacher: str | None
+    """host:port; null where the run does not distil."""
+    student: str
+    dataset: str | None
+    step: int
+    steps: int
+    checkpoint_step: int | None
+    device: str | None
+    tokens_per_second: float | None
+    teacher_wait_share: float | None
+    latest: dict[str, float | None]
+    """Last metrics, `loss/val` included."""
+    elapsed_seconds: float
+    """With a trainer, over all attempts."""
+    heartbeat: float | None
+    """When the trainer last said anything."""
+    stale_since: float | None
+    """The heartbeat, where a trainer that should live has been silent since."""
+
+
+class HistoryView(_View):
+    """One thing that happened: a change of state, or an event of the trainer."""
+
+    at: float
+    kind: str
+    """`state`, or the trainer's word."""
+    state: RunState | None = None
+    wanted: Wanted | None = None
+    attempt: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    details: dict[str, Any] = {}
+    """What else the trainer said."""
+
+
+class RunDetail(RunView):
+    """A run with its whole spec and what happened to it."""
+
+    spec: RunSpec
+    history: list[HistoryView]
+    """Oldest first, the last 200."""
+    folder: str
+    """On the control plane's machine."""
+
+
+class RunsPage(_View):
+    """Runs, newest first."""
+
+    runs: list[RunView]
+    next_cursor: str | None
+    """For `cursor`, to go on; null at the end."""
+    revision: int
+    """For `after` of /events: streams what changes after this answer."""
+
+
+class MetricsView(_View):
+    """Metric records in the order of their steps; null stands for a number that was not finite."""
+
+    run_id: str
+    metrics: list[dict[str, Any]]
+    cursor: str
+    """For `cursor`, or a stream: goes on after the last record."""
+    rewound: bool
+    """The trainer went back to a checkpoint: forget all records, these begin at the start."""
+    more: bool
+    """Further records can be read at once."""
+
+
+class RepresentationView(_View):
+    """One representation of a teacher, and why it is not offered where it is not."""
+
+    name: str
+    offered: bool
+    reason: str
+
+
+class TeacherView(_View):
+    """One teacher as it answered last. Everything but the address may be unknown."""
+
+    address: str
+    reachable: bool
+    problem: str | None
+    """Why it is not reachable."""
+    seen_at: float | None
+    """When it last answered."""
+    configured: bool
+    """Named at the control plane's start, not by a run alone."""
+    runs: list[str]
+    """Runs at work that ask it."""
+    model: str | None = None
+    engine: str | None = None
+    num_parameters: int | None = None
+    fingerprint: str | None = None
+    weights_sha256: str | None = None
+    device: str | None = None
+    device_utilization: float | None = None
+    dtype: str | None = None
+    representations: list[RepresentationView] = []
+    uptime_seconds: float | None = None
+    tokens_per_second: float | None = None
+    scored_tokens: int | None = None
+    sent_bytes: int | None = None
+    queued_requests: int | None = None
+    running_requests: int | None = None
+    max_queued_requests: int | None = None
+    refused_requests: int | None = None
+    failed_requests: int | None = None
+
+
+class TeachersView(_View):
+    teachers: list[TeacherView]
+
+
+class DatasetView(_View):
+    """One dataset folder under the data root."""
+
+    path: str
+    """For `data.path` of a spec."""
+    problem: str | None
+    total_tokens: int | None = None
+    shard_count: int | None = None
+    vocab_size: int | None = None
+    seq_length_hint: int | None = None
+    tokenizer_sha256: str | None = None
+
+
+class DatasetsView(_View):
+    datasets: list[DatasetView]
+
+
+class ModelView(_View):
+    """One model folder under the models root."""
+
+    path: str
+    """For `student.init` (with weights) or `student.config` of a spec."""
+    problem: str | None
+    architecture: str | None = None
+    vocab_size: int | None = None
+    has_weights: bool = False
+    has_tokenizer: bool = False
+    weights_bytes: int | None = None
+
+
+class ModelsView(_View):
+    models: list[ModelView]
+
+
+class HealthView(_View):
+    status: Literal["ok"]
+
+
+class ReadyView(_View):
+    status: Literal["ready"]
+    max_running_runs: int
+    cuda_devices: int
+
+
+class FieldProblem(_View):
+    field: str
+    """Dotted; empty for the whole."""
+    message: str
+
+
+class Problem(_View):
+    """RFC 9457 problem details; every error is one."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    reason: str
+    """Stable word for programs."""
+    retryable: bool
+    errors: list[FieldProblem] = []
+
+
+def run_view(run: Run, now: float, queue: Mapping[str, int]) -> RunView:
+    """Returns what is shown of a run. `queue` maps ids of queued runs to their positions."""
+    return RunView(**_run_fields(run, now, queue))
+
+
+def run_detail(
+    run: Run, now: float, queue: Mapping[str, int], history: list[HistoryView], folder: str
+) -> RunDetail:
+    """Returns all there is to say of a run."""
+    fields = _run_fields(run, now, queue)
+    return RunDetail(**fields, spec=run.run_spec, history=history, folder=folder)
+
+
+def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any]:
+    spec, status = run.spec, run.last_status
+    teacher = spec["teacher"] or {}
+    has_trainer = run.pid is not None
+    heartbeat = status.heartbeat if status is not None else None
+    silent = has_trainer and status is not None and now - status.heartbeat > STALE_SECONDS
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state,
+        "wanted": run.wanted,
+        "reason": run.reason,
+        "message": run.message,
+        "since": run.since,
+        "created_at": run.created_at,
+        "revision": run.revision,
+        "attempt": run.attempt,
+        "resumable": run.resumable,
+        "resumes_at": run.resume_at if run.resumes_itself else None,
+        "queue_position": queue.get(run.id) if run.state is RunState.QUEUED else None,
+        "alpha": spec["objective"]["alpha"],
+        "temperature": spec["objective"]["temperature"] if teacher else None,
+        "representation": teacher.get("representation"),
+        "top_k": teacher.get("top_k"),
+        "teacher": teacher.get("address"),
+        "student": spec["student"]["init"] or spec["student"]["config"],
+        "dataset": spec["data"]["path"],
+        "step": status.step if status else 0,
+        "steps": spec["schedule"]["steps"],
+        "checkpoint_step": status.checkpoint_step if status else None,
+        "device": (status.device if status else None) or run.slot,
+        "tokens_per_second": status.tokens_per_second if status else None,
+        "teacher_wait_share": status.teacher_wait_share if status else None,
+        "latest": status.latest if status else {},
+        "elapsed_seconds": run.elapsed_seconds(now),
+        "heartbeat": heartbeat,
+        "stale_since": heartbeat if silent else None,
+    }

@@ -1,0 +1,216 @@
+"""Stand-ins shared by the tests of several packages: a clock, trainers, a teacher server."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from control_plane.launcher import Identity
+from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.teacher_channel import REASON_KEY
+from protos import teacher_pb2, teacher_pb2_grpc
+
+# An address where nobody listens.
+NOBODY = "127.0.0.1:1"
+
+
+class FakeClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeProcess:
+    """A trainer that does what a test says. `status` is what it last wrote."""
+
+    def __init__(self, identity: Identity, folder: RunFolder, clock: FakeClock) -> None:
+        self.identity = identity
+        self.folder = folder
+        self.alive = True
+        self.exit_status: int | None = None
+        self.terminated = 0
+        self.killed = False
+        self._clock = clock
+
+    def say(self, state: RunState | str, **said: Any) -> None:
+        """Writes status.json as this process."""
+        now = self._clock()
+        status = Status(
+            **{
+                "run_id": self.folder.run_id,
+                "state": RunState(state),
+                "since": now,
+                "heartbeat": now,
+                "pid": self.identity.pid,
+                "process_create_time": self.identity.create_time,
+                **said,
+            }
+        )
+        self.folder.write_status(status)
+
+    def end(self, exit_status: int = 0) -> None:
+        self.alive = False
+        self.exit_status = exit_status
+
+
+class FakeProcesses:
+    """control_plane.reconcile.Processes without any process.
+
+    Attributes:
+        started: every process ever made, oldest first.
+        forgets_pids: as after a restart of the control plane: exit statuses are unknown.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.started: list[FakeProcess] = []
+        self.resumed: list[bool] = []
+        self.environments: list[dict[str, str]] = []
+        self.forgets_pids = False
+        self.fail_next: OSError | None = None
+        self._clock = clock
+        self._next_pid = 100_000
+
+    def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        self._next_pid += 1
+        identity = Identity(self._next_pid, self._clock())
+        self.started.append(FakeProcess(identity, folder, self._clock))
+        self.resumed.append(resume)
+        self.environments.append(dict(environment))
+        return identity
+
+    def find(self, folder: RunFolder) -> Identity | None:
+        return next(
+            (
+                process.identity
+                for process in self.started
+                if process.alive and process.folder.path == folder.path
+            ),
+            None,
+        )
+
+    def is_alive(self, process: Identity) -> bool:
+        return any(made.alive for made in self._of(process))
+
+    def exit_status(self, process: Identity) -> int | None:
+        if self.forgets_pids:
+            return None
+        return next((made.exit_status for made in self._of(process)), None)
+
+    def terminate(self, process: Identity) -> None:
+        for made in self._of(process):
+            made.terminated += 1
+
+    def kill(self, process: Identity) -> None:
+        for made in self._of(process):
+            if made.alive:
+                made.killed = True
+                made.end(-9)
+
+    def alive(self) -> list[FakeProcess]:
+        return [process for process in self.started if process.alive]
+
+    def last(self, run_id: str | None = None) -> FakeProcess:
+        return [process for process in self.started if run_id in (None, process.folder.run_id)][-1]
+
+    def _of(self, identity: Identity) -> list[FakeProcess]:
+        return [process for process in self.started if process.identity == identity]
+
+
+class FakeTeacher(teacher_pb2_grpc.TeacherServicer):
+    """Answers what it is, and nothing that costs. `refusal` is (status code, reason, sentence)."""
+
+    def __init__(self, tokens: Mapping[str, int] | None = None, **model: Any) -> None:
+        self.tokens = dict(tokens or {})
+        self.refusal: tuple[grpc.StatusCode, str, str] | None = None
+        values: dict[str, Any] = {
+            "protocol_version": 1,
+            "model_id": "fake-teacher",
+            "weights_sha256": "f" * 64,
+            "fingerprint": "e" * 64,
+            "logit_width": 1 << 16,
+            "num_tokens": 1,
+            "max_positions": 4096,
+            "hidden_size": 64,
+            "hidden_dtype": teacher_pb2.DTYPE_FLOAT32,
+            "dtype": "float32",
+            "device": "cpu (fake)",
+            "representations": [
+                teacher_pb2.RepresentationOffer(kind=kind, offered=True)
+                for kind in (
+                    teacher_pb2.REPRESENTATION_DENSE,
+                    teacher_pb2.REPRESENTATION_HIDDEN,
+                    teacher_pb2.REPRESENTATION_TOP_K,
+                )
+            ],
+            "limits": teacher_pb2.Limits(
+                max_sequences=64,
+                max_tokens=65536,
+                max_sequence_tokens=4096,
+                max_top_k=1024,
+                max_draws=256,
+                max_reply_bytes=1 << 30,
+                max_request_bytes=1 << 24,
+                max_queued_requests=16,
+            ),
+            "engine": "fixture",
+            "mode": "independent",
+            "num_parameters": 2_200_000,
+        }
+        self.model = teacher_pb2.Model(**{**values, **model})
+        self.stats = teacher_pb2.Stats(
+            fingerprint=self.model.fingerprint,
+            uptime_seconds=60.0,
+            queued_requests=2,
+            running_requests=1,
+            scored_tokens=123_456,
+            tokens_per_second=9876.5,
+            device=self.model.device,
+        )
+
+    def GetModel(self, request: Any, context: Any) -> teacher_pb2.Model:
+        self._refuse(context)
+        return self.model
+
+    def GetStats(self, request: Any, context: Any) -> teacher_pb2.Stats:
+        self._refuse(context)
+        return self.stats
+
+    def GetTokenizerMap(
+        self, request: Any, context: Any
+    ) -> Iterator[teacher_pb2.TokenizerMapReply]:
+        self._refuse(context)
+        yield teacher_pb2.TokenizerMapReply(
+            tokens=[token.encode() for token in self.tokens], ids=list(self.tokens.values())
+        )
+
+    def _refuse(self, context: Any) -> None:
+        if self.refusal is not None:
+            code, reason, sentence = self.refusal
+            context.set_trailing_metadata(((REASON_KEY, reason),))
+            context.abort(code, sentence)
+
+
+@contextmanager
+def serving(teacher: FakeTeacher) -> Iterator[str]:
+    """Yields the address that the teacher answers at."""
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        teacher_pb2_grpc.add_TeacherServicer_to_server(teacher, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()

@@ -1,0 +1,161 @@
+"""A trainer without a model: keeps the contract of lectern_common/run_folder.py, and no more.
+
+    python stand_in_trainer.py [--step-seconds S] [--home DIR] RUN_FOLDER [--resume]
+
+The first word of the run's name says how it behaves:
+    steady    makes its steps, or stops with a checkpoint on SIGTERM
+    stubborn  ignores SIGTERM and SIGINT, and has a child that does so too
+    crash     ends with exit status 1 after three steps of each attempt
+    silent    ends with exit status 3 before it says anything
+    fails     ends as failed, with a reason
+    waits     waits for its teacher after one step
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from lectern_common.run_folder import (
+    RunFolder,
+    RunState,
+    Status,
+    append_json_line,
+    read_json_lines,
+    write_atomic,
+)
+
+CHECKPOINT_EVERY = 5
+
+
+class StandIn:
+    def __init__(self, folder: RunFolder, step_seconds: float, resume: bool) -> None:
+        self.folder = folder
+        self.spec = folder.read_spec()
+        self.steps = self.spec.schedule.steps
+        self.step_seconds = step_seconds
+        self.kind = self.spec.name.partition("-")[0]
+        self.state, self.since = RunState.STARTING, time.time()
+        self.reason: str | None = None
+        self.message: str | None = None
+        self.latest: dict[str, float | None] = {}
+        self.stop = False
+        self.checkpoint = self._newest_checkpoint() if resume else None
+        self.step = self.checkpoint or 0
+
+    def run(self) -> int:
+        self.say(RunState.STARTING)
+        kept = read_json_lines(self.folder.metrics_path)
+        lines = [json.dumps(line) + "\n" for line in kept if line["step"] < self.step]
+        write_atomic(self.folder.metrics_path, "".join(lines).encode())
+        print(f"training {self.folder.run_id} from step {self.step}", flush=True)
+        if self.kind == "fails":
+            return self.end(RunState.FAILED, 1, "diverged", "the loss is not finite")
+        self.say(RunState.RUNNING)
+        first = self.step
+        self.record()
+        while self.step < self.steps:
+            if self.stop:
+                self.say(RunState.STOPPING)
+                self.save()
+                return self.end(RunState.STOPPED, 0, "stopped")
+            if self.kind == "waits" and self.step == 1:
+                if self.state is not RunState.WAITING_FOR_TEACHER:
+                    self.say(RunState.WAITING_FOR_TEACHER, None, "no teacher at 127.0.0.1:1")
+                time.sleep(self.step_seconds)
+                continue
+            time.sleep(self.step_seconds)
+            self.step += 1
+            self.record()
+            if self.step % CHECKPOINT_EVERY == 0:
+                self.save()
+            if self.kind == "crash" and self.step == first + 3:
+                print("Segmentation fault, or so", file=sys.stderr, flush=True)
+                return 1
+        self.save()
+        return self.end(RunState.SUCCEEDED, 0)
+
+    def record(self) -> None:
+        loss = 2 + 6 * math.exp(-3 * self.step / self.steps) + 0.05 * math.sin(self.step)
+        losses = {"loss/total": loss, "loss/ce": loss + 0.1, "loss/kd": loss / 2}
+        if self.step % 5 == 0:
+            losses["loss/val"] = loss + 0.2
+        self.latest |= losses
+        append_json_line(self.folder.metrics_path, {"step": self.step, **losses})
+        self.say()
+
+    def save(self) -> None:
+        (self.folder.checkpoints_path / f"step-{self.step:08d}").mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.step
+        self.folder.append_event("checkpoint", step=self.step)
+
+    def say(
+        self, state: RunState | None = None, reason: str | None = None, message: str | None = None
+    ) -> None:
+        if state is not None:
+            self.state, self.since = state, time.time()
+            self.reason, self.message = reason, message
+        status = Status(
+            run_id=self.folder.run_id,
+            state=self.state,
+            since=self.since,
+            heartbeat=time.time(),
+            pid=os.getpid(),
+            process_create_time=psutil.Process().create_time(),
+            reason=self.reason,
+            message=self.message,
+            step=self.step,
+            steps=self.steps,
+            checkpoint_step=self.checkpoint,
+            device="cpu",
+            tokens_per_second=1234.5,
+            teacher_wait_share=0.25 if self.spec.distils else None,
+            latest=self.latest,
+        )
+        self.folder.write_status(status)
+
+    def end(
+        self, state: RunState, code: int, reason: str | None = None, message: str | None = None
+    ) -> int:
+        self.say(state, reason, message)
+        return code
+
+    def _newest_checkpoint(self) -> int | None:
+        found = [int(path.name[5:]) for path in self.folder.checkpoints_path.glob("step-*")]
+        return max(found, default=None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--step-seconds", type=float, default=0.01)
+    parser.add_argument("--home")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    folder = RunFolder(options.folder)
+    with folder.locked():
+        launch = {"pid": os.getpid(), "resume": options.resume}
+        append_json_line(folder.path / "launches.jsonl", launch)
+        stand_in = StandIn(folder, options.step_seconds, options.resume)
+        if stand_in.kind == "silent":
+            print("no module named anything", file=sys.stderr, flush=True)
+            return 3
+        if stand_in.kind == "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        else:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: setattr(stand_in, "stop", True))
+        return stand_in.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
