@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,13 @@ TokenFile = Annotated[
 def command_group(help_text: str) -> typer.Typer:
     """Returns an empty group of commands, with help as plain text."""
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """Returns command-line words for the options that are set (not None)."""
+    return [
+        word for name, value in options.items() if value is not None for word in (name, str(value))
+    ]
 
 
 def roots_of(home: Path | None) -> "Roots":

@@ -25,7 +25,7 @@ TEACHER_DRAIN_SECONDS = 15.0
 TEACHER_GRACE_SECONDS = 20.0
 
 OnWait = Callable[[str, float], None]
-"""Told (name of the service, seconds waited for it) while one starts or stops."""
+"""Told (what is waited for, seconds so far) while a service starts or ends."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _stop(started: list[Child], on_wait: OnWait) -> None:
     try:
         for child in reversed(started):
             if child.is_alive:
-                on_wait(child.name, 0.0)
+                on_wait(f"{child.name} to end", 0.0)
             child.stop(graces[child.name])
     finally:
         for child in started:

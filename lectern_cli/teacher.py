@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lectern_cli.options import command_group
+from lectern_cli.options import command_group, given
 
 app = command_group("Serve a teacher model to student trainers.")
 
@@ -117,8 +117,5 @@ def serve(
         "--max-reply-bytes": max_reply_bytes,
         "--max-queued-requests": max_queued_requests,
     }
-    given = [
-        word for name, value in options.items() if value is not None for word in (name, str(value))
-    ]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "teacher_server", *given])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "teacher_server", *given(options)])  # noqa: S606

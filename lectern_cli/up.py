@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import Home, logs_of, roots_of
+from lectern_cli.options import Home, given, logs_of, roots_of
 
 if TYPE_CHECKING:
     from lectern_cli.services import OnWait, Services
@@ -44,9 +44,12 @@ def up(
         int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
     ] = None,
     teacher_token_file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="File with the teacher's token; required beyond loopback.", show_default=False
+            metavar="NAME",
+            help="File under the secrets root with the teacher's token; required where it is bound "
+            "beyond loopback. Runs name it in teacher.token_file.",
+            show_default=False,
         ),
     ] = None,
     token_file: Annotated[
@@ -73,22 +76,27 @@ def up(
         raise typer.BadParameter(
             "set the teacher: a model folder or a hub id", param_hint="--model"
         )
+    roots = roots_of(home)
     with signals_interrupt():
         try:
             with services(
                 model=model,
                 engine=engine,
-                roots=roots_of(home),
+                roots=roots,
                 logs=logs_of(home),
                 teacher_bind=teacher_bind,
                 bind=bind,
                 max_running_runs=max_running_runs,
                 threads=threads,
-                teacher_options=[
-                    *_token_option(teacher_token_file),
-                    *([] if vocab_size is None else ["--vocab-size", str(vocab_size)]),
-                ],
-                control_plane_options=_token_option(token_file),
+                teacher_options=given(
+                    {
+                        "--token-file": teacher_token_file and roots.secrets / teacher_token_file,
+                        "--vocab-size": vocab_size,
+                    }
+                ),
+                control_plane_options=given(
+                    {"--token-file": token_file, "--teacher-token-file": teacher_token_file}
+                ),
                 on_wait=wait_notes(),
             ) as running:
                 console.note(f"page     {running.url}")
@@ -125,7 +133,3 @@ def _stay(running: "Services", *, quiet: bool) -> None:
             sys.stdout.flush()
         running.require_alive()
         time.sleep(POLL_SECONDS)
-
-
-def _token_option(path: Path | None) -> list[str]:
-    return [] if path is None else ["--token-file", str(path)]

@@ -60,6 +60,7 @@ while True:
 _STUDENT_TRAINER = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
+import psutil
 from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line
 
 folder = RunFolder(Path(sys.argv[1]))
@@ -69,7 +70,8 @@ if spec.seed == 4:
     print("ImportError: no torch here")
     raise SystemExit(1)
 now = time.time()
-status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(), 0.0, steps=3)
+status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(),
+    psutil.Process().create_time(), steps=3)
 
 def say(state, step, reason=None, message=None):
     folder.write_status(dataclasses.replace(
@@ -96,6 +98,15 @@ if spec.seed == 5:
 folder.export_path.mkdir(exist_ok=True)
 say(RunState.SUCCEEDED, 3)
 """
+
+
+@pytest.fixture
+def stand_in_trainer(tmp_path_factory, monkeypatch) -> Path:
+    """Puts the stand-in trainer alone before the real one, for child processes."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder
 
 
 @pytest.fixture

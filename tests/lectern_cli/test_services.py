@@ -48,7 +48,7 @@ def test_the_control_plane_ends_before_the_teacher(tmp_path, stand_ins):
     with started(tmp_path, on_wait=lambda name, seconds: waited.append(name)):
         waited.clear()
 
-    assert waited == ["control plane", "teacher server"]
+    assert waited == ["control plane to end", "teacher server to end"]
 
 
 def test_a_teacher_that_dies_at_start_is_reported_with_its_words(tmp_path, stand_ins):
