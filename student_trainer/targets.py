@@ -143,3 +143,9 @@ class TeacherLogitsProvider(Protocol):
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns one row of logits a sequence, at its last position. An empty batch gives []."""
         ...
+
+    def logits_per_position(
+        self, input_ids: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Returns for each sequence of S tokens the logits [S, vocab_size] after every token."""
+        ...
