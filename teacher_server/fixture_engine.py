@@ -18,11 +18,11 @@ from teacher_server.engine import (
     SequenceAsk,
 )
 
-_PEAK = 1.0
+_PEAK = 10.0
 
 
 class FixtureEngine:
-    """Logits are 1 at the input token (at 0 for a token outside the asked vocabulary), else 0."""
+    """Logits are 10 at the input token (at 0 for a token outside the asked vocabulary), else 0."""
 
     def __init__(self, vocab_size: int) -> None:
         name = f"fixture-{vocab_size}"

@@ -13,9 +13,13 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
+from lectern_common.wire import top_k_record
 from student_trainer.reference import kd_step
 from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
+from teacher_server.engine import Representation as Asked
+from teacher_server.engine import SequenceAsk
+from teacher_server.fixture_engine import FixtureEngine
 from tests.models import ARCHITECTURES, write_tiny_model
 
 torch.set_num_threads(1)
@@ -90,6 +94,26 @@ def test_fixture_serves_top_k_and_says_why_it_serves_no_hidden_states():
     assert targets.log_normalizer_t_N.tolist() == pytest.approx([math.log(math.e**5 + 5)] * 2)
     with pytest.raises(RepresentationNotOffered, match="no hidden states"):
         teacher.score(ids, everywhere(ids), Representation("hidden"), 2.0)
+
+
+def test_fixture_equals_the_fixture_engine_of_the_server():
+    tokens, asked = np.array([4, 7, 0, 12], np.uint32), np.array([True, False, True, True])
+    teacher, engine = FixtureTeacher(8), FixtureEngine(8)
+
+    def served(representation):
+        return engine.score(SequenceAsk(tokens, asked, 8, representation, 2.0))
+
+    dense = teacher.score([tokens], [asked], Representation("dense"), 2.0)
+    assert dense.logits_NV.numpy().tobytes() == bytes(served(Asked("dense")))
+    top_k = teacher.score([tokens], [asked], Representation("top_k", 3), 2.0)
+    theirs = np.frombuffer(served(Asked("top_k", top_k=3)), top_k_record(3))
+    assert np.array_equal(top_k.logits_NK, theirs["logits"])
+    assert np.array_equal(top_k.ids_NK, theirs["ids"])
+    for ours, name in (
+        (top_k.log_normalizer_N, "log_normalizer"),
+        (top_k.log_normalizer_t_N, "log_normalizer_t"),
+    ):
+        np.testing.assert_allclose(ours, theirs[name], rtol=2e-7)
 
 
 def test_kd_step_runs_on_the_fixture():
