@@ -45,6 +45,12 @@ def demo(
     folder: Annotated[
         Path, typer.Option(help="Where data, teacher, runs and summary.json go.")
     ] = Path("demo"),
+    teacher_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+    ] = None,
+    student_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+    ] = None,
 ) -> None:
     """Show it all: one teacher, three students, real text.
 
@@ -52,8 +58,15 @@ def demo(
     minutes on two CPU cores, with nothing downloaded.
     """
     from lectern_cli.demo import run_demo
+    from lectern_cli.demo_specs import STUDENT_STEPS, TEACHER_STEPS
 
-    run_demo(folder=folder, seed=seed, exit_when_done=exit_when_done)
+    run_demo(
+        folder=folder,
+        seed=seed,
+        exit_when_done=exit_when_done,
+        teacher_steps=teacher_steps or TEACHER_STEPS,
+        student_steps=student_steps or STUDENT_STEPS,
+    )
 
 
 def main() -> None:

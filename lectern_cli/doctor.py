@@ -152,7 +152,7 @@ def _control_plane(address: str) -> Finding:
     free = _port("control plane", address, "--bind")
     if free.outcome == "pass":
         return free
-    with ControlPlane(f"http://{address}", timeout_seconds=5.0) as service:
+    with ControlPlane(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
             return Finding("control plane", "pass", f"one runs at {service.url}")
     return free
