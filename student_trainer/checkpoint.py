@@ -11,25 +11,23 @@ and hashes first; a folder that fails is set aside as broken-step-..., and the o
 There is no random state in it: what is random is drawn anew from (seed, step).
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import structlog
-from safetensors import SafetensorError
 from torch import Tensor
 
-from lectern_common.errors import CorruptData, DiskFull
+from lectern_common.errors import CorruptData
 from lectern_common.run_folder import fsync_folder
+from student_trainer.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
 
@@ -216,28 +214,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptData(f"{path} is not a whole checkpoint: {error}") from None
-
-
-@contextmanager
-def disk_full_as_error(what: str) -> Iterator[None]:
-    """Within, running out of space raises DiskFull, naming what could not be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFull(
-            f"no space left to write {what}; free some, then resume the run from its last "
-            "checkpoint"
-        ) from error
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Returns True for "no space left", also as safetensors words it, which keeps no errno."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return any(f"(os error {number})" in str(error) for number in full)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

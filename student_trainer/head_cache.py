@@ -6,6 +6,7 @@ Fingerprints name answers, so an entry never goes stale. An entry that cannot be
 checksum differs, counts as absent; a cache that cannot be written is done without.
 """
 
+import contextlib
 import json
 import os
 import zlib
@@ -58,7 +59,8 @@ def write_cached_head(path: Path, head: OutputHead) -> None:
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         _log.warning("head_not_cached", path=str(path), error=str(error))
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _crc32(weight: Tensor, bias: Tensor | None) -> int:

@@ -33,7 +33,7 @@ from lectern_common.run_folder import (
     read_json_lines,
     write_atomic,
 )
-from student_trainer.checkpoint import disk_full_as_error
+from student_trainer.disk_full import disk_full_as_error
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import structlog
 import torch
 
-from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.errors import TeacherError
 from lectern_common.teacher_channel import TeacherChannel, translated
 from lectern_common.wire import PROTOCOL_VERSION, pack_mask
 from lectern_models.output_head import HeadTransform, OutputHead
@@ -36,7 +36,8 @@ from student_trainer.reply_assembly import (
     to_targets,
 )
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
-from student_trainer.targets import DenseTargets, Representation, TeacherTargets
+from student_trainer.targets import Representation, TeacherTargets
+from student_trainer.token_rows import every_position_logits, last_position_logits
 
 _log = structlog.get_logger()
 
@@ -229,17 +230,13 @@ class RemoteTeacher:
 
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """See TeacherLogitsProvider; the teacher must offer `dense`."""
-        if not input_ids:
-            return []
-        if any(not len(sequence) for sequence in input_ids):
-            raise InvalidRequest("a sequence is empty", "input_ids")
-        sequences = [np.asarray(sequence, np.uint32) for sequence in input_ids]
-        last = [np.arange(len(sequence)) == len(sequence) - 1 for sequence in sequences]
-        targets = self.score(sequences, last, Representation("dense"), temperature=1.0)
-        if not isinstance(targets, DenseTargets):
-            raise TeacherError("dense rows were asked for")
-        rows: list[list[float]] = targets.logits_NV.tolist()
-        return rows
+        return last_position_logits(self, input_ids)
+
+    def logits_per_position(
+        self, input_ids: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Returns the logits [S, V] of each sequence, at every position; asks for `dense`."""
+        return every_position_logits(self, input_ids)
 
     def _fetch_head(self, left: float | None) -> OutputHead:
         model = self.model

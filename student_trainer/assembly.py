@@ -1,0 +1,400 @@
+"""A run spec turned into the parts of a run: every field of the spec is read here, or refused.
+
+student     student.*, device.kind, device.compile, seed
+data        data.*, batch.*, evaluation.*, seed
+teacher     teacher.*, objective.temperature
+optimizer   optimizer.*, schedule.*
+checkpoints checkpoint.*
+(device.threads and report_to are applied by __main__)
+"""
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, Misconfigured
+from lectern_common.preflight import read_token
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.run_folder import RunFolder
+from lectern_common.run_spec import RunSpec, TeacherSpec, dump_spec, parse_spec, resume_differences
+from lectern_common.shards import TOKENIZER_NAME, ShardManifest
+from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map, tokenizer_sha256
+from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_models.loading import find_model, max_positions, num_parameters
+from protos import teacher_pb2
+from student_trainer.batch_sources import Batch
+from student_trainer.checkpoint import Checkpoint, CheckpointStore
+from student_trainer.datasets import (
+    ChosenRows,
+    Rows,
+    ShuffledBatches,
+    SyntheticRows,
+    held_out,
+    in_order,
+    open_dataset,
+    spread,
+)
+from student_trainer.export import drawn_weights_sha256, export_student
+from student_trainer.loop import Parts, Progress, Settings, Teaching
+from student_trainer.objective import Objective
+from student_trainer.optimizer import build_adamw
+from student_trainer.recorder import Recorder
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.schedule import Schedule
+from student_trainer.stopping import Stop
+from student_trainer.students import CausalStudent
+from student_trainer.targets import Representation
+from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation rows. `folder` and `manifest` are None for synthetic data."""
+
+    training: Rows
+    validation: ChosenRows
+    folder: Path | None
+    manifest: ShardManifest | None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run that is ready to be trained from `progress` on, and then exported."""
+
+    spec: RunSpec
+    parts: Parts
+    settings: Settings
+    progress: Progress
+    student: CausalStudent
+    student_folder: Path
+    data: Data
+
+    def export(self, folder: RunFolder) -> None:
+        """Writes export/; see export.py for what it raises."""
+        facts, record = self.parts.checkpoint_facts, self.progress.record
+        rows_seen = self.progress.step * self.spec.batch.sequences_per_step
+        manifest = self.data.manifest
+        export_student(
+            self.student.model,
+            folder.export_path,
+            student_folder=self.student_folder,
+            dataset=self.data.folder,
+            eos_token_id=None if manifest is None else manifest.eos_token_id,
+            metadata={
+                "run_id": folder.run_id,
+                "teacher_model": facts["teacher_model"],
+                "teacher_fingerprint": facts["teacher_fingerprint"],
+                "teacher_weights_sha256": facts["teacher_weights_sha256"],
+                "student_model": self.spec.student.init or self.spec.student.config,
+                "initial_weights_sha256": facts["initial_weights_sha256"],
+                "alpha": self.spec.objective.alpha,
+                "temperature": self.spec.objective.temperature,
+                "divergence": self.spec.objective.divergence,
+                "representation": self.spec.teacher.representation if self.spec.teacher else None,
+                "final_loss": record.get("loss/total"),
+                "validation_loss": record.get("loss/val"),
+                "epoch": round(rows_seen / len(self.data.training), 4),
+                "step": self.progress.step,
+                "tokens_seen": self.progress.tokens_seen,
+                "seed": self.spec.seed,
+                "data_sha256": None if manifest is None else manifest.corpus_sha256,
+                "spec_sha256": hashlib.sha256(dump_spec(self.spec).encode()).hexdigest(),
+            },
+        )
+
+
+def choose_device(kind: str) -> torch.device:
+    """Returns the device of `device.kind`.
+
+    Raises:
+        Misconfigured: cuda is asked for, and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if kind == "cuda" and not has_cuda:
+        raise Misconfigured(
+            "device.kind is cuda, but torch sees no CUDA device; set cpu or auto, or see "
+            "`lectern doctor`"
+        )
+    return torch.device("cuda", 0) if has_cuda and kind != "cpu" else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Returns "cpu", or "cuda:0 (name of the card)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def assemble(
+    spec: RunSpec,
+    roots: Roots,
+    folder: RunFolder,
+    recorder: Recorder,
+    stop: Stop,
+    stack: ExitStack,
+    *,
+    resume: bool,
+) -> Assembly:
+    """Returns a run's parts, everything checked that can be checked before the first step.
+
+    Args:
+        spec: the run's, as it is now.
+        roots: what its paths are relative to.
+        folder: its folder; this process holds the lock.
+        recorder: told of checkpoints, outages and what was loaded.
+        stop: ends every wait.
+        stack: closes the connection to the teacher.
+        resume: go on from the newest intact checkpoint, if there is one.
+
+    Raises:
+        StopRequested: a stop was requested meanwhile.
+        InvalidSpec: a resume changes what it may not.
+        LecternError: student, data and teacher do not exist, are broken, or do not fit together.
+    """
+    store = CheckpointStore(
+        folder.checkpoints_path,
+        keep_last=spec.checkpoint.keep_last,
+        keep_best=spec.checkpoint.keep_best,
+        on_event=lambda kind, details: recorder.event(kind, **details),
+    )
+    store.sweep()
+    checkpoint = store.newest() if resume else None
+    if checkpoint is not None:
+        require_resumable(parse_spec(checkpoint.state["spec"]), spec, checkpoint.step)
+
+    device = choose_device(spec.device.kind)
+    recorder.set_progress(device=device_name(device))
+    student, student_folder = _load_student(spec, roots, device)
+    stop.check()
+    tokens = _tokens_of(student_folder)
+    data = _open_data(spec, roots, student.vocab_size, tokens)
+    initial_sha256 = (
+        _initial_sha256(spec, student, student_folder, folder)
+        if checkpoint is None
+        else checkpoint.state["initial_weights_sha256"]
+    )
+    stop.check()
+
+    teacher_model: teacher_pb2.Model | None = None
+    teaching: Teaching | None = None
+    if spec.teacher is not None:
+        remote = _remote_teacher(spec.teacher, roots, folder, recorder, stop, student, device)
+        stack.enter_context(remote)
+        teacher_model = remote.connect(
+            None if checkpoint is None else checkpoint.state["teacher_fingerprint"]
+        )
+        facts = StudentFacts(
+            student.vocab_size, tokens, initial_sha256 if spec.student.init else None
+        )
+        require_teacher_fits(spec, teacher_model, remote.tokenizer_map, facts, data.manifest)
+        if spec.teacher.representation == "hidden":
+            remote.output_head()
+        teaching = Teaching(
+            provider=remote,
+            representation=Representation(spec.teacher.representation, spec.teacher.top_k),
+            prefetch_steps=spec.teacher.prefetch_steps,
+            allow_same_weights=spec.teacher.allow_same_weights,
+            take_received=remote.take_received,
+            cancel=remote.cancel,
+        )
+
+    optimizer = build_adamw(student, spec.optimizer.betas, spec.optimizer.weight_decay)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = _restore(checkpoint, student, optimizer)
+    if spec.device.compile:
+        student.compile_body()
+    recorder.set_progress(
+        step=progress.step,
+        steps=spec.schedule.steps,
+        checkpoint_step=None if checkpoint is None else checkpoint.step,
+    )
+    recorder.event(
+        "assembled",
+        step=progress.step,
+        device=device_name(device),
+        parameters=num_parameters(student.model),
+        initial_weights_sha256=initial_sha256,
+        training_rows=len(data.training),
+        validation_rows=len(data.validation),
+        teacher=None if teacher_model is None else teacher_model.model_id,
+        teacher_device=None if teacher_model is None else teacher_model.device,
+    )
+    parts = Parts(
+        student=student,
+        optimizer=optimizer,
+        device=device,
+        batches=ShuffledBatches(data.training, spec.batch.sequences_per_step, spec.seed),
+        validation=lambda: _validation_batches(spec, data),
+        teaching=teaching,
+        recorder=recorder,
+        checkpoints=store,
+        checkpoint_facts={
+            "spec": spec.model_dump(mode="json"),
+            "initial_weights_sha256": initial_sha256,
+            "data_sha256": None if data.manifest is None else data.manifest.corpus_sha256,
+            "teacher_model": None if teacher_model is None else teacher_model.model_id,
+            "teacher_fingerprint": None if teacher_model is None else teacher_model.fingerprint,
+            "teacher_weights_sha256": (
+                None if teacher_model is None else teacher_model.weights_sha256
+            ),
+        },
+        stop=stop,
+    )
+    return Assembly(spec, parts, _settings(spec), progress, student, student_folder, data)
+
+
+def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
+    """Raises InvalidSpec, field by field, where a resume at `step` may not make the change."""
+    if new.schedule.steps < step:
+        why = f"is {new.schedule.steps}, but {step} steps are made"
+        raise InvalidSpec([("schedule.steps", why)])
+    differences = resume_differences(old, new)
+    if differences:
+        raise InvalidSpec(
+            [
+                (field, f"was {before!r}, is {after!r}; a resume may not change it")
+                for field, before, after in differences
+            ]
+        )
+
+
+def _load_student(spec: RunSpec, roots: Roots, device: torch.device) -> tuple[CausalStudent, Path]:
+    """Returns the student as it is before the run, and the folder that it came from."""
+    origin = spec.student
+    if origin.init is not None:
+        local = resolve_under(roots.models, origin.init, "student.init")
+        name = str(local) if local.is_dir() else origin.init
+        folder = find_model(name, origin.revision).path
+        student = CausalStudent.from_pretrained(folder, device, origin.dtype)
+    else:
+        folder = resolve_under(roots.models, str(origin.config), "student.config")
+        student = CausalStudent.from_config(folder, spec.seed, device, origin.dtype)
+    longest = max_positions(student.model)
+    if longest is not None and spec.data.seq_len > longest:
+        raise Incompatible(
+            f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student"
+        )
+    return student, folder
+
+
+def _initial_sha256(
+    spec: RunSpec, student: CausalStudent, student_folder: Path, folder: RunFolder
+) -> str:
+    if spec.student.init is not None:
+        return weights_sha256(safetensors_files(student_folder))
+    return drawn_weights_sha256(student.model, folder.path / ".initial-weights")
+
+
+def _tokens_of(student_folder: Path) -> TokenizerMap | None:
+    path = student_folder / TOKENIZER_NAME
+    return read_tokenizer_map(path) if path.exists() else None
+
+
+def _open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None) -> Data:
+    seq_len, fraction = spec.data.seq_len, spec.data.validation_fraction
+    rows: Rows
+    if spec.data.path is None:
+        folder, manifest = None, None
+        rows = SyntheticRows(spec.seed, seq_len, vocab_size)
+    else:
+        folder = resolve_under(roots.data, spec.data.path, "data.path")
+        rows, manifest = _shard_rows(spec, folder, vocab_size)
+        if tokens is not None:
+            require_data_fits(folder, manifest, tokens)
+        elif (folder / TOKENIZER_NAME).exists():
+            _require_own_tokenizer(folder, manifest)
+    if spec.data.validation_path is None:
+        training, validation = held_out(rows, fraction or 0.0)
+        return Data(training, spread(validation, spec.evaluation.max_sequences), folder, manifest)
+
+    of_validation = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
+    validation_rows, theirs = _shard_rows(spec, of_validation, vocab_size)
+    if manifest is not None and theirs.tokenizer_sha256 != manifest.tokenizer_sha256:
+        raise Incompatible(
+            f"data.validation_path {spec.data.validation_path} was prepared with another tokenizer "
+            f"than data.path {spec.data.path}; prepare both with the same one"
+        )
+    return Data(rows, spread(validation_rows, spec.evaluation.max_sequences), folder, manifest)
+
+
+def _shard_rows(spec: RunSpec, folder: Path, vocab_size: int) -> tuple[ChosenRows, ShardManifest]:
+    opened = open_dataset(folder, spec.data.seq_len, vocab_size, spec.data.max_bad_rows_fraction)
+    if not len(opened.rows):
+        raise CorruptData(f"every row of {folder} has ids that the student lacks")
+    return opened.rows, opened.manifest
+
+
+def _require_own_tokenizer(folder: Path, manifest: ShardManifest) -> None:
+    if tokenizer_sha256(read_tokenizer_map(folder / TOKENIZER_NAME)) != manifest.tokenizer_sha256:
+        raise CorruptData(
+            f"{folder / TOKENIZER_NAME} is not the tokenizer that the shards beside it were "
+            "written with; prepare the data again"
+        )
+
+
+def _remote_teacher(
+    teacher: TeacherSpec,
+    roots: Roots,
+    folder: RunFolder,
+    recorder: Recorder,
+    stop: Stop,
+    student: CausalStudent,
+    device: torch.device,
+) -> RemoteTeacher:
+    return RemoteTeacher(
+        TeacherChannel(teacher.address, token=read_token(roots, teacher.token_file)),
+        run_id=folder.run_id,
+        vocab_size=student.vocab_size,
+        device=device,
+        deadline_seconds=teacher.deadline_seconds,
+        outage_budget_seconds=teacher.outage_budget_seconds,
+        cache_root=roots.cache,
+        stop=stop,
+        on_outage=recorder.teacher_away,
+    )
+
+
+def _restore(
+    checkpoint: Checkpoint, student: CausalStudent, optimizer: torch.optim.Optimizer
+) -> Progress:
+    load_model_tensors(student, checkpoint.model_tensors())
+    load_optimizer_tensors(optimizer, student, checkpoint.optimizer_tensors())
+    return Progress.of_state(checkpoint.state)
+
+
+def _validation_batches(spec: RunSpec, data: Data) -> Iterable[Batch]:
+    return in_order(data.validation, spec.batch.micro_batch)
+
+
+def _settings(spec: RunSpec) -> Settings:
+    objective, chunk_tokens = spec.objective, spec.objective.chunk_tokens
+    schedule = Schedule(
+        peak=spec.optimizer.learning_rate,
+        steps=spec.schedule.steps,
+        warmup_steps=spec.schedule.warmup_steps,
+        decay=spec.schedule.decay,
+        final_fraction=spec.schedule.final_fraction,
+    )
+    return Settings(
+        steps=spec.schedule.steps,
+        learning_rate=schedule.learning_rate,
+        objective=Objective(
+            alpha=objective.alpha,
+            temperature=objective.temperature,
+            divergence=objective.divergence,
+            beta=objective.beta,
+            chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
+        ),
+        micro_batch_sequences=spec.batch.micro_batch,
+        max_grad_norm=spec.optimizer.max_grad_norm,
+        evaluate_every=spec.evaluation.every_steps,
+        checkpoint_every=spec.checkpoint.every_steps,
+        seed=spec.seed,
+    )

@@ -1,0 +1,371 @@
+"""The training loop.
+
+Legend: B sequences of a micro-batch, S tokens, N its valid positions, D hidden size.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
+from lectern_common.run_folder import finite_record
+from student_trainer.batch_sources import Batch
+from student_trainer.checkpoint import CheckpointStore
+from student_trainer.evaluation import validation_loss
+from student_trainer.objective import Objective, StepLoss, distillation_loss
+from student_trainer.optimizer import set_learning_rate
+from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
+from student_trainer.stopping import Stop, StopRequested
+from student_trainer.students import Student
+from student_trainer.targets import Representation, TargetsProvider, TeacherTargets
+from student_trainer.training_state import model_tensors, optimizer_tensors
+
+# Steps without a finite gradient, one after the other, that end a run.
+MAX_SKIPPED_IN_A_ROW = 3
+# Distillation loss, in nats, at or under which a student that has not learnt yet is the teacher.
+SAME_DISTRIBUTION_NATS = 1e-5
+# Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
+_DROPOUT_KEY = (2,)
+
+
+class Recorder(Protocol):
+    """Who is told how the run goes. Nothing but `before_checkpoint` may wait."""
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the metrics of the step after which `step` are finished."""
+        ...
+
+    def before_checkpoint(self) -> None:
+        """Makes the records up to now outlive this process."""
+        ...
+
+    def after_checkpoint(self, step: int) -> None: ...
+
+    def event(self, kind: str, **details: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teacher, and how it is asked.
+
+    `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
+    wire.
+    `cancel` ends calls under way.
+    """
+
+    provider: TargetsProvider
+    representation: Representation
+    prefetch_steps: int = 0
+    allow_same_weights: bool = False
+    take_received: Callable[[], tuple[int, int]] | None = None
+    cancel: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run; `learning_rate` gives that of a step (0-based)."""
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    objective: Objective
+    micro_batch_sequences: int
+    max_grad_norm: float = 1.0
+    evaluate_every: int = 100
+    checkpoint_every: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        student: trained in place, on `device`.
+        optimizer: over the student's parameters; the loop sets its learning rate.
+        batches: training data.
+        validation: gives the held-out batches, the same at every call; None: never evaluate.
+        teaching: None exactly when the objective's alpha is 1.
+        recorder: told of every step.
+        checkpoints: None: none are saved.
+        checkpoint_facts: further content of every checkpoint's state.
+    """
+
+    student: Student
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    batches: TrainingBatches
+    validation: Callable[[], Iterable[Batch]] | None
+    teaching: Teaching | None
+    recorder: Recorder
+    checkpoints: CheckpointStore | None = None
+    checkpoint_facts: dict[str, Any] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that a checkpoint holds beside tensors and facts.
+
+    `record` are the metrics of the step after which `step` were finished.
+    """
+
+    step: int = 0
+    tokens_seen: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    wall_seconds: float = 0.0
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Returns it as JSON can hold it, its losses also under the specification's names."""
+        record = finite_record(self.record)
+        return {
+            **asdict(self),
+            "record": record,
+            "train_loss": record.get("loss/total"),
+            "total_loss": record.get("loss/total"),
+            "ce_loss": record.get("loss/ce"),
+            "kl_loss": record.get("loss/kd"),
+            "val_loss": record.get("loss/val"),
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Progress":
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
+
+
+def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
+    """Makes the steps that are left, changing `progress`. Returns False where it was stopped.
+
+    With s steps finished it goes round like this:
+
+      1. evaluate, where it is due: before the first step, every so many, after the last;
+      2. record the metrics of the step just finished;
+      3. save a checkpoint, where it is due: every so many steps, and after the last;
+      4. return, after the last step or on request;
+      5. else make step s, as `_train_step` says.
+
+    A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
+    end, so the checkpoint that is then saved is that of the last step boundary.
+
+    Raises:
+        SameWeights: before any update the student already gives the teacher's distribution.
+        Diverged: three steps in a row without a finite gradient.
+        DiskFull: a checkpoint or a record could not be written.
+        LecternError: what the teacher raised; a checkpoint was saved.
+    """
+    first_step, began = progress.step, time.monotonic() - progress.wall_seconds
+    parts.student.train()
+    try:
+        with _prefetch(parts, settings) as prefetch:
+            while True:
+                step, is_last = progress.step, progress.step >= settings.steps
+                progress.wall_seconds = time.monotonic() - began
+
+                evaluate = is_last or step % settings.evaluate_every == 0
+                if parts.validation and evaluate and "loss/val" not in progress.record:
+                    loss = validation_loss(
+                        parts.student, parts.validation(), parts.device, parts.stop
+                    )
+                    progress.record["loss/val"] = loss
+
+                if progress.record:
+                    parts.recorder.record(step, progress.record)
+
+                checkpoint = is_last or step % settings.checkpoint_every == 0
+                if checkpoint and step > first_step:
+                    _save(parts, progress)
+
+                if is_last:
+                    return True
+                parts.stop.check()
+
+                _train_step(parts, settings, progress, prefetch)
+    except StopRequested:
+        _save(parts, progress)
+        return False
+    except (SameWeights, Diverged, DiskFull):
+        raise
+    except LecternError:
+        _save(parts, progress)
+        raise
+
+
+def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
+    """Makes step s = progress.step:
+
+      1. take its rows, a pure function of (seed, s), in micro-batches; the teacher was asked about
+         them some steps ago, and is asked now about those of the coming steps;
+      2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
+         valid positions, divided by the number of valid positions of the whole step;
+      3. where the loss or the gradient is not finite, skip the update, count it, end after three;
+      4. else clip the gradient, set the learning rate of s, update;
+      5. count, and collect the metrics.
+
+    A step that is skipped still counts: the next one has its own rows and learning rate.
+    """
+    started, waited = time.perf_counter(), prefetch.waited_seconds
+    step = progress.step
+
+    micro_batches = prefetch.take(step)
+    normalizer = sum(part.batch.num_valid for part in micro_batches)
+    if not normalizer:
+        raise InvalidRequest(f"the rows of step {step} have no valid position")
+
+    parts.optimizer.zero_grad(set_to_none=True)
+    with _dropout_of(step, settings.seed, parts.device):
+        losses = [
+            _micro_step(parts, part, settings.objective, normalizer)
+            for part in micro_batches
+            if part.batch.num_valid
+        ]
+    metrics = _loss_metrics(losses, settings.objective, normalizer)
+    if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
+        _require_something_to_learn(metrics["loss/kd"])
+
+    norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
+    metrics["optim/grad_norm"] = norm.item()
+    metrics["optim/learning_rate"] = settings.learning_rate(step)
+    if np.isfinite([metrics["loss/total"], metrics["optim/grad_norm"]]).all():
+        set_learning_rate(parts.optimizer, metrics["optim/learning_rate"])
+        parts.optimizer.step()
+        progress.skipped_in_a_row = 0
+    else:
+        _skip(parts, progress)
+    parts.optimizer.zero_grad(set_to_none=True)
+
+    progress.step += 1
+    num_tokens = sum(part.batch.num_tokens for part in micro_batches)
+    progress.tokens_seen += num_tokens
+    seconds = time.perf_counter() - started
+    metrics["optim/skipped_steps"] = progress.skipped_steps
+    metrics["data/tokens_seen"] = progress.tokens_seen
+    metrics["perf/tokens_per_second"] = num_tokens / seconds
+    metrics["time/step_seconds"] = seconds
+    metrics["time/teacher_wait_seconds"] = prefetch.waited_seconds - waited
+    progress.record = {**metrics, **_wire_metrics(parts.teaching)}
+
+
+def _micro_step(
+    parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
+) -> StepLoss:
+    """Returns the loss of a micro-batch, its gradients added to the parameters'."""
+    batch, student = micro_batch.batch, parts.student
+    valid_BS = torch.from_numpy(batch.valid_BS).to(parts.device)
+    hidden_BSD = student.hidden_states(torch.from_numpy(batch.inputs_BS).to(parts.device))
+    targets = None if micro_batch.answer is None else micro_batch.answer().to(parts.device)
+    labels_N = torch.from_numpy(batch.labels_BS).to(parts.device)[valid_BS]
+    loss = distillation_loss(
+        hidden_BSD[valid_BS], student.output_head(), labels_N, targets, objective, normalizer
+    )
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _loss_metrics(
+    losses: list[StepLoss], objective: Objective, normalizer: int
+) -> dict[str, float]:
+    """Returns the losses of a step, in nats per valid position; a term of weight 0 has none.
+
+    loss/kd is the divergence at the temperature T, without T^2; with top_k it is that over k + 1
+    outcomes, a lower bound of the divergence over all tokens.
+    """
+    sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
+    ce, kd = (sums / normalizer).tolist()
+    alpha, temperature = objective.alpha, objective.temperature
+    metrics = {"loss/total": alpha * ce + (1 - alpha) * temperature**2 * kd}
+    if alpha > 0:
+        metrics["loss/ce"] = ce
+    if alpha < 1:
+        metrics["loss/kd"] = kd
+    return metrics
+
+
+def _require_something_to_learn(kd: float) -> None:
+    if kd <= SAME_DISTRIBUTION_NATS:
+        raise SameWeights(
+            f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
+            "first update): there is nothing to distil. Take another student or teacher, or set "
+            "teacher.allow_same_weights"
+        )
+
+
+def _skip(parts: Parts, progress: Progress) -> None:
+    """Counts a step without update. Raises Diverged where it is one too many."""
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
+    parts.recorder.event("step_skipped", step=progress.step, in_a_row=progress.skipped_in_a_row)
+    if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+        return
+    saved = parts.checkpoints.steps() if parts.checkpoints is not None else []
+    where = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    raise Diverged(
+        f"loss or gradient of {progress.skipped_in_a_row} steps in a row were not finite, the last "
+        f"of them step {progress.step}; {where}. Start a run with a lower learning rate"
+    )
+
+
+def _save(parts: Parts, progress: Progress) -> None:
+    if parts.checkpoints is None:
+        return
+    parts.recorder.before_checkpoint()
+    parts.checkpoints.save(
+        progress.step,
+        model_tensors(parts.student),
+        optimizer_tensors(parts.optimizer, parts.student),
+        {**parts.checkpoint_facts, **progress.state()},
+    )
+    parts.recorder.after_checkpoint(progress.step)
+
+
+def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
+    teaching = parts.teaching
+
+    def ask(batch: Batch) -> TeacherTargets:
+        if teaching is None:
+            raise ValueError("there is no teacher")
+        return teaching.provider.score(
+            [row.astype(np.uint32) for row in batch.inputs_BS],
+            list(batch.valid_BS),
+            teaching.representation,
+            settings.objective.temperature,
+        )
+
+    return Prefetch(
+        parts.batches,
+        None if teaching is None else ask,
+        micro_batch_sequences=settings.micro_batch_sequences,
+        prefetch_steps=0 if teaching is None else teaching.prefetch_steps,
+        end=settings.steps,
+        stop=parts.stop,
+        cancel=(lambda: None) if teaching is None else teaching.cancel,
+    )
+
+
+def _wire_metrics(teaching: Teaching | None) -> dict[str, float]:
+    """Returns what has come over the wire since the last step, also for steps to come."""
+    if teaching is None or teaching.take_received is None:
+        return {}
+    received_bytes, positions = teaching.take_received()
+    metrics: dict[str, float] = {
+        "wire/received_bytes": received_bytes,
+        "wire/positions": positions,
+    }
+    if positions:
+        metrics["wire/bytes_per_token"] = received_bytes / positions
+    return metrics
+
+
+@contextmanager
+def _dropout_of(step: int, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, dropout is a pure function of (seed, step); the caller's random state is kept."""
+    devices = [device] if device.type == "cuda" else []
+    state = np.random.SeedSequence((seed, step), spawn_key=_DROPOUT_KEY)
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
+        yield

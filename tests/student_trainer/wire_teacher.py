@@ -1,0 +1,314 @@
+"""A teacher server of numpy and gRPC alone, with faults on request. Not Lectern's own server.
+
+Legend: N tokens, V vocabulary, D hidden size.
+"""
+
+import hashlib
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from lectern_common.wire import unpack_mask
+from protos import teacher_pb2 as pb
+from protos import teacher_pb2_grpc
+
+Fault = Callable[[Any, Any], Iterator[Any]]
+
+
+class WireTeacher(teacher_pb2_grpc.TeacherServicer):
+    """Hidden state i is a fixed function of tokens i and i - 1; the head is a fixed matrix.
+
+    `faults` are consumed one a LogitsForBatch call: None answers properly, a Fault answers itself.
+    `piece_rows` is how many rows a piece carries.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 40,
+        hidden_size: int = 16,
+        seed: int = 0,
+        bias: bool = False,
+        dtype: str = "float32",
+        sharpness: float = 1.0,
+        piece_rows: int = 3,
+        tokens: dict[str, int] | None = None,
+        tokenizer_sha256: str = "",
+        weights_sha256: str = "a" * 64,
+    ) -> None:
+        draw = np.random.default_rng(seed)
+        self.vocab_size, self.hidden_size, self.dtype = vocab_size, hidden_size, dtype
+        self.embedding_VD = draw.standard_normal((vocab_size, hidden_size), np.float32)
+        self.head_VD = sharpness * draw.standard_normal((vocab_size, hidden_size), np.float32)
+        self.bias_V = draw.standard_normal(vocab_size, np.float32) if bias else None
+        self.piece_rows = piece_rows
+        self.tokens = tokens or {}
+        self.model = pb.Model(
+            protocol_version=1,
+            model_id="wire",
+            weights_sha256=weights_sha256,
+            fingerprint=hashlib.sha256(self.head_VD.tobytes()).hexdigest(),
+            logit_width=vocab_size,
+            num_tokens=vocab_size,
+            tokenizer_sha256=tokenizer_sha256,
+            max_positions=4096,
+            hidden_size=hidden_size,
+            hidden_dtype=self._dtype,
+            dtype=dtype,
+            device="cpu",
+            head_transform=pb.HeadTransform(scale=1, divisor=1, soft_cap=0, has_bias=bias),
+            representations=[
+                pb.RepresentationOffer(kind=kind, offered=True)
+                for kind in (
+                    pb.REPRESENTATION_DENSE,
+                    pb.REPRESENTATION_HIDDEN,
+                    pb.REPRESENTATION_TOP_K,
+                )
+            ],
+            limits=pb.Limits(
+                max_sequences=64,
+                max_tokens=1 << 16,
+                max_sequence_tokens=4096,
+                max_top_k=vocab_size,
+                max_draws=0,
+                max_reply_bytes=1 << 26,
+                max_request_bytes=1 << 24,
+                max_queued_requests=64,
+            ),
+            engine="fixture",
+            mode="independent",
+            num_parameters=self.embedding_VD.size + self.head_VD.size,
+        )
+        self.faults: list[Fault | None] = []
+        self.requests: list[pb.LogitsForBatchRequest] = []
+        self.head_requests = 0
+        self.metadata: list[dict[str, str]] = []
+        self._lock = threading.Lock()
+
+    # ---- the mathematics, also for tests to compare with ----
+
+    def hidden(self, tokens: Sequence[int] | npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+        """Returns the states [N, D] of one sequence, in float32 values of the dtype."""
+        ids = np.asarray(tokens, np.int64)
+        before = np.concatenate([ids[:1], ids[:-1]])
+        states = np.tanh(self.embedding_VD[ids] + np.float32(0.5) * self.embedding_VD[before])
+        if self.dtype == "bfloat16":
+            states = (states.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        return np.asarray(states, np.float32)
+
+    def logits(self, states_ND: npt.NDArray[np.float32], vocab_size: int) -> Any:
+        """Returns float32 logits [N, vocab_size]."""
+        head = self.stored_head()
+        logits = states_ND @ head[:vocab_size].T
+        return logits if self.bias_V is None else logits + self.bias_V[:vocab_size]
+
+    def stored_head(self) -> npt.NDArray[np.float32]:
+        if self.dtype == "bfloat16":
+            return (self.head_VD.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        return self.head_VD
+
+    # ---- the service ----
+
+    def GetModel(self, request: Any, context: Any) -> pb.Model:
+        self._see(context)
+        return self.model
+
+    def GetTokenizerMap(self, request: Any, context: Any) -> Iterator[pb.TokenizerMapReply]:
+        names = sorted(self.tokens, key=lambda name: self.tokens[name])
+        yield pb.TokenizerMapReply(
+            tokens=[name.encode() for name in names], ids=[self.tokens[name] for name in names]
+        )
+
+    def GetOutputHead(self, request: Any, context: Any) -> Iterator[pb.OutputHeadReply]:
+        with self._lock:
+            self.head_requests += 1
+        payload = self._bytes(self.head_VD[: request.vocab_size])
+        if self.bias_V is not None:
+            payload += self._bytes(self.bias_V[: request.vocab_size])
+        yield pb.OutputHeadReply(
+            header=pb.OutputHeadHeader(
+                fingerprint=self.model.fingerprint,
+                dtype=self._dtype,
+                vocab_size=request.vocab_size,
+                hidden_size=self.hidden_size,
+                transform=self.model.head_transform,
+                total_bytes=len(payload),
+            )
+        )
+        for start in range(0, len(payload), 100):
+            yield pb.OutputHeadReply(piece=payload[start : start + 100])
+        yield pb.OutputHeadReply(trailer=pb.OutputHeadTrailer(crc32=zlib.crc32(payload)))
+
+    def LogitsForBatch(self, request: Any, context: Any) -> Iterator[pb.LogitsForBatchReply]:
+        self._see(context)
+        with self._lock:
+            self.requests.append(request)
+            fault = self.faults.pop(0) if self.faults else None
+        yield from self.answer(request) if fault is None else fault(request, context)
+
+    def answer(self, request: Any) -> list[pb.LogitsForBatchReply]:
+        """Returns the whole proper reply stream."""
+        ids = np.frombuffer(request.token_ids, "<u4")
+        ends = np.cumsum(request.sequence_lengths)
+        states = np.concatenate([self.hidden(part) for part in np.split(ids, ends[:-1])])
+        if request.positions == pb.POSITIONS_MASK:
+            states = states[unpack_mask(request.position_mask, len(ids))]
+        elif request.positions == pb.POSITIONS_LAST:
+            states = states[ends - 1]
+        rows, dtype = self._rows(states, request)
+        return reply_stream(
+            rows,
+            fingerprint=self.model.fingerprint,
+            kind=request.representation.kind,
+            dtype=dtype,
+            vocab_size=request.vocab_size,
+            piece_rows=self.piece_rows,
+        )
+
+    def _rows(self, states: npt.NDArray[np.float32], request: Any) -> tuple[list[bytes], int]:
+        asked = request.representation
+        if asked.kind == pb.REPRESENTATION_HIDDEN:
+            return [self._bytes(row) for row in states], self._dtype
+        logits = self.logits(states, request.vocab_size)
+        if asked.kind == pb.REPRESENTATION_DENSE:
+            return [row.astype("<f4").tobytes() for row in logits], pb.DTYPE_FLOAT32
+        rows = []
+        for row in logits:
+            top = np.argsort(-row, kind="stable")[: asked.top_k]
+            normalizers = [
+                np.logaddexp.reduce(row.astype(np.float64) / scale)
+                for scale in (1.0, request.temperature)
+            ]
+            rows.append(
+                row[top].astype("<f4").tobytes()
+                + top.astype("<u4").tobytes()
+                + np.array(normalizers, "<f4").tobytes()
+            )
+        return rows, pb.DTYPE_FLOAT32
+
+    def _see(self, context: Any) -> None:
+        entries = {key: str(value) for key, value in context.invocation_metadata()}
+        with self._lock:
+            self.metadata.append(entries)
+
+    @property
+    def _dtype(self) -> int:
+        return {"float32": pb.DTYPE_FLOAT32, "bfloat16": pb.DTYPE_BFLOAT16}[self.dtype]
+
+    def _bytes(self, values: npt.NDArray[np.float32]) -> bytes:
+        if self.dtype == "bfloat16":
+            return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype("<u2").tobytes()
+        return values.astype("<f4").tobytes()
+
+
+def reply_stream(
+    rows: list[bytes],
+    *,
+    fingerprint: str,
+    kind: int,
+    dtype: int,
+    vocab_size: int,
+    piece_rows: int = 3,
+) -> list[pb.LogitsForBatchReply]:
+    """Returns header, pieces and trailer of rows of equal size."""
+    payload = b"".join(rows)
+    header = pb.LogitsHeader(
+        fingerprint=fingerprint,
+        kind=kind,
+        dtype=dtype,
+        num_rows=len(rows),
+        row_bytes=len(rows[0]),
+        total_bytes=len(payload),
+        vocab_size=vocab_size,
+    )
+    pieces = [
+        pb.LogitsPiece(
+            first_row=first,
+            num_rows=len(rows[first : first + piece_rows]),
+            payload=b"".join(rows[first : first + piece_rows]),
+        )
+        for first in range(0, len(rows), piece_rows)
+    ]
+    trailer = pb.LogitsTrailer(crc32=zlib.crc32(payload), total_bytes=len(payload))
+    return [
+        pb.LogitsForBatchReply(header=header),
+        *(pb.LogitsForBatchReply(piece=piece) for piece in pieces),
+        pb.LogitsForBatchReply(trailer=trailer),
+    ]
+
+
+class Serving:
+    """A WireTeacher behind a port. `down()` and `up()` take it away and bring it back."""
+
+    def __init__(self, teacher: WireTeacher) -> None:
+        self.teacher = teacher
+        self.port = 0
+        self._server: grpc.Server | None = None
+        self.up()
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        server = grpc.server(
+            ThreadPoolExecutor(8),
+            options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)],
+        )
+        teacher_pb2_grpc.add_TeacherServicer_to_server(self.teacher, server)
+        self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        server.start()
+        self._server = server
+
+    def down(self) -> None:
+        """Breaks all connections at once, as a killed process does."""
+        if self._server is not None:
+            self._server.stop(grace=None).wait()
+            self._server = None
+
+
+def broken_after(num_messages: int, teacher: WireTeacher) -> Fault:
+    """Returns a fault: the stream breaks after so many messages."""
+
+    def fault(request: Any, context: Any) -> Iterator[Any]:
+        yield from teacher.answer(request)[:num_messages]
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+
+    return fault
+
+
+def refused(code: grpc.StatusCode, details: str, **trailing: str) -> Fault:
+    """Returns a fault: a status instead of an answer; trailing keys have - for _."""
+
+    def fault(request: Any, context: Any) -> Iterator[Any]:
+        context.set_trailing_metadata(
+            tuple((key.replace("_", "-"), value) for key, value in trailing.items())
+        )
+        context.abort(code, details)
+        yield
+
+    return fault
+
+
+def changed(
+    teacher: WireTeacher, change: Callable[[list[pb.LogitsForBatchReply]], Any]
+) -> Fault:
+    """Returns a fault: a proper reply, changed in place by `change` (or what it returns)."""
+
+    def fault(request: Any, context: Any) -> Iterator[Any]:
+        replies = teacher.answer(request)
+        yield from change(replies) or replies
+
+    return fault
