@@ -12,7 +12,8 @@ import pytest
 
 from lectern_cli.__main__ import main
 
-# Ready once the port file is written; --model says how it goes wrong.
+# Ready once the port file is written; --model says how it goes wrong ("dies-later": once the file
+# $STAND_IN_DIES is there).
 _TEACHER_SERVER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -31,7 +32,7 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 if options.get("--model") != "never-ready":
     Path(options["--port-file"]).write_text("127.0.0.1:50001\\n")
-while options.get("--model") != "dies-later" or not os.path.exists(options["--engine"]):
+while options.get("--model") != "dies-later" or not os.path.exists(os.environ["STAND_IN_DIES"]):
     time.sleep(0.02)
 print("out of memory")
 raise SystemExit(1)

@@ -61,11 +61,12 @@ def test_a_teacher_that_dies_at_start_is_reported_with_its_words(tmp_path, stand
     assert not (tmp_path / "logs" / "control-plane.log").exists()
 
 
-def test_a_teacher_that_dies_later_is_reported_and_ends_the_other(tmp_path, stand_ins):
+def test_a_teacher_that_dies_later_is_reported_and_ends_the_other(tmp_path, stand_ins, monkeypatch):
     go = tmp_path / "go"
+    monkeypatch.setenv("STAND_IN_DIES", str(go))
     with (
         pytest.raises(ChildDied, match="out of memory"),
-        started(tmp_path, model="dies-later", engine=str(go)) as running,
+        started(tmp_path, model="dies-later") as running,
     ):
         running.require_alive()
         go.touch()

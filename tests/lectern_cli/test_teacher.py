@@ -1,0 +1,66 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from lectern_cli.__main__ import app
+from lectern_cli.processes import wait_until
+from teacher_server.__main__ import _parser
+
+DEADLINE_SECONDS = 30.0
+
+
+def test_serve_has_the_options_of_the_server_and_no_other():
+    servers = {
+        name: action
+        for action in _parser()._actions
+        for name in action.option_strings
+        if name.startswith("--") and name != "--help"
+    }
+    group = typer.main.get_command(app).commands["teacher"]
+    ours = {
+        name: parameter
+        for parameter in group.commands["serve"].params
+        for name in parameter.opts
+        if name != "--help"
+    }
+
+    assert ours.keys() == servers.keys()
+    for name, parameter in ours.items():
+        given, theirs = parameter.default, servers[name]
+        assert given is None or str(given) == str(theirs.default), name
+        choices = parameter.type_descriptor.choices
+        assert tuple(choices or ()) == tuple(theirs.choices or ()), name
+
+
+def test_serve_becomes_the_server(tmp_path):
+    port_file = tmp_path / "port"
+    options = ["--engine", "fixture", "--vocab-size", "97", "--bind", "127.0.0.1:0"]
+    argv = [sys.executable, "-m", "lectern_cli", "teacher", "serve", *options]
+    with subprocess.Popen(
+        [*argv, "--port-file", str(port_file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as command:
+        try:
+            assert wait_until(port_file.exists, DEADLINE_SECONDS)
+            command.send_signal(signal.SIGTERM)
+            said, _ = command.communicate(timeout=DEADLINE_SECONDS)
+        finally:
+            command.kill()
+
+    assert command.returncode == 0
+    assert port_file.read_text().strip() in said
+
+
+@pytest.mark.parametrize("options", [[], ["--engine", "fixture"], ["--model", "no/such/folder"]])
+def test_a_server_that_cannot_start_says_so_in_one_line(options):
+    argv = [sys.executable, "-m", "lectern_cli", "teacher", "serve", "--bind", "127.0.0.1:0"]
+    done = subprocess.run([*argv, *options], capture_output=True, text=True)
+
+    assert done.returncode not in (0, 1), done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("lectern teacher: ")

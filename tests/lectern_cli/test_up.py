@@ -1,0 +1,94 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lectern_cli.processes import wait_until
+from lectern_cli.up import wait_notes
+
+DEADLINE_SECONDS = 30.0
+
+
+def start(home: Path, *options: str) -> "subprocess.Popen[str]":
+    binds = ["--teacher-bind", "127.0.0.1:0", "--bind", "127.0.0.1:0", "--home", str(home)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lectern_cli", "up", *binds, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def log(home: Path, name: str) -> str:
+    path = home / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_both_cleanly(tmp_path, stand_ins, number):
+    with start(tmp_path, "--model", "some/model") as command:
+        said = ""
+        while "Ctrl-C ends both" not in said:
+            line = command.stderr.readline()
+            assert line, "ended early: " + said
+            said += line
+        first_log_line = command.stdout.readline()
+        command.send_signal(number)
+        _, rest = command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 0
+    assert "page     http://127.0.0.1:8001" in said
+    assert "teacher  127.0.0.1:50001" in said
+    assert rest.endswith("ended\n")
+    assert "teacher server | started with --model some/model" in first_log_line
+    assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
+    assert log(tmp_path, "teacher-server").endswith("teacher ended\n")
+
+
+def test_a_death_is_shown_with_its_last_words_and_ends_the_other(tmp_path, stand_ins, monkeypatch):
+    go = tmp_path / "go"
+    monkeypatch.setenv("STAND_IN_DIES", str(go))
+    with start(tmp_path, "--model", "dies-later") as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
+        go.touch()
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 1
+    assert "error: the teacher server ended with exit status 1; its last words:" in said
+    assert "out of memory" in said
+    assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
+
+
+def test_a_teacher_that_cannot_start_ends_with_its_exit_status(tmp_path, stand_ins):
+    with start(tmp_path, "--model", "dies-at-start") as command:
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 3
+    assert "no such model" in said
+    assert "Traceback" not in said
+
+
+def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
+    with start(tmp_path, "--model", "m", "--teacher-token-file", "teacher.token") as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert f"--token-file {tmp_path}/secrets/teacher.token" in log(tmp_path, "teacher-server")
+    assert "--teacher-token-file teacher.token" in log(tmp_path, "control-plane")
+
+
+def test_waiting_is_mentioned_at_first_and_then_now_and_then(capsys):
+    on_wait = wait_notes()
+    for seconds in (0.0, 0.05, 1.0, 14.9, 15.1, 16.0, 31.0):
+        on_wait("teacher server", seconds)
+    on_wait("control plane", 0.0)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for the teacher server",
+        "waiting for the teacher server (15 s)",
+        "waiting for the teacher server (31 s)",
+        "waiting for the control plane",
+    ]
