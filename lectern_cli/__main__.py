@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lectern_cli import console, data, doctor, runs, teacher, train, up
+from lectern_cli import console, data, demo_containers, doctor, runs, teacher, token, train, up
 from lectern_common.errors import LecternError
 
 _EPILOG = "\b\nExit status:\n" + "\n".join(
@@ -34,6 +34,9 @@ app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
+app.add_typer(token.app, name="token")
+app.command("demo-prepare", hidden=True)(demo_containers.prepare)
+app.command("demo-runs", hidden=True)(demo_containers.runs)
 
 
 @app.command(epilog="Example: lectern demo --exit --seed 1")

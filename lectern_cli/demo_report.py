@@ -83,12 +83,13 @@ def continuations(summary: dict[str, Any], runs_root: Path) -> dict[str, str]:
     for run in summary["runs"]:
         export = runs_root / run["id"] / "export"
         tokenizer = AutoTokenizer.from_pretrained(export)
-        model = AutoModelForCausalLM.from_pretrained(export).eval()
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(export)
+        model.eval()
         ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
         with torch.no_grad():
             for _ in range(CONTINUATION_TOKENS):
                 ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-        written[run["id"]] = tokenizer.decode(ids[0])[len(PROMPT) :]
+        written[run["id"]] = str(tokenizer.decode(ids[0]))[len(PROMPT) :]
     return written
 
 

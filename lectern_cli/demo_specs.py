@@ -79,9 +79,11 @@ def teacher_spec(steps: int, threads: int) -> RunSpec:
     )
 
 
-def student_specs(teacher_address: str, seed: int, steps: int) -> list[RunSpec]:
+def student_specs(
+    teacher_address: str, seed: int, steps: int, *, token_file: str | None = None
+) -> list[RunSpec]:
     """Returns the three runs: alike but for what they learn from."""
-    teacher = {"address": teacher_address}
+    teacher = {"address": teacher_address, "token_file": token_file}
     choices: dict[str, dict[str, Any]] = {
         "cross-entropy": {"objective": {"alpha": 1}},
         "distilled-hidden": {

@@ -1,6 +1,7 @@
-"""`lectern teacher serve`: the options of `python -m teacher_server`, and nothing of its own.
+"""`lectern teacher`: serve one, and ask one how it is.
 
-This process becomes the server: signals, logs and exit status are the server's.
+`serve` has the options of `python -m teacher_server`, and nothing of its own: this process becomes
+the server, and signals, logs and exit status are the server's.
 """
 
 import os
@@ -10,14 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from lectern_cli import console
 from lectern_cli.options import command_group, given
 
 app = command_group("Serve a teacher model to student trainers.")
-
-
-@app.callback()
-def _group() -> None:
-    """Makes `serve` a command of its own, though it is the only one."""
 
 
 @app.command(
@@ -119,3 +116,17 @@ def serve(
     }
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "teacher_server", *given(options)])  # noqa: S606
+
+
+@app.command(epilog="Example: lectern teacher health 127.0.0.1:50051")
+def health(
+    address: Annotated[str, typer.Argument(help="HOST:PORT.")] = "127.0.0.1:50051",
+    timeout_seconds: Annotated[float, typer.Option(min=0.1, help="For the answer.")] = 5.0,
+) -> None:
+    """Say whether a teacher takes calls; exit status 0 where it does. Needs no token."""
+    from lectern_common.teacher_channel import serving_state
+
+    state = serving_state(address, timeout_seconds)
+    console.note(f"{address}: {state}")
+    if state != "SERVING":
+        raise typer.Exit(7)

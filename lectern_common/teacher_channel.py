@@ -123,6 +123,23 @@ class TeacherChannel:
         return tokens
 
 
+def serving_state(address: str, timeout_seconds: float) -> str:
+    """Returns what the server's health service says of it, such as "SERVING"; needs no token.
+
+    Raises:
+        LecternError: nothing answers at the address.
+    """
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            raise translated(error, address) from None
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
 def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
     """Returns the error of errors.py that a failed call stands for."""
     code = error.code()
