@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lectern_cli.client import Run
 
-CURVE_WIDTH = 24
+MAX_CURVE_WIDTH = 60
 MAX_CURVE_POINTS = 512
 LINE_SECONDS = 10.0
 _BLOCKS = "".join(chr(0x2581 + height) for height in range(8))
@@ -130,7 +130,7 @@ class RunView:
 
 
 def sparkline(
-    values: Sequence[float], width: int = CURVE_WIDTH, *, ascii_only: bool = False
+    values: Sequence[float], width: int = MAX_CURVE_WIDTH, *, ascii_only: bool = False
 ) -> str:
     """Returns at most `width` characters, each the mean of its share of `values`, scaled from the
     lowest mean to the highest.
@@ -148,23 +148,21 @@ def sparkline(
     return "".join(blocks[round((mean - low) * scale)] for mean in means)
 
 
-def drawing(views: Sequence[RunView], title: str | None = None) -> "Group":
-    """Returns the runs for a Rich display: a row each with its loss curve, below it what the runs
-    that do not train have to say.
+def drawing(views: Sequence[RunView], title: str | None = None, width: int = 80) -> "Group":
+    """Returns the runs for a Rich display of `width` columns: a table with a row each, then their
+    loss curves, then what the runs that do not train have to say.
     """
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, expand=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold")
-    table.add_column("state", overflow="fold")
-    for name in ("step", "loss", "kd", "validation", "tokens/s", "teacher wait"):
-        table.add_column(name, justify="right")
-    table.add_column("curve", no_wrap=True)
-    ascii_only = not _can_draw_blocks()
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "loss", "kd", "val", "tok/s", "wait"):
+        table.add_column(name, justify="right", no_wrap=True)
     for view in views:
-        curve = view.curves.get("loss/total", Curve())
         table.add_row(
             Text(view.run_id),
             Text(str(view.state), style=_COLORS.get(view.state, "")),
@@ -174,14 +172,27 @@ def drawing(views: Sequence[RunView], title: str | None = None) -> "Group":
             _number(view.last("loss/val")),
             "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f}",
             "" if view.teacher_wait_share is None else f"{view.teacher_wait_share:.0%}",
-            sparkline(curve.values, ascii_only=ascii_only),
         )
+    curves = [Text(line, no_wrap=True, overflow="crop") for line in _curve_lines(views, width)]
     said = [
         Text(f"{view.run_id}: {view.message}")
         for view in views
         if view.message and view.state is not RunState.RUNNING
     ]
-    return Group(table, *said)
+    return Group(table, *curves, *said)
+
+
+def _curve_lines(views: Sequence[RunView], width: int) -> Iterator[str]:
+    """Yields a line for each run that has a loss: its id, the curve, first value -> last."""
+    ascii_only = not _can_draw_blocks()
+    label = max((len(view.run_id) for view in views), default=0)
+    for view in views:
+        values = view.curves.get("loss/total", Curve()).values
+        if values:
+            ends = f"{values[0]:.3f} -> {values[-1]:.3f}"
+            room = max(8, min(MAX_CURVE_WIDTH, width - label - len(ends) - 4))
+            curve = sparkline(values, room, ascii_only=ascii_only)
+            yield f"{view.run_id:<{label}}  {curve}  {ends}"
 
 
 @contextmanager
@@ -198,7 +209,7 @@ def display(title: str | None = None) -> Iterator[Callable[[Sequence[RunView]], 
     from rich.live import Live
 
     with Live(console=terminal, refresh_per_second=4) as live:
-        yield lambda views: live.update(drawing(views, title))
+        yield lambda views: live.update(drawing(views, title, terminal.width))
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,17 +95,35 @@ def test_a_run_that_rests_says_why():
     assert shown.line().endswith("(diverged) the loss is not finite")
 
 
-def test_the_drawing_shows_every_run_and_what_it_says_as_plain_text():
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        first, second = view(), view(state=RunState.FAILED, message="[bold]not markup[/bold]")
-        second.run_id = "run-2"
-        first.add_metrics([{"step": 1, "loss/total": 3.25}])
-        console.print(live.drawing([first, second]))
+def drawn(views: list[RunView], width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(live.drawing(views, width=width))
+    return console.file.getvalue().splitlines()
 
-    text = console.export_text()
-    assert "run-1" in text and "2/4" in text and "3.2500" in text and "25%" in text
-    assert "run-2: [bold]not markup[/bold]" in text
+
+def test_the_drawing_fits_eighty_columns_with_every_number_whole():
+    views = [view(state=RunState.WAITING_FOR_TEACHER, step=1234, steps=1234) for _ in range(2)]
+    views[0].run_id = "distil-top-k-98gqa9"
+    for number, shown in enumerate(views):
+        shown.add_metrics(
+            [{"step": step, "loss/total": 9.0 - step / 100} for step in range(200)]
+            + [{"step": 200, "loss/kd": 0.1234, "loss/val": 5.4321 + number}]
+        )
+
+    lines = drawn(views, width=80)
+
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    for words in ("waiting_for_teacher", "1234/1234", "7.0100", "0.1234", "5.4321", "6.4321"):
+        assert words in text
+    assert "9.000 -> 7.010" in text
+    assert chr(0x2026) not in text  # nothing was cut short
+
+
+def test_the_drawing_shows_what_a_run_says_as_plain_text():
+    lines = drawn([view(state=RunState.FAILED, message="[bold]not markup[/bold]")], width=80)
+
+    assert "run-1: [bold]not markup[/bold]" in lines
 
 
 def test_without_a_terminal_a_line_is_printed_when_the_state_changes(capsys, monkeypatch):
