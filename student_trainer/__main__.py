@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         with folder.locked():
             _require_fresh_or_resume(folder, resume=arguments.resume)
             with Recorder(folder, stop) as recorder:
-                return _live(folder, roots, recorder, stop, resume=arguments.resume)
+                return live(folder, roots, recorder, stop, resume=arguments.resume)
     except LecternError as error:
         _log.error("not_started", reason=error.reason, message=str(error))
         return FAILED
 
 
-def _live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, resume: bool) -> int:
-    """Returns the exit status, the last state said."""
+def live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, resume: bool) -> int:
+    """Trains a run whose lock is held; returns the exit status, having said the last state."""
     try:
         finished = _train_and_export(folder, roots, recorder, stop, resume=resume)
     except StopRequested:
@@ -76,19 +76,21 @@ def _live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, re
 def _train_and_export(
     folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, resume: bool
 ) -> bool:
-    """Returns True when all steps are made and exported, False when stopped. Raises LecternError."""
+    """Returns True when all steps are made and exported, False when it was stopped."""
     spec = folder.read_spec()
     recorder.set_progress(steps=spec.schedule.steps)
     if spec.device.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(spec.device.threads)
     # Takes seconds: the run has said that it is starting, and hears signals.
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from student_trainer.assembly import assemble
     from student_trainer.loop import train
 
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
         run = assemble(spec, roots, folder, recorder, stop, stack, resume=resume)
         recorder.open_metrics(spec.report_to, run.progress.step)

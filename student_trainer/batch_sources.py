@@ -9,13 +9,18 @@ index, which is what training does; a `BatchSource` here hands the same rows out
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
-from lectern_common.errors import InvalidRequest
+from lectern_common.errors import CorruptData, InvalidRequest
+from lectern_common.shards import ShardManifest, corpus_sha256, open_shards, read_manifest
 from student_trainer.targets import IGNORE_INDEX
+
+_log = structlog.get_logger()
 
 Tokens = npt.NDArray[np.uint32]
 
@@ -113,12 +118,35 @@ def synthetic_row(seed: int, index: int, seq_len: int, vocab_size: int) -> Token
     return np.asarray(np.asarray(bits, np.uint64) % np.uint64(vocab_size), np.uint32)
 
 
+def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:
+    """Returns all tokens of a dataset folder, every byte checked against its manifest.
+
+    Raises:
+        NotFound: no dataset there.
+        CorruptData: sizes or hash are not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    shards = open_shards(folder, manifest)
+    _log.info("checking_data", folder=str(folder), tokens=manifest.total_tokens)
+    if corpus_sha256(shards) != manifest.corpus_sha256:
+        raise CorruptData(
+            f"the shards in {folder} are not those that its manifest describes (corpus_sha256 "
+            "differs); prepare the data again"
+        )
+    return TokenStream(shards), manifest
+
+
 class ShardBatchSource:
     """Rows of a token stream in order; at the end, where no whole row is left, from the start."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
         self._position = 0
+
+    @classmethod
+    def open(cls, folder: Path) -> "ShardBatchSource":
+        """Returns the source of a dataset folder. Raises as `open_stream` says."""
+        return cls(open_stream(folder)[0])
 
     def next_batch(
         self, batch_size: int, seq_len: int

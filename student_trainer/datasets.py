@@ -15,13 +15,14 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.errors import CorruptData, InvalidSpec
-from lectern_common.shards import ShardManifest, corpus_sha256, open_shards, read_manifest
+from lectern_common.shards import ShardManifest
 from student_trainer.batch_sources import (
     SYNTHETIC_ROWS,
     Batch,
     Tokens,
     TokenStream,
     batch_of,
+    open_stream,
     synthetic_row,
 )
 
@@ -108,15 +109,8 @@ def open_dataset(
         InvalidSpec: there is not one row of seq_len + 1 tokens.
     """
     started = time.monotonic()
-    manifest = read_manifest(folder)
-    shards = open_shards(folder, manifest)
-    _log.info("checking_data", folder=str(folder), tokens=manifest.total_tokens)
-    if corpus_sha256(shards) != manifest.corpus_sha256:
-        raise CorruptData(
-            f"the shards in {folder} are not those that its manifest describes (corpus_sha256 "
-            "differs); prepare the data again"
-        )
-    rows = StreamRows(TokenStream(shards), seq_len)
+    stream, manifest = open_stream(folder)
+    rows = StreamRows(stream, seq_len)
     if len(rows) < 1:
         raise InvalidSpec(
             [("data.seq_len", f"{folder} has {len(rows.stream)} tokens; a row needs {seq_len} + 1")]

@@ -6,6 +6,7 @@ import torch
 
 from lectern_common.errors import InvalidRequest
 from student_trainer.batch_sources import Batch
+from student_trainer.micro_batch import hidden_and_labels
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
@@ -31,13 +32,11 @@ def validation_loss(
     try:
         for batch in batches:
             stop.check()
-            valid_BS = torch.from_numpy(batch.valid_BS).to(device)
             if not batch.num_valid:
                 continue
-            hidden_BSD = student.hidden_states(torch.from_numpy(batch.inputs_BS).to(device))
-            labels_N = torch.from_numpy(batch.labels_BS).to(device)[valid_BS]
+            hidden_ND, labels_N = hidden_and_labels(student, batch, device)
             loss = distillation_loss(
-                hidden_BSD[valid_BS], student.output_head(), labels_N, None, _CROSS_ENTROPY, 1
+                hidden_ND, student.output_head(), labels_N, None, _CROSS_ENTROPY, 1
             )
             loss_sum += loss.ce_sum.item()
             num_positions += batch.num_valid

@@ -17,6 +17,7 @@ from lectern_common.run_folder import finite_record
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.evaluation import validation_loss
+from student_trainer.micro_batch import ask, hidden_and_labels
 from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
@@ -255,13 +256,11 @@ def _micro_step(
     parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
 ) -> StepLoss:
     """Returns the loss of a micro-batch, its gradients added to the parameters'."""
-    batch, student = micro_batch.batch, parts.student
-    valid_BS = torch.from_numpy(batch.valid_BS).to(parts.device)
-    hidden_BSD = student.hidden_states(torch.from_numpy(batch.inputs_BS).to(parts.device))
-    targets = None if micro_batch.answer is None else micro_batch.answer().to(parts.device)
-    labels_N = torch.from_numpy(batch.labels_BS).to(parts.device)[valid_BS]
+    student, answer = parts.student, micro_batch.answer
+    hidden_ND, labels_N = hidden_and_labels(student, micro_batch.batch, parts.device)
+    targets = None if answer is None else answer().to(parts.device)
     loss = distillation_loss(
-        hidden_BSD[valid_BS], student.output_head(), labels_N, targets, objective, normalizer
+        hidden_ND, student.output_head(), labels_N, targets, objective, normalizer
     )
     loss.total.backward()  # type: ignore[no-untyped-call]
     return loss
@@ -324,21 +323,16 @@ def _save(parts: Parts, progress: Progress) -> None:
 
 
 def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
-    teaching = parts.teaching
+    teaching, temperature = parts.teaching, settings.objective.temperature
 
-    def ask(batch: Batch) -> TeacherTargets:
+    def ask_about(batch: Batch) -> TeacherTargets:
         if teaching is None:
             raise ValueError("there is no teacher")
-        return teaching.provider.score(
-            [row.astype(np.uint32) for row in batch.inputs_BS],
-            list(batch.valid_BS),
-            teaching.representation,
-            settings.objective.temperature,
-        )
+        return ask(teaching.provider, batch, teaching.representation, temperature)
 
     return Prefetch(
         parts.batches,
-        None if teaching is None else ask,
+        None if teaching is None else ask_about,
         micro_batch_sequences=settings.micro_batch_sequences,
         prefetch_steps=0 if teaching is None else teaching.prefetch_steps,
         end=settings.steps,

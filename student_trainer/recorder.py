@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -215,7 +215,7 @@ class Recorder:
         if dropped:
             self.event("metrics_dropped", lines=dropped)
 
-    def open_metrics(self, report_to: list[str], first_step: int) -> None:
+    def open_metrics(self, report_to: Sequence[str], first_step: int) -> None:
         """Begins metrics at `first_step`: lines of it and later ones are cut off.
 
         Raises:
