@@ -87,10 +87,13 @@ def main() -> None:
         raise SystemExit(console.CTRL_C_EXIT_CODE) from None
     except Exception as error:
         _debug()
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        console.note(
-            f"error: {type(error).__name__}: {error}{where}; set LECTERN_DEBUG=1 for the traceback"
-        )
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror}"
+        else:
+            what = f"{type(error).__name__}: {error}"
+            message = f"{what}; this is a fault of lectern, LECTERN_DEBUG=1 shows the traceback"
+        console.note(console.inert(f"error: {message}"))
         raise SystemExit(1) from None
 
 

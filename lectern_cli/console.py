@@ -56,17 +56,25 @@ def note(message: str) -> None:
     sys.stderr.flush()
 
 
+def inert(text: str) -> str:
+    """Returns text that does nothing to a terminal: what is not printable becomes "?"."""
+    return "".join(
+        character if character.isprintable() or character in "\t\n" else "?" for character in text
+    )
+
+
 def print_error(error: LecternError) -> None:
     """Prints one error to standard error; a spec's problems field by field."""
     if isinstance(error, InvalidSpec):
         width = max(len(field) for field, _ in error.problems)
         lines = [f"  {field:<{width}}  {message}".rstrip() for field, message in error.problems]
         if len(lines) == 1:
-            note("error: " + ": ".join(part for part in error.problems[0] if part))
+            lines = [": ".join(part for part in error.problems[0] if part)]
         else:
-            note("\n".join([f"error: {len(lines)} problems in the run spec", *lines]))
-        return
-    note(f"error: {error}")
+            lines = [f"{len(lines)} problems in the run spec", *lines]
+    else:
+        lines = [str(error)]
+    note(inert("error: " + "\n".join(lines)))
 
 
 @contextmanager

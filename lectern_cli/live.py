@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lectern_cli.console import out
+from lectern_cli.console import inert, out
 from lectern_common.run_folder import RunState, Status
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class RunView:
     def _show(self, source: "Status | Run") -> None:
         self.state = RunState(source.state)
         self.reason = source.reason
-        self.message = source.message
+        self.message = inert(source.message) if source.message else None
         self.step = source.step
         self.steps = source.steps
         self.device = source.device

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from lectern_cli.console import inert
 from lectern_common.errors import LecternError
 
 POLL_SECONDS = 0.05
@@ -137,10 +138,7 @@ def tail(path: Path, lines: int, start: int = 0) -> str:
 
 def printable(line: bytes) -> str:
     """Returns a log line that does nothing to a terminal: no escapes, no endless length."""
-    text = line[:_MAX_LINE_BYTES].decode(errors="replace")
-    text = "".join(
-        character if character.isprintable() or character == "\t" else "?" for character in text
-    )
+    text = inert(line[:_MAX_LINE_BYTES].decode(errors="replace"))
     return text + (" ... (cut)" if len(line) > _MAX_LINE_BYTES else "")
 
 

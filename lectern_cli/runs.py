@@ -248,7 +248,7 @@ def _print_table(runs: "list[Run]") -> None:
             f"{run.step}/{run.steps}",
             *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
             "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
-            Text(run.message or run.reason or ""),
+            Text(console.inert(run.message or run.reason or "")),
         ]
         table.add_row(*row)
     console.out().print(table)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import command_group, given
+from lectern_cli.options import Json, command_group, given
 
 app = command_group("Serve a teacher model to student trainers.")
 
@@ -122,11 +122,15 @@ def serve(
 def health(
     address: Annotated[str, typer.Argument(help="HOST:PORT.")] = "127.0.0.1:50051",
     timeout_seconds: Annotated[float, typer.Option(min=0.1, help="For the answer.")] = 5.0,
+    as_json: Json = False,
 ) -> None:
     """Say whether a teacher takes calls; exit status 0 where it does. Needs no token."""
     from lectern_common.teacher_channel import serving_state
 
     state = serving_state(address, timeout_seconds)
-    console.note(f"{address}: {state}")
+    if as_json:
+        console.print_json({"address": address, "state": state})
+    else:
+        console.note(f"{address}: {state}")
     if state != "SERVING":
         raise typer.Exit(7)

@@ -64,3 +64,10 @@ def test_a_server_that_cannot_start_says_so_in_one_line(options):
     assert done.returncode not in (0, 1), done
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("lectern teacher: ")
+
+
+def test_the_health_of_nobody_is_unavailable(lectern):
+    ended = lectern("teacher", "health", "127.0.0.1:1", "--timeout-seconds", "1", "--json")
+
+    assert ended.code == 7
+    assert "Traceback" not in ended.err
