@@ -1,11 +1,14 @@
 """What the demo found: the table, the summary, and what each student writes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_cli import console
+from lectern_common.errors import LecternError
 from lectern_common.run_folder import RunFolder, read_json_lines
 from lectern_common.run_spec import RunSpec
 
@@ -74,23 +77,23 @@ def _run_entry(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
 
 
 def continuations(summary: dict[str, Any], runs_root: Path) -> dict[str, str]:
-    """Returns, for each run id, what its exported student writes after PROMPT (greedy)."""
-    # The one place where the command line runs a model, and only after the runs are done.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Returns, for each run id, what its exported student writes after PROMPT (greedy).
 
-    written = {}
-    for run in summary["runs"]:
-        export = runs_root / run["id"] / "export"
-        tokenizer = AutoTokenizer.from_pretrained(export)
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(export)
-        model.eval()
-        ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
-        with torch.no_grad():
-            for _ in range(CONTINUATION_TOKENS):
-                ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-        written[run["id"]] = str(tokenizer.decode(ids[0]))[len(PROMPT) :]
-    return written
+    Raises:
+        LecternError: a student cannot be loaded.
+    """
+    ids = [run["id"] for run in summary["runs"]]
+    exports = [str(runs_root / run_id / "export") for run_id in ids]
+    options = ["--prompt", PROMPT, "--tokens", str(CONTINUATION_TOKENS)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lectern_models.continuation", *exports, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise LecternError(f"the students cannot be tried: {done.stderr.strip()}")
+    return dict(zip(ids, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def show(summary: dict[str, Any], written: dict[str, str]) -> None:

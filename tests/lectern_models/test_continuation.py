@@ -1,0 +1,48 @@
+import json
+
+import pytest
+import torch
+
+from lectern_common.errors import NotFound
+from lectern_models.continuation import continue_text, main
+from tests.models import write_tiny_model
+
+PROMPT = "def add("
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.set_num_threads(1)
+    return write_tiny_model(tmp_path_factory.mktemp("model"), vocab_size=300, tokenizer=True)
+
+
+def test_a_continuation_is_what_transformers_generates_greedily(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer(PROMPT, return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    expected = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+
+    assert continue_text(folder, PROMPT, 12) == expected
+
+
+def test_several_models_answer_in_order(folder, capsys):
+    other = write_tiny_model(folder / "other", vocab_size=300, tokenizer=True, seed=1)
+
+    assert main([str(folder), str(other), "--prompt", PROMPT, "--tokens", "3"]) == 0
+
+    assert json.loads(capsys.readouterr().out) == [
+        continue_text(folder, PROMPT, 3),
+        continue_text(other, PROMPT, 3),
+    ]
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path, capsys):
+    write_tiny_model(tmp_path)
+
+    with pytest.raises(NotFound, match=r"no tokenizer\.json"):
+        continue_text(tmp_path, PROMPT, 1)
+    assert main([str(tmp_path), "--prompt", PROMPT]) == 3
+    assert "no tokenizer.json" in capsys.readouterr().err
