@@ -57,7 +57,10 @@ def resolve_under(root: Path, relative: str, field: str) -> Path:
     Raises:
         InvalidRequest: naming `field`, where it lies elsewhere.
     """
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+    except RuntimeError:
+        raise InvalidRequest(f"{relative!r} is a link to itself", field=field) from None
     if not path.is_relative_to(root.resolve()):
         raise InvalidRequest(f"{relative!r} leads outside its root folder", field=field)
     return path

@@ -27,6 +27,7 @@ from lectern_common.errors import InvalidSpec
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_SPEC_BYTES = 256 * 1024
+MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
 
 
 def _relative_path(value: str) -> str:
@@ -36,6 +37,8 @@ def _relative_path(value: str) -> str:
         raise ValueError("must be a relative path inside its root, without '..'")
     if any(ord(character) < 32 for character in value):
         raise ValueError("must not contain control characters")
+    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"must have no part of more than {MAX_NAME_BYTES} bytes")
     return str(path)
 
 

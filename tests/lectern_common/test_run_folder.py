@@ -111,7 +111,8 @@ def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path) -> None:
     root.mkdir()
     (root / "link").symlink_to(tmp_path)
     assert resolve_under(root, "a/b", "data.path") == root / "a" / "b"
-    for path in ("../x", "/etc", "link/x"):
+    (root / "loop").symlink_to("loop")
+    for path in ("../x", "/etc", "link/x", "loop/x"):
         with pytest.raises(InvalidRequest) as caught:
             resolve_under(root, path, "data.path")
         assert caught.value.field == "data.path"

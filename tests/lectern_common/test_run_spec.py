@@ -74,6 +74,7 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
         ({"student": {"config": "a", "revision": "b"}}, "student", "revision has no effect"),
         ({"data": {"path": "a/../../b"}}, "data.path", "relative path"),
         ({"data": {"path": "a\x00b"}}, "data.path", "control characters"),
+        ({"data": {"path": "a/" + "b" * 256}}, "data.path", "255 bytes"),
         ({"data": {}}, "data", "path is required"),
         ({"data": {"kind": "synthetic", "path": "a"}}, "data", "no effect"),
         (
