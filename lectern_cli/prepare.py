@@ -224,23 +224,22 @@ def _write_part(
     on_progress: Progress,
 ) -> Part:
     """Writes shards, tokenizer and manifest of one dataset into `folder`."""
-    writer = ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_token_id or 0], dtype=np.uint32)
     texts = _read(documents, "writing", on_progress)
-    for number, ids in enumerate(tokenizer.encode(texts)):
-        if layout.eos_policy == "between" and number > 0:
-            writer.append(eos)
-        writer.append(ids)
-        if layout.eos_policy == "after":
-            writer.append(eos)
-    corpus_sha256 = writer.close()
+    with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size) as writer:
+        for number, ids in enumerate(tokenizer.encode(texts)):
+            if layout.eos_policy == "between" and number > 0:
+                writer.append(eos)
+            writer.append(ids)
+            if layout.eos_policy == "after":
+                writer.append(eos)
     if writer.total_tokens == 0:
         raise InvalidRequest(f"the tokenizer makes no token of the text of {target.name}", "inputs")
     manifest = ShardManifest.model_validate(
         {
             "schema": "pretokenize-bin-v1",
             "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
-            "corpus_sha256": corpus_sha256,
+            "corpus_sha256": writer.corpus_sha256(),
             "shard_count": writer.shard_count,
             "total_tokens": writer.total_tokens,
             "vocab_size": tokenizer.vocab_size,

@@ -13,7 +13,7 @@ from lectern_common.shards import shard_path
 
 class ShardWriter:
     """Appends ids to shard-00000.bin, shard-00001.bin, ... of exactly `shard_tokens` ids each; the
-    last one may be shorter.
+    last one may be shorter. Use as a context manager.
 
     Attributes:
         total_tokens: ids written.
@@ -52,11 +52,16 @@ class ShardWriter:
             self.total_tokens += min(room, len(ids))
             ids = ids[room:]
 
-    def close(self) -> str:
-        """Closes the last file. Returns the hex SHA-256 over all shard bytes in order."""
+    def corpus_sha256(self) -> str:
+        """Returns the hex SHA-256 over all shard bytes in order."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-        return self._digest.hexdigest()
 
     def _begin_shard(self) -> None:
         if self._file is not None:
