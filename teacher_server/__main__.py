@@ -48,7 +48,7 @@ async def _serve(options: argparse.Namespace, token: str | None, load: Callable[
 
     server = TeacherServer(options.bind, token)
     await server.start()
-    log.info("loading", model=options.model, address=server.address)
+    log.info("loading", model=options.model or options.engine, address=server.address)
     loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
     await _first_of(loading, stopping)
     if stop.is_set():

@@ -155,7 +155,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
             if serving is not None:
                 broke = isinstance(error, TeacherError)
                 serving.accounting.failed() if broke else serving.accounting.refused()
-            log.warning("refused", call=call, reason=error.reason, detail=str(error))
+            say = log.debug if error.retryable else log.warning  # full queues refuse by the thousand
+            say("refused", call=call, reason=error.reason, detail=str(error))
             await _abort(context, error)
         except Exception:
             if context.done():  # the client went away in the middle of a message

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,10 +52,13 @@ async def running(engine, size: int = 8, clock: Clock | None = None) -> AsyncIte
                 await loop
 
 
+def run(scenario: Coroutine[None, None, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 async def everything(ticket: Ticket) -> list[memoryview]:
@@ -84,7 +87,7 @@ def test_requests_are_served_in_order_of_arrival_one_sequence_a_forward() -> Non
         assert [len(answer) for answer in answers] == [3, 1, 2]
         assert len(engine.threads) == 1 and engine.threads.pop().startswith("model")
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_rows_come_as_their_sequence_is_done() -> None:
@@ -100,7 +103,7 @@ def test_rows_come_as_their_sequence_is_done() -> None:
                 engine.allow(1)
                 assert np.frombuffer(await anext(answers), "<f4").reshape(2, V)[0].argmax() == 2
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
@@ -121,7 +124,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
             assert len(await through(queue, asks(4))) == 1
         assert 3 not in engine.begun
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_request_that_is_cancelled_in_the_queue_gets_no_forward_and_frees_its_place() -> None:
@@ -140,7 +143,7 @@ def test_a_request_that_is_cancelled_in_the_queue_gets_no_forward_and_frees_its_
             await asyncio.gather(first, third)
         assert engine.begun == [1, 4]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_request_that_is_cancelled_half_way_gets_no_further_forward() -> None:
@@ -155,7 +158,7 @@ def test_a_request_that_is_cancelled_half_way_gets_no_further_forward() -> None:
             await second
         assert engine.begun == [1, 9]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_request_whose_deadline_passed_in_the_queue_gets_no_forward() -> None:
@@ -173,7 +176,7 @@ def test_a_request_whose_deadline_passed_in_the_queue_gets_no_forward() -> None:
                 await everything(in_time)
         assert engine.begun == [1, 3]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_deadline_between_two_sequences_ends_the_request_there() -> None:
@@ -188,7 +191,7 @@ def test_a_deadline_between_two_sequences_ends_the_request_there() -> None:
                     await everything(ticket)
         assert engine.begun == [1]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_an_error_in_one_request_does_not_touch_the_others() -> None:
@@ -200,7 +203,7 @@ def test_an_error_in_one_request_does_not_touch_the_others() -> None:
             assert isinstance(broken, RuntimeError) and str(broken) == "boom"
             assert queue.running_requests == queue.queued_requests == 0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_slow_reader_holds_up_nobody_and_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +220,7 @@ def test_a_slow_reader_holds_up_nobody_and_bounded_memory(monkeypatch: pytest.Mo
                 assert len(await everything(slow)) == 10
         assert engine.begun == [0, 1, 2, 50, *range(3, 10)]
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_time_in_the_queue_and_in_the_model_is_counted() -> None:
@@ -241,7 +244,7 @@ def test_time_in_the_queue_and_in_the_model_is_counted() -> None:
                 assert ticket.queue_seconds == 2.0
                 assert ticket.compute_seconds == 4.0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_another_policy_can_replace_the_order_of_arrival() -> None:
@@ -265,4 +268,4 @@ def test_another_policy_can_replace_the_order_of_arrival() -> None:
             loop.cancel()
         assert engine.begun == [3, 2, 1]
 
-    asyncio.run(scenario())
+    run(scenario())
