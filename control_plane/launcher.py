@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import psutil
 
 from lectern_common.run_folder import RunFolder
+from lectern_common.threads import waiting_environment
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 # The create time is computed from the boot time, which moves when the clock is set.
@@ -58,6 +59,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 env={
                     **os.environ,
+                    **waiting_environment(),
                     "PYTHONUNBUFFERED": "1",
                     **self._environment,
                     **environment,

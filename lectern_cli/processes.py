@@ -11,6 +11,7 @@ from types import FrameType
 
 from lectern_cli.console import inert
 from lectern_common.errors import LecternError
+from lectern_common.threads import waiting_environment
 
 POLL_SECONDS = 0.05
 TAIL_LINES = 20
@@ -45,7 +46,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_PYTHON, **env},
+                env={**os.environ, **waiting_environment(), **_PYTHON, **env},
                 start_new_session=True,
             )
 

@@ -13,6 +13,7 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Json, command_group, given
+from lectern_common.threads import waiting_environment
 
 app = command_group("Serve a teacher model to student trainers.")
 
@@ -115,6 +116,7 @@ def serve(
         "--max-queued-requests": max_queued_requests,
     }
     sys.stdout.flush()
+    os.environ.update(waiting_environment())
     os.execv(sys.executable, [sys.executable, "-P", "-m", "teacher_server", *given(options)])  # noqa: S606
 
 
