@@ -17,7 +17,7 @@ from teacher_server.engine import Engine, ScoringRequest, SequenceAsk
 
 # Answered bytes that a client has not taken yet, beyond which nothing more is computed for it: a
 # slow reader costs this much memory and one sequence's rows, and holds up nobody.
-MAX_UNREAD_BYTES = 64 << 20
+MAX_UNREAD_BYTES = 16 << 20
 
 _MIN_PUSHBACK_SECONDS, _MAX_PUSHBACK_SECONDS = 0.1, 10.0
 

@@ -155,7 +155,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
             if serving is not None:
                 broke = isinstance(error, TeacherError)
                 serving.accounting.failed() if broke else serving.accounting.refused()
-            say = log.debug if error.retryable else log.warning  # full queues refuse by the thousand
+            # A full queue refuses by the thousand.
+            say = log.debug if error.retryable else log.warning
             say("refused", call=call, reason=error.reason, detail=str(error))
             await _abort(context, error)
         except Exception:
