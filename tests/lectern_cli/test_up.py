@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lectern_cli.client import ControlPlane
 from lectern_cli.processes import wait_until
 from lectern_cli.up import wait_notes
 
@@ -92,3 +93,23 @@ def test_waiting_is_mentioned_at_first_and_then_now_and_then(capsys):
         "waiting for the teacher server (31 s)",
         "waiting for the control plane",
     ]
+
+
+def test_the_real_services_come_up_know_each_other_and_go(tmp_path):
+    with start(tmp_path, "--engine", "fixture", "--vocab-size", "97", "--quiet") as command:
+        said = ""
+        while "Ctrl-C ends both" not in said:
+            line = command.stderr.readline()
+            assert line, "ended early: " + said
+            said += line
+        words = said.split()
+        url = words[words.index("page") + 1]
+        with ControlPlane(url) as service:
+            assert service.is_ready()
+            [seen] = service.teachers()
+            assert seen["reachable"] and seen["configured"] and seen["model"] == "fixture-97"
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 0
+    assert not ControlPlane(url).is_ready()
