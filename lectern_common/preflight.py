@@ -22,7 +22,7 @@ from lectern_common.tokenizer_map import (
     TokenizerMap,
     read_tokenizer_map,
 )
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.weights import cached_weights_sha256, safetensors_files
 
 MAX_TOKEN_FILE_BYTES = 4096
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -108,7 +108,7 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
     vocab_size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     tokenizer = folder / TOKENIZER_NAME
     try:
-        digest = weights_sha256(safetensors_files(folder)) if spec.student.init else None
+        digest = cached_weights_sha256(safetensors_files(folder)) if spec.student.init else None
     except NotFound as error:
         raise InvalidSpec([(field, str(error))]) from None
     return StudentFacts(

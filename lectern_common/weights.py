@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,24 @@ def weights_sha256(files: list[Path], *, exact: bool = False) -> str:
                 digest.update((block if dtype == "BF16" else _bfloat16_bits(block)).tobytes())
             del values, block
     return digest.hexdigest()
+
+
+def cached_weights_sha256(files: list[Path]) -> str:
+    """Returns weights_sha256, from memory where no file's path, time or size has changed.
+
+    Raises:
+        CorruptData: a file is not safetensors, or is truncated.
+    """
+    try:
+        stats = [(path, path.stat()) for path in files]
+    except OSError:
+        return weights_sha256(files)
+    return _weights_sha256_of(tuple((path, s.st_mtime_ns, s.st_size) for path, s in stats))
+
+
+@lru_cache(maxsize=64)
+def _weights_sha256_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    return weights_sha256([path for path, _, _ in stamps])
 
 
 def _bfloat16_bits(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_common.weights import _bfloat16_bits, safetensors_files, weights_sha256
+from lectern_common.weights import (
+    _bfloat16_bits,
+    cached_weights_sha256,
+    safetensors_files,
+    weights_sha256,
+)
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -103,3 +108,14 @@ def test_weight_files_come_from_the_index_or_the_single_file(tmp_path: Path) -> 
     ]
     with pytest.raises(NotFound, match="missing"):
         weights_sha256(safetensors_files(tmp_path))
+
+
+def test_the_remembered_hash_follows_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", tensors())
+    first = cached_weights_sha256([path])
+    assert first == cached_weights_sha256([path]) == weights_sha256([path])
+    saved(path, {**tensors(), "steps": torch.arange(9)})
+    assert cached_weights_sha256([path]) == weights_sha256([path]) != first
+    path.unlink()
+    with pytest.raises(NotFound):
+        cached_weights_sha256([path])
