@@ -90,11 +90,18 @@ class Answer:
 
 
 def read_many(
-    path: Path, start: Position, *, first_step: int, max_records: int, max_points: int | None
+    path: Path,
+    start: Position,
+    *,
+    first_step: int = 0,
+    keys: frozenset[str] = frozenset(),
+    max_records: int,
+    max_points: int | None = None,
 ) -> Answer:
     """Returns the records of `first_step` and later that follow `start`.
 
     Args:
+        keys: only these of each record, and only records that have one; none: all there is.
         max_points: thin all of them to about so many; None returns the first `max_records`.
     """
     thinner = None if max_points is None else Thinner(max_points)
@@ -108,13 +115,15 @@ def read_many(
                 path,
                 start,
                 first_step=first_step,
+                keys=keys,
                 max_records=max_records,
                 max_points=max_points,
             )
         rewound = rewound or batch.rewound
         for record, end in batch.records:
-            if record["step"] < first_step:
+            if record["step"] < first_step or (keys and keys.isdisjoint(record)):
                 continue
+            record = _picked(record, keys)
             if thinner is not None:
                 thinner.add(record)
                 continue
@@ -124,13 +133,6 @@ def read_many(
         position = batch.end
         if not batch.more:
             return Answer(thinner.records() if thinner else records, position, rewound, more=False)
-
-
-def picked(record: Record, keys: Collection[str]) -> Record:
-    """Returns a record with its step and the asked keys alone; no keys: all of it."""
-    if not keys:
-        return record
-    return {key: value for key, value in record.items() if key == "step" or key in keys}
 
 
 class Thinner:
@@ -154,7 +156,7 @@ class Thinner:
         if record.get("loss/val") is not None:
             self._validation.add(entry, record["loss/val"])
         else:
-            self._training.add(entry, record.get("loss/total", record.get("loss/ce")))
+            self._training.add(entry, _training_loss(record))
 
     def records(self) -> list[Record]:
         kept = dict([*self._training.entries(), *self._validation.entries(), *self._ends])
@@ -202,6 +204,19 @@ def _joined(first: tuple[_Keyed, _Keyed], second: tuple[_Keyed, _Keyed]) -> tupl
 
 def _value(keyed: _Keyed) -> float:
     return keyed[0]
+
+
+def _training_loss(record: Record) -> float | None:
+    """Returns what a record is thinned by: the total loss, else the first number it has."""
+    numbers = (value for key, value in record.items() if key != "step")
+    first = next((value for value in numbers if isinstance(value, int | float)), None)
+    return record.get("loss/total", first)
+
+
+def _picked(record: Record, keys: Collection[str]) -> Record:
+    if not keys:
+        return record
+    return {key: value for key, value in record.items() if key == "step" or key in keys}
 
 
 def _holds(file: BinaryIO, position: Position) -> bool:

@@ -16,7 +16,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from control_plane import catalog, views
 from control_plane.bodies import json_object, optional_json_object, with_changes
 from control_plane.events import RunPosition, list_events, run_events
-from control_plane.metrics_file import Position, picked, read_many
+from control_plane.metrics_file import Position, read_many
 from control_plane.plane import ControlPlane
 from control_plane.problems import MEDIA_TYPE
 from control_plane.run_history import run_history
@@ -190,13 +190,18 @@ def get_metrics(
     path = plane.folder(plane.runs.get(run_id)).metrics_path
     wanted = frozenset(keys.split(",")) if keys else frozenset()
     start = Position.parse(cursor) if cursor is not None else Position()
-    first_step = -1 if after_step is None else after_step + 1
+    first_step = 0 if after_step is None else after_step + 1
     answer = read_many(
-        path, start, first_step=first_step, max_records=MAX_RECORDS, max_points=max_points
+        path,
+        start,
+        first_step=first_step,
+        keys=wanted,
+        max_records=MAX_RECORDS,
+        max_points=max_points,
     )
     body = {
         "run_id": run_id,
-        "metrics": [picked(record, wanted) for record in answer.records],
+        "metrics": answer.records,
         "cursor": str(answer.end),
         "rewound": answer.rewound,
         "more": answer.more,

@@ -21,7 +21,7 @@ from lectern_common.errors import Misconfigured
 from lectern_common.run_folder import fsync_folder
 
 DATABASE_NAME = "control-plane.sqlite3"
-BUSY_TIMEOUT_MS = 5000
+BUSY_TIMEOUT_MS = 2000
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
@@ -188,14 +188,16 @@ def _require_sound(path: Path, backup: Path) -> None:
         found = str(error)
     if found == "ok":
         return
+    sweep = f"rm -f {path}-wal {path}-shm"
     restore = (
-        f"restore the copy of the last start: cp {backup} {path}"
+        f"restore the copy of the last start: {sweep}; cp {backup} {path}"
         if backup.exists()
-        else f"there is no backup; move {path} away to begin with no runs"
+        else f"there is no copy of it; to begin with no runs: {sweep}; mv {path} {path}.damaged"
     )
+    what = " ".join(found.split())
     raise Misconfigured(
-        f"the database {path} is damaged ({found}); {restore} (remove {path.name}-wal and "
-        f"{path.name}-shm too). The run folders beside it are not touched"
+        f"the database {path} is damaged ({what}); {restore}. The run folders beside it are not "
+        "touched"
     )
 
 

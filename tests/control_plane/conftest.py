@@ -1,0 +1,153 @@
+"""A control plane over a temporary home, with trainers that a test drives by hand."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from control_plane.app import create_app
+from control_plane.devices import Devices
+from control_plane.plane import ControlPlane, open_plane
+from control_plane.reconcile import Reconciler
+from control_plane.run_record import Run
+from control_plane.runs import Runs
+from control_plane.store import Store
+from lectern_common.roots import Roots
+from lectern_common.run_spec import RunSpec, parse_spec
+from tests.fakes import FakeClock, FakeProcesses
+
+ROOT = Path(__file__).parent.parent.parent
+BASE_URL = "http://127.0.0.1"
+STAND_IN = (sys.executable, str(ROOT / "tests" / "stand_in_trainer.py"))
+
+
+def spec_body(name: str = "steady", steps: int = 20, **sections: Any) -> dict[str, Any]:
+    """Returns a spec that needs no teacher and no data."""
+    return {
+        "name": name,
+        "student": {"config": "tiny"},
+        "data": {"kind": "synthetic", "seq_len": 16},
+        "objective": {"alpha": 1},
+        "schedule": {"steps": steps, "warmup_steps": 0},
+        **sections,
+    }
+
+
+def spec(name: str = "steady", **sections: Any) -> RunSpec:
+    return parse_spec(spec_body(name, **sections))
+
+
+def make_home(folder: Path) -> Roots:
+    """Returns roots with one model folder, `tiny`, that has a config alone."""
+    roots = Roots.of_home(folder)
+    (roots.models / "tiny").mkdir(parents=True)
+    (roots.models / "tiny" / "config.json").write_text('{"model_type": "qwen2", "vocab_size": 300}')
+    return roots
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Returns the first true value of the condition. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the condition did not come to hold")
+        time.sleep(0.01)
+    return value
+
+
+@dataclass
+class Bench:
+    """Runs and reconciler without a loop: a test calls `tick`."""
+
+    roots: Roots
+    store: Store
+    runs: Runs
+    processes: FakeProcesses
+    reconciler: Reconciler
+    clock: FakeClock
+    devices: Devices
+
+    @classmethod
+    def of(cls, folder: Path, devices: Devices | None = None, grace: float = 60.0) -> "Bench":
+        roots = make_home(folder)
+        clock = FakeClock()
+        store = Store.open(roots.runs / "test.sqlite3")
+        runs = Runs(store, clock)
+        processes = FakeProcesses(clock)
+        devices = devices or Devices((), max_running=2)
+        reconciler = Reconciler(runs, roots, processes, devices, clock, grace)
+        return cls(roots, store, runs, processes, reconciler, clock, devices)
+
+    def restart(self) -> None:
+        """What a new control plane knows after the old one was killed."""
+        self.processes.forgets_pids = True
+        self.reconciler = Reconciler(
+            self.runs, self.roots, self.processes, self.devices, self.clock, 60.0
+        )
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.clock.advance(seconds)
+        self.reconciler.tick()
+
+    def create(self, name: str = "steady", **sections: Any) -> Run:
+        return self.runs.create(spec(name, **sections))
+
+    def started(self, name: str = "steady", **sections: Any) -> Run:
+        """Returns a new run whose trainer says that it runs."""
+        run = self.create(name, **sections)
+        self.tick()
+        self.processes.last(run.id).say("running", step=1)
+        self.tick(1)
+        return self.runs.get(run.id)
+
+    def states(self, run_id: str) -> list[str]:
+        return [entry["state"] for entry in self.runs.history(run_id)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench.of(tmp_path)
+    yield bench
+    bench.store.close()
+
+
+@pytest.fixture
+def processes() -> FakeProcesses:
+    clock = FakeClock()
+    clock.now = time.time()
+    return FakeProcesses(clock)
+
+
+@pytest.fixture
+def plane(tmp_path: Path, processes: FakeProcesses) -> ControlPlane:
+    """A plane that is opened, not started; `client` starts and ends it."""
+    return open_plane(
+        make_home(tmp_path),
+        devices=Devices((), max_running=2),
+        processes=processes,
+        tick_seconds=0.02,
+    )
+
+
+@pytest.fixture
+def client(plane: ControlPlane) -> Iterator[TestClient]:
+    with TestClient(create_app(plane), base_url=BASE_URL) as client:
+        yield client
+
+
+@contextmanager
+def serving(folder: Path, **app: Any) -> Iterator[tuple[TestClient, ControlPlane]]:
+    """Yields a client and its plane, for tests that share them because they change nothing."""
+    plane = open_plane(
+        make_home(folder),
+        devices=Devices((), max_running=2),
+        processes=FakeProcesses(FakeClock()),
+    )
+    with TestClient(create_app(plane, **app), base_url=BASE_URL) as client:
+        yield client, plane
