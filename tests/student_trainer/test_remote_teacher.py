@@ -241,7 +241,7 @@ def test_a_teacher_that_stays_away_is_given_up_after_the_budget(
     with remote(serving, tmp_path, budget=0.5) as teacher:
         teacher.connect()
         serving.down()
-        with pytest.raises(TeacherUnavailable, match="outage_budget_seconds is 0.5"):
+        with pytest.raises(TeacherUnavailable, match=r"outage_budget_seconds is 0\.5"):
             dense(teacher)
 
 

@@ -1,0 +1,132 @@
+"""The loop's parts on tiny models, all in memory but for the model folders."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from student_trainer.batch_sources import Batch, TokenStream
+from student_trainer.datasets import ShuffledBatches, StreamRows, in_order
+from student_trainer.loop import Parts, Progress, Settings, Teaching, train
+from student_trainer.objective import Objective
+from student_trainer.optimizer import build_adamw
+from student_trainer.students import CausalStudent, Student
+from student_trainer.targets import Representation
+from student_trainer.teachers import InProcessTeacher
+from tests.models import write_tiny_model
+
+CPU = torch.device("cpu")
+VOCAB_SIZE = 40
+
+
+class Records:
+    """Keeps what the loop tells."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.saved: list[int] = []
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        self.lines.append({"step": step, **metrics})
+
+    def before_checkpoint(self) -> None: ...
+
+    def after_checkpoint(self, step: int) -> None:
+        self.saved.append(step)
+
+    def event(self, kind: str, **details: Any) -> None:
+        self.events.append((kind, details))
+
+    def curve(self, key: str) -> list[float]:
+        return [line[key] for line in self.lines if key in line]
+
+
+class Fixed:
+    """Given batches, over and over."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self._batches = batches
+
+    def batch_at(self, step: int) -> Batch:
+        return self._batches[step % len(self._batches)]
+
+
+def tiny_student(folder: Path, seed: int = 1, **settings: Any) -> CausalStudent:
+    tiny = {"vocab_size": VOCAB_SIZE, "hidden": 16, "layers": 1, "spread": 0.1}
+    write_tiny_model(folder, seed=seed, **{**tiny, **settings})
+    return CausalStudent.from_pretrained(folder, CPU)
+
+
+def tiny_teacher(folder: Path, **settings: Any) -> InProcessTeacher:
+    """Twice as wide as the student, and with much to say."""
+    return InProcessTeacher(
+        tiny_student(folder, **{"seed": 7, "hidden": 32, "spread": 0.3, **settings}).model
+    )
+
+
+def cyclic_rows(count: int = 60, seq_len: int = 8) -> StreamRows:
+    """Rows of a noisy cycle through the vocabulary: there is something to learn."""
+    steps = np.random.default_rng(0).choice([1, 2, 3], count * seq_len + 1, p=[0.7, 0.2, 0.1])
+    return StreamRows(TokenStream([(np.cumsum(steps) % VOCAB_SIZE).astype(np.uint32)]), seq_len)
+
+
+def parts_of(
+    student: Student,
+    *,
+    teacher: Any = None,
+    kind: str = "dense",
+    top_k: int | None = None,
+    sequences: int = 4,
+    batches: Any = None,
+    weight_decay: float = 0.1,
+    prefetch_steps: int = 0,
+    **changes: Any,
+) -> Parts:
+    """A loop's parts around a student; without a teacher the objective must be alpha 1."""
+    rows = cyclic_rows()
+    teaching = Teaching(teacher, Representation(kind, top_k), prefetch_steps) if teacher else None
+    settings: dict[str, Any] = {
+        "student": student,
+        "optimizer": build_adamw(student, (0.9, 0.95), weight_decay),
+        "device": CPU,
+        "batches": batches or ShuffledBatches(rows, sequences, seed=0),
+        "validation": lambda: in_order(cyclic_rows(6), 3),
+        "teaching": teaching,
+        "recorder": Records(),
+    }
+    return Parts(**{**settings, **changes})
+
+
+def settings_of(steps: int, **changes: Any) -> Settings:
+    rate = changes.pop("rate", 1e-2)
+    objective = changes.pop("objective", Objective(alpha=1.0, temperature=1.0))
+    defaults: dict[str, Any] = {
+        "steps": steps,
+        "learning_rate": lambda step: rate,
+        "objective": objective,
+        "micro_batch_sequences": 4,
+        "evaluate_every": 10**6,
+        "checkpoint_every": 10**6,
+    }
+    return Settings(**{**defaults, **changes})
+
+
+def trained(parts: Parts, settings: Settings, progress: Progress | None = None) -> Records:
+    """Trains to the end; returns what was told."""
+    assert train(parts, settings, progress or Progress())
+    recorder = parts.recorder
+    assert isinstance(recorder, Records)
+    return recorder
+
+
+def twin(student: CausalStudent) -> CausalStudent:
+    """An independent copy."""
+    return copy.deepcopy(student)
+
+
+def same(one: Student, other: Student) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -1,0 +1,107 @@
+"""Whole runs on tiny models: a home with data, models and spec, trained in this process."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, Status, read_json_lines
+from lectern_common.run_spec import parse_spec
+from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
+from student_trainer.__main__ import live
+from student_trainer.recorder import Recorder
+from student_trainer.stopping import Stop
+from tests.models import write_tiny_model, write_tiny_tokenizer
+from tests.student_trainer.shards import write_shards
+
+VOCAB_SIZE = 40
+
+
+@dataclass
+class Home:
+    """A home folder with dataset `text` (a noisy cycle of ids) and model config `small`."""
+
+    path: Path
+    seq_len: int = 8
+    runs: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        draw = np.random.default_rng(0)
+        tokens = np.cumsum(draw.choice([1, 2, 3], 2000, p=[0.7, 0.2, 0.1])) % VOCAB_SIZE
+        write_shards(self.path / "data" / "text", tokens, vocab_size=VOCAB_SIZE, shards=2)
+        self.model("small", weights=False)
+
+    @property
+    def roots(self) -> Roots:
+        return Roots.of_home(self.path)
+
+    def model(self, name: str, **settings: Any) -> Path:
+        """Writes models/<name>; see write_tiny_model."""
+        tiny = {"vocab_size": VOCAB_SIZE, "hidden": 16, "layers": 1}
+        return write_tiny_model(self.path / "models" / name, **{**tiny, **settings})
+
+    def tokenized(self, name: str = "bytes", vocab_size: int = 300) -> Path:
+        """Writes dataset <name> with a tokenizer beside it; returns the folder."""
+        folder = self.path / "data" / name
+        tokenizer = write_tiny_tokenizer(folder, vocab_size)
+        tokens = np.random.default_rng(1).integers(0, 257, 900)
+        digest = tokenizer_sha256(read_tokenizer_map(tokenizer))
+        return write_shards(folder, tokens, vocab_size=257, tokenizer_sha256=digest)
+
+    def run(self, name: str | None = None, **sections: Any) -> RunFolder:
+        """Makes a run folder; sections are over a short run on cross entropy alone."""
+        self.runs += 1
+        name = name or f"run-{self.runs}"
+        spec: dict[str, Any] = {
+            "name": name,
+            "student": {"config": "small"},
+            "data": {"path": "text", "seq_len": self.seq_len, "validation_fraction": 0.1},
+            "objective": {"alpha": 1},
+            "optimizer": {"learning_rate": 1e-2},
+            "schedule": {"steps": 6, "warmup_steps": 2},
+            "batch": {"sequences_per_step": 4},
+            "evaluation": {"every_steps": 3},
+            "checkpoint": {"every_steps": 2},
+            "device": {"kind": "cpu", "threads": 1},
+        }
+        for section, values in sections.items():
+            merge = isinstance(values, dict) and section in spec
+            spec[section] = {**spec[section], **values} if merge else values
+        return RunFolder.create(self.roots.runs, name, parse_spec(spec))
+
+
+def trained(
+    home: Home, folder: RunFolder, *, resume: bool = False, stop: Stop | None = None
+) -> int:
+    """Trains in this process, as `python -m student_trainer` does; returns the exit status."""
+    stop = stop or Stop()
+    with folder.locked(), Recorder(folder, stop) as recorder:
+        return live(folder, home.roots, recorder, stop, resume=resume)
+
+
+def status_of(folder: RunFolder) -> Status:
+    status = folder.read_status()
+    assert status is not None
+    return status
+
+
+def lines_of(folder: RunFolder) -> list[dict[str, Any]]:
+    return read_json_lines(folder.metrics_path)
+
+
+def curve(folder: RunFolder, key: str) -> list[float]:
+    return [line[key] for line in lines_of(folder) if key in line]
+
+
+def events_of(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_json_lines(folder.events_path) if line["kind"] == kind]
+
+
+# What must be the same in two runs of the same thing; times differ.
+COMPARED = ("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm")
+
+
+def compared(folder: RunFolder) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in COMPARED if key in line} for line in lines_of(folder)]

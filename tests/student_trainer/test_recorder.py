@@ -1,0 +1,243 @@
+"""What a run says of itself: states, heartbeat, metrics that never block."""
+
+import errno
+import json
+import math
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lectern_common.errors import DiskFull, Misconfigured
+from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line, read_json_lines
+from lectern_common.run_spec import parse_spec
+from student_trainer.recorder import Metrics, QueuedSink, Recorder, keep_metrics_before
+from student_trainer.stopping import Stop
+from tests.servers import wait_for
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    spec = {
+        "name": "r",
+        "student": {"config": "c"},
+        "data": {"kind": "synthetic"},
+        "objective": {"alpha": 1},
+    }
+    return RunFolder.create(tmp_path, "r", parse_spec(spec))
+
+
+def said(folder: RunFolder) -> Status:
+    status = folder.read_status()
+    assert status is not None
+    return status
+
+
+def states(folder: RunFolder) -> list[str]:
+    lines = read_json_lines(folder.events_path)
+    return [line["state"] for line in lines if line["kind"] == "state"]
+
+
+def step_metrics(tokens: float, seconds: float, waited: float) -> dict[str, float]:
+    return {
+        "loss/total": 1.0,
+        "perf/tokens_per_second": tokens / seconds,
+        "time/step_seconds": seconds,
+        "time/teacher_wait_seconds": waited,
+    }
+
+
+def test_a_run_is_starting_from_the_first_moment(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()):
+        status = said(folder)
+    assert status.state is RunState.STARTING
+    assert status.pid > 0
+    assert status.process_create_time > 0
+
+
+def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.set_progress(steps=9, device="cpu", checkpoint_step=4)
+        recorder.set_state(RunState.RUNNING)
+        recorder.set_state(RunState.FAILED, "diverged", "it went wrong")
+    status = said(folder)
+    assert (status.state, status.reason, status.message) == (
+        RunState.FAILED,
+        "diverged",
+        "it went wrong",
+    )
+    assert (status.steps, status.device, status.checkpoint_step) == (9, "cpu", 4)
+    assert states(folder) == ["starting", "running", "failed"]
+
+
+def test_the_heart_beats_while_the_state_stays(folder: RunFolder) -> None:
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01):
+        first = said(folder)
+        wait_for(lambda: said(folder).heartbeat > first.heartbeat)
+        assert said(folder).since == first.since
+    assert states(folder) == ["starting"]
+
+
+def test_a_teacher_away_turns_the_run_to_waiting_and_back(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.set_state(RunState.RUNNING)
+        recorder.teacher_away("no teacher at here")
+        status = said(folder)
+        assert status.state is RunState.WAITING_FOR_TEACHER
+        assert status.message == "no teacher at here"
+        recorder.teacher_away(None)
+        assert said(folder).state is RunState.RUNNING
+        assert said(folder).message is None
+    assert states(folder) == ["starting", "running", "waiting_for_teacher", "running"]
+
+
+def test_a_teacher_away_does_not_undo_an_end(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.teacher_away("gone")
+        recorder.set_state(RunState.INTERRUPTED, "teacher_unavailable", "gone for good")
+        recorder.teacher_away(None)
+    assert said(folder).state is RunState.INTERRUPTED
+
+
+def test_a_requested_stop_is_said_without_the_loops_help(folder: RunFolder) -> None:
+    stop = Stop()
+    with Recorder(folder, stop, heartbeat_seconds=0.01) as recorder:
+        recorder.set_state(RunState.RUNNING)
+        stop.request()
+        wait_for(lambda: said(folder).state is RunState.STOPPING)
+        recorder.set_state(RunState.STOPPED, "stopped")
+    assert said(folder).state is RunState.STOPPED
+
+
+def test_metrics_are_written_in_order_and_shown_in_the_status(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.record(0, {"loss/val": 5.0})
+        recorder.record(1, step_metrics(100, 2.0, 0.5))
+        recorder.record(2, {**step_metrics(300, 2.0, 1.5), "loss/total": math.nan})
+        recorder.before_checkpoint()
+        assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [0, 1, 2]
+    last = read_json_lines(folder.metrics_path)[-1]
+    assert (last["loss/total"], last["non_finite"]) == (None, ["loss/total"])
+    status = said(folder) if said(folder).step == 2 else None
+    recorder.set_state(RunState.SUCCEEDED)
+    status = said(folder)
+    assert status.step == 2
+    assert status.latest["loss/val"] == 5.0
+    assert status.latest["loss/total"] is None
+    assert status.tokens_per_second == pytest.approx(100.0)
+    assert status.teacher_wait_share == pytest.approx(0.5)
+
+
+def test_lines_of_the_resumed_step_and_later_are_cut_off(folder: RunFolder) -> None:
+    for step in range(6):
+        append_json_line(folder.metrics_path, {"step": step, "loss/total": float("inf")})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"step": 6, "torn')
+    keep_metrics_before(folder.metrics_path, 3)
+    lines = read_json_lines(folder.metrics_path)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["non_finite"] == ["loss/total"]
+    assert folder.metrics_path.read_bytes().endswith(b"\n")
+    keep_metrics_before(folder.path / "none.jsonl", 3)
+    assert not (folder.path / "none.jsonl").exists()
+
+
+class Slow:
+    """A sink that writes when it is let."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.steps: list[int] = []
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self.go.wait(20)
+        self.steps.append(step)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_sink_slower_than_the_loop_drops_and_counts_and_never_blocks() -> None:
+    slow = Slow()
+    sink = QueuedSink(slow, limit=5)
+    for step in range(50):
+        sink.put(step, {})
+    assert sink.dropped >= 44
+    slow.go.set()
+    sink.close()
+    assert len(slow.steps) + sink.dropped == 50
+    assert slow.steps == sorted(slow.steps)
+
+
+class Failing:
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        self._error = error
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        raise self._error()
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_full_disk_under_the_metrics_reaches_the_loop(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder._sinks = [QueuedSink(Failing(lambda: OSError(errno.ENOSPC, "full")))]
+        recorder.record(1, {})
+        with pytest.raises(DiskFull):
+            recorder.before_checkpoint()
+        with pytest.raises(DiskFull):
+            recorder.record(2, {})
+
+
+def test_a_status_that_cannot_be_written_does_not_end_the_heartbeat(folder: RunFolder) -> None:
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01) as recorder:
+        folder.status_path.unlink()
+        folder.status_path.mkdir()
+        (folder.status_path / "in-the-way").touch()
+        recorder.set_state(RunState.RUNNING)
+        (folder.status_path / "in-the-way").unlink()
+        folder.status_path.rmdir()
+        wait_for(folder.status_path.is_file)
+    assert said(folder).state is RunState.RUNNING
+
+
+def test_tensorboard_gets_the_same_numbers(folder: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics(["tensorboard"], 0)
+        recorder.record(1, {"loss/total": 2.5})
+        recorder.record(2, {"loss/total": 1.5, "loss/kd": None})
+    events: Any = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    assert [(entry.step, entry.value) for entry in events.Scalars("loss/total")] == [
+        (1, 2.5),
+        (2, 1.5),
+    ]
+    assert len(read_json_lines(folder.metrics_path)) == 2
+
+
+def test_a_missing_tensorboard_is_refused_with_what_to_install(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with (
+        Recorder(folder, Stop()) as recorder,
+        pytest.raises(Misconfigured, match=r"install lectern\[tensorboard\]"),
+    ):
+        recorder.open_metrics(["tensorboard"], 0)
+
+
+def test_the_status_is_json_that_others_read(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.record(1, {"loss/total": math.inf})
+        recorder.set_state(RunState.RUNNING)
+    assert json.loads(folder.status_path.read_text())["latest"] == {"loss/total": None}
