@@ -47,7 +47,7 @@ def test_creating_sends_the_resolved_spec_with_a_key_of_its_own():
         seen.append(request)
         return httpx.Response(202, json=run_json(), headers={"location": "/runs/run-1"})
 
-    with service(answer, token="s3cret") as client:  # noqa: S106
+    with service(answer, token="s3cret") as client:
         run = client.create_run(SPEC)
         client.create_run(SPEC)
         client.create_run(SPEC, idempotency_key="mine")

@@ -80,7 +80,7 @@ def test_a_run_is_stopped_and_resumed_with_more_steps(runs, tmp_path, url):
     run_id = runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"]
     with ControlPlane(url) as service:
         at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
-        assert wait_until(at_work, DEADLINE_SECONDS)
+        assert wait_until(at_work, DEADLINE_SECONDS), runs("show", run_id).out
 
         stopped = runs("stop", run_id, "--wait")
         assert stopped.out == f"{run_id}  stopped\n"

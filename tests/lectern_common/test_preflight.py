@@ -255,7 +255,7 @@ def test_the_token_file_is_sent_and_its_content_is_in_no_message(ready):
     ready.secrets.mkdir()
     (ready.secrets / "right").write_text("s3cret\n")
     (ready.secrets / "wrong").write_text("other-s3cret\n")
-    with teacher_serving(["a", "b", "c"], token="s3cret") as address:  # noqa: S106
+    with teacher_serving(["a", "b", "c"], token="s3cret") as address:
         for name, refused in (("right", None), ("wrong", Unauthenticated), (None, Unauthenticated)):
             run = spec(teacher={"address": address, "token_file": name})
             if refused is None:
