@@ -34,7 +34,7 @@ def summarise(
     null for a run that asked no teacher.
     """
     addresses = {spec.teacher.address for spec in specs if spec.teacher is not None}
-    served = next(entry for entry in client.teachers() if entry["address"] in addresses)["model"]
+    served = next(entry for entry in client.teachers() if entry["address"] in addresses)
     return {
         "teacher": {
             "parameters": served["num_parameters"],
@@ -106,8 +106,7 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
         title=f"teacher: {teacher['parameters'] / 1e6:.1f} M parameters, validation loss "
         f"{teacher['val_loss']:.3f} nats a token"
     )
-    table.add_column("run")
-    table.add_column("learns from")
+    table.add_column("run", no_wrap=True)
     for name in ("loss before", "after", "tokens/s", "teacher wait", "bytes/token"):
         table.add_column(name, justify="right")
     best = min(run["val_loss_end"] for run in summary["runs"])
@@ -117,8 +116,7 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
             after.stylize("bold green")
         bytes_per_token = run["wire_bytes_per_token"]
         table.add_row(
-            run["id"],
-            f"teacher, {run['representation']}" if run["representation"] else "labels alone",
+            run["name"],
             f"{run['val_loss_start']:.3f}",
             after,
             f"{run['tokens_per_second']:,.0f}",
