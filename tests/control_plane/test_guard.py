@@ -6,7 +6,7 @@ from control_plane.guard import MAX_BODY_BYTES
 from tests.control_plane.conftest import BASE_URL, serving, spec_body
 from tests.control_plane.test_routes import problem_of
 
-TOKEN = "a-token-of-some-length"  # noqa: S105 - of this test alone
+TOKEN = "a-token-of-some-length"
 JSON = {"content-type": "application/json"}
 
 

@@ -1,0 +1,355 @@
+"""`python -m control_plane` as a process: killed, ended, started wrongly; with real trainers."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import psutil
+import pytest
+
+from control_plane import __main__ as main_module
+from lectern_common.errors import Misconfigured
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, read_json_lines
+from tests.control_plane.conftest import ROOT, STAND_IN, make_home, spec_body, wait_for
+
+PROGRAM = """
+import json, sys
+from control_plane.__main__ import main
+sys.exit(main(sys.argv[2:], json.loads(sys.argv[1])))
+"""
+
+
+class Service:
+    """A control plane of its own whose trainers are stand-ins. The fixture `home` ends it."""
+
+    started: ClassVar[list["Service"]] = []
+
+    def __init__(self, folder: Path, *options: str, step_seconds: float = 0.02) -> None:
+        port_file = folder / "port"
+        port_file.unlink(missing_ok=True)
+        trainer = [*STAND_IN, "--step-seconds", str(step_seconds)]
+        self.log = (folder / "control-plane.log").open("ab")
+        self.client = httpx.Client(trust_env=False)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(trainer)),
+                *("--bind", "127.0.0.1:0", "--home", str(folder)),
+                *("--port-file", str(port_file), *options),
+            ],
+            stderr=self.log,
+            cwd=ROOT,
+        )
+        try:
+            wait_for(lambda: port_file.exists() or self.process.poll() is not None)
+            address = port_file.read_text()
+        finally:
+            Service.started.append(self)
+        self.client.base_url = f"http://{address}"
+
+    def create(self, name: str = "steady", steps: int = 100_000) -> str:
+        response = self.client.post("/runs", json=spec_body(name, steps))
+        assert response.status_code == 202, response.text
+        return response.json()["id"]
+
+    def run(self, run_id: str) -> dict:
+        return self.client.get(f"/runs/{run_id}").json()
+
+    def wait(self, run_id: str, state: str) -> dict:
+        return wait_for(lambda: (run := self.run(run_id))["state"] == state and run)
+
+    def post(self, path: str) -> None:
+        assert self.client.post(path).status_code == 202
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.close()
+
+    def end(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(60)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        self.client.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    make_home(tmp_path)
+    yield tmp_path
+    for service in Service.started:
+        service.close()
+    Service.started.clear()
+    for process in trainers(tmp_path):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in (*process.children(recursive=True), process):
+                member.kill()
+
+
+def trainers(home: Path) -> list[psutil.Process]:
+    """Returns every living stand-in that trains below this home."""
+    root = f"{Roots.of_home(home).runs}{os.sep}"
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and STAND_IN[-1] in (process.info["cmdline"] or [])
+        and any(part.startswith(root) for part in process.info["cmdline"])
+    ]
+
+
+def folder_of(home: Path, run_id: str) -> RunFolder:
+    return RunFolder(Roots.of_home(home).runs / run_id)
+
+
+def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(home):
+    first = Service(home)
+    runs = [first.create(f"steady-{number}") for number in range(3)]
+    before = {run_id: first.wait(run_id, "running") for run_id in runs}
+    pids = {process.pid for process in trainers(home)}
+    assert len(pids) == 3
+    first.kill()
+    assert {process.pid for process in trainers(home)} == pids
+
+    second = Service(home)
+    for run_id in runs:
+        run = second.run(run_id)
+        assert (run["state"], run["attempt"]) == ("running", 1)
+        wait_for(lambda run_id=run_id: second.run(run_id)["step"] > before[run_id]["step"])
+    for run_id in runs:
+        second.post(f"/runs/{run_id}/stop")
+    for run_id in runs:
+        stopped = second.wait(run_id, "stopped")
+        assert stopped["checkpoint_step"] == stopped["step"]
+        lines = read_json_lines(folder_of(home, run_id).metrics_path)
+        assert [line["step"] for line in lines] == list(range(len(lines)))
+        assert len(read_json_lines(folder_of(home, run_id).path / "launches.jsonl")) == 1
+    assert trainers(home) == []
+    assert second.end() == 0
+
+
+def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_start(home):
+    first = Service(home)
+    run_id = first.create(steps=60)
+    wait_for(lambda: (first.run(run_id)["checkpoint_step"] or 0) >= 10)
+    [trainer] = trainers(home)
+    first.kill()
+    trainer.kill()
+    wait_for(lambda: not trainers(home))
+
+    second = Service(home)
+    run = second.wait(run_id, "succeeded")
+    assert run["attempt"] == 2
+    states = [entry["state"] for entry in run["history"] if entry["kind"] == "state"]
+    assert "interrupted" in states
+    lines = read_json_lines(folder_of(home, run_id).metrics_path)
+    assert [line["step"] for line in lines] == list(range(61))
+    assert second.end() == 0
+
+
+def test_ending_with_stop_checkpoints_runs_and_the_next_start_goes_on(home):
+    first = Service(home, "--on-exit", "stop")
+    run_id = first.create(steps=100)
+    wait_for(lambda: first.run(run_id)["step"] > 2)
+    assert first.end() == 0
+    assert trainers(home) == []
+    status = folder_of(home, run_id).read_status()
+    assert status.state == "stopped"
+    assert status.checkpoint_step == status.step > 2
+
+    second = Service(home, "--on-exit", "stop")
+    run = second.wait(run_id, "succeeded")
+    launches = read_json_lines(folder_of(home, run_id).path / "launches.jsonl")
+    assert [launch["resume"] for launch in launches] == [False, True]
+    assert run["step"] == 100
+    assert second.end() == 0
+
+
+def test_ending_with_leave_lets_trainers_go_on(home):
+    service = Service(home)
+    run_id = service.create(steps=60)
+    service.wait(run_id, "running")
+    assert service.end() == 0
+    assert len(trainers(home)) == 1
+    wait_for(lambda: not trainers(home))
+    again = Service(home)
+    assert again.run(run_id)["state"] == "succeeded"
+    assert again.end() == 0
+
+
+def test_a_trainer_that_does_not_stop_is_killed_with_all_it_started(home):
+    service = Service(home, "--stop-grace-seconds", "0.5")
+    run_id = service.create("stubborn")
+    service.wait(run_id, "running")
+    [trainer] = trainers(home)
+    members = [trainer, *wait_for(trainer.children)]
+    service.post(f"/runs/{run_id}/stop")
+    run = service.wait(run_id, "interrupted")
+    assert run["reason"] == "killed"
+    wait_for(lambda: not any(is_running(member) for member in members))
+    assert service.end() == 0
+
+
+def test_open_streams_do_not_keep_it_from_ending(home):
+    service = Service(home)
+    run_id = service.create()
+    service.wait(run_id, "running")
+    with contextlib.ExitStack() as stack:
+        for path in ("/events", f"/runs/{run_id}/events"):
+            response = stack.enter_context(service.client.stream("GET", path))
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert next(response.iter_raw()).startswith(b"retry:")
+        assert service.end() == 0
+
+
+def test_a_stream_over_http_goes_on_from_the_last_event(home):
+    service = Service(home)
+    run_id = service.create(steps=30)
+    service.wait(run_id, "succeeded")
+    ids, steps = read_events(service, run_id, {}, until=30)
+    assert steps == list(range(31))
+    cut = ids[len(ids) // 2]
+    again, rest = read_events(service, run_id, {"last-event-id": cut}, until=30)
+    assert again == ids[len(ids) // 2 + 1 :]
+    assert rest == steps[-len(rest) :]
+    assert service.end() == 0
+
+
+def read_events(service, run_id, headers, until):
+    ids, steps = [], []
+    with service.client.stream("GET", f"/runs/{run_id}/events", headers=headers) as response:
+        for line in response.iter_lines():
+            if line.startswith("id: "):
+                ids.append(line[4:])
+            elif line.startswith("data: ") and '"step"' in line:
+                steps.append(json.loads(line[6:])["step"])
+                if steps[-1] == until:
+                    return ids, steps
+    raise AssertionError("the stream ended")
+
+
+def test_a_run_that_crashes_again_and_again_ends_as_failed_with_its_reason(home):
+    service = Service(home)
+    run_id = service.create("silent")
+    run = service.wait(run_id, "failed")
+    assert run["reason"] == "start_failed"
+    assert "no module named anything" in run["message"]
+    assert "no module named anything" in service.client.get(f"/runs/{run_id}/logs").text
+    assert service.end() == 0
+
+
+# ---- starts that are refused ---------------------------------------------------------------------
+
+
+def refused(*options: str) -> str:
+    """Returns the one sentence that a start is refused with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "control_plane", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    return line
+
+
+def test_a_taken_port_is_told(home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refused("--bind", address, "--home", str(home))
+    assert said == (
+        f"control_plane: cannot listen on {address}: Address already in use; choose another with "
+        "--bind HOST:PORT"
+    )
+
+
+def test_a_second_control_plane_over_the_same_runs_is_refused(home):
+    Service(home)
+    said = refused("--bind", "127.0.0.1:0", "--home", str(home))
+    assert "another control plane looks after" in said
+
+
+def test_an_address_beyond_loopback_needs_a_token(home):
+    assert "--token-file" in refused("--bind", "0.0.0.0:0", "--home", str(home))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_is_known(host):
+    assert main_module._is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
+def test_what_is_beyond_loopback_is_known(host):
+    assert not main_module._is_loopback(host)
+
+
+@pytest.mark.parametrize("text", ["short", "with a space in it, yes", "", "\xfc" * 20])
+def test_a_token_file_without_a_good_token_is_refused(tmp_path, text):
+    (tmp_path / "token").write_text(text)
+    with pytest.raises(Misconfigured, match="--token-file") as caught:
+        main_module._token(tmp_path / "token")
+    assert not text or text not in str(caught.value)
+    with pytest.raises(Misconfigured, match="cannot read --token-file"):
+        main_module._token(tmp_path / "none")
+
+
+@pytest.mark.parametrize("bind", ["8080", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", ":80"])
+def test_an_address_that_is_none_is_told(bind):
+    with pytest.raises(Misconfigured, match="is not HOST:PORT"):
+        main_module._address(bind)
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"),
+    [("127.0.0.1:8080", ("127.0.0.1", 8080)), ("[::1]:0", ("::1", 0)), ("a.b:1", ("a.b", 1))],
+)
+def test_an_address_is_taken_apart(bind, address):
+    assert main_module._address(bind) == address
+
+
+def test_it_loads_no_torch(home):
+    program = (
+        "import sys; import control_plane.__main__, control_plane.app; "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_token_is_asked_for_and_is_in_no_log_and_no_process_table(home, tmp_path):
+    token = "a-secret-of-this-test-alone"
+    (tmp_path / "token").write_text(f"{token}\n")
+    service = Service(home, "--token-file", str(tmp_path / "token"), "--on-exit", "stop")
+    assert service.client.get("/runs").status_code == 401
+    service.client.headers["authorization"] = f"Bearer {token}"
+    service.wait(service.create(), "running")
+    [trainer] = trainers(home)
+    assert not any(token in text for text in (*trainer.cmdline(), *trainer.environ().values()))
+    assert service.end() == 0
+    for path in [*home.rglob("*.log"), *home.rglob("*.sqlite3*")]:
+        assert token.encode() not in path.read_bytes()
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
