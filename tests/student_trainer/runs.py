@@ -8,7 +8,7 @@ import numpy as np
 
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, Status, read_json_lines
-from lectern_common.run_spec import parse_spec
+from lectern_common.run_spec import RunSpec, parse_spec
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from student_trainer.__main__ import live
 from student_trainer.recorder import Recorder
@@ -50,10 +50,8 @@ class Home:
         digest = tokenizer_sha256(read_tokenizer_map(tokenizer))
         return write_shards(folder, tokens, vocab_size=257, tokenizer_sha256=digest)
 
-    def run(self, name: str | None = None, **sections: Any) -> RunFolder:
-        """Makes a run folder; sections are over a short run on cross entropy alone."""
-        self.runs += 1
-        name = name or f"run-{self.runs}"
+    def spec(self, name: str, **sections: Any) -> RunSpec:
+        """Returns a spec; sections are over a short run on cross entropy alone."""
         spec: dict[str, Any] = {
             "name": name,
             "student": {"config": "small"},
@@ -69,7 +67,13 @@ class Home:
         for section, values in sections.items():
             merge = isinstance(values, dict) and section in spec
             spec[section] = {**spec[section], **values} if merge else values
-        return RunFolder.create(self.roots.runs, name, parse_spec(spec))
+        return parse_spec(spec)
+
+    def run(self, name: str | None = None, **sections: Any) -> RunFolder:
+        """Makes a run folder of such a spec."""
+        self.runs += 1
+        name = name or f"run-{self.runs}"
+        return RunFolder.create(self.roots.runs, name, self.spec(name, **sections))
 
 
 def trained(
