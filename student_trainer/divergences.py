@@ -142,21 +142,11 @@ def _top_k_divergence(
 def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) -> Tensor:
     """Returns log p of each outcome, float64; the few values of a row are worth it.
 
-    With x the log of the mass kept, the rest's is log(1 - exp(x)): by expm1 near 0, else by log1p.
-    It is known to the rounding of the normaliser, and is at most V - K times the least token kept.
+    The rest is one more logit, and the normaliser the sum of all: not the targets' own, whose
+    rounding would leave p with another sum than 1.
     """
-    scaled_nK = targets.logits_NK.to(torch.float64).clamp(min=_LOWEST_LOGIT) / temperature
-    if not has_rest:
-        return scaled_nK.log_softmax(-1)
-    normalizer_n1 = targets.log_normalizer_t_N.to(torch.float64)[:, None]
-    rounding = torch.finfo(targets.log_normalizer_t_N.dtype).eps / 2
-    least_n1 = rounding * normalizer_n1.abs().clamp(min=1)
-    kept_n1 = (scaled_nK.logsumexp(-1, keepdim=True) - normalizer_n1).minimum(-least_n1)
-    rest_n1 = torch.where(
-        kept_n1 > -math.log(2), (-kept_n1.expm1()).log(), (-kept_n1.exp()).log1p()
-    )
-    log_p_nK = scaled_nK - normalizer_n1
-    num_others = targets.vocab_size - log_p_nK.shape[1]
-    rest_n1 = rest_n1.minimum(log_p_nK[:, -1:] + math.log(num_others))
-    # log_softmax takes out what rounding of the normaliser left: p sums to 1.
-    return torch.cat([log_p_nK, rest_n1], dim=1).log_softmax(-1)
+    outcomes_nO = targets.logits_NK.to(torch.float64) / temperature
+    if has_rest:
+        rest_n1 = targets.log_rest_t_N.to(torch.float64)[:, None]
+        outcomes_nO = torch.cat([outcomes_nO, rest_n1], dim=1)
+    return outcomes_nO.clamp_(min=_LOWEST_LOGIT).log_softmax(-1)

@@ -126,14 +126,19 @@ def to_targets(
         head: the teacher's, for `hidden`.
 
     Raises:
-        TeacherError: a value is not finite, or an id is beyond the vocabulary.
+        TeacherError: a value is not finite, an id is beyond the vocabulary, or there is a rest at
+            K = V.
     """
     kind = expected.representation.kind
     if kind == "top_k":
         targets = _top_k_targets(payload, expected, temperature)
         if int(targets.ids_NK.max()) >= expected.vocab_size:
             raise TeacherError(f"the teacher sent an id beyond the {expected.vocab_size} asked for")
-        _require_finite(targets.logits_NK, targets.log_normalizer_N, targets.log_normalizer_t_N)
+        _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
+        if targets.ids_NK.shape[1] < expected.vocab_size:
+            _require_finite(targets.log_rest_t_N)
+        elif not bool(targets.log_rest_t_N.isneginf().all()):
+            raise TeacherError("the teacher's reply has a rest, but every token was asked for")
         return targets
     values = tensor_of(payload.data, expected.dtype).view(expected.num_rows, -1)
     _require_finite(values)
@@ -160,7 +165,7 @@ def _top_k_targets(payload: Payload, expected: Expected, temperature: float) -> 
     return TopKTargets(
         logits_NK=tensor("logits", np.dtype(np.float32)),
         ids_NK=tensor("ids", np.int64),
-        log_normalizer_N=tensor("log_normalizer", np.dtype(np.float32)),
+        log_rest_t_N=tensor("log_rest_t", np.dtype(np.float32)),
         log_normalizer_t_N=tensor("log_normalizer_t", np.dtype(np.float32)),
         temperature=temperature,
         vocab_size=expected.vocab_size,

@@ -66,15 +66,16 @@ class HiddenTargets:
 
 @dataclass(frozen=True)
 class TopKTargets:
-    """The K largest logits and what is needed to know the mass of the rest, as one further outcome.
+    """The K largest logits and the mass of the rest, as one further outcome.
 
-    log p_T(id) = logits / T - log_normalizer_t. At K = V there is no rest.
+    log p_T is logits / T - log_normalizer_t of an id kept, log_rest_t - log_normalizer_t of the
+    rest. At K = V there is no rest, and log_rest_t is -inf.
     """
 
     logits_NK: Tensor  # float32, falling
     ids_NK: Tensor  # int64
-    log_normalizer_N: Tensor  # float32, logsumexp over V of logits
-    log_normalizer_t_N: Tensor  # float32, logsumexp over V of logits / temperature
+    log_rest_t_N: Tensor  # float32, logsumexp over the other V - K ids of logits / temperature
+    log_normalizer_t_N: Tensor  # float32, the same over V
     temperature: float  # the one asked for; a loss at another is refused
     vocab_size: int
 
@@ -86,7 +87,7 @@ class TopKTargets:
         return TopKTargets(
             self.logits_NK[cut],
             self.ids_NK[cut],
-            self.log_normalizer_N[cut],
+            self.log_rest_t_N[cut],
             self.log_normalizer_t_N[cut],
             self.temperature,
             self.vocab_size,
@@ -96,7 +97,7 @@ class TopKTargets:
         return TopKTargets(
             self.logits_NK.to(device, non_blocking=True),
             self.ids_NK.to(device, non_blocking=True),
-            self.log_normalizer_N.to(device, non_blocking=True),
+            self.log_rest_t_N.to(device, non_blocking=True),
             self.log_normalizer_t_N.to(device, non_blocking=True),
             self.temperature,
             self.vocab_size,
@@ -122,7 +123,7 @@ class TargetsProvider(Protocol):
             sequences: token ids, one array a sequence, ragged.
             positions: for each sequence, True where the distribution after that token is asked.
             representation: what to return.
-            temperature: distillation temperature; enters top_k's normaliser, nothing else.
+            temperature: distillation temperature; enters top_k's rest and normaliser, nothing else.
 
         Raises:
             TeacherUnavailable: no answer within the outage budget.

@@ -20,7 +20,7 @@ from lectern_common.errors import (
 )
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
 from lectern_models.output_head import OutputHead
-from lectern_models.top_k import ordered_top_k
+from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
@@ -152,7 +152,7 @@ class InProcessTeacher:
         return TopKTargets(
             torch.cat([part.logits_NK for part in rows]),
             torch.cat([part.ids_NK for part in rows]),
-            torch.cat([part.log_normalizer_N for part in rows]),
+            torch.cat([part.log_rest_t_N for part in rows]),
             torch.cat([part.log_normalizer_t_N for part in rows]),
             temperature,
             self._vocab_size,
@@ -176,11 +176,12 @@ class InProcessTeacher:
 
 def _top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> TopKTargets:
     values_NK, ids_NK = ordered_top_k(logits_NV, k)
+    rest_N, normalizer_N = log_normalizers(logits_NV, ids_NK, temperature)
     return TopKTargets(
         logits_NK=values_NK,
         ids_NK=ids_NK,
-        log_normalizer_N=logits_NV.logsumexp(-1),
-        log_normalizer_t_N=(logits_NV / temperature).logsumexp(-1),
+        log_rest_t_N=rest_N,
+        log_normalizer_t_N=normalizer_N,
         temperature=temperature,
         vocab_size=logits_NV.shape[1],
     )

@@ -1,0 +1,433 @@
+"""The life of a run: states, exit statuses, signals, kills, resumption."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from lectern_common.errors import DiskFull
+from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from student_trainer.__main__ import main
+from student_trainer.checkpoint import CheckpointStore
+from student_trainer.stopping import Stop
+from tests.servers import wait_for
+from tests.student_trainer.runs import (
+    Home,
+    compared,
+    curve,
+    events_of,
+    lines_of,
+    status_of,
+    trained,
+)
+from tests.student_trainer.wire_teacher import Serving, WireTeacher, refused
+
+ROOT = Path(__file__).parent.parent.parent
+# Long enough to be killed in: about 10 ms a step.
+LONG: dict[str, Any] = {
+    "schedule": {"steps": 60, "warmup_steps": 5},
+    "evaluation": {"every_steps": 20},
+    "checkpoint": {"every_steps": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+@contextlib.contextmanager
+def process(home: Home, folder: RunFolder, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the trainer as a process of its own; ends it by its pid."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with folder.log_path.open("ab") as log:
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "student_trainer",
+                str(folder.path),
+                "--home",
+                str(home.path),
+                *options,
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait(60)
+
+
+def state_is(folder: RunFolder, *states: RunState) -> bool:
+    status = folder.read_status()
+    return status is not None and status.state in states
+
+
+def made_steps(folder: RunFolder) -> int:
+    lines = lines_of(folder)
+    return lines[-1]["step"] if lines else 0
+
+
+def final_bytes(folder: RunFolder) -> tuple[bytes, bytes]:
+    steps = sorted(folder.checkpoints_path.glob("step-*"))
+    return (
+        (steps[-1] / "model.safetensors").read_bytes(),
+        (folder.export_path / "model.safetensors").read_bytes(),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Home) -> RunFolder:
+    """The long run, from start to end in one go."""
+    folder = home.run("undisturbed", **LONG)
+    assert trained(home, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled(home: Home) -> RunFolder:
+    """The long run again, with a teacher."""
+    with Serving(WireTeacher()) as serving:
+        folder = home.run("distilled", **with_teacher(serving))
+        assert trained(home, folder) == 0
+    return folder
+
+
+def with_teacher(serving: Serving, **changes: Any) -> dict[str, Any]:
+    teacher = {"address": serving.address, **changes}
+    return {"teacher": teacher, "objective": {"alpha": 0.5}, **LONG}
+
+
+@contextlib.contextmanager
+def held_at(serving: Serving, step: int) -> Iterator[None]:
+    """Within, the teacher does not answer for `step` and later ones: a run comes to stand there."""
+    go = threading.Event()
+
+    def hold(request: Any, context: Any) -> Iterator[Any]:
+        go.wait(120)
+        yield from serving.teacher.answer(request)
+
+    serving.teacher.faults += [None] * step + [hold] * 100
+    try:
+        yield
+    finally:
+        go.set()
+
+
+def require_same_as(undisturbed: RunFolder, folder: RunFolder) -> None:
+    assert status_of(folder).state is RunState.SUCCEEDED
+    assert final_bytes(folder) == final_bytes(undisturbed)
+    assert compared(folder) == compared(undisturbed)
+
+
+# ---- one go ------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_from_starting_to_succeeded(home: Home, undisturbed: RunFolder) -> None:
+    states = [event["state"] for event in events_of(undisturbed, "state")]
+    assert states == ["starting", "running", "succeeded"]
+    status = status_of(undisturbed)
+    assert (status.step, status.steps, status.checkpoint_step) == (60, 60, 60)
+    assert status.device == "cpu"
+    assert status.latest["loss/val"] == curve(undisturbed, "loss/val")[-1]
+    assert [line["step"] for line in lines_of(undisturbed)] == list(range(61))
+
+
+def test_two_runs_of_one_spec_are_equal_bit_for_bit(home: Home, undisturbed: RunFolder) -> None:
+    folder = home.run("again", **LONG)
+    assert trained(home, folder) == 0
+    require_same_as(undisturbed, folder)
+
+
+def test_threads_are_set(home: Home) -> None:
+    before = torch.get_num_threads()
+    try:
+        folder = home.run(device={"threads": 2}, schedule={"steps": 1, "warmup_steps": 0})
+        assert trained(home, folder) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def test_metrics_go_to_tensorboard_on_request(home: Home) -> None:
+    folder = home.run(report_to=["tensorboard"])
+    assert trained(home, folder) == 0
+    assert list((folder.path / "tensorboard").glob("events.out.*"))
+
+
+# ---- it may not begin ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back the signal handlers that main() replaces."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_run_that_is_being_trained_is_left_alone(home: Home) -> None:
+    folder = home.run()
+    with folder.locked():
+        assert main([str(folder.path), "--home", str(home.path)]) == 1
+    assert folder.read_status() is None
+
+
+@pytest.mark.usefixtures("handlers")
+def test_checkpoints_without_resume_are_left_alone(home: Home, undisturbed: RunFolder) -> None:
+    before = undisturbed.status_path.read_bytes()
+    assert main([str(undisturbed.path), "--home", str(home.path)]) == 1
+    assert undisturbed.status_path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_missing_folder_is_said(home: Home, tmp_path: Path) -> None:
+    assert main([str(tmp_path / "nothing"), "--home", str(home.path)]) == 1
+
+
+# ---- how it ends ---------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_said_in_the_status(home: Home) -> None:
+    folder = home.run(data={"path": "nothing"})
+    assert trained(home, folder) == 1
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.FAILED, "not_found")
+    assert "lectern data prepare" in str(status.message)
+
+
+def test_a_broken_spec_is_said_in_the_status(home: Home) -> None:
+    folder = home.run()
+    folder.spec_path.write_text("name: [")
+    assert trained(home, folder) == 1
+    assert status_of(folder).reason == "invalid_spec"
+
+
+def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprising(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("student_trainer.assembly.assemble", surprising)
+    folder = home.run()
+    assert trained(home, folder) == 1
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.FAILED, "internal")
+    assert status.message == "ZeroDivisionError: of all things; see trainer.log"
+
+
+def test_a_failed_export_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr("student_trainer.export._write_tokenizer", broken)
+    folder = home.run()
+    assert trained(home, folder) == 1
+    assert status_of(folder).state is RunState.FAILED
+    assert not folder.export_path.exists()
+    monkeypatch.undo()
+    assert trained(home, folder, resume=True) == 0
+    assert folder.export_path.exists()
+
+
+def test_a_full_disk_interrupts_and_the_run_goes_on_when_there_is_room(
+    home: Home, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CheckpointStore.save
+
+    def filling_up(store: CheckpointStore, step: int, *rest: Any) -> Path:
+        if step == 30:
+            raise DiskFull("no space left to write a checkpoint")
+        return original(store, step, *rest)
+
+    folder = home.run("full-disk", **LONG)
+    monkeypatch.setattr(CheckpointStore, "save", filling_up)
+    assert trained(home, folder) == 75
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.INTERRUPTED, "disk_full")
+    assert status.checkpoint_step == 20
+    monkeypatch.undo()
+    assert trained(home, folder, resume=True) == 0
+    require_same_as(undisturbed, folder)
+
+
+def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("student_trainer.recorder.append_json_line", full)
+    folder = home.run()
+    assert trained(home, folder) == 75
+    assert status_of(folder).reason == "disk_full"
+
+
+def test_a_teacher_that_stays_away_interrupts_the_run(home: Home, distilled: RunFolder) -> None:
+    with Serving(WireTeacher()) as serving:
+        serving.teacher.faults += [None] * 25
+        serving.teacher.faults += [refused(grpc.StatusCode.UNAVAILABLE, "gone")] * 200
+        folder = home.run(
+            "teacher-gone",
+            **with_teacher(serving, outage_budget_seconds=0.3),
+        )
+        assert trained(home, folder) == 75
+        status = status_of(folder)
+        assert (status.state, status.reason) == (RunState.INTERRUPTED, "teacher_unavailable")
+        assert status.checkpoint_step == status.step == 25
+        serving.teacher.faults.clear()
+        assert trained(home, folder, resume=True) == 0
+        require_same_as(distilled, folder)
+
+
+# ---- stopped and killed ------------------------------------------------------------------------
+
+
+def test_sigterm_stops_at_a_step_boundary_and_the_run_goes_on_bit_for_bit(
+    home: Home, distilled: RunFolder
+) -> None:
+    with Serving(WireTeacher()) as serving, held_at(serving, 23):
+        folder = home.run("terminated", **with_teacher(serving))
+        with process(home, folder) as child:
+            wait_for(lambda: made_steps(folder) == 23)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+        status = status_of(folder)
+        assert status.pid == child.pid
+        assert (status.state, status.reason) == (RunState.STOPPED, "stopped")
+        assert (status.step, status.checkpoint_step) == (23, 23)
+    with Serving(WireTeacher()) as serving:
+        move(folder, serving)
+        with process(home, folder, "--resume") as child:
+            assert child.wait(60) == 0
+    require_same_as(distilled, folder)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(home: Home, distilled: RunFolder) -> None:
+    """S1: kill -9 at some step; the final weights are byte-identical, metrics have no gap."""
+    with Serving(WireTeacher()) as serving, held_at(serving, 37):
+        folder = home.run("killed", **with_teacher(serving))
+        with process(home, folder) as child:
+            wait_for(lambda: made_steps(folder) == 37)
+            assert folder.is_locked()
+            child.kill()
+            child.wait(60)
+    assert not folder.is_locked()
+    assert status_of(folder).state is RunState.RUNNING  # it could not say so itself
+    with Serving(WireTeacher()) as serving:
+        move(folder, serving)
+        assert trained(home, folder, resume=True) == 0
+    assert [line["step"] for line in lines_of(folder)] == list(range(61))
+    require_same_as(distilled, folder)
+
+
+def move(folder: RunFolder, serving: Serving) -> None:
+    """Gives the run the teacher's new address."""
+    spec = folder.read_spec()
+    assert spec.teacher is not None
+    teacher = spec.teacher.model_copy(update={"address": serving.address})
+    folder.write_spec(spec.model_copy(update={"teacher": teacher}))
+
+
+def test_resume_without_a_checkpoint_starts_at_the_first_step(
+    home: Home, undisturbed: RunFolder
+) -> None:
+    folder = home.run("resumed-fresh", **LONG)
+    folder.metrics_path.write_text('{"step": 0, "loss/val": 1.0}\n{"step": 1}\n')
+    assert trained(home, folder, resume=True) == 0
+    require_same_as(undisturbed, folder)
+
+
+def test_a_corrupt_newest_checkpoint_falls_back_and_changes_no_bit(
+    home: Home, undisturbed: RunFolder
+) -> None:
+    folder = home.run("corrupt", **LONG)
+    stop = Stop()
+    watch(lambda: made_steps(folder) >= 33, stop)
+    assert trained(home, folder, stop=stop) == 0
+    assert status_of(folder).state is RunState.STOPPED
+    newest = sorted(folder.checkpoints_path.glob("step-*"))[-1] / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 8
+    newest.write_bytes(bytes(data))
+    assert trained(home, folder, resume=True) == 0
+    (event,) = events_of(folder, "checkpoint_set_aside")
+    assert event["path"] == f"checkpoints/broken-{newest.parent.name}"
+    require_same_as(undisturbed, folder)
+
+
+def watch(condition: Callable[[], object], stop: Stop) -> None:
+    """Requests a stop once the condition holds."""
+
+    def wait() -> None:
+        wait_for(condition)
+        stop.request()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_stop_while_waiting_for_the_teacher_is_heard(home: Home) -> None:
+    with Serving(WireTeacher()) as serving:
+        folder = home.run("stopped-waiting", **with_teacher(serving, outage_budget_seconds=3600))
+        serving.down()
+        stop = Stop()
+        watch(lambda: state_is(folder, RunState.WAITING_FOR_TEACHER), stop)
+        assert trained(home, folder, stop=stop) == 0
+        assert status_of(folder).state is RunState.STOPPED
+        assert not list(folder.checkpoints_path.glob("*"))
+
+
+def test_a_second_signal_ends_it_at_once(home: Home) -> None:
+    folder = home.run("impatient", student={"config": "stuck"})
+    stuck = home.path / "models" / "stuck"
+    shutil.copytree(home.path / "models" / "small", stuck)
+    (stuck / "config.json").unlink()
+    os.mkfifo(stuck / "config.json")  # reading it waits for ever
+    with process(home, folder) as child:
+        wait_for(lambda: (folder.events_path).exists())
+        child.send_signal(signal.SIGTERM)
+        wait_for(lambda: state_is(folder, RunState.STOPPING))
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 75
+
+
+def test_what_a_stop_within_the_first_moments_leaves_can_be_resumed(
+    home: Home, undisturbed: RunFolder
+) -> None:
+    folder = home.run("early", **LONG)
+    stop = Stop()
+    stop.request()
+    assert trained(home, folder, stop=stop) == 0
+    assert status_of(folder).state is RunState.STOPPED
+    assert trained(home, folder, resume=True) == 0
+    require_same_as(undisturbed, folder)
+
+
+def test_a_resumed_runs_events_tell_its_whole_life(home: Home) -> None:
+    folder = home.run("told", **LONG)
+    stop = Stop()
+    watch(lambda: made_steps(folder) >= 5, stop)
+    assert trained(home, folder, stop=stop) == 0
+    assert trained(home, folder, resume=True) == 0
+    states = [event["state"] for event in read_json_lines(folder.events_path) if "state" in event]
+    assert states[0] == "starting"
+    assert states[-1] == "succeeded"
+    assert "stopped" in states
