@@ -17,7 +17,7 @@ from lectern_common.run_folder import RunFolder, read_json_lines
 from lectern_common.run_spec import parse_spec
 
 GRID = (2e-3, 3.5e-3, 5e-3, 7e-3, 1e-2)
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 
 
 def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: int) -> float:

@@ -17,7 +17,7 @@ SEQ_LEN = 128
 SEQUENCES_PER_STEP = 16
 TEACHER_STEPS = 600
 STUDENT_STEPS = 200
-STUDENT_LEARNING_RATE = 5e-3
+STUDENT_LEARNING_RATE = 3.5e-3
 
 # Folders of the standard library that hold no library source: tests, and what was installed there.
 EXCLUDED = (

@@ -1,0 +1,150 @@
+"""A distillation step through the service against the same step in one process.
+
+The demo's models (2.2 M and 0.24 M parameters, random weights), its batch of 16 x 128 tokens, one
+thread for each model. In one process the teacher computes, then the student; through the service
+the teacher is another process, asked some steps ahead. The training loop is the same.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
+from lectern_common.logs import configure_logs
+from lectern_common.teacher_channel import TeacherChannel
+from lectern_models.loading import build_causal_lm
+from student_trainer.datasets import ShuffledBatches, SyntheticRows
+from student_trainer.loop import Parts, Progress, Settings, Teaching, train
+from student_trainer.objective import Objective
+from student_trainer.optimizer import build_adamw
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.stopping import Stop
+from student_trainer.students import CausalStudent
+from student_trainer.targets import Representation
+from student_trainer.teachers import InProcessTeacher
+
+STEPS = 20
+PREFETCH_STEPS = 4
+TOP_K = 64
+
+
+class NoRecord:
+    """A recorder that keeps nothing."""
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def before_checkpoint(self) -> None: ...
+
+    def after_checkpoint(self, step: int) -> None: ...
+
+    def event(self, kind: str, **details: Any) -> None: ...
+
+
+def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
+    """Yields one row a representation."""
+    torch.set_num_threads(1)
+    configure_logs("warning")
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, config in MODEL_CONFIGS.items():
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(json.dumps(config))
+        teacher_folder = folder / "teacher"
+        build_causal_lm(folder / "teacher-config", seed=1).save_pretrained(teacher_folder)
+        local = InProcessTeacher(AutoModelForCausalLM.from_pretrained(teacher_folder))
+        with _served(teacher_folder, folder) as address:
+            for representation in (Representation("hidden"), Representation("top_k", TOP_K)):
+                yield _measure_one(folder, address, local, representation, pairs)
+
+
+def _measure_one(
+    folder: Path,
+    address: str,
+    local: InProcessTeacher,
+    representation: Representation,
+    pairs: int,
+) -> dict[str, Any]:
+    in_process = Teaching(local, representation)
+    times: list[tuple[float, float]] = []
+    for _ in range(pairs + 1):
+        remote = RemoteTeacher(
+            TeacherChannel(address),
+            run_id="benchmark",
+            vocab_size=VOCAB_SIZE,
+            device=torch.device("cpu"),
+            deadline_seconds=120,
+            outage_budget_seconds=0,
+            cache_root=folder / "cache",
+            stop=Stop(),
+        )
+        with remote:
+            remote.connect()
+            through_service = Teaching(remote, representation, PREFETCH_STEPS)
+            times.append(
+                (_step_seconds(folder, through_service), _step_seconds(folder, in_process))
+            )
+    counted = times[1:]
+    return {
+        "representation": representation.kind,
+        "service_step_seconds": statistics.median(one for one, _ in counted),
+        "one_process_step_seconds": statistics.median(other for _, other in counted),
+        "time_ratio": statistics.median(one / other for one, other in counted),
+        "pairs": pairs,
+    }
+
+
+def _step_seconds(folder: Path, teaching: Teaching) -> float:
+    """Returns the mean wall time of a step, after one step of warm-up in the same loop."""
+    student = CausalStudent.from_config(folder / "student-config", 0, torch.device("cpu"))
+    rows = SyntheticRows(0, SEQ_LEN, VOCAB_SIZE)
+    parts = Parts(
+        student=student,
+        optimizer=build_adamw(student, (0.9, 0.95), 0.1),
+        device=torch.device("cpu"),
+        batches=ShuffledBatches(rows, SEQUENCES_PER_STEP, 0),
+        validation=None,
+        teaching=teaching,
+        recorder=NoRecord(),
+    )
+    settings = Settings(
+        steps=1,
+        learning_rate=lambda step: 1e-3,
+        objective=Objective(alpha=0.0, temperature=1.0),
+        micro_batch_sequences=SEQUENCES_PER_STEP,
+    )
+    progress = Progress()
+    train(parts, settings, progress)
+    begun = time.perf_counter()
+    if not train(parts, dataclasses.replace(settings, steps=1 + STEPS), progress):
+        raise RuntimeError("the steps were not made")
+    return (time.perf_counter() - begun) / STEPS
+
+
+@contextmanager
+def _served(model: Path, folder: Path) -> Iterator[str]:
+    """Runs a teacher server on one thread; yields its address."""
+    ready = folder / "port"
+    argv = [sys.executable, "-m", "teacher_server", "--model", str(model), "--threads", "1"]
+    argv += ["--bind", "127.0.0.1:0", "--port-file", str(ready), "--log-level", "warning"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
+        try:
+            while not ready.exists():
+                if process.poll() is not None:
+                    raise RuntimeError("the teacher server ended")
+                time.sleep(0.05)
+            yield ready.read_text().strip()
+        finally:
+            process.terminate()
