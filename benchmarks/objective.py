@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from benchmarks.pairs import paired
 from lectern_models.output_head import OutputHead
+from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.targets import HiddenTargets, TeacherTargets, TopKTargets
 
@@ -62,12 +63,11 @@ def inputs(case: Case) -> Inputs:
     teacher = OutputHead(normal(case.vocab_size, case.teacher_hidden) / case.teacher_hidden**0.5)
     hidden_targets = HiddenTargets(normal(case.tokens, case.teacher_hidden), teacher)
     logits = teacher.logits(hidden_targets.hidden_ND)
-    top = logits.topk(TOP_K)
+    values, ids = ordered_top_k(logits, TOP_K)
     top_k_targets = TopKTargets(
-        top.values,
-        top.indices,
-        logits.logsumexp(-1),
-        (logits / TEMPERATURE).logsumexp(-1),
+        values,
+        ids,
+        *log_normalizers(logits, ids, TEMPERATURE),
         TEMPERATURE,
         case.vocab_size,
     )

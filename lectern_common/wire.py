@@ -33,14 +33,15 @@ CARRIERS: dict[str, np.dtype] = {
 def top_k_record(k: int) -> np.dtype:
     """Returns the structured dtype of one TOP_K row: 8 k + 8 bytes, packed.
 
-    Fields: `logits` float32 [k] falling; `ids` uint32 [k]; `log_normalizer` float32, the logsumexp
-    of the row's logits; `log_normalizer_t` float32, the logsumexp of logits / temperature.
+    Fields: `logits` float32 [k] falling; `ids` uint32 [k]; `log_rest_t` float32, the logsumexp of
+    logits / temperature over the ids outside the k, -inf where there are none; `log_normalizer_t`
+    float32, the same over all ids.
     """
     return np.dtype(
         [
             ("logits", "<f4", (k,)),
             ("ids", "<u4", (k,)),
-            ("log_normalizer", "<f4"),
+            ("log_rest_t", "<f4"),
             ("log_normalizer_t", "<f4"),
         ]
     )

@@ -1,10 +1,14 @@
-"""The k largest logits in an order that does not depend on who looks for them.
+"""The k largest logits in an order that does not depend on who looks for them, and the rest's mass.
 
 Legend: C rows, V vocabulary, K top-k.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from lectern_common.errors import InvalidRequest
 
 
 def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -23,3 +27,29 @@ def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
         full_values, full_ids = logits_CV[chosen_C].sort(dim=-1, descending=True, stable=True)
         values_CK[chosen_C], ids_CK[chosen_C] = full_values[:, :k], full_ids[:, :k]
     return values_CK, ids_CK
+
+
+def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Returns logsumexp(logits / temperature) [C] over the ids not in `ids_CK`, then over all.
+
+    The first is a sum of its own, exact also where the rest has next to no mass; -inf where K = V.
+    Leaves its inputs unchanged, and takes memory for one more [C, V].
+
+    Args:
+        logits_CV: finite.
+        ids_CK: distinct ids in each row.
+        temperature: > 0.
+
+    Raises:
+        InvalidRequest: logits / temperature leave the range of the logits' dtype.
+    """
+    scaled_CV = logits_CV / temperature
+    normalizer_C = scaled_CV.logsumexp(-1)
+    rest_C = scaled_CV.scatter_(-1, ids_CK, -math.inf).logsumexp(-1)
+    needed = [normalizer_C, rest_C] if ids_CK.shape[-1] < logits_CV.shape[-1] else [normalizer_C]
+    if not all(bool(part.isfinite().all()) for part in needed):
+        raise InvalidRequest(
+            f"temperature {temperature:g} takes logits / temperature out of float32's range",
+            field="temperature",
+        )
+    return rest_C, normalizer_C

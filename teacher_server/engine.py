@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
-REPRESENTATION_VERSION = 1
+REPRESENTATION_VERSION = 2
 
 NOT_SAMPLED = "this server draws no samples; ask for hidden or top_k"
 
@@ -119,7 +119,7 @@ class Engine(Protocol):
 
         Raises:
             TeacherError: a value is not finite; such rows are never returned.
-            InvalidRequest: the temperature takes the normaliser out of float32's range.
+            InvalidRequest: the temperature takes logits / temperature out of float32's range.
         """
         ...
 

@@ -79,7 +79,8 @@ class FixtureEngine:
         # The others are equal: rising ids, the peak left out.
         rising_K = np.arange(k - 1)
         records_N["ids"][:, 1:] = rising_K + (rising_K >= peaks_N[:, None])
-        records_N["log_normalizer"] = np.log(np.exp(_PEAK) + others)
+        left_out = ask.vocab_size - k  # all of them have logit 0, as the peak is among the k
+        records_N["log_rest_t"] = np.log(left_out) if left_out else -np.inf
         scaled = _PEAK / ask.temperature  # factored out of the logarithm: it may be large
         records_N["log_normalizer_t"] = scaled + np.log1p(others * np.exp(-scaled))
         return records_N

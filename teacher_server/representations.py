@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.errors import TeacherError
 from lectern_common.wire import top_k_record
-from lectern_models.top_k import ordered_top_k
+from lectern_models.top_k import log_normalizers, ordered_top_k
 
 # Logits that stand in memory at once; a row of 152,064 logits is 0.6 MB.
 CHUNK_BYTES = 32 << 20
@@ -61,18 +61,12 @@ def top_k_rows(
         logits_CV = logits_of(start, stop)
         _require_finite(logits_CV, start)
         values_CK, ids_CK = ordered_top_k(logits_CV, k)
-        normalizer_C = torch.logsumexp(logits_CV, dim=-1)
-        normalizer_t_C = torch.logsumexp(logits_CV / temperature, dim=-1)
-        if not bool(normalizer_t_C.isfinite().all()):
-            raise InvalidRequest(
-                f"temperature {temperature:g} takes logits / temperature out of float32's range",
-                field="temperature",
-            )
+        rest_C, normalizer_C = log_normalizers(logits_CV, ids_CK, temperature)
         chunk = records_N[start:stop]
         chunk["logits"] = values_CK.cpu().numpy()
         chunk["ids"] = ids_CK.cpu().numpy()
-        chunk["log_normalizer"] = normalizer_C.cpu().numpy()
-        chunk["log_normalizer_t"] = normalizer_t_C.cpu().numpy()
+        chunk["log_rest_t"] = rest_C.cpu().numpy()
+        chunk["log_normalizer_t"] = normalizer_C.cpu().numpy()
     return records_N.view(np.uint8).data
 
 

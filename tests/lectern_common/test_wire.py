@@ -37,7 +37,7 @@ def test_a_top_k_record_is_8k_plus_8_packed_bytes(k: int) -> None:
     row = np.zeros(1, record)
     row["logits"][0, -1] = 1.0
     row["ids"][0, 0] = 7
-    row["log_normalizer"] = 2.0
+    row["log_rest_t"] = 2.0
     row["log_normalizer_t"] = 3.0
     words = np.frombuffer(row.tobytes(), "<u4")
     floats = np.frombuffer(row.tobytes(), "<f4")

@@ -83,7 +83,7 @@ def test_top_k_records_are_taken_apart() -> None:
     assert targets.logits_NK.tolist() == [[3.0 + n, 1.0 + n] for n in range(N)]
     assert targets.ids_NK.tolist() == [[n, 5 - n] for n in range(N)]
     assert targets.ids_NK.dtype == torch.int64
-    assert targets.log_normalizer_N.tolist() == [10.0 + n for n in range(N)]
+    assert targets.log_rest_t_N.tolist() == [10.0 + n for n in range(N)]
     assert targets.log_normalizer_t_N.tolist() == [20.0 + n for n in range(N)]
     assert (targets.temperature, targets.vocab_size) == (2.5, V)
 
@@ -167,6 +167,8 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         ((3, 1, 0, V, 9, 9), "an id beyond the 6"),
         ((math.nan, 1, 0, 1, 9, 9), "not finite"),
         ((3, 1, 0, 1, 9, math.inf), "not finite"),
+        ((3, 1, 0, 1, -math.inf, 9), "not finite"),
+        ((3, 1, 0, 1, math.nan, 9), "not finite"),
     ],
 )
 def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], message: str) -> None:
@@ -179,3 +181,27 @@ def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], messag
     )
     with pytest.raises(LecternError, match=message):
         to_targets(assemble(replies, expected("top_k")), expected("top_k"), 1.0, None)
+
+
+def whole_vocabulary(log_rest: float) -> TopKTargets:
+    replies = reply_stream(
+        [struct.pack("<2f2I2f", 3, 1, 0, 1, log_rest, 9)] * N,
+        fingerprint="me",
+        kind=pb.REPRESENTATION_TOP_K,
+        dtype=pb.DTYPE_FLOAT32,
+        vocab_size=2,
+    )
+    two = expected("top_k", vocab_size=2)
+    targets = to_targets(assemble(replies, two), two, 1.0, None)
+    assert isinstance(targets, TopKTargets)
+    return targets
+
+
+def test_the_whole_vocabulary_leaves_minus_infinity() -> None:
+    assert whole_vocabulary(-math.inf).log_rest_t_N.isneginf().all()
+
+
+@pytest.mark.parametrize("log_rest", [-80.0, math.inf, math.nan])
+def test_a_rest_of_the_whole_vocabulary_is_refused(log_rest: float) -> None:
+    with pytest.raises(TeacherError, match="has a rest, but every token was asked for"):
+        whole_vocabulary(log_rest)

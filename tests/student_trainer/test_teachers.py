@@ -92,11 +92,13 @@ def test_fixture_serves_top_k_and_says_why_it_serves_no_hidden_states():
     targets = teacher.score(ids, everywhere(ids), Representation("top_k", 3), 2.0)
     assert targets.ids_NK.tolist() == [[4, 0, 1], [2, 0, 1]]
     assert targets.log_normalizer_t_N.tolist() == pytest.approx([math.log(math.e**5 + 5)] * 2)
+    assert targets.log_rest_t_N.tolist() == pytest.approx([math.log(3)] * 2)
     with pytest.raises(RepresentationNotOffered, match="no hidden states"):
         teacher.score(ids, everywhere(ids), Representation("hidden"), 2.0)
 
 
-def test_fixture_equals_the_fixture_engine_of_the_server():
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_fixture_equals_the_fixture_engine_of_the_server(k):
     tokens, asked = np.array([4, 7, 0, 12], np.uint32), np.array([True, False, True, True])
     teacher, engine = FixtureTeacher(8), FixtureEngine(8)
 
@@ -105,12 +107,12 @@ def test_fixture_equals_the_fixture_engine_of_the_server():
 
     dense = teacher.score([tokens], [asked], Representation("dense"), 2.0)
     assert dense.logits_NV.numpy().tobytes() == bytes(served(Asked("dense")))
-    top_k = teacher.score([tokens], [asked], Representation("top_k", 3), 2.0)
-    theirs = np.frombuffer(served(Asked("top_k", top_k=3)), top_k_record(3))
+    top_k = teacher.score([tokens], [asked], Representation("top_k", k), 2.0)
+    theirs = np.frombuffer(served(Asked("top_k", top_k=k)), top_k_record(k))
     assert np.array_equal(top_k.logits_NK, theirs["logits"])
     assert np.array_equal(top_k.ids_NK, theirs["ids"])
     for ours, name in (
-        (top_k.log_normalizer_N, "log_normalizer"),
+        (top_k.log_rest_t_N, "log_rest_t"),
         (top_k.log_normalizer_t_N, "log_normalizer_t"),
     ):
         np.testing.assert_allclose(ours, theirs[name], rtol=2e-7)
@@ -155,11 +157,13 @@ def test_all_representations_come_from_the_same_logits(model):
     assert torch.equal(hidden.head.logits(hidden.hidden_ND), dense.logits_NV)
     in_place_NV = torch.empty(5, 80).scatter_(1, top_k.ids_NK, top_k.logits_NK)
     assert torch.equal(in_place_NV, dense.logits_NV)
-    exact_N = dense.logits_NV.double().logsumexp(-1)
-    torch.testing.assert_close(top_k.log_normalizer_N.double(), exact_N, rtol=1e-6, atol=0)
+    assert top_k.log_rest_t_N.isneginf().all()
     exact_N = (dense.logits_NV.double() / 3).logsumexp(-1)
     torch.testing.assert_close(top_k.log_normalizer_t_N.double(), exact_N, rtol=1e-6, atol=0)
     assert not dense.logits_NV.requires_grad
+    few = teacher.score(*asked, Representation("top_k", 7), 3.0)
+    rest_NV = dense.logits_NV.double().scatter(1, top_k.ids_NK[:, :7], -math.inf) / 3
+    torch.testing.assert_close(few.log_rest_t_N.double(), rest_NV.logsumexp(-1), rtol=1e-6, atol=0)
 
 
 def test_an_answer_depends_on_its_own_sequence_alone(model):

@@ -181,14 +181,13 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         rows = []
         for row in logits:
             top = np.argsort(-row, kind="stable")[: asked.top_k]
-            normalizers = [
-                np.logaddexp.reduce(row.astype(np.float64) / scale)
-                for scale in (1.0, request.temperature)
-            ]
+            scaled = row.astype(np.float64) / request.temperature
+            # Rest, then all; the sum of nothing is -inf.
+            sums = [np.logaddexp.reduce(part) for part in (np.delete(scaled, top), scaled)]
             rows.append(
                 row[top].astype("<f4").tobytes()
                 + top.astype("<u4").tobytes()
-                + np.array(normalizers, "<f4").tobytes()
+                + np.array(sums, "<f4").tobytes()
             )
         return rows, pb.DTYPE_FLOAT32
 
@@ -302,9 +301,7 @@ def refused(code: grpc.StatusCode, details: str, **trailing: str) -> Fault:
     return fault
 
 
-def changed(
-    teacher: WireTeacher, change: Callable[[list[pb.LogitsForBatchReply]], Any]
-) -> Fault:
+def changed(teacher: WireTeacher, change: Callable[[list[pb.LogitsForBatchReply]], Any]) -> Fault:
     """Returns a fault: a proper reply, changed in place by `change` (or what it returns)."""
 
     def fault(request: Any, context: Any) -> Iterator[Any]:

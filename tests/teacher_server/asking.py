@@ -36,9 +36,9 @@ class Answer:
 
     @property
     def records(self) -> np.ndarray:
-        """top_k rows, by the contract's words: k logits, k ids, two normalisers."""
+        """top_k rows, by the contract's words: k logits, k ids, the rest, the normaliser."""
         k = (self.header.row_bytes - 8) // 8
-        fields = [("logits", "<f4", k), ("ids", "<u4", k), ("norm", "<f4"), ("norm_t", "<f4")]
+        fields = [("logits", "<f4", k), ("ids", "<u4", k), ("rest_t", "<f4"), ("norm_t", "<f4")]
         return np.frombuffer(self.payload, np.dtype(fields))
 
 

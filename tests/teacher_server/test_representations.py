@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.wire import top_k_record
@@ -23,22 +25,56 @@ def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
 def test_normalisers_are_float64s_to_float32_precision(width: int, temperature: float) -> None:
     logits = random_logits(3, width)
     records = np.frombuffer(top_k_rows(3, width, rows_of(logits), 4, temperature), top_k_record(4))
-    for name, divisor in (("log_normalizer", 1.0), ("log_normalizer_t", temperature)):
-        exact = torch.logsumexp(logits.double() / divisor, -1).numpy()
+    scaled = logits.double() / temperature
+    rest = scaled.scatter(-1, logits.topk(4).indices, -torch.inf)
+    for name, outcomes in (("log_rest_t", rest), ("log_normalizer_t", scaled)):
+        exact = torch.logsumexp(outcomes, -1).numpy()
         np.testing.assert_allclose(records[name], exact, rtol=2.5e-7, atol=0)
 
 
 def test_huge_logits_do_not_overflow_the_normaliser() -> None:
     logits = torch.tensor([[3e4, -3e4, 2.9e4]])
     record = np.frombuffer(top_k_rows(1, 3, rows_of(logits), 1, 0.01), top_k_record(1))[0]
-    assert record["log_normalizer"] == 3e4
+    assert record["log_rest_t"] == 2.9e6
     assert record["log_normalizer_t"] == 3e6
 
 
-def test_a_temperature_beyond_float32_is_the_requests_fault() -> None:
+def test_nothing_is_left_of_the_whole_vocabulary_and_it_is_served() -> None:
+    records = np.frombuffer(top_k_rows(2, 6, rows_of(random_logits(2, 6)), 6, 2.0), top_k_record(6))
+    assert np.isneginf(records["log_rest_t"]).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"), [([1.0, 2.0, 3.0], 1e-300), ([0.0, -3e4, -2e4], 1e-35)]
+)
+def test_a_temperature_beyond_float32_is_the_requests_fault(
+    logits: list[float], temperature: float
+) -> None:
     with pytest.raises(InvalidRequest, match="temperature") as caught:
-        top_k_rows(1, 3, rows_of(torch.tensor([[1.0, 2.0, 3.0]])), 1, 1e-300)
+        top_k_rows(1, 3, rows_of(torch.tensor([logits])), 1, temperature)
     assert caught.value.field == "temperature"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def test_top_k_takes_no_memory_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(12, 64)
+    chunks = [logits[row : row + 3].clone() for row in range(0, 12, 3)]
+    monkeypatch.setattr(representations, "CHUNK_BYTES", 3 * 64 * 4)
+    with LargestTensor() as largest:
+        top_k_rows(12, 64, lambda start, stop: chunks[start // 3], 5, 2.0)
+    assert largest.elements == 3 * 64
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
