@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -83,10 +84,15 @@ class StandIn:
         return self.end(RunState.SUCCEEDED, 0)
 
     def record(self) -> None:
-        loss = 2 + 6 * math.exp(-3 * self.step / self.steps) + 0.05 * math.sin(self.step)
-        losses = {"loss/total": loss, "loss/ce": loss + 0.1, "loss/kd": loss / 2}
-        if self.step % 5 == 0:
-            losses["loss/val"] = loss + 0.2
+        done = self.step / self.steps
+        floor = 4.3 + 0.6 * self.spec.objective.alpha + 0.1 * (self.spec.seed % 5)
+        loss = floor + 3.3 * math.exp(-6 * done)
+        noise = random.Random(f"{self.spec.seed} {self.step}").gauss(0, 0.12)  # noqa: S311
+        losses = {"loss/total": loss + noise, "loss/ce": loss + noise}
+        if self.spec.distils:
+            losses["loss/kd"] = loss - floor + 0.4 + noise / 2
+        if self.step % max(1, self.steps // 20) == 0:
+            losses["loss/val"] = loss + 0.1
         self.latest |= losses
         append_json_line(self.folder.metrics_path, {"step": self.step, **losses})
         self.say()

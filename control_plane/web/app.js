@@ -1,0 +1,238 @@
+// The page: one list of runs, one event stream that keeps it true, one chart, one panel.
+
+import { follow, get } from "./api.js";
+import { chart as newChart } from "./chart.js";
+import { Curves, KEYS } from "./curves.js";
+import { byId, choices, setText, show } from "./dom.js";
+import { clockTime, isActive } from "./format.js";
+import { Panel } from "./panel.js";
+import { RunList } from "./runs.js";
+import { watchTeachers } from "./teachers.js";
+
+const PAGE = 100;
+const DRAWN_AT_FIRST = 8;
+const PATIENCE_MS = 1500; // a shorter cut is not worth a word
+const RETRY_MS = [500, 1000, 2000, 5000];
+const METRICS = [
+  ["loss/val", "Validation"], ["loss/total", "Total"], ["loss/ce", "Cross entropy"], ["loss/kd", "Distillation"],
+];
+
+const runs = new Map(); // id -> run, as the server said, with `index` and `received`
+const drawn = new Set();
+const touched = new Set(); // ids that the user put into the chart or took out
+let nextIndex = 0;
+let cursor = null;
+let metric = localStorage.getItem("lectern-metric") ?? "loss/val";
+let lastHeard = Date.now() / 1000;
+let isFresh = false;
+let frame = 0;
+
+if (!KEYS.includes(metric)) metric = "loss/val";
+const chart = newChart();
+const curves = new Curves(render);
+const panel = new Panel(() => { location.hash = ""; });
+const list = new RunList(drawn, toggle, (id) => { location.hash = `#/runs/${id}`; });
+const markMetric = choices(byId("metric"), METRICS, "radio", (chosen) => {
+  metric = chosen;
+  localStorage.setItem("lectern-metric", metric);
+  render();
+});
+
+// ---- what the server says ----------------------------------------------------------------------
+
+function take(view) {
+  const before = runs.get(view.id);
+  const run = { ...view, received: Date.now() / 1000, index: before?.index ?? nextIndex++ };
+  runs.set(run.id, run);
+  panel.update(run);
+}
+
+async function load() {
+  const page = await get(`/runs?limit=${PAGE}`);
+  for (const run of page.runs.toReversed()) take(run);
+  if (cursor === null) cursor = page.next_cursor;
+  show(byId("older"), cursor !== null);
+  drawNewest();
+  if (page.runs.length === 0) showExamples().catch(() => {});
+  isFresh = true;
+  return page.revision;
+}
+
+async function older() {
+  const page = await get(`/runs?limit=${PAGE}&cursor=${cursor}`);
+  for (const run of page.runs) take(run);
+  cursor = page.next_cursor;
+  show(byId("older"), cursor !== null);
+  render();
+}
+
+async function stayConnected() {
+  let failures = 0;
+  let warning = 0;
+  for (;;) {
+    try {
+      const revision = await load();
+      render();
+      await openPanel();
+      await follow(`/events?after=${revision}`, () => {
+        failures = 0;
+        clearTimeout(warning);
+        warning = 0;
+        show(byId("banner"), false);
+      }, (kind, data) => {
+        lastHeard = Date.now() / 1000;
+        if (kind === "run") {
+          take(data);
+          drawNewest();
+          render();
+        }
+      });
+    } catch {
+      // Said below, where it lasts.
+    }
+    warning ||= setTimeout(warn, PATIENCE_MS);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]));
+    failures += 1;
+  }
+}
+
+function warn() {
+  setText(byId("banner"), isFresh
+    ? `Connection lost. This is how things stood at ${clockTime(lastHeard)}; trying again.`
+    : "The control plane does not answer; trying again.");
+  show(byId("banner"), true);
+}
+
+// ---- what is drawn -----------------------------------------------------------------------------
+
+function newestFirst() {
+  return [...runs.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
+}
+
+// Every run that works is in the chart, and the newest of the others, until the user says otherwise.
+function drawNewest() {
+  const newest = newestFirst().slice(0, DRAWN_AT_FIRST);
+  for (const run of runs.values()) {
+    if (touched.has(run.id)) continue;
+    if (isActive(run) || newest.includes(run)) drawn.add(run.id);
+    else drawn.delete(run.id);
+  }
+}
+
+function toggle(id) {
+  touched.add(id);
+  if (!drawn.delete(id)) drawn.add(id);
+  render();
+}
+
+function render() {
+  if (frame === 0) frame = requestAnimationFrame(() => {
+    frame = 0;
+    renderNow();
+  });
+}
+
+function renderNow() {
+  const all = newestFirst();
+  const shown = all.filter((run) => drawn.has(run.id));
+  curves.want(shown);
+  show(byId("empty"), isFresh && all.length === 0);
+  show(byId("curves"), all.length > 0);
+  show(byId("runs"), all.length > 0);
+  list.render(all, panel.id);
+
+  const smoothing = Number(byId("smoothing").value);
+  const lines = shown.toReversed().map((run) => {
+    const [steps, values] = curves.points(run.id, metric);
+    return { id: run.id, name: label(run, all), index: run.index, steps, values };
+  });
+  chart.draw(lines, { markers: metric === "loss/val", smoothing });
+  markMetric(metric);
+  byId("smoothing").disabled = metric === "loss/val";
+  setText(byId("smoothing-value"), smoothing === 0 ? "off" : smoothing.toFixed(2));
+  const name = METRICS.find(([key]) => key === metric)[1].toLowerCase();
+  const nothing = shown.length === 0
+    ? "No run is chosen. Click the line beside a run's name to draw it."
+    : `No ${name} loss yet: the first values are on their way.`;
+  setText(byId("chart-empty"), nothing);
+  show(byId("chart-empty"), lines.every((line) => line.values.length === 0));
+  const hidden = all.length - shown.length;
+  setText(byId("show-all"), hidden > 0 ? `Show all ${all.length} in the chart` : "");
+  show(byId("show-all"), hidden > 0 && all.length <= 40);
+  setText(byId("summary"), summary(all));
+}
+
+// The name alone where it is the only one of its kind.
+function label(run, all) {
+  const same = all.filter((other) => other.name === run.name);
+  return same.length === 1 ? run.name : run.id;
+}
+
+function summary(all) {
+  if (!isFresh) return "Connecting";
+  const active = all.filter(isActive).length;
+  const queued = all.filter((run) => run.state === "queued").length;
+  const parts = [active === 1 ? "1 run at work" : `${active || "No"} runs at work`];
+  if (queued > 0) parts.push(`${queued} queued`);
+  return parts.join(", ");
+}
+
+// ---- what the user does ------------------------------------------------------------------------
+
+async function openPanel() {
+  const id = /^#\/runs\/([a-z0-9-]+)$/.exec(location.hash)?.[1];
+  if (!id) panel.close();
+  else if (runs.has(id)) panel.open(runs.get(id));
+  else {
+    try {
+      const { spec, history, folder, ...view } = await get(`/runs/${id}`);
+      take(view);
+      panel.open(runs.get(id));
+    } catch {
+      location.hash = "";
+    }
+  }
+  render();
+}
+
+async function showExamples() {
+  const { models } = await get("/models");
+  const model = models.find((entry) => entry.problem === null);
+  const student = model?.has_weights ? { init: model.path } : { config: model?.path ?? "MODEL" };
+  const spec = {
+    name: "first", student, data: { kind: "synthetic", seq_len: 128 },
+    objective: { alpha: 1 }, schedule: { steps: 100, warmup_steps: 10 },
+  };
+  const { origin } = location;
+  setText(byId("cli-line"), `lectern runs create run.yaml --url ${origin}`);
+  setText(byId("curl-line"), `curl ${origin}/runs -H 'content-type: application/json' \\\n  -d '${JSON.stringify(spec)}'`);
+}
+
+function makeCopyButtons() {
+  for (const button of document.querySelectorAll("[data-copies]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(byId(button.dataset.copies).textContent);
+      setText(button, "Copied");
+      setTimeout(() => setText(button, "Copy"), 1500);
+    });
+  }
+}
+
+byId("smoothing").addEventListener("input", render);
+byId("older").addEventListener("click", older);
+byId("show-all").addEventListener("click", () => {
+  for (const id of runs.keys()) {
+    touched.add(id);
+    drawn.add(id);
+  }
+  render();
+});
+addEventListener("hashchange", openPanel);
+setInterval(() => {
+  list.tickAll();
+  if (panel.id) panel.fill(runs.get(panel.id));
+}, 1000);
+
+makeCopyButtons();
+watchTeachers();
+stayConnected();

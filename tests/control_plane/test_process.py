@@ -32,7 +32,13 @@ class Service:
 
     started: ClassVar[list["Service"]] = []
 
-    def __init__(self, folder: Path, *options: str, step_seconds: float = 0.02) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        step_seconds: float = 0.02,
+        bind: str = "127.0.0.1:0",
+    ) -> None:
         port_file = folder / "port"
         port_file.unlink(missing_ok=True)
         trainer = [*STAND_IN, "--step-seconds", str(step_seconds)]
@@ -41,7 +47,7 @@ class Service:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(trainer)),
-                *("--bind", "127.0.0.1:0", "--home", str(folder)),
+                *("--bind", bind, "--home", str(folder)),
                 *("--port-file", str(port_file), *options),
             ],
             stderr=self.log,
@@ -54,8 +60,12 @@ class Service:
             Service.started.append(self)
         self.client.base_url = f"http://{address}"
 
-    def create(self, name: str = "steady", steps: int = 100_000) -> str:
-        response = self.client.post("/runs", json=spec_body(name, steps))
+    @property
+    def address(self) -> str:
+        return self.client.base_url.netloc.decode()
+
+    def create(self, name: str = "steady", steps: int = 100_000, **sections) -> str:
+        response = self.client.post("/runs", json=spec_body(name, steps, **sections))
         assert response.status_code == 202, response.text
         return response.json()["id"]
 

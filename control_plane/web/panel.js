@@ -1,0 +1,200 @@
+// One run in full: what it is, what happened, its log, and the two things one can ask of it.
+
+import { get, getText, post } from "./api.js";
+import { byId, choices, make, setText, show } from "./dom.js";
+import {
+  STATES, clockTime, count, dateTime, duration, explanation, isActive, learnsFrom, loss, percent,
+} from "./format.js";
+import { elapsed } from "./runs.js";
+
+const LOG_EVERY_MS = 2000;
+const TABS = [["events", "Events"], ["log", "Log"], ["spec", "Spec"]];
+const STOPPABLE = new Set(["queued", "starting", "running", "waiting_for_teacher"]);
+
+export class Panel {
+  constructor(onClose) {
+    this.onClose = onClose;
+    this.run = null;
+    this.tab = "events";
+    this.markTab = choices(byId("tabs"), TABS, "tab", (tab) => this.choose(tab));
+    byId("panel-close").addEventListener("click", onClose);
+    byId("stop").addEventListener("click", () => this.stop());
+    byId("resume").addEventListener("click", () => this.resume());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.run && !document.querySelector("dialog[open]")) onClose();
+    });
+    setInterval(() => this.follow(), LOG_EVERY_MS);
+  }
+
+  get id() {
+    return this.run?.id ?? null;
+  }
+
+  open(run) {
+    if (this.id !== run.id) {
+      byId("tab-events").replaceChildren();
+      for (const part of ["tab-log", "tab-spec", "action-note"]) setText(byId(part), "");
+      byId("panel").scrollTop = 0;
+      this.history = "";
+    }
+    this.fill(run);
+    show(byId("panel"), true);
+    document.body.classList.add("with-panel");
+    this.choose(this.tab);
+  }
+
+  close() {
+    this.run = null;
+    show(byId("panel"), false);
+    document.body.classList.remove("with-panel");
+  }
+
+  // Takes a newer view of the run that is open.
+  update(run) {
+    if (run.id !== this.id) return;
+    const isNews = run.state !== this.run.state || run.checkpoint_step !== this.run.checkpoint_step;
+    this.fill(run);
+    if (isNews) this.load();
+  }
+
+  fill(run) {
+    this.run = run;
+    const now = Date.now() / 1000;
+    setText(byId("panel-title"), run.name);
+    setText(byId("panel-id"), run.id);
+    const pill = byId("panel-state");
+    setText(pill, STATES[run.state]);
+    pill.dataset.state = run.state;
+    const since = `Since ${clockTime(run.since)}.`;
+    setText(byId("panel-message"), [explanation(run, now), since].filter(Boolean).join(" "));
+    show(byId("stop"), STOPPABLE.has(run.state) || run.resumes_at !== null);
+    show(byId("resume"), run.resumable);
+    setText(byId("resume"), run.resumes_at === null ? "Resume" : "Resume now");
+    const facts = [
+      ["Step", `${count(run.step)} of ${count(run.steps)}`],
+      ["Validation loss", loss(run.latest["loss/val"])],
+      ["Learns from", learnsFrom(run)],
+      ["Teacher", run.teacher ?? "none"],
+      ["Student", run.student],
+      ["Data", run.dataset ?? "synthetic"],
+      ["Device", run.device ?? "\u2013"],
+      ["Tokens/s", count(run.tokens_per_second)],
+      ["Teacher wait", run.representation === null ? "\u2013" : percent(run.teacher_wait_share)],
+      ["Elapsed", duration(elapsed(run, now))],
+      ["Checkpoint", run.checkpoint_step === null ? "none yet" : `step ${count(run.checkpoint_step)}`],
+      ["Attempt", String(run.attempt || "\u2013")],
+      ["Created", dateTime(run.created_at)],
+    ];
+    const list = byId("panel-facts");
+    if (list.children.length !== facts.length) {
+      list.replaceChildren(...facts.map(([name]) => make("div", {}, make("dt", { textContent: name }), make("dd"))));
+    }
+    facts.forEach(([, value], place) => setText(list.children[place].lastChild, value));
+  }
+
+  choose(tab) {
+    this.tab = tab;
+    this.markTab(tab);
+    for (const [name] of TABS) show(byId(`tab-${name}`), name === tab);
+    this.load();
+  }
+
+  async load() {
+    const id = this.id;
+    try {
+      if (this.tab === "events") {
+        const { history } = await get(`/runs/${id}`);
+        if (id === this.id) this.showHistory(history);
+      } else if (this.tab === "log") {
+        const text = await getText(`/runs/${id}/logs?tail=400`);
+        if (id === this.id) this.showLog(text);
+      } else {
+        const text = await getText(`/runs/${id}/spec`);
+        if (id === this.id) setText(byId("tab-spec"), text);
+      }
+    } catch (error) {
+      setText(byId("action-note"), error.message);
+    }
+  }
+
+  follow() {
+    if (this.run && this.tab === "log" && isActive(this.run) && !document.hidden) this.load();
+  }
+
+  showLog(text) {
+    const log = byId("tab-log");
+    const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4 || log.textContent === "";
+    setText(log, text || "The trainer has written nothing yet.");
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  }
+
+  showHistory(history) {
+    const text = JSON.stringify(history);
+    if (text === this.history) return;
+    this.history = text;
+    byId("tab-events").replaceChildren(...history.reverse().map((entry) => make(
+      "li",
+      {},
+      make("time", { textContent: clockTime(entry.at), title: dateTime(entry.at) }),
+      make("span", {}, ...eventText(entry)),
+    )));
+  }
+
+  async stop() {
+    const { id, name, state } = this.run;
+    const active = isActive(this.run);
+    const text = active
+      ? "It writes a checkpoint first, and can be resumed from there."
+      : "It will not start by itself any more, and can be resumed later.";
+    if (await confirmed(`Stop ${name}?`, text, "Stop the run")) {
+      await this.act(`/runs/${id}/stop`, active || state === "queued" ? "Asked to stop." : "");
+    }
+  }
+
+  async resume() {
+    const { id, name, checkpoint_step: step, state } = this.run;
+    const from = step === null ? "from the beginning: there is no checkpoint" : `from step ${count(step)}`;
+    const advice = state === "failed" ? " It failed; without a change it may fail again." : "";
+    if (await confirmed(`Resume ${name}?`, `It goes on ${from}.${advice}`, "Resume the run")) {
+      await this.act(`/runs/${id}/resume`, "Queued.");
+    }
+  }
+
+  async act(path, note) {
+    setText(byId("action-note"), "");
+    try {
+      await post(path);
+      setText(byId("action-note"), note);
+    } catch (error) {
+      setText(byId("action-note"), error.message);
+    }
+  }
+}
+
+function eventText(entry) {
+  if (entry.kind === "state") {
+    const parts = [make("b", { textContent: STATES[entry.state] })];
+    if (entry.message ?? entry.reason) parts.push(` \u2013 ${entry.message ?? entry.reason}`);
+    return parts;
+  }
+  const details = Object.entries(entry.details).map(([name, value]) => {
+    const shown = typeof value === "object" && value !== null ? JSON.stringify(value) : value;
+    return `${name.replaceAll("_", " ")} ${shown}`;
+  });
+  const text = [entry.message, ...details].filter(Boolean).join(", ");
+  const kind = entry.kind.replaceAll("_", " ");
+  return [make("b", { textContent: kind[0].toUpperCase() + kind.slice(1) }), text ? ` \u2013 ${text}` : ""];
+}
+
+function confirmed(title, text, yes) {
+  const dialog = byId("confirm");
+  setText(byId("confirm-title"), title);
+  setText(byId("confirm-text"), text);
+  setText(byId("confirm-yes"), yes);
+  dialog.returnValue = "no";
+  dialog.showModal();
+  byId("confirm-yes").focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
