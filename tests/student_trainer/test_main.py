@@ -301,6 +301,7 @@ def test_a_teacher_that_stays_away_interrupts_the_run(home: Home, distilled: Run
 # ---- stopped and killed ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_stops_at_a_step_boundary_and_the_run_goes_on_bit_for_bit(
     home: Home, distilled: RunFolder
 ) -> None:
@@ -321,6 +322,7 @@ def test_sigterm_stops_at_a_step_boundary_and_the_run_goes_on_bit_for_bit(
     require_same_as(distilled, folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(home: Home, distilled: RunFolder) -> None:
     """S1: kill -9 at some step; the final weights are byte-identical, metrics have no gap."""
     with Serving(WireTeacher()) as serving, held_at(serving, 37):
