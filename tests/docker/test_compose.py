@@ -110,7 +110,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
 
         spec = student_specs("teacher:50051", 1, 6, token_file="teacher")[1]
         short = service.create_run(spec)
-        body = student_specs("teacher:50051", 2, 400, token_file="teacher")[1]
+        body = student_specs("teacher:50051", 2, 200, token_file="teacher")[1]
         long = service.create_run(parse_spec(body.model_dump(mode="json")))
         done = service.wait([short.id], timeout_seconds=120)[0]
         assert done.state is RunState.SUCCEEDED, done.message
@@ -134,7 +134,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
         assert done.state is RunState.SUCCEEDED, done.message
         steps = [record["step"] for record in service.metrics(long.id)]
         assert steps == sorted(set(steps)), "a step stands twice in the metrics"
-        assert steps[-1] == 400
+        assert steps[-1] == 200
 
 
 def has_rested(service: ControlPlane, number: int) -> list[Any] | None:
