@@ -9,6 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from lectern_common.run_folder import RunFolder, RunState
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
 READY_TICK_SECONDS = 30.0
+MAX_THREADS = 32
 
 _log = structlog.get_logger()
 
@@ -57,6 +59,9 @@ class ControlPlane:
 
     async def start(self) -> None:
         """Looks after all runs once, then keeps doing so in the background."""
+        # Checks wait for teachers in threads; the loop and the streams must not wait behind them.
+        pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="plane")
+        asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
         await self._tick()
         self._loop_task = asyncio.create_task(self._loop())

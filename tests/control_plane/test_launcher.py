@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import psutil
 import pytest
 
 from control_plane.launcher import Identity, Launcher
-from lectern_common.run_folder import RunFolder
+from control_plane.reconcile import Reconciler
+from lectern_common.run_folder import RunFolder, read_json_lines
 from tests.control_plane.conftest import STAND_IN, spec, wait_for
 
 
@@ -114,6 +116,29 @@ def test_a_trainer_is_found_by_its_folder(launcher, tmp_path):
     launcher.kill(process)
     gone(launcher, process)
     assert launcher.find(folder) is None
+
+
+@pytest.mark.parametrize("spawned", [False, True])
+def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
+    launcher, bench, tmp_path, spawned
+):
+    """Killed between the row and the process, or between the process and its pid."""
+    run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
+    folder = RunFolder(bench.roots.runs / run.id)
+    bench.runs.claim(run.id, "cpu")
+    if spawned:
+        start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
+    bench.clock.now = time.time()
+    reconciler = Reconciler(bench.runs, bench.roots, launcher, bench.devices, bench.clock)
+    reconciler.tick()
+    wait_for(lambda: (status := folder.read_status()) and status.state == "running")
+    for _ in range(3):
+        reconciler.tick()
+    found = bench.runs.get(run.id)
+    assert (found.state, found.pid) == ("running", folder.read_status().pid)
+    assert len(read_json_lines(folder.path / "launches.jsonl")) == 1
+    launcher.kill(Identity(found.pid, found.process_create_time))
+    gone(launcher, Identity(found.pid, found.process_create_time))
 
 
 def test_another_program_that_names_the_folder_is_not_its_trainer(launcher, tmp_path):

@@ -156,6 +156,9 @@ def test_the_status_of_an_earlier_attempt_is_not_taken_for_the_present_one(bench
     first.say("succeeded")  # the file still holds what the dead one wrote
     bench.tick(1)
     assert seen(bench, run.id) == ("starting", None)
+    bench.processes.last().end(-9)
+    bench.tick(1)
+    assert seen(bench, run.id) == ("interrupted", "killed")
 
 
 def test_a_trainer_that_crashes_again_and_again_ends_as_failed(bench):
