@@ -10,7 +10,7 @@ from typing import Any
 
 from lectern_cli.console import INTERRUPTED_EXIT_CODE, note
 from lectern_cli.live import RunView
-from lectern_cli.processes import Child, signals_interrupt
+from lectern_cli.processes import Child, interrupts_held, signals_interrupt
 from lectern_common.errors import CorruptData
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status
@@ -37,13 +37,12 @@ def run_trainer(
         killed).
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
-    child = Child(
-        "trainer", [*argv, *(["--resume"] if resume else [])], folder.log_path, roots.environment()
-    )
+    argv += ["--resume"] if resume else []
     view = RunView(folder.run_id, state=RunState.STARTING)
     metrics = MetricsFile(folder.metrics_path)
+    child: Child | None = None
 
-    def refresh() -> None:
+    def refresh(child: Child) -> None:
         status = status_of(folder, child)
         if status is not None:
             view.show_status(status)
@@ -52,16 +51,21 @@ def run_trainer(
 
     with signals_interrupt():
         try:
+            with interrupts_held():
+                child = Child("trainer", argv, folder.log_path, roots.environment())
             while child.is_alive:
-                refresh()
+                refresh(child)
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
+            if child is None:
+                raise
             note("stopping: the run writes a checkpoint (Ctrl-C again ends it at once)")
             child.stop(STOP_GRACE_SECONDS)
         except BaseException:
-            child.stop(STOP_GRACE_SECONDS)
+            if child is not None:
+                child.stop(STOP_GRACE_SECONDS)
             raise
-        refresh()
+        refresh(child)
     code = child.process.wait()
     return code if code >= 0 else INTERRUPTED_EXIT_CODE
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ POLL_SECONDS = 0.05
 TAIL_LINES = 20
 _MAX_LINE_BYTES = 4000
 _READ_BYTES = 1 << 16
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A Python child shows its output at once, and imports nothing from the folder it is started in.
 _PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
@@ -170,3 +172,26 @@ def signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C, SIGTERM and SIGHUP within the block; what came arrives at its end.
+
+    For starting a child: one whose start was interrupted half-way would be known to nobody.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread alone
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in _INTERRUPTS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for arrived in came:
+            signal.raise_signal(arrived)

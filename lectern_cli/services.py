@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from lectern_cli.processes import Child, ChildDied, wait_until
+from lectern_cli.processes import Child, ChildDied, interrupts_held, wait_until
 from lectern_common.errors import InvalidRequest, Misconfigured
 from lectern_common.roots import Roots
 
@@ -92,44 +92,36 @@ def services(
     with tempfile.TemporaryDirectory(prefix="lectern-") as scratch:
         try:
             teacher_port_file = Path(scratch) / "teacher"
-            started.append(
-                Child(
-                    TEACHER,
-                    [
-                        *_python("teacher_server"),
-                        *(["--model", model] if model is not None else []),
-                        *("--engine", engine),
-                        *("--bind", teacher_bind),
-                        *("--port-file", str(teacher_port_file)),
-                        *("--drain-seconds", str(TEACHER_DRAIN_SECONDS)),
-                        *(["--threads", str(threads)] if threads is not None else []),
-                        *teacher_options,
-                    ],
-                    logs / "teacher-server.log",
-                    roots.environment(),
-                )
-            )
+            teacher_argv = [
+                *_python("teacher_server"),
+                *(["--model", model] if model is not None else []),
+                *("--engine", engine),
+                *("--bind", teacher_bind),
+                *("--port-file", str(teacher_port_file)),
+                *("--drain-seconds", str(TEACHER_DRAIN_SECONDS)),
+                *(["--threads", str(threads)] if threads is not None else []),
+                *teacher_options,
+            ]
+            with interrupts_held():
+                log = logs / "teacher-server.log"
+                started.append(Child(TEACHER, teacher_argv, log, roots.environment()))
             teacher_address = _reachable(
                 _bound(started[0], teacher_port_file, ready_timeout_seconds, on_wait)
             )
             port_file = Path(scratch) / "control-plane"
             running = ["--max-running-runs", str(max_running_runs)]
-            started.append(
-                Child(
-                    CONTROL_PLANE,
-                    [
-                        *_python("control_plane"),
-                        *("--bind", bind),
-                        *("--port-file", str(port_file)),
-                        *("--teacher", teacher_address),
-                        *("--on-exit", "stop"),
-                        *(running if max_running_runs is not None else []),
-                        *control_plane_options,
-                    ],
-                    logs / "control-plane.log",
-                    roots.environment(),
-                )
-            )
+            plane_argv = [
+                *_python("control_plane"),
+                *("--bind", bind),
+                *("--port-file", str(port_file)),
+                *("--teacher", teacher_address),
+                *("--on-exit", "stop"),
+                *(running if max_running_runs is not None else []),
+                *control_plane_options,
+            ]
+            with interrupts_held():
+                log = logs / "control-plane.log"
+                started.append(Child(CONTROL_PLANE, plane_argv, log, roots.environment()))
             bound = _bound(started[1], port_file, ready_timeout_seconds, on_wait)
             yield Services(teacher_address, f"http://{_reachable(bound)}", (started[0], started[1]))
         finally:

@@ -6,7 +6,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lectern_cli.processes import Child, LogLines, printable, signals_interrupt, tail, wait_until
+from lectern_cli.processes import (
+    Child,
+    LogLines,
+    interrupts_held,
+    printable,
+    signals_interrupt,
+    tail,
+    wait_until,
+)
 
 DEADLINE_SECONDS = 20.0
 
@@ -132,4 +140,16 @@ def test_signals_interrupt_inside_the_block_and_are_restored_after(number):
     with pytest.raises(KeyboardInterrupt), signals_interrupt():
         os.kill(os.getpid(), number)
         wait_until(lambda: False, DEADLINE_SECONDS)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupts_wait_for_the_end_of_the_block(number):
+    before = signal.getsignal(number)
+    reached = False
+
+    with pytest.raises(KeyboardInterrupt), signals_interrupt(), interrupts_held():
+        os.kill(os.getpid(), number)
+        reached = True
+    assert reached
     assert signal.getsignal(number) is before
