@@ -69,7 +69,7 @@ export function learnsFrom(run) {
   if (run.representation === null) return "Labels alone";
   const what = run.representation === "top_k" ? `top ${run.top_k}` : run.representation;
   const name = what[0].toUpperCase() + what.slice(1);
-  return joined(name, `\u03b1 ${run.alpha}`, `T ${run.temperature}`);
+  return joined(name, `\u03b1\u00a0${run.alpha}`, `T\u00a0${run.temperature}`);
 }
 
 // What a person should know about the state, or an empty string where the state says it all.
