@@ -1,7 +1,7 @@
 """A run spec turned into the parts of a run: every field of the spec is read here, or refused.
 
 student     student.*, device.kind, device.compile, seed
-data        data.*, batch.*, evaluation.*, seed
+data        data.*, evaluation.max_sequences (run_data.py), batch.sequences_per_step, seed
 teacher     teacher.*, objective.temperature
 optimizer   optimizer.*, schedule.*
 checkpoints checkpoint.*
@@ -9,58 +9,38 @@ checkpoints checkpoint.*
 """
 
 import hashlib
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
-from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, Misconfigured
+from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.errors import Incompatible, InvalidSpec, Misconfigured
 from lectern_common.preflight import read_token
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec, TeacherSpec, dump_spec, parse_spec, resume_differences
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest
+from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map, tokenizer_sha256
+from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.loading import find_model, max_positions, num_parameters
 from protos import teacher_pb2
-from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
-from student_trainer.datasets import (
-    ChosenRows,
-    Rows,
-    ShuffledBatches,
-    SyntheticRows,
-    held_out,
-    in_order,
-    open_dataset,
-    spread,
-)
+from student_trainer.datasets import ShuffledBatches, in_order
 from student_trainer.export import drawn_weights_sha256, export_student
 from student_trainer.loop import Parts, Progress, Settings, Teaching
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.recorder import Recorder
 from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.run_data import Data, open_data
 from student_trainer.schedule import Schedule
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
-
-
-@dataclass(frozen=True)
-class Data:
-    """Training and validation rows. `folder` and `manifest` are None for synthetic data."""
-
-    training: Rows
-    validation: ChosenRows
-    folder: Path | None
-    manifest: ShardManifest | None
 
 
 @dataclass(frozen=True)
@@ -173,12 +153,17 @@ def assemble(
     student, student_folder = _load_student(spec, roots, device)
     stop.check()
     tokens = _tokens_of(student_folder)
-    data = _open_data(spec, roots, student.vocab_size, tokens)
+    data = open_data(spec, roots, student.vocab_size, tokens)
     initial_sha256 = (
         _initial_sha256(spec, student, student_folder, folder)
         if checkpoint is None
         else checkpoint.state["initial_weights_sha256"]
     )
+    if checkpoint is not None and checkpoint.state["data_sha256s"] != data.sha256s:
+        raise Incompatible(
+            f"the data of run {folder.run_id} is not what it was when the run began (corpus_sha256 "
+            "differs); put it back, or start another run"
+        )
     stop.check()
 
     teacher_model: teacher_pb2.Model | None = None
@@ -231,14 +216,14 @@ def assemble(
         optimizer=optimizer,
         device=device,
         batches=ShuffledBatches(data.training, spec.batch.sequences_per_step, spec.seed),
-        validation=lambda: _validation_batches(spec, data),
+        validation=lambda: in_order(data.validation, spec.batch.micro_batch),
         teaching=teaching,
         recorder=recorder,
         checkpoints=store,
         checkpoint_facts={
             "spec": spec.model_dump(mode="json"),
             "initial_weights_sha256": initial_sha256,
-            "data_sha256": None if data.manifest is None else data.manifest.corpus_sha256,
+            "data_sha256s": data.sha256s,
             "teacher_model": None if teacher_model is None else teacher_model.model_id,
             "teacher_fingerprint": None if teacher_model is None else teacher_model.fingerprint,
             "teacher_weights_sha256": (
@@ -297,48 +282,6 @@ def _tokens_of(student_folder: Path) -> TokenizerMap | None:
     return read_tokenizer_map(path) if path.exists() else None
 
 
-def _open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None) -> Data:
-    seq_len, fraction = spec.data.seq_len, spec.data.validation_fraction
-    rows: Rows
-    if spec.data.path is None:
-        folder, manifest = None, None
-        rows = SyntheticRows(spec.seed, seq_len, vocab_size)
-    else:
-        folder = resolve_under(roots.data, spec.data.path, "data.path")
-        rows, manifest = _shard_rows(spec, folder, vocab_size)
-        if tokens is not None:
-            require_data_fits(folder, manifest, tokens)
-        elif (folder / TOKENIZER_NAME).exists():
-            _require_own_tokenizer(folder, manifest)
-    if spec.data.validation_path is None:
-        training, validation = held_out(rows, fraction or 0.0)
-        return Data(training, spread(validation, spec.evaluation.max_sequences), folder, manifest)
-
-    of_validation = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
-    validation_rows, theirs = _shard_rows(spec, of_validation, vocab_size)
-    if manifest is not None and theirs.tokenizer_sha256 != manifest.tokenizer_sha256:
-        raise Incompatible(
-            f"data.validation_path {spec.data.validation_path} was prepared with another tokenizer "
-            f"than data.path {spec.data.path}; prepare both with the same one"
-        )
-    return Data(rows, spread(validation_rows, spec.evaluation.max_sequences), folder, manifest)
-
-
-def _shard_rows(spec: RunSpec, folder: Path, vocab_size: int) -> tuple[ChosenRows, ShardManifest]:
-    opened = open_dataset(folder, spec.data.seq_len, vocab_size, spec.data.max_bad_rows_fraction)
-    if not len(opened.rows):
-        raise CorruptData(f"every row of {folder} has ids that the student lacks")
-    return opened.rows, opened.manifest
-
-
-def _require_own_tokenizer(folder: Path, manifest: ShardManifest) -> None:
-    if tokenizer_sha256(read_tokenizer_map(folder / TOKENIZER_NAME)) != manifest.tokenizer_sha256:
-        raise CorruptData(
-            f"{folder / TOKENIZER_NAME} is not the tokenizer that the shards beside it were "
-            "written with; prepare the data again"
-        )
-
-
 def _remote_teacher(
     teacher: TeacherSpec,
     roots: Roots,
@@ -367,10 +310,6 @@ def _restore(
     load_model_tensors(student, checkpoint.model_tensors())
     load_optimizer_tensors(optimizer, student, checkpoint.optimizer_tensors())
     return Progress.of_state(checkpoint.state)
-
-
-def _validation_batches(spec: RunSpec, data: Data) -> Iterable[Batch]:
-    return in_order(data.validation, spec.batch.micro_batch)
 
 
 def _settings(spec: RunSpec) -> Settings:

@@ -570,6 +570,19 @@ def test_a_resume_with_another_teacher_is_refused(home: Home) -> None:
             pass
 
 
+def test_a_resume_on_other_data_is_refused(home: Home) -> None:
+    write_shards(home.path / "data" / "moving", np.arange(500) % VOCAB_SIZE)
+    folder = home.run(data={"path": "moving"})
+    with assembled(home, folder, steps=6):
+        pass
+    write_shards(home.path / "data" / "moving", np.arange(1, 501) % VOCAB_SIZE)
+    with (
+        pytest.raises(Incompatible, match="is not what it was when the run began"),
+        assembled(home, folder, resume=True),
+    ):
+        pass
+
+
 def test_the_initial_hash_is_carried_over_a_resume(home: Home) -> None:
     folder = home.run()
     with assembled(home, folder, steps=6) as run:

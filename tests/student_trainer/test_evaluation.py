@@ -1,6 +1,5 @@
 """Validation loss against torch's cross entropy over the model's own logits."""
 
-
 import numpy as np
 import pytest
 import torch

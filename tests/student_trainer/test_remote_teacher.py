@@ -383,7 +383,7 @@ def test_a_stop_ends_the_wait_for_an_absent_teacher(serving: Serving, tmp_path: 
 
 
 def test_the_token_goes_with_every_call(serving: Serving, tmp_path: Path) -> None:
-    with remote(serving, tmp_path, token="secret") as teacher:  # noqa: S106
+    with remote(serving, tmp_path, token="secret") as teacher:
         teacher.connect()
         dense(teacher)
     assert {entry["authorization"] for entry in serving.teacher.metadata} == {"Bearer secret"}
