@@ -1,0 +1,28 @@
+"""What every test of the whole service has: no process of its own outlives it."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.integration.stack import MARK, marked_processes
+from tests.servers import wait_for
+
+
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Marks all processes that the test starts; afterwards none may be left."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    yield mark
+    try:
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not marked_processes(mark), seconds=10)
+        left = [" ".join(process.cmdline()) for process in marked_processes(mark)]
+        assert left == []
+    finally:
+        for process in marked_processes(mark):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
