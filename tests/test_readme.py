@@ -1,0 +1,63 @@
+"""The README says what is there: its Python runs, its map is the tree, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from lectern_common.run_spec import parse_spec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PACKAGES = (
+    "lectern_common",
+    "lectern_models",
+    "teacher_server",
+    "student_trainer",
+    "control_plane",
+    "lectern_cli",
+)
+
+
+def block(language: str) -> str:
+    """The first fenced block of a language; "" is none."""
+    found = re.search(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_the_python_of_the_readme_runs_and_its_loss_falls() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block("python")], capture_output=True, text=True, check=True
+    )
+    losses = [float(word) for word in done.stdout.strip("[]\n").split(",")]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+def test_the_python_of_the_readme_is_ten_lines() -> None:
+    assert len([line for line in block("python").splitlines() if line.strip()]) <= 10
+
+
+def test_the_body_that_curl_sends_is_a_spec() -> None:
+    import json
+
+    body = re.search(r"-d '(\{.*?\n\})'", README, re.DOTALL)
+    assert body is not None
+    assert parse_spec(json.loads(body[1])).distils
+
+
+def test_the_map_names_every_source_file_and_no_other() -> None:
+    start = README.index("```\nprotos/")
+    drawn = README[start : README.index("```", start + 3)]
+    for package in PACKAGES:
+        begun = drawn.index(f"\n{package}/")
+        section = re.split(r"\n(?=\S)", drawn[begun + 1 :])[0]
+        named = set(re.findall(r"\b(\w+\.py)\b", section))
+        there = {path.name for path in (ROOT / package).glob("*.py")}
+        assert named == there - {"__init__.py", "__main__.py"}, package
+
+
+def test_relative_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
