@@ -167,8 +167,9 @@ class Prefetch:
                 try:
                     return future.result(timeout=SLICE_SECONDS)
                 except FutureTimeout:
+                    # By now an answer may have come, or an error, if only another TimeoutError.
                     if future.done():
-                        raise
+                        return future.result()
 
         return self._timed(wait)
 

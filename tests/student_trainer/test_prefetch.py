@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -206,3 +207,18 @@ def test_at_most_a_few_requests_are_under_way() -> None:
         assert full.wait(DEADLINE)
         release.set()
     assert most == MAX_THREADS
+
+
+class LateFuture(Future):  # type: ignore[type-arg]
+    """Answered in the instant between the end of a wait and the look at it."""
+
+    def result(self, timeout: float | None = None) -> TeacherTargets:
+        if not self.done():
+            self.set_result(DenseTargets(torch.zeros(1, 2)))
+            raise TimeoutError
+        return super().result(timeout)
+
+
+def test_an_answer_that_comes_as_the_wait_times_out_is_no_error() -> None:
+    with prefetch(marked) as ahead:
+        assert len(ahead.wait_for(LateFuture())) == 1
