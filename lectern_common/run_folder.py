@@ -198,14 +198,21 @@ class RunFolder:
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replaces `path` by `data`: readers see old bytes or new; durable: after a power cut too."""
+    """Replaces `path` by `data`: readers see old bytes or new; durable: after a power cut too.
+
+    Where it fails, nothing of the attempt is left: on a full disk that would be one file a try.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     if durable:
         fsync_folder(path.parent)
 
@@ -230,10 +237,17 @@ def finite_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line, the `finite_record` of this one, in a single write."""
+    """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
+
+    Raises:
+        OSError: no space for the whole line; a part of it may stand there.
+    """
     line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
-        file.write(line)
+        written = file.write(line)
+        # A disk that fills up takes a part without an error; the next write says why.
+        while written < len(line):
+            written += file.write(line[written:])
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

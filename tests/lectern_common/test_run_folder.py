@@ -81,6 +81,13 @@ def test_an_atomic_write_replaces_and_leaves_no_temporary(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_an_atomic_write_that_fails_leaves_no_temporary(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path / "folder", b"one")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_json_line(path, {"step": 1})
@@ -116,3 +123,26 @@ def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest) as caught:
             resolve_under(root, path, "data.path")
         assert caught.value.field == "data.path"
+
+
+_APPENDS_BEYOND_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from lectern_common.run_folder import append_json_line
+path = Path(sys.argv[1])
+append_json_line(path, {"step": 1})
+limit = path.stat().st_size + 5
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    append_json_line(path, {"step": 2})
+except OSError:
+    raise SystemExit(7)
+"""
+
+
+def test_a_line_that_fits_in_part_is_an_error_not_a_torn_line_in_silence(tmp_path: Path) -> None:
+    """A full disk takes a part of a write without an error."""
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", _APPENDS_BEYOND_A_LIMIT, str(path)], check=False)
+    assert done.returncode == 7
+    assert read_json_lines(path) == [{"step": 1}]
