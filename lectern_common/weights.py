@@ -21,21 +21,22 @@ _MAX_HEADER_BYTES = 100 << 20
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """Returns the weight files of a model folder: by its index, else model.safetensors.
+    """Returns the weight files of a model folder: model.safetensors, else those of its index.
+
+    In the order of transformers, so that what is hashed is what gets loaded.
 
     Raises:
         NotFound: the folder has no safetensors weights; names the refused formats it does have.
     """
-    index = folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise CorruptData(f"{index} is not a safetensors index: {error}") from None
         return [folder / Path(name).name for name in names]
-    single = folder / "model.safetensors"
-    if single.exists():
-        return [single]
     refused = sorted(
         path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
     )
@@ -68,6 +69,8 @@ def weights_sha256(files: list[Path], *, exact: bool = False) -> str:
             carrier = _FLOAT_DTYPES.get(dtype)
             if exact:
                 digest.update(dtype.encode())
+            if start == stop:
+                continue
             if carrier is None or exact:
                 for first in range(start, stop, 4 * _BLOCK_VALUES):
                     digest.update(data[first : min(first + 4 * _BLOCK_VALUES, stop)])

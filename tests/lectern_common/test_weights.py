@@ -102,6 +102,8 @@ def test_weight_files_come_from_the_index_or_the_single_file(tmp_path: Path) -> 
     assert safetensors_files(tmp_path) == [single]
     index = {"weight_map": {"a": "x-1.safetensors", "b": "../x-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert safetensors_files(tmp_path) == [single]  # as transformers chooses
+    single.unlink()
     assert safetensors_files(tmp_path) == [
         tmp_path / "x-2.safetensors",
         tmp_path / "x-1.safetensors",
@@ -119,3 +121,11 @@ def test_the_remembered_hash_follows_the_file(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(NotFound):
         cached_weights_sha256([path])
+
+
+def test_an_empty_tensor_counts_by_name_and_shape(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", {**tensors(), "cache": torch.zeros(0, 3)})
+    for exact in (False, True):
+        other = saved(tmp_path / "b.safetensors", {**tensors(), "cache": torch.zeros(0, 4)})
+        hashes = [weights_sha256([file], exact=exact) for file in (path, path, other)]
+        assert hashes[0] == hashes[1] != hashes[2]
