@@ -360,7 +360,8 @@ def load_spec(path: Path) -> RunSpec:
         raise InvalidSpec([("", f"{path} is over {MAX_SPEC_BYTES} bytes; this is no run spec")])
     try:
         data = _UniqueKeyLoader(text).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        # Not YAMLError alone: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
         raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
     return parse_spec(data)
 

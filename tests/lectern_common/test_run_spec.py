@@ -161,3 +161,11 @@ def test_the_fields_a_resume_may_change_exist() -> None:
         value: Any = resolved
         for part in dotted.split("."):
             value = value[part]
+
+
+@pytest.mark.parametrize("text", ["name: 2001-99-99", "name: !!bool maybe", "seed: " + "9" * 5000])
+def test_yaml_that_the_parser_chokes_on_is_an_invalid_spec(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidSpec):
+        load_spec(path)
