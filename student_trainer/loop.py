@@ -28,7 +28,8 @@ from student_trainer.training_state import model_tensors, optimizer_tensors
 
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED_IN_A_ROW = 3
-# Distillation loss, in nats, at or under which a student that has not learnt yet is the teacher.
+# Distillation loss (in nats, times T^2) at or under which a student that has not learnt yet is the
+# teacher.
 SAME_DISTRIBUTION_NATS = 1e-5
 # Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
 _DROPOUT_KEY = (2,)
@@ -227,7 +228,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
         ]
     metrics = _loss_metrics(losses, settings.objective, normalizer)
     if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
-        _require_something_to_learn(metrics["loss/kd"])
+        _require_something_to_learn(metrics["loss/kd"], settings.objective.temperature)
 
     norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
     metrics["optim/grad_norm"] = norm.item()
@@ -285,8 +286,9 @@ def _loss_metrics(
     return metrics
 
 
-def _require_something_to_learn(kd: float) -> None:
-    if kd <= SAME_DISTRIBUTION_NATS:
+def _require_something_to_learn(kd: float, temperature: float) -> None:
+    # Whatever differs does so by 1 / T^2 of it at a high temperature.
+    if kd * max(1.0, temperature**2) <= SAME_DISTRIBUTION_NATS:
         raise SameWeights(
             f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
             "first update): there is nothing to distil. Take another student or teacher, or set "

@@ -24,7 +24,7 @@ from lectern_common.errors import (
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.datasets import ShuffledBatches
-from student_trainer.loop import Parts, Progress, Teaching, train
+from student_trainer.loop import SAME_DISTRIBUTION_NATS, Parts, Progress, Teaching, train
 from student_trainer.objective import Objective
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
@@ -336,6 +336,15 @@ def test_a_student_that_is_the_teacher_is_refused_before_any_update(student: Cau
     with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
         train(parts, settings_of(3, objective=KD), Progress())
     assert same(student, before)
+
+
+def test_another_teacher_is_not_taken_for_the_student_at_a_high_temperature(
+    student: CausalStudent, teacher: InProcessTeacher
+) -> None:
+    parts = parts_of(student, teacher=teacher, validation=None)
+    hot = Objective(alpha=0.0, temperature=1000.0)
+    [kd] = trained(parts, settings_of(1, objective=hot)).curve("loss/kd")
+    assert 0 < kd < SAME_DISTRIBUTION_NATS
 
 
 def test_the_teachers_own_weights_are_allowed_on_request(student: CausalStudent) -> None:
