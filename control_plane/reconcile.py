@@ -108,16 +108,24 @@ class Reconciler:
         """
         self._draining = True
         deadline = monotonic() + self._grace
-        while monotonic() < deadline + KILL_SECONDS and self._runs.in_states(ACTIVE):
-            for run in self._runs.in_states(ACTIVE):
-                process = self._process_of(run, self._status(run))
-                if process is not None and monotonic() >= deadline:
-                    self._kill(run, process)
-                elif process is not None:
-                    self._signal_once(run, process)
-            self.tick()
-            if self._runs.in_states(ACTIVE):
-                sleep(POLL_SECONDS)
+        while monotonic() < deadline + KILL_SECONDS:
+            try:
+                if not self._stop_active(kill=monotonic() >= deadline):
+                    return
+            except Exception as error:  # the database may be busy: the trainers are still to stop
+                _log.error("runs not stopped yet", error=repr(error))
+            sleep(POLL_SECONDS)
+
+    def _stop_active(self, *, kill: bool) -> bool:
+        """Signals or kills every trainer, then looks at the runs. Returns False where none is."""
+        for run in self._runs.in_states(ACTIVE):
+            process = self._process_of(run, self._status(run))
+            if process is not None and kill:
+                self._kill(run, process)
+            elif process is not None:
+                self._signal_once(run, process)
+        self.tick()
+        return bool(self._runs.in_states(ACTIVE))
 
     # ---- one run with a trainer ----------------------------------------------------------------
 

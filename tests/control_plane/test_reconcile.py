@@ -1,6 +1,7 @@
 """The reconcile loop, with trainers that do what the test says."""
 
 import pytest
+import sqlalchemy as sa
 
 from control_plane.devices import Devices
 from control_plane.launcher import Identity
@@ -387,6 +388,29 @@ def test_ending_with_stop_kills_what_does_not_stop_in_time(bench):
     assert bench.processes.last().killed
     assert seen(bench, run.id) == ("interrupted", "control_plane_stopped")
     assert bench.runs.get(run.id).resumes_itself
+
+
+def test_ending_with_stop_goes_on_where_the_database_was_busy(bench):
+    """A trainer that is not told to stop would die with its container, without a checkpoint."""
+    run = bench.started()
+    busy = iter([True, True])
+    stop_sent = bench.runs.stop_sent
+
+    def stop_sent_when_free(run_id):
+        if next(busy, False):
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
+        return stop_sent(run_id)
+
+    def obey(_seconds: float) -> None:
+        process = bench.processes.last()
+        if process.terminated and process in bench.processes.alive():
+            process.say("stopped", step=6, checkpoint_step=6)
+            process.end(0)
+
+    bench.runs.stop_sent = stop_sent_when_free
+    bench.reconciler.stop_all(sleep=obey)
+    assert bench.processes.last().terminated == 1
+    assert seen(bench, run.id) == ("interrupted", "control_plane_stopped")
 
 
 def test_a_run_killed_with_its_control_plane_while_it_was_ended_resumes(bench):
