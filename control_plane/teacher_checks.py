@@ -126,8 +126,13 @@ class TeacherMonitor:
                 problem = "not asked yet"
             except LecternError as error:
                 token, problem = None, str(error)
-            teacher = _Teacher(TeacherChannel(address, token), token_file, problem=problem)
-            self._teachers[address] = teacher
+            before = self._teachers.get(address)
+            if before is None or before.token_file != token_file:
+                if before is not None:
+                    before.channel.close()
+                before = _Teacher(TeacherChannel(address, token), token_file, problem=problem)
+                self._teachers[address] = before
+            teacher = before  # perhaps made by another request while the token was read
         async with teacher.lock:
             if self._monotonic() - teacher.asked_at < FRESH_SECONDS:
                 return
@@ -136,6 +141,8 @@ class TeacherMonitor:
                 teacher.seen_at, teacher.problem = self._clock(), None
             except LecternError as error:
                 teacher.problem = str(error)
+            except ValueError:  # another request has closed the channel: nobody asks it any more
+                teacher.problem = "no run asks this teacher any more"
             teacher.asked_at = self._monotonic()
 
     def _view(self, address: str, runs: Collection[str]) -> TeacherView:

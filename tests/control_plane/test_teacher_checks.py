@@ -1,5 +1,7 @@
 """Teachers: checked before a run is accepted, and shown while they are there or not."""
 
+import asyncio
+
 import grpc
 import pytest
 from starlette.testclient import TestClient
@@ -7,6 +9,7 @@ from starlette.testclient import TestClient
 from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
+from control_plane.teacher_checks import TeacherMonitor
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
@@ -186,3 +189,34 @@ def test_a_teacher_that_goes_away_keeps_what_it_last_said(client, plane, teacher
     assert "going down" in shown["problem"]
     assert shown["model"] == "fake-teacher"
     assert shown["seen_at"]
+
+
+def test_a_teacher_that_another_request_lets_go_is_no_error_of_this_one(tmp_path, address):
+    asked_by = {address: (None, ["run"])}
+
+    async def ask() -> None:
+        monitor = TeacherMonitor(make_home(tmp_path), {}, monotonic=iter(range(0, 900, 9)).__next__)
+        [before] = await monitor.views(asked_by)
+        monitor._teachers[address].channel.close()
+        [after] = await monitor.views(asked_by)
+        assert (before.reachable, after.reachable) == (True, False)
+
+    asyncio.run(ask())
+
+
+def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address):
+    class Counted(dict):
+        made = 0
+
+        def __setitem__(self, key, value):
+            self.made += 1
+            super().__setitem__(key, value)
+
+    async def ask() -> None:
+        monitor = TeacherMonitor(make_home(tmp_path), {})
+        monitor._teachers = Counted()
+        await asyncio.gather(*(monitor.views({address: (None, ["run"])}) for _ in range(3)))
+        assert monitor._teachers.made == 1
+        monitor.close()
+
+    asyncio.run(ask())
