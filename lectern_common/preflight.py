@@ -104,6 +104,9 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         if spec.student.init is not None and _HUB_ID.match(name):
             return _UNKNOWN_STUDENT
         raise InvalidSpec([(field, f"no model folder {name!r} under the models root")])
+    if spec.student.revision is not None:
+        why = f"{name} is a folder under the models root and has no revisions; leave it out"
+        raise InvalidSpec([("student.revision", why)])
     config = _read_config(folder, field)
     vocab_size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     tokenizer = folder / TOKENIZER_NAME

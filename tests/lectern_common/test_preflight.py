@@ -193,6 +193,11 @@ def test_a_student_without_safetensors_weights_is_refused(ready):
     assert "pickle" in str(error)
 
 
+def test_a_revision_of_a_folder_is_refused_as_the_trainer_would(ready):
+    error = first_error(spec(student={"init": "student", "revision": "main"}), ready)
+    assert fields(error) == ["student.revision"]
+
+
 def test_a_hub_id_is_left_to_the_trainer(ready):
     checks = preflight(spec(student={"init": "org/model"}), ready, timeout_seconds=1.0)
 
