@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 
 from lectern_common.errors import Overloaded, TeacherUnavailable
 from teacher_server.accounting import Accounting
-from teacher_server.engine import Engine, ScoringRequest, SequenceAsk
+from teacher_server.engine import DeviceLost, Engine, ScoringRequest, SequenceAsk
 
 # Answered bytes that a client has not taken yet, beyond which nothing more is computed for it: a
 # slow reader costs this much memory and one sequence's rows, and holds up nobody.
@@ -166,7 +166,11 @@ class Batcher:
             self._tickets.remove(ticket)
 
     async def run(self) -> None:
-        """Computes what is queued, for ever; cancel to end it."""
+        """Computes what is queued, for ever; cancel to end it.
+
+        Raises:
+            DeviceLost: as Engine.score; the process had better end.
+        """
         while True:
             self._drop_expired()
             ticket = self._next_ticket(self._tickets)
@@ -180,6 +184,9 @@ class Batcher:
         ask = ticket.take(self._clock())
         try:
             rows, seconds = await loop.run_in_executor(self._model_thread, self._score, ask)
+        except DeviceLost:
+            ticket.fail(TeacherUnavailable("the teacher's device has failed; the server ends"))
+            raise
         except Exception as error:  # belongs to this request alone; the servicer says what it was
             ticket.fail(error)
             return

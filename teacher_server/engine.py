@@ -16,6 +16,10 @@ REPRESENTATION_VERSION = 2
 NOT_SAMPLED = "this server draws no samples; ask for hidden or top_k"
 
 
+class DeviceLost(Exception):
+    """The device computes nothing any more in this process; only another process may help."""
+
+
 @dataclass(frozen=True)
 class Representation:
     """What is asked for each position. `top_k` is 0 but for kind "top_k"."""
@@ -120,6 +124,7 @@ class Engine(Protocol):
         Raises:
             TeacherError: a value is not finite; such rows are never returned.
             InvalidRequest: the temperature takes logits / temperature out of float32's range.
+            DeviceLost: no later call can succeed.
         """
         ...
 

@@ -125,8 +125,7 @@ class TeacherServer:
         await self._server.stop(_GRACE_SECONDS)
         if self.batching is not None:
             self.batching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.batching
+            await asyncio.wait([self.batching])  # it may have ended with an error of its own
         self.model_thread.shutdown(wait=False, cancel_futures=True)
         return finished
 

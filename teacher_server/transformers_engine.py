@@ -32,6 +32,7 @@ from lectern_models.output_head import HeadTransform, OutputHead
 from teacher_server.engine import (
     NOT_SAMPLED,
     REPRESENTATION_VERSION,
+    DeviceLost,
     HeadFacts,
     ModelFacts,
     SequenceAsk,
@@ -86,9 +87,15 @@ class TransformersEngine:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    @torch.inference_mode()
     def score(self, ask: SequenceAsk) -> memoryview:
         """Returns the asked rows; see Engine."""
+        try:
+            return self._score(ask)
+        except torch.AcceleratorError as error:  # not raised where memory ran out
+            raise DeviceLost(str(error)) from error
+
+    @torch.inference_mode()
+    def _score(self, ask: SequenceAsk) -> memoryview:
         device = self._model.device
         ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(device)
         asked_S = torch.from_numpy(ask.asked_S).to(device)

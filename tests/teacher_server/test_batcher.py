@@ -12,7 +12,7 @@ from lectern_common.errors import Overloaded, TeacherUnavailable
 from teacher_server import batcher as batcher_module
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher, Ticket
-from teacher_server.engine import Representation, ScoringRequest, SequenceAsk
+from teacher_server.engine import DeviceLost, Representation, ScoringRequest, SequenceAsk
 from tests.teacher_server.engines import BreakingEngine, GatedEngine
 
 DENSE = Representation("dense")
@@ -267,5 +267,19 @@ def test_another_policy_can_replace_the_order_of_arrival() -> None:
             await asyncio.gather(*calls)
             loop.cancel()
         assert engine.begun == [3, 2, 1]
+
+    run(scenario())
+
+
+def test_a_lost_device_ends_the_queue_and_the_request_may_be_made_again() -> None:
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as model_thread:
+            engine = BreakingEngine(DeviceLost("CUDA error"))
+            queue = Batcher(engine, model_thread, Accounting(), 8)
+            loop = asyncio.create_task(queue.run())
+            with pytest.raises(TeacherUnavailable, match="device"):
+                await through(queue, asks(13))
+            with pytest.raises(DeviceLost):
+                await loop
 
     run(scenario())

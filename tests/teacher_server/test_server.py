@@ -1,5 +1,6 @@
 """The server over a real socket: model facts, states, refusals, cancellation, tokens, health."""
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
@@ -19,6 +21,7 @@ from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.tokenizer_map import tokenizer_sha256
 from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
+from teacher_server.engine import DeviceLost, Representation, SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 from teacher_server.limits import Limits
 from teacher_server.server import SERVICE_NAME, TeacherServer
@@ -516,3 +519,35 @@ def test_answers_do_not_depend_on_who_else_asks(tmp_path: Path) -> None:
             )
     digests = [hashlib.sha256(payload).hexdigest() for payload in alone]
     assert [hashlib.sha256(payload).hexdigest() for payload in together] == digests
+
+
+def test_a_server_whose_queue_broke_still_drains() -> None:
+    async def broken() -> None:
+        raise DeviceLost("CUDA error")
+
+    async def scenario() -> None:
+        server = TeacherServer("127.0.0.1:0", None)
+        await server.start()
+        await server.open(FixtureEngine(7), Limits())
+        assert server.batching is not None
+        server.batching.cancel()
+        server.batching = asyncio.create_task(broken())
+        await asyncio.wait([server.batching])
+        assert await server.drain(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_device_is_told_apart_from_a_failed_request(tmp_path: Path) -> None:
+    engine = transformers_engine.load(str(write_tiny_model(tmp_path)), None, "float32", "cpu")
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    engine._model.register_forward_hook(fail)
+    for module in engine._model.children():
+        module.register_forward_hook(fail)
+    ids = np.array([1, 2], np.uint32)
+    ask = SequenceAsk(ids, np.ones(2, bool), 7, Representation("dense"), 1.0)
+    with pytest.raises(DeviceLost):
+        engine.score(ask)
