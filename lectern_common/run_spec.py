@@ -78,7 +78,7 @@ class TeacherSpec(_Section):
     """Outcomes kept with `representation: top_k` (64); the rest is one further outcome."""
     prefetch_steps: Annotated[int, Field(ge=0, le=64)] = 4
     """Steps whose answers are requested while the student computes; 0 asks and waits."""
-    deadline_seconds: Positive = 120.0
+    deadline_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     """Longest wait for one answer before the request is made again."""
     outage_budget_seconds: Annotated[float, Field(ge=0)] = 900.0
     """How long the teacher may be away before the run ends as interrupted."""

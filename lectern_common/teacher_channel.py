@@ -164,4 +164,9 @@ def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
         return errors.TeacherError(
             f"{address} is not a Lectern teacher server, or a newer one ({detail})"
         )
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and REASON_KEY not in trailing:
+        # Not the teacher's own word: a connection or a proxy that reset the stream.
+        return errors.TeacherUnavailable(
+            f"the connection to the teacher at {address} broke ({code.name}: {detail})"
+        )
     return errors.TeacherError(f"the teacher at {address} answered {code.name}: {detail}")

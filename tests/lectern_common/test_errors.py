@@ -91,9 +91,17 @@ def test_an_error_comes_back_from_the_wire_as_itself(error: type[errors.LecternE
         (grpc.StatusCode.UNAVAILABLE, errors.TeacherUnavailable, "lectern teacher serve"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TeacherUnavailable, "in time"),
         (grpc.StatusCode.UNIMPLEMENTED, errors.TeacherError, "not a Lectern teacher"),
-        (grpc.StatusCode.INTERNAL, errors.TeacherError, "INTERNAL"),
+        (grpc.StatusCode.INTERNAL, errors.TeacherUnavailable, "broke (INTERNAL"),
+        (grpc.StatusCode.UNKNOWN, errors.TeacherUnavailable, "broke (UNKNOWN"),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.TeacherError, "PERMISSION_DENIED"),
     ],
 )
+def test_a_fault_of_the_teacher_itself_is_not_asked_again() -> None:
+    trailing = [Entry(REASON_KEY, "internal")]
+    back = translated(FailedCall(grpc.StatusCode.INTERNAL, "a fault", trailing), "host:1")
+    assert type(back) is errors.TeacherError
+
+
 def test_a_bare_status_gets_a_sentence_with_the_address(
     code: grpc.StatusCode, expected: type, word: str
 ) -> None:
