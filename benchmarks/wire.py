@@ -126,9 +126,9 @@ def _measure_one(
     ask_unary = unary.unary_unary(
         UNARY, request_serializer=bytes, response_deserializer=teacher_pb2.LogitsPiece.FromString
     )
-    before = teacher.received
+    teacher.take_received()
     teacher.score(ids, everywhere, representation, 2.0)
-    after = teacher.received
+    received_bytes, positions = teacher.take_received()
 
     def stream() -> None:
         teacher.score(ids, everywhere, representation, 2.0)
@@ -145,7 +145,7 @@ def _measure_one(
     against_unary = paired(stream, single, pairs)
     return {
         "representation": representation.kind,
-        "bytes_per_token": (after[0] - before[0]) / (after[1] - before[1]),
+        "bytes_per_token": received_bytes / positions,
         "payload_bytes_per_token": payload,
         "gigabytes_per_second": num_bytes / against_raw.ours_seconds / 1e9,
         "raw_gigabytes_per_second": num_bytes / against_raw.baseline_seconds / 1e9,

@@ -96,15 +96,15 @@ def test_an_error_comes_back_from_the_wire_as_itself(error: type[errors.LecternE
         (grpc.StatusCode.PERMISSION_DENIED, errors.TeacherError, "PERMISSION_DENIED"),
     ],
 )
-def test_a_fault_of_the_teacher_itself_is_not_asked_again() -> None:
-    trailing = [Entry(REASON_KEY, "internal")]
-    back = translated(FailedCall(grpc.StatusCode.INTERNAL, "a fault", trailing), "host:1")
-    assert type(back) is errors.TeacherError
-
-
 def test_a_bare_status_gets_a_sentence_with_the_address(
     code: grpc.StatusCode, expected: type, word: str
 ) -> None:
     back = translated(FailedCall(code, "d", []), "host:1")
     assert type(back) is expected
     assert word in str(back) and "host:1" in str(back)
+
+
+def test_a_fault_of_the_teacher_itself_is_not_asked_again() -> None:
+    trailing = [Entry(REASON_KEY, "internal")]
+    back = translated(FailedCall(grpc.StatusCode.INTERNAL, "a fault", trailing), "host:1")
+    assert type(back) is errors.TeacherError
