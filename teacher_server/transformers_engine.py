@@ -168,7 +168,8 @@ def _facts(
     transform = head.transform if head is not None else HeadTransform()
     text_config = model.config.get_text_config()
     return ModelFacts(
-        model_id=folder.name,
+        # Of a folder its last part: where it lies on this machine is not for clients.
+        model_id=folder.name if folder.revision else folder.path.name,
         revision=folder.revision,
         weights_sha256=weights_sha256(files),
         fingerprint=_fingerprint(files, folder.path, tokens, dtype),

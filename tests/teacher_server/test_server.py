@@ -62,7 +62,7 @@ def test_get_model_says_what_is_served(tmp_path: Path) -> None:
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert tokens == vocabulary
     assert model.tokenizer_sha256 == tokenizer_sha256(vocabulary)
-    assert (model.model_id, model.revision) == (str(folder), "")
+    assert (model.model_id, model.revision) == (folder.name, "")
     assert (model.logit_width, model.num_tokens) == (300, len(vocabulary))
     assert (model.max_positions, model.limits.max_sequence_tokens) == (64, 64)
     assert (model.hidden_size, model.hidden_dtype) == (32, pb.DTYPE_BFLOAT16)
