@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     host, port = _address(options.bind)
+    port_file: Path | None = options.port_file
+    if port_file is not None and not port_file.absolute().parent.is_dir():
+        raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
     token = None if options.token_file is None else _token(options.token_file)
     if token is None and not options.published_on_loopback and not _is_loopback(host):
         raise Misconfigured(

@@ -94,7 +94,10 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        detail = str(error.detail)
+        if detail == HTTPStatus.NOT_FOUND.phrase:  # no route, so nobody has said more
+            detail = f"there is nothing at {request.url.path}"
+        return problem(error.status_code, detail, headers=error.headers)
 
     @app.exception_handler(sa.exc.DBAPIError)
     async def _database(request: Request, error: sa.exc.DBAPIError) -> Response:

@@ -38,7 +38,7 @@ from lectern_cli.prepare import prepare
 from lectern_cli.processes import signals_interrupt
 from lectern_cli.runs import watch_runs
 from lectern_cli.services import Services, services
-from lectern_common.errors import LecternError
+from lectern_common.errors import Conflict, LecternError
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, read_json_lines, write_atomic
 from lectern_common.shards import MANIFEST_NAME
@@ -164,12 +164,19 @@ def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
             console.note(f"teacher: kept from before, validation loss {record['val_loss']:.2f}")
             return TrainedTeacher(target, record["val_loss"])
     training_root = home / "teacher-training"
+    earlier = RunFolder(training_root / TEACHER)
+    if earlier.path.is_dir() and earlier.is_locked():
+        raise Conflict(
+            f"another demo is training its teacher in {home}; wait for it, or set --folder"
+        )
     shutil.rmtree(training_root, ignore_errors=True)
     folder = RunFolder.create(training_root, TEACHER, spec)
     console.note(f"teacher: training it once, {steps} steps; kept for the next time")
     with display() as show:
         code = run_trainer(folder, roots, show=lambda view: show([view]))
     status = folder.read_status()
+    if status is not None and status.state is RunState.STOPPED:
+        raise KeyboardInterrupt
     if code != 0 or status is None or status.state != RunState.SUCCEEDED:
         why = status.message if status and status.message else f"see {folder.log_path}"
         raise LecternError(f"the teacher's training did not finish: {why}")

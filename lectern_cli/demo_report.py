@@ -107,7 +107,7 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
         f"{teacher['val_loss']:.3f} nats a token"
     )
     table.add_column("run", no_wrap=True)
-    for name in ("loss before", "after", "tokens/s", "teacher wait", "bytes/token"):
+    for name in ("loss\nbefore", "loss\nafter", "tokens/s", "teacher\nwait", "bytes/\ntoken"):
         table.add_column(name, justify="right")
     best = min(run["val_loss_end"] for run in summary["runs"])
     for run in summary["runs"]:

@@ -1,6 +1,7 @@
 """`lectern runs`: runs of a control plane, over REST."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Json, TokenFile, Url, command_group, control_plane
+from lectern_common.errors import LecternError
 
 if TYPE_CHECKING:
     from lectern_cli.client import ControlPlane, Run
@@ -137,12 +139,13 @@ def stop(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Ask runs to write a checkpoint and stop."""
+    """Ask runs to write a checkpoint and stop. One that cannot does not keep the others."""
     with control_plane(url, token_file) as service:
-        runs = [service.stop_run(run_id) for run_id in run_ids]
+        runs, refusals = _ask_each(run_ids, service.stop_run)
         if wait:
-            runs = service.wait(run_ids)
+            runs = service.wait([run.id for run in runs])
     _print_states(runs, as_json=as_json)
+    _exit_with(refusals)
 
 
 @app.command(epilog="Example: lectern runs resume coder-0-5b-1 --set schedule.steps=2000")
@@ -161,11 +164,14 @@ def resume(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Let resting runs go on from their newest checkpoint."""
+    """Let resting runs go on from their newest checkpoint. One that cannot does not keep the
+    others.
+    """
     changed = _as_mapping(changes or [])
     with control_plane(url, token_file) as service:
-        runs = [service.resume_run(run_id, changed) for run_id in run_ids]
+        runs, refusals = _ask_each(run_ids, lambda run_id: service.resume_run(run_id, changed))
     _print_states(runs, as_json=as_json)
+    _exit_with(refusals)
 
 
 def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True) -> "list[Run]":
@@ -206,6 +212,32 @@ def _watch(service: "ControlPlane", run_ids: list[str], *, as_json: bool) -> Non
         raise typer.Exit(1)
     if RunState.INTERRUPTED in states:
         raise typer.Exit(console.INTERRUPTED_EXIT_CODE)
+
+
+def _ask_each(
+    run_ids: list[str], ask: "Callable[[str], Run]"
+) -> "tuple[list[Run], list[LecternError]]":
+    """Returns the runs that took what was asked of them, and the errors of the others."""
+    from lectern_cli.client import ControlPlaneUnavailable
+
+    runs: list[Run] = []
+    refusals: list[LecternError] = []
+    for run_id in run_ids:
+        try:
+            runs.append(ask(run_id))
+        except ControlPlaneUnavailable:
+            raise
+        except LecternError as error:
+            refusals.append(error)
+    return runs, refusals
+
+
+def _exit_with(refusals: list[LecternError]) -> None:
+    """Prints each error; exits with the first one's status. Returns where there are none."""
+    for error in refusals:
+        console.print_error(error)
+    if refusals:
+        raise typer.Exit(refusals[0].exit_code)
 
 
 def _as_mapping(changes: list[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
     try:
+        _require_folder_of(options.port_file)
         token = None if options.token_file is None else read_token_file(options.token_file)
         load = _loader(options)
         return asyncio.run(_serve(options, token, load))
@@ -136,6 +137,12 @@ def _limits(options: argparse.Namespace) -> Limits:
         max_reply_bytes=options.max_reply_bytes,
         max_queued_requests=options.max_queued_requests,
     )
+
+
+def _require_folder_of(port_file: Path | None) -> None:
+    """Raises Misconfigured now, not when the model is loaded."""
+    if port_file is not None and not port_file.absolute().parent.is_dir():
+        raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
 
 
 def _write_whole(path: Path, text: str) -> None:

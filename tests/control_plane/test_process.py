@@ -333,6 +333,11 @@ def test_an_address_is_taken_apart(bind, address):
     assert main_module._address(bind) == address
 
 
+def test_a_port_file_that_cannot_be_written_is_told(home):
+    said = refused("--bind", "127.0.0.1:0", "--home", str(home), "--port-file", str(home / "a/b"))
+    assert f"there is no folder {home / 'a'}" in said
+
+
 def test_it_loads_no_torch(home):
     program = (
         "import sys; import control_plane.__main__, control_plane.app; "

@@ -443,7 +443,8 @@ def test_the_interface_describes_itself(client):
 
 
 def test_an_unknown_path_or_method_is_a_problem(client):
-    problem_of(client.get("/nothing"), 404, "not_found")
+    body = problem_of(client.get("/nothing"), 404, "not_found")
+    assert body["detail"] == "there is nothing at /nothing"
     problem_of(client.delete("/runs"), 405, "method_not_allowed")
 
 

@@ -41,6 +41,7 @@ def test_the_demo_shows_three_runs_and_a_second_start_keeps_its_teacher(
     summary = json.loads((folder / "summary.json").read_text())
     require_teacher(summary["teacher"], folder)
     require_runs(summary["runs"], folder)
+    assert "\u2026" not in ended.out  # nothing is cut off at 80 columns
     for run in summary["runs"]:
         assert run["name"] in ended.out
         require_loads(Path(run["export"]))

@@ -127,6 +127,21 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(runs, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []
 
 
+def test_one_run_that_cannot_does_not_keep_the_others(runs, tmp_path):
+    first, second = (
+        runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"] for _ in range(2)
+    )
+    stopped = runs("stop", "no-such-run", first, second, "--wait")
+    assert stopped.code == 3
+    assert stopped.err == "error: no run no-such-run\n"
+    assert stopped.out == f"{first}  stopped\n{second}  stopped\n"
+
+    resumed = runs("resume", first, "no-such-run", second)
+    assert resumed.code == 3
+    assert resumed.out == f"{first}  queued\n{second}  queued\n"
+    assert runs("stop", first, second, "--wait").code == 0
+
+
 def test_an_unknown_run_is_not_found(runs):
     for words in (["show"], ["logs"], ["stop"], ["resume"], ["watch"]):
         ended = runs(*words, "no-such-run")

@@ -73,7 +73,7 @@ def test_a_process_serves_drains_on_sigterm_and_exits_0(folder: Path, tmp_path: 
         output, errors = teacher.process.communicate(timeout=60)
         assert teacher.process.returncode == 0, errors
     for line in (
-        f"model        {folder}",
+        f"model        {folder.name}",
         "parameters   ",
         "device       cpu",
         "dtype        float32",
@@ -177,6 +177,7 @@ def bad_starts(tmp_path: Path) -> list[tuple[list[str], str]]:
         ([*fixture, "nowhere"], "is not host:port"),
         ([], "--model is missing"),
         (["--engine", "fixture"], "needs --vocab-size"),
+        ([*fixture, "127.0.0.1:0", "--port-file", str(missing / "port")], "there is no folder"),
         (["--model", str(missing), "--bind", "127.0.0.1:0"], "no folder"),
         (["--model", str(pickled), "--device", "cuda:7", "--bind", "127.0.0.1:0"], "CUDA"),
         (["--model", str(pickled), "--bind", "127.0.0.1:0"], "pytorch_model.bin is a pickle"),
