@@ -15,10 +15,12 @@
 The trainer owns itself: it runs in its own session, holds the lock, and stops on SIGTERM.
 """
 
+import errno
 import fcntl
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,13 +123,18 @@ class RunFolder:
         """
         folder = cls(runs_root / run_id)
         runs_root.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.path.mkdir(mode=0o750)
-        except FileExistsError:
-            raise Conflict(
-                f"run {run_id} exists in {runs_root}; resume it or take another name"
-            ) from None
-        folder.write_spec(spec)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=runs_root) as scratch:
+            hidden = cls(Path(scratch) / run_id)
+            hidden.path.mkdir(mode=0o750)
+            hidden.write_spec(spec)
+            try:
+                hidden.path.rename(folder.path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise Conflict(
+                    f"run {run_id} exists in {runs_root}; resume it or take another name"
+                ) from None
         return folder
 
     def write_spec(self, spec: RunSpec) -> None:

@@ -34,6 +34,16 @@ def test_a_folder_is_created_once(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, "a-1", SPEC)
 
 
+def test_a_folder_whose_spec_cannot_be_written_is_not_there(tmp_path: Path) -> None:
+    class Broken:
+        def model_dump(self, **_: object) -> dict[str, object]:
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        RunFolder.create(tmp_path, "a-1", Broken())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_status_reads_back_equal(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "a-1", SPEC)
     folder.write_status(STATUS)
