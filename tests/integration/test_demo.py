@@ -62,7 +62,7 @@ def require_runs(runs: list[dict[str, Any]], folder: Path) -> None:
     assert [(run["name"], run["alpha"], run["representation"]) for run in runs] == [
         ("cross-entropy", 1, None),
         ("distilled-hidden", 0, "hidden"),
-        ("distilled-top-k", 0, "top_k"),
+        ("distilled-top-k", 0.1, "top_k"),
     ]
     for field in ("initial_weights_sha256", "val_loss_start", "steps", "learning_rate"):
         assert len({run[field] for run in runs}) == 1, field
