@@ -112,7 +112,8 @@ def distilled(home: Home) -> RunFolder:
 
 
 def with_teacher(serving: Serving, **changes: Any) -> dict[str, Any]:
-    teacher = {"address": serving.address, **changes}
+    """Sections of a run that asks step by step, so that the n-th answer is that of step n."""
+    teacher = {"address": serving.address, "prefetch_steps": 0, **changes}
     return {"teacher": teacher, "objective": {"alpha": 0.5}, **LONG}
 
 

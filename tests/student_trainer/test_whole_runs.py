@@ -247,7 +247,9 @@ def test_another_model_in_the_teachers_place_ends_the_run(home: Home, tmp_path: 
             yield from WireTeacher(seed=8).answer(request)
 
         serving.teacher.faults += [None] * 9 + [other] * 50
-        folder = home.run("usurped", **distilling(serving, "hidden"))
+        sections = distilling(serving, "hidden")
+        sections["teacher"]["prefetch_steps"] = 0  # the n-th answer is the n-th asked for
+        folder = home.run("usurped", **sections)
         assert trained(home, folder) == 1
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.FAILED, "wrong_model")
