@@ -163,6 +163,7 @@ CASES = {
 def test_what_cannot_work_is_one_message_and_leaves_nothing(
     service: Service, tmp_path: Path, case: Case
 ) -> None:
+    """TEACHER-DIVERGENCE: the teacher's own weights are refused, whatever their dtype."""
     processes = service.processes()
     ended = service.create(tmp_path, case.changes)
     assert ended.code == case.code, ended

@@ -86,7 +86,7 @@ def require_runs(runs: list[dict[str, Any]], folder: Path) -> None:
 
 
 def require_loads(export: Path) -> None:
-    """Plain transformers loads it, and what was trained is in it."""
+    """FALSIFY-TRAIN-001: plain transformers loads it, and what was trained is in it."""
     model = AutoModelForCausalLM.from_pretrained(export)
     tokenizer = AutoTokenizer.from_pretrained(export)
     text = "def read(self, size=-1):\n    return"
