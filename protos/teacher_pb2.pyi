@@ -51,7 +51,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("protocol_version", "model_id", "revision", "weights_sha256", "fingerprint", "logit_width", "num_tokens", "tokenizer_sha256", "max_positions", "hidden_size", "hidden_dtype", "dtype", "quantization", "device", "head_transform", "representations", "limits", "engine", "mode", "num_parameters")
+    __slots__ = ("protocol_version", "model_id", "revision", "weights_sha256", "fingerprint", "logit_width", "num_tokens", "tokenizer_sha256", "max_positions", "hidden_size", "hidden_dtype", "dtype", "quantization", "device", "head_transform", "representations", "limits", "engine", "mode", "num_parameters", "measured_tokens_per_second")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class Model(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model_id: str
     revision: str
@@ -92,7 +93,8 @@ class Model(_message.Message):
     engine: str
     mode: str
     num_parameters: int
-    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., logit_width: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., max_positions: _Optional[int] = ..., hidden_size: _Optional[int] = ..., hidden_dtype: _Optional[_Union[DType, str]] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., head_transform: _Optional[_Union[HeadTransform, _Mapping]] = ..., representations: _Optional[_Iterable[_Union[RepresentationOffer, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., engine: _Optional[str] = ..., mode: _Optional[str] = ..., num_parameters: _Optional[int] = ...) -> None: ...
+    measured_tokens_per_second: float
+    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., logit_width: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., max_positions: _Optional[int] = ..., hidden_size: _Optional[int] = ..., hidden_dtype: _Optional[_Union[DType, str]] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., head_transform: _Optional[_Union[HeadTransform, _Mapping]] = ..., representations: _Optional[_Iterable[_Union[RepresentationOffer, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., engine: _Optional[str] = ..., mode: _Optional[str] = ..., num_parameters: _Optional[int] = ..., measured_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class RepresentationOffer(_message.Message):
     __slots__ = ("kind", "offered", "reason")
@@ -291,7 +293,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("fingerprint", "uptime_seconds", "queued_requests", "queued_tokens", "running_requests", "scored_tokens", "scored_sequences", "sent_bytes", "compute_seconds", "tokens_per_second", "refused_requests", "failed_requests", "cache", "runs", "device", "device_utilization")
+    __slots__ = ("fingerprint", "uptime_seconds", "queued_requests", "queued_tokens", "running_requests", "scored_tokens", "scored_sequences", "sent_bytes", "compute_seconds", "tokens_per_second", "refused_requests", "failed_requests", "cache", "runs", "device", "device_utilization", "dtype", "quantization", "mode", "measured_tokens_per_second", "forwards", "padding_tokens")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +310,12 @@ class Stats(_message.Message):
     RUNS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    PADDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     uptime_seconds: float
     queued_requests: int
@@ -324,24 +332,36 @@ class Stats(_message.Message):
     runs: _containers.RepeatedCompositeFieldContainer[RunStats]
     device: str
     device_utilization: float
-    def __init__(self, fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., scored_sequences: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., refused_requests: _Optional[int] = ..., failed_requests: _Optional[int] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., runs: _Optional[_Iterable[_Union[RunStats, _Mapping]]] = ..., device: _Optional[str] = ..., device_utilization: _Optional[float] = ...) -> None: ...
+    dtype: str
+    quantization: str
+    mode: str
+    measured_tokens_per_second: float
+    forwards: int
+    padding_tokens: int
+    def __init__(self, fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., scored_sequences: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., refused_requests: _Optional[int] = ..., failed_requests: _Optional[int] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., runs: _Optional[_Iterable[_Union[RunStats, _Mapping]]] = ..., device: _Optional[str] = ..., device_utilization: _Optional[float] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., mode: _Optional[str] = ..., measured_tokens_per_second: _Optional[float] = ..., forwards: _Optional[int] = ..., padding_tokens: _Optional[int] = ...) -> None: ...
 
 class CacheStats(_message.Message):
-    __slots__ = ("hits", "misses", "evictions", "used_bytes", "capacity_bytes")
+    __slots__ = ("hits", "misses", "evictions", "used_bytes", "capacity_bytes", "disk_hits", "disk_used_bytes", "disk_capacity_bytes")
     HITS_FIELD_NUMBER: _ClassVar[int]
     MISSES_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_HITS_FIELD_NUMBER: _ClassVar[int]
+    DISK_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     hits: int
     misses: int
     evictions: int
     used_bytes: int
     capacity_bytes: int
-    def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+    disk_hits: int
+    disk_used_bytes: int
+    disk_capacity_bytes: int
+    def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., disk_hits: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_capacity_bytes: _Optional[int] = ...) -> None: ...
 
 class RunStats(_message.Message):
-    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits")
+    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits", "weight")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -349,6 +369,7 @@ class RunStats(_message.Message):
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     requests: int
     tokens: int
@@ -356,4 +377,5 @@ class RunStats(_message.Message):
     compute_seconds: float
     queue_seconds: float
     cache_hits: int
-    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ...) -> None: ...
+    weight: float
+    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
