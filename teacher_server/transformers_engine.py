@@ -3,11 +3,7 @@
 Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
@@ -16,33 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured
-from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
-from lectern_models.loading import (
-    ModelFolder,
-    dtype_name,
-    find_model,
-    load_causal_lm,
-    max_positions,
-    num_parameters,
-    tokenizer_map,
-)
-from lectern_models.output_head import HeadTransform, OutputHead
-from teacher_server.engine import (
-    NOT_SAMPLED,
-    REPRESENTATION_VERSION,
-    DeviceLost,
-    HeadFacts,
-    ModelFacts,
-    SequenceAsk,
-)
+from lectern_models.loading import ModelFolder, find_model, load_causal_lm
+from lectern_models.output_head import OutputHead
+from teacher_server.engine import DeviceLost, ModelFacts, SequenceAsk
+from teacher_server.model_facts import model_facts
 from teacher_server.representations import bits, dense_rows, hidden_rows, top_k_rows
 
 log = structlog.get_logger()
-
-# What a config says about who wrote it, not about the model.
-_CONFIG_NOT_IN_FINGERPRINT = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
 def load(name: str, revision: str | None, dtype: str, device: str) -> "TransformersEngine":
@@ -79,7 +56,7 @@ class TransformersEngine:
         self._wide_head = _widened(self._head)
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
-        self._facts = _facts(folder, model, self._head, not_split)
+        self._facts = model_facts(folder, model, self._head, not_split)
         if not_split is not None:
             log.warning("hidden is not offered", reason=not_split)
 
@@ -152,71 +129,3 @@ def _on_host(head: OutputHead | None) -> OutputHead | None:
         return None
     bias = None if head.bias_V is None else head.bias_V.cpu()
     return OutputHead(head.weight_VD.cpu(), bias, head.transform)
-
-
-def _facts(
-    folder: ModelFolder, model: PreTrainedModel, head: OutputHead | None, not_split: str | None
-) -> ModelFacts:
-    dtype = dtype_name(model.dtype)
-    if not_split is not None and dtype != "float32":
-        # Its own logits come rounded to 16 bits, which spoils the gradient of distillation.
-        raise Misconfigured(
-            f"{folder.name} cannot teach in {dtype} ({not_split}); load it with --dtype float32"
-        )
-    tokens = tokenizer_map(folder.path)
-    files = safetensors_files(folder.path)
-    transform = head.transform if head is not None else HeadTransform()
-    text_config = model.config.get_text_config()
-    return ModelFacts(
-        # Of a folder its last part: where it lies on this machine is not for clients.
-        model_id=folder.name if folder.revision else folder.path.name,
-        revision=folder.revision,
-        weights_sha256=weights_sha256(files),
-        fingerprint=_fingerprint(files, folder.path, tokens, dtype),
-        logit_width=head.vocab_size if head is not None else int(text_config.vocab_size),
-        tokens=tokens,
-        max_positions=max_positions(model),
-        hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
-        hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
-        dtype=dtype,
-        quantization="none",
-        device=_device_name(model.device),
-        head=HeadFacts(
-            scale=transform.scale,
-            divisor=transform.divisor,
-            soft_cap=transform.soft_cap,
-            has_bias=head is not None and head.bias_V is not None,
-        ),
-        not_offered={
-            "dense": None,
-            "hidden": not_split,
-            "top_k": None,
-            "sampled": NOT_SAMPLED,
-        },
-        engine="transformers",
-        mode="independent",
-        num_parameters=num_parameters(model),
-    )
-
-
-def _fingerprint(files: list[Path], folder: Path, tokens: dict[str, int] | None, dtype: str) -> str:
-    """Returns the identity of the answers: everything that their bytes depend on but the device."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    for name in _CONFIG_NOT_IN_FINGERPRINT:
-        config.pop(name, None)
-    stamp = {
-        "weights": weights_sha256(files, exact=True),
-        "config": config,
-        "tokenizer": tokenizer_sha256(tokens) if tokens is not None else "",
-        "dtype": dtype,
-        "quantization": "none",
-        "representation_version": REPRESENTATION_VERSION,
-    }
-    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return str(device)
-    index = device.index or 0
-    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
