@@ -1,164 +1,41 @@
 """What a run says of itself while it trains: status, events, metrics. The loop never waits for it.
 
-    status.json     rewritten every second by a thread of its own, and at every change of state
-    events.jsonl    state changes, checkpoints, warnings; few, written at once
-    metrics.jsonl   one line a step; through a queue and a thread
-    tensorboard/    the same numbers, where report_to asks for it; through another
-
-A queue that is full drops what does not fit and counts it.
+status.json     rewritten every second by a thread of its own, and at every change of state
+events.jsonl    state changes, checkpoints, warnings; few, written at once
+metrics.jsonl   one line a step; through a queue and a thread
+tensorboard/    the same numbers, where report_to asks for it; through another
 """
 
 import json
 import os
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import structlog
 
-from lectern_common.errors import Misconfigured
 from lectern_common.run_folder import (
     HEARTBEAT_SECONDS,
     RunFolder,
     RunState,
     Status,
-    append_json_line,
     finite_record,
     read_json_lines,
     write_atomic,
 )
 from student_trainer.disk_full import disk_full_as_error
+from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()
 
-Metrics = Mapping[str, float | None]
-
-_QUEUED_LINES = 100_000
-_FLUSH_SECONDS = 30.0
 # Steps that tokens_per_second and teacher_wait_share are taken over.
 _RECENT_STEPS = 20
-
-
-class Sink(Protocol):
-    """Somewhere that metrics go; called from one thread of its own."""
-
-    def write(self, step: int, metrics: Metrics) -> None: ...
-
-    def flush(self) -> None:
-        """Makes what was written outlive this process."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class MetricsFile:
-    """metrics.jsonl."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        append_json_line(self._path, {"step": step, **metrics})
-
-    def flush(self) -> None:
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def close(self) -> None:
-        self.flush()
-
-
-class TensorBoard:
-    """tensorboard/ in the run folder."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """Raises Misconfigured where TensorBoard is not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise Misconfigured(
-                "report_to: tensorboard needs the package tensorboard; install lectern[tensorboard]"
-                ", or remove it from report_to"
-            ) from None
-        # What an earlier process wrote from this step on is hidden.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class QueuedSink:
-    """A sink behind a queue. An error of the sink ends it, and is raised by the next `put`."""
-
-    def __init__(self, sink: Sink, limit: int = _QUEUED_LINES) -> None:
-        self._sink = sink
-        self._queue: queue.Queue[tuple[int, Metrics] | threading.Event | None] = queue.Queue(limit)
-        self._error: Exception | None = None
-        self.dropped = 0
-        name = f"write-{type(sink).__name__}"
-        self._thread = threading.Thread(target=self._work, daemon=True, name=name)
-        self._thread.start()
-
-    def put(self, step: int, metrics: Metrics) -> None:
-        """Hands one line over, or counts it as dropped. Raises what an earlier write raised."""
-        self.raise_error()
-        try:
-            self._queue.put_nowait((step, metrics))
-        except queue.Full:
-            self.dropped += 1
-
-    def raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def flush(self) -> None:
-        """Returns when everything handed over is written, or after half a minute."""
-        written = threading.Event()
-        try:
-            self._queue.put(written, timeout=_FLUSH_SECONDS)
-        except queue.Full:
-            return
-        written.wait(_FLUSH_SECONDS)
-
-    def close(self) -> None:
-        self.flush()
-        try:
-            self._queue.put(None, timeout=_FLUSH_SECONDS)
-        except queue.Full:
-            return
-        self._thread.join(_FLUSH_SECONDS)
-
-    def _work(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            try:
-                if isinstance(entry, threading.Event):
-                    self._sink.flush()
-                elif self._error is None:
-                    self._sink.write(*entry)
-            except Exception as error:  # told to the loop, whatever it is
-                self._error = error
-            if isinstance(entry, threading.Event):
-                entry.set()
-        try:
-            self._sink.close()
-        except OSError as error:
-            _log.warning("sink_not_closed", sink=type(self._sink).__name__, error=str(error))
 
 
 @dataclass
@@ -281,9 +158,13 @@ class Recorder:
                 sink.put(step, metrics)
 
     def before_checkpoint(self) -> None:
-        """Returns when the metrics handed over so far are on disk. Raises DiskFull."""
+        """Returns when the metrics handed over so far are on disk, however long that takes.
+
+        Raises:
+            DiskFull: one could not be written, or is not while a stop is requested.
+        """
         for sink in self._sinks:
-            sink.flush()
+            sink.flush(self._stop)
             with disk_full_as_error("metrics"):
                 sink.raise_error()
 

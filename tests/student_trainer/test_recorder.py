@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line, read_json_lines
 from lectern_common.run_spec import parse_spec
-from student_trainer.recorder import Metrics, QueuedSink, Recorder, keep_metrics_before
+from student_trainer.metric_sinks import Metrics, QueuedSink
+from student_trainer.recorder import Recorder, keep_metrics_before
 from student_trainer.stopping import Stop
 from tests.servers import wait_for
 
@@ -144,34 +144,6 @@ def test_lines_of_the_resumed_step_and_later_are_cut_off(folder: RunFolder) -> N
     assert folder.metrics_path.read_bytes().endswith(b"\n")
     keep_metrics_before(folder.path / "none.jsonl", 3)
     assert not (folder.path / "none.jsonl").exists()
-
-
-class Slow:
-    """A sink that writes when it is let."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.steps: list[int] = []
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        self.go.wait(20)
-        self.steps.append(step)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def test_a_sink_slower_than_the_loop_drops_and_counts_and_never_blocks() -> None:
-    slow = Slow()
-    sink = QueuedSink(slow, limit=5)
-    for step in range(50):
-        sink.put(step, {})
-    assert sink.dropped >= 44
-    slow.go.set()
-    sink.close()
-    assert len(slow.steps) + sink.dropped == 50
-    assert slow.steps == sorted(slow.steps)
 
 
 class Failing:
