@@ -54,8 +54,22 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the bearer token that clients must send; required beyond loopback.",
+            help="File with the bearer token that clients must send; beyond loopback, this or "
+            "--tls-client-ca is required.",
             show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="The server's certificate (PEM); with --tls-key.", show_default=False),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key (PEM).", show_default=False)
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take only clients with a certificate of this CA (PEM).", show_default=False
         ),
     ] = None,
     port_file: Annotated[
@@ -105,6 +119,9 @@ def serve(
         "--device": device,
         "--threads": threads,
         "--token-file": token_file,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+        "--tls-client-ca": tls_client_ca,
         "--port-file": port_file,
         "--drain-seconds": drain_seconds,
         "--log-level": log_level,

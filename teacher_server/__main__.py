@@ -17,11 +17,12 @@ import structlog
 
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
-from teacher_server.auth import read_token_file
+from teacher_server.auth import callers_text, plaintext_warning, read_token_file
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.engine import Engine
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
+from teacher_server.tls import ServerTls, read_server_tls
 
 log = structlog.get_logger()
 
@@ -33,21 +34,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _require_folder_of(options.port_file)
         token = None if options.token_file is None else read_token_file(options.token_file)
+        tls = read_server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
         load = _loader(options)
-        return asyncio.run(_serve(options, token, load))
+        return asyncio.run(_serve(options, token, tls, load))
     except LecternError as error:
         print(f"lectern teacher: {error}", file=sys.stderr)
         return error.exit_code
 
 
-async def _serve(options: argparse.Namespace, token: str | None, load: Callable[[], Engine]) -> int:
+async def _serve(
+    options: argparse.Namespace,
+    token: str | None,
+    tls: ServerTls | None,
+    load: Callable[[], Engine],
+) -> int:
     """Starts, loads, serves, drains: the whole life of the process."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_exit, stop)
     stopping = asyncio.create_task(stop.wait())
 
-    server = TeacherServer(options.bind, token)
+    server = TeacherServer(options.bind, token, tls)
     await server.start()
     log.info("loading", model=options.model or options.engine, address=server.address)
     loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
@@ -58,7 +65,10 @@ async def _serve(options: argparse.Namespace, token: str | None, load: Callable[
 
     engine = loading.result()
     limits = await server.open(engine, _limits(options))
-    print(ready_text(engine.facts, limits, server.address, token is not None), flush=True)
+    encryption = "none" if tls is None else "TLS"
+    callers = callers_text(token, tls)
+    print(ready_text(engine.facts, limits, server.address, callers, encryption), flush=True)
+    _warn(plaintext_warning(server.host, token, tls))
     _warn_of_idle_gpu(engine.facts.device)
     if options.port_file is not None:
         _write_whole(options.port_file, server.address)
@@ -123,7 +133,12 @@ def _warn_of_idle_gpu(device: str) -> None:
     torch = sys.modules.get("torch")
     cuda_available = torch is not None and torch.cuda.is_available()
     warning = idle_gpu_warning(device, cuda_available, gpu_present())
-    if torch is not None and warning is not None:  # the fixture has no use for one
+    if torch is not None:  # the fixture has no use for one
+        _warn(warning)
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None:
         print(f"\n{warning}\n", flush=True)
         log.warning(warning)
 
@@ -166,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1; auto takes a GPU if it can")
     add("--threads", type=_positive, help="CPU threads of the model; torch's default if left out")
     add("--token-file", type=Path, help="file with the bearer token that clients must send")
+    add("--tls-cert", type=Path, help="the server's certificate (PEM); with --tls-key")
+    add("--tls-key", type=Path, help="its private key (PEM)")
+    add("--tls-client-ca", type=Path, help="only clients with a certificate of this CA (PEM)")
     add("--port-file", type=Path, help="written with the bound host:port once it is ready")
     add("--drain-seconds", type=float, default=60.0, help="for calls in flight after SIGTERM")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")

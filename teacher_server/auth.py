@@ -1,6 +1,11 @@
-"""Who may call: holders of one bearer token, compared in constant time and never logged."""
+"""Who may call, and whether what is said can be read on the way.
+
+A bearer token is compared in constant time and never logged. TLS alone keeps readers out but lets
+every caller in; with --tls-client-ca it lets in holders of a certificate alone (mutual TLS).
+"""
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ import grpc
 
 from lectern_common.errors import Misconfigured, Unauthenticated
 from lectern_common.teacher_channel import REASON_KEY
+from teacher_server.tls import ServerTls
 
 MIN_TOKEN_CHARACTERS = 16
 _MAX_TOKEN_FILE_BYTES = 4096
@@ -42,6 +48,51 @@ def read_token_file(path: Path) -> str:
             f" make one with: openssl rand -hex 32 > {path}"
         )
     return token
+
+
+def require_callers_known(bind: str, host: str, token: str | None, tls: ServerTls | None) -> None:
+    """Returns where the server is for this machine alone, or knows its callers.
+
+    Raises:
+        Misconfigured: others can reach `host` (of --bind), and anyone may call.
+    """
+    if token is not None or (tls is not None and tls.client_ca is not None) or is_loopback(host):
+        return
+    raise Misconfigured(
+        f"--bind {bind} can be reached from other machines, and anyone may call"
+        + (" (TLS without --tls-client-ca does not ask who calls)" if tls is not None else "")
+        + ": set --token-file to a file with a token, set --tls-client-ca, or bind 127.0.0.1"
+    )
+
+
+def callers_text(token: str | None, tls: ServerTls | None) -> str:
+    """Returns who may call, for people."""
+    known = []
+    if token is not None:
+        known.append("the bearer token")
+    if tls is not None and tls.client_ca is not None:
+        known.append("a certificate of --tls-client-ca")
+    return f"those with {' and '.join(known)}" if known else "anyone who reaches the address"
+
+
+def plaintext_warning(host: str, token: str | None, tls: ServerTls | None) -> str | None:
+    """Returns a loud line where a token travels over networks unencrypted, else None."""
+    if token is None or tls is not None or is_loopback(host):
+        return None
+    return (
+        "WARNING: TOKEN AND DATA TRAVEL UNENCRYPTED TO OTHER MACHINES; set --tls-cert and "
+        "--tls-key, unless the network is private"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine reaches the host, a name or an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whatever it resolves to
+        return False
 
 
 class BearerTokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

@@ -11,8 +11,15 @@ _MODES = {
 }
 
 
-def ready_text(facts: ModelFacts, limits: Limits, address: str, has_token: bool) -> str:
-    """Returns a few aligned lines: the model, where it runs, what it offers, its limits."""
+def ready_text(
+    facts: ModelFacts, limits: Limits, address: str, callers: str, encryption: str
+) -> str:
+    """Returns a few aligned lines: the model, where it runs, what it offers, its limits.
+
+    Args:
+        callers: who may call.
+        encryption: what protects the connection.
+    """
     offered = [kind for kind, reason in facts.not_offered.items() if reason is None]
     missing = [(kind, reason) for kind, reason in facts.not_offered.items() if reason is not None]
     revision = f" at {facts.revision}" if facts.revision else ""
@@ -23,7 +30,8 @@ def ready_text(facts: ModelFacts, limits: Limits, address: str, has_token: bool)
         ("dtype", facts.dtype),
         ("engine", f"{facts.engine}, {facts.mode}: {_MODES.get(facts.mode, '')}"),
         ("address", address),
-        ("callers", "those with the bearer token" if has_token else "anyone on this machine"),
+        ("callers", callers),
+        ("encryption", encryption),
         ("offers", ", ".join(offered)),
         *(("", f"not {kind}: {reason}") for kind, reason in missing),
         (

@@ -8,7 +8,6 @@ drain()  health says NOT_SERVING, new calls are UNAVAILABLE, those in flight fin
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,11 +21,12 @@ from lectern_common.errors import Misconfigured
 from lectern_common.wire import MAX_MESSAGE_BYTES
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
-from teacher_server.auth import BearerTokenInterceptor
+from teacher_server.auth import BearerTokenInterceptor, require_callers_known
 from teacher_server.batcher import Batcher
 from teacher_server.engine import Engine
 from teacher_server.limits import Limits
 from teacher_server.servicer import Serving, TeacherServicer
+from teacher_server.tls import ServerTls
 
 log = structlog.get_logger()
 
@@ -50,19 +50,17 @@ class TeacherServer:
 
     Args:
         bind: "host:port"; port 0 picks a free one.
-        token: bearer token that every call must carry; None: none, on loopback alone.
+        token: bearer token that every call must carry; None: none.
+        tls: certificate, key, and whose clients are let in; None: plaintext.
 
     Raises:
-        Misconfigured: the address is no address, or reaches beyond loopback without a token.
+        Misconfigured: the address is no address, or reaches beyond loopback and anyone may call.
     """
 
-    def __init__(self, bind: str, token: str | None) -> None:
-        self._host, self._port = _host_and_port(bind)
-        if token is None and not _is_loopback(self._host):
-            raise Misconfigured(
-                f"--bind {bind} can be reached from other machines: set --token-file to a file "
-                "with a token, or bind 127.0.0.1"
-            )
+    def __init__(self, bind: str, token: str | None, tls: ServerTls | None = None) -> None:
+        self.host, self._port = _host_and_port(bind)
+        require_callers_known(bind, self.host, token, tls)
+        self._tls = tls
         self._health = health_aio.HealthServicer()
         self._servicer = TeacherServicer()
         interceptors = [BearerTokenInterceptor(token)] if token is not None else []
@@ -74,7 +72,7 @@ class TeacherServer:
     @property
     def address(self) -> str:
         """Where it listens, once started."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self._port}"
 
     async def start(self) -> None:
@@ -91,13 +89,24 @@ class TeacherServer:
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
         try:
-            self._port = self._server.add_insecure_port(self.address)
+            self._port = self._listen()
         except RuntimeError:
             raise Misconfigured(
                 f"cannot listen on {self.address}: the port is taken or the address is not this "
                 "machine's; set another --bind"
             ) from None
         await self._server.start()
+
+    def _listen(self) -> int:
+        """Returns the port that was bound. Raises RuntimeError."""
+        if self._tls is None:
+            return self._server.add_insecure_port(self.address)
+        credentials = grpc.ssl_server_credentials(
+            [(self._tls.key, self._tls.certificate)],
+            self._tls.client_ca,
+            require_client_auth=self._tls.client_ca is not None,
+        )
+        return self._server.add_secure_port(self.address, credentials)
 
     async def open(self, engine: Engine, limits: Limits) -> Limits:
         """Says SERVING, then takes calls. Returns the limits that hold for this model."""
@@ -135,12 +144,3 @@ def _host_and_port(bind: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise Misconfigured(f"--bind {bind!r} is not host:port, like 127.0.0.1:50051")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whatever it resolves to
-        return False

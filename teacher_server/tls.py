@@ -1,0 +1,43 @@
+"""The server's certificate and key, and the authority of the clients that it takes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lectern_common.errors import Misconfigured
+from lectern_common.pem import BadPem, read_authorities, read_key_pair
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM texts. With `client_ca`, only clients with a certificate of that authority are let in."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = None
+
+
+def read_server_tls(
+    certificate: Path | None, key: Path | None, client_ca: Path | None
+) -> ServerTls | None:
+    """Returns what --tls-cert, --tls-key and --tls-client-ca name; None where none is set.
+
+    Raises:
+        Misconfigured: one is missing beside another, cannot be read, or they do not fit.
+    """
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        missing = "--tls-cert" if certificate is None else "--tls-key"
+        raise Misconfigured(
+            f"{missing} is missing: TLS needs --tls-cert and --tls-key, the server's certificate "
+            "and its private key"
+        )
+    try:
+        pair = read_key_pair(certificate, key)
+    except BadPem as error:
+        raise Misconfigured(f"--tls-cert {certificate}, --tls-key {key}: {error}") from None
+    try:
+        authority = None if client_ca is None else read_authorities(client_ca)
+    except BadPem as error:
+        raise Misconfigured(f"--tls-client-ca {client_ca}: {error}") from None
+    return ServerTls(*pair, client_ca=authority)
