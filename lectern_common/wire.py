@@ -1,6 +1,6 @@
 """Arrays as they travel: dtypes, row layouts, position masks. numpy only; no gRPC, no torch.
 
-Legend: N rows (asked positions), V vocabulary, D hidden size, K top-k.
+Legend: N rows (asked positions), V vocabulary, D hidden size, K top-k, R records of sampled rows.
 
 bfloat16 has no numpy dtype, so it travels and is held here as uint16 bit patterns; whoever computes
 with it views it as bfloat16.
@@ -45,6 +45,57 @@ def top_k_record(k: int) -> np.dtype:
             ("log_normalizer_t", "<f4"),
         ]
     )
+
+
+# What a SAMPLED record can hold: 24 bits of id, 8 bits of count - 1.
+MAX_SAMPLED_ID = (1 << 24) - 1
+MAX_DRAWS = 256
+
+
+def sampled_record() -> np.dtype:
+    """Returns the structured dtype of one SAMPLED record, 8 bytes: a distinct id of a row.
+
+    Fields: `id_and_count` uint32, the id in the low 24 bits and its count - 1 in the high 8;
+    `log_prob` float32, the id's log-probability at the asked temperature.
+    """
+    return np.dtype([("id_and_count", "<u4"), ("log_prob", "<f4")])
+
+
+def pack_sampled(
+    ids_R: npt.NDArray[np.integer],
+    counts_R: npt.NDArray[np.integer],
+    log_probs_R: npt.NDArray[np.floating],
+) -> np.ndarray:
+    """Returns `sampled_record()` [R].
+
+    Raises:
+        InvalidRequest: an id is not 0 to MAX_SAMPLED_ID, or a count not 1 to MAX_DRAWS.
+    """
+    if len(ids_R) and (int(ids_R.min()) < 0 or int(ids_R.max()) > MAX_SAMPLED_ID):
+        raise InvalidRequest(
+            f"sampled answers hold ids up to {MAX_SAMPLED_ID}; ask for hidden or top_k",
+            field="vocab_size",
+        )
+    if len(counts_R) and (int(counts_R.min()) < 1 or int(counts_R.max()) > MAX_DRAWS):
+        raise InvalidRequest(
+            f"sampled answers hold counts of 1 to {MAX_DRAWS}; ask for fewer draws",
+            field="representation.num_draws",
+        )
+    records_R = np.empty(len(ids_R), sampled_record())
+    counts = counts_R.astype(np.uint32) - np.uint32(1)
+    records_R["id_and_count"] = ids_R.astype(np.uint32) | (counts << np.uint32(24))
+    records_R["log_prob"] = log_probs_R
+    return records_R
+
+
+def unpack_sampled(
+    records_R: np.ndarray,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Returns (ids, counts, log-probabilities), each [R], of `sampled_record()` [R]."""
+    words = records_R["id_and_count"]
+    ids_R = (words & np.uint32(MAX_SAMPLED_ID)).astype(np.int64)
+    counts_R = (words >> np.uint32(24)).astype(np.int64) + 1
+    return ids_R, counts_R, np.ascontiguousarray(records_R["log_prob"], np.float32)
 
 
 def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:

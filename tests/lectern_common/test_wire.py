@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.wire import pack_mask, top_k_record, unpack_mask
+from lectern_common.wire import (
+    pack_mask,
+    pack_sampled,
+    sampled_record,
+    top_k_record,
+    unpack_mask,
+    unpack_sampled,
+)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -44,3 +51,36 @@ def test_a_top_k_record_is_8k_plus_8_packed_bytes(k: int) -> None:
     assert floats[k - 1] == 1.0
     assert words[k] == 7
     assert (floats[2 * k], floats[2 * k + 1]) == (2.0, 3.0)
+
+
+def test_a_sampled_record_is_8_bytes_with_the_count_above_the_id() -> None:
+    assert sampled_record().itemsize == 8
+    packed = pack_sampled(np.array([7]), np.array([3]), np.array([-1.0])).tobytes()
+    assert packed == bytes([7, 0, 0, 2]) + np.float32(-1.0).tobytes()
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**24 - 1), st.integers(1, 256), st.floats(-90, 0, width=32)),
+        max_size=20,
+    )
+)
+def test_sampled_records_survive_packing(rows: list[tuple[int, int, float]]) -> None:
+    columns = [np.array([row[index] for row in rows]) for index in range(3)]
+    back = unpack_sampled(pack_sampled(columns[0], columns[1], columns[2]))
+    assert [column.tolist() for column in back] == [column.tolist() for column in columns]
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "field"),
+    [
+        (2**24, 1, "vocab_size"),
+        (-1, 1, "vocab_size"),
+        (0, 0, "representation.num_draws"),
+        (0, 257, "representation.num_draws"),
+    ],
+)
+def test_what_a_sampled_record_cannot_hold_is_refused(number: int, count: int, field: str) -> None:
+    with pytest.raises(InvalidRequest, match="sampled answers hold") as caught:
+        pack_sampled(np.array([0, number]), np.array([1, count]), np.zeros(2))
+    assert caught.value.field == field
