@@ -95,18 +95,27 @@ class Launcher:
         return None if child is None else child.poll()
 
     def terminate(self, process: Identity) -> None:
-        """Sends SIGTERM to the process alone; it ends its own children. A dead one is no error."""
+        """Sends SIGTERM to the process alone; it ends its own children. A dead one is no error.
+
+        Raises:
+            PermissionError: the process belongs to another user by now.
+        """
         living = _living(process)
         if living is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                living.terminate()
+                try:
+                    living.terminate()
+                except psutil.AccessDenied:
+                    raise PermissionError(
+                        f"process {process.pid} may not be signalled: it belongs to another user"
+                    ) from None
 
     def kill(self, process: Identity) -> None:
         """Kills the process and everything that it started, also where it is gone itself."""
         leader = _living(process)
         members = list(_session_members(process)) if leader is None else []
         if leader is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 members = [leader, *leader.children(recursive=True), *_session_members(process)]
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

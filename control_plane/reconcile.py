@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.devices import Devices, slot_environment
 from control_plane.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
@@ -91,7 +92,7 @@ class Reconciler:
         for run in self._runs.in_states(ACTIVE):
             try:
                 self._look_after(run)
-            except (LecternError, OSError, ValueError) as error:
+            except (LecternError, OSError, ValueError, SQLAlchemyError) as error:
                 _log.error("run not looked after", run=run.id, error=str(error))
         if not self._draining:
             self._requeue_interrupted()
@@ -120,10 +121,13 @@ class Reconciler:
         """Signals or kills every trainer, then looks at the runs. Returns False where none is."""
         for run in self._runs.in_states(ACTIVE):
             process = self._process_of(run, self._status(run))
-            if process is not None and kill:
-                self._kill(run, process)
-            elif process is not None:
-                self._signal_once(run, process)
+            try:
+                if process is not None and kill:
+                    self._kill(run, process)
+                elif process is not None:
+                    self._signal_once(run, process)
+            except OSError as error:
+                _log.error("trainer not stopped", run=run.id, error=str(error))
         self.tick()
         return bool(self._runs.in_states(ACTIVE))
 
@@ -142,8 +146,6 @@ class Reconciler:
         if process is None:
             self._look_after_gone(run, said)
             return
-        if said is not None:
-            run = self._runs.saw(run.id, said)
         if said is not None and said.state in RESTING:
             if self._clock() - said.since > EXIT_GRACE_SECONDS:
                 self._kill(run, process)
@@ -151,6 +153,9 @@ class Reconciler:
             self._signal_once(run, process)
             if self._clock() - (run.stop_sent_at or run.since) > self._grace:
                 self._kill(run, process)
+        # After the signals: they go out also where nothing can be recorded.
+        if said is not None:
+            self._runs.saw(run.id, said)
 
     def _look_after_gone(self, run: Run, said: Status | None) -> None:
         """Decides what it means that the run has no living process."""
@@ -214,7 +219,11 @@ class Reconciler:
         """Sends SIGTERM; a trainer takes a second one as an order to drop everything.
 
         It is recorded before it is sent, so a control plane that died in between has sent none:
-        the next one sends it where the trainer does not say that it is stopping.
+        the next one sends it where the trainer does not say that it is stopping. It is sent also
+        where it cannot be recorded: a trainer that is not told to stop dies without a checkpoint.
+
+        Raises:
+            OSError: the process may not be signalled.
         """
         key = run.id, run.attempt
         status = self._status(run)
@@ -224,7 +233,10 @@ class Reconciler:
         if sent_at is not None and self._clock() - sent_at < SIGNAL_AGAIN_SECONDS:
             return
         if sent_at is None:
-            self._runs.stop_sent(run.id)
+            try:
+                self._runs.stop_sent(run.id)
+            except SQLAlchemyError as error:  # the database is busy or full
+                _log.error("signal not recorded", run=run.id, error=str(error))
         self._signalled.add(key)
         self._processes.terminate(process)
 

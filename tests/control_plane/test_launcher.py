@@ -107,6 +107,18 @@ def test_a_process_with_another_create_time_is_another_process(launcher, tmp_pat
     gone(launcher, process)
 
 
+def test_a_process_of_another_user_is_told_and_left_alone(launcher, monkeypatch):
+    def denied(_process: psutil.Process, *_: object) -> None:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "send_signal", denied)
+    monkeypatch.setattr(psutil.Process, "terminate", denied)
+    me = Identity(os.getpid(), psutil.Process().create_time())
+    with pytest.raises(PermissionError, match=f"process {os.getpid()} may not be signalled"):
+        launcher.terminate(me)
+    launcher.kill(me)
+
+
 def test_a_trainer_is_found_by_its_folder(launcher, tmp_path):
     folder, other = folder_of(tmp_path), folder_of(tmp_path, "other")
     assert launcher.find(folder) is None

@@ -1,5 +1,7 @@
 """The reconcile loop, with trainers that do what the test says."""
 
+from typing import NoReturn
+
 import pytest
 import sqlalchemy as sa
 
@@ -9,6 +11,7 @@ from control_plane.runs import MAX_RESTARTS
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
+from tests.fakes import FakeProcess
 
 
 def seen(bench: Bench, run_id: str) -> tuple[str, str | None]:
@@ -390,27 +393,79 @@ def test_ending_with_stop_kills_what_does_not_stop_in_time(bench):
     assert bench.runs.get(run.id).resumes_itself
 
 
-def test_ending_with_stop_goes_on_where_the_database_was_busy(bench):
-    """A trainer that is not told to stop would die with its container, without a checkpoint."""
-    run = bench.started()
-    busy = iter([True, True])
-    stop_sent = bench.runs.stop_sent
+def fill_database(bench: Bench) -> None:
+    """From now on nothing can be written, as where the disk is full."""
 
-    def stop_sent_when_free(run_id):
-        if next(busy, False):
-            raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
-        return stop_sent(run_id)
+    def full() -> NoReturn:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("database or disk is full"))
+
+    bench.store.writing = full
+
+
+def test_ending_with_stop_signals_every_trainer_although_the_database_is_full(bench):
+    """A trainer that is not told to stop would die with its container, without a checkpoint."""
+    runs = [bench.started("one"), bench.started("two")]
+    fill_database(bench)
+    times = iter(range(0, 10_000, 10))
 
     def obey(_seconds: float) -> None:
-        process = bench.processes.last()
-        if process.terminated and process in bench.processes.alive():
-            process.say("stopped", step=6, checkpoint_step=6)
-            process.end(0)
+        for process in bench.processes.alive():
+            if process.terminated:
+                process.say("stopped", step=6, checkpoint_step=6)
+                process.end(0)
 
-    bench.runs.stop_sent = stop_sent_when_free
-    bench.reconciler.stop_all(sleep=obey)
-    assert bench.processes.last().terminated == 1
-    assert seen(bench, run.id) == ("interrupted", "control_plane_stopped")
+    bench.reconciler.stop_all(sleep=obey, monotonic=lambda: next(times))
+    assert [process.terminated for process in bench.processes.started] == [1, 1]
+    assert not any(process.killed for process in bench.processes.started)
+
+    del bench.store.writing
+    bench.restart()
+    bench.tick(1)
+    bench.tick(2)
+    assert bench.processes.resumed == [False, False, True, True]
+    assert {bench.runs.get(run.id).state.value for run in runs} == {"starting"}
+
+
+def test_a_full_database_keeps_no_run_from_being_stopped(bench):
+    bench.started("one")
+    run = bench.started("two")
+    bench.runs.request_stop(run.id)
+    bench.processes.started[0].say("running", step=7)
+    fill_database(bench)
+    bench.reconciler.tick()
+    bench.reconciler.tick()
+    assert [process.terminated for process in bench.processes.started] == [0, 1]
+
+
+def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
+    terminate = bench.processes.terminate
+
+    def refuse(process: Identity) -> None:
+        if process == of_another_user.identity:
+            raise PermissionError("it belongs to another user")
+        terminate(process)
+
+    bench.processes.terminate = refuse
+
+
+def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(bench):
+    for name in ("one", "two"):
+        bench.runs.request_stop(bench.started(name).id)
+    first, second = bench.processes.started
+    belongs_to_another_user(bench, first)
+    bench.tick(1)
+    assert (first.terminated, second.terminated) == (0, 1)
+
+
+def test_ending_with_stop_kills_a_trainer_that_may_not_be_signalled_last(bench):
+    for name in ("one", "two"):
+        bench.started(name)
+    first, second = bench.processes.started
+    belongs_to_another_user(bench, first)
+    times = iter(range(0, 10_000, 10))
+    bench.reconciler.stop_all(sleep=lambda _: second.end(0), monotonic=lambda: next(times))
+    assert (first.terminated, second.terminated) == (0, 1)
+    assert (first.killed, second.killed) == (True, False)
 
 
 def test_a_run_killed_with_its_control_plane_while_it_was_ended_resumes(bench):
