@@ -449,8 +449,8 @@ def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
 
 
 def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(bench):
-    for name in ("one", "two"):
-        bench.runs.request_stop(bench.started(name).id)
+    for run in [bench.started("one"), bench.started("two")]:
+        bench.runs.request_stop(run.id)
     first, second = bench.processes.started
     belongs_to_another_user(bench, first)
     bench.tick(1)
