@@ -1,5 +1,6 @@
 """`lectern runs`: runs of a control plane, over REST."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,22 +243,34 @@ def _exit_with(refusals: list[LecternError]) -> None:
 
 def _as_mapping(changes: list[str]) -> dict[str, Any]:
     """Returns {"schedule": {"steps": 2000}} of "schedule.steps=2000"; values are YAML."""
-    import yaml
-
     result: dict[str, Any] = {}
     for change in changes:
-        field, separator, value = change.partition("=")
+        field, _, value = change.partition("=")
         *sections, name = field.split(".")
-        section = result
-        for key in sections:
-            section = section.setdefault(key, {})
         try:
-            section[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            separator = ""
-        if not separator or not all([*sections, name]):
+            section = result
+            for key in sections:
+                section = section.setdefault(key, {})
+            section[name] = _json_value(value)
+            usable = "=" in change and all([*sections, name])
+        except (AttributeError, TypeError, ValueError):
+            usable = False  # a section that is a value, or a value that JSON does not have
+        if not usable:
             raise typer.BadParameter(f"{change!r} is not FIELD=VALUE", param_hint="--set")
     return result
+
+
+def _json_value(text: str) -> Any:
+    """Returns what the YAML stands for. Raises ValueError where JSON cannot say it."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, allow_nan=False)
+    except (yaml.YAMLError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        # Not YAMLError alone: `!!bool x` is a KeyError; a date is no JSON, a TypeError.
+        raise ValueError(f"{text!r} is no value") from error
+    return value
 
 
 def _print_states(runs: "list[Run]", *, as_json: bool) -> None:

@@ -154,8 +154,27 @@ def test_with_nothing_to_watch_there_is_nothing_to_wait_for(runs):
     assert "no runs yet" in runs("list").err
 
 
+def test_a_state_that_is_none_is_refused_before_anything_is_asked(lectern):
+    assert lectern("runs", "list", "--state", "dreaming", "--url", "http://127.0.0.1:1").code == 2
+
+
 @pytest.mark.parametrize(
-    "words", [["list", "--state", "dreaming"], ["resume", "run-1", "--set", "steps"]]
+    "changes",
+    [
+        ["steps"],
+        ["=3"],
+        ["schedule.=3"],
+        ["x=2001-99-99"],
+        ["x=2001-01-01"],
+        ["x=.inf"],
+        ["x=!!bool x"],
+        ["x=[1"],
+        ["x=&a [*a]"],
+        ["schedule=1", "schedule.steps=2"],
+    ],
 )
-def test_words_that_mean_nothing_are_refused_before_anything_is_asked(lectern, words):
-    assert lectern("runs", *words, "--url", "http://127.0.0.1:1").code == 2
+def test_a_change_that_means_nothing_is_refused_before_anything_is_asked(lectern, changes):
+    words = [word for change in changes for word in ("--set", change)]
+    ended = lectern("runs", "resume", "run-1", *words, "--url", "http://127.0.0.1:1")
+    assert ended.code == 2
+    assert f"{changes[-1]!r} is not FIELD=VALUE" in " ".join(ended.err.split())
