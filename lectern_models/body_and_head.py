@@ -35,10 +35,13 @@ class BodyAndHead:
     transform: HeadTransform
 
     def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
-        """Returns final-norm hidden states [B, S, D] in the model's dtype; no KV cache is kept."""
+        """Returns final-norm hidden states [B, S, D] in the model's dtype; no KV cache is kept.
+
+        On the head's device, wherever the body's last layer is.
+        """
         output = self.body(input_ids=input_ids_BS, use_cache=False)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
-        return hidden
+        return hidden.to(self.projection.weight.device)
 
     def head(self) -> OutputHead:
         """Returns the head over the live parameters; ask again after they were replaced."""

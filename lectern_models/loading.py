@@ -1,107 +1,129 @@
-"""Causal language models from folders and from the model hub: safetensors only, no code of theirs.
+"""Causal language models from folders: data only, no code of theirs.
 
-Whatever is named, a folder with config.json and safetensors files is what gets loaded: a hub id
-is brought into the local hub cache first.
+What is loaded is config.json with safetensors, or one GGUF file.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_common.tokenizer_map import read_tokenizer_map
 from lectern_common.weights import safetensors_files
+from lectern_models.gguf_file import GgufFile
+from lectern_models.model_folder import ModelFolder as ModelFolder
+from lectern_models.model_folder import find_model as find_model
+from lectern_models.placement import BALANCED, require_all_on_gpus, require_attention
+from lectern_models.quantization import (
+    bitsandbytes_config,
+    require_packages,
+    stored_quantization,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What a model is made of, and nothing that could run: no .bin, no .pt, no .py.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
-# Folders (original weights, other formats) and unsplit copies of the weights.
-_HUB_FILES_NOT = ["*/*", "consolidated*"]
 
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model on this machine. `name` is what the user called it; `revision` is "" for a folder."""
-
-    path: Path
-    name: str
-    revision: str = ""
-
-
-def find_model(name: str, revision: str | None = None) -> ModelFolder:
-    """Returns the folder of a model, downloading a hub id that is not in the local hub cache.
-
-    Args:
-        name: an existing folder, or a hub id like "Qwen/Qwen2.5-Coder-0.5B-Instruct".
-        revision: hub commit, tag or branch; folders have none.
-
-    Raises:
-        NotFound: there is no such folder, nor such a model on the hub.
-        Misconfigured: a revision was asked of a folder.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        if revision is not None:
-            raise Misconfigured(f"{name} is a folder and has no revision {revision}; leave it out")
-        return ModelFolder(folder.resolve(), name)
-    try:
-        snapshot = snapshot_download(
-            name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_NOT
-        )
-    except HFValidationError:
-        raise NotFound(f"no folder {name}, and it is no hub id either") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        what = f"{name} at {revision}" if revision else name
-        first_line = str(error).strip().partition("\n")[0]
-        raise NotFound(f"no folder {name}, and the hub did not give {what}: {first_line}") from None
-    return ModelFolder(Path(snapshot), name, revision=Path(snapshot).name)
-
-
-def load_causal_lm(folder: Path, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path,
+    dtype: str = "auto",
+    device: str = "cpu",
+    *,
+    quantization: str = "none",
+    attention: str = "auto",
+    gguf_file: str = "",
+) -> PreTrainedModel:
     """Returns the model in a folder, in eval mode, on the device.
 
     Args:
-        folder: holds config.json and safetensors weights.
-        dtype: "float32", "bfloat16", "float16", or "auto" for the one the config names.
-        device: a torch device, "cpu", "cuda", "cuda:1".
+        folder: holds config.json and safetensors weights, or `gguf_file`.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the one the config names (of a GGUF
+            file see GgufFile.dtype).
+        device: a torch device, "cpu", "cuda", "cuda:1", or BALANCED.
+        quantization: "none", "int8" or "int4": see bitsandbytes_config.
+        attention: one of placement.ATTENTION.
+        gguf_file: load this file of the folder instead. Its blocks are turned into numbers of
+            `dtype`, so the model takes the memory of an unquantised one.
 
     Raises:
         NotFound: no config.json or no safetensors (a pickle beside it is named and refused).
         CorruptData: weights are truncated, or lack tensors that the config asks for.
-        Misconfigured: the architecture is unknown, or needs code of its own.
+        Misconfigured: the architecture is unknown, or needs code of its own; what is asked needs a
+            package or a device that is not there; the model does not fit into the memory.
     """
-    files = safetensors_files(folder)
-    _read_config(folder)
-    load: Any = AutoModelForCausalLM.from_pretrained
-    try:
-        model, info = load(
-            folder,
-            dtype=DTYPES.get(dtype, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (ValueError, KeyError, ImportError) as error:
-        raise Misconfigured(f"cannot load {folder}: {_one_line(error)}") from error
-    except (OSError, RuntimeError) as error:
-        raise CorruptData(f"cannot load {folder}: {_one_line(error)}") from error
-    except Exception as error:  # safetensors raises an exception class of its own, a bare Exception
-        raise CorruptData(f"cannot read {files[0]}: {_one_line(error)}") from error
+    require_attention(attention, dtype, device)
+    gguf = GgufFile(folder / gguf_file) if gguf_file else None
+    options: dict[str, Any] = {}
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    if device == BALANCED:
+        require_packages("gpu", "--device balanced", "accelerate")
+        options["device_map"] = BALANCED
+    elif quantization != "none":
+        options["device_map"] = {"": device}
+    if gguf is None:
+        options |= _safetensors_options(folder, quantization, dtype)
+    elif quantization == "none":
+        options |= {"dtype": DTYPES[gguf.dtype if dtype == "auto" else dtype], **gguf.options()}
+    else:
+        raise Misconfigured(f"--quantization {quantization} is not for a GGUF file; leave it out")
+
+    model, info = _loaded(folder, device, options)
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise CorruptData(
             f"{folder} lacks {len(names)} of the model's tensors, {names[0]} the first; they would "
             "be random numbers"
         )
-    return cast(PreTrainedModel, model.to(torch.device(device)).eval())
+    if gguf is not None:
+        gguf.require_all_read(model)
+    require_all_on_gpus(getattr(model, "hf_device_map", {}))
+    return cast(PreTrainedModel, model.train(False))
+
+
+def _safetensors_options(folder: Path, quantization: str, dtype: str) -> dict[str, Any]:
+    safetensors_files(folder)  # there are any
+    config = _read_config(folder)
+    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, dtype), "use_safetensors": True}
+    stored = stored_quantization(config)
+    if stored not in ("none", quantization):
+        raise Misconfigured(f"{folder} is stored in {stored}; load it with --quantization {stored}")
+    if quantization != "none":
+        settings = bitsandbytes_config(quantization, config, DTYPES.get(dtype))
+        if stored == "none":
+            options["quantization_config"] = settings
+    return options
+
+
+def _loaded(
+    folder: Path, device: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Returns (the model on its device, what transformers found missing)."""
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, info = load(
+            folder,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        if "device_map" not in options:
+            model = model.to(torch.device(device))
+    except torch.OutOfMemoryError as error:
+        raise Misconfigured(
+            f"{folder} does not fit into the memory of {device}; set --device balanced to spread "
+            f"it over several GPUs, or --quantization int8 or int4: {_one_line(error)}"
+        ) from error
+    except (ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise Misconfigured(f"cannot load {folder}: {_one_line(error)}") from error
+    except (OSError, RuntimeError) as error:
+        raise CorruptData(f"cannot load {folder}: {_one_line(error)}") from error
+    except Exception as error:  # safetensors raises an exception class of its own, a bare Exception
+        raise CorruptData(f"cannot read the weights in {folder}: {_one_line(error)}") from error
+    return cast(PreTrainedModel, model), info
 
 
 def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
@@ -141,7 +163,12 @@ def tokenizer_map(folder: Path) -> dict[str, int] | None:
 
 def num_parameters(model: torch.nn.Module) -> int:
     """Returns the number of parameters, trainable and frozen, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    total = 0
+    for parameter in model.parameters():
+        # A 4-bit parameter packs two into a byte, and keeps the shape that it stands for.
+        packed = getattr(parameter, "quant_state", None)
+        total += int((parameter if packed is None else packed).shape.numel())
+    return total
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

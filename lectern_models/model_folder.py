@@ -1,0 +1,89 @@
+"""Finding a model by its name: a folder or a file here, else the model hub, data files only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from lectern_common.errors import Misconfigured, NotFound
+from lectern_models.gguf_file import GgufFile
+
+# What a model is made of, and nothing that could run: no .bin, no .pt, no .py.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
+# Folders (original weights, other formats) and unsplit copies of the weights.
+_HUB_FILES_NOT = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on this machine. `name` is what the user called it.
+
+    `revision` is the hub commit, "" for what lies here. `gguf_file` is the file in the folder that
+    holds the model, "" where that is config.json with safetensors.
+    """
+
+    path: Path
+    name: str
+    revision: str = ""
+    gguf_file: str = ""
+
+    @property
+    def gguf(self) -> GgufFile | None:
+        return GgufFile(self.path / self.gguf_file) if self.gguf_file else None
+
+    @property
+    def public_name(self) -> str:
+        """What clients may know: where it lies on this machine is not for them."""
+        name = self.name if self.revision else self.path.name
+        if not self.gguf_file:
+            return name
+        return f"{name}/{self.gguf_file}" if self.revision else self.gguf_file
+
+
+def find_model(name: str, revision: str | None = None, gguf_file: str | None = None) -> ModelFolder:
+    """Returns the folder of a model, downloading a hub id that is not in the local hub cache.
+
+    Args:
+        name: an existing folder, a .gguf file, or a hub id like "Qwen/Qwen2.5-Coder-7B-Instruct".
+        revision: hub commit, tag or branch; the result says which commit that is.
+        gguf_file: name of a GGUF file in the folder or in the hub's model.
+
+    Raises:
+        NotFound: there is no such folder or file, nor such a model on the hub.
+        Misconfigured: a revision was asked of a folder, or a GGUF file of a GGUF file.
+    """
+    here = Path(name)
+    if here.exists() and revision is not None:
+        raise Misconfigured(f"{name} is a folder and has no revision {revision}; leave it out")
+    if here.suffix == ".gguf" and not here.is_dir():
+        if gguf_file is not None:
+            raise Misconfigured(f"{name} is a GGUF file itself; leave --gguf-file out")
+        if not here.is_file():
+            raise NotFound(f"no file {name}")
+        return ModelFolder(here.resolve().parent, name, gguf_file=here.name)
+    if gguf_file is not None and (Path(gguf_file).name != gguf_file or set("*?[") & set(gguf_file)):
+        raise Misconfigured(f"--gguf-file {gguf_file} is not the name of a file")
+    if here.is_dir():
+        folder = ModelFolder(here.resolve(), name, gguf_file=gguf_file or "")
+    else:
+        path = _snapshot(name, revision, [gguf_file] if gguf_file else _HUB_FILES)
+        folder = ModelFolder(path, name, path.name, gguf_file or "")
+    if gguf_file and not (folder.path / gguf_file).is_file():
+        raise NotFound(f"{name} has no file {gguf_file}")
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
+    """Returns the folder of the hub's files, named by their commit."""
+    try:
+        path = snapshot_download(
+            name, revision=revision, allow_patterns=files, ignore_patterns=_HUB_FILES_NOT
+        )
+    except HFValidationError:
+        raise NotFound(f"no folder {name}, and it is no hub id either") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        what = f"{name} at {revision}" if revision else name
+        first_line = str(error).strip().partition("\n")[0]
+        raise NotFound(f"no folder {name}, and the hub did not give {what}: {first_line}") from None
+    return Path(path)

@@ -1,0 +1,87 @@
+"""Where a model runs, and what computes its attention: used as asked, or refused."""
+
+from typing import Any
+
+import torch
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from lectern_common.errors import Misconfigured
+
+# Layer by layer over the GPUs of this host, by accelerate, about as much on each.
+BALANCED = "balanced"
+
+# "auto" is transformers' own choice.
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+
+
+def resolved_device(device: str) -> str:
+    """Returns "cpu", "cuda", "cuda:1" or BALANCED.
+
+    Args:
+        device: one of these, or "auto": CUDA where there is one.
+
+    Raises:
+        Misconfigured: this machine has no such device.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    kind, _, index = device.partition(":")
+    known = device in ("cpu", "cuda", BALANCED) or (kind == "cuda" and index.isdecimal())
+    if not known:
+        raise Misconfigured(f"--device {device} is none of auto, cpu, cuda, cuda:1, balanced")
+    if device != "cpu" and not has_cuda:
+        raise Misconfigured(
+            f"--device {device}, but this torch ({torch.__version__}) sees no CUDA device"
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise Misconfigured(
+            f"--device {device}, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def require_attention(attention: str, dtype: str, device: str) -> None:
+    """Raises Misconfigured where `attention` cannot be had.
+
+    Asked here and not left to transformers, which fetches kernels from the model hub in place of a
+    missing package.
+    """
+    if attention not in ATTENTION:
+        raise Misconfigured(f"--attention {attention} is none of {', '.join(ATTENTION)}")
+    if attention != "flash_attention_2":
+        return
+    if device == "cpu" or not is_flash_attn_2_available():
+        raise Misconfigured(
+            "--attention flash_attention_2 needs a CUDA device and the package flash-attn; "
+            "sdpa needs neither"
+        )
+    if dtype == "float32":
+        raise Misconfigured("--attention flash_attention_2 needs --dtype bfloat16 or float16")
+
+
+def require_all_on_gpus(device_map: dict[str, Any]) -> None:
+    """Raises Misconfigured where layers of a balanced model found no room on the GPUs.
+
+    Args:
+        device_map: module name to place, as accelerate laid it out; may be empty.
+    """
+    places = {str(place) for place in device_map.values()}
+    if len(places) > 1 and places & {"cpu", "disk"}:
+        raise Misconfigured(
+            "the model does not fit into the memory of this host's GPUs together; set "
+            "--quantization int8 or int4"
+        )
+
+
+def device_names(model: torch.nn.Module) -> str:
+    """Returns where the parameters are: "cpu", or "cuda:0, cuda:1 (name of the card)"."""
+    devices = sorted(
+        {parameter.device for parameter in model.parameters()},
+        key=lambda device: (device.type, device.index or 0),
+    )
+    if any(device.type != "cuda" for device in devices):
+        return ", ".join(str(device) for device in devices)
+    indices = [device.index or 0 for device in devices]
+    names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
+    return f"{', '.join(f'cuda:{index}' for index in indices)} ({', '.join(names)})"
