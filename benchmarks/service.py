@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
 from student_trainer.datasets import ShuffledBatches, SyntheticRows
 from student_trainer.loop import Parts, Progress, Settings, Teaching, train
@@ -81,7 +81,7 @@ def _measure_one(
     times: list[tuple[float, float]] = []
     for _ in range(pairs + 1):
         remote = RemoteTeacher(
-            TeacherChannel(address),
+            TeacherReplicas(address),
             run_id="benchmark",
             vocab_size=VOCAB_SIZE,
             device=torch.device("cpu"),

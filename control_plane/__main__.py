@@ -18,10 +18,12 @@ from control_plane.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
 from control_plane.launcher import TRAINER_ARGV
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
+from control_plane.teacher_secrets import configured_teachers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import write_atomic
+from lectern_common.secret_files import SecretFiles
 
 SHUTDOWN_SECONDS = 3
 MIN_TOKEN_CHARACTERS = 16
@@ -56,8 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--home", type=Path, help="folder of data, models and runs (LECTERN_HOME, ~/.lectern)")
     add("--max-running-runs", type=_positive, metavar="N", help="runs that train at one time")
     add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
-    add("--teacher", action="append", default=[], metavar="HOST:PORT", help="shown on the page")
+    add(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="shown on the page; only to these do runs send secrets, and only those named here",
+    )
     add("--teacher-token-file", metavar="NAME", help="for --teacher, under the secrets root")
+    add("--teacher-tls-ca", metavar="NAME", help="its certificate's authority; turns TLS on")
+    add("--teacher-tls-cert", metavar="NAME", help="the client's own certificate, with its key")
+    add("--teacher-tls-key", metavar="NAME", help="all four lie under the secrets root")
     add("--token-file", type=Path, help="bearer token that clients must show")
     add(
         "--published-on-loopback",
@@ -90,6 +101,13 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
             f"--bind {options.bind} is reachable from other machines: give --token-file FILE, or "
             "bind to 127.0.0.1"
         )
+    files = SecretFiles(
+        options.teacher_token_file,
+        options.teacher_tls_ca,
+        options.teacher_tls_cert,
+        options.teacher_tls_key,
+    )
+    teachers = configured_teachers(options.teacher, files)
     listener = _listen(host, port)
     with listener:
         cuda = cuda_devices()
@@ -100,7 +118,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
                 options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
                 options.runs_per_gpu,
             ),
-            teachers=dict.fromkeys(options.teacher, options.teacher_token_file),
+            teachers=teachers,
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
             trainer_argv=trainer_argv,

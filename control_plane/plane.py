@@ -25,9 +25,11 @@ from control_plane.run_record import ACTIVE, Run
 from control_plane.runs import Runs
 from control_plane.store import DATABASE_NAME, Store
 from control_plane.teacher_checks import StartChecks, TeacherMonitor
+from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.secret_files import SecretFiles
 
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
@@ -93,14 +95,13 @@ class ControlPlane:
         queued = self.runs.in_states([RunState.QUEUED])
         return {run.id: position for position, run in enumerate(queued, start=1)}
 
-    def teachers_of_runs(self) -> dict[str, tuple[str | None, list[str]]]:
-        """Returns for each teacher that runs at work ask: its token file, and those runs."""
-        found: dict[str, tuple[str | None, list[str]]] = {}
+    def teachers_of_runs(self) -> dict[str, list[str]]:
+        """Returns for each teacher server that runs at work ask: those runs."""
+        found: dict[str, list[str]] = {}
         for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
             teacher = run.spec["teacher"]
-            if teacher is not None:
-                entry = found.setdefault(teacher["address"], (teacher["token_file"], []))
-                entry[1].append(run.id)
+            for address in replica_addresses(teacher["address"]) if teacher else ():
+                found.setdefault(address, []).append(run.id)
         return found
 
     def folder(self, run: Run) -> RunFolder:
@@ -139,7 +140,7 @@ def open_plane(
     roots: Roots,
     *,
     devices: Devices,
-    teachers: Mapping[str, str | None] | None = None,
+    teachers: Mapping[str, SecretFiles] | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     tick_seconds: float = TICK_SECONDS,
@@ -150,7 +151,7 @@ def open_plane(
     """Returns a control plane over `roots.runs`, alone there.
 
     Args:
-        teachers: configured addresses, each with its token file under the secrets root or None.
+        teachers: configured servers, and the secrets that may be sent to each.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they go on and are adopted later.
         trainer_argv: what the run folder is appended to.
         processes: instead of a Launcher of `trainer_argv`.
@@ -174,7 +175,7 @@ def open_plane(
         changes=changes,
         reconciler=Reconciler(runs, roots, launcher, devices, clock, stop_grace_seconds),
         devices=devices,
-        checks=StartChecks(roots, devices),
+        checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, clock),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,

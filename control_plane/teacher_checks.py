@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.devices import Devices
+from control_plane.teacher_secrets import OPTIONS, require_secrets_known
 from control_plane.views import RepresentationView, TeacherView
-from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated
-from lectern_common.preflight import read_token, require_startable
+from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated, Untrusted
+from lectern_common.preflight import require_startable
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
+from lectern_common.secret_files import SecretFiles, Secrets, read_secrets
 from lectern_common.teacher_channel import TeacherChannel
 from protos import teacher_pb2
 
@@ -31,11 +33,18 @@ _NAMES = {
 
 
 class StartChecks:
-    """What is asked before a run is accepted. Keeps few checks going at one time."""
+    """What is asked before a run is accepted. Keeps few checks going at one time.
 
-    def __init__(self, roots: Roots, devices: Devices) -> None:
+    Args:
+        roots: what a spec's paths are relative to.
+        devices: what there is to train on.
+        teachers: servers given at the start, and the secrets that may be sent to each.
+    """
+
+    def __init__(self, roots: Roots, devices: Devices, teachers: Mapping[str, SecretFiles]) -> None:
         self._roots = roots
         self._devices = devices
+        self._teachers = dict(teachers)
         self._room = asyncio.Semaphore(MAX_CHECKS_AT_ONCE)
 
     async def require_startable(self, spec: RunSpec) -> None:
@@ -45,21 +54,23 @@ class StartChecks:
             LecternError: the first check that fails.
         """
         self._devices.require_has(spec)
+        if spec.teacher is not None:
+            require_secrets_known(spec.teacher, self._teachers)
         async with self._room:
             try:
                 await asyncio.to_thread(require_startable, spec, self._roots)
             except Unauthenticated as error:
                 # Towards the client it is the spec that is wrong, not the client's own token.
+                field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
                 why = f"the teacher refuses the run: {error}"
-                raise InvalidSpec([("teacher.token_file", why)]) from None
+                raise InvalidSpec([(f"teacher.{field}", why)]) from None
 
 
 @dataclass
 class _Teacher:
-    """One address; a token file under the secrets root comes with it."""
+    """One server, and the channel to it."""
 
     channel: TeacherChannel
-    token_file: str | None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     asked_at: float = float("-inf")
     seen_at: float | None = None
@@ -72,7 +83,7 @@ class TeacherMonitor:
 
     Args:
         roots: for the secrets root.
-        configured: addresses given at the start, each with its token file or None.
+        configured: servers given at the start, each with its secrets. Others are asked without.
         clock: Unix seconds.
         monotonic: seconds, for the age of an answer.
     """
@@ -80,7 +91,7 @@ class TeacherMonitor:
     def __init__(
         self,
         roots: Roots,
-        configured: Mapping[str, str | None],
+        configured: Mapping[str, SecretFiles],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,15 +101,12 @@ class TeacherMonitor:
         self._monotonic = monotonic
         self._teachers: dict[str, _Teacher] = {}
 
-    async def views(
-        self, asked_by: Mapping[str, tuple[str | None, Collection[str]]]
-    ) -> list[TeacherView]:
-        """Returns every teacher: configured ones first, then those of runs.
+    async def views(self, asked_by: Mapping[str, Collection[str]]) -> list[TeacherView]:
+        """Returns every teacher server: configured ones first, then those of runs.
 
         Args:
-            asked_by: address to (token file, runs at work that ask it).
+            asked_by: address of a server to the runs at work that ask it.
         """
-        wanted = {**{address: entry[0] for address, entry in asked_by.items()}, **self._configured}
         ordered = [
             *self._configured,
             *(address for address in asked_by if address not in self._configured),
@@ -106,9 +114,9 @@ class TeacherMonitor:
         ordered = ordered[:MAX_TEACHERS]
         for address in self._teachers.keys() - set(ordered):
             self._teachers.pop(address).channel.close()
-        await asyncio.gather(*(self._refresh(address, wanted[address]) for address in ordered))
+        await asyncio.gather(*(self._refresh(address) for address in ordered))
         return [
-            self._view(address, asked_by.get(address, (None, ()))[1])
+            self._view(address, asked_by.get(address, ()))
             for address in ordered
             if address in self._teachers
         ]
@@ -118,27 +126,27 @@ class TeacherMonitor:
             teacher.channel.close()
         self._teachers.clear()
 
-    async def _refresh(self, address: str, token_file: str | None) -> None:
+    async def _refresh(self, address: str) -> None:
+        files = self._configured.get(address, SecretFiles())
         teacher = self._teachers.get(address)
-        if teacher is None or teacher.token_file != token_file:
+        if teacher is None:
             try:
-                token = await asyncio.to_thread(read_token, self._roots, token_file)
+                secrets = await asyncio.to_thread(read_secrets, self._roots, files)
                 problem = "not asked yet"
             except LecternError as error:
-                token, problem = None, str(error)
-            before = self._teachers.get(address)
-            if before is None or before.token_file != token_file:
-                if before is not None:
-                    before.channel.close()
-                before = _Teacher(TeacherChannel(address, token), token_file, problem=problem)
-                self._teachers[address] = before
-            teacher = before  # perhaps made by another request while the token was read
+                secrets, problem = Secrets(), str(error)
+            teacher = self._teachers.get(address)
+            if teacher is None:  # else made by another request while the secrets were read
+                channel = TeacherChannel(address, secrets.token, secrets.tls)
+                teacher = self._teachers[address] = _Teacher(channel, problem=problem)
         async with teacher.lock:
             if self._monotonic() - teacher.asked_at < FRESH_SECONDS:
                 return
             try:
                 teacher.facts = await asyncio.to_thread(_facts, teacher.channel)
                 teacher.seen_at, teacher.problem = self._clock(), None
+            except Unauthenticated as error:
+                teacher.problem = str(error) if address in self._configured else _not_known(address)
             except LecternError as error:
                 teacher.problem = str(error)
             except ValueError:  # another request has closed the channel: nobody asks it any more
@@ -156,6 +164,11 @@ class TeacherMonitor:
             runs=sorted(runs),
             **teacher.facts,
         )
+
+
+def _not_known(address: str) -> str:
+    options = " and ".join((OPTIONS["token_file"], OPTIONS["tls_ca_file"]))
+    return f"it wants a token or TLS; start the control plane with --teacher {address}, {options}"
 
 
 def _facts(channel: TeacherChannel) -> dict[str, Any]:

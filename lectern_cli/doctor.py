@@ -13,11 +13,21 @@ from typing import Annotated, Literal
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import Home, Json, roots_of
+from lectern_cli.options import (
+    Home,
+    Json,
+    TeacherTlsCa,
+    TeacherTlsCert,
+    TeacherTlsKey,
+    TeacherTokenFile,
+    roots_of,
+)
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
+from lectern_common.secret_files import SecretFiles
 
 GIB = 1 << 30
+_NO_SECRETS = SecretFiles()
 _TRAINING_PACKAGES = ("transformers", "safetensors", "tokenizers", "huggingface_hub")
 
 
@@ -35,11 +45,15 @@ def doctor(
     teacher: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT",
+            metavar="ADDRESS",
             help="A teacher that must answer [default: look at 127.0.0.1:50051, which need not].",
             show_default=False,
         ),
     ] = None,
+    teacher_token_file: TeacherTokenFile = None,
+    teacher_tls_ca: TeacherTlsCa = None,
+    teacher_tls_cert: TeacherTlsCert = None,
+    teacher_tls_key: TeacherTlsKey = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +63,10 @@ def doctor(
 
     Exit status 1 where something must be mended before Lectern works.
     """
-    findings = list(examine(roots_of(home), teacher))
+    secrets = SecretFiles(teacher_token_file, teacher_tls_ca, teacher_tls_cert, teacher_tls_key)
+    if secrets.named() and teacher is None:
+        raise typer.BadParameter("set the teacher that they are for", param_hint="--teacher")
+    findings = list(examine(roots_of(home), teacher, secrets))
     failed = any(finding.outcome == "fail" for finding in findings)
     if as_json:
         console.print_json({"ok": not failed, "findings": [asdict(entry) for entry in findings]})
@@ -59,15 +76,20 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(roots: Roots, teacher: str | None = None) -> Iterator[Finding]:
-    """Yields every finding; asks `teacher` (host:port) where one is named."""
+def examine(
+    roots: Roots, teacher: str | None = None, secrets: SecretFiles = _NO_SECRETS
+) -> Iterator[Finding]:
+    """Yields every finding; asks `teacher`, as in a spec, where one is named."""
     yield _python()
     yield from _torch()
     yield from _folders(roots)
     yield _disk(roots)
     yield _open_files()
     yield _control_plane("127.0.0.1:8080")
-    yield _usual_teacher("127.0.0.1:50051") if teacher is None else _teacher(teacher)
+    if teacher is None:
+        yield _usual_teacher("127.0.0.1:50051", roots)
+    else:
+        yield _teacher(teacher, roots, secrets)
     yield _docker()
 
 
@@ -158,11 +180,11 @@ def _control_plane(address: str) -> Finding:
     return free
 
 
-def _usual_teacher(address: str) -> Finding:
+def _usual_teacher(address: str, roots: Roots) -> Finding:
     free = _port("teacher", address, "--teacher-bind")
     if free.outcome == "pass":
         return free
-    running = _teacher(address)
+    running = _teacher(address, roots, _NO_SECRETS)
     return running if running.outcome == "pass" else free
 
 
@@ -176,15 +198,23 @@ def _port(subject: str, address: str, option: str) -> Finding:
     return Finding(subject, "pass", f"none runs; {address} is free")
 
 
-def _teacher(address: str) -> Finding:
-    from lectern_common.teacher_channel import TeacherChannel
+def _teacher(address: str, roots: Roots, files: SecretFiles) -> Finding:
+    from lectern_common.addresses import checked_address
+    from lectern_common.replicas import TeacherReplicas
+    from lectern_common.secret_files import read_secrets, require_whole
 
     try:
-        with TeacherChannel(address) as channel:
-            model = channel.get_model(timeout_seconds=5.0)
-    except LecternError as error:
+        require_whole(files)
+        secrets = read_secrets(roots, files)
+        with TeacherReplicas(checked_address(address), secrets.token, secrets.tls) as replicas:
+            models, away = replicas.get_models(timeout_seconds=5.0)
+    except (LecternError, ValueError) as error:
         return Finding("teacher", "fail", str(error))
-    return Finding("teacher", "pass", f"{model.model_id} on {model.device} at {address}")
+    model = next(iter(models.values()))
+    found = f"{model.model_id} on {model.device} at {', '.join(models)}"
+    if away:
+        return Finding("teacher", "warn", "; ".join([found, *map(str, away)]), "start the others")
+    return Finding("teacher", "pass", found)
 
 
 def _docker() -> Finding:

@@ -35,6 +35,34 @@ TokenFile = Annotated[
         show_default=False,
     ),
 ]
+TeacherTokenFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the teacher's token.",
+        show_default=False,
+    ),
+]
+TeacherTlsCa = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the authority of the teacher's certificate (PEM); turns TLS on.",
+        show_default=False,
+    ),
+]
+TeacherTlsCert = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the client's own certificate (PEM), where the teacher asks for one.",
+        show_default=False,
+    ),
+]
+TeacherTlsKey = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+]
 
 
 def command_group(help_text: str) -> typer.Typer:

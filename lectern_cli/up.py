@@ -52,6 +52,27 @@ def up(
             show_default=False,
         ),
     ] = None,
+    teacher_tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="File there with the teacher's certificate (PEM): the teacher speaks TLS.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher_tls_key: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+    ] = None,
+    teacher_tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="File there with the authority of that certificate. Runs name it in "
+            "teacher.tls_ca_file.",
+            show_default=False,
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -76,6 +97,9 @@ def up(
         raise typer.BadParameter(
             "set the teacher: a model folder or a hub id", param_hint="--model"
         )
+    tls = (teacher_tls_cert, teacher_tls_key, teacher_tls_ca)
+    if any(tls) and not all(tls):
+        raise typer.BadParameter("set all three", param_hint="--teacher-tls-cert, -key and -ca")
     roots = roots_of(home)
     with signals_interrupt():
         try:
@@ -91,11 +115,17 @@ def up(
                 teacher_options=given(
                     {
                         "--token-file": teacher_token_file and roots.secrets / teacher_token_file,
+                        "--tls-cert": teacher_tls_cert and roots.secrets / teacher_tls_cert,
+                        "--tls-key": teacher_tls_key and roots.secrets / teacher_tls_key,
                         "--vocab-size": vocab_size,
                     }
                 ),
                 control_plane_options=given(
-                    {"--token-file": token_file, "--teacher-token-file": teacher_token_file}
+                    {
+                        "--token-file": token_file,
+                        "--teacher-token-file": teacher_token_file,
+                        "--teacher-tls-ca": teacher_tls_ca,
+                    }
                 ),
                 on_wait=wait_notes(),
             ) as running:

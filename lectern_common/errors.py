@@ -9,6 +9,7 @@ handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable wo
     |-- NotFound              the named thing does not exist
     |-- Conflict              the state does not allow it now
     |-- Unauthenticated       no token, or a wrong one
+    |   `-- Untrusted         TLS: one side does not believe the other
     |-- Incompatible          two parts that are each fine do not fit together
     |   |-- TokenizerMismatch
     |   |-- SameWeights
@@ -16,6 +17,7 @@ handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable wo
     |   `-- RepresentationNotOffered
     |-- Overloaded            full; the same request succeeds later
     |-- TeacherError          the teacher answered, and the answer is no good
+    |   `-- TeacherOutOfMemory
     |-- TeacherUnavailable    no answer from the teacher; the same request may succeed later
     |-- Diverged              the loss or the gradient is not finite any more
     |-- CorruptData           stored bytes are not what was stored
@@ -99,6 +101,12 @@ class Unauthenticated(LecternError):
     exit_code = 5
 
 
+class Untrusted(Unauthenticated):
+    """TLS fails: a certificate is not believed, or only one side speaks TLS."""
+
+    reason = "untrusted"
+
+
 class Incompatible(LecternError):
     """Teacher, student and data are each fine, but not together."""
 
@@ -153,6 +161,13 @@ class TeacherError(LecternError):
     grpc_code = "DATA_LOSS"
     http_status = 502
     exit_code = 8
+
+
+class TeacherOutOfMemory(TeacherError):
+    """A sequence alone does not fit into the teacher's memory."""
+
+    reason = "teacher_out_of_memory"
+    grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class TeacherUnavailable(LecternError):

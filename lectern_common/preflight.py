@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 
 from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
 from lectern_common.errors import CorruptData, InvalidSpec, LecternError, Misconfigured, NotFound
+from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec, TeacherSpec
+from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
-from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.tokenizer_map import (
     TokenizerMap,
     read_tokenizer_map,
 )
 from lectern_common.weights import cached_weights_sha256, safetensors_files
 
-MAX_TOKEN_FILE_BYTES = 4096
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _Found = TypeVar("_Found")
 _UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None)
@@ -65,29 +65,6 @@ def require_startable(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0
     for check in _checks(spec, roots, timeout_seconds):
         if check.error is not None:
             raise check.error
-
-
-def read_token(roots: Roots, token_file: str | None) -> str | None:
-    """Returns the bearer token that `teacher.token_file` names under the secrets root, or None.
-
-    Raises:
-        InvalidSpec: the file is missing, empty or too large. The token is in no message.
-    """
-    if token_file is None:
-        return None
-    path = resolve_under(roots.secrets, token_file, "teacher.token_file")
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_TOKEN_FILE_BYTES + 1)
-        token = text.decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise InvalidSpec(
-            [("teacher.token_file", f"cannot read {token_file} under the secrets root: {why}")]
-        ) from None
-    if not token or len(text) > MAX_TOKEN_FILE_BYTES:
-        raise InvalidSpec([("teacher.token_file", f"{token_file} holds no token of this service")])
-    return token
 
 
 def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
@@ -199,13 +176,15 @@ def _teacher(
     timeout_seconds: float,
 ) -> Check:
     def look() -> tuple[None, str]:
-        token = read_token(roots, teacher.token_file)
-        with TeacherChannel(teacher.address, token=token) as channel:
-            model = channel.get_model(timeout_seconds=timeout_seconds)
-            require_teacher_fits(spec, model, channel.get_tokenizer_map, student, manifest)
+        secrets = read_secrets(roots, SecretFiles.of(teacher))
+        with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
+            models, away = replicas.get_models(timeout_seconds)
+            for model in models.values():
+                require_teacher_fits(spec, model, replicas.get_tokenizer_map, student, manifest)
         return None, (
-            f"{model.model_id} at {teacher.address}: {model.num_parameters:,} parameters, "
+            f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"
+            + "".join(f"; left out for now: {error}" for error in away)
         )
 
     return _tried("teacher", look, nothing=None)[1]

@@ -23,7 +23,9 @@ from pydantic import (
     model_validator,
 )
 
+from lectern_common.addresses import MAX_REPLICAS, checked_address
 from lectern_common.errors import InvalidSpec
+from lectern_common.secret_files import SecretFiles, require_whole
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_SPEC_BYTES = 256 * 1024
@@ -42,20 +44,13 @@ def _relative_path(value: str) -> str:
     return str(path)
 
 
-def _address(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError("must be host:port, for example 127.0.0.1:50051")
-    if any(ord(character) <= 32 or character in "/,@?#" for character in host):
-        raise ValueError("must be host:port, for example 127.0.0.1:50051")
-    return value
-
-
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
-Address = Annotated[str, Field(max_length=253 + 6), AfterValidator(_address)]
+Address = Annotated[
+    str, Field(max_length=MAX_REPLICAS * (253 + 7)), AfterValidator(checked_address)
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-RepresentationName = Literal["dense", "hidden", "top_k"]
+RepresentationName = Literal["dense", "hidden", "top_k", "sampled"]
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
@@ -69,13 +64,15 @@ class TeacherSpec(_Section):
     """Which teacher answers, and how it is asked. Absent exactly when `objective.alpha` is 1."""
 
     address: Address = "127.0.0.1:50051"
-    """host:port of the teacher server."""
+    """host:port of the teacher server; several with commas, or dns:///name:port, are replicas."""
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Model id the server must report; null takes whatever it serves."""
     representation: RepresentationName = "hidden"
     """What crosses the wire for each token; see protos/teacher.proto."""
     top_k: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Outcomes kept with `representation: top_k` (64); the rest is one further outcome."""
+    num_draws: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Draws a token with `representation: sampled` (50), others in every step."""
     prefetch_steps: Annotated[int, Field(ge=0, le=64)] = 4
     """Steps whose answers are requested while the student computes; 0 asks and waits."""
     deadline_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
@@ -84,8 +81,19 @@ class TeacherSpec(_Section):
     """How long the teacher may be away before the run ends as interrupted."""
     token_file: RelativePath | None = None
     """File under the secrets root that holds the bearer token."""
+    tls_ca_file: RelativePath | None = None
+    """File under the secrets root with the authority of the server's certificate: turns TLS on."""
+    tls_cert_file: RelativePath | None = None
+    """File there with the client's own certificate, for a server that asks for one."""
+    tls_key_file: RelativePath | None = None
+    """File there with its private key."""
     allow_same_weights: bool = False
     """Go on although teacher and student are the same weights."""
+
+    @model_validator(mode="after")
+    def _tls_files_are_whole(self) -> Self:
+        require_whole(SecretFiles.of(self))
+        return self
 
     @model_validator(mode="after")
     def _top_k_belongs_to_top_k(self) -> Self:
@@ -93,6 +101,14 @@ class TeacherSpec(_Section):
             object.__setattr__(self, "top_k", 64)
         if self.representation != "top_k" and self.top_k is not None:
             raise ValueError(f"top_k has no effect with representation {self.representation}")
+        return self
+
+    @model_validator(mode="after")
+    def _num_draws_belongs_to_sampled(self) -> Self:
+        if self.representation == "sampled" and self.num_draws is None:
+            object.__setattr__(self, "num_draws", 50)
+        if self.representation != "sampled" and self.num_draws is not None:
+            raise ValueError(f"num_draws has no effect with representation {self.representation}")
         return self
 
 
@@ -269,7 +285,7 @@ class RunSpec(_Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     """For people and for the run id."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Initial weights (with student.config), row order, synthetic data."""
+    """Initial weights (with student.config), row order, synthetic data, sampled targets."""
     teacher: TeacherSpec | None = None
     """Required with objective.alpha < 1, refused with alpha 1, which needs no teacher."""
     student: StudentSpec
@@ -298,6 +314,21 @@ class RunSpec(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _draws_serve_forward_kl(self) -> Self:
+        divergence = self.objective.divergence
+        if (
+            self.teacher is not None
+            and self.teacher.representation == "sampled"
+            and divergence != "forward_kl"
+        ):
+            raise ValueError(
+                f"objective.divergence {divergence} needs the teacher's probability of every "
+                "token, and teacher.representation sampled tells it of those drawn alone; set "
+                "divergence forward_kl, or representation hidden or top_k"
+            )
+        return self
+
     @property
     def distils(self) -> bool:
         """True where the loss has a distillation term, and so a teacher is asked."""
@@ -315,6 +346,9 @@ RESUME_MAY_CHANGE = (
     "teacher.deadline_seconds",
     "teacher.outage_budget_seconds",
     "teacher.token_file",
+    "teacher.tls_ca_file",
+    "teacher.tls_cert_file",
+    "teacher.tls_key_file",
 )
 
 

@@ -1,16 +1,18 @@
-"""A gRPC channel to a teacher server, and the calls that need no torch.
+"""A gRPC channel to one teacher server, and the calls that need no torch.
 
-Used by the trainer's RemoteTeacher and by the control plane's checks. Errors arrive as the tree of
-errors.py: the server names its error class in the trailing metadata `lectern-reason`.
+Used through replicas.py by the trainer's RemoteTeacher and by the checks. Errors arrive as the tree
+of errors.py: the server names its error class in the trailing metadata `lectern-reason`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from lectern_common import errors
+from lectern_common import client_tls, errors
+from lectern_common.addresses import DNS_SCHEME
+from lectern_common.client_tls import ClientTls
 from lectern_common.wire import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from protos import teacher_pb2, teacher_pb2_grpc
 
@@ -37,6 +39,8 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+
 _BY_REASON: dict[str, type[errors.LecternError]] = {
     cls.reason: cls
     for cls in (
@@ -44,6 +48,7 @@ _BY_REASON: dict[str, type[errors.LecternError]] = {
         errors.NotFound,
         errors.Conflict,
         errors.Unauthenticated,
+        errors.Untrusted,
         errors.Incompatible,
         errors.TokenizerMismatch,
         errors.SameWeights,
@@ -51,6 +56,7 @@ _BY_REASON: dict[str, type[errors.LecternError]] = {
         errors.RepresentationNotOffered,
         errors.Overloaded,
         errors.TeacherError,
+        errors.TeacherOutOfMemory,
         errors.TeacherUnavailable,
         errors.CorruptData,
         errors.Misconfigured,
@@ -60,16 +66,24 @@ _BY_REASON: dict[str, type[errors.LecternError]] = {
 
 @dataclass
 class TeacherChannel:
-    """One connection to one teacher server. `token` is sent with every call, never logged.
+    """One connection to one teacher server, or with a `dns:///` name to all that it resolves to.
 
     Use as a context manager, or call close().
+
+    Attributes:
+        address: host:port, or dns:///name:port.
+        token: sent with every call, never logged.
+        tls: None is plaintext.
+        server_name: what the server's certificate must be for, instead of the address's host.
     """
 
     address: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    tls: ClientTls | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
-        self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._channel = _open(self.address, self.tls, self.server_name)
         self.stub: Any = teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "TeacherChannel":
@@ -96,7 +110,11 @@ class TeacherChannel:
         try:
             return method(request, timeout=timeout_seconds, metadata=self.metadata)
         except grpc.RpcError as error:
-            raise translated(error, self.address) from None
+            raise self.translated(error) from None
+
+    def translated(self, error: grpc.RpcError) -> errors.LecternError:
+        """Returns the error of errors.py that a failed call on this channel stands for."""
+        return translated(error, self.address, self.tls)
 
     def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
         """Returns what the teacher is. Raises LecternError."""
@@ -119,28 +137,44 @@ class TeacherChannel:
                 names = (name.decode("utf-8", "surrogatepass") for name in reply.tokens)
                 tokens.update(zip(names, reply.ids, strict=True))
         except grpc.RpcError as error:
-            raise translated(error, self.address) from None
+            raise self.translated(error) from None
         return tokens
 
 
-def serving_state(address: str, timeout_seconds: float) -> str:
+def serving_state(address: str, timeout_seconds: float, tls: ClientTls | None = None) -> str:
     """Returns what the server's health service says of it, such as "SERVING"; needs no token.
 
     Raises:
-        LecternError: nothing answers at the address.
+        LecternError: nothing answers at the address, or not to this client.
     """
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    with _open(address, tls) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
         except grpc.RpcError as error:
-            raise translated(error, address) from None
+            raise translated(error, address, tls) from None
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
-def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
+def _open(address: str, tls: ClientTls | None, server_name: str | None = None) -> grpc.Channel:
+    options = [*CHANNEL_OPTIONS]
+    if address.startswith(DNS_SCHEME):
+        options.append(("grpc.service_config", _ROUND_ROBIN))
+    # The scheme in so many words: otherwise a host such as "unix" would be taken for one.
+    target = DNS_SCHEME + address.removeprefix(DNS_SCHEME)
+    if tls is None:
+        return grpc.insecure_channel(target, options=options)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+    return grpc.secure_channel(target, credentials, options=options)
+
+
+def translated(
+    error: grpc.RpcError, address: str, tls: ClientTls | None = None
+) -> errors.LecternError:
     """Returns the error of errors.py that a failed call stands for."""
     code = error.code()
     detail = error.details() or code.name
@@ -154,9 +188,9 @@ def translated(error: grpc.RpcError, address: str) -> errors.LecternError:
     if known is not None:
         return known(detail)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return errors.TeacherUnavailable(
+        return client_tls.refusal(detail, address, tls) or errors.TeacherUnavailable(
             f"no teacher at {address} ({detail}); start one with `lectern teacher serve`, or set "
-            "teacher.address"
+            f"teacher.address{client_tls.closed_hint(detail, tls)}"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.TeacherUnavailable(f"the teacher at {address} did not answer in time")

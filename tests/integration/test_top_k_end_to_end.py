@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.replicas import TeacherReplicas
 from lectern_models.output_head import OutputHead
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.remote_teacher import RemoteTeacher
@@ -42,7 +42,7 @@ def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with (
         teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address,
         RemoteTeacher(
-            TeacherChannel(address),
+            TeacherReplicas(address),
             run_id="run-1",
             vocab_size=V,
             device=torch.device("cpu"),

@@ -1,0 +1,80 @@
+"""Which secrets go to which teacher: those that this process was started with, and no others.
+
+A run is described by whoever may post one. Were its spec's word enough, it could have any file
+under the secrets root sent to any address.
+"""
+
+from collections.abc import Mapping
+
+from lectern_common.addresses import checked_address, replica_addresses
+from lectern_common.errors import InvalidSpec, Misconfigured
+from lectern_common.run_spec import TeacherSpec
+from lectern_common.secret_files import SecretFiles, require_whole
+
+# Field of a spec's `teacher` -> option of this process.
+OPTIONS = {
+    "token_file": "--teacher-token-file",
+    "tls_ca_file": "--teacher-tls-ca",
+    "tls_cert_file": "--teacher-tls-cert",
+    "tls_key_file": "--teacher-tls-key",
+}
+
+
+def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, SecretFiles]:
+    """Returns the secrets of each server that `--teacher` names: for all of them the same.
+
+    Raises:
+        Misconfigured: an address is none, or an option has no effect.
+    """
+    named = files.named()
+    if named and not addresses:
+        raise Misconfigured(f"{OPTIONS[next(iter(named))]} has no effect without --teacher")
+    try:
+        require_whole(files)
+    except ValueError:
+        raise Misconfigured(
+            "--teacher-tls-cert and --teacher-tls-key go together, and with --teacher-tls-ca"
+        ) from None
+    found: dict[str, SecretFiles] = {}
+    for text in addresses:
+        try:
+            address = checked_address(text)
+        except ValueError as error:
+            raise Misconfigured(f"--teacher {text}: {error}") from None
+        found |= dict.fromkeys(replica_addresses(address), files)
+    return found
+
+
+def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretFiles]) -> None:
+    """Returns where the spec names no file under the secrets root, or only those for its address.
+
+    Nothing is read before: a refusal does not tell which files there are.
+
+    Raises:
+        InvalidSpec: field by field, with what to set.
+    """
+    named = SecretFiles.of(teacher).named()
+    if not named:
+        return
+    for address in replica_addresses(teacher.address):
+        if address not in configured:
+            options = " ".join(f"{OPTIONS[field]} {name}" for field, name in named.items())
+            why = (
+                f"no secret is sent to {address}, which the control plane does not know; start it "
+                f"with --teacher {address} {options}, or leave this out"
+            )
+            raise InvalidSpec([(f"teacher.{field}", why) for field in named])
+        theirs = configured[address].named()
+        problems = [
+            (f"teacher.{field}", _difference(address, field, theirs.get(field)))
+            for field in OPTIONS
+            if named.get(field) != theirs.get(field)
+        ]
+        if problems:
+            raise InvalidSpec(problems)
+
+
+def _difference(address: str, field: str, configured: str | None) -> str:
+    if configured is None:
+        return f"the control plane was started without {OPTIONS[field]} for {address}; leave it out"
+    return f"the control plane was started with {OPTIONS[field]} {configured}; set it to this"

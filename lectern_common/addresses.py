@@ -1,0 +1,50 @@
+"""`teacher.address`: one teacher server, several that serve one model, or a name for several.
+
+host:port                one server
+host:port,host:port      replicas, asked in turn
+dns:///name:port         all the servers that the name resolves to
+"""
+
+import ipaddress
+
+DNS_SCHEME = "dns:///"
+MAX_REPLICAS = 32
+MAX_HOST_CHARACTERS = 253
+_EXAMPLE = "must be host:port, for example 127.0.0.1:50051"
+
+
+def checked_address(text: str) -> str:
+    """Returns the address where it is one. Raises ValueError."""
+    if text.startswith(DNS_SCHEME):
+        _require_host_and_port(text.removeprefix(DNS_SCHEME))
+        return text
+    replicas = text.split(",")
+    for replica in replicas:
+        _require_host_and_port(replica)
+    if len(replicas) > MAX_REPLICAS:
+        raise ValueError(f"must name at most {MAX_REPLICAS} servers")
+    if len(set(replicas)) < len(replicas):
+        twice = next(replica for replica in replicas if replicas.count(replica) > 1)
+        raise ValueError(f"names {twice} twice")
+    return text
+
+
+def replica_addresses(address: str) -> tuple[str, ...]:
+    """Returns the servers that an address names, a `dns:///` name as it is."""
+    return tuple(address.split(","))
+
+
+def _require_host_and_port(text: str) -> None:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not (port.isascii() and port.isdigit()):
+        raise ValueError(_EXAMPLE)
+    if not 0 < int(port[:6]) < 65536 or len(host) > MAX_HOST_CHARACTERS:
+        raise ValueError(_EXAMPLE)
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(f"must be host:port; {host} is no IPv6 address") from None
+    # No colon: gRPC would take what stands before it for a scheme, such as unix.
+    elif any(ord(character) <= 32 or character in "/,@?#:[]%" for character in host):
+        raise ValueError(_EXAMPLE)

@@ -1,0 +1,239 @@
+"""The servers behind one `teacher.address`: asked in turn, and one model or none.
+
+Every one of them answers every request, so whoever fails is passed over:
+
+    TeacherUnavailable, Overloaded   the next one is asked at once; raised where all of them fail
+    any other error                  raised at once: it would be the same everywhere, or is a
+                                     difference between them that no run may go on with
+
+A server that failed is asked last for a while, so that one that hangs costs few deadlines.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from lectern_common.addresses import DNS_SCHEME, replica_addresses
+from lectern_common.client_tls import ClientTls
+from lectern_common.errors import LecternError, Overloaded, TeacherUnavailable, WrongModel
+from lectern_common.secret_files import Secrets
+from lectern_common.teacher_channel import TeacherChannel
+from protos import teacher_pb2
+
+FIRST_REST_SECONDS = 1.0
+LONGEST_REST_SECONDS = 60.0
+# Of a dns:/// name: gRPC picks the server, so a failure is answered by asking again.
+DNS_ATTEMPTS = 3
+
+_log = structlog.get_logger()
+_Answer = TypeVar("_Answer")
+
+
+class TeacherReplicas:
+    """Connections to all servers of one address. Use as a context manager, or call close().
+
+    Args:
+        address: as addresses.py says.
+        token: sent with every call.
+        tls: None is plaintext.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        tls: ClientTls | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address
+        self._secrets = Secrets(token, tls)
+        self._clock = clock
+        self._channels = [TeacherChannel(one, token, tls) for one in replica_addresses(address)]
+        self._rests = {channel.address: _Rest() for channel in self._channels}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "TeacherReplicas":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    @property
+    def is_one(self) -> bool:
+        """Is it a single server: then waiting for its connection waits for the right one."""
+        return len(self._channels) == 1 and not self.address.startswith(DNS_SCHEME)
+
+    def first_answer(self, ask: Callable[[TeacherChannel], _Answer]) -> _Answer:
+        """Returns what the next server in turn answers, or one after it where that one cannot.
+
+        Raises:
+            TeacherUnavailable: none of them answers.
+            Overloaded: those that answer are full; the wait is the shortest of theirs.
+            LecternError: what `ask` raised.
+        """
+        away: list[TeacherUnavailable] = []
+        full: list[Overloaded] = []
+        for channel in self._in_turn():
+            try:
+                answer = ask(channel)
+            except TeacherUnavailable as error:
+                away.append(error)
+                self._failed(channel, error)
+            except Overloaded as error:
+                full.append(error)
+            except WrongModel as error:
+                raise error if self.is_one else WrongModel(f"{channel.address}: {error}") from None
+            else:
+                with self._lock:
+                    self._rests[channel.address] = _Rest()
+                return answer
+        if full:
+            raise min(full, key=lambda error: error.retry_after_seconds)
+        raise _all_away(away)
+
+    def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
+        """Returns what the teacher is, as get_models finds it; who is away is logged."""
+        models, away = self.get_models(timeout_seconds)
+        for error in away:
+            _log.warning("teacher_replica_away", error=str(error))
+        return next(iter(models.values()))
+
+    def get_models(
+        self, timeout_seconds: float
+    ) -> tuple[dict[str, teacher_pb2.Model], list[TeacherUnavailable]]:
+        """Returns address -> what it is, for every server that answers, and who is away.
+
+        All of them bear one fingerprint, and there is at least one.
+
+        Raises:
+            WrongModel: two of them bear different models; names both.
+            TeacherUnavailable: none of them answers.
+            LecternError: what one of them said.
+        """
+        models, away = self._ask_all(lambda channel: channel.get_model(timeout_seconds))
+        (first, model), *others = models.items()
+        for address, other in others:
+            if other.fingerprint != model.fingerprint:
+                raise WrongModel(
+                    f"the teachers of teacher.address bear different models: {first} serves "
+                    f"{_named(model)}, {address} serves {_named(other)}; start one model on all"
+                )
+        return models, away
+
+    def _ask_all(
+        self, ask: Callable[[TeacherChannel], _Answer]
+    ) -> tuple[dict[str, _Answer], list[TeacherUnavailable]]:
+        """Returns the answers of all servers, asked at the same time, and who is away."""
+        channels, opened = self._every_server()
+        try:
+            with ThreadPoolExecutor(len(channels)) as pool:
+                asked = list(pool.map(lambda channel: _outcome(ask, channel), channels))
+        finally:
+            for channel in opened:
+                channel.close()
+        answers: dict[str, _Answer] = {}
+        away: list[TeacherUnavailable] = []
+        for channel, (answer, error) in zip(channels, asked, strict=True):
+            if error is None:
+                answers[channel.address] = answer[0]
+            elif isinstance(error, TeacherUnavailable):
+                away.append(error)
+            else:
+                raise error
+        if not answers:
+            raise _all_away(away)
+        return answers, away
+
+    def get_tokenizer_map(self, timeout_seconds: float = 60.0) -> dict[str, int]:
+        """Returns token -> id; empty where the model has no tokenizer. Raises LecternError."""
+        return self.first_answer(lambda channel: channel.get_tokenizer_map(timeout_seconds))
+
+    def _in_turn(self) -> list[TeacherChannel]:
+        """Returns the order to ask in: round robin, those that failed lately last."""
+        if self.address.startswith(DNS_SCHEME):
+            return self._channels * DNS_ATTEMPTS
+        with self._lock:
+            start = self._next
+            self._next = (start + 1) % len(self._channels)
+            now = self._clock()
+            order = self._channels[start:] + self._channels[:start]
+            return sorted(order, key=lambda channel: self._rests[channel.address].until > now)
+
+    def _failed(self, channel: TeacherChannel, error: TeacherUnavailable) -> None:
+        with self._lock:
+            rest = self._rests[channel.address]
+            if rest.seconds == 0 and not self.is_one:
+                _log.warning("teacher_replica_away", error=str(error))
+            seconds = min(max(FIRST_REST_SECONDS, 2 * rest.seconds), LONGEST_REST_SECONDS)
+            self._rests[channel.address] = _Rest(seconds, self._clock() + seconds)
+
+    def _every_server(self) -> tuple[Sequence[TeacherChannel], Sequence[TeacherChannel]]:
+        """Returns a channel to each server, and those of them that are to be closed again.
+
+        The one channel of a dns:/// name goes to whichever server gRPC picks.
+        """
+        if not self.address.startswith(DNS_SCHEME):
+            return self._channels, ()
+        name, _, port = self.address.removeprefix(DNS_SCHEME).rpartition(":")
+        opened = [
+            TeacherChannel(address, self._secrets.token, self._secrets.tls, name.strip("[]"))
+            for address in resolved(name.strip("[]"), int(port))
+        ]
+        return opened, opened
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """A server that failed is asked last until then, put off for so many seconds."""
+
+    seconds: float = 0.0
+    until: float = float("-inf")
+
+
+def resolved(name: str, port: int) -> list[str]:
+    """Returns host:port of every address that a name stands for.
+
+    Raises:
+        TeacherUnavailable: it stands for none now.
+    """
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TeacherUnavailable(
+            f"no teacher at {DNS_SCHEME}{name}:{port} ({error.strerror or error}); set "
+            "teacher.address to a name that resolves"
+        ) from None
+    hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
+
+
+def _outcome(
+    ask: Callable[[TeacherChannel], _Answer], channel: TeacherChannel
+) -> tuple[list[_Answer], LecternError | None]:
+    try:
+        return [ask(channel)], None
+    except LecternError as error:
+        return [], error
+
+
+def _all_away(away: Sequence[TeacherUnavailable]) -> TeacherUnavailable:
+    reasons = dict.fromkeys(str(error) for error in away)
+    if len(reasons) == 1:
+        return TeacherUnavailable(next(iter(reasons)))
+    return TeacherUnavailable(f"none of the teachers answers: {'; '.join(reasons)}")
+
+
+def _named(model: teacher_pb2.Model) -> str:
+    return f"{model.model_id} with fingerprint {model.fingerprint[:12]}"
