@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ import torch
 
 from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.replicas import TeacherReplicas
 from lectern_common.wire import MAX_MESSAGE_BYTES
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
 from student_trainer.targets import Representation
-from teacher_server.engine import HeadFacts, ModelFacts, SequenceAsk
+from teacher_server.engine import HeadFacts, ModelFacts, Rows, SequenceAsk
 from teacher_server.engine import Representation as Asked
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
@@ -72,9 +72,15 @@ class ReadyEngine:
     def __init__(self) -> None:
         self._bytes = bytes(80_000_000)
 
-    def score(self, ask: SequenceAsk) -> memoryview:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+        return [self._rows(ask) for ask in asks]
+
+    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+        return self._rows(ask)
+
+    def _rows(self, ask: SequenceAsk) -> Rows:
         row_bytes = self.facts.row_bytes(ask.representation, ask.vocab_size)
-        return memoryview(self._bytes)[: ask.num_rows * row_bytes]
+        return Rows(memoryview(self._bytes)[: ask.num_rows * row_bytes])
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         return [memoryview(bytes(2 * HIDDEN_SIZE * vocab_size))]
@@ -91,7 +97,7 @@ def measure(pairs: int = 7) -> Iterator[dict[str, Any]]:
     """Yields one row a representation."""
     with _server() as (address, plain_port, unary_address), tempfile.TemporaryDirectory() as cache:
         teacher = ReadyHead(
-            TeacherChannel(address),
+            TeacherReplicas(address),
             run_id="benchmark",
             vocab_size=VOCAB_SIZE,
             device=torch.device("cpu"),

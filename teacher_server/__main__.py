@@ -19,12 +19,15 @@ from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from teacher_server.auth import callers_text, plaintext_warning, read_token_file
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
-from teacher_server.engine import Engine
+from teacher_server.engine import MODES, Engine
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
+from teacher_server.sharing import add_options, sharing_of
 from teacher_server.tls import ServerTls, read_server_tls
 
 log = structlog.get_logger()
+
+_MODES_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in MODES.items())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +67,7 @@ async def _serve(
         return 0  # a model that is half loaded has nothing to finish
 
     engine = loading.result()
-    limits = await server.open(engine, _limits(options))
+    limits = await server.open(engine, _limits(options), sharing_of(options))
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
     print(ready_text(engine.facts, limits, server.address, callers, encryption), flush=True)
@@ -123,7 +126,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         return transformers_engine.load(
-            options.model, options.revision, options.dtype, options.device
+            options.model, options.revision, options.dtype, options.device, options.mode
         )
 
     return load_model
@@ -149,6 +152,7 @@ def _limits(options: argparse.Namespace) -> Limits:
         max_tokens=options.max_tokens,
         max_sequence_tokens=options.max_sequence_tokens,
         max_top_k=options.max_top_k,
+        max_draws=options.max_draws,
         max_reply_bytes=options.max_reply_bytes,
         max_queued_requests=options.max_queued_requests,
     )
@@ -179,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bind", default="127.0.0.1:50051", help="host:port; port 0 picks a free one")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1; auto takes a GPU if it can")
+    add("--mode", choices=tuple(MODES), default="independent", help=_MODES_HELP)
     add("--threads", type=_positive, help="CPU threads of the model; torch's default if left out")
     add("--token-file", type=Path, help="file with the bearer token that clients must send")
     add("--tls-cert", type=Path, help="the server's certificate (PEM); with --tls-key")
@@ -187,12 +192,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--port-file", type=Path, help="written with the bound host:port once it is ready")
     add("--drain-seconds", type=float, default=60.0, help="for calls in flight after SIGTERM")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    add_options(parser)
     limits = Limits()
     for name in (
         "max_sequences",
         "max_tokens",
         "max_sequence_tokens",
         "max_top_k",
+        "max_draws",
         "max_reply_bytes",
         "max_queued_requests",
     ):

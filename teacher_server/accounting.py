@@ -13,13 +13,17 @@ _RATE_WINDOW_SECONDS = 60.0
 
 @dataclass
 class RunAccount:
-    """Work charged to one run; the fields are those of the proto's RunStats."""
+    """Work charged to one run; the fields are those of the proto's RunStats.
+
+    A part of a forward may be a part of a token.
+    """
 
     requests: int = 0
-    tokens: int = 0
+    tokens: float = 0.0
     sent_bytes: int = 0
     compute_seconds: float = 0.0
     queue_seconds: float = 0.0
+    cache_hits: int = 0
 
 
 class Accounting:
@@ -32,6 +36,8 @@ class Accounting:
         self.runs: OrderedDict[str, RunAccount] = OrderedDict()
         self.scored_tokens = 0
         self.scored_sequences = 0
+        self.forwards = 0
+        self.padding_tokens = 0
         self.sent_bytes = 0
         self.compute_seconds = 0.0
         self.refused_requests = 0
@@ -41,16 +47,32 @@ class Accounting:
     def uptime_seconds(self) -> float:
         return self._clock() - self._started
 
-    def scored(self, run_id: str, num_tokens: int, seconds: float) -> None:
-        """Counts one sequence's forward."""
+    def forward(
+        self, num_tokens: int, num_sequences: int, computed_tokens: int, seconds: float
+    ) -> None:
+        """Counts one forward; `computed_tokens` are those of the sequences and the padding."""
+        self.forwards += 1
         self.scored_tokens += num_tokens
-        self.scored_sequences += 1
+        self.scored_sequences += num_sequences
+        self.padding_tokens += computed_tokens - num_tokens
         self.compute_seconds += seconds
-        run = self._run(run_id)
-        run.tokens += num_tokens
-        run.compute_seconds += seconds
         self._recent.append((self._clock(), num_tokens, seconds))
         self._forget_old()
+
+    def charged(self, run_id: str, tokens: float, seconds: float) -> None:
+        """Counts a run's part of a forward."""
+        run = self._run(run_id)
+        run.tokens += tokens
+        run.compute_seconds += seconds
+
+    def derived(self, run_id: str, seconds: float) -> None:
+        """Counts the time it took to make a run's answer of what a forward gave."""
+        self.compute_seconds += seconds
+        self._run(run_id).compute_seconds += seconds
+
+    def cache_hit(self, run_id: str) -> None:
+        """Counts a sequence that a run did not need a forward of its own for."""
+        self._run(run_id).cache_hits += 1
 
     def answered(self, run_id: str, sent_bytes: int, queue_seconds: float) -> None:
         """Counts one request that was answered in full."""

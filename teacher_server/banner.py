@@ -3,12 +3,8 @@
 import shutil
 from pathlib import Path
 
-from teacher_server.engine import ModelFacts
+from teacher_server.engine import MODES, ModelFacts
 from teacher_server.limits import Limits
-
-_MODES = {
-    "independent": "an answer's bytes depend on its own sequence alone",
-}
 
 
 def ready_text(
@@ -28,7 +24,7 @@ def ready_text(
         ("parameters", f"{facts.num_parameters:,}"),
         ("device", facts.device),
         ("dtype", facts.dtype),
-        ("engine", f"{facts.engine}, {facts.mode}: {_MODES.get(facts.mode, '')}"),
+        ("engine", f"{facts.engine}, {facts.mode}: {MODES[facts.mode]}"),
         ("address", address),
         ("callers", callers),
         ("encryption", encryption),

@@ -1,113 +1,65 @@
 """The queue between many clients and one model: who waits, who is next, who is turned away.
 
-Policy apart from execution: `next_ticket` decides, an Engine computes, and no torch is imported
-here. Everything but the engine's `score` runs on the event loop, so nothing is locked.
+1. A request is admitted, and each of its sequences joins the flight of its base ask: one that is
+   waiting or being computed, else a new one.
+2. The run whose turn it is (fair_share.py) leads with its oldest sequence; others that fit it in
+   length (batch_shapes.py) are computed with it.
+3. The rows are kept (cache.py), turned into what each waiter asked for, and charged to their runs
+   in equal parts.
+
+Policy apart from execution: an Engine computes, and no torch is imported here. Everything but the
+engine's calls runs on the event loop, so nothing is locked.
 """
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from typing import TypeVar
 
-from lectern_common.errors import Overloaded, TeacherUnavailable
+import structlog
+
+from lectern_common.errors import Overloaded, TeacherOutOfMemory, TeacherUnavailable
 from teacher_server.accounting import Accounting
-from teacher_server.engine import DeviceLost, Engine, ScoringRequest, SequenceAsk
+from teacher_server.batch_shapes import NearLengths, equal_lengths
+from teacher_server.cache import Cache
+from teacher_server.engine import (
+    DeviceLost,
+    Engine,
+    NoLongerWanted,
+    Rows,
+    ScoringRequest,
+    base_ask,
+    selected,
+)
+from teacher_server.fair_share import FairShare
+from teacher_server.quotas import Quotas
+from teacher_server.tickets import Flight, Ticket
 
-# Answered bytes that a client has not taken yet, beyond which nothing more is computed for it: a
-# slow reader costs this much memory and one sequence's rows, and holds up nobody.
-MAX_UNREAD_BYTES = 16 << 20
+log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
 
 _MIN_PUSHBACK_SECONDS, _MAX_PUSHBACK_SECONDS = 0.1, 10.0
-
-
-class Ticket:
-    """One accepted request on its way through the queue. Made by Batcher.admitted alone."""
-
-    def __init__(
-        self,
-        request: ScoringRequest,
-        arrived: float,
-        deadline: float | None,
-        on_read: Callable[[], None],
-    ) -> None:
-        self.request = request
-        self.deadline = deadline  # on the batcher's clock
-        self.queue_seconds = 0.0
-        self.compute_seconds = 0.0
-        self._arrived = arrived
-        self._on_read = on_read  # reading may make it runnable again
-        self._waiting = deque(request.asks)
-        self._answers: deque[memoryview] = deque()
-        self._error: Exception | None = None
-        self._unread_bytes = 0
-        self._changed = asyncio.Event()
-
-    @property
-    def started(self) -> bool:
-        """Has a forward of it begun."""
-        return len(self._waiting) < len(self.request.asks)
-
-    @property
-    def waiting_tokens(self) -> int:
-        return sum(len(ask.token_ids_S) for ask in self._waiting)
-
-    @property
-    def runnable(self) -> bool:
-        """May its next sequence be computed now."""
-        return bool(self._waiting) and self._unread_bytes < MAX_UNREAD_BYTES
-
-    def take(self, now: float) -> SequenceAsk:
-        """Returns its next sequence and counts the wait for the first."""
-        if not self.started:
-            self.queue_seconds = now - self._arrived
-        return self._waiting.popleft()
-
-    def deliver(self, rows: memoryview, compute_seconds: float) -> None:
-        self.compute_seconds += compute_seconds
-        self._answers.append(rows)
-        self._unread_bytes += len(rows)
-        self._changed.set()
-
-    def fail(self, error: Exception) -> None:
-        """Ends it with an error; what waits of it is dropped."""
-        self._waiting.clear()
-        self._error = error
-        self._changed.set()
-
-    async def answers(self) -> AsyncIterator[memoryview]:
-        """Yields the rows of one sequence after the other, as they are ready.
-
-        Raises:
-            LecternError: or whatever else ended the request.
-        """
-        for _ in range(len(self.request.asks)):
-            while not self._answers and self._error is None:
-                self._changed.clear()
-                await self._changed.wait()
-            if self._error is not None:
-                raise self._error
-            rows = self._answers.popleft()
-            self._unread_bytes -= len(rows)
-            self._on_read()
-            yield rows
-
-
-def first_come(tickets: Sequence[Ticket]) -> Ticket | None:
-    """Returns the oldest request that can run; all of its sequences come before the next one's."""
-    return next((ticket for ticket in tickets if ticket.runnable), None)
+# Sequences of one request that are looked at to fill a batch.
+_WINDOW = 128
 
 
 class Batcher:
-    """A bounded queue and the loop that empties it, one sequence a forward.
+    """A bounded queue and the loop that empties it.
 
     Args:
-        engine: the model; its `score` runs on `model_thread`, one call at a time.
+        engine: the model; its `score` and `derived` run on `model_thread`, one call at a time.
         model_thread: an executor with a single thread.
         accounting: is told of every forward.
-        max_queued_requests: requests waiting, running or being read, before more are refused.
-        next_ticket: the policy; tickets come in order of arrival.
+        max_queued_requests: requests waiting, running or being read, before more are refused. A
+            run may have as many of them as are left free, so that another always finds a place.
+        batch_tokens: tokens of a forward, padding included; a longer sequence is computed alone.
+        cache: rows that were computed before.
+        fair_share: whose turn it is.
+        quotas: how much a run may ask for.
         clock: seconds, rising.
     """
 
@@ -117,16 +69,25 @@ class Batcher:
         model_thread: Executor,
         accounting: Accounting,
         max_queued_requests: int,
-        next_ticket: Callable[[Sequence[Ticket]], Ticket | None] = first_come,
+        *,
+        batch_tokens: int = 1,
+        cache: Cache | None = None,
+        fair_share: FairShare | None = None,
+        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.cache = cache or Cache(0)
+        self.fair_share = fair_share or FairShare()
+        self.batch_tokens = batch_tokens
         self._engine = engine
         self._model_thread = model_thread
         self._accounting = accounting
         self._max_queued_requests = max_queued_requests
-        self._next_ticket = next_ticket
+        self._quotas = quotas or Quotas()
         self._clock = clock
+        self._near_lengths = NearLengths()
         self._tickets: list[Ticket] = []
+        self._flights: dict[bytes, Flight] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -139,31 +100,45 @@ class Batcher:
 
     @property
     def queued_tokens(self) -> int:
+        """Tokens of sequences that are not answered yet."""
         return sum(ticket.waiting_tokens for ticket in self._tickets)
 
     @contextlib.contextmanager
     def admitted(self, request: ScoringRequest, timeout_seconds: float | None) -> Iterator[Ticket]:
         """Yields the ticket of a request; on leaving, whatever waits of it is dropped.
 
-        So a client that goes away frees its place at once, and no forward runs for it.
+        So a client that goes away frees its place at once, and no forward runs for it alone.
 
         Raises:
-            Overloaded: the queue is full; says when to ask again. Nothing was queued.
+            Overloaded: the queue is full, or the run's part of it, or its quota is used up; says
+                when to ask again. Nothing was queued.
         """
-        if len(self._tickets) >= self._max_queued_requests:
-            raise Overloaded(
-                f"{len(self._tickets)} requests are waiting or running, the most this server takes",
-                retry_after_seconds=self._pushback_seconds(),
-            )
+        self._require_place(request.run_id)
+        self._quotas.take(request.run_id, request.num_tokens)
         now = self._clock()
         deadline = None if timeout_seconds is None else now + timeout_seconds
         ticket = Ticket(request, now, deadline, on_read=self._changed.set)
+        for index, ask in enumerate(request.asks):
+            base = base_ask(ask, self._engine.facts)
+            self._join(ticket, index, Flight(base.key, base))
         self._tickets.append(ticket)
         self._changed.set()
         try:
             yield ticket
         finally:
+            ticket.gone = True
+            self._leave_all(ticket)
             self._tickets.remove(ticket)
+
+    async def answers(self, ticket: Ticket) -> AsyncIterator[Rows]:
+        """Yields the rows of one sequence after the other, as they are ready.
+
+        Raises:
+            LecternError: or whatever else ended the request.
+        """
+        for index in range(len(ticket.request.asks)):
+            await self._answer_from_cache(ticket, index)
+            yield await ticket.answer(index)
 
     async def run(self) -> None:
         """Computes what is queued, for ever; cancel to end it.
@@ -173,40 +148,231 @@ class Batcher:
         """
         while True:
             self._drop_expired()
-            ticket = self._next_ticket(self._tickets)
-            if ticket is None:
-                await self._wait_for_change()
+            batch = self._next_batch()
+            if batch:
+                await self._serve(batch)
             else:
-                await self._compute_one(ticket)
+                self._changed.clear()
+                await self._changed.wait()
 
-    async def _compute_one(self, ticket: Ticket) -> None:
-        loop = asyncio.get_running_loop()
-        ask = ticket.take(self._clock())
-        try:
-            rows, seconds = await loop.run_in_executor(self._model_thread, self._score, ask)
-        except DeviceLost:
-            ticket.fail(TeacherUnavailable("the teacher's device has failed; the server ends"))
-            raise
-        except Exception as error:  # belongs to this request alone; the servicer says what it was
-            ticket.fail(error)
-            return
-        ticket.deliver(rows, seconds)
-        self._accounting.scored(ticket.request.run_id, len(ask.token_ids_S), seconds)
+    # ---- who is next ---------------------------------------------------------------------------
 
-    def _score(self, ask: SequenceAsk) -> tuple[memoryview, float]:
-        started = self._clock()
-        rows = self._engine.score(ask)
-        return rows, self._clock() - started
+    def _next_batch(self) -> list[Flight]:
+        """Returns the flights to compute now, the leader first; none where nothing can run."""
+        runnable = [t for t in self._tickets if t.has_room and t.pending and not t.failed]
+        heads: dict[str, Flight] = {}
+        for ticket in runnable:
+            if ticket.request.run_id not in heads:
+                head = next((f for f in ticket.pending.values() if not f.running), None)
+                if head is not None:
+                    heads[ticket.request.run_id] = head
+        if not heads:
+            return []
+        leader = heads[self.fair_share.next(heads)]
+        facts = self._engine.facts
+        if not facts.offers_hidden or self.batch_tokens <= leader.base.num_tokens:
+            return [leader]
+        flights = {leader.key: leader}
+        for ticket in runnable:
+            for flight in itertools.islice(ticket.pending.values(), _WINDOW):
+                if not flight.running:
+                    flights[flight.key] = flight
+        waiting = list(flights.values())
+        lengths = [flight.base.num_tokens for flight in waiting]
+        choose = equal_lengths if facts.mode == "independent" else self._near_lengths
+        return [waiting[index] for index in choose(lengths, 0, self.batch_tokens)]
 
     def _drop_expired(self) -> None:
         now = self._clock()
         for ticket in self._tickets:
-            if ticket.runnable and ticket.deadline is not None and ticket.deadline <= now:
-                ticket.fail(TeacherUnavailable("the call's deadline passed in the queue"))
+            if ticket.pending and ticket.deadline is not None and ticket.deadline <= now:
+                self._fail(ticket, TeacherUnavailable("the call's deadline passed in the queue"))
 
-    async def _wait_for_change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    # ---- forwards ------------------------------------------------------------------------------
+
+    async def _serve(self, batch: list[Flight]) -> None:
+        """Computes flights, or finds their rows, and answers all who wait for them."""
+        now = self._clock()
+        for flight in batch:
+            flight.running = True
+            for ticket, _ in flight.waiters:
+                ticket.start(now)
+        missing = []
+        for flight in batch:
+            rows = await self.cache.find(flight.key)
+            if rows is None:
+                missing.append(flight)
+            else:
+                await self._finish(flight, rows, 0.0, from_cache=True)
+        for flight in [flight for flight in missing if not flight.waiters]:
+            self._drop(flight)
+            missing.remove(flight)
+        if missing:
+            await self._forward(missing)
+
+    async def _forward(self, flights: list[Flight]) -> None:
+        """Computes flights together; where that fails in halves, and each alone in the end."""
+        began = self._clock()
+        num_tokens = sum(flight.base.num_tokens for flight in flights)
+        try:
+            all_rows = await self._on_model_thread(
+                lambda: self._engine.score([flight.base for flight in flights])
+            )
+        except DeviceLost:
+            for flight in flights:
+                self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
+            raise
+        except Exception as error:
+            if len(flights) > 1:
+                if isinstance(error, TeacherOutOfMemory):
+                    self.batch_tokens = max(1, num_tokens // 2)
+                    log.warning("out of memory", tokens=num_tokens, batch_tokens=self.batch_tokens)
+                half = len(flights) // 2
+                await self._forward(flights[:half])
+                await self._forward(flights[half:])
+            else:  # belongs to those who asked for it; the servicer says what it was
+                self._fail_all(flights[0], error)
+            return
+        seconds = self._clock() - began
+        longest = max(flight.base.num_tokens for flight in flights)
+        self._accounting.forward(num_tokens, len(flights), len(flights) * longest, seconds)
+        for flight, rows in zip(flights, all_rows, strict=True):
+            self.cache.put(flight.key, rows)
+            share = seconds * flight.base.num_tokens / num_tokens
+            await self._finish(flight, rows, share, from_cache=False)
+
+    async def _finish(self, flight: Flight, rows: Rows, seconds: float, from_cache: bool) -> None:
+        """Charges a flight to those who wait for it, and answers them.
+
+        Args:
+            flight: is over afterwards; who could take no more joins a new one.
+            rows: of its base ask.
+            seconds: of the forward, or this flight's part of it.
+            from_cache: there was no forward.
+        """
+        self._drop(flight)
+        waiters = list(flight.waiters)
+        takers = [(ticket, index) for ticket, index in waiters if ticket.takes(index)]
+        for ticket, index in waiters:
+            if (ticket, index) not in takers:
+                self._join(ticket, index, Flight(flight.key, flight.base))
+        self._count(flight, takers, seconds, from_cache)
+        for ticket, index in takers:
+            began = self._clock()
+            try:
+                answer = await self._answer(flight, rows, ticket, index)
+            except NoLongerWanted:
+                continue
+            except DeviceLost:
+                self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
+                raise
+            except Exception as error:
+                self._fail(ticket, error)
+                continue
+            derived_seconds = self._clock() - began
+            ticket.compute_seconds += derived_seconds
+            self._accounting.derived(ticket.request.run_id, derived_seconds)
+            if index in ticket.pending:
+                ticket.deliver(index, answer)
+
+    async def _answer(self, flight: Flight, rows: Rows, ticket: Ticket, index: int) -> Rows:
+        ask = ticket.request.asks[index]
+        if ask.representation.kind == flight.base.representation.kind:
+            return selected(rows, flight.base, ask)
+
+        def wanted() -> bool:  # on the model thread
+            expired = ticket.deadline is not None and ticket.deadline <= self._clock()
+            return not (ticket.gone or ticket.failed or expired)
+
+        return await self._on_model_thread(lambda: self._engine.derived(rows, ask, wanted))
+
+    async def _answer_from_cache(self, ticket: Ticket, index: int) -> None:
+        """Answers at once what needs nothing of the model."""
+        flight = ticket.pending.get(index)
+        ask = ticket.request.asks[index]
+        if flight is None or ask.representation.kind != flight.base.representation.kind:
+            return
+        rows = await self.cache.find(flight.key)
+        if rows is None or ticket.pending.get(index) is not flight or flight.running:
+            return
+        ticket.start(self._clock())
+        self._leave(ticket, index)
+        ticket.cache_hits += 1
+        self.cache.hits += 1
+        self._accounting.cache_hit(ticket.request.run_id)
+        ticket.deliver(index, selected(rows, flight.base, ask))
+
+    def _count(
+        self, flight: Flight, takers: list[tuple[Ticket, int]], seconds: float, from_cache: bool
+    ) -> None:
+        """Charges tokens and seconds to the takers; all but one of them had a hit, or all."""
+        tokens = flight.base.num_tokens
+        for number, (ticket, _) in enumerate(takers):
+            part = 1 / len(takers)
+            run_id = ticket.request.run_id
+            ticket.compute_seconds += part * seconds
+            self.fair_share.charge(run_id, part * tokens)
+            if not from_cache:
+                self._accounting.charged(run_id, part * tokens, part * seconds)
+            if from_cache or number > 0:
+                ticket.cache_hits += 1
+                self.cache.hits += 1
+                self._accounting.cache_hit(run_id)
+            else:
+                self.cache.misses += 1
+
+    async def _on_model_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
+
+    # ---- who waits for what --------------------------------------------------------------------
+
+    def _join(self, ticket: Ticket, index: int, new: Flight) -> None:
+        """Makes one ask of a ticket wait: for the flight of the same key, else for `new`."""
+        flight = self._flights.setdefault(new.key, new)
+        flight.waiters.append((ticket, index))
+        ticket.pending[index] = flight
+        if flight.running:
+            ticket.start(self._clock())
+
+    def _leave(self, ticket: Ticket, index: int) -> None:
+        """Takes a ticket off one of its flights; the ask stays pending."""
+        flight = ticket.pending[index]
+        flight.waiters.remove((ticket, index))
+        if not flight.waiters and not flight.running:
+            self._drop(flight)
+
+    def _leave_all(self, ticket: Ticket) -> None:
+        for index in list(ticket.pending):
+            if (ticket, index) in ticket.pending[index].waiters:
+                self._leave(ticket, index)
+        ticket.pending.clear()
+
+    def _drop(self, flight: Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        ticket.fail(error)
+        self._leave_all(ticket)
+
+    def _fail_all(self, flight: Flight, error: Exception) -> None:
+        self._drop(flight)
+        for ticket, _ in list(flight.waiters):
+            self._fail(ticket, error)
+
+    def _require_place(self, run_id: str) -> None:
+        """Raises Overloaded where this run gets no place in the queue now."""
+        free = self._max_queued_requests - len(self._tickets)
+        held = sum(ticket.request.run_id == run_id for ticket in self._tickets)
+        if free <= 0:
+            what = (
+                f"{len(self._tickets)} requests are waiting or running, the most this server takes"
+            )
+        elif held >= free and held > 0:
+            what = f"{held} requests of run {run_id} are here; {free} places are left for others"
+        else:
+            return
+        raise Overloaded(what, retry_after_seconds=self._pushback_seconds())
 
     def _pushback_seconds(self) -> float:
         """Returns about how long half of the queue takes."""

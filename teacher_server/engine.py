@@ -1,34 +1,50 @@
 """What a model has to offer to the server: the seam between queue and model. No torch, no gRPC.
 
-Legend: S tokens of one sequence, N asked rows, V asked vocabulary, K top-k.
+Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size, K top-k.
+
+A forward answers a base ask (`base_ask`); every answer that needs no further forward is derived
+from it. So one forward serves all who ask the same sequence, whatever they ask of it.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from lectern_common.errors import TeacherError
+
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
 
-NOT_SAMPLED = "this server draws no samples; ask for hidden or top_k"
+MODES = {
+    "independent": "an answer's bytes depend on its own sequence alone",
+    "throughput": "batched with its neighbours: answers agree up to rounding",
+}
 
 
 class DeviceLost(Exception):
     """The device computes nothing any more in this process; only another process may help."""
 
 
+class NoLongerWanted(Exception):
+    """Whoever asked has gone, or its deadline has passed."""
+
+
 @dataclass(frozen=True)
 class Representation:
-    """What is asked for each position. `top_k` is 0 but for kind "top_k"."""
+    """What is asked for each position; a field is 0 but for the kind that it belongs to."""
 
-    kind: str  # "dense", "hidden", "top_k"
+    kind: str  # "dense", "hidden", "top_k", "sampled"
     top_k: int = 0
+    num_draws: int = 0
+    seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SequenceAsk:
     """One sequence and what is asked of it: all that its answer depends on."""
 
@@ -39,15 +55,49 @@ class SequenceAsk:
     temperature: float
 
     @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids_S)
+
+    @property
     def num_rows(self) -> int:
         return int(np.count_nonzero(self.asked_S))
+
+    @property
+    def key(self) -> bytes:
+        """32 bytes: equal for equal asks alone."""
+        digest = hashlib.sha256(
+            repr((len(self.token_ids_S), self.vocab_size, self.representation)).encode()
+        )
+        digest.update(np.float64(self.temperature).tobytes())
+        digest.update(np.packbits(self.asked_S).tobytes())
+        digest.update(np.ascontiguousarray(self.token_ids_S, "<u4").tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The bytes of the answer to one ask.
+
+    `row_lengths` are the records of each row, for "sampled" alone, whose rows differ in length.
+    `first_bad_row` is the first row of hidden states that is not finite; such a row, and those
+    after it, are never sent and nothing is derived from them.
+    """
+
+    payload: memoryview
+    row_lengths: npt.NDArray[np.uint32] | None = None
+    first_bad_row: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.payload) + (0 if self.row_lengths is None else self.row_lengths.nbytes)
 
 
 @dataclass(frozen=True)
 class ScoringRequest:
     """A validated request. Its answer is its sequences' answers, one after the other.
 
-    Sequences of which nothing is asked are not in it.
+    Sequences of which nothing is asked are not in it. `row_bytes` is the most that a row takes:
+    all take as much, but for "sampled".
     """
 
     run_id: str
@@ -61,7 +111,7 @@ class ScoringRequest:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(ask.token_ids_S) for ask in self.asks)
+        return sum(ask.num_tokens for ask in self.asks)
 
 
 @dataclass(frozen=True)
@@ -99,32 +149,97 @@ class ModelFacts:
     engine: str
     mode: str
     num_parameters: int
+    measured_tokens_per_second: float = 0.0
 
     @property
     def num_tokens(self) -> int:
         """Ids that a token stands behind; without a tokenizer every id counts as one."""
         return self.logit_width if self.tokens is None else len(set(self.tokens.values()))
 
+    @property
+    def offers_hidden(self) -> bool:
+        return self.not_offered["hidden"] is None
+
     def row_bytes(self, representation: Representation, vocab_size: int) -> int:
-        """Returns the bytes of one row on the wire."""
+        """Returns the most bytes that one row takes on the wire."""
         if representation.kind == "hidden":
             return self.hidden_size * (4 if self.hidden_dtype == "float32" else 2)
-        return 4 * vocab_size if representation.kind == "dense" else 8 * representation.top_k + 8
+        if representation.kind == "dense":
+            return 4 * vocab_size
+        if representation.kind == "sampled":
+            return 8 * min(representation.num_draws, vocab_size)
+        return 8 * representation.top_k + 8
+
+
+def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
+    """Returns what the forward for `ask` answers: its key names the forward.
+
+    Hidden states at all positions where the model offers them, else the ask itself.
+    """
+    if not facts.offers_hidden:
+        return ask
+    return SequenceAsk(
+        ask.token_ids_S,
+        np.ones(ask.num_tokens, bool),
+        facts.logit_width,
+        Representation("hidden"),
+        temperature=1.0,
+    )
+
+
+def selected(rows: Rows, base: SequenceAsk, ask: SequenceAsk) -> Rows:
+    """Returns the asked ones of a base ask's rows, where both ask for the same representation.
+
+    Nothing is copied where all are asked.
+
+    Raises:
+        TeacherError: an asked row is not finite.
+    """
+    require_finite(rows, ask)
+    if np.array_equal(ask.asked_S, base.asked_S):
+        return rows
+    table = np.frombuffer(rows.payload, np.uint8).reshape(base.num_rows, -1)
+    return dataclasses.replace(rows, payload=table[ask.asked_S].data.cast("B"))
+
+
+def require_finite(rows: Rows, ask: SequenceAsk) -> None:
+    """Raises TeacherError where an asked position is at or after the first bad row."""
+    if rows.first_bad_row is not None and ask.asked_S[rows.first_bad_row :].any():
+        raise TeacherError(
+            f"the model's hidden states are not finite from position {rows.first_bad_row} of a "
+            "sequence on; they cannot be used as targets"
+        )
 
 
 class Engine(Protocol):
-    """A loaded model. `score` is called on one thread alone, `head_bytes` on any."""
+    """A loaded model. `score` and `derived` are called on one thread alone, `head_bytes` on any."""
 
     @property
     def facts(self) -> ModelFacts: ...
 
-    def score(self, ask: SequenceAsk) -> memoryview:
-        """Returns the asked rows of one sequence, as bytes, from one forward over it alone.
+    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+        """Returns the rows of base asks, in order; several are computed together.
+
+        In mode "independent" their bytes are those that each would have alone; then they are of
+        one length. No Rows shares memory with another.
 
         Raises:
-            TeacherError: a value is not finite; such rows are never returned.
+            TeacherError: a value is not finite (where the model offers no hidden states).
             InvalidRequest: the temperature takes logits / temperature out of float32's range.
+            TeacherOutOfMemory: fewer tokens at a time may succeed.
             DeviceLost: no later call can succeed.
+        """
+        ...
+
+    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+        """Returns the answer to `ask` from the rows of its base ask, which are hidden states.
+
+        Called only where "hidden" is offered and something else is asked. `wanted` is asked a few
+        times on the way.
+
+        Raises:
+            TeacherError, InvalidRequest, TeacherOutOfMemory, DeviceLost: as `score`.
+            NoLongerWanted: `wanted` said no.
         """
         ...
 

@@ -4,17 +4,17 @@ Legend: N asked rows, V asked vocabulary, K top-k.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lectern_common.wire import top_k_record
 from teacher_server.engine import (
-    NOT_SAMPLED,
     REPRESENTATION_VERSION,
     HeadFacts,
     ModelFacts,
+    Rows,
     SequenceAsk,
 )
 
@@ -46,7 +46,7 @@ class FixtureEngine:
                 "dense": None,
                 "hidden": "the fixture has no model, and no hidden states",
                 "top_k": None,
-                "sampled": NOT_SAMPLED,
+                "sampled": "the fixture draws no samples",
             },
             engine="fixture",
             mode="independent",
@@ -57,8 +57,15 @@ class FixtureEngine:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    def score(self, ask: SequenceAsk) -> memoryview:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
         """Returns the asked rows; see Engine."""
+        return [Rows(self._rows(ask)) for ask in asks]
+
+    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+        """Never called: the fixture does not offer `hidden`."""
+        raise NotImplementedError
+
+    def _rows(self, ask: SequenceAsk) -> memoryview:
         tokens_N = ask.token_ids_S[ask.asked_S].astype(np.int64)
         peaks_N = np.where(tokens_N < ask.vocab_size, tokens_N, 0)
         if ask.representation.kind == "dense":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_common.wire import MAX_DRAWS, MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,4 @@ class Limits:
     max_reply_bytes: int = 1 << 30
     max_queued_requests: int = 64
     max_request_bytes: int = MAX_MESSAGE_BYTES
-    # Sampled answers are not served yet; the record's count field ends at 256.
-    max_draws: int = 256
+    max_draws: int = MAX_DRAWS

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lectern_common.errors import Misconfigured
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.wire import MAX_SAMPLED_ID
 from lectern_models.loading import (
     ModelFolder,
     dtype_name,
@@ -19,20 +20,25 @@ from lectern_models.loading import (
     tokenizer_map,
 )
 from lectern_models.output_head import HeadTransform, OutputHead
-from teacher_server.engine import NOT_SAMPLED, REPRESENTATION_VERSION, HeadFacts, ModelFacts
+from teacher_server.engine import REPRESENTATION_VERSION, HeadFacts, ModelFacts
 
 # What a config says about who wrote it, not about the model.
 _CONFIG_NOT_IN_FINGERPRINT = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
 def model_facts(
-    folder: ModelFolder, model: PreTrainedModel, head: OutputHead | None, not_split: str | None
+    folder: ModelFolder,
+    model: PreTrainedModel,
+    head: OutputHead | None,
+    not_split: str | None,
+    mode: str,
 ) -> ModelFacts:
     """Returns the facts of a loaded model.
 
     Args:
         head: None where body and head are not served apart.
         not_split: why not; None where they are.
+        mode: see engine.MODES.
 
     Raises:
         Misconfigured: without its head apart, the model's own logits are rounded to 16 bits.
@@ -47,13 +53,14 @@ def model_facts(
     files = safetensors_files(folder.path)
     transform = head.transform if head is not None else HeadTransform()
     text_config = model.config.get_text_config()
+    logit_width = head.vocab_size if head is not None else int(text_config.vocab_size)
     return ModelFacts(
         # Of a folder its last part: where it lies on this machine is not for clients.
         model_id=folder.name if folder.revision else folder.path.name,
         revision=folder.revision,
         weights_sha256=weights_sha256(files),
         fingerprint=_fingerprint(files, folder.path, tokens, dtype),
-        logit_width=head.vocab_size if head is not None else int(text_config.vocab_size),
+        logit_width=logit_width,
         tokens=tokens,
         max_positions=max_positions(model),
         hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
@@ -71,12 +78,18 @@ def model_facts(
             "dense": None,
             "hidden": not_split,
             "top_k": None,
-            "sampled": NOT_SAMPLED,
+            "sampled": _not_sampled(logit_width),
         },
         engine="transformers",
-        mode="independent",
+        mode=mode,
         num_parameters=num_parameters(model),
     )
+
+
+def _not_sampled(logit_width: int) -> str | None:
+    if logit_width <= MAX_SAMPLED_ID + 1:
+        return None
+    return f"its records hold ids up to {MAX_SAMPLED_ID}, and the model has {logit_width} logits"
 
 
 def _fingerprint(files: list[Path], folder: Path, tokens: dict[str, int] | None, dtype: str) -> str:

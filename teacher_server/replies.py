@@ -4,13 +4,18 @@ import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION
 from protos import teacher_pb2
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
-from teacher_server.engine import ModelFacts, ScoringRequest
+from teacher_server.cache import Cache
+from teacher_server.engine import ModelFacts, Rows, ScoringRequest
 from teacher_server.limits import Limits
+from teacher_server.tickets import Ticket
 from teacher_server.validation import KINDS
 
 _DTYPES = {
@@ -20,6 +25,7 @@ _DTYPES = {
 }
 
 _MAP_ENTRIES = 4096
+_RECORD_BYTES = 8  # of "sampled"
 
 
 def dtype(name: str) -> teacher_pb2.DType:
@@ -30,6 +36,9 @@ def dtype(name: str) -> teacher_pb2.DType:
 class PieceCutter:
     """Gathers rows of sequences into pieces of about PIECE_BYTES, whole rows each.
 
+    Args:
+        row_bytes: of every row; with "sampled" rows, which bring their lengths along, the most.
+
     Attributes:
         crc32: over all payloads so far, in order.
         total_bytes: of them.
@@ -37,28 +46,42 @@ class PieceCutter:
 
     def __init__(self, row_bytes: int) -> None:
         self._row_bytes = row_bytes
-        self._piece_bytes = max(1, PIECE_BYTES // row_bytes) * row_bytes
+        self._rows_of_piece = max(1, PIECE_BYTES // row_bytes)
         self._held = bytearray()
+        self._held_rows = 0
+        self._held_lengths: list[npt.NDArray[np.uint32]] = []
         self._first_row = 0
         self.crc32 = 0
         self.total_bytes = 0
 
-    def add(self, rows: memoryview) -> Iterator[teacher_pb2.LogitsForBatchReply]:
+    def add(self, rows: Rows) -> Iterator[teacher_pb2.LogitsForBatchReply]:
         """Yields the pieces that the rows complete, and holds the rest back."""
+        if rows.row_lengths is None:
+            ends = None
+            num_rows = len(rows.payload) // self._row_bytes
+        else:
+            ends = np.concatenate([[0], np.cumsum(rows.row_lengths, dtype=np.int64)])
+            num_rows = len(rows.row_lengths)
         taken = 0
-        while len(self._held) + len(rows) - taken >= self._piece_bytes:
-            stop = taken + self._piece_bytes - len(self._held)
-            payload = b"".join((self._held, rows[taken:stop]))
-            self._held.clear()
+        while taken < num_rows:
+            stop = min(num_rows, taken + self._rows_of_piece - self._held_rows)
+            if ends is None or rows.row_lengths is None:
+                first_byte, end_byte = taken * self._row_bytes, stop * self._row_bytes
+            else:
+                first_byte, end_byte = _RECORD_BYTES * ends[taken], _RECORD_BYTES * ends[stop]
+                self._held_lengths.append(rows.row_lengths[taken:stop])
+            part = rows.payload[first_byte:end_byte]
+            self._held_rows += stop - taken
             taken = stop
-            yield self._piece(payload)
-        self._held += rows[taken:]
+            if self._held_rows == self._rows_of_piece:
+                yield self._piece(b"".join((self._held, part)))
+            else:
+                self._held += part
 
     def rest(self) -> Iterator[teacher_pb2.LogitsForBatchReply]:
         """Yields the last piece, where something is held back."""
-        if self._held:
+        if self._held_rows:
             yield self._piece(bytes(self._held))
-            self._held.clear()
 
     def _piece(self, payload: bytes) -> teacher_pb2.LogitsForBatchReply:
         self.crc32 = zlib.crc32(payload, self.crc32)
@@ -66,9 +89,14 @@ class PieceCutter:
         # Set in place: a message made apart and passed in is copied, payload and all.
         reply = teacher_pb2.LogitsForBatchReply()
         reply.piece.first_row = self._first_row
-        reply.piece.num_rows = len(payload) // self._row_bytes
+        reply.piece.num_rows = self._held_rows
         reply.piece.payload = payload
-        self._first_row += reply.piece.num_rows
+        if self._held_lengths:
+            reply.piece.row_lengths = np.concatenate(self._held_lengths).astype("<u4").tobytes()
+        self._first_row += self._held_rows
+        self._held.clear()
+        self._held_rows = 0
+        self._held_lengths.clear()
         return reply
 
 
@@ -120,28 +148,30 @@ def logits_header(
     request: teacher_pb2.LogitsForBatchRequest, scoring: ScoringRequest, facts: ModelFacts
 ) -> teacher_pb2.LogitsForBatchReply:
     """Returns what a client needs to take the pieces apart."""
+    # The rows of "sampled" differ in length.
+    is_sampled = request.representation.kind == teacher_pb2.REPRESENTATION_SAMPLED
+    row_bytes = 0 if is_sampled else scoring.row_bytes
     is_hidden = request.representation.kind == teacher_pb2.REPRESENTATION_HIDDEN
     header = teacher_pb2.LogitsHeader(
         fingerprint=facts.fingerprint,
         kind=request.representation.kind,
         dtype=dtype(facts.hidden_dtype if is_hidden else "float32"),
         num_rows=scoring.num_rows,
-        row_bytes=scoring.row_bytes,
-        total_bytes=scoring.num_rows * scoring.row_bytes,
+        row_bytes=row_bytes,
+        total_bytes=scoring.num_rows * row_bytes,
         vocab_size=request.vocab_size,
     )
     return teacher_pb2.LogitsForBatchReply(header=header)
 
 
-def logits_trailer(
-    cutter: PieceCutter, queue_seconds: float, compute_seconds: float
-) -> teacher_pb2.LogitsForBatchReply:
+def logits_trailer(cutter: PieceCutter, ticket: Ticket) -> teacher_pb2.LogitsForBatchReply:
     """Returns the checksum and what the answer took."""
     trailer = teacher_pb2.LogitsTrailer(
         crc32=cutter.crc32,
         total_bytes=cutter.total_bytes,
-        queue_seconds=queue_seconds,
-        compute_seconds=compute_seconds,
+        queue_seconds=ticket.queue_seconds,
+        compute_seconds=ticket.compute_seconds,
+        cache_hits=ticket.cache_hits,
     )
     return teacher_pb2.LogitsForBatchReply(trailer=trailer)
 
@@ -176,11 +206,17 @@ def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
         engine=facts.engine,
         mode=facts.mode,
         num_parameters=facts.num_parameters,
+        measured_tokens_per_second=facts.measured_tokens_per_second,
     )
 
 
-def stats(facts: ModelFacts, batcher: Batcher, accounting: Accounting) -> teacher_pb2.Stats:
-    """Returns the counters; the cache's are zero, there is none."""
+def stats(
+    facts: ModelFacts,
+    batcher: Batcher,
+    accounting: Accounting,
+    device_utilization: float | None = None,
+) -> teacher_pb2.Stats:
+    """Returns the counters; `device_utilization` is 0 .. 1, None where the device does not say."""
     return teacher_pb2.Stats(
         fingerprint=facts.fingerprint,
         uptime_seconds=accounting.uptime_seconds,
@@ -194,10 +230,35 @@ def stats(facts: ModelFacts, batcher: Batcher, accounting: Accounting) -> teache
         tokens_per_second=accounting.tokens_per_second(),
         refused_requests=accounting.refused_requests,
         failed_requests=accounting.failed_requests,
-        cache=teacher_pb2.CacheStats(),
+        cache=_cache_stats(batcher.cache),
         runs=[
-            teacher_pb2.RunStats(run_id=run_id, **dataclasses.asdict(run))
+            teacher_pb2.RunStats(
+                run_id=run_id,
+                weight=batcher.fair_share.weight(run_id),
+                **{**dataclasses.asdict(run), "tokens": round(run.tokens)},
+            )
             for run_id, run in accounting.runs.items()
         ],
         device=facts.device,
+        device_utilization=device_utilization,
+        dtype=facts.dtype,
+        quantization=facts.quantization,
+        mode=facts.mode,
+        measured_tokens_per_second=facts.measured_tokens_per_second,
+        forwards=accounting.forwards,
+        padding_tokens=accounting.padding_tokens,
+    )
+
+
+def _cache_stats(cache: Cache) -> teacher_pb2.CacheStats:
+    disk = cache.disk
+    return teacher_pb2.CacheStats(
+        hits=cache.hits,
+        misses=cache.misses,
+        evictions=cache.evictions,
+        used_bytes=cache.used_bytes,
+        capacity_bytes=cache.capacity_bytes,
+        disk_hits=cache.disk_hits,
+        disk_used_bytes=0 if disk is None else disk.used_bytes,
+        disk_capacity_bytes=0 if disk is None else disk.capacity_bytes,
     )

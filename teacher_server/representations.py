@@ -1,73 +1,124 @@
 """Hidden states or logits into rows of bytes, a few rows at a time.
 
-Legend: N asked rows, C rows of one chunk, V asked vocabulary, D hidden size, K top-k.
+Legend: S tokens, N asked rows, C rows of one chunk, V asked vocabulary, D hidden size, K top-k.
 
 Every function takes logits that are already sliced to the asked vocabulary: no id beyond it has
 part in a softmax.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError
-from lectern_common.wire import top_k_record
+from lectern_common.wire import CARRIERS, pack_sampled, top_k_record
+from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
+from teacher_server.engine import NoLongerWanted, Rows, SequenceAsk
 
-# Logits that stand in memory at once; a row of 152,064 logits is 0.6 MB.
-CHUNK_BYTES = 32 << 20
+# float32 logits of a chunk, in bytes. On the CPU the passes over them should find them in the
+# cache; on CUDA the product needs many rows to fill the device.
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# Fewer rows make poor matrix products.
+_MIN_CHUNK_ROWS = 64
 
-# Rows start .. stop - 1 -> their float32 logits [C, V].
-LogitsOfRows = Callable[[int, int], Tensor]
 
+@dataclass(frozen=True)
+class Logits:
+    """The asked logits of a sequence, computed a few rows at a time.
 
-def hidden_rows(hidden_ND: Tensor) -> memoryview:
-    """Returns the bits of the hidden states, whatever their dtype.
-
-    Raises:
-        TeacherError: a value is not finite.
+    `of_rows(start, stop)` gives float32 [C, V]; `wanted` is asked before each chunk.
     """
-    _require_finite(hidden_ND, 0)
-    return bits(hidden_ND).data.cast("B")
+
+    num_rows: int
+    vocab_size: int
+    device: torch.device
+    of_rows: Callable[[int, int], Tensor]
+    wanted: Callable[[], bool]
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields the rows of a chunk and their logits, until all rows are done.
+
+        Raises:
+            NoLongerWanted: nobody waits for them any more.
+            TeacherError: a logit is not finite.
+        """
+        wanted_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cuda"])
+        size = max(_MIN_CHUNK_ROWS, wanted_bytes // (4 * self.vocab_size))
+        for start in range(0, self.num_rows, size):
+            if not self.wanted():
+                raise NoLongerWanted
+            stop = min(start + size, self.num_rows)
+            logits_CV = self.of_rows(start, stop)
+            bad_row = first_bad_row(logits_CV)
+            if bad_row is not None:
+                raise TeacherError(
+                    f"the model's logits are not finite (asked position {start + bad_row} of a "
+                    "sequence); they cannot be used as a target"
+                )
+            yield slice(start, stop), logits_CV
 
 
-def dense_rows(num_rows: int, vocab_size: int, logits_of: LogitsOfRows) -> memoryview:
-    """Returns float32 logits [N, V] as bytes.
+def rows_of_logits(logits: Logits, ask: SequenceAsk) -> Rows:
+    """Returns the answer to an ask for "dense", "top_k" or "sampled".
 
     Raises:
-        TeacherError: a logit is not finite.
-    """
-    rows_NV = np.empty((num_rows, vocab_size), "<f4")
-    for start, stop in _chunks(num_rows, vocab_size):
-        logits_CV = logits_of(start, stop)
-        _require_finite(logits_CV, start)
-        rows_NV[start:stop] = logits_CV.cpu().numpy()
-    return rows_NV.data.cast("B")
-
-
-def top_k_rows(
-    num_rows: int, vocab_size: int, logits_of: LogitsOfRows, k: int, temperature: float
-) -> memoryview:
-    """Returns N records of `top_k_record(k)` as bytes. Equal logits: the lower id comes first.
-
-    Raises:
-        TeacherError: a logit is not finite.
+        NoLongerWanted, TeacherError: as Logits.chunks.
         InvalidRequest: logits / temperature leave float32's range.
     """
-    records_N = np.empty(num_rows, top_k_record(k))
-    for start, stop in _chunks(num_rows, vocab_size):
-        logits_CV = logits_of(start, stop)
-        _require_finite(logits_CV, start)
-        values_CK, ids_CK = ordered_top_k(logits_CV, k)
-        rest_C, normalizer_C = log_normalizers(logits_CV, ids_CK, temperature)
-        chunk = records_N[start:stop]
+    kind = ask.representation.kind
+    if kind == "dense":
+        return _dense_rows(logits)
+    return _top_k_rows(logits, ask) if kind == "top_k" else _sampled_rows(logits, ask)
+
+
+def hidden_rows(hidden_SD: Tensor) -> Rows:
+    """Returns the bits of the hidden states, whatever their dtype, in memory of their own."""
+    return Rows(bits(hidden_SD).data.cast("B"), first_bad_row=first_bad_row(hidden_SD))
+
+
+def first_bad_row(values_NX: Tensor) -> int | None:
+    """Returns the first row that holds a value that is not finite, or None."""
+    finite_N = values_NX.isfinite().all(-1)
+    return None if bool(finite_N.all()) else int((~finite_N).nonzero()[0])
+
+
+def _dense_rows(logits: Logits) -> Rows:
+    """float32 logits [N, V]."""
+    rows_NV = np.empty((logits.num_rows, logits.vocab_size), "<f4")
+    for rows, logits_CV in logits.chunks():
+        rows_NV[rows] = logits_CV.cpu().numpy()
+    return Rows(rows_NV.data.cast("B"))
+
+
+def _top_k_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+    """N records of `top_k_record(k)`. Equal logits: the lower id comes first."""
+    records_N = np.empty(logits.num_rows, top_k_record(ask.representation.top_k))
+    for rows, logits_CV in logits.chunks():
+        values_CK, ids_CK = ordered_top_k(logits_CV, ask.representation.top_k)
+        rest_C, normalizer_C = log_normalizers(logits_CV, ids_CK, ask.temperature)
+        chunk = records_N[rows]
         chunk["logits"] = values_CK.cpu().numpy()
         chunk["ids"] = ids_CK.cpu().numpy()
         chunk["log_rest_t"] = rest_C.cpu().numpy()
         chunk["log_normalizer_t"] = normalizer_C.cpu().numpy()
-    return records_N.view(np.uint8).data
+    return Rows(records_N.view(np.uint8).data)
+
+
+def _sampled_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+    """Records of `sampled_record()`, a row's by rising id, and the records of each row."""
+    asked = ask.representation
+    uniforms_NU = uniforms(asked.seed, ask.token_ids_S, ask.asked_S, asked.num_draws)
+    records, lengths = [], []
+    for rows, logits_CV in logits.chunks():
+        draws = draw(logits_CV, torch.from_numpy(uniforms_NU[rows]), ask.temperature)
+        parts = (draws.ids_R, draws.counts_R, draws.log_probs_R)
+        records.append(pack_sampled(*(part.cpu().numpy() for part in parts)))
+        lengths.append(draws.row_lengths_C.cpu().numpy().astype(np.uint32))
+    return Rows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
 
 
 def bits(values: Tensor) -> np.ndarray:
@@ -76,16 +127,7 @@ def bits(values: Tensor) -> np.ndarray:
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def _chunks(num_rows: int, vocab_size: int) -> list[tuple[int, int]]:
-    rows = max(1, CHUNK_BYTES // (4 * vocab_size))
-    return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
-
-
-def _require_finite(values_CX: Tensor, first_row: int) -> None:
-    finite_C = values_CX.isfinite().all(-1)
-    if not bool(finite_C.all()):
-        row = first_row + int((~finite_C).nonzero()[0])
-        raise TeacherError(
-            f"the model's output is not finite (asked position {row} of a sequence); it cannot be "
-            "used as a target"
-        )
+def from_bits(payload: memoryview, dtype: str, num_rows: int) -> Tensor:
+    """Returns the rows that `bits` gave the bytes of, sharing their memory."""
+    carried = torch.from_numpy(np.frombuffer(payload, CARRIERS[dtype]).reshape(num_rows, -1))
+    return carried.view(torch.bfloat16) if dtype == "bfloat16" else carried

@@ -23,9 +23,13 @@ from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
 from teacher_server.auth import BearerTokenInterceptor, require_callers_known
 from teacher_server.batcher import Batcher
+from teacher_server.disk_cache import DiskCache
 from teacher_server.engine import Engine
+from teacher_server.fair_share import FairShare
 from teacher_server.limits import Limits
+from teacher_server.quotas import Quotas
 from teacher_server.servicer import Serving, TeacherServicer
+from teacher_server.sharing import Sharing
 from teacher_server.tls import ServerTls
 
 log = structlog.get_logger()
@@ -68,6 +72,7 @@ class TeacherServer:
         # The only thread that touches the model.
         self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.batching: asyncio.Task[None] | None = None
+        self._disk_cache: DiskCache | None = None
 
     @property
     def address(self) -> str:
@@ -108,14 +113,29 @@ class TeacherServer:
         )
         return self._server.add_secure_port(self.address, credentials)
 
-    async def open(self, engine: Engine, limits: Limits) -> Limits:
-        """Says SERVING, then takes calls. Returns the limits that hold for this model."""
+    async def open(self, engine: Engine, limits: Limits, sharing: Sharing | None = None) -> Limits:
+        """Says SERVING, then takes calls. Returns the limits that hold for this model.
+
+        Raises:
+            Misconfigured: the cache folder cannot be used.
+        """
+        sharing = sharing or Sharing()
         longest = engine.facts.max_positions
         if longest is not None:
             shorter = min(longest, limits.max_sequence_tokens)
             limits = dataclasses.replace(limits, max_sequence_tokens=shorter)
         accounting = Accounting()
-        batcher = Batcher(engine, self.model_thread, accounting, limits.max_queued_requests)
+        batcher = Batcher(
+            engine,
+            self.model_thread,
+            accounting,
+            limits.max_queued_requests,
+            batch_tokens=sharing.batch_tokens_for(engine.facts),
+            cache=sharing.cache_for(engine.facts),
+            fair_share=FairShare(sharing.weights),
+            quotas=Quotas(sharing.quotas),
+        )
+        self._disk_cache = batcher.cache.disk
         self.batching = asyncio.create_task(batcher.run())
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -136,6 +156,8 @@ class TeacherServer:
             self.batching.cancel()
             await asyncio.wait([self.batching])  # it may have ended with an error of its own
         self.model_thread.shutdown(wait=False, cancel_futures=True)
+        if self._disk_cache is not None:
+            await asyncio.to_thread(self._disk_cache.close)
         return finished
 
 

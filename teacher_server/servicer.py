@@ -90,14 +90,12 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
             with serving.batcher.admitted(scoring, context.time_remaining()) as ticket:
                 await context.write(replies.logits_header(request, scoring, facts))
                 cutter = replies.PieceCutter(scoring.row_bytes)
-                async for rows in ticket.answers():
+                async for rows in serving.batcher.answers(ticket):
                     for piece in cutter.add(rows):
                         await context.write(piece)
                 for piece in cutter.rest():
                     await context.write(piece)
-                await context.write(
-                    replies.logits_trailer(cutter, ticket.queue_seconds, ticket.compute_seconds)
-                )
+                await context.write(replies.logits_trailer(cutter, ticket))
             self._account(serving, scoring, cutter.total_bytes, ticket.queue_seconds)
 
     async def GetOutputHead(

@@ -1,34 +1,41 @@
 """A causal language model from transformers as an Engine.
 
-Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size.
+Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import Misconfigured, TeacherOutOfMemory
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
 from lectern_models.loading import ModelFolder, find_model, load_causal_lm
 from lectern_models.output_head import OutputHead
-from teacher_server.engine import DeviceLost, ModelFacts, SequenceAsk
+from teacher_server.engine import DeviceLost, ModelFacts, Rows, SequenceAsk, require_finite
+from teacher_server.equal_shapes import EqualShapes, has_experts
 from teacher_server.model_facts import model_facts
-from teacher_server.representations import bits, dense_rows, hidden_rows, top_k_rows
+from teacher_server.representations import Logits, bits, from_bits, hidden_rows, rows_of_logits
 
 log = structlog.get_logger()
 
+_Result = TypeVar("_Result")
 
-def load(name: str, revision: str | None, dtype: str, device: str) -> "TransformersEngine":
+
+def load(
+    name: str, revision: str | None, dtype: str, device: str, mode: str = "independent"
+) -> "TransformersEngine":
     """Returns the engine of a model folder or hub id, its parity probed.
 
     Args:
         name: see find_model; `revision` too.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16".
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+        mode: "independent" or "throughput".
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
@@ -42,13 +49,21 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> "Transform
         )
     folder = find_model(name, revision)
     model = load_causal_lm(folder.path, dtype, device)
-    return TransformersEngine(folder, model)
+    return TransformersEngine(folder, model, mode)
 
 
 class TransformersEngine:
-    """One model on one device, one sequence a forward: see Engine."""
+    """One model on one device: see Engine.
 
-    def __init__(self, folder: ModelFolder, model: PreTrainedModel) -> None:
+    Args:
+        folder: where the model came from.
+        model: loaded, in eval mode.
+        mode: "independent" or "throughput"; see engine.MODES.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, model: PreTrainedModel, mode: str = "independent"
+    ) -> None:
         self._model = model.requires_grad_(False)
         self._parts, not_split = _split(model)
         self._head = self._parts.head() if self._parts is not None else None
@@ -56,7 +71,8 @@ class TransformersEngine:
         self._wide_head = _widened(self._head)
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
-        self._facts = model_facts(folder, model, self._head, not_split)
+        self._facts = model_facts(folder, model, self._head, not_split, mode)
+        self._equal_shapes = EqualShapes(never=has_experts(model.config))
         if not_split is not None:
             log.warning("hidden is not offered", reason=not_split)
 
@@ -64,39 +80,97 @@ class TransformersEngine:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    def score(self, ask: SequenceAsk) -> memoryview:
-        """Returns the asked rows; see Engine."""
+    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+        """Returns the rows of base asks; see Engine."""
+        if self._parts is None:
+            return self._of_the_device(lambda: [self._own_rows(ask) for ask in asks])
+        return self._of_the_device(lambda: self._hidden_rows([ask.token_ids_S for ask in asks]))
+
+    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+        """Returns an answer made of hidden states; see Engine."""
+        require_finite(rows, ask)
+        return self._of_the_device(lambda: self._projected(rows, ask, wanted))
+
+    def _of_the_device(self, work: Callable[[], _Result]) -> _Result:
+        """Returns what `work` does; errors of the device become those of Engine."""
         try:
-            return self._score(ask)
+            with torch.inference_mode():
+                return work()
         except torch.AcceleratorError as error:  # not raised where memory ran out
             raise DeviceLost(str(error)) from error
+        except (torch.OutOfMemoryError, MemoryError):
+            pass
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # torch's words for a full host
+                raise
+        # Only here have the frames that held tensors gone.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise TeacherOutOfMemory(
+            "the sequence does not fit into the teacher's memory; send shorter ones, or start the "
+            "teacher with a smaller --max-sequence-tokens so that it says so at once"
+        )
 
-    @torch.inference_mode()
-    def _score(self, ask: SequenceAsk) -> memoryview:
-        device = self._model.device
-        ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(device)
-        asked_S = torch.from_numpy(ask.asked_S).to(device)
-        if self._parts is not None and self._wide_head is not None:
-            hidden_ND = self._parts.hidden_states(ids_1S)[0][asked_S]
-            if ask.representation.kind == "hidden":
-                return hidden_rows(hidden_ND)
-            head = self._wide_head.sliced(ask.vocab_size)
+    def _hidden_rows(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[Rows]:
+        """Returns the final hidden states of every position of each sequence."""
+        if self._facts.mode == "throughput" or len(sequences) == 1:
+            return self._hidden_together(sequences)
+        shape = (len(sequences), len(sequences[0]))
+        known = self._equal_shapes.known(shape)
+        if known is True:
+            return self._hidden_together(sequences)
+        alone = [rows for ids_S in sequences for rows in self._hidden_together([ids_S])]
+        if known is None:
+            self._equal_shapes.tried(shape, alone, self._hidden_together(sequences))
+        return alone
 
-            def logits_of(start: int, stop: int) -> Tensor:
-                return head.logits(hidden_ND[start:stop])
-        else:
-            own_NV = self._model(input_ids=ids_1S, use_cache=False).logits[0][asked_S]
-            own_NV = own_NV[:, : ask.vocab_size]
+    def _hidden_together(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[Rows]:
+        """One forward. Shorter sequences are padded on the right, where no causal model looks."""
+        if self._parts is None:
+            raise ValueError("hidden is not offered")
+        ids_BS = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+        for row, ids_S in zip(ids_BS, sequences, strict=True):
+            row[: len(ids_S)] = ids_S
+        hidden_BSD = self._parts.hidden_states(torch.from_numpy(ids_BS).to(self._model.device))
+        own = zip(hidden_BSD.cpu() if hidden_BSD.is_cuda else hidden_BSD, sequences, strict=True)
+        if len(sequences) == 1:
+            return [hidden_rows(hidden_SD) for hidden_SD, _ in own]
+        # A copy each: a view would keep the whole batch in memory.
+        return [hidden_rows(hidden_SD[: len(ids_S)].clone()) for hidden_SD, ids_S in own]
 
-            def logits_of(start: int, stop: int) -> Tensor:
-                rows: Tensor = own_NV[start:stop].float()
-                return rows
+    def _own_rows(self, ask: SequenceAsk) -> Rows:
+        """The answer from the model's own logits, which exist at all positions at once."""
+        ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(self._model.device)
+        own_SV = self._model(input_ids=ids_1S, use_cache=False).logits[0]
+        own_NV = own_SV[torch.from_numpy(ask.asked_S).to(own_SV.device), : ask.vocab_size]
+        return rows_of_logits(
+            Logits(
+                ask.num_rows,
+                ask.vocab_size,
+                own_NV.device,
+                lambda start, stop: own_NV[start:stop].float(),
+                wanted=lambda: True,
+            ),
+            ask,
+        )
 
-        num_rows = ask.num_rows
-        if ask.representation.kind == "dense":
-            return dense_rows(num_rows, ask.vocab_size, logits_of)
-        k, temperature = ask.representation.top_k, ask.temperature
-        return top_k_rows(num_rows, ask.vocab_size, logits_of, k, temperature)
+    def _projected(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+        """The answer from hidden states, by the output head, a chunk of rows at a time."""
+        if self._wide_head is None:
+            raise ValueError("hidden is not offered")
+        head = self._wide_head.sliced(ask.vocab_size)
+        hidden_SD = from_bits(rows.payload, self._facts.hidden_dtype, ask.num_tokens)
+        hidden_ND = hidden_SD[torch.from_numpy(ask.asked_S)].to(head.weight_VD.device)
+        return rows_of_logits(
+            Logits(
+                ask.num_rows,
+                ask.vocab_size,
+                head.weight_VD.device,
+                lambda start, stop: head.logits(hidden_ND[start:stop]),
+                wanted,
+            ),
+            ask,
+        )
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         """Returns weight, then bias, as views, not copies; see Engine."""

@@ -119,6 +119,12 @@ def _representation(
             "smaller of vocab_size and the server's max_top_k",
             field="representation.top_k",
         )
+    if kind == "sampled" and not 1 <= asked.num_draws <= limits.max_draws:
+        raise InvalidRequest(
+            f"representation.num_draws is {asked.num_draws}; it must be between 1 and "
+            f"{limits.max_draws}",
+            field="representation.num_draws",
+        )
     absent = {
         "top_k": kind == "top_k" or asked.top_k == 0,
         "num_draws": kind == "sampled" or asked.num_draws == 0,
@@ -130,7 +136,7 @@ def _representation(
                 f"representation.{field} has no meaning for {kind}; leave it out",
                 field=f"representation.{field}",
             )
-    return Representation(kind, asked.top_k)
+    return Representation(kind, asked.top_k, asked.num_draws, asked.seed)
 
 
 def _temperature(temperature: float) -> float:

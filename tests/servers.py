@@ -14,6 +14,7 @@ from pathlib import Path
 from teacher_server.engine import Engine
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
+from teacher_server.sharing import Sharing
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,8 +38,10 @@ class TeacherThread:
         self._server = self._do(self._started(token))
         self.address = self._server.address
 
-    def open(self, engine: Engine, limits: Limits | None = None) -> None:
-        self._do(self._server.open(engine, limits or Limits()))
+    def open(
+        self, engine: Engine, limits: Limits | None = None, sharing: Sharing | None = None
+    ) -> None:
+        self._do(self._server.open(engine, limits or Limits(), sharing))
 
     def drain(self, timeout_seconds: float = 60.0) -> bool:
         """Drains; True when all calls in flight finished."""
@@ -61,12 +64,15 @@ class TeacherThread:
 
 @contextlib.contextmanager
 def teacher_thread(
-    engine: Engine, limits: Limits | None = None, token: str | None = None
+    engine: Engine,
+    limits: Limits | None = None,
+    token: str | None = None,
+    sharing: Sharing | None = None,
 ) -> Iterator[str]:
     """Yields the address of a server that is ready."""
     server = TeacherThread(token)
     try:
-        server.open(engine, limits)
+        server.open(engine, limits, sharing)
         yield server.address
     finally:
         server.close()

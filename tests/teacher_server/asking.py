@@ -30,6 +30,20 @@ class Answer:
         return b"".join(piece.payload for piece in self.pieces)
 
     @property
+    def rows(self) -> list[bytes]:
+        """Each row's bytes, also of sampled rows, whose lengths differ."""
+        cut = []
+        for piece in self.pieces:
+            sizes = [self.header.row_bytes] * piece.num_rows
+            if piece.row_lengths:
+                sizes = [8 * int(length) for length in np.frombuffer(piece.row_lengths, "<u4")]
+            start = 0
+            for size in sizes:
+                cut.append(piece.payload[start : start + size])
+                start += size
+        return cut
+
+    @property
     def floats(self) -> np.ndarray:
         """float32 rows."""
         return np.frombuffer(self.payload, "<f4").reshape(self.header.num_rows, -1)
@@ -50,6 +64,8 @@ def request(
     mask: Sequence[Sequence[int]] | None = None,
     last: bool = False,
     top_k: int = 0,
+    num_draws: int = 0,
+    seed: int = 0,
     temperature: float = 1.0,
     fingerprint: str = "",
     run_id: str = "run-1",
@@ -64,7 +80,9 @@ def request(
         sequence_lengths=[len(s) for s in sequences],
         positions=pb.POSITIONS_LAST if last else pb.POSITIONS_ALL,
         vocab_size=vocab_size,
-        representation=pb.Representation(kind=KINDS[kind], top_k=top_k),
+        representation=pb.Representation(
+            kind=KINDS[kind], top_k=top_k, num_draws=num_draws, seed=seed
+        ),
         temperature=temperature,
     )
     if mask is not None:
@@ -91,10 +109,16 @@ def gathered(stream) -> Answer:
     row = 0
     for piece in answer.pieces:
         assert piece.first_row == row
-        assert len(piece.payload) == piece.num_rows * answer.header.row_bytes
+        if piece.row_lengths:
+            records = np.frombuffer(piece.row_lengths, "<u4")
+            assert len(records) == piece.num_rows and len(piece.payload) == 8 * records.sum()
+        else:
+            assert len(piece.payload) == piece.num_rows * answer.header.row_bytes
         row += piece.num_rows
     assert row == answer.header.num_rows
-    assert len(answer.payload) == answer.header.total_bytes == answer.trailer.total_bytes
+    assert len(answer.payload) == answer.trailer.total_bytes
+    is_sampled = answer.header.kind == pb.REPRESENTATION_SAMPLED
+    assert answer.header.total_bytes == (0 if is_sampled else len(answer.payload))
     assert zlib.crc32(answer.payload) == answer.trailer.crc32
     return answer
 

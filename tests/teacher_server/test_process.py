@@ -56,7 +56,10 @@ def failed(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_a_process_serves_drains_on_sigterm_and_exits_0(folder: Path, tmp_path: Path) -> None:
     batch = [[1, 2, 3], [4, 5]]
     # Long enough to be under way when the signal comes: 8 calls of 64 forwards.
-    long = request([[token] * 64 for token in range(64)], "hidden")
+    calls = [
+        request([[token, call] * 32 for token in range(64)], "hidden", run_id=f"run-{call}")
+        for call in range(8)
+    ]
     with (
         teacher_process(tmp_path, "--model", str(folder), "--threads", "1") as teacher,
         connect(teacher.address) as channel,
@@ -65,7 +68,7 @@ def test_a_process_serves_drains_on_sigterm_and_exits_0(folder: Path, tmp_path: 
         expected = np.concatenate(standalone(folder, batch))
         np.testing.assert_allclose(answer.floats, expected, atol=1e-6, rtol=0)
 
-        streams = [stub(channel).LogitsForBatch(long, timeout=120) for _ in range(8)]
+        streams = [stub(channel).LogitsForBatch(call, timeout=120) for call in calls]
         headers = [next(stream) for stream in streams]
         teacher.process.send_signal(signal.SIGTERM)
         rows = [sum(part.piece.num_rows for part in stream) for stream in streams]
@@ -78,8 +81,7 @@ def test_a_process_serves_drains_on_sigterm_and_exits_0(folder: Path, tmp_path: 
         "device       cpu",
         "dtype        float32",
         f"address      {teacher.address}",
-        "offers       dense, hidden, top_k",
-        "not sampled: ",
+        "offers       dense, hidden, top_k, sampled",
         "limits       ",
         "engine       transformers, independent",
     ):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lectern_common.wire import PIECE_BYTES
+from teacher_server.engine import Rows
 from teacher_server.replies import PieceCutter, head_replies, tokenizer_replies
 from tests.teacher_server.test_validation import FACTS
 
@@ -14,7 +15,7 @@ def cut(row_bytes: int, row_counts: list[int]) -> tuple[bytes, list, PieceCutter
     generator = np.random.default_rng(0)
     data = [generator.bytes(rows * row_bytes) for rows in row_counts]
     cutter = PieceCutter(row_bytes)
-    replies = [reply for part in data for reply in cutter.add(memoryview(part))]
+    replies = [reply for part in data for reply in cutter.add(Rows(memoryview(part)))]
     replies.extend(cutter.rest())
     return b"".join(data), [reply.piece for reply in replies], cutter
 
@@ -45,8 +46,30 @@ def test_pieces_hold_whole_rows_once_and_in_order(row_bytes: int, row_counts: li
 
 def test_a_full_piece_leaves_before_the_last_sequence_is_done() -> None:
     cutter = PieceCutter(1024)
-    assert list(cutter.add(memoryview(bytes(1024 * 1000)))) == []
-    assert len(list(cutter.add(memoryview(bytes(1024 * 1100))))) == 2
+    assert list(cutter.add(Rows(memoryview(bytes(1024 * 1000))))) == []
+    assert len(list(cutter.add(Rows(memoryview(bytes(1024 * 1100)))))) == 2
+
+
+def test_rows_of_differing_lengths_bring_them_along() -> None:
+    generator = np.random.default_rng(0)
+    parts = [generator.integers(1, 50, size=count).astype(np.uint32) for count in (3000, 1, 2500)]
+    data = [generator.bytes(8 * int(lengths.sum())) for lengths in parts]
+    cutter = PieceCutter(8 * 50)
+    replies = []
+    for payload, lengths in zip(data, parts, strict=True):
+        replies.extend(cutter.add(Rows(memoryview(payload), lengths)))
+    replies.extend(cutter.rest())
+    pieces = [reply.piece for reply in replies]
+    assert len(pieces) == 3 and all(len(piece.payload) <= PIECE_BYTES for piece in pieces)
+    assert b"".join(piece.payload for piece in pieces) == b"".join(data)
+    lengths = np.concatenate([np.frombuffer(piece.row_lengths, "<u4") for piece in pieces])
+    np.testing.assert_array_equal(lengths, np.concatenate(parts))
+    row = 0
+    for piece in pieces:
+        assert (piece.first_row, piece.num_rows) == (row, len(piece.row_lengths) // 4)
+        row += piece.num_rows
+        assert len(piece.payload) == 8 * np.frombuffer(piece.row_lengths, "<u4").sum()
+    assert cutter.crc32 == zlib.crc32(b"".join(data))
 
 
 def test_the_head_is_sent_in_pieces_with_its_checksum() -> None:

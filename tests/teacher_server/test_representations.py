@@ -9,11 +9,36 @@ from torch.utils._pytree import tree_leaves
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.wire import top_k_record
 from teacher_server import representations
-from teacher_server.representations import dense_rows, hidden_rows, top_k_rows
+from teacher_server.engine import NoLongerWanted, Representation, SequenceAsk
+from teacher_server.representations import Logits, hidden_rows, rows_of_logits
 
 
 def rows_of(logits: torch.Tensor):
     return lambda start, stop: logits[start:stop]
+
+
+def answered(rows: int, width: int, logits_of, asked: Representation, temperature: float):
+    logits = Logits(rows, width, torch.device("cpu"), logits_of, wanted=lambda: True)
+    ask = SequenceAsk(np.arange(rows, dtype="<u4"), np.ones(rows, bool), width, asked, temperature)
+    return rows_of_logits(logits, ask)
+
+
+def dense_rows(rows: int, width: int, logits_of):
+    return answered(rows, width, logits_of, Representation("dense"), 1.0).payload
+
+
+def top_k_rows(rows: int, width: int, logits_of, k: int, temperature: float):
+    return answered(rows, width, logits_of, Representation("top_k", k), temperature).payload
+
+
+def sampled_rows(rows: int, width: int, logits_of, seed: int = 0):
+    asked = Representation("sampled", num_draws=9, seed=seed)
+    return answered(rows, width, logits_of, asked, 2.0)
+
+
+def chunks_of(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "_CHUNK_BYTES", {"cpu": rows * width * 4, "cuda": 0})
+    monkeypatch.setattr(representations, "_MIN_CHUNK_ROWS", 1)
 
 
 def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
@@ -71,7 +96,7 @@ class LargestTensor(TorchDispatchMode):
 def test_top_k_takes_no_memory_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(12, 64)
     chunks = [logits[row : row + 3].clone() for row in range(0, 12, 3)]
-    monkeypatch.setattr(representations, "CHUNK_BYTES", 3 * 64 * 4)
+    chunks_of(3, 64, monkeypatch)
     with LargestTensor() as largest:
         top_k_rows(12, 64, lambda start, stop: chunks[start // 3], 5, 2.0)
     assert largest.elements == 3 * 64
@@ -84,7 +109,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)),
     )
     for rows_a_chunk in (1, 2, 4):
-        monkeypatch.setattr(representations, "CHUNK_BYTES", rows_a_chunk * 64 * 4)
+        chunks_of(rows_a_chunk, 64, monkeypatch)
         assert bytes(dense_rows(11, 64, rows_of(logits))) == whole[0]
         assert bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)) == whole[1]
 
@@ -97,7 +122,7 @@ def test_logits_of_a_chunk_alone_are_in_memory(monkeypatch: pytest.MonkeyPatch) 
         seen.append(stop - start)
         return logits[start:stop]
 
-    monkeypatch.setattr(representations, "CHUNK_BYTES", 3 * 64 * 4)
+    chunks_of(3, 64, monkeypatch)
     dense_rows(10, 64, watched)
     assert seen == [3, 3, 3, 1]
 
@@ -111,15 +136,43 @@ def test_values_that_are_not_finite_never_leave(poison: float) -> None:
     with pytest.raises(TeacherError, match="asked position 4"):
         top_k_rows(6, 16, rows_of(values), 3, 1.0)
     with pytest.raises(TeacherError, match="asked position 4"):
-        hidden_rows(values)
-    with pytest.raises(TeacherError):
-        hidden_rows(values.bfloat16())
+        sampled_rows(6, 16, rows_of(values))
+    # Of hidden states it is told from where on they cannot be used.
+    assert hidden_rows(values).first_bad_row == 4
+    assert hidden_rows(values.bfloat16()).first_bad_row == 4
+    assert hidden_rows(values[:4]).first_bad_row is None
+
+
+def test_nothing_more_is_computed_for_someone_who_has_gone() -> None:
+    seen: list[int] = []
+
+    def watched(start: int, stop: int) -> torch.Tensor:
+        seen.append(start)
+        return torch.zeros(stop - start, 1 << 20)
+
+    logits = Logits(1000, 1 << 20, torch.device("cpu"), watched, wanted=lambda: len(seen) < 2)
+    asked = Representation("dense")
+    ask = SequenceAsk(np.zeros(1000, "<u4"), np.ones(1000, bool), 1 << 20, asked, 1.0)
+    with pytest.raises(NoLongerWanted):
+        rows_of_logits(logits, ask)
+    assert seen == [0, 64]
+
+
+def test_chunks_do_not_show_in_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, 64)
+    whole = sampled_rows(11, 64, rows_of(logits))
+    assert whole.row_lengths is not None and len(whole.row_lengths) == 11
+    chunks_of(2, 64, monkeypatch)
+    again = sampled_rows(11, 64, rows_of(logits))
+    assert again.payload == whole.payload
+    assert again.row_lengths.tolist() == whole.row_lengths.tolist()
+    assert sampled_rows(11, 64, rows_of(logits), seed=1).payload != whole.payload
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_hidden_rows_are_the_tensors_own_bytes(dtype: torch.dtype) -> None:
     values = random_logits(5, 7).to(dtype)
-    rows = hidden_rows(values)
+    rows = hidden_rows(values).payload
     assert len(rows) == 5 * 7 * values.element_size()
     back = torch.frombuffer(bytearray(rows), dtype=dtype).view(5, 7)
     assert torch.equal(back, values)

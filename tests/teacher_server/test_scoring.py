@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
+from teacher_server.sharing import Sharing
 from tests.models import write_tiny_model
 from tests.servers import teacher_thread
 from tests.teacher_server.asking import connect, request, score, stub
@@ -124,8 +126,6 @@ def served_head(address: str, vocab_size: int, carrier: str) -> tuple:
     """(header, weight [V, D], bias or None) of GetOutputHead, checksum checked."""
     import zlib
 
-    from protos import teacher_pb2 as pb
-
     with connect(address) as channel:
         parts = list(
             stub(channel).GetOutputHead(
@@ -192,7 +192,7 @@ def test_hidden_states_travel_in_the_models_dtype_without_loss(tmp_path: Path) -
     np.testing.assert_allclose(dense, exact, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["dense", "hidden", "top_k"])
+@pytest.mark.parametrize("kind", ["dense", "hidden", "top_k", "sampled"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sequence_alone_and_among_others_has_identical_bytes(
     tmp_path: Path, kind: str, dtype: str
@@ -201,11 +201,91 @@ def test_a_sequence_alone_and_among_others_has_identical_bytes(
     top_k = 5 if kind == "top_k" else 0
     mine = sequences(9, [23])[0]
     others = sequences(10, [1, 23, 64, 23])
-    with teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address:
-        alone = score(address, request([mine], kind, top_k=top_k))
-        among = score(address, request([*others[:2], mine, *others[2:]], kind, top_k=top_k))
-    first = 24 * alone.header.row_bytes
-    assert among.payload[first : first + len(alone.payload)] == alone.payload
+    num_draws = 7 if kind == "sampled" else 0
+    engine = transformers_engine.load(str(folder), None, "auto", "cpu")
+    with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
+        alone = score(address, request([mine], kind, top_k=top_k, num_draws=num_draws))
+        for _ in range(4):  # the first ones try the shape, the others rest on that
+            batch = [*others[:2], mine, *others[2:]]
+            among = score(address, request(batch, kind, top_k=top_k, num_draws=num_draws))
+            rows = among.rows[24 : 24 + 23]
+            assert b"".join(rows) == alone.payload
+
+
+def test_draws_follow_the_served_distribution_and_their_own_sequence_alone(address: str) -> None:
+    batch, draws = sequences(12, [9, 30]), 256
+    message = request(batch, "sampled", num_draws=draws, temperature=0.7, seed=5)
+    answer = score(address, message)
+    log_p = torch.log_softmax(
+        torch.tensor(score(address, request(batch)).floats, dtype=torch.float64) / 0.7, -1
+    ).numpy()
+    assert len(answer.rows) == 39 and answer.trailer.total_bytes == len(answer.payload)
+    frequencies = np.zeros_like(log_p)
+    for row, data in enumerate(answer.rows):
+        records = np.frombuffer(data, [("word", "<u4"), ("log_prob", "<f4")])
+        ids, counts = records["word"] & 0xFFFFFF, (records["word"] >> 24) + 1
+        assert (np.diff(ids.astype(int)) > 0).all() and ids.max() < V
+        assert counts.sum() == draws
+        np.testing.assert_allclose(records["log_prob"], log_p[row, ids], atol=1e-5, rtol=0)
+        frequencies[row, ids] = counts / draws
+    # As far from their distribution as draws of it are on average, and far from another row's.
+    p = np.exp(log_p)
+    expected = np.sqrt(2 * p * (1 - p) / (np.pi * draws)).sum()
+    assert np.abs(frequencies - p).sum() == pytest.approx(expected, rel=0.1)
+    assert np.abs(np.roll(frequencies, 1, axis=0) - p).sum() > 2 * expected
+
+    mask = [[0] * 9, [0] * 10 + [1] * 20]
+    part = score(
+        address,
+        request(batch, "sampled", num_draws=draws, temperature=0.7, seed=5, mask=mask),
+    )
+    assert part.rows == answer.rows[19:]
+    other = score(address, request(batch, "sampled", num_draws=draws, temperature=0.7, seed=6))
+    assert other.payload != answer.payload
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_throughput_agrees_with_a_standalone_forward(tmp_path: Path, architecture: str) -> None:
+    folder = write_tiny_model(tmp_path, architecture, vocab_size=V)
+    engine = transformers_engine.load(str(folder), None, "auto", "cpu", "throughput")
+    assert engine.facts.mode == "throughput"
+    batch = sequences(13, [60, 59, 20, 60, 1, 58, 21])
+    with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
+        answer = score(address, request(batch))
+        with connect(address) as channel:
+            stats = stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
+    np.testing.assert_allclose(
+        answer.floats, np.concatenate(standalone(folder, batch)), atol=2e-6, rtol=0
+    )
+    assert stats.scored_sequences == 7 and stats.forwards < 7
+    assert stats.padding_tokens > 0
+
+
+def test_a_cached_sequence_is_answered_in_every_representation_without_a_forward(
+    folder: Path,
+) -> None:
+    batch = sequences(14, [12, 30])
+    messages = [
+        request(batch, "hidden"),
+        request(batch, "dense", vocab_size=60, mask=[[1] + [0] * 11, [0] * 29 + [1]]),
+        request(batch, "top_k", top_k=5, temperature=3.0, run_id="run-2"),
+        request(batch, "sampled", num_draws=5),
+    ]
+    fresh = []
+    for message in messages:
+        engine = transformers_engine.load(str(folder), None, "auto", "cpu")
+        with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
+            fresh.append(score(address, message).payload)
+    engine = transformers_engine.load(str(folder), None, "auto", "cpu")
+    with teacher_thread(engine) as address:
+        for message, payload in zip(messages, fresh, strict=True):
+            answer = score(address, message)
+            assert answer.payload == payload
+            assert answer.trailer.cache_hits == (0 if message is messages[0] else 2)
+        with connect(address) as channel:
+            stats = stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
+    assert (stats.scored_sequences, stats.cache.hits, stats.cache.misses) == (2, 6, 2)
+    assert {run.run_id: run.cache_hits for run in stats.runs} == {"run-1": 4, "run-2": 2}
 
 
 def test_a_model_whose_head_is_unknown_serves_its_own_logits_but_no_hidden(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from teacher_server.engine import DeviceLost, Representation, SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 from teacher_server.limits import Limits
 from teacher_server.server import SERVICE_NAME, TeacherServer
+from teacher_server.sharing import Sharing
 from tests.models import write_tiny_model
 from tests.servers import TeacherThread, teacher_thread, wait_for
 from tests.teacher_server.asking import connect, gathered, refused, request, score, stub
@@ -73,8 +74,7 @@ def test_get_model_says_what_is_served(tmp_path: Path) -> None:
     own = AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters == own.num_parameters()
     offers = {offer.kind: (offer.offered, offer.reason) for offer in model.representations}
-    assert [offers[kind][0] for kind in (1, 2, 3, 4)] == [True, True, True, False]
-    assert offers[pb.REPRESENTATION_SAMPLED][1] != ""
+    assert [offers[kind][0] for kind in (1, 2, 3, 4)] == [True] * 4
     assert len(model.weights_sha256) == len(model.fingerprint) == 64
 
 
@@ -303,7 +303,8 @@ def test_a_full_queue_pushes_back(gated: tuple[GatedEngine, str]) -> None:
     engine, address = gated
     with connect(address) as channel:
         streams = [
-            stub(channel).LogitsForBatch(request([[token]]), timeout=60) for token in (1, 2, 3)
+            stub(channel).LogitsForBatch(request([[token]], run_id=f"run-{token}"), timeout=60)
+            for token in (1, 2, 3)
         ]
         assert all(next(stream).header.num_rows == 1 for stream in streams)
         code, detail, trailing = refused(address, request([[9]]))
@@ -511,7 +512,7 @@ def test_answers_do_not_depend_on_who_else_asks(tmp_path: Path) -> None:
     engine = transformers_engine.load(str(write_tiny_model(tmp_path)), None, "auto", "cpu")
     generator = np.random.default_rng(0)
     batches = [[generator.integers(97, size=n).tolist() for n in (3, 20)] for _ in range(12)]
-    with teacher_thread(engine) as address:
+    with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
         alone = [score(address, request(batch, "hidden")).payload for batch in batches]
         with ThreadPoolExecutor(12) as clients:
             together = list(
@@ -550,4 +551,4 @@ def test_a_failed_device_is_told_apart_from_a_failed_request(tmp_path: Path) -> 
     ids = np.array([1, 2], np.uint32)
     ask = SequenceAsk(ids, np.ones(2, bool), 7, Representation("dense"), 1.0)
     with pytest.raises(DeviceLost):
-        engine.score(ask)
+        engine.score([ask])
