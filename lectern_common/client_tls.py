@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from lectern_common.errors import Untrusted
 
+_HANDSHAKE = "Tls handshake failed"
+_PROTOCOL = "SSL_ERROR_SSL"  # not a connection that broke meanwhile
 _NOT_TLS = "WRONG_VERSION_NUMBER"
-_NOT_VERIFIED = "CERTIFICATE_VERIFY_FAILED: "
 _OTHER_NAME = "Hostname Verification Check failed"
 _CLOSED = ("Socket closed", "Connection reset")
 
@@ -24,7 +25,7 @@ class ClientTls:
     key: bytes | None = field(default=None, repr=False)
 
 
-def refusal(detail: str, address: str, tls: ClientTls | None) -> Untrusted | None:
+def refusal(detail: str, address: str) -> Untrusted | None:
     """Returns the error that gRPC's words for a failed connection stand for, or None.
 
     A handshake that fails over certificates fails again: to ask once more would not help.
@@ -35,18 +36,18 @@ def refusal(detail: str, address: str, tls: ClientTls | None) -> Untrusted | Non
             f"the certificate of the teacher at {address} is not for the name {name}: call it by a "
             "name in its certificate (teacher.address), or give it one with this name"
         )
-    if _NOT_VERIFIED in detail:
-        why = detail.partition(_NOT_VERIFIED)[2].partition(": OK")[0]
-        return Untrusted(
-            f"the certificate of the teacher at {address} is not believed ({why}): set "
-            "teacher.tls_ca_file to the authority that signed it"
-        )
-    if _NOT_TLS in detail and tls is not None:
+    if _HANDSHAKE not in detail or _PROTOCOL not in detail:
+        return None
+    if _NOT_TLS in detail:
         return Untrusted(
             f"the teacher at {address} does not speak TLS: start it with --tls-cert and --tls-key, "
             "or leave teacher.tls_ca_file out"
         )
-    return None
+    why = detail.rpartition("OPENSSL_internal:")[2].removesuffix(": OK")
+    return Untrusted(
+        f"the certificate of the teacher at {address} is not believed ({why}): set "
+        "teacher.tls_ca_file to the authority that signed it"
+    )
 
 
 def closed_hint(detail: str, tls: ClientTls | None) -> str:

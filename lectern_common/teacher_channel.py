@@ -188,7 +188,7 @@ def translated(
     if known is not None:
         return known(detail)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return client_tls.refusal(detail, address, tls) or errors.TeacherUnavailable(
+        return client_tls.refusal(detail, address) or errors.TeacherUnavailable(
             f"no teacher at {address} ({detail}); start one with `lectern teacher serve`, or set "
             f"teacher.address{client_tls.closed_hint(detail, tls)}"
         )
