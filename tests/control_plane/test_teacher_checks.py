@@ -10,6 +10,7 @@ from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from control_plane.teacher_checks import TeacherMonitor
+from lectern_common.secret_files import SecretFiles
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
@@ -135,6 +136,7 @@ def test_a_teacher_that_wants_a_token_is_no_fault_of_the_client_s(client, plane,
 
 def test_a_missing_token_file_is_named(client, plane, address):
     write_student(plane)
+    plane.checks._teachers = {address: SecretFiles(token_file="missing")}
     body = distilling(address, teacher={"token_file": "missing"})
     assert "missing" in refused(client, plane, body, 422, "invalid_spec")
 
@@ -154,7 +156,7 @@ def test_teachers_are_shown_with_what_they_do_or_why_they_do_not(tmp_path, addre
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=2),
-        teachers={address: None, NOBODY: None},
+        teachers={address: SecretFiles(), NOBODY: SecretFiles()},
         processes=processes,
     )
     with TestClient(create_app(plane), base_url=BASE_URL) as client:
@@ -180,7 +182,7 @@ def test_the_teacher_of_a_run_is_shown_with_the_run(client, plane, address):
 
 
 def test_a_teacher_that_goes_away_keeps_what_it_last_said(client, plane, teacher, address):
-    plane.teachers._configured = {address: None}
+    plane.teachers._configured = {address: SecretFiles()}
     assert client.get("/teachers").json()["teachers"][0]["reachable"]
     teacher.refusal = (grpc.StatusCode.UNAVAILABLE, "", "going down")
     plane.teachers._monotonic = lambda: 1e9
@@ -192,7 +194,7 @@ def test_a_teacher_that_goes_away_keeps_what_it_last_said(client, plane, teacher
 
 
 def test_a_teacher_that_another_request_lets_go_is_no_error_of_this_one(tmp_path, address):
-    asked_by = {address: (None, ["run"])}
+    asked_by = {address: ["run"]}
 
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {}, monotonic=iter(range(0, 900, 9)).__next__)
@@ -215,7 +217,7 @@ def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address):
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {})
         monitor._teachers = Counted()
-        await asyncio.gather(*(monitor.views({address: (None, ["run"])}) for _ in range(3)))
+        await asyncio.gather(*(monitor.views({address: ["run"]}) for _ in range(3)))
         assert monitor._teachers.made == 1
         monitor.close()
 
