@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GgufConfig, PreTrainedModel
+from transformers import AutoConfig, GgufConfig, PreTrainedModel
 
 from lectern_common.errors import CorruptData, Misconfigured
 from lectern_models.quantization import require_packages
 
 _BLOCK_VALUES = 1 << 22
+_INSTEAD = "take the model's safetensors weights"
 
 # Stored numbers, not blocks.
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -93,26 +94,24 @@ class GgufFile:
         return digest.hexdigest()
 
     def options(self) -> dict[str, Any]:
-        """Returns what transformers' from_pretrained is given, beside the folder and the dtype."""
+        """Returns what transformers' from_pretrained is given, beside the folder and the dtype.
+
+        Raises:
+            Misconfigured: the architecture is unknown, or a setting of the file is passed over.
+        """
         require_packages("gguf", "a GGUF file", "accelerate")
-        _ = self._reader  # that it can be read is found out here, with a better message
+        self._require_settings_read()
         # Otherwise it fetches kernels from the model hub where its package for them is installed.
         return {
             "gguf_file": self.path.name,
             "quantization_config": GgufConfig(dequantize=True),
         }
 
-    def require_all_read(self, model: PreTrainedModel) -> None:
-        """Raises Misconfigured where the loaded model is not all that the file describes."""
-        config = model.config.get_text_config()
-        prefix = f"{self._value('general.architecture')}."
-        for key in self._reader.fields:
-            if key.startswith(prefix):
-                self._require_read(key, key.removeprefix(prefix), config)
-
+    def require_tensors_read(self, model: PreTrainedModel) -> None:
+        """Raises Misconfigured where the loaded model does not hold all numbers of the file."""
         # Loading renames, permutes and fuses tensors, but keeps the number of their values. Blocks
         # past the last layer only predict tokens further ahead.
-        past_last = f"blk.{config.num_hidden_layers}."
+        past_last = f"blk.{model.config.get_text_config().num_hidden_layers}."
         stored = {
             str(tensor.name): int(tensor.n_elements)
             for tensor in self._reader.tensors
@@ -122,8 +121,28 @@ class GgufFile:
         if sum(stored.values()) != loaded:
             raise Misconfigured(
                 f"{self.path.name} holds {sum(stored.values())} numbers, the model loaded from it "
-                f"{loaded}: tensors were passed over{_named(stored, 'rope_')}; take the model's "
-                "safetensors weights"
+                f"{loaded}: tensors were passed over{_named(stored, 'rope_')}; {_INSTEAD}"
+            )
+
+    def _require_settings_read(self) -> None:
+        name = self.path.name
+        try:
+            whole = AutoConfig.from_pretrained(
+                self.path.parent, gguf_file=name, trust_remote_code=False, local_files_only=True
+            )
+        except (ValueError, KeyError) as error:
+            raise Misconfigured(f"cannot load {name}: {error}") from None
+        config = whole.get_text_config()
+        prefix = f"{self._value('general.architecture')}."
+        for key in self._reader.fields:
+            if key.startswith(prefix):
+                self._require_read(key, key.removeprefix(prefix), config)
+        # Gemma's scale of attention: no file has it, and transformers takes that of one model.
+        scale = getattr(config, "query_pre_attn_scalar", None)
+        if scale is not None and scale != _head_dim(config):
+            raise Misconfigured(
+                f"{name} does not say how its attention is scaled, and transformers takes {scale} "
+                f"for heads of {_head_dim(config)}; {_INSTEAD}"
             )
 
     def _require_read(self, key: str, setting: str, config: Any) -> None:
@@ -132,10 +151,10 @@ class GgufFile:
             return
         read = _READ[setting](config) if setting in _READ else None
         if not _equal(value, read):
+            taken = "it knows no such setting" if read is None else f"it takes {read}"
             raise Misconfigured(
                 f"{self.path.name} sets {key} to {value}, which transformers does not read "
-                f"({'it knows no such setting' if read is None else f'it takes {read}'}); take the "
-                "model's safetensors weights"
+                f"({taken}); {_INSTEAD}"
             )
 
     @cached_property

@@ -78,7 +78,7 @@ def load_causal_lm(
             "be random numbers"
         )
     if gguf is not None:
-        gguf.require_all_read(model)
+        gguf.require_tensors_read(model)
     require_all_on_gpus(getattr(model, "hf_device_map", {}))
     return cast(PreTrainedModel, model.train(False))
 

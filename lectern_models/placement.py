@@ -1,4 +1,4 @@
-"""Where a model runs, and what computes its attention: used as asked, or refused."""
+"""Where a model runs and how its forward is computed: as asked, or refused."""
 
 from typing import Any
 
@@ -72,6 +72,22 @@ def require_all_on_gpus(device_map: dict[str, Any]) -> None:
             "the model does not fit into the memory of this host's GPUs together; set "
             "--quantization int8 or int4"
         )
+
+
+def compile_in_place(module: torch.nn.Module) -> None:
+    """Has the module's forwards run through torch.compile, one graph for every length.
+
+    Raises:
+        Misconfigured: it cannot be compiled here.
+    """
+    module.compile(dynamic=True)
+    device = next(module.parameters()).device
+    try:
+        with torch.inference_mode():
+            module(input_ids=torch.zeros((2, 16), dtype=torch.long, device=device), use_cache=False)
+    except Exception as error:  # of the compiler, of the C compiler that it calls, of the driver
+        reason = " ".join(str(error).split())[:300]
+        raise Misconfigured(f"--compile does not work here; leave it out: {reason}") from error
 
 
 def device_names(model: torch.nn.Module) -> str:

@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lectern_common.errors import Misconfigured
 
@@ -65,6 +65,13 @@ def stored_quantization(config: dict[str, Any]) -> str:
         f"the weights are stored quantised ({method}), which is not loaded here; take the model's "
         "unquantised weights, with --quantization int8 or int4 where memory is short"
     )
+
+
+def quantization_of(model: PreTrainedModel) -> str:
+    """Returns what a loaded model's body is stored in: "none", "int8" or "int4"."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        return "int4"
+    return "int8" if getattr(model, "is_loaded_in_8bit", False) else "none"
 
 
 def require_packages(extra: str, what_for: str, *packages: str) -> None:

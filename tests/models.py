@@ -7,6 +7,7 @@ from typing import Any
 # What an architecture needs on top of the common settings. Heads of size hidden / 4.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "llama": {"num_key_value_heads": 2},
     "gpt2": {"n_inner": 64},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8},
@@ -14,6 +15,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": {"num_key_value_heads": 2, "logits_scaling": 8.0},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "phi": {},  # its head has a bias
+    "olmo2": {"num_key_value_heads": 2},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    # Attention and a state-space layer side by side; its head multiplies.
+    "falcon_h1": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+        "lm_head_multiplier": 0.125,
+    },
     "hyperclovax": {"num_key_value_heads": 2, "head_dim": 8, "logits_scaling": 8.0},
 }
 
