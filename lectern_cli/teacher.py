@@ -75,6 +75,14 @@ def serve(
             help="Take only clients with a certificate of this CA (PEM).", show_default=False
         ),
     ] = None,
+    metrics_bind: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of /metrics for Prometheus, with the teacher's token and TLS "
+            "[default: none].",
+            show_default=False,
+        ),
+    ] = None,
     port_file: Annotated[
         Path | None,
         typer.Option(help="Written with the bound host:port once ready.", show_default=False),
@@ -125,6 +133,7 @@ def serve(
         "--tls-cert": tls_cert,
         "--tls-key": tls_key,
         "--tls-client-ca": tls_client_ca,
+        "--metrics-bind": metrics_bind,
         "--port-file": port_file,
         "--drain-seconds": drain_seconds,
         "--log-level": log_level,

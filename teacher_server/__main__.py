@@ -11,19 +11,28 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
-from teacher_server.auth import callers_text, plaintext_warning, read_token_file
+from teacher_server.auth import (
+    callers_text,
+    is_loopback,
+    plaintext_warning,
+    read_token_file,
+    require_callers_known,
+)
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.engine import MODES, Engine
 from teacher_server.limits import Limits
-from teacher_server.server import TeacherServer
+from teacher_server.server import TeacherServer, host_and_port
 from teacher_server.sharing import add_options, sharing_of
-from teacher_server.tls import ServerTls, read_server_tls
+from teacher_server.tls import ServerTls, read_server_tls, ssl_context
+
+if TYPE_CHECKING:
+    from teacher_server.metrics_server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -58,7 +67,11 @@ async def _serve(
     stopping = asyncio.create_task(stop.wait())
 
     server = TeacherServer(options.bind, token, tls)
+    metrics = _metrics_server(options, server, token, tls)
     await server.start()
+    if metrics is not None:
+        await metrics.start()  # ends with the loop
+        log.info("metrics", url=metrics.url)
     log.info("loading", model=options.model or options.engine, address=server.address)
     loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
     await _first_of(loading, stopping)
@@ -70,7 +83,8 @@ async def _serve(
     limits = await server.open(engine, _limits(options), sharing_of(options))
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
-    print(ready_text(engine.facts, limits, server.address, callers, encryption), flush=True)
+    url = None if metrics is None else metrics.url
+    print(ready_text(engine.facts, limits, server.address, callers, encryption, url), flush=True)
     _warn(plaintext_warning(server.host, token, tls))
     _warn_of_idle_gpu(engine.facts.device)
     if options.port_file is not None:
@@ -86,6 +100,24 @@ async def _serve(
     log.info("draining", timeout_seconds=options.drain_seconds)
     finished = await server.drain(0 if broken else options.drain_seconds)
     return 0 if finished and not broken else 1
+
+
+def _metrics_server(
+    options: argparse.Namespace, server: TeacherServer, token: str | None, tls: ServerTls | None
+) -> "MetricsServer | None":
+    """Returns what will serve /metrics to those who may call the teacher; None: not asked for."""
+    if options.metrics_bind is None:
+        return None
+    from teacher_server.metrics_server import MetricsServer
+
+    host, port = host_and_port(options.metrics_bind, "--metrics-bind")
+    require_callers_known(options.metrics_bind, host, token, tls, "--metrics-bind")
+    if is_loopback(server.host):  # else it is said already
+        _warn(plaintext_warning(host, token, tls))
+    context = None
+    if tls is not None:
+        context = ssl_context(options.tls_cert, options.tls_key, tls.client_ca)
+    return MetricsServer(host, port, server.stats, token, context)
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
@@ -189,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-cert", type=Path, help="the server's certificate (PEM); with --tls-key")
     add("--tls-key", type=Path, help="its private key (PEM)")
     add("--tls-client-ca", type=Path, help="only clients with a certificate of this CA (PEM)")
+    add("--metrics-bind", help="host:port of Prometheus' /metrics; port 0 picks a free one")
     add("--port-file", type=Path, help="written with the bound host:port once it is ready")
     add("--drain-seconds", type=float, default=60.0, help="for calls in flight after SIGTERM")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")

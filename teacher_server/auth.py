@@ -50,16 +50,18 @@ def read_token_file(path: Path) -> str:
     return token
 
 
-def require_callers_known(bind: str, host: str, token: str | None, tls: ServerTls | None) -> None:
+def require_callers_known(
+    bind: str, host: str, token: str | None, tls: ServerTls | None, option: str = "--bind"
+) -> None:
     """Returns where the server is for this machine alone, or knows its callers.
 
     Raises:
-        Misconfigured: others can reach `host` (of --bind), and anyone may call.
+        Misconfigured: others can reach `host` (of `option`), and anyone may call.
     """
     if token is not None or (tls is not None and tls.client_ca is not None) or is_loopback(host):
         return
     raise Misconfigured(
-        f"--bind {bind} can be reached from other machines, and anyone may call"
+        f"{option} {bind} can be reached from other machines, and anyone may call"
         + (" (TLS without --tls-client-ca does not ask who calls)" if tls is not None else "")
         + ": set --token-file to a file with a token, set --tls-client-ca, or bind 127.0.0.1"
     )

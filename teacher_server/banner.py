@@ -8,13 +8,19 @@ from teacher_server.limits import Limits
 
 
 def ready_text(
-    facts: ModelFacts, limits: Limits, address: str, callers: str, encryption: str
+    facts: ModelFacts,
+    limits: Limits,
+    address: str,
+    callers: str,
+    encryption: str,
+    metrics_url: str | None = None,
 ) -> str:
     """Returns a few aligned lines: the model, where it runs, what it offers, its limits.
 
     Args:
         callers: who may call.
         encryption: what protects the connection.
+        metrics_url: where Prometheus finds its metrics; None: nowhere.
     """
     offered = [kind for kind, reason in facts.not_offered.items() if reason is None]
     missing = [(kind, reason) for kind, reason in facts.not_offered.items() if reason is not None]
@@ -28,6 +34,7 @@ def ready_text(
         ("address", address),
         ("callers", callers),
         ("encryption", encryption),
+        ("metrics", metrics_url or "not served; --metrics-bind serves them"),
         ("offers", ", ".join(offered)),
         *(("", f"not {kind}: {reason}") for kind, reason in missing),
         (

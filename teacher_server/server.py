@@ -62,7 +62,7 @@ class TeacherServer:
     """
 
     def __init__(self, bind: str, token: str | None, tls: ServerTls | None = None) -> None:
-        self.host, self._port = _host_and_port(bind)
+        self.host, self._port = host_and_port(bind)
         require_callers_known(bind, self.host, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
@@ -142,6 +142,10 @@ class TeacherServer:
         self._servicer.open(Serving(engine, batcher, accounting, limits))
         return limits
 
+    def stats(self) -> teacher_pb2.Stats | None:
+        """Returns what GetStats answers, or None while calls are not taken. Event loop only."""
+        return self._servicer.stats()
+
     async def drain(self, timeout_seconds: float) -> bool:
         """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
         await self._health.enter_graceful_shutdown()
@@ -161,8 +165,9 @@ class TeacherServer:
         return finished
 
 
-def _host_and_port(bind: str) -> tuple[str, int]:
+def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
+    """Returns the two parts of what `option` says. Raises Misconfigured."""
     host, colon, port = bind.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise Misconfigured(f"--bind {bind!r} is not host:port, like 127.0.0.1:50051")
+        raise Misconfigured(f"{option} {bind!r} is not host:port, like 127.0.0.1:50051")
     return host.removeprefix("[").removesuffix("]"), int(port)

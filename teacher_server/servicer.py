@@ -65,6 +65,10 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
         self._serving = None
         self._closed_because = because
 
+    def stats(self) -> teacher_pb2.Stats | None:
+        """Returns the counters, or None while it is closed."""
+        return None if self._serving is None else _stats(self._serving)
+
     @property
     def is_idle(self) -> bool:
         """Is no call in flight."""
@@ -124,7 +128,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
     ) -> teacher_pb2.Stats:
         async with self._answering(context, "GetStats") as serving:
             validation.require_protocol(request.protocol_version)
-            return replies.stats(serving.engine.facts, serving.batcher, serving.accounting)
+            return _stats(serving)
 
     def _account(
         self, serving: Serving, scoring: ScoringRequest, sent_bytes: int, queue_seconds: float
@@ -173,6 +177,10 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
+
+
+def _stats(serving: Serving) -> teacher_pb2.Stats:
+    return replies.stats(serving.engine.facts, serving.batcher, serving.accounting)
 
 
 async def _abort(context: Context, error: LecternError) -> None:
