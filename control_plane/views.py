@@ -45,6 +45,7 @@ class RunView(_View):
     """Of the distillation; null where the run does not distil."""
     representation: str | None
     top_k: int | None
+    num_draws: int | None
     teacher: str | None
     """host:port; null where the run does not distil."""
     student: str
@@ -258,6 +259,7 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "temperature": spec["objective"]["temperature"] if teacher else None,
         "representation": teacher.get("representation"),
         "top_k": teacher.get("top_k"),
+        "num_draws": teacher.get("num_draws"),
         "teacher": teacher.get("address"),
         "student": spec["student"]["init"] or spec["student"]["config"],
         "dataset": spec["data"]["path"],

@@ -27,6 +27,7 @@ _KINDS = {
     "dense": teacher_pb2.REPRESENTATION_DENSE,
     "hidden": teacher_pb2.REPRESENTATION_HIDDEN,
     "top_k": teacher_pb2.REPRESENTATION_TOP_K,
+    "sampled": teacher_pb2.REPRESENTATION_SAMPLED,
 }
 
 
@@ -137,6 +138,12 @@ def _require_within_limits(
             f"{limits.max_sequences} sequences and {limits.max_tokens} tokens a request; lower "
             "batch.micro_batch_sequences"
         )
+    num_draws = spec.teacher.num_draws if spec.teacher else None
+    if num_draws is not None and num_draws > limits.max_draws:
+        raise Incompatible(
+            f"teacher.num_draws {num_draws} exceeds the {limits.max_draws} that the teacher takes; "
+            "lower it"
+        )
     if student.vocab_size is not None:
         _require_vocabulary_fits(student.vocab_size, spec, teacher)
         _require_reply_fits(student.vocab_size, spec, teacher)
@@ -170,6 +177,8 @@ def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Mod
         "dense": 4 * vocab_size,
         "hidden": teacher.hidden_size * (4 if wide else 2),
         "top_k": 8 * (spec.teacher.top_k or 0) + 8,
+        # At most: an id drawn several times is sent once.
+        "sampled": 8 * min(spec.teacher.num_draws or 0, vocab_size),
     }[spec.teacher.representation]
     seq_len, limit = spec.data.seq_len, teacher.limits.max_reply_bytes
     asked = spec.batch.micro_batch * seq_len * row_bytes

@@ -17,12 +17,12 @@ import torch
 
 from lectern_common.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.errors import Incompatible, InvalidSpec, Misconfigured
-from lectern_common.preflight import read_token
+from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec, TeacherSpec, dump_spec, parse_spec, resume_differences
+from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import TOKENIZER_NAME
-from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.loading import find_model, max_positions, num_parameters
@@ -182,7 +182,9 @@ def assemble(
             remote.output_head()
         teaching = Teaching(
             provider=remote,
-            representation=Representation(spec.teacher.representation, spec.teacher.top_k),
+            representation=Representation(
+                spec.teacher.representation, spec.teacher.top_k, spec.teacher.num_draws
+            ),
             prefetch_steps=spec.teacher.prefetch_steps,
             allow_same_weights=spec.teacher.allow_same_weights,
             take_received=remote.take_received,
@@ -210,6 +212,7 @@ def assemble(
         validation_rows=len(data.validation),
         teacher=None if teacher_model is None else teacher_model.model_id,
         teacher_device=None if teacher_model is None else teacher_model.device,
+        kd_is=None if teaching is None else teaching.representation.kd_is,
     )
     parts = Parts(
         student=student,
@@ -291,8 +294,9 @@ def _remote_teacher(
     student: CausalStudent,
     device: torch.device,
 ) -> RemoteTeacher:
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
     return RemoteTeacher(
-        TeacherChannel(teacher.address, token=read_token(roots, teacher.token_file)),
+        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
         run_id=folder.run_id,
         vocab_size=student.vocab_size,
         device=device,

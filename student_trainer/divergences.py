@@ -14,6 +14,7 @@ Every logarithm must be finite. An outcome with p = 0 contributes 0 to forward_k
 
 For dense and hidden targets every token is an outcome. For top_k the outcomes are the teacher's K
 largest and one more, any other token, which is never renormalised away; at K = V there is none.
+Sampled targets give an estimate of forward_kl and of its gradient, both right on average.
 """
 
 import math
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
-from student_trainer.targets import DenseTargets, TeacherTargets, TopKTargets
+from student_trainer.targets import DenseTargets, SampledTargets, TeacherTargets, TopKTargets
 
 # A teacher's -inf (a token ruled out) becomes this: probability 0, and a finite logarithm.
 _LOWEST_LOGIT = -1e30
@@ -92,12 +93,16 @@ def divergence_from_teacher(
     Args:
         logits_nV: s, float32 or float64; overwritten, and may hold the result.
         targets: the teacher at the same rows.
-        temperature: T; that of top_k targets.
-        divergence: from `divergence_named`.
+        temperature: T; that of top_k and sampled targets.
+        divergence: from `divergence_named`; forward_kl for sampled targets.
         scratch: gives memory for a tensor like `logits_nV`, the same for the same name.
     """
     if isinstance(targets, TopKTargets):
         return _top_k_divergence(logits_nV, targets, temperature, divergence)
+    if isinstance(targets, SampledTargets):
+        if divergence is not forward_kl:
+            raise ValueError("sampled targets serve forward_kl alone")
+        return _sampled_forward_kl(logits_nV, targets, temperature)
     teacher_nV = scratch("teacher")
     if isinstance(targets, DenseTargets):
         torch.clamp(targets.logits_NV.to(teacher_nV.dtype), min=_LOWEST_LOGIT, out=teacher_nV)
@@ -150,3 +155,28 @@ def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) 
         rest_n1 = targets.log_rest_t_N.to(torch.float64)[:, None]
         outcomes_nO = torch.cat([outcomes_nO, rest_n1], dim=1)
     return outcomes_nO.clamp_(min=_LOWEST_LOGIT).log_softmax(-1)
+
+
+def _sampled_forward_kl(
+    logits_nV: Tensor, targets: SampledTargets, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """KL(p || q) = E_p[log p - log q] as the mean over the draws; T dD/ds = q - count / draws.
+
+    Each is right on average over draws, and the second is the first's own gradient.
+    """
+    if temperature != 1:
+        logits_nV.mul_(1 / temperature)
+    rows_R, ids_R = targets.row_of_record(), targets.ids_R
+    drawn_R = logits_nV[rows_R, ids_R]
+    largest_n1 = logits_nV.amax(-1, keepdim=True)
+    q_nV = logits_nV.sub_(largest_n1).exp_()
+    sums_n1 = q_nV.sum(-1, keepdim=True)
+    q_nV.div_(sums_n1)
+    log_q_R = drawn_R.sub_(largest_n1[rows_R, 0]).sub_(sums_n1.log()[rows_R, 0])
+    frequency_R = targets.counts_R.to(log_q_R.dtype) / targets.num_draws
+    kd_n = largest_n1.new_zeros(len(targets)).index_add_(
+        0, rows_R, (targets.log_probs_R.to(log_q_R.dtype) - log_q_R) * frequency_R
+    )
+    # A row's ids are distinct, so no element is written twice.
+    q_nV[rows_R, ids_R] -= frequency_R
+    return kd_n, q_nV

@@ -273,7 +273,8 @@ def _loss_metrics(
     """Returns the losses of a step, in nats per valid position; a term of weight 0 has none.
 
     loss/kd is the divergence at the temperature T, without T^2; with top_k it is that over k + 1
-    outcomes, a lower bound of the divergence over all tokens.
+    outcomes, a lower bound of the divergence over all tokens; with sampled an unbiased estimate of
+    it, which may be below 0. loss/total contains the same. Which it is says Representation.kd_is.
     """
     sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
     ce, kd = (sums / normalizer).tolist()
@@ -287,8 +288,9 @@ def _loss_metrics(
 
 
 def _require_something_to_learn(kd: float, temperature: float) -> None:
-    # Whatever differs does so by 1 / T^2 of it at a high temperature.
-    if kd * max(1.0, temperature**2) <= SAME_DISTRIBUTION_NATS:
+    # Whatever differs does so by 1 / T^2 of it at a high temperature. An estimate from draws is 0
+    # between equal distributions, and may be below 0 between others.
+    if abs(kd) * max(1.0, temperature**2) <= SAME_DISTRIBUTION_NATS:
         raise SameWeights(
             f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
             "first update): there is nothing to distil. Take another student or teacher, or set "
@@ -327,10 +329,11 @@ def _save(parts: Parts, progress: Progress) -> None:
 def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
     teaching, temperature = parts.teaching, settings.objective.temperature
 
-    def ask_about(batch: Batch) -> TeacherTargets:
+    def ask_about(batch: Batch, step: int) -> TeacherTargets:
         if teaching is None:
             raise ValueError("there is no teacher")
-        return ask(teaching.provider, batch, teaching.representation, temperature)
+        wanted = teaching.representation.of_step(settings.seed, step)
+        return ask(teaching.provider, batch, wanted, temperature)
 
     return Prefetch(
         parts.batches,

@@ -25,7 +25,12 @@ from torch.autograd.function import once_differentiable
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 from student_trainer.divergences import Divergence, divergence_from_teacher, divergence_named
-from student_trainer.targets import DenseTargets, HiddenTargets, TeacherTargets
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    SampledTargets,
+    TeacherTargets,
+)
 
 # Logits of a chunk, in bytes. On the CPU the handful of passes over them should find them in the
 # cache; on CUDA the products need many rows to fill the device.
@@ -64,7 +69,8 @@ class Objective:
 class StepLoss:
     """Scalars in float64. Sums over rows, in nats; 0 where the objective gives them no weight.
 
-    `kd_sum` is D at T, without T^2. `total` is what to call `backward()` on, once.
+    `kd_sum` is D at T, without T^2: over K + 1 outcomes with top_k targets, an unbiased estimate
+    with sampled ones. `total` is what to call `backward()` on, once.
     """
 
     total: Tensor
@@ -93,7 +99,8 @@ def distillation_loss(
 
     Raises:
         InvalidRequest: targets are missing or of no effect, their rows, vocabulary or temperature
-            are not the student's, or a count is off.
+            are not the student's, they are draws and the divergence is not forward KL, or a count
+            is off.
     """
     _require_consistent(hidden_ND, head, labels_N, targets, objective, normalizer)
     call = _Call(head, labels_N, targets, objective, normalizer)
@@ -335,11 +342,20 @@ def _require_consistent(
         teacher_vocab = targets.logits_NV.shape[1]
     else:
         teacher_vocab = targets.vocab_size
+        sampled = isinstance(targets, SampledTargets)
         if targets.temperature != objective.temperature:
             raise InvalidRequest(
-                f"top_k targets are at temperature {targets.temperature}, the loss at "
-                f"{objective.temperature}; their rest is known at their own alone",
+                f"{'sampled' if sampled else 'top_k'} targets are at temperature "
+                f"{targets.temperature}, the loss at {objective.temperature}; they hold at their "
+                "own alone",
                 "temperature",
+            )
+        if sampled and objective.divergence != "forward_kl":
+            raise InvalidRequest(
+                f"divergence {objective.divergence} needs the teacher's probability of every "
+                "token, and draws tell it of those drawn alone; take forward_kl, or another "
+                "representation than sampled",
+                "divergence",
             )
     if teacher_vocab != head.vocab_size:
         raise InvalidRequest(

@@ -88,14 +88,19 @@ class Pipeline:
         teacher: TargetsProvider | TeacherLogitsProvider,
         representation: str = "dense",
         top_k: int | None = None,
+        num_draws: int | None = None,
     ) -> Self:
-        """Sets the teacher: any that scores, or one that gives lists of logits ("dense" alone)."""
+        """Sets the teacher: any that scores, or one that gives lists of logits ("dense" alone).
+
+        `top_k` belongs to representation "top_k", `num_draws` to "sampled", whose draws are others
+        in every step.
+        """
         if hasattr(teacher, "score"):
             self._teacher = cast(TargetsProvider, teacher)
         else:
             self._teacher = _ListTeacher(teacher)
         self._teacher_name = type(teacher).__name__
-        self._representation = Representation(representation, top_k)
+        self._representation = Representation(representation, top_k, num_draws)
         return self
 
     def with_student(self, student: Student) -> Self:
@@ -251,6 +256,7 @@ def _losses(parts: Parts, objective: Objective, batches: _FirstBatches) -> dict[
     for batch in batches.batches:
         targets = None
         if teaching is not None:
+            # Sampled ones by the representation's own seed, the same ones every time.
             targets = ask(teaching.provider, batch, teaching.representation, objective.temperature)
             targets = targets.to(parts.device)
         hidden_ND, labels_N = hidden_and_labels(parts.student, batch, parts.device)

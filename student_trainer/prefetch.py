@@ -51,8 +51,8 @@ class Prefetch:
 
     Args:
         batches: training data.
-        ask: asks the teacher for one micro-batch, blocking; called from up to MAX_THREADS threads.
-            None: there is no teacher.
+        ask: asks the teacher for one micro-batch of a step, blocking; called from up to MAX_THREADS
+            threads. None: there is no teacher.
         micro_batch_sequences: rows of a micro-batch.
         prefetch_steps: 0 asks when the answer is needed, in the caller's thread.
         end: one past the last step; nothing is asked for it or beyond.
@@ -63,7 +63,7 @@ class Prefetch:
     def __init__(
         self,
         batches: TrainingBatches,
-        ask: Callable[[Batch], TeacherTargets] | None,
+        ask: Callable[[Batch, int], TeacherTargets] | None,
         *,
         micro_batch_sequences: int,
         prefetch_steps: int,
@@ -79,7 +79,7 @@ class Prefetch:
         self._stop = stop
         self._cancel = cancel
         self._ready: dict[int, list[MicroBatch]] = {}
-        self._jobs: queue.SimpleQueue[tuple[Batch, Future[TeacherTargets]] | None] = (
+        self._jobs: queue.SimpleQueue[tuple[Batch, int, Future[TeacherTargets]] | None] = (
             queue.SimpleQueue()
         )
         self._waited_seconds = 0.0
@@ -129,25 +129,25 @@ class Prefetch:
 
     def _asked(self, step: int) -> list[MicroBatch]:
         parts = self._batches.batch_at(step).micro_batches(self._micro_batch_sequences)
-        return [MicroBatch(part, self._answer_for(part)) for part in parts]
+        return [MicroBatch(part, self._answer_for(part, step)) for part in parts]
 
-    def _answer_for(self, batch: Batch) -> Callable[[], TeacherTargets] | None:
+    def _answer_for(self, batch: Batch, step: int) -> Callable[[], TeacherTargets] | None:
         ask = self._ask
         if ask is None or batch.num_valid == 0:
             return None
         if not self._threads:
-            return lambda: self._timed(lambda: ask(batch))
+            return lambda: self._timed(lambda: ask(batch, step))
         future: Future[TeacherTargets] = Future()
-        self._jobs.put((batch, future))
+        self._jobs.put((batch, step, future))
         return _Awaited(self, future)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            batch, future = job
+            batch, step, future = job
             if self._ask is None or not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._ask(batch))
+                future.set_result(self._ask(batch, step))
             except BaseException as error:  # whatever it is, the loop gets to see it
                 future.set_exception(error)
 

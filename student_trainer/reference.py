@@ -15,6 +15,10 @@ The T^2 keeps the gradient of the second term the same size at any T (Hinton, Vi
 
 With `top_k` the outcomes are the teacher's k most likely tokens and one more, "any other token": p
 and q are summed over that rest, never renormalised without it. At k = V there is no rest.
+
+With `draws`, ids drawn from p, D is forward_kl's estimate from them, the mean of log(p / q) at the
+ids drawn: its expectation is KL(p || q), and its gradient's (q - p) / T (Anshumann et al. 2025,
+"Sparse Logit Sampling").
 """
 
 from collections.abc import Sequence
@@ -38,6 +42,7 @@ def kd_loss(
     divergence: str = "forward_kl",
     beta: float | None = None,
     top_k: int | None = None,
+    draws: Sequence[int] | None = None,
 ) -> float:
     """Returns the loss of one row, in nats.
 
@@ -50,6 +55,8 @@ def kd_loss(
         divergence: "forward_kl", "reverse_kl" or "jsd".
         beta: weight of the teacher in jsd's mixture, 0 < beta < 1; None otherwise.
         top_k: outcomes kept; None keeps all.
+        draws: at least one id drawn from p, repeated as often as drawn; None: D is computed from p
+            itself. With forward_kl and without top_k alone.
 
     Raises:
         InvalidRequest: an argument is out of its range.
@@ -57,7 +64,12 @@ def kd_loss(
     s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
     cross_entropy = -log_softmax(s)[label]
     log_p, log_q, _ = _outcomes(s / temperature, t / temperature, top_k)
-    distance = _divergence(log_p, log_q, divergence, beta)
+    if draws is None:
+        distance = _divergence(log_p, log_q, divergence, beta)
+    else:
+        drawn = _drawn(draws, len(s), divergence, beta, top_k)
+        log_p_V, log_q_V = log_softmax(t / temperature), log_softmax(s / temperature)
+        distance = float(np.mean(log_p_V[drawn] - log_q_V[drawn]))
     return float(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
 
 
@@ -70,16 +82,23 @@ def kd_logit_gradient(
     divergence: str = "forward_kl",
     beta: float | None = None,
     top_k: int | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Vector:
     """Returns d kd_loss / d student_logits [V]; arguments and Raises as `kd_loss`.
 
         alpha (softmax(s) - onehot(label)) + (1 - alpha) T^2 dD/ds
 
-    For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2).
+    For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2); with draws their
+    frequencies stand for p.
     """
     s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
     cross_entropy = np.exp(log_softmax(s))
     cross_entropy[label] -= 1
+    if draws is not None:
+        drawn = _drawn(draws, len(s), divergence, beta, top_k)
+        frequency_V = np.bincount(drawn, minlength=len(s)) / len(drawn)
+        distance = (np.exp(log_softmax(s / temperature)) - frequency_V) / temperature
+        return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
     log_p, log_q, outcome_V = _outcomes(s / temperature, t / temperature, top_k)
     by_outcome = _divergence_gradient(log_p, log_q, divergence, beta)
     # A token moves its outcome by its share of it: 1, but for the tokens of the rest.
@@ -209,6 +228,17 @@ def _rows(
     if not 0 <= alpha <= 1:
         raise InvalidRequest(f"alpha is {alpha}; it must be 0 to 1", "alpha")
     return s, t
+
+
+def _drawn(
+    draws: Sequence[int], vocab_size: int, divergence: str, beta: float | None, top_k: int | None
+) -> npt.NDArray[np.intp]:
+    _mixture_weight(divergence, beta)
+    if divergence != "forward_kl" or top_k is not None:
+        raise InvalidRequest("draws serve forward_kl alone, without top_k", "draws")
+    if not draws or not all(0 <= drawn < vocab_size for drawn in draws):
+        raise InvalidRequest(f"draws must be ids below {vocab_size}, at least one", "draws")
+    return np.asarray(draws, np.intp)
 
 
 def _mixture_weight(name: str, beta: float | None) -> float:

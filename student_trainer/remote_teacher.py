@@ -2,8 +2,9 @@
 
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size.
 
-gRPC does not retry a stream that broke after its first message, so a request is made again, whole,
-for as long as `outage.py` allows; every attempt has a deadline.
+gRPC does not retry a stream that broke after its first message, so a request is made again, whole:
+to the next server where there are several (`replicas.py`), then for as long as `outage.py` allows.
+Every attempt has a deadline. A reply that was damaged on its way is asked for again at once.
 """
 
 import itertools
@@ -11,8 +12,9 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -21,7 +23,8 @@ import structlog
 import torch
 
 from lectern_common.errors import TeacherError
-from lectern_common.teacher_channel import TeacherChannel, translated
+from lectern_common.replicas import TeacherReplicas
+from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.wire import PROTOCOL_VERSION, pack_mask
 from lectern_models.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
@@ -29,6 +32,7 @@ from student_trainer.head_cache import cached_head_path, read_cached_head, write
 from student_trainer.outage import Outage
 from student_trainer.reply_assembly import (
     KINDS,
+    DamagedReply,
     Expected,
     assemble,
     require_fingerprint,
@@ -42,13 +46,17 @@ from student_trainer.token_rows import every_position_logits, last_position_logi
 _log = structlog.get_logger()
 
 _SHORT_CALL_SECONDS = 10.0
+# Damage that comes so often in a row is no accident of the network.
+MAX_DAMAGED_REPLIES = 3
+
+_Answer = TypeVar("_Answer")
 
 
 class RemoteTeacher:
     """Scores through a teacher server. Use as a context manager, or call close().
 
     Args:
-        channel: to the server; closed with this object.
+        replicas: the servers to ask; closed with this object.
         run_id: whose account the work goes to.
         vocab_size: V, the student's; rows cover ids 0 .. V - 1.
         device: where the output head is wanted.
@@ -61,7 +69,7 @@ class RemoteTeacher:
 
     def __init__(
         self,
-        channel: TeacherChannel,
+        replicas: TeacherReplicas,
         *,
         run_id: str,
         vocab_size: int,
@@ -72,7 +80,7 @@ class RemoteTeacher:
         stop: Stop,
         on_outage: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        self._channel = channel
+        self._replicas = replicas
         self._run_id = run_id
         self._vocab_size = vocab_size
         self._device = device
@@ -99,11 +107,11 @@ class RemoteTeacher:
         self.close()
 
     def close(self) -> None:
-        """Ends calls under way and the connection."""
+        """Ends calls under way and the connections."""
         self._closed.set()
         self.cancel()
         self._watch.join()
-        self._channel.close()
+        self._replicas.close()
 
     def cancel(self) -> None:
         """Ends calls under way, and every later one, with StopRequested. For good."""
@@ -137,11 +145,11 @@ class RemoteTeacher:
             expected_fingerprint: of the model that a resumed run was started with.
 
         Raises:
-            WrongModel: another model answers than expected.
+            WrongModel: another model answers than expected, or the servers bear different ones.
             LecternError: as TargetsProvider.score.
         """
         model = self._outage.until_answered(
-            lambda left: self._channel.get_model(_within(_SHORT_CALL_SECONDS, left))
+            lambda left: self._replicas.get_model(_within(_SHORT_CALL_SECONDS, left))
         )
         if expected_fingerprint is not None:
             require_fingerprint(model.fingerprint, expected_fingerprint)
@@ -151,7 +159,7 @@ class RemoteTeacher:
     def tokenizer_map(self) -> dict[str, int]:
         """Returns the teacher's token-to-id map. Raises LecternError."""
         return self._outage.until_answered(
-            lambda left: self._channel.get_tokenizer_map(_within(self._deadline_seconds, left))
+            lambda left: self._replicas.get_tokenizer_map(_within(self._deadline_seconds, left))
         )
 
     def score(
@@ -184,13 +192,16 @@ class RemoteTeacher:
             position_mask=b"" if whole else pack_mask(mask),
             vocab_size=self._vocab_size,
             representation=teacher_pb2.Representation(
-                kind=KINDS[representation.kind], top_k=representation.top_k or 0
+                kind=KINDS[representation.kind],
+                top_k=representation.top_k or 0,
+                num_draws=representation.num_draws or 0,
+                seed=representation.seed,
             ),
             temperature=temperature,
         )
 
-        def ask(left: float | None) -> TeacherTargets:
-            with self._replies(self._channel.stub.LogitsForBatch, request, left) as replies:
+        def ask(channel: TeacherChannel, left: float | None) -> TeacherTargets:
+            with self._replies(channel, "LogitsForBatch", request, left) as replies:
                 payload = assemble(replies, expected)
             targets = to_targets(payload, expected, temperature, head)
             with self._lock:
@@ -198,7 +209,7 @@ class RemoteTeacher:
                 self._received_positions += expected.num_rows
             return targets
 
-        return self._outage.until_answered(ask)
+        return self._answered(ask)
 
     def output_head(self) -> OutputHead:
         """Returns the teacher's head cut to V rows, on the device: from the cache, else fetched.
@@ -212,7 +223,7 @@ class RemoteTeacher:
         path = cached_head_path(self._cache_root, self.model.fingerprint, self._vocab_size)
         head = read_cached_head(path)
         if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
-            head = self._outage.until_answered(self._fetch_head)
+            head = self._answered(self._fetch_head)
             write_cached_head(path, head)
         dtype = torch.float32 if self._device.type == "cpu" else head.weight_VD.dtype
         placed = OutputHead(
@@ -238,7 +249,7 @@ class RemoteTeacher:
         """Returns the logits [S, V] of each sequence, at every position; asks for `dense`."""
         return every_position_logits(self, input_ids)
 
-    def _fetch_head(self, left: float | None) -> OutputHead:
+    def _fetch_head(self, channel: TeacherChannel, left: float | None) -> OutputHead:
         model = self.model
         request = teacher_pb2.GetOutputHeadRequest(
             protocol_version=PROTOCOL_VERSION,
@@ -249,7 +260,7 @@ class RemoteTeacher:
         trailer: teacher_pb2.OutputHeadTrailer | None = None
         buffer = np.empty(0, np.uint8)
         filled = crc = 0
-        with self._replies(self._channel.stub.GetOutputHead, request, left) as replies:
+        with self._replies(channel, "GetOutputHead", request, left) as replies:
             for reply in replies:
                 part = reply.WhichOneof("part")
                 if part == "header" and header is None:
@@ -266,7 +277,7 @@ class RemoteTeacher:
         if header is None or trailer is None or filled != len(buffer):
             raise TeacherError(f"the teacher's output head ended after {filled} bytes")
         if trailer.crc32 != crc:
-            raise TeacherError("the teacher's output head was damaged on its way: checksum differs")
+            raise DamagedReply("the teacher's output head was damaged on its way: checksum differs")
         _log.info("output_head_received", bytes=filled)
         values = tensor_of(buffer, header.dtype)
         num_weights = self._vocab_size * model.hidden_size
@@ -289,19 +300,43 @@ class RemoteTeacher:
             raise TeacherError(f"the teacher's output head is {theirs}, asked for was {ours}")
         return rows * size
 
+    def _answered(self, ask: Callable[[TeacherChannel, float | None], _Answer]) -> _Answer:
+        """Returns what `ask` makes of the answer of one server, asking again as the module says.
+
+        Args:
+            ask: makes the whole request once, to one server; the seconds as in outage.py.
+
+        Raises:
+            DamagedReply: MAX_DAMAGED_REPLIES in a row.
+            LecternError: as TargetsProvider.score.
+        """
+        for _ in range(MAX_DAMAGED_REPLIES - 1):
+            try:
+                return self._outage.until_answered(partial(self._ask_in_turn, ask))
+            except DamagedReply as error:
+                _log.warning("reply_damaged", error=str(error))
+        return self._outage.until_answered(partial(self._ask_in_turn, ask))
+
+    def _ask_in_turn(
+        self, ask: Callable[[TeacherChannel, float | None], _Answer], left: float | None
+    ) -> _Answer:
+        return self._replicas.first_answer(lambda channel: ask(channel, left))
+
     @contextmanager
-    def _replies(self, method: Any, request: Any, left: float | None) -> Iterator[Iterator[Any]]:
+    def _replies(
+        self, channel: TeacherChannel, method: str, request: Any, left: float | None
+    ) -> Iterator[Iterator[Any]]:
         """Gives the replies of one attempt; within, errors of gRPC become those of errors.py.
 
         The first attempt fails at once where there is no connection, so that an outage is noticed;
-        later ones wait for it.
+        later ones wait for it, unless another server may be back first.
         """
         self._ended.check()
-        call = method(
+        call = getattr(channel.stub, method)(
             request,
             timeout=_within(self._deadline_seconds, left),
-            metadata=self._channel.metadata,
-            wait_for_ready=left is not None,
+            metadata=channel.metadata,
+            wait_for_ready=left is not None and self._replicas.is_one,
         )
         with self._lock:
             self._calls.add(call)
@@ -311,7 +346,7 @@ class RemoteTeacher:
         except grpc.RpcError as error:
             if self._ended.requested:
                 raise StopRequested from None
-            raise translated(error, self._channel.address) from None
+            raise channel.translated(error) from None
         finally:
             call.cancel()
             with self._lock:

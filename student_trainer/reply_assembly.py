@@ -2,7 +2,8 @@
 
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size, K top-k.
 
-Pieces go straight into one buffer, which the tensors then share; there is no second copy.
+Pieces of rows of equal size go straight into one buffer, which the tensors then share; there is no
+second copy. Rows of draws differ in size: see sampled_assembly.py.
 """
 
 import zlib
@@ -18,6 +19,7 @@ from lectern_common.errors import TeacherError, WrongModel
 from lectern_common.wire import CARRIERS, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
+from student_trainer.sampled_assembly import SampledRows, sampled_targets
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
@@ -30,6 +32,7 @@ KINDS: dict[str, teacher_pb2.RepresentationKind] = {
     "dense": teacher_pb2.REPRESENTATION_DENSE,
     "hidden": teacher_pb2.REPRESENTATION_HIDDEN,
     "top_k": teacher_pb2.REPRESENTATION_TOP_K,
+    "sampled": teacher_pb2.REPRESENTATION_SAMPLED,
 }
 DTYPE_NAMES = {
     teacher_pb2.DTYPE_FLOAT32: "float32",
@@ -56,6 +59,9 @@ class Expected:
 
     @property
     def row_bytes(self) -> int:
+        """Of each row; 0 where rows differ."""
+        if self.representation.kind == "sampled":
+            return 0
         if self.representation.kind == "dense":
             return 4 * self.vocab_size
         if self.representation.kind == "hidden":
@@ -65,10 +71,18 @@ class Expected:
 
 @dataclass(frozen=True)
 class Payload:
-    """All rows of one reply. `received_bytes` are those of the messages that brought them."""
+    """All rows of one reply. `received_bytes` are those of the messages that brought them.
+
+    `row_lengths` are the records of each row, for "sampled" alone.
+    """
 
     data: npt.NDArray[np.uint8]
     received_bytes: int
+    row_lengths: npt.NDArray[np.uint32] | None = None
+
+
+class DamagedReply(TeacherError):
+    """The bytes that arrived are not those that were sent; sent again, they may be."""
 
 
 def assemble(replies: Iterable[teacher_pb2.LogitsForBatchReply], expected: Expected) -> Payload:
@@ -76,42 +90,75 @@ def assemble(replies: Iterable[teacher_pb2.LogitsForBatchReply], expected: Expec
 
     Raises:
         WrongModel: another model answers.
-        TeacherError: header, row coverage, byte count or checksum are not as they must be.
+        DamagedReply: the checksum differs.
+        TeacherError: header, row coverage, row lengths or byte count are not as they must be.
         grpc.RpcError: the stream broke.
     """
-    buffer: npt.NDArray[np.uint8] | None = None
+    rows: _EqualRows | SampledRows | None = None
     trailer: teacher_pb2.LogitsTrailer | None = None
-    next_row = crc = received_bytes = 0
+    next_row = crc = payload_bytes = received_bytes = 0
     for reply in replies:
         received_bytes += reply.ByteSize()
         part = reply.WhichOneof("part")
-        if part == "header" and buffer is None:
+        if part == "header" and rows is None:
             _require_header(reply.header, expected)
-            buffer = np.empty(reply.header.total_bytes, np.uint8)
-        elif part == "piece" and buffer is not None and trailer is None:
+            rows = _rows_to_come(expected)
+        elif part == "piece" and rows is not None and trailer is None:
             piece = reply.piece
-            _require_piece(piece, next_row, expected)
-            start = next_row * expected.row_bytes
-            payload = np.frombuffer(piece.payload, np.uint8)
-            buffer[start : start + len(payload)] = payload
-            crc = zlib.crc32(payload.data, crc)
+            _require_place(piece, next_row, expected)
+            rows.add(piece)
+            crc = zlib.crc32(piece.payload, crc)
+            payload_bytes += len(piece.payload)
             next_row += piece.num_rows
-        elif part == "trailer" and buffer is not None and trailer is None:
+        elif part == "trailer" and rows is not None and trailer is None:
             trailer = reply.trailer
         else:
             raise TeacherError(f"the teacher's reply has its {part} in the wrong place")
-    if buffer is None or trailer is None or next_row != expected.num_rows:
+    if rows is None or trailer is None or next_row != expected.num_rows:
         raise TeacherError(
             f"the teacher's reply ended after {next_row} of {expected.num_rows} rows without an "
             "error; it cannot be used"
         )
-    if trailer.total_bytes != len(buffer):
+    if trailer.total_bytes != payload_bytes:
         raise TeacherError(
-            f"the teacher's reply is {len(buffer)} bytes, it says it sent {trailer.total_bytes}"
+            f"the teacher's reply is {payload_bytes} bytes, it says it sent {trailer.total_bytes}"
         )
     if trailer.crc32 != crc:
-        raise TeacherError("the teacher's reply was damaged on its way: its checksum differs")
-    return Payload(buffer, received_bytes)
+        raise DamagedReply("the teacher's reply was damaged on its way: its checksum differs")
+    if isinstance(rows, SampledRows):
+        data, row_lengths = rows.joined()
+        return Payload(data, received_bytes, row_lengths)
+    return Payload(rows.buffer, received_bytes)
+
+
+class _EqualRows:
+    """The pieces of a reply whose rows are of `row_bytes` each, in one buffer."""
+
+    def __init__(self, num_rows: int, row_bytes: int) -> None:
+        self.buffer = np.empty(num_rows * row_bytes, np.uint8)
+        self._row_bytes = row_bytes
+
+    def add(self, piece: teacher_pb2.LogitsPiece) -> None:
+        """Takes a piece in. Raises TeacherError where it is not of its rows' size."""
+        if piece.row_lengths:
+            raise TeacherError(
+                "the teacher's reply has row_lengths, but its rows are of one length"
+            )
+        if len(piece.payload) != piece.num_rows * self._row_bytes:
+            raise TeacherError(
+                f"{piece.num_rows} rows of the teacher's reply are {len(piece.payload)} bytes, not "
+                f"{piece.num_rows * self._row_bytes}"
+            )
+        start = piece.first_row * self._row_bytes
+        payload = np.frombuffer(piece.payload, np.uint8)
+        self.buffer[start : start + len(payload)] = payload
+
+
+def _rows_to_come(expected: Expected) -> _EqualRows | SampledRows:
+    num_draws = expected.representation.num_draws
+    if num_draws is not None:
+        return SampledRows(min(num_draws, expected.vocab_size))
+    return _EqualRows(expected.num_rows, expected.row_bytes)
 
 
 def to_targets(
@@ -122,14 +169,22 @@ def to_targets(
     Args:
         payload: as `assemble` returned it for `expected`.
         expected: what was asked.
-        temperature: what was asked; top_k targets carry it.
+        temperature: what was asked; top_k and sampled targets carry it.
         head: the teacher's, for `hidden`.
 
     Raises:
-        TeacherError: a value is not finite, an id is beyond the vocabulary, or there is a rest at
-            K = V.
+        TeacherError: a value is not finite, an id is beyond the vocabulary, there is a rest at
+            K = V, or draws are not as sampled_assembly.py says.
     """
-    kind = expected.representation.kind
+    kind, num_draws = expected.representation.kind, expected.representation.num_draws
+    if num_draws is not None and payload.row_lengths is not None:
+        return sampled_targets(
+            payload.data,
+            payload.row_lengths,
+            num_draws=num_draws,
+            vocab_size=expected.vocab_size,
+            temperature=temperature,
+        )
     if kind == "top_k":
         targets = _top_k_targets(payload, expected, temperature)
         if int(targets.ids_NK.max()) >= expected.vocab_size:
@@ -196,18 +251,13 @@ def require_fingerprint(theirs: str, expected: str) -> None:
         )
 
 
-def _require_piece(piece: teacher_pb2.LogitsPiece, next_row: int, expected: Expected) -> None:
+def _require_place(piece: teacher_pb2.LogitsPiece, next_row: int, expected: Expected) -> None:
     if piece.first_row != next_row or piece.num_rows < 1:
         raise TeacherError(
             f"the teacher's reply goes on at row {piece.first_row}, expected was {next_row}"
         )
     if next_row + piece.num_rows > expected.num_rows:
         raise TeacherError(f"the teacher's reply has more than the {expected.num_rows} rows asked")
-    if len(piece.payload) != piece.num_rows * expected.row_bytes:
-        raise TeacherError(
-            f"{piece.num_rows} rows of the teacher's reply are {len(piece.payload)} bytes, not "
-            f"{piece.num_rows * expected.row_bytes}"
-        )
 
 
 def _require_finite(*parts: Tensor) -> None:

@@ -1,12 +1,12 @@
 """The seam between trainer and teacher: what is asked for, and what comes back.
 
 Legend: N asked positions ("rows"), V the student's vocabulary, D the teacher's hidden size, K
-top-k.
+top-k, R records (distinct ids drawn, of all rows).
 Rows are the asked positions in request order: by sequence, then by position.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,18 +14,52 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 
 # The one mask: a label of IGNORE_INDEX takes part in nothing.
 IGNORE_INDEX = -100
+# Keeps the seeds of draws apart from those of batch_sources.py and loop.py.
+_DRAWS_KEY = (3,)
 
 
 @dataclass(frozen=True)
 class Representation:
-    """What is asked of the teacher for each position. `top_k` is set for kind "top_k" alone."""
+    """What is asked of the teacher for each position.
 
-    kind: str  # "dense", "hidden", "top_k"
+    `top_k` is set for kind "top_k" alone, `num_draws` and `seed` for "sampled" alone.
+    """
+
+    kind: str  # "dense", "hidden", "top_k", "sampled"
     top_k: int | None = None
+    num_draws: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in (("top_k", "top_k"), ("num_draws", "sampled")):
+            if getattr(self, name) is not None and self.kind != kind:
+                raise InvalidRequest(f"{name} has no effect with representation {self.kind}", name)
+
+    def of_step(self, run_seed: int, step: int) -> "Representation":
+        """Returns what is asked for the rows of optimizer step `step`.
+
+        The draws' seed is a function of (run_seed, step): every epoch sees fresh draws, so that the
+        noise of the few averages out, and a resumed run sees those of an undisturbed one. A teacher
+        that keeps hidden states makes fresh draws without a forward.
+        """
+        if self.kind != "sampled":
+            return self
+        state = np.random.SeedSequence((run_seed, step), spawn_key=_DRAWS_KEY)
+        return replace(self, seed=int(state.generate_state(1, np.uint64)[0]))
+
+    @property
+    def kd_is(self) -> str:
+        """What the divergence computed from it is, in words for a person."""
+        if self.kind == "top_k":
+            return f"lower bound: over the teacher's top {self.top_k} and the rest as one"
+        if self.kind == "sampled":
+            return f"unbiased estimate from {self.num_draws} draws a position; may be below 0"
+        return "exact"
 
 
 @dataclass(frozen=True)
@@ -104,7 +138,51 @@ class TopKTargets:
         )
 
 
-TeacherTargets = DenseTargets | HiddenTargets | TopKTargets
+@dataclass(frozen=True)
+class SampledTargets:
+    """Draws from the teacher's distribution: a record for each distinct id of a row, rows ragged.
+
+    The records of row n are `row_starts[n]` to `row_starts[n + 1]`, by rising id. Counts of a row
+    sum to `num_draws`.
+    """
+
+    ids_R: Tensor  # int64
+    counts_R: Tensor  # int64, >= 1
+    log_probs_R: Tensor  # float32, log p_T, <= 0
+    row_starts: npt.NDArray[np.int64]  # [N + 1], on the CPU wherever the tensors are
+    num_draws: int
+    temperature: float  # the one asked for; a loss at another is refused
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.row_starts) - 1
+
+    def rows(self, start: int, stop: int) -> "SampledTargets":
+        row_starts = self.row_starts[start : stop + 1]
+        cut = slice(int(row_starts[0]), int(row_starts[-1]))
+        return replace(
+            self,
+            ids_R=self.ids_R[cut],
+            counts_R=self.counts_R[cut],
+            log_probs_R=self.log_probs_R[cut],
+            row_starts=row_starts - row_starts[0],
+        )
+
+    def to(self, device: torch.device) -> "SampledTargets":
+        return replace(
+            self,
+            ids_R=self.ids_R.to(device, non_blocking=True),
+            counts_R=self.counts_R.to(device, non_blocking=True),
+            log_probs_R=self.log_probs_R.to(device, non_blocking=True),
+        )
+
+    def row_of_record(self) -> Tensor:
+        """Returns int64 [R], the row of each record, on the tensors' device."""
+        rows_R = np.repeat(np.arange(len(self)), np.diff(self.row_starts))
+        return torch.from_numpy(rows_R).to(self.ids_R.device, non_blocking=True)
+
+
+TeacherTargets = DenseTargets | HiddenTargets | TopKTargets | SampledTargets
 
 
 class TargetsProvider(Protocol):
@@ -123,7 +201,8 @@ class TargetsProvider(Protocol):
             sequences: token ids, one array a sequence, ragged.
             positions: for each sequence, True where the distribution after that token is asked.
             representation: what to return.
-            temperature: distillation temperature; enters top_k's rest and normaliser, nothing else.
+            temperature: distillation temperature; enters top_k's rest and normaliser, and what is
+                sampled, nothing else.
 
         Raises:
             TeacherUnavailable: no answer within the outage budget.

@@ -1,7 +1,7 @@
 """Teachers in the trainer's own process.
 
 Legend: S tokens of a sequence, N asked positions, V the student's vocabulary, D the teacher's
-hidden size, K top-k.
+hidden size, K top-k, R records of draws.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,16 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
+from lectern_common.wire import MAX_DRAWS
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
 from lectern_models.output_head import OutputHead
+from lectern_models.sampled import Draws, draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
     Representation,
+    SampledTargets,
     TeacherTargets,
     TopKTargets,
 )
@@ -32,6 +35,8 @@ from student_trainer.token_rows import every_position_logits, last_position_logi
 
 # The fixture's preferred token, over 0 for all others.
 _FIXTURE_PEAK = 10.0
+# Rows drawn at a time, in float64.
+_DRAW_ROWS = 64
 
 
 class FixtureTeacher:
@@ -74,6 +79,16 @@ class FixtureTeacher:
         logits_NV.scatter_(1, peaks_N[:, None], _FIXTURE_PEAK)
         if representation.kind == "dense":
             return DenseTargets(logits_NV)
+        if representation.kind == "sampled":
+            rows = [int(np.count_nonzero(asked_S)) for asked_S in positions]
+            draws = [
+                part
+                for sequence, mask, logits in zip(
+                    sequences, positions, torch.split(logits_NV, rows), strict=True
+                )
+                for part in _draws(sequence, mask, logits, representation, temperature)
+            ]
+            return _sampled_targets(draws, representation, temperature, self._vocab_size)
         return _top_k_targets(logits_NV, _checked_k(representation, self._vocab_size), temperature)
 
 
@@ -147,6 +162,19 @@ class InProcessTeacher:
             return HiddenTargets(torch.cat([self._hidden(*one) for one in asked]), self._head)
         if representation.kind == "dense":
             return DenseTargets(torch.cat([self._logits(*one) for one in asked]))
+        if representation.kind == "sampled":
+            draws = [
+                part
+                for ids_S, asked_S in asked
+                for part in _draws(
+                    ids_S,
+                    asked_S.numpy(),
+                    self._logits(ids_S, asked_S),
+                    representation,
+                    temperature,
+                )
+            ]
+            return _sampled_targets(draws, representation, temperature, self._vocab_size)
         k = _checked_k(representation, self._vocab_size)
         rows = [_top_k_targets(self._logits(*one), k, temperature) for one in asked]
         return TopKTargets(
@@ -184,6 +212,37 @@ def _top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> TopKTargets
         log_normalizer_t_N=normalizer_N,
         temperature=temperature,
         vocab_size=logits_NV.shape[1],
+    )
+
+
+def _draws(
+    ids_S: npt.NDArray[np.uint32],
+    asked_S: npt.NDArray[np.bool_],
+    logits_NV: Tensor,
+    representation: Representation,
+    temperature: float,
+) -> list[Draws]:
+    """Returns the draws of one sequence's rows, some rows at a time."""
+    num_draws = representation.num_draws
+    if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
+        raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
+    values_NU = torch.from_numpy(uniforms(representation.seed, ids_S, asked_S, num_draws))
+    chunks = [slice(first, first + _DRAW_ROWS) for first in range(0, len(logits_NV), _DRAW_ROWS)]
+    return [draw(logits_NV[rows], values_NU[rows], temperature) for rows in chunks]
+
+
+def _sampled_targets(
+    parts: Sequence[Draws], representation: Representation, temperature: float, vocab_size: int
+) -> SampledTargets:
+    lengths_N = torch.cat([part.row_lengths_C for part in parts]).cpu().numpy()
+    return SampledTargets(
+        ids_R=torch.cat([part.ids_R for part in parts]),
+        counts_R=torch.cat([part.counts_R for part in parts]),
+        log_probs_R=torch.cat([part.log_probs_R for part in parts]),
+        row_starts=np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64),
+        num_draws=representation.num_draws or 0,
+        temperature=temperature,
+        vocab_size=vocab_size,
     )
 
 

@@ -67,7 +67,10 @@ export function dateTime(unixSeconds) {
 
 export function learnsFrom(run) {
   if (run.representation === null) return "Labels alone";
-  const what = run.representation === "top_k" ? `top ${run.top_k}` : run.representation;
+  const what = {
+    top_k: `top ${run.top_k}`,
+    sampled: `sampled ${run.num_draws}`,
+  }[run.representation] ?? run.representation;
   const name = what[0].toUpperCase() + what.slice(1);
   return joined(name, `\u03b1\u00a0${run.alpha}`, `T\u00a0${run.temperature}`);
 }

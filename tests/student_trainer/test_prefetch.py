@@ -42,15 +42,21 @@ def marked(batch: Batch) -> DenseTargets:
 def prefetch(
     ask: Callable[[Batch], TeacherTargets] | None,
     *,
+    tell: Callable[[Batch, int], None] = lambda batch, step: None,
     ahead: int = 2,
     end: int = 6,
     stop: Stop | None = None,
     cancel: Callable[[], None] = lambda: None,
     batches: Steps | None = None,
 ) -> Prefetch:
+    def told(batch: Batch, step: int) -> TeacherTargets:
+        tell(batch, step)
+        assert ask is not None
+        return ask(batch)
+
     return Prefetch(
         batches or Steps(),
-        ask,
+        None if ask is None else told,
         micro_batch_sequences=1,
         prefetch_steps=ahead,
         end=end,
@@ -86,6 +92,21 @@ def test_coming_steps_are_asked_while_the_first_is_computed() -> None:
         # Nobody takes an answer, and still those of steps 0, 1 and 2 come in.
         assert all_in.wait(DEADLINE)
     assert sorted(asked) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_whoever_asks_is_told_the_step_of_the_rows(ahead: int) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(batch: Batch, step: int) -> None:
+        told.append((int(batch.inputs_BS[0, 0]), step))
+
+    with prefetch(marked, ahead=ahead, tell=tell) as answers:
+        for step in range(6):
+            for part in answers.take(step):
+                assert part.answer is not None
+                part.answer()
+    assert sorted(told) == [(step, step) for step in range(6) for _ in range(2)]
 
 
 def test_nothing_is_asked_beyond_the_end_and_no_step_twice() -> None:

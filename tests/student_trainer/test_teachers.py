@@ -1,6 +1,8 @@
 """Teachers in this process, against transformers' own forward and against each other."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +16,15 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire import top_k_record
+from lectern_models.sampled import uniforms
 from student_trainer.reference import kd_step
-from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    Representation,
+    SampledTargets,
+    TopKTargets,
+)
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
 from teacher_server.engine import Representation as Asked
 from teacher_server.engine import SequenceAsk
@@ -166,6 +175,67 @@ def test_all_representations_come_from_the_same_logits(model):
     torch.testing.assert_close(few.log_rest_t_N.double(), rest_NV.logsumexp(-1), rtol=1e-6, atol=0)
 
 
+def draws_by_position(targets):
+    """Returns (ids, counts, log-probabilities) of each row."""
+    assert isinstance(targets, SampledTargets)
+    columns = (targets.ids_R, targets.counts_R, targets.log_probs_R)
+    return [
+        tuple(column[start:stop].tolist() for column in columns)
+        for start, stop in itertools.pairwise(targets.row_starts)
+    ]
+
+
+def by_inverse_cdf(logits_V, uniforms_U, temperature):
+    weights_V = np.exp((logits_V - logits_V.max()) / temperature)
+    cdf_V = np.cumsum(weights_V) / weights_V.sum()
+    ids, counts = np.unique(np.searchsorted(cdf_V, uniforms_U, side="right"), return_counts=True)
+    log_probs = np.log(weights_V[ids] / weights_V.sum())
+    return ids.tolist(), counts.tolist(), pytest.approx(log_probs.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["in_process", "fixture"])
+def test_sampled_rows_are_inverse_cdf_draws_by_the_uniforms_of_seed_and_prefix(model, kind):
+    """Over 70 positions, so that more than one chunk of rows is drawn."""
+    teacher = InProcessTeacher(model, 80) if kind == "in_process" else FixtureTeacher(80)
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(0, 80, length).astype(np.uint32) for length in (70, 1, 9)]
+    asked = [np.ones(70, bool), np.array([False]), generator.random(9) < 0.5]
+    sampled = Representation("sampled", num_draws=30, seed=11)
+    targets = teacher.score(ids, asked, sampled, 2.5)
+    dense = teacher.score(ids, asked, Representation("dense"), 1.0)
+    uniforms_NU = np.concatenate(
+        [uniforms(11, tokens, mask, 30) for tokens, mask in zip(ids, asked, strict=True)]
+    )
+    logits_NV = dense.logits_NV.double().numpy()
+    assert draws_by_position(targets) == [
+        by_inverse_cdf(*row, 2.5) for row in zip(logits_NV, uniforms_NU, strict=True)
+    ]
+    assert (targets.num_draws, targets.temperature, targets.vocab_size) == (30, 2.5, 80)
+
+
+@pytest.mark.parametrize("kind", ["in_process", "fixture"])
+def test_draws_of_a_position_do_not_depend_on_what_else_is_asked(model, kind):
+    teacher = InProcessTeacher(model) if kind == "in_process" else FixtureTeacher(97)
+    sampled = Representation("sampled", num_draws=40, seed=3)
+    sequences = arrays(SEQUENCES)
+    together = draws_by_position(teacher.score(sequences, everywhere(sequences), sampled, 2.0))
+    alone = []
+    for sequence in sequences:
+        for position in range(len(sequence)):
+            mask = np.arange(len(sequence)) == position
+            alone += draws_by_position(teacher.score([sequence], [mask], sampled, 2.0))
+    # A row of logits computed alone differs in its last bit: no id, no count does.
+    assert [row[:2] for row in alone] == [row[:2] for row in together]
+    again = draws_by_position(
+        teacher.score(sequences[::-1], everywhere(sequences[::-1]), sampled, 2.0)
+    )
+    assert again == together[4:] + together[3:4] + together[:3]
+    other = draws_by_position(
+        teacher.score(sequences, everywhere(sequences), replace(sampled, seed=4), 2.0)
+    )
+    assert all(theirs != ours for theirs, ours in zip(other, together, strict=True))
+
+
 def test_an_answer_depends_on_its_own_sequence_alone(model):
     teacher = InProcessTeacher(model)
     together = teacher.logits_for_batch(SEQUENCES)
@@ -214,7 +284,10 @@ def test_logits_that_are_not_finite_are_never_given(tmp_path):
         (Representation("top_k", 0), InvalidRequest),
         (Representation("top_k", 98), InvalidRequest),
         (Representation("top_k"), InvalidRequest),
-        (Representation("sampled"), RepresentationNotOffered),
+        (Representation("sampled"), InvalidRequest),
+        (Representation("sampled", num_draws=0), InvalidRequest),
+        (Representation("sampled", num_draws=257), InvalidRequest),
+        (Representation("logprobs"), RepresentationNotOffered),
     ],
 )
 def test_representations_that_cannot_be_given_are_refused(model, representation, error):

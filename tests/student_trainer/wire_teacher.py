@@ -69,6 +69,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
                     pb.REPRESENTATION_DENSE,
                     pb.REPRESENTATION_HIDDEN,
                     pb.REPRESENTATION_TOP_K,
+                    pb.REPRESENTATION_SAMPLED,
                 )
             ],
             limits=pb.Limits(
@@ -76,7 +77,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
                 max_tokens=1 << 16,
                 max_sequence_tokens=4096,
                 max_top_k=vocab_size,
-                max_draws=0,
+                max_draws=256,
                 max_reply_bytes=1 << 26,
                 max_request_bytes=1 << 24,
                 max_queued_requests=64,
@@ -156,12 +157,15 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         """Returns the whole proper reply stream."""
         ids = np.frombuffer(request.token_ids, "<u4")
         ends = np.cumsum(request.sequence_lengths)
-        states = np.concatenate([self.hidden(part) for part in np.split(ids, ends[:-1])])
+        sequences = np.split(ids, ends[:-1])
+        states = np.concatenate([self.hidden(part) for part in sequences])
+        prefixes = [part[: end + 1] for part in sequences for end in range(len(part))]
+        asked = np.arange(len(ids))
         if request.positions == pb.POSITIONS_MASK:
-            states = states[unpack_mask(request.position_mask, len(ids))]
+            asked = np.flatnonzero(unpack_mask(request.position_mask, len(ids)))
         elif request.positions == pb.POSITIONS_LAST:
-            states = states[ends - 1]
-        rows, dtype = self._rows(states, request)
+            asked = ends - 1
+        rows, dtype = self._rows(states[asked], [prefixes[index] for index in asked], request)
         return reply_stream(
             rows,
             fingerprint=self.model.fingerprint,
@@ -171,13 +175,22 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
             piece_rows=self.piece_rows,
         )
 
-    def _rows(self, states: npt.NDArray[np.float32], request: Any) -> tuple[list[bytes], int]:
+    def _rows(
+        self,
+        states: npt.NDArray[np.float32],
+        prefixes: list[npt.NDArray[np.uint32]],
+        request: Any,
+    ) -> tuple[list[bytes], int]:
         asked = request.representation
         if asked.kind == pb.REPRESENTATION_HIDDEN:
             return [self._bytes(row) for row in states], self._dtype
         logits = self.logits(states, request.vocab_size)
         if asked.kind == pb.REPRESENTATION_DENSE:
             return [row.astype("<f4").tobytes() for row in logits], pb.DTYPE_FLOAT32
+        if asked.kind == pb.REPRESENTATION_SAMPLED:
+            pairs = zip(prefixes, logits, strict=True)
+            rows = [sampled_row(prefix, row, asked, request.temperature) for prefix, row in pairs]
+            return rows, pb.DTYPE_FLOAT32
         rows = []
         for row in logits:
             top = np.argsort(-row, kind="stable")[: asked.top_k]
@@ -206,6 +219,24 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         return values.astype("<f4").tobytes()
 
 
+def sampled_row(
+    prefix: npt.NDArray[np.uint32], logits: npt.NDArray[Any], asked: Any, temperature: float
+) -> bytes:
+    """Returns the records of one row, by protos/teacher.proto and the head of sampled.py alone."""
+    hashed = b"lectern draws 1\n" + asked.seed.to_bytes(8, "little") + prefix.tobytes()
+    words = np.frombuffer(hashlib.shake_256(hashed).digest(8 * asked.num_draws), "<u8")
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    cumulative = np.cumsum(weights)
+    targets = (words >> np.uint64(11)) / 2.0**53 * cumulative[-1]
+    ids, counts = np.unique(np.searchsorted(cumulative, targets, "right"), return_counts=True)
+    return b"".join(
+        (int(number) | int(count - 1) << 24).to_bytes(4, "little")
+        + np.float32(np.log(weights[number] / cumulative[-1])).tobytes()
+        for number, count in zip(ids, counts, strict=True)
+    )
+
+
 def reply_stream(
     rows: list[bytes],
     *,
@@ -215,15 +246,16 @@ def reply_stream(
     vocab_size: int,
     piece_rows: int = 3,
 ) -> list[pb.LogitsForBatchReply]:
-    """Returns header, pieces and trailer of rows of equal size."""
+    """Returns header, pieces and trailer of rows: of equal size, but for "sampled"."""
     payload = b"".join(rows)
+    is_sampled = kind == pb.REPRESENTATION_SAMPLED
     header = pb.LogitsHeader(
         fingerprint=fingerprint,
         kind=kind,
         dtype=dtype,
         num_rows=len(rows),
-        row_bytes=len(rows[0]),
-        total_bytes=len(payload),
+        row_bytes=0 if is_sampled else len(rows[0]),
+        total_bytes=0 if is_sampled else len(payload),
         vocab_size=vocab_size,
     )
     pieces = [
@@ -231,6 +263,11 @@ def reply_stream(
             first_row=first,
             num_rows=len(rows[first : first + piece_rows]),
             payload=b"".join(rows[first : first + piece_rows]),
+            row_lengths=b"".join(
+                (len(row) // 8).to_bytes(4, "little")
+                for row in rows[first : first + piece_rows]
+                if is_sampled
+            ),
         )
         for first in range(0, len(rows), piece_rows)
     ]

@@ -1,0 +1,101 @@
+"""The rows of a sampled reply, gathered and checked: nothing of them is believed unchecked.
+
+Legend: N asked positions, R records (distinct ids drawn, of all rows).
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lectern_common.errors import TeacherError
+from lectern_common.wire import sampled_record, unpack_sampled
+from protos import teacher_pb2
+from student_trainer.targets import SampledTargets
+
+# Log-probabilities are rounded to float32: so much over 1 those of up to 256 ids may sum to.
+_ROUNDING = 1e-6
+
+
+class SampledRows:
+    """The pieces of a reply whose rows differ in length.
+
+    Takes no more memory than the reply may be: `most_records` a row.
+    """
+
+    def __init__(self, most_records: int) -> None:
+        self._most_records = most_records
+        self._payloads: list[npt.NDArray[np.uint8]] = []
+        self._lengths: list[npt.NDArray[np.uint32]] = []
+
+    def add(self, piece: teacher_pb2.LogitsPiece) -> None:
+        """Takes a piece in. Raises TeacherError where its lengths do not fit it."""
+        if len(piece.row_lengths) != 4 * piece.num_rows:
+            raise TeacherError(
+                f"{piece.num_rows} rows of the teacher's reply have {len(piece.row_lengths)} bytes "
+                f"of row_lengths, not {4 * piece.num_rows}"
+            )
+        lengths = np.frombuffer(piece.row_lengths, "<u4")
+        if lengths.min() < 1 or lengths.max() > self._most_records:
+            raise TeacherError(
+                f"a row of the teacher's reply has {lengths.min()} or {lengths.max()} ids; it must "
+                f"have 1 to {self._most_records}"
+            )
+        num_bytes = sampled_record().itemsize * int(lengths.sum(dtype=np.int64))
+        if len(piece.payload) != num_bytes:
+            raise TeacherError(
+                f"{piece.num_rows} rows of the teacher's reply are {len(piece.payload)} bytes, not "
+                f"the {num_bytes} of their row_lengths"
+            )
+        self._payloads.append(np.frombuffer(piece.payload, np.uint8))
+        self._lengths.append(lengths)
+
+    def joined(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+        """Returns the bytes of all records, and the records of each row."""
+        if not self._payloads:
+            return np.empty(0, np.uint8), np.empty(0, np.uint32)
+        return np.concatenate(self._payloads), np.concatenate(self._lengths)
+
+
+def sampled_targets(
+    data: npt.NDArray[np.uint8],
+    row_lengths: npt.NDArray[np.uint32],
+    *,
+    num_draws: int,
+    vocab_size: int,
+    temperature: float,
+) -> SampledTargets:
+    """Returns what `SampledRows.joined` gave as targets, on the CPU.
+
+    Raises:
+        TeacherError: the counts of a row do not sum to `num_draws`, its ids do not rise or leave
+            the vocabulary, or its probabilities are not finite or sum to more than 1.
+    """
+    ids_R, counts_R, log_probs_R = unpack_sampled(data.view(sampled_record()))
+    row_starts = np.concatenate([[0], np.cumsum(row_lengths, dtype=np.int64)])
+    first_N = row_starts[:-1]
+    if not (np.add.reduceat(counts_R, first_N) == num_draws).all():
+        raise TeacherError(
+            f"a row of the teacher's reply does not hold the {num_draws} draws asked"
+        )
+    if int(ids_R.max()) >= vocab_size:
+        raise TeacherError(f"the teacher sent an id beyond the {vocab_size} asked for")
+    rises = np.diff(ids_R, prepend=-1) > 0
+    rises[first_N] = True
+    if not rises.all():
+        raise TeacherError("the ids of a row of the teacher's reply do not rise")
+    if not np.isfinite(log_probs_R).all():
+        raise TeacherError("the teacher's reply has values that are not finite")
+    # Cut off above, so that no nonsense overflows: e is more than the whole as well.
+    probs_R = np.exp(log_probs_R.clip(max=1).astype(np.float64))
+    mass_N = np.add.reduceat(probs_R, first_N)
+    if float(mass_N.max()) > 1 + _ROUNDING:
+        raise TeacherError("the probabilities of a row of the teacher's reply sum to more than 1")
+    return SampledTargets(
+        ids_R=torch.from_numpy(ids_R),
+        counts_R=torch.from_numpy(counts_R),
+        log_probs_R=torch.from_numpy(log_probs_R),
+        row_starts=row_starts,
+        num_draws=num_draws,
+        temperature=temperature,
+        vocab_size=vocab_size,
+    )
