@@ -71,10 +71,14 @@ def command_group(help_text: str) -> typer.Typer:
 
 
 def given(options: Mapping[str, object]) -> list[str]:
-    """Returns command-line words for the options that are set (not None)."""
-    return [
-        word for name, value in options.items() if value is not None for word in (name, str(value))
-    ]
+    """Returns command-line words for the options that are set: not None, and not False."""
+    words = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
 
 
 def roots_of(home: Path | None) -> "Roots":

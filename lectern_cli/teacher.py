@@ -27,10 +27,18 @@ app = command_group("Serve a teacher model to student trainers.")
 )
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="A model folder, or a hub id.", show_default=False)
+        str | None,
+        typer.Option(help="A model folder, a .gguf file, or a hub id.", show_default=False),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Hub commit, tag or branch.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Hub commit, tag or branch; which commit it is, is shown.", show_default=False
+        ),
+    ] = None,
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(help="GGUF file in the folder, or in the hub's model.", show_default=False),
     ] = None,
     engine: Annotated[
         Literal["transformers", "fixture"], typer.Option(help="What computes the answers.")
@@ -46,8 +54,23 @@ def serve(
         typer.Option(help="What the model computes in."),
     ] = "auto",
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1; auto takes a GPU where there is one.")
+        str,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1, or balanced: layer by layer over all GPUs; auto takes a "
+            "GPU where there is one."
+        ),
     ] = "auto",
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        typer.Option(help="Of the body's weights, by bitsandbytes."),
+    ] = "none",
+    attention: Annotated[
+        Literal["auto", "sdpa", "eager", "flash_attention_2"],
+        typer.Option(help="What computes attention; auto is transformers' choice."),
+    ] = "auto",
+    compile_body: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the body; in --mode throughput.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -123,11 +146,15 @@ def serve(
     options = {
         "--model": model,
         "--revision": revision,
+        "--gguf-file": gguf_file,
         "--engine": engine,
         "--vocab-size": vocab_size,
         "--bind": bind,
         "--dtype": dtype,
         "--device": device,
+        "--quantization": quantization,
+        "--attention": attention,
+        "--compile": compile_body,
         "--threads": threads,
         "--token-file": token_file,
         "--tls-cert": tls_cert,

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_DEVICE_HELP = (
+    "auto, cpu, cuda, cuda:1, or balanced: layer by layer over all GPUs; auto takes a GPU if it can"
+)
 _MODES_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in MODES.items())
 
 
@@ -157,9 +160,19 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        return transformers_engine.load(
-            options.model, options.revision, options.dtype, options.device, options.mode
+        engine = transformers_engine.load(
+            options.model,
+            options.revision,
+            options.dtype,
+            options.device,
+            options.mode,
+            gguf_file=options.gguf_file,
+            quantization=options.quantization,
+            attention=options.attention,
+            compiled=options.compile,
         )
+        engine.measure(sharing_of(options).batch_tokens_for(engine.facts))
+        return engine
 
     return load_model
 
@@ -208,13 +221,27 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m teacher_server", description="Serves a teacher model to student trainers."
     )
     add = parser.add_argument
-    add("--model", help="a model folder, or a hub id")
-    add("--revision", help="hub commit, tag or branch")
+    add("--model", help="a model folder, a .gguf file, or a hub id")
+    add("--revision", help="hub commit, tag or branch; which commit it is, is shown")
+    add("--gguf-file", help="GGUF file in the folder, or in the hub's model, to load")
     add("--engine", choices=("transformers", "fixture"), default="transformers")
     add("--vocab-size", type=_positive, help="of the fixture engine")
     add("--bind", default="127.0.0.1:50051", help="host:port; port 0 picks a free one")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; auto takes a GPU if it can")
+    add("--device", default="auto", help=_DEVICE_HELP)
+    add(
+        "--quantization",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="of the body's weights, by bitsandbytes; default: %(default)s",
+    )
+    add(
+        "--attention",
+        choices=("auto", "sdpa", "eager", "flash_attention_2"),
+        default="auto",
+        help="what computes attention; default: transformers' choice",
+    )
+    add("--compile", action="store_true", help="torch.compile the body; in --mode throughput")
     add("--mode", choices=tuple(MODES), default="independent", help=_MODES_HELP)
     add("--threads", type=_positive, help="CPU threads of the model; torch's default if left out")
     add("--token-file", type=Path, help="file with the bearer token that clients must send")

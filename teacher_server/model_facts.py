@@ -2,28 +2,32 @@
 
 import hashlib
 import json
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_common.wire import MAX_SAMPLED_ID
-from lectern_models.loading import (
-    ModelFolder,
-    dtype_name,
-    max_positions,
-    num_parameters,
-    tokenizer_map,
-)
+from lectern_models.gguf_file import loaded_weights_sha256
+from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map
+from lectern_models.model_folder import ModelFolder
 from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.placement import device_names
+from lectern_models.quantization import quantization_of
 from teacher_server.engine import REPRESENTATION_VERSION, HeadFacts, ModelFacts
 
 # What a config says about who wrote it, not about the model.
-_CONFIG_NOT_IN_FINGERPRINT = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+_CONFIG_NOT_IN_FINGERPRINT = (
+    "_model_name_or_path",
+    "_name_or_path",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+)
 
 
 def model_facts(
@@ -32,6 +36,7 @@ def model_facts(
     head: OutputHead | None,
     not_split: str | None,
     mode: str,
+    compiled: bool = False,
 ) -> ModelFacts:
     """Returns the facts of a loaded model.
 
@@ -39,6 +44,7 @@ def model_facts(
         head: None where body and head are not served apart.
         not_split: why not; None where they are.
         mode: see engine.MODES.
+        compiled: torch.compile was applied to the body.
 
     Raises:
         Misconfigured: without its head apart, the model's own logits are rounded to 16 bits.
@@ -49,25 +55,36 @@ def model_facts(
         raise Misconfigured(
             f"{folder.name} cannot teach in {dtype} ({not_split}); load it with --dtype float32"
         )
-    tokens = tokenizer_map(folder.path)
-    files = safetensors_files(folder.path)
+    stored = _stored(folder, model)
+    tokens = stored.tokens
+    quantization = "gguf" if folder.gguf_file else quantization_of(model)
     transform = head.transform if head is not None else HeadTransform()
     text_config = model.config.get_text_config()
     logit_width = head.vocab_size if head is not None else int(text_config.vocab_size)
     return ModelFacts(
-        # Of a folder its last part: where it lies on this machine is not for clients.
-        model_id=folder.name if folder.revision else folder.path.name,
+        model_id=folder.public_name,
         revision=folder.revision,
-        weights_sha256=weights_sha256(files),
-        fingerprint=_fingerprint(files, folder.path, tokens, dtype),
+        weights_sha256=stored.weights_sha256,
+        fingerprint=_fingerprint(
+            {
+                "weights": stored.exact_sha256,
+                "config": stored.config,
+                "tokenizer": tokenizer_sha256(tokens) if tokens is not None else "",
+                "dtype": dtype,
+                "quantization": quantization,
+                "attention": model.config._attn_implementation,
+                "compiled": compiled,
+                "representation_version": REPRESENTATION_VERSION,
+            }
+        ),
         logit_width=logit_width,
         tokens=tokens,
         max_positions=max_positions(model),
         hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
         hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
         dtype=dtype,
-        quantization="none",
-        device=_device_name(model.device),
+        quantization=quantization,
+        device=device_names(model),
         head=HeadFacts(
             scale=transform.scale,
             divisor=transform.divisor,
@@ -92,24 +109,37 @@ def _not_sampled(logit_width: int) -> str | None:
     return f"its records hold ids up to {MAX_SAMPLED_ID}, and the model has {logit_width} logits"
 
 
-def _fingerprint(files: list[Path], folder: Path, tokens: dict[str, int] | None, dtype: str) -> str:
+@dataclass(frozen=True)
+class _Stored:
+    """A model as it lies on disk. `exact_sha256` changes with every stored bit."""
+
+    weights_sha256: str
+    exact_sha256: str
+    config: dict[str, Any]
+    tokens: dict[str, int] | None
+
+
+def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
+    gguf = folder.gguf
+    if gguf is not None:
+        config = json.loads(model.config.get_text_config().to_json_string())
+        return _Stored(loaded_weights_sha256(model), gguf.tensors_sha256, config, gguf.tokens)
+    files = safetensors_files(folder.path)
+    return _Stored(
+        weights_sha256=weights_sha256(files),
+        exact_sha256=weights_sha256(files, exact=True),
+        config=json.loads((folder.path / "config.json").read_text()),
+        tokens=tokenizer_map(folder.path),
+    )
+
+
+def _fingerprint(stamp: dict[str, Any]) -> str:
     """Returns the identity of the answers: everything that their bytes depend on but the device."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    for name in _CONFIG_NOT_IN_FINGERPRINT:
-        config.pop(name, None)
-    stamp = {
-        "weights": weights_sha256(files, exact=True),
-        "config": config,
-        "tokenizer": tokenizer_sha256(tokens) if tokens is not None else "",
-        "dtype": dtype,
-        "quantization": "none",
-        "representation_version": REPRESENTATION_VERSION,
+    config = {
+        name: value
+        for name, value in stamp["config"].items()
+        if name not in _CONFIG_NOT_IN_FINGERPRINT
     }
-    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return str(device)
-    index = device.index or 0
-    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+    return hashlib.sha256(
+        json.dumps({**stamp, "config": config}, sort_keys=True).encode()
+    ).hexdigest()

@@ -3,6 +3,7 @@
 Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,10 +15,14 @@ from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
-from lectern_models.loading import ModelFolder, find_model, load_causal_lm
+from lectern_models.loading import load_causal_lm
+from lectern_models.model_folder import ModelFolder, find_model
 from lectern_models.output_head import OutputHead
+from lectern_models.placement import BALANCED, compile_in_place, resolved_device
+from lectern_models.quantization import quantization_of
 from teacher_server.engine import DeviceLost, ModelFacts, Rows, SequenceAsk, require_finite
 from teacher_server.equal_shapes import EqualShapes, has_experts
+from teacher_server.measurement import measured_tokens_per_second
 from teacher_server.model_facts import model_facts
 from teacher_server.representations import Logits, bits, from_bits, hidden_rows, rows_of_logits
 
@@ -27,29 +32,66 @@ _Result = TypeVar("_Result")
 
 
 def load(
-    name: str, revision: str | None, dtype: str, device: str, mode: str = "independent"
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    mode: str = "independent",
+    *,
+    gguf_file: str | None = None,
+    quantization: str = "none",
+    attention: str = "auto",
+    compiled: bool = False,
 ) -> "TransformersEngine":
-    """Returns the engine of a model folder or hub id, its parity probed.
+    """Returns the engine of a model folder, GGUF file or hub id, its parity probed.
 
     Args:
-        name: see find_model; `revision` too.
+        name: see find_model; `revision` and `gguf_file` too.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16".
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+        device: see placement.resolved_device.
         mode: "independent" or "throughput".
+        quantization: "none", "int8", "int4"; see bitsandbytes_config.
+        attention: one of placement.ATTENTION.
+        compiled: run the body through torch.compile.
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
-        Misconfigured: there is no such device; or nothing could be offered.
+        Misconfigured: there is no such device; the options exclude each other; or nothing could be
+            offered.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    device = resolved_device(device)
+    _require_fitting(mode, quantization, compiled, device)
+    folder = find_model(name, revision, gguf_file)
+    model = load_causal_lm(
+        folder.path,
+        dtype,
+        device,
+        quantization=quantization,
+        attention=attention,
+        gguf_file=folder.gguf_file,
+    )
+    return TransformersEngine(folder, model, mode, compiled)
+
+
+def _require_fitting(mode: str, quantization: str, compiled: bool, device: str) -> None:
+    """Raises Misconfigured where a mode's promise would not hold."""
+    if quantization == "int8" and mode == "throughput":
         raise Misconfigured(
-            f"--device {device}, but this torch ({torch.__version__}) sees no CUDA device"
+            "--quantization int8 looks at all tokens of a forward together, so neighbours in a "
+            "batch would change an answer; use --quantization int4, or --mode independent"
         )
-    folder = find_model(name, revision)
-    model = load_causal_lm(folder.path, dtype, device)
-    return TransformersEngine(folder, model, mode)
+    if not compiled:
+        return
+    if mode == "independent":
+        raise Misconfigured(
+            "--compile picks its kernels by what was computed before, so an answer's bytes would "
+            "depend on others; it is for --mode throughput"
+        )
+    if quantization != "none" or device == BALANCED:
+        raise Misconfigured(
+            "--compile is for an unquantised model on one device; leave out --quantization and "
+            "--device balanced"
+        )
 
 
 class TransformersEngine:
@@ -59,10 +101,18 @@ class TransformersEngine:
         folder: where the model came from.
         model: loaded, in eval mode.
         mode: "independent" or "throughput"; see engine.MODES.
+        compiled: run the body through torch.compile, which is tried here.
+
+    Raises:
+        Misconfigured: nothing could be offered, or the body cannot be compiled.
     """
 
     def __init__(
-        self, folder: ModelFolder, model: PreTrainedModel, mode: str = "independent"
+        self,
+        folder: ModelFolder,
+        model: PreTrainedModel,
+        mode: str = "independent",
+        compiled: bool = False,
     ) -> None:
         self._model = model.requires_grad_(False)
         self._parts, not_split = _split(model)
@@ -71,14 +121,24 @@ class TransformersEngine:
         self._wide_head = _widened(self._head)
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
-        self._facts = model_facts(folder, model, self._head, not_split, mode)
-        self._equal_shapes = EqualShapes(never=has_experts(model.config))
+        if compiled:
+            compile_in_place(self._parts.body if self._parts is not None else model)
+        self._facts = model_facts(folder, model, self._head, not_split, mode, compiled)
+        # 8 bits: whether neighbours are felt depends on the tokens, not on the shape alone.
+        self._equal_shapes = EqualShapes(
+            never=has_experts(model.config) or quantization_of(model) == "int8"
+        )
         if not_split is not None:
             log.warning("hidden is not offered", reason=not_split)
 
     @property
     def facts(self) -> ModelFacts:
         return self._facts
+
+    def measure(self, batch_tokens: int) -> None:
+        """Sets facts.measured_tokens_per_second; takes about a second."""
+        measured = measured_tokens_per_second(self, batch_tokens)
+        self._facts = dataclasses.replace(self._facts, measured_tokens_per_second=measured)
 
     def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
         """Returns the rows of base asks; see Engine."""
