@@ -361,7 +361,7 @@ class CacheStats(_message.Message):
     def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., disk_hits: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_capacity_bytes: _Optional[int] = ...) -> None: ...
 
 class RunStats(_message.Message):
-    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits", "weight")
+    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits", "weight", "cache_misses")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -370,6 +370,7 @@ class RunStats(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_MISSES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     requests: int
     tokens: int
@@ -378,4 +379,5 @@ class RunStats(_message.Message):
     queue_seconds: float
     cache_hits: int
     weight: float
-    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+    cache_misses: int
+    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ..., weight: _Optional[float] = ..., cache_misses: _Optional[int] = ...) -> None: ...

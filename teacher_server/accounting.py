@@ -24,6 +24,7 @@ class RunAccount:
     compute_seconds: float = 0.0
     queue_seconds: float = 0.0
     cache_hits: int = 0
+    cache_misses: int = 0
 
 
 class Accounting:
@@ -73,6 +74,10 @@ class Accounting:
     def cache_hit(self, run_id: str) -> None:
         """Counts a sequence that a run did not need a forward of its own for."""
         self._run(run_id).cache_hits += 1
+
+    def cache_miss(self, run_id: str) -> None:
+        """Counts a sequence that a run needed a forward for."""
+        self._run(run_id).cache_misses += 1
 
     def answered(self, run_id: str, sent_bytes: int, queue_seconds: float) -> None:
         """Counts one request that was answered in full."""

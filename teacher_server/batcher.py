@@ -320,6 +320,7 @@ class Batcher:
                 self._accounting.cache_hit(run_id)
             else:
                 self.cache.misses += 1
+                self._accounting.cache_miss(run_id)
 
     async def _on_model_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)

@@ -56,6 +56,7 @@ _RUN: dict[str, tuple[_Kind, str]] = {
     "compute_seconds": (_COUNTER, "Time that the model took for a run."),
     "queue_seconds": (_COUNTER, "Time that the requests of a run waited, added up."),
     "cache_hits": (_COUNTER, "Sequences of a run that needed no forward of their own."),
+    "cache_misses": (_COUNTER, "Sequences of a run that needed a forward."),
     "weight": (_GAUGE, "A run's share of the teacher, relative to the others'."),
 }
 _INFO = ("fingerprint", "device", "dtype", "quantization", "mode")

@@ -65,7 +65,7 @@ def test_every_field_of_the_statistics_is_a_metric_with_its_value() -> None:
         for (name, run), v in samples(exposition(stats).decode()).items()
     }
     assert found == expected(stats)
-    assert len(found) == 1 + 15 + 8 + 2 * 7
+    assert len(found) == 1 + 15 + 8 + 2 * 8
 
 
 def test_what_only_rises_is_a_counter_that_ends_in_total_and_nothing_else_does() -> None:

@@ -285,7 +285,8 @@ def test_a_cached_sequence_is_answered_in_every_representation_without_a_forward
         with connect(address) as channel:
             stats = stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
     assert (stats.scored_sequences, stats.cache.hits, stats.cache.misses) == (2, 6, 2)
-    assert {run.run_id: run.cache_hits for run in stats.runs} == {"run-1": 4, "run-2": 2}
+    counted = {run.run_id: (run.cache_hits, run.cache_misses) for run in stats.runs}
+    assert counted == {"run-1": (4, 2), "run-2": (2, 0)}
 
 
 def test_a_model_whose_head_is_unknown_serves_its_own_logits_but_no_hidden(tmp_path: Path) -> None:
