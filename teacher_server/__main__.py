@@ -26,6 +26,7 @@ from teacher_server.auth import (
 )
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.engine import MODES, Engine
+from teacher_server.gpu_utilization import utilization_of
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer, host_and_port
 from teacher_server.sharing import add_options, sharing_of
@@ -83,7 +84,8 @@ async def _serve(
         return 0  # a model that is half loaded has nothing to finish
 
     engine = loading.result()
-    limits = await server.open(engine, _limits(options), sharing_of(options))
+    utilization = utilization_of(engine.facts.device)  # watched to the end of the process
+    limits = await server.open(engine, _limits(options), sharing_of(options), utilization)
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
     url = None if metrics is None else metrics.url

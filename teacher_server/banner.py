@@ -29,7 +29,8 @@ def ready_text(
         ("model", f"{facts.model_id}{revision}"),
         ("parameters", f"{facts.num_parameters:,}"),
         ("device", facts.device),
-        ("dtype", facts.dtype),
+        ("dtype", facts.dtype + _stored_as(facts.quantization)),
+        ("speed", _speed(facts.measured_tokens_per_second)),
         ("engine", f"{facts.engine}, {facts.mode}: {MODES[facts.mode]}"),
         ("address", address),
         ("callers", callers),
@@ -47,6 +48,19 @@ def ready_text(
     ]
     body = "\n".join(f"  {name:<12} {text}" for name, text in lines)
     return f"Lectern teacher is ready\n{body}"
+
+
+def _stored_as(quantization: str) -> str:
+    return {
+        "none": "",
+        "gguf": ", read from a GGUF file",
+    }.get(quantization, f", the body's weights in {quantization}")
+
+
+def _speed(tokens_per_second: float) -> str:
+    if not tokens_per_second:
+        return "not measured"
+    return f"{tokens_per_second:,.0f} tokens/s, measured on this device without the wire"
 
 
 def idle_gpu_warning(device: str, cuda_available: bool, gpu_present: bool) -> str | None:

@@ -1,64 +1,71 @@
 """How busy a teacher's GPUs are, by NVML; nothing where there is no NVIDIA driver."""
 
+import re
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-# NVML itself averages over a sixth of a second to a second.
-_FRESH_SECONDS = 1.0
+_EVERY_SECONDS = 1.0
 
 
 class GpuUtilization:
-    """The share of the last second in which the GPUs computed, asked at most once a second.
+    """The share of the last second in which the GPUs computed, the mean over them.
+
+    A thread of its own asks the driver, which may take its time; whoever reads never waits.
 
     Args:
         uuids: of the GPUs that hold the model, as the driver names them ("GPU-..."); indices
             differ between torch and the driver, and with CUDA_VISIBLE_DEVICES.
         nvml: the module pynvml; None imports it where it is installed.
-        clock: seconds.
     """
 
-    def __init__(
-        self,
-        uuids: Sequence[str],
-        nvml: Any = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._asked_at = -float("inf")
-        self._latest: float | None = None
+    def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
         self._nvml, self._handles = _opened(uuids, nvml)
+        self._stop = threading.Event()
+        self._latest: float | None = None
 
     def __call__(self) -> float | None:
-        """Returns 0 .. 1, the mean over the GPUs; None where the driver does not say.
+        """Returns 0 .. 1 as last seen; None where the driver does not say, or was not asked yet."""
+        return self._latest
 
-        A call to the driver takes milliseconds: call it beside the event loop, not on it. Any
-        thread may.
-        """
-        with self._lock:
-            if self._handles and self._clock() - self._asked_at >= _FRESH_SECONDS:
-                self._asked_at = self._clock()
-                self._latest = self._asked()
-            return self._latest
+    def watch(self) -> "GpuUtilization":
+        """Asks once a second from now on, if there is anything to ask; returns itself."""
+        if self._handles:
+            threading.Thread(target=self._watch, name="gpu-utilization", daemon=True).start()
+        return self
 
-    def _asked(self) -> float | None:
+    def stop(self) -> None:
+        self._stop.set()
+
+    def ask(self) -> None:
+        """Asks the driver now."""
         try:
             shares = [
                 float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
                 for handle in self._handles
             ]
         except self._nvml.NVMLError:  # a slice of a card does not say, nor does a lost one
-            return None
-        return sum(shares) / len(shares)
+            self._latest = None
+        else:
+            self._latest = sum(shares) / len(shares)
+
+    def _watch(self) -> None:
+        while True:
+            self.ask()
+            if self._stop.wait(_EVERY_SECONDS):
+                return
 
 
-def gpu_uuids(torch_device_indices: Sequence[int]) -> list[str]:
-    """Returns the driver's names of torch's CUDA devices. Imports torch."""
+def utilization_of(device: str) -> GpuUtilization:
+    """Returns what watches the GPUs of ModelFacts.device, "cuda:0, cuda:1 (name of the card)"."""
+    indices = [int(index) for index in re.findall(r"\bcuda:(\d+)", device)]
+    return GpuUtilization(_uuids(indices) if indices else []).watch()
+
+
+def _uuids(torch_indices: Sequence[int]) -> list[str]:
     import torch
 
-    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in torch_device_indices]
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in torch_indices]
 
 
 def _opened(uuids: Sequence[str], nvml: Any) -> tuple[Any, list[Any]]:

@@ -8,6 +8,7 @@ drain()  health says NOT_SERVING, new calls are UNAVAILABLE, those in flight fin
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -113,8 +114,17 @@ class TeacherServer:
         )
         return self._server.add_secure_port(self.address, credentials)
 
-    async def open(self, engine: Engine, limits: Limits, sharing: Sharing | None = None) -> Limits:
+    async def open(
+        self,
+        engine: Engine,
+        limits: Limits,
+        sharing: Sharing | None = None,
+        utilization: Callable[[], float | None] = lambda: None,
+    ) -> Limits:
         """Says SERVING, then takes calls. Returns the limits that hold for this model.
+
+        Args:
+            utilization: tells how busy the device is, at once: see GpuUtilization.
 
         Raises:
             Misconfigured: the cache folder cannot be used.
@@ -139,7 +149,7 @@ class TeacherServer:
         self.batching = asyncio.create_task(batcher.run())
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._servicer.open(Serving(engine, batcher, accounting, limits))
+        self._servicer.open(Serving(engine, batcher, accounting, limits, utilization))
         return limits
 
     def stats(self) -> teacher_pb2.Stats | None:

@@ -6,7 +6,7 @@ validation makes plain data of it; the batcher runs it; replies.py cuts the rows
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,13 @@ Context = Any  # grpc.aio.ServicerContext; its generic parameters say nothing he
 
 @dataclass(frozen=True)
 class Serving:
-    """What a loaded server answers from."""
+    """What a loaded server answers from. `utilization` is of the device: see GpuUtilization."""
 
     engine: Engine
     batcher: Batcher
     accounting: Accounting
     limits: Limits
+    utilization: Callable[[], float | None] = lambda: None
 
 
 class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
@@ -180,7 +181,9 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
 
 
 def _stats(serving: Serving) -> teacher_pb2.Stats:
-    return replies.stats(serving.engine.facts, serving.batcher, serving.accounting)
+    return replies.stats(
+        serving.engine.facts, serving.batcher, serving.accounting, serving.utilization()
+    )
 
 
 async def _abort(context: Context, error: LecternError) -> None:
