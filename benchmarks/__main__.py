@@ -34,8 +34,15 @@ def _service() -> Iterable[Row]:
     return service.measure()
 
 
+def _teacher() -> Iterable[Row]:
+    from benchmarks import teacher
+
+    return teacher.measure()
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "service": ("A KD step through the service / the same step in one process", _service),
+    "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
     "objective": ("Chunked objective / plain full-logit PyTorch", _objective),
 }

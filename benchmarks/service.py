@@ -8,12 +8,9 @@ the teacher is another process, asked some steps ahead. The training loop is the
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.servers import served
 from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
@@ -65,9 +63,10 @@ def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
         teacher_folder = folder / "teacher"
         build_causal_lm(folder / "teacher-config", seed=1).save_pretrained(teacher_folder)
         local = InProcessTeacher(AutoModelForCausalLM.from_pretrained(teacher_folder))
-        with _served(teacher_folder, folder) as address:
+        # Each pair scores the same tokens: a cache would make all but the first free.
+        with served(teacher_folder, folder, "--cache-bytes", "0") as server:
             for representation in (Representation("hidden"), Representation("top_k", TOP_K)):
-                yield _measure_one(folder, address, local, representation, pairs)
+                yield _measure_one(folder, server.address, local, representation, pairs)
 
 
 def _measure_one(
@@ -131,20 +130,3 @@ def _step_seconds(folder: Path, teaching: Teaching) -> float:
     if not train(parts, dataclasses.replace(settings, steps=1 + STEPS), progress):
         raise RuntimeError("the steps were not made")
     return (time.perf_counter() - begun) / STEPS
-
-
-@contextmanager
-def _served(model: Path, folder: Path) -> Iterator[str]:
-    """Runs a teacher server on one thread; yields its address."""
-    ready = folder / "port"
-    argv = [sys.executable, "-m", "teacher_server", "--model", str(model), "--threads", "1"]
-    argv += ["--bind", "127.0.0.1:0", "--port-file", str(ready), "--log-level", "warning"]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
-        try:
-            while not ready.exists():
-                if process.poll() is not None:
-                    raise RuntimeError("the teacher server ended")
-                time.sleep(0.05)
-            yield ready.read_text().strip()
-        finally:
-            process.terminate()

@@ -1,0 +1,47 @@
+"""Teacher servers as processes of their own, for the benchmarks."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lectern_models.loading import build_causal_lm
+
+
+@dataclass(frozen=True)
+class Served:
+    """A teacher server that is ready."""
+
+    address: str
+    pid: int
+
+
+@contextmanager
+def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
+    """Runs a teacher server on one thread with these options; yields where it listens."""
+    ready = folder / "port"
+    ready.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "teacher_server", "--model", str(model), "--threads", "1"]
+    argv += ["--bind", "127.0.0.1:0", "--port-file", str(ready), "--log-level", "warning", *options]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
+        try:
+            while not ready.exists():
+                if process.poll() is not None:
+                    raise RuntimeError("the teacher server ended")
+                time.sleep(0.05)
+            yield Served(ready.read_text().strip(), process.pid)
+        finally:
+            process.terminate()
+
+
+def write_model(folder: Path, config: dict[str, Any], seed: int = 1) -> Path:
+    """Writes a model with random weights; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    build_causal_lm(folder, seed=seed).save_pretrained(folder)
+    return folder
