@@ -176,7 +176,7 @@ def open_plane(
         reconciler=Reconciler(runs, roots, launcher, devices, clock, stop_grace_seconds),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
-        teachers=TeacherMonitor(roots, teachers or {}, clock),
+        teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,

@@ -273,7 +273,12 @@ async def stream_list(
 async def list_teachers(plane: Plane) -> views.TeachersView:
     """The configured teachers and those that runs ask, as they answer now."""
     asked_by = await asyncio.to_thread(plane.teachers_of_runs)
-    return views.TeachersView(teachers=await plane.teachers.views(asked_by))
+    teachers = await plane.teachers.views(asked_by)
+    accounts = [account for teacher in teachers for account in teacher.accounts]
+    names = await asyncio.to_thread(plane.runs.names, {account.run_id for account in accounts})
+    for account in accounts:
+        account.name = names.get(account.run_id)
+    return views.TeachersView(teachers=teachers)
 
 
 @router.get("/datasets", response_model=views.DatasetsView)

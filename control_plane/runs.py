@@ -297,6 +297,12 @@ class Runs:
             found = select_runs(connection, *conditions, order=runs.c.seq.desc(), limit=limit)
             return found, _next_revision(connection) - 1
 
+    def names(self, run_ids: Collection[str]) -> dict[str, str]:
+        """Returns the name of each of the runs that there is, by id."""
+        query = sa.select(runs.c.id, runs.c.name).where(runs.c.id.in_(run_ids))
+        with self._store.reading() as connection:
+            return {row.id: row.name for row in connection.execute(query)}
+
     def changed_since(self, revision: int, limit: int = 200) -> list[Run]:
         """Returns runs whose last change is after `revision`, in the order of those changes."""
         with self._store.reading() as connection:

@@ -4,6 +4,7 @@ Nothing here waits on the event loop: probes run in threads, each with a deadlin
 """
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,25 +12,19 @@ from typing import Any
 
 from control_plane.devices import Devices
 from control_plane.teacher_secrets import OPTIONS, require_secrets_known
-from control_plane.views import RepresentationView, TeacherView
+from control_plane.views import TeacherView
 from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated, Untrusted
 from lectern_common.preflight import require_startable
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, Secrets, read_secrets
 from lectern_common.teacher_channel import TeacherChannel
-from protos import teacher_pb2
+from lectern_common.teacher_figures import teacher_figures
 
 PROBE_SECONDS = 2.0
 FRESH_SECONDS = 1.0
 MAX_TEACHERS = 32
 MAX_CHECKS_AT_ONCE = 4
-_NAMES = {
-    teacher_pb2.REPRESENTATION_DENSE: "dense",
-    teacher_pb2.REPRESENTATION_HIDDEN: "hidden",
-    teacher_pb2.REPRESENTATION_TOP_K: "top_k",
-    teacher_pb2.REPRESENTATION_SAMPLED: "sampled",
-}
 
 
 class StartChecks:
@@ -84,6 +79,7 @@ class TeacherMonitor:
     Args:
         roots: for the secrets root.
         configured: servers given at the start, each with its secrets. Others are asked without.
+        has_gpu: this machine has a GPU.
         clock: Unix seconds.
         monotonic: seconds, for the age of an answer.
     """
@@ -92,11 +88,13 @@ class TeacherMonitor:
         self,
         roots: Roots,
         configured: Mapping[str, SecretFiles],
+        has_gpu: bool = False,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roots = roots
         self._configured = dict(configured)
+        self._has_gpu = has_gpu
         self._clock = clock
         self._monotonic = monotonic
         self._teachers: dict[str, _Teacher] = {}
@@ -162,6 +160,7 @@ class TeacherMonitor:
             seen_at=teacher.seen_at,
             configured=address in self._configured,
             runs=sorted(runs),
+            warning=_warning(address, teacher.facts, self._has_gpu),
             **teacher.facts,
         )
 
@@ -173,33 +172,23 @@ def _not_known(address: str) -> str:
 
 def _facts(channel: TeacherChannel) -> dict[str, Any]:
     """Returns what a teacher says of itself. Raises LecternError."""
-    model = channel.get_model(PROBE_SECONDS)
-    stats = channel.get_stats(PROBE_SECONDS)
-    has_utilization = stats.HasField("device_utilization")
-    return {
-        "model": model.model_id,
-        "engine": model.engine,
-        "num_parameters": model.num_parameters,
-        "fingerprint": model.fingerprint,
-        "weights_sha256": model.weights_sha256,
-        "device": model.device,
-        "device_utilization": stats.device_utilization if has_utilization else None,
-        "dtype": model.dtype,
-        "representations": [
-            RepresentationView(
-                name=_NAMES.get(offer.kind, str(offer.kind)),
-                offered=offer.offered,
-                reason=offer.reason,
-            )
-            for offer in model.representations
-        ],
-        "uptime_seconds": stats.uptime_seconds,
-        "tokens_per_second": stats.tokens_per_second,
-        "scored_tokens": stats.scored_tokens,
-        "sent_bytes": stats.sent_bytes,
-        "queued_requests": stats.queued_requests,
-        "running_requests": stats.running_requests,
-        "max_queued_requests": model.limits.max_queued_requests,
-        "refused_requests": stats.refused_requests,
-        "failed_requests": stats.failed_requests,
-    }
+    return teacher_figures(channel.get_model(PROBE_SECONDS), channel.get_stats(PROBE_SECONDS))
+
+
+def _warning(address: str, facts: Mapping[str, Any], has_gpu: bool) -> str | None:
+    """Returns what a person has to know of a teacher that works, else None.
+
+    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    """
+    on_cpu = str(facts.get("device", "")).startswith("cpu") and facts.get("engine") != "fixture"
+    if not (on_cpu and has_gpu and _is_loopback(address)):
+        return None
+    return "It runs on the CPU while this machine has a GPU; start it with --device cuda"
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

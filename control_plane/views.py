@@ -122,6 +122,44 @@ class RepresentationView(_View):
     reason: str
 
 
+class CacheView(_View):
+    """What a teacher need not compute again, since it started."""
+
+    hits: int
+    """Sequences answered without a forward of their own."""
+    misses: int
+    hit_share: float | None
+    evictions: int
+    used_bytes: int
+    capacity_bytes: int
+    """0: nothing is kept; sequences asked at the same time are still computed once."""
+    disk_hits: int
+    """Among `hits`."""
+    disk_used_bytes: int
+    disk_capacity_bytes: int
+    """0: nothing is kept on disk."""
+
+
+class AccountView(_View):
+    """What one run has had of a teacher since that started."""
+
+    run_id: str
+    name: str | None = None
+    """Of the run; null where it is none of this control plane."""
+    requests: int
+    tokens: int
+    """Computed for it; its part of those that several runs wanted."""
+    sent_bytes: int
+    compute_seconds: float
+    compute_share: float | None
+    """Of all that the teacher has computed."""
+    mean_queue_seconds: float | None
+    cache_hits: int
+    hit_share: float | None
+    weight: float | None
+    """Its share of the teacher while others ask too, relative to theirs."""
+
+
 class TeacherView(_View):
     """One teacher as it answered last. Everything but the address may be unknown."""
 
@@ -135,24 +173,45 @@ class TeacherView(_View):
     """Named at the control plane's start, not by a run alone."""
     runs: list[str]
     """Runs at work that ask it."""
+    warning: str | None
+    """What is wrong with it although it answers."""
     model: str | None = None
+    revision: str | None = None
     engine: str | None = None
     num_parameters: int | None = None
     fingerprint: str | None = None
     weights_sha256: str | None = None
     device: str | None = None
     device_utilization: float | None = None
+    """0 .. 1; null where the device does not say."""
     dtype: str | None = None
+    quantization: str | None = None
+    mode: str | None = None
+    """`independent` or `throughput`."""
     representations: list[RepresentationView] = []
     uptime_seconds: float | None = None
+    measured_tokens_per_second: float | None = None
+    """At its start, with full batches."""
     tokens_per_second: float | None = None
+    """Of the time it computed in the last minute."""
     scored_tokens: int | None = None
+    scored_sequences: int | None = None
     sent_bytes: int | None = None
+    compute_seconds: float | None = None
+    forwards: int | None = None
+    padding_share: float | None = None
+    """Of the tokens that went through the model."""
     queued_requests: int | None = None
+    queued_tokens: int | None = None
     running_requests: int | None = None
     max_queued_requests: int | None = None
     refused_requests: int | None = None
     failed_requests: int | None = None
+    cache: CacheView | None = None
+    accounts: list[AccountView] = []
+    """By compute, the most first; at most 100."""
+    num_accounts: int | None = None
+    """Runs that the teacher keeps account of."""
 
 
 class TeachersView(_View):

@@ -9,8 +9,9 @@ from starlette.testclient import TestClient
 from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
-from control_plane.teacher_checks import TeacherMonitor
+from control_plane.teacher_checks import TeacherMonitor, _Teacher
 from lectern_common.secret_files import SecretFiles
+from lectern_common.teacher_figures import teacher_figures
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
@@ -222,3 +223,56 @@ def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address):
         monitor.close()
 
     asyncio.run(ask())
+
+
+def test_the_accounts_of_a_teacher_name_the_runs_that_are_known_here(
+    client, plane, teacher, address
+):
+    write_student(plane)
+    run = client.post("/runs", json=distilling(address)).json()
+    teacher.stats.compute_seconds = 10.0
+    teacher.stats.runs.add(run_id=run["id"], compute_seconds=7.5, tokens=900, weight=2.0)
+    teacher.stats.runs.add(run_id="not-from-here-1", compute_seconds=2.5)
+    teacher.stats.cache.MergeFrom(teacher_pb2.CacheStats(hits=1, misses=3, capacity_bytes=64))
+    [shown] = client.get("/teachers").json()["teachers"]
+    own, other = shown["accounts"]
+    assert (own["run_id"], own["name"], own["compute_share"]) == (run["id"], "distils", 0.75)
+    assert (own["tokens"], own["weight"]) == (900, 2.0)
+    assert (other["run_id"], other["name"], other["weight"]) == ("not-from-here-1", None, None)
+    assert shown["num_accounts"] == 2
+    assert (shown["cache"]["hit_share"], shown["cache"]["capacity_bytes"]) == (0.25, 64)
+
+
+def test_numbers_that_are_none_do_not_keep_a_teacher_from_being_shown(client, plane, teacher):
+    teacher.stats.tokens_per_second = float("nan")
+    teacher.stats.runs.add(run_id="run-1", compute_seconds=float("inf"))
+    with serving(teacher) as address:
+        plane.teachers._configured = {address: SecretFiles()}
+        [shown] = client.get("/teachers").json()["teachers"]
+    assert (shown["tokens_per_second"], shown["accounts"][0]["compute_seconds"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "address", "has_gpu", "warns"),
+    [
+        ("cpu", "transformers", "127.0.0.1:5", True, True),
+        ("cpu (Ryzen)", "transformers", "localhost:5", True, True),
+        ("cpu", "transformers", "[::1]:5", True, True),
+        ("cpu", "transformers", "127.0.0.1:5", False, False),
+        ("cpu", "transformers", "teacher:5", True, False),
+        ("cpu", "transformers", "dns:///teacher:5", True, False),
+        ("cpu", "fixture", "127.0.0.1:5", True, False),
+        ("cuda:0 (H200)", "transformers", "127.0.0.1:5", True, False),
+    ],
+)
+def test_a_teacher_on_the_cpu_of_a_machine_with_a_gpu_is_marked(
+    tmp_path, teacher, device, engine, address, has_gpu, warns
+):
+    monitor = TeacherMonitor(make_home(tmp_path), {}, has_gpu)
+    facts = teacher_figures(
+        teacher_pb2.Model(device=device, engine=engine, mode="independent"), teacher.stats
+    )
+    monitor._teachers[address] = _Teacher(None, facts=facts)
+    warning = monitor._view(address, []).warning
+    assert (warning is not None) == warns
+    assert not warns or "while this machine has a GPU" in warning
