@@ -146,8 +146,8 @@ def _factor_to_reach(logit: float, parts: BodyAndHead, input_ids: Tensor) -> flo
     projected = F.linear(hidden, parts.projection.weight).float().abs().max().item()
     if not math.isfinite(projected) or projected == 0:
         return 1.0
-    # Half of the largest float16 is as far as a hidden state may go.
-    room = 32768.0 / max(hidden.float().abs().max().item(), 1e-30)
+    # Half of the largest number of their dtype is as far as hidden states may go.
+    room = torch.finfo(hidden.dtype).max / 2 / max(hidden.float().abs().max().item(), 1e-30)
     return float(2.0 ** math.floor(math.log2(min(logit / projected, room))))
 
 
