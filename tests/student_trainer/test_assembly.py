@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,9 @@ from lectern_common.errors import (
     NotFound,
     RepresentationNotOffered,
     SameWeights,
+    TeacherUnavailable,
     TokenizerMismatch,
+    Untrusted,
     WrongModel,
 )
 from lectern_common.run_folder import RunFolder
@@ -30,6 +33,7 @@ from student_trainer.assembly import Assembly, assemble
 from student_trainer.loop import train
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop
+from tests.certificates import Authority
 from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, lines_of
 from tests.student_trainer.shards import write_shards
 from tests.student_trainer.wire_teacher import Serving, WireTeacher
@@ -104,7 +108,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "seed": ({"seed": 5}, lambda run: run.settings.seed, 5),
     "teacher.address": (
         {"teacher": {}},
-        lambda run: remote(run)._channel.address == run.spec.teacher.address,  # type: ignore[union-attr]
+        lambda run: remote(run)._replicas.address == run.spec.teacher.address,  # type: ignore[union-attr]
         True,
     ),
     "teacher.model": (
@@ -121,6 +125,11 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         {"teacher": {"representation": "top_k", "top_k": 5}},
         lambda run: run.parts.teaching.representation.top_k,  # type: ignore[union-attr]
         5,
+    ),
+    "teacher.num_draws": (
+        {"teacher": {"representation": "sampled", "num_draws": 7}},
+        lambda run: run.parts.teaching.representation.num_draws,  # type: ignore[union-attr]
+        7,
     ),
     "teacher.prefetch_steps": (
         {"teacher": {"prefetch_steps": 2}},
@@ -139,7 +148,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     ),
     "teacher.token_file": (
         {"teacher": {"token_file": "token"}},
-        lambda run: remote(run)._channel.token,
+        lambda run: remote(run)._replicas._secrets.token,
         "secret",
     ),
     "teacher.allow_same_weights": (
@@ -276,6 +285,9 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
 }
 # Shown elsewhere: what is refused, or applied by __main__ (test_main.py).
 SHOWN_ELSEWHERE = {
+    "teacher.tls_ca_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
+    "teacher.tls_cert_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
+    "teacher.tls_key_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "student.revision": "test_a_revision_of_a_folder_is_refused",
     "data.max_bad_rows_fraction": "test_bad_rows_are_left_out_up_to_the_cap",
     "device.count": "one is the only value",
@@ -324,6 +336,40 @@ def test_a_seed_moves_initial_weights_and_row_order(home: Home) -> None:
     assert seen[0][1] != seen[2][1]
 
 
+def test_a_run_learns_over_mutual_tls_from_two_replicas(home: Home) -> None:
+    authority = Authority(home.roots.secrets)
+    certificate, key = authority.sign("server", "127.0.0.1")
+    mine, my_key = authority.sign("client")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], authority.path.read_bytes(), True
+    )
+    files = {"tls_ca_file": authority.path.name, "token_file": "token"}
+    own = {"tls_cert_file": mine.name, "tls_key_file": my_key.name}
+    with Serving(WireTeacher(), credentials) as one, Serving(WireTeacher(), credentials) as two:
+        teacher = {"address": f"{one.address},{two.address}", **files}
+        steps = {"schedule": {"steps": 4, "warmup_steps": 0}, "objective": DISTILLING}
+        with assembled(home, home.run(teacher={**teacher, **own}, **steps), steps=4) as run:
+            assert run.progress.step == 4
+        assert [len(one.teacher.requests), len(two.teacher.requests)] == [2, 2]
+        for serving in (one, two):
+            tokens = {entry["authorization"] for entry in serving.teacher.metadata}
+            assert tokens == {"Bearer secret"}
+        # Each of the files is needed.
+        unanswered = {**teacher, "outage_budget_seconds": 0}
+        with (
+            pytest.raises(TeacherUnavailable, match=r"set teacher\.tls_cert_file"),
+            assembled(home, home.run(teacher=unanswered, **steps)),
+        ):
+            pass
+        strangers = Authority(home.roots.secrets / "strangers")
+        other = f"strangers/{strangers.path.name}"
+        with (
+            pytest.raises(Untrusted, match=r"teacher\.tls_ca_file"),
+            assembled(home, home.run(teacher={**teacher, **own, "tls_ca_file": other}, **steps)),
+        ):
+            pass
+
+
 def test_the_requests_carry_what_the_spec_says(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         folder = home.run(
@@ -350,6 +396,53 @@ def test_the_requests_carry_what_the_spec_says(home: Home) -> None:
     assert {entry["authorization"] for entry in metadata} == {"Bearer secret"}
     assert [line["wire/positions"] for line in lines_of(folder)[1:]] != []
     assert sum(line["wire/positions"] for line in lines_of(folder)[1:]) == 64
+
+
+def test_draws_are_asked_by_a_seed_of_run_and_step(home: Home) -> None:
+    """Equal for the micro-batches of a step, other in each step and with another run seed."""
+    asked = {}
+    for name, seed, prefetch_steps in (("a", 3, 0), ("b", 3, 4), ("c", 4, 4)):
+        with Serving(WireTeacher()) as serving:
+            folder = home.run(
+                seed=seed,
+                teacher={
+                    "address": serving.address,
+                    "representation": "sampled",
+                    "num_draws": 9,
+                    "prefetch_steps": prefetch_steps,
+                },
+                objective={"alpha": 0.5, "temperature": 3.5},
+                schedule={"steps": 5, "warmup_steps": 0},
+                batch={"sequences_per_step": 4, "micro_batch_sequences": 2},
+            )
+            with assembled(home, folder, steps=5):
+                pass
+            requests = serving.teacher.requests
+        assert {request.representation.num_draws for request in requests} == {9}
+        assert {request.temperature for request in requests} == {3.5}
+        asked[name] = sorted((r.token_ids, r.representation.seed) for r in requests)
+        seeds = [request.representation.seed for request in requests]
+        assert len(seeds) == 10
+        assert sorted(seeds.count(seed) for seed in set(seeds)) == [2] * 5
+    assert asked["a"] == asked["b"]
+    assert not {seed for _, seed in asked["a"]} & {seed for _, seed in asked["c"]}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"representation": "hidden"}, "exact"),
+        ({"representation": "top_k", "top_k": 5}, "lower bound: over the teacher's top 5"),
+        ({"representation": "sampled"}, "unbiased estimate from 50 draws a position"),
+    ],
+)
+def test_what_the_logged_divergence_is_is_told(
+    home: Home, serving: Serving, teacher: dict[str, Any], words: str
+) -> None:
+    folder = home.run(teacher={"address": serving.address, **teacher}, objective=DISTILLING)
+    with assembled(home, folder):
+        (event,) = events_of(folder, "assembled")
+    assert event["kd_is"].startswith(words)
 
 
 def test_what_was_assembled_is_told(home: Home, serving: Serving) -> None:

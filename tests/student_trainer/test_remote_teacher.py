@@ -19,11 +19,18 @@ from lectern_common.errors import (
     Unauthenticated,
     WrongModel,
 )
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.replicas import TeacherReplicas
+from lectern_models.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop, StopRequested
-from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    Representation,
+    SampledTargets,
+    TopKTargets,
+)
 from tests.student_trainer.wire_teacher import (
     Serving,
     WireTeacher,
@@ -44,9 +51,7 @@ def serving() -> Iterator[Serving]:
 
 
 def remote(
-    serving: Serving,
-    tmp_path: Path,
-    *,
+    *servings_and_path: Any,
     token: str | None = None,
     vocab_size: int = 30,
     deadline: float = 20.0,
@@ -54,8 +59,9 @@ def remote(
     stop: Stop | None = None,
     told: list[str | None] | None = None,
 ) -> RemoteTeacher:
+    *servings, tmp_path = servings_and_path
     return RemoteTeacher(
-        TeacherChannel(serving.address, token=token),
+        TeacherReplicas(",".join(serving.address for serving in servings), token=token),
         run_id="run-1",
         vocab_size=vocab_size,
         device=torch.device("cpu"),
@@ -124,6 +130,30 @@ def test_top_k_rows_carry_the_largest_logits_and_the_temperature(
     expected = np.logaddexp.reduce(rows.astype(np.float64) / 2.0, axis=1)
     np.testing.assert_allclose(targets.log_normalizer_t_N.numpy(), expected, rtol=1e-6)
     assert targets.temperature == 2.0
+
+
+def test_sampled_rows_are_those_of_a_teacher_in_this_process(
+    serving: Serving, tmp_path: Path
+) -> None:
+    """Draws over the wire, by a server of its own making, and by lectern_models: the same."""
+    positions = [np.array([False, True, True]), np.array([True]), np.array([True, False])]
+    with remote(serving, tmp_path) as teacher:
+        teacher.connect()
+        asked = Representation("sampled", num_draws=60, seed=2**64 - 1)
+        targets = teacher.score(SEQUENCES, positions, asked, 2.0)
+    assert isinstance(targets, SampledTargets)
+    logits = torch.from_numpy(oracle(serving)[[1, 2, 3, 4]])
+    values = [uniforms(2**64 - 1, *row, 60) for row in zip(SEQUENCES, positions, strict=True)]
+    expected = draw(logits, torch.from_numpy(np.concatenate(values)), 2.0)
+    assert torch.equal(targets.ids_R, expected.ids_R)
+    assert torch.equal(targets.counts_R, expected.counts_R)
+    assert np.diff(targets.row_starts).tolist() == expected.row_lengths_C.tolist()
+    torch.testing.assert_close(targets.log_probs_R, expected.log_probs_R, rtol=1e-6, atol=1e-7)
+    assert (targets.num_draws, targets.temperature, targets.vocab_size) == (60, 2.0, 30)
+    (request,) = serving.teacher.requests
+    assert request.representation == pb.Representation(
+        kind=pb.REPRESENTATION_SAMPLED, num_draws=60, seed=2**64 - 1
+    )
 
 
 def test_only_the_asked_positions_are_answered(serving: Serving, tmp_path: Path) -> None:
@@ -299,17 +329,132 @@ def test_what_asking_again_cannot_mend_surfaces_at_once(
     assert len(serving.teacher.requests) == 1
 
 
-def test_a_damaged_reply_is_refused(serving: Serving, tmp_path: Path) -> None:
-    def flip(replies: list[Any]) -> None:
-        payload = bytearray(replies[1].piece.payload)
-        payload[0] ^= 1
-        replies[1].piece.payload = bytes(payload)
+def flip(replies: list[Any]) -> None:
+    """Changes one bit of the first piece."""
+    payload = bytearray(replies[1].piece.payload)
+    payload[0] ^= 1
+    replies[1].piece.payload = bytes(payload)
 
-    serving.teacher.faults.append(changed(serving.teacher, flip))
+
+def test_a_reply_damaged_on_its_way_is_asked_for_again(serving: Serving, tmp_path: Path) -> None:
+    told: list[str | None] = []
+    serving.teacher.faults += [changed(serving.teacher, flip)] * 2
+    with remote(serving, tmp_path, told=told) as teacher:
+        teacher.connect()
+        np.testing.assert_array_equal(dense(teacher), oracle(serving))
+        assert teacher.take_received()[1] == 6  # damaged ones are not counted
+    assert len(serving.teacher.requests) == 3
+    assert told == []
+
+
+def test_replies_damaged_three_times_in_a_row_are_refused(serving: Serving, tmp_path: Path) -> None:
+    serving.teacher.faults += [changed(serving.teacher, flip)] * 3
     with remote(serving, tmp_path) as teacher:
         teacher.connect()
         with pytest.raises(TeacherError, match="checksum"):
             dense(teacher)
+        np.testing.assert_array_equal(dense(teacher), oracle(serving))
+    assert len(serving.teacher.requests) == 4
+
+
+def test_a_damaged_head_is_asked_for_again(serving: Serving, tmp_path: Path) -> None:
+    class Damaging(WireTeacher):
+        def GetOutputHead(self, request: Any, context: Any) -> Iterator[Any]:
+            for reply in super().GetOutputHead(request, context):
+                if reply.WhichOneof("part") == "trailer" and self.head_requests == 1:
+                    reply.trailer.crc32 ^= 1
+                yield reply
+
+    with Serving(Damaging()) as damaging, remote(damaging, tmp_path) as teacher:
+        teacher.connect()
+        head = teacher.output_head()
+        np.testing.assert_array_equal(head.weight_VD.numpy(), damaging.teacher.head_VD[:30])
+        assert damaging.teacher.head_requests == 2
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Serving, Serving]]:
+    """Two replicas of one model."""
+    with Serving(WireTeacher()) as one, Serving(WireTeacher()) as two:
+        yield one, two
+
+
+def test_replicas_share_the_requests(pair: tuple[Serving, Serving], tmp_path: Path) -> None:
+    with remote(*pair, tmp_path) as teacher:
+        teacher.connect()
+        for _ in range(4):
+            np.testing.assert_array_equal(dense(teacher), oracle(pair[0]))
+    assert [len(serving.teacher.requests) for serving in pair] == [2, 2]
+
+
+def test_a_replica_that_is_gone_is_no_outage_and_both_gone_are_one(
+    pair: tuple[Serving, Serving], tmp_path: Path
+) -> None:
+    told: list[str | None] = []
+    gone = threading.Event()
+
+    def tell(message: str | None) -> None:
+        told.append(message)
+        gone.set()
+
+    one, two = pair
+    with remote(one, two, tmp_path, deadline=120) as teacher:
+        teacher._outage._on_change = tell
+        teacher.connect()
+        one.teacher.faults.append(broken_after(2, one.teacher))
+        np.testing.assert_array_equal(dense(teacher), oracle(two))
+        one.down()
+        for _ in range(5):
+            np.testing.assert_array_equal(dense(teacher), oracle(two))
+        assert told == []
+        two.down()
+        answers: list[np.ndarray] = []
+        thread = threading.Thread(target=lambda: answers.append(dense(teacher)))
+        thread.start()
+        assert gone.wait(20)
+        assert told[0] is not None and one.address in told[0] and two.address in told[0]
+        one.up()  # whichever it is
+        thread.join(15)
+        assert not thread.is_alive()
+    np.testing.assert_array_equal(answers[0], oracle(one))
+    assert told[1:] == [None]
+
+
+def test_a_replica_that_hangs_costs_one_deadline(
+    pair: tuple[Serving, Serving], tmp_path: Path
+) -> None:
+    release = threading.Event()
+
+    def hang(request: Any, context: Any) -> Iterator[Any]:
+        release.wait(30)
+        yield from ()
+
+    told: list[str | None] = []
+    pair[0].teacher.faults += [hang] * 8
+    with remote(*pair, tmp_path, deadline=0.5, told=told) as teacher:
+        teacher.connect()
+        teacher._replicas._clock = lambda: 0.0  # it rests as long as the test takes
+        for _ in range(6):
+            np.testing.assert_array_equal(dense(teacher), oracle(pair[1]))
+        release.set()
+    assert [len(serving.teacher.requests) for serving in pair] == [1, 6]
+    assert told == []
+
+
+def test_a_replica_with_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    with Serving(WireTeacher()) as one, Serving(WireTeacher(seed=1)) as two:
+        with remote(one, two, tmp_path) as teacher, pytest.raises(WrongModel) as caught:
+            teacher.connect()
+        assert one.address in str(caught.value) and two.address in str(caught.value)
+        # One that comes back as another model later on.
+        two.down()
+        with remote(one, two, tmp_path) as teacher:
+            teacher.connect()
+            two.up()
+            grpc.channel_ready_future(teacher._replicas._channels[1]._channel).result(20)
+            with pytest.raises(WrongModel, match=two.address):
+                for _ in range(2):
+                    dense(teacher)
 
 
 def test_another_model_at_the_address_is_refused(serving: Serving, tmp_path: Path) -> None:

@@ -280,10 +280,16 @@ def reply_stream(
 
 
 class Serving:
-    """A WireTeacher behind a port. `down()` and `up()` take it away and bring it back."""
+    """A WireTeacher behind a port. `down()` and `up()` take it away and bring it back.
 
-    def __init__(self, teacher: WireTeacher) -> None:
+    It speaks TLS where there are credentials.
+    """
+
+    def __init__(
+        self, teacher: WireTeacher, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
         self.teacher = teacher
+        self._credentials = credentials
         self.port = 0
         self._server: grpc.Server | None = None
         self.up()
@@ -304,7 +310,11 @@ class Serving:
             options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)],
         )
         teacher_pb2_grpc.add_TeacherServicer_to_server(self.teacher, server)
-        self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self._credentials is None:
+            self.port = server.add_insecure_port(address)
+        else:
+            self.port = server.add_secure_port(address, self._credentials)
         server.start()
         self._server = server
 
