@@ -44,6 +44,7 @@ def teacher(**changes: Any) -> teacher_pb2.Model:
             max_tokens=4096,
             max_sequence_tokens=128,
             max_top_k=4,
+            max_draws=100,
             max_reply_bytes=1 << 20,
         ),
     }
@@ -129,6 +130,38 @@ def test_top_k_is_bounded_by_vocabulary_and_limit() -> None:
     ]
     with pytest.raises(Incompatible, match="exceeds 4"):
         check(teacher(representations=offers), teacher={"representation": "top_k", "top_k": 5})
+
+
+SAMPLED = [teacher_pb2.RepresentationOffer(kind=teacher_pb2.REPRESENTATION_SAMPLED, offered=True)]
+
+
+def test_draws_are_bounded_by_the_teachers_limit() -> None:
+    check(teacher(representations=SAMPLED), teacher={"representation": "sampled", "num_draws": 100})
+    with pytest.raises(Incompatible, match="num_draws 101 exceeds the 100"):
+        check(
+            teacher(representations=SAMPLED),
+            teacher={"representation": "sampled", "num_draws": 101},
+        )
+    with pytest.raises(RepresentationNotOffered, match="unknown to it"):
+        check(teacher(), teacher={"representation": "sampled"})
+
+
+def test_a_reply_of_draws_is_bounded_by_all_of_them_distinct() -> None:
+    """8 x 64 positions of 50 draws of 8 bytes: 204,800 bytes, of a wide vocabulary."""
+    limits = teacher().limits
+    wide = {"logit_width": 60, "representations": SAMPLED}
+    student = StudentFacts(60, TOKENS, None)
+    spec = {"teacher": {"representation": "sampled"}, "batch": {"sequences_per_step": 8}}
+    limits.max_reply_bytes = 204_800
+    check(teacher(limits=limits, **wide), student, **spec)
+    limits.max_reply_bytes = 204_799
+    with pytest.raises(
+        Incompatible, match=r"204800 bytes of sampled.*7 sequences of 64 tokens fit"
+    ):
+        check(teacher(limits=limits, **wide), student, **spec)
+    # A vocabulary of 8 has no more than 8 distinct ids to draw.
+    limits.max_reply_bytes = 8 * 64 * 8 * 8
+    check(teacher(limits=limits, representations=SAMPLED), **spec)
 
 
 def test_without_a_student_tokenizer_the_data_must_match_the_teacher() -> None:

@@ -17,6 +17,7 @@ from lectern_common.run_spec import (
     parse_spec,
     resume_differences,
 )
+from lectern_common.wire import MAX_DRAWS
 
 
 def body(**sections: Any) -> dict[str, Any]:
@@ -49,6 +50,16 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
     assert load_spec(tmp_path / "spec.yaml") == spec
     assert spec.teacher is not None and spec.teacher.top_k == 64
     assert spec.objective.beta == 0.5
+    assert spec.teacher.num_draws is None
+
+
+@pytest.mark.parametrize(("given", "resolved"), [({}, 50), ({"num_draws": MAX_DRAWS}, MAX_DRAWS)])
+def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: int) -> None:
+    spec = parse_spec(body(teacher={"representation": "sampled", **given}))
+    assert spec.teacher is not None and spec.teacher.num_draws == resolved
+    assert f"num_draws: {resolved}" in dump_spec(spec)
+    other = parse_spec(body(teacher={"representation": "sampled", "num_draws": 7}))
+    assert resume_differences(spec, other) == [("teacher.num_draws", resolved, 7)]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,32 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
         ({"objective": {"alpha": 1.5}}, "objective.alpha", "less than or equal to 1"),
         ({"objective": {"beta": 0.5}}, "objective", "beta has no effect"),
         ({"teacher": {"top_k": 8}}, "teacher", "top_k has no effect"),
+        ({"teacher": {"num_draws": 8}}, "teacher", "num_draws has no effect"),
+        (
+            {"teacher": {"representation": "sampled", "top_k": 8}},
+            "teacher",
+            "top_k has no effect with representation sampled",
+        ),
+        (
+            {"teacher": {"representation": "sampled", "num_draws": 0}},
+            "teacher.num_draws",
+            "greater than or equal to 1",
+        ),
+        (
+            {"teacher": {"representation": "sampled", "num_draws": MAX_DRAWS + 1}},
+            "teacher.num_draws",
+            f"less than or equal to {MAX_DRAWS}",
+        ),
+        (
+            {"teacher": {"representation": "sampled"}, "objective": {"divergence": "reverse_kl"}},
+            "",
+            "set divergence forward_kl, or representation hidden or top_k",
+        ),
+        (
+            {"teacher": {"representation": "sampled"}, "objective": {"divergence": "jsd"}},
+            "",
+            "divergence jsd needs the teacher's probability of every token",
+        ),
         ({"teacher": {"address": "nowhere"}}, "teacher.address", "host:port"),
         ({"teacher": {"address": "a:0"}}, "teacher.address", "host:port"),
         ({"teacher": {"token_file": "../key"}}, "teacher.token_file", "relative path"),

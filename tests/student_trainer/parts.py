@@ -79,6 +79,7 @@ def parts_of(
     teacher: Any = None,
     kind: str = "dense",
     top_k: int | None = None,
+    num_draws: int | None = None,
     sequences: int = 4,
     batches: Any = None,
     weight_decay: float = 0.1,
@@ -87,7 +88,8 @@ def parts_of(
 ) -> Parts:
     """A loop's parts around a student; without a teacher the objective must be alpha 1."""
     rows = cyclic_rows()
-    teaching = Teaching(teacher, Representation(kind, top_k), prefetch_steps) if teacher else None
+    representation = Representation(kind, top_k, num_draws)
+    teaching = Teaching(teacher, representation, prefetch_steps) if teacher else None
     settings: dict[str, Any] = {
         "student": student,
         "optimizer": build_adamw(student, (0.9, 0.95), weight_decay),

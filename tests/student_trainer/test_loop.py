@@ -235,7 +235,7 @@ def test_rows_without_any_valid_position_are_refused(student: CausalStudent) -> 
         train(parts, settings_of(1), Progress())
 
 
-@pytest.mark.parametrize("kind", ["dense", "hidden", "top_k"])
+@pytest.mark.parametrize("kind", ["dense", "hidden", "top_k", "sampled"])
 def test_distillation_lowers_the_loss(
     student: CausalStudent, teacher: InProcessTeacher, kind: str
 ) -> None:
@@ -246,6 +246,7 @@ def test_distillation_lowers_the_loss(
         teacher=teacher,
         kind=kind,
         top_k=8 if kind == "top_k" else None,
+        num_draws=50 if kind == "sampled" else None,
         batches=Fixed(batch),
         validation=None,
     )
@@ -336,6 +337,36 @@ def test_a_student_that_is_the_teacher_is_refused_before_any_update(student: Cau
     with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
         train(parts, settings_of(3, objective=KD), Progress())
     assert same(student, before)
+
+
+def test_a_student_that_is_the_teacher_is_refused_by_its_draws(student: CausalStudent) -> None:
+    same_teacher = InProcessTeacher(twin(student).model)
+    parts = parts_of(student, teacher=same_teacher, kind="sampled", num_draws=5, validation=None)
+    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+        train(parts, settings_of(3, objective=KD), Progress())
+
+
+def test_an_estimate_below_zero_is_no_equal_teacher(
+    student: CausalStudent, teacher: InProcessTeacher
+) -> None:
+    """One draw at few positions says little: some seed gives a negative estimate."""
+    batch = ShuffledBatches(cyclic_rows(), 1, seed=0).batch_at(0)
+    labels = np.full_like(batch.labels_BS, IGNORE_INDEX)
+    labels[0, :2] = batch.labels_BS[0, :2]
+    few = Batch(batch.inputs_BS, labels)
+    estimates = []
+    for seed in range(8):
+        parts = parts_of(
+            twin(student),
+            teacher=teacher,
+            kind="sampled",
+            num_draws=1,
+            batches=Fixed(few),
+            validation=None,
+        )
+        settings = settings_of(1, objective=KD, seed=seed)
+        estimates += trained(parts, settings).curve("loss/kd")
+    assert min(estimates) < 0 < max(estimates)
 
 
 def test_another_teacher_is_not_taken_for_the_student_at_a_high_temperature(
@@ -509,25 +540,38 @@ class StoppingAt(Records):
 
 
 @pytest.mark.parametrize("stop_step", [0, 1, 4, 6])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("dropout", "asked"),
+    [
+        (0.0, {"kind": "dense"}),
+        (0.2, {"kind": "dense"}),
+        (0.0, {"kind": "sampled", "num_draws": 3}),
+    ],
+)
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(
-    tmp_path: Path, teacher: InProcessTeacher, stop_step: int, dropout: float
+    tmp_path: Path,
+    teacher: InProcessTeacher,
+    stop_step: int,
+    dropout: float,
+    asked: dict[str, Any],
 ) -> None:
     first = tiny_student(tmp_path / "m", attention_dropout=dropout)
     straight, again = twin(first), twin(first)
     settings = settings_of(8, objective=KD, evaluate_every=4, micro_batch_sequences=2)
-    undisturbed = trained(parts_of(straight, teacher=teacher), settings)
+    undisturbed = trained(parts_of(straight, teacher=teacher, **asked), settings)
 
     stop = Stop()
     store = CheckpointStore(tmp_path / "checkpoints", keep_last=2, keep_best=0)
     recorder = StoppingAt(stop, stop_step)
-    parts = parts_of(first, teacher=teacher, checkpoints=store, stop=stop, recorder=recorder)
+    parts = parts_of(
+        first, teacher=teacher, checkpoints=store, stop=stop, recorder=recorder, **asked
+    )
     torch.manual_seed(1)  # the caller's random state is of no account
     assert not train(parts, settings, Progress())
     assert store.steps() == [stop_step]
 
     torch.manual_seed(2)
-    parts, progress = resumed(store, again, teacher=teacher)
+    parts, progress = resumed(store, again, teacher=teacher, **asked)
     after = trained(parts, settings, progress)
     assert same(again, straight)
     lines = compared(recorder.lines)[:stop_step] + compared(after.lines)

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lectern_common.errors import InvalidRequest, RepresentationNotOffered, Same
 from student_trainer.batch_sources import ShardBatchSource, SyntheticBatchSource
 from student_trainer.pipeline import Pipeline
 from student_trainer.students import CausalStudent, FixtureStudent
+from student_trainer.targets import Representation
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
 from tests.student_trainer.parts import CPU, tiny_student, tiny_teacher
 from tests.student_trainer.shards import write_shards
@@ -106,6 +108,37 @@ def test_a_teacher_of_lists_teaches_the_same() -> None:
     assert [len(prefix) for prefix in lists.asked[:4]] == [1, 2, 3, 4]
     with pytest.raises(RepresentationNotOffered):
         fixtures().with_teacher(lists, "top_k", top_k=2).execute()
+
+
+def test_draws_teach_and_are_others_in_every_step(tmp_path: Path) -> None:
+    """Epochs over the same batches: the estimates before and after each come from equal draws."""
+    teacher = tiny_teacher(tmp_path / "teacher")
+    seeds: list[int] = []
+
+    class Noting:
+        def score(self, sequences: Any, positions: Any, asked: Representation, t: float) -> Any:
+            seeds.append(asked.seed)
+            return teacher.score(sequences, positions, asked, t)
+
+    result = (
+        Pipeline(epochs=3, batches_per_epoch=4, batch_size=4, seq_len=8, learning_rate=5e-3)
+        .with_teacher(Noting(), "sampled", num_draws=50)
+        .with_student(tiny_student(tmp_path / "student"))
+        .with_batch_source(SyntheticBatchSource(40))
+        .execute()
+    )
+    divergences = result.metrics["loss/kd"]
+    assert divergences[-1] < 0.8 * divergences[0]
+    evaluated, trained = [seed for seed in seeds if seed == 0], [seed for seed in seeds if seed]
+    assert len(evaluated) == 4 * 4
+    assert len(trained) == len(set(trained)) == 3 * 4
+
+
+def test_a_number_of_draws_without_sampling_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="num_draws has no effect with representation dense"):
+        Pipeline().with_teacher(FixtureTeacher(8), num_draws=5)
+    with pytest.raises(InvalidRequest, match="num_draws is None; it must be 1 to 256"):
+        fixtures().with_teacher(FixtureTeacher(8), "sampled").execute()
 
 
 def test_cross_entropy_alone_needs_no_teacher() -> None:

@@ -153,6 +153,40 @@ def test_top_k_of_the_whole_vocabulary_is_the_full_divergence(divergence, beta):
     np.testing.assert_allclose(kd_logit_gradient(*full, top_k=23), kd_logit_gradient(*full))
 
 
+def test_draws_count_as_often_as_they_were_drawn():
+    student, teacher = np.log([0.4, 0.3, 0.2, 0.1]), np.log([0.1, 0.5, 0.15, 0.25])
+    drawn = (student, teacher, 0, 1.0, 0.0, "forward_kl", None, None, [1, 3, 1, 1])
+    expected = (3 * math.log(0.5 / 0.3) + math.log(0.25 / 0.1)) / 4
+    assert kd_loss(*drawn) == pytest.approx(expected)
+    assert kd_logit_gradient(*drawn) == pytest.approx([0.4, 0.3 - 0.75, 0.2, 0.1 - 0.25])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_gradient_from_draws_agrees_with_finite_differences(temperature):
+    student, teacher = random_rows(3, vocab_size=7, spread=1.5)
+    arguments = (teacher, 2, temperature, 0.4, "forward_kl", None, None, [0, 4, 4, 6])
+    gradient = kd_logit_gradient(student, *arguments)
+    step = 1e-5
+    for token in range(7):
+        nudge = step * (np.arange(7) == token)
+        rise = kd_loss(student + nudge, *arguments) - kd_loss(student - nudge, *arguments)
+        assert gradient[token] == pytest.approx(rise / (2 * step), rel=1e-6, abs=1e-8)
+
+
+def test_over_all_that_can_be_drawn_loss_and_gradient_are_the_full_ones():
+    """No sampling: the expectation over every sequence of three draws from four ids."""
+    student, teacher = random_rows(8, vocab_size=4, spread=1.0)
+    full = (student, teacher, 1, 2.0, 0.3)
+    p = np.exp(teacher / 2) / np.exp(teacher / 2).sum()
+    loss, gradient = 0.0, np.zeros(4)
+    for draws in itertools.product(range(4), repeat=3):
+        drawn = (*full, "forward_kl", None, None, draws)
+        loss += p[list(draws)].prod() * kd_loss(*drawn)
+        gradient += p[list(draws)].prod() * kd_logit_gradient(*drawn)
+    assert loss == pytest.approx(kd_loss(*full), rel=1e-12)
+    np.testing.assert_allclose(gradient, kd_logit_gradient(*full), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
 def test_extreme_logits_give_finite_losses_and_gradients(temperature, divergence, beta):
@@ -210,6 +244,12 @@ def test_kd_step_asks_the_teacher_once_and_returns_every_row():
         ({"divergence": "reverse_kl", "beta": 0.5}, "beta"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": 5}, "top_k"),
+        ({"draws": []}, "draws"),
+        ({"draws": [4]}, "draws"),
+        ({"draws": [-1]}, "draws"),
+        ({"draws": [0], "top_k": 2}, "draws"),
+        ({"draws": [0], "divergence": "reverse_kl"}, "draws"),
+        ({"draws": [0], "beta": 0.5}, "beta"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(change, field):

@@ -170,7 +170,7 @@ def require_same(one: RunFolder, other: RunFolder) -> None:
     ).read_bytes()
 
 
-@pytest.mark.parametrize("representation", ["dense", "hidden", "top_k"])
+@pytest.mark.parametrize("representation", ["dense", "hidden", "top_k", "sampled"])
 def test_streams_that_break_half_way_change_no_bit(home: Home, representation: str) -> None:
     with Serving(WireTeacher()) as serving:
         sections = distilling(serving, representation)
