@@ -112,7 +112,8 @@ def test_fixture_equals_the_fixture_engine_of_the_server(k):
     teacher, engine = FixtureTeacher(8), FixtureEngine(8)
 
     def served(representation):
-        return engine.score(SequenceAsk(tokens, asked, 8, representation, 2.0))
+        [rows] = engine.score([SequenceAsk(tokens, asked, 8, representation, 2.0)])
+        return rows.payload
 
     dense = teacher.score([tokens], [asked], Representation("dense"), 2.0)
     assert dense.logits_NV.numpy().tobytes() == bytes(served(Asked("dense")))

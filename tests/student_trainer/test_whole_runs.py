@@ -110,9 +110,15 @@ def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught
         objective=objective,
         teacher={"address": taught, "representation": "top_k", "top_k": 8},
     )
-    starts = {curve(folder, "loss/val")[0] for folder in (alone, hidden, top_k)}
+    sampled = student_run(
+        home,
+        "sampled",
+        objective=objective,
+        teacher={"address": taught, "representation": "sampled", "num_draws": 30},
+    )
+    starts = {curve(folder, "loss/val")[0] for folder in (alone, hidden, top_k, sampled)}
     assert len(starts) == 1
-    for distilled in (hidden, top_k):
+    for distilled in (hidden, top_k, sampled):
         assert curve(distilled, "loss/val")[-1] < curve(alone, "loss/val")[-1] - 0.1
 
     # What a token costs on the wire: its row, and under 2 % (hidden: 32 float32; top_k: 8 k + 8).
@@ -124,6 +130,11 @@ def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught
         assert received >= positions * row_bytes
         # A micro-batch of 64 rows is small: allow its fixed cost beside the 2 %.
         assert received <= positions * row_bytes * 1.02 + 60 * 160
+    # Sampled: 8 bytes for each distinct id, fewer than the draws, and 4 for the row's length.
+    per_token = [
+        line["wire/bytes_per_token"] for line in lines_of(sampled)[1:] if line["wire/positions"]
+    ]
+    assert 8 + 4 < max(per_token) < 0.8 * (30 * 8 + 4)
 
 
 def test_dense_and_hidden_through_the_real_server_give_one_curve(home: Home, taught: str) -> None:
