@@ -4,14 +4,16 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from control_plane.teacher_secrets import configured_teachers, require_secrets_known
+from lectern_cli.demo_specs import student_specs
 from lectern_common.errors import InvalidSpec, Misconfigured
-from lectern_common.run_spec import TeacherSpec
+from lectern_common.run_spec import TeacherSpec, load_spec
 from lectern_common.secret_files import SecretFiles
 from lectern_common.tokenizer_map import tokenizer_sha256
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home
@@ -95,6 +97,22 @@ def test_replicas_are_known_one_by_one():
     assert problems(configured, address="c:1,d:1", token_file="token") != {}
     named = configured_teachers(["dns:///a:1"], SecretFiles("token"))
     assert problems(named, address="dns:///a:1", token_file="token") == {}
+
+
+@pytest.mark.parametrize("compose", ["compose.yaml", "compose.cpu.yaml"])
+def test_the_runs_of_the_compose_files_may_send_their_token(compose):
+    services = yaml.safe_load((ROOT / "docker" / compose).read_text())["services"]
+    options = dict(
+        word.split("=", 1) for word in services["control-plane"]["command"] if "=" in word
+    )
+    configured = configured_teachers(
+        [options["--teacher"]], SecretFiles(options["--teacher-token-file"])
+    )
+    example = load_spec(ROOT / "docker" / "specs" / "coder-0.5b.yaml")
+    demo = student_specs("teacher:50051", 0, 10, token_file="teacher")[1]
+    for spec in (example, demo):
+        assert spec.teacher is not None and spec.teacher.token_file == "teacher"
+        require_secrets_known(spec.teacher, configured)
 
 
 @pytest.mark.parametrize(

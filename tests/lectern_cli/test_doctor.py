@@ -1,11 +1,15 @@
 import os
 import socket
 
+import grpc
 import pytest
 
 from lectern_cli import doctor
 from lectern_cli.torch_probe import TorchFacts, probe_torch
 from lectern_common.roots import Roots
+from lectern_common.secret_files import SecretFiles
+from tests.certificates import Authority
+from tests.student_trainer.wire_teacher import Serving, WireTeacher
 
 
 @pytest.fixture
@@ -96,6 +100,45 @@ def test_a_named_teacher_must_answer(tmp_path, torch_is):
 
     assert found["teacher"].outcome == "fail"
     assert "127.0.0.1:1" in found["teacher"].message
+
+
+def test_a_teacher_is_asked_over_mutual_tls_and_every_replica_of_it(lectern, tmp_path, torch_is):
+    secrets = Roots.of_home(tmp_path).secrets
+    authority = Authority(secrets)
+    certificate, key = authority.sign("server", "127.0.0.1")
+    authority.sign("me")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], authority.path.read_bytes(), True
+    )
+    files = {"ca": "authority.pem", "cert": "me.pem", "key": "me.key"}
+    options = [word for name, file in files.items() for word in (f"--teacher-tls-{name}", file)]
+    with Serving(WireTeacher(), credentials) as one, Serving(WireTeacher(), credentials) as two:
+        both = f"{one.address},{two.address}"
+        ended = lectern("doctor", "--home", tmp_path, "--teacher", both, *options, "--json")
+        found = {entry["subject"]: entry for entry in ended.json["findings"]}["teacher"]
+        assert (found["outcome"], found["message"]) == (
+            "pass",
+            f"wire on cpu at {one.address}, {two.address}",
+        )
+        two.down()
+        ended = lectern("doctor", "--home", tmp_path, "--teacher", both, *options, "--json")
+        found = {entry["subject"]: entry for entry in ended.json["findings"]}["teacher"]
+        assert found["outcome"] == "warn" and two.address in found["message"]
+    assert lectern("doctor", "--home", tmp_path, *options).code == 2  # for which teacher?
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (SecretFiles("none"), "cannot read none"),
+        (SecretFiles(tls_ca_file="none"), "teacher.tls_ca_file: none under the secrets root"),
+        (SecretFiles(tls_cert_file="none"), "together"),
+    ],
+)
+def test_secrets_that_cannot_be_used_are_a_fault(tmp_path, torch_is, files, says):
+    found = doctor._teacher("127.0.0.1:1", Roots.of_home(tmp_path), files)
+    assert found.outcome == "fail" and says in found.message
+    assert doctor._teacher("nowhere", Roots.of_home(tmp_path), SecretFiles()).outcome == "fail"
 
 
 def test_a_port_that_another_program_holds_is_named():

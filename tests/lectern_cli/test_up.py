@@ -81,6 +81,22 @@ def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
     assert "--teacher-token-file teacher.token" in log(tmp_path, "control-plane")
 
 
+def test_the_teachers_certificate_and_its_authority_go_where_they_belong(tmp_path, stand_ins):
+    files = {"--teacher-tls-cert": "crt", "--teacher-tls-key": "key", "--teacher-tls-ca": "ca"}
+    options = [word for pair in files.items() for word in pair]
+    with start(tmp_path, "--model", "m", *options) as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+    secrets = f"{tmp_path}/secrets"
+    assert f"--tls-cert {secrets}/crt --tls-key {secrets}/key" in log(tmp_path, "teacher-server")
+    assert "--teacher-tls-ca ca" in log(tmp_path, "control-plane")
+
+    with start(tmp_path, "--model", "m", *options[:4]) as command:
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+    assert command.returncode == 2 and "set all three" in said
+
+
 def test_waiting_is_mentioned_at_first_and_then_now_and_then(capsys):
     on_wait = wait_notes()
     for seconds in (0.0, 0.05, 1.0, 14.9, 15.1, 16.0, 31.0):

@@ -19,6 +19,7 @@ from lectern_common.errors import (
     TeacherUnavailable,
     TokenizerMismatch,
     Unauthenticated,
+    WrongModel,
 )
 from lectern_common.preflight import Outcome, preflight, require_startable
 from lectern_common.roots import Roots
@@ -100,6 +101,7 @@ def teacher_serving(
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
             return teacher_pb2.Model(
                 model_id="big",
+                fingerprint="".join(tokens),
                 weights_sha256=weights,
                 logit_width=len(tokens),
                 num_tokens=len(tokens),
@@ -238,6 +240,23 @@ def test_a_teacher_that_is_down_is_named(ready):
 
     assert isinstance(error, TeacherUnavailable)
     assert NOBODY in str(error)
+
+
+def test_every_replica_is_checked_and_one_that_is_down_is_told(ready):
+    def teacher_check(address):
+        checks = preflight(spec(teacher={"address": address}), ready)
+        return next(check for check in checks if check.subject == "teacher")
+
+    with teacher_serving(["a", "b", "c"]) as one, teacher_serving(["a", "b", "c"]) as two:
+        both, half = teacher_check(f"{one},{two}"), teacher_check(f"{one},{NOBODY}")
+    assert (both.outcome, half.outcome) == (Outcome.PASS, Outcome.PASS)
+    assert f"at {one}, {two}: " in both.message and "left out" not in both.message
+    assert f"at {one}: " in half.message
+    assert f"left out for now: no teacher at {NOBODY}" in half.message
+    with teacher_serving(["a", "b", "c"]) as one, teacher_serving(["a", "B", "c"]) as two:
+        differing = teacher_check(f"{one},{two}")
+    assert isinstance(differing.error, WrongModel)
+    assert one in differing.message and two in differing.message
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(ready):
