@@ -21,9 +21,9 @@ from teacher_server.engine import NoLongerWanted, Rows, SequenceAsk
 
 # float32 logits of a chunk, in bytes. On the CPU the passes over them should find them in the
 # cache; on CUDA the product needs many rows to fill the device.
-_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-# Fewer rows make poor matrix products.
-_MIN_CHUNK_ROWS = 64
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+# Fewer rows make poor matrix products: the head is read for each chunk.
+_MIN_CHUNK_ROWS = 16
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_nothing_more_is_computed_for_someone_who_has_gone() -> None:
     ask = SequenceAsk(np.zeros(1000, "<u4"), np.ones(1000, bool), 1 << 20, asked, 1.0)
     with pytest.raises(NoLongerWanted):
         rows_of_logits(logits, ask)
-    assert seen == [0, 64]
+    assert seen == [0, 16]
 
 
 def test_chunks_do_not_show_in_draws(monkeypatch: pytest.MonkeyPatch) -> None:
