@@ -212,7 +212,8 @@ def _memory(folder: Path) -> dict[str, Any]:
             served(model, folder, "--cache-bytes", "0") as server,
             Client(server.address) as client,
         ):
-            client.score(sequences[:1])  # threads and kernels are there
+            for kind in (teacher_pb2.REPRESENTATION_HIDDEN, teacher_pb2.REPRESENTATION_TOP_K):
+                client.score([sequences[0][:1]], kind=kind, vocab=vocab_size)  # all is there
             Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # the peak starts anew
             before = _status_bytes(server.pid, "VmRSS")
             client.score(sequences, kind=teacher_pb2.REPRESENTATION_TOP_K, vocab=vocab_size)
