@@ -1,4 +1,4 @@
-"""`python -m teacher_server`: options, wiring, signals.
+"""`python -m teacher_server`, which is `lectern teacher serve`: wiring and signals.
 
 Exit status: 0 after a drain that let every call finish; 1 where calls were cut off or the server
 broke; 2 and more where it could not start, with one sentence that says what to set.
@@ -25,11 +25,10 @@ from teacher_server.auth import (
     require_callers_known,
 )
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
-from teacher_server.engine import MODES, Engine
+from teacher_server.engine import Engine
 from teacher_server.gpu_utilization import utilization_of
-from teacher_server.limits import Limits
+from teacher_server.options import limits_of, options_parser, sharing_of
 from teacher_server.server import TeacherServer, host_and_port
-from teacher_server.sharing import add_options, sharing_of
 from teacher_server.tls import ServerTls, read_server_tls, ssl_context
 
 if TYPE_CHECKING:
@@ -37,20 +36,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DEVICE_HELP = (
-    "auto, cpu, cuda, cuda:1, or balanced: layer by layer over all GPUs; auto takes a GPU if it can"
-)
-_MODES_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in MODES.items())
-
 
 def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status."""
-    options = _parser().parse_args(argv)
+    options = options_parser().parse_args(argv)
     configure_logs(options.log_level)
     try:
         _require_folder_of(options.port_file)
         token = None if options.token_file is None else read_token_file(options.token_file)
         tls = read_server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        limits_of(options)
         load = _loader(options)
         return asyncio.run(_serve(options, token, tls, load))
     except LecternError as error:
@@ -85,7 +80,7 @@ async def _serve(
 
     engine = loading.result()
     utilization = utilization_of(engine.facts.device)  # watched to the end of the process
-    limits = await server.open(engine, _limits(options), sharing_of(options), utilization)
+    limits = await server.open(engine, limits_of(options), sharing_of(options), utilization)
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
     url = None if metrics is None else metrics.url
@@ -193,18 +188,6 @@ def _warn(warning: str | None) -> None:
         log.warning(warning)
 
 
-def _limits(options: argparse.Namespace) -> Limits:
-    return Limits(
-        max_sequences=options.max_sequences,
-        max_tokens=options.max_tokens,
-        max_sequence_tokens=options.max_sequence_tokens,
-        max_top_k=options.max_top_k,
-        max_draws=options.max_draws,
-        max_reply_bytes=options.max_reply_bytes,
-        max_queued_requests=options.max_queued_requests,
-    )
-
-
 def _require_folder_of(port_file: Path | None) -> None:
     """Raises Misconfigured now, not when the model is loaded."""
     if port_file is not None and not port_file.absolute().parent.is_dir():
@@ -216,65 +199,6 @@ def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(f"{text}\n")
     temporary.replace(path)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m teacher_server", description="Serves a teacher model to student trainers."
-    )
-    add = parser.add_argument
-    add("--model", help="a model folder, a .gguf file, or a hub id")
-    add("--revision", help="hub commit, tag or branch; which commit it is, is shown")
-    add("--gguf-file", help="GGUF file in the folder, or in the hub's model, to load")
-    add("--engine", choices=("transformers", "fixture"), default="transformers")
-    add("--vocab-size", type=_positive, help="of the fixture engine")
-    add("--bind", default="127.0.0.1:50051", help="host:port; port 0 picks a free one")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    add("--device", default="auto", help=_DEVICE_HELP)
-    add(
-        "--quantization",
-        choices=("none", "int8", "int4"),
-        default="none",
-        help="of the body's weights, by bitsandbytes; default: %(default)s",
-    )
-    add(
-        "--attention",
-        choices=("auto", "sdpa", "eager", "flash_attention_2"),
-        default="auto",
-        help="what computes attention; default: transformers' choice",
-    )
-    add("--compile", action="store_true", help="torch.compile the body; in --mode throughput")
-    add("--mode", choices=tuple(MODES), default="independent", help=_MODES_HELP)
-    add("--threads", type=_positive, help="CPU threads of the model; torch's default if left out")
-    add("--token-file", type=Path, help="file with the bearer token that clients must send")
-    add("--tls-cert", type=Path, help="the server's certificate (PEM); with --tls-key")
-    add("--tls-key", type=Path, help="its private key (PEM)")
-    add("--tls-client-ca", type=Path, help="only clients with a certificate of this CA (PEM)")
-    add("--metrics-bind", help="host:port of Prometheus' /metrics; port 0 picks a free one")
-    add("--port-file", type=Path, help="written with the bound host:port once it is ready")
-    add("--drain-seconds", type=float, default=60.0, help="for calls in flight after SIGTERM")
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    add_options(parser)
-    limits = Limits()
-    for name in (
-        "max_sequences",
-        "max_tokens",
-        "max_sequence_tokens",
-        "max_top_k",
-        "max_draws",
-        "max_reply_bytes",
-        "max_queued_requests",
-    ):
-        option = "--" + name.replace("_", "-")
-        add(option, type=_positive, default=getattr(limits, name), help="default: %(default)s")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """How runs share one model: what is kept, what is computed together, who gets how much."""
 
-import argparse
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,76 +52,5 @@ class Sharing:
         return Cache(self.cache_bytes, DiskCache(self.cache_folder / name, self.cache_folder_bytes))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `sharing_of` reads."""
-    default = Sharing()
-    add = parser.add_argument
-    add("--batch-tokens", type=_positive, help="of a forward; chosen by the device if left out")
-    add(
-        "--cache-bytes",
-        type=_not_negative,
-        default=default.cache_bytes,
-        help="memory for computed rows, 0 for none; default: %(default)s",
-    )
-    add("--cache-folder", type=Path, help="keep computed rows on disk too, across restarts")
-    add(
-        "--cache-folder-bytes",
-        type=_positive,
-        default=default.cache_folder_bytes,
-        help="default: %(default)s",
-    )
-    add(
-        "--run-weight",
-        type=_pattern_and_number,
-        action="append",
-        default=[],
-        metavar="PATTERN=WEIGHT",
-        help="share of runs whose id matches, relative to 1; the first match holds",
-    )
-    add(
-        "--run-quota",
-        type=_pattern_and_number,
-        action="append",
-        default=[],
-        metavar="PATTERN=TOKENS",
-        help="tokens a minute of each run whose id matches; the first match holds",
-    )
-
-
-def sharing_of(options: argparse.Namespace) -> Sharing:
-    """Returns the settings of a parsed command line."""
-    return Sharing(
-        batch_tokens=options.batch_tokens,
-        cache_bytes=options.cache_bytes,
-        cache_folder=options.cache_folder,
-        cache_folder_bytes=options.cache_folder_bytes,
-        weights=dict(options.run_weight),
-        quotas=dict(options.run_quota),
-    )
-
-
 def _device_type(facts: ModelFacts) -> str:
     return "cpu" if facts.device.startswith("cpu") else "cuda"
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
-
-
-def _not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return int(text)
-
-
-def _pattern_and_number(text: str) -> tuple[str, float]:
-    pattern, equals, number = text.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = 0.0
-    if not equals or not pattern or not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not PATTERN=NUMBER, like coder-*=2")
-    return pattern, value
