@@ -14,8 +14,6 @@ from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_common.tokenizer_map import read_tokenizer_map
 from lectern_common.weights import safetensors_files
 from lectern_models.gguf_file import GgufFile
-from lectern_models.model_folder import ModelFolder as ModelFolder
-from lectern_models.model_folder import find_model as find_model
 from lectern_models.placement import BALANCED, require_all_on_gpus, require_attention
 from lectern_models.quantization import (
     bitsandbytes_config,

@@ -80,11 +80,14 @@ def compile_in_place(module: torch.nn.Module) -> None:
     Raises:
         Misconfigured: it cannot be compiled here.
     """
-    module.compile(dynamic=True)
     device = next(module.parameters()).device
     try:
+        module.compile(dynamic=True)
         with torch.inference_mode():
-            module(input_ids=torch.zeros((2, 16), dtype=torch.long, device=device), use_cache=False)
+            # A single sequence gets a graph of its own.
+            for shape in ((2, 16), (1, 16)):
+                ids = torch.zeros(shape, dtype=torch.long, device=device)
+                module(input_ids=ids, use_cache=False)
     except Exception as error:  # of the compiler, of the C compiler that it calls, of the driver
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"--compile does not work here; leave it out: {reason}") from error

@@ -25,7 +25,8 @@ from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map
 from lectern_common.weights import safetensors_files, weights_sha256
-from lectern_models.loading import find_model, max_positions, num_parameters
+from lectern_models.loading import max_positions, num_parameters
+from lectern_models.model_folder import find_model
 from protos import teacher_pb2
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.datasets import ShuffledBatches, in_order

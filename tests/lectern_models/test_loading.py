@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_models.loading import (
     build_causal_lm,
-    find_model,
     load_causal_lm,
     max_positions,
     num_parameters,
@@ -127,16 +126,3 @@ def test_tokenizer_map_is_none_without_a_tokenizer(tmp_path: Path) -> None:
     with_one = write_tiny_model(tmp_path / "with", tokenizer=True, vocab_size=300)
     tokens = tokenizer_map(with_one)
     assert tokens is not None and tokens["<|endoftext|>"] == 0 and len(tokens) >= 257
-
-
-def test_a_folder_is_found_and_has_no_revision(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path / "model", weights=False)
-    assert find_model(str(folder)).path == folder
-    with pytest.raises(Misconfigured, match="has no revision"):
-        find_model(str(folder), "main")
-
-
-@pytest.mark.parametrize("name", ["no/such/folder/here", "nobody/no-such-model"])
-def test_an_unknown_name_is_not_found(name: str) -> None:
-    with pytest.raises(NotFound, match="no folder"):
-        find_model(name)

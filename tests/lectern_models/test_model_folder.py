@@ -1,0 +1,112 @@
+"""Models by their name: folders, files, and the hub's cache with its commits, without a network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lectern_common.errors import Misconfigured, NotFound
+from lectern_models.model_folder import find_model
+from tests.models import write_tiny_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOOKUPS = [
+    ("someone/tiny", "v1.0"),
+    ("someone/tiny", COMMIT),
+    ("someone/tiny", "v1.0", "tiny.gguf"),
+    ("someone/tiny", "v2.0"),
+    ("someone/tiny", COMMIT, "other.gguf"),
+]
+
+
+def test_a_folder_is_found_and_has_no_revision(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model", weights=False)
+    found = find_model(str(folder))
+    assert (found.path, found.revision, found.gguf) == (folder, "", None)
+    assert found.public_name == "model"
+    with pytest.raises(Misconfigured, match="has no revision"):
+        find_model(str(folder), "main")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/here", "nobody/no-such-model"])
+def test_an_unknown_name_is_not_found(name: str) -> None:
+    with pytest.raises(NotFound, match="no folder"):
+        find_model(name)
+
+
+def test_a_gguf_file_is_found_by_itself_and_in_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "tiny-q8_0.gguf"
+    path.touch()
+    for found in (find_model(str(path)), find_model(str(tmp_path), gguf_file=path.name)):
+        assert (found.path, found.gguf_file) == (tmp_path, path.name)
+        assert found.gguf is not None and found.gguf.path == path
+        assert found.public_name == path.name
+
+
+@pytest.mark.parametrize("name", ["../m.gguf", "/etc/m.gguf", "*.gguf", "m[0].gguf", "a/b.gguf"])
+def test_a_gguf_file_is_a_name_and_no_path_or_pattern(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Misconfigured, match="is not the name of a file"):
+        find_model(str(tmp_path), gguf_file=name)
+
+
+def test_what_is_not_there_or_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with pytest.raises(NotFound, match="no file"):
+        find_model(str(path))
+    with pytest.raises(NotFound, match=r"has no file model\.gguf"):
+        find_model(str(tmp_path), gguf_file="model.gguf")
+    path.touch()
+    with pytest.raises(Misconfigured, match="is a GGUF file itself"):
+        find_model(str(path), gguf_file="other.gguf")
+    with pytest.raises(Misconfigured, match="has no revision main"):
+        find_model(str(path), "main")
+
+
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """[folder, commit, public name] or [error] of LOOKUPS in a hub cache as downloads leave it.
+
+    Found by one process of its own: the hub's library reads its settings once.
+    """
+    cache = tmp_path_factory.mktemp("cache")
+    repository = cache / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1.0").write_text(COMMIT)
+    snapshot = write_tiny_model(repository / "snapshots" / COMMIT)
+    (snapshot / "tiny.gguf").touch()
+    program = (
+        "import json, sys\n"
+        "from lectern_models.model_folder import find_model\n"
+        "for lookup in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        found = find_model(*lookup)\n"
+        "        print(json.dumps([found.path.name, found.revision, found.public_name]))\n"
+        "    except Exception as error:\n"
+        "        print(json.dumps([f'{type(error).__name__}: {error}']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(LOOKUPS)],
+        env={**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_tag_is_resolved_to_its_commit(from_hub: list[list[str]]) -> None:
+    assert from_hub[0] == from_hub[1] == [COMMIT, COMMIT, "someone/tiny"]
+
+
+def test_a_gguf_file_of_the_hub_is_named_with_its_model(from_hub: list[list[str]]) -> None:
+    assert from_hub[2] == [COMMIT, COMMIT, "someone/tiny/tiny.gguf"]
+
+
+def test_a_revision_or_a_file_that_is_not_there_is_not_found(from_hub: list[list[str]]) -> None:
+    assert from_hub[3][0].startswith(
+        "NotFound: no folder someone/tiny, and the hub did not give someone/tiny at v2.0"
+    )
+    assert from_hub[4] == ["NotFound: someone/tiny has no file other.gguf"]
