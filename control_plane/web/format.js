@@ -48,6 +48,23 @@ export function percent(value) {
   return `${(100 * value).toFixed(value < 0.0995 && value > 0 ? 1 : 0)}${THIN}%`;
 }
 
+// 1234567 -> "1.2 MB"
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return DASH;
+  const units = ["B", "kB", "MB", "GB", "TB", "PB"];
+  const power = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, bytes)) / 3)));
+  const scaled = bytes / 1000 ** power;
+  return `${scaled.toFixed(power > 0 && scaled < 9.95 ? 1 : 0)}${THIN}${units[power]}`;
+}
+
+// 0.0123 -> "12 ms"
+export function wait(seconds) {
+  if (seconds === null || seconds === undefined) return DASH;
+  if (seconds < 0.9995) return `${Math.round(1000 * seconds)}${THIN}ms`;
+  if (seconds < 99.5) return `${seconds.toFixed(seconds < 9.95 ? 1 : 0)}${THIN}s`;
+  return duration(seconds);
+}
+
 export function duration(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60)];

@@ -2,7 +2,8 @@
 
 import { get } from "./api.js";
 import { byId, make, setText, show } from "./dom.js";
-import { clockTime, joined, percent, short } from "./format.js";
+import { clockTime, count, duration, joined, percent, short, size } from "./format.js";
+import { Accounts } from "./accounts.js";
 
 const EVERY_MS = 3000;
 const cards = new Map();
@@ -44,29 +45,59 @@ function newCard() {
     dot: make("i", { className: "dot" }),
     name: make("h2"),
     what: make("p", { className: "muted" }),
+    warning: make("p", { className: "warning" }),
     problem: make("p", { className: "bad" }),
     offers: make("p", { className: "chips" }),
-    speed: make("b"),
-    queue: make("b"),
-    busy: make("b"),
-    busyBox: null,
-    scored: make("b"),
+    figures: FIGURES.map(([label, text]) => figure(label, text)),
+    facts: FACTS.map(([label, text]) => fact(label, text)),
+    accounts: new Accounts(),
   };
-  const figure = (value, label) => make("div", {}, value, make("span", { textContent: label }));
-  parts.busyBox = figure(parts.busy, "device in use");
   parts.element = make(
     "article",
     { className: "card teacher" },
     make("div", { className: "about" },
       make("p", { className: "kicker" }, parts.dot, "Teacher"),
-      parts.name, parts.what, parts.problem, parts.offers),
-    make("div", { className: "figures" },
-      figure(parts.speed, "tokens/s"),
-      figure(parts.queue, "in the queue"),
-      parts.busyBox,
-      figure(parts.scored, "tokens scored")),
+      parts.name, parts.what, parts.warning, parts.problem, parts.offers),
+    make("div", { className: "figures" }, ...parts.figures.map((entry) => entry.element)),
+    make("dl", { className: "work" }, ...parts.facts.map((entry) => entry.element)),
+    parts.accounts.element,
   );
   return parts;
+}
+
+// Each of these is [label, text of a teacher that answers]; an empty text is not shown.
+const FIGURES = [
+  ["tokens/s, last minute", (teacher) => short(teacher.tokens_per_second)],
+  ["in the queue", (teacher) => `${(teacher.queued_requests ?? 0) + (teacher.running_requests ?? 0)}`],
+  ["device in use", (teacher) => known(teacher.device_utilization, percent)],
+  ["from the cache", (teacher) => known(teacher.cache?.hit_share, percent)],
+  ["tokens scored", (teacher) => short(teacher.scored_tokens)],
+];
+const FACTS = [
+  ["Measured at its start", (teacher) => known(teacher.measured_tokens_per_second, (value) => `${short(value)} tokens/s`)],
+  ["Waiting", (teacher) => teacher.queued_tokens ? `${short(teacher.queued_tokens)} tokens` : ""],
+  ["Cache", (teacher) => teacher.cache ? filled(teacher.cache.used_bytes, teacher.cache.capacity_bytes) : ""],
+  ["On disk", (teacher) => teacher.cache?.disk_capacity_bytes
+    ? filled(teacher.cache.disk_used_bytes, teacher.cache.disk_capacity_bytes) : ""],
+  ["Forwards", (teacher) => known(teacher.forwards, short)],
+  ["Padding", (teacher) => known(teacher.padding_share, percent)],
+  ["Sent", (teacher) => size(teacher.sent_bytes)],
+  ["Up for", (teacher) => known(teacher.uptime_seconds, duration)],
+  ["Turned away", (teacher) => teacher.refused_requests ? count(teacher.refused_requests) : ""],
+  ["Failed", (teacher) => teacher.failed_requests ? count(teacher.failed_requests) : ""],
+];
+
+const known = (value, format) => (value === null || value === undefined ? "" : format(value));
+const filled = (used, capacity) => (capacity ? `${size(used)} of ${size(capacity)}` : "none");
+
+function figure(label, text) {
+  const value = make("b");
+  return { value, text, element: make("div", {}, value, make("span", { textContent: label })) };
+}
+
+function fact(label, text) {
+  const value = make("dd");
+  return { value, text, element: make("div", {}, make("dt", { textContent: label }), value) };
 }
 
 function fill(card, teacher) {
@@ -74,17 +105,22 @@ function fill(card, teacher) {
   card.element.dataset.address = teacher.address;
   setText(card.name, teacher.model ?? teacher.address);
   const parameters = teacher.num_parameters ? `${short(teacher.num_parameters)} parameters` : "";
-  setText(card.what, joined(teacher.device, teacher.dtype, parameters, teacher.model && teacher.address));
+  const quantization = teacher.quantization === "none" ? "" : teacher.quantization;
+  setText(card.what, joined(
+    teacher.device, teacher.dtype, quantization, teacher.mode, parameters,
+    teacher.model && teacher.address,
+  ));
+  setText(card.warning, teacher.warning ?? "");
+  show(card.warning, teacher.reachable && teacher.warning !== null);
   const since = teacher.seen_at === null ? "" : ` Last heard of at ${clockTime(teacher.seen_at)}.`;
   setText(card.problem, teacher.reachable ? "" : `Not reachable: ${teacher.problem}.${since}`);
   show(card.problem, !teacher.reachable);
-  const idle = !teacher.reachable;
-  setText(card.speed, idle ? "\u2013" : short(teacher.tokens_per_second));
-  const waiting = (teacher.queued_requests ?? 0) + (teacher.running_requests ?? 0);
-  setText(card.queue, idle ? "\u2013" : `${waiting}`);
-  show(card.busyBox, teacher.device_utilization !== null);
-  setText(card.busy, idle ? "\u2013" : percent(teacher.device_utilization));
-  setText(card.scored, short(teacher.scored_tokens));
+  for (const { value, text, element } of [...card.figures, ...card.facts]) {
+    const said = teacher.reachable ? text(teacher) : "";
+    setText(value, said);
+    show(element, said !== "");
+  }
+  card.accounts.render(teacher.reachable ? teacher.accounts : [], teacher.num_accounts);
   const offered = teacher.representations.map((entry) => entry.name + entry.offered + entry.reason).join();
   if (card.offered !== offered) {
     card.offered = offered;
