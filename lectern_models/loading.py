@@ -87,7 +87,9 @@ def _safetensors_options(folder: Path, quantization: str, dtype: str) -> dict[st
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, dtype), "use_safetensors": True}
     stored = stored_quantization(config)
     if stored not in ("none", quantization):
-        raise Misconfigured(f"{folder} is stored in {stored}; load it with --quantization {stored}")
+        raise Misconfigured(
+            f"{folder} is stored in {stored}; a teacher loads it with --quantization {stored}"
+        )
     if quantization != "none":
         settings = bitsandbytes_config(quantization, config, DTYPES.get(dtype))
         if stored == "none":

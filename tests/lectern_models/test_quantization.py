@@ -50,6 +50,7 @@ def with_the_numbers_of(model: PreTrainedModel, folder: Path) -> PreTrainedModel
 
 def test_int4_computes_with_the_numbers_that_its_codes_stand_for(folder: Path) -> None:
     model = load_causal_lm(folder, quantization="int4")
+    assert model.model.layers[0].mlp.up_proj.weight.quant_state.quant_type == "nf4"
     stands_for = with_the_numbers_of(model, folder)
     torch.testing.assert_close(logits(model), logits(stands_for), atol=1e-4, rtol=0)
     assert not torch.allclose(logits(model), logits(load_causal_lm(folder)), atol=0.1)
@@ -103,7 +104,9 @@ def test_weights_stored_in_4_bits_are_loaded_where_that_is_asked(
     folder: Path, tmp_path: Path
 ) -> None:
     stored = stored_in_4_bits(folder, tmp_path / "stored")
-    with pytest.raises(Misconfigured, match="is stored in int4; load it with --quantization int4"):
+    with pytest.raises(
+        Misconfigured, match="is stored in int4; a teacher loads it with --quantization int4"
+    ):
         load_causal_lm(stored)
     with pytest.raises(Misconfigured, match="is stored in int4"):
         load_causal_lm(stored, quantization="int8")
