@@ -28,7 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct")(up.up)
+app.command(
+    epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct -- --mode throughput",
+    context_settings={"allow_extra_args": True},
+)(up.up)
 app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")

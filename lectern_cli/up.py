@@ -17,6 +17,7 @@ WAIT_NOTE_SECONDS = 15.0
 
 
 def up(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +89,8 @@ def up(
     """Start a teacher server and the control plane.
 
     Ctrl-C ends both. Runs that train then write a checkpoint, and go on at the next `lectern up`.
-    Where one of the two dies, the end of its log is shown and the other ends too.
+    Where one of the two dies, the end of its log is shown and the other ends too. What follows a
+    "--" goes to the teacher: see `lectern teacher serve --help`.
     """
     from lectern_cli.processes import signals_interrupt
     from lectern_cli.services import services
@@ -119,7 +121,8 @@ def up(
                         "--tls-key": teacher_tls_key and roots.secrets / teacher_tls_key,
                         "--vocab-size": vocab_size,
                     }
-                ),
+                )
+                + context.args,
                 control_plane_options=given(
                     {
                         "--token-file": token_file,

@@ -71,6 +71,17 @@ def test_a_teacher_that_cannot_start_ends_with_its_exit_status(tmp_path, stand_i
     assert "Traceback" not in said
 
 
+def test_what_follows_two_dashes_goes_to_the_teacher(tmp_path, stand_ins):
+    with start(tmp_path, "--model", "some/model", "--", "--mode", "throughput") as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+    started = log(tmp_path, "teacher-server").splitlines()[0]
+    assert started.startswith("started with --model some/model")
+    assert started.endswith("--mode throughput")
+
+
 def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
     with start(tmp_path, "--model", "m", "--teacher-token-file", "teacher.token") as command:
         assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
