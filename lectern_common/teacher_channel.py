@@ -13,6 +13,7 @@ import grpc
 from lectern_common import client_tls, errors
 from lectern_common.addresses import DNS_SCHEME
 from lectern_common.client_tls import ClientTls
+from lectern_common.piece_bytes import received
 from lectern_common.wire import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from protos import teacher_pb2, teacher_pb2_grpc
 
@@ -39,6 +40,8 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
+_LOGITS_FOR_BATCH = f"/{_SERVICE}/LogitsForBatch"
 _ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 
 _BY_REASON: dict[str, type[errors.LecternError]] = {
@@ -85,6 +88,12 @@ class TeacherChannel:
     def __post_init__(self) -> None:
         self._channel = _open(self.address, self.tls, self.server_name)
         self.stub: Any = teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
+        # As stub.LogitsForBatch, but its replies are those of piece_bytes.py.
+        self.logits_for_batch: Any = self._channel.unary_stream(
+            _LOGITS_FOR_BATCH,
+            request_serializer=teacher_pb2.LogitsForBatchRequest.SerializeToString,
+            response_deserializer=received,
+        )
 
     def __enter__(self) -> "TeacherChannel":
         return self

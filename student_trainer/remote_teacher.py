@@ -201,7 +201,7 @@ class RemoteTeacher:
         )
 
         def ask(channel: TeacherChannel, left: float | None) -> TeacherTargets:
-            with self._replies(channel, "LogitsForBatch", request, left) as replies:
+            with self._replies(channel, channel.logits_for_batch, request, left) as replies:
                 payload = assemble(replies, expected)
             targets = to_targets(payload, expected, temperature, head)
             with self._lock:
@@ -260,7 +260,7 @@ class RemoteTeacher:
         trailer: teacher_pb2.OutputHeadTrailer | None = None
         buffer = np.empty(0, np.uint8)
         filled = crc = 0
-        with self._replies(channel, "GetOutputHead", request, left) as replies:
+        with self._replies(channel, channel.stub.GetOutputHead, request, left) as replies:
             for reply in replies:
                 part = reply.WhichOneof("part")
                 if part == "header" and header is None:
@@ -324,7 +324,7 @@ class RemoteTeacher:
 
     @contextmanager
     def _replies(
-        self, channel: TeacherChannel, method: str, request: Any, left: float | None
+        self, channel: TeacherChannel, method: Any, request: Any, left: float | None
     ) -> Iterator[Iterator[Any]]:
         """Gives the replies of one attempt; within, errors of gRPC become those of errors.py.
 
@@ -332,7 +332,7 @@ class RemoteTeacher:
         later ones wait for it, unless another server may be back first.
         """
         self._ended.check()
-        call = getattr(channel.stub, method)(
+        call = method(
             request,
             timeout=_within(self._deadline_seconds, left),
             metadata=channel.metadata,

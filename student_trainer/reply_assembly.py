@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError, WrongModel
+from lectern_common.piece_bytes import Piece, Reply
 from lectern_common.wire import CARRIERS, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
@@ -85,7 +86,7 @@ class DamagedReply(TeacherError):
     """The bytes that arrived are not those that were sent; sent again, they may be."""
 
 
-def assemble(replies: Iterable[teacher_pb2.LogitsForBatchReply], expected: Expected) -> Payload:
+def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
     """Returns the payload of a whole stream, read to its end.
 
     Raises:
@@ -98,22 +99,21 @@ def assemble(replies: Iterable[teacher_pb2.LogitsForBatchReply], expected: Expec
     trailer: teacher_pb2.LogitsTrailer | None = None
     next_row = crc = payload_bytes = received_bytes = 0
     for reply in replies:
-        received_bytes += reply.ByteSize()
-        part = reply.WhichOneof("part")
-        if part == "header" and rows is None:
+        received_bytes += reply.num_bytes
+        if reply.header is not None and rows is None:
             _require_header(reply.header, expected)
             rows = _rows_to_come(expected)
-        elif part == "piece" and rows is not None and trailer is None:
+        elif reply.piece is not None and rows is not None and trailer is None:
             piece = reply.piece
             _require_place(piece, next_row, expected)
             rows.add(piece)
             crc = zlib.crc32(piece.payload, crc)
             payload_bytes += len(piece.payload)
             next_row += piece.num_rows
-        elif part == "trailer" and rows is not None and trailer is None:
+        elif reply.trailer is not None and rows is not None and trailer is None:
             trailer = reply.trailer
         else:
-            raise TeacherError(f"the teacher's reply has its {part} in the wrong place")
+            raise TeacherError(f"the teacher's reply has its {reply.part} in the wrong place")
     if rows is None or trailer is None or next_row != expected.num_rows:
         raise TeacherError(
             f"the teacher's reply ended after {next_row} of {expected.num_rows} rows without an "
@@ -138,7 +138,7 @@ class _EqualRows:
         self.buffer = np.empty(num_rows * row_bytes, np.uint8)
         self._row_bytes = row_bytes
 
-    def add(self, piece: teacher_pb2.LogitsPiece) -> None:
+    def add(self, piece: Piece) -> None:
         """Takes a piece in. Raises TeacherError where it is not of its rows' size."""
         if piece.row_lengths:
             raise TeacherError(
@@ -251,7 +251,7 @@ def require_fingerprint(theirs: str, expected: str) -> None:
         )
 
 
-def _require_place(piece: teacher_pb2.LogitsPiece, next_row: int, expected: Expected) -> None:
+def _require_place(piece: Piece, next_row: int, expected: Expected) -> None:
     if piece.first_row != next_row or piece.num_rows < 1:
         raise TeacherError(
             f"the teacher's reply goes on at row {piece.first_row}, expected was {next_row}"

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 
 from lectern_common.errors import TeacherError
+from lectern_common.piece_bytes import Piece
 from lectern_common.wire import sampled_record, unpack_sampled
-from protos import teacher_pb2
 from student_trainer.targets import SampledTargets
 
 # Log-probabilities are rounded to float32: so much over 1 those of up to 256 ids may sum to.
@@ -27,7 +27,7 @@ class SampledRows:
         self._payloads: list[npt.NDArray[np.uint8]] = []
         self._lengths: list[npt.NDArray[np.uint32]] = []
 
-    def add(self, piece: teacher_pb2.LogitsPiece) -> None:
+    def add(self, piece: Piece) -> None:
         """Takes a piece in. Raises TeacherError where its lengths do not fit it."""
         if len(piece.row_lengths) != 4 * piece.num_rows:
             raise TeacherError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lectern_common.piece_bytes import piece_message
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION
 from protos import teacher_pb2
@@ -47,15 +48,15 @@ class PieceCutter:
     def __init__(self, row_bytes: int) -> None:
         self._row_bytes = row_bytes
         self._rows_of_piece = max(1, PIECE_BYTES // row_bytes)
-        self._held = bytearray()
+        self._held: list[memoryview] = []
         self._held_rows = 0
         self._held_lengths: list[npt.NDArray[np.uint32]] = []
         self._first_row = 0
         self.crc32 = 0
         self.total_bytes = 0
 
-    def add(self, rows: Rows) -> Iterator[teacher_pb2.LogitsForBatchReply]:
-        """Yields the pieces that the rows complete, and holds the rest back."""
+    def add(self, rows: Rows) -> Iterator[bytes]:
+        """Yields, as messages, the pieces that the rows complete, and holds the rest back."""
         if rows.row_lengths is None:
             ends = None
             num_rows = len(rows.payload) // self._row_bytes
@@ -70,34 +71,31 @@ class PieceCutter:
             else:
                 first_byte, end_byte = _RECORD_BYTES * ends[taken], _RECORD_BYTES * ends[stop]
                 self._held_lengths.append(rows.row_lengths[taken:stop])
-            part = rows.payload[first_byte:end_byte]
+            self._hold(rows.payload[first_byte:end_byte])
             self._held_rows += stop - taken
             taken = stop
             if self._held_rows == self._rows_of_piece:
-                yield self._piece(b"".join((self._held, part)))
-            else:
-                self._held += part
+                yield self._piece()
 
-    def rest(self) -> Iterator[teacher_pb2.LogitsForBatchReply]:
+    def rest(self) -> Iterator[bytes]:
         """Yields the last piece, where something is held back."""
         if self._held_rows:
-            yield self._piece(bytes(self._held))
+            yield self._piece()
 
-    def _piece(self, payload: bytes) -> teacher_pb2.LogitsForBatchReply:
-        self.crc32 = zlib.crc32(payload, self.crc32)
-        self.total_bytes += len(payload)
-        # Set in place: a message made apart and passed in is copied, payload and all.
-        reply = teacher_pb2.LogitsForBatchReply()
-        reply.piece.first_row = self._first_row
-        reply.piece.num_rows = self._held_rows
-        reply.piece.payload = payload
-        if self._held_lengths:
-            reply.piece.row_lengths = np.concatenate(self._held_lengths).astype("<u4").tobytes()
+    def _hold(self, part: memoryview) -> None:
+        self.crc32 = zlib.crc32(part, self.crc32)
+        self.total_bytes += part.nbytes
+        self._held.append(part)
+
+    def _piece(self) -> bytes:
+        lengths = np.concatenate(self._held_lengths).astype("<u4") if self._held_lengths else None
+        row_lengths = b"" if lengths is None else lengths.tobytes()
+        message = piece_message(self._first_row, self._held_rows, self._held, row_lengths)
         self._first_row += self._held_rows
         self._held.clear()
         self._held_rows = 0
         self._held_lengths.clear()
-        return reply
+        return message
 
 
 def head_replies(

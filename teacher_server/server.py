@@ -19,6 +19,7 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 
 from lectern_common.errors import Misconfigured
+from lectern_common.piece_bytes import serialized
 from lectern_common.wire import MAX_MESSAGE_BYTES
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
@@ -91,6 +92,8 @@ class TeacherServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         add_teacher: Any = teacher_pb2_grpc.add_TeacherServicer_to_server
         add_teacher(self._servicer, self._server)
+        registered: Any = self._server  # grpc-stubs do not know the method
+        registered.add_registered_method_handlers(SERVICE_NAME, self._reply_streams())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
@@ -102,6 +105,15 @@ class TeacherServer:
                 "machine's; set another --bind"
             ) from None
         await self._server.start()
+
+    def _reply_streams(self) -> dict[str, Any]:
+        """Returns what takes the generated handler's place: its pieces are bytes already."""
+        scoring: Any = grpc.unary_stream_rpc_method_handler(
+            self._servicer.LogitsForBatch,
+            request_deserializer=teacher_pb2.LogitsForBatchRequest.FromString,
+            response_serializer=serialized,
+        )
+        return {"LogitsForBatch": scoring}
 
     def _listen(self) -> int:
         """Returns the port that was bound. Raises RuntimeError."""

@@ -14,7 +14,7 @@ from lectern_models.output_head import OutputHead
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, assemble, to_targets
 from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
-from tests.student_trainer.wire_teacher import reply_stream
+from tests.student_trainer.wire_teacher import arriving, reply_stream
 
 V, D, N = 6, 4, 5
 LOGITS = np.arange(N * V, dtype=np.float32).reshape(N, V) / 7
@@ -45,7 +45,7 @@ def dense_stream(rows: np.ndarray = LOGITS) -> list[pb.LogitsForBatchReply]:
 
 def test_dense_rows_arrive_in_order_and_bit_for_bit() -> None:
     replies = dense_stream()
-    payload = assemble(iter(replies), expected())
+    payload = assemble(iter(arriving(replies)), expected())
     targets = to_targets(payload, expected(), 2.0, None)
     assert isinstance(targets, DenseTargets)
     np.testing.assert_array_equal(targets.logits_NV.numpy(), LOGITS)
@@ -62,7 +62,9 @@ def test_bfloat16_states_keep_their_bits() -> None:
         vocab_size=V,
     )
     head = OutputHead(torch.zeros(V, D))
-    targets = to_targets(assemble(replies, expected("hidden")), expected("hidden"), 1.0, head)
+    targets = to_targets(
+        assemble(arriving(replies), expected("hidden")), expected("hidden"), 1.0, head
+    )
     assert isinstance(targets, HiddenTargets)
     assert targets.hidden_ND.dtype == torch.bfloat16
     assert torch.equal(targets.hidden_ND, values)
@@ -78,7 +80,9 @@ def test_top_k_records_are_taken_apart() -> None:
         dtype=pb.DTYPE_FLOAT32,
         vocab_size=V,
     )
-    targets = to_targets(assemble(replies, expected("top_k")), expected("top_k"), 2.5, None)
+    targets = to_targets(
+        assemble(arriving(replies), expected("top_k")), expected("top_k"), 2.5, None
+    )
     assert isinstance(targets, TopKTargets)
     assert targets.logits_NK.tolist() == [[3.0 + n, 1.0 + n] for n in range(N)]
     assert targets.ids_NK.tolist() == [[n, 5 - n] for n in range(N)]
@@ -144,19 +148,19 @@ def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> N
     replies = dense_stream()
     changed = change(replies)
     with pytest.raises(TeacherError, match=message):
-        assemble(replies if changed is None else changed, expected())
+        assemble(arriving(replies if changed is None else changed), expected())
 
 
 def test_another_models_reply_is_refused_as_such() -> None:
     with pytest.raises(WrongModel, match="start the same model again"):
-        assemble(dense_stream(), expected(fingerprint="someone else"))
+        assemble(arriving(dense_stream()), expected(fingerprint="someone else"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     rows = LOGITS.copy()
     rows[3, 2] = value
-    payload = assemble(dense_stream(rows), expected())
+    payload = assemble(arriving(dense_stream(rows)), expected())
     with pytest.raises(TeacherError, match="not finite"):
         to_targets(payload, expected(), 1.0, None)
 
@@ -180,7 +184,7 @@ def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], messag
         vocab_size=V,
     )
     with pytest.raises(LecternError, match=message):
-        to_targets(assemble(replies, expected("top_k")), expected("top_k"), 1.0, None)
+        to_targets(assemble(arriving(replies), expected("top_k")), expected("top_k"), 1.0, None)
 
 
 def whole_vocabulary(log_rest: float) -> TopKTargets:
@@ -192,7 +196,7 @@ def whole_vocabulary(log_rest: float) -> TopKTargets:
         vocab_size=2,
     )
     two = expected("top_k", vocab_size=2)
-    targets = to_targets(assemble(replies, two), two, 1.0, None)
+    targets = to_targets(assemble(arriving(replies), two), two, 1.0, None)
     assert isinstance(targets, TopKTargets)
     return targets
 

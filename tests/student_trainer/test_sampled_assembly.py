@@ -14,7 +14,7 @@ from lectern_common.errors import TeacherError
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, assemble, to_targets
 from student_trainer.targets import Representation, SampledTargets
-from tests.student_trainer.wire_teacher import reply_stream
+from tests.student_trainer.wire_teacher import arriving, reply_stream
 
 V, U = 6, 4
 Record = tuple[int, int, float]  # id, count, log-probability
@@ -56,7 +56,7 @@ def stream(rows: list[list[Record]], piece_rows: int = 2) -> list[pb.LogitsForBa
 
 def targets_of(replies: Any, **changes: Any) -> SampledTargets:
     wanted = expected(**changes)
-    targets = to_targets(assemble(replies, wanted), wanted, 2.5, None)
+    targets = to_targets(assemble(arriving(replies), wanted), wanted, 2.5, None)
     assert isinstance(targets, SampledTargets)
     return targets
 
@@ -75,7 +75,7 @@ def test_rows_of_any_length_arrive_in_order_and_bit_for_bit(piece_rows: int) -> 
     targets = targets_of(iter(replies))
     assert rows_of(targets) == ROWS
     assert (targets.num_draws, targets.temperature, targets.vocab_size) == (U, 2.5, V)
-    payload = assemble(replies, expected())
+    payload = assemble(arriving(replies), expected())
     assert payload.received_bytes == sum(len(reply.SerializeToString()) for reply in replies)
 
 
@@ -184,7 +184,7 @@ def test_lengths_without_need_are_refused() -> None:
     )
     dense[1].piece.row_lengths = lengths(6)
     with pytest.raises(TeacherError, match="its rows are of one length"):
-        assemble(dense, expected(representation=Representation("dense"), num_rows=1))
+        assemble(arriving(dense), expected(representation=Representation("dense"), num_rows=1))
 
 
 @st.composite

@@ -6,7 +6,7 @@ Legend: N tokens, V vocabulary, D hidden size.
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from lectern_common.piece_bytes import Reply, received
 from lectern_common.wire import unpack_mask
 from protos import teacher_pb2 as pb
 from protos import teacher_pb2_grpc
@@ -277,6 +278,11 @@ def reply_stream(
         *(pb.LogitsForBatchReply(piece=piece) for piece in pieces),
         pb.LogitsForBatchReply(trailer=trailer),
     ]
+
+
+def arriving(replies: Iterable[pb.LogitsForBatchReply]) -> list[Reply]:
+    """Returns replies as a channel hands them out."""
+    return [received(reply.SerializeToString()) for reply in replies]
 
 
 class Serving:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lectern_common.wire import PIECE_BYTES
+from protos import teacher_pb2
 from teacher_server.engine import Rows
 from teacher_server.replies import PieceCutter, head_replies, tokenizer_replies
 from tests.teacher_server.test_validation import FACTS
@@ -15,9 +16,14 @@ def cut(row_bytes: int, row_counts: list[int]) -> tuple[bytes, list, PieceCutter
     generator = np.random.default_rng(0)
     data = [generator.bytes(rows * row_bytes) for rows in row_counts]
     cutter = PieceCutter(row_bytes)
-    replies = [reply for part in data for reply in cutter.add(Rows(memoryview(part)))]
-    replies.extend(cutter.rest())
-    return b"".join(data), [reply.piece for reply in replies], cutter
+    messages = [message for part in data for message in cutter.add(Rows(memoryview(part)))]
+    messages.extend(cutter.rest())
+    return b"".join(data), pieces_of(messages), cutter
+
+
+def pieces_of(messages: list[bytes]) -> list[teacher_pb2.LogitsPiece]:
+    """As protobuf reads them."""
+    return [teacher_pb2.LogitsForBatchReply.FromString(message).piece for message in messages]
 
 
 @pytest.mark.parametrize(
@@ -55,11 +61,11 @@ def test_rows_of_differing_lengths_bring_them_along() -> None:
     parts = [generator.integers(1, 50, size=count).astype(np.uint32) for count in (3000, 1, 2500)]
     data = [generator.bytes(8 * int(lengths.sum())) for lengths in parts]
     cutter = PieceCutter(8 * 50)
-    replies = []
+    messages = []
     for payload, lengths in zip(data, parts, strict=True):
-        replies.extend(cutter.add(Rows(memoryview(payload), lengths)))
-    replies.extend(cutter.rest())
-    pieces = [reply.piece for reply in replies]
+        messages.extend(cutter.add(Rows(memoryview(payload), lengths)))
+    messages.extend(cutter.rest())
+    pieces = pieces_of(messages)
     assert len(pieces) == 3 and all(len(piece.payload) <= PIECE_BYTES for piece in pieces)
     assert b"".join(piece.payload for piece in pieces) == b"".join(data)
     lengths = np.concatenate([np.frombuffer(piece.row_lengths, "<u4") for piece in pieces])
