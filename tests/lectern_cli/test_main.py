@@ -40,6 +40,7 @@ def test_every_command_of_the_design_is_there():
         "up",
         "teacher serve",
         "teacher health",
+        "teacher status",
         "token create",
         "train",
         "runs create",
