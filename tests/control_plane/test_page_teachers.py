@@ -10,6 +10,7 @@ from tests.fakes import FakeTeacher, serving
 
 pytestmark = pytest.mark.browser
 
+DOT, DASH = "\N{MIDDLE DOT}", "\N{EN DASH}"
 ATTACK = "<img src=x onerror=\"document.title = 'taken'\">"
 
 
@@ -69,7 +70,9 @@ def test_a_card_says_what_the_teacher_does_and_what_each_run_has_had(page, home)
         open_page(page, service)
         wait_for(lambda: len(accounts_of(page)) == 2)
         card = page.locator(".teacher")
-        assert "cpu (fake) · float32 · int8 · throughput" in text_of(card.locator(".muted").first)
+        assert f"cpu (fake) {DOT} float32 {DOT} int8 {DOT} throughput" in text_of(
+            card.locator(".muted").first
+        )
         assert [text_of(figure) for figure in card.locator(".figures div:visible").all()] == [
             "9.9 k tokens/s, last minute",
             "3 in the queue",
@@ -91,7 +94,7 @@ def test_a_card_says_what_the_teacher_does_and_what_each_run_has_had(page, home)
         assert not card.locator(".warning").is_visible()
         assert accounts_of(page) == [
             ["distilled", "75 %", "2.0 M", "1.5 MB", "20 %", "120 ms", "2"],
-            ["of-another-service", "5.0 %", "0", "0 B", "–", "–", "–"],  # noqa: RUF001
+            ["of-another-service", "5.0 %", "0", "0 B", DASH, DASH, DASH],
         ]
         widths = page.eval_on_selector_all(
             ".accounts .bar i",

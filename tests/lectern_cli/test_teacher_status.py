@@ -7,6 +7,7 @@ from tests.certificates import Authority
 from tests.fakes import NOBODY, FakeTeacher, serving
 from tests.servers import teacher_process
 
+BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 TOKEN = "0123456789abcdef" * 2
 
 
@@ -71,7 +72,7 @@ def test_a_teacher_is_shown_with_its_runs(lectern, teacher, monkeypatch):
         "answers 3 GB sent; 12 requests turned away, 0 failed",
         "up for 26:03:31",
     ]
-    rows = [line.strip("│ ").split("│") for line in shown.out.splitlines() if "abcdef" in line]
+    rows = [line.strip(f"{BAR} ").split(BAR) for line in shown.out.splitlines() if "abcdef" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["coder-abcdef", "75 %", "123,456", "1 MB", "25 %", "0.25 s", "2"],
         ["new-abcdef", "0 %", "0", "0 B", "-", "-", "-"],
