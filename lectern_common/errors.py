@@ -22,6 +22,7 @@ handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable wo
     |-- Diverged              the loss or the gradient is not finite any more
     |-- CorruptData           stored bytes are not what was stored
     |-- DiskFull              no space left for a checkpoint or a record
+    |   `-- DiskStalled       a write does not come to its end
     `-- Misconfigured         this process cannot start like this; says what to set
 """
 
@@ -200,6 +201,12 @@ class DiskFull(LecternError):
     grpc_code = "RESOURCE_EXHAUSTED"
     http_status = 507
     retryable = True
+
+
+class DiskStalled(DiskFull):
+    """The disk takes nothing more, though it may not be full."""
+
+    reason = "disk_stalled"
 
 
 class Misconfigured(LecternError):

@@ -1,4 +1,4 @@
-"""A disk that takes no more: full, however that is said, or stalled."""
+"""Running out of space, recognised however it is said."""
 
 import errno
 from collections.abc import Iterator
@@ -9,12 +9,6 @@ from safetensors import SafetensorError
 from lectern_common.errors import DiskFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DiskStalled(DiskFull):
-    """A write to the run folder does not come to its end."""
-
-    reason = "disk_stalled"
 
 
 @contextmanager

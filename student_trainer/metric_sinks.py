@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import DiskStalled, Misconfigured
 from lectern_common.run_folder import append_json_line
-from student_trainer.disk_full import DiskStalled
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()

@@ -68,6 +68,7 @@ def test_the_drawn_tree_is_the_tree() -> None:
             errors.InvalidSpec,
             errors.Diverged,
             errors.DiskFull,
+            errors.DiskStalled,
         )
     ],
     ids=lambda error: error.__name__,
