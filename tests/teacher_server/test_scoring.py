@@ -254,9 +254,9 @@ def test_throughput_agrees_with_a_standalone_forward(tmp_path: Path, architectur
         answer = score(address, request(batch))
         with connect(address) as channel:
             stats = stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
-    np.testing.assert_allclose(
-        answer.floats, np.concatenate(standalone(folder, batch)), atol=2e-6, rtol=0
-    )
+    logits = np.concatenate(standalone(folder, batch))
+    difference = np.abs(answer.floats - logits).max(-1)
+    assert (difference <= 1e-6 * np.abs(logits).max(-1)).all()  # docs/teacher.md
     assert stats.scored_sequences == 7 and stats.forwards < 7
     assert stats.padding_tokens > 0
 
