@@ -6,6 +6,7 @@ can be had back from there, also by the next process.
 """
 
 import asyncio
+import functools
 from collections import OrderedDict
 
 from teacher_server.disk_cache import DiskCache
@@ -32,6 +33,7 @@ class Cache:
         self.evictions = 0
         self.disk_hits = 0
         self._entries: OrderedDict[bytes, Rows] = OrderedDict()
+        self._reading: dict[bytes, asyncio.Future[Rows | None]] = {}
 
     def get(self, key: bytes) -> Rows | None:
         """Returns the rows of a key from memory, or None."""
@@ -45,12 +47,20 @@ class Cache:
         rows = self.get(key)
         if rows is not None or self.disk is None or key not in self.disk:
             return rows
-        disk = self.disk
-        rows = await asyncio.get_running_loop().run_in_executor(disk.thread, disk.read, key)
+        reading = self._reading.get(key)
+        if reading is None:
+            loop = asyncio.get_running_loop()
+            reading = loop.run_in_executor(self.disk.thread, self.disk.read, key)
+            self._reading[key] = reading
+            reading.add_done_callback(functools.partial(self._read, key))
+        return await asyncio.shield(reading)  # others may wait for it
+
+    def _read(self, key: bytes, reading: asyncio.Future[Rows | None]) -> None:
+        del self._reading[key]
+        rows = None if reading.cancelled() else reading.result()
         if rows is not None:
             self.disk_hits += 1
             self._keep(key, rows)
-        return rows
 
     def put(self, key: bytes, rows: Rows) -> None:
         """Keeps rows that were computed; what is not finite is not kept."""

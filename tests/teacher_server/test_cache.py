@@ -68,6 +68,22 @@ def test_rows_on_disk_outlive_memory_and_the_process(tmp_path: Path) -> None:
     assert find(again, 9) is None
 
 
+def test_those_who_look_for_the_same_rows_wait_for_one_read(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path, 1 << 20)
+    disk.write_soon(key(1), rows(1))
+    disk.thread.submit(int).result()
+    cache = Cache(0, disk)
+
+    async def together() -> list[Rows | None]:
+        return await asyncio.gather(*(cache.find(key(1)) for _ in range(5)))
+
+    found = asyncio.run(together())
+    assert all(one is not None and one.payload == rows(1).payload for one in found)
+    assert cache.disk_hits == 1
+    assert find(cache, 1) is not None  # memory keeps nothing: read again
+    assert cache.disk_hits == 2
+
+
 def test_the_disk_bound_holds_and_the_longest_unused_files_go(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path, 3500)
     for number in range(5):
