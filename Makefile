@@ -4,6 +4,7 @@
 #   make install TORCH_INDEX=URL     with torch from another wheel index (PyTorch's CPU or CUDA one)
 #   make demo  [ARGS=--exit]         one teacher, three students, on this machine
 #   make test  [ARGS='-k kd_loss']   the test suite
+#   make faults [ARGS='T5 --json']   what must survive what, tried on real processes
 #   make lint | bench | protos
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench protos
+.PHONY: install demo test lint bench faults protos
 
 install: $(STAMP)
 
@@ -36,6 +37,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(STAMP)
+	$(BIN)/python -m faults $(ARGS)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --pyi_out=. protos/teacher.proto

@@ -18,6 +18,7 @@ PACKAGES = [
     "lectern_cli",
     "benchmarks",
     "docker",
+    "faults",
 ]
 GENERATED = {"protos/teacher_pb2.py", "protos/teacher_pb2_grpc.py"}
 # Copied in as they are.
@@ -99,8 +100,8 @@ def relative(path: Path) -> str:
 
 
 def in_package(where: str) -> bool:
-    """Returns True for what is installed; benchmarks and docker files are programs of our own."""
-    return not where.startswith(("benchmarks/", "docker/"))
+    """Returns True for what is installed; the other folders are programs of our own."""
+    return not where.startswith(("benchmarks/", "docker/", "faults/"))
 
 
 def is_false(node: ast.expr) -> bool:

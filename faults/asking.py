@@ -1,0 +1,160 @@
+"""Requests to a teacher server over plain stubs, and what comes back, checked for completeness."""
+
+import contextlib
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos import teacher_pb2 as pb
+from protos import teacher_pb2_grpc
+
+KINDS = {
+    "dense": pb.REPRESENTATION_DENSE,
+    "hidden": pb.REPRESENTATION_HIDDEN,
+    "top_k": pb.REPRESENTATION_TOP_K,
+    "sampled": pb.REPRESENTATION_SAMPLED,
+}
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+]
+PATIENCE_SECONDS = 60.0
+
+
+def request(
+    sequences: Sequence[npt.ArrayLike],
+    kind: str = "dense",
+    *,
+    vocab_size: int = 97,
+    top_k: int = 0,
+    num_draws: int = 0,
+    run_id: str = "run-1",
+    request_id: str = "",
+    last: bool = False,
+) -> pb.LogitsForBatchRequest:
+    """Returns a right request for all positions of each sequence, or the last."""
+    return pb.LogitsForBatchRequest(
+        protocol_version=1,
+        run_id=run_id,
+        request_id=request_id,
+        token_ids=np.concatenate([np.asarray(ids, "<u4") for ids in sequences]).tobytes(),
+        sequence_lengths=[len(np.asarray(ids)) for ids in sequences],
+        positions=pb.POSITIONS_LAST if last else pb.POSITIONS_ALL,
+        vocab_size=vocab_size,
+        representation=pb.Representation(kind=KINDS[kind], top_k=top_k, num_draws=num_draws),
+        temperature=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A call that was not answered."""
+
+    code: str
+    detail: str
+    trailing: dict[str, str]
+    seconds: float
+
+    @classmethod
+    def of(cls, error: grpc.RpcError, seconds: float = 0.0) -> "Refusal":
+        trailing = {entry.key: str(entry.value) for entry in error.trailing_metadata() or ()}
+        return cls(error.code().name, error.details() or "", trailing, seconds)
+
+
+def connect(address: str) -> grpc.Channel:
+    return grpc.insecure_channel(address, options=OPTIONS)
+
+
+def stub(channel: grpc.Channel) -> Any:
+    return teacher_pb2_grpc.TeacherStub(channel)  # type: ignore[no-untyped-call]
+
+
+def gathered(stream: Any) -> list[bytes]:
+    """Returns each row's bytes of a whole reply.
+
+    Raises:
+        RuntimeError: it ended without an error and is not whole.
+        grpc.RpcError: it broke.
+    """
+    rows: list[bytes] = []
+    crc32 = total = 0
+    trailer = None
+    row_bytes = 0
+    for reply in stream:
+        part = reply.WhichOneof("part")
+        if part == "header":
+            row_bytes = reply.header.row_bytes
+        elif part == "piece":
+            payload = reply.piece.payload
+            crc32, total = zlib.crc32(payload, crc32), total + len(payload)
+            rows += _rows_of(reply.piece, row_bytes)
+        else:
+            trailer = reply.trailer
+    if trailer is None or (trailer.crc32, trailer.total_bytes) != (crc32, total):
+        raise RuntimeError("a reply ended without an error and is not whole")
+    return rows
+
+
+def score(address: str, message: Any, timeout: float = PATIENCE_SECONDS) -> list[bytes] | Refusal:
+    """Returns the rows of an answer, or how it was refused; over a connection of its own."""
+    with connect(address) as channel:
+        return ask(channel, message, timeout)
+
+
+def ask(
+    channel: grpc.Channel, message: Any, timeout: float = PATIENCE_SECONDS
+) -> list[bytes] | Refusal:
+    """Returns the rows of an answer, or how it was refused."""
+    begun = time.perf_counter()
+    try:
+        return gathered(stub(channel).LogitsForBatch(message, timeout=timeout))
+    except grpc.RpcError as error:
+        return Refusal.of(error, time.perf_counter() - begun)
+
+
+def stats(address: str) -> pb.Stats:
+    """Returns the server's counters."""
+    with connect(address) as channel:
+        reply: pb.Stats = stub(channel).GetStats(
+            pb.GetStatsRequest(protocol_version=1), timeout=PATIENCE_SECONDS
+        )
+        return reply
+
+
+def health(channel: grpc.Channel, timeout: float = PATIENCE_SECONDS) -> str:
+    """Returns SERVING, NOT_SERVING, or the status code of the refusal."""
+    health_stub: Any = health_pb2_grpc.HealthStub(channel)
+    try:
+        reply = health_stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+@contextlib.contextmanager
+def held(channel: grpc.Channel, message: Any, timeout: float | None) -> Iterator[Any]:
+    """Yields a call that was admitted (its header has come), and cancels it."""
+    call = stub(channel).LogitsForBatch(message, timeout=timeout)
+    try:
+        next(call)
+        yield call
+    finally:
+        call.cancel()
+
+
+def _rows_of(piece: Any, row_bytes: int) -> list[bytes]:
+    sizes = [row_bytes] * piece.num_rows
+    if piece.row_lengths:
+        sizes = [8 * int(length) for length in np.frombuffer(piece.row_lengths, "<u4")]
+    ends = np.cumsum([0, *sizes])
+    return [piece.payload[a:b] for a, b in pairwise(ends)]

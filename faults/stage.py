@@ -1,0 +1,80 @@
+"""What a row is given: a scratch folder, servers, and whether its protection is taken away."""
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults.processes import Server
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class Progress:
+    """Says how far a row is, on standard error: in place on a terminal, else now and then."""
+
+    row_id: str = ""
+    _said: float = field(default=0.0, init=False)
+
+    def __call__(self, text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{self.row_id}  {text}")
+        elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            sys.stderr.write(f"{self.row_id}  ... {text}\n")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@dataclass
+class Stage:
+    """One row's surroundings.
+
+    Attributes:
+        row_id: of the row.
+        folder: scratch, its own.
+        shared: scratch of the whole run of the program.
+        quick: fewer tries.
+        sabotaged: the row's protection is switched off in every process that it starts.
+        say: progress.
+    """
+
+    row_id: str
+    folder: Path
+    shared: Path
+    quick: bool
+    sabotaged: bool
+    say: Progress
+    _numbers: Iterator[int] = field(default_factory=itertools.count, init=False)
+
+    def tries(self, full: int, quick: int) -> int:
+        """Returns how often to try."""
+        return quick if self.quick else full
+
+    @property
+    def sabotage(self) -> str | None:
+        """The row whose protection is off, or None."""
+        return self.row_id if self.sabotaged else None
+
+    def new_folder(self) -> Path:
+        """Returns an empty folder."""
+        folder = self.folder / str(next(self._numbers))
+        folder.mkdir()
+        return folder
+
+    @contextlib.contextmanager
+    def server(self, *options: str, faults: tuple[str, ...] = ()) -> Iterator[Server]:
+        """Yields a teacher server that is ready, and ends it. See Server."""
+        server = Server(self.new_folder(), options, faults, self.sabotage)
+        try:
+            yield server.ready()
+        finally:
+            server.kill()
