@@ -159,7 +159,8 @@ def with_server(test: Callable[[MetricsServer, Callable], Awaitable[None]], **op
             return reader, writer
 
         try:
-            await test(server, connect)
+            async with asyncio.timeout(30):
+                await test(server, connect)
         finally:
             for writer in writers:
                 writer.close()
