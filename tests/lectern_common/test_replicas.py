@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,9 @@ from lectern_common.errors import (
 )
 from lectern_common.replicas import LONGEST_REST_SECONDS, TeacherReplicas, resolved
 from lectern_common.teacher_channel import TeacherChannel
+from protos import teacher_pb2_grpc
 from tests.fakes import NOBODY, FakeClock, FakeTeacher, serving
+from tests.servers import wait_for
 
 A, B, C = "a:1", "b:1", "c:1"
 
@@ -203,6 +206,31 @@ def test_every_server_of_a_name_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
             assert replicas.first_answer(lambda channel: channel.get_model(30)).engine == "fixture"
 
 
+def test_a_name_is_balanced_over_its_servers_and_goes_on_without_one() -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(grpc_at("127.0.0.1:0", FakeTeacher(model_id="one")))
+        try:
+            second = stack.enter_context(
+                grpc_at(f"[::1]:{first.port}", FakeTeacher(model_id="two"))
+            )
+        except RuntimeError:
+            pytest.skip("localhost is one server here")
+        replicas = stack.enter_context(TeacherReplicas(f"dns:///localhost:{first.port}"))
+        seen: set[str] = set()
+
+        def ask() -> str:
+            return replicas.first_answer(lambda channel: channel.get_model(30)).model_id
+
+        def both_were_seen() -> bool:
+            seen.add(ask())
+            return seen == {"one", "two"}
+
+        wait_for(both_were_seen)
+        first.close()
+        assert {ask() for _ in range(20)} == {"two"}
+        assert second.port == first.port
+
+
 def test_a_name_that_stands_for_nothing_is_unavailable() -> None:
     assert "127.0.0.1:5" in resolved("localhost", 5)
     assert resolved("::1", 5) == ["[::1]:5"]
@@ -212,7 +240,7 @@ def test_a_name_that_stands_for_nothing_is_unavailable() -> None:
 
 def test_a_host_is_never_taken_for_a_scheme(tmp_path: Path) -> None:
     """gRPC alone would open the socket `1` in the working folder."""
-    with grpc_on_unix_socket(tmp_path / "1"):
+    with grpc_at(f"unix:{tmp_path / '1'}", FakeTeacher()):
         before = Path.cwd()
         os.chdir(tmp_path)
         try:
@@ -222,16 +250,25 @@ def test_a_host_is_never_taken_for_a_scheme(tmp_path: Path) -> None:
             os.chdir(before)
 
 
-def grpc_on_unix_socket(path: Path) -> ExitStack:
-    """Serves a teacher at a unix socket until the stack is left."""
-    from concurrent.futures import ThreadPoolExecutor
+class GrpcServer:
+    """A teacher at an address of gRPC's; `close` breaks its connections."""
 
-    from protos import teacher_pb2_grpc
+    def __init__(self, address: str, teacher: FakeTeacher) -> None:
+        self._pool = ThreadPoolExecutor(4)
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        teacher_pb2_grpc.add_TeacherServicer_to_server(teacher, self._server)
+        self.port = self._server.add_insecure_port(address)
+        self._server.start()
 
-    stack = ExitStack()
-    server = grpc.server(stack.enter_context(ThreadPoolExecutor(2)))
-    teacher_pb2_grpc.add_TeacherServicer_to_server(FakeTeacher(), server)
-    server.add_insecure_port(f"unix:{path}")
-    server.start()
-    stack.callback(lambda: server.stop(None).wait())
-    return stack
+    def close(self) -> None:
+        self._server.stop(None).wait()
+        self._pool.shutdown()
+
+
+@contextmanager
+def grpc_at(address: str, teacher: FakeTeacher) -> Iterator[GrpcServer]:
+    server = GrpcServer(address, teacher)
+    try:
+        yield server
+    finally:
+        server.close()
