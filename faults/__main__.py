@@ -10,12 +10,14 @@ One line a row: id, tries, survived, figure. Time limits are judged here, never 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 
+from faults.row import Row
 from faults.runner import run_rows
 from faults.table import ROWS
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, table: Mapping[str, Row] = ROWS) -> int:
     """Returns the exit status: 0; 1 where a row was missed; 2 where a sabotaged one broke."""
     parser = argparse.ArgumentParser(prog="make faults")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="such as T5; default: all")
@@ -26,17 +28,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     for name in [*options.rows, *([options.sabotage] if options.sabotage else [])]:
-        if name not in ROWS:
-            parser.error(f"there is no row {name}; there are {', '.join(ROWS)}")
+        if name not in table:
+            parser.error(f"there is no row {name}; there are {', '.join(table)}")
     if options.sabotage is not None and options.rows not in ([], [options.sabotage]):
         parser.error("--sabotage tries its own row alone; leave the others out")
 
-    names = [options.sabotage] if options.sabotage else options.rows or list(ROWS)
+    names = [options.sabotage] if options.sabotage else options.rows or list(table)
     if options.sabotage and not options.json:
-        print(f"{options.sabotage} without its protection: {ROWS[options.sabotage].protection}")
+        print(f"{options.sabotage} without its protection: {table[options.sabotage].protection}")
     results = []
     for result in run_rows(
-        [ROWS[name] for name in names], quick=options.quick, sabotage=options.sabotage
+        [table[name] for name in names], quick=options.quick, sabotage=options.sabotage
     ):
         results.append(result)
         if not options.json:

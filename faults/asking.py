@@ -71,6 +71,13 @@ class Refusal:
         return cls(error.code().name, error.details() or "", trailing, seconds)
 
 
+def shown(answer: list[bytes] | Refusal) -> str:
+    """Returns an answer in a few words."""
+    if isinstance(answer, Refusal):
+        return f"{answer.code}: {answer.detail[:150]}"
+    return f"an answer of {len(answer)} rows"
+
+
 def connect(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=OPTIONS)
 
@@ -156,5 +163,6 @@ def _rows_of(piece: Any, row_bytes: int) -> list[bytes]:
     sizes = [row_bytes] * piece.num_rows
     if piece.row_lengths:
         sizes = [8 * int(length) for length in np.frombuffer(piece.row_lengths, "<u4")]
-    ends = np.cumsum([0, *sizes])
-    return [piece.payload[a:b] for a, b in pairwise(ends)]
+    payload: bytes = piece.payload  # a copy each time that it is named
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [payload[start:end] for start, end in pairwise(ends)]

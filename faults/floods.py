@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from faults.asking import Refusal, request, score, stats
+from faults.asking import Refusal, request, score, shown, stats
 from faults.processes import Peak, Server, start_module
 from faults.row import Tally
 from faults.stage import Stage
@@ -77,7 +77,7 @@ def _watched(server: Server, name: str, tally: Tally, slowest: dict[str, float])
     slowest[name] = report["max"]
     answer = _asked_again(server.address)
     tally.count(
-        server.alive and not isinstance(answer, Refusal), f"{name}: afterwards {answer!s:.99}"
+        server.alive and not isinstance(answer, Refusal), f"{name}: afterwards {shown(answer)}"
     )
     tally.require_within(report["max"], T12_HEALTH_SECONDS, f"{name}: health")
 

@@ -19,7 +19,7 @@ from faults.replacing import put
 def inject(fault: str) -> None:
     """Puts one fault in. Raises KeyError where there is none of that name."""
     name, _, value = fault.partition("=")
-    _INJECTIONS[name](value)
+    FAULTS[name](value)
 
 
 def _slow_load(value: str) -> None:
@@ -115,7 +115,7 @@ def _unmeasured(_value: str) -> None:
     put(TransformersEngine, "measure", measure)
 
 
-_INJECTIONS = {
+FAULTS: dict[str, Callable[[str], None]] = {
     "slow-load": _slow_load,
     "slow-fixture": _slow_fixture,
     "slow-model": _slow_model,

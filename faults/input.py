@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from faults import frames
-from faults.asking import OPTIONS, Refusal, ask, connect, health, request, score, stats
+from faults.asking import OPTIONS, Refusal, ask, connect, health, request, score, shown, stats
 from faults.badrequests import (
     MAX_DRAWS,
     MAX_SEQUENCE_TOKENS,
@@ -39,6 +39,7 @@ def bad_fields(stage: Stage) -> Tally:
         *("--max-sequences", str(MAX_SEQUENCES), "--max-tokens", str(MAX_TOKENS)),
         *("--max-sequence-tokens", str(MAX_SEQUENCE_TOKENS)),
         *("--max-top-k", str(MAX_TOP_K), "--max-draws", str(MAX_DRAWS)),
+        *("--cache-bytes", "0"),  # neighbours are computed anew each time
     )
     with stage.server("--model", str(model), *limits, faults=("unmeasured",)) as server:
         with connect(server.address) as channel:
@@ -54,7 +55,7 @@ def bad_fields(stage: Stage) -> Tally:
                     and answer.code == "INVALID_ARGUMENT"
                     and answer.trailing.get("lectern-field") == field
                     and field.rpartition(".")[2] in answer.detail,
-                    f"bad {field}: {answer!s:.120}",
+                    f"bad {field}: {shown(answer)}",
                 )
             forwards = stats(server.address).forwards - before
             tally.require(forwards == 0, f"{forwards} forwards ran for what is wrong")
@@ -80,7 +81,7 @@ def _property(stage: Stage, address: str, tally: Tally) -> int:
             message = drawn(draw)
             answer = ask(channel, message)
             fine = not isinstance(answer, Refusal) or answer.code in _REFUSED
-            broken += not tally.count(fine, f"a drawn request: {answer!s:.120}")
+            broken += not tally.count(fine, f"a drawn request: {shown(answer)}")
     return broken
 
 
@@ -136,7 +137,7 @@ def reply_too_large(stage: Stage) -> Tally:
                 and f"the first {fitting} of these {len(sequences)} sequences" in refused.detail
                 and computed == 0
                 and not isinstance(answered, Refusal),
-                f"{kind}: {refused!s:.120}, after {computed} forwards",
+                f"{kind}: {shown(refused)}, after {computed} forwards",
             )
     tally.figure = "refused before any forward, naming the largest batch that fits, which is taken"
     return tally

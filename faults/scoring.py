@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from faults.asking import Refusal, ask, connect, request, score, stats
+from faults.asking import Refusal, ask, connect, request, score, shown, stats
 from faults.models import VOCAB_SIZE, write_model
 from faults.row import Tally
 from faults.stage import Stage
@@ -44,13 +44,14 @@ def out_of_memory(stage: Stage) -> Tally:
             split += stats(server.address).forwards - before
             answered = not isinstance(together, Refusal) and len(together) == 32 * 32
             tally.count(
-                answered and _near(alone, together), f"the batch was not answered: {together!s:.99}"
+                answered and _near(alone, together),
+                f"the batch: {shown(together)}",
             )
             tally.count(
                 isinstance(refused, Refusal)
                 and refused.code == "RESOURCE_EXHAUSTED"
                 and refused.trailing.get("lectern-reason") == "teacher_out_of_memory",
-                f"the sequence that does not fit: {refused!s:.99}",
+                f"the sequence that does not fit: {shown(refused)}",
             )
         tally.require(server.alive, "the server crashed")
     tally.figure = (
@@ -103,7 +104,7 @@ def not_finite(stage: Stage) -> Tally:
                     for answer in answers[:2]:
                         tally.count(
                             isinstance(answer, Refusal) and answer.code == "DATA_LOSS",
-                            f"{kind} of what is not finite was answered: {answer!s:.60}",
+                            f"{kind} of what is not finite was answered: {shown(answer)}",
                         )
                     tally.count(
                         answers[2] == expected[kind], f"{kind}: a neighbour's answer changed"

@@ -1,0 +1,217 @@
+"""The judgement of `make faults`. Its rows judge times, so only one without any is tried here."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from faults import sabotage
+from faults.__main__ import main
+from faults.row import Row, Tally
+from faults.stage import Stage
+from faults.table import ROWS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def row(check: Callable[[Stage], Tally], row_id: str = "X1") -> dict[str, Row]:
+    return {row_id: Row(row_id, "something happens", "what keeps it off", check)}
+
+
+def survived(_stage: Stage) -> Tally:
+    return Tally(tries=3, survived=3, figure="in 5 ms at most")
+
+
+def missed(_stage: Stage) -> Tally:
+    tally = Tally(figure="in 5 ms at most")
+    tally.count(True, "")
+    tally.count(False, "the second one died")
+    return tally
+
+
+def broken(_stage: Stage) -> Tally:
+    raise RuntimeError("no such thing")
+
+
+def kept_by_its_protection(stage: Stage) -> Tally:
+    return missed(stage) if stage.sabotaged else survived(stage)
+
+
+class Late:
+    """A row that is late a number of times, and then in time."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.calls = times, 0
+
+    def __call__(self, stage: Stage) -> Tally:
+        assert list(stage.folder.iterdir()) == []  # of this attempt alone
+        self.calls += 1
+        self.left -= 1
+        tally = survived(stage)
+        tally.require_within(2.0 if self.left >= 0 else 0.5, 1.0, "an answer")
+        return tally
+
+
+def test_a_row_that_is_survived_is_one_line_and_exits_0(capsys: pytest.CaptureFixture) -> None:
+    assert main([], row(survived)) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split() == ["X1", "ok", "3/3", "in", "5", "ms", "at", "most"]
+
+
+def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture) -> None:
+    assert main([], {**row(survived), **row(missed, "X2")}) == 1
+    out, errors = capsys.readouterr()
+    first, second, why = out.splitlines()
+    assert first.startswith("X1   ok")
+    assert second.split()[:3] == ["X2", "MISS", "1/2"]
+    assert "at most" not in second  # the figure is of what was survived
+    assert why.strip() == "the second one died"
+    assert "missed: X2" in errors
+
+
+def test_only_the_rows_that_are_named_are_tried(capsys: pytest.CaptureFixture) -> None:
+    assert main(["X1"], {**row(survived), **row(missed, "X2")}) == 0
+    assert "X2" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "tally",
+    [
+        Tally(),
+        Tally(tries=2, survived=1),
+        Tally(tries=2, survived=2, misses=["memory grew"]),
+        Tally(tries=2, survived=2, late=["it took long"]),
+    ],
+    ids=["never tried", "one died", "a miss of the whole", "late"],
+)
+def test_nothing_less_than_all_of_it_passes(tally: Tally) -> None:
+    assert not tally.passed
+    assert Tally(tries=2, survived=2).passed
+
+
+def test_json_is_one_object_a_row(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--json"], {**row(survived), **row(missed, "X2")}) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "id": "X1",
+        "title": "something happens",
+        "tries": 3,
+        "survived": 3,
+        "figure": "in 5 ms at most",
+        "passed": True,
+        "misses": [],
+        "attempts": 1,
+        "broke": False,
+    }
+    assert (second["id"], second["passed"]) == ("X2", False)
+    assert second["misses"] == ["the second one died"]
+
+
+def test_a_row_that_is_only_late_is_tried_again(capsys: pytest.CaptureFixture) -> None:
+    late = Late(2)
+    assert main([], row(late)) == 0
+    assert late.calls == 3
+    assert "(attempt 3)" in capsys.readouterr().out
+
+
+def test_a_row_that_is_late_each_time_is_missed(capsys: pytest.CaptureFixture) -> None:
+    late = Late(3)
+    assert main([], row(late)) == 1
+    assert late.calls == 3
+    assert "an answer took 2000 ms; it may take 1000" in capsys.readouterr().out
+
+
+def test_without_its_protection_a_late_row_gets_no_second_chance() -> None:
+    late = Late(1)
+    assert main(["--sabotage", "X1"], row(late)) == 1
+    assert late.calls == 1
+
+
+def test_a_row_with_another_miss_gets_no_second_chance() -> None:
+    calls = []
+
+    def late_and_wrong(stage: Stage) -> Tally:
+        calls.append(stage)
+        tally = missed(stage)
+        tally.require_within(2.0, 1.0, "an answer")
+        return tally
+
+    assert main([], row(late_and_wrong)) == 1
+    assert len(calls) == 1
+
+
+def test_a_check_that_breaks_is_a_miss(capsys: pytest.CaptureFixture) -> None:
+    assert main([], row(broken)) == 1
+    assert "RuntimeError: no such thing" in capsys.readouterr().out
+
+
+def test_a_check_that_breaks_says_nothing_of_a_protection() -> None:
+    assert main(["--sabotage", "X1"], row(broken)) == 2
+
+
+def test_sabotage_reaches_its_row_alone() -> None:
+    table = row(kept_by_its_protection)
+    assert main([], table) == 0
+    assert main(["--sabotage", "X1"], table) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--sabotage", "T99"], "there is no row T99"),
+        (["T99"], "there is no row T99"),
+        (["T5", "--sabotage", "T6"], "leave the others out"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_every_row_of_the_teacher_is_there_and_has_a_sabotage() -> None:
+    ids = [f"T{number}" for number in range(1, 23)]
+    assert list(ROWS) == ids
+    assert list(sabotage.ROWS) == ids
+    assert len(set(sabotage.ROWS.values())) == len(ids)
+
+
+@pytest.mark.parametrize("program", ["teacher", "trainer"])
+def test_what_sabotage_takes_away_is_still_there(program: str) -> None:
+    """Each one changes attributes that exist; so does each fault of a model."""
+    of_the_teacher = [row_id for row_id in ROWS if row_id not in ("T1", "T2", "T3", "T22")]
+    wanted = of_the_teacher if program == "teacher" else ["T1", "T2", "T3", "T4", "T22"]
+    code = (
+        "from faults import injections, replacing, sabotage\n"
+        "put, done = replacing.put, []\n"
+        "def counted(owner, name, value):\n"
+        "    done.append(name)\n"
+        "    put(owner, name, value)\n"
+        "sabotage.put = injections.put = counted\n"
+        f"for row in {wanted}:\n"
+        "    done.clear()\n"
+        f"    sabotage.ROWS[row]({program!r})\n"
+        "    if not done and row != 'T11': raise SystemExit(f'{row} changes nothing')\n"
+        f"for fault in injections.FAULTS if {program!r} == 'teacher' else ():\n"
+        "    injections.inject(f'{fault}=1')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_real_row_passes_and_fails_without_its_protection(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """T10: a reply over the limit, on a real server over a real socket."""
+    assert main(["T10", "--quick"]) == 0
+    assert main(["--sabotage", "T10", "--quick"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("T10  ok           10/10")
+    assert "forwards" in out[3]  # it was computed
