@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from faults.asking import OPTIONS, PATIENCE_SECONDS, request
 from protos import teacher_pb2_grpc
 
+_AIO: Any = grpc.aio  # its stubs do not know EOF
 _PROBE_EVERY_SECONDS = 0.02
 _PROBE_GIVES_UP_SECONDS = 10.0
 
@@ -40,7 +41,7 @@ async def aio_stub(address: str) -> AsyncIterator[Any]:
 
 async def read_to_end(call: Any) -> None:
     """Takes in the rest of a reply. Raises grpc.aio.AioRpcError."""
-    async for _ in call:
+    while await call.read() is not _AIO.EOF:
         pass
 
 
