@@ -101,7 +101,7 @@ def _engine(server: Served, body: Any, mode: str, pairs: int) -> dict[str, Any]:
 
 
 def _batching(server: Served, body: Any, pairs: int) -> dict[str, Any]:
-    lengths = _file_lengths()
+    lengths = file_lengths()
     sequences = _random_sequences(np.random.default_rng(0).permutation(lengths)[:64].tolist())
     padded = _batches(sequences, 16)
     with Client(server.address) as client:
@@ -120,7 +120,7 @@ def _batching(server: Served, body: Any, pairs: int) -> dict[str, Any]:
 
 def _fairness(server: Served, pairs: int) -> Iterator[dict[str, Any]]:
     num_clients = 4
-    lengths = np.random.default_rng(1).permutation(_file_lengths())
+    lengths = np.random.default_rng(1).permutation(file_lengths())
     work = _random_sequences(lengths[:64].tolist())
     with contextlib.ExitStack() as stack:
         names = [f"run-{index}" for index in range(num_clients)]
@@ -300,7 +300,7 @@ def _batches(
     return batches
 
 
-def _file_lengths() -> npt.NDArray[np.int64]:
+def file_lengths() -> npt.NDArray[np.int64]:
     root = Path(sysconfig.get_path("stdlib"))
     own = (path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts)
     sizes = [path.stat().st_size for path in own if not {"test", "tests"} & set(path.parts)]
