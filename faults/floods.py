@@ -124,7 +124,12 @@ def _slow_readers(server: Server, folder: Path, tally: Tally) -> "Popen[bytes]":
         message = request(ids, "top_k", vocab_size=_VOCAB_SIZE, top_k=2000, run_id=f"slow-{number}")
         paths.append(folder / f"request-{number}")
         paths[-1].write_bytes(message.SerializeToString())
-    readers = start_module("faults.attackers", "read", server.address, *map(str, paths))
-    reading = readers.stdout is not None and readers.stdout.readline() == b"reading\n"
-    tally.require(reading, "the slow readers did not get to read")
+    for _ in range(20):  # as in _asked_again
+        readers = start_module("faults.attackers", "read", server.address, *map(str, paths))
+        if readers.stdout is not None and readers.stdout.readline() == b"reading\n":
+            break
+        readers.communicate()
+        time.sleep(0.1)
+    else:
+        tally.require(False, "the slow readers did not get to read")
     return readers
