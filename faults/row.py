@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Result:
         if self.attempts > 1:
             text += f" (attempt {self.attempts})"
         wrong = [*self.tally.misses, *self.tally.late]
-        lines = [f"\n       {miss}" for miss in wrong[:3]]
+        lines = [f"\n       {shorten(miss, 160, placeholder='...')}" for miss in wrong[:3]]
         more = f"\n       and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return text + "".join(lines) + more
 
