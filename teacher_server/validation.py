@@ -151,13 +151,14 @@ def _sequence_lengths(
     request: teacher_pb2.LogitsForBatchRequest, limits: Limits
 ) -> npt.NDArray[np.int64]:
     field = "sequence_lengths"
-    lengths = np.fromiter(request.sequence_lengths, np.int64, len(request.sequence_lengths))
-    if not 1 <= len(lengths) <= limits.max_sequences:
+    num_sequences = len(request.sequence_lengths)
+    if not 1 <= num_sequences <= limits.max_sequences:  # before they are read: a message holds 16 M
         raise InvalidRequest(
-            f"sequence_lengths names {len(lengths)} sequences; it must be between 1 and "
+            f"sequence_lengths names {num_sequences} sequences; it must be between 1 and "
             f"{limits.max_sequences}",
             field=field,
         )
+    lengths = np.fromiter(request.sequence_lengths, np.int64, num_sequences)
     for index in (int(lengths.argmin()), int(lengths.argmax())):
         if not 1 <= lengths[index] <= limits.max_sequence_tokens:
             raise InvalidRequest(

@@ -1,7 +1,8 @@
 """Every field of a request, wrong, by itself: the refusal names it. No engine is involved."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +225,23 @@ def test_a_wrong_field_is_refused_by_name(
         scoring_request(message, FACTS, LIMITS)
     assert caught.value.field == field
     assert says in str(caught.value)
+
+
+def test_too_many_sequences_are_counted_and_not_read() -> None:
+    """A message holds sixteen million lengths: reading them takes the event loop half a second."""
+
+    class Unread:
+        def __len__(self) -> int:
+            return 16_000_000
+
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError("read before it was counted")
+
+    right = request([[1]])
+    fields = {field.name: getattr(right, field.name) for field in right.DESCRIPTOR.fields}
+    message = SimpleNamespace(**{**fields, "sequence_lengths": Unread()})
+    with pytest.raises(InvalidRequest, match="names 16000000 sequences; it must be between 1 and"):
+        scoring_request(message, FACTS, LIMITS)
 
 
 def test_another_protocol_version_is_incompatible() -> None:
