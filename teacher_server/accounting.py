@@ -33,7 +33,11 @@ class Accounting:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        self._recent: deque[tuple[float, int, float]] = deque()  # (when, tokens, seconds)
+        # The last minute's forwards and their sums. Whole nanoseconds: what was added comes off
+        # again without a rest.
+        self._recent: deque[tuple[float, int, int]] = deque()  # (when, tokens, nanoseconds)
+        self._recent_tokens = 0
+        self._recent_nanoseconds = 0
         self.runs: OrderedDict[str, RunAccount] = OrderedDict()
         self.scored_tokens = 0
         self.scored_sequences = 0
@@ -57,7 +61,10 @@ class Accounting:
         self.scored_sequences += num_sequences
         self.padding_tokens += computed_tokens - num_tokens
         self.compute_seconds += seconds
-        self._recent.append((self._clock(), num_tokens, seconds))
+        nanoseconds = round(1e9 * seconds)
+        self._recent.append((self._clock(), num_tokens, nanoseconds))
+        self._recent_tokens += num_tokens
+        self._recent_nanoseconds += nanoseconds
         self._forget_old()
 
     def charged(self, run_id: str, tokens: float, seconds: float) -> None:
@@ -98,8 +105,9 @@ class Accounting:
     def tokens_per_second(self) -> float:
         """Returns tokens a second of forward time over the last minute; 0 where there were none."""
         self._forget_old()
-        seconds = sum(entry[2] for entry in self._recent)
-        return sum(entry[1] for entry in self._recent) / seconds if seconds > 0 else 0.0
+        if self._recent_nanoseconds <= 0:
+            return 0.0
+        return self._recent_tokens / (self._recent_nanoseconds / 1e9)
 
     def _run(self, run_id: str) -> RunAccount:
         run = self.runs.setdefault(run_id, RunAccount())
@@ -111,4 +119,6 @@ class Accounting:
     def _forget_old(self) -> None:
         oldest = self._clock() - _RATE_WINDOW_SECONDS
         while self._recent and self._recent[0][0] < oldest:
-            self._recent.popleft()
+            _, num_tokens, nanoseconds = self._recent.popleft()
+            self._recent_tokens -= num_tokens
+            self._recent_nanoseconds -= nanoseconds

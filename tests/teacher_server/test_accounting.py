@@ -1,5 +1,7 @@
 """Counters, by hand."""
 
+from collections import deque
+
 from teacher_server.accounting import MAX_RUNS, Accounting
 
 
@@ -41,6 +43,29 @@ def test_the_rate_is_of_forward_time_over_the_last_minute() -> None:
     clock.now = 1000.0
     assert accounting.tokens_per_second() == 0
     assert accounting.uptime_seconds == 1000
+
+
+def test_the_rate_is_exact_after_any_number_of_forwards() -> None:
+    clock = Clock()
+    accounting = Accounting(clock)
+    for index in range(1000):
+        clock.now += 1.0
+        accounting.forward(index, 1, index, 0.1 + 1e-5 * index)
+    # Those of the last minute: 939 to 999, at 940 to 1000 seconds.
+    assert accounting.tokens_per_second() == sum(range(939, 1000)) / 6.69109
+
+
+def test_the_rate_does_not_go_through_the_forwards() -> None:
+    """It is asked for at every refusal, and a minute has tens of thousands of forwards."""
+
+    class Unread(deque):
+        def __iter__(self):
+            raise AssertionError("read through")
+
+    accounting = Accounting(Clock())
+    accounting._recent = Unread()
+    accounting.forward(100, 1, 100, 2.0)
+    assert accounting.tokens_per_second() == 50
 
 
 def test_run_ids_from_clients_do_not_fill_the_memory() -> None:
