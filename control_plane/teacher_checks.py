@@ -17,7 +17,7 @@ from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated, Un
 from lectern_common.preflight import require_startable
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
-from lectern_common.secret_files import SecretFiles, Secrets, read_secrets
+from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_figures import teacher_figures
 
@@ -63,14 +63,18 @@ class StartChecks:
 
 @dataclass
 class _Teacher:
-    """One server, and the channel to it."""
+    """One server, and the channel to it: there is none until its secrets could be read."""
 
-    channel: TeacherChannel
+    channel: TeacherChannel | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     asked_at: float = float("-inf")
     seen_at: float | None = None
     problem: str | None = "not asked yet"
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def close(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
 
 
 class TeacherMonitor:
@@ -111,7 +115,7 @@ class TeacherMonitor:
         ]
         ordered = ordered[:MAX_TEACHERS]
         for address in self._teachers.keys() - set(ordered):
-            self._teachers.pop(address).channel.close()
+            self._teachers.pop(address).close()
         await asyncio.gather(*(self._refresh(address) for address in ordered))
         return [
             self._view(address, asked_by.get(address, ()))
@@ -121,26 +125,23 @@ class TeacherMonitor:
 
     def close(self) -> None:
         for teacher in self._teachers.values():
-            teacher.channel.close()
+            teacher.close()
         self._teachers.clear()
 
     async def _refresh(self, address: str) -> None:
-        files = self._configured.get(address, SecretFiles())
-        teacher = self._teachers.get(address)
-        if teacher is None:
-            try:
-                secrets = await asyncio.to_thread(read_secrets, self._roots, files)
-                problem = "not asked yet"
-            except LecternError as error:
-                secrets, problem = Secrets(), str(error)
-            teacher = self._teachers.get(address)
-            if teacher is None:  # else made by another request while the secrets were read
-                channel = TeacherChannel(address, secrets.token, secrets.tls)
-                teacher = self._teachers[address] = _Teacher(channel, problem=problem)
+        if address not in self._teachers:
+            self._teachers[address] = _Teacher()
+        teacher = self._teachers[address]
         async with teacher.lock:
             if self._monotonic() - teacher.asked_at < FRESH_SECONDS:
                 return
             try:
+                if teacher.channel is None:
+                    files = self._configured.get(address, SecretFiles())
+                    secrets = await asyncio.to_thread(read_secrets, self._roots, files)
+                    if self._teachers.get(address) is not teacher:
+                        return  # another request has let it go, and nobody would close the channel
+                    teacher.channel = TeacherChannel(address, secrets.token, secrets.tls)
                 teacher.facts = await asyncio.to_thread(_facts, teacher.channel)
                 teacher.seen_at, teacher.problem = self._clock(), None
             except Unauthenticated as error:

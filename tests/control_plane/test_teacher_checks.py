@@ -10,7 +10,8 @@ from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from control_plane.teacher_checks import TeacherMonitor, _Teacher
-from lectern_common.secret_files import SecretFiles
+from lectern_common.secret_files import SecretFiles, Secrets
+from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_figures import teacher_figures
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
@@ -207,20 +208,66 @@ def test_a_teacher_that_another_request_lets_go_is_no_error_of_this_one(tmp_path
     asyncio.run(ask())
 
 
-def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address):
-    class Counted(dict):
-        made = 0
+def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address, monkeypatch):
+    opened = []
 
-        def __setitem__(self, key, value):
-            self.made += 1
-            super().__setitem__(key, value)
+    def counted(*arguments):
+        opened.append(TeacherChannel(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr("control_plane.teacher_checks.TeacherChannel", counted)
 
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {})
-        monitor._teachers = Counted()
         await asyncio.gather(*(monitor.views({address: ["run"]}) for _ in range(3)))
-        assert monitor._teachers.made == 1
+        assert len(opened) == 1
         monitor.close()
+
+    asyncio.run(ask())
+
+
+def test_secrets_that_cannot_be_read_are_named_until_they_can(tmp_path):
+    """The server wants a token; what is wrong is that the file with it is not there yet."""
+
+    class WantsToken(FakeTeacher):
+        def GetModel(self, request, context):
+            if ("authorization", "Bearer secret") not in context.invocation_metadata():
+                self.refusal = (
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    "unauthenticated",
+                    "this server wants a bearer token",
+                )
+            self._refuse(context)
+            return self.model
+
+    async def ask(roots, address) -> None:
+        configured = {address: SecretFiles(token_file="late.token")}
+        monitor = TeacherMonitor(roots, configured, monotonic=iter(range(0, 900, 9)).__next__)
+        for _ in range(2):
+            [before] = await monitor.views({})
+            assert not before.reachable
+            assert "cannot read late.token under the secrets root" in before.problem
+        roots.secrets.mkdir()
+        (roots.secrets / "late.token").write_text("secret")
+        [after] = await monitor.views({})
+        assert (after.reachable, after.problem) == (True, None)
+        monitor.close()
+
+    with serving(WantsToken()) as address:
+        asyncio.run(ask(make_home(tmp_path), address))
+
+
+def test_a_teacher_let_go_while_its_secrets_are_read_gets_no_channel(tmp_path, monkeypatch):
+    async def ask() -> None:
+        monitor = TeacherMonitor(make_home(tmp_path), {})
+
+        def read(roots, files):
+            monitor.close()
+            return Secrets()
+
+        monkeypatch.setattr("control_plane.teacher_checks.read_secrets", read)
+        monkeypatch.setattr("control_plane.teacher_checks.TeacherChannel", None)
+        assert await monitor.views({NOBODY: ["run"]}) == []
 
     asyncio.run(ask())
 
