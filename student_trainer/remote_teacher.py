@@ -8,6 +8,7 @@ Every attempt has a deadline. A reply that was damaged on its way is asked for a
 """
 
 import itertools
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ _log = structlog.get_logger()
 _SHORT_CALL_SECONDS = 10.0
 # Damage that comes so often in a row is no accident of the network.
 MAX_DAMAGED_REPLIES = 3
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 _Answer = TypeVar("_Answer")
 
@@ -146,11 +148,18 @@ class RemoteTeacher:
 
         Raises:
             WrongModel: another model answers than expected, or the servers bear different ones.
+            TeacherError: its fingerprint is none.
             LecternError: as TargetsProvider.score.
         """
         model = self._outage.until_answered(
             lambda left: self._replicas.get_model(_within(_SHORT_CALL_SECONDS, left))
         )
+        # The server's word, which becomes a file name: see head_cache.py.
+        if not _FINGERPRINT.fullmatch(model.fingerprint):
+            raise TeacherError(
+                f"the teacher at {self._replicas.address} says its fingerprint is "
+                f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
+            )
         if expected_fingerprint is not None:
             require_fingerprint(model.fingerprint, expected_fingerprint)
         self._model = model

@@ -469,6 +469,21 @@ def test_another_model_at_the_address_is_refused(serving: Serving, tmp_path: Pat
             teacher.output_head()
 
 
+@pytest.mark.parametrize(
+    "fingerprint",
+    ["", "/evil", "../../evil", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "\u0661" * 64],
+)
+def test_a_fingerprint_that_is_none_is_refused_before_it_names_a_file(
+    serving: Serving, tmp_path: Path, fingerprint: str
+) -> None:
+    serving.teacher.model.fingerprint = fingerprint
+    with remote(serving, tmp_path) as teacher:
+        with pytest.raises(TeacherError, match="must be 64 lower-case hex digits"):
+            teacher.connect()
+        with pytest.raises(ValueError, match="connect"):
+            teacher.output_head()
+
+
 def test_a_teacher_that_hangs_is_noticed_within_the_deadline(
     serving: Serving, tmp_path: Path
 ) -> None:
