@@ -24,7 +24,7 @@ import torch
 from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
-from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_common.wire import MAX_MESSAGE_BYTES, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
@@ -71,6 +71,9 @@ class ReadyEngine:
 
     def __init__(self) -> None:
         self._bytes = bytes(80_000_000)
+        records = np.zeros(8 * 512, top_k_record(TOP_K))
+        records["ids"] = np.arange(TOP_K)  # the trainer refuses a row that has an id twice
+        self._top_k = memoryview(records.tobytes())
 
     def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
         return [self._rows(ask) for ask in asks]
@@ -80,7 +83,9 @@ class ReadyEngine:
 
     def _rows(self, ask: SequenceAsk) -> Rows:
         row_bytes = self.facts.row_bytes(ask.representation, ask.vocab_size)
-        return Rows(memoryview(self._bytes)[: ask.num_rows * row_bytes])
+        is_top_k = ask.representation.kind == "top_k"
+        ready = self._top_k if is_top_k else memoryview(self._bytes)
+        return Rows(ready[: ask.num_rows * row_bytes])
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         return [memoryview(bytes(2 * HIDDEN_SIZE * vocab_size))]

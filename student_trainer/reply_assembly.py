@@ -173,8 +173,9 @@ def to_targets(
         head: the teacher's, for `hidden`.
 
     Raises:
-        TeacherError: a value is not finite, an id is beyond the vocabulary, there is a rest at
-            K = V, or draws are not as sampled_assembly.py says.
+        TeacherError: a value is not finite, an id is beyond the vocabulary, a row's ids are not
+            distinct or not in the order of their logits, there is a rest at K = V, or draws are
+            not as sampled_assembly.py says.
     """
     kind, num_draws = expected.representation.kind, expected.representation.num_draws
     if num_draws is not None and payload.row_lengths is not None:
@@ -190,6 +191,7 @@ def to_targets(
         if int(targets.ids_NK.max()) >= expected.vocab_size:
             raise TeacherError(f"the teacher sent an id beyond the {expected.vocab_size} asked for")
         _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
+        _require_order(targets)
         if targets.ids_NK.shape[1] < expected.vocab_size:
             _require_finite(targets.log_rest_t_N)
         elif not bool(targets.log_rest_t_N.isneginf().all()):
@@ -225,6 +227,21 @@ def _top_k_targets(payload: Payload, expected: Expected, temperature: float) -> 
         temperature=temperature,
         vocab_size=expected.vocab_size,
     )
+
+
+def _require_order(targets: TopKTargets) -> None:
+    """Raises TeacherError where a row's logits do not fall, or its ids are not distinct.
+
+    Of equal logits the lower id comes first. An id that came twice would count its mass twice.
+    """
+    logits_NK, ids_NK = targets.logits_NK.numpy(), targets.ids_NK.numpy()
+    falls = logits_NK[:, :-1] > logits_NK[:, 1:]
+    ties = (logits_NK[:, :-1] == logits_NK[:, 1:]) & (ids_NK[:, :-1] < ids_NK[:, 1:])
+    if not (falls | ties).all():
+        raise TeacherError("the logits of a row of the teacher's reply do not fall")
+    rising_NK = np.sort(ids_NK.astype(np.uint32), axis=1)
+    if (rising_NK[:, :-1] == rising_NK[:, 1:]).any():
+        raise TeacherError("a row of the teacher's reply has an id twice")
 
 
 def _require_header(header: teacher_pb2.LogitsHeader, expected: Expected) -> None:

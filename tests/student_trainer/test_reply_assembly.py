@@ -1,5 +1,6 @@
 """Reply streams: what is put together, and everything that is refused."""
 
+import dataclasses
 import math
 import struct
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from lectern_common.errors import LecternError, TeacherError, WrongModel
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2 as pb
-from student_trainer.reply_assembly import Expected, assemble, to_targets
+from student_trainer.reply_assembly import Expected, Payload, assemble, to_targets
 from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
 from tests.student_trainer.wire_teacher import arriving, reply_stream
 
@@ -173,6 +174,10 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         ((3, 1, 0, 1, 9, math.inf), "not finite"),
         ((3, 1, 0, 1, -math.inf, 9), "not finite"),
         ((3, 1, 0, 1, math.nan, 9), "not finite"),
+        ((1, 3, 0, 1, 9, 9), "do not fall"),
+        ((3, 3, 1, 0, 9, 9), "do not fall"),  # equal logits: the lower id first
+        ((3, 3, 1, 1, 9, 9), "do not fall"),
+        ((3, 1, 2, 2, 9, 9), "has an id twice"),
     ],
 )
 def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], message: str) -> None:
@@ -185,6 +190,30 @@ def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], messag
     )
     with pytest.raises(LecternError, match=message):
         to_targets(assemble(arriving(replies), expected("top_k")), expected("top_k"), 1.0, None)
+
+
+def test_top_k_rows_in_order_are_taken_and_one_row_out_of_it_is_found() -> None:
+    three = expected("top_k", representation=Representation("top_k", 3))
+    logits, ids = [[5, 5, 2], [0.0, -0.0, -1], [9, 8, 7]], [[0, 4, 1], [2, 3, 0], [5, 0, 4]]
+
+    def taken(ids: list[list[int]]) -> TopKTargets:
+        rows = [
+            struct.pack("<3f3I2f", *row, *of, 9, 9) for row, of in zip(logits, ids, strict=True)
+        ]
+        payload = Payload(np.frombuffer(b"".join(rows), np.uint8), 0)
+        targets = to_targets(payload, dataclasses.replace(three, num_rows=3), 1.0, None)
+        assert isinstance(targets, TopKTargets)
+        return targets
+
+    assert taken(ids).ids_NK.tolist() == ids
+    for row, wrong, message in (
+        (0, [4, 0, 1], "do not fall"),
+        (0, [0, 4, 0], "has an id twice"),
+        (1, [3, 2, 0], "do not fall"),
+        (2, [5, 0, 5], "has an id twice"),
+    ):
+        with pytest.raises(TeacherError, match=message):
+            taken([*ids[:row], wrong, *ids[row + 1 :]])
 
 
 def whole_vocabulary(log_rest: float) -> TopKTargets:
