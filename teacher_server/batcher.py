@@ -1,9 +1,9 @@
 """The queue between many clients and one model: who waits, who is next, who is turned away.
 
-1. A request is admitted, and each of its sequences joins the flight of its base ask: one that is
-   waiting or being computed, else a new one.
-2. The run whose turn it is (fair_share.py) leads with its oldest sequence; others that fit it in
-   length (batch_shapes.py) are computed with it.
+1. A request is admitted, and each of its sequences joins the flight of its base ask (flights.py):
+   one that is waiting or being computed, else a new one.
+2. The run whose turn it is (fair_share.py) leads with its oldest sequence; those of its own and of
+   other runs with credit that fit it in length (batch_shapes.py) are computed with it.
 3. The rows are kept (cache.py), turned into what each waiter asked for, and charged to their runs
    in equal parts.
 
@@ -13,7 +13,6 @@ engine's calls runs on the event loop, so nothing is locked.
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
@@ -35,8 +34,9 @@ from teacher_server.engine import (
     selected,
 )
 from teacher_server.fair_share import FairShare
+from teacher_server.flights import Flight, Flights
 from teacher_server.quotas import Quotas
-from teacher_server.tickets import Flight, Ticket
+from teacher_server.tickets import Ticket
 
 log = structlog.get_logger()
 
@@ -45,6 +45,9 @@ _Result = TypeVar("_Result")
 _MIN_PUSHBACK_SECONDS, _MAX_PUSHBACK_SECONDS = 0.1, 10.0
 # Sequences of one request that are looked at to fill a batch.
 _WINDOW = 128
+# After a batch that ran out of memory batches are smaller, but no smaller than this part of what
+# was set, and grow again by this part of themselves with each that is full and fits.
+_SMALLEST_PART, _GROWTH = 1 / 16, 1 / 64
 
 
 class Batcher:
@@ -85,9 +88,10 @@ class Batcher:
         self._max_queued_requests = max_queued_requests
         self._quotas = quotas or Quotas()
         self._clock = clock
+        self._fitting_tokens = batch_tokens  # what memory has room for, as far as is known
         self._near_lengths = NearLengths()
         self._tickets: list[Ticket] = []
-        self._flights: dict[bytes, Flight] = {}
+        self._flights = Flights()
         self._changed = asyncio.Event()
 
     @property
@@ -120,14 +124,15 @@ class Batcher:
         ticket = Ticket(request, now, deadline, on_read=self._changed.set)
         for index, ask in enumerate(request.asks):
             base = base_ask(ask, self._engine.facts)
-            self._join(ticket, index, Flight(base.key, base))
+            if self._flights.join(ticket, index, base, base.key).running:
+                ticket.start(now)
         self._tickets.append(ticket)
         self._changed.set()
         try:
             yield ticket
         finally:
             ticket.gone = True
-            self._leave_all(ticket)
+            self._flights.leave_all(ticket)
             self._tickets.remove(ticket)
 
     async def answers(self, ticket: Ticket) -> AsyncIterator[Rows]:
@@ -154,33 +159,35 @@ class Batcher:
             else:
                 self._changed.clear()
                 await self._changed.wait()
+            # What comes from memory alone would keep the loop, and health with it, to itself.
+            await asyncio.sleep(0)
 
     # ---- who is next ---------------------------------------------------------------------------
 
     def _next_batch(self) -> list[Flight]:
         """Returns the flights to compute now, the leader first; none where nothing can run."""
-        runnable = [t for t in self._tickets if t.has_room and t.pending and not t.failed]
         heads: dict[str, Flight] = {}
-        for ticket in runnable:
+        for ticket in self._tickets:
             if ticket.request.run_id not in heads:
-                head = next((f for f in ticket.pending.values() if not f.running), None)
+                head = next(ticket.next_flights(_WINDOW), None)
                 if head is not None:
                     heads[ticket.request.run_id] = head
         if not heads:
             return []
-        leader = heads[self.fair_share.next(heads)]
+        run_id = self.fair_share.next(heads)
+        leader = heads[run_id]
         facts = self._engine.facts
-        if not facts.offers_hidden or self.batch_tokens <= leader.base.num_tokens:
+        if not facts.offers_hidden or self._fitting_tokens <= leader.base.num_tokens:
             return [leader]
         flights = {leader.key: leader}
-        for ticket in runnable:
-            for flight in itertools.islice(ticket.pending.values(), _WINDOW):
-                if not flight.running:
-                    flights[flight.key] = flight
+        for ticket in self._tickets:
+            company = ticket.request.run_id
+            if company == run_id or self.fair_share.has_credit(company):
+                flights.update((flight.key, flight) for flight in ticket.next_flights(_WINDOW))
         waiting = list(flights.values())
         lengths = [flight.base.num_tokens for flight in waiting]
         choose = equal_lengths if facts.mode == "independent" else self._near_lengths
-        return [waiting[index] for index in choose(lengths, 0, self.batch_tokens)]
+        return [waiting[index] for index in choose(lengths, 0, self._fitting_tokens)]
 
     def _drop_expired(self) -> None:
         now = self._clock()
@@ -194,26 +201,29 @@ class Batcher:
         """Computes flights, or finds their rows, and answers all who wait for them."""
         now = self._clock()
         for flight in batch:
-            flight.running = True
-            for ticket, _ in flight.waiters:
+            self._flights.begin(flight)
+            for ticket in flight.payers:
                 ticket.start(now)
+        kept = await self.cache.find_each([flight.key for flight in batch])
         missing = []
-        for flight in batch:
-            rows = await self.cache.find(flight.key)
+        for flight, rows in zip(batch, kept, strict=True):
             if rows is None:
                 missing.append(flight)
             else:
                 await self._finish(flight, rows, 0.0, from_cache=True)
-        for flight in [flight for flight in missing if not flight.waiters]:
-            self._drop(flight)
-            missing.remove(flight)
-        if missing:
-            await self._forward(missing)
+        await self._forward(missing)
 
     async def _forward(self, flights: list[Flight]) -> None:
         """Computes flights together; where that fails in halves, and each alone in the end."""
+        for flight in flights:
+            if not flight.waiters:
+                self._flights.drop(flight)
+        flights = [flight for flight in flights if flight.waiters]
+        if not flights:
+            return
         began = self._clock()
-        num_tokens = sum(flight.base.num_tokens for flight in flights)
+        lengths = [flight.base.num_tokens for flight in flights]
+        computed_tokens = len(lengths) * max(lengths)
         try:
             all_rows = await self._on_model_thread(
                 lambda: self._engine.score([flight.base for flight in flights])
@@ -223,44 +233,50 @@ class Batcher:
                 self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
             raise
         except Exception as error:
-            if len(flights) > 1:
-                if isinstance(error, TeacherOutOfMemory):
-                    self.batch_tokens = max(1, num_tokens // 2)
-                    log.warning("out of memory", tokens=num_tokens, batch_tokens=self.batch_tokens)
-                half = len(flights) // 2
-                await self._forward(flights[:half])
-                await self._forward(flights[half:])
-            else:  # belongs to those who asked for it; the servicer says what it was
+            if (
+                len(flights) == 1
+            ):  # belongs to those who asked for it; the servicer says what it was
                 self._fail_all(flights[0], error)
+                return
+            if isinstance(error, TeacherOutOfMemory):
+                self._make_batches_smaller(computed_tokens)
+            half = len(flights) // 2
+            await self._forward(flights[:half])
+            await self._forward(flights[half:])
             return
+        self._let_batches_grow(computed_tokens)
         seconds = self._clock() - began
-        longest = max(flight.base.num_tokens for flight in flights)
-        self._accounting.forward(num_tokens, len(flights), len(flights) * longest, seconds)
-        for flight, rows in zip(flights, all_rows, strict=True):
+        self._accounting.forward(sum(lengths), len(flights), computed_tokens, seconds)
+        for flight, rows, length in zip(flights, all_rows, lengths, strict=True):
             self.cache.put(flight.key, rows)
-            share = seconds * flight.base.num_tokens / num_tokens
-            await self._finish(flight, rows, share, from_cache=False)
+            await self._finish(flight, rows, seconds * length / sum(lengths), from_cache=False)
+
+    def _make_batches_smaller(self, failed_tokens: int) -> None:
+        smallest = max(1, int(self.batch_tokens * _SMALLEST_PART))
+        self._fitting_tokens = max(smallest, min(self._fitting_tokens, failed_tokens) // 2)
+        log.warning("out of memory", tokens=failed_tokens, batch_tokens=self._fitting_tokens)
+
+    def _let_batches_grow(self, fitted_tokens: int) -> None:
+        if fitted_tokens >= self._fitting_tokens // 2:
+            larger = self._fitting_tokens + max(1, int(self._fitting_tokens * _GROWTH))
+            self._fitting_tokens = min(self.batch_tokens, larger)
 
     async def _finish(self, flight: Flight, rows: Rows, seconds: float, from_cache: bool) -> None:
-        """Charges a flight to those who wait for it, and answers them.
+        """Charges a flight to those who take its rows, and answers them.
 
         Args:
-            flight: is over afterwards; who could take no more joins a new one.
+            flight: is over afterwards.
             rows: of its base ask.
             seconds: of the forward, or this flight's part of it.
             from_cache: there was no forward.
         """
-        self._drop(flight)
-        waiters = list(flight.waiters)
-        takers = [(ticket, index) for ticket, index in waiters if ticket.takes(index)]
-        for ticket, index in waiters:
-            if (ticket, index) not in takers:
-                self._join(ticket, index, Flight(flight.key, flight.base))
-        self._count(flight, takers, seconds, from_cache)
+        self._charge(flight, seconds, from_cache)
+        takers = self._flights.end(flight)
+        derived: dict[bytes, Rows] = {}  # by ask: equal ones have one answer
         for ticket, index in takers:
             began = self._clock()
             try:
-                answer = await self._answer(flight, rows, ticket, index)
+                answer = await self._answer(flight, rows, ticket, index, derived)
             except NoLongerWanted:
                 continue
             except DeviceLost:
@@ -275,16 +291,23 @@ class Batcher:
             if index in ticket.pending:
                 ticket.deliver(index, answer)
 
-    async def _answer(self, flight: Flight, rows: Rows, ticket: Ticket, index: int) -> Rows:
+    async def _answer(
+        self, flight: Flight, rows: Rows, ticket: Ticket, index: int, derived: dict[bytes, Rows]
+    ) -> Rows:
         ask = ticket.request.asks[index]
         if ask.representation.kind == flight.base.representation.kind:
             return selected(rows, flight.base, ask)
+        key = ask.key
+        if key in derived:
+            return derived[key]
 
         def wanted() -> bool:  # on the model thread
             expired = ticket.deadline is not None and ticket.deadline <= self._clock()
             return not (ticket.gone or ticket.failed or expired)
 
-        return await self._on_model_thread(lambda: self._engine.derived(rows, ask, wanted))
+        answer = await self._on_model_thread(lambda: self._engine.derived(rows, ask, wanted))
+        derived[key] = answer
+        return answer
 
     async def _answer_from_cache(self, ticket: Ticket, index: int) -> None:
         """Answers at once what needs nothing of the model."""
@@ -296,68 +319,40 @@ class Batcher:
         if rows is None or ticket.pending.get(index) is not flight or flight.running:
             return
         ticket.start(self._clock())
-        self._leave(ticket, index)
-        ticket.cache_hits += 1
-        self.cache.hits += 1
-        self._accounting.cache_hit(ticket.request.run_id)
+        self._flights.leave(ticket, index)
+        self._count_hit(ticket)
         ticket.deliver(index, selected(rows, flight.base, ask))
 
-    def _count(
-        self, flight: Flight, takers: list[tuple[Ticket, int]], seconds: float, from_cache: bool
-    ) -> None:
-        """Charges tokens and seconds to the takers; all but one of them had a hit, or all."""
+    def _charge(self, flight: Flight, seconds: float, from_cache: bool) -> None:
+        """Charges tokens and seconds in equal parts; all payers but one had a hit, or all."""
         tokens = flight.base.num_tokens
-        for number, (ticket, _) in enumerate(takers):
-            part = 1 / len(takers)
+        for number, ticket in enumerate(flight.payers):
+            part = 1 / len(flight.payers)
             run_id = ticket.request.run_id
             ticket.compute_seconds += part * seconds
             self.fair_share.charge(run_id, part * tokens)
             if not from_cache:
                 self._accounting.charged(run_id, part * tokens, part * seconds)
             if from_cache or number > 0:
-                ticket.cache_hits += 1
-                self.cache.hits += 1
-                self._accounting.cache_hit(run_id)
+                self._count_hit(ticket)
             else:
                 self.cache.misses += 1
                 self._accounting.cache_miss(run_id)
 
+    def _count_hit(self, ticket: Ticket) -> None:
+        ticket.cache_hits += 1
+        self.cache.hits += 1
+        self._accounting.cache_hit(ticket.request.run_id)
+
     async def _on_model_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
 
-    # ---- who waits for what --------------------------------------------------------------------
-
-    def _join(self, ticket: Ticket, index: int, new: Flight) -> None:
-        """Makes one ask of a ticket wait: for the flight of the same key, else for `new`."""
-        flight = self._flights.setdefault(new.key, new)
-        flight.waiters.append((ticket, index))
-        ticket.pending[index] = flight
-        if flight.running:
-            ticket.start(self._clock())
-
-    def _leave(self, ticket: Ticket, index: int) -> None:
-        """Takes a ticket off one of its flights; the ask stays pending."""
-        flight = ticket.pending[index]
-        flight.waiters.remove((ticket, index))
-        if not flight.waiters and not flight.running:
-            self._drop(flight)
-
-    def _leave_all(self, ticket: Ticket) -> None:
-        for index in list(ticket.pending):
-            if (ticket, index) in ticket.pending[index].waiters:
-                self._leave(ticket, index)
-        ticket.pending.clear()
-
-    def _drop(self, flight: Flight) -> None:
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
-
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         ticket.fail(error)
-        self._leave_all(ticket)
+        self._flights.leave_all(ticket)
 
     def _fail_all(self, flight: Flight, error: Exception) -> None:
-        self._drop(flight)
+        self._flights.drop(flight)
         for ticket, _ in list(flight.waiters):
             self._fail(ticket, error)
 

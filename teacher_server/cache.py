@@ -8,6 +8,7 @@ can be had back from there, also by the next process.
 import asyncio
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from teacher_server.disk_cache import DiskCache
 from teacher_server.engine import Rows
@@ -54,6 +55,12 @@ class Cache:
             self._reading[key] = reading
             reading.add_done_callback(functools.partial(self._read, key))
         return await asyncio.shield(reading)  # others may wait for it
+
+    async def find_each(self, keys: Sequence[bytes]) -> list[Rows | None]:
+        """Returns `find` of each key; what is on disk is read together."""
+        if self.disk is None:
+            return [self.get(key) for key in keys]
+        return await asyncio.gather(*map(self.find, keys))
 
     def _read(self, key: bytes, reading: asyncio.Future[Rows | None]) -> None:
         del self._reading[key]

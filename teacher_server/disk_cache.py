@@ -8,6 +8,7 @@ Writing never holds up an answer: what comes faster than the disk takes is not w
 """
 
 import contextlib
+import fcntl
 import os
 import struct
 import threading
@@ -33,12 +34,11 @@ class DiskCache:
     """Files of rows, at most `capacity_bytes` of them; the longest unused go first.
 
     Args:
-        folder: of this model alone; made where it is missing. Another process must not use it at
-            the same time.
+        folder: of this model alone; made where it is missing.
         capacity_bytes: over all files.
 
     Raises:
-        Misconfigured: the folder cannot be made or written.
+        Misconfigured: the folder cannot be made or written, or another process uses it.
     """
 
     def __init__(self, folder: Path, capacity_bytes: int) -> None:
@@ -53,10 +53,12 @@ class DiskCache:
         self._lock = threading.Lock()  # the loop looks at what the thread changes
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = folder / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            self._lock_descriptor = _locked(folder / ".lock")
             self._find_files()
+        except BlockingIOError:
+            raise Misconfigured(
+                f"another teacher keeps its rows in {folder}; set another --cache-folder"
+            ) from None
         except OSError as error:
             raise Misconfigured(
                 f"cannot use the cache folder {folder}: {error.strerror}; set another "
@@ -74,11 +76,12 @@ class DiskCache:
     def close(self) -> None:
         """Writes what is waiting, then ends the thread."""
         self.thread.shutdown(wait=True)
+        os.close(self._lock_descriptor)
 
     def write_soon(self, key: bytes, rows: Rows) -> None:
         """Writes rows when the disk has time, unless it has fallen far behind."""
         with self._lock:
-            if key in self._sizes:
+            if key in self._sizes or _HEADER.size + rows.num_bytes > self.capacity_bytes:
                 return
             if self._unwritten_bytes + rows.num_bytes > _MAX_UNWRITTEN_BYTES:
                 self.not_written += 1
@@ -90,12 +93,12 @@ class DiskCache:
         """Returns the rows of a key, or None; on the cache's thread."""
         path = self._path(key)
         try:
-            data = np.fromfile(path, np.uint8)
-            rows = _unpacked(data)
+            rows = _unpacked(np.fromfile(path, np.uint8))
             os.utime(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the rows can be computed
             log.warning("cached rows are unreadable", path=str(path), error=str(error))
-            self._drop(key)
+            if isinstance(error, FileNotFoundError | ValueError):  # it would be the same again
+                self._drop(key)
             return None
         with self._lock:
             if key in self._sizes:
@@ -150,6 +153,21 @@ class DiskCache:
     def _path(self, key: bytes) -> Path:
         name = key.hex()
         return self._folder / name[:2] / name[2:]
+
+
+def _locked(path: Path) -> int:
+    """Returns a descriptor that holds a file's lock until it is closed, or the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _packed(rows: Rows) -> list[bytes | memoryview]:

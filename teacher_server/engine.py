@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
+from lectern_common.tokenizer_map import tokenizer_sha256
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
@@ -150,11 +152,18 @@ class ModelFacts:
     mode: str
     num_parameters: int
     measured_tokens_per_second: float = 0.0
+    # What else the last bits of an answer depend on: the software, the number of threads.
+    arithmetic: str = ""
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Ids that a token stands behind; without a tokenizer every id counts as one."""
         return self.logit_width if self.tokens is None else len(set(self.tokens.values()))
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """The hash of the token-to-id map, "" without one; a tenth of a second when first asked."""
+        return "" if self.tokens is None else tokenizer_sha256(self.tokens)
 
     @property
     def offers_hidden(self) -> bool:

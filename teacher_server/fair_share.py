@@ -2,9 +2,9 @@
 
 Deficit round robin (Shreedhar and Varghese, 1996) in its surplus form: a run is served while it has
 credit left, what was computed for it is taken off afterwards, and its credit may fall below zero. A
-round gives every run a quantum times its weight. So a run that was handed more than its turn, as
-company in another one's batch, waits the longer for the next; and over any time each run that
-always has something waiting gets its share, to within a quantum and a batch.
+round gives the heaviest run a quantum, the others in proportion. So a run that got more than its
+turn, as company in another one's batch, waits the longer for the next; and over any time each run
+that always has something waiting gets its share, to within a quantum and a batch.
 
 Pure and single-threaded: no clock, no asyncio.
 """
@@ -22,7 +22,7 @@ class FairShare:
 
     Args:
         weights: shell pattern of run ids -> weight > 0; the first that matches holds, else 1.
-        quantum_tokens: credit of a round, times the weight.
+        quantum_tokens: credit that a round gives the heaviest run.
     """
 
     def __init__(
@@ -46,6 +46,10 @@ class FairShare:
                     return run_id
             self._give_rounds(waiting)
 
+    def has_credit(self, run_id: str) -> bool:
+        """Returns whether a run may be served in another one's turn."""
+        return self._credit.get(run_id, 0.0) > 0
+
     def charge(self, run_id: str, tokens: float) -> None:
         """Takes what was computed for a run off its credit; once it has none it goes last."""
         credit = self._credit.get(run_id, 0.0) - tokens
@@ -58,20 +62,17 @@ class FairShare:
 
         A run with nothing waiting keeps its debt, and loses what it had left.
         """
-        rounds = min(
-            math.floor(-self._credit[run_id] / self._quantum(run_id)) + 1 for run_id in waiting
-        )
-        for run_id in list(self._credit):
-            credit = self._credit[run_id] + rounds * self._quantum(run_id)
-            if run_id in waiting:
+        heaviest = max(self.weight(run_id) for run_id in self._credit)
+        quanta = {
+            run_id: self._quantum_tokens * self.weight(run_id) / heaviest for run_id in self._credit
+        }
+        rounds = min(math.floor(-self._credit[run_id] / quanta[run_id]) + 1 for run_id in waiting)
+        for run_id, quantum in quanta.items():
+            credit = self._credit[run_id] + rounds * quantum
+            if run_id in waiting or credit < 0:
                 self._credit[run_id] = credit
-            elif credit >= 0:
-                del self._credit[run_id]
             else:
-                self._credit[run_id] = credit
-
-    def _quantum(self, run_id: str) -> float:
-        return self._quantum_tokens * self.weight(run_id)
+                del self._credit[run_id]
 
 
 def first_match(patterns: Mapping[str, float], run_id: str, default: float) -> float:

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import transformers
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured
@@ -100,7 +102,16 @@ def model_facts(
         engine="transformers",
         mode=mode,
         num_parameters=num_parameters(model),
+        arithmetic=_arithmetic(model),
     )
+
+
+def _arithmetic(model: PreTrainedModel) -> str:
+    """Returns the software and, on the CPU, the threads: sums depend on how they are split."""
+    names = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
+    if model.device.type == "cpu":
+        names.append(f"{torch.get_num_threads()} threads")
+    return ", ".join(names)
 
 
 def _not_sampled(logit_width: int) -> str | None:

@@ -14,6 +14,7 @@ from teacher_server.fair_share import first_match
 
 # Run ids come from clients: the longest idle buckets are forgotten beyond this many.
 _MAX_RUNS = 1000
+_MAX_PUSHBACK_SECONDS = 60.0
 
 
 class Quotas:
@@ -49,7 +50,8 @@ class Quotas:
         if left <= 0:
             raise Overloaded(
                 f"run {run_id} has used its quota of {quota:g} tokens a minute",
-                retry_after_seconds=max(0.1, -left * 60 / quota),
+                # Nobody should sleep through a change of quotas.
+                retry_after_seconds=min(max(0.1, -left * 60 / quota), _MAX_PUSHBACK_SECONDS),
             )
         self._buckets[run_id] = (left - tokens, now)
         self._buckets.move_to_end(run_id)

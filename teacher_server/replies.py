@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.piece_bytes import piece_message
-from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION
 from protos import teacher_pb2
 from teacher_server.accounting import Accounting
@@ -184,7 +183,7 @@ def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
         fingerprint=facts.fingerprint,
         logit_width=facts.logit_width,
         num_tokens=facts.num_tokens,
-        tokenizer_sha256="" if facts.tokens is None else tokenizer_sha256(facts.tokens),
+        tokenizer_sha256=facts.tokenizer_sha256,
         max_positions=facts.max_positions or limits.max_sequence_tokens,
         hidden_size=facts.hidden_size,
         hidden_dtype=dtype(facts.hidden_dtype),

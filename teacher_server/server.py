@@ -45,6 +45,9 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     # Clients ping every 15 s to notice a hung server; by default that is rude, and cut off.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # A client that vanished without a word gives its place back.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
 # After the last call has finished: what health watchers get before they are cut off.
@@ -146,6 +149,11 @@ class TeacherServer:
         if longest is not None:
             shorter = min(longest, limits.max_sequence_tokens)
             limits = dataclasses.replace(limits, max_sequence_tokens=shorter)
+        # Off the loop: a large folder is looked through, a large tokenizer hashed.
+        cache, _ = await asyncio.gather(
+            asyncio.to_thread(sharing.cache_for, engine.facts),
+            asyncio.to_thread(lambda: (engine.facts.tokenizer_sha256, engine.facts.num_tokens)),
+        )
         accounting = Accounting()
         batcher = Batcher(
             engine,
@@ -153,7 +161,7 @@ class TeacherServer:
             accounting,
             limits.max_queued_requests,
             batch_tokens=sharing.batch_tokens_for(engine.facts),
-            cache=sharing.cache_for(engine.facts),
+            cache=cache,
             fair_share=FairShare(sharing.weights),
             quotas=Quotas(sharing.quotas),
         )

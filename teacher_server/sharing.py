@@ -46,8 +46,8 @@ class Sharing:
         """
         if self.cache_folder is None:
             return Cache(self.cache_bytes)
-        # Rows of another mode or kind of device differ in their last bits.
-        parts = (facts.fingerprint, facts.mode, _device_type(facts))
+        # Rows that were computed in any other way differ in their last bits.
+        parts = (facts.fingerprint, facts.mode, facts.device, facts.arithmetic)
         name = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
         return Cache(self.cache_bytes, DiskCache(self.cache_folder / name, self.cache_folder_bytes))
 

@@ -1,35 +1,27 @@
-"""Requests on their way through the queue, and the forwards that they wait for. Event loop only.
-
-A Ticket is one accepted request; a Flight is one forward's worth of work: a base ask (engine.py)
-and every ticket that waits for it, of whatever run.
-"""
+"""Requests on their way through the queue. Event loop only."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from teacher_server.engine import Rows, ScoringRequest, SequenceAsk
+from teacher_server.engine import Rows, ScoringRequest
 
-# Answered bytes that a client has not taken yet, beyond which nothing more is computed for it: a
-# slow reader costs this much memory and one sequence's rows, and holds up nobody.
+if TYPE_CHECKING:
+    from teacher_server.flights import Flight
+
+# Answered bytes that a client has not taken yet, beyond which no forward is begun for it, but for
+# the one that it waits for: a slow reader costs this much memory and one batch's rows, and holds up
+# nobody.
 MAX_UNREAD_BYTES = 16 << 20
-
-
-@dataclass(eq=False)
-class Flight:
-    """A base ask, and who waits for its rows: (ticket, index of the ticket's ask), oldest first."""
-
-    key: bytes
-    base: SequenceAsk
-    waiters: list[tuple["Ticket", int]] = field(default_factory=list)
-    running: bool = False
 
 
 class Ticket:
     """One accepted request. Made by Batcher.admitted alone.
 
     Attributes:
-        pending: index of each ask that is not answered yet -> the flight that it waits for.
+        pending: index of each ask that is not answered yet -> the flight that it waits for; in
+            rising order.
         waiting_tokens: of those.
         queue_seconds: from arrival until the first of its sequences was begun.
         compute_seconds: its share of forwards, and what was derived for it.
@@ -61,16 +53,24 @@ class Ticket:
         self._changed = asyncio.Event()
 
     @property
-    def has_room(self) -> bool:
-        return self._unread_bytes < MAX_UNREAD_BYTES
-
-    @property
     def failed(self) -> bool:
         return self._error is not None
 
     def takes(self, index: int) -> bool:
-        """Returns whether an answer may be delivered: there is room, or it is read next."""
-        return index in self.pending and (self.has_room or index == self._next_index)
+        """Returns whether an answer may come: there is room, or it is the next to be read."""
+        return self._unread_bytes < MAX_UNREAD_BYTES or index == self._next_index
+
+    def next_flights(self, most: int) -> Iterator["Flight"]:
+        """Yields the flights that may be begun for it now, in order; looks at `most` at most."""
+        if self._unread_bytes < MAX_UNREAD_BYTES:
+            flights = itertools.islice(self.pending.values(), most)
+            yield from (flight for flight in flights if not flight.running)
+        elif (flight := self.pending.get(self._next_index)) is not None and not flight.running:
+            yield flight
+
+    def sort_pending(self) -> None:
+        """Puts `pending` in rising order again."""
+        self.pending = dict(sorted(self.pending.items()))
 
     def start(self, now: float) -> None:
         """Counts the wait, once."""

@@ -4,8 +4,8 @@ Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary,
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from lectern_models.output_head import OutputHead
 from lectern_models.placement import BALANCED, compile_in_place, resolved_device
 from lectern_models.quantization import quantization_of
 from teacher_server.engine import DeviceLost, ModelFacts, Rows, SequenceAsk, require_finite
-from teacher_server.equal_shapes import EqualShapes, has_experts
+from teacher_server.equal_shapes import EqualShapes, trials_tell
 from teacher_server.measurement import measured_tokens_per_second
 from teacher_server.model_facts import model_facts
 from teacher_server.representations import Logits, bits, from_bits, hidden_rows, rows_of_logits
@@ -29,6 +29,13 @@ from teacher_server.representations import Logits, bits, from_bits, hidden_rows,
 log = structlog.get_logger()
 
 _Result = TypeVar("_Result")
+
+# What torch and the CUDA libraries say in a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def load(
@@ -94,6 +101,26 @@ def _require_fitting(mode: str, quantization: str, compiled: bool, device: str) 
         )
 
 
+def _require_mixing_lengths(model: PreTrainedModel, mode: str) -> None:
+    """Raises Misconfigured where a sequence would feel the length of its neighbours."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {str(value) for key, value in _leaves(rope) if key in ("rope_type", "type")}
+    if mode == "throughput" and kinds & {"longrope", "dynamic"}:
+        raise Misconfigured(
+            f"--mode throughput: this model's rotary embedding ({', '.join(sorted(kinds))}) looks "
+            "at the longest sequence of a batch, so neighbours would change an answer; use --mode "
+            "independent"
+        )
+
+
+def _leaves(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
 class TransformersEngine:
     """One model on one device: see Engine.
 
@@ -114,6 +141,7 @@ class TransformersEngine:
         mode: str = "independent",
         compiled: bool = False,
     ) -> None:
+        _require_mixing_lengths(model, mode)
         self._model = model.requires_grad_(False)
         self._parts, not_split = _split(model)
         self._head = self._parts.head() if self._parts is not None else None
@@ -126,7 +154,7 @@ class TransformersEngine:
         self._facts = model_facts(folder, model, self._head, not_split, mode, compiled)
         # 8 bits: whether neighbours are felt depends on the tokens, not on the shape alone.
         self._equal_shapes = EqualShapes(
-            never=has_experts(model.config) or quantization_of(model) == "int8"
+            never=not trials_tell(model) or quantization_of(model) == "int8"
         )
         if not_split is not None:
             log.warning("hidden is not offered", reason=not_split)
@@ -161,7 +189,7 @@ class TransformersEngine:
         except (torch.OutOfMemoryError, MemoryError):
             pass
         except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # torch's words for a full host
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
         # Only here have the frames that held tensors gone.
         if torch.cuda.is_available():

@@ -486,7 +486,8 @@ def test_a_batch_that_runs_out_of_memory_is_split_and_only_the_too_long_one_is_r
             await asyncio.gather(blocker, *calls)
             with pytest.raises(TeacherOutOfMemory):
                 await too_long
-            assert queue.batch_tokens == 200
+            # Batches stay as small as fitted, and grow again.
+            assert queue.batch_tokens == 1000 and 200 <= queue._fitting_tokens < 220
         assert [len(forward) for forward in engine.forwards[1:4]] == [4, 2, 2]
 
     run(scenario())
@@ -523,6 +524,76 @@ def test_a_sequence_that_breaks_the_model_does_not_take_its_batch_with_it() -> N
     run(scenario())
 
 
+def test_one_small_batch_without_room_does_not_make_all_batches_small_for_good() -> None:
+    async def scenario() -> None:
+        engine = HiddenEngine(mode="throughput", memory_tokens=3)
+        async with running(engine, size=64, batch_tokens=1600) as queue:
+            await through(queue, asks(1, 2, kind=HIDDEN))  # 4 tokens
+            assert queue._fitting_tokens == 100
+            engine.memory_tokens = 1 << 20
+            for token in range(300):
+                await through(queue, asks(token, 90, length=400, kind=HIDDEN))
+            assert queue._fitting_tokens == 1600
+
+    run(scenario())
+
+
+def test_a_slow_reader_that_was_served_in_company_still_gets_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tickets, "MAX_UNREAD_BYTES", 2 * 100 * 8)
+
+    async def scenario() -> None:
+        engine = HiddenEngine(gated=True)
+        async with running(engine, size=64, batch_tokens=800) as queue:
+            blocker = asyncio.create_task(through(queue, asks(90, kind=HIDDEN, run="blocker")))
+            await until(lambda: engine.forwards == [[90]])
+            leading = asyncio.create_task(
+                through(queue, asks(1, 2, length=100, kind=HIDDEN, run="a"))
+            )
+            await until(lambda: queue.queued_requests == 1)
+            own = asks(50, length=30, kind=HIDDEN).asks
+            company = asks(51, 52, 53, 54, 55, length=100, kind=HIDDEN).asks
+            request = ScoringRequest("b", "", [*own, *company], 8)
+            slow = asyncio.create_task(through(queue, request))
+            await until(lambda: queue.queued_requests == 2)
+            engine.allow(100)
+            await asyncio.gather(blocker, leading)
+            assert len(await slow) == 6
+
+    run(scenario())
+
+
+def test_a_batch_of_more_rows_than_a_reader_may_leave_unread_is_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tickets, "MAX_UNREAD_BYTES", 3 * 100 * 8)
+
+    async def scenario() -> None:
+        engine, accounting = HiddenEngine(), Accounting()
+        with ThreadPoolExecutor(1) as thread:
+            queue = Batcher(engine, thread, accounting, 32, batch_tokens=1600)
+            loop = asyncio.create_task(queue.run())
+            assert len(await through(queue, asks(*range(16), length=100, kind=HIDDEN))) == 16
+            loop.cancel()
+        assert [len(forward) for forward in engine.forwards] == [16]
+        account = accounting.runs["run-1"]
+        assert (account.tokens, account.cache_misses, account.cache_hits) == (1600, 16, 0)
+
+    run(scenario())
+
+
+def test_equal_asks_of_a_forward_share_one_answer() -> None:
+    async def scenario() -> None:
+        engine = HiddenEngine()
+        async with running(engine, size=32) as queue:
+            answers = await through(queue, asks(*[5] * 40, length=10))
+            assert len(engine.forwards) == engine.derivations == 1
+            assert len({id(answer) for answer in answers}) == 1 and len(answers) == 40
+
+    run(scenario())
+
+
 # ---- fairness --------------------------------------------------------------------------------
 
 
@@ -546,6 +617,57 @@ def test_a_run_that_floods_the_queue_leaves_places_and_half_the_turns_to_another
             await other
         served = [forward[0] for forward in engine.forwards[:80]]
         assert 36 <= sum(token >= 50 for token in served) <= 40
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("mode", ["independent", "throughput"])
+def test_company_does_not_ride_on_another_runs_turns(mode: str) -> None:
+    """A modest run, with a batch's worth under way, against a flood of equal lengths."""
+
+    async def scenario() -> None:
+        engine, accounting = HiddenEngine(mode=mode, gated=True), Accounting()
+        with ThreadPoolExecutor(1) as thread:
+            queue = Batcher(engine, thread, accounting, 64, batch_tokens=4096)
+            loop = asyncio.create_task(queue.run())
+            tokens = iter(range(1 << 20))
+
+            async def client(run_id: str, count: int) -> None:
+                while True:
+                    some = [next(tokens) for _ in range(count)]
+                    await through(queue, asks(*some, length=512, kind=HIDDEN, run=run_id))
+
+            calls = [asyncio.create_task(client("flood", 32)) for _ in range(16)]
+            calls += [asyncio.create_task(client("modest", 8)) for _ in range(4)]
+            await until(lambda: queue.queued_requests + queue.running_requests == 20)
+            for turn in range(1, 200):
+                engine.allow(1)
+                await until(lambda turn=turn: len(engine.forwards) > turn)
+            for call in calls:
+                call.cancel()
+            loop.cancel()
+            engine.allow(1000)
+        share = accounting.runs["modest"].tokens / accounting.scored_tokens
+        assert 0.45 <= share <= 0.55
+
+    run(scenario())
+
+
+def test_a_forward_whose_waiters_have_gone_is_still_charged_to_their_run() -> None:
+    async def scenario() -> None:
+        engine, accounting = HiddenEngine(gated=True), Accounting()
+        with ThreadPoolExecutor(1) as thread:
+            queue = Batcher(engine, thread, accounting, 32)
+            loop = asyncio.create_task(queue.run())
+            call = asyncio.create_task(through(queue, asks(1, length=100, kind=HIDDEN, run="bad")))
+            await until(lambda: engine.forwards == [[1]])
+            credit = queue.fair_share._credit["bad"]
+            call.cancel()
+            engine.allow(1)
+            await until(lambda: accounting.scored_tokens == 100)
+            assert queue.fair_share._credit["bad"] == credit - 100
+            loop.cancel()
+        assert accounting.runs["bad"].tokens == 100
 
     run(scenario())
 

@@ -103,6 +103,38 @@ def test_a_smaller_bound_at_the_next_start_deletes_what_is_over(tmp_path: Path) 
     assert len(list(tmp_path.glob("*/*"))) == 2
 
 
+def test_what_is_larger_than_the_bound_does_not_drive_out_the_rest(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path, 3500)
+    disk.write_soon(key(1), rows(1))
+    disk.write_soon(key(2), rows(2, size=3500))
+    disk.close()
+    assert key(1) in disk and key(2) not in disk
+
+
+def test_two_teachers_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = DiskCache(tmp_path, 1 << 20)
+    with pytest.raises(Misconfigured, match="another teacher"):
+        DiskCache(tmp_path, 1 << 20)
+    first.close()
+    DiskCache(tmp_path, 1 << 20).close()
+
+
+def test_a_file_that_cannot_be_read_just_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskCache(tmp_path, 1 << 20)
+    disk.write_soon(key(1), rows(1))
+    disk.thread.submit(int).result()
+
+    def fail(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "fromfile", fail)
+        assert find(Cache(0, disk), 1) is None
+    assert find(Cache(0, disk), 1) is not None
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
 def test_a_damaged_file_counts_as_absent_and_is_deleted(tmp_path: Path, damage: str) -> None:
     disk = DiskCache(tmp_path, 1 << 20)

@@ -33,6 +33,18 @@ def test_a_weight_is_a_share() -> None:
     assert (share.weight("big-one"), share.weight("plain")) == (3.0, 1.0)
 
 
+def test_a_heavy_run_does_not_get_its_whole_share_at_a_stretch() -> None:
+    share = FairShare({"heavy": 100.0}, quantum_tokens=1000)
+    turns = []
+    for _ in range(303):
+        run_id = share.next(["heavy", "light"])
+        share.charge(run_id, 1000)
+        turns.append(run_id)
+    assert turns.count("light") == 3
+    stretches = "".join("l" if turn == "light" else "h" for turn in turns).split("l")
+    assert max(map(len, stretches)) <= 101
+
+
 def test_who_was_served_in_company_waits_the_longer() -> None:
     share = FairShare(quantum_tokens=100)
     share.charge("company", 1000)
