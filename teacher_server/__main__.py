@@ -27,7 +27,7 @@ from teacher_server.auth import (
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.engine import Engine
 from teacher_server.gpu_utilization import utilization_of
-from teacher_server.options import limits_of, options_parser, sharing_of
+from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
 from teacher_server.server import TeacherServer, host_and_port
 from teacher_server.tls import ServerTls, read_server_tls, ssl_context
 
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         _require_folder_of(options.port_file)
         token = None if options.token_file is None else read_token_file(options.token_file)
         tls = read_server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        require_engine_fits(options)
         limits_of(options)
+        sharing_of(options)
         load = _loader(options)
         return asyncio.run(_serve(options, token, tls, load))
     except LecternError as error:
@@ -134,8 +136,6 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
 def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
     """Returns what loads the engine, later and on the model thread: torch is imported there."""
     if options.engine == "fixture":
-        if options.vocab_size is None:
-            raise Misconfigured("--engine fixture needs --vocab-size")
 
         def load_fixture() -> Engine:
             from teacher_server.fixture_engine import FixtureEngine
@@ -143,10 +143,6 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
             return FixtureEngine(options.vocab_size)
 
         return load_fixture
-    if options.model is None:
-        raise Misconfigured("--model is missing: a model folder, or a hub id")
-    if options.vocab_size is not None:
-        raise Misconfigured("--vocab-size is the fixture's alone; a model has its own")
 
     def load_model() -> Engine:
         import torch

@@ -4,13 +4,22 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from lectern_common.errors import Misconfigured
 from lectern_common.wire import MAX_DRAWS
+from protos import teacher_pb2
 from teacher_server.engine import MODES
 from teacher_server.limits import Limits
 from teacher_server.sharing import Sharing
 
 _LIMITS = [field.name for field in dataclasses.fields(Limits) if field.name != "max_request_bytes"]
+_WEIGHTS = (0.001, 1000.0)
+# What a fixture has no use for, as its dtype, device and mode are what they are.
+_OF_A_MODEL = (
+    *("model", "revision", "gguf_file", "mode", "dtype", "device", "quantization", "attention"),
+    *("compile", "threads"),
+)
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -30,7 +39,7 @@ def options_parser() -> argparse.ArgumentParser:
     for name in _LIMITS:
         default = getattr(Limits(), name)
         limits.add_argument(
-            "--" + name.replace("_", "-"),
+            _option(name),
             type=_positive,
             default=default,
             metavar="N",
@@ -43,23 +52,87 @@ def limits_of(options: argparse.Namespace) -> Limits:
     """Returns the limits of a parsed command line.
 
     Raises:
-        Misconfigured: more draws than a record of the wire can count.
+        Misconfigured: one is more than the wire can count.
     """
-    if options.max_draws > MAX_DRAWS:
-        raise Misconfigured(f"--max-draws {options.max_draws}: the wire counts up to {MAX_DRAWS}")
+    for name in _LIMITS:
+        most = MAX_DRAWS if name == "max_draws" else _most(teacher_pb2.Limits, name)
+        _require_at_most(options, name, most)
     return Limits(**{name: getattr(options, name) for name in _LIMITS})
 
 
 def sharing_of(options: argparse.Namespace) -> Sharing:
-    """Returns the sharing settings of a parsed command line."""
+    """Returns the sharing settings of a parsed command line.
+
+    Raises:
+        Misconfigured: an option has no effect, is given twice, or is more than the wire can count.
+    """
+    cache_folder_bytes = options.cache_folder_bytes
+    if cache_folder_bytes is None:
+        cache_folder_bytes = Sharing().cache_folder_bytes
+    elif options.cache_folder is None:
+        raise Misconfigured("--cache-folder-bytes has no effect without --cache-folder")
+    else:
+        _require_at_most(
+            options, "cache_folder_bytes", _most(teacher_pb2.CacheStats, "disk_capacity_bytes")
+        )
+    _require_at_most(options, "cache_bytes", _most(teacher_pb2.CacheStats, "capacity_bytes"))
     return Sharing(
         batch_tokens=options.batch_tokens,
         cache_bytes=options.cache_bytes,
         cache_folder=options.cache_folder,
-        cache_folder_bytes=options.cache_folder_bytes,
-        weights=dict(options.run_weight),
-        quotas=dict(options.run_quota),
+        cache_folder_bytes=cache_folder_bytes,
+        weights=_without_repeats("--run-weight", options.run_weight),
+        quotas=_without_repeats("--run-quota", options.run_quota),
     )
+
+
+def require_engine_fits(options: argparse.Namespace) -> None:
+    """Returns where no option is given that the engine does not apply, and none is missing.
+
+    Raises:
+        Misconfigured: naming them.
+    """
+    if options.engine == "fixture":
+        if options.vocab_size is None:
+            raise Misconfigured("--engine fixture needs --vocab-size")
+        _require_at_most(options, "vocab_size", _most(teacher_pb2.Model, "logit_width"))
+        defaults = options_parser().parse_args([])
+        for name in _OF_A_MODEL:
+            if getattr(options, name) != getattr(defaults, name):
+                raise Misconfigured(
+                    f"{_option(name)} has no effect with --engine fixture; leave it out"
+                )
+        return
+    if options.model is None:
+        raise Misconfigured("--model is missing: a model folder, or a hub id")
+    if options.vocab_size is not None:
+        raise Misconfigured("--vocab-size is the fixture's alone; a model has its own")
+
+
+def _require_at_most(options: argparse.Namespace, name: str, most: int) -> None:
+    value = getattr(options, name)
+    if value > most:
+        raise Misconfigured(f"{_option(name)} {value}: the wire counts up to {most}")
+
+
+def _most(message: type[Message], name: str) -> int:
+    """Returns the largest number that an unsigned field of a message holds."""
+    field = message.DESCRIPTOR.fields_by_name[name]
+    return (1 << (32 if field.type == field.TYPE_UINT32 else 64)) - 1
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _without_repeats(option: str, given: list[tuple[str, float]]) -> dict[str, float]:
+    """Returns pattern -> number, in the order given. Raises Misconfigured."""
+    found: dict[str, float] = {}
+    for pattern, number in given:
+        if pattern in found:
+            raise Misconfigured(f"{option} {pattern} is given twice; leave one of them out")
+        found[pattern] = number
+    return found
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -152,17 +225,17 @@ def _add_sharing(group: argparse._ArgumentGroup) -> None:
     add(
         "--cache-folder-bytes",
         type=_positive,
-        default=default.cache_folder_bytes,
         metavar="N",
-        help=f"default: {default.cache_folder_bytes:,}",
+        help=f"for each model; default: {default.cache_folder_bytes:,}",
     )
     add(
         "--run-weight",
-        type=_pattern_and_number,
+        type=_pattern_and_weight,
         action="append",
         default=[],
         metavar="PATTERN=WEIGHT",
-        help="share of the runs whose id matches, where others have 1; the first match holds",
+        help=f"share of the runs whose id matches, {_WEIGHTS[0]:g} to {_WEIGHTS[1]:g}, where "
+        "others have 1; the first match holds",
     )
     add(
         "--run-quota",
@@ -203,3 +276,11 @@ def _pattern_and_number(text: str) -> tuple[str, float]:
     if not pattern or not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not PATTERN=NUMBER, like coder-*=2")
     return pattern, value
+
+
+def _pattern_and_weight(text: str) -> tuple[str, float]:
+    pattern, weight = _pattern_and_number(text)
+    least, most = _WEIGHTS
+    if not least <= weight <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not a weight of {least:g} to {most:g}")
+    return pattern, weight

@@ -1,10 +1,18 @@
 """The command line as settings."""
 
+from pathlib import Path
+
 import pytest
 
+from lectern_common.errors import Misconfigured
+from protos import teacher_pb2
+from teacher_server import replies
 from teacher_server.limits import Limits
-from teacher_server.options import limits_of, options_parser, sharing_of
+from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
 from teacher_server.sharing import Sharing
+from tests.teacher_server.test_validation import FACTS
+
+FIXTURE = ("--engine", "fixture", "--vocab-size", "97")
 
 
 def parsed(*argv: str):
@@ -32,6 +40,9 @@ def test_weights_and_quotas_keep_their_order() -> None:
         ("--run-weight", "=2"),
         ("--run-weight", "coder=0"),
         ("--run-weight", "coder=nan"),
+        ("--run-weight", "coder=0.0009"),
+        ("--run-weight", "coder=1000.1"),
+        ("--run-weight", "coder=1e-308"),
         ("--run-quota", "coder=inf"),
         ("--run-quota", "coder=-1"),
         ("--cache-bytes", "-1"),
@@ -48,3 +59,78 @@ def test_a_wrong_value_is_refused_by_name(
         parsed(f"{option}={value}")
     assert ended.value.code == 2
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--model", "some/model"),
+        ("--revision", "main"),
+        ("--gguf-file", "a.gguf"),
+        ("--mode", "throughput"),
+        ("--dtype", "float32"),
+        ("--quantization", "int8"),
+        ("--attention", "eager"),
+        ("--device", "cpu"),
+        ("--compile",),
+        ("--threads", "2"),
+    ],
+)
+def test_what_a_fixture_does_not_apply_is_refused_by_name(given: tuple[str, ...]) -> None:
+    require_engine_fits(parsed("--model", "some/model", *given))
+    require_engine_fits(parsed(*FIXTURE, "--batch-tokens", "64", "--cache-bytes", "0"))
+    says = f"^{given[0]} has no effect with --engine fixture; leave it out$"
+    with pytest.raises(Misconfigured, match=says):
+        require_engine_fits(parsed(*FIXTURE, *given))
+
+
+def test_a_size_of_the_cache_folder_wants_a_folder() -> None:
+    with pytest.raises(Misconfigured, match="--cache-folder-bytes has no effect without"):
+        sharing_of(parsed("--cache-folder-bytes", "1000"))
+    folder = ("--cache-folder", "rows")
+    sharing = sharing_of(parsed(*folder, "--cache-folder-bytes", "1000"))
+    assert (sharing.cache_folder, sharing.cache_folder_bytes) == (Path("rows"), 1000)
+    assert sharing_of(parsed(*folder)).cache_folder_bytes == Sharing().cache_folder_bytes
+
+
+@pytest.mark.parametrize("option", ["--run-weight", "--run-quota"])
+def test_a_pattern_that_is_given_twice_is_refused(option: str) -> None:
+    with pytest.raises(Misconfigured, match=f"{option} a-. is given twice"):
+        sharing_of(parsed(option, "a-*=2", option, "b=3", option, "a-*=5"))
+
+
+def test_weights_themselves_are_allowed() -> None:
+    options = parsed("--run-weight", "a=0.001", "--run-weight", "b=1000")
+    assert sharing_of(options).weights == {"a": 0.001, "b": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [
+        ("--max-sequences", 2**32 - 1),
+        ("--max-tokens", 2**32 - 1),
+        ("--max-sequence-tokens", 2**32 - 1),
+        ("--max-top-k", 2**32 - 1),
+        ("--max-draws", 256),
+        ("--max-reply-bytes", 2**64 - 1),
+        ("--max-queued-requests", 2**32 - 1),
+    ],
+)
+def test_a_limit_is_at_most_what_the_wire_can_say(option: str, most: int) -> None:
+    limits = limits_of(parsed(option, str(most)))
+    field = option.removeprefix("--").replace("-", "_")
+    assert getattr(replies.model(FACTS, limits).limits, field) == most
+    with pytest.raises(Misconfigured, match=f"{option} {most + 1}: the wire counts up to {most}$"):
+        limits_of(parsed(option, str(most + 1)))
+
+
+def test_other_sizes_are_at_most_what_the_wire_can_say() -> None:
+    most = 2**64 - 1
+    folder = ("--cache-folder", "rows")
+    assert sharing_of(parsed("--cache-bytes", str(most))).cache_bytes == most
+    teacher_pb2.CacheStats(capacity_bytes=most, disk_capacity_bytes=most)
+    for option in ("--cache-bytes", "--cache-folder-bytes"):
+        with pytest.raises(Misconfigured, match=f"{option} {most + 1}: the wire counts up to"):
+            sharing_of(parsed(*folder, option, str(most + 1)))
+    with pytest.raises(Misconfigured, match="--vocab-size 4294967296: the wire counts up to"):
+        require_engine_fits(parsed("--engine", "fixture", "--vocab-size", str(2**32)))
