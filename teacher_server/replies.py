@@ -121,12 +121,14 @@ def head_replies(
 
 def tokenizer_replies(facts: ModelFacts) -> Iterator[teacher_pb2.TokenizerMapReply]:
     """Yields the token-to-id map in rising id order; nothing where there is no tokenizer."""
-    entries = sorted((token_id, token) for token, token_id in (facts.tokens or {}).items())
-    for start in range(0, len(entries), _MAP_ENTRIES):
-        part = entries[start : start + _MAP_ENTRIES]
+    tokens = facts.tokens or {}
+    names, ids = list(tokens), np.fromiter(tokens.values(), np.int64, len(tokens))
+    rising = np.argsort(ids, kind="stable")  # of numbers alone: pairs take the loop five times it
+    for start in range(0, len(names), _MAP_ENTRIES):
+        part = rising[start : start + _MAP_ENTRIES]
         yield teacher_pb2.TokenizerMapReply(
-            tokens=[token.encode("utf-8", "surrogatepass") for _, token in part],
-            ids=[token_id for token_id, _ in part],
+            tokens=[names[index].encode("utf-8", "surrogatepass") for index in part],
+            ids=ids[part].tolist(),
         )
 
 

@@ -1,14 +1,17 @@
 """Pieces: whole rows, about a mebibyte, every row once, whatever the sequences' sizes."""
 
+import dataclasses
 import zlib
 
 import numpy as np
 import pytest
 
+from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.wire import PIECE_BYTES
 from protos import teacher_pb2
 from teacher_server.engine import Rows
-from teacher_server.replies import PieceCutter, head_replies, tokenizer_replies
+from teacher_server.limits import Limits
+from teacher_server.replies import PieceCutter, head_replies, model, tokenizer_replies
 from tests.teacher_server.test_validation import FACTS
 
 
@@ -88,9 +91,22 @@ def test_the_head_is_sent_in_pieces_with_its_checksum() -> None:
     assert trailer.crc32 == zlib.crc32(weight + bias)
 
 
-def test_the_tokenizer_map_is_in_rising_id_order_over_several_messages() -> None:
-    import dataclasses
+def test_the_tokenizer_is_hashed_once_and_not_at_every_call() -> None:
+    class Counted(dict):
+        read = 0
 
+        def items(self):
+            self.read += 1
+            return super().items()
+
+    tokens = Counted(b=1, a=0)
+    facts = dataclasses.replace(FACTS, tokens=tokens)
+    said = {model(facts, Limits()).tokenizer_sha256 for _ in range(3)}
+    assert said == {tokenizer_sha256({"a": 0, "b": 1})}
+    assert tokens.read == 1
+
+
+def test_the_tokenizer_map_is_in_rising_id_order_over_several_messages() -> None:
     tokens = {f"t\u00e9{token_id}": token_id for token_id in reversed(range(10_000))}
     replies = list(tokenizer_replies(dataclasses.replace(FACTS, tokens=tokens)))
     assert len(replies) == 3
