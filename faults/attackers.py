@@ -47,7 +47,7 @@ def _in_frames(data: bytes) -> bytes:
 
 def _received(connection: socket.socket, number: int) -> bool:
     """Reads so many bytes; returns whether they came."""
-    connection.settimeout(30)
+    connection.settimeout(10)
     while number > 0:
         part = connection.recv(min(number, 4096))
         if not part:
