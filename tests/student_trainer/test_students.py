@@ -103,6 +103,8 @@ def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
     folder = write_tiny_model(tmp_path / architecture, architecture, spread=0.1)
     student = CausalStudent.from_pretrained(folder, CPU)
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    if architecture == "mixtral":  # torch's grouped products know no float64
+        exact.set_experts_implementation("eager")
     generator = torch.Generator().manual_seed(0)
     input_ids_BS = torch.randint(97, (2, 9), generator=generator)
     labels_N = torch.randint(97, (18,), generator=generator)
@@ -123,7 +125,7 @@ def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
         error = (parameter.grad.double() - theirs[name].grad).abs().max().item()
         assert error < 2e-4 * scale + 2e-8, name
         # A key's bias moves all scores of a query alike: its gradient is 0.
-        assert scale > 1e-6 or name.endswith("k_proj.bias"), name
+        assert scale > 1e-7 or name.endswith("k_proj.bias"), name
 
 
 def test_tied_embeddings_stay_one_parameter(folder):
