@@ -24,8 +24,9 @@ T13_P99_SECONDS = 0.2
 def health_under_load(stage: Stage) -> Tally:
     """T13: a real model, its queue full, health asked fifty times a second."""
     tally = Tally()
-    model = write_model(stage.folder / "model", vocab_size=1000, hidden=256, layers=4)
-    queue = ("--max-queued-requests", "16")
+    model = write_model(stage.folder / "model", vocab_size=1000, hidden=256, layers=12)
+    # A forward takes much longer than health may.
+    queue = ("--max-queued-requests", "16", "--batch-tokens", "4096")
     with stage.server("--model", str(model), *queue, faults=("unmeasured",)) as server:
         load = start_module("faults.load", "scoring", server.address, "32", "256")
         try:
