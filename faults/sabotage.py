@@ -159,12 +159,9 @@ def _any_reply_size(program: str) -> None:
 
 
 def _messages_of_any_size(program: str) -> None:
-    from teacher_server import server
+    from teacher_server import options
 
-    name = "grpc.max_receive_message_length"
-    server.SERVER_OPTIONS[:] = [
-        (key, -1 if key == name else value) for key, value in server.SERVER_OPTIONS
-    ]
+    put(options, "request_bytes", lambda *_: (1 << 31) - 1)
 
 
 def _answers_pile_up(program: str) -> None:

@@ -27,6 +27,7 @@ from teacher_server.auth import (
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.engine import Engine
 from teacher_server.gpu_utilization import utilization_of
+from teacher_server.limits import Limits
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
 from teacher_server.server import TeacherServer, host_and_port
 from teacher_server.tls import ServerTls, read_server_tls, ssl_context
@@ -46,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         token = None if options.token_file is None else read_token_file(options.token_file)
         tls = read_server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
         require_engine_fits(options)
-        limits_of(options)
+        limits = limits_of(options)
         sharing_of(options)
         load = _loader(options)
-        return asyncio.run(_serve(options, token, tls, load))
+        return asyncio.run(_serve(options, limits, token, tls, load))
     except LecternError as error:
         print(f"lectern teacher: {error}", file=sys.stderr)
         return error.exit_code
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 async def _serve(
     options: argparse.Namespace,
+    limits: Limits,
     token: str | None,
     tls: ServerTls | None,
     load: Callable[[], Engine],
@@ -67,7 +69,7 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_exit, stop)
     stopping = asyncio.create_task(stop.wait())
 
-    server = TeacherServer(options.bind, token, tls)
+    server = TeacherServer(options.bind, token, tls, limits.max_request_bytes)
     metrics = _metrics_server(options, server, token, tls)
     await server.start()
     if metrics is not None:
@@ -82,7 +84,7 @@ async def _serve(
 
     engine = loading.result()
     utilization = utilization_of(engine.facts.device)  # watched to the end of the process
-    limits = await server.open(engine, limits_of(options), sharing_of(options), utilization)
+    limits = await server.open(engine, limits, sharing_of(options), utilization)
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
     url = None if metrics is None else metrics.url

@@ -18,5 +18,11 @@ class Limits:
     max_top_k: int = 4096
     max_reply_bytes: int = 1 << 30
     max_queued_requests: int = 64
+    # What a connection may make the server hold for it before a call has even begun.
     max_request_bytes: int = MAX_MESSAGE_BYTES
     max_draws: int = MAX_DRAWS
+
+
+def request_bytes(max_tokens: int, max_sequences: int) -> int:
+    """Returns the bytes that the largest right request takes: ids, mask, lengths, and the rest."""
+    return min(MAX_MESSAGE_BYTES, 4 * max_tokens + max_tokens // 8 + 6 * max_sequences + (64 << 10))

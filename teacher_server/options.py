@@ -10,7 +10,7 @@ from lectern_common.errors import Misconfigured
 from lectern_common.wire import MAX_DRAWS
 from protos import teacher_pb2
 from teacher_server.engine import MODES
-from teacher_server.limits import Limits
+from teacher_server.limits import Limits, request_bytes
 from teacher_server.sharing import Sharing
 
 _LIMITS = [field.name for field in dataclasses.fields(Limits) if field.name != "max_request_bytes"]
@@ -57,7 +57,10 @@ def limits_of(options: argparse.Namespace) -> Limits:
     for name in _LIMITS:
         most = MAX_DRAWS if name == "max_draws" else _most(teacher_pb2.Limits, name)
         _require_at_most(options, name, most)
-    return Limits(**{name: getattr(options, name) for name in _LIMITS})
+    return Limits(
+        **{name: getattr(options, name) for name in _LIMITS},
+        max_request_bytes=request_bytes(options.max_tokens, options.max_sequences),
+    )
 
 
 def sharing_of(options: argparse.Namespace) -> Sharing:

@@ -39,8 +39,9 @@ log = structlog.get_logger()
 SERVICE_NAME = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 
 SERVER_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Of one connection; a trainer has a handful.
+    ("grpc.max_concurrent_streams", 128),
     # By default two servers may bind one port, and answer in turn.
     ("grpc.so_reuseport", 0),
     # Clients ping every 15 s to notice a hung server; by default that is rude, and cut off.
@@ -61,19 +62,27 @@ class TeacherServer:
         bind: "host:port"; port 0 picks a free one.
         token: bearer token that every call must carry; None: none.
         tls: certificate, key, and whose clients are let in; None: plaintext.
+        max_request_bytes: a larger message is refused before it is taken in.
 
     Raises:
         Misconfigured: the address is no address, or reaches beyond loopback and anyone may call.
     """
 
-    def __init__(self, bind: str, token: str | None, tls: ServerTls | None = None) -> None:
+    def __init__(
+        self,
+        bind: str,
+        token: str | None,
+        tls: ServerTls | None = None,
+        max_request_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self.host, self._port = host_and_port(bind)
         require_callers_known(bind, self.host, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
         self._servicer = TeacherServicer()
         interceptors = [BearerTokenInterceptor(token)] if token is not None else []
-        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)]
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         # The only thread that touches the model.
         self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.batching: asyncio.Task[None] | None = None

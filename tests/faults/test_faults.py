@@ -198,7 +198,7 @@ def test_what_sabotage_takes_away_is_still_there(program: str) -> None:
         f"for row in {wanted}:\n"
         "    done.clear()\n"
         f"    sabotage.ROWS[row]({program!r})\n"
-        "    if not done and row != 'T11': raise SystemExit(f'{row} changes nothing')\n"
+        "    if not done: raise SystemExit(f'{row} changes nothing')\n"
         f"for fault in injections.FAULTS if {program!r} == 'teacher' else ():\n"
         "    injections.inject(f'{fault}=1')\n"
     )

@@ -1,5 +1,6 @@
 """The command line as settings."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from lectern_common.errors import Misconfigured
 from protos import teacher_pb2
 from teacher_server import replies
-from teacher_server.limits import Limits
+from teacher_server.limits import Limits, request_bytes
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
 from teacher_server.sharing import Sharing
 from tests.teacher_server.test_validation import FACTS
@@ -20,7 +21,9 @@ def parsed(*argv: str):
 
 
 def test_defaults_are_those_of_the_settings() -> None:
-    assert limits_of(parsed()) == Limits()
+    default = Limits()
+    largest = request_bytes(default.max_tokens, default.max_sequences)
+    assert limits_of(parsed()) == dataclasses.replace(default, max_request_bytes=largest)
     assert sharing_of(parsed()) == Sharing()
 
 

@@ -242,3 +242,23 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         assert teacher.stop()[0] == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_message_larger_than_any_right_request_is_not_taken_in(tmp_path: Path) -> None:
+    options = ["--engine", "fixture", "--vocab-size", "97", "--max-tokens", "100000"]
+    with teacher_process(tmp_path, *options) as teacher, connect(teacher.address) as channel:
+        model = stub(channel).GetModel(pb.GetModelRequest(protocol_version=1))
+        most = model.limits.max_request_bytes
+        assert 400_000 < most < 500_000
+        # The largest right request fits: every token, every sequence, a mask, the longest names.
+        lengths = [1] * 1000 + [99_000 // 24] * 24
+        spare = 100_000 - sum(lengths)
+        lengths[-1] += spare
+        right = request([[1] * length for length in lengths], last=True)
+        right.position_mask = b"\xff" * 12_500
+        right.run_id, right.request_id = "r" * 63, "x" * 64
+        assert right.ByteSize() < most
+        too_large = request([[1] * (most // 4)])
+        code, detail, _ = refused(teacher.address, too_large)
+        assert code == "RESOURCE_EXHAUSTED" and "larger than max" in detail
+        assert score(teacher.address, request([[5]])).floats[0].argmax() == 5
