@@ -233,9 +233,7 @@ class Batcher:
                 self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
             raise
         except Exception as error:
-            if (
-                len(flights) == 1
-            ):  # belongs to those who asked for it; the servicer says what it was
+            if len(flights) == 1:  # it is theirs who asked; the servicer says what it was
                 self._fail_all(flights[0], error)
                 return
             if isinstance(error, TeacherOutOfMemory):

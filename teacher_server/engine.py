@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
 from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.wire import sampled_record, top_k_record
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
@@ -176,8 +177,8 @@ class ModelFacts:
         if representation.kind == "dense":
             return 4 * vocab_size
         if representation.kind == "sampled":
-            return 8 * min(representation.num_draws, vocab_size)
-        return 8 * representation.top_k + 8
+            return sampled_record().itemsize * min(representation.num_draws, vocab_size)
+        return top_k_record(representation.top_k).itemsize
 
 
 def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:

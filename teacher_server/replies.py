@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.piece_bytes import piece_message
-from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION
+from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION, sampled_record
 from protos import teacher_pb2
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
@@ -25,7 +25,7 @@ _DTYPES = {
 }
 
 _MAP_ENTRIES = 4096
-_RECORD_BYTES = 8  # of "sampled"
+_RECORD_BYTES = sampled_record().itemsize
 
 
 def dtype(name: str) -> teacher_pb2.DType:
