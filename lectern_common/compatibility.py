@@ -126,7 +126,7 @@ def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:
 def _require_within_limits(
     spec: RunSpec, teacher: teacher_pb2.Model, student: StudentFacts
 ) -> None:
-    limits, seq_len, sequences = teacher.limits, spec.data.seq_len, spec.batch.micro_batch
+    limits, seq_len, sequences = teacher.limits, spec.data.seq_len, spec.micro_batch
     if seq_len > limits.max_sequence_tokens:
         raise Incompatible(
             f"data.seq_len {seq_len} exceeds the {limits.max_sequence_tokens} tokens that the "
@@ -181,7 +181,7 @@ def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Mod
         "sampled": 8 * min(spec.teacher.num_draws or 0, vocab_size),
     }[spec.teacher.representation]
     seq_len, limit = spec.data.seq_len, teacher.limits.max_reply_bytes
-    asked = spec.batch.micro_batch * seq_len * row_bytes
+    asked = spec.micro_batch * seq_len * row_bytes
     if asked > limit:
         raise Incompatible(
             f"a micro-batch is {asked} bytes of {spec.teacher.representation}, over the teacher's "

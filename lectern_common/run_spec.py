@@ -44,10 +44,18 @@ def _relative_path(value: str) -> str:
     return str(path)
 
 
+def _each_once(values: list[str]) -> list[str]:
+    if len(set(values)) != len(values):
+        raise ValueError("must name each once")
+    return values
+
+
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
 Address = Annotated[
     str, Field(max_length=MAX_REPLICAS * (253 + 7)), AfterValidator(checked_address)
 ]
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 RepresentationName = Literal["dense", "hidden", "top_k", "sampled"]
@@ -112,6 +120,19 @@ class TeacherSpec(_Section):
         return self
 
 
+class LoraSpec(_Section):
+    """Low-rank adapters (Hu et al., 2021) are trained, the weights of `init` stay as they are."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of each adapter."""
+    alpha: Positive = 32.0
+    """Adapters count alpha / rank times."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of each adapter."""
+    targets: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = None
+    """Names of the linear layers that get one (q_proj, ...); null: all but the output head."""
+
+
 class StudentSpec(_Section):
     """The model that learns: from pretrained weights (`init`) or from scratch (`config`)."""
 
@@ -121,6 +142,10 @@ class StudentSpec(_Section):
     """Hub commit, tag or branch of `init`."""
     config: RelativePath | None = None
     """Folder under the models root with a config.json; weights are drawn from `seed`."""
+    keep_every_nth_layer: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Of the layers of `init` only 0, n, 2n, ... are kept: a shallower student of its width."""
+    lora: LoraSpec | None = None
+    """Train adapters on `init` instead of its weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype (auto: float32 on CPU, bfloat16 on CUDA); parameters stay float32."""
 
@@ -130,8 +155,9 @@ class StudentSpec(_Section):
             raise ValueError(
                 "set exactly one of init (pretrained weights) and config (from scratch)"
             )
-        if self.revision is not None and self.init is None:
-            raise ValueError("revision has no effect without init")
+        for name in ("revision", "keep_every_nth_layer", "lora"):
+            if getattr(self, name) is not None and self.init is None:
+                raise ValueError(f"{name} has no effect without init")
         return self
 
 
@@ -148,6 +174,8 @@ class DataSpec(_Section):
     """Share of the rows, from the end, held out for validation (0.01 without validation_path)."""
     validation_path: RelativePath | None = None
     """Dataset folder of the validation set, instead of a fraction."""
+    attention_across_documents: bool = True
+    """True: a row is one sequence. False: tokens see those of their own document alone."""
     max_bad_rows_fraction: Probability = 0.001
     """Rows with ids beyond the student's vocabulary are left out and counted up to this share."""
 
@@ -157,6 +185,8 @@ class DataSpec(_Section):
             raise ValueError("path is required with kind shards")
         if self.kind == "synthetic" and (self.path or self.validation_path):
             raise ValueError("path and validation_path have no effect with kind synthetic")
+        if self.kind == "synthetic" and not self.attention_across_documents:
+            raise ValueError("attention_across_documents has no effect with kind synthetic")
         if self.validation_path is not None and self.validation_fraction is not None:
             raise ValueError("set validation_fraction or validation_path, not both")
         if self.validation_path is None and self.validation_fraction is None:
@@ -228,31 +258,43 @@ class BatchSpec(_Section):
     sequences_per_step: Annotated[int, Field(ge=1, le=1 << 16)] = 8
     """Rows of one step; the loss is the mean over all their valid positions."""
     micro_batch_sequences: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Rows computed at a time (all of them); must divide sequences_per_step."""
+    """Rows that a device computes at a time, at most (all of them); must divide its rows."""
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
         if self.micro_batch_sequences is None:
             object.__setattr__(self, "micro_batch_sequences", self.sequences_per_step)
-        if self.sequences_per_step % self.micro_batch:
+        micro_batch = self.micro_batch_sequences or 0
+        if self.sequences_per_step % micro_batch:
             raise ValueError(
-                f"micro_batch_sequences ({self.micro_batch}) must divide "
+                f"micro_batch_sequences ({micro_batch}) must divide "
                 f"sequences_per_step ({self.sequences_per_step})"
             )
         return self
 
-    @property
-    def micro_batch(self) -> int:
-        return self.micro_batch_sequences or self.sequences_per_step
-
 
 class EvaluationSpec(_Section):
-    """Validation loss: before the first step, every so many steps, and after the last."""
+    """On the validation set: before the first step, every so many steps, and after the last."""
 
     every_steps: PositiveInt = 100
     """Steps between evaluations."""
     max_sequences: PositiveInt = 200
     """At most so many rows of the validation set, always the same ones."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row without a new lowest validation loss that end the run early, its best
+    weights exported; null: never."""
+    prompts: Annotated[list[Prompt], Field(max_length=16)] = []
+    """Texts that student and teacher go on with at every evaluation, for people to read."""
+    prompt_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Tokens written for each prompt, the likeliest ones (48)."""
+
+    @model_validator(mode="after")
+    def _prompt_tokens_belong_to_prompts(self) -> Self:
+        if self.prompts and self.prompt_tokens is None:
+            object.__setattr__(self, "prompt_tokens", 48)
+        if not self.prompts and self.prompt_tokens is not None:
+            raise ValueError("prompt_tokens has no effect without prompts")
+        return self
 
 
 class CheckpointSpec(_Section):
@@ -271,12 +313,25 @@ class DeviceSpec(_Section):
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one, else the CPU."""
-    count: Literal[1] = 1
-    """Devices of one run; more than one is not supported yet."""
+    count: Annotated[int, Field(ge=1, le=1024)] = 1
+    """GPUs (on the CPU: processes) that share the run: its rows, and parts of its weights (FSDP2).
+    Over several machines it is what `torchrun` is told."""
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """How often all are started again, from the last checkpoint, when one dies (3); count > 1."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads of the student; null leaves torch's choice."""
+    """CPU threads of the student (of each of its processes); null leaves torch's choice."""
     compile: bool = False
-    """torch.compile the student's body."""
+    """torch.compile the student's body, and the elementwise part of the objective."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass: less memory, a third slower."""
+
+    @model_validator(mode="after")
+    def _max_restarts_belongs_to_several(self) -> Self:
+        if self.count > 1 and self.max_restarts is None:
+            object.__setattr__(self, "max_restarts", 3)
+        if self.count == 1 and self.max_restarts is not None:
+            raise ValueError("max_restarts has no effect with count 1")
+        return self
 
 
 class RunSpec(_Section):
@@ -297,7 +352,9 @@ class RunSpec(_Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     device: DeviceSpec = DeviceSpec()
-    report_to: Annotated[list[Literal["tensorboard"]], Field(max_length=1)] = []
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb"]], Field(max_length=2), AfterValidator(_each_once)
+    ] = []
     """Further places that metrics are written to; metrics.jsonl always is."""
 
     @model_validator(mode="after")
@@ -328,6 +385,27 @@ class RunSpec(_Section):
                 "divergence forward_kl, or representation hidden or top_k"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rows_divide_among_devices(self) -> Self:
+        rows, count = self.batch.sequences_per_step, self.device.count
+        if rows % count or self.rows_per_device % self.micro_batch:
+            raise ValueError(
+                f"device.count {count} must divide batch.sequences_per_step {rows}, and "
+                f"batch.micro_batch_sequences {self.batch.micro_batch_sequences} the rows of each "
+                "device"
+            )
+        return self
+
+    @property
+    def rows_per_device(self) -> int:
+        """Rows of a step that each of `device.count` devices computes."""
+        return self.batch.sequences_per_step // self.device.count
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows that a device computes at a time, and asks the teacher about in one request."""
+        return min(self.batch.micro_batch_sequences or self.rows_per_device, self.rows_per_device)
 
     @property
     def distils(self) -> bool:

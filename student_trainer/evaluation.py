@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
+from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch
-from student_trainer.micro_batch import hidden_and_labels
-from student_trainer.objective import Objective, distillation_loss
+from student_trainer.micro_batch import at_valid_positions
+from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
 
@@ -34,10 +36,7 @@ def validation_loss(
             stop.check()
             if not batch.num_valid:
                 continue
-            hidden_ND, labels_N = hidden_and_labels(student, batch, device)
-            loss = distillation_loss(
-                hidden_ND, student.output_head(), labels_N, None, _CROSS_ENTROPY, 1
-            )
+            loss = at_valid_positions(student, batch, device, _cross_entropy)
             loss_sum += loss.ce_sum.item()
             num_positions += batch.num_valid
     finally:
@@ -45,3 +44,7 @@ def validation_loss(
     if not num_positions:
         raise InvalidRequest("the validation set has no valid position")
     return loss_sum / num_positions
+
+
+def _cross_entropy(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
+    return distillation_loss(hidden_ND, head, labels_N, None, _CROSS_ENTROPY, 1)

@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
 from lectern_common.run_folder import finite_record
+from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.evaluation import validation_loss
-from student_trainer.micro_batch import ask, hidden_and_labels
+from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
@@ -257,12 +259,13 @@ def _micro_step(
     parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
 ) -> StepLoss:
     """Returns the loss of a micro-batch, its gradients added to the parameters'."""
-    student, answer = parts.student, micro_batch.answer
-    hidden_ND, labels_N = hidden_and_labels(student, micro_batch.batch, parts.device)
-    targets = None if answer is None else answer().to(parts.device)
-    loss = distillation_loss(
-        hidden_ND, student.output_head(), labels_N, targets, objective, normalizer
-    )
+    answer = micro_batch.answer
+
+    def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
+        targets = None if answer is None else answer().to(parts.device)
+        return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
+
+    loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
     loss.total.backward()  # type: ignore[no-untyped-call]
     return loss
 

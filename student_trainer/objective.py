@@ -16,7 +16,7 @@ the products with 16-bit hidden states take 16-bit factors and accumulate in flo
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +65,7 @@ class Objective:
         divergence_named(self.divergence, self.beta)
 
 
-@dataclass(frozen=True)
-class StepLoss:
+class StepLoss(NamedTuple):
     """Scalars in float64. Sums over rows, in nats; 0 where the objective gives them no weight.
 
     `kd_sum` is D at T, without T^2: over K + 1 outcomes with top_k targets, an unbiased estimate

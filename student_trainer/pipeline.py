@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,7 +27,7 @@ from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from student_trainer.batch_sources import Batch, BatchSource
 from student_trainer.export import METADATA_NAME, export_student
 from student_trainer.loop import Parts, Progress, Settings, Teaching, train
-from student_trainer.micro_batch import ask, hidden_and_labels
+from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.optimizer import build_adamw
 from student_trainer.students import CausalStudent, Student
@@ -259,9 +260,10 @@ def _losses(parts: Parts, objective: Objective, batches: _FirstBatches) -> dict[
             # Sampled ones by the representation's own seed, the same ones every time.
             targets = ask(teaching.provider, batch, teaching.representation, objective.temperature)
             targets = targets.to(parts.device)
-        hidden_ND, labels_N = hidden_and_labels(parts.student, batch, parts.device)
-        head = parts.student.output_head()
-        loss = distillation_loss(hidden_ND, head, labels_N, targets, objective, num_positions)
+        compute = partial(
+            distillation_loss, targets=targets, objective=objective, normalizer=num_positions
+        )
+        loss = at_valid_positions(parts.student, batch, parts.device, compute)
         ce += loss.ce_sum.item() / num_positions
         kd += loss.kd_sum.item() / num_positions
     alpha, temperature = objective.alpha, objective.temperature

@@ -4,10 +4,10 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm
 from lectern_models.output_head import OutputHead
 from student_trainer.token_rows import token_arrays
+
+_Result = TypeVar("_Result")
 
 
 class Student(nn.Module):
@@ -34,6 +36,16 @@ class Student(nn.Module):
     @abstractmethod
     def output_head(self) -> OutputHead:
         """Returns the head over the live parameters."""
+
+    def forward(
+        self, input_ids_BS: Tensor, compute: Callable[[Tensor, OutputHead], _Result]
+    ) -> _Result:
+        """Returns compute(hidden_BSD, head).
+
+        All that uses parameters, the objective too, happens in a forward: where parameters are
+        split among devices (FSDP), they are whole in here alone.
+        """
+        return compute(self.hidden_states(input_ids_BS), self.output_head())
 
 
 class StudentLogitsProvider(Protocol):
