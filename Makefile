@@ -12,6 +12,7 @@ TORCH_INDEX ?=
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/.peers-installed
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test lint bench faults protos
@@ -35,8 +36,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(PEERS)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Liger asks for triton, which its CUDA kernels need and torch for CUDA brings; its plain parts do not.
+$(PEERS): $(STAMP)
+	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock -e '.[bench]'
+	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock --no-deps liger-kernel
+	touch $@
 
 faults: $(STAMP)
 	$(BIN)/python -m faults $(ARGS)
