@@ -3,7 +3,8 @@
     make bench                      all parts
     make bench ARGS='wire --json'   one part, as JSON
 
-Needs an idle machine; medians of paired turns, one thread a side.
+Needs an idle machine; medians of paired turns, one thread a side. Where a figure has a goal, it is
+printed behind it, and whether it is held.
 """
 
 import argparse
@@ -11,9 +12,8 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.goals import Row, as_text, judged
 
 
 def _objective() -> Iterable[Row]:
@@ -71,19 +71,12 @@ def main() -> None:
             print(f"\n{name}: {title}", flush=True)
         results[name] = []
         for row in measure():
-            results[name].append(row)
+            results[name].append(judged(row))
             if not options.json:
-                print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()))
-                sys.stdout.flush()
+                print("  " + as_text(results[name][-1]), flush=True)
     if options.json:
         json.dump(results, sys.stdout, indent=2)
         print()
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

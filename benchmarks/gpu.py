@@ -102,6 +102,7 @@ def _score(
             / _peak(),
             "padding": (after.padding_tokens - before.padding_tokens)
             / (after.scored_tokens - before.scored_tokens),
+            "goals": {"share_of_peak_while_computing": ">= 0.55"},
         }
 
 

@@ -97,6 +97,7 @@ def _engine(server: Served, body: Any, mode: str, pairs: int) -> dict[str, Any]:
         "bare_tokens_per_second": num_tokens / result.baseline_seconds,
         "bare_batch_size": best,
         "pairs": pairs,
+        "goals": {"speed_against_bare_forward": ">= 0.9"} if mode == "throughput" else {},
     }
 
 
@@ -115,6 +116,7 @@ def _batching(server: Served, body: Any, pairs: int) -> dict[str, Any]:
         "padding": stats.padding_tokens / stats.scored_tokens,
         "padding_of_padded_16": sum(ids.numel() for ids, _ in padded) / num_tokens - 1,
         "pairs": pairs,
+        "goals": {"speed_against_padded_16": ">= 1.8"},
     }
 
 
@@ -141,6 +143,7 @@ def _fairness(server: Served, pairs: int) -> Iterator[dict[str, Any]]:
             "figure": "four clients against one",
             "total_against_one": 1 / total.ratio,
             "pairs": pairs,
+            "goals": {"total_against_one": ">= 0.95"},
         }
         served_tokens = _served_while_all_wait(four, 50 * QUANTUM_TOKENS)
         yield {
@@ -148,6 +151,7 @@ def _fairness(server: Served, pairs: int) -> Iterator[dict[str, Any]]:
             "most_against_least": max(served_tokens) / min(served_tokens),
             "tokens_least": min(served_tokens),
             "tokens_most": max(served_tokens),
+            "goals": {"most_against_least": "<= 1.1"},
         }
 
 
@@ -200,6 +204,7 @@ def _second_epoch(server: Served) -> dict[str, Any]:
         "forwards_first": forwards,
         "forwards_second": again,
         "speed_against_first": first_seconds / second_seconds,
+        "goals": {"forwards_second": "<= 0"},
     }
 
 

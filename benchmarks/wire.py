@@ -38,6 +38,7 @@ from teacher_server.server import TeacherServer
 VOCAB_SIZE, HIDDEN_SIZE, TOP_K = 151_936, 3_584, 64
 UNARY = "/benchmark/Unary"
 _COUNT = struct.Struct("<Q")
+_HIDDEN_GOALS = {"speed_against_raw": ">= 0.6", "speed_against_unary": ">= 5"}
 # (representation, sequences, tokens of each): enough bytes to be measured.
 CASES = (
     (Representation("hidden"), 8, 512),
@@ -163,6 +164,7 @@ def _measure_one(
         "unary_gigabytes_per_second": num_bytes / against_unary.baseline_seconds / 1e9,
         "speed_against_raw": 1 / against_raw.ratio,
         "speed_against_unary": 1 / against_unary.ratio,
+        "goals": _HIDDEN_GOALS if representation.kind == "hidden" else {},
     }
 
 
