@@ -215,3 +215,15 @@ class Misconfigured(LecternError):
     reason = "misconfigured"
     grpc_code = "FAILED_PRECONDITION"
     exit_code = 2
+
+
+def error_of(reason: str, message: str) -> LecternError:
+    """Returns the error of that reason, as another process told of it; the root where unknown."""
+    for kind in _kinds(LecternError):
+        if kind.reason == reason:
+            return kind([("", message)]) if issubclass(kind, InvalidSpec) else kind(message)
+    return LecternError(message)
+
+
+def _kinds(root: type[LecternError]) -> list[type[LecternError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]

@@ -23,6 +23,8 @@ from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
+from student_trainer.ranks import Ranks
+from student_trainer.sharding import gathered, whole
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import Representation, TargetsProvider, TeacherTargets
@@ -33,6 +35,8 @@ MAX_SKIPPED_IN_A_ROW = 3
 # Distillation loss (in nats, times T^2) at or under which a student that has not learnt yet is the
 # teacher.
 SAME_DISTRIBUTION_NATS = 1e-5
+# The loss of no rows at all, which needs no teacher.
+_NOTHING = Objective(alpha=1.0, temperature=1.0)
 # Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
 _DROPOUT_KEY = (2,)
 
@@ -91,12 +95,13 @@ class Parts:
     Attributes:
         student: trained in place, on `device`.
         optimizer: over the student's parameters; the loop sets its learning rate.
-        batches: training data.
+        batches: training data; this rank's rows of each step.
         validation: gives the held-out batches, the same at every call; None: never evaluate.
         teaching: None exactly when the objective's alpha is 1.
         recorder: told of every step.
         checkpoints: None: none are saved.
         checkpoint_facts: further content of every checkpoint's state.
+        ranks: the processes that train the run together; each has Parts of its own.
     """
 
     student: Student
@@ -109,6 +114,7 @@ class Parts:
     checkpoints: CheckpointStore | None = None
     checkpoint_facts: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass
@@ -155,7 +161,8 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
       5. else make step s, as `_train_step` says.
 
     A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
-    end, so the checkpoint that is then saved is that of the last step boundary.
+    end, so the checkpoint that is then saved is that of the last step boundary. Among several
+    ranks it ends all of them at one place, before anything of the step is computed (ranks.py).
 
     Raises:
         SameWeights: before any update the student already gives the teacher's distribution.
@@ -179,7 +186,8 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                     progress.record["loss/val"] = loss
 
                 if progress.record:
-                    parts.recorder.record(step, progress.record)
+                    with parts.ranks.together():
+                        parts.recorder.record(step, progress.record)
 
                 checkpoint = is_last or step % settings.checkpoint_every == 0
                 if checkpoint and step > first_step:
@@ -187,7 +195,6 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
                 if is_last:
                     return True
-                parts.stop.check()
 
                 _train_step(parts, settings, progress, prefetch)
     except StopRequested:
@@ -203,10 +210,11 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
     """Makes step s = progress.step:
 
-      1. take its rows, a pure function of (seed, s), in micro-batches; the teacher was asked about
-         them some steps ago, and is asked now about those of the coming steps;
+      1. take its rows (of several ranks each takes a share), a pure function of (seed, s), in
+         micro-batches; the teacher was asked about them some steps ago, and is asked now about
+         those of the coming steps;
       2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
-         valid positions, divided by the number of valid positions of the whole step;
+         valid positions, divided by the number of valid positions of the whole step, of all ranks;
       3. where the loss or the gradient is not finite, skip the update, count it, end after three;
       4. else clip the gradient, set the learning rate of s, update;
       5. count, and collect the metrics.
@@ -214,26 +222,38 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     A step that is skipped still counts: the next one has its own rows and learning rate.
     """
     started, waited = time.perf_counter(), prefetch.waited_seconds
-    step = progress.step
+    step, ranks = progress.step, parts.ranks
 
-    micro_batches = prefetch.take(step)
-    normalizer = sum(part.batch.num_valid for part in micro_batches)
+    with ranks.together():
+        parts.stop.check()
+        micro_batches = prefetch.take(step)
+        if ranks.size > 1:
+            # What a teacher's absence may end has to end before anything is exchanged.
+            micro_batches = [part.answered() for part in micro_batches]
+    normalizer, num_tokens = map(
+        round,
+        ranks.totals(
+            sum(part.batch.num_valid for part in micro_batches),
+            sum(part.batch.num_tokens for part in micro_batches),
+        ),
+    )
     if not normalizer:
         raise InvalidRequest(f"the rows of step {step} have no valid position")
 
     parts.optimizer.zero_grad(set_to_none=True)
-    with _dropout_of(step, settings.seed, parts.device):
+    with _dropout_of(step, ranks.rank, settings.seed, parts.device):
         losses = [
             _micro_step(parts, part, settings.objective, normalizer)
             for part in micro_batches
-            if part.batch.num_valid
+            # Every rank takes part in as many exchanges as the others.
+            if part.batch.num_valid or ranks.size > 1
         ]
-    metrics = _loss_metrics(losses, settings.objective, normalizer)
+    metrics = _loss_metrics(losses, settings.objective, normalizer, ranks)
     if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
         _require_something_to_learn(metrics["loss/kd"], settings.objective.temperature)
 
     norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
-    metrics["optim/grad_norm"] = norm.item()
+    metrics["optim/grad_norm"] = whole(norm).item()
     metrics["optim/learning_rate"] = settings.learning_rate(step)
     if np.isfinite([metrics["loss/total"], metrics["optim/grad_norm"]]).all():
         set_learning_rate(parts.optimizer, metrics["optim/learning_rate"])
@@ -244,7 +264,6 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     parts.optimizer.zero_grad(set_to_none=True)
 
     progress.step += 1
-    num_tokens = sum(part.batch.num_tokens for part in micro_batches)
     progress.tokens_seen += num_tokens
     seconds = time.perf_counter() - started
     metrics["optim/skipped_steps"] = progress.skipped_steps
@@ -252,7 +271,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     metrics["perf/tokens_per_second"] = num_tokens / seconds
     metrics["time/step_seconds"] = seconds
     metrics["time/teacher_wait_seconds"] = prefetch.waited_seconds - waited
-    progress.record = {**metrics, **_wire_metrics(parts.teaching)}
+    progress.record = {**metrics, **_wire_metrics(parts)}
 
 
 def _micro_step(
@@ -262,6 +281,8 @@ def _micro_step(
     answer = micro_batch.answer
 
     def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
+        if not len(labels_N):
+            return distillation_loss(hidden_ND, head, labels_N, None, _NOTHING, normalizer)
         targets = None if answer is None else answer().to(parts.device)
         return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
 
@@ -271,7 +292,7 @@ def _micro_step(
 
 
 def _loss_metrics(
-    losses: list[StepLoss], objective: Objective, normalizer: int
+    losses: list[StepLoss], objective: Objective, normalizer: int, ranks: Ranks
 ) -> dict[str, float]:
     """Returns the losses of a step, in nats per valid position; a term of weight 0 has none.
 
@@ -280,7 +301,7 @@ def _loss_metrics(
     it, which may be below 0. loss/total contains the same. Which it is says Representation.kd_is.
     """
     sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
-    ce, kd = (sums / normalizer).tolist()
+    ce, kd = (total / normalizer for total in ranks.totals(*sums.tolist()))
     alpha, temperature = objective.alpha, objective.temperature
     metrics = {"loss/total": alpha * ce + (1 - alpha) * temperature**2 * kd}
     if alpha > 0:
@@ -319,14 +340,15 @@ def _skip(parts: Parts, progress: Progress) -> None:
 def _save(parts: Parts, progress: Progress) -> None:
     if parts.checkpoints is None:
         return
-    parts.recorder.before_checkpoint()
-    parts.checkpoints.save(
-        progress.step,
-        model_tensors(parts.student),
-        optimizer_tensors(parts.optimizer, parts.student),
-        {**parts.checkpoint_facts, **progress.state()},
-    )
-    parts.recorder.after_checkpoint(progress.step)
+    first = parts.ranks.is_first
+    model = gathered(model_tensors(parts.student), keep=first)
+    optimizer = gathered(optimizer_tensors(parts.optimizer, parts.student), keep=first)
+    with parts.ranks.together():
+        if first:
+            parts.recorder.before_checkpoint()
+            state = {**parts.checkpoint_facts, **progress.state()}
+            parts.checkpoints.save(progress.step, model, optimizer, state)
+            parts.recorder.after_checkpoint(progress.step)
 
 
 def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
@@ -349,11 +371,12 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
     )
 
 
-def _wire_metrics(teaching: Teaching | None) -> dict[str, float]:
+def _wire_metrics(parts: Parts) -> dict[str, float]:
     """Returns what has come over the wire since the last step, also for steps to come."""
+    teaching = parts.teaching
     if teaching is None or teaching.take_received is None:
         return {}
-    received_bytes, positions = teaching.take_received()
+    received_bytes, positions = parts.ranks.totals(*teaching.take_received())
     metrics: dict[str, float] = {
         "wire/received_bytes": received_bytes,
         "wire/positions": positions,
@@ -364,10 +387,11 @@ def _wire_metrics(teaching: Teaching | None) -> dict[str, float]:
 
 
 @contextmanager
-def _dropout_of(step: int, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, dropout is a pure function of (seed, step); the caller's random state is kept."""
+def _dropout_of(step: int, rank: int, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, dropout is a pure function of (seed, step, rank); the random state is kept."""
     devices = [device] if device.type == "cuda" else []
-    state = np.random.SeedSequence((seed, step), spawn_key=_DROPOUT_KEY)
+    entropy = (seed, step, rank) if rank else (seed, step)
+    state = np.random.SeedSequence(entropy, spawn_key=_DROPOUT_KEY)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
         yield

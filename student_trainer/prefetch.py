@@ -43,6 +43,13 @@ class MicroBatch:
     batch: Batch
     answer: Callable[[], TeacherTargets] | None
 
+    def answered(self) -> "MicroBatch":
+        """Returns it with the answer here; waits for that, and raises what `answer` does."""
+        if self.answer is None:
+            return self
+        targets = self.answer()
+        return MicroBatch(self.batch, lambda: targets)
+
 
 class Prefetch:
     """The micro-batches of each step, asked of the teacher `prefetch_steps` ahead.

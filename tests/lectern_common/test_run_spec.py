@@ -53,6 +53,17 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
     assert spec.teacher.num_draws is None
 
 
+def test_several_devices_share_the_rows_of_a_step() -> None:
+    batch = {"sequences_per_step": 24, "micro_batch_sequences": 4}
+    spec = parse_spec(body(batch=batch, device={"count": 3}))
+    assert (spec.rows_per_device, spec.micro_batch, spec.device.max_restarts) == (8, 4, 3)
+    one = parse_spec(body(batch=batch))
+    assert (one.rows_per_device, one.micro_batch, one.device.max_restarts) == (24, 4, None)
+    assert resume_differences(one, spec) == []
+    whole = parse_spec(body(device={"count": 4}))
+    assert whole.micro_batch == 2  # all rows of a device, where the spec does not say
+
+
 @pytest.mark.parametrize(("given", "resolved"), [({}, 50), ({"num_draws": MAX_DRAWS}, MAX_DRAWS)])
 def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: int) -> None:
     spec = parse_spec(body(teacher={"representation": "sampled", **given}))
@@ -137,7 +148,29 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
         ({"name": "Upper"}, "name", "pattern"),
         ({"name": "a" * 64}, "name", "pattern"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
-        ({"device": {"count": 2}}, "device.count", "1"),
+        ({"device": {"count": 3}}, "", "device.count 3 must divide"),
+        (
+            {
+                "device": {"count": 2},
+                "batch": {"sequences_per_step": 12, "micro_batch_sequences": 4},
+            },
+            "",
+            "the rows of each device",
+        ),
+        ({"device": {"max_restarts": 2}}, "device", "no effect with count 1"),
+        ({"student": {"config": "a", "lora": {}}}, "student", "lora has no effect"),
+        (
+            {"student": {"config": "a", "keep_every_nth_layer": 2}},
+            "student",
+            "keep_every_nth_layer has no effect",
+        ),
+        (
+            {"data": {"kind": "synthetic", "attention_across_documents": False}},
+            "data",
+            "no effect",
+        ),
+        ({"evaluation": {"prompt_tokens": 3}}, "evaluation", "no effect without prompts"),
+        ({"report_to": ["wandb", "wandb"]}, "report_to", "each once"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_wrong(

@@ -1,0 +1,184 @@
+"""A run on several devices: this process holds the lock, starts one process a device, and watches.
+
+    ends by itself              rank 0's exit status is the run's
+    any rank dies               all are killed, and started again from the last checkpoint, up to
+                                max_restarts times; then the run is interrupted, `rank_lost`
+    this process is asked to stop    every rank is told, through the pipe that is its stdin
+    this process dies           the pipes close, and every rank ends at once
+
+The ranks meet through a file in a folder that only this user can read: no port is opened for it,
+and what FSDP exchanges is bound to the loopback interface. Over several machines `torchrun` starts
+the ranks (`python -m student_trainer` finds RANK and WORLD_SIZE set), with its own restarts.
+
+No torch is imported here.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import structlog
+
+from student_trainer.stopping import Stop
+
+_log = structlog.get_logger()
+
+RENDEZVOUS = "LECTERN_RENDEZVOUS"
+# Exit status of a rank that ended for a reason which is no answer of the run's.
+RANK_LOST = 70
+_ORDINARY = (0, 1, 75)
+_STOP_WORD = b"stop\n"
+_POLL_SECONDS = 0.1
+# From rank 0's end until the others are ended, and from another's failure until all are.
+_GRACE_SECONDS = 20.0
+
+
+class RanksLost(Exception):
+    """A rank died, and max_restarts are used up. The message is for people."""
+
+
+def supervise(
+    command: list[str],
+    *,
+    count: int,
+    max_restarts: int,
+    stop: Stop,
+    keep_open: tuple[int, ...],
+    on_lost: Callable[[str, int], None],
+) -> int:
+    """Returns rank 0's exit status once all ranks are gone.
+
+    Args:
+        command: starts a rank; `--resume` is added for a restart.
+        count: number of ranks.
+        max_restarts: see the module's head.
+        stop: passed on to the ranks.
+        keep_open: descriptors that ranks inherit (the run's lock: it is free when all are gone).
+        on_lost: told (what happened, restart number) before each restart.
+
+    Raises:
+        RanksLost: one died once too often, or while a stop was under way.
+    """
+    for restart in range(max_restarts + 1):
+        arguments = [*command, "--resume"] if restart and "--resume" not in command else command
+        with _started(arguments, count, keep_open) as ranks:
+            code = _watched(ranks, stop)
+            if code is not None:
+                return code
+            lost = _what_was_lost(ranks)
+        if stop.requested or restart == max_restarts:
+            break
+        _log.warning("rank_lost", what=lost, restart=restart + 1)
+        on_lost(lost, restart + 1)
+    raise RanksLost(f"{lost}; {restart} of {max_restarts} restarts were made; see trainer.log")
+
+
+def listen_to_supervisor(stop: Stop) -> None:
+    """Has a rank stop when its supervisor says so, and end at once when that is gone."""
+
+    def listen() -> None:
+        while word := sys.stdin.buffer.readline():
+            if word == _STOP_WORD:
+                stop.request()
+        os._exit(RANK_LOST)
+
+    # The supervisor passes on what concerns all; a terminal's Ctrl-C reaches every process.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=listen, daemon=True, name="supervisor").start()
+
+
+def is_supervised() -> bool:
+    """Returns True in a rank that `supervise` started, False in one of torchrun's or in none."""
+    return RENDEZVOUS in os.environ
+
+
+@contextmanager
+def _started(
+    command: list[str], count: int, keep_open: tuple[int, ...]
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    ranks: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="lectern-ranks-") as folder:
+        try:
+            for rank in range(count):
+                environment = {
+                    **os.environ,
+                    **_loopback_alone(),
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(count),
+                    RENDEZVOUS: str(Path(folder) / "rendezvous"),
+                }
+                ranks.append(
+                    subprocess.Popen(
+                        command, env=environment, stdin=subprocess.PIPE, pass_fds=keep_open
+                    )
+                )
+            yield ranks
+        finally:
+            for rank_process in ranks:
+                rank_process.kill()
+            for rank_process in ranks:
+                rank_process.wait()
+                if rank_process.stdin is not None:
+                    rank_process.stdin.close()
+
+
+def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
+    """Returns rank 0's exit status; None where a rank was lost. Others may still be alive."""
+    told, deadline = False, float("inf")
+    while True:
+        if stop.requested and not told:
+            told = True
+            _tell(ranks)
+        codes = [rank.poll() for rank in ranks]
+        ended = [code for code in codes if code is not None]
+        if any(code not in _ORDINARY for code in ended):
+            return None
+        if len(ended) == len(ranks):
+            return codes[0]
+        # Rank 0 alone exports; that another is done is no reason for haste.
+        if codes[0] is not None or any(ended):
+            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if time.monotonic() > deadline:
+            return codes[0]
+        time.sleep(_POLL_SECONDS)
+
+
+def _tell(ranks: list["subprocess.Popen[bytes]"]) -> None:
+    for rank in ranks:
+        if rank.stdin is not None:
+            try:
+                rank.stdin.write(_STOP_WORD)
+                rank.stdin.flush()
+            except BrokenPipeError:
+                continue  # it has ended; the next look says how
+
+
+def _what_was_lost(ranks: list["subprocess.Popen[bytes]"]) -> str:
+    """Says how the first lost rank ended: one killed by a signal before those it took along."""
+    codes = [(rank, process.poll()) for rank, process in enumerate(ranks)]
+    signalled = [(rank, code) for rank, code in codes if code is not None and code < 0]
+    failed = [(rank, code) for rank, code in codes if code is not None and code > 0]
+    for rank, code in signalled:
+        return f"rank {rank} of {len(ranks)} was ended by {signal.Signals(-code).name}"
+    for rank, code in failed:
+        return f"rank {rank} of {len(ranks)} ended with status {code}"
+    return f"a rank of {len(ranks)} did not end"
+
+
+def _loopback_alone() -> dict[str, str]:
+    """Returns settings that bind what ranks exchange to the loopback interface."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in addresses):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}
