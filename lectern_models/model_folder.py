@@ -74,6 +74,16 @@ def find_model(name: str, revision: str | None = None, gguf_file: str | None = N
     return folder
 
 
+def find_on_hub(name: str, revision: str | None = None) -> ModelFolder:
+    """Returns the folder of a hub id as find_model does, whatever lies here under that name.
+
+    Raises:
+        NotFound: the hub has no such model, or no such revision.
+    """
+    path = _snapshot(name, revision, _HUB_FILES)
+    return ModelFolder(path, name, path.name)
+
+
 def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
     """Returns the folder of the hub's files, named by their commit."""
     try:

@@ -11,29 +11,25 @@ checkpoints checkpoint.*
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from lectern_common.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.errors import Incompatible, InvalidSpec, Misconfigured
 from lectern_common.replicas import TeacherReplicas
-from lectern_common.roots import Roots, resolve_under
+from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec, TeacherSpec, dump_spec, parse_spec, resume_differences
 from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import TOKENIZER_NAME
-from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map
-from lectern_common.weights import safetensors_files, weights_sha256
-from lectern_models.loading import max_positions, num_parameters
-from lectern_models.model_folder import find_model
+from lectern_models.loading import num_parameters
 from protos import teacher_pb2
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.datasets import ShuffledBatches, in_order
-from student_trainer.export import drawn_weights_sha256, export_student
+from student_trainer.export import export_student
 from student_trainer.loop import Parts, Progress, Settings, Teaching
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
+from student_trainer.origins import LoadedStudent, load_student
 from student_trainer.recorder import Recorder
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.run_data import Data, open_data
@@ -52,9 +48,12 @@ class Assembly:
     parts: Parts
     settings: Settings
     progress: Progress
-    student: CausalStudent
-    student_folder: Path
+    loaded: LoadedStudent
     data: Data
+
+    @property
+    def student(self) -> CausalStudent:
+        return self.loaded.student
 
     def export(self, folder: RunFolder) -> None:
         """Writes export/; see export.py for what it raises."""
@@ -64,7 +63,7 @@ class Assembly:
         export_student(
             self.student.model,
             folder.export_path,
-            student_folder=self.student_folder,
+            student_folder=self.loaded.folder,
             dataset=self.data.folder,
             eos_token_id=None if manifest is None else manifest.eos_token_id,
             metadata={
@@ -74,6 +73,7 @@ class Assembly:
                 "teacher_weights_sha256": facts["teacher_weights_sha256"],
                 "student_model": self.spec.student.init or self.spec.student.config,
                 "initial_weights_sha256": facts["initial_weights_sha256"],
+                **self.loaded.facts,
                 "alpha": self.spec.objective.alpha,
                 "temperature": self.spec.objective.temperature,
                 "divergence": self.spec.objective.divergence,
@@ -151,15 +151,10 @@ def assemble(
 
     device = choose_device(spec.device.kind)
     recorder.set_progress(device=device_name(device))
-    student, student_folder = _load_student(spec, roots, device)
+    loaded = load_student(spec, roots, device, None if checkpoint is None else checkpoint.state)
+    student, tokens, initial_sha256 = loaded.student, loaded.tokens, loaded.initial_sha256
     stop.check()
-    tokens = _tokens_of(student_folder)
     data = open_data(spec, roots, student.vocab_size, tokens)
-    initial_sha256 = (
-        _initial_sha256(spec, student, student_folder, folder)
-        if checkpoint is None
-        else checkpoint.state["initial_weights_sha256"]
-    )
     if checkpoint is not None and checkpoint.state["data_sha256s"] != data.sha256s:
         raise Incompatible(
             f"the data of run {folder.run_id} is not what it was when the run began (corpus_sha256 "
@@ -209,6 +204,7 @@ def assemble(
         device=device_name(device),
         parameters=num_parameters(student.model),
         initial_weights_sha256=initial_sha256,
+        **loaded.facts,
         training_rows=len(data.training),
         validation_rows=len(data.validation),
         teacher=None if teacher_model is None else teacher_model.model_id,
@@ -227,6 +223,7 @@ def assemble(
         checkpoint_facts={
             "spec": spec.model_dump(mode="json"),
             "initial_weights_sha256": initial_sha256,
+            **loaded.facts,
             "data_sha256s": data.sha256s,
             "teacher_model": None if teacher_model is None else teacher_model.model_id,
             "teacher_fingerprint": None if teacher_model is None else teacher_model.fingerprint,
@@ -236,7 +233,7 @@ def assemble(
         },
         stop=stop,
     )
-    return Assembly(spec, parts, _settings(spec), progress, student, student_folder, data)
+    return Assembly(spec, parts, _settings(spec), progress, loaded, data)
 
 
 def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
@@ -252,38 +249,6 @@ def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
                 for field, before, after in differences
             ]
         )
-
-
-def _load_student(spec: RunSpec, roots: Roots, device: torch.device) -> tuple[CausalStudent, Path]:
-    """Returns the student as it is before the run, and the folder that it came from."""
-    origin = spec.student
-    if origin.init is not None:
-        local = resolve_under(roots.models, origin.init, "student.init")
-        name = str(local) if local.is_dir() else origin.init
-        folder = find_model(name, origin.revision).path
-        student = CausalStudent.from_pretrained(folder, device, origin.dtype)
-    else:
-        folder = resolve_under(roots.models, str(origin.config), "student.config")
-        student = CausalStudent.from_config(folder, spec.seed, device, origin.dtype)
-    longest = max_positions(student.model)
-    if longest is not None and spec.data.seq_len > longest:
-        raise Incompatible(
-            f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student"
-        )
-    return student, folder
-
-
-def _initial_sha256(
-    spec: RunSpec, student: CausalStudent, student_folder: Path, folder: RunFolder
-) -> str:
-    if spec.student.init is not None:
-        return weights_sha256(safetensors_files(student_folder))
-    return drawn_weights_sha256(student.model, folder.path / ".initial-weights")
-
-
-def _tokens_of(student_folder: Path) -> TokenizerMap | None:
-    path = student_folder / TOKENIZER_NAME
-    return read_tokenizer_map(path) if path.exists() else None
 
 
 def _remote_teacher(

@@ -93,20 +93,6 @@ def export_student(
     return digest
 
 
-def drawn_weights_sha256(model: PreTrainedModel, scratch: Path) -> str:
-    """Returns the hash (weights.py) of a model that no folder holds yet; `scratch` is left empty.
-
-    It is that of a folder which `export_student` would write.
-    """
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with disk_full_as_error("the initial weights"):
-            model.save_pretrained(scratch, max_shard_size=_ONE_FILE)
-        return weights_sha256(safetensors_files(scratch))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _require_written(model: PreTrainedModel, folder: Path) -> None:
     """Raises CorruptData where the folder does not load as the model, bit for bit."""
     written = model_tensors(load_causal_lm(folder, "float32"))

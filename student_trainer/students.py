@@ -117,14 +117,14 @@ class CausalStudent(Student):
             NotFound, CorruptData, Misconfigured: as load_causal_lm says.
         """
         model = load_causal_lm(folder, "float32", str(device))
-        return cls(model, _resolved(compute_dtype, device))
+        return cls(model, compute_dtype_named(compute_dtype, device))
 
     @classmethod
     def from_config(
         cls, folder: Path, seed: int, device: torch.device, compute_dtype: str = "auto"
     ) -> "CausalStudent":
         """Returns a student with weights drawn from `seed`; otherwise as `from_pretrained`."""
-        student = cls(build_causal_lm(folder, seed), _resolved(compute_dtype, device))
+        student = cls(build_causal_lm(folder, seed), compute_dtype_named(compute_dtype, device))
         return student.to(device)
 
     def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
@@ -258,10 +258,11 @@ def gradient_rows(
     return rows
 
 
-def _resolved(compute_dtype: str, device: torch.device) -> torch.dtype:
-    if compute_dtype == "auto":
-        compute_dtype = "bfloat16" if device.type == "cuda" else "float32"
-    return DTYPES[compute_dtype]
+def compute_dtype_named(name: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype of "float32", "bfloat16" or "auto": bfloat16 on CUDA, else float32."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]
 
 
 @contextmanager

@@ -163,7 +163,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     ),
     "student.init": (
         {"student": {"init": "weights", "config": None}},
-        lambda run: digest(run) == weights_sha256(safetensors_files(run.student_folder)),
+        lambda run: digest(run) == weights_sha256(safetensors_files(run.loaded.folder)),
         True,
     ),
     "student.dtype": (
