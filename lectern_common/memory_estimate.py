@@ -1,0 +1,165 @@
+"""What a run needs of a device's memory, part by part: arithmetic alone, on no device.
+
+Legend: P parameters, of which T are trained; L layers, h hidden size, m width of the MLP, q and k
+widths of queries and keys, a heads; V vocabulary, S tokens of a row, B rows of a micro-batch, n
+tokens of a chunk, R devices that share the run.
+
+    parameters   4 P / R                   float32
+    gradients    4 T / R                   float32
+    optimizer    8 T / R                   AdamW's two moments
+    activations  as activation_bytes says
+    objective    4 (6 n V + V h)           logits of a chunk and what is made of them; d loss / d head
+    teacher head w V D                     with `hidden`; w 4 on the CPU, as stored elsewhere
+    answers      bytes of a step's answers, for each step asked ahead and the one at work
+
+The first three and the head are there at every optimizer step, so they are certain. Activations are
+gone by then: the total is an upper bound of the peak, which is between backward and update.
+"""
+
+from dataclasses import dataclass, fields
+
+FLOAT32_BYTES = 4
+ADAMW_BYTES = 8
+# [n, V] tensors that the objective has at one time: the student's logits, the gradient of the cross
+# entropy, the teacher's logits, and the divergence's own.
+CHUNK_TENSORS = 6
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the arithmetic needs to know of a student.
+
+    Attributes:
+        num_parameters: trained and frozen, tied ones once.
+        num_trainable: those with a gradient.
+        mlp_size: width of the MLP, times the experts that a token goes through.
+        query_size: heads times their width; `key_size` the same of keys, or of values.
+        keeps_scores: attention keeps its [heads, S, S] scores for the backward pass: no fused
+            kernel, or dropout on them.
+    """
+
+    num_parameters: int
+    num_trainable: int
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    query_size: int
+    key_size: int
+    num_heads: int
+    vocab_size: int
+    keeps_scores: bool = False
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a device computes one micro-batch.
+
+    Attributes:
+        sequences: rows of a micro-batch; `seq_len` tokens each.
+        compute_bytes: of a number in the compute dtype: 4 or 2.
+        checkpointing: activations of a layer are computed again in the backward pass.
+        chunk_tokens: tokens whose logits exist at one time.
+        devices: that share parameters, gradients and moments.
+        head_bytes: of the teacher's output head on the device; 0 without one.
+        answer_bytes: of the teacher's answers for one step of one device.
+        steps_ahead: that answers are asked for.
+    """
+
+    sequences: int
+    seq_len: int
+    compute_bytes: int = FLOAT32_BYTES
+    checkpointing: bool = False
+    chunk_tokens: int = 64
+    devices: int = 1
+    head_bytes: int = 0
+    answer_bytes: int = 0
+    steps_ahead: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device; `answers` are in the host's memory."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    teacher_head: int
+    activations: int
+    objective: int
+    answers: int
+
+    @property
+    def certain(self) -> int:
+        """What is there at every optimizer step, whatever is computed how."""
+        return self.parameters + self.gradients + self.optimizer + self.teacher_head
+
+    @property
+    def on_device(self) -> int:
+        """All but the answers: an upper bound of the peak."""
+        return self.certain + self.activations + self.objective
+
+    @property
+    def total(self) -> int:
+        """With the answers: what a run on the CPU needs."""
+        return self.on_device + self.answers
+
+    def parts(self) -> dict[str, int]:
+        """Returns the named parts, in order."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+
+def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
+    """Returns what a device needs for one step of a run."""
+    head_gradient = FLOAT32_BYTES * shape.vocab_size * shape.hidden_size
+    chunk_tokens = min(computed.chunk_tokens, computed.sequences * computed.seq_len)
+    chunk = FLOAT32_BYTES * CHUNK_TENSORS * chunk_tokens * shape.vocab_size
+    return MemoryEstimate(
+        parameters=_shared(FLOAT32_BYTES * shape.num_parameters, computed.devices),
+        gradients=_shared(FLOAT32_BYTES * shape.num_trainable, computed.devices),
+        optimizer=_shared(ADAMW_BYTES * shape.num_trainable, computed.devices),
+        teacher_head=computed.head_bytes,
+        activations=activation_bytes(shape, computed),
+        objective=chunk + head_gradient,
+        answers=computed.answer_bytes * (computed.steps_ahead + 1),
+    )
+
+
+def activation_bytes(shape: ModelShape, computed: Computation) -> int:
+    """Returns what autograd keeps of a micro-batch's forward until its backward has passed.
+
+    Counted tensor by tensor over a decoder layer with RMSNorm, rotary embedding, fused attention
+    and gated MLP, as transformers writes it (Korthikanti et al. 2022, section 4, count a GPT layer
+    in the same way). Numbers a token and layer:
+
+        6 h        input, normalised and scaled, of each of the two norms
+        2 q + 2 k  what attention takes and gives
+        4 m        gate, its SiLU, up, and their product
+        a          attention's log-sum-exp; 2 a S more where it keeps its scores
+
+    In 16 bits the 4 h of the norms stay float32, each of q, k, v, gate and up casts its input
+    anew (5 h), and the weights of the layers are kept as cast. With checkpointing a layer keeps h,
+    and one layer at a time its whole. The embedding and the last norm keep 3 h, and the valid
+    positions' hidden states and their gradient are 2 h.
+
+    Within 12 % of what is kept for Qwen, Llama and OLMo, a factor of 1.7 for GPT-2, OPT, Gemma, Phi
+    and Mixtral, of 2.3 for layers with a state space (tests/student_trainer/test_model_shape.py).
+    """
+    tokens, narrow = computed.sequences * computed.seq_len, computed.compute_bytes
+    norms = 4 * FLOAT32_BYTES + (2 * narrow if narrow == FLOAT32_BYTES else 5 * narrow)
+    attention = narrow * 2 * (shape.query_size + shape.key_size) + FLOAT32_BYTES * shape.num_heads
+    if shape.keeps_scores:
+        attention += 2 * FLOAT32_BYTES * shape.num_heads * computed.seq_len
+    layer = tokens * (norms * shape.hidden_size + attention + narrow * 4 * shape.mlp_size)
+    hidden = tokens * FLOAT32_BYTES * shape.hidden_size
+    whole_layers, inputs = shape.num_layers, 0
+    if computed.checkpointing:
+        whole_layers, inputs = min(1, shape.num_layers), shape.num_layers
+    cast = 0
+    if narrow != FLOAT32_BYTES and shape.num_layers:
+        in_layers = max(0, shape.num_parameters - shape.vocab_size * shape.hidden_size)
+        cast = narrow * in_layers * whole_layers // shape.num_layers
+    return whole_layers * layer + inputs * hidden + 5 * hidden + cast
+
+
+def _shared(num_bytes: int, devices: int) -> int:
+    return -(-num_bytes // devices)
