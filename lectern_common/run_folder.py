@@ -171,8 +171,11 @@ class RunFolder:
             raise CorruptData(f"{self.status_path} is not a run status: {error}") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder's lock. Child processes do not inherit it.
+    def locked(self) -> Iterator[int]:
+        """Holds the folder's lock, and gives its descriptor.
+
+        Child processes do not inherit it, unless they are given the descriptor: then the lock is
+        free when all of them have ended.
 
         Raises:
             Conflict: another process holds it.
@@ -187,7 +190,7 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Conflict(f"run {self.run_id} is being trained by another process") from None
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 

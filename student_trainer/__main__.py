@@ -6,8 +6,10 @@ It holds the folder's lock while it lives, says in status.json where it is, and 
     1   failed: something has to change before it can go on
     75  interrupted: it can be resumed unchanged
 
-A second signal ends it at once. Where it may not begin (another process trains the run, or there
-are checkpoints and no --resume) the folder is left as it is.
+With device.count above 1 it starts a process a device and watches them (rank_processes.py). Over
+several machines that share a file system `torchrun ... -m student_trainer RUN_FOLDER --resume`
+starts them. A second signal ends it at once. Where it may not begin (another process trains the
+run, or there are checkpoints and no --resume) the folder is left as it is.
 """
 
 import argparse
@@ -21,11 +23,19 @@ from types import FrameType
 
 import structlog
 
-from lectern_common.errors import Conflict, LecternError
+from lectern_common.errors import Conflict, InvalidSpec, LecternError
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from student_trainer.disk_full import is_disk_full
+from student_trainer.quiet_recorder import QuietRecorder, RunRecorder
+from student_trainer.rank_processes import (
+    RANK_LOST,
+    RanksLost,
+    is_supervised,
+    listen_to_supervisor,
+    supervise,
+)
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop, StopRequested
 
@@ -42,8 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     roots = Roots.of_home(arguments.home)
     stop = _stop_on_signals()
     try:
-        with folder.locked():
+        if "RANK" in os.environ:
+            return _one_of_several(folder, roots, stop, resume=arguments.resume)
+        with folder.locked() as lock:
             _require_fresh_or_resume(folder, resume=arguments.resume)
+            if _device_count(folder) > 1:
+                return _on_several_devices(folder, roots, stop, lock, resume=arguments.resume)
             with Recorder(folder, stop) as recorder:
                 return live(folder, roots, recorder, stop, resume=arguments.resume)
     except LecternError as error:
@@ -51,7 +65,49 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
-def live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, resume: bool) -> int:
+def _on_several_devices(
+    folder: RunFolder, roots: Roots, stop: Stop, lock: int, *, resume: bool
+) -> int:
+    """Starts a rank a device and watches them; returns the exit status."""
+    spec = folder.read_spec()
+    command = [sys.executable, "-m", "student_trainer", str(folder.path)]
+    try:
+        return supervise(
+            command + (["--resume"] if resume else []),
+            {**os.environ, **roots.environment()},
+            count=spec.device.count,
+            max_restarts=spec.device.max_restarts or 0,
+            stop=stop,
+            keep_open=(lock,),
+            on_lost=lambda what, restart: folder.append_event(
+                "rank_lost", what=what, restart=restart
+            ),
+        )
+    except RanksLost as error:
+        with Recorder(folder, stop) as recorder:
+            recorder.go_on_from(folder.read_status())
+            return _ended(recorder, "rank_lost", str(error), can_resume=True)
+
+
+def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
+    """Is the rank that the environment says; returns its exit status."""
+    first = os.environ["RANK"] == "0"
+    with ExitStack() as stack:
+        if is_supervised():
+            listen_to_supervisor(stop)
+        elif first:
+            stack.enter_context(folder.locked())
+            _require_fresh_or_resume(folder, resume=resume)
+        # The process that others know the run by is the one that ends it.
+        known_by = os.getppid() if is_supervised() else os.getpid()
+        recorder: RunRecorder = Recorder(folder, stop, known_by) if first else QuietRecorder()
+        stack.enter_context(recorder)
+        return live(folder, roots, recorder, stop, resume=resume)
+
+
+def live(
+    folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
+) -> int:
     """Trains a run whose lock is held; returns the exit status, having said the last state."""
     try:
         finished = _train_and_export(folder, roots, recorder, stop, resume=resume)
@@ -62,6 +118,8 @@ def live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, res
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
     except Exception as error:
         _log.error("ended", reason="internal", exception=traceback.format_exc())
+        if "RANK" in os.environ:
+            return RANK_LOST  # who started the ranks knows which of them began it
         if is_disk_full(error):
             return _ended(recorder, "disk_full", str(error), can_resume=True)
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -74,7 +132,7 @@ def live(folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, res
 
 
 def _train_and_export(
-    folder: RunFolder, roots: Roots, recorder: Recorder, stop: Stop, *, resume: bool
+    folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
 ) -> bool:
     """Returns True when all steps are made and exported, False when it was stopped."""
     spec = folder.read_spec()
@@ -86,24 +144,37 @@ def _train_and_export(
     from transformers.utils.logging import disable_progress_bar
 
     from student_trainer.assembly import assemble
+    from student_trainer.devices import choose_device
     from student_trainer.loop import train
+    from student_trainer.ranks import join_ranks, leave_ranks
 
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
-        run = assemble(spec, roots, folder, recorder, stop, stack, resume=resume)
-        recorder.open_metrics(spec.report_to, run.progress.step)
+        patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
+        ranks = join_ranks(choose_device(spec.device.kind), spec.device.count, patience)
+        stack.callback(leave_ranks, ranks)
+        run = assemble(spec, roots, folder, recorder, stop, stack, ranks, resume=resume)
+        with ranks.together():
+            recorder.open_metrics(spec.report_to, run.progress.step)
         recorder.set_state(RunState.RUNNING)
         finished = train(run.parts, run.settings, run.progress)
-    if finished:
+    if finished and ranks.is_first:
         run.export(folder)
     return finished
 
 
-def _ended(recorder: Recorder, reason: str, message: str, *, can_resume: bool) -> int:
+def _ended(recorder: RunRecorder, reason: str, message: str, *, can_resume: bool) -> int:
     recorder.set_state(RunState.INTERRUPTED if can_resume else RunState.FAILED, reason, message)
     return INTERRUPTED if can_resume else FAILED
+
+
+def _device_count(folder: RunFolder) -> int:
+    try:
+        return folder.read_spec().device.count
+    except InvalidSpec:
+        return 1  # and that one says what is wrong with it
 
 
 def _require_fresh_or_resume(folder: RunFolder, *, resume: bool) -> None:

@@ -14,29 +14,28 @@ from dataclasses import dataclass
 
 import torch
 
-from lectern_common.compatibility import StudentFacts, require_teacher_fits
-from lectern_common.errors import Incompatible, InvalidSpec, Misconfigured
-from lectern_common.replicas import TeacherReplicas
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec, TeacherSpec, dump_spec, parse_spec, resume_differences
-from lectern_common.secret_files import SecretFiles, read_secrets
+from lectern_common.run_spec import RunSpec, dump_spec, parse_spec, resume_differences
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.datasets import ShuffledBatches, in_order
+from student_trainer.devices import choose_device, device_name
 from student_trainer.export import export_student
 from student_trainer.loop import Parts, Progress, Settings, Teaching
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.origins import LoadedStudent, load_student
-from student_trainer.recorder import Recorder
-from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.quiet_recorder import RunRecorder
+from student_trainer.ranks import Ranks
 from student_trainer.run_data import Data, open_data
+from student_trainer.run_teacher import connect_teacher, teacher_facts
 from student_trainer.schedule import Schedule
+from student_trainer.sharding import shard
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
-from student_trainer.targets import Representation
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
 
 
@@ -50,18 +49,19 @@ class Assembly:
     progress: Progress
     loaded: LoadedStudent
     data: Data
+    roots: Roots
 
     @property
     def student(self) -> CausalStudent:
         return self.loaded.student
 
     def export(self, folder: RunFolder) -> None:
-        """Writes export/; see export.py for what it raises."""
+        """Writes export/, of what the newest checkpoint holds; see export.py for what it raises."""
         facts, record = self.parts.checkpoint_facts, self.progress.record
         rows_seen = self.progress.step * self.spec.batch.sequences_per_step
         manifest = self.data.manifest
         export_student(
-            self.student.model,
+            self._whole_student(folder).model,
             folder.export_path,
             student_folder=self.loaded.folder,
             dataset=self.data.folder,
@@ -89,36 +89,27 @@ class Assembly:
             },
         )
 
-
-def choose_device(kind: str) -> torch.device:
-    """Returns the device of `device.kind`.
-
-    Raises:
-        Misconfigured: cuda is asked for, and there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if kind == "cuda" and not has_cuda:
-        raise Misconfigured(
-            "device.kind is cuda, but torch sees no CUDA device; set cpu or auto, or see "
-            "`lectern doctor`"
-        )
-    return torch.device("cuda", 0) if has_cuda and kind != "cpu" else torch.device("cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """Returns "cpu", or "cuda:0 (name of the card)"."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
+    def _whole_student(self, folder: RunFolder) -> CausalStudent:
+        """Returns the trained student in one piece; of several ranks each holds but a part."""
+        if self.parts.ranks.size == 1:
+            return self.student
+        store, begun = self.parts.checkpoints, self.parts.checkpoint_facts
+        checkpoint = None if store is None else store.newest()
+        if checkpoint is None:
+            raise CorruptData(f"run {folder.run_id} has no intact checkpoint to export")
+        student = load_student(self.spec, self.roots, torch.device("cpu"), begun).student
+        load_model_tensors(student, checkpoint.model_tensors())
+        return student
 
 
 def assemble(
     spec: RunSpec,
     roots: Roots,
     folder: RunFolder,
-    recorder: Recorder,
+    recorder: RunRecorder,
     stop: Stop,
     stack: ExitStack,
+    ranks: Ranks,
     *,
     resume: bool,
 ) -> Assembly:
@@ -127,10 +118,11 @@ def assemble(
     Args:
         spec: the run's, as it is now.
         roots: what its paths are relative to.
-        folder: its folder; this process holds the lock.
+        folder: its folder; this process, or who started it, holds the lock.
         recorder: told of checkpoints, outages and what was loaded.
         stop: ends every wait.
         stack: closes the connection to the teacher.
+        ranks: the processes that train it together; each assembles its own parts.
         resume: go on from the newest intact checkpoint, if there is one.
 
     Raises:
@@ -138,61 +130,69 @@ def assemble(
         InvalidSpec: a resume changes what it may not.
         LecternError: student, data and teacher do not exist, are broken, or do not fit together.
     """
+    device = choose_device(spec.device.kind)
+    recorder.set_progress(device=device_name(device))
     store = CheckpointStore(
         folder.checkpoints_path,
         keep_last=spec.checkpoint.keep_last,
         keep_best=spec.checkpoint.keep_best,
         on_event=lambda kind, details: recorder.event(kind, **details),
     )
-    store.sweep()
-    checkpoint = store.newest() if resume else None
-    if checkpoint is not None:
-        require_resumable(parse_spec(checkpoint.state["spec"]), spec, checkpoint.step)
+    checkpoint = _newest(store, ranks) if resume else None
+    begun = None if checkpoint is None else checkpoint.state
 
-    device = choose_device(spec.device.kind)
-    recorder.set_progress(device=device_name(device))
-    loaded = load_student(spec, roots, device, None if checkpoint is None else checkpoint.state)
-    student, tokens, initial_sha256 = loaded.student, loaded.tokens, loaded.initial_sha256
-    stop.check()
-    data = open_data(spec, roots, student.vocab_size, tokens)
-    if checkpoint is not None and checkpoint.state["data_sha256s"] != data.sha256s:
-        raise Incompatible(
-            f"the data of run {folder.run_id} is not what it was when the run began (corpus_sha256 "
-            "differs); put it back, or start another run"
-        )
-    stop.check()
+    with ranks.together():
+        if checkpoint is not None:
+            require_resumable(parse_spec(checkpoint.state["spec"]), spec, checkpoint.step)
+        loaded = load_student(spec, roots, device, begun)
+        stop.check()
+        data = open_data(spec, roots, loaded.student.vocab_size, loaded.tokens)
+        if begun is not None and begun["data_sha256s"] != data.sha256s:
+            raise Incompatible(
+                f"the data of run {folder.run_id} is not what it was when the run began "
+                "(corpus_sha256 differs); put it back, or start another run"
+            )
+        stop.check()
+        teaching: Teaching | None = None
+        teacher_model: teacher_pb2.Model | None = None
+        if spec.teacher is not None:
+            teaching, teacher_model = connect_teacher(
+                spec,
+                spec.teacher,
+                roots,
+                folder.run_id,
+                loaded,
+                data.manifest,
+                device,
+                None if begun is None else begun["teacher_fingerprint"],
+                stop,
+                recorder.teacher_away,
+                stack,
+            )
+        if checkpoint is not None:
+            load_model_tensors(loaded.student, checkpoint.model_tensors())
+    facts = {
+        "spec": spec.model_dump(mode="json"),
+        "initial_weights_sha256": loaded.initial_sha256,
+        **loaded.facts,
+        "data_sha256s": data.sha256s,
+        **teacher_facts(teacher_model),
+    }
+    ranks.require_same(
+        student=loaded.initial_sha256,
+        data=" ".join(data.sha256s),
+        teacher=facts["teacher_fingerprint"],
+    )
 
-    teacher_model: teacher_pb2.Model | None = None
-    teaching: Teaching | None = None
-    if spec.teacher is not None:
-        remote = _remote_teacher(spec.teacher, roots, folder, recorder, stop, student, device)
-        stack.enter_context(remote)
-        teacher_model = remote.connect(
-            None if checkpoint is None else checkpoint.state["teacher_fingerprint"]
-        )
-        facts = StudentFacts(
-            student.vocab_size, tokens, initial_sha256 if spec.student.init else None
-        )
-        require_teacher_fits(spec, teacher_model, remote.tokenizer_map, facts, data.manifest)
-        if spec.teacher.representation == "hidden":
-            remote.output_head()
-        teaching = Teaching(
-            provider=remote,
-            representation=Representation(
-                spec.teacher.representation, spec.teacher.top_k, spec.teacher.num_draws
-            ),
-            prefetch_steps=spec.teacher.prefetch_steps,
-            allow_same_weights=spec.teacher.allow_same_weights,
-            take_received=remote.take_received,
-            cancel=remote.cancel,
-        )
-
-    optimizer = build_adamw(student, spec.optimizer.betas, spec.optimizer.weight_decay)
+    if ranks.mesh is not None:
+        shard(loaded.student, ranks.mesh)
+    optimizer = build_adamw(loaded.student, spec.optimizer.betas, spec.optimizer.weight_decay)
     progress = Progress()
     if checkpoint is not None:
-        progress = _restore(checkpoint, student, optimizer)
+        load_optimizer_tensors(optimizer, loaded.student, checkpoint.optimizer_tensors())
+        progress = Progress.of_state(checkpoint.state)
     if spec.device.compile:
-        student.compile_body()
+        loaded.student.compile_body()
     recorder.set_progress(
         step=progress.step,
         steps=spec.schedule.steps,
@@ -202,8 +202,9 @@ def assemble(
         "assembled",
         step=progress.step,
         device=device_name(device),
-        parameters=num_parameters(student.model),
-        initial_weights_sha256=initial_sha256,
+        ranks=ranks.size,
+        parameters=num_parameters(loaded.student.model),
+        initial_weights_sha256=loaded.initial_sha256,
         **loaded.facts,
         training_rows=len(data.training),
         validation_rows=len(data.validation),
@@ -212,28 +213,21 @@ def assemble(
         kd_is=None if teaching is None else teaching.representation.kd_is,
     )
     parts = Parts(
-        student=student,
+        student=loaded.student,
         optimizer=optimizer,
         device=device,
-        batches=ShuffledBatches(data.training, spec.batch.sequences_per_step, spec.seed),
-        validation=lambda: in_order(data.validation, spec.micro_batch),
+        batches=ShuffledBatches(
+            data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
+        ),
+        validation=lambda: in_order(data.validation, spec.micro_batch, ranks.rank, ranks.size),
         teaching=teaching,
         recorder=recorder,
         checkpoints=store,
-        checkpoint_facts={
-            "spec": spec.model_dump(mode="json"),
-            "initial_weights_sha256": initial_sha256,
-            **loaded.facts,
-            "data_sha256s": data.sha256s,
-            "teacher_model": None if teacher_model is None else teacher_model.model_id,
-            "teacher_fingerprint": None if teacher_model is None else teacher_model.fingerprint,
-            "teacher_weights_sha256": (
-                None if teacher_model is None else teacher_model.weights_sha256
-            ),
-        },
+        checkpoint_facts=facts,
         stop=stop,
+        ranks=ranks,
     )
-    return Assembly(spec, parts, _settings(spec), progress, loaded, data)
+    return Assembly(spec, parts, _settings(spec), progress, loaded, data, roots)
 
 
 def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
@@ -251,35 +245,17 @@ def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
         )
 
 
-def _remote_teacher(
-    teacher: TeacherSpec,
-    roots: Roots,
-    folder: RunFolder,
-    recorder: Recorder,
-    stop: Stop,
-    student: CausalStudent,
-    device: torch.device,
-) -> RemoteTeacher:
-    secrets = read_secrets(roots, SecretFiles.of(teacher))
-    return RemoteTeacher(
-        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
-        run_id=folder.run_id,
-        vocab_size=student.vocab_size,
-        device=device,
-        deadline_seconds=teacher.deadline_seconds,
-        outage_budget_seconds=teacher.outage_budget_seconds,
-        cache_root=roots.cache,
-        stop=stop,
-        on_outage=recorder.teacher_away,
-    )
-
-
-def _restore(
-    checkpoint: Checkpoint, student: CausalStudent, optimizer: torch.optim.Optimizer
-) -> Progress:
-    load_model_tensors(student, checkpoint.model_tensors())
-    load_optimizer_tensors(optimizer, student, checkpoint.optimizer_tensors())
-    return Progress.of_state(checkpoint.state)
+def _newest(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
+    """Returns the newest intact checkpoint; the first rank looks, for all of them."""
+    found: Checkpoint | None = None
+    with ranks.together():
+        if ranks.is_first:
+            store.sweep()
+            found = store.newest()
+    step = ranks.from_first(-1 if found is None else found.step)
+    if ranks.is_first or step < 0:
+        return found
+    return store.verified_before(step)
 
 
 def _settings(spec: RunSpec) -> Settings:

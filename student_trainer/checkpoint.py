@@ -146,6 +146,11 @@ class CheckpointStore:
             self._set_aside(path)
         return None
 
+    def verified_before(self, step: int) -> Checkpoint:
+        """Returns a checkpoint that another process of this run has just verified."""
+        path = self._path(step)
+        return Checkpoint(path, step, json.loads((path / STATE_NAME).read_bytes()))
+
     def sweep(self) -> None:
         """Deletes what a killed `save` left behind."""
         if self._folder.is_dir():

@@ -48,6 +48,7 @@ class RanksLost(Exception):
 
 def supervise(
     command: list[str],
+    environment: dict[str, str],
     *,
     count: int,
     max_restarts: int,
@@ -59,6 +60,7 @@ def supervise(
 
     Args:
         command: starts a rank; `--resume` is added for a restart.
+        environment: of the ranks, which find in it what they are.
         count: number of ranks.
         max_restarts: see the module's head.
         stop: passed on to the ranks.
@@ -70,7 +72,7 @@ def supervise(
     """
     for restart in range(max_restarts + 1):
         arguments = [*command, "--resume"] if restart and "--resume" not in command else command
-        with _started(arguments, count, keep_open) as ranks:
+        with _started(arguments, environment, count, keep_open) as ranks:
             code = _watched(ranks, stop)
             if code is not None:
                 return code
@@ -104,23 +106,26 @@ def is_supervised() -> bool:
 
 @contextmanager
 def _started(
-    command: list[str], count: int, keep_open: tuple[int, ...]
+    command: list[str], environment: dict[str, str], count: int, keep_open: tuple[int, ...]
 ) -> Iterator[list["subprocess.Popen[bytes]"]]:
     ranks: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="lectern-ranks-") as folder:
         try:
             for rank in range(count):
-                environment = {
-                    **os.environ,
-                    **_loopback_alone(),
+                place = {
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(count),
                     RENDEZVOUS: str(Path(folder) / "rendezvous"),
+                    # Unless the spec says how many, each has its part of the cores.
+                    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
                 }
                 ranks.append(
                     subprocess.Popen(
-                        command, env=environment, stdin=subprocess.PIPE, pass_fds=keep_open
+                        command,
+                        env={**environment, **_loopback_alone(), **place},
+                        stdin=subprocess.PIPE,
+                        pass_fds=keep_open,
                     )
                 )
             yield ranks

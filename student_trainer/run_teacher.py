@@ -1,0 +1,92 @@
+"""The teacher that a run spec asks for, connected and held against student and data."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.replicas import TeacherReplicas
+from lectern_common.roots import Roots
+from lectern_common.run_spec import RunSpec, TeacherSpec
+from lectern_common.secret_files import SecretFiles, read_secrets
+from lectern_common.shards import ShardManifest
+from protos import teacher_pb2
+from student_trainer.loop import Teaching
+from student_trainer.origins import LoadedStudent
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.stopping import Stop
+from student_trainer.targets import Representation
+
+
+def connect_teacher(
+    spec: RunSpec,
+    teacher: TeacherSpec,
+    roots: Roots,
+    run_id: str,
+    loaded: LoadedStudent,
+    manifest: ShardManifest | None,
+    device: torch.device,
+    fingerprint: str | None,
+    stop: Stop,
+    on_outage: Callable[[str | None], None],
+    stack: ExitStack,
+) -> tuple[Teaching, teacher_pb2.Model]:
+    """Returns how the run is taught, and what the teacher says of itself.
+
+    Args:
+        spec, teacher: the run's; `teacher` is spec.teacher.
+        roots: `secrets` and `cache` are used.
+        run_id: by which the teacher's accounts know the run.
+        loaded: the student.
+        manifest: of the training shards; None for synthetic data.
+        device: where targets are used.
+        fingerprint: of the teacher that the run was begun with; None at its beginning.
+        stop: ends every wait.
+        on_outage: told that the teacher is away, or (None) is back.
+        stack: closes the connection.
+
+    Raises:
+        LecternError: it cannot be reached, is another one, or does not fit.
+    """
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
+    remote = RemoteTeacher(
+        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+        run_id=run_id,
+        vocab_size=loaded.student.vocab_size,
+        device=device,
+        deadline_seconds=teacher.deadline_seconds,
+        outage_budget_seconds=teacher.outage_budget_seconds,
+        cache_root=roots.cache,
+        stop=stop,
+        on_outage=on_outage,
+    )
+    stack.enter_context(remote)
+    model = remote.connect(fingerprint)
+    facts = StudentFacts(
+        loaded.student.vocab_size,
+        loaded.tokens,
+        loaded.initial_sha256 if spec.student.init else None,
+    )
+    require_teacher_fits(spec, model, remote.tokenizer_map, facts, manifest)
+    if teacher.representation == "hidden":
+        remote.output_head()
+    teaching = Teaching(
+        provider=remote,
+        representation=Representation(teacher.representation, teacher.top_k, teacher.num_draws),
+        prefetch_steps=teacher.prefetch_steps,
+        allow_same_weights=teacher.allow_same_weights,
+        take_received=remote.take_received,
+        cancel=remote.cancel,
+    )
+    return teaching, model
+
+
+def teacher_facts(model: teacher_pb2.Model | None) -> dict[str, Any]:
+    """Returns what checkpoints and exports say of the teacher; None: the run has none."""
+    return {
+        "teacher_model": None if model is None else model.model_id,
+        "teacher_fingerprint": None if model is None else model.fingerprint,
+        "teacher_weights_sha256": None if model is None else model.weights_sha256,
+    }
