@@ -8,7 +8,8 @@ tokens of a chunk, R devices that share the run.
     gradients    4 T / R                   float32
     optimizer    8 T / R                   AdamW's two moments
     activations  as activation_bytes says
-    objective    4 (6 n V + V h)           logits of a chunk and what is made of them; d loss / d head
+    objective    4 (6 n V + V h)           a chunk's logits and what is made of them; the head's
+                                           gradient
     teacher head w V D                     with `hidden`; w 4 on the CPU, as stored elsewhere
     answers      bytes of a step's answers, for each step asked ahead and the one at work
 

@@ -1,0 +1,249 @@
+"""One small batch through the wire, held against what its representation promises.
+
+Asked before the first step: a teacher that answers something else than it says would teach it for
+the whole run. That a reply is whole, finite, in order and within bounds is checked with every reply
+(reply_assembly.py, sampled_assembly.py). Here, at a few positions of the run's own first rows, its
+numbers are:
+
+    top_k       its log-normaliser is that of its logits and its rest
+    asked again with the rows in another order, it says the same: the same bytes where the teacher
+                promises that
+    two kinds   of the same rows are the same distribution, where it offers a second one
+
+Legend: N probed positions, V the student's vocabulary, K top-k, R records of draws.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lectern_common.errors import TeacherError
+from protos import teacher_pb2
+from student_trainer.batch_sources import Batch
+from student_trainer.reply_assembly import KINDS
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    Representation,
+    SampledTargets,
+    TargetsProvider,
+    TeacherTargets,
+    TopKTargets,
+)
+
+PROBE_SEQUENCES = 2
+PROBE_POSITIONS = 4  # of each sequence
+PROBE_TOP_K = 64
+
+# Log-probabilities of the same hidden states, projected here and there in float32: so far apart, in
+# nats, or relative to themselves where they are larger than 1.
+_SAME_STATES = 1e-3
+# Of the same rows in other company, which a teacher in mode `throughput` rounds otherwise.
+_OTHER_COMPANY = {"float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a teacher says of itself, as far as its answers are held against it.
+
+    Attributes:
+        offered: the kinds that it offers.
+        max_top_k: it keeps no more; at most the student's vocabulary.
+        dtype: what it computes in.
+        same_bytes: it promises equal bytes whatever else it computes: one server, in mode
+            `independent`.
+    """
+
+    offered: Collection[str]
+    max_top_k: int
+    dtype: str
+    same_bytes: bool
+
+    @classmethod
+    def of_model(
+        cls, model: teacher_pb2.Model, vocab_size: int, *, one_server: bool
+    ) -> "Answering":
+        """Returns it for the student's `vocab_size`."""
+        offers = {offer.kind for offer in model.representations if offer.offered}
+        return cls(
+            offered=[name for name, kind in KINDS.items() if kind in offers],
+            max_top_k=min(model.limits.max_top_k, vocab_size),
+            dtype=model.dtype,
+            same_bytes=model.mode == "independent" and one_server,
+        )
+
+
+@dataclass(frozen=True)
+class ProbeRows:
+    """Rows of a run, and the few positions of each that are asked about."""
+
+    sequences: list[npt.NDArray[np.uint32]]
+    positions: list[npt.NDArray[np.bool_]]
+
+    @classmethod
+    def of_batch(cls, batch: Batch) -> "ProbeRows":
+        """Returns the first rows with valid positions: whole, so that the teacher's forward of them
+        serves the first step too; and some of these positions, the first and the last included.
+        """
+        sequences, positions = [], []
+        for ids_S, valid_S in zip(batch.inputs_BS, batch.valid_BS, strict=True):
+            valid = np.flatnonzero(valid_S)
+            if len(valid) and len(sequences) < PROBE_SEQUENCES:
+                places = np.linspace(0, len(valid) - 1, PROBE_POSITIONS).astype(np.int64)
+                asked_S = np.zeros(len(ids_S), np.bool_)
+                asked_S[valid[places]] = True
+                sequences.append(ids_S.astype(np.uint32))
+                positions.append(asked_S)
+        return cls(sequences, positions)
+
+    def turned(self) -> tuple["ProbeRows", list[int]]:
+        """Returns the rows in reverse order, and where each of N positions then is."""
+        ends = np.cumsum([int(asked_S.sum()) for asked_S in self.positions])
+        blocks = np.split(np.arange(ends[-1]), ends[:-1])
+        order = np.concatenate(blocks[::-1])
+        return ProbeRows(self.sequences[::-1], self.positions[::-1]), np.argsort(order).tolist()
+
+    def place(self, index: int) -> str:
+        """Returns in words which of the N positions it is."""
+        found = [
+            (row, int(position))
+            for row, asked_S in enumerate(self.positions)
+            for position in np.flatnonzero(asked_S)
+        ]
+        return "row {}, position {}".format(*found[index])
+
+
+def probe_teacher(
+    teacher: TargetsProvider,
+    rows: ProbeRows,
+    representation: Representation,
+    temperature: float,
+    answering: Answering,
+) -> str:
+    """Returns in words what was found to be as promised.
+
+    Args:
+        teacher: asked two times, and a third time where it offers a kind to compare with.
+        rows: what about; at least one position.
+        representation: the run's; `temperature` too.
+        answering: what the teacher says of itself.
+
+    Raises:
+        TeacherError: an answer is not what was promised; names the position, what was expected and
+            what was seen.
+        LecternError: as TargetsProvider.score says.
+    """
+    kind = representation.kind
+    first = teacher.score(rows.sequences, rows.positions, representation, temperature)
+    if isinstance(first, TopKTargets):
+        _require_normalised(first, rows)
+    turned, places = rows.turned()
+    again = teacher.score(turned.sequences, turned.positions, representation, temperature)
+    moved = [again.rows(place, place + 1) for place in places]
+    if answering.same_bytes:
+        _require_same_bytes(first, moved, rows)
+    else:
+        _require_agreeing(first, moved, f"{kind}, asked again", temperature, answering, rows)
+
+    kinds = [name for name in ("top_k", "dense") if name in answering.offered and name != kind]
+    if not kinds:
+        return f"{kind} of {len(first)} positions is as promised; it offers no other to compare"
+    top_k = min(PROBE_TOP_K, answering.max_top_k) if kinds[0] == "top_k" else None
+    wanted = Representation(kinds[0], top_k)
+    second = teacher.score(rows.sequences, rows.positions, wanted, temperature)
+    others = [second.rows(index, index + 1) for index in range(len(second))]
+    _require_agreeing(first, others, kinds[0], temperature, answering, rows)
+    return f"{kind} of {len(first)} positions is as promised, and agrees with its {kinds[0]}"
+
+
+def _require_normalised(targets: TopKTargets, rows: ProbeRows) -> None:
+    kept_N = torch.logsumexp(targets.logits_NK.double() / targets.temperature, 1)
+    sums_N = torch.logaddexp(kept_N, targets.log_rest_t_N.double()).tolist()
+    for index, (expected, seen) in enumerate(
+        zip(sums_N, targets.log_normalizer_t_N.tolist(), strict=True)
+    ):
+        if not abs(seen - expected) <= _SAME_STATES * max(1.0, abs(expected)):
+            raise _broken(
+                rows.place(index),
+                f"a log-normaliser of {expected:.6g}, as its logits and its rest have it",
+                f"{seen:.6g}",
+            )
+
+
+def _require_same_bytes(
+    first: TeacherTargets, again: Sequence[TeacherTargets], rows: ProbeRows
+) -> None:
+    for index, two in enumerate(again):
+        if not _same_bytes(first.rows(index, index + 1), two):
+            raise _broken(
+                rows.place(index),
+                "the same bytes when asked again, in another order (mode independent)",
+                "others",
+            )
+
+
+def _require_agreeing(
+    first: TeacherTargets,
+    others: Sequence[TeacherTargets],
+    others_name: str,
+    temperature: float,
+    answering: Answering,
+    rows: ProbeRows,
+) -> None:
+    """Raises TeacherError where two answers about one position are of other distributions."""
+    tolerance = _SAME_STATES
+    if not answering.same_bytes:
+        tolerance = _OTHER_COMPANY.get(answering.dtype, _OTHER_COMPANY["float32"])
+    for index, other in enumerate(others):
+        own_ids, own_log_probs = _known(first.rows(index, index + 1), temperature)
+        other_ids, other_log_probs = _known(other, temperature)
+        ids, own, theirs = np.intersect1d(own_ids, other_ids, return_indices=True)
+        seen, expected = own_log_probs[own], other_log_probs[theirs]
+        allowed = tolerance * np.maximum(1.0, np.abs(expected))
+        beyond = np.flatnonzero(~(np.abs(seen - expected) <= allowed))
+        if len(beyond):
+            worst = beyond[np.argmax(expected[beyond])]  # the likeliest: people know that token
+            raise _broken(
+                f"{rows.place(index)}, token {ids[worst]}",
+                f"a log-probability of {expected[worst]:.5g} (T {temperature:g}) by {others_name}",
+                f"{seen[worst]:.5g}",
+            )
+
+
+def _known(targets: TeacherTargets, temperature: float) -> tuple[npt.NDArray[np.int64], _Floats]:
+    """Returns the ids that an answer about one position knows of, and their log-probabilities."""
+    if isinstance(targets, TopKTargets):
+        log_probs = targets.logits_NK.double() / temperature - targets.log_normalizer_t_N.double()
+        return targets.ids_NK[0].cpu().numpy(), log_probs[0].cpu().numpy()
+    if isinstance(targets, SampledTargets):
+        return targets.ids_R.cpu().numpy(), targets.log_probs_R.double().cpu().numpy()
+    if isinstance(targets, HiddenTargets):
+        device = targets.head.weight_VD.device
+        logits_V = targets.head.logits(targets.hidden_ND.to(device))[0]
+    else:
+        logits_V = targets.logits_NV[0]
+    log_probs_V = torch.log_softmax(logits_V.double() / temperature, -1)
+    return np.arange(len(log_probs_V)), log_probs_V.cpu().numpy()
+
+
+def _same_bytes(one: TeacherTargets, two: TeacherTargets) -> bool:
+    if isinstance(one, DenseTargets) and isinstance(two, DenseTargets):
+        return torch.equal(one.logits_NV, two.logits_NV)
+    if isinstance(one, HiddenTargets) and isinstance(two, HiddenTargets):
+        return torch.equal(one.hidden_ND, two.hidden_ND)
+    names = ("ids_R", "counts_R", "log_probs_R")
+    if isinstance(one, TopKTargets):
+        names = ("logits_NK", "ids_NK", "log_rest_t_N", "log_normalizer_t_N")
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)
+
+
+def _broken(where: str, expected: str, seen: str) -> TeacherError:
+    return TeacherError(
+        f"the teacher's answers are not what they promise: at {where} of the first step expected "
+        f"was {expected}, seen was {seen}. Set another teacher.representation, or another teacher"
+    )
