@@ -21,6 +21,7 @@ handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable wo
     |-- TeacherUnavailable    no answer from the teacher; the same request may succeed later
     |-- Diverged              the loss or the gradient is not finite any more
     |-- CorruptData           stored bytes are not what was stored
+    |   `-- DataUnavailable   data that a run reads changed, or cannot be read any more
     |-- DiskFull              no space left for a checkpoint or a record
     |   `-- DiskStalled       a write does not come to its end
     `-- Misconfigured         this process cannot start like this; says what to set
@@ -192,6 +193,13 @@ class CorruptData(LecternError):
 
     reason = "corrupt_data"
     grpc_code = "DATA_LOSS"
+
+
+class DataUnavailable(CorruptData):
+    """A file that was whole when the run began is not any more; the message says which."""
+
+    reason = "data_unavailable"
+    retryable = True
 
 
 class DiskFull(LecternError):

@@ -1,22 +1,31 @@
 """Token shards on disk: what `lectern data prepare` writes and every process reads. No torch.
 
 DATASET/shard-00000.bin ...   flat uint32 little-endian token ids, no header
+DATASET/mask-00000.bin ...    a byte a token, as many as the shard of that number: 1 where the token
+                              is learnt (chats: the assistant's), else 0; not in every dataset
+DATASET/documents.bin         flat uint64 little-endian: the token that each document begins with,
+                              rising from 0; not in every dataset
 DATASET/manifest.json         ShardManifest (schema pretokenize-bin-v1)
 DATASET/tokenizer.json        the tokenizer the ids are of
 """
 
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lectern_common.errors import CorruptData, NotFound
+from lectern_common.errors import CorruptData, DataUnavailable, NotFound
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+DOCUMENTS_NAME = "documents.bin"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_HASHED_AT_A_TIME = 1 << 22
 
 
 class ShardManifest(BaseModel):
@@ -40,10 +49,85 @@ class ShardManifest(BaseModel):
     producer_version: str
     producer_sha256: str
     """Over the producer's settings and source files."""
+    document_count: Annotated[int, Field(ge=1)] | None = None
+    """Entries of documents.bin; None: it is not known where documents begin."""
+    documents_sha256: Sha256 | None = None
+    """Over documents.bin."""
+    mask_sha256: Sha256 | None = None
+    """Over all mask bytes in shard order; None: there is no mask, every token is learnt."""
+
+    @model_validator(mode="after")
+    def _documents_are_whole(self) -> "ShardManifest":
+        if (self.document_count is None) != (self.documents_sha256 is None):
+            raise ValueError("document_count and documents_sha256 go together")
+        return self
+
+    @property
+    def hashes(self) -> list[str]:
+        """Of all files that hold data: equal lists, equal rows."""
+        found = (self.corpus_sha256, self.mask_sha256, self.documents_sha256)
+        return [digest for digest in found if digest is not None]
+
+
+class ShardFile(Sequence[Any]):
+    """The numbers in one file, read when they are sliced; it must stay what it was when opened.
+
+    Not a memory map: where a mapped file is cut off, the process that reads it ends by SIGBUS
+    without a word. And opened again for every read, so that a dataset may have more shards than a
+    process may have open files, and a file that was put in this one's place is noticed.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        """Raises CorruptData where it is missing, empty, or not a whole number of values."""
+        self._path = path
+        self._dtype = np.dtype(dtype)
+        try:
+            self._facts = _facts(path.stat())
+        except FileNotFoundError:
+            raise CorruptData(f"{path} is missing; the manifest counts it") from None
+        size = self._facts[1]
+        if size == 0 or size % self._dtype.itemsize:
+            raise CorruptData(
+                f"{path} has {size} bytes, not a positive multiple of {self._dtype.itemsize}"
+            )
+
+    def __len__(self) -> int:
+        return self._facts[1] // self._dtype.itemsize
+
+    def __getitem__(self, cut: Any) -> Any:
+        """Returns the values of a slice without a step, an array of its own.
+
+        Raises:
+            DataUnavailable: the file changed, is gone, or cannot be read.
+        """
+        start, stop, step = cut.indices(len(self))
+        if step != 1:
+            raise ValueError("a shard file is read forward, value after value")
+        width = self._dtype.itemsize
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                if _facts(os.fstat(file.fileno())) != self._facts:
+                    raise DataUnavailable(
+                        f"{self._path} changed while the run was reading it; put it back as it "
+                        "was, then resume the run"
+                    )
+                data = os.pread(file.fileno(), max(0, stop - start) * width, start * width)
+        except OSError as error:
+            raise DataUnavailable(
+                f"cannot read {self._path}: {error.strerror}; when it can be read again, resume "
+                "the run"
+            ) from None
+        if len(data) != max(0, stop - start) * width:
+            raise DataUnavailable(f"{self._path} was cut off; put it back, then resume the run")
+        return np.frombuffer(data, self._dtype)
 
 
 def shard_path(dataset: Path, index: int) -> Path:
     return dataset / f"shard-{index:05d}.bin"
+
+
+def mask_path(dataset: Path, index: int) -> Path:
+    return dataset / f"mask-{index:05d}.bin"
 
 
 def read_manifest(dataset: Path) -> ShardManifest:
@@ -66,24 +150,13 @@ def read_manifest(dataset: Path) -> ShardManifest:
         raise CorruptData(f"{dataset / MANIFEST_NAME}: {field}: {first['msg']}") from None
 
 
-def open_shards(dataset: Path, manifest: ShardManifest) -> list[np.ndarray]:
-    """Returns one read-only memory map a shard, sizes checked against the manifest.
+def open_shards(dataset: Path, manifest: ShardManifest) -> list[ShardFile]:
+    """Returns the shards, uint32, sizes checked against the manifest.
 
     Raises:
         CorruptData: a shard is missing or not a multiple of 4 bytes, or the token count is off.
     """
-    shards: list[np.ndarray] = []
-    for index in range(manifest.shard_count):
-        path = shard_path(dataset, index)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptData(
-                f"{path} is missing; the manifest counts {manifest.shard_count}"
-            ) from None
-        if size == 0 or size % 4:
-            raise CorruptData(f"{path} has {size} bytes, not a positive multiple of 4")
-        shards.append(np.memmap(path, "<u4", mode="r"))
+    shards = [ShardFile(shard_path(dataset, i), "<u4") for i in range(manifest.shard_count)]
     total = sum(len(shard) for shard in shards)
     if total != manifest.total_tokens:
         raise CorruptData(
@@ -92,10 +165,57 @@ def open_shards(dataset: Path, manifest: ShardManifest) -> list[np.ndarray]:
     return shards
 
 
-def corpus_sha256(shards: list[np.ndarray]) -> str:
+def open_masks(dataset: Path, manifest: ShardManifest) -> list[ShardFile] | None:
+    """Returns the mask, uint8, file by file; None where the dataset has none.
+
+    Raises:
+        CorruptData: a file is missing, or together they are not a byte for each token.
+    """
+    if manifest.mask_sha256 is None:
+        return None
+    masks = [ShardFile(mask_path(dataset, i), "u1") for i in range(manifest.shard_count)]
+    total = sum(len(mask) for mask in masks)
+    if total != manifest.total_tokens:
+        raise CorruptData(
+            f"{dataset} has a mask of {total} tokens, its manifest says {manifest.total_tokens}"
+        )
+    return masks
+
+
+def read_document_starts(dataset: Path, manifest: ShardManifest) -> npt.NDArray[np.int64] | None:
+    """Returns the token that each document begins with, rising from 0; None where unknown.
+
+    Raises:
+        CorruptData: documents.bin is missing, or not what the manifest says.
+    """
+    if manifest.documents_sha256 is None:
+        return None
+    path = dataset / DOCUMENTS_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptData(f"{path} is missing; the manifest has its hash") from None
+    if hashlib.sha256(data).hexdigest() != manifest.documents_sha256:
+        raise CorruptData(f"{path} is not what its manifest describes; prepare the data again")
+    starts = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.int64)
+    if (
+        len(data) != 8 * (manifest.document_count or 0)
+        or starts[0] != 0
+        or (np.diff(starts) <= 0).any()
+        or starts[-1] >= manifest.total_tokens
+    ):
+        raise CorruptData(f"{path} does not hold rising token positions from 0")
+    return starts
+
+
+def corpus_sha256(shards: Sequence[Any]) -> str:
     """Returns the hex SHA-256 over all shard bytes in order."""
     digest = hashlib.sha256()
     for shard in shards:
-        for first in range(0, len(shard), 1 << 22):
-            digest.update(shard[first : first + (1 << 22)].tobytes())
+        for first in range(0, len(shard), _HASHED_AT_A_TIME):
+            digest.update(shard[first : first + _HASHED_AT_A_TIME].tobytes())
     return digest.hexdigest()
+
+
+def _facts(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns

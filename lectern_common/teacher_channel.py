@@ -62,6 +62,7 @@ _BY_REASON: dict[str, type[errors.LecternError]] = {
         errors.TeacherOutOfMemory,
         errors.TeacherUnavailable,
         errors.CorruptData,
+        errors.DataUnavailable,
         errors.Misconfigured,
     )
 }

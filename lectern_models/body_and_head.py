@@ -34,12 +34,22 @@ class BodyAndHead:
     projection: nn.Linear
     transform: HeadTransform
 
-    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
+    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
         """Returns final-norm hidden states [B, S, D] in the model's dtype; no KV cache is kept.
 
         On the head's device, wherever the body's last layer is.
+
+        Args:
+            input_ids_BS: int64.
+            position_ids_BS: int64; where they begin anew a document begins, which sees nothing
+                before it, if the model can do that (packing.py).
         """
-        output = self.body(input_ids=input_ids_BS, use_cache=False)
+        if position_ids_BS is None:
+            output = self.body(input_ids=input_ids_BS, use_cache=False)
+        else:
+            output = self.body(
+                input_ids=input_ids_BS, position_ids=position_ids_BS, use_cache=False
+            )
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden.to(self.projection.weight.device)
 

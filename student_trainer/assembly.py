@@ -60,9 +60,11 @@ class Assembly:
         facts, record = self.parts.checkpoint_facts, self.progress.record
         rows_seen = self.progress.step * self.spec.batch.sequences_per_step
         manifest = self.data.manifest
+        student = self._whole_student(folder)
         export_student(
-            self._whole_student(folder).model,
+            student.model,
             folder.export_path,
+            adapters=student.adapters,
             student_folder=self.loaded.folder,
             dataset=self.data.folder,
             eos_token_id=None if manifest is None else manifest.eos_token_id,
@@ -147,6 +149,8 @@ def assemble(
         loaded = load_student(spec, roots, device, begun)
         stop.check()
         data = open_data(spec, roots, loaded.student.vocab_size, loaded.tokens)
+        if not spec.data.attention_across_documents:
+            loaded.student.require_documents_apart()
         if begun is not None and begun["data_sha256s"] != data.sha256s:
             raise Incompatible(
                 f"the data of run {folder.run_id} is not what it was when the run began "
@@ -208,6 +212,7 @@ def assemble(
         **loaded.facts,
         training_rows=len(data.training),
         validation_rows=len(data.validation),
+        validation_duplicates=data.validation_duplicates,
         teacher=None if teacher_model is None else teacher_model.model_id,
         teacher_device=None if teacher_model is None else teacher_model.device,
         kd_is=None if teaching is None else teaching.representation.kd_is,

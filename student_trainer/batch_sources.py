@@ -17,7 +17,13 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.errors import CorruptData, InvalidRequest
-from lectern_common.shards import ShardManifest, corpus_sha256, open_shards, read_manifest
+from lectern_common.shards import (
+    ShardFile,
+    ShardManifest,
+    corpus_sha256,
+    open_shards,
+    read_manifest,
+)
 from student_trainer.targets import IGNORE_INDEX
 
 _log = structlog.get_logger()
@@ -32,10 +38,15 @@ _SYNTHETIC_KEY = (1,)
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the one mask. Both int64."""
+    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the one mask. All int64.
+
+    `position_ids_BS` counts from 0 in every document where a row holds several that do not see each
+    other, so it is 0 exactly where one begins. None: each row is one sequence.
+    """
 
     inputs_BS: npt.NDArray[np.int64]
     labels_BS: npt.NDArray[np.int64]
+    position_ids_BS: npt.NDArray[np.int64] | None = None
 
     @property
     def valid_BS(self) -> npt.NDArray[np.bool_]:
@@ -51,11 +62,17 @@ class Batch:
 
     def micro_batches(self, sequences: int) -> "list[Batch]":
         """Returns the batch in pieces of `sequences` rows, in order; the last may be smaller."""
+        positions_BS = self.position_ids_BS
+        cuts = [
+            slice(first, first + sequences) for first in range(0, len(self.inputs_BS), sequences)
+        ]
         return [
             Batch(
-                self.inputs_BS[first : first + sequences], self.labels_BS[first : first + sequences]
+                self.inputs_BS[cut],
+                self.labels_BS[cut],
+                None if positions_BS is None else positions_BS[cut],
             )
-            for first in range(0, len(self.inputs_BS), sequences)
+            for cut in cuts
         ]
 
 
@@ -84,9 +101,12 @@ class BatchSource(Protocol):
 
 
 class TokenStream:
-    """All tokens of a dataset as one sequence, whatever shards they lie in. Changes nothing."""
+    """All tokens of a dataset as one sequence, whatever shards they lie in. Changes nothing.
 
-    def __init__(self, shards: Sequence[Tokens]) -> None:
+    Also of what stands beside the tokens, a value a token (shards.py); read() is of its type.
+    """
+
+    def __init__(self, shards: Sequence[Tokens | ShardFile]) -> None:
         self._shards = list(shards)
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
@@ -98,6 +118,7 @@ class TokenStream:
 
         Raises:
             IndexError: they are not all there.
+            DataUnavailable: a file is not what it was, or cannot be read.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start} to {start + count} of {len(self)}")

@@ -1,60 +1,104 @@
-"""Rows by index, checked when opened; the rows of step s are a pure function of (seed, s).
+"""Rows by index; the rows of step s are a pure function of (seed, s).
 
 So resuming sets a number and replays nothing, and every run with the same seed, data and sizes
-sees the same rows in the same order, whatever else differs.
+sees the same rows in the same order, whatever else differs: also the number of ranks, which share
+a step's rows out among them. `opening.py` makes rows of a dataset folder.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
-from lectern_common.errors import CorruptData, InvalidSpec
-from lectern_common.shards import ShardManifest
+from lectern_common.errors import InvalidSpec
 from student_trainer.batch_sources import (
     SYNTHETIC_ROWS,
     Batch,
     Tokens,
     TokenStream,
-    batch_of,
-    open_stream,
     synthetic_row,
 )
-
-_log = structlog.get_logger()
-
-# Tokens looked at together when ids are checked.
-_SCAN_TOKENS = 1 << 22
-_NAMED_BAD_ROWS = 5
+from student_trainer.targets import IGNORE_INDEX
 
 
 class Rows(Protocol):
-    """A fixed number of rows of seq_len + 1 tokens."""
+    """A fixed number of rows of seq_len + 1 tokens; indices are 0 to len(self) - 1."""
 
     def __len__(self) -> int: ...
 
+    @property
+    def seq_len(self) -> int:
+        """Labels of a row."""
+        ...
+
     def row(self, index: int) -> Tokens:
-        """Returns row `index`, 0 <= index < len(self): uint32 [seq_len + 1]."""
+        """Returns the tokens of a row, uint32 [seq_len + 1]."""
+        ...
+
+    def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
+        """Returns which labels of a row count, [seq_len]; None: all. Reads no tokens."""
+        ...
+
+    def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
+        """Returns the place of each input in its document, [seq_len], from 0 at a row's start too.
+
+        None: the row is one sequence, whatever documents it holds.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class StreamRows:
-    """Row i begins at token i * seq_len; the last token of a row is the first of the next."""
+    """Row i begins at token i * seq_len; the last token of a row is the first of the next.
+
+    Attributes:
+        learnt: a byte a token; a label counts where that of its token is not 0. None: all count.
+        document_starts: rising; given where documents do not see each other: positions begin anew
+            in each, and the first token of a document is no label of the one before.
+    """
 
     stream: TokenStream
     seq_len: int
+    learnt: TokenStream | None = None
+    document_starts: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return max(0, len(self.stream) - 1) // self.seq_len
 
     def row(self, index: int) -> Tokens:
         return self.stream.read(index * self.seq_len, self.seq_len + 1)
+
+    def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
+        if self.learnt is None and self.document_starts is None:
+            return None
+        return self.labels_counted(index, 1)[0]
+
+    def labels_counted(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Returns which labels count in rows `first` to `first + count`, [count, seq_len]."""
+        start, size = first * self.seq_len + 1, count * self.seq_len
+        if self.learnt is None:
+            counted = np.ones(size, bool)
+        else:
+            counted = np.asarray(self.learnt.read(start, size) != 0)
+        counted[self._documents_within(start, size)] = False
+        return counted.reshape(count, self.seq_len)
+
+    def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
+        if self.document_starts is None:
+            return None
+        begins_at = np.zeros(self.seq_len, np.int64)
+        offsets = self._documents_within(index * self.seq_len, self.seq_len)
+        begins_at[offsets] = offsets
+        return np.arange(self.seq_len) - np.maximum.accumulate(begins_at)
+
+    def _documents_within(self, start: int, size: int) -> npt.NDArray[np.int64]:
+        """Returns where documents begin, counted from token `start`."""
+        if self.document_starts is None:
+            return np.empty(0, np.int64)
+        first, last = np.searchsorted(self.document_starts, [start, start + size])
+        return self.document_starts[first:last] - start
 
 
 @dataclass(frozen=True)
@@ -71,6 +115,12 @@ class SyntheticRows:
     def row(self, index: int) -> Tokens:
         return synthetic_row(self.seed, index, self.seq_len, self.vocab_size)
 
+    def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
+        return None
+
+    def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
+        return None
+
 
 @dataclass(frozen=True)
 class ChosenRows:
@@ -82,60 +132,33 @@ class ChosenRows:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def seq_len(self) -> int:
+        return self.rows.seq_len
+
     def row(self, index: int) -> Tokens:
         return self.rows.row(int(self.indices[index]))
 
+    def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
+        return self.rows.counted(int(self.indices[index]))
 
-@dataclass(frozen=True)
-class OpenedDataset:
-    """`rows` are the good ones; `bad_rows` the numbers of those left out."""
-
-    rows: ChosenRows
-    manifest: ShardManifest
-    bad_rows: list[int]
+    def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
+        return self.rows.position_ids(int(self.indices[index]))
 
 
-def open_dataset(
-    folder: Path, seq_len: int, vocab_size: int, max_bad_rows_fraction: float
-) -> OpenedDataset:
-    """Returns the rows of a shard folder whose ids are all below `vocab_size`.
-
-    Reads every byte twice: the hash against the manifest's, the ids against the vocabularies.
-
-    Raises:
-        NotFound: no dataset there.
-        CorruptData: sizes, hash or ids are not what the manifest says, or more than
-            `max_bad_rows_fraction` of the rows have ids that the student lacks.
-        InvalidSpec: there is not one row of seq_len + 1 tokens.
-    """
-    started = time.monotonic()
-    stream, manifest = open_stream(folder)
-    rows = StreamRows(stream, seq_len)
-    if len(rows) < 1:
-        raise InvalidSpec(
-            [("data.seq_len", f"{folder} has {len(rows.stream)} tokens; a row needs {seq_len} + 1")]
-        )
-    for positions in _ids_from(rows.stream, manifest.vocab_size):
-        position = int(positions[0])
-        token = rows.stream.read(position, 1)[0]
-        raise CorruptData(
-            f"token {position} of {folder} is {token}, its manifest says every id is below "
-            f"{manifest.vocab_size}; prepare the data again"
-        )
-    bad = _rows_with_ids_from(rows, vocab_size)
-    share = len(bad) / len(rows)
-    named = ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
-    if bad and share > max_bad_rows_fraction:
-        raise CorruptData(
-            f"{len(bad)} of {len(rows)} rows of {folder} ({share:.2%}) have ids beyond the "
-            f"student's {vocab_size}, the first are rows {named}; data.max_bad_rows_fraction is "
-            f"{max_bad_rows_fraction}. Prepare the data with the student's tokenizer"
-        )
-    if bad:
-        _log.warning("rows_left_out", folder=str(folder), rows=len(bad), first=named)
-    _log.info("data_checked", rows=len(rows), seconds=round(time.monotonic() - started, 3))
-    good = np.setdiff1d(np.arange(len(rows)), np.array(bad, np.int64), assume_unique=True)
-    return OpenedDataset(ChosenRows(rows, good), manifest, bad)
+def batch_from(rows: Rows, indices: Sequence[int]) -> Batch:
+    """Returns the rows of these indices; labels that do not count are IGNORE_INDEX."""
+    tokens = np.stack([rows.row(index) for index in indices]).astype(np.int64)
+    inputs_BS, labels_BS = tokens[:, :-1], tokens[:, 1:]
+    counted = [rows.counted(index) for index in indices]
+    if any(counted_S is not None for counted_S in counted):
+        labels_BS = labels_BS.copy()  # the inputs look at the same numbers
+        for labels_S, counted_S in zip(labels_BS, counted, strict=True):
+            if counted_S is not None:
+                labels_S[~counted_S] = IGNORE_INDEX
+    positions = [rows.position_ids(index) for index in indices]
+    known = [positions_S for positions_S in positions if positions_S is not None]
+    return Batch(inputs_BS, labels_BS, np.stack(known) if known else None)
 
 
 def held_out(rows: Rows, fraction: float) -> tuple[ChosenRows, ChosenRows]:
@@ -171,8 +194,16 @@ class ShuffledBatches:
     Epochs follow each other without a gap; a batch may span two. Not safe for several threads.
     """
 
-    def __init__(self, rows: Rows, sequences_per_step: int, seed: int) -> None:
-        """Raises InvalidSpec where there are fewer rows than one step takes."""
+    def __init__(
+        self, rows: Rows, sequences_per_step: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        """Of each step's rows `batch_at` gives the share of `rank`, the rank-th of `ranks` equal
+        parts in order; which rows a step has does not depend on it.
+
+        Raises:
+            InvalidSpec: there are fewer rows than one step takes.
+            ValueError: the ranks cannot share a step's rows equally.
+        """
         if len(rows) < sequences_per_step:
             raise InvalidSpec(
                 [
@@ -183,29 +214,55 @@ class ShuffledBatches:
                     )
                 ]
             )
+        if sequences_per_step % ranks or not 0 <= rank < ranks:
+            raise ValueError(f"rank {rank} of {ranks} has no share of {sequences_per_step} rows")
         self._rows = rows
         self._sequences_per_step = sequences_per_step
         self._seed = seed
+        self._first_of_share = rank * (sequences_per_step // ranks)
+        self._share = sequences_per_step // ranks
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def batch_at(self, step: int) -> Batch:
-        """Returns the rows of optimizer step `step` (the first is 0)."""
-        first = step * self._sequences_per_step
-        return batch_of([self._row(first + offset) for offset in range(self._sequences_per_step)])
+        """Returns this rank's rows of optimizer step `step` (the first is 0)."""
+        drawn = step * self._sequences_per_step + self._first_of_share
+        return batch_from(self._rows, [self._index(drawn + i) for i in range(self._share)])
 
-    def _row(self, drawn: int) -> Tokens:
+    def num_valid_at(self, step: int) -> int:
+        """Returns the valid positions of a whole step, all ranks' shares. Reads no tokens."""
+        drawn = step * self._sequences_per_step
+        total = 0
+        for i in range(self._sequences_per_step):
+            index = self._index(drawn + i)
+            counted = self._rows.counted(index)
+            total += self._rows.seq_len if counted is None else int(counted.sum())
+        return total
+
+    def epochs_after(self, steps: int) -> float:
+        """Returns how often the rows were seen in `steps` steps: 1.5 is in mid of the second."""
+        return steps * self._sequences_per_step / len(self._rows)
+
+    def _index(self, drawn: int) -> int:
         epoch, place = divmod(drawn, len(self._rows))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self._seed, epoch, len(self._rows))
-        return self._rows.row(int(self._order[place]))
+        return int(self._order[place])
 
 
-def in_order(rows: Rows, sequences: int) -> Iterator[Batch]:
-    """Yields all rows once, in order, `sequences` at a time; the last batch may be smaller."""
-    for first in range(0, len(rows), sequences):
-        last = min(first + sequences, len(rows))
-        yield batch_of([rows.row(index) for index in range(first, last)])
+def in_order(rows: Rows, sequences: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """Yields all rows once, in order, `sequences` at a time; the last batch may be smaller.
+
+    Of several ranks each yields every ranks-th batch, and all yield equally many: one that has no
+    rows left yields a row none of whose labels counts.
+    """
+    for first in range(0, len(rows), sequences * ranks):
+        begin = first + rank * sequences
+        if begin < len(rows):
+            yield batch_from(rows, range(begin, min(begin + sequences, len(rows))))
+        else:
+            nothing = batch_from(rows, [0])
+            yield replace(nothing, labels_BS=np.full_like(nothing.labels_BS, IGNORE_INDEX))
 
 
 def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
@@ -215,21 +272,3 @@ def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     """
     keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(count)
     return np.asarray(np.argsort(np.asarray(keys), kind="stable"), np.int64)
-
-
-def _ids_from(stream: TokenStream, bound: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yields the positions of tokens at or above `bound`, rising, some at a time, never none."""
-    for start in range(0, len(stream), _SCAN_TOKENS):
-        block = stream.read(start, min(_SCAN_TOKENS, len(stream) - start))
-        offsets = np.flatnonzero(block >= bound)
-        if len(offsets):
-            yield start + offsets
-
-
-def _rows_with_ids_from(rows: StreamRows, bound: int) -> list[int]:
-    """Returns the rows that hold an id >= bound, as input or as label, in rising order."""
-    found = [np.empty(0, np.int64)]
-    for positions in _ids_from(rows.stream, bound):
-        found.append(np.unique([positions // rows.seq_len, (positions - 1) // rows.seq_len]))
-    numbers = np.unique(np.concatenate(found))
-    return [int(number) for number in numbers[(numbers >= 0) & (numbers < len(rows))]]

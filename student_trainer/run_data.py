@@ -3,20 +3,34 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import structlog
+
 from lectern_common.compatibility import require_data_fits
-from lectern_common.errors import CorruptData, Incompatible
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest
 from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map, tokenizer_sha256
-from student_trainer.datasets import ChosenRows, Rows, SyntheticRows, held_out, open_dataset, spread
+from student_trainer.datasets import ChosenRows, Rows, SyntheticRows, held_out, spread
+from student_trainer.duplicates import in_both
+from student_trainer.opening import OpenedDataset, open_dataset
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Data:
     """Training and validation rows.
 
-    `folder` and `manifest` are None for synthetic data, `sha256s` are the hashes of what was read.
+    Attributes:
+        training: the rows that are learnt.
+        validation: rows that are in no other place, at most evaluation.max_sequences.
+        folder: of the training data; None for synthetic data.
+        manifest: of the same.
+        sha256s: the hashes of what was read.
+        validation_duplicates: rows left out of the validation set, because the training set has
+            them too, token for token.
     """
 
     training: Rows
@@ -24,6 +38,7 @@ class Data:
     folder: Path | None
     manifest: ShardManifest | None
     sha256s: list[str]
+    validation_duplicates: int = 0
 
 
 def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None) -> Data:
@@ -36,45 +51,74 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         tokens: the student's tokenizer; None where it came without one.
 
     Raises:
-        InvalidSpec: there are too few rows.
+        InvalidSpec: there are too few rows, or all of the validation set are learnt too.
         Incompatible: tokenizers differ, of student, training or validation data.
         NotFound, CorruptData: as open_dataset says.
     """
-    seq_len, fraction = spec.data.seq_len, spec.data.validation_fraction
-    rows: Rows
-    training: Rows
+    most = spec.evaluation.max_sequences
     if spec.data.path is None:
-        folder, manifest = None, None
-        rows = SyntheticRows(spec.seed, seq_len, vocab_size)
-    else:
-        folder = resolve_under(roots.data, spec.data.path, "data.path")
-        rows, manifest = _shard_rows(spec, folder, vocab_size)
-        if tokens is not None:
-            require_data_fits(folder, manifest, tokens)
-        elif (folder / TOKENIZER_NAME).exists():
-            _require_own_tokenizer(folder, manifest)
-    sha256s = [] if manifest is None else [manifest.corpus_sha256]
+        synthetic = SyntheticRows(spec.seed, spec.data.seq_len, vocab_size)
+        training, held = held_out(synthetic, spec.data.validation_fraction or 0.0)
+        return Data(training, spread(held, most), None, None, [])
+    folder = resolve_under(roots.data, spec.data.path, "data.path")
+    opened = _open(spec, folder, vocab_size)
+    if tokens is not None:
+        require_data_fits(folder, opened.manifest, tokens)
+    elif (folder / TOKENIZER_NAME).exists():
+        _require_own_tokenizer(folder, opened.manifest)
+    hashes = opened.manifest.hashes
     if spec.data.validation_path is None:
-        training, validation = held_out(rows, fraction or 0.0)
+        training, held = held_out(opened.rows, spec.data.validation_fraction or 0.0)
+        row_hashes, held_hashes = opened.hashes[training.indices], opened.hashes[held.indices]
     else:
         other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
-        training = rows
-        validation, theirs = _shard_rows(spec, other, vocab_size)
-        if manifest is not None and theirs.tokenizer_sha256 != manifest.tokenizer_sha256:
+        theirs = _open(spec, other, vocab_size)
+        if theirs.manifest.tokenizer_sha256 != opened.manifest.tokenizer_sha256:
             raise Incompatible(
                 f"data.validation_path {spec.data.validation_path} was prepared with another "
                 f"tokenizer than data.path {spec.data.path}; prepare both with the same one"
             )
-        sha256s.append(theirs.corpus_sha256)
-    evaluated = spread(validation, spec.evaluation.max_sequences)
-    return Data(training, evaluated, folder, manifest, sha256s)
+        training, row_hashes = opened.rows, opened.hashes
+        held, held_hashes = theirs.rows, theirs.hashes
+        hashes += theirs.manifest.hashes
+    learnt_too = in_both(held, held_hashes, training, row_hashes)
+    own = _only_held_out(spec, held, learnt_too)
+    return Data(training, spread(own, most), folder, opened.manifest, hashes, int(learnt_too.sum()))
 
 
-def _shard_rows(spec: RunSpec, folder: Path, vocab_size: int) -> tuple[ChosenRows, ShardManifest]:
-    opened = open_dataset(folder, spec.data.seq_len, vocab_size, spec.data.max_bad_rows_fraction)
+def _open(spec: RunSpec, folder: Path, vocab_size: int) -> OpenedDataset:
+    data = spec.data
+    opened = open_dataset(
+        folder,
+        data.seq_len,
+        vocab_size,
+        data.max_bad_rows_fraction,
+        attention_across_documents=data.attention_across_documents,
+    )
     if not len(opened.rows):
-        raise CorruptData(f"every row of {folder} has ids that the student lacks")
-    return opened.rows, opened.manifest
+        raise CorruptData(
+            f"no row of {folder} can be used: {len(opened.bad_rows)} have ids that the student "
+            f"lacks, {opened.unlabelled} no label that counts"
+        )
+    return opened
+
+
+def _only_held_out(
+    spec: RunSpec, held: ChosenRows, learnt_too: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> ChosenRows:
+    """Returns the validation rows that are not learnt, having said how many are."""
+    count, total = int(learnt_too.sum()), len(held)
+    if not count:
+        return held
+    if count == total:
+        field = "validation_path" if spec.data.validation_path else "validation_fraction"
+        why = (
+            f"all {total} rows held out ({getattr(spec.data, field)}) are also among the training "
+            "rows, token for token: nothing would be measured. Take other text for validation"
+        )
+        raise InvalidSpec([(f"data.{field}", why)])
+    _log.warning("validation_rows_left_out", rows=count, of=total, because="learnt too")
+    return ChosenRows(held.rows, held.indices[~learnt_too])
 
 
 def _require_own_tokenizer(folder: Path, manifest: ShardManifest) -> None:
