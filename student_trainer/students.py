@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
+from lectern_common.errors import InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm
 from lectern_models.output_head import OutputHead
-from lectern_models.packing import packing_probe
 from student_trainer.token_rows import token_arrays
 
 _Result = TypeVar("_Result")
@@ -31,28 +30,22 @@ class Student(nn.Module):
     vocab_size: int
 
     @abstractmethod
-    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
-        """Returns hidden states [B, S, D] after the final norm, with gradient; ids are int64.
-
-        Where `position_ids_BS` begin anew, so does a document, which sees nothing before it.
-        """
+    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
+        """Returns hidden states [B, S, D] after the final norm, with gradient; ids are int64."""
 
     @abstractmethod
     def output_head(self) -> OutputHead:
         """Returns the head over the live parameters."""
 
     def forward(
-        self,
-        input_ids_BS: Tensor,
-        compute: Callable[[Tensor, OutputHead], _Result],
-        position_ids_BS: Tensor | None = None,
+        self, input_ids_BS: Tensor, compute: Callable[[Tensor, OutputHead], _Result]
     ) -> _Result:
         """Returns compute(hidden_BSD, head).
 
         All that uses parameters, the objective too, happens in a forward: where parameters are
         split among devices (FSDP), they are whole in here alone.
         """
-        return compute(self.hidden_states(input_ids_BS, position_ids_BS), self.output_head())
+        return compute(self.hidden_states(input_ids_BS), self.output_head())
 
 
 class StudentLogitsProvider(Protocol):
@@ -134,31 +127,17 @@ class CausalStudent(Student):
         student = cls(build_causal_lm(folder, seed), compute_dtype_named(compute_dtype, device))
         return student.to(device)
 
-    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
+    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
         """Returns hidden states [B, S, D] in the compute dtype, with gradient."""
         if self._compute_dtype == torch.float32:
-            return self._parts.hidden_states(input_ids_BS, position_ids_BS)
+            return self._parts.hidden_states(input_ids_BS)
         with torch.autocast(input_ids_BS.device.type, self._compute_dtype):
-            hidden_BSD = self._parts.hidden_states(input_ids_BS, position_ids_BS)
+            hidden_BSD = self._parts.hidden_states(input_ids_BS)
         # A norm's float32 weight widens its result again; a head under autocast narrows it too.
         return hidden_BSD.to(self._compute_dtype)
 
     def output_head(self) -> OutputHead:
         return self._parts.head()
-
-    def require_documents_apart(self) -> None:
-        """Returns where the documents of a row can be kept from seeing each other.
-
-        Raises:
-            Incompatible: the model lets them, whatever position ids it is given.
-        """
-        with _evaluating(self):
-            reason = packing_probe(self._parts, self.vocab_size)
-        if reason is not None:
-            raise Incompatible(
-                f"data.attention_across_documents false cannot be had of this student: {reason}. "
-                "Set it to true, or take another student"
-            )
 
     def compile_body(self) -> None:
         """Has torch.compile translate the body at its next use; parameter names stay."""
@@ -226,7 +205,7 @@ class FixtureStudent(Student):
         self.logits_V = nn.Parameter(torch.full((vocab_size,), float(initial_value)))
         self.register_buffer("_identity_VV", torch.eye(vocab_size), persistent=False)
 
-    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
+    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
         """Returns the logits for every token, [B, S, V]."""
         return self.logits_V.expand(*input_ids_BS.shape, self.vocab_size)
 
