@@ -1,50 +1,235 @@
-"""Validation loss: cross entropy at temperature 1, in nats per token, over rows held out for it."""
+"""How good a student is on rows held out for it: alone, and beside its teacher.
 
-from collections.abc import Iterable
+    loss/val             cross entropy, in nats per token
+    val/kl               KL(teacher || student), in nats per token; with top_k answers that over
+                         k + 1 outcomes, a lower bound; with sampled ones an estimate, from the same
+                         draws at every evaluation (Representation.kd_is says which)
+    val/top1_agreement   share of the positions where both sides' likeliest token is the same
+
+All at temperature 1, whatever the run distils at, so that runs compare. A teacher is asked for what
+it is asked for in training, so nothing further crosses the wire than a row of it; draws do not tell
+the likeliest token, which then is one more request.
+
+Legend: N valid positions, D hidden size.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lectern_common.errors import InvalidRequest
+from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from lectern_models.output_head import OutputHead
+from student_trainer.agreement import num_agreeing
 from student_trainer.batch_sources import Batch
-from student_trainer.micro_batch import at_valid_positions
-from student_trainer.objective import Objective, StepLoss, distillation_loss
+from student_trainer.micro_batch import ask, at_valid_positions
+from student_trainer.objective import Objective, distillation_loss
+from student_trainer.prefetch import Prefetch
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
+from student_trainer.targets import Representation, TargetsProvider, TeacherTargets
 
 _CROSS_ENTROPY = Objective(alpha=1.0, temperature=1.0)
+# The weights are of no account: both terms are read off apart.
+_BOTH = Objective(alpha=0.5, temperature=1.0)
+_LIKELIEST = Representation("top_k", top_k=1)
+
+
+class EvaluationSums(NamedTuple):
+    """Sums over valid positions. Those of several batches, or ranks, are added up field by field.
+
+    `kl` and `agreeing` are over `kl_positions` and `compared_positions`, 0 where nothing was asked.
+    """
+
+    positions: float = 0
+    ce: float = 0
+    kl_positions: float = 0
+    kl: float = 0
+    compared_positions: float = 0
+    agreeing: float = 0
+
+    def plus(self, other: "EvaluationSums") -> "EvaluationSums":
+        return EvaluationSums(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the means by name; none of what was not measured.
+
+        Raises:
+            InvalidRequest: there is no valid position.
+        """
+        if not self.positions:
+            raise InvalidRequest("the validation set has no valid position")
+        metrics = {"loss/val": self.ce / self.positions}
+        if self.kl_positions:
+            metrics["val/kl"] = self.kl / self.kl_positions
+        if self.compared_positions:
+            metrics["val/top1_agreement"] = self.agreeing / self.compared_positions
+        return metrics
+
+
+class Answers(NamedTuple):
+    """The teacher at the valid positions of a batch; None: not asked, or not told."""
+
+    targets: TeacherTargets | None = None
+    likeliest: TeacherTargets | None = None
+
+
+@dataclass
+class ValidationTeacher:
+    """The teacher, as it is asked about validation rows.
+
+    Attributes:
+        representation: asked for in training, and here.
+        prefetch_steps: batches asked about while the student computes.
+        cancel: ends calls under way for good; called where an evaluation is broken off.
+        on_left_out: told once of a metric that cannot be had, and why.
+    """
+
+    provider: TargetsProvider
+    representation: Representation
+    prefetch_steps: int = 0
+    cancel: Callable[[], None] = lambda: None
+    on_left_out: Callable[[str, str], None] = lambda _metric, _why: None
+    _tells_likeliest: bool = field(default=True, init=False)
+
+    @contextmanager
+    def asked_about(
+        self, batches: Sequence[Batch], stop: Stop
+    ) -> Iterator[Callable[[int], Answers]]:
+        """Gives a function of a batch's index, called in rising order, that returns its answers.
+
+        It raises as TargetsProvider.score, and StopRequested.
+        """
+        draws = self.representation.kind == "sampled"
+        with ExitStack() as stack:
+            own = stack.enter_context(self._asking(batches, self.representation, stop))
+            further = None
+            if draws and self._tells_likeliest:
+                further = stack.enter_context(self._asking(batches, _LIKELIEST, stop))
+
+            def answers(index: int) -> Answers:
+                targets = _taken(own, index)
+                if not draws:
+                    return Answers(targets, targets)
+                return Answers(targets, self._likeliest(further, index))
+
+            try:
+                yield answers
+            except BaseException:
+                self.cancel()
+                raise
+
+    def _asking(
+        self, batches: Sequence[Batch], representation: Representation, stop: Stop
+    ) -> Prefetch:
+        return Prefetch(
+            _Listed(batches),
+            lambda batch, _: ask(self.provider, batch, representation, 1.0),
+            micro_batch_sequences=max((len(batch.inputs_BS) for batch in batches), default=1),
+            prefetch_steps=self.prefetch_steps,
+            end=len(batches),
+            stop=stop,
+        )
+
+    def _likeliest(self, asked: Prefetch | None, index: int) -> TeacherTargets | None:
+        if asked is None or not self._tells_likeliest:
+            return None
+        try:
+            return _taken(asked, index)
+        except RepresentationNotOffered as error:
+            self._tells_likeliest = False
+            self.on_left_out("val/top1_agreement", str(error))
+            return None
 
 
 @torch.no_grad()
-def validation_loss(
-    student: Student, batches: Iterable[Batch], device: torch.device, stop: Stop
-) -> float:
-    """Returns the mean over all valid positions of all batches, dropout off.
+def evaluation_sums(
+    student: Student,
+    batches: Iterable[Batch],
+    device: torch.device,
+    stop: Stop,
+    teacher: ValidationTeacher | None = None,
+    chunk_tokens: int | None = None,
+    together: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> EvaluationSums:
+    """Returns the sums over all valid positions of all batches, dropout off.
 
-    The student is left in the mode that it was in.
+    The student is left in the mode that it was in. Each batch is one forward of it, also where it
+    has no valid position: ranks that share a student make equally many.
+
+    Args:
+        student: on `device`.
+        batches: held in memory at once.
+        teacher: to compare with; None: the cross entropy alone.
+        chunk_tokens: positions whose logits exist at one time; None chooses.
+        together: what may end an evaluation happens within it, once a batch (Ranks.together).
 
     Raises:
         StopRequested: a stop was requested.
-        InvalidRequest: there is no valid position.
+        LecternError: what the teacher raised.
     """
+    listed = list(batches)
     was_training = student.training
     student.eval()
-    loss_sum, num_positions = 0.0, 0
+    sums = EvaluationSums()
     try:
-        for batch in batches:
-            stop.check()
-            if not batch.num_valid:
-                continue
-            loss = at_valid_positions(student, batch, device, _cross_entropy)
-            loss_sum += loss.ce_sum.item()
-            num_positions += batch.num_valid
+        with ExitStack() as stack:
+            answers = None
+            if teacher is not None:
+                answers = stack.enter_context(teacher.asked_about(listed, stop))
+            for index, batch in enumerate(listed):
+                with together():
+                    stop.check()
+                    said = Answers() if answers is None else answers(index)
+                sums = sums.plus(_batch_sums(student, batch, device, said, chunk_tokens))
     finally:
         student.train(was_training)
-    if not num_positions:
-        raise InvalidRequest("the validation set has no valid position")
-    return loss_sum / num_positions
+    return sums
 
 
-def _cross_entropy(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
-    return distillation_loss(hidden_ND, head, labels_N, None, _CROSS_ENTROPY, 1)
+def _batch_sums(
+    student: Student, batch: Batch, device: torch.device, said: Answers, chunk_tokens: int | None
+) -> EvaluationSums:
+    targets = None if said.targets is None else said.targets.to(device)
+    likeliest = targets if said.likeliest is said.targets else said.likeliest
+    objective = replace(
+        _CROSS_ENTROPY if targets is None else _BOTH,
+        chunk_tokens=chunk_tokens,
+    )
+
+    def compute(
+        hidden_ND: Tensor, head: OutputHead, labels_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss = distillation_loss(hidden_ND, head, labels_N, targets, objective, 1)
+        agreeing = torch.zeros((), dtype=torch.int64)
+        if likeliest is not None:
+            agreeing = num_agreeing(hidden_ND, head, likeliest.to(device), chunk_tokens)
+        return loss.ce_sum, loss.kd_sum, agreeing
+
+    ce, kl, agreeing = at_valid_positions(student, batch, device, compute)
+    positions = batch.num_valid
+    return EvaluationSums(
+        positions=positions,
+        ce=ce.item(),
+        kl_positions=0 if targets is None else positions,
+        kl=kl.item(),
+        compared_positions=0 if likeliest is None else positions,
+        agreeing=agreeing.item(),
+    )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    batches: Sequence[Batch]
+
+    def batch_at(self, step: int) -> Batch:
+        return self.batches[step]
+
+
+def _taken(asked: Prefetch, index: int) -> TeacherTargets | None:
+    """Returns the answer for a batch; None where it has no valid position."""
+    [micro_batch] = asked.take(index)
+    return None if micro_batch.answer is None else micro_batch.answer()

@@ -18,7 +18,9 @@ from lectern_common.run_folder import finite_record
 from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore
-from student_trainer.evaluation import validation_loss
+from student_trainer.early_stopping import Best
+from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
+from student_trainer.memory_in_use import memory_metrics
 from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
@@ -76,7 +78,10 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run; `learning_rate` gives that of a step (0-based)."""
+    """The numbers of a run; `learning_rate` gives that of a step (0-based).
+
+    `patience`: evaluations in a row without a new lowest loss that end it; None: never.
+    """
 
     steps: int
     learning_rate: Callable[[int], float]
@@ -84,6 +89,7 @@ class Settings:
     micro_batch_sequences: int
     max_grad_norm: float = 1.0
     evaluate_every: int = 100
+    patience: int | None = None
     checkpoint_every: int = 500
     seed: int = 0
 
@@ -121,7 +127,8 @@ class Parts:
 class Progress:
     """Where a run is: all that a checkpoint holds beside tensors and facts.
 
-    `record` are the metrics of the step after which `step` were finished.
+    `record` are the metrics of the step after which `step` were finished; `best` is the lowest
+    validation loss up to then.
     """
 
     step: int = 0
@@ -130,6 +137,7 @@ class Progress:
     skipped_in_a_row: int = 0
     wall_seconds: float = 0.0
     record: dict[str, Any] = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
 
     def state(self) -> dict[str, Any]:
         """Returns it as JSON can hold it, its losses also under the specification's names."""
@@ -146,7 +154,8 @@ class Progress:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Progress":
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
+        values = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
+        return cls(**{**values, "best": Best(**state.get("best", {}))})
 
 
 def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
@@ -156,8 +165,10 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
       1. evaluate, where it is due: before the first step, every so many, after the last;
       2. record the metrics of the step just finished;
-      3. save a checkpoint, where it is due: every so many steps, and after the last;
-      4. return, after the last step or on request;
+      3. save a checkpoint, where it is due: every so many steps, after the last, and, with
+         patience, of the lowest validation loss;
+      4. return, after the last step, where the patience with the validation loss is over, or on
+         request;
       5. else make step s, as `_train_step` says.
 
     A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
@@ -171,6 +182,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
         LecternError: what the teacher raised; a checkpoint was saved.
     """
     first_step, began = progress.step, time.monotonic() - progress.wall_seconds
+    evaluate = _evaluator(parts, settings)
     parts.student.train()
     try:
         with _prefetch(parts, settings) as prefetch:
@@ -178,19 +190,19 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                 step, is_last = progress.step, progress.step >= settings.steps
                 progress.wall_seconds = time.monotonic() - began
 
-                evaluate = is_last or step % settings.evaluate_every == 0
-                if parts.validation and evaluate and "loss/val" not in progress.record:
-                    loss = validation_loss(
-                        parts.student, parts.validation(), parts.device, parts.stop
-                    )
-                    progress.record["loss/val"] = loss
+                evaluation = is_last or step % settings.evaluate_every == 0
+                is_best = False
+                if evaluate and evaluation and "loss/val" not in progress.record:
+                    is_best = evaluate(progress, is_last)
+                is_last = is_last or progress.best.is_over(settings.patience)
 
                 if progress.record:
                     with parts.ranks.together():
                         parts.recorder.record(step, progress.record)
 
                 checkpoint = is_last or step % settings.checkpoint_every == 0
-                if checkpoint and step > first_step:
+                keep_best = is_best and settings.patience is not None
+                if keep_best or (checkpoint and step > first_step):
                     _save(parts, progress)
 
                 if is_last:
@@ -205,6 +217,46 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
     except LecternError:
         _save(parts, progress)
         raise
+
+
+def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], bool] | None:
+    """Returns what evaluates; None where nothing is held out.
+
+    It adds the metrics of an evaluation to the record of the step just finished, whole or not at
+    all, and returns True where the validation loss is the lowest so far. Its second argument says
+    that it is the last one.
+    """
+    validation, teaching = parts.validation, parts.teaching
+    if validation is None:
+        return None
+    teacher = None
+    if teaching is not None:
+        teacher = ValidationTeacher(
+            teaching.provider,
+            teaching.representation,
+            teaching.prefetch_steps,
+            teaching.cancel,
+            lambda metric, why: parts.recorder.event("left_out", metric=metric, message=why),
+        )
+
+    def evaluate(progress: Progress, is_last: bool) -> bool:
+        began = time.perf_counter()
+        sums = evaluation_sums(
+            parts.student,
+            validation(),
+            parts.device,
+            parts.stop,
+            teacher,
+            settings.objective.chunk_tokens,
+            parts.ranks.together,
+        )
+        metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
+        metrics["time/evaluation_seconds"] = time.perf_counter() - began
+        progress.record.update(metrics)
+        progress.best = progress.best.after(progress.step, metrics["loss/val"])
+        return progress.best.step == progress.step
+
+    return evaluate
 
 
 def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
@@ -268,10 +320,13 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     seconds = time.perf_counter() - started
     metrics["optim/skipped_steps"] = progress.skipped_steps
     metrics["data/tokens_seen"] = progress.tokens_seen
+    metrics["data/valid_tokens"] = normalizer
     metrics["perf/tokens_per_second"] = num_tokens / seconds
     metrics["time/step_seconds"] = seconds
     metrics["time/teacher_wait_seconds"] = prefetch.waited_seconds - waited
-    progress.record = {**metrics, **_wire_metrics(parts)}
+    if parts.teaching is not None:
+        metrics["time/teacher_wait_share"] = metrics["time/teacher_wait_seconds"] / seconds
+    progress.record = {**metrics, **memory_metrics(parts.device), **_wire_metrics(parts)}
 
 
 def _micro_step(

@@ -5,6 +5,7 @@ Oracle: a plain PyTorch loop over the model's own logits, with torch's losses.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,13 +302,20 @@ def test_each_step_has_its_metrics(student: CausalStudent, teacher: InProcessTea
             "optim/skipped_steps",
             "data/tokens_seen",
             "perf/tokens_per_second",
+            "data/valid_tokens",
+            "memory/rss_bytes",
             "time/step_seconds",
             "time/teacher_wait_seconds",
+            "time/teacher_wait_share",
             "wire/received_bytes",
             "wire/positions",
         } <= line.keys()
         assert line["data/tokens_seen"] == 32 * (index + 1)
         assert 0 <= line["time/teacher_wait_seconds"] <= line["time/step_seconds"]
+        share = line["time/teacher_wait_seconds"] / line["time/step_seconds"]
+        assert line["time/teacher_wait_share"] == share
+        assert line["data/valid_tokens"] == 32
+        assert line["memory/rss_bytes"] > 1 << 26
     assert [line["wire/received_bytes"] for line in lines] == [700, 0, 350]
     assert lines[0]["wire/bytes_per_token"] == 700 / 32
     assert "wire/bytes_per_token" not in lines[1]
@@ -660,10 +668,10 @@ def test_a_teacher_that_fails_within_a_step_leaves_the_last_step_boundary(
     straight, again = twin(student), twin(student)
     trained(parts_of(straight, teacher=teacher), settings)
     store = CheckpointStore(tmp_path, keep_last=2, keep_best=0)
-    # 4 micro-batches a step: the second of step 2 is not answered.
+    # 2 batches of validation, 4 micro-batches a step: the second of step 2 is not answered.
     parts = parts_of(
         student,
-        teacher=Gone(teacher, 9, error),
+        teacher=Gone(teacher, 2 + 9, error),
         prefetch_steps=prefetch_steps,
         checkpoints=store,
     )
@@ -676,6 +684,102 @@ def test_a_teacher_that_fails_within_a_step_leaves_the_last_step_boundary(
     parts, progress = resumed(store, again, teacher=teacher)
     trained(parts, settings, progress)
     assert same(again, straight)
+
+
+def test_a_teacher_that_fails_within_an_evaluation_loses_no_point_of_the_curve(
+    student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
+) -> None:
+    settings = settings_of(4, objective=KD, evaluate_every=2)
+    straight, again = twin(student), twin(student)
+    undisturbed = trained(parts_of(straight, teacher=teacher), settings)
+    store = CheckpointStore(tmp_path, keep_last=2, keep_best=0)
+    # 2 batches of validation, 2 steps: the second batch of the second evaluation is not answered.
+    gone = Gone(teacher, 2 + 2 + 1, TeacherUnavailable("gone"))
+    parts = parts_of(student, teacher=gone, checkpoints=store)
+    with pytest.raises(TeacherUnavailable):
+        train(parts, settings, Progress())
+    assert store.steps() == [2]
+    before = parts.recorder
+    assert isinstance(before, Records)
+    parts, progress = resumed(store, again, teacher=teacher)
+    after = trained(parts, settings, progress)
+    assert same(again, straight)
+    keys = (*COMPARED, "val/kl", "val/top1_agreement")
+    curves = [
+        [{key: line[key] for key in keys if key in line} for line in lines]
+        for lines in (before.lines + after.lines, undisturbed.lines)
+    ]
+    assert curves[0] == curves[1]
+    assert "val/kl" in curves[0][2]
+
+
+# ---- early stopping ------------------------------------------------------------------------------
+
+
+def early(steps: int, **changes: Any) -> Any:
+    """Learns for four steps, then drifts away."""
+    rates = [1e-2] * 4 + [0.3] * (steps - 4)
+    return settings_of(
+        steps, evaluate_every=2, patience=2, learning_rate=lambda step: rates[step], **changes
+    )
+
+
+def test_a_run_ends_when_its_patience_is_over_and_its_best_is_a_checkpoint(
+    student: CausalStudent, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=1)
+    parts, progress = parts_of(student, checkpoints=store), Progress()
+    records = trained(parts, early(40), progress)
+    losses = dict(zip([0, 2, 4, 6, 8], records.curve("loss/val"), strict=True))
+    assert min(losses, key=lambda step: losses[step]) == 4
+    assert (progress.step, progress.best.step, progress.best.loss) == (8, 4, losses[4])
+    assert records.lines[-1]["step"] == 8
+    assert store.steps() == [4, 8]
+
+
+def test_every_new_best_is_saved_and_the_first_evaluation_is_one(
+    student: CausalStudent, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=9, keep_best=1)
+    parts = parts_of(student, checkpoints=store)
+    trained(parts, early(40))
+    assert store.steps() == [0, 2, 4, 8]
+    without = CheckpointStore(tmp_path / "without", keep_last=9, keep_best=1)
+    trained(parts_of(twin(student), checkpoints=without), settings_of(4, evaluate_every=2))
+    assert without.steps() == [4]
+
+
+@pytest.mark.parametrize("stop_step", [0, 2, 5, 6, 7, 8])
+def test_patience_goes_on_counting_where_a_stopped_run_left_off(
+    student: CausalStudent, tmp_path: Path, stop_step: int
+) -> None:
+    straight, again = twin(student), twin(student)
+    whole = Progress()
+    undisturbed = trained(parts_of(straight), early(40), whole)
+    stop, store = Stop(), CheckpointStore(tmp_path, keep_last=2, keep_best=1)
+    recorder = StoppingAt(stop, stop_step)
+    parts = parts_of(student, checkpoints=store, stop=stop, recorder=recorder)
+    ended = train(parts, early(40), Progress())
+    assert ended == (stop_step == 8)  # nothing is left to stop
+    parts, progress = resumed(store, again)
+    after = trained(parts, early(40), progress)
+    assert (progress.step, progress.best) == (whole.step, whole.best)
+    assert same(again, straight)
+    lines = compared(recorder.lines)[:stop_step] + compared(after.lines)
+    assert lines == compared(undisturbed.lines)
+
+
+def test_without_patience_the_best_is_known_and_ends_nothing(student: CausalStudent) -> None:
+    progress = Progress()
+    trained(parts_of(student), replace(early(12), patience=None), progress)
+    assert (progress.step, progress.best.step) == (12, 4)
+    assert progress.best.is_over(2)
+
+
+def test_a_state_of_before_patience_is_read(student: CausalStudent) -> None:
+    state = Progress(step=3, tokens_seen=9).state()
+    del state["best"]
+    assert Progress.of_state(state) == Progress(step=3, tokens_seen=9)
 
 
 def test_a_finished_run_that_is_resumed_with_more_steps_goes_on(
