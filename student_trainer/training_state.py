@@ -7,15 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from lectern_common.errors import CorruptData
+from student_trainer.sharding import placed_like
 
 # What AdamW keeps of each parameter.
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def model_tensors(student: nn.Module) -> dict[str, Tensor]:
-    """Returns parameters and saved buffers by name; the tensors are the student's own."""
-    kept = student.state_dict(keep_vars=True)
-    named = [*student.named_parameters(), *student.named_buffers()]
+    """Returns what training changes: parameters that are not frozen, and saved buffers, by name.
+
+    The tensors are the student's own.
+    """
+    frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+    return {name: t for name, t in all_tensors(student).items() if name not in frozen}
+
+
+def all_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Returns parameters and saved buffers by name; the tensors are the module's own."""
+    kept = module.state_dict(keep_vars=True)
+    named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach() for name, tensor in named if name in kept}
 
 
@@ -51,7 +61,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, student: nn.Module) -> d
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, student: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Sets the state that `optimizer_tensors` returned; takes the tensors over.
+    """Sets the state that `optimizer_tensors` returned, whole; takes the tensors over.
 
     Raises:
         CorruptData: a tensor is missing, left over, or has another shape than its parameter.
@@ -66,11 +76,11 @@ def load_optimizer_tensors(
         step, exp_avg, exp_avg_sq = (left.pop(key) for key in keys)
         if exp_avg.shape != parameter.shape or exp_avg_sq.shape != parameter.shape:
             raise CorruptData(f"the optimizer's state of {name} has another shape than it")
-        # AdamW keeps its step count on the CPU.
+        # The fused AdamW keeps its step count beside the parameter.
         optimizer.state[parameter] = {
-            "step": step.cpu(),
-            "exp_avg": exp_avg.to(parameter.device),
-            "exp_avg_sq": exp_avg_sq.to(parameter.device),
+            "step": step.to(parameter.device),
+            "exp_avg": placed_like(exp_avg, parameter),
+            "exp_avg_sq": placed_like(exp_avg_sq, parameter),
         }
     if left:
         raise CorruptData(f"the optimizer's state names no parameter of the student: {min(left)}")
