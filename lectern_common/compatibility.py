@@ -13,7 +13,7 @@ from lectern_common.errors import (
     SameWeights,
     WrongModel,
 )
-from lectern_common.run_spec import RunSpec
+from lectern_common.run_spec import RunSpec, TeacherSpec
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest
 from lectern_common.tokenizer_map import (
     TokenizerMap,
@@ -21,6 +21,7 @@ from lectern_common.tokenizer_map import (
     require_same_tokens,
     tokenizer_sha256,
 )
+from lectern_common.wire import sampled_record, top_k_record
 from protos import teacher_pb2
 
 _KINDS = {
@@ -169,22 +170,27 @@ def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb
         )
 
 
+def row_bytes(teacher: TeacherSpec, model: teacher_pb2.Model, vocab_size: int) -> int:
+    """Returns the bytes that an answer about one position is; of draws, that it is at most."""
+    wide = model.hidden_dtype == teacher_pb2.DTYPE_FLOAT32
+    return {
+        "dense": 4 * vocab_size,
+        "hidden": model.hidden_size * (4 if wide else 2),
+        "top_k": top_k_record(teacher.top_k or 0).itemsize,
+        # An id drawn several times is sent once.
+        "sampled": sampled_record().itemsize * min(teacher.num_draws or 0, vocab_size),
+    }[teacher.representation]
+
+
 def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
     if spec.teacher is None:
         return
-    wide = teacher.hidden_dtype == teacher_pb2.DTYPE_FLOAT32
-    row_bytes = {
-        "dense": 4 * vocab_size,
-        "hidden": teacher.hidden_size * (4 if wide else 2),
-        "top_k": 8 * (spec.teacher.top_k or 0) + 8,
-        # At most: an id drawn several times is sent once.
-        "sampled": 8 * min(spec.teacher.num_draws or 0, vocab_size),
-    }[spec.teacher.representation]
+    position_bytes = row_bytes(spec.teacher, teacher, vocab_size)
     seq_len, limit = spec.data.seq_len, teacher.limits.max_reply_bytes
-    asked = spec.micro_batch * seq_len * row_bytes
+    asked = spec.micro_batch * seq_len * position_bytes
     if asked > limit:
         raise Incompatible(
             f"a micro-batch is {asked} bytes of {spec.teacher.representation}, over the teacher's "
-            f"{limit} a reply; {limit // (row_bytes * seq_len)} sequences of {seq_len} tokens fit: "
-            "lower batch.micro_batch_sequences, or take another representation"
+            f"{limit} a reply; {limit // (position_bytes * seq_len)} sequences of {seq_len} tokens "
+            "fit: lower batch.micro_batch_sequences, or take another representation"
         )

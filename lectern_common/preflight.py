@@ -4,43 +4,38 @@ Made before the control plane accepts a run, and by `lectern train` before it ma
 that cannot work is refused in one sentence and leaves nothing behind.
 """
 
-import json
-import re
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
-from lectern_common.errors import CorruptData, InvalidSpec, LecternError, Misconfigured, NotFound
+from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
+from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec, TeacherSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
-from lectern_common.tokenizer_map import (
-    TokenizerMap,
-    read_tokenizer_map,
-)
-from lectern_common.weights import cached_weights_sha256, safetensors_files
+from lectern_common.shards import ShardManifest, open_shards, read_manifest
+from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
+from protos import teacher_pb2
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _Found = TypeVar("_Found")
-_UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None)
 
 
 class Outcome(StrEnum):
     """What a check came to."""
 
     PASS = "pass"  # noqa: S105 - an outcome, no password
+    WARN = "warn"  # the run may work; the message says what to change where it does not
     FAIL = "fail"  # the run cannot work; the message says what to change
     SKIP = "skip"  # cannot be known here; the message says who finds out
 
 
 @dataclass(frozen=True)
 class Check:
-    """One checked subject: data, validation, student, tokenizer or teacher."""
+    """One checked subject: data, validation, student, tokenizer, teacher, packages."""
 
     subject: str
     outcome: Outcome
@@ -48,12 +43,39 @@ class Check:
     error: LecternError | None = None
 
 
+@dataclass
+class Found:
+    """What the checks came across. None: it is not there, or failed its check.
+
+    Attributes:
+        manifest: of the training data.
+        rows: of training and validation set; None for synthetic data too.
+        student: what its folder tells.
+        teacher: what it says of itself; one of several servers.
+        servers: that answer.
+    """
+
+    manifest: ShardManifest | None = None
+    rows: Rows | None = None
+    student: StudentFacts = UNKNOWN_STUDENT
+    teacher: teacher_pb2.Model | None = None
+    servers: list[str] = field(default_factory=list)
+
+
 def preflight(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> list[Check]:
     """Returns the outcome of every check, in the order that the run would meet them.
 
     Asks the teacher at `spec.teacher.address`, at most `timeout_seconds` for an answer.
     """
-    return list(_checks(spec, roots, timeout_seconds))
+    return examine(spec, roots, timeout_seconds)[0]
+
+
+def examine(
+    spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0
+) -> tuple[list[Check], Found]:
+    """Returns what `preflight` does, and what it found on the way."""
+    found = Found()
+    return list(_checks(spec, roots, timeout_seconds, found)), found
 
 
 def require_startable(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> None:
@@ -62,60 +84,42 @@ def require_startable(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0
     Raises:
         LecternError: of the first check that fails.
     """
-    for check in _checks(spec, roots, timeout_seconds):
+    for check in _checks(spec, roots, timeout_seconds, Found()):
         if check.error is not None:
             raise check.error
 
 
-def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
-    """Returns what the student's folder tells; all None for a hub id that is no local folder.
-
-    Raises:
-        InvalidSpec: there is no such folder, or it is not a model folder.
-        CorruptData: its weights or tokenizer cannot be read.
-    """
-    field = "student.init" if spec.student.init is not None else "student.config"
-    name = spec.student.init or spec.student.config or ""
-    folder = resolve_under(roots.models, name, field)
-    if not folder.is_dir():
-        if spec.student.init is not None and _HUB_ID.match(name):
-            return _UNKNOWN_STUDENT
-        raise InvalidSpec([(field, f"no model folder {name!r} under the models root")])
-    if spec.student.revision is not None:
-        why = f"{name} is a folder under the models root and has no revisions; leave it out"
-        raise InvalidSpec([("student.revision", why)])
-    config = _read_config(folder, field)
-    vocab_size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    tokenizer = folder / TOKENIZER_NAME
-    try:
-        digest = cached_weights_sha256(safetensors_files(folder)) if spec.student.init else None
-    except NotFound as error:
-        raise InvalidSpec([(field, str(error))]) from None
-    return StudentFacts(
-        vocab_size=vocab_size if isinstance(vocab_size, int) else None,
-        tokens=read_tokenizer_map(tokenizer) if tokenizer.exists() else None,
-        weights_sha256=digest,
-    )
-
-
-def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float) -> Iterator[Check]:
-    manifest: ShardManifest | None = None
+def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
     if spec.data.path is None:
         yield Check("data", Outcome.PASS, "synthetic tokens; nothing is read")
     else:
-        manifest, check = _dataset(spec, roots, "data", "data.path", spec.data.path)
-        yield check
+        yield from _data(spec, roots, spec.data.path, found)
+    found.student, check = _student(spec, roots)
+    yield check
+    if found.manifest is not None and found.student.tokens is not None:
+        yield _tokenizer(spec, roots, found)
+    if spec.report_to:
+        yield _packages(spec)
+    if spec.teacher is not None:
+        yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
+
+
+def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
+    """Yields whether the datasets hold rows, and enough of them for a step."""
+    found.manifest, check = _dataset(spec, roots, "data", "data.path", path)
+    yield check
+    held_out: ShardManifest | None = None
     if spec.data.validation_path is not None:
-        _, check = _dataset(
+        held_out, check = _dataset(
             spec, roots, "validation", "data.validation_path", spec.data.validation_path
         )
         yield check
-    student, check = _student(spec, roots)
-    yield check
-    if manifest is not None and student.tokens is not None:
-        yield _tokenizer(spec, roots, manifest, student.tokens)
-    if spec.teacher is not None:
-        yield _teacher(spec, spec.teacher, roots, student, manifest, timeout_seconds)
+        if held_out is None:
+            return
+    if found.manifest is not None:
+        found.rows, check = _rows(spec, found.manifest, held_out)
+        if check.error is not None:
+            yield check
 
 
 def _dataset(
@@ -131,56 +135,111 @@ def _dataset(
             why = f"no dataset {path!r} under the data root; make one with `lectern data prepare`"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        rows = (manifest.total_tokens - 1) // spec.data.seq_len
+        rows = _num_rows(spec, manifest)
         if rows < 1:
             why = f"{path} has {manifest.total_tokens} tokens; a row needs {spec.data.seq_len} + 1"
             raise InvalidSpec([("data.seq_len", why)])
+        if not spec.data.attention_across_documents and manifest.documents_sha256 is None:
+            why = (
+                f"false needs to know where documents begin, and {path} does not say; prepare it "
+                "again with `lectern data prepare`, or set true"
+            )
+            raise InvalidSpec([("data.attention_across_documents", why)])
         counts = f"{manifest.total_tokens:,} tokens in {manifest.shard_count} shards"
         return manifest, f"{path}: {counts}, {rows:,} rows of {spec.data.seq_len}"
 
     return _tried(subject, look, nothing=None)
 
 
+def _rows(
+    spec: RunSpec, manifest: ShardManifest, held_out: ShardManifest | None
+) -> tuple[Rows | None, Check]:
+    """Returns the rows of both sets, and that those of training are enough for a step."""
+
+    def look() -> tuple[Rows, str]:
+        training = _num_rows(spec, manifest)
+        if held_out is not None:
+            if held_out.tokenizer_sha256 != manifest.tokenizer_sha256:
+                raise Incompatible(
+                    f"data.validation_path {spec.data.validation_path} was prepared with another "
+                    f"tokenizer than data.path {spec.data.path}; prepare both with the same one"
+                )
+            validation = _num_rows(spec, held_out)
+        else:
+            fraction = spec.data.validation_fraction or 0.0
+            validation = max(1, round(training * fraction))
+            if validation >= training:
+                why = f"{training} rows are too few to hold {fraction} of them out"
+                raise InvalidSpec([("data.validation_fraction", why)])
+            training -= validation
+        if training < spec.batch.sequences_per_step:
+            why = (
+                f"a step takes {spec.batch.sequences_per_step} rows, the training data has "
+                f"{training}; lower it, or data.seq_len, or prepare more data"
+            )
+            raise InvalidSpec([("batch.sequences_per_step", why)])
+        evaluated = min(validation, spec.evaluation.max_sequences)
+        return Rows(training, evaluated), ""
+
+    return _tried("rows", look, nothing=None)
+
+
+def _num_rows(spec: RunSpec, manifest: ShardManifest) -> int:
+    return (manifest.total_tokens - 1) // spec.data.seq_len
+
+
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
     def look() -> tuple[StudentFacts, str]:
         facts = student_facts(spec, roots)
-        origin = (
-            f"weights of {spec.student.init}"
-            if spec.student.init
-            else f"new weights, shaped by {spec.student.config}"
-        )
+        n, origin = spec.student.keep_every_nth_layer, f"weights of {spec.student.init}"
+        if spec.student.init is None:
+            origin = f"new weights, shaped by {spec.student.config}"
+        elif n is not None:
+            origin += f", layers 0, {n}, {2 * n}, ..."
+        if spec.student.lora is not None:
+            origin += f", adapters of rank {spec.student.lora.rank}"
         return facts, f"{origin}, vocabulary of {facts.vocab_size}"
 
-    facts, check = _tried("student", look, nothing=_UNKNOWN_STUDENT)
-    if check.outcome is Outcome.PASS and facts is _UNKNOWN_STUDENT:
+    facts, check = _tried("student", look, nothing=UNKNOWN_STUDENT)
+    if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = f"{spec.student.init} is a hub id; the trainer downloads and checks it"
         check = Check("student", Outcome.SKIP, message)
     return facts, check
 
 
-def _tokenizer(spec: RunSpec, roots: Roots, manifest: ShardManifest, tokens: TokenizerMap) -> Check:
+def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
     def look() -> tuple[None, str]:
         dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
-        require_data_fits(dataset, manifest, tokens)
+        if found.manifest is not None and found.student.tokens is not None:
+            require_data_fits(dataset, found.manifest, found.student.tokens)
         return None, "data and student have the same tokens"
 
     return _tried("tokenizer", look, nothing=None)[1]
 
 
+def _packages(spec: RunSpec) -> Check:
+    def look() -> tuple[None, str]:
+        for name in spec.report_to:
+            if importlib.util.find_spec(name) is None:
+                why = f"{name} is not installed: pip install 'lectern[{name}]', or leave it out"
+                raise InvalidSpec([("report_to", why)])
+        return None, f"{', '.join(spec.report_to)} can be written to"
+
+    return _tried("packages", look, nothing=None)[1]
+
+
 def _teacher(
-    spec: RunSpec,
-    teacher: TeacherSpec,
-    roots: Roots,
-    student: StudentFacts,
-    manifest: ShardManifest | None,
-    timeout_seconds: float,
+    spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found, timeout_seconds: float
 ) -> Check:
     def look() -> tuple[None, str]:
         secrets = read_secrets(roots, SecretFiles.of(teacher))
         with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
             models, away = replicas.get_models(timeout_seconds)
             for model in models.values():
-                require_teacher_fits(spec, model, replicas.get_tokenizer_map, student, manifest)
+                require_teacher_fits(
+                    spec, model, replicas.get_tokenizer_map, found.student, found.manifest
+                )
+        found.teacher, found.servers = model, list(models)
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"
@@ -202,15 +261,3 @@ def _tried(
         sentence = f"cannot read {error.filename}: {error.strerror}"
         return nothing, Check(subject, Outcome.FAIL, sentence, Misconfigured(sentence))
     return found, Check(subject, Outcome.PASS, message)
-
-
-def _read_config(folder: Path, field: str) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise InvalidSpec([(field, f"{folder.name} has no config.json")]) from None
-    except ValueError as error:
-        raise CorruptData(f"{folder / 'config.json'} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CorruptData(f"{folder / 'config.json'} is not a model config")
-    return config

@@ -85,6 +85,15 @@ def weights_sha256(files: list[Path], *, exact: bool = False) -> str:
     return digest.hexdigest()
 
 
+def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
+    """Returns the shape of every stored tensor by name, from the files' headers alone.
+
+    Raises:
+        CorruptData: a file is not safetensors, or is truncated.
+    """
+    return {name: shape for path in files for name, _, _, shape, _, _ in _entries(path)}
+
+
 def cached_weights_sha256(files: list[Path]) -> str:
     """Returns weights_sha256, from memory where no file's path, time or size has changed.
 

@@ -90,7 +90,8 @@ class ProbeRows:
         """Returns the first rows with valid positions: whole, so that the teacher's forward of them
         serves the first step too; and some of these positions, the first and the last included.
         """
-        sequences, positions = [], []
+        sequences: list[npt.NDArray[np.uint32]] = []
+        positions: list[npt.NDArray[np.bool_]] = []
         for ids_S, valid_S in zip(batch.inputs_BS, batch.valid_BS, strict=True):
             valid = np.flatnonzero(valid_S)
             if len(valid) and len(sequences) < PROBE_SEQUENCES:
@@ -236,7 +237,7 @@ def _same_bytes(one: TeacherTargets, two: TeacherTargets) -> bool:
         return torch.equal(one.logits_NV, two.logits_NV)
     if isinstance(one, HiddenTargets) and isinstance(two, HiddenTargets):
         return torch.equal(one.hidden_ND, two.hidden_ND)
-    names = ("ids_R", "counts_R", "log_probs_R")
+    names: tuple[str, ...] = ("ids_R", "counts_R", "log_probs_R")
     if isinstance(one, TopKTargets):
         names = ("logits_NK", "ids_NK", "log_rest_t_N", "log_normalizer_t_N")
     return all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)

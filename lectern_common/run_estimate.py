@@ -1,0 +1,179 @@
+"""What a run will come to, before it begins: tokens, bytes over the wire, hours, bytes on disk.
+
+Arithmetic on what preflight.py found. None stands for what is not known before the first step.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lectern_common.compatibility import row_bytes
+from lectern_common.memory_estimate import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.run_spec import RunSpec
+from protos import teacher_pb2
+
+HIDDEN_BYTES = {
+    teacher_pb2.DTYPE_FLOAT32: 4,
+    teacher_pb2.DTYPE_FLOAT16: 2,
+    teacher_pb2.DTYPE_BFLOAT16: 2,
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the training and of the validation set, as many as are read of it."""
+
+    training: int
+    validation: int
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What comes from the teacher.
+
+    Attributes:
+        bytes_per_token: of an answer about one position; `at_most` where it may be less.
+        bytes_per_step: of the answers for one step, every position asked.
+        head_bytes: of the output head, once a machine; 0 but with `hidden`.
+    """
+
+    bytes_per_token: int
+    bytes_per_step: int
+    at_most: bool
+    head_bytes: int
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """Attributes:
+    tokens_per_step: of all rows of a step; `tokens` of all steps.
+    epochs: how often each training row is seen; None for synthetic data.
+    wire: None without a teacher, and where it or the student's vocabulary is not known.
+    teacher_tokens: that it is asked about, evaluations included.
+    teacher_hours: at the speed that it measured of itself, if it computed each of them anew and
+        for nobody else; a row that it still remembers costs it nothing.
+    checkpoint_bytes: of one; `checkpoints` are on disk at one time, one of them being written.
+    disk_bytes: of these and the export.
+    """
+
+    tokens_per_step: int
+    tokens: int
+    epochs: float | None
+    wire: Wire | None
+    teacher_tokens: int
+    teacher_hours: float | None
+    checkpoint_bytes: int | None
+    checkpoints: int
+    disk_bytes: int | None
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns everything as JSON can hold it."""
+        return asdict(self)
+
+
+def estimate_run(
+    spec: RunSpec,
+    rows: Rows | None,
+    model: teacher_pb2.Model | None,
+    shape: ModelShape | None,
+    vocab_size: int | None,
+) -> RunEstimate:
+    """Returns what is known of a run.
+
+    Args:
+        spec: the run's.
+        rows: None for synthetic data.
+        model: the teacher; None without one, or where it is away.
+        shape: the student's; None: not known here. `vocab_size` its vocabulary, if that is.
+    """
+    steps, rows_per_step = spec.schedule.steps, spec.batch.sequences_per_step
+    tokens_per_step = rows_per_step * spec.data.seq_len
+    teacher_tokens = 0
+    if spec.distils:
+        validation = spec.evaluation.max_sequences if rows is None else rows.validation
+        evaluations = 1 + -(-steps // spec.evaluation.every_steps)
+        teacher_tokens = steps * tokens_per_step + evaluations * validation * spec.data.seq_len
+    speed = 0.0 if model is None else model.measured_tokens_per_second
+    checkpoint = _checkpoint_bytes(shape)
+    checkpoints = min(
+        spec.checkpoint.keep_last + spec.checkpoint.keep_best + 1,
+        -(-steps // spec.checkpoint.every_steps),
+    )
+    return RunEstimate(
+        tokens_per_step=tokens_per_step,
+        tokens=steps * tokens_per_step,
+        epochs=None if rows is None else steps * rows_per_step / rows.training,
+        wire=_wire(spec, model, vocab_size, tokens_per_step),
+        teacher_tokens=teacher_tokens,
+        teacher_hours=teacher_tokens / speed / 3600 if spec.distils and speed > 0 else None,
+        checkpoint_bytes=checkpoint,
+        checkpoints=checkpoints,
+        disk_bytes=(
+            None
+            if shape is None or checkpoint is None
+            else checkpoints * checkpoint + FLOAT32_BYTES * shape.num_parameters
+        ),
+    )
+
+
+def computation_of(
+    spec: RunSpec,
+    model: teacher_pb2.Model | None,
+    vocab_size: int,
+    chunk_tokens: int,
+    *,
+    on_cuda: bool,
+) -> Computation:
+    """Returns how one device computes a micro-batch of the run.
+
+    Args:
+        spec: the run's.
+        model: its teacher; None without one.
+        vocab_size: the student's.
+        chunk_tokens: what `objective.chunk_tokens: auto` comes to on the device.
+        on_cuda: the device's kind.
+    """
+    narrow = spec.student.dtype == "bfloat16" or (spec.student.dtype == "auto" and on_cuda)
+    chosen = spec.objective.chunk_tokens
+    head_bytes = answer_bytes = steps_ahead = 0
+    if spec.teacher is not None and model is not None:
+        if spec.teacher.representation == "hidden":
+            # On the CPU the head is widened once, for every product to come.
+            width = HIDDEN_BYTES[model.hidden_dtype] if on_cuda else FLOAT32_BYTES
+            head_bytes = width * vocab_size * (model.hidden_size + model.head_transform.has_bias)
+        position_bytes = row_bytes(spec.teacher, model, vocab_size)
+        answer_bytes = position_bytes * spec.rows_per_device * spec.data.seq_len
+        steps_ahead = spec.teacher.prefetch_steps
+    return Computation(
+        sequences=spec.micro_batch,
+        seq_len=spec.data.seq_len,
+        compute_bytes=2 if narrow else FLOAT32_BYTES,
+        checkpointing=spec.device.activation_checkpointing,
+        chunk_tokens=chunk_tokens if chosen == "auto" else chosen,
+        devices=spec.device.count,
+        head_bytes=head_bytes,
+        answer_bytes=answer_bytes,
+        steps_ahead=steps_ahead,
+    )
+
+
+def _wire(
+    spec: RunSpec, model: teacher_pb2.Model | None, vocab_size: int | None, tokens_per_step: int
+) -> Wire | None:
+    if spec.teacher is None or model is None or vocab_size is None:
+        return None
+    position_bytes = row_bytes(spec.teacher, model, vocab_size)
+    head = 0
+    if spec.teacher.representation == "hidden":
+        values = vocab_size * (model.hidden_size + model.head_transform.has_bias)
+        head = HIDDEN_BYTES[model.hidden_dtype] * values
+    return Wire(
+        bytes_per_token=position_bytes,
+        bytes_per_step=position_bytes * tokens_per_step,
+        at_most=spec.teacher.representation == "sampled",
+        head_bytes=head,
+    )
+
+
+def _checkpoint_bytes(shape: ModelShape | None) -> int | None:
+    """Returns the bytes of what is trained and of its two moments; frozen weights are not kept."""
+    return None if shape is None else (FLOAT32_BYTES + ADAMW_BYTES) * shape.num_trainable

@@ -1,0 +1,119 @@
+"""What a student's folder tells of it, without torch: vocabulary, tokens, weights and layers."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lectern_common.compatibility import StudentFacts
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, NotFound
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.run_spec import RunSpec
+from lectern_common.shards import TOKENIZER_NAME
+from lectern_common.tokenizer_map import read_tokenizer_map
+from lectern_common.weights import cached_weights_sha256, safetensors_files, tensor_shapes
+
+UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None)
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# As architectures call them; one without any has no end.
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_LAYERS = ("num_hidden_layers", "n_layer")
+
+
+def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
+    """Returns what the student's folder tells; UNKNOWN_STUDENT for a hub id that is no folder here.
+
+    `weights_sha256` is None where the student does not begin with the weights of its folder as they
+    are: new ones, or those of some of the layers. With adapters it does.
+
+    Raises:
+        InvalidSpec: there is no such folder, it is not a model folder, or not what the spec makes
+            of it can be made of it.
+        Incompatible: rows are longer than what it takes.
+        CorruptData: its weights or tokenizer cannot be read.
+    """
+    field = "student.init" if spec.student.init is not None else "student.config"
+    name = spec.student.init or spec.student.config or ""
+    folder = resolve_under(roots.models, name, field)
+    if not folder.is_dir():
+        if spec.student.init is not None and _HUB_ID.match(name):
+            return UNKNOWN_STUDENT
+        raise InvalidSpec([(field, f"no model folder {name!r} under the models root")])
+    if spec.student.revision is not None:
+        why = f"{name} is a folder under the models root and has no revisions; leave it out"
+        raise InvalidSpec([("student.revision", why)])
+    config = _read_config(folder, field)
+    _require_positions(spec, config)
+    files = _weight_files(folder, field) if spec.student.init else []
+    _require_layers(spec, config)
+    if spec.student.lora is not None:
+        _require_adapters_fit(spec.student.lora.targets, files)
+    whole = spec.student.init is not None and spec.student.keep_every_nth_layer is None
+    tokenizer = folder / TOKENIZER_NAME
+    vocab_size = _number(config, ("vocab_size",))
+    return StudentFacts(
+        vocab_size=vocab_size,
+        tokens=read_tokenizer_map(tokenizer) if tokenizer.exists() else None,
+        weights_sha256=cached_weights_sha256(files) if whole else None,
+    )
+
+
+def _weight_files(folder: Path, field: str) -> list[Path]:
+    try:
+        return safetensors_files(folder)
+    except NotFound as error:
+        raise InvalidSpec([(field, str(error))]) from None
+
+
+def _require_positions(spec: RunSpec, config: dict[str, Any]) -> None:
+    longest = _number(config, _POSITIONS)
+    if longest is not None and spec.data.seq_len > longest:
+        raise Incompatible(
+            f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student; "
+            "lower it"
+        )
+
+
+def _require_layers(spec: RunSpec, config: dict[str, Any]) -> None:
+    n, layers = spec.student.keep_every_nth_layer, _number(config, _LAYERS)
+    if n is not None and layers == 1:
+        why = f"{spec.student.init} has 1 layer; there is none to leave out"
+        raise InvalidSpec([("student.keep_every_nth_layer", why)])
+
+
+def _require_adapters_fit(targets: list[str] | None, files: list[Path]) -> None:
+    """Raises InvalidSpec where adapters cannot be made, or a target names no matrix."""
+    if importlib.util.find_spec("peft") is None:
+        why = "needs peft: pip install 'lectern[lora]', or leave it out"
+        raise InvalidSpec([("student.lora", why)])
+    matrices = {
+        name.removesuffix(".weight")
+        for name, shape in tensor_shapes(files).items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+    for target in targets or ():
+        if not any(name == target or name.endswith(f".{target}") for name in matrices):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
+            why = f"the student has no layer {target}; there are: {there}"
+            raise InvalidSpec([("student.lora.targets", why)])
+
+
+def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    """Returns the first of these settings that is there, of the text part where it has parts."""
+    parts = (config, config.get("text_config") or {})
+    found = (part.get(name) for part in parts for name in names if isinstance(part, dict))
+    return next((value for value in found if type(value) is int), None)
+
+
+def _read_config(folder: Path, field: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise InvalidSpec([(field, f"{folder.name} has no config.json")]) from None
+    except ValueError as error:
+        raise CorruptData(f"{folder / 'config.json'} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CorruptData(f"{folder / 'config.json'} is not a model config")
+    return config
