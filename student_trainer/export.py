@@ -2,6 +2,8 @@
 
     export/  config.json, generation_config.json, model.safetensors, tokenizer files,
              distillation_metadata.json
+             adapter/ (adapter_config.json, adapter_model.safetensors; of a student with adapters,
+             which are merged into model.safetensors too)
 
 It appears whole or not at all, and only after it was loaded back and compared.
 """
@@ -22,11 +24,13 @@ from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.disk_full import disk_full_as_error
-from student_trainer.training_state import model_tensors
+from student_trainer.lora import Adapters
+from student_trainer.training_state import all_tensors
 
 _log = structlog.get_logger()
 
 METADATA_NAME = "distillation_metadata.json"
+ADAPTER_FOLDER = "adapter"
 # What makes up a tokenizer in a model folder, whichever kind it is.
 _TOKENIZER_FILES = (
     TOKENIZER_NAME,
@@ -50,6 +54,7 @@ def export_student(
     dataset: Path | None,
     eos_token_id: int | None,
     metadata: dict[str, Any],
+    adapters: Adapters | None = None,
 ) -> str:
     """Writes the folder, replacing an earlier one; returns the weights' hash (weights.py).
 
@@ -60,6 +65,7 @@ def export_student(
         dataset: whose tokenizer.json is taken where the student came without one.
         eos_token_id: the dataset's end-of-document token; goes with the dataset's tokenizer.
         metadata: distillation_metadata.json, to which `student_weights_sha256` is added.
+        adapters: those in the model, if any.
 
     Raises:
         CorruptData: what was written does not load as what was trained.
@@ -70,16 +76,18 @@ def export_student(
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_full_as_error("the export"):
         try:
-            model.save_pretrained(temporary, max_shard_size=_ONE_FILE)
-            _require_written(model, temporary)
+            whole = model if adapters is None else adapters.merged()
+            whole.save_pretrained(temporary, max_shard_size=_ONE_FILE)
+            _require_written(whole, temporary)
+            if adapters is not None:
+                adapters.save(temporary / ADAPTER_FOLDER)
             _write_tokenizer(temporary, student_folder, dataset, eos_token_id)
             digest = weights_sha256(safetensors_files(temporary))
             text = json.dumps({**metadata, "student_weights_sha256": digest}, indent=2)
             (temporary / METADATA_NAME).write_text(text + "\n")
-            for path in temporary.iterdir():
-                path.chmod(0o644)
+            for path in (*temporary.rglob("*"), temporary):
+                path.chmod(0o755 if path.is_dir() else 0o644)
                 _fsync(path)
-            fsync_folder(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -95,8 +103,8 @@ def export_student(
 
 def _require_written(model: PreTrainedModel, folder: Path) -> None:
     """Raises CorruptData where the folder does not load as the model, bit for bit."""
-    written = model_tensors(load_causal_lm(folder, "float32"))
-    trained = model_tensors(model)
+    written = all_tensors(load_causal_lm(folder, "float32"))
+    trained = all_tensors(model)
     if different := written.keys() ^ trained.keys():
         raise CorruptData(f"the export lacks, or has too much: {min(different)}")
     for name, tensor in trained.items():

@@ -10,7 +10,7 @@ def build_adamw(
     """Returns AdamW over the trainable parameters; the loop sets its learning rate at every step.
 
     Matrices decay; norms, biases and whatever else has one dimension do not. A tied tensor is one
-    parameter.
+    parameter. One kernel updates all state of a tensor.
     """
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -19,7 +19,8 @@ def build_adamw(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas)
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=0.0, betas=betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,6 +1,8 @@
 """Where a student comes from: a model folder, a hub id, or a config and a seed.
 
-Every process of a run loads it by itself, and gets the same one. Nothing is written.
+Of a folder's or hub id's weights all layers are taken or every n-th; they are trained themselves,
+or stay and carry adapters. Every process of a run loads its student by itself, and gets the same
+one. Nothing is written.
 """
 
 from collections.abc import Mapping
@@ -24,6 +26,8 @@ from lectern_models.loading import (
     tokenizer_map,
 )
 from lectern_models.model_folder import ModelFolder, find_model, find_on_hub
+from student_trainer.kept_layers import keep_every_nth_layer
+from student_trainer.lora import Adapters, add_adapters
 from student_trainer.students import CausalStudent, compute_dtype_named
 
 
@@ -56,33 +60,40 @@ def load_student(
         spec: the run's.
         roots: `models` holds the folders.
         device: where it is trained.
-        begun: state of the checkpoint that the run goes on from: a hub id is taken at the commit
-            that it was taken at then, and its weights are not hashed again.
+        begun: state of the checkpoint that the run goes on from. A hub id is taken at the commit
+            that it was taken at then. Weights that stay as they are, and so are in no checkpoint,
+            must be what they were; those that a checkpoint replaces are not hashed again.
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
-        Incompatible: rows are longer than what it takes.
+        InvalidSpec: the model's layers cannot be cut, or take no adapters.
+        Incompatible: rows are longer than what it takes, or a resume finds other weights.
     """
     origin, folder = spec.student, _folder(spec.student, roots, begun)
-    model = _model(origin, folder, spec.seed).to(device)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {"student_revision": folder.revision or None}
+    if origin.init is None:
+        model = build_causal_lm(folder.path, spec.seed)
+    else:
+        model = load_causal_lm(folder.path, "float32")
     longest = max_positions(model)
     if longest is not None and spec.data.seq_len > longest:
         raise Incompatible(
             f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student"
         )
-    if begun is not None:
-        initial_sha256 = str(begun["initial_weights_sha256"])
-    elif origin.init is not None:
-        initial_sha256 = weights_sha256(safetensors_files(folder.path))
-    else:
-        initial_sha256 = loaded_weights_sha256(model)
-    return LoadedStudent(
-        CausalStudent(model, compute_dtype_named(origin.dtype, device)),
-        folder.path,
-        tokenizer_map(folder.path),
-        initial_sha256,
-        {"student_revision": folder.revision or None},
+    if origin.keep_every_nth_layer is not None:
+        facts["kept_layers"] = keep_every_nth_layer(model, origin.keep_every_nth_layer)
+    initial_sha256 = _initial_sha256(model, origin, folder, begun)
+    adapters = _add_adapters(model, spec, folder)
+    if adapters is not None:
+        facts["lora"] = adapters.facts()
+    student = CausalStudent(
+        model.to(device),  # type: ignore[arg-type]
+        compute_dtype_named(origin.dtype, device),
+        adapters,
     )
+    if spec.device.activation_checkpointing:
+        student.checkpoint_activations()
+    return LoadedStudent(student, folder.path, tokenizer_map(folder.path), initial_sha256, facts)
 
 
 def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) -> ModelFolder:
@@ -96,8 +107,41 @@ def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) 
     return find_on_hub(origin.init, commit or origin.revision)
 
 
-def _model(origin: StudentSpec, folder: ModelFolder, seed: int) -> PreTrainedModel:
-    """Returns it on the CPU, in float32."""
-    if origin.init is None:
-        return build_causal_lm(folder.path, seed)
-    return load_causal_lm(folder.path, "float32")
+def _initial_sha256(
+    model: PreTrainedModel,
+    origin: StudentSpec,
+    folder: ModelFolder,
+    begun: Mapping[str, Any] | None,
+) -> str:
+    """Returns the hash of the weights as they are before training, without adapters."""
+    if begun is not None and origin.lora is None:
+        return str(begun["initial_weights_sha256"])
+    if origin.init is None or origin.keep_every_nth_layer is not None:
+        digest = loaded_weights_sha256(model)
+    else:
+        digest = weights_sha256(safetensors_files(folder.path))
+    if begun is not None and digest != begun["initial_weights_sha256"]:
+        raise Incompatible(
+            f"the weights of student.init {origin.init} are not what they were when the run began, "
+            "and its adapters belong to those; put them back, or start another run"
+        )
+    return digest
+
+
+def _add_adapters(model: PreTrainedModel, spec: RunSpec, folder: ModelFolder) -> Adapters | None:
+    origin, lora = spec.student, spec.student.lora
+    if lora is None:
+        return None
+    # A model of which layers were cut out lies nowhere: on the whole one the adapters would sit on
+    # other layers than those they were trained on.
+    is_whole = origin.keep_every_nth_layer is None
+    return add_adapters(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        seed=spec.seed,
+        base=origin.init if is_whole else None,
+        revision=folder.revision or None,
+    )

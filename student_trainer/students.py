@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lectern_common.errors import InvalidRequest, Misconfigured
+from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm
 from lectern_models.output_head import OutputHead
+from lectern_models.packing import packing_probe
+from student_trainer.lora import Adapters
 from student_trainer.token_rows import token_arrays
 
 _Result = TypeVar("_Result")
@@ -30,22 +32,28 @@ class Student(nn.Module):
     vocab_size: int
 
     @abstractmethod
-    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
-        """Returns hidden states [B, S, D] after the final norm, with gradient; ids are int64."""
+    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
+        """Returns hidden states [B, S, D] after the final norm, with gradient; ids are int64.
+
+        Where `position_ids_BS` begin anew, so does a document, which sees nothing before it.
+        """
 
     @abstractmethod
     def output_head(self) -> OutputHead:
         """Returns the head over the live parameters."""
 
     def forward(
-        self, input_ids_BS: Tensor, compute: Callable[[Tensor, OutputHead], _Result]
+        self,
+        input_ids_BS: Tensor,
+        compute: Callable[[Tensor, OutputHead], _Result],
+        position_ids_BS: Tensor | None = None,
     ) -> _Result:
         """Returns compute(hidden_BSD, head).
 
         All that uses parameters, the objective too, happens in a forward: where parameters are
         split among devices (FSDP), they are whole in here alone.
         """
-        return compute(self.hidden_states(input_ids_BS), self.output_head())
+        return compute(self.hidden_states(input_ids_BS, position_ids_BS), self.output_head())
 
 
 class StudentLogitsProvider(Protocol):
@@ -83,18 +91,25 @@ class StudentLogitsProvider(Protocol):
 class CausalStudent(Student):
     """A transformers model that learns: float32 parameters, computed with in `compute_dtype`.
 
-    Tied embeddings are one parameter. `model` is the whole model, for export.
+    Tied embeddings are one parameter. `model` is the whole model, for export; with `adapters` in it
+    they alone are trained.
 
     Raises:
         Misconfigured: body and head do not make up the model, or a parameter is not float32.
     """
 
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        compute_dtype: torch.dtype = torch.float32,
+        adapters: Adapters | None = None,
+    ) -> None:
         super().__init__()
         narrow = [name for name, p in model.named_parameters() if p.dtype != torch.float32]
         if narrow:
             raise Misconfigured(f"a student's parameters are float32; {narrow[0]} is not")
         self.model = model
+        self.adapters = adapters
         self._parts = split(model)
         reason = parity_probe(model, self._parts)
         if reason is not None:
@@ -127,21 +142,50 @@ class CausalStudent(Student):
         student = cls(build_causal_lm(folder, seed), compute_dtype_named(compute_dtype, device))
         return student.to(device)
 
-    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
+    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
         """Returns hidden states [B, S, D] in the compute dtype, with gradient."""
         if self._compute_dtype == torch.float32:
-            return self._parts.hidden_states(input_ids_BS)
+            return self._parts.hidden_states(input_ids_BS, position_ids_BS)
         with torch.autocast(input_ids_BS.device.type, self._compute_dtype):
-            hidden_BSD = self._parts.hidden_states(input_ids_BS)
+            hidden_BSD = self._parts.hidden_states(input_ids_BS, position_ids_BS)
         # A norm's float32 weight widens its result again; a head under autocast narrows it too.
         return hidden_BSD.to(self._compute_dtype)
 
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    def require_documents_apart(self) -> None:
+        """Returns where the documents of a row can be kept from seeing each other.
+
+        Raises:
+            Incompatible: the model lets them, whatever position ids it is given.
+        """
+        with _evaluating(self):
+            reason = packing_probe(self._parts, self.vocab_size)
+        if reason is not None:
+            raise Incompatible(
+                f"data.attention_across_documents false cannot be had of this student: {reason}. "
+                "Set it to true, or take another student"
+            )
+
     def compile_body(self) -> None:
         """Has torch.compile translate the body at its next use; parameter names stay."""
         self._parts.body.compile()
+
+    def checkpoint_activations(self) -> None:
+        """Has each layer keep its input alone, and compute the rest again in the backward pass.
+
+        Gradients stay the same: dropout draws the same numbers again.
+
+        Raises:
+            Misconfigured: the architecture has no way to.
+        """
+        try:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise Misconfigured(f"{error}; set device.activation_checkpointing to false") from error
+        # What reentrant checkpointing needs: frozen embeddings would get gradients.
+        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -205,7 +249,7 @@ class FixtureStudent(Student):
         self.logits_V = nn.Parameter(torch.full((vocab_size,), float(initial_value)))
         self.register_buffer("_identity_VV", torch.eye(vocab_size), persistent=False)
 
-    def hidden_states(self, input_ids_BS: Tensor) -> Tensor:
+    def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
         """Returns the logits for every token, [B, S, V]."""
         return self.logits_V.expand(*input_ids_BS.shape, self.vocab_size)
 

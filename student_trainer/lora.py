@@ -1,0 +1,210 @@
+"""Low-rank adapters (LoRA; Hu et al., 2021), by peft: few numbers are trained, the rest stays.
+
+Legend: R rank of an adapter, I and O the widths of its layer.
+
+    y_O = W_OI x_I + alpha / R * B_OR (A_RI dropout(x_I))
+
+A is drawn and B is 0 at first, so a new adapter changes nothing; W and all other weights are
+frozen.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import structlog
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_models.body_and_head import split
+from lectern_models.quantization import require_packages
+
+_log = structlog.get_logger()
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+_FIELD = "student.lora.targets"
+# Of the one adapter; peft puts it into the names of live tensors, and leaves it out of files.
+_NAME = "default"
+# What peft finds a model under when it loads an adapter.
+_FILE_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters in a model. `tuner` is peft's LoraModel around it; `targets` says on what."""
+
+    tuner: Any
+    targets: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what was asked, what it came to, and how many numbers that trains."""
+        config = self.tuner.peft_config[_NAME]
+        return {
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "dropout": config.lora_dropout,
+            "targets": self.targets,
+            "parameters": sum(tensor.numel() for tensor in self.tensors().values()),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns A and B of every layer by their names in an adapter file; no copies."""
+        return {
+            _FILE_PREFIX + name.replace(f".{_NAME}.", "."): parameter.detach()
+            for name, parameter in self.tuner.model.named_parameters()
+            if f".{_NAME}." in name
+        }
+
+    def merged(self) -> PreTrainedModel:
+        """Returns a copy of the model on the CPU with W + alpha / R * B A for each W."""
+        model: PreTrainedModel = _on_cpu(self.tuner).merge_and_unload()
+        return model
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that peft loads onto the weights the adapters were trained on.
+
+        Raises:
+            CorruptData: it does not hold what was trained.
+        """
+        folder.mkdir()
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        written = safetensors.torch.load_file(folder / WEIGHTS_NAME)
+        for name, tensor in tensors.items():
+            if not torch.equal(written[name], tensor):
+                raise CorruptData(f"{name} in the adapter is not what was trained")
+        config = copy.copy(self.tuner.peft_config[_NAME])
+        config.inference_mode = True  # loads frozen, unless asked otherwise
+        config.save_pretrained(str(folder))
+        path = folder / CONFIG_NAME
+        # A set of names comes out in another order in every process.
+        settings = {**json.loads(path.read_text()), "target_modules": self.targets}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
+def add_adapters(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str] | None,
+    seed: int,
+    base: str | None,
+    revision: str | None,
+) -> Adapters:
+    """Puts adapters into the model and freezes everything else, both in place.
+
+    Args:
+        model: on the CPU, so that equal seeds give equal adapters on any device.
+        rank, alpha, dropout: R, alpha, and the share of x that A does not see in training.
+        targets: names of linear layers, whole or their last parts ("q_proj", "mlp.up_proj"); None:
+            all linear layers but the output head.
+        seed: A is drawn from it; the caller's random state is kept.
+        base: what the adapter's folder calls the model under it; None for one that nobody has.
+        revision: of `base`.
+
+    Raises:
+        InvalidSpec: a target names no layer, or one that takes no adapter.
+        Misconfigured: peft is not installed.
+    """
+    require_packages("lora", "student.lora", "peft")
+    from peft import LoraConfig, LoraModel
+
+    linear = _linear_layers(model)
+    chosen = sorted({_last_part(name) for name in linear} if targets is None else set(targets))
+    for target in chosen:
+        _require_linear(model, linear, target)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=chosen,
+        # GPT-2's layers hold their weight the other way round.
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
+        base_model_name_or_path=base,
+        revision=revision,
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tuner = LoraModel(model, {_NAME: config}, _NAME)
+    except ValueError as error:
+        why = f"{' '.join(str(error).split())}; there are: {_names(linear)}"
+        raise InvalidSpec([(_FIELD, why)]) from error
+    _tell_what_is_left_out(model)
+    return Adapters(tuner, chosen)
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Returns the linear layers of the body by name; the output head is none of them."""
+    parts = split(model)
+    body = set(parts.body.modules()) - {parts.projection}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module in body
+    }
+
+
+def _require_linear(model: PreTrainedModel, linear: dict[str, nn.Module], target: str) -> None:
+    """Raises InvalidSpec where not all modules that peft finds by this name take an adapter."""
+    found = [
+        name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")
+    ]
+    if not found:
+        why = f"{type(model).__name__} has no layer {target}; there are: {_names(linear)}"
+        raise InvalidSpec([(_FIELD, why)])
+    for name in found:
+        module = model.get_submodule(name)
+        if module is model.get_output_embeddings():  # type: ignore[no-untyped-call]
+            why = f"{name} is the output head, which takes no adapter"
+        elif module is model.get_input_embeddings():
+            why = f"{name} is the embedding, which takes no adapter"
+        elif name not in linear:
+            why = f"{name} is no linear layer ({type(module).__name__})"
+        else:
+            continue
+        raise InvalidSpec([(_FIELD, f"{why}; there are: {_names(linear)}")])
+
+
+def _tell_what_is_left_out(model: PreTrainedModel) -> None:
+    """Says which matrices inside the layers are no linear layers (experts of a mixture) and stay.
+
+    Their share may be nearly all weights of a model.
+    """
+    left = {
+        ".".join(name.split(".")[-2:])
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 3 and not parameter.requires_grad
+    }
+    if left:
+        _log.warning("lora_leaves_out", weights=sorted(left), why="they are no linear layers")
+
+
+def _on_cpu(tuner: Any) -> Any:
+    """Returns a deep copy whose tensors are on the CPU, without a second one on the device."""
+    memo: dict[int, Any] = {}
+    for parameter in tuner.parameters():
+        values = parameter.detach().to("cpu", copy=True)
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    for buffer in tuner.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(tuner, memo)
+
+
+def _names(linear: dict[str, nn.Module]) -> str:
+    return ", ".join(sorted({_last_part(name) for name in linear}))
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
