@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -36,6 +35,7 @@ RENDEZVOUS = "LECTERN_RENDEZVOUS"
 # Exit status of a rank that ended for a reason which is no answer of the run's.
 RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
+_STDIN = 0
 _STOP_WORD = b"stop\n"
 _POLL_SECONDS = 0.1
 # From rank 0's end until the others are ended, and from another's failure until all are.
@@ -88,9 +88,9 @@ def listen_to_supervisor(stop: Stop) -> None:
     """Has a rank stop when its supervisor says so, and end at once when that is gone."""
 
     def listen() -> None:
-        while word := sys.stdin.buffer.readline():
-            if word == _STOP_WORD:
-                stop.request()
+        # Not through sys.stdin, whose lock a thread may not hold when the interpreter ends.
+        while os.read(_STDIN, len(_STOP_WORD)):
+            stop.request()
         os._exit(RANK_LOST)
 
     # The supervisor passes on what concerns all; a terminal's Ctrl-C reaches every process.
