@@ -48,3 +48,8 @@ def _require_host_and_port(text: str) -> None:
     # No colon: gRPC would take what stands before it for a scheme, such as unix.
     elif any(ord(character) <= 32 or character in "/,@?#:[]%" for character in host):
         raise ValueError(_EXAMPLE)
+
+
+def is_one_server(address: str) -> bool:
+    """Returns True where a checked address can only ever mean one server."""
+    return not address.startswith(DNS_SCHEME) and len(replica_addresses(address)) == 1

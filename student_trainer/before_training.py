@@ -1,0 +1,132 @@
+"""What is found out of a run between its assembly and its first step: memory, and the teacher.
+
+The same is done by `lectern train --dry-run`, of a student without weights (dry_run.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import torch
+
+from lectern_common.addresses import is_one_server
+from lectern_common.errors import Misconfigured
+from lectern_common.memory_estimate import MemoryEstimate, ModelShape, estimate_memory
+from lectern_common.memory_fit import FreeMemory, free_host_bytes, memory_fit
+from lectern_common.run_estimate import computation_of
+from lectern_common.run_spec import RunSpec
+from protos import teacher_pb2
+from student_trainer.batch_sources import Batch
+from student_trainer.loop import Teaching
+from student_trainer.model_shape import shape_of
+from student_trainer.objective import auto_chunk_tokens
+from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
+from student_trainer.students import CausalStudent
+from student_trainer.targets import Representation, TargetsProvider
+
+_log = structlog.get_logger()
+
+
+def memory_needed(
+    spec: RunSpec, shape: ModelShape, model: teacher_pb2.Model | None, device: torch.device
+) -> MemoryEstimate:
+    """Returns what each device needs for the run; `model` is the teacher's, None without one."""
+    chunk_tokens = auto_chunk_tokens(shape.vocab_size, device)
+    on_cuda = device.type == "cuda"
+    computed = computation_of(spec, model, shape.vocab_size, chunk_tokens, on_cuda=on_cuda)
+    return estimate_memory(shape, computed)
+
+
+def free_memory(device: torch.device, held_bytes: int = 0) -> FreeMemory:
+    """Returns what there is on the device and on the host, `held_bytes` of the run included."""
+    host = free_host_bytes()
+    if device.type != "cuda":
+        return FreeMemory("cpu", host + held_bytes, host + held_bytes)
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch has taken and does not use is free for the run.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return FreeMemory(str(device), free + unused + held_bytes, host)
+
+
+def require_memory(
+    estimate: MemoryEstimate, free: FreeMemory, processes: int = 1
+) -> dict[str, Any]:
+    """Returns the estimate's parts and what is free, for the run's events; warns where it is tight.
+
+    Raises:
+        Misconfigured: what is certain to be needed does not fit; says what to set.
+    """
+    fit = memory_fit(estimate, free, processes)
+    if fit.problem is not None:
+        raise Misconfigured(fit.problem)
+    if fit.warning is not None:
+        _log.warning("memory_may_not_suffice", message=fit.warning)
+    return {**estimate.parts(), "free": free.device_bytes, "warning": fit.warning}
+
+
+def require_promises(
+    teacher: TargetsProvider,
+    answering: Answering,
+    batch: Batch,
+    representation: Representation,
+    temperature: float,
+) -> str | None:
+    """Returns in words what the teacher's answers were found to be, see probe_batch.py.
+
+    None where no row of `batch`, the run's first, has a valid position: nothing is asked.
+
+    Raises:
+        TeacherError: they are not what they promise.
+        LecternError: as TargetsProvider.score says.
+    """
+    rows = ProbeRows.of_batch(batch)
+    if not rows.sequences:
+        return None
+    return probe_teacher(teacher, rows, representation, temperature, answering)
+
+
+def check_before_training(
+    spec: RunSpec,
+    student: CausalStudent,
+    teaching: Teaching | None,
+    model: teacher_pb2.Model | None,
+    batch_at: Callable[[int], Batch],
+    device: torch.device,
+    *,
+    asks_teacher: bool,
+) -> dict[str, Any]:
+    """Returns what was found, for the run's events.
+
+    Args:
+        spec: the run's.
+        student: whole, on its device.
+        teaching, model: its teacher, and what that says of itself; None without one.
+        batch_at: gives the rows of a step.
+        device: where it is trained.
+        asks_teacher: probe the teacher too: one rank of all does, and a resumed run has done so.
+
+    Raises:
+        Misconfigured: memory does not suffice.
+        TeacherError: the teacher's answers are not what they promise.
+        LecternError: as TargetsProvider.score says.
+    """
+    estimate = memory_needed(spec, shape_of(student.model), model, device)
+    held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
+    found: dict[str, Any] = {
+        "memory": require_memory(estimate, free_memory(device, held), spec.device.count)
+    }
+    if teaching is None or model is None or spec.teacher is None or not asks_teacher:
+        return found
+    answering = Answering.of_model(
+        model, student.vocab_size, one_server=is_one_server(spec.teacher.address)
+    )
+    found["probe"] = require_promises(
+        teaching.provider,
+        answering,
+        batch_at(0),
+        teaching.representation,
+        spec.objective.temperature,
+    )
+    if teaching.take_received is not None:
+        teaching.take_received()  # no part of any step
+    return found
