@@ -45,7 +45,7 @@ class RunState(StrEnum):
     WAITING_FOR_TEACHER = "waiting_for_teacher"  # teacher away, within the outage budget
     STOPPING = "stopping"  # asked to stop; writes a checkpoint
     STOPPED = "stopped"  # stopped on request; can be resumed
-    SUCCEEDED = "succeeded"  # all steps made, exported
+    SUCCEEDED = "succeeded"  # all steps made, or ended early as asked for; exported
     FAILED = "failed"  # needs a change before it can go on
     INTERRUPTED = "interrupted"  # ended through no fault of the run; can be resumed unchanged
 

@@ -281,8 +281,8 @@ class EvaluationSpec(_Section):
     max_sequences: PositiveInt = 200
     """At most so many rows of the validation set, always the same ones."""
     patience: PositiveInt | None = None
-    """Evaluations in a row without a new lowest validation loss that end the run early, its best
-    weights exported; null: never."""
+    """Evaluations in a row without a new lowest validation loss that end the run early. The weights
+    of the lowest are exported, also where all steps are made; null: those of the last step."""
     prompts: Annotated[list[Prompt], Field(max_length=16)] = []
     """Texts that student and teacher go on with at every evaluation, for people to read."""
     prompt_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
@@ -394,6 +394,15 @@ class RunSpec(_Section):
                 f"device.count {count} must divide batch.sequences_per_step {rows}, and "
                 f"batch.micro_batch_sequences {self.batch.micro_batch_sequences} the rows of each "
                 "device"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_keeps_the_best(self) -> Self:
+        if self.evaluation.patience is not None and not self.checkpoint.keep_best:
+            raise ValueError(
+                "evaluation.patience exports the best weights, and checkpoint.keep_best 0 keeps "
+                "none; set keep_best 1, or remove patience"
             )
         return self
 

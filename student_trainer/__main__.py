@@ -41,6 +41,7 @@ from student_trainer.stopping import Stop, StopRequested
 
 _log = structlog.get_logger()
 
+_STOPPED = RunState.STOPPED, "stopped", "stopped on request"
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
 
 
@@ -110,9 +111,9 @@ def live(
 ) -> int:
     """Trains a run whose lock is held; returns the exit status, having said the last state."""
     try:
-        finished = _train_and_export(folder, roots, recorder, stop, resume=resume)
+        outcome = _train_and_export(folder, roots, recorder, stop, resume=resume)
     except StopRequested:
-        finished = False
+        outcome = _STOPPED
     except LecternError as error:
         _log.error("ended", reason=error.reason, message=str(error))
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
@@ -124,17 +125,14 @@ def live(
             return _ended(recorder, "disk_full", str(error), can_resume=True)
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         return _ended(recorder, "internal", f"{what}; see trainer.log", can_resume=False)
-    if finished:
-        recorder.set_state(RunState.SUCCEEDED)
-    else:
-        recorder.set_state(RunState.STOPPED, "stopped", "stopped on request")
+    recorder.set_state(*outcome)
     return SUCCEEDED
 
 
 def _train_and_export(
     folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
-) -> bool:
-    """Returns True when all steps are made and exported, False when it was stopped."""
+) -> tuple[RunState, str | None, str | None]:
+    """Returns how it ended, exported or stopped on request: state, reason and message."""
     spec = folder.read_spec()
     recorder.set_progress(steps=spec.schedule.steps)
     if spec.device.threads is not None:
@@ -160,9 +158,11 @@ def _train_and_export(
             recorder.open_metrics(spec.report_to, run.progress.step)
         recorder.set_state(RunState.RUNNING)
         finished = train(run.parts, run.settings, run.progress)
-    if finished and ranks.is_first:
+    if not finished:
+        return _STOPPED
+    if ranks.is_first:
         run.export(folder)
-    return finished
+    return RunState.SUCCEEDED, *run.ending()
 
 
 def _ended(recorder: RunRecorder, reason: str, message: str, *, can_resume: bool) -> int:

@@ -20,9 +20,11 @@ from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec, dump_spec, parse_spec, resume_differences
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
+from student_trainer.before_training import check_before_training
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.datasets import ShuffledBatches, in_order
 from student_trainer.devices import choose_device, device_name
+from student_trainer.early_stopping import Best
 from student_trainer.export import export_student
 from student_trainer.loop import Parts, Progress, Settings, Teaching
 from student_trainer.objective import Objective
@@ -56,11 +58,16 @@ class Assembly:
         return self.loaded.student
 
     def export(self, folder: RunFolder) -> None:
-        """Writes export/, of what the newest checkpoint holds; see export.py for what it raises."""
-        facts, record = self.parts.checkpoint_facts, self.progress.record
-        rows_seen = self.progress.step * self.spec.batch.sequences_per_step
+        """Writes export/: with patience of the lowest validation loss, else of the last step.
+
+        Raises:
+            CorruptData: the checkpoint with these weights is gone, or broken.
+            DiskFull and others: as export.py says.
+        """
+        student, progress = self._to_export(folder)
+        facts, record = self.parts.checkpoint_facts, progress.record
+        rows_seen = progress.step * self.spec.batch.sequences_per_step
         manifest = self.data.manifest
-        student = self._whole_student(folder)
         export_student(
             student.model,
             folder.export_path,
@@ -82,26 +89,49 @@ class Assembly:
                 "representation": self.spec.teacher.representation if self.spec.teacher else None,
                 "final_loss": record.get("loss/total"),
                 "validation_loss": record.get("loss/val"),
+                "validation_kl": record.get("val/kl"),
+                "validation_top1_agreement": record.get("val/top1_agreement"),
                 "epoch": round(rows_seen / len(self.data.training), 4),
-                "step": self.progress.step,
-                "tokens_seen": self.progress.tokens_seen,
+                "step": progress.step,
+                "steps_made": self.progress.step,
+                "tokens_seen": progress.tokens_seen,
                 "seed": self.spec.seed,
                 "data_sha256": None if manifest is None else manifest.corpus_sha256,
                 "spec_sha256": hashlib.sha256(dump_spec(self.spec).encode()).hexdigest(),
             },
         )
+        self.parts.recorder.event(
+            "exported", step=progress.step, validation_loss=record.get("loss/val")
+        )
 
-    def _whole_student(self, folder: RunFolder) -> CausalStudent:
-        """Returns the trained student in one piece; of several ranks each holds but a part."""
-        if self.parts.ranks.size == 1:
-            return self.student
+    def ending(self) -> tuple[str | None, str | None]:
+        """Returns why a finished run ended before its last step: a word and a sentence, or None."""
+        early = self.progress.best.is_over(self.spec.evaluation.patience)
+        if not early or self.progress.step >= self.spec.schedule.steps:
+            return None, None
+        return "early_stopped", self.progress.best.sentence()
+
+    def _to_export(self, folder: RunFolder) -> tuple[CausalStudent, Progress]:
+        """Returns the trained student in one piece, and where it was in the run.
+
+        Of several ranks each holds but a part; the weights of an earlier step are nowhere but in
+        its checkpoint.
+        """
+        step, best = self.progress.step, self.progress.best.step
+        if self.spec.evaluation.patience is not None and best is not None:
+            step = best
+        is_whole = self.parts.ranks.size == 1
+        if is_whole and step == self.progress.step:
+            return self.student, self.progress
         store, begun = self.parts.checkpoints, self.parts.checkpoint_facts
-        checkpoint = None if store is None else store.newest()
-        if checkpoint is None:
-            raise CorruptData(f"run {folder.run_id} has no intact checkpoint to export")
-        student = load_student(self.spec, self.roots, torch.device("cpu"), begun).student
+        if store is None:
+            raise CorruptData(f"run {folder.run_id} has no checkpoint to export")
+        checkpoint = store.at(step)
+        student = self.student
+        if not is_whole:
+            student = load_student(self.spec, self.roots, torch.device("cpu"), begun).student
         load_model_tensors(student, checkpoint.model_tensors())
-        return student
+        return student, Progress.of_state(checkpoint.state)
 
 
 def assemble(
@@ -175,6 +205,15 @@ def assemble(
             )
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
+        found = check_before_training(
+            spec,
+            loaded.student,
+            teaching,
+            teacher_model,
+            ShuffledBatches(data.training, spec.batch.sequences_per_step, spec.seed).batch_at,
+            device,
+            asks_teacher=ranks.is_first and begun is None,
+        )
     facts = {
         "spec": spec.model_dump(mode="json"),
         "initial_weights_sha256": loaded.initial_sha256,
@@ -195,6 +234,7 @@ def assemble(
     if checkpoint is not None:
         load_optimizer_tensors(optimizer, loaded.student, checkpoint.optimizer_tensors())
         progress = Progress.of_state(checkpoint.state)
+        progress.best = best_saved(spec, progress.best, store)
     if spec.device.compile:
         loaded.student.compile_body()
     recorder.set_progress(
@@ -215,7 +255,9 @@ def assemble(
         validation_duplicates=data.validation_duplicates,
         teacher=None if teacher_model is None else teacher_model.model_id,
         teacher_device=None if teacher_model is None else teacher_model.device,
+        # Of loss/kd, and of val/kl.
         kd_is=None if teaching is None else teaching.representation.kd_is,
+        **found,
     )
     parts = Parts(
         student=loaded.student,
@@ -248,6 +290,21 @@ def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
                 for field, before, after in differences
             ]
         )
+    before, after = old.evaluation.max_sequences, new.evaluation.max_sequences
+    if new.evaluation.patience is not None and before != after:
+        why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
+        raise InvalidSpec([("evaluation.max_sequences", why)])
+
+
+def best_saved(spec: RunSpec, best: Best, store: CheckpointStore) -> Best:
+    """Returns `best`, or the lowest loss that a checkpoint has where its own has none.
+
+    So it is where the run had no patience before, or a newer checkpoint was found broken.
+    """
+    if spec.evaluation.patience is None or best.step is None or best.step in store.steps():
+        return best
+    saved = store.best()
+    return Best() if saved is None else Best(*saved)
 
 
 def _newest(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
@@ -285,6 +342,7 @@ def _settings(spec: RunSpec) -> Settings:
         micro_batch_sequences=spec.micro_batch,
         max_grad_norm=spec.optimizer.max_grad_norm,
         evaluate_every=spec.evaluation.every_steps,
+        patience=spec.evaluation.patience,
         checkpoint_every=spec.checkpoint.every_steps,
         seed=spec.seed,
     )

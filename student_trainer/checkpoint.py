@@ -151,6 +151,15 @@ class CheckpointStore:
         path = self._path(step)
         return Checkpoint(path, step, json.loads((path / STATE_NAME).read_bytes()))
 
+    def at(self, step: int) -> Checkpoint:
+        """Returns the checkpoint of a step. Raises CorruptData where it is not intact, or gone."""
+        return read_checkpoint(self._path(step))
+
+    def best(self) -> tuple[float, int] | None:
+        """Returns (validation loss, step) of the one with the lowest; of equal ones the oldest."""
+        losses = ((self._val_loss(step), step) for step in self.steps())
+        return min(((loss, step) for loss, step in losses if loss is not None), default=None)
+
     def sweep(self) -> None:
         """Deletes what a killed `save` left behind."""
         if self._folder.is_dir():
