@@ -101,6 +101,7 @@ def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
     run: dict[str, Any] = {
         "schedule": {"steps": 6, "warmup_steps": 1, "decay": "constant"},
         "student": {"config": "tied"},
+        "evaluation": {"every_steps": 2},
     }
     whole = home.run(**run)
     assert trained(home, whole) == 0
