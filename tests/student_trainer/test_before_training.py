@@ -1,0 +1,118 @@
+"""What a run is checked for between its assembly and its first step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lectern_common.errors import Misconfigured
+from lectern_common.memory_estimate import MemoryEstimate
+from lectern_common.memory_fit import GIB, FreeMemory
+from student_trainer.before_training import free_memory, require_memory
+from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, status_of, trained
+from tests.student_trainer.wire_teacher import Serving, WireTeacher
+
+ESTIMATE = MemoryEstimate(
+    parameters=1 * GIB,
+    gradients=1 * GIB,
+    optimizer=2 * GIB,
+    teacher_head=1 * GIB,
+    activations=3 * GIB,
+    objective=1 * GIB,
+    answers=0,
+)
+
+
+def free(gib: float) -> FreeMemory:
+    return FreeMemory("cpu", int(gib * GIB), int(gib * GIB))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+def distilling(address: str, **teacher: Any) -> dict[str, Any]:
+    return {
+        "teacher": {"address": address, **teacher},
+        "objective": {"alpha": 0.5},
+        "schedule": {"steps": 2, "warmup_steps": 0},
+        "evaluation": {"every_steps": 100, "max_sequences": 4},
+    }
+
+
+def test_what_is_certain_and_does_not_fit_is_refused() -> None:
+    with pytest.raises(Misconfigured, match=r"takes 5\.00 GiB .* 4\.90 GiB are free on cpu; take"):
+        require_memory(ESTIMATE, free(4.9))
+    assert require_memory(ESTIMATE, free(10))["warning"] is None
+    told = require_memory(ESTIMATE, free(5.1))
+    assert "lower batch.micro_batch_sequences" in told["warning"]
+    assert (told["free"], told["activations"]) == (int(5.1 * GIB), 3 * GIB)
+
+
+def test_what_the_run_holds_already_counts_as_free() -> None:
+    cpu = torch.device("cpu")
+    assert free_memory(cpu, 1 << 50).device_bytes > 1 << 50
+    assert free_memory(cpu).is_host
+
+
+def test_an_assembled_run_tells_its_memory_and_what_the_teacher_was_probed_for(home: Home) -> None:
+    with Serving(WireTeacher()) as serving:
+        folder = home.run(**distilling(serving.address, representation="top_k", top_k=5))
+        assert trained(home, folder) == 0
+        asked = len(serving.teacher.requests)
+    (event,) = events_of(folder, "assembled")
+    assert event["memory"]["parameters"] == 4 * event["parameters"]
+    assert event["memory"]["optimizer"] == 8 * event["parameters"]
+    assert event["memory"]["answers"] == 5 * 4 * 8 * (8 * 5 + 8)  # steps x rows x tokens x record
+    assert event["memory"]["free"] > event["memory"]["parameters"]
+    assert event["memory"]["warning"] is None
+    assert event["probe"] == "top_k of 8 positions is as promised, and agrees with its dense"
+    assert asked > 3
+    requests = serving.teacher.requests
+    first = requests[0]
+    assert list(first.sequence_lengths) == [8, 8]
+    assert requests[1].token_ids == first.token_ids[32:] + first.token_ids[:32]
+    assert (first.vocab_size, first.temperature) == (VOCAB_SIZE, 2.0)
+
+
+def test_a_run_without_a_teacher_asks_nobody(home: Home) -> None:
+    folder = home.run(schedule={"steps": 1, "warmup_steps": 0})
+    assert trained(home, folder) == 0
+    (event,) = events_of(folder, "assembled")
+    assert "probe" not in event and event["memory"]["teacher_head"] == 0
+
+
+def test_a_teacher_that_breaks_its_promise_ends_the_run_before_its_first_step(home: Home) -> None:
+    """Its head is not the one that its logits come from."""
+
+    class OtherHead(WireTeacher):
+        def GetOutputHead(self, request: Any, context: Any) -> Any:
+            own, self.head_VD = self.head_VD, self.head_VD * 1.5
+            yield from super().GetOutputHead(request, context)
+            self.head_VD = own
+
+    with Serving(OtherHead(seed=11)) as serving:
+        folder = home.run(**distilling(serving.address, representation="hidden"))
+        assert trained(home, folder) == 1
+    status = status_of(folder)
+    assert (status.state, status.reason, status.step) == ("failed", "teacher_error", 0)
+    assert status.message is not None
+    assert "the teacher's answers are not what they promise: at row 0, position" in status.message
+    assert not folder.metrics_path.exists() or not folder.metrics_path.read_text()
+
+
+def test_a_resumed_run_does_not_ask_again(home: Home, tmp_path: Path) -> None:
+    with Serving(WireTeacher(seed=12)) as serving:
+        folder = home.run(**distilling(serving.address, representation="dense"))
+        assert trained(home, folder) == 0
+        serving.teacher.requests.clear()
+        spec = folder.read_spec()
+        schedule = spec.schedule.model_copy(update={"steps": 3})
+        folder.write_spec(spec.model_copy(update={"schedule": schedule}))
+        assert trained(home, folder, resume=True) == 0
+        kinds = {request.representation.kind for request in serving.teacher.requests}
+    assert len(events_of(folder, "assembled")) == 2
+    assert "probe" not in events_of(folder, "assembled")[1]
+    assert len(kinds) == 1  # no top_k to compare with
