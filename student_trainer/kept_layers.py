@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import InvalidSpec
 from lectern_models.body_and_head import split
+
+_log = structlog.get_logger()
 
 _FIELD = "student.keep_every_nth_layer"
 _PROBE_SHAPE = (2, 9)
@@ -44,7 +47,11 @@ def keep_every_nth_layer(model: PreTrainedModel, n: int) -> list[int]:
     setattr(model.get_submodule(parent), attribute, nn.ModuleList(layers[index] for index in kept))
     for index, source in enumerate(kept):
         _renumber(layers[source], index)
-    _shorten(model.config.get_text_config(), len(layers), kept)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    _shorten(config, len(layers), kept)
+    if gone := kinds - set(getattr(config, "layer_types", None) or ()):
+        _log.warning("layer_kind_gone", kinds=sorted(gone), kept=kept)
     _require_as_built_from_config(model)
     if not torch.equal(_logits(model), expected):
         raise _refused(
@@ -96,20 +103,16 @@ def _require_as_built_from_config(model: PreTrainedModel) -> None:
             built: nn.Module = build(model.config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise _refused(f"{type(model).__name__} cannot be built without them: {error}") from error
-    for own, other in ((model, built), (built, model)):
-        for name, setting, value in _settings(own):
-            theirs = dict(_settings_of(other, name)).get(setting, "nothing")
-            if theirs != value:
+    modules = {name: None for one in (model, built) for name, _ in one.named_modules()}
+    for name in modules:
+        own, other = dict(_settings_of(model, name)), dict(_settings_of(built, name))
+        for key in own | other:
+            is_now, would_be = own.get(key, "nothing"), other.get(key, "nothing")
+            if is_now != would_be:
                 raise _refused(
-                    f"{type(model).__name__}: {name}.{setting} would be {theirs} or {value}, "
-                    "depending on the number of a layer"
+                    f"{type(model).__name__}: {name}.{key} is {is_now}, and would be {would_be} in "
+                    "a model of the layers that are kept"
                 )
-
-
-def _settings(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    for name, _ in model.named_modules():
-        for setting, value in _settings_of(model, name):
-            yield name, setting, value
 
 
 def _settings_of(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:

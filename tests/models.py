@@ -82,7 +82,7 @@ def write_tiny_model(
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        **ARCHITECTURES[architecture],
+        **ARCHITECTURES.get(architecture, {}),
         **config,
     }
     if tied is not None:
