@@ -1,0 +1,47 @@
+"""A step of 32 rows with uneven masks, its student and its teacher: the same in every process."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from student_trainer.batch_sources import Batch
+from student_trainer.objective import Objective
+from student_trainer.students import CausalStudent
+from student_trainer.targets import IGNORE_INDEX
+
+VOCAB_SIZE, ROWS, SEQ_LEN = 61, 32, 7
+OBJECTIVE = Objective(alpha=0.3, temperature=2.0)
+
+
+def student(tied: bool) -> CausalStudent:
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CausalStudent(Qwen2ForCausalLM(config))
+
+
+def rows(empty_half: bool = False) -> Batch:
+    """Masks are uneven: row i has about i / ROWS of its labels; one half may have none at all."""
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, VOCAB_SIZE, (ROWS, SEQ_LEN + 1))
+    labels = tokens[:, 1:].copy()
+    labels[draw.random((ROWS, SEQ_LEN)) > np.arange(ROWS)[:, None] / ROWS] = IGNORE_INDEX
+    if empty_half:
+        labels[: ROWS // 2] = IGNORE_INDEX
+    return Batch(tokens[:, :-1], labels)
+
+
+def targets() -> Tensor:
+    """The teacher's logits [ROWS, SEQ_LEN, VOCAB_SIZE]."""
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(ROWS, SEQ_LEN, VOCAB_SIZE, generator=draw)

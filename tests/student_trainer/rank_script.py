@@ -1,0 +1,105 @@
+"""One of two ranks: `RANK=0 ... python -m tests.student_trainer.rank_script FOLDER`.
+
+It does what test_ranks.py asks about, and leaves it in FOLDER/rank-<rank>.json and, of the first
+rank, gradients.safetensors.
+"""
+
+import json
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
+from student_trainer.batch_sources import Batch
+from student_trainer.micro_batch import at_valid_positions
+from student_trainer.objective import Objective, distillation_loss
+from student_trainer.ranks import Ranks, join_ranks
+from student_trainer.sharding import gathered, placed_like, shard, whole
+from student_trainer.stopping import StopRequested
+from student_trainer.students import Student
+from student_trainer.targets import DenseTargets
+from tests.student_trainer.rank_cases import OBJECTIVE, rows, student, targets
+
+
+def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
+    """What a rank hears of what ended others: [class, reason, message]."""
+    try:
+        with ranks.together():
+            if ranks.rank in problems:
+                raise problems[ranks.rank]
+    except (LecternError, StopRequested) as error:
+        return [type(error).__name__, getattr(error, "reason", None), str(error)]
+    return []
+
+
+def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a step whose rows are shared out, `micro_batches` forwards a rank."""
+    split: Student = student(tied)
+    assert ranks.mesh is not None
+    shard(split, ranks.mesh)
+    batch, teacher_BSV = rows(empty_half=empty), targets()
+    num_valid = batch.num_valid
+    share = len(batch.inputs_BS) // ranks.size
+    part = share // micro_batches
+    for first in range(ranks.rank * share, (ranks.rank + 1) * share, part):
+        cut = slice(first, first + part)
+        own = Batch(batch.inputs_BS[cut], batch.labels_BS[cut])
+        valid_BS = torch.from_numpy(own.valid_BS)
+        objective, given = OBJECTIVE, DenseTargets(teacher_BSV[cut][valid_BS])
+        compute = partial(
+            distillation_loss,
+            targets=given if own.num_valid else None,
+            objective=objective if own.num_valid else Objective(alpha=1.0, temperature=1.0),
+            normalizer=num_valid,
+        )
+        at_valid_positions(split, own, torch.device("cpu"), compute).total.backward()
+    found = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
+    return gathered(found, keep=ranks.is_first)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join_ranks(torch.device("cpu"), 2, 0.0)
+    said: dict[str, Any] = {"place": [ranks.rank, ranks.size, ranks.is_first]}
+    said["totals"] = ranks.totals(0.1 + ranks.rank, 2.0)
+    said["from_first"] = ranks.from_first(41 + ranks.rank)
+    said["nothing"] = ended(ranks, {})
+    said["one"] = ended(ranks, {1: TeacherUnavailable("no teacher; start one")})
+    said["two"] = ended(ranks, {0: DiskFull("full"), 1: TeacherUnavailable("gone")})
+    said["stop"] = ended(ranks, {0: StopRequested()})
+    said["stop and error"] = ended(ranks, {0: StopRequested(), 1: DiskFull("full")})
+    said["long"] = ended(ranks, {1: DiskFull("\N{LATIN SMALL LETTER U WITH DIAERESIS}" * 5000)})
+    ranks.require_same(data="abc", teacher=None)
+    try:
+        ranks.require_same(data="abc", teacher=f"t{ranks.rank}")
+    except LecternError as error:
+        said["different"] = str(error)
+
+    split = student(tied=False)
+    before = {name: p.detach().clone() for name, p in split.named_parameters()}
+    assert ranks.mesh is not None
+    shard(split, ranks.mesh)
+    said["whole again"] = all(
+        torch.equal(whole(p.detach()), before[name])
+        and torch.equal(whole(placed_like(before[name], p)), before[name])
+        for name, p in split.named_parameters()
+    )
+    tensors = {}
+    for tied in (True, False):
+        for micro_batches, empty in ((1, False), (4, False), (1, True)):
+            for name, tensor in gradients(ranks, tied, micro_batches, empty).items():
+                tensors[f"{tied}/{micro_batches}/{empty}/{name}"] = tensor.contiguous()
+    if ranks.is_first:
+        safetensors.torch.save_file(tensors, folder / "gradients.safetensors")
+    (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(said))
+    torch.distributed.monitored_barrier(timeout=timedelta(seconds=60))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
