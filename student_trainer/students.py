@@ -168,9 +168,9 @@ class CausalStudent(Student):
                 "Set it to true, or take another student"
             )
 
-    def compile_body(self) -> None:
+    def compile_body(self, backend: str = "inductor") -> None:
         """Has torch.compile translate the body at its next use; parameter names stay."""
-        self._parts.body.compile()
+        self._parts.body.compile(backend=backend)
 
     def checkpoint_activations(self) -> None:
         """Has each layer keep its input alone, and compute the rest again in the backward pass.
