@@ -34,6 +34,13 @@ def _service() -> Iterable[Row]:
     return service.measure()
 
 
+def _trainer() -> Iterable[Row]:
+    from benchmarks import pipelined, whole_run
+
+    yield from whole_run.measure()
+    yield from pipelined.measure()
+
+
 def _teacher() -> Iterable[Row]:
     from benchmarks import teacher
 
@@ -51,6 +58,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
     "gpu": ("A 7B teacher on one CUDA device", _gpu),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
+    "trainer": ("Whole steps with a teacher server: against TRL, and what pipelining hides", _trainer),
     "objective": ("Chunked objective / plain full-logit PyTorch", _objective),
 }
 

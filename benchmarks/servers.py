@@ -1,10 +1,11 @@
 """Teacher servers as processes of their own, for the benchmarks."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,42 @@ def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
             yield Served(ready.read_text().strip(), process.pid)
         finally:
             process.terminate()
+
+
+@contextmanager
+def on_cpus(cpus: Collection[int]) -> Iterator[None]:
+    """Binds what this thread starts within to these CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def far_away(target: str, latency_seconds: float) -> Iterator[str]:
+    """Runs a proxy to `target` that takes so long there and back; yields where it listens."""
+    argv = [sys.executable, "-c", _PROXY, target, str(latency_seconds)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        if process.stdout is None:
+            raise ValueError("the proxy says where it listens through a pipe")
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+_PROXY = """
+import sys
+from faults.proxy import BadNetwork
+
+with BadNetwork(sys.argv[1], float(sys.argv[2]), bytes_per_second=1e12) as network:
+    print(network.address, flush=True)
+    sys.stdin.read()
+"""
 
 
 def write_model(folder: Path, config: dict[str, Any], seed: int = 1) -> Path:

@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.memory import MemoryGrowth
 from benchmarks.pairs import paired, seconds
 from benchmarks.servers import Served, served, write_model
 from lectern_common.logs import configure_logs
@@ -219,10 +220,9 @@ def _memory(folder: Path) -> dict[str, Any]:
         ):
             for kind in (teacher_pb2.REPRESENTATION_HIDDEN, teacher_pb2.REPRESENTATION_TOP_K):
                 client.score([sequences[0][:1]], kind=kind, vocab=vocab_size)  # all is there
-            Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # the peak starts anew
-            before = _status_bytes(server.pid, "VmRSS")
+            above = MemoryGrowth(server.pid)
             client.score(sequences, kind=teacher_pb2.REPRESENTATION_TOP_K, vocab=vocab_size)
-            growth[vocab_size] = _status_bytes(server.pid, "VmHWM") - before
+            growth[vocab_size] = above.peak_bytes()
     small, large = growth[VOCAB_SIZE], growth[LARGE_VOCAB_SIZE]
     return {
         "figure": "memory, top_k of 8,192 tokens",
@@ -317,10 +317,3 @@ def _random_sequences(
 ) -> list[Tokens]:
     generator = generator or np.random.default_rng(2)
     return [generator.integers(VOCAB_SIZE, size=length, dtype=np.uint32) for length in lengths]
-
-
-def _status_bytes(pid: int, name: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/{pid}/status has no {name}")

@@ -1,0 +1,91 @@
+"""The trainer's loop as the benchmarks run it: the same rows for everyone, every step's end noted.
+
+Legend: B sequences of a step, S tokens of each.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from student_trainer.batch_sources import Batch, batch_of, synthetic_row
+from student_trainer.loop import Parts, Progress, Recorder, Settings, Teaching, train
+from student_trainer.objective import Objective
+from student_trainer.optimizer import build_adamw
+from student_trainer.students import Student
+
+LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class RandomBatches:
+    """Random tokens; equal steps give equal rows, here and in every other process."""
+
+    vocab_size: int
+    sequences: int
+    seq_len: int
+
+    def batch_at(self, step: int) -> Batch:
+        """Returns the rows of step `step`."""
+        first = step * self.sequences
+        indices = range(first, first + self.sequences)
+        return batch_of([synthetic_row(0, i, self.seq_len, self.vocab_size) for i in indices])
+
+
+@dataclass
+class StepNotes:
+    """A recorder that notes when each step ended, and its loss. `passed_on` is told the same."""
+
+    passed_on: Recorder | None = None
+    ends: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        if self.passed_on is not None:
+            self.passed_on.record(step, metrics)
+        self.losses.append(metrics["loss/total"])
+        self.ends.append(time.perf_counter())
+
+    def before_checkpoint(self) -> None: ...
+
+    def after_checkpoint(self, step: int) -> None: ...
+
+    def event(self, kind: str, **details: Any) -> None: ...
+
+    def seconds_after(self, warm_up: int) -> float:
+        """Returns the time from the end of step number `warm_up` to that of the last one."""
+        return self.ends[-1] - self.ends[warm_up - 1]
+
+
+def train_noted(
+    student: Student,
+    batches: RandomBatches,
+    teaching: Teaching | None,
+    steps: int,
+    *,
+    alpha: float = 0.0,
+    recorder: Recorder | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> StepNotes:
+    """Trains the student for so many steps with the trainer's loop, at T = 1."""
+    notes = StepNotes(recorder)
+    parts = Parts(
+        student=student,
+        optimizer=build_adamw(student, BETAS, WEIGHT_DECAY),
+        device=device,
+        batches=batches,
+        validation=None,
+        teaching=teaching,
+        recorder=notes,
+    )
+    settings = Settings(
+        steps=steps,
+        learning_rate=lambda step: LEARNING_RATE,
+        objective=Objective(alpha=alpha, temperature=1.0),
+        micro_batch_sequences=batches.sequences,
+        max_grad_norm=MAX_GRAD_NORM,
+    )
+    if not train(parts, settings, Progress()):
+        raise RuntimeError("the steps were not made")
+    return notes

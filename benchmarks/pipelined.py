@@ -1,0 +1,190 @@
+"""A pipelined step against the larger of its two halves, each on a core of its own.
+
+    student  the trainer's loop with the answers in memory
+    teacher  the server's answers to the same requests, asked as far ahead, and nobody learns
+    both     the trainer's loop asking the server, four steps ahead
+    far      the same through a proxy that adds 50 ms there and back
+
+Where all of the teacher is hidden, both / max(student, teacher) is 1. One thread each; the server
+is bound to one core, the trainer to another. Random weights, `hidden`, alpha 0, T = 1.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.loops import RandomBatches, train_noted
+from benchmarks.servers import far_away, on_cpus, served, write_model
+from benchmarks.whole_run import model_config, write_teacher
+from lectern_common.logs import configure_logs
+from lectern_common.replicas import TeacherReplicas
+from student_trainer.batch_sources import Batch
+from student_trainer.loop import Teaching
+from student_trainer.micro_batch import ask
+from student_trainer.prefetch import Prefetch
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.stopping import Stop
+from student_trainer.students import CausalStudent
+from student_trainer.targets import Representation, TeacherTargets
+
+VOCAB_SIZE, SEQUENCES, SEQ_LEN = 4_096, 8, 128
+PREFETCH_STEPS, LATENCY_SECONDS = 4, 0.05
+WARM_UP_STEPS, STEPS = 4, 12
+HIDDEN = Representation("hidden")
+# (hidden size, layers, heads, intermediate size) of teacher and student.
+PAIRS = {
+    "about equal": ((256, 8, 4, 704), (128, 3, 4, 352)),
+    "the student is larger": ((128, 3, 4, 352), (192, 4, 4, 512)),
+}
+
+
+def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
+    """Yields one row a pair of models, measured in a process that is bound to one core."""
+    argv = [sys.executable, "-m", "benchmarks.pipelined", str(pairs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout or ():
+            yield json.loads(line)
+    if process.returncode:
+        raise RuntimeError("the process that measures ended")
+
+
+@dataclass(frozen=True)
+class ReadyTeacher:
+    """Gives answers that were scored before, by the tokens that they are for."""
+
+    answers: dict[bytes, TeacherTargets]
+
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """See TargetsProvider."""
+        return self.answers[np.concatenate(sequences).tobytes()]
+
+
+def _measure_all(pairs: int) -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(1)
+    configure_logs("warning")
+    disable_progress_bar()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        yield {"figure": "none", "reason": "there is one core only"}
+        return
+    os.sched_setaffinity(0, cores[:1])
+    for name, (teacher_shape, student_shape) in PAIRS.items():
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+            folder = Path(scratch)
+            teacher = write_teacher(folder / "teacher", model_config(VOCAB_SIZE, *teacher_shape))
+            student = write_model(folder / "student", model_config(VOCAB_SIZE, *student_shape), 2)
+            with on_cpus(cores[1:2]):  # Each turn scores the same tokens: no cache.
+                server = stack.enter_context(served(teacher, folder, "--cache-bytes", "0"))
+            with on_cpus(cores):
+                proxy = stack.enter_context(far_away(server.address, LATENCY_SECONDS))
+            near = stack.enter_context(_remote(server.address, folder))
+            far = stack.enter_context(_remote(proxy, folder))
+            yield _measure_one(name, student, near, far, pairs)
+
+
+def _measure_one(
+    name: str, student: Path, near: RemoteTeacher, far: RemoteTeacher, pairs: int
+) -> dict[str, Any]:
+    batches = RandomBatches(VOCAB_SIZE, SEQUENCES, SEQ_LEN)
+    ready = ReadyTeacher(
+        {
+            _key(batch): ask(near, batch, HIDDEN, 1.0)
+            for batch in map(batches.batch_at, range(WARM_UP_STEPS + STEPS))
+        }
+    )
+    ways: dict[str, Callable[[], float]] = {
+        "student": lambda: _step_seconds(student, batches, Teaching(ready, HIDDEN)),
+        "teacher": lambda: _answer_seconds(batches, near),
+        "both": lambda: _step_seconds(student, batches, Teaching(near, HIDDEN, PREFETCH_STEPS)),
+        "far": lambda: _step_seconds(student, batches, Teaching(far, HIDDEN, PREFETCH_STEPS)),
+    }
+    turns = [{way: work() for way, work in ways.items()} for _ in range(pairs + 1)][1:]
+
+    def median(figure: Callable[[dict[str, float]], float]) -> float:
+        return statistics.median(figure(turn) for turn in turns)
+
+    def larger(turn: dict[str, float]) -> float:
+        return max(turn["student"], turn["teacher"])
+
+    return {
+        "pair": name,
+        "student_step_seconds": median(lambda turn: turn["student"]),
+        "teacher_step_seconds": median(lambda turn: turn["teacher"]),
+        "step_seconds": median(lambda turn: turn["both"]),
+        "far_step_seconds": median(lambda turn: turn["far"]),
+        "against_larger": median(lambda turn: turn["both"] / larger(turn)),
+        "far_against_larger": median(lambda turn: turn["far"] / larger(turn)),
+        "pairs": pairs,
+        "goals": {"against_larger": "<= 1.05", "far_against_larger": "<= 1.10"},
+    }
+
+
+def _step_seconds(student: Path, batches: RandomBatches, teaching: Teaching) -> float:
+    trained = CausalStudent.from_pretrained(student, torch.device("cpu"))
+    notes = train_noted(trained, batches, teaching, WARM_UP_STEPS + STEPS)
+    return notes.seconds_after(WARM_UP_STEPS) / STEPS
+
+
+def _answer_seconds(batches: RandomBatches, teacher: RemoteTeacher) -> float:
+    """Returns the time that an answer takes where the next ones are always asked for."""
+    ends = []
+    with Prefetch(
+        batches,
+        lambda batch, _: ask(teacher, batch, HIDDEN, 1.0),
+        micro_batch_sequences=SEQUENCES,
+        prefetch_steps=PREFETCH_STEPS,
+        end=WARM_UP_STEPS + STEPS,
+        stop=Stop(),
+    ) as prefetch:
+        for step in range(WARM_UP_STEPS + STEPS):
+            for part in prefetch.take(step):
+                if part.answer is not None:
+                    part.answer()
+            ends.append(time.perf_counter())
+    return (ends[-1] - ends[WARM_UP_STEPS - 1]) / STEPS
+
+
+@contextmanager
+def _remote(address: str, folder: Path) -> Iterator[RemoteTeacher]:
+    with RemoteTeacher(
+        TeacherReplicas(address),
+        run_id="benchmark",
+        vocab_size=VOCAB_SIZE,
+        device=torch.device("cpu"),
+        deadline_seconds=120,
+        outage_budget_seconds=0,
+        cache_root=folder / "cache",
+        stop=Stop(),
+    ) as remote:
+        remote.connect()
+        yield remote
+
+
+def _key(batch: Batch) -> bytes:
+    return batch.inputs_BS.astype(np.uint32).tobytes()
+
+
+if __name__ == "__main__":
+    for row in _measure_all(int(sys.argv[1])):
+        print(json.dumps(row), flush=True)
