@@ -16,6 +16,7 @@ from torch import Tensor
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
 from lectern_common.run_folder import finite_record
 from lectern_models.output_head import OutputHead
+from student_trainer.advice import WaitAdvice
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.early_stopping import Best
@@ -65,7 +66,7 @@ class Teaching:
 
     `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
     wire.
-    `cancel` ends calls under way.
+    `cancel` ends calls under way. `advice` looks out for a run that waits too long; None: nobody.
     """
 
     provider: TargetsProvider
@@ -74,6 +75,7 @@ class Teaching:
     allow_same_weights: bool = False
     take_received: Callable[[], tuple[int, int]] | None = None
     cancel: Callable[[], None] = lambda: None
+    advice: WaitAdvice | None = None
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     if parts.teaching is not None:
         metrics["time/teacher_wait_share"] = metrics["time/teacher_wait_seconds"] / seconds
     progress.record = {**metrics, **memory_metrics(parts.device), **_wire_metrics(parts)}
+    _advise(parts, progress)
 
 
 def _micro_step(
@@ -439,6 +442,16 @@ def _wire_metrics(parts: Parts) -> dict[str, float]:
     if positions:
         metrics["wire/bytes_per_token"] = received_bytes / positions
     return metrics
+
+
+def _advise(parts: Parts, progress: Progress) -> None:
+    """Says what to change, where the run waits too long for its teacher."""
+    if parts.teaching is None or parts.teaching.advice is None:
+        return
+    bound = parts.teaching.advice.after(progress.record)
+    if bound is not None:
+        share = round(bound.share, 3)
+        parts.recorder.event("teacher_bound", step=progress.step, share=share, message=bound.advice)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ Metrics = Mapping[str, float | None]
 _QUEUED_LINES = 100_000
 # How long a disk may take before it is said, or at the end given up.
 _PATIENCE_SECONDS = 30.0
+_SHORT_PATIENCE_SECONDS = 10.0
 
 
 class Sink(Protocol):
@@ -84,6 +86,54 @@ class TensorBoard:
         self._writer.close()
 
 
+class WeightsAndBiases:
+    """A run of Weights & Biases with the run's own id, so that a resumed one goes on there.
+
+    Steps that a resume makes again are there already, and are ignored there. The API key is taken
+    from the environment alone; with WANDB_MODE=offline lines stay in wandb/ for `wandb sync`.
+
+    Args:
+        folder: of the run; lines are kept under wandb/ in it.
+        run_id: of the run.
+        config: the resolved spec, shown beside the curves.
+        init: makes the run there, as wandb.init; called with the first line, in the sink's thread:
+            it waits for the network.
+
+    Raises:
+        Misconfigured: the package is not installed, or there is no key.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        config: Mapping[str, Any],
+        init: Callable[..., Any] | None = None,
+    ) -> None:
+        self._init = init or _wandb_init()
+        self._settings: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT") or "lectern",
+            "id": run_id,
+            "name": run_id,
+            "dir": str(folder),
+            "config": dict(config),
+            "resume": "allow",
+        }
+        self._run: Any = None
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        if self._run is None:
+            self._run = self._init(**self._settings)
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        self._run.log(numbers, step=step)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
 class QueuedSink:
     """A sink behind a queue. An error of the sink ends it, and is raised by the next `put`.
 
@@ -91,6 +141,8 @@ class QueuedSink:
         sink: where lines go.
         limit: lines that wait at most; further ones are dropped and counted.
         wait: returns whether the event is set within so many seconds.
+        may_fail: an error is said and further lines count as dropped, and `flush` waits for none:
+            for places that others keep.
     """
 
     def __init__(
@@ -98,8 +150,12 @@ class QueuedSink:
         sink: Sink,
         limit: int = _QUEUED_LINES,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+        *,
+        may_fail: bool = False,
     ) -> None:
         self._sink = sink
+        self._may_fail = may_fail
+        self.name = type(sink).__name__
         self._limit = limit
         self._wait = wait
         self._queue: queue.SimpleQueue[tuple[int, Metrics] | threading.Event | None] = (
@@ -108,8 +164,9 @@ class QueuedSink:
         self._closed = threading.Event()
         self._error: Exception | None = None
         self._taken = self._written = 0  # lines
-        self.dropped = 0
-        name = f"write-{type(sink).__name__}"
+        self._refused = 0  # by the loop's thread
+        self._lost = 0  # by the sink's
+        name = f"write-{self.name}"
         self._thread = threading.Thread(target=self._work, daemon=True, name=name)
         self._thread.start()
 
@@ -120,10 +177,20 @@ class QueuedSink:
             self._queue.put((step, metrics))
             self._taken += 1
         else:
-            self.dropped += 1
+            self._refused += 1
+
+    @property
+    def dropped(self) -> int:
+        """Lines that will not be written."""
+        return self._refused + self._lost
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is written any more; None: it is."""
+        return None if self._error is None else f"{type(self._error).__name__}: {self._error}"
 
     def raise_error(self) -> None:
-        if self._error is not None:
+        if self._error is not None and not self._may_fail:
             raise self._error
 
     def flush(self, stop: Stop) -> None:
@@ -132,27 +199,32 @@ class QueuedSink:
         Raises:
             DiskStalled: a stop is requested, and half a minute was not enough.
         """
+        if self._may_fail:
+            return
         written = threading.Event()
         self._queue.put(written)
         seconds = 0.0
         while not self._wait(written, _PATIENCE_SECONDS):
             seconds += _PATIENCE_SECONDS
-            what = type(self._sink).__name__
-            _log.warning("disk_stalled", sink=what, seconds=seconds, lines=self._left)
+            _log.warning("disk_stalled", sink=self.name, seconds=seconds, lines=self._left)
             if stop.requested:
                 raise DiskStalled(
-                    f"{what} took no line for {seconds:g} s, so no checkpoint was written either; "
-                    "see to the disk, then resume the run from its last checkpoint"
+                    f"{self.name} took no line for {seconds:g} s, so no checkpoint was written "
+                    "either; see to the disk, then resume the run from its last checkpoint"
                 )
 
     def close(self) -> None:
-        """Returns when everything is written, or after half a minute: what is left is dropped."""
+        """Returns when everything is written, or when it took too long: what is left is dropped.
+
+        That is half a minute; ten seconds for what may fail: a stop must not take long.
+        """
         self._queue.put(None)
-        if self._wait(self._closed, _PATIENCE_SECONDS):
+        patience = _SHORT_PATIENCE_SECONDS if self._may_fail else _PATIENCE_SECONDS
+        if self._wait(self._closed, patience):
             self._thread.join()
         else:
-            self.dropped += self._left
-            _log.error("disk_stalled", sink=type(self._sink).__name__, lines_lost=self._left)
+            self._refused += self._left
+            _log.error("disk_stalled", sink=self.name, lines_lost=self._left)
 
     @property
     def _left(self) -> int:
@@ -165,15 +237,50 @@ class QueuedSink:
                     self._sink.flush()
                 elif self._error is None:
                     self._sink.write(*entry)
+                else:
+                    self._lost += 1
             except Exception as error:  # told to the loop, whatever it is
                 self._error = error
+                self._lost += isinstance(entry, tuple)
+                _log.error("sink_failed", sink=self.name, error=self.problem)
             if isinstance(entry, threading.Event):
                 entry.set()
             else:
                 self._written += 1
         try:
             self._sink.close()
-        except OSError as error:
-            _log.warning("sink_not_closed", sink=type(self._sink).__name__, error=str(error))
+        except Exception as error:
+            if not self._may_fail and not isinstance(error, OSError):
+                raise
+            _log.warning("sink_not_closed", sink=self.name, error=str(error))
         finally:
             self._closed.set()
+
+
+def _wandb_init() -> Callable[..., Any]:
+    try:
+        import wandb
+    except ImportError:
+        raise Misconfigured(
+            "report_to: wandb needs the package wandb; install lectern[wandb], or remove it from "
+            "report_to"
+        ) from None
+    mode = os.environ.get("WANDB_MODE") or "online"
+    if mode in ("online", "shared") and not os.environ.get("WANDB_API_KEY"):
+        raise Misconfigured(
+            "report_to: wandb needs WANDB_API_KEY in the trainer's environment; set it, or "
+            "WANDB_MODE=offline, or remove wandb from report_to"
+        )
+    # What is not asked for stays here: console, code, packages, the machine's figures and name.
+    settings = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        host="lectern",
+        save_code=False,
+        silent=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    return partial(wandb.init, settings=settings)

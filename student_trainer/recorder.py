@@ -4,6 +4,10 @@ status.json     rewritten every second by a thread of its own, and at every chan
 events.jsonl    state changes, checkpoints, warnings; few, written at once
 metrics.jsonl   one line a step; through a queue and a thread
 tensorboard/    the same numbers, where report_to asks for it; through another
+wandb/          and to Weights & Biases; through a third, which may fail without ending the run
+
+Times are of the wall clock, for people. It may jump: durations are measured by clocks that never go
+back (loop.py), and metrics are ordered by their steps.
 """
 
 import json
@@ -11,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,14 @@ from lectern_common.run_folder import (
     write_atomic,
 )
 from student_trainer.disk_full import disk_full_as_error
-from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
+from student_trainer.metric_sinks import (
+    Metrics,
+    MetricsFile,
+    QueuedSink,
+    Sink,
+    TensorBoard,
+    WeightsAndBiases,
+)
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()
@@ -59,22 +70,33 @@ class Recorder:
     Args:
         folder: of the run; this process holds its lock.
         stop: once requested, a running run is `stopping`.
+        known_by: pid by which others know, watch and stop the run; None: this process's.
         heartbeat_seconds: time between two writes of status.json.
+        clock: Unix seconds.
     """
 
     def __init__(
-        self, folder: RunFolder, stop: Stop, heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        folder: RunFolder,
+        stop: Stop,
+        known_by: int | None = None,
+        *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
+        self._clock = clock
         self._stop = stop
         self._heartbeat_seconds = heartbeat_seconds
-        self._create_time = psutil.Process().create_time()
+        self._pid = known_by or os.getpid()
+        self._create_time = psutil.Process(self._pid).create_time()
         self._said = _Said()
         self._published: RunState | None = None
         self._latest: dict[str, float | None] = {}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
         self._lock = threading.Lock()
         self._sinks: list[QueuedSink] = []
+        self._dropped_said = 0
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
@@ -88,9 +110,7 @@ class Recorder:
         self._heart.join()
         for sink in self._sinks:
             sink.close()
-        dropped = sum(sink.dropped for sink in self._sinks)
-        if dropped:
-            self.event("metrics_dropped", lines=dropped)
+        self._say_dropped(more_than=self._dropped_said)
 
     def open_metrics(self, report_to: Sequence[str], first_step: int) -> None:
         """Begins metrics at `first_step`: lines of it and later ones are cut off.
@@ -103,6 +123,11 @@ class Recorder:
         if "tensorboard" in report_to:
             sinks.append(TensorBoard(self._folder.path / "tensorboard", first_step))
         self._sinks = [QueuedSink(sink) for sink in sinks]
+        if "wandb" in report_to:
+            # Others may keep it waiting for ever: neither the run nor a checkpoint waits for it.
+            spec = self._folder.read_spec().model_dump(mode="json")
+            report = WeightsAndBiases(self._folder.path, self._folder.run_id, spec)
+            self._sinks.append(QueuedSink(report, may_fail=True))
 
     def set_state(
         self, state: RunState, reason: str | None = None, message: str | None = None
@@ -129,6 +154,17 @@ class Recorder:
             if checkpoint_step is not None:
                 said.checkpoint_step = checkpoint_step
 
+    def go_on_from(self, status: Status | None) -> None:
+        """Keeps what another process last said of the run's progress."""
+        if status is not None:
+            with self._lock:
+                self._said.step, self._said.steps = status.step, status.steps
+                self._said.checkpoint_step, self._said.device = (
+                    status.checkpoint_step,
+                    status.device,
+                )
+                self._latest = dict(status.latest)
+
     def teacher_away(self, message: str | None) -> None:
         """Says that the teacher cannot be reached, or (None) that it is back. Any thread."""
         with self._lock:
@@ -147,6 +183,9 @@ class Recorder:
         Raises:
             DiskFull: an earlier line could not be written.
         """
+        dropped = self._say_dropped(more_than=10 * self._dropped_said)
+        if dropped:
+            metrics = {**metrics, "telemetry/dropped_lines": dropped}
         with self._lock:
             self._said.step = step
             self._latest.update(finite_record(dict(metrics)))
@@ -172,6 +211,16 @@ class Recorder:
         """Says which checkpoint is the newest."""
         self.set_progress(checkpoint_step=step)
 
+    def _say_dropped(self, more_than: int) -> int:
+        """Returns how many lines were dropped; an event says so where they are more than that."""
+        dropped = {sink.name: sink.dropped for sink in self._sinks if sink.dropped}
+        lines = sum(dropped.values())
+        if lines > more_than:
+            self._dropped_said = lines
+            problems = [sink.problem for sink in self._sinks if sink.problem]
+            self.event("metrics_dropped", lines=lines, by=dropped, message="; ".join(problems))
+        return lines
+
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat_seconds):
             self._publish()
@@ -179,18 +228,20 @@ class Recorder:
     def _publish(self) -> None:
         """Writes status.json, and an event where the state has changed. Never raises OSError."""
         with self._lock:
-            said, now = self._said, time.time()
+            said, now = self._said, self._clock()
             state, message = self._visible()
             changed = state is not self._published
             if changed:
                 said.since, self._published = now, state
+            # Where the clock has jumped back the state is as old as that.
+            said.since = min(said.since, now)
             seconds = sum(pace[1] for pace in self._recent)
             status = Status(
                 run_id=self._folder.run_id,
                 state=state,
                 since=said.since,
                 heartbeat=now,
-                pid=os.getpid(),
+                pid=self._pid,
                 process_create_time=self._create_time,
                 reason=said.reason,
                 message=message,

@@ -13,6 +13,7 @@ from lectern_common.run_spec import RunSpec, TeacherSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import ShardManifest
 from protos import teacher_pb2
+from student_trainer.advice import TeacherFacts, WaitAdvice
 from student_trainer.loop import Teaching
 from student_trainer.origins import LoadedStudent
 from student_trainer.remote_teacher import RemoteTeacher
@@ -79,6 +80,15 @@ def connect_teacher(
         allow_same_weights=teacher.allow_same_weights,
         take_received=remote.take_received,
         cancel=remote.cancel,
+        advice=WaitAdvice(
+            TeacherFacts(
+                teacher.representation,
+                teacher.prefetch_steps,
+                num_replicas=len(teacher.address.split(",")),
+                mode=model.mode,
+                tokens_per_second=model.measured_tokens_per_second,
+            )
+        ),
     )
     return teaching, model
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lectern_common.run_spec import parse_spec
 from student_trainer.metric_sinks import Metrics, QueuedSink
 from student_trainer.recorder import Recorder, keep_metrics_before
 from student_trainer.stopping import Stop
+from tests.fakes import FakeClock
 from tests.servers import wait_for
 
 
@@ -144,6 +146,80 @@ def test_lines_of_the_resumed_step_and_later_are_cut_off(folder: RunFolder) -> N
     assert folder.metrics_path.read_bytes().endswith(b"\n")
     keep_metrics_before(folder.path / "none.jsonl", 3)
     assert not (folder.path / "none.jsonl").exists()
+
+
+class Held:
+    """A sink that takes nothing before it is let."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self.go.wait(20)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_dropped_lines_are_said_while_the_run_goes_on_and_at_its_end(folder: RunFolder) -> None:
+    """S14: at the first one, at ten times as many, and at the end; and in every line."""
+    held = Held()
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        # Holds one line, and one more waits: the third is the first that is dropped.
+        slow = QueuedSink(held, limit=1, may_fail=True)
+        recorder._sinks.append(slow)
+        for step in range(40):
+            recorder.record(step, {"loss/total": 1.0})
+        dropped = slow.dropped
+        assert dropped >= 38
+        events = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+        assert [line["lines"] for line in events] == [1, 11]
+        assert events[0]["by"] == {"Held": 1}
+        held.go.set()
+    events = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+    assert [line["lines"] for line in events] == [1, 11, dropped]
+    lines = read_json_lines(folder.metrics_path)
+    assert [line["step"] for line in lines] == list(range(40))
+    assert "telemetry/dropped_lines" not in lines[0]
+    counts = [line["telemetry/dropped_lines"] for line in lines[-30:]]
+    assert counts == sorted(counts)
+    assert counts[-1] == dropped - 1  # as it was before this very line
+
+
+def test_a_place_that_fails_ends_no_run_and_says_why(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder._sinks.append(
+            QueuedSink(Failing(lambda: ConnectionError("no network")), may_fail=True)
+        )
+        for step in range(3):
+            recorder.record(step, {})
+        recorder.before_checkpoint()
+    [*_, last] = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+    assert (last["lines"], last["message"]) == (3, "ConnectionError: no network")
+    assert len(read_json_lines(folder.metrics_path)) == 3
+
+
+def test_a_clock_that_jumps_back_makes_no_state_younger_than_nothing(folder: RunFolder) -> None:
+    """S12: no negative duration; lines stay in the order of their steps."""
+    clock = FakeClock(5000.0)
+    with Recorder(folder, Stop(), heartbeat_seconds=3600, clock=clock) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.set_state(RunState.RUNNING)
+        recorder.record(1, step_metrics(100, 2.0, 0.5))
+        clock.now = 1000.0
+        recorder.record(2, step_metrics(100, 2.0, 0.5))
+        recorder.teacher_away(None)  # writes the status
+        status = said(folder)
+        assert (status.heartbeat, status.since) == (1000.0, 1000.0)
+        clock.advance(7)
+        recorder.teacher_away(None)
+        status = said(folder)
+        assert status.heartbeat - status.since == 7
+        assert status.tokens_per_second == pytest.approx(50.0)
+    assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [1, 2]
 
 
 class Failing:
