@@ -58,7 +58,10 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
     "gpu": ("A 7B teacher on one CUDA device", _gpu),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
-    "trainer": ("Whole steps with a teacher server: against TRL, and what pipelining hides", _trainer),
+    "trainer": (
+        "Whole steps with a teacher server: against TRL, and what pipelining hides",
+        _trainer,
+    ),
     "objective": ("Chunked objective / plain full-logit PyTorch", _objective),
 }
 
