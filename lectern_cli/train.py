@@ -10,7 +10,6 @@ from lectern_cli import console
 from lectern_cli.options import Home, Json, roots_of
 
 if TYPE_CHECKING:
-    from lectern_common.preflight import Check
     from lectern_common.roots import Roots
     from lectern_common.run_folder import RunFolder
     from lectern_common.run_spec import RunSpec
@@ -24,7 +23,9 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only check: spec, data, models, teacher, device; print all of it."
+            "--dry-run",
+            help="Only check and estimate: spec, data, models, teacher, device, memory, time, "
+            "disk. Writes nothing.",
         ),
     ] = False,
     home: Home = None,
@@ -40,7 +41,9 @@ def train(
     roots = roots_of(home)
     spec = load_spec(spec_file)
     if dry_run:
-        _dry_run(spec, roots, resume=resume, as_json=as_json)
+        from lectern_cli.dry_run import dry_run as say_what_would_be
+
+        say_what_would_be(spec, roots, resume=resume, as_json=as_json)
     else:
         _train(spec, roots, resume=resume, as_json=as_json)
 
@@ -99,55 +102,6 @@ def require_folder(spec: "RunSpec", roots: "Roots", *, resume: bool) -> str:
             ]
         )
     return f"{folder.path} goes on"
-
-
-def _dry_run(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> None:
-    from lectern_common.errors import LecternError
-    from lectern_common.preflight import Check, Outcome, preflight
-    from lectern_common.run_spec import dump_spec
-
-    try:
-        message = require_folder(spec, roots, resume=resume)
-        checks = [Check("folder", Outcome.PASS, message)]
-    except LecternError as error:
-        checks = [Check("folder", Outcome.FAIL, str(error), error)]
-    checks += [*preflight(spec, roots), _device(spec)]
-    failed = [check for check in checks if check.error is not None]
-    if as_json:
-        console.print_json(
-            {
-                "ok": not failed,
-                "spec": spec.model_dump(mode="json"),
-                "checks": [
-                    {"subject": check.subject, "outcome": check.outcome, "message": check.message}
-                    for check in checks
-                ],
-            }
-        )
-    else:
-        print(dump_spec(spec))
-        for check in checks:
-            print(f"{check.outcome:<5} {check.subject:<10} {check.message}")
-    if failed and failed[0].error is not None:
-        if not as_json:
-            console.note(f"error: {len(failed)} of {len(checks)} checks failed")
-        raise typer.Exit(failed[0].error.exit_code)
-
-
-def _device(spec: "RunSpec") -> "Check":
-    from lectern_cli.torch_probe import probe_torch
-    from lectern_common.errors import Misconfigured
-    from lectern_common.preflight import Check, Outcome
-
-    torch = probe_torch()
-    if torch.version is None:
-        problem = Misconfigured(torch.problem or "torch is missing")
-    elif spec.device.kind == "cuda" and not torch.devices:
-        problem = Misconfigured("device.kind is cuda, but torch sees no CUDA device; see doctor")
-    else:
-        on_cuda = torch.devices and spec.device.kind != "cpu"
-        return Check("device", Outcome.PASS, torch.devices[0] if on_cuda else "cpu")
-    return Check("device", Outcome.FAIL, str(problem), problem)
 
 
 def _report(folder: "RunFolder", code: int, *, as_json: bool) -> None:

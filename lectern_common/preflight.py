@@ -6,7 +6,7 @@ that cannot work is refused in one sentence and leaves nothing behind.
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -45,21 +45,19 @@ class Check:
 
 @dataclass
 class Found:
-    """What the checks came across. None: it is not there, or failed its check.
+    """What the checks came across. None: it is not there, or cannot be used.
 
     Attributes:
         manifest: of the training data.
         rows: of training and validation set; None for synthetic data too.
         student: what its folder tells.
-        teacher: what it says of itself; one of several servers.
-        servers: that answer.
+        teacher: what it says of itself, though it may not fit; one of several servers.
     """
 
     manifest: ShardManifest | None = None
     rows: Rows | None = None
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
-    servers: list[str] = field(default_factory=list)
 
 
 def preflight(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> list[Check]:
@@ -235,11 +233,11 @@ def _teacher(
         secrets = read_secrets(roots, SecretFiles.of(teacher))
         with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
             models, away = replicas.get_models(timeout_seconds)
+            found.teacher = next(iter(models.values()))
             for model in models.values():
                 require_teacher_fits(
                     spec, model, replicas.get_tokenizer_map, found.student, found.manifest
                 )
-        found.teacher, found.servers = model, list(models)
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"

@@ -3,12 +3,17 @@
 Its parameters need no memory: a model on the meta device has the same shape.
 """
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lectern_common.memory_estimate import ModelShape
+from lectern_common.run_spec import StudentSpec
+from lectern_models.loading import build_causal_lm
+from student_trainer.lora import add_adapters
 
 # An MLP's width, by whoever names it; four times the hidden size where nobody does.
 _MLP_SIZES = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
@@ -23,11 +28,12 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     head_size = getattr(config, "head_dim", None) or hidden // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     mlp = next((getattr(config, name) for name in _MLP_SIZES if getattr(config, name, None)), None)
+    layers = _layers(model)
     dropout = any(getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS)
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        num_layers=_num_layers(model, int(config.num_hidden_layers)),
+        num_layers=int(config.num_hidden_layers) if layers is None else len(layers),
         hidden_size=hidden,
         mlp_size=int(mlp or 4 * hidden) * int(getattr(config, "num_experts_per_tok", None) or 1),
         query_size=heads * head_size,
@@ -38,8 +44,38 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     )
 
 
-def _num_layers(model: PreTrainedModel, configured: int) -> int:
-    """Returns the layers that are there: some may have been left out."""
+def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
+    """Returns the shape of the student that a spec asks for, by its config alone.
+
+    Raises:
+        NotFound, Misconfigured: as build_causal_lm says.
+        InvalidSpec: it takes no adapters.
+    """
+    with torch.device("meta"):
+        model = build_causal_lm(folder, seed=0)
+        n = origin.keep_every_nth_layer
+        layers = _layers(model)
+        if n is not None and layers is not None:
+            for index in reversed(range(len(layers))):
+                if index % n:
+                    del layers[index]
+        lora = origin.lora
+        if lora is not None:
+            add_adapters(
+                model,
+                rank=lora.rank,
+                alpha=lora.alpha,
+                dropout=lora.dropout,
+                targets=lora.targets,
+                seed=0,
+                base=None,
+                revision=None,
+            )
+    return shape_of(model)
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Returns the body's list of layers; None where there is not one that holds them all."""
     body: Any = model.get_decoder()  # type: ignore[no-untyped-call]
-    layers = getattr(body, "layers", None) or getattr(body, "h", None)
-    return len(layers) if isinstance(layers, nn.ModuleList) else configured
+    lists = [part for part in body.children() if isinstance(part, nn.ModuleList)]
+    return lists[0] if len(lists) == 1 else None

@@ -1,0 +1,248 @@
+"""`lectern train --dry-run`: the resolved spec, every check, and what the run will come to.
+
+Nothing is made. What needs torch is found out by a child process (student_trainer/dry_run.py).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lectern_cli import console
+from lectern_cli.processes import printable
+from lectern_cli.train import require_folder
+from lectern_common.errors import LecternError, Misconfigured, error_of
+from lectern_common.memory_estimate import ModelShape
+from lectern_common.preflight import Check, Found, Outcome, examine
+from lectern_common.roots import Roots
+from lectern_common.run_estimate import RunEstimate, estimate_run
+from lectern_common.run_spec import RunSpec, dump_spec
+from lectern_common.threads import waiting_environment
+
+TIMEOUT_SECONDS = 300.0
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
+    """Prints it all to standard output. Raises typer.Exit with the first failed check's status."""
+    checks = [_folder(spec, roots, resume=resume)]
+    examined, found = examine(spec, roots)
+    fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
+    looked = look_with_torch(spec, roots, asks_teacher=fits)
+    checks += [*examined, *_checks(looked)]
+    estimate = _estimate(spec, found, looked)
+    free_disk = _free_disk(roots)
+    if estimate.disk_bytes is not None and estimate.disk_bytes > free_disk:
+        message = (
+            f"checkpoints and export may take {size(estimate.disk_bytes)}, and {size(free_disk)} "
+            "are free where runs are kept; lower checkpoint.keep_last or checkpoint.keep_best"
+        )
+        checks.append(Check("disk", Outcome.WARN, message))
+    failed = [check for check in checks if check.error is not None]
+    if as_json:
+        console.print_json(_as_json(spec, checks, estimate, looked, free_disk, ok=not failed))
+    else:
+        print(dump_spec(spec))
+        for check in checks:
+            print(f"{check.outcome:<5} {check.subject:<10} {check.message}")
+        print()
+        print("\n".join(table(list(_lines(spec, found, estimate, looked, free_disk)))))
+    if failed and failed[0].error is not None:
+        if not as_json:
+            console.note(f"error: {len(failed)} of {len(checks)} checks failed")
+        raise typer.Exit(failed[0].error.exit_code)
+
+
+def look_with_torch(
+    spec: RunSpec, roots: Roots, *, asks_teacher: bool, timeout_seconds: float = TIMEOUT_SECONDS
+) -> dict[str, Any]:
+    """Returns what student_trainer/dry_run.py finds; takes as long as importing torch."""
+    command = [sys.executable, "-m", "student_trainer.dry_run"]
+    environment = {**os.environ, **waiting_environment(), **roots.environment()}
+    try:
+        done = subprocess.run(
+            [*command, "--ask-teacher"] if asks_teacher else command,
+            input=spec.model_dump_json().encode(),
+            capture_output=True,
+            timeout=timeout_seconds,
+            env={**environment, "PYTHONSAFEPATH": "1"},
+            check=False,
+        )
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        problem = f"the trainer did not say within {timeout_seconds:g} s what it would do"
+    except (IndexError, ValueError):
+        said = done.stderr.splitlines()[-1:] or [b"it said nothing"]
+        problem = f"the trainer does not start: {printable(said[0])}; see `lectern doctor`"
+    else:
+        return found
+    failed = {"outcome": "fail", "reason": Misconfigured.reason, "message": problem}
+    return {"checks": [{"subject": "device", **failed}]}
+
+
+def _folder(spec: RunSpec, roots: Roots, *, resume: bool) -> Check:
+    try:
+        return Check("folder", Outcome.PASS, require_folder(spec, roots, resume=resume))
+    except LecternError as error:
+        return Check("folder", Outcome.FAIL, str(error), error)
+
+
+def _checks(looked: dict[str, Any]) -> list[Check]:
+    return [
+        Check(
+            check["subject"],
+            Outcome(check["outcome"]),
+            check["message"],
+            error_of(check["reason"], check["message"]) if check["outcome"] == "fail" else None,
+        )
+        for check in looked["checks"]
+    ]
+
+
+def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any]) -> RunEstimate:
+    shape = ModelShape(**looked["shape"]) if "shape" in looked else None
+    vocab_size = found.student.vocab_size if shape is None else shape.vocab_size
+    return estimate_run(spec, found.rows, found.teacher, shape, vocab_size)
+
+
+def _as_json(
+    spec: RunSpec,
+    checks: list[Check],
+    estimate: RunEstimate,
+    looked: dict[str, Any],
+    free_disk: int,
+    *,
+    ok: bool,
+) -> dict[str, Any]:
+    return {
+        "ok": ok,
+        "spec": spec.model_dump(mode="json"),
+        "checks": [
+            {"subject": check.subject, "outcome": check.outcome, "message": check.message}
+            for check in checks
+        ],
+        "estimate": {
+            **estimate.numbers(),
+            "memory": looked.get("memory"),
+            "memory_needed_bytes": looked.get("needed_bytes"),
+            "memory_free": looked.get("free"),
+            "free_disk_bytes": free_disk,
+            "student": looked.get("shape"),
+        },
+    }
+
+
+def _lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate, looked: dict[str, Any], free_disk: int
+) -> Iterator[tuple[str, str, str]]:
+    """Yields (subject, figure, what it is) for people."""
+    words = f"in {spec.schedule.steps:,} steps of {estimate.tokens_per_step:,}"
+    yield "tokens", f"{estimate.tokens:,}", words
+    if estimate.epochs is not None and found.rows is not None:
+        yield "", f"{estimate.epochs:.2f}", f"epochs over {found.rows.training:,} rows"
+    if "shape" in looked:
+        trained = looked["shape"]["num_trainable"]
+        frozen = looked["shape"]["num_parameters"] - trained
+        words = "parameters that are trained" + (f"; {frozen:,} more stay" if frozen else "")
+        yield "student", f"{trained:,}", words
+    yield from _wire_lines(spec, found, estimate)
+    yield from _memory_lines(spec, looked)
+    if estimate.checkpoint_bytes is not None and estimate.disk_bytes is not None:
+        yield "disk", size(estimate.checkpoint_bytes), "a checkpoint"
+        words = f"for up to {estimate.checkpoints} at once and the export"
+        yield "", size(estimate.disk_bytes), f"{words}; {size(free_disk)} are free"
+    yield from _time_lines(spec, found, estimate)
+
+
+def _wire_lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate
+) -> Iterator[tuple[str, str, str]]:
+    if spec.teacher is None:
+        return
+    wire, kind = estimate.wire, spec.teacher.representation
+    if wire is None:
+        missing = "the student is not here" if found.teacher else "the teacher did not answer"
+        yield "wire", "?", f"not known: {missing}"
+        return
+    most = "at most, " if wire.at_most else ""
+    words = f"a step of {kind}: {most}{wire.bytes_per_token:,} bytes a token"
+    yield "wire", size(wire.bytes_per_step), words
+    if wire.head_bytes:
+        yield "", size(wire.head_bytes), "the teacher's output head, once a machine"
+
+
+def _memory_lines(spec: RunSpec, looked: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if "memory" not in looked:
+        return
+    free, parts, count = looked["free"], dict(looked["memory"]), spec.device.count
+    on_host = free["device"] == "cpu"
+    answers = parts.pop("answers")
+    where = f"on {free['device']}"
+    if count > 1:
+        where = f"for {count} processes on the CPU" if on_host else f"on each of {count} devices"
+    words = f"at most, {where}; {size(free['device_bytes'])} are free"
+    yield "memory", size(looked["needed_bytes"]), words
+    each = " of each" if count > 1 and on_host else ""
+    for name, num_bytes in parts.items():
+        if num_bytes:
+            yield "", size(num_bytes), name.replace("_", " ") + each
+    if answers:
+        host = "" if on_host else f", in the host's memory; {size(free['host_bytes'])} are free"
+        yield "", size(answers), f"the teacher's answers for coming steps{each}{host}"
+
+
+def _time_lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate
+) -> Iterator[tuple[str, str, str]]:
+    unknown = "the student's speed is not known before the first step"
+    if spec.teacher is None:
+        yield "time", "?", unknown
+    elif estimate.teacher_hours is None or found.teacher is None:
+        yield "time", "?", "the teacher's speed is not known"
+    else:
+        speed = found.teacher.measured_tokens_per_second
+        yield (
+            "time",
+            duration(estimate.teacher_hours),
+            (f"for the teacher alone, {estimate.teacher_tokens:,} tokens at {speed:,.0f} a second"),
+        )
+        yield "", "", f"less for rows that it remembers, more if others ask it too; {unknown}"
+
+
+def table(lines: list[tuple[str, str, str]]) -> list[str]:
+    """Returns aligned lines: subject, figure to the right, words."""
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return [
+        f"{subject:<{widths[0]}}  {figure:>{widths[1]}}  {words}".rstrip()
+        for subject, figure, words in lines
+    ]
+
+
+def size(num_bytes: float) -> str:
+    """Returns "7.17 kB": three figures, in units of 1,000."""
+    power = 0
+    while num_bytes >= 999.5 and power < len(_UNITS) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.3g} {_UNITS[power]}"
+
+
+def duration(hours: float) -> str:
+    """Returns "40 s", "12 min", "3.4 h" or "2.1 days"."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _free_disk(roots: Roots) -> int:
+    folder: Path = roots.runs
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

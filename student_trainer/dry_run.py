@@ -1,0 +1,209 @@
+"""`python -m student_trainer.dry_run`: what only a process with torch can tell of a run beforehand.
+
+Started by `lectern train --dry-run`, with the resolved spec on its standard input. Prints one JSON
+object: findings (device, student, memory, teacher) as checks, and the numbers they rest on. Reads
+no weights, starts no run, and leaves no file.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lectern_common.addresses import is_one_server
+from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
+from lectern_common.logs import configure_logs
+from lectern_common.memory_estimate import ModelShape
+from lectern_common.memory_fit import memory_fit
+from lectern_common.replicas import TeacherReplicas
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.run_spec import RunSpec, TeacherSpec, parse_spec
+from lectern_common.secret_files import SecretFiles, read_secrets
+from lectern_common.shards import open_shards, read_manifest
+from protos import teacher_pb2
+
+# Of the teacher's vocabulary: its whole head may be a gigabyte, and a few ids show what is wrong.
+_PROBED_HEAD_ROWS = 1024
+# Of each probed row: longer ones would only take longer.
+_PROBED_TOKENS = 128
+_DEADLINE_SECONDS = 30.0
+
+
+class Findings:
+    """Checks by subject, and numbers, as they are printed."""
+
+    def __init__(self) -> None:
+        self.checks: list[dict[str, str]] = []
+        self.numbers: dict[str, Any] = {}
+
+    def add(self, subject: str, outcome: str, message: str) -> None:
+        self.checks.append({"subject": subject, "outcome": outcome, "message": message})
+
+    def fail(self, subject: str, error: LecternError) -> None:
+        message = (
+            "; ".join(why for _, why in error.problems)
+            if isinstance(error, InvalidSpec)
+            else str(error)
+        )
+        self.checks.append(
+            {"subject": subject, "outcome": "fail", "message": message, "reason": error.reason}
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0: what is wrong is among the findings."""
+    arguments = _parser().parse_args(argv)
+    configure_logs("error")
+    spec = parse_spec(json.load(sys.stdin))
+    print(json.dumps(look(spec, Roots.of_home(), asks_teacher=arguments.ask_teacher)))
+    return 0
+
+
+def look(spec: RunSpec, roots: Roots, *, asks_teacher: bool) -> dict[str, Any]:
+    """Returns {"checks": [...], and what is known of "device", "shape", "memory" and "free"}."""
+    from student_trainer.devices import choose_device, device_name
+
+    findings = Findings()
+    try:
+        device = choose_device(spec.device.kind)
+        _require_devices(spec, device.type)
+    except LecternError as error:
+        findings.fail("device", error)
+        return {"checks": findings.checks}
+    count = f", {spec.device.count} of them" if spec.device.count > 1 else ""
+    findings.add("device", "pass", device_name(device) + count)
+    shape = _shape(spec, roots, findings)
+    model: teacher_pb2.Model | None = None
+    if spec.teacher is not None and asks_teacher:
+        try:
+            model, said = _probed(spec, spec.teacher, roots, shape)
+            findings.add("answers", "pass", said)
+        except LecternError as error:
+            findings.fail("answers", error)
+    if shape is not None:
+        _add_memory(spec, shape, model, device, findings)
+    return {"checks": findings.checks, **findings.numbers}
+
+
+def _require_devices(spec: RunSpec, kind: str) -> None:
+    """Raises Misconfigured where one machine has fewer GPUs than are asked for."""
+    import torch
+
+    if kind == "cuda" and spec.device.count > torch.cuda.device_count():
+        raise Misconfigured(
+            f"device.count is {spec.device.count}, torch sees {torch.cuda.device_count()} CUDA "
+            "devices; lower it, or start the ranks on several machines with torchrun"
+        )
+
+
+def _shape(spec: RunSpec, roots: Roots, findings: Findings) -> ModelShape | None:
+    from student_trainer.model_shape import shape_without_weights
+
+    origin = spec.student
+    field = "student.init" if origin.init is not None else "student.config"
+    try:
+        folder = resolve_under(roots.models, origin.init or str(origin.config), field)
+        if not folder.is_dir():
+            findings.add("memory", "skip", "the size of a hub id's model is not known here")
+            return None
+        shape = shape_without_weights(origin, folder)
+    except LecternError as error:
+        findings.fail("memory", error)
+        return None
+    findings.numbers["shape"] = asdict(shape)
+    return shape
+
+
+def _add_memory(
+    spec: RunSpec,
+    shape: ModelShape,
+    model: teacher_pb2.Model | None,
+    device: Any,
+    findings: Findings,
+) -> None:
+    from student_trainer.before_training import free_memory, memory_needed
+
+    estimate, free = memory_needed(spec, shape, model, device), free_memory(device)
+    fit = memory_fit(estimate, free, spec.device.count)
+    findings.numbers |= {"memory": estimate.parts(), "free": asdict(free)}
+    findings.numbers["needed_bytes"] = fit.needed_bytes
+    if fit.problem is not None:
+        findings.fail("memory", Misconfigured(fit.problem))
+    elif fit.warning is not None:
+        findings.add("memory", "warn", fit.warning)
+    else:
+        findings.add("memory", "pass", "what the run needs is free")
+
+
+def _probed(
+    spec: RunSpec, teacher: TeacherSpec, roots: Roots, shape: ModelShape | None
+) -> tuple[teacher_pb2.Model, str]:
+    """Returns what the teacher says of itself, and what its answers were found to be."""
+    import torch
+
+    from student_trainer.probe_batch import Answering, probe_teacher
+    from student_trainer.remote_teacher import RemoteTeacher
+    from student_trainer.stopping import Stop
+    from student_trainer.targets import Representation
+
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
+    with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
+        width = replicas.get_model(_DEADLINE_SECONDS).logit_width
+    vocab_size = width if shape is None else min(shape.vocab_size, width)
+    asked = min(vocab_size, _PROBED_HEAD_ROWS) if teacher.representation == "hidden" else vocab_size
+    # The head is fetched into a folder that goes: it is a few rows of it.
+    with (
+        tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
+        RemoteTeacher(
+            TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+            run_id=spec.name,
+            vocab_size=asked,
+            device=torch.device("cpu"),
+            deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
+            outage_budget_seconds=0.0,
+            cache_root=Path(cache),
+            stop=Stop(),
+        ) as remote,
+    ):
+        model = remote.connect()
+        said = probe_teacher(
+            remote,
+            _rows(spec, roots, vocab_size),
+            Representation(teacher.representation, teacher.top_k, teacher.num_draws),
+            spec.objective.temperature,
+            Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
+        )
+    return model, said
+
+
+def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
+    """Returns the beginning of the dataset's first rows, to be asked about."""
+    from student_trainer.batch_sources import Batch, TokenStream
+    from student_trainer.probe_batch import PROBE_SEQUENCES, ProbeRows
+
+    length = min(spec.data.seq_len, _PROBED_TOKENS)
+    if spec.data.path is None:
+        tokens = np.random.default_rng(spec.seed).integers(
+            0, vocab_size, PROBE_SEQUENCES * length, np.int64
+        )
+    else:
+        folder = resolve_under(roots.data, spec.data.path, "data.path")
+        stream = TokenStream(open_shards(folder, read_manifest(folder)))
+        tokens = stream.read(0, min(PROBE_SEQUENCES * length, len(stream))).astype(np.int64)
+    rows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    return ProbeRows.of_batch(Batch(rows, rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m student_trainer.dry_run")
+    parser.add_argument("--ask-teacher", action="store_true", help="probe its answers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
