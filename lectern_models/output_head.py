@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lectern_models.products import projected
+
 
 @dataclass(frozen=True)
 class HeadTransform:
@@ -61,7 +63,7 @@ class OutputHead:
         bias = None if self.bias_V is None else self.bias_V[:vocab_size]
         return OutputHead(self.weight_VD[:vocab_size], bias, self.transform)
 
-    def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
+    def logits(self, hidden_ND: Tensor) -> Tensor:
         """Returns float32 logits [N, V], accumulated in float32 whatever the stored dtype.
 
         A 16-bit logit spoils the KD gradient where student and teacher are close (bfloat16 by
@@ -69,16 +71,14 @@ class OutputHead:
 
         Args:
             hidden_ND: hidden states after the final norm.
-            out: [N, V] of the result's dtype, whose memory may be used; without gradient only.
         """
-        if hidden_ND.is_cuda and hidden_ND.dtype in (torch.bfloat16, torch.float16):
-            projected = torch.mm(
-                hidden_ND, self.weight_VD.to(hidden_ND.dtype).T, out_dtype=torch.float32
-            )
-        else:
-            dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-            projected = torch.mm(hidden_ND.to(dtype), self.weight_VD.to(dtype).T, out=out)
+        return self.transformed(projected(hidden_ND, self.weight_VD))
+
+    def transformed(self, projected_NV: Tensor) -> Tensor:
+        """Returns the logits of hidden @ weight.T, which is kept; itself where nothing is done.
+
+        Elementwise, so that rows may come in parts.
+        """
         if self.bias_V is not None:
-            bias = self.bias_V.to(projected.dtype)
-            projected = projected + bias if out is None else projected.add_(bias)
-        return self.transform(projected)
+            projected_NV = projected_NV + self.bias_V.to(projected_NV.dtype)
+        return self.transform(projected_NV)

@@ -2,7 +2,7 @@
 
 Legend: N rows, O outcomes; p the teacher's probabilities, q the student's, both at the temperature.
 
-A divergence takes (log_q, log_p, scratch), all [N, O], and may overwrite them. It returns
+A divergence takes (log_q, log_p), both [N, O], and may overwrite them. It returns
 
     d_N    D(p, q) in nats
     g_NO   q_o (f_o - sum_j q_j f_j) with f = dD/dq
@@ -20,40 +20,53 @@ Sampled targets give an estimate of forward_kl and of its gradient, both right o
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
-from student_trainer.targets import DenseTargets, SampledTargets, TeacherTargets, TopKTargets
+from student_trainer.targets import DenseTargets, SampledTargets, TopKTargets
 
 # A teacher's -inf (a token ruled out) becomes this: probability 0, and a finite logarithm.
 _LOWEST_LOGIT = -1e30
 
-Divergence = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def forward_kl(log_q: Tensor, log_p: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+class SampledRows(NamedTuple):
+    """The draws of some rows as tensors alone: a record for each distinct id of a row."""
+
+    rows_R: Tensor  # int64, the record's row
+    ids_R: Tensor  # int64
+    frequencies_R: Tensor  # share of the row's draws
+    log_probs_R: Tensor  # log p
+
+
+TeacherRows = DenseTargets | TopKTargets | SampledRows
+
+
+def forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p || q) = sum p log(p / q); g = q - p."""
-    p = torch.exp(log_p, out=scratch)
+    p = log_p.exp()
     d_N = log_p.sub_(log_q).mul_(p).sum(-1)
     return d_N, log_q.exp_().sub_(p)
 
 
-def reverse_kl(log_q: Tensor, log_p: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """KL(q || p) = sum q log(q / p); g = q (log(q / p) - D)."""
     log_ratio = torch.sub(log_q, log_p, out=log_p)
     q = log_q.exp_()
-    d_N = torch.mul(q, log_ratio, out=scratch).sum(-1)
+    d_N = torch.mul(q, log_ratio).sum(-1)
     return d_N, q.mul_(log_ratio.sub_(d_N[:, None]))
 
 
-def jsd(log_q: Tensor, log_p: Tensor, scratch: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
+def jsd(log_q: Tensor, log_p: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
 
     g = (1 - beta) q (log(q / m) - KL(q || m)).
     """
-    p, q = torch.exp(log_p, out=scratch), log_q.exp()
+    p, q = log_p.exp(), log_q.exp()
     # Where p and q both vanish m would too; any finite log m does there, as it is multiplied by 0.
     log_m = torch.lerp(q, p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
     p_to_m_N = log_p.sub_(log_m).mul_(p).sum(-1)
@@ -81,43 +94,38 @@ def divergence_named(name: str, beta: float | None) -> Divergence:
     return partial(jsd, beta=beta)
 
 
+def teacher_rows(targets: DenseTargets | TopKTargets | SampledTargets) -> TeacherRows:
+    """Returns what `divergence_from_teacher` takes; draws as tensors alone."""
+    if not isinstance(targets, SampledTargets):
+        return targets
+    frequencies_R = targets.counts_R.to(torch.float64) / targets.num_draws
+    return SampledRows(targets.row_of_record(), targets.ids_R, frequencies_R, targets.log_probs_R)
+
+
 def divergence_from_teacher(
-    logits_nV: Tensor,
-    targets: TeacherTargets,
-    temperature: float,
-    divergence: Divergence,
-    scratch: Callable[[str], Tensor],
+    logits_nV: Tensor, teacher: TeacherRows, temperature: float, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """Returns D [n] and T dD/ds [n, V], where s are the student's logits.
 
     Args:
-        logits_nV: s, float32 or float64; overwritten, and may hold the result.
-        targets: the teacher at the same rows.
+        logits_nV: s, float32 or float64; kept.
+        teacher: the teacher at the same rows; kept.
         temperature: T; that of top_k and sampled targets.
-        divergence: from `divergence_named`; forward_kl for sampled targets.
-        scratch: gives memory for a tensor like `logits_nV`, the same for the same name.
+        divergence: from `divergence_named`; forward_kl for draws.
     """
-    if isinstance(targets, TopKTargets):
-        return _top_k_divergence(logits_nV, targets, temperature, divergence)
-    if isinstance(targets, SampledTargets):
+    if isinstance(teacher, TopKTargets):
+        return _top_k_divergence(logits_nV, teacher, temperature, divergence)
+    if isinstance(teacher, SampledRows):
         if divergence is not forward_kl:
             raise ValueError("sampled targets serve forward_kl alone")
-        return _sampled_forward_kl(logits_nV, targets, temperature)
-    teacher_nV = scratch("teacher")
-    if isinstance(targets, DenseTargets):
-        torch.clamp(targets.logits_NV.to(teacher_nV.dtype), min=_LOWEST_LOGIT, out=teacher_nV)
-    else:
-        teacher_nV = targets.head.logits(targets.hidden_ND, teacher_nV)
-    log_p = _log_softmax(teacher_nV, temperature, scratch("log_p"))
-    log_q = _log_softmax(logits_nV, temperature, teacher_nV)
-    return divergence(log_q, log_p, logits_nV)
+        return _sampled_forward_kl(logits_nV, teacher, temperature)
+    teacher_nV = teacher.logits_NV.to(logits_nV.dtype).clamp(min=_LOWEST_LOGIT)
+    log_p = _scaled(teacher_nV, temperature).log_softmax(-1)
+    return divergence(_scaled(logits_nV, temperature).log_softmax(-1), log_p)
 
 
-def _log_softmax(logits_nV: Tensor, temperature: float, out: Tensor) -> Tensor:
-    """Returns log softmax(logits / T) in `out`; scales `logits_nV`."""
-    if temperature != 1:
-        logits_nV.mul_(1 / temperature)
-    return torch.log_softmax(logits_nV, -1, out=out)
+def _scaled(logits_nV: Tensor, temperature: float) -> Tensor:
+    return logits_nV if temperature == 1 else logits_nV * (1 / temperature)
 
 
 def _top_k_divergence(
@@ -126,8 +134,7 @@ def _top_k_divergence(
     """The same over K + 1 outcomes, the last of them any other token; over K where K = V."""
     ids_nK = targets.ids_NK
     num_kept, has_rest = ids_nK.shape[1], ids_nK.shape[1] < targets.vocab_size
-    if temperature != 1:
-        logits_nV.mul_(1 / temperature)
+    logits_nV = logits_nV * (1 / temperature)
     outcomes_nO = logits_nV.gather(1, ids_nK)
     if has_rest:
         # The rest has its own shift, so that its mass is exact also where it is tiny.
@@ -138,7 +145,7 @@ def _top_k_divergence(
         outcomes_nO = torch.cat([outcomes_nO, largest_n1 + sums_n1.log()], dim=1)
     log_q = outcomes_nO.log_softmax(-1)
     log_p = _teacher_outcomes(targets, temperature, has_rest).to(log_q.dtype)
-    kd_n, g_nO = divergence(log_q, log_p, outcomes_nO)
+    kd_n, g_nO = divergence(log_q, log_p)
     if has_rest:
         logits_nV.mul_(g_nO[:, num_kept:] / sums_n1)
     return kd_n, logits_nV.scatter_(1, ids_nK, g_nO[:, :num_kept])
@@ -158,25 +165,18 @@ def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) 
 
 
 def _sampled_forward_kl(
-    logits_nV: Tensor, targets: SampledTargets, temperature: float
+    logits_nV: Tensor, teacher: SampledRows, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """KL(p || q) = E_p[log p - log q] as the mean over the draws; T dD/ds = q - count / draws.
 
     Each is right on average over draws, and the second is the first's own gradient.
     """
-    if temperature != 1:
-        logits_nV.mul_(1 / temperature)
-    rows_R, ids_R = targets.row_of_record(), targets.ids_R
-    drawn_R = logits_nV[rows_R, ids_R]
-    largest_n1 = logits_nV.amax(-1, keepdim=True)
-    q_nV = logits_nV.sub_(largest_n1).exp_()
-    sums_n1 = q_nV.sum(-1, keepdim=True)
-    q_nV.div_(sums_n1)
-    log_q_R = drawn_R.sub_(largest_n1[rows_R, 0]).sub_(sums_n1.log()[rows_R, 0])
-    frequency_R = targets.counts_R.to(log_q_R.dtype) / targets.num_draws
-    kd_n = largest_n1.new_zeros(len(targets)).index_add_(
-        0, rows_R, (targets.log_probs_R.to(log_q_R.dtype) - log_q_R) * frequency_R
-    )
+    rows_R, ids_R = teacher.rows_R, teacher.ids_R
+    log_q_nV = _scaled(logits_nV, temperature).log_softmax(-1)
+    frequencies_R = teacher.frequencies_R.to(log_q_nV.dtype)
+    log_ratio_R = teacher.log_probs_R.to(log_q_nV.dtype) - log_q_nV[rows_R, ids_R]
+    kd_n = logits_nV.new_zeros(len(logits_nV)).index_add_(0, rows_R, log_ratio_R * frequencies_R)
+    q_nV = log_q_nV.exp_()
     # A row's ids are distinct, so no element is written twice.
-    q_nV[rows_R, ids_R] -= frequency_R
+    q_nV[rows_R, ids_R] -= frequencies_R
     return kd_n, q_nV

@@ -9,13 +9,12 @@ distribution at T.
 `reference.py` is the same in float64, a row at a time. Here the logits of a chunk exist, are turned
 in place into the gradient, multiplied into the gradients of hidden states and head, and their
 memory taken by the next chunk: [N, V] never exists, and the backward pass has nothing left to
-recompute. Arithmetic is float32 whatever the model computes in (float64 where it does); on CUDA
-the products with 16-bit hidden states take 16-bit factors and accumulate in float32.
+recompute. Arithmetic is float32 whatever the model computes in (float64 where it does);
+`lectern_models/products.py` says which factors are 16 bits wide on CUDA.
 """
 
 import math
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,19 +23,22 @@ from torch.autograd.function import once_differentiable
 
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
-from student_trainer.divergences import Divergence, divergence_from_teacher, divergence_named
+from lectern_models.products import projected
+from student_trainer.divergences import divergence_named, teacher_rows
+from student_trainer.head_gradients import HeadGradients
+from student_trainer.row_losses import RowTerms, block_rows, compiled_row_losses, row_losses
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
     SampledTargets,
     TeacherTargets,
+    TopKTargets,
 )
 
-# Logits of a chunk, in bytes. On the CPU the handful of passes over them should find them in the
-# cache; on CUDA the products need many rows to fill the device.
-_CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
-# Fewer rows make poor matrix products, and read and write the head's gradient too often.
-_MIN_CHUNK_TOKENS = 64
+# Rows of a chunk. For each number of the head's gradient a chunk reads and writes 8 bytes and does
+# 2 operations a row: half the time is arithmetic at 4 x (FLOP/s over bytes/s) rows, which is 1,181
+# on an H100 and 824 on an H200. A CPU core is there at 64, and at its full speed at 256.
+_CHUNK_TOKENS = {"cpu": 256, "cuda": 1280}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Objective:
     """What is minimised; see the module's head.
 
     `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
-    and memory, and results by the order of float sums alone; None chooses it.
+    and memory, and results by the order of float sums alone; None chooses it. `compiled` has
+    torch.compile translate the elementwise part at its first use.
     """
 
     alpha: float
@@ -52,6 +55,7 @@ class Objective:
     divergence: str = "forward_kl"
     beta: float | None = None
     chunk_tokens: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -113,9 +117,11 @@ def distillation_loss(
 
 
 def auto_chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """Returns the rows whose float32 logits are computed at a time."""
-    wanted = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
-    return max(_MIN_CHUNK_TOKENS, wanted // (4 * vocab_size))
+    """Returns the rows whose float32 logits are computed at a time, whatever the vocabulary.
+
+    Their memory is two times 4 * vocab_size bytes a row, student's and teacher's.
+    """
+    return _CHUNK_TOKENS.get(device.type, _CHUNK_TOKENS["cuda"])
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,8 @@ class _LossWithGradients(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradients of a StepLoss were handed over before")
+        if total.is_cpu and total.item() == 1:  # a CUDA device would have to be waited for
+            return (*gradients, None)
         return (*(None if part is None else part.mul_(total) for part in gradients), None)
 
 
@@ -154,164 +162,91 @@ def _evaluate(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Returns (total, ce_sum, kd_sum) and the wanted gradients of hidden, weight and bias.
 
-    For each chunk: (1) student logits, (2) the losses and their gradient by the logits, (3) through
-    the head's transform, (4) into the gradients of hidden states and head.
+    For each chunk: (1) both sides' products with their heads, (2) the losses, and in place of the
+    student's product their gradient by it, (3) into the gradients of hidden states and head.
     """
-    objective, num_rows, vocab_size = call.objective, len(hidden_ND), call.head.vocab_size
+    objective, targets, num_rows = call.objective, call.targets, len(hidden_ND)
     device = hidden_ND.device
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-    chunk_tokens = objective.chunk_tokens or auto_chunk_tokens(vocab_size, device)
-    buffers = _Buffers(min(chunk_tokens, num_rows), vocab_size, dtype, device)
-    divergence = divergence_named(objective.divergence, objective.beta)
-    sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
+    chunk_tokens = objective.chunk_tokens or auto_chunk_tokens(call.head.vocab_size, device)
+    chunk_shape = (min(chunk_tokens, num_rows), call.head.vocab_size)
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        head = _with_operands(call.head, hidden_ND)
-        targets = _targets_with_operands(call.targets, dtype)
-        gradients = _Gradients(hidden_ND, call.head, wanted, dtype)
+        student_nV = torch.empty(chunk_shape, dtype=dtype, device=device)
+        teacher_nV = torch.empty_like(student_nV) if isinstance(targets, HiddenTargets) else None
+        # On CUDA converted here, once; on the CPU the products widen it a piece at a time.
+        weight_VD = call.head.weight_VD.detach()
+        if hidden_ND.is_cuda:
+            weight_VD = weight_VD.to(hidden_ND.dtype)
+        gradients = HeadGradients(hidden_ND, call.head, wanted)
+        terms = _row_terms(call, dtype, device)
+        losses_2N = torch.zeros(2, num_rows, dtype=dtype, device=device)
         for start in range(0, num_rows, chunk_tokens):
             rows = slice(start, min(start + chunk_tokens, num_rows))
-            hidden_nD = hidden_ND[rows].to(head.weight_VD.dtype)
-            logits_nV = head.logits(hidden_nD, buffers.get("student", rows))
-            slope = head.transform.derivative(logits_nV) if any(wanted) else 1.0
-            chunk_targets = None if targets is None else targets.rows(rows.start, rows.stop)
-            ce_n, kd_n, gradient_nV = _losses_and_gradient(
-                logits_nV, call, rows, chunk_targets, divergence, buffers
+            hidden_nD = hidden_ND[rows]
+            projected_nV = projected(hidden_nD, weight_VD, student_nV[: len(hidden_nD)])
+            teacher = _chunk_targets(targets, rows, teacher_nV)
+            _losses_and_gradient(
+                projected_nV, call.labels_N[rows], teacher, terms, objective, losses_2N[:, rows]
             )
-            sums_2 += torch.stack([ce_n.sum(dtype=torch.float64), kd_n.sum(dtype=torch.float64)])
             if any(wanted):
-                if isinstance(slope, Tensor) or slope != 1.0:
-                    gradient_nV.mul_(slope)
-                gradients.add(rows, hidden_nD, head.weight_VD, gradient_nV)
-        ce_sum, kd_sum = sums_2.unbind()
+                gradients.add(rows, hidden_nD, weight_VD, projected_nV)
+        ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
         total = objective.alpha * ce_sum
         total = total + (1 - objective.alpha) * objective.temperature**2 * kd_sum
         return (total / call.normalizer, ce_sum, kd_sum), gradients.parts()
 
 
+def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerms:
+    objective, targets = call.objective, call.targets
+
+    def scalar(weight: float) -> Tensor:
+        return torch.full((), weight / call.normalizer, dtype=dtype, device=device)
+
+    return RowTerms(
+        student=OutputHead(call.head.weight_VD.detach(), call.head.bias_V, call.head.transform),
+        teacher=targets.head if isinstance(targets, HiddenTargets) else None,
+        temperature=objective.temperature,
+        divergence=divergence_named(objective.divergence, objective.beta),
+        ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
+        # T^2 of the objective, 1 / T of dD/ds.
+        kd_weight=scalar((1 - objective.alpha) * objective.temperature) if targets else None,
+    )
+
+
+def _chunk_targets(
+    targets: TeacherTargets | None, rows: slice, teacher_nV: Tensor | None
+) -> DenseTargets | TopKTargets | SampledTargets | None:
+    """Returns the teacher's rows of a chunk; for hidden ones their product, in `teacher_nV`."""
+    chunk = None if targets is None else targets.rows(rows.start, rows.stop)
+    if not isinstance(chunk, HiddenTargets):
+        return chunk
+    hidden_nD = chunk.hidden_ND
+    if teacher_nV is not None:
+        teacher_nV = teacher_nV[: len(chunk)]
+        if teacher_nV.dtype == torch.float64:
+            hidden_nD = hidden_nD.to(teacher_nV.dtype)
+    return DenseTargets(projected(hidden_nD, chunk.head.weight_VD, teacher_nV))
+
+
 def _losses_and_gradient(
-    logits_nV: Tensor,
-    call: _Call,
-    rows: slice,
-    targets: TeacherTargets | None,
-    divergence: Divergence,
-    buffers: "_Buffers",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns CE [n], D [n] and d total / d logits [n, V]; overwrites `logits_nV`.
-
-    No cross entropy at alpha 0, no divergence without targets: 0 stands for them.
-    """
-    alpha, temperature = call.objective.alpha, call.objective.temperature
-    ce_weight = alpha / call.normalizer
-    # T^2 of the objective, 1 / T of dD/ds.
-    kd_weight = (1 - alpha) * temperature / call.normalizer
-    zero = logits_nV.new_zeros(())
-    if targets is None:
-        gradient_nV = buffers.get("cross_entropy", rows)
-        ce_n = _cross_entropy(logits_nV, call.labels_N[rows], ce_weight, gradient_nV)
-        return ce_n, zero, gradient_nV
-    scratch = partial(buffers.get, rows=rows)
-    if alpha == 0:
-        kd_n, kd_nV = divergence_from_teacher(logits_nV, targets, temperature, divergence, scratch)
-        return zero, kd_n, kd_nV.mul_(kd_weight)
-    gradient_nV = buffers.get("cross_entropy", rows)
-    ce_n = _cross_entropy(logits_nV, call.labels_N[rows], ce_weight, gradient_nV)
-    kd_n, kd_nV = divergence_from_teacher(logits_nV, targets, temperature, divergence, scratch)
-    return ce_n, kd_n, gradient_nV.add_(kd_nV, alpha=kd_weight)
-
-
-def _cross_entropy(
-    logits_nV: Tensor, labels_n: Tensor, weight: float, gradient_nV: Tensor
-) -> Tensor:
-    """Returns the cross entropy [n]; writes weight * (softmax - onehot) into `gradient_nV`."""
-    labels_n1 = labels_n[:, None]
-    largest_n1 = logits_nV.amax(-1, keepdim=True)
-    torch.sub(logits_nV, largest_n1, out=gradient_nV).exp_()
-    sums_n1 = gradient_nV.sum(-1, keepdim=True)
-    gradient_nV.mul_(weight / sums_n1)
-    gradient_nV.scatter_(1, labels_n1, gradient_nV.gather(1, labels_n1) - weight)
-    return (sums_n1.log() - (logits_nV.gather(1, labels_n1) - largest_n1)).squeeze(1)
-
-
-@dataclass
-class _Buffers:
-    """Memory for a chunk's [n, V] tensors, made when first asked for and used by every chunk."""
-
-    num_rows: int
-    vocab_size: int
-    dtype: torch.dtype
-    device: torch.device
-    _tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def get(self, name: str, rows: slice) -> Tensor:
-        """Returns the named tensor, cut to as many rows; what is in it is the last user's."""
-        if name not in self._tensors:
-            self._tensors[name] = torch.empty(
-                self.num_rows, self.vocab_size, dtype=self.dtype, device=self.device
-            )
-        return self._tensors[name][: rows.stop - rows.start]
-
-
-class _Gradients:
-    """Gradients of hidden states, weight and bias, filled a chunk at a time; None: not wanted."""
-
-    def __init__(
-        self,
-        hidden_ND: Tensor,
-        head: OutputHead,
-        wanted: tuple[bool, bool, bool],
-        dtype: torch.dtype,
-    ) -> None:
-        hidden, weight, bias = wanted
-        self._head = head
-        self.hidden_ND = torch.empty_like(hidden_ND) if hidden else None
-        self.weight_VD = torch.zeros_like(head.weight_VD, dtype=dtype) if weight else None
-        self.bias_V = (
-            torch.zeros_like(head.bias_V, dtype=dtype) if bias and head.bias_V is not None else None
+    projected_nV: Tensor,
+    labels_n: Tensor,
+    targets: DenseTargets | TopKTargets | SampledTargets | None,
+    terms: RowTerms,
+    objective: Objective,
+    losses_2n: Tensor,
+) -> None:
+    """Writes CE and D into `losses_2n`, d total / d projected into `projected_nV`."""
+    num_rows, vocab_size = projected_nV.shape
+    size = num_rows if objective.compiled else block_rows(vocab_size, projected_nV.device)
+    compute = compiled_row_losses if objective.compiled else row_losses
+    for start in range(0, num_rows, size):
+        rows = slice(start, min(start + size, num_rows))
+        teacher = None if targets is None else teacher_rows(targets.rows(rows.start, rows.stop))
+        losses_2n[0, rows], losses_2n[1, rows] = compute(
+            projected_nV[rows], labels_n[rows], teacher, terms
         )
-
-    def add(self, rows: slice, hidden_nD: Tensor, weight_VD: Tensor, gradient_nV: Tensor) -> None:
-        """Takes in dL/d(projected) of a chunk, with hidden states and weight in operand dtype."""
-        if self.bias_V is not None:
-            self.bias_V += gradient_nV.sum(0)
-        factor_nV = gradient_nV.to(weight_VD.dtype)
-        if self.hidden_ND is not None:
-            self.hidden_ND[rows] = factor_nV @ weight_VD
-        if self.weight_VD is None:
-            return
-        if factor_nV.dtype == self.weight_VD.dtype:
-            self.weight_VD.addmm_(factor_nV.T, hidden_nD)
-        else:
-            self.weight_VD += torch.mm(factor_nV.T, hidden_nD, out_dtype=self.weight_VD.dtype)
-
-    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the gradients of hidden states, weight and bias in their parameters' dtypes."""
-        weight, bias = self.weight_VD, self.bias_V
-        return (
-            self.hidden_ND,
-            None if weight is None else weight.to(self._head.weight_VD.dtype),
-            None if bias is None or self._head.bias_V is None else bias.to(self._head.bias_V.dtype),
-        )
-
-
-def _with_operands(head: OutputHead, hidden_ND: Tensor) -> OutputHead:
-    """Returns the head in the dtype its products take, so that no chunk converts it again."""
-    dtype = hidden_ND.dtype
-    if not hidden_ND.is_cuda:
-        dtype = torch.promote_types(dtype, torch.float32)
-    return OutputHead(head.weight_VD.detach().to(dtype), head.bias_V, head.transform)
-
-
-def _targets_with_operands(
-    targets: TeacherTargets | None, dtype: torch.dtype
-) -> TeacherTargets | None:
-    """Returns the targets; hidden ones with their head in the dtype its products take."""
-    if not isinstance(targets, HiddenTargets):
-        return targets
-    hidden_ND = targets.hidden_ND
-    if dtype == torch.float64:
-        hidden_ND = hidden_ND.to(dtype)
-    return HiddenTargets(hidden_ND, _with_operands(targets.head, hidden_ND))
 
 
 def _require_consistent(
