@@ -19,7 +19,7 @@ from lectern_common.addresses import is_one_server
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.memory_estimate import ModelShape
-from lectern_common.memory_fit import memory_fit
+from lectern_common.memory_fit import FreeMemory, memory_fit
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec, TeacherSpec, parse_spec
@@ -64,8 +64,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def look(spec: RunSpec, roots: Roots, *, asks_teacher: bool) -> dict[str, Any]:
-    """Returns {"checks": [...], and what is known of "device", "shape", "memory" and "free"}."""
+def look(
+    spec: RunSpec, roots: Roots, *, asks_teacher: bool, free: FreeMemory | None = None
+) -> dict[str, Any]:
+    """Returns {"checks": [...]}, and what is known of "shape", "memory", "needed_bytes" and "free".
+
+    Args:
+        spec: the run's; its data has been found to be there.
+        roots: what its paths are relative to.
+        asks_teacher: probe its answers, too.
+        free: memory to count with, instead of what is free now.
+    """
+    from student_trainer.before_training import free_memory
     from student_trainer.devices import choose_device, device_name
 
     findings = Findings()
@@ -86,7 +96,7 @@ def look(spec: RunSpec, roots: Roots, *, asks_teacher: bool) -> dict[str, Any]:
         except LecternError as error:
             findings.fail("answers", error)
     if shape is not None:
-        _add_memory(spec, shape, model, device, findings)
+        _add_memory(spec, shape, model, device, free or free_memory(device), findings)
     return {"checks": findings.checks, **findings.numbers}
 
 
@@ -124,11 +134,12 @@ def _add_memory(
     shape: ModelShape,
     model: teacher_pb2.Model | None,
     device: Any,
+    free: FreeMemory,
     findings: Findings,
 ) -> None:
-    from student_trainer.before_training import free_memory, memory_needed
+    from student_trainer.before_training import memory_needed
 
-    estimate, free = memory_needed(spec, shape, model, device), free_memory(device)
+    estimate = memory_needed(spec, shape, model, device)
     fit = memory_fit(estimate, free, spec.device.count)
     findings.numbers |= {"memory": estimate.parts(), "free": asdict(free)}
     findings.numbers["needed_bytes"] = fit.needed_bytes

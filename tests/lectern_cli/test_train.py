@@ -148,34 +148,6 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stan
     assert not (home / "runs").exists()
 
 
-def test_a_dry_run_lists_every_check_and_makes_nothing(lectern, home, stand_ins):
-    ended = lectern("train", write_spec(home), "--home", home, "--dry-run", "--json")
-
-    assert ended.code == 0
-    assert ended.json["ok"] is True
-    assert {check["subject"]: check["outcome"] for check in ended.json["checks"]} == {
-        "folder": "pass",
-        "data": "pass",
-        "student": "pass",
-        "device": "pass",
-    }
-    assert ended.json["spec"]["optimizer"]["weight_decay"] == 0.1
-    assert not (home / "runs").exists()
-
-
-def test_a_dry_run_that_finds_a_fault_ends_with_its_exit_status(lectern, home, stand_ins):
-    spec = write_spec(home)
-    text = spec.read_text().replace("objective: {alpha: 1}\n", "teacher: {address: 127.0.0.1:1}\n")
-    spec.write_text(text)
-
-    ended = lectern("train", spec, "--home", home, "--dry-run")
-
-    assert ended.code == 7
-    assert "fail  teacher    no teacher at 127.0.0.1:1" in ended.out
-    assert "weight_decay: 0.1" in ended.out
-    assert ended.err == "error: 1 of 5 checks failed\n"
-
-
 def test_metrics_are_read_once_and_only_when_complete(tmp_path):
     path = tmp_path / "metrics.jsonl"
     reader = MetricsFile(path)
