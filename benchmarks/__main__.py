@@ -9,10 +9,10 @@ printed behind it, and whether it is held.
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable, Iterable
 
+from benchmarks import machine
 from benchmarks.goals import Row, as_text, judged
 
 
@@ -53,10 +53,17 @@ def _gpu() -> Iterable[Row]:
     return gpu.measure()
 
 
+def _gpu_student() -> Iterable[Row]:
+    from benchmarks import gpu_student
+
+    return gpu_student.measure()
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "service": ("A KD step through the service / the same step in one process", _service),
     "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
     "gpu": ("A 7B teacher on one CUDA device", _gpu),
+    "gpu_student": ("A student of 0.5B on one CUDA device", _gpu_student),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
     "trainer": (
         "Whole steps with a teacher server: against TRL, and what pipelining hides",
@@ -69,14 +76,14 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
 def main() -> None:
     """Prints the figures of the named parts, or of all."""
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but gpu")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but gpu*")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    results: dict[str, list[Row]] = {}
+    about, results = machine.about_this_machine(), dict[str, list[Row]]()
     if not options.json:
-        print(f"{platform.machine()}, {platform.python_version()}")
-    # The GPU's is minutes of work on a card, and asked for by name.
-    for name in options.parts or [name for name in PARTS if name != "gpu"]:
+        print(machine.as_text(about))
+    # Those of a GPU are minutes of work on a card, and asked for by name.
+    for name in options.parts or [name for name in PARTS if not name.startswith("gpu")]:
         title, measure = PARTS[name]
         if not options.json:
             print(f"\n{name}: {title}", flush=True)
@@ -86,7 +93,7 @@ def main() -> None:
             if not options.json:
                 print("  " + as_text(results[name][-1]), flush=True)
     if options.json:
-        json.dump(results, sys.stdout, indent=2)
+        json.dump({"about": about, **results}, sys.stdout, indent=2)
         print()
 
 

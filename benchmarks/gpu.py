@@ -45,6 +45,12 @@ STUDENT_VOCAB_SIZE = 151_936
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
+def peak_flops() -> float:
+    """Returns the card's dense bfloat16 peak, FLOP/s; nan where it is not known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
+
+
 def measure(config: dict[str, Any] = QWEN_7B, device: str = "cuda") -> Iterator[dict[str, Any]]:
     """Yields one row a figure.
 
@@ -96,10 +102,10 @@ def _score(
         yield {
             "figure": f"{kind}, {mode}, {name}",
             "tokens_per_second": sum(map(len, sequences)) / took,
-            "share_of_peak": _body_flops(sequences, config) / took / _peak(),
+            "share_of_peak": _body_flops(sequences, config) / took / peak_flops(),
             "share_of_peak_while_computing": _body_flops(sequences, config)
             / (after.compute_seconds - before.compute_seconds)
-            / _peak(),
+            / peak_flops(),
             "padding": (after.padding_tokens - before.padding_tokens)
             / (after.scored_tokens - before.scored_tokens),
             "goals": {"share_of_peak_while_computing": ">= 0.55"},
@@ -123,7 +129,7 @@ def _plain(model: Path, vocab_size: int, config: dict[str, Any], device: str) ->
     return {
         "figure": "plain PyTorch, dense log-probabilities, 8 x 1,024",
         "tokens_per_second": ids_BS.numel() / took,
-        "share_of_peak": _body_flops(sequences, config) / took / _peak(),
+        "share_of_peak": _body_flops(sequences, config) / took / peak_flops(),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0,
     }
 
@@ -154,11 +160,6 @@ def _body_flops(sequences: list[Tokens], config: dict[str, Any]) -> float:
     tokens = sum(map(len, sequences))
     pairs = sum(len(ids) * (len(ids) + 1) / 2 for ids in sequences)
     return layers * (2.0 * weights * tokens + 4.0 * hidden * pairs)
-
-
-def _peak() -> float:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
 
 
 def _used_gib(device: str) -> float:

@@ -15,6 +15,7 @@ from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.students import Student
 
+DISTILLATION = Objective(alpha=0.0, temperature=1.0)
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
 
 
@@ -64,16 +65,16 @@ def train_noted(
     teaching: Teaching | None,
     steps: int,
     *,
-    alpha: float = 0.0,
+    objective: Objective = DISTILLATION,
     recorder: Recorder | None = None,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
+    device: str = "cpu",
 ) -> StepNotes:
-    """Trains the student for so many steps with the trainer's loop, at T = 1."""
+    """Trains the student for so many steps with the trainer's loop; it is on the device."""
     notes = StepNotes(recorder)
     parts = Parts(
         student=student,
         optimizer=build_adamw(student, BETAS, WEIGHT_DECAY),
-        device=device,
+        device=torch.device(device),
         batches=batches,
         validation=None,
         teaching=teaching,
@@ -82,7 +83,7 @@ def train_noted(
     settings = Settings(
         steps=steps,
         learning_rate=lambda step: LEARNING_RATE,
-        objective=Objective(alpha=alpha, temperature=1.0),
+        objective=objective,
         micro_batch_sequences=batches.sequences,
         max_grad_norm=MAX_GRAD_NORM,
     )

@@ -1,0 +1,32 @@
+"""What figures were measured on, and when."""
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+
+def about_this_machine() -> dict[str, Any]:
+    """Returns date, processor, cores, GPUs and versions, as JSON can hold them."""
+    import torch
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": version("transformers"),
+    }
+
+
+def as_text(about: dict[str, Any]) -> str:
+    """Returns it as one line; what is not there is left out."""
+    return ", ".join(
+        f"{name} {value if isinstance(value, (str, int)) else ' + '.join(value)}"
+        for name, value in about.items()
+        if value
+    )
