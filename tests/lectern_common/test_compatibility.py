@@ -77,6 +77,17 @@ def test_a_wider_teacher_with_the_same_tokens_passes() -> None:
     check(teacher(logit_width=12), StudentFacts(8, TOKENS, None))
 
 
+def test_padded_rows_are_no_tokens() -> None:
+    """S7: Qwen2.5-Coder-7B has 152,064 logits, the 0.5B 151,936, and 151,665 ids are tokens."""
+    large = teacher(logit_width=152_064, num_tokens=151_665)
+    check(large, StudentFacts(151_936, TOKENS, None))
+    check(large, StudentFacts(151_665, TOKENS, None))
+    check(large, StudentFacts(152_064, TOKENS, None))
+    for width, words in ((151_664, "too few for the teacher's 151665"), (152_065, "must cover")):
+        with pytest.raises(Incompatible, match=words):
+            check(large, StudentFacts(width, TOKENS, None))
+
+
 CASES: list[tuple[dict[str, Any], type[LecternError], str]] = [
     ({"model": teacher(), "teacher": {"model": "other"}}, WrongModel, "serves big"),
     (

@@ -13,6 +13,7 @@ import pytest
 
 from lectern_common.errors import (
     CorruptData,
+    Incompatible,
     InvalidSpec,
     LecternError,
     SameWeights,
@@ -21,8 +22,9 @@ from lectern_common.errors import (
     Unauthenticated,
     WrongModel,
 )
-from lectern_common.preflight import Outcome, preflight, require_startable
+from lectern_common.preflight import Outcome, examine, preflight, require_startable
 from lectern_common.roots import Roots
+from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec, parse_spec
 from lectern_common.secret_files import read_token
 from lectern_common.tokenizer_map import tokenizer_sha256
@@ -66,12 +68,13 @@ def write_dataset(folder: Path, tokens: list[str], total: int = 100) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def write_student(folder: Path, tokens: list[str], fill: float = 1.0) -> None:
+def write_student(folder: Path, tokens: list[str], fill: float = 1.0, **config: Any) -> None:
     """Writes a model folder by the safetensors format itself: length, header, bytes."""
     write_tokenizer(folder / "tokenizer.json", tokens)
-    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens)}))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), **config}))
     data = np.full(4, fill, "<f4").tobytes()
-    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    tensor = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header = json.dumps({"model.layers.0.mlp.up_proj.weight": tensor}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
@@ -310,3 +313,122 @@ def test_a_link_that_leads_out_of_its_root_is_refused(ready, tmp_path):
     error = first_error(spec(data={"path": "linked", "seq_len": 8}), ready)
 
     assert "leads outside its root" in str(error)
+
+
+# ---- rows, positions, layers, packages -------------------------------------------------------
+
+
+def test_data_smaller_than_a_step_is_refused(ready):
+    """12 rows, one of them held out."""
+    assert fields(first_error(spec(batch={"sequences_per_step": 12}), ready)) == [
+        "batch.sequences_per_step"
+    ]
+    with teacher_serving(["a", "b", "c"]) as address:
+        fits = spec(batch={"sequences_per_step": 11}, teacher={"address": address})
+        require_startable(fits, ready)
+
+
+def test_data_too_small_to_hold_rows_out_is_refused(ready):
+    small = {"path": "text", "seq_len": 99}
+    assert fields(first_error(spec(data=small), ready)) == ["data.validation_fraction"]
+
+
+def test_validation_data_of_another_tokenizer_is_refused(ready):
+    write_dataset(ready.data / "foreign", ["a", "x", "c"])
+    error = first_error(
+        spec(data={"path": "text", "seq_len": 8, "validation_path": "foreign"}), ready
+    )
+    assert isinstance(error, Incompatible)
+    assert "data.validation_path foreign was prepared with another tokenizer" in str(error)
+
+
+def test_documents_are_kept_apart_only_where_it_is_known_where_they_begin(ready):
+    apart = spec(
+        data={"path": "text", "seq_len": 8, "attention_across_documents": False},
+        teacher=None,
+        objective={"alpha": 1},
+    )
+    assert fields(first_error(apart, ready)) == ["data.attention_across_documents"]
+
+    path = ready.data / "text/manifest.json"
+    known = {"document_count": 1, "documents_sha256": "1" * 64}
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **known}))
+    require_startable(apart, ready)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_position_embeddings": 7},
+        {"n_positions": 7},
+        {"text_config": {"max_position_embeddings": 7}},
+    ],
+)
+def test_rows_longer_than_the_students_positions_are_refused(ready, config):
+    write_student(ready.models / "student", ["a", "b", "c"], **config)
+    error = first_error(spec(), ready)
+    assert isinstance(error, Incompatible)
+    assert "data.seq_len 8 exceeds the 7 positions of the student" in str(error)
+    without = spec(data={"path": "text", "seq_len": 7}, teacher=None, objective={"alpha": 1})
+    require_startable(without, ready)
+
+
+def test_the_only_layer_cannot_be_left_out(ready):
+    write_student(ready.models / "student", ["a", "b", "c"], num_hidden_layers=1)
+    cut = spec(student={"init": "student", "keep_every_nth_layer": 2})
+    assert fields(first_error(cut, ready)) == ["student.keep_every_nth_layer"]
+
+
+def test_adapters_on_layers_that_are_not_there_are_refused_naming_those_that_are(ready):
+    def adapted(*targets: str) -> RunSpec:
+        lora = {"rank": 2, "targets": list(targets)}
+        return spec(student={"init": "student", "lora": lora}, teacher=None, objective={"alpha": 1})
+
+    error = first_error(adapted("up_proj", "q_proj"), ready)
+    assert fields(error) == ["student.lora.targets"]
+    assert "no layer q_proj; there are: up_proj" in str(error)
+    require_startable(adapted("mlp.up_proj"), ready)
+    assert fields(first_error(adapted("p_proj"), ready)) == ["student.lora.targets"]
+
+
+@pytest.mark.parametrize(
+    ("student", "field", "extra"),
+    [({"init": "student", "lora": {}}, "student.lora", "lora"), ({}, "report_to", "wandb")],
+)
+def test_a_package_that_is_not_installed_is_refused(ready, monkeypatch, student, field, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    run = spec(
+        student=student or {"init": "student"},
+        teacher=None,
+        objective={"alpha": 1},
+        report_to=["wandb"] if not student else [],
+    )
+    error = first_error(run, ready)
+    assert fields(error) == [field]
+    assert f"pip install 'lectern[{extra}]'" in str(error)
+
+
+def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers_are_not(ready):
+    """TEACHER-DIVERGENCE: with adapters a run begins as the teacher itself; cut it does not."""
+    write_student(ready.models / "student", ["a", "b", "c"], num_hidden_layers=4)
+    own = weights_sha256(safetensors_files(ready.models / "student"))
+    with teacher_serving(["a", "b", "c"], weights=own) as address:
+        teacher = {"address": address}
+        adapted = {"init": "student", "lora": {"rank": 2}}
+        assert isinstance(first_error(spec(student=adapted, teacher=teacher), ready), SameWeights)
+        require_startable(
+            spec(student=adapted, teacher={**teacher, "allow_same_weights": True}), ready
+        )
+        cut = {"init": "student", "keep_every_nth_layer": 2}
+        require_startable(spec(student=cut, teacher=teacher), ready)
+
+
+def test_what_was_found_is_handed_on(ready):
+    with teacher_serving(["a", "b", "c"]) as address:
+        _, found = examine(spec(teacher={"address": address}), ready)
+    assert found.rows == Rows(training=11, validation=1)
+    assert found.manifest is not None and found.manifest.total_tokens == 100
+    assert found.student.vocab_size == 3
+    assert found.teacher is not None and found.teacher.model_id == "big"
+    nothing = examine(spec(data={"path": "nothing"}), ready, 2.0)[1]
+    assert (nothing.rows, nothing.manifest, nothing.teacher) == (None, None, None)
