@@ -55,3 +55,29 @@ def test_the_learning_rate_is_set_for_every_group() -> None:
 
 def test_a_model_of_matrices_alone_has_one_group() -> None:
     assert len(build_adamw(nn.Embedding(2, 2), (0.9, 0.95), 0.1).param_groups) == 1
+
+
+def test_one_step_is_that_of_the_formula() -> None:
+    """AdamW (Loshchilov and Hutter, 2019) at step 1, by hand, in float64."""
+    weight = nn.Linear(4, 3, bias=False)
+    before = weight.weight.detach().double().clone()
+    gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = build_adamw(weight, betas=(0.9, 0.95), weight_decay=0.1)
+    set_learning_rate(optimizer, 0.01)
+    weight.weight.grad = gradient.clone()
+    optimizer.step()
+    # Both moments, corrected for their start at 0, are the gradient and its square.
+    step = gradient.double() / (gradient.double().abs() + 1e-8)
+    expected = before * (1 - 0.01 * 0.1) - 0.01 * step
+    torch.testing.assert_close(weight.weight.detach().double(), expected, rtol=0, atol=1e-7)
+
+
+def test_one_kernel_updates_a_tensor_and_counts_beside_it() -> None:
+    model = Tied()
+    optimizer = build_adamw(model, betas=(0.9, 0.95), weight_decay=0.1)
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+    model.embedding(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    state = optimizer.state[model.embedding.weight]
+    assert state["step"].device == model.embedding.weight.device
+    assert state["step"].item() == 1

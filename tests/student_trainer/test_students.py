@@ -16,6 +16,7 @@ from student_trainer.students import CausalStudent, FixtureStudent
 from student_trainer.targets import DenseTargets
 from student_trainer.teachers import FixtureTeacher
 from tests.models import ARCHITECTURES, write_tiny_model
+from tests.student_trainer.parts import parts_of, settings_of, trained
 
 torch.set_num_threads(1)
 
@@ -281,3 +282,73 @@ def test_views_leave_the_mode_as_it_was_and_dropout_out(tmp_path):
     assert student.logits_for_batch([[1, 2, 3]]) == first
     student.eval()
     assert student.logits_for_batch([[1, 2, 3]]) == first
+
+
+def gradients(student, seed=0):
+    """Of all parameters, in training mode, with dropout of that seed."""
+    student.train()
+    student.zero_grad()
+    ids_BS = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(seed)
+    hidden_ND = student.hidden_states(ids_BS).flatten(0, 1)
+    loss = distillation_loss(
+        hidden_ND, student.output_head(), ids_BS.flatten(), None, Objective(1.0, 1.0), 18
+    )
+    loss.total.backward()
+    return {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+def activations_recomputed(student):
+    """Whether the backward pass computes a layer again: its forwards in one step."""
+    calls = []
+    layer = next(module for module in student.modules() if type(module).__name__.endswith("MLP"))
+    handle = layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients(student)
+    handle.remove()
+    return len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("qwen2", {"tied": True}),
+        ("gpt2", {"embd_pdrop": 0.3, "resid_pdrop": 0.3, "attn_pdrop": 0.3}),
+        ("mixtral", {}),
+    ],
+)
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
+    tmp_path, architecture, settings
+):
+    folder = write_tiny_model(tmp_path / architecture, architecture, **settings)
+    kept, recomputing = (CausalStudent.from_pretrained(folder, CPU) for _ in range(2))
+    recomputing.checkpoint_activations()
+    one, again, other = gradients(kept), gradients(recomputing), gradients(recomputing, seed=1)
+    for name, gradient in one.items():
+        assert torch.equal(again[name], gradient), name
+    drops = architecture == "gpt2"
+    assert any(not torch.equal(other[name], one[name]) for name in one) == drops
+    if architecture != "mixtral":
+        assert [activations_recomputed(student) for student in (kept, recomputing)] == [False, True]
+
+
+def test_a_model_that_cannot_recompute_is_refused_by_name(folder):
+    student = CausalStudent.from_pretrained(folder, CPU)
+    student.model.supports_gradient_checkpointing = False
+    with pytest.raises(Misconfigured, match=r"Qwen2For.*set device\.activation_checkpointing to f"):
+        student.checkpoint_activations()
+    assert not activations_recomputed(student)
+
+
+def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_wide(folder):
+    curves = []
+    for dtype in ("float32", "bfloat16"):
+        student = CausalStudent.from_pretrained(folder, CPU, dtype)
+        parts = parts_of(student)
+        curves.append(trained(parts, settings_of(8, rate=3e-3)).curve("loss/ce"))
+        states = [value for state in parts.optimizer.state.values() for value in state.values()]
+        assert {tensor.dtype for tensor in (*student.parameters(), *states)} == {torch.float32}
+    wide, narrow = curves
+    # 8 bits of mantissa, so 0.4 % of a logit; far less of a mean loss, far more than float32 has.
+    assert narrow == pytest.approx(wide, rel=0.01)
+    assert narrow != pytest.approx(wide, rel=1e-5)
+    assert wide[-1] < wide[0] - 0.5

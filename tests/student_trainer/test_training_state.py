@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lectern_common.errors import CorruptData
 from student_trainer.optimizer import build_adamw, set_learning_rate
 from student_trainer.training_state import (
+    all_tensors,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -88,3 +89,18 @@ def test_an_optimizer_state_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(CorruptData, match=message):
             load_optimizer_tensors(fresh, model, broken)
+
+
+def test_what_is_frozen_is_not_saved_nor_asked_for() -> None:
+    model, other = Small(0), Small(1)
+    for frozen in (model, other):
+        frozen.embedding.weight.requires_grad_(False)
+    tensors = model_tensors(model)
+    assert set(tensors) == {"head.bias", "kept"}
+    assert set(all_tensors(model)) == {"embedding.weight", "head.bias", "kept"}
+    before = other.embedding.weight.clone()
+    load_model_tensors(other, tensors)
+    assert torch.equal(other.embedding.weight, before)
+    assert torch.equal(other.head.bias, model.head.bias)
+    with pytest.raises(CorruptData, match=r"embedding\.weight is not in both"):
+        load_model_tensors(other, all_tensors(model))
