@@ -8,9 +8,12 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Home, Json, command_group, roots_of
+from lectern_common.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from lectern_cli.hub import HubDataset
     from lectern_cli.prepare import Prepared
+    from lectern_cli.rows import Content
 
 app = command_group("Make datasets.")
 NAMES_SHOWN = 20
@@ -22,9 +25,13 @@ NAMES_SHOWN = 20
 )
 def prepare(
     inputs: Annotated[
-        list[Path],
-        typer.Argument(help="Text files, .jsonl files (a document a row) and folders of them."),
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Text files, .jsonl and Parquet files (a document a row), and folders of them.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     output: Annotated[
         str,
         typer.Option(help="Name below the data root, or a folder (anything with a slash)."),
@@ -75,7 +82,43 @@ def prepare(
             show_default=False,
         ),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Where a .jsonl row holds its text.")] = "text",
+    text_field: Annotated[
+        str | None,
+        typer.Option(help="Where a row holds its text [default: text].", show_default=False),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="A row holds a chat, [{role, content}, ...]: it goes through the tokenizer's chat "
+            "template, and the assistant's turns alone are learnt.",
+        ),
+    ] = False,
+    messages_field: Annotated[
+        str | None,
+        typer.Option(help="Where a row holds its chat [default: messages].", show_default=False),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="A dataset of a hub, streamed; or a folder that `datasets` reads.",
+            show_default=False,
+        ),
+    ] = None,
+    hub_config: Annotated[
+        str | None, typer.Option(help="Its configuration.", show_default=False)
+    ] = None,
+    hub_split: Annotated[
+        str | None, typer.Option(help="Its split [default: train].", show_default=False)
+    ] = None,
+    hub_revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Its commit, tag or branch; a commit gives the same text for ever.",
+            show_default=False,
+        ),
+    ] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens of one shard file.")] = 1 << 24,
     seq_length_hint: Annotated[
         int | None,
@@ -83,7 +126,7 @@ def prepare(
     ] = None,
     max_document_bytes: Annotated[
         int, typer.Option(help="A larger document is left out, and named.")
-    ] = 32 << 20,
+    ] = 8 << 20,
     max_fault_fraction: Annotated[
         float,
         typer.Option(
@@ -91,6 +134,10 @@ def prepare(
             "nothing is written."
         ),
     ] = 0.01,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that tokenise [default: one a core].", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace datasets of this name.")] = False,
     home: Home = None,
     as_json: Json = False,
@@ -98,7 +145,8 @@ def prepare(
     """Turn text into token shards with a manifest and the tokenizer: what runs train on.
 
     Writes OUTPUT and, of held-out documents, OUTPUT-validation. Both appear whole or not at all,
-    and the same input gives the same bytes.
+    and the same input gives the same bytes. Killed at any instant, the same command goes on from
+    what is done.
     """
     from lectern_cli.prepare import prepare as prepare_data
 
@@ -111,8 +159,9 @@ def prepare(
             display.update(tasks[stage], completed=done, total=total)
 
         prepared = prepare_data(
-            inputs,
+            inputs or [],
             _output_folder(output, home),
+            hub_dataset=_hub_dataset(hub, hub_config, hub_split, hub_revision),
             tokenizer=tokenizer,
             train_vocab_size=train_tokenizer,
             eos_policy=eos_policy,
@@ -121,13 +170,15 @@ def prepare(
             seed=seed,
             include=include or (),
             exclude=exclude or (),
-            text_field=text_field,
+            content=_content(text_field, messages_field, chat=chat),
             shard_tokens=shard_tokens,
             seq_length_hint=seq_length_hint,
             max_document_bytes=max_document_bytes,
             max_fault_fraction=max_fault_fraction,
+            workers=workers,
             force=force,
             on_progress=on_progress,
+            on_event=console.note,
         )
     _report_left_out(prepared)
     if as_json:
@@ -138,6 +189,7 @@ def prepare(
             print(
                 f"{part.path}: {part.tokens:,} tokens of {part.documents:,} documents "
                 f"({part.text_bytes / part.tokens:.2f} bytes a token), {part.shards} shards"
+                + (f", {part.learnt_tokens:,} tokens of the assistant" if chat else "")
             )
     print(f"vocabulary of {prepared.vocab_size}, {prepared.seconds:.1f} s")
 
@@ -146,11 +198,36 @@ def _output_folder(output: str, home: Path | None) -> Path:
     return Path(output) if "/" in output else roots_of(home).data / output
 
 
+def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
+    from lectern_cli.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+
+    if chat and text_field is not None:
+        raise InvalidRequest("--text-field has no effect with --chat", "text_field")
+    if not chat and messages_field is not None:
+        raise InvalidRequest("--messages-field has no effect without --chat", "messages_field")
+    if chat:
+        return Content(messages_field or MESSAGES_FIELD, is_chat=True)
+    return Content(text_field or TEXT_FIELD)
+
+
+def _hub_dataset(
+    name: str | None, config: str | None, split: str | None, revision: str | None
+) -> "HubDataset | None":
+    from lectern_cli.hub import HubDataset
+
+    if name is not None:
+        return HubDataset(name, config, split or "train", revision)
+    for option, value in (("config", config), ("split", split), ("revision", revision)):
+        if value is not None:
+            raise InvalidRequest(f"--hub-{option} has no effect without --hub", f"hub_{option}")
+    return None
+
+
 def _report_left_out(prepared: "Prepared") -> None:
     left_out = prepared.left_out
     if not left_out:
         return
-    console.note(f"left out: {len(left_out)} documents")
+    console.note(f"left out: {sum(entry.documents for entry in left_out)} documents")
     for entry in left_out[:NAMES_SHOWN]:
         console.note(f"  {entry.name}: {entry.reason}")
     if len(left_out) > NAMES_SHOWN:

@@ -1,51 +1,47 @@
 """Text to token shards: the work behind `lectern data prepare`. No torch.
 
     prepare()
-      1. finds, checks and hashes every document             documents.py
-      2. splits them, by document, into training and validation
-      3. trains the tokenizer on the training part, or takes the given one    tokenizer.py
-      4. writes each part into a hidden folder beside its place
-      5. renames both into place
+      1. streams the rows of a hub's dataset into a file here             hub.py
+      2. finds, checks and hashes every document                          input_files.py, scan.py
+      3. splits them, by document, into training and validation           document_split.py
+      4. trains the tokenizer on the training part, or takes the given    tokenizer.py
+      5. cuts them into pieces, tokenised by several processes            pieces.py, tokenizing.py
+      6. puts each part together in a hidden folder beside its place      written_parts.py
+      7. renames both into place                                          publish.py
 
 The result depends on the texts, their names below the inputs and the settings alone: two runs
-write the same bytes.
+write the same bytes, by whatever number of processes. What 1, 4 and 5 have made is kept in a hidden
+folder beside the dataset until it is there: killed at any instant, the same call goes on from it.
 """
 
 import hashlib
-import json
+import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from lectern_cli.documents import MAX_DOCUMENT_BYTES, Document, LeftOut, find_files, scan
+from lectern_cli import hub
+from lectern_cli.document_split import split
+from lectern_cli.documents import Document, LeftOut, texts_of
+from lectern_cli.encoder import EncoderFiles
+from lectern_cli.faults import Faults
+from lectern_cli.hub import HubDataset
+from lectern_cli.input_files import find_files
+from lectern_cli.pieces import PIECE_BYTES, Piece, cut, piece_left_out
 from lectern_cli.publish import published
-from lectern_cli.shard_writer import ShardWriter
-from lectern_cli.tokenizer import CONFIG_NAME, DatasetTokenizer, load_tokenizer, train_tokenizer
+from lectern_cli.rows import Content
+from lectern_cli.scan import MAX_DOCUMENT_BYTES, scan
+from lectern_cli.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
+from lectern_cli.tokenizing import default_workers, tokenize
+from lectern_cli.work_folder import Work, work_folder
+from lectern_cli.written_parts import EosPolicy, Layout, Part, write_part
 from lectern_common.errors import InvalidRequest
-from lectern_common.shards import MANIFEST_NAME, TOKENIZER_NAME, ShardManifest
+from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.tokenizer_map import tokenizer_sha256
 
-EosPolicy = Literal["none", "between", "after"]
 DEFAULT_SHARD_TOKENS = 1 << 24
 VALIDATION_SUFFIX = "-validation"
-MAX_NAMED_FAULTS = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """One written dataset."""
-
-    path: Path
-    documents: int
-    text_bytes: int
-    tokens: int
-    shards: int
 
 
 @dataclass(frozen=True)
@@ -62,13 +58,15 @@ class Prepared:
 
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total); stages in order: "reading", "tokenizer", "writing"."""
+"""Told (stage, done, total); stages in order: "fetching" (rows), "reading" (bytes), "tokenizer",
+"tokenizing" and "writing" (documents)."""
 
 
 def prepare(
     inputs: list[Path],
     output: Path,
     *,
+    hub_dataset: HubDataset | None = None,
     tokenizer: Path | None = None,
     train_vocab_size: int | None = None,
     eos_policy: EosPolicy = "after",
@@ -77,65 +75,120 @@ def prepare(
     seed: int = 0,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    text_field: str = "text",
+    content: Content | None = None,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
     seq_length_hint: int | None = None,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     max_fault_fraction: float = 0.01,
+    workers: int | None = None,
+    piece_bytes: int = PIECE_BYTES,
     force: bool = False,
     on_progress: Progress = lambda stage, done, total: None,
+    on_event: Callable[[str], None] = lambda sentence: None,
 ) -> Prepared:
     """Writes the datasets `output` and `output`-validation; both appear whole or not at all.
 
     Args:
-        inputs: files and folders; .jsonl files hold one document a row under `text_field`.
+        inputs: files and folders; .jsonl and Parquet files hold one document a row.
+        hub_dataset: a dataset of a hub, read after the inputs.
         tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
             `train_vocab_size`, which trains a byte-level BPE on the training part.
         validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
             validation set. Equal documents always fall on the same side.
         seed: draws which documents are held out.
+        content: what a row holds; None: a text under "text". Chats go through the tokenizer's chat
+            template, and a mask says which tokens are the assistant's.
+        max_document_bytes: a larger document is a fault.
         max_fault_fraction: share of the documents that may be unreadable, not text or too large;
             above it nothing is written.
+        workers: processes that tokenise; None: one a core.
+        piece_bytes: text that one of them tokenises at a time; what a kill can cost each.
         force: replace datasets of these names.
+        on_progress: see Progress.
+        on_event: told in a sentence of what a person should know meanwhile.
 
     Raises:
         InvalidRequest: settings that do not fit together, or nothing usable in the inputs.
-        NotFound: an input or the tokenizer does not exist.
-        Conflict: a dataset of that name exists, or what is there is no dataset.
+        NotFound: an input, the tokenizer or the hub's dataset does not exist.
+        Conflict: a dataset of that name exists, or what is there is no dataset, or another process
+            is preparing it.
         CorruptData: a file changed while it was read, or the tokenizer is broken.
+        Misconfigured: the inputs need a package that is not installed.
+        LecternError: a process that tokenises ended again and again, or the hub's stream broke.
     """
     started = time.monotonic()
-    if (tokenizer is None) == (train_vocab_size is None):
-        raise InvalidRequest("set exactly one of --tokenizer and --train-tokenizer", "tokenizer")
+    content = content or Content()
+    workers = default_workers() if workers is None else workers
+    _require_fitting(inputs, hub_dataset, tokenizer, train_vocab_size, content)
     if not 0 <= validation_fraction < 1:
         raise InvalidRequest("must be at least 0 and below 1", "validation_fraction")
-    layout = _Layout(eos_policy, shard_tokens, seq_length_hint)
+    for name, number in (("workers", workers), ("shard_tokens", shard_tokens)):
+        if number < 1:
+            raise InvalidRequest("must be at least 1", name)
+    layout = Layout(eos_policy, shard_tokens, seq_length_hint, content)
     targets = [output, output.with_name(output.name + VALIDATION_SUFFIX)]
-    with published(targets, replace=force) as folders:
+    with work_folder(output) as work, published(targets, replace=force) as folders:
+        files = find_files(inputs, list(include), list(exclude))
+        if hub_dataset is not None:
+            fetched = hub.fetch(
+                hub_dataset,
+                content.field,
+                work.path,
+                on_progress=lambda done, total: on_progress("fetching", done, total),
+            )
+            files.append((fetched.name, fetched.path))
+            if fetched.revision is not None:
+                on_event(f"{hub_dataset.name} at revision {fetched.revision}")
         documents, left_out = scan(
-            find_files(inputs, list(include), list(exclude)),
-            text_field=text_field,
+            files,
+            content=content,
             max_document_bytes=max_document_bytes,
             on_progress=lambda done, total: on_progress("reading", done, total),
         )
-        _require_usable(documents, left_out, max_fault_fraction)
+        faults = Faults(max_fault_fraction, len(documents), left_out)
+        faults.require_few()
         parts = split(documents, validation_fraction, seed)
-        if train_vocab_size is not None:
-            texts = _read(parts[0], "tokenizer", on_progress)
-            chosen = train_tokenizer(texts, train_vocab_size, eos_token)
-        else:
-            chosen = load_tokenizer(tokenizer or Path(), eos_token)
-        if eos_policy != "none" and chosen.eos_token_id is None:
-            raise InvalidRequest(
-                "the tokenizer does not say which token ends a text; set --eos-token, or "
-                "--eos-policy none",
-                "eos_token",
-            )
+        chosen = (
+            load_tokenizer(tokenizer, eos_token)
+            if tokenizer is not None
+            else _trained(work, parts[0], content, train_vocab_size or 0, eos_token, on_progress)
+        )
+        _require_eos(chosen, eos_policy)
+        encoder = _encoder_files(work, chosen, content)
+        identity = encoder.sha256()
+        pieces = [list(cut(part, identity, piece_bytes)) for part in parts]
+        done = 0
+
+        def on_done(piece: Piece) -> None:
+            nonlocal done
+            if content.is_chat:
+                faults.add(piece_left_out(piece, work.path))
+                faults.require_few()
+            done += len(piece.documents)
+            on_progress("tokenizing", done, len(documents))
+
+        tokenize(pieces[0] + pieces[1], encoder, work.path, workers, on_done, on_event)
+        if content.is_chat:
+            left_out += [
+                entry
+                for part in pieces
+                for piece in part
+                for entry in piece_left_out(piece, work.path)
+            ]
         written = [
-            _write_part(folder, target, part, chosen, layout, on_progress)
-            for folder, target, part in zip(folders, targets, parts, strict=True)
+            write_part(
+                folder,
+                target,
+                part,
+                work.path,
+                chosen,
+                layout,
+                lambda done, total: on_progress("writing", done, total),
+            )
+            for folder, target, part in zip(folders, targets, pieces, strict=True)
             if part
         ]
+        work.is_needed = False
     return Prepared(
         training=written[0],
         validation=written[1] if len(written) > 1 else None,
@@ -147,124 +200,74 @@ def prepare(
     )
 
 
-def split(
-    documents: list[Document], validation_fraction: float, seed: int
-) -> tuple[list[Document], list[Document]]:
-    """Returns (training, validation), each in the order of `documents`.
-
-    Documents are drawn by a hash of (seed, content) until `validation_fraction` of the bytes is
-    reached, so neither names nor order matter, and equal documents stay together.
-
-    Raises:
-        InvalidRequest: one of the two would be empty.
-    """
-    if validation_fraction == 0:
-        return documents, []
-    sizes = Counter[str]()
-    for document in documents:
-        sizes[document.sha256] += document.text_bytes
-    wanted = validation_fraction * sizes.total()
-    held_out: set[str] = set()
-    drawn = 0
-    for digest in sorted(sizes, key=lambda digest: _draw(seed, digest)):
-        if drawn >= wanted:
-            break
-        held_out.add(digest)
-        drawn += sizes[digest]
-    if len(held_out) == len(sizes):
-        raise InvalidRequest(
-            f"{len(sizes)} different documents cannot be split by document; give more, or set "
-            "--validation-fraction 0 and let the run hold rows out (data.validation_fraction)",
-            "validation_fraction",
-        )
-    return (
-        [document for document in documents if document.sha256 not in held_out],
-        [document for document in documents if document.sha256 in held_out],
-    )
-
-
-@dataclass(frozen=True)
-class _Layout:
-    eos_policy: EosPolicy
-    shard_tokens: int
-    seq_length_hint: int | None
-
-
-def _require_usable(
-    documents: list[Document], left_out: list[LeftOut], max_fault_fraction: float
+def _require_fitting(
+    inputs: list[Path],
+    hub_dataset: HubDataset | None,
+    tokenizer: Path | None,
+    train_vocab_size: int | None,
+    content: Content,
 ) -> None:
-    faults = [entry for entry in left_out if entry.is_fault]
-    named = "; ".join(f"{entry.name}: {entry.reason}" for entry in faults[:MAX_NAMED_FAULTS])
-    if len(faults) > MAX_NAMED_FAULTS:
-        named += f"; and {len(faults) - MAX_NAMED_FAULTS} more"
-    if not documents:
-        raise InvalidRequest(f"no text in the inputs{': ' + named if named else ''}", "inputs")
-    if len(faults) > max_fault_fraction * (len(faults) + len(documents)):
+    if not inputs and hub_dataset is None:
+        raise InvalidRequest("name files or folders, or a dataset of a hub with --hub", "inputs")
+    if (tokenizer is None) == (train_vocab_size is None):
+        raise InvalidRequest("set exactly one of --tokenizer and --train-tokenizer", "tokenizer")
+    if content.is_chat and tokenizer is None:
         raise InvalidRequest(
-            f"{len(faults)} of {len(faults) + len(documents)} documents cannot be used, more than "
-            f"--max-fault-fraction {max_fault_fraction:g} allows ({named}); leave them out with "
-            "--include or --exclude, or raise it",
-            "inputs",
+            "chats need a tokenizer with a chat template; set --tokenizer instead of "
+            "--train-tokenizer",
+            "tokenizer",
         )
 
 
-def _read(documents: list[Document], stage: str, on_progress: Progress) -> Iterator[str]:
-    for number, document in enumerate(documents):
-        on_progress(stage, number, len(documents))
-        yield document.read()
-    on_progress(stage, len(documents), len(documents))
+def _require_eos(tokenizer: DatasetTokenizer, eos_policy: EosPolicy) -> None:
+    if eos_policy != "none" and tokenizer.eos_token_id is None:
+        raise InvalidRequest(
+            "the tokenizer does not say which token ends a text; set --eos-token, or "
+            "--eos-policy none",
+            "eos_token",
+        )
 
 
-def _write_part(
-    folder: Path,
-    target: Path,
+def _trained(
+    work: Work,
     documents: list[Document],
-    tokenizer: DatasetTokenizer,
-    layout: _Layout,
+    content: Content,
+    vocab_size: int,
+    eos_token: str | None,
     on_progress: Progress,
-) -> Part:
-    """Writes shards, tokenizer and manifest of one dataset into `folder`."""
-    eos = np.array([tokenizer.eos_token_id or 0], dtype=np.uint32)
-    texts = _read(documents, "writing", on_progress)
-    with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size) as writer:
-        for number, ids in enumerate(tokenizer.encode(texts)):
-            if layout.eos_policy == "between" and number > 0:
-                writer.append(eos)
-            writer.append(ids)
-            if layout.eos_policy == "after":
-                writer.append(eos)
-    if writer.total_tokens == 0:
-        raise InvalidRequest(f"the tokenizer makes no token of the text of {target.name}", "inputs")
-    manifest = ShardManifest.model_validate(
-        {
-            "schema": "pretokenize-bin-v1",
-            "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
-            "corpus_sha256": writer.corpus_sha256(),
-            "shard_count": writer.shard_count,
-            "total_tokens": writer.total_tokens,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_policy": layout.eos_policy,
-            "eos_token_id": None if layout.eos_policy == "none" else tokenizer.eos_token_id,
-            "seq_length_hint": layout.seq_length_hint,
-            "producer_version": f"lectern {version('lectern')}",
-            "producer_sha256": _producer_sha256(documents, layout),
-        }
-    )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
-    (folder / TOKENIZER_NAME).write_bytes(tokenizer.tokenizer_json)
-    if tokenizer.config_json is not None:
-        (folder / CONFIG_NAME).write_bytes(tokenizer.config_json)
-    size = sum(document.text_bytes for document in documents)
-    return Part(target, len(documents), size, writer.total_tokens, writer.shard_count)
-
-
-def _producer_sha256(documents: list[Document], layout: _Layout) -> str:
-    """Returns the hash over the settings, and the content of each document in order."""
-    digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode())
+) -> DatasetTokenizer:
+    """Returns the tokenizer trained on the documents, kept from before a kill if it was."""
+    digest = hashlib.sha256(f"{vocab_size} {eos_token}".encode())
     for document in documents:
         digest.update(bytes.fromhex(document.sha256))
-    return digest.hexdigest()
+    folder = work.path / f"tokenizer-{digest.hexdigest()[:32]}"
+    if not folder.exists():
+        texts = _told(texts_of(documents, content), len(documents), "tokenizer", on_progress)
+        trained = train_tokenizer(texts, vocab_size, eos_token)
+        hidden = work.path / f".{folder.name}.{os.getpid()}"
+        hidden.mkdir()
+        for name, data in trained.files.items():
+            (hidden / name).write_bytes(data)
+        hidden.rename(folder)
+    return load_tokenizer(folder, eos_token)
 
 
-def _draw(seed: int, digest: str) -> str:
-    return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()
+def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) -> EncoderFiles:
+    """Returns what a process needs to encode, its tokenizer in the work folder."""
+    template = tokenizer.chat_template if content.is_chat else None
+    if content.is_chat and template is None:
+        raise InvalidRequest(
+            "the tokenizer has no chat template; put chat_template.jinja beside its tokenizer.json",
+            "tokenizer",
+        )
+    path = work.path / TOKENIZER_NAME
+    path.write_bytes(tokenizer.tokenizer_json)
+    special = tokenizer.special_tokens if content.is_chat else {}
+    return EncoderFiles(path, content, template, special)
+
+
+def _told(texts: Iterator[str], total: int, stage: str, on_progress: Progress) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        on_progress(stage, number, total)
+        yield text
+    on_progress(stage, total, total)

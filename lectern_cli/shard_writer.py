@@ -1,38 +1,52 @@
-"""Writes token ids as shard files and the manifest that describes them."""
+"""Token shards: the fixed-size files, what stands beside them, and the manifest's share of it."""
 
 import hashlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.errors import CorruptData, InvalidRequest
-from lectern_common.shards import shard_path
+from lectern_common.errors import CorruptData
+from lectern_common.shards import DOCUMENTS_NAME, mask_path, shard_path
 
 
 class ShardWriter:
     """Appends ids to shard-00000.bin, shard-00001.bin, ... of exactly `shard_tokens` ids each; the
-    last one may be shorter. Use as a context manager.
+    last one may be shorter. With a mask, mask-00000.bin, ... hold a byte for each. Use as a context
+    manager.
 
     Attributes:
         total_tokens: ids written.
         shard_count: files begun.
     """
 
-    def __init__(self, folder: Path, shard_tokens: int, vocab_size: int) -> None:
-        if shard_tokens < 1:
-            raise InvalidRequest("a shard holds at least one token", field="shard_tokens")
+    def __init__(
+        self, folder: Path, shard_tokens: int, vocab_size: int, *, masked: bool = False
+    ) -> None:
         self.total_tokens = 0
         self.shard_count = 0
         self._folder = folder
         self._shard_tokens = shard_tokens
         self._vocab_size = vocab_size
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO | None = None
+        self._masked = masked
+        self._shards_digest, self._mask_digest = hashlib.sha256(), hashlib.sha256()
+        self._shard: BinaryIO | None = None
+        self._mask: BinaryIO | None = None
+        self._starts: list[npt.NDArray[np.uint64]] = []
 
-    def append(self, ids: npt.NDArray[np.uint32]) -> None:
+    def append(
+        self,
+        ids: npt.NDArray[np.uint32],
+        mask: npt.NDArray[np.uint8] | None,
+        starts: npt.NDArray[np.int64],
+    ) -> None:
         """Writes `ids` [tokens] behind what is written.
+
+        Args:
+            ids: of whole documents.
+            mask: 1 where a token is learnt, [tokens]; None exactly where there is no mask.
+            starts: where in `ids` documents begin, rising.
 
         Raises:
             CorruptData: an id is not below the vocabulary's size.
@@ -41,30 +55,54 @@ class ShardWriter:
             raise CorruptData(
                 f"the tokenizer gave id {ids.max()}, beyond its vocabulary of {self._vocab_size}"
             )
-        while len(ids):
+        if (mask is not None) != self._masked:
+            raise ValueError("a mask belongs to every token or to none")
+        self._starts.append((starts + self.total_tokens).astype("<u8"))
+        first = 0
+        while first < len(ids):
             room = self._shard_tokens - self.total_tokens % self._shard_tokens
             if room == self._shard_tokens:
                 self._begin_shard()
-            data = ids[:room].astype("<u4").tobytes()
-            self._digest.update(data)
-            if self._file is not None:
-                self._file.write(data)
-            self.total_tokens += min(room, len(ids))
-            ids = ids[room:]
+            cut = slice(first, first + room)
+            data = ids[cut].astype("<u4").tobytes()
+            self._shards_digest.update(data)
+            if self._shard is not None:
+                self._shard.write(data)
+            if mask is not None and self._mask is not None:
+                self._mask_digest.update(mask[cut].tobytes())
+                self._mask.write(mask[cut].tobytes())
+            self.total_tokens += len(data) // 4
+            first += room
 
-    def corpus_sha256(self) -> str:
-        """Returns the hex SHA-256 over all shard bytes in order."""
-        return self._digest.hexdigest()
+    def finished(self) -> dict[str, Any]:
+        """Writes documents.bin; returns the manifest's fields about all that was written."""
+        starts = np.concatenate(self._starts) if self._starts else np.empty(0, "<u8")
+        data = starts.tobytes()
+        (self._folder / DOCUMENTS_NAME).write_bytes(data)
+        return {
+            "corpus_sha256": self._shards_digest.hexdigest(),
+            "shard_count": self.shard_count,
+            "total_tokens": self.total_tokens,
+            "vocab_size": self._vocab_size,
+            "document_count": len(starts),
+            "documents_sha256": hashlib.sha256(data).hexdigest(),
+            "mask_sha256": self._mask_digest.hexdigest() if self._masked else None,
+        }
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._close()
 
     def _begin_shard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = shard_path(self._folder, self.shard_count).open("xb")
+        self._close()
+        self._shard = shard_path(self._folder, self.shard_count).open("xb")
+        if self._masked:
+            self._mask = mask_path(self._folder, self.shard_count).open("xb")
         self.shard_count += 1
+
+    def _close(self) -> None:
+        for file in (self._shard, self._mask):
+            if file is not None:
+                file.close()

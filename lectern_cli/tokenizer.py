@@ -1,16 +1,15 @@
-"""The tokenizer of a dataset: trained here, or given; and how it turns documents into ids.
+"""The tokenizer of a dataset: trained here, or given, with all that is said beside it.
 
 Training is deterministic: the same texts in the same order give the same tokenizer.json, byte for
 byte.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -21,22 +20,60 @@ from lectern_common.errors import CorruptData, InvalidRequest, NotFound
 from lectern_common.shards import TOKENIZER_NAME
 
 CONFIG_NAME = "tokenizer_config.json"
+TEMPLATE_NAME = "chat_template.jinja"
 DEFAULT_EOS_TOKEN = "<|endoftext|>"  # noqa: S105 - a token of text, no password
 MIN_TRAINED_VOCABULARY = 257  # every byte and the end-of-text token
-_BATCH_BYTES = 4 << 20
+_SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 @dataclass(frozen=True)
 class DatasetTokenizer:
     """A tokenizer with the files that describe it.
 
-    `eos_token_id` is None where the tokenizer has no end-of-text token, or none was named.
+    Attributes:
+        tokenizer: as tokenizer_json says.
+        tokenizer_json, config_json, template_jinja: the files, None where there is none.
+        eos_token_id: None where the tokenizer has no end-of-text token, or none was named.
     """
 
     tokenizer: Tokenizer
     tokenizer_json: bytes
     config_json: bytes | None
+    template_jinja: bytes | None
     eos_token_id: int | None
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File name -> content, of those that there are."""
+        files = {
+            TOKENIZER_NAME: self.tokenizer_json,
+            CONFIG_NAME: self.config_json,
+            TEMPLATE_NAME: self.template_jinja,
+        }
+        return {name: content for name, content in files.items() if content is not None}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template of chats: of its own file, else of the config's default one."""
+        if self.template_jinja is not None:
+            return self.template_jinja.decode()
+        entry = _config(self.config_json).get("chat_template")
+        if isinstance(entry, list):  # several, by name
+            named = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
+            entry = named.get("default")
+        return entry if isinstance(entry, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token, ... as the config names them: what a chat template may use."""
+        found = {
+            name: _token_text(value)
+            for name, value in _config(self.config_json).items()
+            if name in _SPECIAL_TOKENS
+        }
+        return {name: text for name, text in found.items() if text is not None}
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -47,17 +84,6 @@ class DatasetTokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id; ids may have gaps."""
         return max(self.tokens.values()) + 1
-
-    def encode(self, texts: Iterable[str]) -> Iterator[npt.NDArray[np.uint32]]:
-        """Yields the ids of each text, in order.
-
-        A special token's spelling inside a text is encoded as the characters it is made of: no
-        document can end itself. No token is added, cut off or padded.
-        """
-        pending = iter(texts)
-        while batch := list(_batch(pending)):
-            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.uint32)
 
 
 def train_tokenizer(
@@ -90,7 +116,11 @@ def train_tokenizer(
     # Without it, transformers would build the tokenizer class of the model's type and its own
     # pre-tokenizer, instead of reading tokenizer.json.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos_token}
-    return _ready(tokenizer, json.dumps(config, indent=2).encode() + b"\n", eos_token)
+    files = {
+        TOKENIZER_NAME: tokenizer.to_str(pretty=True).encode() + b"\n",
+        CONFIG_NAME: json.dumps(config, indent=2).encode() + b"\n",
+    }
+    return _ready(tokenizer, files, eos_token)
 
 
 def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer:
@@ -110,47 +140,46 @@ def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
         raise CorruptData(f"{file} is not a tokenizer.json: {error}") from None
-    beside = file.with_name(CONFIG_NAME)
-    config_json = beside.read_bytes() if beside.is_file() else None
-    if eos_token is None and config_json is not None:
-        eos_token = _eos_of_config(config_json, beside)
-    return _ready(tokenizer, config_json, eos_token, tokenizer_json=file.read_bytes())
+    beside = (CONFIG_NAME, TEMPLATE_NAME)
+    files = {TOKENIZER_NAME: file.read_bytes()} | {
+        name: file.with_name(name).read_bytes() for name in beside if file.with_name(name).is_file()
+    }
+    try:
+        config = _config(files.get(CONFIG_NAME))
+        files.get(TEMPLATE_NAME, b"").decode()
+    except ValueError:
+        raise CorruptData(f"the files beside {file} are no tokenizer config and template") from None
+    if eos_token is None:
+        eos_token = _token_text(config.get("eos_token"))
+    return _ready(tokenizer, files, eos_token)
 
 
 def _ready(
-    tokenizer: Tokenizer,
-    config_json: bytes | None,
-    eos_token: str | None,
-    tokenizer_json: bytes | None = None,
+    tokenizer: Tokenizer, files: dict[str, bytes], eos_token: str | None
 ) -> DatasetTokenizer:
     eos_token_id = None
     if eos_token is not None:
         eos_token_id = tokenizer.token_to_id(eos_token)
         if eos_token_id is None:
             raise InvalidRequest(f"{eos_token!r} is no token of this tokenizer", field="eos_token")
-    if tokenizer_json is None:
-        tokenizer_json = tokenizer.to_str(pretty=True).encode() + b"\n"
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return DatasetTokenizer(tokenizer, tokenizer_json, config_json, eos_token_id)
+    return DatasetTokenizer(
+        tokenizer,
+        files[TOKENIZER_NAME],
+        files.get(CONFIG_NAME),
+        files.get(TEMPLATE_NAME),
+        eos_token_id,
+    )
 
 
-def _eos_of_config(config_json: bytes, path: Path) -> str | None:
-    try:
-        entry = json.loads(config_json).get("eos_token")
-    except (ValueError, AttributeError):
-        raise CorruptData(f"{path} is not a tokenizer config") from None
+def _config(config_json: bytes | None) -> dict[str, Any]:
+    """Returns tokenizer_config.json, {} where there is none. Raises ValueError."""
+    config = {} if config_json is None else json.loads(config_json)
+    if not isinstance(config, dict):
+        raise ValueError("no mapping")
+    return config
+
+
+def _token_text(entry: Any) -> str | None:
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) else None
-
-
-def _batch(texts: Iterator[str]) -> Iterator[str]:
-    """Yields texts until a batch is full."""
-    size = 0
-    for text in texts:
-        yield text
-        size += len(text)
-        if size >= _BATCH_BYTES:
-            return

@@ -73,7 +73,7 @@ class StreamRows:
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
         if self.learnt is None and self.document_starts is None:
             return None
-        return self.labels_counted(index, 1)[0]
+        return np.asarray(self.labels_counted(index, 1)[0])
 
     def labels_counted(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Returns which labels count in rows `first` to `first + count`, [count, seq_len]."""

@@ -52,7 +52,9 @@ def test_json_says_what_was_written_and_what_was_not(lectern, texts, tmp_path):
 
     assert told["training"]["documents"] == 8
     assert told["validation"]["path"] == f"{tmp_path}/data/code-validation"
-    assert told["left_out"] == [{"name": "texts/empty.txt", "reason": "empty", "is_fault": False}]
+    assert told["left_out"] == [
+        {"name": "texts/empty.txt", "reason": "empty", "is_fault": False, "documents": 1}
+    ]
 
 
 def test_a_second_time_needs_force(lectern, texts, tmp_path):

@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli.documents import find_files, scan
+from lectern_cli.documents import texts_of
+from lectern_cli.input_files import find_files
+from lectern_cli.rows import Content
+from lectern_cli.scan import scan
 from lectern_common.errors import CorruptData, NotFound
 
 
@@ -14,6 +17,11 @@ def write(folder: Path, **texts: str | bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
+
+
+def read(document) -> str:
+    [text] = texts_of([document], Content())
+    return text
 
 
 def names(files: list[tuple[str, Path]]) -> list[str]:
@@ -66,7 +74,7 @@ def test_what_is_no_text_is_left_out_by_name_and_reason(tmp_path):
         "src/binary.py": ("not text (it has a NUL byte)", True),
         "src/empty.py": ("empty", False),
         "src/gone.py": ("not a regular file", True),
-        "src/huge.py": ("over 100 bytes; split it, or write it as .jsonl", True),
+        "src/huge.py": ("over 100 bytes; split it, or raise --max-document-bytes", True),
         "src/latin.py": ("not UTF-8 (byte 3)", True),
     }
 
@@ -88,7 +96,7 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path):
 
     documents, left_out = scan([("rows.jsonl", path)], max_document_bytes=100)
 
-    assert [document.read() for document in documents] == ["first\nline", "last, without a newline"]
+    assert list(texts_of(documents, Content())) == ["first\nline", "last, without a newline"]
     assert {entry.name: entry.reason for entry in left_out} == {
         "rows.jsonl#2": "not JSON",
         "rows.jsonl#3": "has no text under 'text'",
@@ -104,11 +112,11 @@ def test_a_file_that_changes_between_finding_and_reading_is_refused(tmp_path):
     path = tmp_path / "a.py"
     path.write_text("x = 1\n")
     [document], _ = scan([("a.py", path)])
-    assert document.read() == "x = 1\n"
+    assert read(document) == "x = 1\n"
 
     path.write_text("x = 2\n")
     with pytest.raises(CorruptData, match="changed while"):
-        document.read()
+        read(document)
     path.unlink()
     with pytest.raises(CorruptData, match="changed while"):
-        document.read()
+        read(document)

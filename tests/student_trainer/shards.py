@@ -15,10 +15,14 @@ def write_shards(
     vocab_size: int | None = None,
     shards: int = 1,
     tokenizer_sha256: str = "0" * 64,
+    documents: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
 ) -> Path:
     """Writes a dataset folder of flat uint32 shards with its manifest; returns the folder.
 
     vocab_size: what the manifest says; None: one more than the largest id.
+    documents: tokens that documents begin with; None: the manifest does not know, as old ones.
+    mask: a byte a token; None: there is none.
     """
     ids = np.asarray(tokens, "<u4")
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,5 +41,15 @@ def write_shards(
         "producer_version": "test",
         "producer_sha256": "",
     }
+    if documents is not None:
+        starts = np.asarray(documents, "<u8")
+        (folder / "documents.bin").write_bytes(starts.tobytes())
+        manifest["document_count"] = len(starts)
+        manifest["documents_sha256"] = hashlib.sha256(starts.tobytes()).hexdigest()
+    if mask is not None:
+        learnt = np.asarray(mask, np.uint8)
+        for index, part in enumerate(np.array_split(learnt, shards)):
+            (folder / f"mask-{index:05d}.bin").write_bytes(part.tobytes())
+        manifest["mask_sha256"] = hashlib.sha256(learnt.tobytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

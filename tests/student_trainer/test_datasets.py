@@ -1,6 +1,7 @@
 """Splitting, ordering and sharing of rows."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lectern_common.errors import InvalidSpec
@@ -14,6 +15,7 @@ from student_trainer.datasets import (
     permutation,
     spread,
 )
+from student_trainer.targets import IGNORE_INDEX
 
 
 def rows_of(count: int, seq_len: int = 4) -> StreamRows:
@@ -86,3 +88,89 @@ def test_in_order_yields_every_row_once() -> None:
     assert [len(batch.inputs_BS) for batch in batches] == [2, 2, 1]
     firsts = np.concatenate([batch.inputs_BS[:, 0] for batch in batches]) // 4
     assert firsts.tolist() == [0, 1, 2, 3, 4]
+
+
+def masked_rows(count: int = 5, seq_len: int = 6) -> StreamRows:
+    """Every third token is learnt, and documents of 4 tokens are kept apart."""
+    total = count * seq_len + 1
+    tokens = np.arange(total, dtype=np.uint32)
+    learnt = TokenStream([(np.arange(total) % 3 == 0).astype(np.uint8)])  # type: ignore[list-item]
+    return StreamRows(TokenStream([tokens]), seq_len, learnt, np.arange(0, total, 4))
+
+
+def test_a_label_counts_where_its_token_is_learnt_and_begins_no_document() -> None:
+    rows = masked_rows()
+    for index in range(len(rows)):
+        labels = rows.row(index)[1:]
+        expected = [token % 3 == 0 and token % 4 != 0 for token in labels.tolist()]
+        counted = rows.counted(index)
+        assert counted is not None and counted.tolist() == expected
+    batch = next(in_order(rows, 5))
+    flat = batch.labels_BS.ravel()
+    assert flat[flat != IGNORE_INDEX].tolist() == [3, 6, 9, 15, 18, 21, 27, 30]
+    assert (batch.inputs_BS.ravel() == np.arange(30)).all()
+
+
+def test_positions_begin_anew_with_a_document_and_with_a_row() -> None:
+    rows = masked_rows()
+    positions = [rows.position_ids(index) for index in range(2)]
+    assert [list(row) for row in positions if row is not None] == [
+        [0, 1, 2, 3, 0, 1],
+        [0, 1, 0, 1, 2, 3],
+    ]
+    batch = next(in_order(rows, 2))
+    assert batch.position_ids_BS is not None
+    assert batch.position_ids_BS.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 0, 1, 2, 3]]
+    assert [part.position_ids_BS.tolist() for part in batch.micro_batches(1)] == [  # type: ignore[union-attr]
+        [[0, 1, 2, 3, 0, 1]],
+        [[0, 1, 0, 1, 2, 3]],
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_shares_of_all_ranks_are_the_step_in_order(ranks: int) -> None:
+    rows = masked_rows(10)
+    whole = ShuffledBatches(rows, 4, seed=3)
+    shares = [ShuffledBatches(rows, 4, 3, rank, ranks) for rank in range(ranks)]
+    for step in (0, 2, 7):  # steps 2 and 7 span two epochs
+        parts = [share.batch_at(step) for share in shares]
+        expected = whole.batch_at(step)
+        np.testing.assert_array_equal(
+            np.concatenate([part.inputs_BS for part in parts]), expected.inputs_BS
+        )
+        np.testing.assert_array_equal(
+            np.concatenate([part.labels_BS for part in parts]), expected.labels_BS
+        )
+        assert {share.num_valid_at(step) for share in shares} == {expected.num_valid}
+
+
+def test_ranks_that_cannot_share_equally_are_refused() -> None:
+    with pytest.raises(ValueError, match="no share of 4 rows"):
+        ShuffledBatches(rows_of(9), 4, 0, 0, 3)
+
+
+def test_the_valid_positions_of_a_step_are_known_without_its_tokens() -> None:
+    class Untold(StreamRows):
+        def row(self, index: int) -> npt.NDArray[np.uint32]:
+            raise AssertionError("tokens were read")
+
+    rows = masked_rows()
+    untold = Untold(rows.stream, rows.seq_len, rows.learnt, rows.document_starts)
+    expected = ShuffledBatches(rows, 5, 0).batch_at(1).num_valid
+    assert ShuffledBatches(untold, 5, 0).num_valid_at(1) == expected == 8
+    assert ShuffledBatches(Untold(rows.stream, 6), 3, 0).num_valid_at(0) == 18
+
+
+def test_epochs_are_counted_in_rows_seen() -> None:
+    batches = ShuffledBatches(rows_of(10), 4, 0)
+    assert [batches.epochs_after(steps) for steps in (0, 1, 5)] == [0.0, 0.4, 2.0]
+
+
+def test_ranks_walk_the_validation_rows_side_by_side() -> None:
+    rows = rows_of(5)
+    parts = [list(in_order(rows, 1, rank, 2)) for rank in range(2)]
+    assert [len(part) for part in parts] == [3, 3]
+    seen = [batch for part in parts for batch in part if batch.num_valid]
+    firsts = sorted(int(batch.inputs_BS[0, 0]) // 4 for batch in seen)
+    assert firsts == [0, 1, 2, 3, 4]
+    assert parts[1][2].num_valid == 0

@@ -1,13 +1,14 @@
 """What is checked of a dataset folder before a run reads it, and what is left out."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from lectern_common.errors import CorruptData, InvalidSpec, NotFound
+from lectern_common.errors import CorruptData, DataUnavailable, InvalidSpec, NotFound
 from student_trainer import opening
 from student_trainer.batch_sources import ShardBatchSource, TokenStream
 from student_trainer.opening import open_dataset
@@ -100,3 +101,93 @@ def test_the_manifest_is_returned(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "surprise": 1}))
     with pytest.raises(CorruptData, match="surprise"):
         open_dataset(folder, 4, 10, 0.0)
+
+
+def test_rows_without_a_label_that_counts_are_left_out(tmp_path: Path) -> None:
+    mask = np.zeros(41)
+    mask[[5, 13, 14, 40]] = 1  # labels of rows 1, 3, 3 and 9
+    folder = write_shards(tmp_path, np.arange(41) % 8, mask=mask, shards=2)
+    opened = open_dataset(folder, 4, 8, 0.0)
+    assert opened.rows.indices.tolist() == [1, 3, 9]
+    assert opened.unlabelled == 7
+    counted = [opened.rows.counted(index) for index in range(3)]
+    assert [row.tolist() for row in counted if row is not None] == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, False, False, True],
+    ]
+
+
+@pytest.mark.parametrize("scan", [1, 9, 1 << 20])
+def test_hashes_and_labels_are_the_same_wherever_the_scan_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan: int
+) -> None:
+    draw = np.random.default_rng(0)
+    tokens, mask = draw.integers(0, 9, 83), draw.random(83) < 0.2
+    folder = write_shards(tmp_path, tokens, mask=mask, documents=[0, 7, 8, 50], shards=3)
+    whole = open_dataset(folder, 5, 9, 0.0, attention_across_documents=False)
+    monkeypatch.setattr(opening, "_SCAN_TOKENS", scan)
+    cut = open_dataset(folder, 5, 9, 0.0, attention_across_documents=False)
+    assert cut.hashes.tolist() == whole.hashes.tolist()
+    assert cut.rows.indices.tolist() == whole.rows.indices.tolist() != list(range(16))
+
+
+@pytest.mark.parametrize("name", ["mask-00001.bin", "documents.bin"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_changed_mask_or_boundary_is_refused(tmp_path: Path, name: str, damage: str) -> None:
+    folder = write_shards(
+        tmp_path, np.arange(40) % 8, mask=np.ones(40), documents=[0, 9, 30], shards=2
+    )
+    open_dataset(folder, 4, 8, 0.0)
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[9] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-8])
+    else:
+        path.unlink()
+    with pytest.raises(CorruptData, match=name[:4]):
+        open_dataset(folder, 4, 8, 0.0)
+
+
+def test_documents_can_be_kept_apart_only_where_they_are_known(tmp_path: Path) -> None:
+    old = write_shards(tmp_path / "old", np.arange(40) % 8)
+    assert len(open_dataset(old, 4, 8, 0.0).rows) == 9
+    with pytest.raises(InvalidSpec, match=r"data.attention_across_documents: .*prepare it again"):
+        open_dataset(old, 4, 8, 0.0, attention_across_documents=False)
+
+
+def test_documents_see_each_other_unless_it_is_asked_otherwise(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, np.arange(40) % 8, documents=[0, 6])
+    rows = open_dataset(folder, 4, 8, 0.0).rows
+    assert rows.position_ids(1) is None and rows.counted(1) is None
+    apart = open_dataset(folder, 4, 8, 0.0, attention_across_documents=False).rows
+    positions, counted = apart.position_ids(1), apart.counted(1)
+    assert positions is not None and positions.tolist() == [0, 1, 0, 1]
+    assert counted is not None and counted.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("damage", ["cut", "replace", "touch", "remove"])
+def test_a_shard_that_changes_under_a_run_ends_it_resumable(tmp_path: Path, damage: str) -> None:
+    """S13: no SIGBUS, no other text without a word."""
+    folder = write_shards(tmp_path, np.arange(400) % 8, shards=2)
+    rows = open_dataset(folder, 4, 8, 0.0).rows
+    rows.row(80)
+    path = folder / "shard-00001.bin"
+    data = path.read_bytes()
+    if damage == "cut":
+        with path.open("r+b") as file:
+            file.truncate(100)
+    elif damage == "replace":
+        (folder / "new").write_bytes(data)
+        (folder / "new").rename(path)
+    elif damage == "touch":
+        os.utime(path, ns=(1, 1))
+    else:
+        path.unlink()
+    with pytest.raises(DataUnavailable, match=r"shard-00001\.bin.*resume") as caught:
+        rows.row(80)
+    assert caught.value.retryable
+    rows.row(0)

@@ -1,0 +1,47 @@
+"""Which documents are held out for validation."""
+
+import hashlib
+from collections import Counter
+
+from lectern_cli.documents import Document
+from lectern_common.errors import InvalidRequest
+
+
+def split(
+    documents: list[Document], validation_fraction: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Returns (training, validation), each in the order of `documents`.
+
+    Documents are drawn by a hash of (seed, content) until `validation_fraction` of the bytes is
+    reached, so neither names nor order matter, and equal documents stay together.
+
+    Raises:
+        InvalidRequest: one of the two would be empty.
+    """
+    if validation_fraction == 0:
+        return documents, []
+    sizes = Counter[str]()
+    for document in documents:
+        sizes[document.sha256] += document.text_bytes
+    wanted = validation_fraction * sizes.total()
+    held_out: set[str] = set()
+    drawn = 0
+    for digest in sorted(sizes, key=lambda digest: _draw(seed, digest)):
+        if drawn >= wanted:
+            break
+        held_out.add(digest)
+        drawn += sizes[digest]
+    if len(held_out) == len(sizes):
+        raise InvalidRequest(
+            f"{len(sizes)} different documents cannot be split by document; give more, or set "
+            "--validation-fraction 0 and let the run hold rows out (data.validation_fraction)",
+            "validation_fraction",
+        )
+    return (
+        [document for document in documents if document.sha256 not in held_out],
+        [document for document in documents if document.sha256 in held_out],
+    )
+
+
+def _draw(seed: int, digest: str) -> str:
+    return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()

@@ -1,0 +1,76 @@
+"""A process that tokenises pieces, told on standard input: `python -m lectern_cli.piece_worker`.
+
+    <- {"files": ..., "folder": ...}            first, once: EncoderFiles, and where pieces go
+    <- {"name": ..., "documents": [...]}        then a line for each piece
+    -> {"name": ...}                            its file is written
+    -> {"name": ..., "reason": ..., "message": ...}    it cannot be
+
+It ends when its input does: with the process that started it, however that ends.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from lectern_cli.documents import Document
+from lectern_cli.encoder import Encoder, EncoderFiles
+from lectern_cli.pieces import Piece, write_piece
+from lectern_cli.rows import Content
+from lectern_common.errors import LecternError
+
+
+def greeting(files: EncoderFiles, folder: Path) -> str:
+    """Returns the first line."""
+    said = {
+        "tokenizer": str(files.tokenizer),
+        "field": files.content.field,
+        "is_chat": files.content.is_chat,
+        "chat_template": files.chat_template,
+        "special_tokens": files.special_tokens,
+        "folder": str(folder),
+    }
+    return json.dumps(said) + "\n"
+
+
+def order(piece: Piece) -> str:
+    """Returns the line that asks for a piece. Names stay behind: no answer needs them."""
+    documents = [
+        (str(entry.path), entry.text_bytes, entry.sha256, entry.place) for entry in piece.documents
+    ]
+    return json.dumps({"name": piece.name, "documents": documents}) + "\n"
+
+
+def main() -> None:
+    """Answers until the input ends."""
+    # Ctrl-C goes to the whole group; whoever started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    said = json.loads(sys.stdin.readline())
+    content = Content(said["field"], said["is_chat"])
+    files = EncoderFiles(
+        Path(said["tokenizer"]), content, said["chat_template"], said["special_tokens"]
+    )
+    encoder, folder = Encoder(files), Path(said["folder"])
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(_answer(encoder, folder, asked)), flush=True)
+
+
+def _answer(encoder: Encoder, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
+    documents = [
+        Document("", Path(path), text_bytes, sha256, None if place is None else tuple(place))
+        for path, text_bytes, sha256, place in asked["documents"]
+    ]
+    name = asked["name"]
+    try:
+        write_piece(folder, name, encoder.encode(documents))
+    except LecternError as error:
+        return {"name": name, "reason": error.reason, "message": str(error)}
+    except OSError as error:
+        return {"name": name, "reason": "", "message": f"cannot write {folder}: {error.strerror}"}
+    return {"name": name}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pieces of a corpus: what one process tokenises at a time, and the file that comes of it.
+
+Documents are cut into pieces by their sizes alone, so the same documents give the same pieces,
+whoever works on them. A piece's file is named after what it is made of, appears by rename, and is
+checked when it is read: whatever was done before a kill is found again, and counts only if it is
+whole and still asked for.
+
+    NAME.piece    a line of JSON (counts, what was left out, the hash of the rest), then
+                  tokens of each document (u32), ids (u32), and with chats the mask (u8)
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lectern_cli.documents import Document, LeftOut
+from lectern_common.errors import CorruptData
+
+PIECE_BYTES = 8 << 20
+_PIECE_DOCUMENTS = 1 << 15
+_FORMAT = b"1"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Documents that follow each other, and the file name of their ids."""
+
+    name: str
+    documents: list[Document]
+
+
+@dataclass(frozen=True)
+class EncodedPiece:
+    """The ids of a piece's documents, one after the other.
+
+    Attributes:
+        lengths: tokens of each document; 0 where it was left out.
+        ids: uint32, as many as the lengths say.
+        mask: uint8, as many; None where every token is learnt.
+        left_out: (document's index in the piece, reason).
+    """
+
+    lengths: npt.NDArray[np.uint32]
+    ids: npt.NDArray[np.uint32]
+    mask: npt.NDArray[np.uint8] | None
+    left_out: list[tuple[int, str]]
+
+
+def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterator[Piece]:
+    """Yields the documents in pieces of about `piece_bytes` of text, at least one document each.
+
+    Args:
+        documents: of one part of the corpus, in order.
+        encoder: hash of what turns them into ids; pieces of another encoder have other names.
+        piece_bytes: a piece ends with the document that reaches it.
+    """
+    size, taken = 0, list[Document]()
+    for document in documents:
+        taken.append(document)
+        size += document.text_bytes
+        if size >= piece_bytes or len(taken) >= _PIECE_DOCUMENTS:
+            yield _piece(taken, encoder)
+            size, taken = 0, []
+    if taken:
+        yield _piece(taken, encoder)
+
+
+def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
+    """Writes NAME.piece, whole or not at all."""
+    body = piece.lengths.astype("<u4").tobytes() + piece.ids.astype("<u4").tobytes()
+    if piece.mask is not None:
+        body += piece.mask.tobytes()
+    header = {
+        "documents": len(piece.lengths),
+        "tokens": len(piece.ids),
+        "masked": piece.mask is not None,
+        "left_out": piece.left_out,
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+    hidden = folder / f".{name}.{os.getpid()}"
+    hidden.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    hidden.rename(_path(folder, name))
+
+
+def read_piece(folder: Path, piece: Piece) -> EncodedPiece:
+    """Returns what `write_piece` wrote.
+
+    Raises:
+        CorruptData: it is not there, or not whole.
+    """
+    path = _path(folder, piece.name)
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+        header = json.loads(head)
+        if hashlib.sha256(body).hexdigest() != header["sha256"]:
+            raise ValueError("another hash")
+        documents, tokens = header["documents"], header["tokens"]
+        lengths = np.frombuffer(body, "<u4", documents)
+        ids = np.frombuffer(body, "<u4", tokens, 4 * documents)
+        mask = None
+        if header["masked"]:
+            mask = np.frombuffer(body, "u1", tokens, 4 * (documents + tokens))
+        left_out = [(int(index), str(reason)) for index, reason in header["left_out"]]
+        if documents != len(piece.documents) or lengths.sum() != tokens:
+            raise ValueError("another number of documents")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CorruptData(f"{path} is not whole; run again") from None
+    return EncodedPiece(lengths, ids, mask, left_out)
+
+
+def piece_left_out(piece: Piece, folder: Path) -> list[LeftOut]:
+    """Returns the documents of a finished piece that could not be encoded."""
+    lost = read_piece(folder, piece).left_out
+    return [LeftOut(piece.documents[index].name, reason) for index, reason in lost]
+
+
+def is_done(folder: Path, piece: Piece) -> bool:
+    """Whether a piece's file is there, and whole."""
+    try:
+        read_piece(folder, piece)
+    except CorruptData:
+        return False
+    return True
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.piece"
+
+
+def _piece(documents: list[Document], encoder: str) -> Piece:
+    digest = hashlib.sha256(_FORMAT + encoder.encode())
+    for document in documents:
+        digest.update(bytes.fromhex(document.sha256))
+    return Piece(digest.hexdigest()[:32], documents)

@@ -1,0 +1,160 @@
+"""Rows of .jsonl and Parquet files: what one must hold to be a document, and how it is read again.
+
+Whatever a row has instead is named with its number (`UnusableError`), never dropped in silence.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lectern_common.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+PARQUET_SUFFIXES = (".parquet",)
+ROW_SUFFIXES = JSON_LINES_SUFFIXES + PARQUET_SUFFIXES
+TEXT_FIELD = "text"
+MESSAGES_FIELD = "messages"
+_PARQUET_MAGIC = b"PAR1"
+# Rows of a Parquet row group that are in memory together.
+_ROWS_AT_A_TIME = 256
+
+
+class UnusableError(Exception):
+    """Why a file or a row is no document."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """Which field of a row is its document: a text, or a chat ([{role, content}, ...])."""
+
+    field: str = TEXT_FIELD
+    is_chat: bool = False
+
+    def of(self, row: Any) -> str:
+        """Returns the row's text; of a chat its messages as JSON, always in the same form.
+
+        Raises:
+            UnusableError: there is none.
+        """
+        value = row.get(self.field) if isinstance(row, Mapping) else None
+        if self.is_chat:
+            value = _canonical_chat(value, self.field)
+        elif not isinstance(value, str):
+            raise UnusableError(f"has no text under {self.field!r}")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UnusableError("its text has a lone surrogate") from None
+        return str(value)
+
+
+def decoded(data: bytes) -> str:
+    """Returns bytes as text. Raises UnusableError."""
+    if b"\0" in data:
+        raise UnusableError("not text (it has a NUL byte)")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"not UTF-8 (byte {error.start})") from None
+
+
+def json_row(line: bytes, content: Content) -> str:
+    """Returns the document of a line, "" of a blank one. Raises UnusableError."""
+    if not line.strip():
+        return ""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"not UTF-8 (byte {error.start})") from None
+    except (ValueError, RecursionError):
+        raise UnusableError("not JSON") from None
+    return content.of(row)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet files do, whatever its name. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+
+
+def open_parquet(path: Path, content: Content) -> "ParquetFile":
+    """Returns an open Parquet file that has the field as a column.
+
+    Raises:
+        Misconfigured: pyarrow is not installed.
+        UnusableError: it is no Parquet file, or has no such column.
+    """
+    try:
+        import pyarrow as arrow
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError:
+        raise Misconfigured(
+            f"{path.name} is a Parquet file, and pyarrow is not installed; install lectern[data]"
+        ) from None
+    try:
+        file = ParquetFile(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise UnusableError(f"no Parquet file: {_first_line(error)}") from None
+    columns = file.schema_arrow.names
+    if content.field not in columns:
+        raise UnusableError(f"has no column {content.field!r}, but {', '.join(columns)[:200]}")
+    return file
+
+
+def parquet_values(
+    file: "ParquetFile", group: int, field: str, first: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index in the row group, value or UnusableError) from row `first` of a group on.
+
+    A few rows are in memory at a time.
+
+    Raises:
+        UnusableError: the group cannot be read on.
+    """
+    import pyarrow as arrow
+
+    index = 0
+    try:
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[field]):
+            column = batch.column(0)
+            for place in range(max(0, first - index), len(column)):
+                yield index + place, _value(column[place])
+            index += len(column)
+    except (arrow.ArrowException, OSError) as error:
+        raise UnusableError(f"cannot be read: {_first_line(error)}") from None
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return UnusableError(f"not UTF-8 (byte {error.start})")
+
+
+def _canonical_chat(value: Any, field: str) -> str:
+    if not isinstance(value, list) or not value:
+        raise UnusableError(f"has no messages under {field!r}")
+    for number, message in enumerate(value, 1):
+        for name in ("role", "content"):
+            text = message.get(name) if isinstance(message, Mapping) else None
+            if not isinstance(text, str):
+                raise UnusableError(f"message {number} has no text under {name!r}")
+    # What a Parquet row lacks is there as null.
+    messages = [
+        {name: part for name, part in message.items() if part is not None} for message in value
+    ]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UnusableError("has no turn of the assistant: nothing of it would be learnt")
+    try:
+        return json.dumps(messages, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise UnusableError("its messages are not plain JSON") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,43 @@
+"""The hidden folder of what is done so far, beside the dataset that is being made."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lectern_common.errors import Conflict
+
+
+@dataclass
+class Work:
+    """The hidden folder of what is done so far. It outlives a failure while it `is_needed`."""
+
+    path: Path
+    is_needed: bool = True
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Work]:
+    """Gives the folder beside `output`, held against other processes; removed when done or empty.
+
+    Raises:
+        Conflict: another process prepares the same dataset.
+    """
+    work = Work(output.with_name(f".{output.name}.work"))
+    work.path.mkdir(parents=True, exist_ok=True)
+    lock = work.path / "lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(f"another process is preparing {output}; wait for it") from None
+    try:
+        yield work
+    finally:
+        if not work.is_needed or set(work.path.iterdir()) == {lock}:
+            shutil.rmtree(work.path, ignore_errors=True)
+        os.close(descriptor)
