@@ -7,6 +7,7 @@ token each time, so that equal models say the same.
 import argparse
 import json
 import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,35 @@ from tokenizers import Tokenizer
 
 from lectern_common.errors import LecternError, NotFound
 from lectern_models.loading import load_causal_lm
+
+
+def greedy_continuations(
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    likeliest: Callable[[list[list[int]]], Sequence[int]],
+    ends: Collection[int] = (),
+) -> list[list[int]]:
+    """Returns the ids put after each prompt: the likeliest one each time, `num_tokens` at most.
+
+    Args:
+        prompts: token ids; none is empty.
+        num_tokens: at most so many for each.
+        likeliest: for each of some sequences the id that comes next. It is called at most
+            `num_tokens` times, with the sequences that go on.
+        ends: ids that end a sequence; they are left out.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    for _ in range(num_tokens):
+        if not going:
+            break
+        following = likeliest([[*prompts[index], *written[index]] for index in going])
+        for index, token in zip(list(going), following, strict=True):
+            if token in ends:
+                going.remove(index)
+            else:
+                written[index].append(token)
+    return written
 
 
 def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
@@ -29,11 +59,13 @@ def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
     tokenizer = Tokenizer.from_file(str(path))
     model = load_causal_lm(folder, dtype="float32")
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    ids = torch.tensor([prompt_ids])
-    with torch.no_grad():
-        for _ in range(num_tokens):
-            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-    return str(tokenizer.decode(ids[0, len(prompt_ids) :].tolist(), skip_special_tokens=False))
+
+    @torch.no_grad()
+    def likeliest(sequences: list[list[int]]) -> list[int]:
+        return [int(model(torch.tensor([ids])).logits[0, -1].argmax()) for ids in sequences]
+
+    [written] = greedy_continuations([prompt_ids], num_tokens, likeliest)
+    return str(tokenizer.decode(written, skip_special_tokens=False))
 
 
 def main(argv: list[str] | None = None) -> int:

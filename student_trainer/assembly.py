@@ -33,6 +33,7 @@ from student_trainer.origins import LoadedStudent, load_student
 from student_trainer.quiet_recorder import RunRecorder
 from student_trainer.ranks import Ranks
 from student_trainer.run_data import Data, open_data
+from student_trainer.run_samples import checked_prompts, open_samples
 from student_trainer.run_teacher import connect_teacher, teacher_facts
 from student_trainer.schedule import Schedule
 from student_trainer.sharding import shard
@@ -203,6 +204,7 @@ def assemble(
                 recorder.teacher_away,
                 stack,
             )
+        prompts = checked_prompts(spec, loaded, data, teacher_model)
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
         found = check_before_training(
@@ -273,6 +275,17 @@ def assemble(
         checkpoint_facts=facts,
         stop=stop,
         ranks=ranks,
+        samples=open_samples(
+            prompts,
+            folder,
+            # Those of a step that is evaluated already are there.
+            progress.step + ("loss/val" in progress.record),
+            device,
+            None if teaching is None else teaching.provider,
+            stop,
+            recorder.event,
+            writes=ranks.is_first,
+        ),
     )
     return Assembly(spec, parts, _settings(spec), progress, loaded, data, roots)
 

@@ -27,6 +27,8 @@ from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
 from student_trainer.ranks import Ranks
+from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
+from student_trainer.samples import Samples
 from student_trainer.sharding import gathered, whole
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import Student
@@ -35,9 +37,6 @@ from student_trainer.training_state import model_tensors, optimizer_tensors
 
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED_IN_A_ROW = 3
-# Distillation loss (in nats, times T^2) at or under which a student that has not learnt yet is the
-# teacher.
-SAME_DISTRIBUTION_NATS = 1e-5
 # The loss of no rows at all, which needs no teacher.
 _NOTHING = Objective(alpha=1.0, temperature=1.0)
 # Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
@@ -110,6 +109,7 @@ class Parts:
         checkpoints: None: none are saved.
         checkpoint_facts: further content of every checkpoint's state.
         ranks: the processes that train the run together; each has Parts of its own.
+        samples: writes what student and teacher go on with; None: no prompts.
     """
 
     student: Student
@@ -123,6 +123,7 @@ class Parts:
     checkpoint_facts: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     ranks: Ranks = field(default_factory=Ranks)
+    samples: Samples | None = None
 
 
 @dataclass
@@ -243,6 +244,8 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
 
     def evaluate(progress: Progress, is_last: bool) -> bool:
         began = time.perf_counter()
+        samples = parts.samples
+        lines = [] if samples is None else samples.lines(parts.student, is_last=is_last)
         sums = evaluation_sums(
             parts.student,
             validation(),
@@ -254,6 +257,9 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
         )
         metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
         metrics["time/evaluation_seconds"] = time.perf_counter() - began
+        if samples is not None:
+            with parts.ranks.together():
+                samples.write(progress.step, lines)
         progress.record.update(metrics)
         progress.best = progress.best.after(progress.step, metrics["loss/val"])
         return progress.best.step == progress.step
@@ -304,7 +310,12 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
         ]
     metrics = _loss_metrics(losses, settings.objective, normalizer, ranks)
     if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
-        _require_something_to_learn(metrics["loss/kd"], settings.objective.temperature)
+        temperature = settings.objective.temperature
+        require_something_to_learn(
+            metrics["loss/kd"],
+            settings.objective,
+            lambda: _forward_kl(parts, micro_batches, temperature, normalizer),
+        )
 
     norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
     metrics["optim/grad_norm"] = whole(norm).item()
@@ -369,15 +380,12 @@ def _loss_metrics(
     return metrics
 
 
-def _require_something_to_learn(kd: float, temperature: float) -> None:
-    # Whatever differs does so by 1 / T^2 of it at a high temperature. An estimate from draws is 0
-    # between equal distributions, and may be below 0 between others.
-    if abs(kd) * max(1.0, temperature**2) <= SAME_DISTRIBUTION_NATS:
-        raise SameWeights(
-            f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
-            "first update): there is nothing to distil. Take another student or teacher, or set "
-            "teacher.allow_same_weights"
-        )
+def _forward_kl(
+    parts: Parts, micro_batches: list[MicroBatch], temperature: float, normalizer: int
+) -> float:
+    """Returns KL(teacher || student) of a step, in nats per valid position."""
+    own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature)
+    return parts.ranks.totals(own)[0] / normalizer
 
 
 def _skip(parts: Parts, progress: Progress) -> None:

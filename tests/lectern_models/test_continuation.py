@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lectern_common.errors import NotFound
-from lectern_models.continuation import continue_text, main
+from lectern_models.continuation import continue_text, greedy_continuations, main
 from tests.models import write_tiny_model
 
 PROMPT = "def add("
@@ -46,3 +46,28 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path, capsys):
         continue_text(tmp_path, PROMPT, 1)
     assert main([str(tmp_path), "--prompt", PROMPT]) == 3
     assert "no tokenizer.json" in capsys.readouterr().err
+
+
+def test_each_sequence_goes_on_until_its_end_or_the_last_token():
+    asked = []
+
+    def counting_up(sequences):
+        asked.append([list(ids) for ids in sequences])
+        return [ids[-1] + 1 for ids in sequences]
+
+    written = greedy_continuations([[1], [7, 2], [4]], 3, counting_up, ends={4, 5})
+
+    assert written == [[2, 3], [3], []]
+    assert asked == [[[1], [7, 2], [4]], [[1, 2], [7, 2, 3]], [[1, 2, 3]]]
+
+
+def test_no_more_is_asked_than_tokens_are_wanted():
+    calls = []
+
+    def zeros(sequences):
+        calls.append(len(sequences))
+        return [0] * len(sequences)
+
+    assert greedy_continuations([[1], [2]], 2, zeros) == [[0, 0], [0, 0]]
+    assert calls == [2, 2]
+    assert greedy_continuations([], 2, zeros) == []
