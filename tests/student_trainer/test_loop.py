@@ -25,8 +25,9 @@ from lectern_common.errors import (
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.datasets import ShuffledBatches
-from student_trainer.loop import SAME_DISTRIBUTION_NATS, Parts, Progress, Teaching, train
+from student_trainer.loop import Parts, Progress, Teaching, train
 from student_trainer.objective import Objective
+from student_trainer.same_distribution import SAME_DISTRIBUTION_NATS
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
 from student_trainer.targets import IGNORE_INDEX, DenseTargets, Representation, TeacherTargets
@@ -384,6 +385,24 @@ def test_another_teacher_is_not_taken_for_the_student_at_a_high_temperature(
     hot = Objective(alpha=0.0, temperature=1000.0)
     [kd] = trained(parts, settings_of(1, objective=hot)).curve("loss/kd")
     assert 0 < kd < SAME_DISTRIBUTION_NATS
+
+
+@pytest.mark.parametrize("beta", [1e-6, 1 - 1e-6])
+def test_a_jsd_at_the_edge_is_tiny_between_any_two_and_tells_equal_ones_all_the_same(
+    student: CausalStudent, teacher: InProcessTeacher, beta: float
+) -> None:
+    """TEACHER-DIVERGENCE."""
+    edge = Objective(alpha=0.0, temperature=1.0, divergence="jsd", beta=beta)
+    same_teacher = InProcessTeacher(twin(student).model)
+    parts = parts_of(twin(student), teacher=teacher, validation=None)
+    [kd] = trained(parts, settings_of(1, objective=edge)).curve("loss/kd")
+    assert abs(kd) < SAME_DISTRIBUTION_NATS
+    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+        train(
+            parts_of(student, teacher=same_teacher, validation=None),
+            settings_of(1, objective=edge),
+            Progress(),
+        )
 
 
 def test_the_teachers_own_weights_are_allowed_on_request(student: CausalStudent) -> None:
