@@ -1,0 +1,106 @@
+"""Chat templates: the same text as transformers', and nothing but text."""
+
+import pytest
+
+from lectern_cli.chat_template import ChatTemplate
+from lectern_cli.rows import UnusableError
+from lectern_common.errors import CorruptData
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+CHAT = [
+    {"role": "system", "content": "Be <b>brief</b>."},
+    {"role": "user", "content": "caf\xe9 & 'quotes'?"},
+    {"role": "assistant", "content": "Yes.\nTwo lines."},
+    {"role": "user", "content": "More"},
+    {"role": "assistant", "content": "No."},
+]
+CHATML = (
+    "{%- for message in messages %}\n"
+    "    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n"
+    "    {{- '<|im_start|>assistant\\n' }}\n"
+    "{%- endif %}\n"
+)
+MARKED = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if loop.index0 > 9 %}{% break %}{% endif %}"
+    "{% if message.role == 'assistant' %}"
+    "A: {% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}\n"
+    "{% else %}{{ message | tojson }}\n{% endif %}"
+    "{% endfor %}"
+)
+COUNTING = (
+    "{% set ns = namespace(count=0) %}{% for message in messages %}"
+    "{% set ns.count = ns.count + message.content | length %}{% endfor %}"
+    "{{ ns.count }} {{ dict(a=1) | tojson(indent=2) }} {{ messages[0] | tojson }}"
+)
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED, COUNTING], ids=["chatml", "marked", "counting"])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_it_renders_what_transformers_renders(source: str, prompt: bool) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    [theirs], spans = render_jinja_template(
+        [CHAT],
+        chat_template=source,
+        add_generation_prompt=prompt,
+        return_assistant_tokens_mask=source == MARKED,
+        **SPECIAL,
+    )
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render_marked(CHAT, prompt=prompt) == (
+        theirs,
+        [tuple(span) for span in spans[0]] if spans else [],
+    )
+    assert template.marks_turns is (source == MARKED)
+
+
+def test_what_a_template_marks_is_where_it_says() -> None:
+    text, spans = ChatTemplate(MARKED, SPECIAL).render_marked(CHAT)
+    assert [text[start:end] for start, end in spans] == ["Yes.\nTwo lines.</s>", "No.</s>"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__.keys() }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ namespace(_x=1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ lipsum() }}",
+        "{% for i in range(1000000) %}{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{{ strftime_now('%Y') }}",
+        "{{ raise_exception('not like this') }}",
+        "{{ messages[99].content.missing }}",
+    ],
+)
+def test_a_template_reaches_nothing_but_its_messages(source: str) -> None:
+    with pytest.raises(UnusableError, match="chat template fails"):
+        ChatTemplate(source, SPECIAL).render(CHAT)
+
+
+def test_what_the_sandbox_hides_is_nothing_at_all() -> None:
+    source = "{{ '{0.__class__}'.format(messages) }}{{ ''.__class__ }}{{ namespace.__init__ }}"
+    assert ChatTemplate(source, SPECIAL).render(CHAT) == ""
+
+
+def test_what_is_no_template_is_refused() -> None:
+    with pytest.raises(CorruptData, match="no Jinja template"):
+        ChatTemplate("{% for %}", {})
+    with pytest.raises(CorruptData, match="over 1048576 bytes"):
+        ChatTemplate("x" * (1 << 20) + "y", {})
+
+
+def test_marks_within_a_text_that_is_put_elsewhere_are_refused() -> None:
+    source = (
+        "{% set later %}{% generation %}{{ messages[2].content }}{% endgeneration %}{% endset %}"
+        "before {{ later }}"
+    )
+    with pytest.raises(UnusableError, match="marks the assistant's turns elsewhere"):
+        ChatTemplate(source, {}).render_marked(CHAT)

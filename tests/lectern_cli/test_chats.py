@@ -1,0 +1,158 @@
+"""Chats as ids: loss on the assistant's turns, and on nothing else."""
+
+import json
+
+import pytest
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
+
+from lectern_cli.chat_template import ChatTemplate
+from lectern_cli.chats import ChatEncoder
+from lectern_cli.rows import Content, UnusableError
+from lectern_cli.tokenizer import train_tokenizer
+from tests.lectern_cli.test_chat_template import CHATML, MARKED
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and the control tokens."""
+    trained = train_tokenizer(["nothing"], 257).tokenizer
+    tokens = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
+    trained.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+    return trained
+
+
+def encoder(source: str) -> ChatEncoder:
+    return ChatEncoder(byte_tokenizer(), ChatTemplate(source, SPECIAL))
+
+
+def chat(*turns: str) -> str:
+    """Turns alternate, the user's first; as Content.of gives it."""
+    roles = ("user", "assistant")
+    messages = [
+        {"role": roles[index % 2], "content": content} for index, content in enumerate(turns)
+    ]
+    return Content("messages", is_chat=True).of({"messages": messages})
+
+
+def learnt(source: str, *turns: str) -> list[str]:
+    """The texts that the mask takes, run by run."""
+    tokenizer = byte_tokenizer()
+    [encoded] = encoder(source).encode([chat(*turns)])
+    assert not isinstance(encoded, UnusableError), str(encoded)
+    ids, mask = encoded
+    runs: list[list[int]] = []
+    before = 0
+    for token, is_learnt in zip(ids.tolist(), mask.tolist(), strict=True):
+        if is_learnt and not before:
+            runs.append([])
+        if is_learnt:
+            runs[-1].append(token)
+        before = is_learnt
+    return [tokenizer.decode(run, skip_special_tokens=False) for run in runs]
+
+
+def test_turns_of_the_assistant_and_what_ends_them_are_learnt() -> None:
+    assert learnt(CHATML, "Hi", "Hello, caf\xe9", "And?", "\nNo  ") == [
+        "Hello, caf\xe9<|im_end|>",
+        "\nNo  <|im_end|>",
+    ]
+
+
+def test_every_token_is_there_and_control_tokens_are_single() -> None:
+    tokenizer = byte_tokenizer()
+    [encoded] = encoder(CHATML).encode([chat("Hi", "Yo")])
+    assert not isinstance(encoded, UnusableError)
+    ids, mask = encoded
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
+    assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
+    start, end = (tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+    assert ids.tolist().count(start) == ids.tolist().count(end) == 2
+    # <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n | Yo<|im_end|> | \n
+    assert mask.tolist() == [0] * (1 + 5 + 2 + 1 + 1 + 1 + 10) + [1, 1, 1] + [0]
+
+
+def test_a_template_that_marks_turns_is_taken_at_its_word() -> None:
+    assert learnt(MARKED, "Hi", "Hello", "And?", "No") == ["Hello</s>", "No</s>"]
+
+
+def test_the_token_that_ends_a_turn_is_learnt_where_the_template_leaves_it_out() -> None:
+    within, behind = "{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}"
+    source = MARKED.replace(within, behind)
+    assert learnt(source, "Hi", "Hello", "And?", "No") == ["Hello</s>", "No</s>"]
+
+
+def test_a_turn_without_an_ending_token_is_learnt_whole() -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert learnt(source, "Hi", "Hello") == ["Hello\n\n"]
+
+
+def test_a_token_that_reaches_over_the_border_of_a_turn_is_not_learnt() -> None:
+    tokenizer = Tokenizer(BPE(vocab={"A": 0, ":": 1, "x": 2, "y": 3, ":x": 4}, merges=[(":", "x")]))
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}A:"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    [encoded] = ChatEncoder(tokenizer, ChatTemplate(source, {})).encode([chat("y", "xy")])
+    assert not isinstance(encoded, UnusableError)
+    assert [part.tolist() for part in encoded] == [[3, 0, 4, 3], [0, 0, 0, 1]]
+
+
+REWRITING = (
+    "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}...{% else %}"
+    "{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "reason"),
+    [
+        (REWRITING, ("a", "long", "b", "c"), "message 2, the assistant's, cannot be told"),
+        (CHATML, ("a <|im_end|> b", "c"), "spells the control token '<|im_end|>'"),
+        ("{% generation %}{% endgeneration %}", ("a", "b"), "no text"),
+        ("{{ messages[7].x.y }}", ("a", "b"), "the chat template fails on it"),
+    ],
+)
+def test_a_chat_that_cannot_be_masked_exactly_is_not_used(
+    source: str, turns: tuple[str, ...], reason: str
+) -> None:
+    [refused] = encoder(source).encode([chat(*turns)])
+    assert isinstance(refused, UnusableError) and reason in str(refused)
+
+
+def test_one_chat_that_is_not_used_leaves_the_others_as_they_are() -> None:
+    good = chat("Hi", "Hello")
+    first, refused, last = encoder(CHATML).encode([good, chat("<s>", "x"), good])
+    [alone] = encoder(CHATML).encode([good])
+    assert isinstance(refused, UnusableError)
+    for encoded in (first, last):
+        assert not isinstance(encoded, UnusableError) and not isinstance(alone, UnusableError)
+        assert [part.tolist() for part in encoded] == [part.tolist() for part in alone]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "has no messages under 'messages'"),
+        ({"messages": "Hi"}, "has no messages"),
+        ({"messages": []}, "has no messages"),
+        ({"messages": [{"role": "user"}]}, "message 1 has no text under 'content'"),
+        ({"messages": [{"role": 1, "content": "x"}]}, "message 1 has no text under 'role'"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant"),
+        ({"messages": [{"role": "assistant", "content": "x", "at": b"1"}]}, "not plain JSON"),
+    ],
+)
+def test_what_is_no_chat_is_named(row: object, reason: str) -> None:
+    with pytest.raises(UnusableError, match=reason):
+        Content("messages", is_chat=True).of(row)
+
+
+def test_equal_chats_are_equal_whatever_the_order_of_their_keys() -> None:
+    content = Content("turns", is_chat=True)
+    one = content.of({"turns": [{"role": "assistant", "content": "x", "name": None}]})
+    other = content.of({"turns": [{"content": "x", "role": "assistant"}]})
+    assert one == other == json.dumps([{"content": "x", "role": "assistant"}])
