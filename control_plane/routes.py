@@ -22,6 +22,7 @@ from control_plane.problems import MEDIA_TYPE
 from control_plane.run_history import run_history
 from control_plane.run_record import Run
 from control_plane.runs import require_rests, require_resumable
+from control_plane.samples import newest_samples
 from control_plane.trainer_text import tail
 from lectern_common.errors import Conflict, InvalidRequest, Overloaded
 from lectern_common.run_folder import RunState
@@ -208,6 +209,15 @@ def get_metrics(
     }
     # The model is for the documentation: records are as the trainer wrote them, escapes included.
     return Response(json.dumps(body), media_type="application/json")
+
+
+@router.get("/runs/{run_id}/samples", response_model=views.SamplesView, responses=_NOT_FOUND)
+def get_samples(
+    plane: Plane, run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = 64
+) -> views.SamplesView:
+    """What student and teacher wrote on at the last evaluations, for each of the run's prompts."""
+    path = plane.folder(plane.runs.get(run_id)).samples_path
+    return views.SamplesView(run_id=run_id, samples=newest_samples(path, limit))
 
 
 @router.get(

@@ -1,7 +1,7 @@
 """What happened to a run: changes of its state, and what its trainer reported, in one order."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from control_plane.trainer_text import valid_unicode
@@ -21,15 +21,23 @@ def run_history(changes: Sequence[dict[str, Any]], folder: RunFolder) -> list[Hi
         changes: of the row, as runs.Runs.history returns them.
         folder: whose events.jsonl holds the rest.
     """
-    entries = [
+    states = [
         HistoryView(kind="state", **{key: change[key] for key in _KEYS}) for change in changes
     ]
-    entries.extend(_trainer_events(folder))
-    entries.sort(key=lambda entry: entry.at)
-    return entries[-MAX_ENTRIES:]
+    dated = [*_rising(states), *_rising(_trainer_events(folder))]
+    dated.sort(key=lambda pair: pair[0])
+    return [entry for _, entry in dated][-MAX_ENTRIES:]
 
 
 _KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
+
+
+def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView]]:
+    """Yields each with a time that never falls: a clock set back does not change their order."""
+    latest = float("-inf")
+    for entry in entries:
+        latest = max(latest, entry.at)
+        yield latest, entry
 
 
 def _trainer_events(folder: RunFolder) -> list[HistoryView]:

@@ -114,6 +114,23 @@ class MetricsView(_View):
     """Further records can be read at once."""
 
 
+class SampleView(_View):
+    """What a student put after a prompt at one evaluation, beside its teacher."""
+
+    step: int
+    prompt: str
+    student: str
+    teacher: str | None
+    """Null where the run has none, and until it has answered."""
+
+
+class SamplesView(_View):
+    """Samples in the order of their steps, the newest last."""
+
+    run_id: str
+    samples: list[SampleView]
+
+
 class RepresentationView(_View):
     """One representation of a teacher, and why it is not offered where it is not."""
 

@@ -5,6 +5,8 @@
       status.json      Status; replaced atomically, with a heartbeat
       metrics.jsonl    one JSON object a step, keys such as "loss/kd"; null stands for a number that
                        was not finite, its key listed under "non_finite"
+      samples.jsonl    what student and teacher put after each prompt of the spec, one JSON object
+                       a prompt at each evaluation
       events.jsonl     one JSON object an event: state changes, checkpoints, warnings
       trainer.log      stdout and stderr of the trainer
       lock             held (flock) by the trainer while it lives
@@ -97,6 +99,10 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / "samples.jsonl"
 
     @property
     def events_path(self) -> Path:

@@ -1,7 +1,6 @@
 """The prompts that a run spec has student and teacher go on with, checked and opened."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from protos import teacher_pb2
 from student_trainer.origins import LoadedStudent
 from student_trainer.run_data import Data
 from student_trainer.samples import (
-    SAMPLES_NAME,
     Prompts,
     Samples,
     TeacherTexts,
@@ -86,7 +84,7 @@ def open_samples(
     """
     if prompts is None:
         return None
-    path: Path | None = folder.path / SAMPLES_NAME if writes else None
+    path = folder.samples_path if writes else None
     teacher = TeacherTexts(provider, prompts) if provider is not None and writes else None
     samples = Samples(prompts, device, path, teacher, stop, on_event)
     samples.keep_before(first_step)

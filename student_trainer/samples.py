@@ -31,7 +31,6 @@ from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import Representation, TargetsProvider, TopKTargets
 
-SAMPLES_NAME = "samples.jsonl"
 Line = dict[str, Any]
 
 
@@ -219,7 +218,7 @@ class Samples:
         problem = None if self._teacher is None else self._teacher.take_problem()
         if problem is not None:
             self._on_event("left_out", metric="samples of the teacher", message=problem)
-        with disk_full_as_error(SAMPLES_NAME):
+        with disk_full_as_error("samples.jsonl"):
             for line in lines:
                 append_json_line(self._path, {"step": step, **line})
             descriptor = os.open(self._path, os.O_RDONLY)

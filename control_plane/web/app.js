@@ -2,7 +2,7 @@
 
 import { follow, get } from "./api.js";
 import { chart as newChart } from "./chart.js";
-import { Curves, KEYS } from "./curves.js";
+import { Curves, EVALUATED, KEYS } from "./curves.js";
 import { byId, choices, setText, show } from "./dom.js";
 import { clockTime, isActive } from "./format.js";
 import { Panel } from "./panel.js";
@@ -14,7 +14,8 @@ const DRAWN_AT_FIRST = 8;
 const PATIENCE_MS = 1500; // a shorter cut is not worth a word
 const RETRY_MS = [500, 1000, 2000, 5000];
 const METRICS = [
-  ["loss/val", "Validation"], ["loss/total", "Total"], ["loss/ce", "Cross entropy"], ["loss/kd", "Distillation"],
+  ["loss/val", "Validation"], ["val/kl", "KL to teacher"], ["val/top1_agreement", "Agreement"],
+  ["loss/total", "Total"], ["loss/ce", "Cross entropy"], ["loss/kd", "Distillation"],
 ];
 
 const runs = new Map(); // id -> run, as the server said, with `index` and `received`
@@ -146,14 +147,14 @@ function renderNow() {
     const [steps, values] = curves.points(run.id, metric);
     return { id: run.id, name: label(run, all), index: run.index, steps, values };
   });
-  chart.draw(lines, { markers: metric === "loss/val", smoothing });
+  chart.draw(lines, { markers: EVALUATED.has(metric), smoothing });
   markMetric(metric);
-  byId("smoothing").disabled = metric === "loss/val";
+  byId("smoothing").disabled = EVALUATED.has(metric);
   setText(byId("smoothing-value"), smoothing === 0 ? "off" : smoothing.toFixed(2));
-  const name = METRICS.find(([key]) => key === metric)[1].toLowerCase();
+  const name = METRICS.find(([key]) => key === metric)[1];
   const nothing = shown.length === 0
     ? "No run is chosen. Click the line beside a run's name to draw it."
-    : `No ${name} loss yet: the first values are on their way.`;
+    : `No values of "${name}" yet. Runs that learn from labels alone have no teacher to compare with.`;
   setText(byId("chart-empty"), nothing);
   show(byId("chart-empty"), lines.every((line) => line.values.length === 0));
   const hidden = all.length - shown.length;

@@ -2,7 +2,9 @@
 
 import { get } from "./api.js";
 
-export const KEYS = ["loss/val", "loss/total", "loss/ce", "loss/kd"];
+export const KEYS = ["loss/val", "val/kl", "val/top1_agreement", "loss/total", "loss/ce", "loss/kd"];
+// Measured now and then, on the validation set.
+export const EVALUATED = new Set(KEYS.slice(0, 3));
 const MAX_POINTS = 1200;
 const MAX_RECORDS = 6000; // then the run is fetched anew, thinned
 const EVERY_MS = 700;

@@ -8,7 +8,7 @@ import {
 import { elapsed } from "./runs.js";
 
 const LOG_EVERY_MS = 2000;
-const TABS = [["events", "Events"], ["log", "Log"], ["spec", "Spec"]];
+const TABS = [["events", "Events"], ["samples", "Samples"], ["log", "Log"], ["spec", "Spec"]];
 const STOPPABLE = new Set(["queued", "starting", "running", "waiting_for_teacher"]);
 
 export class Panel {
@@ -32,7 +32,7 @@ export class Panel {
 
   open(run) {
     if (this.id !== run.id) {
-      byId("tab-events").replaceChildren();
+      for (const part of ["tab-events", "tab-samples"]) byId(part).replaceChildren();
       for (const part of ["tab-log", "tab-spec", "action-note"]) setText(byId(part), "");
       byId("panel").scrollTop = 0;
       this.history = "";
@@ -105,6 +105,9 @@ export class Panel {
       if (this.tab === "events") {
         const { history } = await get(`/runs/${id}`);
         if (id === this.id) this.showHistory(history);
+      } else if (this.tab === "samples") {
+        const { samples } = await get(`/runs/${id}/samples`);
+        if (id === this.id) showSamples(samples);
       } else if (this.tab === "log") {
         const text = await getText(`/runs/${id}/logs?tail=400`);
         if (id === this.id) this.showLog(text);
@@ -118,7 +121,8 @@ export class Panel {
   }
 
   follow() {
-    if (this.run && this.tab === "log" && isActive(this.run) && !document.hidden) this.load();
+    const moves = this.tab === "log" || this.tab === "samples";
+    if (this.run && moves && isActive(this.run) && !document.hidden) this.load();
   }
 
   showLog(text) {
@@ -169,6 +173,25 @@ export class Panel {
       setText(byId("action-note"), error.message);
     }
   }
+}
+
+// What student and teacher wrote on, the newest evaluation first.
+function showSamples(samples) {
+  const part = (name, text) => [make("dt", { textContent: name }), make("dd", { textContent: text })];
+  const items = samples.reverse().map((sample) => make(
+    "li",
+    {},
+    make("p", {}, make("b", { textContent: `Step ${count(sample.step)}` })),
+    make(
+      "dl",
+      {},
+      ...part("Prompt", sample.prompt),
+      ...part("Student", sample.student),
+      ...(sample.teacher === null ? [] : part("Teacher", sample.teacher)),
+    ),
+  ));
+  const none = make("li", { textContent: "None. The prompts are evaluation.prompts of the spec." });
+  byId("tab-samples").replaceChildren(...(items.length > 0 ? items : [none]));
 }
 
 function eventText(entry) {

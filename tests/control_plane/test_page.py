@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from lectern_common.run_folder import append_json_line
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, folder_of, home  # noqa: F401 - a fixture
 from tests.fakes import FakeTeacher, serving
@@ -151,12 +152,40 @@ def test_what_a_trainer_writes_is_shown_as_text(page, home):  # noqa: F811
     folder = folder_of(home, run_id)
     folder.log_path.write_text(f"{attack}\n")
     folder.append_event("warning", message=attack)
+    sample = {
+        "step": 3,
+        "prompt": f"p {attack}",
+        "student": f"s {attack}",
+        "teacher": f"t {attack}",
+    }
+    append_json_line(folder.samples_path, sample)
     open_page(page, service, f"/#/runs/{run_id}")
     wait_for(lambda: attack in page.locator("#tab-events").inner_text())
     page.get_by_role("tab", name="Log").click()
     wait_for(lambda: attack in page.locator("#tab-log").inner_text())
+    page.get_by_role("tab", name="Samples").click()
+    samples = page.locator("#tab-samples")
+    wait_for(lambda: all(f"{who} {attack}" in samples.inner_text() for who in "pst"))
+    assert "Step 3" in samples.inner_text()
     assert page.title() == "Lectern"
     assert page.locator("#panel img, #panel script").count() == 0
+
+
+def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=3)
+    service.wait(run_id, "succeeded")
+    path = folder_of(home, run_id).metrics_path
+    for step in range(4, 8):
+        evaluated = {"loss/val": 2.0, "val/kl": 1 / step, "val/top1_agreement": step / 10}
+        append_json_line(path, {"step": step, **(evaluated if step % 2 else {})})
+    open_page(page, service)
+    for name, last in (("KL to teacher", "0.1429"), ("Agreement", "0.7000")):
+        page.get_by_role("radio", name=name).click()
+        value = page.locator(".legend-value")
+        wait_for(lambda: value.all_inner_texts() == [last])  # noqa: B023 - called at once
+        assert points(page) == {"steady": 2}
+        assert page.locator("#smoothing").is_disabled()
 
 
 def test_a_lost_connection_is_told_and_mends_itself(page, home):  # noqa: F811

@@ -401,6 +401,37 @@ def test_logs_are_plain_text_without_escapes(client, processes):
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def test_samples_are_the_newest_in_order_and_lines_that_are_none_are_left_out(client, processes):
+    run = started(client, processes)
+    address, path = f"/runs/{run['id']}/samples", processes.last().folder.samples_path
+    assert client.get(address).json() == {"run_id": run["id"], "samples": []}
+    lines = [
+        {"step": step, "prompt": "def", "student": f"<b>{step}</b>\x1b[31m", "teacher": teacher}
+        for step, teacher in ((0, None), (5, "text"), (10, "text"))
+    ]
+    for line in lines:
+        append_json_line(path, line)
+    with path.open("ab") as file:
+        file.write(b'garbage\n[1]\n{"step": "x"}\n{"step": 15, "prompt": "torn')
+    assert client.get(address).json()["samples"] == lines
+    assert client.get(address, params={"limit": 1}).json()["samples"] == lines[2:]
+    assert client.get(address, params={"limit": 0}).status_code == 422
+    problem_of(client.get("/runs/no-such-run/samples"), 404, "not_found")
+
+
+def test_samples_of_a_long_file_are_read_from_its_end(client, processes):
+    run = started(client, processes)
+    path = processes.last().folder.samples_path
+    line = {"step": 1, "prompt": "p" * 4096, "student": "\ud800" * 4096, "teacher": None}
+    for step in range(60):
+        append_json_line(path, {**line, "step": step})
+    assert path.stat().st_size > 1 << 20
+    samples = client.get(f"/runs/{run['id']}/samples", params={"limit": 1000}).json()["samples"]
+    assert 20 < len(samples) < 60
+    assert [sample["step"] for sample in samples] == list(range(60 - len(samples), 60))
+    assert samples[0]["student"] == "?" * 4096
+
+
 def test_the_spec_is_yaml_with_every_default(client):
     run = create(client)
     text = client.get(f"/runs/{run['id']}/spec").text

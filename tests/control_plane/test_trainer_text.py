@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.run_history import run_history
 from control_plane.trainer_text import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
-from lectern_common.run_folder import RunFolder
+from lectern_common.run_folder import RunFolder, append_json_line
 
 
 @pytest.fixture
@@ -87,3 +87,22 @@ def test_a_history_merges_states_and_events_by_time(tmp_path):
     assert shown == [(1, "state"), (5, "checkpoint"), (8, "state"), (9, "warning")]
     assert run_history(changes, folder)[1].details == {"step": 3}
     assert run_history(changes, folder)[3].message == "slow ?"
+
+
+def test_a_clock_that_is_set_back_changes_no_order(tmp_path):
+    """S12: what was written later stays later, whatever time it bears."""
+    folder = RunFolder(tmp_path)
+    for time, step in ((100, 1), (3, 2), (4, 3), (130, 4)):
+        append_json_line(folder.events_path, {"time": time, "kind": "checkpoint", "step": step})
+    change = {"wanted": "running", "attempt": 1, "reason": None, "message": None}
+    changes = [
+        {"at": at, "state": state, **change}
+        for at, state in ((90, "queued"), (95, "running"), (2, "stopping"), (140, "stopped"))
+    ]
+    history = run_history(changes, folder)
+    steps = [entry.details["step"] for entry in history if entry.kind == "checkpoint"]
+    states = [entry.state for entry in history if entry.kind == "state"]
+    assert steps == [1, 2, 3, 4]
+    assert states == ["queued", "running", "stopping", "stopped"]
+    assert history[0].state == "queued"
+    assert history[-1].state == "stopped"
