@@ -68,7 +68,7 @@ def json_row(line: bytes, content: Content) -> str:
     if not line.strip():
         return ""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))  # bytes, it would guess the encoding of
     except UnicodeDecodeError as error:
         raise UnusableError(f"not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError):

@@ -1,5 +1,6 @@
 """Token shards: the manifest is checked, not trusted."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_common.shards import corpus_sha256, open_shards, read_manifest, shard_path
+from lectern_common.shards import (
+    ShardFile,
+    corpus_sha256,
+    mask_path,
+    open_masks,
+    open_shards,
+    read_document_starts,
+    read_manifest,
+    shard_path,
+)
 
 MANIFEST: dict[str, Any] = {
     "schema": "pretokenize-bin-v1",
@@ -36,8 +46,6 @@ def test_shards_read_back_in_order(tmp_path: Path) -> None:
     folder = dataset(tmp_path)
     shards = open_shards(folder, read_manifest(folder))
     assert np.concatenate([shard[:] for shard in shards]).tolist() == list(range(7))
-    import hashlib
-
     assert corpus_sha256(shards) == hashlib.sha256(np.arange(7, dtype="<u4").tobytes()).hexdigest()
 
 
@@ -69,3 +77,51 @@ def test_a_shard_with_half_a_token_is_corrupt(tmp_path: Path) -> None:
     shard_path(folder, 1).write_bytes(b"\x00" * 11)
     with pytest.raises(CorruptData, match="multiple of 4"):
         open_shards(folder, read_manifest(folder))
+
+
+def test_a_shard_is_read_in_any_slices(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.bin"
+    np.arange(10, dtype="<u4").tofile(path)
+    file = ShardFile(path, "<u4")
+    assert len(file) == 10
+    assert [file[2:5].tolist(), file[8:99].tolist(), file[:0].tolist()] == [[2, 3, 4], [8, 9], []]
+    with pytest.raises(ValueError, match="forward"):
+        file[::2]
+
+
+def test_document_starts_read_back_and_old_manifests_have_none(tmp_path: Path) -> None:
+    folder = with_documents(tmp_path, [0, 2, 6])
+    starts = read_document_starts(folder, read_manifest(folder))
+    assert starts is not None and starts.tolist() == [0, 2, 6]
+    old = dataset(tmp_path)
+    assert read_document_starts(old, read_manifest(old)) is None
+    assert open_masks(old, read_manifest(old)) is None
+
+
+@pytest.mark.parametrize("starts", [[0, 6, 2], [0, 2, 2], [1, 2, 6], [0, 2, 7]])
+def test_document_starts_that_do_not_rise_within_the_tokens_are_corrupt(
+    tmp_path: Path, starts: list[int]
+) -> None:
+    folder = with_documents(tmp_path, starts)
+    with pytest.raises(CorruptData, match="rising token positions"):
+        read_document_starts(folder, read_manifest(folder))
+
+
+def test_a_count_of_documents_without_their_hash_is_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(CorruptData, match="go together"):
+        read_manifest(dataset(tmp_path, document_count=3))
+
+
+def test_a_mask_of_another_length_is_corrupt(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, mask_sha256="3" * 64)
+    for index, size in enumerate((4, 4)):
+        mask_path(folder, index).write_bytes(b"\x01" * size)
+    with pytest.raises(CorruptData, match="a mask of 8 tokens, its manifest says 7"):
+        open_masks(folder, read_manifest(folder))
+
+
+def with_documents(folder: Path, starts: list[int]) -> Path:
+    data = np.array(starts, "<u8").tobytes()
+    (folder / "documents.bin").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    return dataset(folder, document_count=len(starts), documents_sha256=digest)

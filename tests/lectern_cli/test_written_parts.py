@@ -1,0 +1,164 @@
+"""What stands beside the shards: where documents begin, and which tokens are learnt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from lectern_cli.prepare import prepare
+from lectern_cli.rows import Content
+from lectern_common.errors import InvalidRequest
+from lectern_common.shards import read_document_starts, read_manifest
+from student_trainer.opening import open_dataset
+from tests.lectern_cli.test_chat_template import CHATML
+from tests.lectern_cli.test_chats import byte_tokenizer
+
+TEXTS = ["one", "two words", "3", "four", "five of them"]
+
+
+def ids_of(dataset: Path, kind: str = "shard", dtype: str = "<u4") -> np.ndarray:
+    files = sorted(dataset.glob(f"{kind}-*.bin"))
+    return np.concatenate([np.frombuffer(file.read_bytes(), dtype) for file in files])
+
+
+def documents_of(dataset: Path) -> list[str]:
+    """The ids between the boundaries, decoded by the tokenizers library alone."""
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
+    starts = np.frombuffer((dataset / "documents.bin").read_bytes(), "<u8").astype(int)
+    parts = np.split(ids_of(dataset), starts[1:])
+    return [tokenizer.decode(part.tolist(), skip_special_tokens=False) for part in parts]
+
+
+def write_texts(folder: Path) -> Path:
+    folder.mkdir()
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 12, 1 << 20])
+@pytest.mark.parametrize(
+    ("policy", "ends"),
+    [
+        ("none", [""] * 5),
+        ("after", ["<|endoftext|>"] * 5),
+        ("between", ["<|endoftext|>"] * 4 + [""]),
+    ],
+)
+def test_boundaries_are_where_documents_begin_whatever_the_policy_and_the_pieces(
+    tmp_path: Path, policy: Any, ends: list[str], piece_bytes: int
+) -> None:
+    source = write_texts(tmp_path / "texts")
+    prepare(
+        [source],
+        tmp_path / "data",
+        train_vocab_size=300,
+        eos_policy=policy,
+        validation_fraction=0,
+        shard_tokens=7,
+        piece_bytes=piece_bytes,
+    )
+    expected = [text + end for text, end in zip(TEXTS, ends, strict=True)]
+    assert documents_of(tmp_path / "data") == expected
+    manifest = read_manifest(tmp_path / "data")
+    starts = read_document_starts(tmp_path / "data", manifest)
+    assert starts is not None and len(starts) == manifest.document_count == 5
+    assert manifest.mask_sha256 is None
+
+
+def chats_with_tokenizer(folder: Path, template: str | None = CHATML) -> tuple[Path, Path]:
+    """Twelve chats in a .jsonl file, the sixth of which spells a control token; a tokenizer."""
+    folder.mkdir()
+    rows = []
+    for number in range(12):
+        end = "<|im_end|>" if number == 5 else "."
+        turns = [("user", f"Question {number}{end}"), ("assistant", f"Answer {number}.")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rows.append(json.dumps({"messages": messages}))
+    (folder / "chats.jsonl").write_text("\n".join(rows))
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    byte_tokenizer().save(str(tokenizer / "tokenizer.json"))
+    config: dict[str, Any] = {"eos_token": {"content": "</s>"}}
+    if template is not None:
+        config["chat_template"] = [{"name": "default", "template": template}]
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder / "chats.jsonl", tokenizer
+
+
+def prepared_chats(source: Path, tokenizer: Path, output: Path, **settings: Any) -> Any:
+    return prepare(
+        [source],
+        output,
+        tokenizer=tokenizer,
+        content=Content("messages", is_chat=True),
+        **{"validation_fraction": 0, "max_fault_fraction": 0.1, **settings},
+    )
+
+
+def test_the_mask_beside_the_shards_is_of_what_the_assistant_wrote(tmp_path: Path) -> None:
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    told = prepared_chats(source, tokenizer, tmp_path / "data", shard_tokens=100)
+
+    ids, mask = ids_of(tmp_path / "data"), ids_of(tmp_path / "data", "mask", "u1")
+    spoken = byte_tokenizer().decode(ids[mask == 1].tolist(), skip_special_tokens=False)
+    numbers = [number for number in range(12) if number != 5]
+    assert spoken == "".join(f"Answer {number}.<|im_end|>" for number in numbers)
+    assert len(ids) == len(mask) and set(mask.tolist()) == {0, 1}
+    assert told.training.learnt_tokens == int(mask.sum())
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "data").glob("mask-*.bin"))]
+    assert sizes[:-1] == [100] * (len(sizes) - 1)
+    assert [(entry.name, entry.reason) for entry in told.left_out] == [
+        ("chats.jsonl#6", "spells the control token '<|im_end|>'")
+    ]
+    assert len(documents_of(tmp_path / "data")) == told.training.documents == 11
+    assert documents_of(tmp_path / "data")[5].startswith("<|im_start|>user\nQuestion 6.<|im_end|>")
+
+
+def test_a_run_counts_the_labels_that_the_assistant_wrote(tmp_path: Path) -> None:
+    """Label i counts where token i + 1 is the assistant's."""
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    prepared_chats(source, tokenizer, tmp_path / "data")
+    mask = ids_of(tmp_path / "data", "mask", "u1")
+    rows = open_dataset(tmp_path / "data", 50, 1000, 0.0).rows
+    for index, row in enumerate(rows.indices):
+        counted = rows.counted(index)
+        assert counted is not None
+        assert counted.tolist() == (mask[row * 50 + 1 : row * 50 + 51] == 1).tolist()
+
+
+def test_chats_come_out_the_same_from_any_number_of_processes(tmp_path: Path) -> None:
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    for workers in (1, 2):
+        output = tmp_path / f"{workers}/data"
+        settings = {"workers": workers, "piece_bytes": 300, "validation_fraction": 0.2}
+        prepared_chats(source, tokenizer, output, **settings)
+    for path in (tmp_path / "1").rglob("*.*"):
+        other = tmp_path / "2" / path.relative_to(tmp_path / "1")
+        assert path.is_dir() or path.read_bytes() == other.read_bytes()
+
+
+def test_chats_that_cannot_be_masked_count_towards_the_cap(tmp_path: Path) -> None:
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    with pytest.raises(InvalidRequest, match=r"1 of 12 documents .*chats\.jsonl#6: spells"):
+        prepared_chats(source, tokenizer, tmp_path / "data", max_fault_fraction=0.01)
+    assert not (tmp_path / "data").exists()
+
+
+def test_chats_need_a_template_and_a_tokenizer_that_was_given(tmp_path: Path) -> None:
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats", template=None)
+    with pytest.raises(InvalidRequest, match=r"put chat_template\.jinja beside"):
+        prepared_chats(source, tokenizer, tmp_path / "data")
+    (tokenizer / "chat_template.jinja").write_text(CHATML)
+    prepared_chats(source, tokenizer, tmp_path / "data")
+    assert (tmp_path / "data/chat_template.jinja").read_text() == CHATML
+    with pytest.raises(InvalidRequest, match="set --tokenizer instead of --train-tokenizer"):
+        prepare(
+            [source],
+            tmp_path / "other",
+            train_vocab_size=300,
+            content=Content("messages", is_chat=True),
+        )
