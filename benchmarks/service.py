@@ -5,11 +5,9 @@ thread for each model. In one process the teacher computes, then the student; th
 the teacher is another process, asked some steps ahead. The training loop is the same.
 """
 
-import dataclasses
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import served
 from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
-from student_trainer.datasets import ShuffledBatches, SyntheticRows
-from student_trainer.loop import Parts, Progress, Settings, Teaching, train
-from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
+from student_trainer.loop import Teaching
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
@@ -36,18 +32,6 @@ from student_trainer.teachers import InProcessTeacher
 STEPS = 20
 PREFETCH_STEPS = 4
 TOP_K = 64
-
-
-class NoRecord:
-    """A recorder that keeps nothing."""
-
-    def record(self, step: int, metrics: dict[str, Any]) -> None: ...
-
-    def before_checkpoint(self) -> None: ...
-
-    def after_checkpoint(self, step: int) -> None: ...
-
-    def event(self, kind: str, **details: Any) -> None: ...
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
@@ -108,25 +92,5 @@ def _measure_one(
 def _step_seconds(folder: Path, teaching: Teaching) -> float:
     """Returns the mean wall time of a step, after one step of warm-up in the same loop."""
     student = CausalStudent.from_config(folder / "student-config", 0, torch.device("cpu"))
-    rows = SyntheticRows(0, SEQ_LEN, VOCAB_SIZE)
-    parts = Parts(
-        student=student,
-        optimizer=build_adamw(student, (0.9, 0.95), 0.1),
-        device=torch.device("cpu"),
-        batches=ShuffledBatches(rows, SEQUENCES_PER_STEP, 0),
-        validation=None,
-        teaching=teaching,
-        recorder=NoRecord(),
-    )
-    settings = Settings(
-        steps=1,
-        learning_rate=lambda step: 1e-3,
-        objective=Objective(alpha=0.0, temperature=1.0),
-        micro_batch_sequences=SEQUENCES_PER_STEP,
-    )
-    progress = Progress()
-    train(parts, settings, progress)
-    begun = time.perf_counter()
-    if not train(parts, dataclasses.replace(settings, steps=1 + STEPS), progress):
-        raise RuntimeError("the steps were not made")
-    return (time.perf_counter() - begun) / STEPS
+    batches = RandomBatches(VOCAB_SIZE, SEQUENCES_PER_STEP, SEQ_LEN)
+    return train_noted(student, batches, teaching, 1 + STEPS).seconds_after(1) / STEPS
