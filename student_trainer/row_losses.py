@@ -21,6 +21,8 @@ from student_trainer.targets import DenseTargets
 
 # Elements of [n, V] that the passes are over at a time. On CUDA a kernel should outlast its launch.
 _BLOCK_NUMEL = {"cpu": 1 << 17, "cuda": 1 << 25}
+# A process compiles one graph for an objective's first chunk and one for any other number of rows.
+_MAX_GRAPHS = 64
 
 
 class RowTerms(NamedTuple):
@@ -87,7 +89,8 @@ def compiled_row_losses(
         Misconfigured: it cannot be compiled here.
     """
     try:
-        return _compiled()(projected_nV, labels_n, teacher, terms)
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
+            return _compiled()(projected_nV, labels_n, teacher, terms)
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(
