@@ -31,7 +31,7 @@ from tests.student_trainer.runs import (
     status_of,
     trained,
 )
-from tests.student_trainer.wire_teacher import Serving, WireTeacher, refused
+from tests.student_trainer.wire_teacher import PROBES, Serving, WireTeacher, of_training, refused
 
 ROOT = Path(__file__).parent.parent.parent
 # Long enough to be killed in: about 10 ms a step.
@@ -126,7 +126,8 @@ def held_at(serving: Serving, step: int) -> Iterator[None]:
         go.wait(120)
         yield from serving.teacher.answer(request)
 
-    serving.teacher.faults += [None] * step + [hold] * 100
+    serving.teacher.takes_fault = of_training
+    serving.teacher.faults += [None] * (PROBES + step) + [hold] * 100
     try:
         yield
     finally:
@@ -284,7 +285,8 @@ def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.Mo
 
 def test_a_teacher_that_stays_away_interrupts_the_run(home: Home, distilled: RunFolder) -> None:
     with Serving(WireTeacher()) as serving:
-        serving.teacher.faults += [None] * 25
+        serving.teacher.takes_fault = of_training
+        serving.teacher.faults += [None] * (PROBES + 25)
         serving.teacher.faults += [refused(grpc.StatusCode.UNAVAILABLE, "gone")] * 200
         folder = home.run(
             "teacher-gone",

@@ -27,7 +27,14 @@ from tests.student_trainer.runs import (
     trained,
 )
 from tests.student_trainer.shards import write_shards
-from tests.student_trainer.wire_teacher import Serving, WireTeacher, broken_after, refused
+from tests.student_trainer.wire_teacher import (
+    PROBES,
+    Serving,
+    WireTeacher,
+    broken_after,
+    of_training,
+    refused,
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +133,12 @@ def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught
         lines = lines_of(folder)[1:]
         positions = sum(line["wire/positions"] for line in lines)
         received = sum(line["wire/received_bytes"] for line in lines)
-        assert positions == 60 * 8 * 8
+        # Of 60 steps, and of two evaluations: the last one comes after the last step.
+        [assembled] = events_of(folder, "assembled")
+        assert positions == 60 * 8 * 8 + 2 * assembled["validation_rows"] * 8
         assert received >= positions * row_bytes
         # A micro-batch of 64 rows is small: allow its fixed cost beside the 2 %.
-        assert received <= positions * row_bytes * 1.02 + 60 * 160
+        assert received <= positions * row_bytes * 1.02 + (60 + 50) * 160
     # Sampled: 8 bytes for each distinct id, fewer than the draws, and 4 for the row's length.
     per_token = [
         line["wire/bytes_per_token"] for line in lines_of(sampled)[1:] if line["wire/positions"]
@@ -188,12 +197,15 @@ def test_streams_that_break_half_way_change_no_bit(home: Home, representation: s
         undisturbed = home.run(f"whole-{representation}".replace("_", "-"), **sections)
         assert trained(home, undisturbed) == 0
         teacher = serving.teacher
-        teacher.faults += [None, broken_after(2, teacher), None, None, broken_after(0, teacher)]
-        teacher.faults += [None, broken_after(5, teacher), broken_after(1, teacher)]
+        teacher.faults += [None] * PROBES + [broken_after(2, teacher), None]
+        # The first evaluation asks 13 times, with draws 26: among them, and in the steps after.
+        teacher.faults += [broken_after(0, teacher)] + [None] * 30
+        teacher.faults += [broken_after(5, teacher), broken_after(1, teacher)]
+        # Of the probe, three evaluations and 12 steps.
         asked = len(teacher.requests)
         disturbed = home.run(f"broken-{representation}".replace("_", "-"), **sections)
         assert trained(home, disturbed) == 0
-        assert len(teacher.requests) - asked == 24 + 4
+        assert len(teacher.requests) - asked == asked + 4
     require_same(disturbed, undisturbed)
 
 
@@ -211,7 +223,8 @@ def test_an_outage_in_the_middle_changes_no_bit_and_is_told(home: Home) -> None:
             held.set()
             context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
 
-        serving.teacher.faults += [None] * 11 + [break_off] + [away] * 1000
+        serving.teacher.takes_fault = of_training
+        serving.teacher.faults += [None] * (PROBES + 11) + [break_off] + [away] * 1000
         folder = home.run("with-outage", **sections)
 
         def take_down_and_up() -> None:
@@ -257,7 +270,8 @@ def test_another_model_in_the_teachers_place_ends_the_run(home: Home, tmp_path: 
         def other(request: Any, context: Any) -> Iterator[Any]:
             yield from WireTeacher(seed=8).answer(request)
 
-        serving.teacher.faults += [None] * 9 + [other] * 50
+        serving.teacher.takes_fault = of_training
+        serving.teacher.faults += [None] * (PROBES + 9) + [other] * 50
         sections = distilling(serving, "hidden")
         sections["teacher"]["prefetch_steps"] = 0  # the n-th answer is the n-th asked for
         folder = home.run("usurped", **sections)

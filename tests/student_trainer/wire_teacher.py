@@ -22,10 +22,20 @@ from protos import teacher_pb2_grpc
 Fault = Callable[[Any, Any], Iterator[Any]]
 
 
+# What a new run asks before its first step, at the temperature that it trains at (probe_batch.py).
+PROBES = 3
+
+
+def of_training(request: pb.LogitsForBatchRequest) -> bool:
+    """Returns True for what is asked to train, and by the probe: evaluations are at 1."""
+    return request.temperature != 1
+
+
 class WireTeacher(teacher_pb2_grpc.TeacherServicer):
     """Hidden state i is a fixed function of tokens i and i - 1; the head is a fixed matrix.
 
-    `faults` are consumed one a LogitsForBatch call: None answers properly, a Fault answers itself.
+    `faults` are consumed one a LogitsForBatch call that `takes_fault` says yes to: None answers
+    properly, a Fault answers itself.
     `piece_rows` is how many rows a piece carries.
     """
 
@@ -88,6 +98,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
             num_parameters=self.embedding_VD.size + self.head_VD.size,
         )
         self.faults: list[Fault | None] = []
+        self.takes_fault: Callable[[pb.LogitsForBatchRequest], bool] = lambda request: True
         self.requests: list[pb.LogitsForBatchRequest] = []
         self.head_requests = 0
         self.metadata: list[dict[str, str]] = []
@@ -151,7 +162,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         self._see(context)
         with self._lock:
             self.requests.append(request)
-            fault = self.faults.pop(0) if self.faults else None
+            fault = self.faults.pop(0) if self.faults and self.takes_fault(request) else None
         yield from self.answer(request) if fault is None else fault(request, context)
 
     def answer(self, request: Any) -> list[pb.LogitsForBatchReply]:
