@@ -38,8 +38,8 @@ from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
 from lectern_models.output_head import OutputHead
-from student_trainer.loop import Teaching
 from student_trainer.objective import Objective, distillation_loss
+from student_trainer.run_parts import Teaching
 from student_trainer.students import CausalStudent
 from student_trainer.targets import HiddenTargets, Representation, TeacherTargets
 

@@ -104,9 +104,9 @@ def _lectern(task: Task, scratch: Path) -> Turn:
     from benchmarks.memory import MemoryGrowth
     from lectern_common.replicas import TeacherReplicas
     from lectern_common.run_folder import RunFolder
-    from student_trainer.loop import Teaching
     from student_trainer.recorder import Recorder
     from student_trainer.remote_teacher import RemoteTeacher
+    from student_trainer.run_parts import Teaching
     from student_trainer.stopping import Stop
     from student_trainer.students import CausalStudent
     from student_trainer.targets import Representation

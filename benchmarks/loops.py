@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from student_trainer.batch_sources import Batch, batch_of, synthetic_row
-from student_trainer.loop import Parts, Progress, Recorder, Settings, Teaching, train
+from student_trainer.loop import train
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
+from student_trainer.run_parts import Parts, Progress, Recorder, Settings, Teaching
 from student_trainer.students import Student
 
 DISTILLATION = Objective(alpha=0.0, temperature=1.0)

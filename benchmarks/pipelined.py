@@ -33,10 +33,10 @@ from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
 from student_trainer.batch_sources import Batch
-from student_trainer.loop import Teaching
 from student_trainer.micro_batch import ask
 from student_trainer.prefetch import Prefetch
 from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.run_parts import Teaching
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation, TeacherTargets

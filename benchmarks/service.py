@@ -22,8 +22,8 @@ from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, V
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
-from student_trainer.loop import Teaching
 from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.run_parts import Teaching
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation

@@ -26,13 +26,13 @@ from student_trainer.datasets import ShuffledBatches, in_order
 from student_trainer.devices import choose_device, device_name
 from student_trainer.early_stopping import Best
 from student_trainer.export import export_student
-from student_trainer.loop import Parts, Progress, Settings, Teaching
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.origins import LoadedStudent, load_student
 from student_trainer.quiet_recorder import RunRecorder
 from student_trainer.ranks import Ranks
 from student_trainer.run_data import Data, open_data
+from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.run_samples import checked_prompts, open_samples
 from student_trainer.run_teacher import connect_teacher, teacher_facts
 from student_trainer.schedule import Schedule

@@ -17,10 +17,10 @@ from lectern_common.run_estimate import computation_of
 from lectern_common.run_spec import RunSpec
 from protos import teacher_pb2
 from student_trainer.batch_sources import Batch
-from student_trainer.loop import Teaching
 from student_trainer.model_shape import shape_of
 from student_trainer.objective import auto_chunk_tokens
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
+from student_trainer.run_parts import Teaching
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation, TargetsProvider
 

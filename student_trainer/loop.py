@@ -4,35 +4,28 @@ Legend: B sequences of a micro-batch, S tokens, N its valid positions, D hidden 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
-from lectern_common.run_folder import finite_record
 from lectern_models.output_head import OutputHead
-from student_trainer.advice import WaitAdvice
 from student_trainer.batch_sources import Batch
-from student_trainer.checkpoint import CheckpointStore
-from student_trainer.early_stopping import Best
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.memory_in_use import memory_metrics
 from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, StepLoss, distillation_loss
 from student_trainer.optimizer import set_learning_rate
-from student_trainer.prefetch import MicroBatch, Prefetch, TrainingBatches
-from student_trainer.ranks import Ranks
+from student_trainer.prefetch import MicroBatch, Prefetch
+from student_trainer.run_parts import Parts, Progress, Settings
 from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
-from student_trainer.samples import Samples
 from student_trainer.sharding import gathered, whole
-from student_trainer.stopping import Stop, StopRequested
-from student_trainer.students import Student
-from student_trainer.targets import Representation, TargetsProvider, TeacherTargets
+from student_trainer.step_metrics import loss_metrics, wire_metrics
+from student_trainer.stopping import StopRequested
+from student_trainer.targets import TeacherTargets
 from student_trainer.training_state import model_tensors, optimizer_tensors
 
 # Steps without a finite gradient, one after the other, that end a run.
@@ -41,124 +34,6 @@ MAX_SKIPPED_IN_A_ROW = 3
 _NOTHING = Objective(alpha=1.0, temperature=1.0)
 # Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
 _DROPOUT_KEY = (2,)
-
-
-class Recorder(Protocol):
-    """Who is told how the run goes. Nothing but `before_checkpoint` may wait."""
-
-    def record(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of the step after which `step` are finished."""
-        ...
-
-    def before_checkpoint(self) -> None:
-        """Makes the records up to now outlive this process."""
-        ...
-
-    def after_checkpoint(self, step: int) -> None: ...
-
-    def event(self, kind: str, **details: Any) -> None: ...
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """The teacher, and how it is asked.
-
-    `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
-    wire.
-    `cancel` ends calls under way. `advice` looks out for a run that waits too long; None: nobody.
-    """
-
-    provider: TargetsProvider
-    representation: Representation
-    prefetch_steps: int = 0
-    allow_same_weights: bool = False
-    take_received: Callable[[], tuple[int, int]] | None = None
-    cancel: Callable[[], None] = lambda: None
-    advice: WaitAdvice | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a run; `learning_rate` gives that of a step (0-based).
-
-    `patience`: evaluations in a row without a new lowest loss that end it; None: never.
-    """
-
-    steps: int
-    learning_rate: Callable[[int], float]
-    objective: Objective
-    micro_batch_sequences: int
-    max_grad_norm: float = 1.0
-    evaluate_every: int = 100
-    patience: int | None = None
-    checkpoint_every: int = 500
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of.
-
-    Attributes:
-        student: trained in place, on `device`.
-        optimizer: over the student's parameters; the loop sets its learning rate.
-        batches: training data; this rank's rows of each step.
-        validation: gives the held-out batches, the same at every call; None: never evaluate.
-        teaching: None exactly when the objective's alpha is 1.
-        recorder: told of every step.
-        checkpoints: None: none are saved.
-        checkpoint_facts: further content of every checkpoint's state.
-        ranks: the processes that train the run together; each has Parts of its own.
-        samples: writes what student and teacher go on with; None: no prompts.
-    """
-
-    student: Student
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    batches: TrainingBatches
-    validation: Callable[[], Iterable[Batch]] | None
-    teaching: Teaching | None
-    recorder: Recorder
-    checkpoints: CheckpointStore | None = None
-    checkpoint_facts: dict[str, Any] = field(default_factory=dict)
-    stop: Stop = field(default_factory=Stop)
-    ranks: Ranks = field(default_factory=Ranks)
-    samples: Samples | None = None
-
-
-@dataclass
-class Progress:
-    """Where a run is: all that a checkpoint holds beside tensors and facts.
-
-    `record` are the metrics of the step after which `step` were finished; `best` is the lowest
-    validation loss up to then.
-    """
-
-    step: int = 0
-    tokens_seen: int = 0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    wall_seconds: float = 0.0
-    record: dict[str, Any] = field(default_factory=dict)
-    best: Best = field(default_factory=Best)
-
-    def state(self) -> dict[str, Any]:
-        """Returns it as JSON can hold it, its losses also under the specification's names."""
-        record = finite_record(self.record)
-        return {
-            **asdict(self),
-            "record": record,
-            "train_loss": record.get("loss/total"),
-            "total_loss": record.get("loss/total"),
-            "ce_loss": record.get("loss/ce"),
-            "kl_loss": record.get("loss/kd"),
-            "val_loss": record.get("loss/val"),
-        }
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> "Progress":
-        values = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
-        return cls(**{**values, "best": Best(**state.get("best", {}))})
 
 
 def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
@@ -308,7 +183,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
             # Every rank takes part in as many exchanges as the others.
             if part.batch.num_valid or ranks.size > 1
         ]
-    metrics = _loss_metrics(losses, settings.objective, normalizer, ranks)
+    metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
     if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
         temperature = settings.objective.temperature
         require_something_to_learn(
@@ -339,7 +214,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     metrics["time/teacher_wait_seconds"] = prefetch.waited_seconds - waited
     if parts.teaching is not None:
         metrics["time/teacher_wait_share"] = metrics["time/teacher_wait_seconds"] / seconds
-    progress.record = {**metrics, **memory_metrics(parts.device), **_wire_metrics(parts)}
+    progress.record = {**metrics, **memory_metrics(parts.device), **wire_metrics(parts)}
     _advise(parts, progress)
 
 
@@ -358,26 +233,6 @@ def _micro_step(
     loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
     loss.total.backward()  # type: ignore[no-untyped-call]
     return loss
-
-
-def _loss_metrics(
-    losses: list[StepLoss], objective: Objective, normalizer: int, ranks: Ranks
-) -> dict[str, float]:
-    """Returns the losses of a step, in nats per valid position; a term of weight 0 has none.
-
-    loss/kd is the divergence at the temperature T, without T^2; with top_k it is that over k + 1
-    outcomes, a lower bound of the divergence over all tokens; with sampled an unbiased estimate of
-    it, which may be below 0. loss/total contains the same. Which it is says Representation.kd_is.
-    """
-    sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
-    ce, kd = (total / normalizer for total in ranks.totals(*sums.tolist()))
-    alpha, temperature = objective.alpha, objective.temperature
-    metrics = {"loss/total": alpha * ce + (1 - alpha) * temperature**2 * kd}
-    if alpha > 0:
-        metrics["loss/ce"] = ce
-    if alpha < 1:
-        metrics["loss/kd"] = kd
-    return metrics
 
 
 def _forward_kl(
@@ -435,21 +290,6 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
         stop=parts.stop,
         cancel=(lambda: None) if teaching is None else teaching.cancel,
     )
-
-
-def _wire_metrics(parts: Parts) -> dict[str, float]:
-    """Returns what has come over the wire since the last step, also for steps to come."""
-    teaching = parts.teaching
-    if teaching is None or teaching.take_received is None:
-        return {}
-    received_bytes, positions = parts.ranks.totals(*teaching.take_received())
-    metrics: dict[str, float] = {
-        "wire/received_bytes": received_bytes,
-        "wire/positions": positions,
-    }
-    if positions:
-        metrics["wire/bytes_per_token"] = received_bytes / positions
-    return metrics
 
 
 def _advise(parts: Parts, progress: Progress) -> None:

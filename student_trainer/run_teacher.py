@@ -14,9 +14,9 @@ from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import ShardManifest
 from protos import teacher_pb2
 from student_trainer.advice import TeacherFacts, WaitAdvice
-from student_trainer.loop import Teaching
 from student_trainer.origins import LoadedStudent
 from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.run_parts import Teaching
 from student_trainer.stopping import Stop
 from student_trainer.targets import Representation
 

@@ -31,7 +31,9 @@ from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from student_trainer.assembly import Assembly, assemble
 from student_trainer.loop import train
+from student_trainer.ranks import Ranks
 from student_trainer.recorder import Recorder
+from student_trainer.samples import Prompts
 from student_trainer.stopping import Stop
 from tests.certificates import Authority
 from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, lines_of
@@ -44,6 +46,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(tmp_path_factory.mktemp("home"))
     home.model("other-config", weights=False, intermediate_size=20)
     home.model("weights", seed=3)
+    home.model("wide", weights=False, vocab_size=300)
+    home.tokenized()
     write_shards(home.path / "data" / "held-out", np.arange(100) % VOCAB_SIZE)
     (home.path / "secrets").mkdir()
     (home.path / "secrets" / "token").write_text("secret\n")
@@ -63,7 +67,8 @@ def assembled(
     """Gives the assembled run; `steps` trains that many first."""
     stop = Stop()
     with folder.locked(), Recorder(folder, stop) as recorder, ExitStack() as stack:
-        run = assemble(folder.read_spec(), home.roots, folder, recorder, stop, stack, resume=resume)
+        spec = folder.read_spec()
+        run = assemble(spec, home.roots, folder, recorder, stop, stack, Ranks(), resume=resume)
         recorder.open_metrics([], run.progress.step)
         if steps is not None:
             train(run.parts, run.settings, run.progress)
@@ -73,6 +78,11 @@ def assembled(
 def remote(run: Assembly) -> Any:
     assert run.parts.teaching is not None
     return run.parts.teaching.provider
+
+
+def prompts(run: Assembly) -> Prompts:
+    assert run.parts.samples is not None
+    return run.parts.samples._prompts
 
 
 def groups(run: Assembly) -> list[dict[str, Any]]:
@@ -102,6 +112,11 @@ def store(run: Assembly) -> Any:
 
 
 DISTILLING = {"alpha": 0.5}
+SAMPLED: dict[str, Any] = {
+    "student": {"config": "wide"},
+    "data": {"path": "bytes"},
+    "evaluation": {"prompts": ["def", "import"], "prompt_tokens": 3},
+}
 # dotted field -> (sections of the spec, what shows it, what must be seen)
 APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "name": ({"name": "called-this"}, lambda run: run.spec.name, "called-this"),
@@ -260,6 +275,13 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         lambda run: run.settings.evaluate_every,
         5,
     ),
+    "evaluation.patience": (
+        {"evaluation": {"patience": 7}},
+        lambda run: run.settings.patience,
+        7,
+    ),
+    "evaluation.prompts": (SAMPLED, lambda run: prompts(run).texts, ["def", "import"]),
+    "evaluation.prompt_tokens": (SAMPLED, lambda run: prompts(run).num_tokens, 3),
     "evaluation.max_sequences": ({"evaluation": {"max_sequences": 3}}, validation_rows, 3),
     "checkpoint.every_steps": (
         {"checkpoint": {"every_steps": 4}},

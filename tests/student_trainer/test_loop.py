@@ -25,8 +25,9 @@ from lectern_common.errors import (
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.datasets import ShuffledBatches
-from student_trainer.loop import Parts, Progress, Teaching, train
+from student_trainer.loop import train
 from student_trainer.objective import Objective
+from student_trainer.run_parts import Parts, Progress, Teaching
 from student_trainer.same_distribution import SAME_DISTRIBUTION_NATS
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent

@@ -15,9 +15,9 @@ from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_models.loading import load_causal_lm
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.export import export_student
-from student_trainer.loop import Parts, Progress
 from student_trainer.lora import Adapters, add_adapters
 from student_trainer.objective import Objective
+from student_trainer.run_parts import Parts, Progress
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
 from tests.models import write_tiny_model
