@@ -41,7 +41,7 @@ from student_trainer.reply_assembly import (
     to_targets,
 )
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
-from student_trainer.targets import Representation, TeacherTargets
+from student_trainer.targets import Representation, TeacherTargets, joined
 from student_trainer.token_rows import every_position_logits, last_position_logits
 
 _log = structlog.get_logger()
@@ -178,7 +178,19 @@ class RemoteTeacher:
         representation: Representation,
         temperature: float,
     ) -> TeacherTargets:
-        """See TargetsProvider; also raises StopRequested after cancel()."""
+        """See TargetsProvider; also raises StopRequested after cancel().
+
+        More sequences than the teacher takes at once are asked in several requests.
+        """
+        limit = max(1, self.model.limits.max_sequences)
+        if len(sequences) > limit:
+            cuts = [slice(first, first + limit) for first in range(0, len(sequences), limit)]
+            return joined(
+                [
+                    self.score(sequences[cut], positions[cut], representation, temperature)
+                    for cut in cuts
+                ]
+            )
         head = self.output_head() if representation.kind == "hidden" else None
         mask = np.concatenate(positions)
         expected = Expected(

@@ -6,8 +6,8 @@ Rows are the asked positions in request order: by sequence, then by position.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +183,25 @@ class SampledTargets:
 
 
 TeacherTargets = DenseTargets | HiddenTargets | TopKTargets | SampledTargets
+
+
+def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
+    """Returns the rows of all parts, in order: the reverse of `rows`.
+
+    Args:
+        parts: at least one; of one representation, temperature and vocabulary, on one device.
+    """
+    first = parts[0]
+    tensors = [
+        field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)
+    ]
+    changes: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in tensors
+    }
+    if isinstance(first, SampledTargets):
+        lengths = [np.diff(part.row_starts) for part in parts if isinstance(part, SampledTargets)]
+        changes["row_starts"] = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return replace(first, **changes)
 
 
 class TargetsProvider(Protocol):

@@ -563,3 +563,29 @@ def test_threads_may_ask_at_the_same_time(serving: Serving, tmp_path: Path) -> N
     assert len(answers) == 8
     for answer in answers:
         np.testing.assert_array_equal(answer, oracle(serving))
+
+
+@pytest.mark.parametrize(
+    "representation",
+    [DENSE, HIDDEN, Representation("top_k", top_k=4), Representation("sampled", num_draws=6)],
+    ids=lambda representation: representation.kind,
+)
+def test_more_sequences_than_a_request_holds_are_asked_in_several(
+    serving: Serving, tmp_path: Path, representation: Representation
+) -> None:
+    """Documents of a row that do not see each other are a sequence each."""
+    with remote(serving, tmp_path) as teacher:
+        teacher.connect()
+        whole = teacher.score(SEQUENCES, EVERY, representation, 2.0)
+        before = len(serving.teacher.requests)
+        teacher.model.limits.max_sequences = 2
+        parts = teacher.score(SEQUENCES, EVERY, representation, 2.0)
+    lengths = [list(asked.sequence_lengths) for asked in serving.teacher.requests[before:]]
+    assert lengths == [[3, 1], [2]]
+    assert len(parts) == len(whole) == 6 and type(parts) is type(whole)
+    for name, value in vars(whole).items():
+        ours = getattr(parts, name)
+        if isinstance(value, torch.Tensor | np.ndarray):
+            assert ours.tolist() == value.tolist(), name
+        elif name != "head":
+            assert ours == value, name
