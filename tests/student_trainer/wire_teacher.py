@@ -104,6 +104,10 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         self.metadata: list[dict[str, str]] = []
         self._lock = threading.Lock()
 
+    def asked_in_training(self) -> list[pb.LogitsForBatchRequest]:
+        """Returns the requests of a new run's steps, without the probe's and the evaluations'."""
+        return [request for request in self.requests if of_training(request)][PROBES:]
+
     # ---- the mathematics, also for tests to compare with ----
 
     def hidden(self, tokens: Sequence[int] | npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
