@@ -66,13 +66,13 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
         with _prefetch(parts, settings) as prefetch:
             while True:
                 step, is_last = progress.step, progress.step >= settings.steps
-                progress.wall_seconds = time.monotonic() - began
 
                 evaluation = is_last or step % settings.evaluate_every == 0
                 is_best = False
                 if evaluate and evaluation and "loss/val" not in progress.record:
                     is_best = evaluate(progress, is_last)
                 is_last = is_last or progress.best.is_over(settings.patience)
+                progress.wall_seconds = time.monotonic() - began
 
                 if progress.record:
                     with parts.ranks.together():

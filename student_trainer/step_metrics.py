@@ -28,7 +28,10 @@ def loss_metrics(
 
 
 def wire_metrics(parts: Parts) -> dict[str, float]:
-    """Returns what has come over the wire since the last step, also for steps to come."""
+    """Returns what has come over the wire since the last step.
+
+    That is for this step, for some to come, and for an evaluation between the two.
+    """
     teaching = parts.teaching
     if teaching is None or teaching.take_received is None:
         return {}

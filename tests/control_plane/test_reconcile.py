@@ -30,6 +30,21 @@ def test_a_queued_run_gets_a_folder_with_its_spec_and_a_process(bench):
     assert RunFolder(bench.roots.runs / run.id).read_spec() == run.run_spec
 
 
+def test_a_run_that_ends_early_has_succeeded_and_says_why(bench):
+    run = bench.create()
+    bench.tick()
+    process = bench.processes.last()
+    process.say("succeeded", reason="early_stopped", message="no lower loss", step=8)
+    process.end(0)
+    bench.tick()
+    ended = bench.runs.get(run.id)
+    assert (str(ended.state), ended.reason, ended.message) == (
+        "succeeded",
+        "early_stopped",
+        "no lower loss",
+    )
+
+
 def test_a_run_goes_from_queued_to_succeeded(bench):
     run = bench.started()
     assert run.state is RunState.RUNNING

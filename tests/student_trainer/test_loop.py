@@ -431,6 +431,16 @@ def test_validation_comes_first_then_periodically_and_last(student: CausalStuden
     assert records.curve("loss/val")[-1] < records.curve("loss/val")[0]
 
 
+def test_wall_seconds_are_those_of_steps_and_evaluations(student: CausalStudent) -> None:
+    """All by clocks that never go back, so none is negative."""
+    progress = Progress(wall_seconds=100.0)
+    records = trained(parts_of(student), settings_of(4, evaluate_every=2), progress)
+    parts = [*records.curve("time/step_seconds"), *records.curve("time/evaluation_seconds")]
+    assert len(parts) == 4 + 3
+    assert min(parts) > 0
+    assert progress.wall_seconds >= 100 + sum(parts)
+
+
 def test_validation_loss_is_the_models_own_cross_entropy(student: CausalStudent) -> None:
     records = trained(parts_of(student), settings_of(1))
     rows = [cyclic_rows(6).row(index).astype(np.int64) for index in range(6)]
