@@ -5,6 +5,7 @@ import pytest
 from lectern_cli.chat_template import ChatTemplate
 from lectern_cli.rows import UnusableError
 from lectern_common.errors import CorruptData
+from tests.lectern_cli.chat_files import CHATML, MARKED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [
@@ -14,22 +15,6 @@ CHAT = [
     {"role": "user", "content": "More"},
     {"role": "assistant", "content": "No."},
 ]
-CHATML = (
-    "{%- for message in messages %}\n"
-    "    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
-    "{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n"
-    "    {{- '<|im_start|>assistant\\n' }}\n"
-    "{%- endif %}\n"
-)
-MARKED = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if loop.index0 > 9 %}{% break %}{% endif %}"
-    "{% if message.role == 'assistant' %}"
-    "A: {% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}\n"
-    "{% else %}{{ message | tojson }}\n{% endif %}"
-    "{% endfor %}"
-)
 COUNTING = (
     "{% set ns = namespace(count=0) %}{% for message in messages %}"
     "{% set ns.count = ns.count + message.content | length %}{% endfor %}"

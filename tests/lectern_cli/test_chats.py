@@ -3,24 +3,15 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from lectern_cli.chat_template import ChatTemplate
 from lectern_cli.chats import ChatEncoder
 from lectern_cli.rows import Content, UnusableError
-from lectern_cli.tokenizer import train_tokenizer
-from tests.lectern_cli.test_chat_template import CHATML, MARKED
+from tests.lectern_cli.chat_files import CHATML, MARKED, byte_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte, and the control tokens."""
-    trained = train_tokenizer(["nothing"], 257).tokenizer
-    tokens = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
-    trained.add_special_tokens([AddedToken(token, special=True) for token in tokens])
-    return trained
 
 
 def encoder(source: str) -> ChatEncoder:

@@ -1,6 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
+
+from tests.lectern_cli.chat_files import chats_with_tokenizer
 
 
 @pytest.fixture
@@ -66,3 +69,53 @@ def test_a_second_time_needs_force(lectern, texts, tmp_path):
     assert refused.code == 4
     assert "--force to replace it" in refused.err
     assert prepare(lectern, texts, *options, "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--chat", "--text-field", "body"), "--text-field has no effect with --chat"),
+        (("--messages-field", "turns"), "--messages-field has no effect without --chat"),
+        (("--hub-split", "test"), "--hub-split has no effect without --hub"),
+        (("--hub-revision", "main"), "--hub-revision has no effect without --hub"),
+        (("--chat",), "set --tokenizer instead of --train-tokenizer"),
+        (("--workers", "0"), "must be at least 1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(lectern, texts, tmp_path, options, message):
+    refused = prepare(lectern, texts, "--output", "code", "--home", tmp_path, *options)
+
+    assert refused.code == 2
+    assert message in refused.err
+
+
+def test_inputs_may_be_left_out_for_a_dataset_of_a_hub(lectern, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = [json.dumps({"body": f"text number {number}\n" * 20}) for number in range(10)]
+    (source / "rows.jsonl").write_text("\n".join(rows))
+    common = ("--train-tokenizer", "300", "--home", tmp_path, "--text-field", "body", "--json")
+
+    told = lectern("data", "prepare", "--hub", source, "--output", "hub", *common).json
+    files = lectern("data", "prepare", source, "--output", "files", *common).json
+
+    assert told["training"]["tokens"] == files["training"]["tokens"] > 0
+    nothing = lectern("data", "prepare", "--output", "none", *common)
+    assert nothing.code == 2 and "with --hub" in nothing.err
+
+
+def test_chats_are_told_by_what_is_learnt_of_them(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    ended = lectern(
+        "data",
+        "prepare",
+        source,
+        *("--chat", "--tokenizer", tokenizer, "--max-fault-fraction", "0.1"),
+        *("--output", "chats", "--home", tmp_path, "--validation-fraction", "0"),
+    )
+
+    # A token a byte, and one that ends the turn; numbers 10 and 11 have two digits.
+    learnt = 11 * (len("Answer 0.") + 1) + 2
+    assert ended.code == 0, ended
+    assert f", {learnt} tokens of the assistant" in ended.out
+    assert "chats.jsonl#6: spells the control token" in ended.err

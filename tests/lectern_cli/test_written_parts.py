@@ -13,8 +13,7 @@ from lectern_cli.rows import Content
 from lectern_common.errors import InvalidRequest
 from lectern_common.shards import read_document_starts, read_manifest
 from student_trainer.opening import open_dataset
-from tests.lectern_cli.test_chat_template import CHATML
-from tests.lectern_cli.test_chats import byte_tokenizer
+from tests.lectern_cli.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
 
 TEXTS = ["one", "two words", "3", "four", "five of them"]
 
@@ -67,26 +66,6 @@ def test_boundaries_are_where_documents_begin_whatever_the_policy_and_the_pieces
     starts = read_document_starts(tmp_path / "data", manifest)
     assert starts is not None and len(starts) == manifest.document_count == 5
     assert manifest.mask_sha256 is None
-
-
-def chats_with_tokenizer(folder: Path, template: str | None = CHATML) -> tuple[Path, Path]:
-    """Twelve chats in a .jsonl file, the sixth of which spells a control token; a tokenizer."""
-    folder.mkdir()
-    rows = []
-    for number in range(12):
-        end = "<|im_end|>" if number == 5 else "."
-        turns = [("user", f"Question {number}{end}"), ("assistant", f"Answer {number}.")]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        rows.append(json.dumps({"messages": messages}))
-    (folder / "chats.jsonl").write_text("\n".join(rows))
-    tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    byte_tokenizer().save(str(tokenizer / "tokenizer.json"))
-    config: dict[str, Any] = {"eos_token": {"content": "</s>"}}
-    if template is not None:
-        config["chat_template"] = [{"name": "default", "template": template}]
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder / "chats.jsonl", tokenizer
 
 
 def prepared_chats(source: Path, tokenizer: Path, output: Path, **settings: Any) -> Any:
