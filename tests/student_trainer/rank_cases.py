@@ -6,9 +6,14 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from student_trainer.batch_sources import Batch
+from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.objective import Objective
-from student_trainer.students import CausalStudent
-from student_trainer.targets import IGNORE_INDEX
+from student_trainer.ranks import Ranks
+from student_trainer.samples import Line, Prompts, Samples
+from student_trainer.stopping import Stop
+from student_trainer.students import CausalStudent, Student
+from student_trainer.targets import IGNORE_INDEX, Representation
+from student_trainer.teachers import FixtureTeacher
 
 VOCAB_SIZE, ROWS, SEQ_LEN = 61, 32, 7
 OBJECTIVE = Objective(alpha=0.3, temperature=2.0)
@@ -45,3 +50,18 @@ def targets() -> Tensor:
     """The teacher's logits [ROWS, SEQ_LEN, VOCAB_SIZE]."""
     draw = torch.Generator().manual_seed(1)
     return torch.randn(ROWS, SEQ_LEN, VOCAB_SIZE, generator=draw)
+
+
+def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
+    """Metrics over rows half of which have no label: one rank's batches may be all of these."""
+    cpu, share = torch.device("cpu"), ROWS // ranks.size
+    own = rows(empty_half=True).micro_batches(share)[ranks.rank].micro_batches(8)
+    teacher = ValidationTeacher(FixtureTeacher(VOCAB_SIZE), Representation("dense"))
+    sums = evaluation_sums(learner, own, cpu, Stop(), teacher, together=ranks.together)
+    return EvaluationSums(*ranks.totals(*sums)).metrics()
+
+
+def sampled(learner: Student) -> list[Line]:
+    """What it writes on, of prompts that end at different tokens."""
+    prompts = Prompts(["a", "b"], [[1, 2], [3]], 5, frozenset([0]), lambda ids: str(list(ids)))
+    return Samples(prompts, torch.device("cpu"), None, None, Stop()).lines(learner, is_last=True)

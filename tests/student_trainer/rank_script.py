@@ -23,7 +23,14 @@ from student_trainer.sharding import gathered, placed_like, shard, whole
 from student_trainer.stopping import StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import DenseTargets
-from tests.student_trainer.rank_cases import OBJECTIVE, rows, student, targets
+from tests.student_trainer.rank_cases import (
+    OBJECTIVE,
+    evaluated,
+    rows,
+    sampled,
+    student,
+    targets,
+)
 
 
 def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
@@ -89,6 +96,7 @@ def main(folder: Path) -> None:
         and torch.equal(whole(placed_like(before[name], p)), before[name])
         for name, p in split.named_parameters()
     )
+    said["evaluated"], said["sampled"] = evaluated(split, ranks), sampled(split)
     tensors = {}
     for tied in (True, False):
         for micro_batches, empty in ((1, False), (4, False), (1, True)):

@@ -21,7 +21,14 @@ from student_trainer.rank_processes import RENDEZVOUS
 from student_trainer.ranks import Ranks, join_ranks
 from student_trainer.targets import DenseTargets
 from tests.servers import ROOT
-from tests.student_trainer.rank_cases import OBJECTIVE, rows, student, targets
+from tests.student_trainer.rank_cases import (
+    OBJECTIVE,
+    evaluated,
+    rows,
+    sampled,
+    student,
+    targets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,15 @@ def test_ranks_know_their_place_and_add_up(folder: Path) -> None:
     assert said(folder, "place") == [[0, 2, True], [1, 2, False]]
     assert said(folder, "totals") == [[0.1 + 1.1, 4.0]] * 2
     assert said(folder, "from_first") == [41, 41]
+
+
+def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
+    """One of the two has no label in any of its rows, and makes as many forwards."""
+    alone = evaluated(student(tied=False), Ranks())
+    assert alone.keys() == {"loss/val", "val/kl", "val/top1_agreement"}
+    first, second = said(folder, "evaluated")
+    assert first == second == pytest.approx(alone, rel=1e-6)
+    assert said(folder, "sampled") == [sampled(student(tied=False))] * 2
 
 
 def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:
