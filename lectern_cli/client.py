@@ -194,6 +194,11 @@ class ControlPlane:
         path = f"/runs/{_segment(run_id)}/logs"
         return self._ask("GET", path, params={"tail": tail}).text
 
+    def samples(self, run_id: str, limit: int = 64) -> list[dict[str, Any]]:
+        """Returns the last samples, each {"step", "prompt", "student", "teacher"}, oldest first."""
+        answer = self._json("GET", f"/runs/{_segment(run_id)}/samples", params={"limit": limit})
+        return list(answer["samples"])
+
     def teachers(self) -> list[dict[str, Any]]:
         """Returns what the control plane knows of each teacher."""
         return list(self._json("GET", "/teachers")["teachers"])

@@ -132,6 +132,29 @@ def logs(
         print("\n".join(lines))
 
 
+@app.command(epilog="Example: lectern runs samples coder-0-5b-1")
+def samples(
+    run_id: RunId,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Samples from the end.")] = 8,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a run's student wrote on at the last evaluations, beside its teacher."""
+    with control_plane(url, token_file) as service:
+        found = service.samples(run_id, limit)
+    if as_json:
+        console.print_json({"run_id": run_id, "samples": found})
+    elif not found:
+        console.note("no samples; the prompts are evaluation.prompts of the spec")
+    for sample in [] if as_json else found:
+        print(f"step {sample['step']}")
+        for who in ("prompt", "student", "teacher"):
+            if sample[who] is not None:
+                text = console.inert(sample[who]).replace("\n", "\n           ")
+                print(f"  {who:<8} {text}")
+
+
 @app.command(epilog="Example: lectern runs stop coder-0-5b-1 --wait")
 def stop(
     run_ids: RunIds,

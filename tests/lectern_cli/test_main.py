@@ -48,6 +48,7 @@ def test_every_command_of_the_design_is_there():
         "runs show",
         "runs watch",
         "runs logs",
+        "runs samples",
         "runs stop",
         "runs resume",
         "data prepare",
@@ -65,7 +66,7 @@ def test_every_command_and_every_option_explains_itself():
 
 
 def test_every_command_that_reads_prints_json_on_request():
-    reads = ["runs list", "runs show", "runs watch", "runs logs", "doctor", "train"]
+    reads = ["runs list", "runs show", "runs watch", "runs logs", "runs samples", "doctor", "train"]
     reads += ["data prepare", "teacher health"]
     for words in reads:
         options = {name for entry in commands()[tuple(words.split())].params for name in entry.opts}

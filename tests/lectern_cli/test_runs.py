@@ -9,7 +9,7 @@ import pytest
 
 from lectern_cli.client import ControlPlane
 from lectern_cli.processes import Child, wait_until
-from lectern_common.run_folder import RunState
+from lectern_common.run_folder import RunState, append_json_line
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON = range(3)
@@ -67,6 +67,23 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     assert f"id: {run_id}" in runs("show", run_id).out
     assert "started with" in runs("logs", run_id).out
     assert runs("logs", run_id, "--tail", "1", "--json").json["run_id"] == run_id
+
+
+def test_samples_are_printed_inert_and_beside_each_other(runs, tmp_path):
+    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+    assert runs("samples", run_id).err.startswith("no samples")
+    sample = {"step": 3, "prompt": "def", "student": " add(\x1b[31m\n  one", "teacher": None}
+    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", sample)
+    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", {**sample, "teacher": " sum"})
+    assert runs("samples", run_id, "--json").json["samples"][0] == sample
+    shown = runs("samples", run_id, "--limit", "1").out.splitlines()
+    assert shown == [
+        "step 3",
+        "  prompt   def",
+        "  student   add(?[31m",
+        "             one",
+        "  teacher   sum",
+    ]
 
 
 def test_a_run_that_fails_ends_the_watching_with_1(runs, tmp_path):

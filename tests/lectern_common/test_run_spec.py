@@ -170,6 +170,11 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
             "no effect",
         ),
         ({"evaluation": {"prompt_tokens": 3}}, "evaluation", "no effect without prompts"),
+        (
+            {"evaluation": {"patience": 3}, "checkpoint": {"keep_best": 0}},
+            "",
+            "checkpoint.keep_best 0 keeps none",
+        ),
         ({"report_to": ["wandb", "wandb"]}, "report_to", "each once"),
     ],
 )
