@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # A turn's warm-up, whose steps are not timed.
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 @dataclass(frozen=True)

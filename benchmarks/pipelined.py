@@ -43,7 +43,7 @@ from student_trainer.targets import Representation, TeacherTargets
 
 VOCAB_SIZE, SEQUENCES, SEQ_LEN = 4_096, 8, 128
 PREFETCH_STEPS, LATENCY_SECONDS = 4, 0.05
-WARM_UP_STEPS, STEPS = 4, 12
+WARM_UP_STEPS, STEPS = 3, 10
 HIDDEN = Representation("hidden")
 # (hidden size, layers, heads, intermediate size) of teacher and student.
 PAIRS = {

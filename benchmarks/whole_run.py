@@ -27,7 +27,7 @@ from lectern_common.logs import configure_logs
 
 SEQUENCES, SEQ_LEN = 8, 256
 # Steps of a turn by vocabulary.
-STEPS = {8_192: 6, 32_768: 2}
+STEPS = {8_192: 6, 32_768: 3}
 # The first of a turn; later ones drift apart by what each rounds differently.
 COMPARED_STEPS = 4
 # With it the logits of a random teacher are as far apart as those of a trained one.
