@@ -147,8 +147,7 @@ def add_adapters(
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Returns the linear layers of the body by name; the output head is none of them."""
-    parts = split(model)
-    body = set(parts.body.modules()) - {parts.projection}
+    body = set(split(model).body.modules())
     return {
         name: module
         for name, module in model.named_modules()

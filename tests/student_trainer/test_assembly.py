@@ -46,6 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(tmp_path_factory.mktemp("home"))
     home.model("other-config", weights=False, intermediate_size=20)
     home.model("weights", seed=3)
+    home.model("deep", layers=3)
     home.model("wide", weights=False, vocab_size=300)
     home.tokenized()
     write_shards(home.path / "data" / "held-out", np.arange(100) % VOCAB_SIZE)
@@ -109,6 +110,14 @@ def validation_rows(run: Assembly) -> int:
 
 def store(run: Assembly) -> Any:
     return run.parts.checkpoints
+
+
+def adapters(**lora: Any) -> dict[str, Any]:
+    return {"student": {"init": "weights", "config": None, "lora": lora}}
+
+
+def adapted(run: Assembly) -> Any:
+    return run.loaded.facts["lora"]
 
 
 DISTILLING = {"alpha": 0.5}
@@ -185,6 +194,19 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         {"student": {"dtype": "bfloat16"}},
         lambda run: run.student.hidden_states(torch.tensor([[1, 2]])).dtype,
         torch.bfloat16,
+    ),
+    "student.keep_every_nth_layer": (
+        {"student": {"init": "deep", "config": None, "keep_every_nth_layer": 2}},
+        lambda run: run.loaded.facts["kept_layers"],
+        [0, 2],
+    ),
+    "student.lora.rank": (adapters(rank=3), lambda run: adapted(run)["rank"], 3),
+    "student.lora.alpha": (adapters(alpha=5), lambda run: adapted(run)["alpha"], 5.0),
+    "student.lora.dropout": (adapters(dropout=0.5), lambda run: adapted(run)["dropout"], 0.5),
+    "student.lora.targets": (
+        adapters(targets=["q_proj"]),
+        lambda run: adapted(run)["targets"],
+        ["q_proj"],
     ),
     "data.kind": ({"data": {"kind": "synthetic", "path": None}}, lambda run: run.data.folder, None),
     "data.path": (
@@ -299,6 +321,11 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         3,
     ),
     "device.kind": ({"device": {"kind": "cpu"}}, lambda run: run.parts.device.type, "cpu"),
+    "device.activation_checkpointing": (
+        {"device": {"activation_checkpointing": True}},
+        lambda run: run.student.model.is_activation_checkpointing,
+        True,
+    ),
     "device.compile": (
         {"device": {"compile": True}},
         lambda run: run.student.model.get_decoder()._compiled_call_impl is not None,

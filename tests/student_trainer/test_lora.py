@@ -153,9 +153,9 @@ def test_the_export_is_merged_for_plain_transformers_and_an_adapter_for_peft(
         AutoModelForCausalLM.from_pretrained(folder), str(target / "adapter")
     )
     assert torch.equal(logits(loaded), own)
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
     settings = json.loads((target / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "some/base"
+    assert settings["inference_mode"] is True
     assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (3, 12.0, 0.3)
     assert settings["target_modules"] == adapters_of(student).targets
     modes = {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()}
@@ -278,6 +278,20 @@ def test_matrices_that_are_no_linear_layers_are_named(
     adapted(base_folder(tmp_path / "experts", "mixtral"))
     said = capsys.readouterr().out
     assert "experts.down_proj" in said and "experts.gate_up_proj" in said
+
+
+def test_recomputed_activations_change_no_bit_and_leave_frozen_embeddings_alone(
+    tmp_path: Path,
+) -> None:
+    folder = base_folder(tmp_path / "base")
+    plain, recomputing = adapted(folder, dropout=0.2), adapted(folder, dropout=0.2)
+    recomputing.checkpoint_activations()
+    for student in (plain, recomputing):
+        trained(parts_of(student), settings_of(3))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(recomputing.state_dict()[name], tensor), name
+    embedding = recomputing.model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    assert not embedding(torch.tensor([1])).requires_grad
 
 
 # Torch's own, on importing its compiler.
