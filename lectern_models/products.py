@@ -17,7 +17,7 @@ from torch.nn import functional
 # small difference between student and teacher.
 _MIN_ROWS = 16
 # Numbers of a weight that are widened at a time: many for the product, few for the memory.
-_PIECE_NUMEL = 1 << 22
+_PIECE_NUMEL = 1 << 20
 
 
 def product_dtype(hidden_ND: Tensor) -> torch.dtype:
