@@ -306,9 +306,9 @@ def test_no_head_sees_all_positions_at_once(
     sizes: list[int] = []
     project = OutputHead.logits
 
-    def listening(self: OutputHead, hidden_ND: Any, out: Any = None) -> Any:
+    def listening(self: OutputHead, hidden_ND: Any) -> Any:
         sizes.append(len(hidden_ND))
-        return project(self, hidden_ND, out)
+        return project(self, hidden_ND)
 
     monkeypatch.setattr(OutputHead, "logits", listening)
     measured(student, teacher, "hidden")
@@ -333,3 +333,14 @@ def test_a_distilling_run_is_compared_with_its_teacher_at_every_evaluation(
     assert kls[0] > kls[1] > kls[2] > 0
     alone = trained(parts_of(twin(student)), settings_of(1))
     assert "val/kl" not in alone.lines[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_measures_what_the_cpu_does(
+    student: CausalStudent, teacher: InProcessTeacher
+) -> None:
+    cuda, there = torch.device("cuda", 0), twin(student).to("cuda:0")
+    answers = ValidationTeacher(teacher, Representation("top_k", 5))
+    ours = evaluation_sums(there, masked_batches(), cuda, Stop(), answers).metrics()
+    assert ours == pytest.approx(measured(student, teacher, "top_k", top_k=5), rel=1e-4)
