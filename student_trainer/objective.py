@@ -210,7 +210,9 @@ def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerm
         divergence=divergence_named(objective.divergence, objective.beta),
         ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
         # T^2 of the objective, 1 / T of dD/ds.
-        kd_weight=scalar((1 - objective.alpha) * objective.temperature) if targets else None,
+        kd_weight=None
+        if targets is None
+        else scalar((1 - objective.alpha) * objective.temperature),
     )
 
 

@@ -9,6 +9,9 @@ from student_trainer.objective import Objective, distillation_loss
 from tests.student_trainer.test_objective import largest_error, make_case
 from tests.student_trainer.test_sampled_loss import sampled_targets
 
+# torch's own, while it compiles.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
 torch.set_num_threads(1)
 
 
@@ -43,8 +46,6 @@ def test_a_block_of_rows_fits_a_cpu_cache_and_has_at_least_one():
     assert row_losses.block_rows(151_936, cuda) > 200
 
 
-# torch's own, while it compiles.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
 def test_compiled_results_are_those_of_the_same_operations_one_by_one(tmp_path, monkeypatch):
     """Two chunks of one graph."""
