@@ -8,7 +8,7 @@ tokens of a chunk, R devices that share the run.
     gradients    4 T / R                   float32
     optimizer    8 T / R                   AdamW's two moments
     activations  as activation_bytes says
-    objective    4 (6 n V + V h)           a chunk's logits and what is made of them; the head's
+    objective    4 (4 n V + V h)           a chunk's logits and what is made of them; the head's
                                            gradient
     teacher head w V D                     with `hidden`; w 4 on the CPU, as stored elsewhere
     answers      bytes of a step's answers, for each step asked ahead and the one at work
@@ -21,9 +21,9 @@ from dataclasses import dataclass, fields
 
 FLOAT32_BYTES = 4
 ADAMW_BYTES = 8
-# [n, V] tensors that the objective has at one time: the student's logits, the gradient of the cross
-# entropy, the teacher's logits, and the divergence's own.
-CHUNK_TENSORS = 6
+# [n, V] tensors that the objective has at one time: the student's logits and the teacher's, and in
+# passes over a few rows those of the cross entropy and the divergence, together at most as much.
+CHUNK_TENSORS = 4
 
 
 @dataclass(frozen=True)

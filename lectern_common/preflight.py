@@ -17,7 +17,7 @@ from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec, TeacherSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import ShardManifest, open_shards, read_manifest
+from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
 from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
 from protos import teacher_pb2
 
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One checked subject: data, validation, student, tokenizer, teacher, packages."""
+    """One checked subject: data, validation, student, tokenizer, prompts, packages, teacher."""
 
     subject: str
     outcome: Outcome
@@ -96,6 +96,8 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
     yield check
     if found.manifest is not None and found.student.tokens is not None:
         yield _tokenizer(spec, roots, found)
+    if spec.evaluation.prompts and found.student is not UNKNOWN_STUDENT:
+        yield _prompts(spec, roots, found)
     if spec.report_to:
         yield _packages(spec)
     if spec.teacher is not None:
@@ -213,6 +215,22 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
         return None, "data and student have the same tokens"
 
     return _tried("tokenizer", look, nothing=None)[1]
+
+
+def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
+    def look() -> tuple[None, str]:
+        of_data = spec.data.path is not None and (
+            resolve_under(roots.data, spec.data.path, "data.path") / TOKENIZER_NAME
+        )
+        if found.student.tokens is None and not (of_data and of_data.exists()):
+            why = (
+                f"neither the student nor the data has a {TOKENIZER_NAME}, so a text is no tokens; "
+                "leave it out, or put one beside the student"
+            )
+            raise InvalidSpec([("evaluation.prompts", why)])
+        return None, f"{len(spec.evaluation.prompts)} prompts"
+
+    return _tried("prompts", look, nothing=None)[1]
 
 
 def _packages(spec: RunSpec) -> Check:

@@ -36,7 +36,7 @@ def test_every_part_is_what_a_pencil_gives() -> None:
         "optimizer": 7200,
         "teacher_head": 440,
         "activations": 4 * 16 * (2 * numbers_a_layer + 5 * 4),
-        "objective": 4 * (6 * 6 * 11 + 11 * 4),
+        "objective": 4 * (4 * 6 * 11 + 11 * 4),
         "answers": 2000,
     }
     assert estimate.certain == 4000 + 3600 + 7200 + 440
@@ -59,7 +59,7 @@ def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:
 
 def test_a_chunk_is_no_larger_than_the_micro_batch() -> None:
     whole = estimate_memory(SHAPE, replace(COMPUTED, chunk_tokens=10**6))
-    assert whole.objective == 4 * (6 * 16 * 11 + 11 * 4)
+    assert whole.objective == 4 * (4 * 16 * 11 + 11 * 4)
 
 
 def test_checkpointing_keeps_one_layer_whole_and_the_inputs_of_all() -> None:

@@ -408,6 +408,17 @@ def test_a_package_that_is_not_installed_is_refused(ready, monkeypatch, student,
     assert f"pip install 'lectern[{extra}]'" in str(error)
 
 
+def test_prompts_need_a_tokenizer_of_student_or_data(ready):
+    run = spec(evaluation={"prompts": ["a"]}, teacher=None, objective={"alpha": 1})
+    require_startable(run, ready)
+    (ready.models / "student/tokenizer.json").unlink()
+    require_startable(run, ready)
+    (ready.data / "text/tokenizer.json").unlink()
+    error = first_error(run, ready)
+    assert fields(error) == ["evaluation.prompts"]
+    assert "neither the student nor the data has a tokenizer.json" in str(error)
+
+
 def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers_are_not(ready):
     """TEACHER-DIVERGENCE: with adapters a run begins as the teacher itself; cut it does not."""
     write_student(ready.models / "student", ["a", "b", "c"], num_hidden_layers=4)
