@@ -17,9 +17,10 @@ from benchmarks.goals import Row, as_text, judged
 
 
 def _objective() -> Iterable[Row]:
-    from benchmarks import objective
+    from benchmarks import objective, objective_peers
 
-    return objective.measure()
+    yield from objective.measure()
+    yield from objective_peers.measure()
 
 
 def _wire() -> Iterable[Row]:
@@ -59,6 +60,12 @@ def _gpu_student() -> Iterable[Row]:
     return gpu_student.measure()
 
 
+def _data() -> Iterable[Row]:
+    from benchmarks import data
+
+    return data.measure()
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "service": ("A KD step through the service / the same step in one process", _service),
     "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
@@ -69,7 +76,8 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
         "Whole steps with a teacher server: against TRL, and what pipelining hides",
         _trainer,
     ),
-    "objective": ("Chunked objective / plain full-logit PyTorch", _objective),
+    "data": ("data prepare: processes / the tokenizers library's own threads", _data),
+    "objective": ("Chunked objective against plain PyTorch, TRL and Liger", _objective),
 }
 
 

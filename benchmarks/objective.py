@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.memory import MemoryGrowth
 from benchmarks.pairs import paired
 from lectern_models.output_head import OutputHead
 from lectern_models.top_k import log_normalizers, ordered_top_k
@@ -153,17 +153,9 @@ def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
 def _print_peak() -> None:
     torch.set_num_threads(1)
     given = inputs(Case(**json.loads(sys.argv[2])))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status_bytes("VmRSS")
+    growth = MemoryGrowth()
     WAYS[sys.argv[1]](given)
-    print(_status_bytes("VmHWM") - before)
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
+    print(growth.peak_bytes())
 
 
 if __name__ == "__main__":
