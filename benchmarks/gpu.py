@@ -21,6 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.machine import peak_flops
 from benchmarks.pairs import seconds
 from benchmarks.servers import served
 from benchmarks.teacher import Client, Tokens, file_lengths
@@ -41,14 +42,6 @@ QWEN_7B: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 STUDENT_VOCAB_SIZE = 151_936
-# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-
-
-def peak_flops() -> float:
-    """Returns the card's dense bfloat16 peak, FLOP/s; nan where it is not known."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
 
 
 def measure(config: dict[str, Any] = QWEN_7B, device: str = "cuda") -> Iterator[dict[str, Any]]:

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.gpu import peak_flops
 from benchmarks.loops import RandomBatches, train_noted
+from benchmarks.machine import peak_flops
 from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
 from lectern_models.output_head import OutputHead

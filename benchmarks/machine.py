@@ -6,6 +6,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
 
 def about_this_machine() -> dict[str, Any]:
     """Returns date, processor, cores, GPUs and versions, as JSON can hold them."""
@@ -30,3 +33,11 @@ def as_text(about: dict[str, Any]) -> str:
         for name, value in about.items()
         if value
     )
+
+
+def peak_flops() -> float:
+    """Returns the card's dense bfloat16 peak, FLOP/s; nan where it is not known."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
