@@ -274,7 +274,10 @@ class BatchSpec(_Section):
 
 
 class EvaluationSpec(_Section):
-    """On the validation set: before the first step, every so many steps, and after the last."""
+    """On the validation set: before the first step, every so many steps, and after the last.
+
+    Cross entropy, and for runs that distil the KL to the teacher and how often both agree.
+    """
 
     every_steps: PositiveInt = 100
     """Steps between evaluations."""

@@ -54,7 +54,7 @@ class Representation:
 
     @property
     def kd_is(self) -> str:
-        """What the divergence computed from it is, in words for a person."""
+        """What a divergence computed from it is (loss/kd, val/kl), in words for a person."""
         if self.kind == "top_k":
             return f"lower bound: over the teacher's top {self.top_k} and the rest as one"
         if self.kind == "sampled":

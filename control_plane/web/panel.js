@@ -73,6 +73,8 @@ export class Panel {
     const facts = [
       ["Step", `${count(run.step)} of ${count(run.steps)}`],
       ["Validation loss", loss(run.latest["loss/val"])],
+      ["KL to teacher", loss(run.latest["val/kl"])],
+      ["Agreement", percent(run.latest["val/top1_agreement"])],
       ["Learns from", learnsFrom(run)],
       ["Teacher", run.teacher ?? "none"],
       ["Student", run.student],
