@@ -16,12 +16,6 @@ from typing import Any
 from faults.replacing import put
 
 
-def inject(fault: str) -> None:
-    """Puts one fault in. Raises KeyError where there is none of that name."""
-    name, _, value = fault.partition("=")
-    FAULTS[name](value)
-
-
 def _slow_load(value: str) -> None:
     from teacher_server.fixture_engine import FixtureEngine
 

@@ -1,17 +1,34 @@
-"""python -m faults.launcher teacher|trainer [--fault NAME] [--sabotage ROW] -- OPTIONS
+"""python -m faults.launcher teacher|trainer|lectern [--fault NAME] [--sabotage ROW] -- OPTIONS
 
-Runs a teacher server or a trainer as `python -m` does, after changing what is named: faults that
-happen to it (injections.py), and the one protection that `--sabotage` takes away (sabotage.py). So
-no such hook stands in the programs themselves.
+Runs a teacher server, a trainer or the command as `python -m` does, after changing what is named:
+faults that happen to it (injections.py, trainer_injections.py), and the one protection that
+`--sabotage` takes away (sabotage.py). So no such hook stands in the programs themselves.
 """
 
 import argparse
 import runpy
 import sys
+from typing import Any
 
-from faults import injections, sabotage
+from faults import injections, sabotage, trainer_injections
 
-_MODULES = {"teacher": "teacher_server", "trainer": "student_trainer"}
+_MODULES = {"teacher": "teacher_server", "trainer": "student_trainer", "lectern": "lectern_cli"}
+FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "lectern": {}}
+
+
+def _launch_ranks_alike(words: list[str]) -> None:
+    """Has a trainer on several devices start its ranks with the same words."""
+    from faults.replacing import put
+    from student_trainer import rank_processes
+
+    supervise = rank_processes.supervise
+
+    def launched(command: list[str], *arguments: Any, **named: Any) -> int:
+        start = command.index("student_trainer")
+        alike = [*command[:start], "faults.launcher", *words, *command[start + 1 :]]
+        return supervise(alike, *arguments, **named)
+
+    put(rank_processes, "supervise", launched)
 
 
 def main(argv: list[str]) -> None:
@@ -22,10 +39,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--sabotage", choices=tuple(sabotage.ROWS))
     asked, options = parser.parse_args(argv[:split]), argv[split + 1 :]
-    for fault in asked.fault:
-        injections.inject(fault)
     if asked.sabotage is not None:
         sabotage.ROWS[asked.sabotage](asked.program)
+    for fault in asked.fault:
+        name, _, value = fault.partition("=")
+        FAULTS[asked.program][name](value)
+    if asked.program == "trainer" and split > 1:
+        _launch_ranks_alike(argv[: split + 1])
     module = _MODULES[asked.program]
     sys.argv = [module, *options]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

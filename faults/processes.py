@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import psutil
+
+from faults.forked import Forked, ForkServer
 
 ROOT = Path(__file__).parent.parent
 # Far more than a start takes on busy cores.
@@ -56,6 +57,7 @@ class Launched:
         options: of its command line.
         faults: put into it; see injections.py.
         sabotage: the row whose protection is switched off, or None; see sabotage.py.
+        fork_server: starts it without the seconds of imports; None: started anew.
     """
 
     def __init__(
@@ -65,19 +67,17 @@ class Launched:
         options: Sequence[str],
         faults: Sequence[str] = (),
         sabotage: str | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
-        words = [word for fault in faults for word in ("--fault", fault)]
+        words = [program, *(word for fault in faults for word in ("--fault", fault))]
         if sabotage is not None:
             words += ["--sabotage", sabotage]
+        words += ["--", *options]
         self.log_path = folder / "log"
-        self._log: IO[bytes] = self.log_path.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "faults.launcher", program, *words, "--", *options],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
+        self.process: subprocess.Popen[bytes] | Forked = (
+            _started_anew(words, self.log_path)
+            if fork_server is None
+            else fork_server.start(words, self.log_path)
         )
 
     @property
@@ -92,6 +92,9 @@ class Launched:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
     def wait(self, seconds: float = PATIENCE_SECONDS) -> int | None:
         """Returns the exit status, or None where it did not end in time."""
         try:
@@ -104,7 +107,18 @@ class Launched:
         if self.alive:
             self.process.kill()
         self.process.wait()
-        self._log.close()
+
+
+def _started_anew(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "faults.launcher", *words],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 class Server(Launched):
@@ -116,12 +130,13 @@ class Server(Launched):
         options: Sequence[str],
         faults: Sequence[str] = (),
         sabotage: str | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self._port_file = folder / "port"
         self._port_file.unlink(missing_ok=True)
         bind = () if "--bind" in options else ("--bind", "127.0.0.1:0")
         words = [*bind, "--port-file", str(self._port_file), *options]
-        super().__init__("teacher", folder, words, faults, sabotage)
+        super().__init__("teacher", folder, words, faults, sabotage, fork_server)
         self.address = ""
 
     def ready(self) -> "Server":

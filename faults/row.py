@@ -28,11 +28,11 @@ class Tally:
     late: list[str] = field(default_factory=list)
     figure: str = ""
 
-    def count(self, survived: bool, otherwise: str) -> bool:
-        """Counts one try; `otherwise` says what is wrong where it did not survive."""
-        self.tries += 1
+    def count(self, survived: bool, otherwise: str, tries: int = 1) -> bool:
+        """Counts one try, or several; `otherwise` says what is wrong where it did not survive."""
+        self.tries += tries
         if survived:
-            self.survived += 1
+            self.survived += tries
         else:
             self.misses.append(otherwise)
         return survived

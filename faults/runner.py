@@ -4,12 +4,15 @@ A server that is too slow is so each time; a machine that was busy elsewhere is 
 missed nothing but a time limit is tried again.
 """
 
+import contextlib
 import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from faults.forked import ForkServer
+from faults.processes import ROOT, environment
 from faults.row import Result, Row, Tally
 from faults.stage import Progress, Stage
 
@@ -27,16 +30,22 @@ def run_rows(
         quick: fewer tries.
         sabotage: id of the row whose protection is off.
     """
-    with tempfile.TemporaryDirectory(prefix="lectern-faults-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="lectern-faults-") as scratch,
+        contextlib.ExitStack() as stack,
+    ):
         shared = Path(scratch) / "shared"
         shared.mkdir()
+        fork_server = ForkServer(Path(scratch) / "forked", environment(), ROOT)
+        stack.callback(fork_server.close)
         for row in rows:
             for attempt in range(1, ATTEMPTS + 1):
                 folder = Path(scratch) / f"{row.id}-{attempt}"
                 folder.mkdir()
                 say = Progress(row.id)
                 say(row.title)
-                stage = Stage(row.id, folder, shared, quick, row.id == sabotage, say)
+                sabotaged = row.id == sabotage
+                stage = Stage(row.id, folder, shared, quick, sabotaged, say, fork_server)
                 result = judged(row, stage, attempt)
                 if stage.sabotaged or not result.tally.only_late:
                     break

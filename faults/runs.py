@@ -1,6 +1,7 @@
 """A small real run: random tokens, a tiny student, a teacher that gives hidden states."""
 
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from faults.forked import ForkServer
 from faults.models import write_model
 from faults.processes import ROOT, Launched, environment
 from faults.stage import Stage
@@ -21,8 +23,27 @@ SEQUENCES = 4
 VOCAB_SIZE = 512
 TEACHER_HIDDEN = 64
 
+_TENSORS = "*.safetensors"
+
 # What must be the same in two runs of the same thing; times differ.
 COMPARED = ("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm")
+
+
+def spec_of(**sections: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run on labels alone, over random tokens; fields of `sections` are over its own."""
+    own: dict[str, Any] = {
+        "name": "small",
+        "student": {"config": "student"},
+        "data": {"kind": "synthetic", "seq_len": SEQ_LEN},
+        "objective": {"alpha": 1},
+        "optimizer": {"learning_rate": 1e-2},
+        "schedule": {"steps": STEPS, "warmup_steps": 5},
+        "batch": {"sequences_per_step": SEQUENCES},
+        "evaluation": {"every_steps": 40, "max_sequences": 4},
+        "checkpoint": {"every_steps": 10_000},
+        "device": {"kind": "cpu", "threads": 1},
+    }
+    return own | {name: own.get(name, {}) | fields for name, fields in sections.items()}
 
 
 class Home:
@@ -46,27 +67,26 @@ class Home:
             )
             write_model(self.teacher, vocab_size=VOCAB_SIZE, hidden=TEACHER_HIDDEN, seed=1)
 
+    @classmethod
+    def at(cls, path: Path) -> "Home":
+        """Returns a home that is there already, for trainers to be started on it."""
+        home = cls.__new__(cls)
+        home.path, home.roots, home.teacher = path, Roots.of_home(path), path / "teacher"
+        return home
+
     @property
     def teacher_options(self) -> tuple[str, ...]:
         return ("--model", str(self.teacher), "--threads", "1")
 
     def create(self, address: str, **teacher: Any) -> RunFolder:
         """Makes the folder of a run; `teacher` are fields of the spec's section."""
-        existing = len(list(self.roots.runs.glob("run-*")))
-        spec = {
-            "name": "small",
-            "teacher": {"address": address, "outage_budget_seconds": 120, **teacher},
-            "student": {"config": "student"},
-            "data": {"kind": "synthetic", "seq_len": SEQ_LEN},
-            "objective": {"alpha": 0.25},
-            "optimizer": {"learning_rate": 1e-2},
-            "schedule": {"steps": STEPS, "warmup_steps": 5},
-            "batch": {"sequences_per_step": SEQUENCES},
-            "evaluation": {"every_steps": 40, "max_sequences": 4},
-            "checkpoint": {"every_steps": 10_000},
-            "device": {"kind": "cpu", "threads": 1},
-        }
-        return RunFolder.create(self.roots.runs, f"run-{existing}", parse_spec(spec))
+        budget = {"address": address, "outage_budget_seconds": 120, **teacher}
+        return self.folder_of(teacher=budget, objective={"alpha": 0.25})
+
+    def folder_of(self, **sections: dict[str, Any]) -> RunFolder:
+        """Makes the folder of a run on labels alone; fields of `sections` are over its own."""
+        run_id = f"run-{secrets.token_hex(4)}"
+        return RunFolder.create(self.roots.runs, run_id, parse_spec(spec_of(**sections)))
 
     def undisturbed(self) -> "Ended":
         """Returns how a run ends that nothing happens to."""
@@ -99,11 +119,11 @@ class Home:
 
 
 class Ended:
-    """What a run leaves: its losses by step and its last weights."""
+    """What a run leaves: its losses by step, its last checkpoint's tensors, and its export's."""
 
-    def __init__(self, lines: list[dict[str, Any]], weights: bytes) -> None:
+    def __init__(self, lines: list[dict[str, Any]], tensors: dict[str, bytes]) -> None:
         self.lines = lines
-        self.weights = weights
+        self.tensors = tensors
 
     @classmethod
     def of(cls, folder: RunFolder) -> "Ended":
@@ -112,8 +132,8 @@ class Ended:
             for line in read_json_lines(folder.metrics_path)
         ]
         newest = sorted(folder.checkpoints_path.glob("step-*"))[-1:]
-        weights = (newest[0] / "model.safetensors").read_bytes() if newest else b""
-        return cls(lines, weights)
+        files = [path for part in (*newest, folder.export_path) for path in part.glob(_TENSORS)]
+        return cls(lines, {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files})
 
     def difference(self, other: "Ended") -> str:
         """Returns what is not the same in both, to the bit; "" where nothing is."""
@@ -123,22 +143,47 @@ class Ended:
         for own, theirs in zip(self.lines, other.lines, strict=True):
             if own != theirs:
                 return f"step {own['step']} has {json.dumps(theirs)}, not {json.dumps(own)}"
-        return "" if self.weights == other.weights else "the last weights differ"
+        names = sorted(self.tensors.keys() | other.tensors.keys())
+        differing = [name for name in names if self.tensors.get(name) != other.tensors.get(name)]
+        return f"the last weights differ: {', '.join(differing)}" if differing else ""
 
 
 class Trainer(Launched):
-    """`python -m student_trainer` on one run."""
+    """`python -m student_trainer` on one run.
+
+    Args:
+        forked: started without the seconds of imports, by `server` or the stage's fork server.
+        faults: put into it; see trainer_injections.py.
+    """
 
     def __init__(
-        self, stage: Stage, home: Home, folder: RunFolder, options: Sequence[str] = ()
+        self,
+        stage: Stage,
+        home: Home,
+        folder: RunFolder,
+        options: Sequence[str] = (),
+        *,
+        forked: bool = False,
+        faults: Sequence[str] = (),
+        server: ForkServer | None = None,
     ) -> None:
         words = (str(folder.path), "--home", str(home.path), *options)
-        super().__init__("trainer", stage.new_folder(), words, (), stage.sabotage)
+        forks = server or stage.fork_server if forked else None
+        super().__init__("trainer", stage.new_folder(), words, faults, stage.sabotage, forks)
         self.folder = folder
 
     @property
     def status(self) -> Status | None:
         return self.folder.read_status()
+
+    def status_is(self, *states: RunState) -> bool:
+        """Does it say now that it is in one of these states?"""
+        status = self.status
+        return status is not None and status.pid == self.process.pid and status.state in states
+
+    def wait_for_state(self, state: RunState, seconds: float) -> float | None:
+        """Returns the seconds until it said so; None as `wait_until`."""
+        return self.wait_until(lambda: self.status_is(state), seconds)
 
     def steps(self) -> int:
         """Returns how many steps are recorded."""
@@ -166,3 +211,8 @@ class Trainer(Launched):
             return ""
         said = None if status is None else f"{status.state}, {status.reason}: {status.message}"
         return f"the run ended with status {exit_status}, {said}"
+
+
+def events_of(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    """Returns the events of a kind that a run has told."""
+    return [line for line in read_json_lines(folder.events_path) if line["kind"] == kind]

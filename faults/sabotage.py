@@ -1,7 +1,7 @@
 """What each row's protection is, taken away: one function a row, run in a process before it starts.
 
-Each gets the program, "teacher" or "trainer", and changes what is named in the row's `protection`,
-nothing else. Everything is imported late: the programs start with next to nothing.
+Each gets the program, "teacher", "trainer" or "lectern", and changes what is named in the row's
+`protection`, nothing else. Everything is imported late: the programs start with next to nothing.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from faults import trainer_sabotage
 from faults.replacing import put
 
 
@@ -333,4 +334,5 @@ ROWS: dict[str, Callable[[str], None]] = {
     "T20": _any_token_is_right,
     "T21": _anyone_may_be_let_in,
     "T22": _ask_once,
+    **trainer_sabotage.ROWS,
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faults.forked import ForkServer
 from faults.processes import Server
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -45,6 +46,7 @@ class Stage:
         quick: fewer tries.
         sabotaged: the row's protection is switched off in every process that it starts.
         say: progress.
+        fork_server: starts trainers without the seconds of imports; one for all rows.
     """
 
     row_id: str
@@ -53,6 +55,7 @@ class Stage:
     quick: bool
     sabotaged: bool
     say: Progress
+    fork_server: ForkServer
     _numbers: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def tries(self, full: int, quick: int) -> int:

@@ -1,9 +1,96 @@
 """The table: every row that `make faults` knows, in order."""
 
-from faults import access, floods, health, input, outages, queueing, scoring
+from faults import (
+    access,
+    bad_rows,
+    damage,
+    data_workers,
+    divergence,
+    floods,
+    health,
+    input,
+    killing,
+    outages,
+    queueing,
+    records,
+    scoring,
+    several_ranks,
+    specs,
+    stops,
+    vocabularies,
+)
 from faults.row import Row
 
 _ALL = [
+    Row(
+        "S1",
+        "trainers killed at any instant",
+        "the optimizer's moments are part of a checkpoint, and restored",
+        killing.killed_trainers,
+    ),
+    Row(
+        "S2",
+        "trainers killed in the middle of a save",
+        "a checkpoint appears by rename, once all of it is on disk",
+        killing.killed_in_saves,
+    ),
+    Row("S3", "damaged checkpoints", "the manifest's hashes are checked", damage.damaged),
+    Row(
+        "S4",
+        "a disk that fills up",
+        "a full disk is told from other errors, whoever says it",
+        damage.full_disk,
+    ),
+    Row("S5", "SIGTERM and SIGINT, once and twice", "a signal asks for a stop", stops.stopped),
+    Row(
+        "S6",
+        "a spec that was changed before a resume",
+        "it is compared, field by field, with the checkpoint's",
+        specs.changed_specs,
+    ),
+    Row(
+        "S7",
+        "tokenizers and vocabularies that differ",
+        "token-to-id maps are compared, id by id",
+        vocabularies.vocabularies,
+    ),
+    Row(
+        "S8",
+        "a loss or gradient that is not finite",
+        "such a step has no effect",
+        divergence.not_finite,
+    ),
+    Row("S9", "broken rows of data", "the cap on what may be left out", bad_rows.bad_rows),
+    Row(
+        "S10",
+        "a resume on another number of ranks",
+        "what a step counts is summed over all ranks",
+        several_ranks.other_ranks,
+    ),
+    Row(
+        "S11",
+        "a rank dies, and the process that watches",
+        "a rank's unusual end ends all, to be started again",
+        several_ranks.lost_ranks,
+    ),
+    Row(
+        "S12",
+        "the clock jumps back",
+        "durations are taken from a clock that does not",
+        records.clock_jumps,
+    ),
+    Row(
+        "S13",
+        "a process that prepares data dies; data is cut under a trainer",
+        "what a dead worker was to do is done again",
+        data_workers.data_is_lost,
+    ),
+    Row(
+        "S14",
+        "metrics that are slow to write",
+        "they wait in a queue of their own",
+        records.slow_telemetry,
+    ),
     Row(
         "T1",
         "the teacher is killed in the middle of calls, and is back in seconds",
@@ -107,4 +194,4 @@ _ALL = [
         scoring.other_company,
     ),
 ]
-ROWS = {row.id: row for row in sorted(_ALL, key=lambda row: int(row.id[1:]))}
+ROWS = {row.id: row for row in sorted(_ALL, key=lambda row: (row.id[0], int(row.id[1:])))}

@@ -55,13 +55,13 @@ class Late:
         return tally
 
 
-def test_a_row_that_is_survived_is_one_line_and_exits_0(capsys: pytest.CaptureFixture) -> None:
+def test_a_row_that_is_survived_is_one_line_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], row(survived)) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split() == ["X1", "ok", "3/3", "in", "5", "ms", "at", "most"]
 
 
-def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture) -> None:
+def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], {**row(survived), **row(missed, "X2")}) == 1
     out, errors = capsys.readouterr()
     first, second, why = out.splitlines()
@@ -72,7 +72,7 @@ def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture
     assert "missed: X2" in errors
 
 
-def test_only_the_rows_that_are_named_are_tried(capsys: pytest.CaptureFixture) -> None:
+def test_only_the_rows_that_are_named_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["X1"], {**row(survived), **row(missed, "X2")}) == 0
     assert "X2" not in capsys.readouterr().out
 
@@ -92,7 +92,7 @@ def test_nothing_less_than_all_of_it_passes(tally: Tally) -> None:
     assert Tally(tries=2, survived=2).passed
 
 
-def test_json_is_one_object_a_row(capsys: pytest.CaptureFixture) -> None:
+def test_json_is_one_object_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"], {**row(survived), **row(missed, "X2")}) == 1
     first, second = json.loads(capsys.readouterr().out)
     assert first.pop("seconds") >= 0
@@ -111,14 +111,14 @@ def test_json_is_one_object_a_row(capsys: pytest.CaptureFixture) -> None:
     assert second["misses"] == ["the second one died"]
 
 
-def test_a_row_that_is_only_late_is_tried_again(capsys: pytest.CaptureFixture) -> None:
+def test_a_row_that_is_only_late_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
     late = Late(2)
     assert main([], row(late)) == 0
     assert late.calls == 3
     assert "(attempt 3)" in capsys.readouterr().out
 
 
-def test_a_row_that_is_late_each_time_is_missed(capsys: pytest.CaptureFixture) -> None:
+def test_a_row_that_is_late_each_time_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
     late = Late(3)
     assert main([], row(late)) == 1
     assert late.calls == 3
@@ -144,7 +144,7 @@ def test_a_row_with_another_miss_gets_no_second_chance() -> None:
     assert len(calls) == 1
 
 
-def test_a_check_that_breaks_is_a_miss(capsys: pytest.CaptureFixture) -> None:
+def test_a_check_that_breaks_is_a_miss(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], row(broken)) == 1
     assert "RuntimeError: no such thing" in capsys.readouterr().out
 
@@ -168,7 +168,7 @@ def test_sabotage_reaches_its_row_alone() -> None:
     ],
 )
 def test_what_cannot_be_tried_is_refused(
-    words: list[str], says: str, capsys: pytest.CaptureFixture
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -176,38 +176,48 @@ def test_what_cannot_be_tried_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_every_row_of_the_teacher_is_there_and_has_a_sabotage() -> None:
-    ids = [f"T{number}" for number in range(1, 23)]
+def test_every_row_is_there_in_order_and_has_a_sabotage_of_its_own() -> None:
+    ids = [f"S{number}" for number in range(1, 15)] + [f"T{number}" for number in range(1, 23)]
     assert list(ROWS) == ids
-    assert list(sabotage.ROWS) == ids
+    assert sabotage.ROWS.keys() == set(ids)
     assert len(set(sabotage.ROWS.values())) == len(ids)
 
 
-@pytest.mark.parametrize("program", ["teacher", "trainer"])
+OF_THE_CLIENT = ["T1", "T2", "T3", "T22"]
+CHANGED_IN = {
+    "teacher": [row for row in ROWS if row[0] == "T" and row not in OF_THE_CLIENT],
+    "trainer": [*OF_THE_CLIENT, "T4", *(r for r in ROWS if r[0] == "S" and r not in ("S9", "S13"))],
+    "lectern": ["S9", "S13"],
+}
+
+
+@pytest.mark.parametrize("program", list(CHANGED_IN))
 def test_what_sabotage_takes_away_is_still_there(program: str) -> None:
-    """Each one changes attributes that exist; so does each fault of a model."""
-    of_the_teacher = [row_id for row_id in ROWS if row_id not in ("T1", "T2", "T3", "T22")]
-    wanted = of_the_teacher if program == "teacher" else ["T1", "T2", "T3", "T4", "T22"]
+    """Each one changes attributes that exist; so does each fault."""
     code = (
-        "from faults import injections, replacing, sabotage\n"
+        "from faults import injections, launcher, replacing, sabotage\n"
+        "from faults import trainer_injections, trainer_sabotage\n"
         "put, done = replacing.put, []\n"
         "def counted(owner, name, value):\n"
         "    done.append(name)\n"
         "    put(owner, name, value)\n"
         "sabotage.put = injections.put = counted\n"
-        f"for row in {wanted}:\n"
+        "trainer_sabotage.put = trainer_injections.put = counted\n"
+        f"for row in {CHANGED_IN[program]}:\n"
         "    done.clear()\n"
         f"    sabotage.ROWS[row]({program!r})\n"
         "    if not done: raise SystemExit(f'{row} changes nothing')\n"
-        f"for fault in injections.FAULTS if {program!r} == 'teacher' else ():\n"
-        "    injections.inject(f'{fault}=1')\n"
+        f"for fault, inject in launcher.FAULTS[{program!r}].items():\n"
+        "    done.clear()\n"
+        "    inject('loss:1' if fault == 'not-finite' else '1')\n"
+        "    if not done: raise SystemExit(f'{fault} changes nothing')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_real_row_passes_and_fails_without_its_protection(
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """T10: a reply over the limit, on a real server over a real socket."""
     assert main(["T10", "--quick"]) == 0
