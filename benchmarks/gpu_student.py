@@ -3,8 +3,9 @@
     step       the trainer's loop, bfloat16 autocast, AdamW, no activation checkpointing, with and
                without torch.compile: cross entropy alone (alpha 1) against exact distillation
                (alpha 0, T = 1) from hidden states, 3,584 wide, and their head held in memory
-    objective  forward and backward of the loss of 8,192 tokens in bfloat16, against plain PyTorch
-               with all logits and against TRL's ChunkedDivergenceFunction
+    objective  forward and backward of the loss of 8,192 tokens in bfloat16, with and without
+               torch.compile, against plain PyTorch with all logits, TRL's
+               ChunkedDivergenceFunction and Liger's chunked JSD, where these are installed
 
 FLOPs of a token, for the share of the card's peak, P being the weights of the linear layers of the
 body, L its layers, D its width, V the vocabulary, S the length of a sequence:
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.machine import peak_flops
+from benchmarks.objective_ways import Case, Inputs, inputs, step
 from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
 from lectern_models.output_head import OutputHead
@@ -56,6 +58,9 @@ QWEN_05B: dict[str, Any] = {
     "rope_theta": 1_000_000.0,
     "tie_word_embeddings": True,
 }
+# Where a way to compute the objective comes from, and what ours is to be against it.
+PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
+GOALS = {"plain": ">= 3.3", "trl": ">= 1.5"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Sizes:
     steps: int
     pairs: int
     compiled: Sequence[bool] = (False, True)
+    peers: Sequence[str] = ("plain", "trl", "liger")
 
 
 WHOLE = Sizes(
@@ -123,7 +129,7 @@ def measure(sizes: Sizes = WHOLE, device: str = "cuda") -> Iterator[dict[str, An
             yield _steps(sizes, student, teacher, length, compiled, device)
         del student
     del teacher
-    yield from _objectives(sizes, device, compiled=sizes.compiled[-1])
+    yield from _objectives(sizes, device)
 
 
 def held_targets(sizes: Sizes, tokens: int, device: str) -> HiddenTargets:
@@ -193,76 +199,44 @@ def _steps(
     }
 
 
-def _objectives(sizes: Sizes, device: str, compiled: bool) -> Iterator[dict[str, Any]]:
-    targets = held_targets(sizes, sizes.objective_tokens, device)
+def _objectives(sizes: Sizes, device: str) -> Iterator[dict[str, Any]]:
     width, vocab_size = sizes.config["hidden_size"], sizes.config["vocab_size"]
-    hidden_ND = torch.randn(sizes.objective_tokens, width, device=device, dtype=torch.bfloat16)
-    weight_VD = torch.randn(vocab_size, width, device=device) / width**0.5
-    for part in (hidden_ND, weight_VD):
-        part.requires_grad_()
-    labels_N = torch.zeros(sizes.objective_tokens, dtype=torch.int64, device=device)
+    case = Case(vocab_size, width, sizes.teacher_width, sizes.objective_tokens, "bfloat16")
+    made = inputs(case)
+    given = Inputs(**{name: _placed(part, device) for name, part in vars(made).items()})
+    installed = [way for way in sizes.peers if find_spec(PACKAGES.get(way, "torch"))]
+    for compiled in sizes.compiled:
+        ours = partial(_our_step, given, compiled)
+        for way in installed:
+            baseline = partial(step, way, given)
+            difference = abs(ours() - baseline())
+            times = paired(ours, baseline, sizes.pairs)
+            yield {
+                "figure": f"objective, {case.tokens:,} tokens{', compiled' if compiled else ''}",
+                "against": way,
+                "seconds": times.ours_seconds,
+                "baseline_seconds": times.baseline_seconds,
+                "speed_against_baseline": 1 / times.ratio,
+                "peak_gib": _peak_of(ours, device),
+                "baseline_peak_gib": _peak_of(baseline, device),
+                "loss_difference": difference,
+                "goals": {"speed_against_baseline": goal} if (goal := GOALS.get(way)) else {},
+            }
+
+
+def _our_step(given: Inputs, compiled: bool) -> float:
+    """Returns the loss, its gradients in the inputs' `.grad`."""
+    given.hidden_ND.grad = given.weight_VD.grad = None
+    targets = HiddenTargets(given.teacher_NE, OutputHead(given.teacher_VE))
     objective = Objective(alpha=0.0, temperature=1.0, compiled=compiled)
-
-    def ours() -> Tensor:
-        head = OutputHead(weight_VD)
-        return distillation_loss(hidden_ND, head, labels_N, targets, objective, len(labels_N)).total
-
-    ways: dict[str, tuple[Callable[[], Tensor], str]] = {
-        "plain PyTorch": (lambda: _plain_loss(hidden_ND, weight_VD, targets), ">= 3.3"),
-        "TRL": (lambda: _trl_loss(hidden_ND, weight_VD, targets), ">= 1.5"),
-    }
-
-    def worked(loss: Callable[[], Tensor]) -> float:
-        hidden_ND.grad = weight_VD.grad = None
-        value = loss()
-        value.backward()
-        return value.item()  # waits for the device
-
-    for name, (baseline, goal) in ways.items():
-        if name == "TRL" and find_spec("trl") is None:
-            yield {"figure": "objective, against TRL", "reason": "trl is not installed"}
-            continue
-        difference = abs(worked(ours) - worked(baseline))
-        times = paired(lambda: worked(ours), lambda of=baseline: worked(of), sizes.pairs)
-        yield {
-            "figure": f"objective, {sizes.objective_tokens:,} tokens, against {name}",
-            "seconds": times.ours_seconds,
-            "baseline_seconds": times.baseline_seconds,
-            "speed_against_baseline": 1 / times.ratio,
-            "peak_gib": _peak_of(lambda: worked(ours), device),
-            "baseline_peak_gib": _peak_of(lambda of=baseline: worked(of), device),
-            "loss_difference": difference,
-            "goals": {"speed_against_baseline": goal},
-        }
+    head, tokens = OutputHead(given.weight_VD), len(given.labels_N)
+    loss = distillation_loss(given.hidden_ND, head, given.labels_N, targets, objective, tokens)
+    loss.total.backward()
+    return loss.total.item()  # waits for the device
 
 
-def _plain_loss(hidden_ND: Tensor, weight_VD: Tensor, targets: HiddenTargets) -> Tensor:
-    """Returns the mean KL as anyone would write it, in the dtype of the hidden states."""
-    student_NV = hidden_ND @ weight_VD.to(hidden_ND.dtype).T
-    with torch.no_grad():
-        teacher_NV = targets.hidden_ND @ targets.head.weight_VD.T
-    return functional.kl_div(
-        functional.log_softmax(student_NV.float(), -1),
-        functional.log_softmax(teacher_NV.float(), -1),
-        log_target=True,
-        reduction="batchmean",
-    )
-
-
-def _trl_loss(hidden_ND: Tensor, weight_VD: Tensor, targets: HiddenTargets) -> Tensor:
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    divergence_N, _entropy_N = ChunkedDivergenceFunction.apply(
-        hidden_ND,
-        weight_VD,
-        None,
-        targets.hidden_ND,
-        targets.head.weight_VD,
-        None,
-        0.0,  # beta 0: forward KL
-    )
-    mean: Tensor = divergence_N.mean()
-    return mean
+def _placed(part: Tensor, device: str) -> Tensor:
+    return part.detach().to(device).requires_grad_(part.requires_grad)
 
 
 def _forget_peak(device: str) -> None:
