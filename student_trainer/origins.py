@@ -101,9 +101,9 @@ def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) 
         path = resolve_under(roots.models, str(origin.config), "student.config")
         return ModelFolder(path, str(origin.config))
     local = resolve_under(roots.models, origin.init, "student.init")
-    if local.is_dir():
-        return find_model(str(local), origin.revision)
     commit = None if begun is None else begun.get("student_revision")
+    if commit is None and local.is_dir():
+        return find_model(str(local), origin.revision)
     return find_on_hub(origin.init, commit or origin.revision)
 
 

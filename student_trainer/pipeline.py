@@ -184,6 +184,7 @@ class Pipeline:
                 dataset=None,
                 eos_token_id=None,
                 metadata=metadata,
+                adapters=student.adapters,
             )
             return
         folder.mkdir(parents=True, exist_ok=True)

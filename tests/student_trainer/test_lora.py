@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_models.loading import load_causal_lm
+from student_trainer.batch_sources import SyntheticBatchSource
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.export import export_student
 from student_trainer.lora import Adapters, add_adapters
 from student_trainer.objective import Objective
+from student_trainer.pipeline import Pipeline
 from student_trainer.run_parts import Parts, Progress
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
@@ -307,3 +309,19 @@ def test_adapters_go_with_a_compiled_body_and_recomputed_activations(tmp_path: P
         torch.testing.assert_close(both.state_dict()[name], tensor, rtol=0, atol=1e-5)
     merged = adapters_of(both).merged()
     torch.testing.assert_close(logits(merged), logits(plain.model), rtol=0, atol=1e-5)
+
+
+def test_a_pipeline_trains_and_writes_adapters_too(tmp_path: Path) -> None:
+    student = adapted(base_folder(tmp_path / "base"))
+    result = (
+        Pipeline(batches_per_epoch=2, alpha=1.0, output_path=tmp_path / "out")
+        .with_student(student)
+        .with_batch_source(SyntheticBatchSource(VOCAB_SIZE))
+        .execute()
+    )
+    assert result.output_path is not None
+    loaded = AutoModelForCausalLM.from_pretrained(result.output_path)
+    torch.testing.assert_close(logits(loaded), logits(student.model), rtol=0, atol=1e-5)
+    written = load_file(result.output_path / "adapter" / "adapter_model.safetensors")
+    for name, tensor in adapters_of(student).tensors().items():
+        assert torch.equal(written[name], tensor), name

@@ -1,5 +1,6 @@
 """Where students come from: pinned, the same in every process, and trained in every tensor."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,10 @@ def test_a_hub_id_is_pinned_to_its_commit_for_the_whole_run(home: Home, hub: Pat
     spec = folder.read_spec()
     longer = spec.schedule.model_copy(update={"steps": 3})
     folder.write_spec(spec.model_copy(update={"schedule": longer}))
+    # A folder of that name is not what the run began with either.
+    appeared = home.model("someone/tiny", seed=9)
     assert trained(home, folder, resume=True) == 0
+    shutil.rmtree(appeared)
     for event in events_of(folder, "assembled"):
         assert event["student_revision"] == COMMITS[0]
         assert event["initial_weights_sha256"] == digests[0]

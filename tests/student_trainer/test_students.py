@@ -352,3 +352,18 @@ def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_wide(
     assert narrow == pytest.approx(wide, rel=0.01)
     assert narrow != pytest.approx(wide, rel=1e-5)
     assert wide[-1] < wide[0] - 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bfloat16_on_cuda_follows_float32_on_the_cpu(folder):
+    cuda, curves = torch.device("cuda", 0), []
+    for device in (CPU, cuda):
+        student = CausalStudent.from_pretrained(folder, device)
+        parts = parts_of(student, device=device)
+        curves.append(trained(parts, settings_of(8, rate=3e-3)).curve("loss/ce"))
+        states = [value for state in parts.optimizer.state.values() for value in state.values()]
+        kept = {(tensor.dtype, tensor.device) for tensor in (*student.parameters(), *states)}
+        assert kept == {(torch.float32, device)}
+    assert student.hidden_states(torch.tensor([[1, 2]], device=cuda)).dtype == torch.bfloat16
+    assert curves[1] == pytest.approx(curves[0], rel=0.01)
