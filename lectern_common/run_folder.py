@@ -256,14 +256,19 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
 
     Raises:
-        OSError: no space for the whole line; a part of it may stand there.
+        OSError: no space for the whole line; no part of it is left.
     """
     line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         written = file.write(line)
         # A disk that fills up takes a part without an error; the next write says why.
         while written < len(line):
-            written += file.write(line[written:])
+            try:
+                written += file.write(line[written:])
+            except OSError:
+                # Whatever comes next would stand on the same line.
+                file.truncate(file.tell() - written)
+                raise
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from lectern_common.run_folder import (
     read_json_lines,
     write_atomic,
 )
-from student_trainer.disk_full import disk_full_as_error
+from student_trainer.disk_full import Reserve, disk_full_as_error
 from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
 from student_trainer.stopping import Stop
 from student_trainer.weights_and_biases import WeightsAndBiases
@@ -89,12 +89,14 @@ class Recorder:
         self._latest: dict[str, float | None] = {}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
         self._lock = threading.Lock()
+        self._reserve = Reserve(folder.path / ".reserve")
         self._sinks: list[QueuedSink] = []
         self._dropped_said = 0
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
     def __enter__(self) -> "Recorder":
+        self._reserve.take()
         self._publish()
         self._heart.start()
         return self
@@ -105,6 +107,7 @@ class Recorder:
         for sink in self._sinks:
             sink.close()
         self._say_dropped(more_than=self._dropped_said)
+        self._reserve.give_up()
 
     def open_metrics(self, report_to: Sequence[str], first_step: int) -> None:
         """Begins metrics at `first_step`: lines of it and later ones are cut off.
@@ -248,11 +251,15 @@ class Recorder:
                 latest=dict(self._latest),
             )
             try:
-                self._folder.write_status(status)
                 if changed:
-                    self._folder.append_event(
-                        "state", state=str(state), reason=said.reason, message=message
+                    self._reserve.spent_on(lambda: self._folder.write_status(status))
+                    self._reserve.spent_on(
+                        lambda: self._folder.append_event(
+                            "state", state=str(state), reason=said.reason, message=message
+                        )
                     )
+                else:
+                    self._folder.write_status(status)
             except OSError as error:  # a full disk must not end the heartbeat
                 _log.error("status_not_written", error=str(error))
 

@@ -289,3 +289,29 @@ def test_the_status_is_json_that_others_read(folder: RunFolder) -> None:
         recorder.record(1, {"loss/total": math.inf})
         recorder.set_state(RunState.RUNNING)
     assert json.loads(folder.status_path.read_text())["latest"] == {"loss/total": None}
+
+
+class FullWhileReserved(RunFolder):
+    """A folder on a disk that has room for nothing but what the reserve takes."""
+
+    def _require_room(self) -> None:
+        if (self.path / ".reserve").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_status(self, status: Status) -> None:
+        self._require_room()
+        super().write_status(status)
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        self._require_room()
+        super().append_event(kind, **details)
+
+
+def test_a_full_disk_has_room_for_the_state_that_a_run_ends_in(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        assert (folder.path / ".reserve").stat().st_size > 0
+        recorder._folder = FullWhileReserved(folder.path)
+        recorder.set_state(RunState.INTERRUPTED, "disk_full", "no space left")
+    assert (said(folder).state, said(folder).reason) == (RunState.INTERRUPTED, "disk_full")
+    assert states(folder) == ["starting", "interrupted"]
+    assert not (folder.path / ".reserve").exists()
