@@ -87,9 +87,11 @@ def _in_processes(
     said: queue.SimpleQueue[Said] = queue.SimpleQueue()
     for piece in todo:
         waiting.put(piece)
-    hands = [_Worker(greeting(files, folder), waiting, said) for _ in range(workers)]
+    hands: list[_Worker] = []
     left = len(todo)
     try:
+        for _ in range(workers):
+            hands.append(_Worker(greeting(files, folder), waiting, said))
         while left:
             news = said.get()
             if isinstance(news, LecternError):
