@@ -340,13 +340,17 @@ def test_a_model_that_cannot_recompute_is_refused_by_name(folder):
 
 
 def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_wide(folder):
-    curves = []
+    curves, computed = [], []
     for dtype in ("float32", "bfloat16"):
         student = CausalStudent.from_pretrained(folder, CPU, dtype)
+        layer = student.model.model.layers[0].mlp.up_proj
+        layer.register_forward_hook(lambda _layer, _given, output: computed.append(output.dtype))
         parts = parts_of(student)
         curves.append(trained(parts, settings_of(8, rate=3e-3)).curve("loss/ce"))
         states = [value for state in parts.optimizer.state.values() for value in state.values()]
         assert {tensor.dtype for tensor in (*student.parameters(), *states)} == {torch.float32}
+    half = len(computed) // 2
+    assert computed == half * [torch.float32] + half * [torch.bfloat16]
     wide, narrow = curves
     # 8 bits of mantissa, so 0.4 % of a logit; far less of a mean loss, far more than float32 has.
     assert narrow == pytest.approx(wide, rel=0.01)
