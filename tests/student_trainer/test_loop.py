@@ -24,7 +24,7 @@ from lectern_common.errors import (
 )
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.checkpoint import CheckpointStore
-from student_trainer.datasets import ShuffledBatches
+from student_trainer.datasets import ShuffledBatches, held_out, in_order
 from student_trainer.loop import train
 from student_trainer.objective import Objective
 from student_trainer.run_parts import Parts, Progress, Teaching
@@ -257,6 +257,51 @@ def test_distillation_lowers_the_loss(
     losses = trained(parts, settings).curve("loss/kd")
     assert len(losses) == 101
     assert losses[100] < 0.5 * losses[0]
+
+
+def test_the_students_logits_turn_towards_the_teachers(
+    student: CausalStudent, teacher: InProcessTeacher
+) -> None:
+    """F-DISTILL-KD-002: the mean cosine of their logits on held-out rows rises all the way."""
+    training, held = held_out(cyclic_rows(), 0.2)
+    sequences = [row.tolist() for row in next(in_order(held, len(held))).inputs_BS]
+    theirs = np.concatenate(teacher.logits_per_position(sequences))
+
+    def cosine() -> float:
+        ours = np.concatenate(student.logits_per_position(sequences))
+        products = (ours * theirs).sum(-1)
+        norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+        return float((products / norms).mean())
+
+    parts = parts_of(
+        student,
+        teacher=teacher,
+        batches=ShuffledBatches(training, 4, seed=0),
+        validation=None,
+    )
+    objective, progress = Objective(alpha=0.0, temperature=2.0), Progress()
+    cosines = [cosine()]
+    for steps in (25, 50, 100):
+        trained(parts, settings_of(steps, objective=objective, rate=5e-3), progress)
+        cosines.append(cosine())
+    assert cosines == sorted(cosines)
+    assert cosines[-1] > cosines[0] + 0.2
+
+
+def test_five_hundred_steps_lower_the_validation_loss(
+    student: CausalStudent, teacher: InProcessTeacher
+) -> None:
+    """F-DISTILL-SMOKE-001: at step 500 below that at step 0, on rows that were held out."""
+    training, held = held_out(cyclic_rows(), 0.2)
+    parts = parts_of(
+        student,
+        teacher=teacher,
+        batches=ShuffledBatches(training, 4, seed=0),
+        validation=lambda: in_order(held, 4),
+    )
+    settings = settings_of(500, objective=KD, rate=3e-3, evaluate_every=500)
+    first, last = trained(parts, settings).curve("loss/val")
+    assert last < first - 0.3
 
 
 def test_hidden_gives_the_loss_curve_of_dense(
