@@ -1,9 +1,9 @@
-"""python -m faults.fork_server FOLDER: starts programs fast, by forking; each is its own process.
+"""python -m faults.fork_server FOLDER MODULE...: starts programs by forking.
 
-It has imported what a trainer takes seconds to import, and done nothing with it: no thread runs, no
-tensor exists. A line of JSON on its standard input names a program; what is forked then goes
-through faults/launcher.py as a program started anew does, and is killed, stopped and judged by its
-own pid. So a hundred lives of a trainer cost what they do, not what a hundred imports cost.
+It has imported the modules, which takes a trainer seconds, and done nothing with them: no thread
+runs, no tensor exists. A line of JSON on its standard input names a program; what is forked then
+goes through faults/launcher.py as a program started anew does, and is killed, stopped and judged by
+its own pid. So a hundred lives of a trainer cost what they do, not what a hundred imports cost.
 
     ready                                                         out, once
     {"number": 3, "words": ["trainer", "--", ...], "log": PATH}   in
@@ -21,14 +21,6 @@ from pathlib import Path
 from faults import launcher
 from lectern_common.run_folder import write_atomic
 
-_PRELOADED = (
-    "torch._dynamo",  # an optimizer's first step imports it
-    "transformers.models.qwen2.modeling_qwen2",
-    "student_trainer.assembly",
-    "student_trainer.loop",
-    "teacher_server.server",
-    "teacher_server.transformers_engine",
-)
 _STDIN = 0
 
 
@@ -72,9 +64,9 @@ def _take_over(log: str, descriptors: dict[int, tuple[int, int]]) -> None:
     os.close(written)
 
 
-def main(statuses: Path) -> None:
+def main(statuses: Path, modules: list[str]) -> None:
     """Imports and serves; in a forked process it is then the program."""
-    for name in _PRELOADED:
+    for name in modules:
         importlib.import_module(name)
     print("ready", flush=True)
     words = serve(statuses)
@@ -83,4 +75,4 @@ def main(statuses: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -13,6 +13,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+# What trainers and teacher servers import.
+MODULES = (
+    "torch._dynamo",  # an optimizer's first step imports it
+    "transformers.models.qwen2.modeling_qwen2",
+    "student_trainer.assembly",
+    "student_trainer.loop",
+    "teacher_server.server",
+    "teacher_server.transformers_engine",
+)
 _SLICE_SECONDS = 0.002
 _PATIENCE_SECONDS = 30.0
 
@@ -24,15 +33,21 @@ class ForkServer:
         folder: takes exit statuses; made then.
         environment, cwd: of everything that it starts.
         prefix: words before its command, which that one replaces itself with.
+        modules: imported once, by the server.
     """
 
     def __init__(
-        self, folder: Path, environment: dict[str, str], cwd: Path, prefix: Sequence[str] = ()
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        cwd: Path,
+        prefix: Sequence[str] = (),
+        modules: Sequence[str] = MODULES,
     ) -> None:
         self._folder = folder
         self._environment = environment
         self._cwd = cwd
-        self._prefix = list(prefix)
+        self._command = [*prefix, sys.executable, "-m", "faults.fork_server", str(folder), *modules]
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._server: subprocess.Popen[str] | None = None
@@ -71,7 +86,7 @@ class ForkServer:
     def _started(self) -> subprocess.Popen[str]:
         self._folder.mkdir(exist_ok=True)
         server = subprocess.Popen(
-            [*self._prefix, sys.executable, "-m", "faults.fork_server", str(self._folder)],
+            self._command,
             cwd=self._cwd,
             env=self._environment,
             stdin=subprocess.PIPE,
@@ -79,7 +94,8 @@ class ForkServer:
             text=True,
         )
         if server.stdout is None or not server.stdout.readline():
-            raise RuntimeError(f"the fork server did not start: status {server.wait()}")
+            server.communicate()
+            raise RuntimeError(f"the fork server did not start: status {server.returncode}")
         return server
 
 

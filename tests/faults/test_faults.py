@@ -77,6 +77,20 @@ def test_only_the_rows_that_are_named_are_tried(capsys: pytest.CaptureFixture[st
     assert "X2" not in capsys.readouterr().out
 
 
+def test_a_letter_names_all_rows_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    table = {**row(survived, "X1"), **row(survived, "X20"), **row(missed, "Y1")}
+    assert main(["X"], table) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["X1", "X20"]
+
+
+def test_several_tries_may_be_counted_together() -> None:
+    tally = Tally()
+    assert tally.count(True, "", 3)
+    assert tally.passed
+    assert not tally.count(False, "one of two died", 2)
+    assert (tally.tries, tally.survived, tally.misses) == (5, 3, ["one of two died"])
+
+
 @pytest.mark.parametrize(
     "tally",
     [
