@@ -9,6 +9,7 @@ It ends when its input does: with the process that started it, however that ends
 """
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -53,8 +54,11 @@ def main() -> None:
     )
     encoder, folder = Encoder(files), Path(said["folder"])
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(_answer(encoder, folder, asked)), flush=True)
+        answer = json.dumps(_answer(encoder, folder, json.loads(line)))
+        try:
+            print(answer, flush=True)
+        except BrokenPipeError:  # nobody is left to hear it
+            os._exit(1)
 
 
 def _answer(encoder: Encoder, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
