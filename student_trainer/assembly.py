@@ -284,7 +284,7 @@ def assemble(
             None if teaching is None else teaching.provider,
             stop,
             recorder.event,
-            writes=ranks.is_first,
+            ranks,
         ),
     )
     return Assembly(spec, parts, _settings(spec), progress, loaded, data, roots)

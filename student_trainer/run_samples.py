@@ -11,6 +11,7 @@ from lectern_common.shards import TOKENIZER_NAME
 from lectern_models.loading import max_positions
 from protos import teacher_pb2
 from student_trainer.origins import LoadedStudent
+from student_trainer.ranks import Ranks
 from student_trainer.run_data import Data
 from student_trainer.samples import (
     Prompts,
@@ -67,8 +68,7 @@ def open_samples(
     provider: TargetsProvider | None,
     stop: Stop,
     on_event: Callable[..., Any],
-    *,
-    writes: bool,
+    ranks: Ranks,
 ) -> Samples | None:
     """Returns what samples a run, its teacher asked from now on; None without prompts.
 
@@ -78,15 +78,17 @@ def open_samples(
         first_step: of the next samples; lines of it and later ones are dropped.
         device: the student's.
         provider: the teacher; None: the run has none.
-        stop: ends the wait for it.
+        stop: ends the student's writing, and the wait for the teacher.
         on_event: told where there is nothing to come from the teacher.
-        writes: False on all ranks but the first.
+        ranks: all write on; the first asks the teacher, and keeps what was written.
     """
     if prompts is None:
         return None
-    path = folder.samples_path if writes else None
-    teacher = TeacherTexts(provider, prompts) if provider is not None and writes else None
-    samples = Samples(prompts, device, path, teacher, stop, on_event)
+    path = folder.samples_path if ranks.is_first else None
+    teacher = None
+    if provider is not None and ranks.is_first:
+        teacher = TeacherTexts(provider, prompts)
+    samples = Samples(prompts, device, path, teacher, stop, on_event, ranks.together)
     samples.keep_before(first_step)
     return samples
 

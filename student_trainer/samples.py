@@ -13,6 +13,7 @@ Legend: B sequences, S tokens, D hidden size.
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,9 @@ class Samples:
         device: the student's.
         path: of the file; None: nothing is written.
         teacher: None: the run has none, or another rank asks it.
-        stop: ends the wait for the teacher.
+        stop: ends the student's writing between two tokens, and the wait for the teacher.
         on_event: told where there is nothing to come from the teacher, and why.
+        together: what may end a rank happens within it (Ranks.together).
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class Samples:
         teacher: TeacherTexts | None,
         stop: Stop,
         on_event: Callable[..., None] = lambda _kind, **_details: None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._prompts = prompts
         self._device = device
@@ -184,6 +187,7 @@ class Samples:
         self._teacher = teacher
         self._stop = stop
         self._on_event = on_event
+        self._together = together
 
     def keep_before(self, step: int) -> None:
         """Drops the lines of `step` and later ones, and a torn last one: a resume writes them."""
@@ -192,7 +196,11 @@ class Samples:
 
     @torch.no_grad()
     def lines(self, student: Student, *, is_last: bool) -> list[Line]:
-        """Returns a line for each prompt, dropout off; waits for the teacher at the last ones."""
+        """Returns a line for each prompt, dropout off; waits for the teacher at the last ones.
+
+        Raises:
+            StopRequested: a stop was requested.
+        """
         was_training = student.training
         student.eval()
         try:
@@ -229,6 +237,8 @@ class Samples:
 
     def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
         """Returns the student's likeliest next id of each; what stands to the right is unseen."""
+        with self._together():
+            self._stop.check()
         lengths = [len(ids) for ids in sequences]
         inputs_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
         for row, ids in enumerate(sequences):

@@ -61,7 +61,8 @@ def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
     return EvaluationSums(*ranks.totals(*sums)).metrics()
 
 
-def sampled(learner: Student) -> list[Line]:
+def sampled(learner: Student, ranks: Ranks) -> list[Line]:
     """What it writes on, of prompts that end at different tokens."""
     prompts = Prompts(["a", "b"], [[1, 2], [3]], 5, frozenset([0]), lambda ids: str(list(ids)))
-    return Samples(prompts, torch.device("cpu"), None, None, Stop()).lines(learner, is_last=True)
+    samples = Samples(prompts, torch.device("cpu"), None, None, Stop(), together=ranks.together)
+    return samples.lines(learner, is_last=True)

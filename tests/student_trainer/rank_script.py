@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         and torch.equal(whole(placed_like(before[name], p)), before[name])
         for name, p in split.named_parameters()
     )
-    said["evaluated"], said["sampled"] = evaluated(split, ranks), sampled(split)
+    said["evaluated"], said["sampled"] = evaluated(split, ranks), sampled(split, ranks)
     tensors = {}
     for tied in (True, False):
         for micro_batches, empty in ((1, False), (4, False), (1, True)):

@@ -74,7 +74,7 @@ def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
     assert alone.keys() == {"loss/val", "val/kl", "val/top1_agreement"}
     first, second = said(folder, "evaluated")
     assert first == second == pytest.approx(alone, rel=1e-6)
-    assert said(folder, "sampled") == [sampled(student(tied=False))] * 2
+    assert said(folder, "sampled") == [sampled(student(tied=False), Ranks())] * 2
 
 
 def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:

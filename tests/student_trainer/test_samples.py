@@ -126,14 +126,33 @@ def test_the_loop_waits_for_a_slow_teacher_at_the_last_evaluation_alone(
     assert [line["teacher"] for line in last] == generated(teacher._model)
 
 
-def test_a_stop_ends_the_wait_for_the_teacher(
-    student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
-) -> None:
+def test_a_stop_ends_the_wait_for_the_teacher(teacher: InProcessTeacher) -> None:
     held, stop = Held(teacher), Stop()
-    samples = Samples(PROMPTS, CPU, tmp_path / "s", TeacherTexts(held, PROMPTS), stop)
+    texts = TeacherTexts(held, PROMPTS)
     stop.request()
-    assert [line["teacher"] for line in samples.lines(student, is_last=True)] == [None] * 3
+    assert texts.get(stop) is None
     held.go.set()
+
+
+def test_a_stop_ends_the_students_writing_between_two_tokens(
+    student: CausalStudent, tmp_path: Path
+) -> None:
+    stop, forwards = Stop(), 0
+
+    class Stopping(CausalStudent):
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            nonlocal forwards
+            forwards += 1
+            if forwards == 2:
+                stop.request()
+            return super().forward(*arguments, **named)
+
+    learner = Stopping(student.model)
+    learner.train()
+    with pytest.raises(StopRequested):
+        Samples(PROMPTS, CPU, tmp_path / "s", None, stop).lines(learner, is_last=False)
+    assert forwards == 2
+    assert learner.training
 
 
 @pytest.mark.parametrize(
@@ -224,7 +243,7 @@ def encoded(folder: Path, *texts: str, **limits: int) -> Prompts:
 def test_prompts_become_the_tokenizers_ids_and_back(tmp_path: Path) -> None:
     prompts = encoded(tmp_path, "def add(", "<b>\u00e9</b>")
     assert [prompts.decode(ids) for ids in prompts.ids] == ["def add(", "<b>\u00e9</b>"]
-    assert (prompts.num_tokens, prompts.ends) == (10, {0})
+    assert (prompts.num_tokens, prompts.ends) == (10, frozenset([0]))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +296,7 @@ def prompts_of(home: Home, *texts: str) -> Prompts:
 
 def begins_with(request: teacher_pb2.LogitsForBatchRequest, ids: Sequence[int]) -> bool:
     tokens = np.frombuffer(request.token_ids, "<u4")[: request.sequence_lengths[0]]
-    return tokens[: len(ids)].tolist() == list(ids)
+    return bool(tokens[: len(ids)].tolist() == list(ids))
 
 
 def test_a_run_keeps_its_samples_beside_the_teachers(home: Home) -> None:
