@@ -84,12 +84,13 @@ def learning(way: str, task: Task) -> Iterator[Learner]:
     """Runs the process of one way to learn; yields how it is told to make turns."""
     argv = [sys.executable, "-m", "benchmarks.learners", way, json.dumps(asdict(task))]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
+    quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, **threads, **quiet, "HF_HUB_OFFLINE": "1"},
     ) as process:
         try:
             yield Learner(process)
