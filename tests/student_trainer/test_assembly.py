@@ -49,7 +49,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home.model("deep", layers=3)
     home.model("wide", weights=False, vocab_size=300)
     home.tokenized()
-    write_shards(home.path / "data" / "held-out", np.arange(100) % VOCAB_SIZE)
+    tokens = np.arange(200) % 37  # no row twice
+    other = np.random.default_rng(5).integers(0, VOCAB_SIZE, 100)
+    write_shards(home.path / "data" / "held-out", other)
+    write_shards(home.path / "data" / "documents", tokens, documents=range(0, 200, 5))
     (home.path / "secrets").mkdir()
     (home.path / "secrets" / "token").write_text("secret\n")
     return home
@@ -209,6 +212,11 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         ["q_proj"],
     ),
     "data.kind": ({"data": {"kind": "synthetic", "path": None}}, lambda run: run.data.folder, None),
+    "data.attention_across_documents": (
+        {"data": {"path": "documents", "attention_across_documents": False}},
+        lambda run: run.parts.batches.batch_at(0).position_ids_BS.max(),  # type: ignore[union-attr]
+        4,
+    ),
     "data.path": (
         {"data": {"path": "held-out"}},
         lambda run: run.data.folder.name,  # type: ignore[union-attr]
@@ -218,7 +226,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "data.validation_fraction": (
         {"data": {"validation_fraction": 0.5}},
         lambda run: (len(run.data.training), validation_rows(run)),
-        (125, 124),
+        (125, 123),  # one of the 124 is learnt too
     ),
     "data.validation_path": (
         {"data": {"validation_fraction": None, "validation_path": "held-out"}},
@@ -339,7 +347,8 @@ SHOWN_ELSEWHERE = {
     "teacher.tls_key_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "student.revision": "test_a_revision_of_a_folder_is_refused",
     "data.max_bad_rows_fraction": "test_bad_rows_are_left_out_up_to_the_cap",
-    "device.count": "one is the only value",
+    "device.count": "tests/integration/test_ranks.py",
+    "device.max_restarts": "tests/integration/test_ranks.py",
     "device.threads": "test_main.py",
     "report_to": "test_main.py",
 }
@@ -716,11 +725,12 @@ def test_a_resume_with_another_teacher_is_refused(home: Home) -> None:
 
 
 def test_a_resume_on_other_data_is_refused(home: Home) -> None:
-    write_shards(home.path / "data" / "moving", np.arange(500) % VOCAB_SIZE)
+    tokens = np.arange(290) % 37
+    write_shards(home.path / "data" / "moving", tokens)
     folder = home.run(data={"path": "moving"})
     with assembled(home, folder, steps=6):
         pass
-    write_shards(home.path / "data" / "moving", np.arange(1, 501) % VOCAB_SIZE)
+    write_shards(home.path / "data" / "moving", tokens[1:])
     with (
         pytest.raises(Incompatible, match="is not what it was when the run began"),
         assembled(home, folder, resume=True),
