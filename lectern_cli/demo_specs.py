@@ -121,6 +121,6 @@ def _common(name: str, *, seed: int, steps: int, learning_rate: float) -> dict[s
         "optimizer": {"learning_rate": learning_rate},
         "schedule": {"steps": steps, "warmup_steps": steps // 10},
         "batch": {"sequences_per_step": SEQUENCES_PER_STEP},
-        "evaluation": {"every_steps": max(1, steps // 8), "max_sequences": 200},
+        "evaluation": {"every_steps": max(1, steps // 8), "max_sequences": 64},
         "checkpoint": {"every_steps": max(1, steps // 4)},
     }
