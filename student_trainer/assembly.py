@@ -351,6 +351,7 @@ def _settings(spec: RunSpec) -> Settings:
             divergence=objective.divergence,
             beta=objective.beta,
             chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
+            compiled=spec.device.compile,
         ),
         micro_batch_sequences=spec.micro_batch,
         max_grad_norm=spec.optimizer.max_grad_norm,

@@ -336,8 +336,11 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     ),
     "device.compile": (
         {"device": {"compile": True}},
-        lambda run: run.student.model.get_decoder()._compiled_call_impl is not None,
-        True,
+        lambda run: (
+            run.student.model.get_decoder()._compiled_call_impl is not None,
+            run.settings.objective.compiled,
+        ),
+        (True, True),
     ),
 }
 # Shown elsewhere: what is refused, or applied by __main__ (test_main.py).
