@@ -125,6 +125,9 @@ def prepare(
     for name, number in (("workers", workers), ("shard_tokens", shard_tokens)):
         if number < 1:
             raise InvalidRequest("must be at least 1", name)
+    given = None if tokenizer is None else load_tokenizer(tokenizer, eos_token)
+    if given is not None:
+        _require_ends_and_template(given, eos_policy, content)
     layout = Layout(eos_policy, shard_tokens, seq_length_hint, content)
     targets = [output, output.with_name(output.name + VALIDATION_SUFFIX)]
     with work_folder(output) as work, published(targets, replace=force) as folders:
@@ -148,12 +151,9 @@ def prepare(
         faults = Faults(max_fault_fraction, len(documents), left_out)
         faults.require_few()
         parts = split(documents, validation_fraction, seed)
-        chosen = (
-            load_tokenizer(tokenizer, eos_token)
-            if tokenizer is not None
-            else _trained(work, parts[0], content, train_vocab_size or 0, eos_token, on_progress)
+        chosen = given or _trained(
+            work, parts[0], content, train_vocab_size or 0, eos_token, on_progress
         )
-        _require_eos(chosen, eos_policy)
         encoder = _encoder_files(work, chosen, content)
         identity = encoder.sha256()
         pieces = [list(cut(part, identity, piece_bytes)) for part in parts]
@@ -219,7 +219,14 @@ def _require_fitting(
         )
 
 
-def _require_eos(tokenizer: DatasetTokenizer, eos_policy: EosPolicy) -> None:
+def _require_ends_and_template(
+    tokenizer: DatasetTokenizer, eos_policy: EosPolicy, content: Content
+) -> None:
+    if content.is_chat and tokenizer.chat_template is None:
+        raise InvalidRequest(
+            "the tokenizer has no chat template; put chat_template.jinja beside its tokenizer.json",
+            "tokenizer",
+        )
     if eos_policy != "none" and tokenizer.eos_token_id is None:
         raise InvalidRequest(
             "the tokenizer does not say which token ends a text; set --eos-token, or "
@@ -255,11 +262,6 @@ def _trained(
 def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) -> EncoderFiles:
     """Returns what a process needs to encode, its tokenizer in the work folder."""
     template = tokenizer.chat_template if content.is_chat else None
-    if content.is_chat and template is None:
-        raise InvalidRequest(
-            "the tokenizer has no chat template; put chat_template.jinja beside its tokenizer.json",
-            "tokenizer",
-        )
     path = work.path / TOKENIZER_NAME
     path.write_bytes(tokenizer.tokenizer_json)
     special = tokenizer.special_tokens if content.is_chat else {}
