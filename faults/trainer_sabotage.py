@@ -110,10 +110,16 @@ def _any_number_left_out(program: str) -> None:
 def _own_rows_alone_are_counted(_program: str) -> None:
     from student_trainer.ranks import Ranks
 
+    totals = Ranks.totals
+
     def own(_self: Ranks, *values: float) -> list[float]:
         return list(values)
 
+    def from_first(self: Ranks, value: int) -> int:  # no sum, though it is made by one
+        return round(totals(self, value if self.is_first else 0)[0])
+
     put(Ranks, "totals", own)
+    put(Ranks, "from_first", from_first)
 
 
 def _any_end_of_a_rank_is_ordinary(_program: str) -> None:
