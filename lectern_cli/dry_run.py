@@ -186,7 +186,7 @@ def _memory_lines(spec: RunSpec, looked: dict[str, Any]) -> Iterator[tuple[str, 
     where = f"on {free['device']}"
     if count > 1:
         where = f"for {count} processes on the CPU" if on_host else f"on each of {count} devices"
-    words = f"at most, {where}; {size(free['device_bytes'])} are free"
+    words = f"in tensors, {where}; {size(free['device_bytes'])} are free"
     yield "memory", size(looked["needed_bytes"]), words
     each = " of each" if count > 1 and on_host else ""
     for name, num_bytes in parts.items():

@@ -133,7 +133,7 @@ def test_people_read_an_aligned_table(lectern, home, stand_in):
         "tokens       960  in 30 steps of 32",
         "            5.00  epochs over 24 rows",
         "student    1,000  parameters that are trained; 200 more stay",
-        "memory   10.3 kB  at most, on cpu; 8 MB are free",
+        "memory   10.3 kB  in tensors, on cpu; 8 MB are free",
         "          4.8 kB  parameters",
     ]
     assert "the student's speed is not known before the first step" in figures.splitlines()[-1]
