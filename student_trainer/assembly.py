@@ -261,13 +261,15 @@ def assemble(
         kd_is=None if teaching is None else teaching.representation.kd_is,
         **found,
     )
+    batches = ShuffledBatches(
+        data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
+    )
     parts = Parts(
         student=loaded.student,
         optimizer=optimizer,
         device=device,
-        batches=ShuffledBatches(
-            data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
-        ),
+        batches=batches,
+        steps_per_epoch=batches.steps_per_epoch,
         validation=lambda: in_order(data.validation, spec.micro_batch, ranks.rank, ranks.size),
         teaching=teaching,
         recorder=recorder,

@@ -229,19 +229,10 @@ class ShuffledBatches:
         drawn = step * self._sequences_per_step + self._first_of_share
         return batch_from(self._rows, [self._index(drawn + i) for i in range(self._share)])
 
-    def num_valid_at(self, step: int) -> int:
-        """Returns the valid positions of a whole step, all ranks' shares. Reads no tokens."""
-        drawn = step * self._sequences_per_step
-        total = 0
-        for i in range(self._sequences_per_step):
-            index = self._index(drawn + i)
-            counted = self._rows.counted(index)
-            total += self._rows.seq_len if counted is None else int(counted.sum())
-        return total
-
-    def epochs_after(self, steps: int) -> float:
-        """Returns how often the rows were seen in `steps` steps: 1.5 is in mid of the second."""
-        return steps * self._sequences_per_step / len(self._rows)
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every row is seen once."""
+        return len(self._rows) / self._sequences_per_step
 
     def _index(self, drawn: int) -> int:
         epoch, place = divmod(drawn, len(self._rows))

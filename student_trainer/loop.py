@@ -208,6 +208,8 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     seconds = time.perf_counter() - started
     metrics["optim/skipped_steps"] = progress.skipped_steps
     metrics["data/tokens_seen"] = progress.tokens_seen
+    if parts.steps_per_epoch is not None:
+        metrics["data/epoch"] = progress.step / parts.steps_per_epoch
     metrics["data/valid_tokens"] = normalizer
     metrics["perf/tokens_per_second"] = num_tokens / seconds
     metrics["time/step_seconds"] = seconds

@@ -86,6 +86,7 @@ class Parts:
         checkpoints: None: none are saved.
         checkpoint_facts: further content of every checkpoint's state.
         ranks: the processes that train the run together; each has Parts of its own.
+        steps_per_epoch: in which every training row is seen once; None: not counted.
         samples: writes what student and teacher go on with; None: no prompts.
     """
 
@@ -101,6 +102,7 @@ class Parts:
     stop: Stop = field(default_factory=Stop)
     ranks: Ranks = field(default_factory=Ranks)
     samples: Samples | None = None
+    steps_per_epoch: float | None = None
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Splitting, ordering and sharing of rows."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from lectern_common.errors import InvalidSpec
@@ -141,7 +140,6 @@ def test_shares_of_all_ranks_are_the_step_in_order(ranks: int) -> None:
         np.testing.assert_array_equal(
             np.concatenate([part.labels_BS for part in parts]), expected.labels_BS
         )
-        assert {share.num_valid_at(step) for share in shares} == {expected.num_valid}
 
 
 def test_ranks_that_cannot_share_equally_are_refused() -> None:
@@ -149,21 +147,8 @@ def test_ranks_that_cannot_share_equally_are_refused() -> None:
         ShuffledBatches(rows_of(9), 4, 0, 0, 3)
 
 
-def test_the_valid_positions_of_a_step_are_known_without_its_tokens() -> None:
-    class Untold(StreamRows):
-        def row(self, index: int) -> npt.NDArray[np.uint32]:
-            raise AssertionError("tokens were read")
-
-    rows = masked_rows()
-    untold = Untold(rows.stream, rows.seq_len, rows.learnt, rows.document_starts)
-    expected = ShuffledBatches(rows, 5, 0).batch_at(1).num_valid
-    assert ShuffledBatches(untold, 5, 0).num_valid_at(1) == expected == 8
-    assert ShuffledBatches(Untold(rows.stream, 6), 3, 0).num_valid_at(0) == 18
-
-
 def test_epochs_are_counted_in_rows_seen() -> None:
-    batches = ShuffledBatches(rows_of(10), 4, 0)
-    assert [batches.epochs_after(steps) for steps in (0, 1, 5)] == [0.0, 0.4, 2.0]
+    assert ShuffledBatches(rows_of(10), 4, 0).steps_per_epoch == 2.5
 
 
 def test_ranks_walk_the_validation_rows_side_by_side() -> None:

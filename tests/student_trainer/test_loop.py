@@ -319,6 +319,11 @@ def test_hidden_gives_the_loss_curve_of_dense(
     assert dense[-1] < dense[0]
 
 
+def test_epochs_are_counted_where_their_length_is_known(student: CausalStudent) -> None:
+    parts = parts_of(student, validation=None, steps_per_epoch=2.5)
+    assert trained(parts, settings_of(5)).curve("data/epoch") == [0.4, 0.8, 1.2, 1.6, 2.0]
+
+
 def test_terms_of_weight_zero_are_not_recorded(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
