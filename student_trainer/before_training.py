@@ -112,6 +112,8 @@ def check_before_training(
     """
     estimate = memory_needed(spec, shape_of(student.model), model, device)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
+    # On the CPU all processes of the run are about here, and each holds as much.
+    held *= 1 if device.type == "cuda" else spec.device.count
     found: dict[str, Any] = {
         "memory": require_memory(estimate, free_memory(device, held), spec.device.count)
     }
