@@ -62,7 +62,8 @@ class CheckpointStore:
         folder: checkpoints/; made at the first save.
         keep_last: newest ones kept, at least one.
         keep_best: further ones kept for the lowest `val_loss` in their state; those saved at a step
-            without an evaluation have none.
+            without an evaluation have none. Unless it is 0, that of `best.step` in the state of the
+            newest is kept too: what a broken-off evaluation left has no loss in its own state.
         on_event: told of what happens, as (kind, details).
         save_tensors: writes a safetensors file.
     """
@@ -133,7 +134,7 @@ class CheckpointStore:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
         self._on_event("checkpoint", {"step": step, "path": f"checkpoints/{target.name}"})
-        self._prune()
+        self._prune((state.get("best") or {}).get("step"))
         return target
 
     def newest(self) -> Checkpoint | None:
@@ -187,12 +188,14 @@ class CheckpointStore:
         fsync_folder(self._folder)
         self._on_event("checkpoint_set_aside", {"path": f"checkpoints/{aside.name}"})
 
-    def _prune(self) -> None:
+    def _prune(self, best_step: int | None) -> None:
         steps = self.steps()
         kept = set(steps[-max(1, self._keep_last) :])
         losses = {step: self._val_loss(step) for step in steps}
         measured = [(loss, step) for step, loss in losses.items() if loss is not None]
         kept.update(step for _, step in sorted(measured)[: self._keep_best])
+        if self._keep_best and best_step is not None:
+            kept.add(best_step)
         for step in steps:
             if step not in kept:
                 # Out of sight first: half a checkpoint must not be seen.

@@ -849,6 +849,31 @@ def test_patience_goes_on_counting_where_a_stopped_run_left_off(
     assert lines == compared(undisturbed.lines)
 
 
+def test_a_best_whose_evaluation_was_broken_off_once_is_still_a_checkpoint_at_the_end(
+    student: CausalStudent, tmp_path: Path
+) -> None:
+    """The checkpoint of the stop stays as it is, without the loss that is measured afterwards."""
+    stop, store = Stop(), CheckpointStore(tmp_path, keep_last=1, keep_best=1)
+    original = parts_of(student).validation
+    assert original is not None
+    evaluations = 0
+
+    def stopping() -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == 3:
+            stop.request()
+        return original()
+
+    parts = parts_of(twin(student), checkpoints=store, stop=stop, validation=stopping)
+    assert not train(parts, early(40), Progress())
+    assert store.steps()[-1] == 4
+    parts, progress = resumed(store, twin(student))
+    trained(parts, early(40), progress)
+    assert (progress.step, progress.best.step) == (8, 4)
+    assert {4, 8} <= set(store.steps())
+
+
 def test_without_patience_the_best_is_known_and_ends_nothing(student: CausalStudent) -> None:
     progress = Progress()
     trained(parts_of(student), replace(early(12), patience=None), progress)
