@@ -85,8 +85,9 @@ def _on_several_devices(
             ),
         )
     except RanksLost as error:
+        said = folder.read_status()  # a recorder writes its own as soon as it begins
         with Recorder(folder, stop) as recorder:
-            recorder.go_on_from(folder.read_status())
+            recorder.go_on_from(said)
             return _ended(recorder, "rank_lost", str(error), can_resume=True)
 
 

@@ -20,6 +20,8 @@ from lectern_common.errors import DiskFull
 from lectern_common.run_folder import RunFolder, RunState, read_json_lines
 from student_trainer.__main__ import main
 from student_trainer.checkpoint import CheckpointStore
+from student_trainer.rank_processes import RanksLost
+from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop
 from tests.servers import wait_for
 from tests.student_trainer.runs import (
@@ -224,6 +226,24 @@ def test_a_broken_spec_is_said_in_the_status(home: Home) -> None:
     folder.spec_path.write_text("name: [")
     assert trained(home, folder) == 1
     assert status_of(folder).reason == "invalid_spec"
+
+
+def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home.run(device={"kind": "cpu", "threads": 1, "count": 2})
+
+    def lost(*_: object, **__: object) -> int:
+        with Recorder(folder, Stop()) as first_rank:
+            first_rank.set_progress(step=41, steps=60, checkpoint_step=40, device="cpu")
+            first_rank.set_state(RunState.RUNNING)
+        raise RanksLost("rank 1 of 2 was ended by SIGKILL")
+
+    monkeypatch.setattr("student_trainer.__main__.supervise", lost)
+    assert main([str(folder.path), "--home", str(home.path)]) == 75
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.INTERRUPTED, "rank_lost")
+    assert (status.step, status.steps, status.checkpoint_step, status.device) == (41, 60, 40, "cpu")
 
 
 def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
