@@ -147,7 +147,8 @@ def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
             _tell(ranks)
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
-        if any(code not in _ORDINARY for code in ended):
+        # Once rank 0 has said how the run ended, nobody's end is a loss.
+        if codes[0] not in _ORDINARY and any(code not in _ORDINARY for code in ended):
             return None
         if len(ended) == len(ranks):
             return codes[0]

@@ -110,6 +110,26 @@ def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Pat
     assert lost == [(f"rank 1 of 2 ended with status {RANK_LOST}", 1)]
 
 
+def test_a_rank_that_breaks_after_the_first_has_ended_is_no_loss(tmp_path: Path) -> None:
+    script = f"""
+    import psutil
+    pid = folder / "pid"
+    if rank == 0:
+        pid.with_suffix(".new").write_text(str(os.getpid()))
+        pid.with_suffix(".new").rename(pid)
+        sys.exit(75)
+    while not pid.exists():
+        time.sleep(0.01)
+    first = int(pid.read_text())
+    while psutil.pid_exists(first) and psutil.Process(first).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    sys.exit({RANK_LOST})
+    """
+    lost: list[tuple[str, int]] = []
+    assert run(tmp_path, script, max_restarts=1, lost=lost) == 75
+    assert not lost
+
+
 LISTENING = """
 from student_trainer.rank_processes import listen_to_supervisor
 from student_trainer.stopping import Stop
