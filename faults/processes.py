@@ -74,6 +74,7 @@ class Launched:
             words += ["--sabotage", sabotage]
         words += ["--", *options]
         self.log_path = folder / "log"
+        self.log_path.touch()
         self.process: subprocess.Popen[bytes] | Forked = (
             _started_anew(words, self.log_path)
             if fork_server is None
