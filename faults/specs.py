@@ -211,9 +211,7 @@ def _allowed(stopped: Stopped, name: str, changes: Mapping[str, Any]) -> str:
         trainer.wait_until(lambda: len(events_of(folder, "assembled")) > begun, 120)
         status = trainer.status
     finally:
-        trainer.terminate()
-        trainer.wait(20)
-        trainer.kill()
+        trainer.kill()  # its ranks, where it has some, end with it
     assembled = events_of(folder, "assembled")[begun:]
     if assembled:
         step = checkpoints.newest_step(stopped.folder)
