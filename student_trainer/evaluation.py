@@ -165,13 +165,15 @@ def evaluation_sums(
         batches: held in memory at once.
         teacher: to compare with; None: the cross entropy alone.
         chunk_tokens: positions whose logits exist at one time; None chooses.
-        together: what may end an evaluation happens within it, once a batch (Ranks.together).
+        together: what may end an evaluation happens within it: reading the batches, then once a
+            batch (Ranks.together).
 
     Raises:
         StopRequested: a stop was requested.
         LecternError: what the teacher raised.
     """
-    listed = list(batches)
+    with together():
+        listed = list(batches)
     was_training = student.training
     student.eval()
     sums = EvaluationSums()

@@ -1,6 +1,8 @@
 """Validation loss, KL and agreement, against float64 over the models' own logits."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lectern_common.errors import InvalidRequest, RepresentationNotOffered, TeacherError
+from lectern_common.errors import (
+    DataUnavailable,
+    InvalidRequest,
+    LecternError,
+    RepresentationNotOffered,
+    TeacherError,
+)
 from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch
 from student_trainer.datasets import in_order
@@ -104,6 +112,28 @@ def test_a_stop_ends_it_between_batches(student: CausalStudent) -> None:
     with pytest.raises(StopRequested):
         validation_loss(student, masked_batches(), stop)
     assert student.training
+
+
+def test_rows_that_cannot_be_read_end_it_at_a_place_that_all_ranks_come_by(
+    student: CausalStudent,
+) -> None:
+    def batches() -> Iterator[Batch]:
+        yield from masked_batches()[:1]
+        raise DataUnavailable("gone")
+
+    heard = []
+
+    @contextmanager
+    def together() -> Iterator[None]:
+        try:
+            yield
+        except LecternError as error:
+            heard.append(error.reason)
+            raise
+
+    with pytest.raises(DataUnavailable):
+        evaluation_sums(student, batches(), CPU, Stop(), together=together)
+    assert heard == [DataUnavailable.reason]
 
 
 def test_nothing_to_evaluate_is_an_error(student: CausalStudent) -> None:
