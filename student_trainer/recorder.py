@@ -89,6 +89,8 @@ class Recorder:
         self._latest: dict[str, float | None] = {}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
         self._lock = threading.Lock()
+        # Held while a status is written, in order; the loop waits for the other one alone.
+        self._writing = threading.Lock()
         self._reserve = Reserve(folder.path / ".reserve")
         self._sinks: list[QueuedSink] = []
         self._dropped_said = 0
@@ -224,44 +226,53 @@ class Recorder:
 
     def _publish(self) -> None:
         """Writes status.json, and an event where the state has changed. Never raises OSError."""
-        with self._lock:
-            said, now = self._said, self._clock()
-            state, message = self._visible()
-            changed = state is not self._published
-            if changed:
-                said.since, self._published = now, state
-            # Where the clock has jumped back the state is as old as that.
-            said.since = min(said.since, now)
-            seconds = sum(pace[1] for pace in self._recent)
-            status = Status(
-                run_id=self._folder.run_id,
-                state=state,
-                since=said.since,
-                heartbeat=now,
-                pid=self._pid,
-                process_create_time=self._create_time,
-                reason=said.reason,
-                message=message,
-                step=said.step,
-                steps=said.steps,
-                checkpoint_step=said.checkpoint_step,
-                device=said.device,
-                tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
-                teacher_wait_share=sum(p[2] for p in self._recent) / seconds if seconds else None,
-                latest=dict(self._latest),
-            )
+        with self._writing:
+            with self._lock:
+                status, changed = self._next_status()
             try:
                 if changed:
                     self._reserve.spent_on(lambda: self._folder.write_status(status))
                     self._reserve.spent_on(
                         lambda: self._folder.append_event(
-                            "state", state=str(state), reason=said.reason, message=message
+                            "state",
+                            state=str(status.state),
+                            reason=status.reason,
+                            message=status.message,
                         )
                     )
                 else:
                     self._folder.write_status(status)
             except OSError as error:  # a full disk must not end the heartbeat
                 _log.error("status_not_written", error=str(error))
+
+    def _next_status(self) -> tuple[Status, bool]:
+        """Returns what is to be said now, and whether the state is another than was said last."""
+        said, now = self._said, self._clock()
+        state, message = self._visible()
+        changed = state is not self._published
+        if changed:
+            said.since, self._published = now, state
+        # Where the clock has jumped back the state is as old as that.
+        said.since = min(said.since, now)
+        seconds = sum(pace[1] for pace in self._recent)
+        status = Status(
+            run_id=self._folder.run_id,
+            state=state,
+            since=said.since,
+            heartbeat=now,
+            pid=self._pid,
+            process_create_time=self._create_time,
+            reason=said.reason,
+            message=message,
+            step=said.step,
+            steps=said.steps,
+            checkpoint_step=said.checkpoint_step,
+            device=said.device,
+            tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
+            teacher_wait_share=sum(p[2] for p in self._recent) / seconds if seconds else None,
+            latest=dict(self._latest),
+        )
+        return status, changed
 
     def _visible(self) -> tuple[RunState, str | None]:
         """Returns the state as others see it, with its message."""

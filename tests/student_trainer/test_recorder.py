@@ -222,6 +222,31 @@ def test_a_clock_that_jumps_back_makes_no_state_younger_than_nothing(folder: Run
     assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [1, 2]
 
 
+def test_a_disk_that_takes_no_status_holds_up_no_step(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, free = threading.Event(), threading.Event()
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01) as recorder:
+        recorder.open_metrics([], 0)
+        write = RunFolder.write_status
+
+        def stalled(own: RunFolder, status: Status) -> None:
+            stuck.set()
+            free.wait(60)
+            write(own, status)
+
+        monkeypatch.setattr(RunFolder, "write_status", stalled)
+        assert stuck.wait(60)
+        step = threading.Thread(target=lambda: recorder.record(1, step_metrics(100, 2.0, 0.5)))
+        step.start()
+        step.join(5)
+        went_on = not step.is_alive()
+        free.set()
+        step.join()
+        assert went_on
+        wait_for(lambda: said(folder).step == 1)
+
+
 class Failing:
     def __init__(self, error: Callable[[], Exception]) -> None:
         self._error = error
