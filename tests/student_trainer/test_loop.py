@@ -542,6 +542,17 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(student: CausalS
     assert (progress.skipped_steps, progress.skipped_in_a_row) == (1, 0)
 
 
+@pytest.mark.parametrize("divergence", [("forward_kl", None), ("jsd", 0.5)])
+def test_a_first_step_that_is_not_finite_is_no_equal_teacher(
+    student: CausalStudent, divergence: tuple[str, float | None]
+) -> None:
+    parts = parts_of(student, teacher=NotFiniteAt(0), validation=None)
+    progress = Progress()
+    objective = Objective(0.0, 2.0, *divergence)
+    assert train(parts, settings_of(2, objective=objective), progress)
+    assert (progress.step, progress.skipped_steps) == (2, 1)
+
+
 def optimizer_state(parts: Parts) -> dict[str, Tensor]:
     return {
         f"{index}/{key}": value
