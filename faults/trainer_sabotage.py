@@ -37,7 +37,7 @@ def _checkpoints_written_in_place(_program: str) -> None:
         (target / checkpoint.MANIFEST_NAME).unlink(missing_ok=True)
         manifest = checkpoint._manifest_of(target)
         checkpoint._write_json(target / checkpoint.MANIFEST_NAME, manifest)
-        self._prune()
+        self._prune((state.get("best") or {}).get("step"))
         return target
 
     put(CheckpointStore, "save", save)

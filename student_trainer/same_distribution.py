@@ -40,7 +40,8 @@ def require_something_to_learn(
         SameWeights: they do not.
     """
     weight = max(1.0, objective.temperature**2)
-    if abs(kd) * weight > SAME_DISTRIBUTION_NATS:
+    # NaN is no sign of equal ones either: the loop skips such a step.
+    if not abs(kd) * weight <= SAME_DISTRIBUTION_NATS:
         return
     if objective.divergence == "jsd":
         kd = forward_kl()
