@@ -22,7 +22,7 @@ from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch
 from student_trainer.run_parts import Parts, Progress, Settings
 from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
-from student_trainer.sharding import gathered, whole
+from student_trainer.sharding import gathered, split_again, whole
 from student_trainer.step_metrics import loss_metrics, wire_metrics
 from student_trainer.stopping import StopRequested
 from student_trainer.targets import TeacherTargets
@@ -243,6 +243,7 @@ def _forward_kl(
 ) -> float:
     """Returns KL(teacher || student) of a step, in nats per valid position."""
     own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature)
+    split_again(parts.student)  # the update is still to come
     return parts.ranks.totals(own)[0] / normalizer
 
 

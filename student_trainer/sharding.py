@@ -30,6 +30,16 @@ def shard(student: nn.Module, mesh: DeviceMesh) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
+def split_again(student: nn.Module) -> None:
+    """Lets go of what a forward without a backward has left whole, where an update is to come.
+
+    An optimizer changes slices: the next forward would take what is whole, and so of before.
+    """
+    for module in student.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Returns whole tensors on the CPU where `keep`, else none. All ranks call it, in one order.
 

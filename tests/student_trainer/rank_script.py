@@ -4,6 +4,7 @@ It does what test_ranks.py asks about, and leaves it in FOLDER/rank-<rank>.json 
 rank, gradients.safetensors.
 """
 
+import copy
 import json
 import sys
 from datetime import timedelta
@@ -16,13 +17,16 @@ import torch
 
 from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
 from student_trainer.batch_sources import Batch
+from student_trainer.loop import _forward_kl
 from student_trainer.micro_batch import at_valid_positions
 from student_trainer.objective import Objective, distillation_loss
+from student_trainer.prefetch import MicroBatch
 from student_trainer.ranks import Ranks, join_ranks
 from student_trainer.sharding import gathered, placed_like, shard, whole
 from student_trainer.stopping import StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import DenseTargets
+from tests.student_trainer.parts import Fixed, parts_of
 from tests.student_trainer.rank_cases import (
     OBJECTIVE,
     evaluated,
@@ -45,14 +49,17 @@ def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
 
 
 def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict[str, torch.Tensor]:
-    """Gradients of a step whose rows are shared out, `micro_batches` forwards a rank."""
+    """Gradients of a step whose rows are shared out, `micro_batches` forwards a rank.
+
+    Then one without gradients, as before the first update: it changes nothing.
+    """
     split: Student = student(tied)
     assert ranks.mesh is not None
     shard(split, ranks.mesh)
     batch, teacher_BSV = rows(empty_half=empty), targets()
     num_valid = batch.num_valid
     share = len(batch.inputs_BS) // ranks.size
-    part = share // micro_batches
+    part, asked = share // micro_batches, list[MicroBatch]()
     for first in range(ranks.rank * share, (ranks.rank + 1) * share, part):
         cut = slice(first, first + part)
         own = Batch(batch.inputs_BS[cut], batch.labels_BS[cut])
@@ -65,6 +72,8 @@ def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict
             normalizer=num_valid,
         )
         at_valid_positions(split, own, torch.device("cpu"), compute).total.backward()
+        asked.append(MicroBatch(own, partial(copy.copy, given) if own.num_valid else None))
+    _forward_kl(parts_of(split, batches=Fixed(batch), ranks=ranks), asked, 2.0, num_valid)
     found = {name: p.grad for name, p in split.named_parameters() if p.grad is not None}
     return gathered(found, keep=ranks.is_first)
 
