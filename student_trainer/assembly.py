@@ -244,23 +244,24 @@ def assemble(
         steps=spec.schedule.steps,
         checkpoint_step=None if checkpoint is None else checkpoint.step,
     )
-    recorder.event(
-        "assembled",
-        step=progress.step,
-        device=device_name(device),
-        ranks=ranks.size,
-        parameters=num_parameters(loaded.student.model),
-        initial_weights_sha256=loaded.initial_sha256,
-        **loaded.facts,
-        training_rows=len(data.training),
-        validation_rows=len(data.validation),
-        validation_duplicates=data.validation_duplicates,
-        teacher=None if teacher_model is None else teacher_model.model_id,
-        teacher_device=None if teacher_model is None else teacher_model.device,
-        # Of loss/kd, and of val/kl.
-        kd_is=None if teaching is None else teaching.representation.kd_is,
-        **found,
-    )
+    with ranks.together():
+        recorder.event(
+            "assembled",
+            step=progress.step,
+            device=device_name(device),
+            ranks=ranks.size,
+            parameters=num_parameters(loaded.student.model),
+            initial_weights_sha256=loaded.initial_sha256,
+            **loaded.facts,
+            training_rows=len(data.training),
+            validation_rows=len(data.validation),
+            validation_duplicates=data.validation_duplicates,
+            teacher=None if teacher_model is None else teacher_model.model_id,
+            teacher_device=None if teacher_model is None else teacher_model.device,
+            # Of loss/kd, and of val/kl.
+            kd_is=None if teaching is None else teaching.representation.kd_is,
+            **found,
+        )
     batches = ShuffledBatches(
         data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
     )

@@ -77,6 +77,8 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                 if progress.record:
                     with parts.ranks.together():
                         parts.recorder.record(step, progress.record)
+                        if step > first_step:
+                            _advise(parts, progress)
 
                 checkpoint = is_last or step % settings.checkpoint_every == 0
                 keep_best = is_best and settings.patience is not None
@@ -218,7 +220,6 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     if parts.teaching is not None:
         metrics["time/teacher_wait_share"] = metrics["time/teacher_wait_seconds"] / seconds
     progress.record = {**metrics, **memory_metrics(parts.device), **wire_metrics(parts)}
-    _advise(parts, progress)
 
 
 def _micro_step(
@@ -251,7 +252,8 @@ def _skip(parts: Parts, progress: Progress) -> None:
     """Counts a step without update. Raises Diverged where it is one too many."""
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1
-    parts.recorder.event("step_skipped", step=progress.step, in_a_row=progress.skipped_in_a_row)
+    with parts.ranks.together():
+        parts.recorder.event("step_skipped", step=progress.step, in_a_row=progress.skipped_in_a_row)
     if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
     saved = parts.checkpoints.steps() if parts.checkpoints is not None else []

@@ -3,8 +3,9 @@
 Oracle: a plain PyTorch loop over the model's own logits, with torch's losses.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lectern_common.errors import (
+    DiskFull,
     Diverged,
     InvalidRequest,
+    LecternError,
     SameWeights,
     TeacherError,
     TeacherUnavailable,
 )
+from student_trainer.advice import TeacherBound, TeacherFacts, WaitAdvice
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.datasets import ShuffledBatches, held_out, in_order
 from student_trainer.loop import train
 from student_trainer.objective import Objective
+from student_trainer.ranks import Ranks
 from student_trainer.run_parts import Parts, Progress, Teaching
 from student_trainer.same_distribution import SAME_DISTRIBUTION_NATS
 from student_trainer.stopping import Stop, StopRequested
@@ -551,6 +556,47 @@ def test_a_first_step_that_is_not_finite_is_no_equal_teacher(
     objective = Objective(0.0, 2.0, *divergence)
     assert train(parts, settings_of(2, objective=objective), progress)
     assert (progress.step, progress.skipped_steps) == (2, 1)
+
+
+class Agreeing(Ranks):
+    """Keeps what ended it at places that all ranks come by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Exception] = []
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        try:
+            yield
+        except LecternError as error:
+            self.heard.append(error)
+            raise
+
+
+@pytest.mark.parametrize("kind", ["step_skipped", "teacher_bound"])
+def test_an_event_that_finds_no_room_ends_all_ranks_at_one_place(
+    student: CausalStudent, teacher: InProcessTeacher, kind: str
+) -> None:
+    class Full(Records):
+        def event(self, told: str, **details: Any) -> None:
+            if told == kind:
+                raise DiskFull("full")
+
+    class Bound(WaitAdvice):
+        def after(self, metrics: Mapping[str, float | None]) -> TeacherBound | None:
+            return TeacherBound(1.0, "advice")
+
+    ranks = Agreeing()
+    answering = NotFiniteAt(0) if kind == "step_skipped" else teacher
+    parts = parts_of(student, teacher=answering, validation=None, ranks=ranks, recorder=Full())
+    if kind == "teacher_bound":
+        assert parts.teaching is not None
+        teaching = replace(parts.teaching, advice=Bound(TeacherFacts("dense", 0)))
+        parts = replace(parts, teaching=teaching)
+    with pytest.raises(DiskFull) as caught:
+        train(parts, settings_of(3, objective=KD), Progress())
+    assert ranks.heard == [caught.value]
 
 
 def optimizer_state(parts: Parts) -> dict[str, Tensor]:
