@@ -3,14 +3,14 @@
 import torch
 
 from lectern_common.errors import Misconfigured
-from student_trainer.ranks import local_rank
+from student_trainer.ranks import local_rank, local_ranks
 
 
 def choose_device(kind: str) -> torch.device:
     """Returns the device of `device.kind`; among several ranks, that of this one.
 
     Raises:
-        Misconfigured: cuda is asked for, and there is none, or none for this rank.
+        Misconfigured: cuda is asked for, and there is none, or fewer than ranks here.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and not count:
@@ -20,9 +20,10 @@ def choose_device(kind: str) -> torch.device:
         )
     if not count or kind == "cpu":
         return torch.device("cpu")
-    if local_rank() >= count:
+    # Asked of all, so that every rank says the same: one alone would count as lost.
+    if local_ranks() > count:
         raise Misconfigured(
-            f"rank {local_rank()} of this machine has no GPU: torch sees {count}; lower "
+            f"{local_ranks()} ranks of this machine need a GPU each, and torch sees {count}; lower "
             "device.count, or set device.kind cpu"
         )
     return torch.device("cuda", local_rank())

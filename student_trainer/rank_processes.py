@@ -116,6 +116,7 @@ def _started(
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(count),
+                    "LOCAL_WORLD_SIZE": str(count),
                     RENDEZVOUS: str(Path(folder) / "rendezvous"),
                     # Unless the spec says how many, each has its part of the cores.
                     "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),

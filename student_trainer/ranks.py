@@ -151,6 +151,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_ranks() -> int:
+    """Returns how many ranks this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _words(problem: LecternError | StopRequested | None, rank: int) -> str:
     if problem is None:
         return "{}"

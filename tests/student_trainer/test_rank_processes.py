@@ -56,7 +56,8 @@ def words(folder: Path, rank: int) -> list[str]:
 
 def test_every_rank_is_told_its_place_and_the_first_ones_status_is_the_runs(tmp_path: Path) -> None:
     script = f"""
-    say(" ".join(os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    say(" ".join(os.environ[name] for name in
+        ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
     say(str(Path(os.environ["{RENDEZVOUS}"]).parent.stat().st_mode & 0o777))
     say(os.environ["GLOO_SOCKET_IFNAME"])
     """
@@ -64,7 +65,7 @@ def test_every_rank_is_told_its_place_and_the_first_ones_status_is_the_runs(tmp_
     loopback = words(tmp_path, 0)[2]
     assert "127.0.0.1" in [a.address for a in psutil.net_if_addrs()[loopback]]
     for rank in range(3):
-        assert words(tmp_path, rank) == [f"{rank} {rank} 3", str(0o700), loopback]
+        assert words(tmp_path, rank) == [f"{rank} {rank} 3 3", str(0o700), loopback]
     assert run(tmp_path, "sys.exit(75)") == 75
 
 
