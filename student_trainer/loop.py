@@ -186,8 +186,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
             if part.batch.num_valid or ranks.size > 1
         ]
     metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
-    must_differ = parts.teaching is not None and not parts.teaching.allow_same_weights
-    if step == 0 and must_differ and np.isfinite(metrics["loss/kd"]):
+    if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
         temperature = settings.objective.temperature
         require_something_to_learn(
             metrics["loss/kd"],
