@@ -286,10 +286,15 @@ class Recorder:
 
 
 def keep_metrics_before(path: Path, step: int) -> None:
-    """Drops the lines of `step` and later ones, and a torn last one; atomically."""
+    """Drops the lines of `step` and later ones, and a torn last one; atomically.
+
+    Raises:
+        DiskFull: no space; the file is as it was.
+    """
     if path.exists():
         kept = [line for line in read_json_lines(path) if line["step"] < step]
-        write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+        with disk_full_as_error(path.name):
+            write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
 
 def _pace(metrics: Metrics) -> tuple[float, float, float]:

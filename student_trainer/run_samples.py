@@ -89,7 +89,8 @@ def open_samples(
     if provider is not None and ranks.is_first:
         teacher = TeacherTexts(provider, prompts)
     samples = Samples(prompts, device, path, teacher, stop, on_event, ranks.together)
-    samples.keep_before(first_step)
+    with ranks.together():
+        samples.keep_before(first_step)
     return samples
 
 

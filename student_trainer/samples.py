@@ -190,7 +190,11 @@ class Samples:
         self._together = together
 
     def keep_before(self, step: int) -> None:
-        """Drops the lines of `step` and later ones, and a torn last one: a resume writes them."""
+        """Drops the lines of `step` and later ones, and a torn last one: a resume writes them.
+
+        Raises:
+            DiskFull: no space; they are as they were.
+        """
         if self._path is not None:
             keep_metrics_before(self._path, step)
 

@@ -248,6 +248,21 @@ def test_a_disk_that_takes_no_status_holds_up_no_step(
         wait_for(lambda: said(folder).step == 1)
 
 
+def test_lines_that_cannot_be_cut_off_for_want_of_room_stay(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_json_line(folder.metrics_path, {"step": 1})
+    before = folder.metrics_path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("student_trainer.recorder.write_atomic", full)
+    with pytest.raises(DiskFull, match=r"metrics\.jsonl; free some"):
+        keep_metrics_before(folder.metrics_path, 1)
+    assert folder.metrics_path.read_bytes() == before
+
+
 class Failing:
     def __init__(self, error: Callable[[], Exception]) -> None:
         self._error = error
