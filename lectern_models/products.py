@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# With fewer rows the CPU's product adds in another order: no difference to a row's logits, but to the
-# small difference between student and teacher.
+# With fewer rows the CPU's product adds in another order: no difference to a row's logits, but to
+# the small difference between student and teacher.
 _MIN_ROWS = 16
 # Numbers of a weight that are widened at a time: many for the product, few for the memory.
 _PIECE_NUMEL = 1 << 20
