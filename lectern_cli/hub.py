@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lectern_common.errors import LecternError, Misconfigured, NotFound
 
@@ -153,9 +153,9 @@ class _Spool:
                 file.write(json.dumps(kept, default=_no_json).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:
-                    self._save(file.tell, stream, file.flush)
+                    self._save(file, stream)
                     on_progress(self.rows, self.rows)
-            self._save(file.tell, stream, file.flush, done=True)
+            self._save(file, stream, done=True)
         on_progress(self.rows, self.rows)
 
     def _after(self, stream: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -165,17 +165,11 @@ class _Spool:
             return iter(stream)
         return islice(iter(stream), self.rows, None)
 
-    def _save(
-        self,
-        tell: Callable[[], int],
-        stream: object,
-        flush: Callable[[], None],
-        *,
-        done: bool = False,
-    ) -> None:
-        flush()
+    def _save(self, file: BinaryIO, stream: object, *, done: bool = False) -> None:
+        file.flush()
+        os.fsync(file.fileno())  # before the state that counts on it
         state = stream.state_dict() if hasattr(stream, "state_dict") else None
-        self._state = {"rows": self.rows, "bytes": tell(), "stream": state, "done": done}
+        self._state = {"rows": self.rows, "bytes": file.tell(), "stream": state, "done": done}
         hidden = self._state_path.with_name(f".state.{os.getpid()}")
         hidden.write_text(json.dumps(self._state))
         hidden.rename(self._state_path)

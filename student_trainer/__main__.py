@@ -35,6 +35,7 @@ from student_trainer.rank_processes import (
     is_supervised,
     listen_to_supervisor,
     supervise,
+    supervisor_pid,
 )
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop, StopRequested
@@ -80,15 +81,20 @@ def _on_several_devices(
             max_restarts=spec.device.max_restarts or 0,
             stop=stop,
             keep_open=(lock,),
-            on_lost=lambda what, restart: folder.append_event(
-                "rank_lost", what=what, restart=restart
-            ),
+            on_lost=lambda what, restart: _say_lost(folder, what, restart),
         )
     except RanksLost as error:
         said = folder.read_status()  # a recorder writes its own as soon as it begins
         with Recorder(folder, stop) as recorder:
             recorder.go_on_from(said)
             return _ended(recorder, "rank_lost", str(error), can_resume=True)
+
+
+def _say_lost(folder: RunFolder, what: str, restart: int) -> None:
+    try:
+        folder.append_event("rank_lost", what=what, restart=restart)
+    except OSError as error:  # a full disk is no reason not to start again
+        _log.error("event_not_written", error=str(error))
 
 
 def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
@@ -101,7 +107,7 @@ def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool
             stack.enter_context(folder.locked())
             _require_fresh_or_resume(folder, resume=resume)
         # The process that others know the run by is the one that ends it.
-        known_by = os.getppid() if is_supervised() else os.getpid()
+        known_by = supervisor_pid() or os.getpid()
         recorder: RunRecorder = Recorder(folder, stop, known_by) if first else QuietRecorder()
         stack.enter_context(recorder)
         return live(folder, roots, recorder, stop, resume=resume)
@@ -120,10 +126,10 @@ def live(
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
     except Exception as error:
         _log.error("ended", reason="internal", exception=traceback.format_exc())
-        if "RANK" in os.environ:
-            return RANK_LOST  # who started the ranks knows which of them began it
         if is_disk_full(error):
             return _ended(recorder, "disk_full", str(error), can_resume=True)
+        if "RANK" in os.environ:
+            return RANK_LOST  # who started the ranks knows which of them began it
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         return _ended(recorder, "internal", f"{what}; see trainer.log", can_resume=False)
     recorder.set_state(*outcome)

@@ -104,7 +104,7 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
 
     It adds the metrics of an evaluation to the record of the step just finished, whole or not at
     all, and returns True where the validation loss is the lowest so far. Its second argument says
-    that it is the last one.
+    that no step comes after it.
     """
     validation, teaching = parts.validation, parts.teaching
     if validation is None:
@@ -121,8 +121,6 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
 
     def evaluate(progress: Progress, is_last: bool) -> bool:
         began = time.perf_counter()
-        samples = parts.samples
-        lines = [] if samples is None else samples.lines(parts.student, is_last=is_last)
         sums = evaluation_sums(
             parts.student,
             validation(),
@@ -133,12 +131,15 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             parts.ranks.together,
         )
         metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
-        metrics["time/evaluation_seconds"] = time.perf_counter() - began
-        if samples is not None:
+        best = progress.best.after(progress.step, metrics["loss/val"])
+        if parts.samples is not None:
+            is_last = is_last or best.is_over(settings.patience)
+            lines = parts.samples.lines(parts.student, is_last=is_last)
             with parts.ranks.together():
-                samples.write(progress.step, lines)
+                parts.samples.write(progress.step, lines)
+        metrics["time/evaluation_seconds"] = time.perf_counter() - began
         progress.record.update(metrics)
-        progress.best = progress.best.after(progress.step, metrics["loss/val"])
+        progress.best = best
         return progress.best.step == progress.step
 
     return evaluate

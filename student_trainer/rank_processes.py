@@ -13,6 +13,7 @@ the ranks (`python -m student_trainer` finds RANK and WORLD_SIZE set), with its 
 No torch is imported here.
 """
 
+import math
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from student_trainer.stopping import Stop
 _log = structlog.get_logger()
 
 RENDEZVOUS = "LECTERN_RENDEZVOUS"
+_SUPERVISOR = "LECTERN_SUPERVISOR"
 # Exit status of a rank that ended for a reason which is no answer of the run's.
 RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
@@ -40,6 +42,8 @@ _STOP_WORD = b"stop\n"
 _POLL_SECONDS = 0.1
 # From rank 0's end until the others are ended, and from another's failure until all are.
 _GRACE_SECONDS = 20.0
+# From the first rank that ended with an error of its own until that counts as a loss.
+_BROKEN_SECONDS = 5.0
 
 
 class RanksLost(Exception):
@@ -93,15 +97,18 @@ def listen_to_supervisor(stop: Stop) -> None:
             stop.request()
         os._exit(RANK_LOST)
 
-    # The supervisor passes on what concerns all; a terminal's Ctrl-C reaches every process.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=listen, daemon=True, name="supervisor").start()
 
 
 def is_supervised() -> bool:
     """Returns True in a rank that `supervise` started, False in one of torchrun's or in none."""
-    return RENDEZVOUS in os.environ
+    return supervisor_pid() is not None
+
+
+def supervisor_pid() -> int | None:
+    """Returns the pid of the process that started this rank; None where `supervise` did not."""
+    pid = os.environ.get(_SUPERVISOR)
+    return None if pid is None else int(pid)
 
 
 @contextmanager
@@ -118,17 +125,19 @@ def _started(
                     "WORLD_SIZE": str(count),
                     "LOCAL_WORLD_SIZE": str(count),
                     RENDEZVOUS: str(Path(folder) / "rendezvous"),
-                    # Unless the spec says how many, each has its part of the cores.
-                    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+                    _SUPERVISOR: str(os.getpid()),
                 }
-                ranks.append(
-                    subprocess.Popen(
-                        command,
-                        env={**environment, **_loopback_alone(), **place},
-                        stdin=subprocess.PIPE,
-                        pass_fds=keep_open,
+                # Unless somebody says how many, each has its part of the cores.
+                threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+                with _held_back(signal.SIGTERM, signal.SIGINT):
+                    ranks.append(
+                        subprocess.Popen(
+                            command,
+                            env={**threads, **environment, **_loopback_alone(), **place},
+                            stdin=subprocess.PIPE,
+                            pass_fds=keep_open,
+                        )
                     )
-                )
             yield ranks
         finally:
             for rank_process in ranks:
@@ -139,18 +148,36 @@ def _started(
                     rank_process.stdin.close()
 
 
+@contextmanager
+def _held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Within, signals wait; a process that is started keeps them waiting for all of its life.
+
+    So a rank hears of what concerns all by its pipe alone, not by a Ctrl-C that reaches the whole
+    terminal, or by a SIGTERM to the group.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
     """Returns rank 0's exit status; None where a rank was lost. Others may still be alive."""
-    told, deadline = False, float("inf")
+    told, deadline, broken_until = False, math.inf, math.inf
     while True:
         if stop.requested and not told:
             told = True
             _tell(ranks)
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
-        # Once rank 0 has said how the run ended, nobody's end is a loss.
-        if codes[0] not in _ORDINARY and any(code not in _ORDINARY for code in ended):
-            return None
+        # Once rank 0 has said how the run ended, nobody's end is a loss. Its end breaks the others'
+        # connections, and theirs may be seen first; a signal needs no such patience.
+        if codes[0] not in _ORDINARY:
+            if any(code < 0 for code in ended) or time.monotonic() > broken_until:
+                return None
+            if any(code not in _ORDINARY for code in ended):
+                broken_until = min(broken_until, time.monotonic() + _BROKEN_SECONDS)
         if len(ended) == len(ranks):
             return codes[0]
         # Rank 0 alone exports; that another is done is no reason for haste.

@@ -108,6 +108,7 @@ class Recorder:
         self._heart.join()
         for sink in self._sinks:
             sink.close()
+        self._publish()
         self._say_dropped(more_than=self._dropped_said)
         self._reserve.give_up()
 

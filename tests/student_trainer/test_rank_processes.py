@@ -131,6 +131,20 @@ def test_a_rank_that_breaks_after_the_first_has_ended_is_no_loss(tmp_path: Path)
     assert not lost
 
 
+def test_the_first_ranks_own_end_counts_though_anothers_broken_connection_is_seen_first(
+    tmp_path: Path,
+) -> None:
+    script = f"""
+    if rank == 1:
+        sys.exit({RANK_LOST})
+    time.sleep(0.5)
+    sys.exit(1)
+    """
+    lost: list[tuple[str, int]] = []
+    assert run(tmp_path, script, max_restarts=3, lost=lost) == 1
+    assert lost == []
+
+
 LISTENING = """
 from student_trainer.rank_processes import listen_to_supervisor
 from student_trainer.stopping import Stop
