@@ -48,7 +48,7 @@ class WaitAdvice:
 
     def __init__(self, facts: TeacherFacts) -> None:
         self._facts = facts
-        self._recent: deque[tuple[float, float]] = deque(maxlen=OVER_STEPS)
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=OVER_STEPS)
         self._said = False
 
     def after(self, metrics: Mapping[str, float | None]) -> TeacherBound | None:
@@ -56,17 +56,21 @@ class WaitAdvice:
         seconds, waited = metrics.get("time/step_seconds"), metrics.get("time/teacher_wait_seconds")
         if seconds is None or waited is None:
             return None
-        self._recent.append((waited, seconds))
-        total = sum(seconds for _, seconds in self._recent)
+        tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
+        self._recent.append((waited, seconds, tokens))
+        total = sum(seconds for _, seconds, _ in self._recent)
         if len(self._recent) < OVER_STEPS or total <= 0:
             return None
-        share = sum(waited for waited, _ in self._recent) / total
+        share = sum(waited for waited, _, _ in self._recent) / total
         if self._said and share < OVER_BELOW:
             self._said = False
         if self._said or share <= SAID_ABOVE:
             return None
         self._said = True
-        return TeacherBound(share, advice(self._facts, share, metrics))
+        # One step's speed says little of the others', least of all when it waited.
+        speed = sum(tokens for _, _, tokens in self._recent) / total
+        recent = {**metrics, "perf/tokens_per_second": speed}
+        return TeacherBound(share, advice(self._facts, share, recent))
 
 
 def advice(facts: TeacherFacts, share: float, metrics: Mapping[str, float | None]) -> str:
@@ -75,7 +79,7 @@ def advice(facts: TeacherFacts, share: float, metrics: Mapping[str, float | None
     Args:
         facts: of the run.
         share: of the time, waited for the teacher.
-        metrics: of the last step: its tokens per second, and bytes per token.
+        metrics: tokens per second over the same time, and bytes per token.
     """
     speed = metrics.get("perf/tokens_per_second") or 0.0
     helps = [*_sooner(facts), *_smaller(facts, metrics, speed), *_faster(facts, share, speed)]

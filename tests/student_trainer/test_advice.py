@@ -41,6 +41,16 @@ def test_it_is_said_again_after_it_was_well_below() -> None:
     assert len(said(waits, 0.5)) == 1
 
 
+def test_the_speed_without_the_wait_is_that_of_all_fifty_steps() -> None:
+    """25 steps of 1,000 tokens in a second, 25 of 1,000 in three, two of them waited."""
+    waits = WaitAdvice(TeacherFacts("top_k", prefetch_steps=4, tokens_per_second=5000.0))
+    quick = step(0.0, seconds=1.0, **{"perf/tokens_per_second": 1000.0})
+    slow = step(2 / 3, seconds=3.0, **{"perf/tokens_per_second": 1000.0 / 3})
+    heard = [waits.after(quick if index % 2 else slow) for index in range(OVER_STEPS)]
+    assert heard[-1] is not None
+    assert "this run would take 1,000" in heard[-1].advice
+
+
 def test_a_share_at_the_limit_is_nothing_to_say() -> None:
     assert said(WaitAdvice(HIDDEN), SAID_ABOVE - 1e-9, 0.0) == []
 
