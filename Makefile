@@ -22,7 +22,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,quantized,gguf,gpu,lora,tensorboard,wandb,dev]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,dev]'
 	touch $@
 
 demo: $(STAMP)

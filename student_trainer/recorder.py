@@ -208,8 +208,8 @@ class Recorder:
                 sink.raise_error()
 
     def after_checkpoint(self, step: int) -> None:
-        """Says which checkpoint is the newest."""
-        self.set_progress(checkpoint_step=step)
+        """Says which checkpoint is the newest; as many steps are finished, recorded or not yet."""
+        self.set_progress(step=step, checkpoint_step=step)
 
     def _say_dropped(self, more_than: int) -> int:
         """Returns how many lines were dropped; an event says so where they are more than that."""

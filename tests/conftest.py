@@ -1,9 +1,13 @@
 """What every test process needs before the first test."""
 
 import os
+import signal
 
 # Two cores are shared by many tests and the processes they start; one thread each is also what
 # makes sums come out the same on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+# A worker of pytest-xdist ignores Ctrl-C, and what it starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -88,7 +88,7 @@ class TeacherProcess:
             "--bind", "127.0.0.1:0", "--port-file", str(self._port_file), *options
         )
         try:
-            wait_for(lambda: self._port_file.exists() or self.process.poll() is not None)
+            wait_for(lambda: self._port_file.exists() or self.process.poll() is not None, 180)
             if self.process.poll() is not None:
                 raise RuntimeError(self.process.communicate()[1])
         except BaseException:

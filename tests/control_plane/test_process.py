@@ -191,7 +191,7 @@ def test_ending_with_stop_checkpoints_runs_and_the_next_start_goes_on(home):
 
 def test_ending_with_leave_lets_trainers_go_on(home):
     service = Service(home)
-    run_id = service.create(steps=60)
+    run_id = service.create(steps=200)
     service.wait(run_id, "running")
     assert service.end() == 0
     assert len(trainers(home)) == 1

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -91,15 +92,14 @@ def test_kept_layers_compute_what_they_did(tmp_path: Path) -> None:
     assert torch.equal(logits(model), logits(whole))
 
 
-def test_a_cut_of_which_one_kind_of_layer_is_gone_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cut_of_which_one_kind_of_layer_is_gone_is_told(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "whole", "gemma2", layers=4, sliding_window=4)
-    assert keep_every_nth_layer(load_causal_lm(folder, "float32"), 3) == [0, 3]
-    assert "layer_kind_gone" not in capsys.readouterr().out
-    assert keep_every_nth_layer(load_causal_lm(folder, "float32"), 2) == [0, 2]
-    said = capsys.readouterr().out
-    assert "layer_kind_gone" in said and "full_attention" in said
+    with capture_logs() as logs:
+        assert keep_every_nth_layer(load_causal_lm(folder, "float32"), 3) == [0, 3]
+        assert logs == []
+        assert keep_every_nth_layer(load_causal_lm(folder, "float32"), 2) == [0, 2]
+    [told] = logs
+    assert (told["event"], told["kinds"]) == ("layer_kind_gone", ["full_attention"])
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
