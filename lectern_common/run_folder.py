@@ -35,6 +35,7 @@ from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.run_spec import RunSpec, dump_spec, load_spec
 
 STATUS_VERSION = 1
+_LOCK_POLL_SECONDS = 0.05
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -177,8 +178,11 @@ class RunFolder:
             raise CorruptData(f"{self.status_path} is not a run status: {error}") from None
 
     @contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(self, patience_seconds: float = 0.0) -> Iterator[int]:
         """Holds the folder's lock, and gives its descriptor.
+
+        Waits up to `patience_seconds` for who holds it: processes that a killed one has started
+        end a moment after it.
 
         Child processes do not inherit it, unless they are given the descriptor: then the lock is
         free when all of them have ended.
@@ -192,10 +196,11 @@ class RunFolder:
         except FileNotFoundError:
             raise NotFound(f"no run folder {self.path}") from None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(f"run {self.run_id} is being trained by another process") from None
+            deadline = time.monotonic() + patience_seconds
+            while not _flocked(descriptor):
+                if time.monotonic() >= deadline:
+                    raise Conflict(f"run {self.run_id} is being trained by another process")
+                time.sleep(_LOCK_POLL_SECONDS)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -211,6 +216,14 @@ class RunFolder:
     def append_event(self, kind: str, **details: Any) -> None:
         """Appends one event line: {"time", "kind", ...details}."""
         append_json_line(self.events_path, {"time": time.time(), "kind": kind, **details})
+
+
+def _flocked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:

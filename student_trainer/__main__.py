@@ -44,6 +44,8 @@ _log = structlog.get_logger()
 
 _STOPPED = RunState.STOPPED, "stopped", "stopped on request"
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
+# A resume may come while the ranks of a trainer that was killed are still ending.
+_RANKS_END_SECONDS = 10.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if "RANK" in os.environ:
             return _one_of_several(folder, roots, stop, resume=arguments.resume)
-        with folder.locked() as lock:
+        with folder.locked(_RANKS_END_SECONDS if arguments.resume else 0.0) as lock:
             _require_fresh_or_resume(folder, resume=arguments.resume)
             if _device_count(folder) > 1:
                 return _on_several_devices(folder, roots, stop, lock, resume=arguments.resume)

@@ -207,12 +207,15 @@ def assemble(
         prompts = checked_prompts(spec, loaded, data, teacher_model)
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
+        batches = ShuffledBatches(
+            data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
+        )
         found = check_before_training(
             spec,
             loaded.student,
             teaching,
             teacher_model,
-            ShuffledBatches(data.training, spec.batch.sequences_per_step, spec.seed).batch_at,
+            batches.batch_at,
             device,
             asks_teacher=ranks.is_first and begun is None,
         )
@@ -262,9 +265,6 @@ def assemble(
             kd_is=None if teaching is None else teaching.representation.kd_is,
             **found,
         )
-    batches = ShuffledBatches(
-        data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
-    )
     parts = Parts(
         student=loaded.student,
         optimizer=optimizer,

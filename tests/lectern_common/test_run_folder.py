@@ -1,9 +1,11 @@
 """The run folder: atomic writes, torn lines, the lock."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,17 @@ def test_the_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> Non
             pass
         holder.kill()
     assert not folder.is_locked()
+
+
+def test_a_lock_is_waited_for_while_its_holder_is_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    with contextlib.ExitStack() as holder:
+        holder.enter_context(folder.locked())
+        monkeypatch.setattr(time, "sleep", lambda _seconds: holder.close())
+        with folder.locked(patience_seconds=60):
+            assert folder.is_locked()
 
 
 def test_locking_a_missing_folder_says_so(tmp_path: Path) -> None:
