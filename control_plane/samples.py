@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from control_plane.trainer_text import valid_unicode
+from control_plane.trainer_text import end_of, valid_unicode
 from control_plane.views import SampleView
 
 MAX_READ_BYTES = 1 << 20
@@ -16,18 +16,11 @@ def newest_samples(path: Path, limit: int) -> list[SampleView]:
         path: of the file; none there has no samples.
         limit: at most so many, from the last MAX_READ_BYTES.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size - MAX_READ_BYTES)
-            file.seek(start)
-            data = file.read(MAX_READ_BYTES)
-    except FileNotFoundError:
-        return []
+    data, is_cut = end_of(path, MAX_READ_BYTES)
     # A line being written has no end yet; the first of a cut file has no beginning.
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     found = []
-    for line in lines[1:] if start else lines:
+    for line in lines[1:] if is_cut else lines:
         try:
             sample = valid_unicode(json.loads(line))
             found.append(SampleView.model_validate(sample))

@@ -15,22 +15,26 @@ def tail(path: Path, lines: int) -> list[str]:
 
     A line that redraws itself (a progress bar) counts as what it showed last.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size - MAX_TAIL_BYTES)
-            file.seek(start)
-            data = file.read(MAX_TAIL_BYTES)
-    except FileNotFoundError:
-        return []
+    data, is_cut = end_of(path, MAX_TAIL_BYTES)
     found = data.decode(errors="replace").split("\n")
     if found and not found[-1]:
         found.pop()
-    cut_first = start > 0 and len(found) <= lines
+    cut_first = is_cut and len(found) <= lines
     shown = [_inert(line) for line in found[-lines:]] if lines else []
     if cut_first and shown:
         shown[0] = f"[cut] {shown[0]}"
     return shown
+
+
+def end_of(path: Path, at_most_bytes: int) -> tuple[bytes, bool]:
+    """Returns the last bytes of a file (none where there is no file), and whether more precede."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, 2) - at_most_bytes)
+            file.seek(start)
+            return file.read(at_most_bytes), start > 0
+    except FileNotFoundError:
+        return b"", False
 
 
 def last_line(path: Path) -> str:

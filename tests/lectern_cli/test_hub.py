@@ -80,8 +80,9 @@ def test_another_revision_is_another_dataset(tmp_path: Path) -> None:
 
 
 def local_parquet(folder: Path) -> Path:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     folder.mkdir()
     halves = rows()[:1300], rows()[1300:]
     for name, part in zip("ab", halves, strict=True):

@@ -25,8 +25,9 @@ def scanned(path: Path, content: Content | None = None) -> tuple[list[str], Reas
 
 
 def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 3) -> Path:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     parquet.write_table(arrow.table(columns), path, row_group_size=row_group_size)
     return path
 
@@ -63,7 +64,8 @@ def test_every_kind_of_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_broken_parquet_row_is_named(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
+    import pyarrow as arrow
+
     values = [b"good", b"caf\xe9", None, b"", TEN_MB.encode(), b"\xff", b"last"]
     column = arrow.array(values, arrow.binary()).view(arrow.string())
     texts, reasons = scanned(write_parquet(tmp_path / "rows.parquet", {"text": column}))
@@ -100,7 +102,9 @@ def test_a_parquet_file_that_is_damaged_in_the_middle_loses_the_rest(tmp_path: P
     texts = [f"{number:04d}" * 50 for number in range(40)]
     path = write_parquet(tmp_path / "rows.parquet", {"text": texts}, row_group_size=10)
     data = bytearray(path.read_bytes())
-    third = pytest.importorskip("pyarrow.parquet").read_metadata(path).row_group(2).column(0)
+    from pyarrow import parquet
+
+    third = parquet.read_metadata(path).row_group(2).column(0)
     first = third.dictionary_page_offset or third.data_page_offset
     data[first : first + third.total_compressed_size] = bytes(third.total_compressed_size)
     path.write_bytes(data)

@@ -93,7 +93,8 @@ def wandb_records(folder: Path) -> list[Any]:
 def test_wandb_itself_keeps_config_and_curves_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
