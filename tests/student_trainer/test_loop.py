@@ -744,12 +744,10 @@ def test_the_callers_random_state_is_kept(student: CausalStudent) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_stop_within_an_evaluation_loses_no_point_of_the_curve(
-    student: CausalStudent, tmp_path: Path
-) -> None:
-    settings = settings_of(6, evaluate_every=3)
-    undisturbed = trained(parts_of(twin(student)), settings)
-    stop, store = Stop(), CheckpointStore(tmp_path, keep_last=2, keep_best=0)
+def stopped_in_evaluation(
+    number: int, student: CausalStudent, *, stop: Stop, checkpoints: CheckpointStore
+) -> Parts:
+    """Parts of a twin whose stop is requested when the numbered evaluation (from 1) begins."""
     original = parts_of(student).validation
     assert original is not None
     evaluations = 0
@@ -757,11 +755,20 @@ def test_a_stop_within_an_evaluation_loses_no_point_of_the_curve(
     def stopping() -> Any:
         nonlocal evaluations
         evaluations += 1
-        if evaluations == 2:
+        if evaluations == number:
             stop.request()
         return original()
 
-    parts = parts_of(twin(student), checkpoints=store, stop=stop, validation=stopping)
+    return parts_of(twin(student), checkpoints=checkpoints, stop=stop, validation=stopping)
+
+
+def test_a_stop_within_an_evaluation_loses_no_point_of_the_curve(
+    student: CausalStudent, tmp_path: Path
+) -> None:
+    settings = settings_of(6, evaluate_every=3)
+    undisturbed = trained(parts_of(twin(student)), settings)
+    stop, store = Stop(), CheckpointStore(tmp_path, keep_last=2, keep_best=0)
+    parts = stopped_in_evaluation(2, student, checkpoints=store, stop=stop)
     assert not train(parts, settings, Progress())
     assert store.steps() == [3]
     before = parts.recorder
@@ -911,18 +918,7 @@ def test_a_best_whose_evaluation_was_broken_off_once_is_still_a_checkpoint_at_th
 ) -> None:
     """The checkpoint of the stop stays as it is, without the loss that is measured afterwards."""
     stop, store = Stop(), CheckpointStore(tmp_path, keep_last=1, keep_best=1)
-    original = parts_of(student).validation
-    assert original is not None
-    evaluations = 0
-
-    def stopping() -> Any:
-        nonlocal evaluations
-        evaluations += 1
-        if evaluations == 3:
-            stop.request()
-        return original()
-
-    parts = parts_of(twin(student), checkpoints=store, stop=stop, validation=stopping)
+    parts = stopped_in_evaluation(3, student, checkpoints=store, stop=stop)
     assert not train(parts, early(40), Progress())
     assert store.steps()[-1] == 4
     parts, progress = resumed(store, twin(student))
