@@ -1,7 +1,17 @@
 """How far work raises the memory of a process above what it held before."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+
+def peak_bytes_of(module: str, *arguments: str) -> int:
+    """Returns what `python -m module arguments` prints: the growth in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
 
 
 class MemoryGrowth:

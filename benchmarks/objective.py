@@ -6,7 +6,6 @@ peak memory is that of a process of its own, above what its inputs take.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.memory import MemoryGrowth
+from benchmarks.memory import MemoryGrowth, peak_bytes_of
 from benchmarks.pairs import paired
 from lectern_models.output_head import OutputHead
 from lectern_models.top_k import log_normalizers, ordered_top_k
@@ -118,13 +117,7 @@ WAYS: dict[str, Callable[[Inputs], float]] = {
 
 def peak_bytes(way: str, case: Case) -> int:
     """Returns how far one call raises the peak memory of a fresh process above its inputs."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.objective", way, json.dumps(asdict(case))],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return int(done.stdout)
+    return peak_bytes_of("benchmarks.objective", way, json.dumps(asdict(case)))
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:

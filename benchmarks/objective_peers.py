@@ -5,7 +5,6 @@ own, above what its inputs take; errors of the gradients against float64. Losses
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import MemoryGrowth
+from benchmarks.memory import MemoryGrowth, peak_bytes_of
 from benchmarks.objective_ways import WAYS, Case, Inputs, error, exact, inputs, step
 from benchmarks.pairs import seconds
 
@@ -95,13 +94,7 @@ def _memory(case: Case, tokens: int, peer_tokens: int) -> dict[str, Any]:
 
 def _peak_bytes(way: str, case: Case) -> int:
     """Returns how far one step raises the peak memory of a fresh process above its inputs."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.objective_peers", way, json.dumps(asdict(case))],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return int(done.stdout)
+    return peak_bytes_of("benchmarks.objective_peers", way, json.dumps(asdict(case)))
 
 
 def _print_peak(way: str, case: Case) -> None:
