@@ -94,6 +94,7 @@ class RemoteTeacher:
         self._model: teacher_pb2.Model | None = None
         self._head: OutputHead | None = None
         self._lock = threading.Lock()
+        self._head_lock = threading.Lock()  # Held while it is fetched: it crosses the wire once.
         self._calls: set[Any] = set()
         self._received_bytes = 0
         self._received_positions = 0
@@ -238,23 +239,23 @@ class RemoteTeacher:
         On the CPU it is float32, so that no projection converts it again; the products are the
         same. Raises LecternError.
         """
-        with self._lock:
-            if self._head is not None:
-                return self._head
+        with self._head_lock:
+            if self._head is None:
+                self._head = self._placed_head()
+            return self._head
+
+    def _placed_head(self) -> OutputHead:
         path = cached_head_path(self._cache_root, self.model.fingerprint, self._vocab_size)
         head = read_cached_head(path)
         if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
             head = self._answered(self._fetch_head)
             write_cached_head(path, head)
         dtype = torch.float32 if self._device.type == "cpu" else head.weight_VD.dtype
-        placed = OutputHead(
+        return OutputHead(
             head.weight_VD.to(self._device, dtype),
             None if head.bias_V is None else head.bias_V.to(self._device, dtype),
             head.transform,
         )
-        with self._lock:
-            self._head = placed
-        return placed
 
     def vocab_size(self) -> int:
         """See TeacherLogitsProvider."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lectern_common.errors import (
     WrongModel,
 )
 from lectern_common.replicas import TeacherReplicas
+from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
 from student_trainer.remote_teacher import RemoteTeacher
@@ -204,6 +206,22 @@ def test_the_head_is_fetched_once_and_then_read_from_disk(serving: Serving, tmp_
         teacher.connect()
         assert teacher.output_head().vocab_size == 20
     assert serving.teacher.head_requests == 2
+
+
+def test_the_head_is_fetched_once_where_several_requests_need_it_first(
+    serving: Serving, tmp_path: Path
+) -> None:
+    with remote(serving, tmp_path) as teacher, ThreadPoolExecutor(4) as pool:
+        teacher.connect()
+        all_ask = threading.Barrier(4)
+
+        def head() -> OutputHead:
+            all_ask.wait(timeout=20)
+            return teacher.output_head()
+
+        first, *others = [future.result() for future in [pool.submit(head) for _ in range(4)]]
+    assert serving.teacher.head_requests == 1
+    assert all(other is first for other in others)
 
 
 def test_a_damaged_cached_head_is_fetched_again(serving: Serving, tmp_path: Path) -> None:
