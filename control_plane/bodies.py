@@ -8,7 +8,8 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import parse_spec
 
 
 async def json_object(request: Request) -> dict[str, Any]:

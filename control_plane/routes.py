@@ -26,7 +26,8 @@ from control_plane.samples import newest_samples
 from control_plane.trainer_text import tail
 from lectern_common.errors import Conflict, InvalidRequest, Overloaded
 from lectern_common.run_folder import RunState
-from lectern_common.run_spec import NAME_PATTERN, RunSpec, dump_spec, parse_spec
+from lectern_common.run_spec import NAME_PATTERN, RunSpec
+from lectern_common.spec_file import dump_spec, parse_spec
 
 MAX_RECORDS = 5000
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from control_plane.store import runs
 from lectern_common.errors import NotFound
 from lectern_common.run_folder import RunState, Status
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import parse_spec
 
 
 class Wanted(StrEnum):

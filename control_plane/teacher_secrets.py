@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from lectern_common.addresses import checked_address, replica_addresses
 from lectern_common.errors import InvalidSpec, Misconfigured
-from lectern_common.run_spec import TeacherSpec
 from lectern_common.secret_files import SecretFiles, require_whole
+from lectern_common.spec_sections import TeacherSpec
 
 # Field of a spec's `teacher` -> option of this process.
 OPTIONS = {

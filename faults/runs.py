@@ -15,7 +15,7 @@ from faults.processes import ROOT, Launched, environment
 from faults.stage import Stage
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
-from lectern_common.run_spec import parse_spec
+from lectern_common.spec_file import parse_spec
 
 STEPS = 120
 SEQ_LEN = 32

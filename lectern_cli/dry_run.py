@@ -22,7 +22,8 @@ from lectern_common.memory_estimate import ModelShape
 from lectern_common.preflight import Check, Found, Outcome, examine
 from lectern_common.roots import Roots
 from lectern_common.run_estimate import RunEstimate, estimate_run
-from lectern_common.run_spec import RunSpec, dump_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import dump_spec
 from lectern_common.threads import waiting_environment
 
 TIMEOUT_SECONDS = 300.0

@@ -36,7 +36,7 @@ def train(
     The run folder is RUNS/<name of the spec>. Everything that can be checked is checked before it
     is made. Ctrl-C writes a checkpoint and stops; --resume goes on from there.
     """
-    from lectern_common.run_spec import load_spec
+    from lectern_common.spec_file import load_spec
 
     roots = roots_of(home)
     spec = load_spec(spec_file)

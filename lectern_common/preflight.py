@@ -15,9 +15,10 @@ from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misco
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_estimate import Rows
-from lectern_common.run_spec import RunSpec, TeacherSpec
+from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
+from lectern_common.spec_sections import TeacherSpec
 from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
 from protos import teacher_pb2
 

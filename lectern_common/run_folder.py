@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
-from lectern_common.run_spec import RunSpec, dump_spec, load_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import dump_spec, load_spec
 
 STATUS_VERSION = 1
 _LOCK_POLL_SECONDS = 0.05

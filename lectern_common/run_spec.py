@@ -1,47 +1,28 @@
 """RunSpec: the one description of a run. YAML file, REST body, CLI input and page show this schema.
 
-Every field is applied or the spec is refused; nothing is only recorded. A field that depends on
-another (`teacher.top_k` on `representation: top_k`) is null unless it applies, and its default is
-filled in when it does, so the resolved spec shows every value in force.
-
-Paths are relative to a root that the processes are started with (`lectern_common/roots.py`).
+Every field is applied or the spec is refused; nothing is only recorded. What holds between two
+sections is here, the sections themselves in spec_sections.py, files and messages in spec_file.py.
 """
 
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
+from pydantic import AfterValidator, Field, model_validator
+
+from lectern_common.spec_sections import (
+    BatchSpec,
+    CheckpointSpec,
+    DataSpec,
+    DeviceSpec,
+    EvaluationSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    Section,
+    StudentSpec,
+    TeacherSpec,
 )
 
-from lectern_common.addresses import MAX_REPLICAS, checked_address
-from lectern_common.errors import InvalidSpec
-from lectern_common.secret_files import SecretFiles, require_whole
-
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
-MAX_SPEC_BYTES = 256 * 1024
-MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
-
-
-def _relative_path(value: str) -> str:
-    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty parts."""
-    path = PurePosixPath(value)
-    if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
-        raise ValueError("must be a relative path inside its root, without '..'")
-    if any(ord(character) < 32 for character in value):
-        raise ValueError("must not contain control characters")
-    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts):
-        raise ValueError(f"must have no part of more than {MAX_NAME_BYTES} bytes")
-    return str(path)
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -50,294 +31,7 @@ def _each_once(values: list[str]) -> list[str]:
     return values
 
 
-RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
-Address = Annotated[
-    str, Field(max_length=MAX_REPLICAS * (253 + 7)), AfterValidator(checked_address)
-]
-ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
-Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-RepresentationName = Literal["dense", "hidden", "top_k", "sampled"]
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class TeacherSpec(_Section):
-    """Which teacher answers, and how it is asked. Absent exactly when `objective.alpha` is 1."""
-
-    address: Address = "127.0.0.1:50051"
-    """host:port of the teacher server; several with commas, or dns:///name:port, are replicas."""
-    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Model id the server must report; null takes whatever it serves."""
-    representation: RepresentationName = "hidden"
-    """What crosses the wire for each token; see protos/teacher.proto."""
-    top_k: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """Outcomes kept with `representation: top_k` (64); the rest is one further outcome."""
-    num_draws: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Draws a token with `representation: sampled` (50), others in every step."""
-    prefetch_steps: Annotated[int, Field(ge=0, le=64)] = 4
-    """Steps whose answers are requested while the student computes; 0 asks and waits."""
-    deadline_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
-    """Longest wait for one answer before the request is made again."""
-    outage_budget_seconds: Annotated[float, Field(ge=0)] = 900.0
-    """How long the teacher may be away before the run ends as interrupted."""
-    token_file: RelativePath | None = None
-    """File under the secrets root that holds the bearer token."""
-    tls_ca_file: RelativePath | None = None
-    """File under the secrets root with the authority of the server's certificate: turns TLS on."""
-    tls_cert_file: RelativePath | None = None
-    """File there with the client's own certificate, for a server that asks for one."""
-    tls_key_file: RelativePath | None = None
-    """File there with its private key."""
-    allow_same_weights: bool = False
-    """Go on although teacher and student are the same weights."""
-
-    @model_validator(mode="after")
-    def _tls_files_are_whole(self) -> Self:
-        require_whole(SecretFiles.of(self))
-        return self
-
-    @model_validator(mode="after")
-    def _top_k_belongs_to_top_k(self) -> Self:
-        if self.representation == "top_k" and self.top_k is None:
-            object.__setattr__(self, "top_k", 64)
-        if self.representation != "top_k" and self.top_k is not None:
-            raise ValueError(f"top_k has no effect with representation {self.representation}")
-        return self
-
-    @model_validator(mode="after")
-    def _num_draws_belongs_to_sampled(self) -> Self:
-        if self.representation == "sampled" and self.num_draws is None:
-            object.__setattr__(self, "num_draws", 50)
-        if self.representation != "sampled" and self.num_draws is not None:
-            raise ValueError(f"num_draws has no effect with representation {self.representation}")
-        return self
-
-
-class LoraSpec(_Section):
-    """Low-rank adapters (Hu et al., 2021) are trained, the weights of `init` stay as they are."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank of each adapter."""
-    alpha: Positive = 32.0
-    """Adapters count alpha / rank times."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the input of each adapter."""
-    targets: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = None
-    """Names of the linear layers that get one (q_proj, ...); null: all but the output head."""
-
-
-class StudentSpec(_Section):
-    """The model that learns: from pretrained weights (`init`) or from scratch (`config`)."""
-
-    init: RelativePath | None = None
-    """Folder under the models root, or a hub id; safetensors weights only."""
-    revision: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """Hub commit, tag or branch of `init`."""
-    config: RelativePath | None = None
-    """Folder under the models root with a config.json; weights are drawn from `seed`."""
-    keep_every_nth_layer: Annotated[int, Field(ge=2, le=1024)] | None = None
-    """Of the layers of `init` only 0, n, 2n, ... are kept: a shallower student of its width."""
-    lora: LoraSpec | None = None
-    """Train adapters on `init` instead of its weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute dtype (auto: float32 on CPU, bfloat16 on CUDA); parameters stay float32."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.init is None) == (self.config is None):
-            raise ValueError(
-                "set exactly one of init (pretrained weights) and config (from scratch)"
-            )
-        for name in ("revision", "keep_every_nth_layer", "lora"):
-            if getattr(self, name) is not None and self.init is None:
-                raise ValueError(f"{name} has no effect without init")
-        return self
-
-
-class DataSpec(_Section):
-    """What is read. Rows of step s are a pure function of (seed, s)."""
-
-    kind: Literal["shards", "synthetic"] = "shards"
-    """shards: token shards with a manifest (`lectern data prepare`). synthetic: random tokens."""
-    path: RelativePath | None = None
-    """Dataset folder under the data root (kind shards)."""
-    seq_len: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
-    """Tokens of a row."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the rows, from the end, held out for validation (0.01 without validation_path)."""
-    validation_path: RelativePath | None = None
-    """Dataset folder of the validation set, instead of a fraction."""
-    attention_across_documents: bool = True
-    """True: a row is one sequence. False: tokens see those of their own document alone."""
-    max_bad_rows_fraction: Probability = 0.001
-    """Rows with ids beyond the student's vocabulary are left out and counted up to this share."""
-
-    @model_validator(mode="after")
-    def _validation_source(self) -> Self:
-        if self.kind == "shards" and self.path is None:
-            raise ValueError("path is required with kind shards")
-        if self.kind == "synthetic" and (self.path or self.validation_path):
-            raise ValueError("path and validation_path have no effect with kind synthetic")
-        if self.kind == "synthetic" and not self.attention_across_documents:
-            raise ValueError("attention_across_documents has no effect with kind synthetic")
-        if self.validation_path is not None and self.validation_fraction is not None:
-            raise ValueError("set validation_fraction or validation_path, not both")
-        if self.validation_path is None and self.validation_fraction is None:
-            object.__setattr__(self, "validation_fraction", 0.01)
-        return self
-
-
-class ObjectiveSpec(_Section):
-    """loss = alpha * CE(student, label) + (1 - alpha) * temperature^2 * D(teacher_T, student_T)."""
-
-    alpha: Probability = 0.3
-    """Weight of the cross entropy: 1 is cross entropy alone, 0 distillation alone."""
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """T: teacher and student logits are divided by it inside D."""
-    divergence: DivergenceName = "forward_kl"
-    """D: forward_kl is KL(teacher || student), reverse_kl KL(student || teacher)."""
-    beta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Weight of the teacher in the mixture of `divergence: jsd` (0.5)."""
-    chunk_tokens: PositiveInt | Literal["auto"] = "auto"
-    """Tokens whose logits exist at one time; any value gives the same result."""
-
-    @model_validator(mode="after")
-    def _beta_belongs_to_jsd(self) -> Self:
-        if self.divergence == "jsd" and self.beta is None:
-            object.__setattr__(self, "beta", 0.5)
-        if self.divergence != "jsd" and self.beta is not None:
-            raise ValueError(f"beta has no effect with divergence {self.divergence}")
-        return self
-
-
-class OptimizerSpec(_Section):
-    """AdamW. Weight decay applies to matrices, not to norms and biases."""
-
-    learning_rate: Positive = 1.0e-4
-    """Peak, reached after `schedule.warmup_steps`."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
-    """Decay rates of the moment estimates."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this global L2 norm."""
-
-
-class ScheduleSpec(_Section):
-    """Length of the run, and the learning rate over it."""
-
-    steps: Annotated[int, Field(ge=1, le=10**9)] = 1000
-    """Optimizer steps."""
-    warmup_steps: NonNegativeInt = 50
-    """Steps of linear rise from 0."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up."""
-    final_fraction: Probability = 0.1
-    """Learning rate at the last step, as a share of the peak (no effect with constant)."""
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
-        return self
-
-
-class BatchSpec(_Section):
-    """Sequences of one optimizer step, and how many are computed at a time."""
-
-    sequences_per_step: Annotated[int, Field(ge=1, le=1 << 16)] = 8
-    """Rows of one step; the loss is the mean over all their valid positions."""
-    micro_batch_sequences: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Rows that a device computes at a time, at most (all of them); must divide its rows."""
-
-    @model_validator(mode="after")
-    def _micro_batch_divides(self) -> Self:
-        if self.micro_batch_sequences is None:
-            object.__setattr__(self, "micro_batch_sequences", self.sequences_per_step)
-        micro_batch = self.micro_batch_sequences or 0
-        if self.sequences_per_step % micro_batch:
-            raise ValueError(
-                f"micro_batch_sequences ({micro_batch}) must divide "
-                f"sequences_per_step ({self.sequences_per_step})"
-            )
-        return self
-
-
-class EvaluationSpec(_Section):
-    """On the validation set: before the first step, every so many steps, and after the last.
-
-    Cross entropy, and for runs that distil the KL to the teacher and how often both agree.
-    """
-
-    every_steps: PositiveInt = 100
-    """Steps between evaluations."""
-    max_sequences: PositiveInt = 200
-    """At most so many rows of the validation set, always the same ones."""
-    patience: PositiveInt | None = None
-    """Evaluations in a row without a new lowest validation loss that end the run early. The weights
-    of the lowest are exported, also where all steps are made; null: those of the last step."""
-    prompts: Annotated[list[Prompt], Field(max_length=16)] = []
-    """Texts that student and teacher go on with at every evaluation, for people to read."""
-    prompt_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Tokens written for each prompt, the likeliest ones (48)."""
-
-    @model_validator(mode="after")
-    def _prompt_tokens_belong_to_prompts(self) -> Self:
-        if self.prompts and self.prompt_tokens is None:
-            object.__setattr__(self, "prompt_tokens", 48)
-        if not self.prompts and self.prompt_tokens is not None:
-            raise ValueError("prompt_tokens has no effect without prompts")
-        return self
-
-
-class CheckpointSpec(_Section):
-    """What a run can go back to."""
-
-    every_steps: PositiveInt = 500
-    """Steps between checkpoints; one is also written on stop and at the end."""
-    keep_last: PositiveInt = 2
-    """Newest checkpoints kept."""
-    keep_best: NonNegativeInt = 1
-    """Checkpoints kept for the lowest validation loss."""
-
-
-class DeviceSpec(_Section):
-    """Where the student computes."""
-
-    kind: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one, else the CPU."""
-    count: Annotated[int, Field(ge=1, le=1024)] = 1
-    """GPUs (on the CPU: processes) that share the run: its rows, and parts of its weights (FSDP2).
-    Over several machines it is what `torchrun` is told."""
-    max_restarts: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """How often all are started again, from the last checkpoint, when one dies (3); count > 1."""
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads of the student (of each of its processes); null leaves torch's choice."""
-    compile: bool = False
-    """torch.compile the student's body, and the elementwise part of the objective."""
-    activation_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass: less memory, a third slower."""
-
-    @model_validator(mode="after")
-    def _max_restarts_belongs_to_several(self) -> Self:
-        if self.count > 1 and self.max_restarts is None:
-            object.__setattr__(self, "max_restarts", 3)
-        if self.count == 1 and self.max_restarts is not None:
-            raise ValueError("max_restarts has no effect with count 1")
-        return self
-
-
-class RunSpec(_Section):
+class RunSpec(Section):
     """A whole run. See docs beside each field; defaults are in force unless set."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -355,9 +49,9 @@ class RunSpec(_Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     device: DeviceSpec = DeviceSpec()
-    report_to: Annotated[
-        list[Literal["tensorboard", "wandb"]], Field(max_length=2), AfterValidator(_each_once)
-    ] = []
+    report_to: Annotated[list[Literal["tensorboard", "wandb"]], AfterValidator(_each_once)] = Field(
+        [], max_length=2
+    )
     """Further places that metrics are written to; metrics.jsonl always is."""
 
     @model_validator(mode="after")
@@ -442,59 +136,6 @@ RESUME_MAY_CHANGE = (
 )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(
-                f"{', '.join(twice)} given twice (line {node.start_mark.line + 1})"
-            )
-        return super().construct_mapping(node, deep)
-
-
-def parse_spec(data: Any) -> RunSpec:
-    """Returns the resolved spec of a mapping (parsed YAML or JSON).
-
-    Raises:
-        InvalidSpec: with one (field, message) pair for each problem.
-    """
-    if not isinstance(data, Mapping):
-        raise InvalidSpec([("", "a run spec is a mapping of sections; see `lectern train --help`")])
-    try:
-        return RunSpec.model_validate(data)
-    except ValidationError as error:
-        raise InvalidSpec([_problem(entry) for entry in error.errors()]) from None
-
-
-def load_spec(path: Path) -> RunSpec:
-    """Returns the resolved spec of a YAML file.
-
-    Raises:
-        InvalidSpec: not readable, too large, not YAML, or not a valid spec.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_SPEC_BYTES + 1)
-    except OSError as error:
-        raise InvalidSpec([("", f"cannot read {path}: {error.strerror}")]) from None
-    if len(text) > MAX_SPEC_BYTES:
-        raise InvalidSpec([("", f"{path} is over {MAX_SPEC_BYTES} bytes; this is no run spec")])
-    try:
-        data = _UniqueKeyLoader(text).get_single_data()
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
-        # Not YAMLError alone: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
-        raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
-    return parse_spec(data)
-
-
-def dump_spec(spec: RunSpec) -> str:
-    """Returns the resolved spec as YAML, every default visible; `load_spec` reads it back equal."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
-
-
 def resume_differences(old: RunSpec, new: RunSpec) -> list[tuple[str, Any, Any]]:
     """Returns (dotted field, old, new) for each difference that a resume may not make."""
     return [
@@ -512,35 +153,3 @@ def _differences(prefix: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
             for difference in _differences(f"{prefix}.{key}".lstrip("."), old[key], new[key])
         ]
     return [] if old == new else [(prefix, old, new)]
-
-
-def _problem(entry: Any) -> tuple[str, str]:
-    """One pydantic error as (dotted field, sentence); names the nearest field to a misspelt one."""
-    field = ".".join(str(part) for part in entry["loc"])
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    if entry["type"] == "extra_forbidden":
-        message = "unknown field" + _did_you_mean(entry["loc"])
-    elif entry["type"] == "missing":
-        message = "required"
-    return field, message
-
-
-def _did_you_mean(location: tuple[str | int, ...]) -> str:
-    import difflib
-
-    section: Any = RunSpec
-    for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        section = next(
-            (
-                option
-                for option in options
-                if isinstance(option, type) and issubclass(option, BaseModel)
-            ),
-            None,
-        )
-        if section is None:
-            return ""
-    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(section.model_fields)}"

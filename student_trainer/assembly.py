@@ -17,7 +17,8 @@ import torch
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec, dump_spec, parse_spec, resume_differences
+from lectern_common.run_spec import RunSpec, resume_differences
+from lectern_common.spec_file import dump_spec, parse_spec
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
 from student_trainer.before_training import check_before_training

@@ -22,9 +22,11 @@ from lectern_common.memory_estimate import ModelShape
 from lectern_common.memory_fit import FreeMemory, memory_fit
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.run_spec import RunSpec, TeacherSpec, parse_spec
+from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import open_shards, read_manifest
+from lectern_common.spec_file import parse_spec
+from lectern_common.spec_sections import TeacherSpec
 from protos import teacher_pb2
 
 # Of the teacher's vocabulary: its whole head may be a gigabyte, and a few ids show what is wrong.

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from lectern_common.errors import Incompatible
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.run_spec import RunSpec, StudentSpec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_sections import StudentSpec
 from lectern_common.tokenizer_map import TokenizerMap
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256

@@ -9,9 +9,10 @@ import torch
 from lectern_common.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec, TeacherSpec
+from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import ShardManifest
+from lectern_common.spec_sections import TeacherSpec
 from protos import teacher_pb2
 from student_trainer.advice import TeacherFacts, WaitAdvice
 from student_trainer.origins import LoadedStudent

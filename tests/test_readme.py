@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lectern_common.run_spec import parse_spec
+from lectern_common.spec_file import parse_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -19,7 +19,8 @@ from control_plane.run_record import Run
 from control_plane.runs import Runs
 from control_plane.store import Store
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import parse_spec
 from tests.fakes import FakeClock, FakeProcesses
 
 ROOT = Path(__file__).parent.parent.parent

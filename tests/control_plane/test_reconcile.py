@@ -9,7 +9,7 @@ from control_plane.devices import Devices
 from control_plane.launcher import Identity
 from control_plane.runs import MAX_RESTARTS
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.run_spec import parse_spec
+from lectern_common.spec_file import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
 from tests.fakes import FakeProcess
 

@@ -13,8 +13,9 @@ from control_plane.plane import open_plane
 from control_plane.teacher_secrets import configured_teachers, require_secrets_known
 from lectern_cli.demo_specs import student_specs
 from lectern_common.errors import InvalidSpec, Misconfigured
-from lectern_common.run_spec import TeacherSpec, load_spec
 from lectern_common.secret_files import SecretFiles
+from lectern_common.spec_file import load_spec
+from lectern_common.spec_sections import TeacherSpec
 from lectern_common.tokenizer_map import tokenizer_sha256
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home
 from tests.control_plane.test_routes import problem_of, stopped

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.run_spec import dump_spec, parse_spec
+from lectern_common.spec_file import dump_spec, parse_spec
 from teacher_server.fixture_engine import FixtureEngine
 from tests.servers import ROOT, teacher_thread, wait_for
 from tests.student_trainer.runs import (

@@ -14,8 +14,8 @@ from lectern_common.errors import (
     TokenizerMismatch,
     WrongModel,
 )
-from lectern_common.run_spec import parse_spec
 from lectern_common.shards import ShardManifest
+from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import tokenizer_sha256
 from protos import teacher_pb2
 

@@ -25,8 +25,9 @@ from lectern_common.errors import (
 from lectern_common.preflight import Outcome, examine, preflight, require_startable
 from lectern_common.roots import Roots
 from lectern_common.run_estimate import Rows
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import read_token
+from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2, teacher_pb2_grpc

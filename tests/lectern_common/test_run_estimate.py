@@ -6,7 +6,8 @@ import pytest
 
 from lectern_common.memory_estimate import ModelShape
 from lectern_common.run_estimate import Rows, computation_of, estimate_run
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import parse_spec
 from protos import teacher_pb2
 
 SHAPE = ModelShape(

@@ -20,7 +20,7 @@ from lectern_common.run_folder import (
     read_json_lines,
     write_atomic,
 )
-from lectern_common.run_spec import parse_spec
+from lectern_common.spec_file import parse_spec
 
 SPEC = parse_spec(
     {"name": "a", "teacher": {}, "student": {"init": "small"}, "data": {"path": "text"}}

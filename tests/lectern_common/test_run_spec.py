@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_spec import (
-    RESUME_MAY_CHANGE,
-    RunSpec,
-    dump_spec,
-    load_spec,
-    parse_spec,
-    resume_differences,
-)
+from lectern_common.run_spec import RESUME_MAY_CHANGE, RunSpec, resume_differences
+from lectern_common.spec_file import dump_spec, load_spec, parse_spec
 from lectern_common.wire import MAX_DRAWS
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, Status, read_json_lines
-from lectern_common.run_spec import RunSpec, parse_spec
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from student_trainer.__main__ import live
 from student_trainer.recorder import Recorder

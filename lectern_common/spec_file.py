@@ -1,0 +1,97 @@
+"""A RunSpec from YAML or JSON and back, and one sentence for each problem with it."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lectern_common.errors import InvalidSpec
+from lectern_common.run_spec import RunSpec
+
+MAX_SPEC_BYTES = 256 * 1024
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(
+                f"{', '.join(twice)} given twice (line {node.start_mark.line + 1})"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def parse_spec(data: Any) -> RunSpec:
+    """Returns the resolved spec of a mapping (parsed YAML or JSON).
+
+    Raises:
+        InvalidSpec: with one (field, message) pair for each problem.
+    """
+    if not isinstance(data, Mapping):
+        raise InvalidSpec([("", "a run spec is a mapping of sections; see `lectern train --help`")])
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise InvalidSpec([_problem(entry) for entry in error.errors()]) from None
+
+
+def load_spec(path: Path) -> RunSpec:
+    """Returns the resolved spec of a YAML file.
+
+    Raises:
+        InvalidSpec: not readable, too large, not YAML, or not a valid spec.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise InvalidSpec([("", f"cannot read {path}: {error.strerror}")]) from None
+    if len(text) > MAX_SPEC_BYTES:
+        raise InvalidSpec([("", f"{path} is over {MAX_SPEC_BYTES} bytes; this is no run spec")])
+    try:
+        data = _UniqueKeyLoader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        # Not YAMLError alone: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
+        raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
+    return parse_spec(data)
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """Returns the resolved spec as YAML, every default visible; `load_spec` reads it back equal."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _problem(entry: Any) -> tuple[str, str]:
+    """One pydantic error as (dotted field, sentence); names the nearest field to a misspelt one."""
+    field = ".".join(str(part) for part in entry["loc"])
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "extra_forbidden":
+        message = "unknown field" + _did_you_mean(entry["loc"])
+    elif entry["type"] == "missing":
+        message = "required"
+    return field, message
+
+
+def _did_you_mean(location: tuple[str | int, ...]) -> str:
+    section: Any = RunSpec
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(
+            (
+                option
+                for option in options
+                if isinstance(option, type) and issubclass(option, BaseModel)
+            ),
+            None,
+        )
+        if section is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(section.model_fields)}"
