@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import Row
-from lectern_cli.prepare import prepare
-from lectern_cli.rows import Content
-from lectern_cli.tokenizer import train_tokenizer
+from lectern_data.prepare import prepare
+from lectern_data.rows import Content
+from lectern_data.tokenizer import train_tokenizer
 
 TURNS = 5
 _VOCABULARY = 4096

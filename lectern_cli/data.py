@@ -11,9 +11,9 @@ from lectern_cli.options import Home, Json, command_group, roots_of
 from lectern_common.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from lectern_cli.hub import HubDataset
-    from lectern_cli.prepare import Prepared
-    from lectern_cli.rows import Content
+    from lectern_data.hub import HubDataset
+    from lectern_data.prepare import Prepared
+    from lectern_data.rows import Content
 
 app = command_group("Make datasets.")
 NAMES_SHOWN = 20
@@ -148,7 +148,7 @@ def prepare(
     and the same input gives the same bytes. Killed at any instant, the same command goes on from
     what is done.
     """
-    from lectern_cli.prepare import prepare as prepare_data
+    from lectern_data.prepare import prepare as prepare_data
 
     with console.progress() as display:
         tasks: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def _output_folder(output: str, home: Path | None) -> Path:
 
 
 def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
-    from lectern_cli.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+    from lectern_data.rows import MESSAGES_FIELD, TEXT_FIELD, Content
 
     if chat and text_field is not None:
         raise InvalidRequest("--text-field has no effect with --chat", "text_field")
@@ -213,7 +213,7 @@ def _content(text_field: str | None, messages_field: str | None, *, chat: bool) 
 def _hub_dataset(
     name: str | None, config: str | None, split: str | None, revision: str | None
 ) -> "HubDataset | None":
-    from lectern_cli.hub import HubDataset
+    from lectern_data.hub import HubDataset
 
     if name is not None:
         return HubDataset(name, config, split or "train", revision)

@@ -34,7 +34,6 @@ from lectern_cli.demo_specs import (
 )
 from lectern_cli.foreground import run_trainer
 from lectern_cli.live import display
-from lectern_cli.prepare import prepare
 from lectern_cli.processes import signals_interrupt
 from lectern_cli.runs import watch_runs
 from lectern_cli.services import Services, services
@@ -42,6 +41,7 @@ from lectern_common.errors import Conflict, LecternError
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, read_json_lines, write_atomic
 from lectern_common.shards import MANIFEST_NAME
+from lectern_data.prepare import prepare
 
 TEACHER = "demo-teacher"
 _RECORD = "demo.json"

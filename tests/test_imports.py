@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # protos <- lectern_common <- lectern_models <- {teacher_server | student_trainer}; the control
-# plane knows no model, and the three processes never import each other.
+# plane knows no model, and the three processes never import each other. Data is prepared without
+# any of them, by the command line.
 MAY_IMPORT = {
     "protos": set(),
     "lectern_common": {"protos"},
@@ -19,7 +20,8 @@ MAY_IMPORT = {
     "teacher_server": {"protos", "lectern_common", "lectern_models"},
     "student_trainer": {"protos", "lectern_common", "lectern_models"},
     "control_plane": {"protos", "lectern_common"},
-    "lectern_cli": {"protos", "lectern_common"},
+    "lectern_data": {"protos", "lectern_common"},
+    "lectern_cli": {"protos", "lectern_common", "lectern_data"},
 }
 TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 
@@ -110,6 +112,7 @@ def test_the_command_line_starts_with_next_to_nothing():
     assert not loaded_by("lectern_cli.__main__") & heavy
 
 
-def test_every_command_line_module_loads_without_torch():
-    names = [f"lectern_cli.{path.stem}" for path in (ROOT / "lectern_cli").glob("[!_]*.py")]
+@pytest.mark.parametrize("package", ["lectern_data", "lectern_cli"])
+def test_every_module_behind_the_command_line_loads_without_torch(package):
+    names = [f"{package}.{path.stem}" for path in (ROOT / package).glob("[!_]*.py")]
     assert not loaded_by(", ".join(names)) & {"torch", "transformers"}

@@ -15,6 +15,7 @@ PACKAGES = [
     "teacher_server",
     "student_trainer",
     "control_plane",
+    "lectern_data",
     "lectern_cli",
     "benchmarks",
     "docker",

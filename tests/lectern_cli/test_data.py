@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lectern_cli.chat_files import chats_with_tokenizer
+from tests.lectern_data.chat_files import chats_with_tokenizer
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lectern_cli.rows import UnusableError
 from lectern_common.errors import CorruptData, Misconfigured
+from lectern_data.rows import UnusableError
 
 if TYPE_CHECKING:
     import jinja2

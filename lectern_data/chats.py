@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from lectern_cli.chat_template import ChatTemplate, Messages, Span
-from lectern_cli.rows import UnusableError
+from lectern_data.chat_template import ChatTemplate, Messages, Span
+from lectern_data.rows import UnusableError
 
 _ASSISTANT = "assistant"
 

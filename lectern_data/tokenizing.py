@@ -20,10 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from lectern_cli.encoder import Encoder, EncoderFiles
-from lectern_cli.piece_worker import greeting, order
-from lectern_cli.pieces import Piece, is_done, write_piece
 from lectern_common.errors import LecternError, error_of
+from lectern_data.encoder import Encoder, EncoderFiles
+from lectern_data.piece_worker import greeting, order
+from lectern_data.pieces import Piece, is_done, write_piece
 
 _TRIES = 3
 
@@ -178,7 +178,7 @@ class _Worker:
 
     def _started(self) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lectern_cli.piece_worker"],
+            [sys.executable, "-P", "-m", "lectern_data.piece_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

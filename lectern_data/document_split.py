@@ -3,8 +3,8 @@
 import hashlib
 from collections import Counter
 
-from lectern_cli.documents import Document
 from lectern_common.errors import InvalidRequest
+from lectern_data.documents import Document
 
 
 def split(

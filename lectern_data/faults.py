@@ -1,7 +1,7 @@
 """What is left out of a dataset: named, counted, and only up to a share of the documents."""
 
-from lectern_cli.documents import LeftOut
 from lectern_common.errors import InvalidRequest
+from lectern_data.documents import LeftOut
 
 MAX_NAMED_FAULTS = 10
 

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli.documents import texts_of
-from lectern_cli.input_files import find_files
-from lectern_cli.rows import Content
-from lectern_cli.scan import scan
 from lectern_common.errors import CorruptData, NotFound
+from lectern_data.documents import texts_of
+from lectern_data.input_files import find_files
+from lectern_data.rows import Content
+from lectern_data.scan import scan
 
 
 def write(folder: Path, **texts: str | bytes) -> Path:

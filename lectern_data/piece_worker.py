@@ -1,4 +1,4 @@
-"""A process that tokenises pieces, told on standard input: `python -m lectern_cli.piece_worker`.
+"""A process that tokenises pieces, told on standard input: `python -m lectern_data.piece_worker`.
 
     <- {"files": ..., "folder": ...}            first, once: EncoderFiles, and where pieces go
     <- {"name": ..., "documents": [...]}        then a line for each piece
@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lectern_cli.documents import Document
-from lectern_cli.encoder import Encoder, EncoderFiles
-from lectern_cli.pieces import Piece, write_piece
-from lectern_cli.rows import Content
 from lectern_common.errors import LecternError
+from lectern_data.documents import Document
+from lectern_data.encoder import Encoder, EncoderFiles
+from lectern_data.pieces import Piece, write_piece
+from lectern_data.rows import Content
 
 
 def greeting(files: EncoderFiles, folder: Path) -> str:

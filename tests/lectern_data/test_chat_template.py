@@ -2,10 +2,10 @@
 
 import pytest
 
-from lectern_cli.chat_template import ChatTemplate
-from lectern_cli.rows import UnusableError
 from lectern_common.errors import CorruptData
-from tests.lectern_cli.chat_files import CHATML, MARKED
+from lectern_data.chat_template import ChatTemplate
+from lectern_data.rows import UnusableError
+from tests.lectern_data.chat_files import CHATML, MARKED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lectern_cli.documents import Document, LeftOut
 from lectern_common.errors import CorruptData
+from lectern_data.documents import Document, LeftOut
 
 PIECE_BYTES = 8 << 20
 _PIECE_DOCUMENTS = 1 << 15

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lectern_cli.prepare import prepare
-from lectern_cli.rows import Content
 from lectern_common.errors import InvalidRequest
 from lectern_common.shards import read_document_starts, read_manifest
+from lectern_data.prepare import prepare
+from lectern_data.rows import Content
 from student_trainer.opening import open_dataset
-from tests.lectern_cli.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
+from tests.lectern_data.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
 
 TEXTS = ["one", "two words", "3", "four", "five of them"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from lectern_cli.rows import (
+from lectern_common.errors import CorruptData
+from lectern_data.rows import (
     PARQUET_SUFFIXES,
     Content,
     UnusableError,
@@ -19,7 +20,6 @@ from lectern_cli.rows import (
     open_parquet,
     parquet_values,
 )
-from lectern_common.errors import CorruptData
 
 
 @dataclass(frozen=True)

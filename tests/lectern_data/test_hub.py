@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lectern_cli.hub import HubDataset, fetch, load_stream
-from lectern_cli.prepare import prepare
 from lectern_common.errors import LecternError, NotFound
+from lectern_data.hub import HubDataset, fetch, load_stream
+from lectern_data.prepare import prepare
 
 COUNT = 2500
 

@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lectern_cli.documents import Document
-from lectern_cli.pieces import EncodedPiece, Piece, read_piece
-from lectern_cli.rows import Content
-from lectern_cli.shard_writer import ShardWriter
-from lectern_cli.tokenizer import DatasetTokenizer
 from lectern_common.errors import InvalidRequest
 from lectern_common.shards import MANIFEST_NAME, ShardManifest
 from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_data.documents import Document
+from lectern_data.pieces import EncodedPiece, Piece, read_piece
+from lectern_data.rows import Content
+from lectern_data.shard_writer import ShardWriter
+from lectern_data.tokenizer import DatasetTokenizer
 
 EosPolicy = Literal["none", "between", "after"]
 

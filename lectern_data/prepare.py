@@ -21,24 +21,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lectern_cli import hub
-from lectern_cli.document_split import split
-from lectern_cli.documents import Document, LeftOut, texts_of
-from lectern_cli.encoder import EncoderFiles
-from lectern_cli.faults import Faults
-from lectern_cli.hub import HubDataset
-from lectern_cli.input_files import find_files
-from lectern_cli.pieces import PIECE_BYTES, Piece, cut, piece_left_out
-from lectern_cli.publish import published
-from lectern_cli.rows import Content
-from lectern_cli.scan import MAX_DOCUMENT_BYTES, scan
-from lectern_cli.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
-from lectern_cli.tokenizing import default_workers, tokenize
-from lectern_cli.work_folder import Work, work_folder
-from lectern_cli.written_parts import EosPolicy, Layout, Part, write_part
 from lectern_common.errors import InvalidRequest
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_data import hub
+from lectern_data.document_split import split
+from lectern_data.documents import Document, LeftOut, texts_of
+from lectern_data.encoder import EncoderFiles
+from lectern_data.faults import Faults
+from lectern_data.hub import HubDataset
+from lectern_data.input_files import find_files
+from lectern_data.pieces import PIECE_BYTES, Piece, cut, piece_left_out
+from lectern_data.publish import published
+from lectern_data.rows import Content
+from lectern_data.scan import MAX_DOCUMENT_BYTES, scan
+from lectern_data.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
+from lectern_data.tokenizing import default_workers, tokenize
+from lectern_data.work_folder import Work, work_folder
+from lectern_data.written_parts import EosPolicy, Layout, Part, write_part
 
 DEFAULT_SHARD_TOKENS = 1 << 24
 VALIDATION_SUFFIX = "-validation"

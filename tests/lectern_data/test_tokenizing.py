@@ -11,20 +11,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lectern_cli.encoder import Encoder, EncoderFiles
-from lectern_cli.pieces import Piece, cut
-from lectern_cli.prepare import prepare
-from lectern_cli.rows import Content
-from lectern_cli.scan import scan
-from lectern_cli.tokenizer import train_tokenizer
-from lectern_cli.tokenizing import tokenize
 from lectern_common.errors import Conflict, CorruptData, LecternError
+from lectern_data.encoder import Encoder, EncoderFiles
+from lectern_data.pieces import Piece, cut
+from lectern_data.prepare import prepare
+from lectern_data.rows import Content
+from lectern_data.scan import scan
+from lectern_data.tokenizer import train_tokenizer
+from lectern_data.tokenizing import tokenize
 
 PIECE_BYTES = 2000
 PROGRAM = """
 import sys
 from pathlib import Path
-from lectern_cli.prepare import prepare
+from lectern_data.prepare import prepare
 
 def tell(stage, done, total):
     print(stage, done, flush=True)
@@ -210,5 +210,5 @@ def collected_processes(
         started.append(start(command, **options))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr("lectern_cli.tokenizing.subprocess.Popen", popen)
+    monkeypatch.setattr("lectern_data.tokenizing.subprocess.Popen", popen)
     return started

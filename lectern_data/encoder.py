@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from lectern_cli.chat_template import ChatTemplate
-from lectern_cli.chats import ChatEncoder
-from lectern_cli.documents import Document, texts_of
-from lectern_cli.pieces import EncodedPiece
-from lectern_cli.rows import Content, UnusableError
+from lectern_data.chat_template import ChatTemplate
+from lectern_data.chats import ChatEncoder
+from lectern_data.documents import Document, texts_of
+from lectern_data.pieces import EncodedPiece
+from lectern_data.rows import Content, UnusableError
 
 
 @dataclass(frozen=True)

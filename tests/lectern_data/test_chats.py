@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from lectern_cli.chat_template import ChatTemplate
-from lectern_cli.chats import ChatEncoder
-from lectern_cli.rows import Content, UnusableError
-from tests.lectern_cli.chat_files import CHATML, MARKED, byte_tokenizer
+from lectern_data.chat_template import ChatTemplate
+from lectern_data.chats import ChatEncoder
+from lectern_data.rows import Content, UnusableError
+from tests.lectern_data.chat_files import CHATML, MARKED, byte_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 

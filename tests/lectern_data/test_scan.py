@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lectern_cli.documents import texts_of
-from lectern_cli.prepare import prepare
-from lectern_cli.rows import Content
-from lectern_cli.scan import scan
 from lectern_common.errors import InvalidRequest, LecternError
+from lectern_data.documents import texts_of
+from lectern_data.prepare import prepare
+from lectern_data.rows import Content
+from lectern_data.scan import scan
 
 TEN_MB = "x" * (10 << 20)
 Reasons = dict[str, tuple[str, int]]

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from lectern_cli.document_split import split
-from lectern_cli.prepare import prepare
-from lectern_cli.scan import scan
-from lectern_cli.tokenizer import load_tokenizer, train_tokenizer
 from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFound
 from lectern_common.shards import read_manifest
+from lectern_data.document_split import split
+from lectern_data.prepare import prepare
+from lectern_data.scan import scan
+from lectern_data.tokenizer import load_tokenizer, train_tokenizer
 from student_trainer.batch_sources import open_stream
 
 VOCAB_SIZE = 300
@@ -99,7 +99,7 @@ def test_ids_decode_to_the_very_texts_that_went_in(corpus, tmp_path):
 def test_two_runs_write_the_same_bytes(corpus, tmp_path):
     """PRETOK-004: in processes with different hash seeds and different paths."""
     program = (
-        "import sys; from pathlib import Path; from lectern_cli.prepare import prepare;"
+        "import sys; from pathlib import Path; from lectern_data.prepare import prepare;"
         "prepare([Path(sys.argv[1])], Path(sys.argv[2]), train_vocab_size=300,"
         "        validation_fraction=0.2)"
     )

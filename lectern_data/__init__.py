@@ -1,0 +1,1 @@
+"""What `lectern data prepare` does: text, rows and chats as token shards."""
