@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent, verified before use, and never the last good one deleted.
 
     checkpoints/step-00000500/
-      model.safetensors      parameters and buffers of the student, by name
+      model.safetensors      what is trained, by name (LoRA: the adapters alone), and buffers
       optimizer.safetensors  AdamW's moments, by parameter (optimizer.py)
       state.json             step, spec, counters, metrics of the step, hashes
       manifest.json          {"files": {name: {"bytes", "sha256"}}}
