@@ -328,10 +328,12 @@ def _is_of_attempt(run: Run, status: Status) -> bool:
 def _prepare(folder: RunFolder, run: Run) -> bool:
     """Brings the folder in line with the row; returns True where a trainer has been here before."""
     if not folder.path.exists():
-        RunFolder.create(folder.path.parent, folder.run_id, run.run_spec)
+        RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
         return False
     if not folder.spec_path.exists() or folder.read_spec() != run.run_spec:
         folder.write_spec(run.run_spec)
+    if run.taught_by is not None and not folder.teacher_path.exists():
+        folder.write_teacher(run.taught_by)
     return folder.status_path.exists()
 
 

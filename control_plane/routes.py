@@ -99,9 +99,9 @@ async def create_run(
     async with plane.key_lock(idempotency_key):
         run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
         if run is None:
-            await plane.checks.require_startable(spec)
+            teacher = await plane.checks.require_startable(spec)
             run = await asyncio.to_thread(
-                plane.runs.create, spec, idempotency_key, digest, plane.has_folder
+                plane.runs.create, spec, idempotency_key, digest, plane.has_folder, teacher
             )
     response.headers["Location"] = f"/runs/{run.id}"
     return await asyncio.to_thread(_view, plane, run)
@@ -161,7 +161,7 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
     before = await asyncio.to_thread(plane.runs.get, run_id)
     require_rests(before)
     spec = require_resumable(before.run_spec, with_changes(before.run_spec, changes))
-    await plane.checks.require_startable(spec)
+    await plane.checks.require_startable(spec, before.taught_by)
 
     def new_spec(present: RunSpec) -> RunSpec:
         if present != before.run_spec:

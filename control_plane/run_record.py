@@ -19,6 +19,7 @@ from lectern_common.errors import NotFound
 from lectern_common.run_folder import RunState, Status
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
+from lectern_common.teacher_identity import TeacherIdentity
 
 
 class Wanted(StrEnum):
@@ -77,10 +78,15 @@ class Run:
     active_since: float | None = None
     active_seconds: float = 0.0  # of earlier attempts
     status: dict[str, Any] | None = None  # last Status seen, of any attempt
+    teacher: dict[str, str] | None = None  # TeacherIdentity that it was accepted with
 
     @cached_property
     def run_spec(self) -> RunSpec:
         return parse_spec(self.spec)
+
+    @property
+    def taught_by(self) -> TeacherIdentity | None:
+        return None if self.teacher is None else TeacherIdentity(**self.teacher)
 
     @cached_property
     def last_status(self) -> Status | None:

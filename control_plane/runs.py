@@ -18,6 +18,7 @@ from control_plane.store import Store, history, idempotency_keys, runs
 from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec
 from lectern_common.run_folder import RESTING, RunState, Status
 from lectern_common.run_spec import RunSpec, resume_differences
+from lectern_common.teacher_identity import TeacherIdentity
 
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
@@ -65,6 +66,7 @@ class Runs:
         key: str | None = None,
         request_sha256: str = "",
         id_taken: Callable[[str], bool] = lambda run_id: False,
+        teacher: TeacherIdentity | None = None,
     ) -> Run:
         """Returns a new queued run, or with a known key the run that it made before.
 
@@ -72,6 +74,7 @@ class Runs:
             key: the client's Idempotency-Key.
             request_sha256: of the body that came with it.
             id_taken: True for ids that something else than a row uses.
+            teacher: what the run is accepted with; it trains with no other.
 
         Raises:
             InvalidRequest: the key was used with another body.
@@ -88,6 +91,7 @@ class Runs:
                 "id": run_id,
                 "name": spec.name,
                 "spec": spec.model_dump(mode="json"),
+                "teacher": None if teacher is None else asdict(teacher),
                 "created_at": now,
                 "wanted": Wanted.RUNNING,
                 "state": RunState.QUEUED,

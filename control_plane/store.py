@@ -53,6 +53,15 @@ runs = sa.Table(
     sa.Column("active_since", sa.Float),
     sa.Column("active_seconds", sa.Float, nullable=False),
     sa.Column("status", sa.JSON(none_as_null=True)),
+    sa.Column("teacher", sa.JSON(none_as_null=True)),
+)
+
+# One row a run that was deleted: its id, and the revision of that change.
+deleted_runs = sa.Table(
+    "deleted_runs",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False, unique=True),
 )
 
 # One row for each change of state or of what is wanted, in the order they happened.

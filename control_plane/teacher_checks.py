@@ -20,6 +20,7 @@ from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_figures import teacher_figures
+from lectern_common.teacher_identity import TeacherIdentity
 
 PROBE_SECONDS = 2.0
 FRESH_SECONDS = 1.0
@@ -42,8 +43,13 @@ class StartChecks:
         self._teachers = dict(teachers)
         self._room = asyncio.Semaphore(MAX_CHECKS_AT_ONCE)
 
-    async def require_startable(self, spec: RunSpec) -> None:
-        """Returns where nothing is known to keep the run from working.
+    async def require_startable(
+        self, spec: RunSpec, taught_by: TeacherIdentity | None = None
+    ) -> TeacherIdentity | None:
+        """Returns the run's teacher where nothing is known to keep the run from working.
+
+        Args:
+            taught_by: of a run that was accepted before; its teacher has to be this one still.
 
         Raises:
             LecternError: the first check that fails.
@@ -53,7 +59,9 @@ class StartChecks:
             require_secrets_known(spec.teacher, self._teachers)
         async with self._room:
             try:
-                await asyncio.to_thread(require_startable, spec, self._roots)
+                return await asyncio.to_thread(
+                    require_startable, spec, self._roots, taught_by=taught_by
+                )
             except Unauthenticated as error:
                 # Towards the client it is the spec that is wrong, not the client's own token.
                 field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"

@@ -60,6 +60,7 @@ def _fingerprints_not_compared(program: str) -> None:
         put(TeacherReplicas, "get_model", first_model)
         put(reply_assembly, "require_fingerprint", trusting)
         put(remote_teacher, "require_fingerprint", trusting)
+        put(remote_teacher, "require_same_teacher", trusting)
     else:
         from teacher_server import validation
 

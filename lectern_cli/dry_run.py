@@ -22,6 +22,7 @@ from lectern_common.memory_estimate import ModelShape
 from lectern_common.preflight import Check, Found, Outcome, examine
 from lectern_common.roots import Roots
 from lectern_common.run_estimate import RunEstimate, estimate_run
+from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec
 from lectern_common.threads import waiting_environment
@@ -33,7 +34,8 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
     """Prints it all to standard output. Raises typer.Exit with the first failed check's status."""
     checks = [_folder(spec, roots, resume=resume)]
-    examined, found = examine(spec, roots)
+    taught_by = RunFolder(roots.runs / spec.name).read_teacher() if resume else None
+    examined, found = examine(spec, roots, taught_by=taught_by)
     fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
     checks += [*examined, *_checks(looked)]

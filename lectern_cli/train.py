@@ -55,12 +55,12 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> N
     from lectern_common.run_folder import RunFolder
 
     require_folder(spec, roots, resume=resume)
-    require_startable(spec, roots)
     folder = RunFolder(roots.runs / spec.name)
+    teacher = require_startable(spec, roots, taught_by=folder.read_teacher() if resume else None)
     if resume:
         folder.write_spec(spec)
     else:
-        folder = RunFolder.create(roots.runs, spec.name, spec)
+        folder = RunFolder.create(roots.runs, spec.name, spec, teacher)
     console.note(f"run folder {folder.path}")
     if as_json:
         code = run_trainer(folder, roots, resume=resume)

@@ -20,6 +20,7 @@ from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
 from lectern_common.spec_sections import TeacherSpec
 from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
+from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from protos import teacher_pb2
 
 _Found = TypeVar("_Found")
@@ -53,12 +54,14 @@ class Found:
         rows: of training and validation set; None for synthetic data too.
         student: what its folder tells.
         teacher: what it says of itself, though it may not fit; one of several servers.
+        taught_by: known before: what the teacher has to be.
     """
 
     manifest: ShardManifest | None = None
     rows: Rows | None = None
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
+    taught_by: TeacherIdentity | None = None
 
 
 def preflight(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> list[Check]:
@@ -70,22 +73,39 @@ def preflight(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> lis
 
 
 def examine(
-    spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0
+    spec: RunSpec,
+    roots: Roots,
+    timeout_seconds: float = 10.0,
+    taught_by: TeacherIdentity | None = None,
 ) -> tuple[list[Check], Found]:
-    """Returns what `preflight` does, and what it found on the way."""
-    found = Found()
+    """Returns what `preflight` does, and what it found on the way.
+
+    Args:
+        taught_by: of a run that was accepted before; its teacher has to be this one still.
+    """
+    found = Found(taught_by=taught_by)
     return list(_checks(spec, roots, timeout_seconds, found)), found
 
 
-def require_startable(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> None:
-    """Returns where no check fails.
+def require_startable(
+    spec: RunSpec,
+    roots: Roots,
+    timeout_seconds: float = 10.0,
+    taught_by: TeacherIdentity | None = None,
+) -> TeacherIdentity | None:
+    """Returns the teacher that the run is accepted with, None for one that asks none.
+
+    Args:
+        taught_by: see `examine`.
 
     Raises:
         LecternError: of the first check that fails.
     """
-    for check in _checks(spec, roots, timeout_seconds, Found()):
+    found = Found(taught_by=taught_by)
+    for check in _checks(spec, roots, timeout_seconds, found):
         if check.error is not None:
             raise check.error
+    return None if found.teacher is None else TeacherIdentity.of(found.teacher)
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
@@ -253,6 +273,9 @@ def _teacher(
         with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
             models, away = replicas.get_models(timeout_seconds)
             found.teacher = next(iter(models.values()))
+            if found.taught_by is not None:
+                identity = TeacherIdentity.of(found.teacher)
+                require_same_teacher(identity, found.taught_by, teacher.address)
             for model in models.values():
                 require_teacher_fits(
                     spec, model, replicas.get_tokenizer_map, found.student, found.manifest

@@ -2,6 +2,7 @@
 
     runs/<run_id>/
       spec.yaml        resolved RunSpec; written before the trainer starts
+      teacher.json     TeacherIdentity that the run was accepted with; none where it asks no teacher
       status.json      Status; replaced atomically, with a heartbeat
       metrics.jsonl    one JSON object a step, keys such as "loss/kd"; null stands for a number that
                        was not finite, its key listed under "non_finite"
@@ -34,6 +35,7 @@ from typing import Any
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec, load_spec
+from lectern_common.teacher_identity import TeacherIdentity
 
 STATUS_VERSION = 1
 _LOCK_POLL_SECONDS = 0.05
@@ -95,6 +97,10 @@ class RunFolder:
         return self.path / "spec.yaml"
 
     @property
+    def teacher_path(self) -> Path:
+        return self.path / "teacher.json"
+
+    @property
     def status_path(self) -> Path:
         return self.path / "status.json"
 
@@ -123,8 +129,10 @@ class RunFolder:
         return self.path / "export"
 
     @classmethod
-    def create(cls, runs_root: Path, run_id: str, spec: RunSpec) -> "RunFolder":
-        """Makes the folder with its spec; it appears whole or not at all.
+    def create(
+        cls, runs_root: Path, run_id: str, spec: RunSpec, teacher: TeacherIdentity | None = None
+    ) -> "RunFolder":
+        """Makes the folder with its spec and teacher; it appears whole or not at all.
 
         Raises:
             Conflict: a folder of that id exists.
@@ -135,6 +143,8 @@ class RunFolder:
             hidden = cls(Path(scratch) / run_id)
             hidden.path.mkdir(mode=0o750)
             hidden.write_spec(spec)
+            if teacher is not None:
+                hidden.write_teacher(teacher)
             try:
                 hidden.path.rename(folder.path)
             except OSError as error:
@@ -152,6 +162,23 @@ class RunFolder:
     def read_spec(self) -> RunSpec:
         """Returns the resolved spec. Raises InvalidSpec."""
         return load_spec(self.spec_path)
+
+    def write_teacher(self, teacher: TeacherIdentity) -> None:
+        """Replaces teacher.json atomically."""
+        write_atomic(self.teacher_path, json.dumps(asdict(teacher)).encode())
+
+    def read_teacher(self) -> TeacherIdentity | None:
+        """Returns the teacher that the run was accepted with; None where that was not kept.
+
+        Raises:
+            CorruptData: the file does not say it.
+        """
+        try:
+            return TeacherIdentity(**json.loads(self.teacher_path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise CorruptData(f"{self.teacher_path} names no teacher: {error}") from None
 
     def write_status(self, status: Status) -> None:
         """Replaces status.json atomically (not fsynced: it is rewritten every second)."""

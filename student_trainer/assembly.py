@@ -11,6 +11,7 @@ checkpoints checkpoint.*
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec, resume_differences
 from lectern_common.spec_file import dump_spec, parse_spec
+from lectern_common.teacher_identity import TeacherIdentity
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
 from student_trainer.before_training import check_before_training
@@ -200,7 +202,7 @@ def assemble(
                 loaded,
                 data.manifest,
                 device,
-                None if begun is None else begun["teacher_fingerprint"],
+                _taught_by(folder, begun),
                 stop,
                 recorder.teacher_away,
                 stack,
@@ -322,6 +324,13 @@ def best_saved(spec: RunSpec, best: Best, store: CheckpointStore) -> Best:
         return best
     saved = store.best()
     return Best() if saved is None else Best(*saved)
+
+
+def _taught_by(folder: RunFolder, begun: dict[str, Any] | None) -> TeacherIdentity | None:
+    """Returns the teacher that the run has to be taught by, None where any will do."""
+    if begun is None:
+        return folder.read_teacher()
+    return TeacherIdentity(begun["teacher_model"], begun["teacher_fingerprint"])
 
 
 def _newest(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:

@@ -26,6 +26,7 @@ import torch
 from lectern_common.errors import TeacherError
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from lectern_common.wire import PROTOCOL_VERSION, pack_mask
 from lectern_models.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
@@ -141,11 +142,11 @@ class RemoteTeacher:
             raise ValueError("connect() comes first")
         return self._model
 
-    def connect(self, expected_fingerprint: str | None = None) -> teacher_pb2.Model:
+    def connect(self, expected: TeacherIdentity | None = None) -> teacher_pb2.Model:
         """Returns what the teacher is, waiting for it within the outage budget.
 
         Args:
-            expected_fingerprint: of the model that a resumed run was started with.
+            expected: the model that the run was accepted with.
 
         Raises:
             WrongModel: another model answers than expected, or the servers bear different ones.
@@ -161,8 +162,8 @@ class RemoteTeacher:
                 f"the teacher at {self._replicas.address} says its fingerprint is "
                 f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
             )
-        if expected_fingerprint is not None:
-            require_fingerprint(model.fingerprint, expected_fingerprint)
+        if expected is not None:
+            require_same_teacher(TeacherIdentity.of(model), expected, self._replicas.address)
         self._model = model
         return model
 

@@ -13,6 +13,7 @@ from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import ShardManifest
 from lectern_common.spec_sections import TeacherSpec
+from lectern_common.teacher_identity import TeacherIdentity
 from protos import teacher_pb2
 from student_trainer.advice import TeacherFacts, WaitAdvice
 from student_trainer.origins import LoadedStudent
@@ -30,7 +31,7 @@ def connect_teacher(
     loaded: LoadedStudent,
     manifest: ShardManifest | None,
     device: torch.device,
-    fingerprint: str | None,
+    taught_by: TeacherIdentity | None,
     stop: Stop,
     on_outage: Callable[[str | None], None],
     stack: ExitStack,
@@ -44,7 +45,7 @@ def connect_teacher(
         loaded: the student.
         manifest: of the training shards; None for synthetic data.
         device: where targets are used.
-        fingerprint: of the teacher that the run was begun with; None at its beginning.
+        taught_by: what the run was accepted with, or begun with; None: not known yet.
         stop: ends every wait.
         on_outage: told that the teacher is away, or (None) is back.
         stack: closes the connection.
@@ -65,7 +66,7 @@ def connect_teacher(
         on_outage=on_outage,
     )
     stack.enter_context(remote)
-    model = remote.connect(fingerprint)
+    model = remote.connect(taught_by)
     facts = StudentFacts(
         loaded.student.vocab_size,
         loaded.tokens,

@@ -10,13 +10,15 @@ from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from control_plane.teacher_checks import TeacherMonitor, _Teacher
+from lectern_common.run_folder import RunFolder
 from lectern_common.secret_files import SecretFiles, Secrets
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_figures import teacher_figures
+from lectern_common.teacher_identity import TeacherIdentity
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
-from tests.control_plane.conftest import BASE_URL, make_home, spec_body
+from tests.control_plane.conftest import BASE_URL, make_home, spec_body, wait_for
 from tests.control_plane.test_routes import left_behind, problem_of, stopped
 from tests.fakes import NOBODY, FakeTeacher, serving
 
@@ -148,6 +150,32 @@ def test_a_resume_asks_the_teacher_again(client, plane, processes, address):
     run = stopped(client, processes, **distilling(address))
     response = client.post(f"/runs/{run['id']}/resume", json={"teacher": {"address": NOBODY}})
     problem_of(response, 502, "teacher_unavailable")
+    assert client.get(f"/runs/{run['id']}").json()["state"] == "stopped"
+
+
+def test_a_run_is_started_for_the_teacher_of_its_acceptance_whoever_serves_by_then(
+    client, plane, processes, teacher, address
+):
+    write_student(plane)
+    accepted = client.post("/runs", json=distilling(address)).json()["id"]
+    kept = TeacherIdentity("fake-teacher", "e" * 64)
+    assert plane.runs.get(accepted).taught_by == kept
+    wait_for(lambda: processes.started)
+    assert RunFolder(plane.roots.runs / accepted).read_teacher() == kept
+
+
+def test_a_resume_with_another_teacher_is_refused_at_once(
+    client, plane, processes, teacher, address
+):
+    write_student(plane)
+    run = stopped(client, processes, **distilling(address))
+    teacher.model.model_id, teacher.model.fingerprint = "other", "d" * 64
+    found = problem_of(client.post(f"/runs/{run['id']}/resume"), 422, "wrong_model")
+    assert found["detail"] == (
+        f"teacher.address {address} serves other (fingerprint dddddddddddd), but the run was "
+        "accepted with fake-teacher (fingerprint eeeeeeeeeeee); serve that one there again and "
+        "resume the run, or create a new run for the other"
+    )
     assert client.get(f"/runs/{run['id']}").json()["state"] == "stopped"
 
 

@@ -12,6 +12,7 @@ from lectern_cli.processes import wait_until
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import load_spec
+from tests.fakes import FakeTeacher, serving
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)
@@ -27,12 +28,16 @@ def home(tmp_path) -> Path:
 
 def write_spec(home: Path, how: int = SUCCEEDS, **changes: str) -> Path:
     path = home / "spec.yaml"
-    text = (
-        f"name: run\nseed: {how}\nstudent: {{config: tiny}}\n"
-        "data: {kind: synthetic, seq_len: 8}\nobjective: {alpha: 1}\n"
-        "schedule: {steps: 3, warmup_steps: 1}\n"
-    )
-    path.write_text(text + "".join(f"{key}: {value}\n" for key, value in changes.items()))
+    sections = {
+        "name": "run",
+        "seed": how,
+        "student": "{config: tiny}",
+        "data": "{kind: synthetic, seq_len: 8}",
+        "objective": "{alpha: 1}",
+        "schedule": "{steps: 3, warmup_steps: 1}",
+        **changes,
+    }
+    path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
     return path
 
 
@@ -128,6 +133,23 @@ def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins)
     )
     assert taken.code == 1
     assert load_spec(home / "runs/run/spec.yaml").checkpoint.every_steps == 2
+
+
+def test_a_resume_with_another_teacher_is_refused(lectern, home, stand_ins):
+    teacher = FakeTeacher()
+    with serving(teacher) as address:
+        changes = {"teacher": f"{{address: '{address}'}}", "objective": "{alpha: 0.5}"}
+        assert lectern("train", write_spec(home, FAILS, **changes), "--home", home).code == 1
+        words = ("train", write_spec(home, FAILS, **changes), "--home", home, "--resume")
+        assert "the loss is not finite" in lectern(*words).err
+        teacher.model.model_id, teacher.model.fingerprint = "other", "d" * 64
+        for further in ((), ("--dry-run",)):
+            ended = lectern(*words, *further)
+            assert ended.code == 6, ended
+            assert (
+                "serves other (fingerprint dddddddddddd), but the run was accepted with fake-"
+                in (ended.err + ended.out)
+            )
 
 
 def test_there_must_be_something_to_resume(lectern, home, stand_ins):

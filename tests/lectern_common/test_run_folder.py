@@ -21,6 +21,7 @@ from lectern_common.run_folder import (
     write_atomic,
 )
 from lectern_common.spec_file import parse_spec
+from lectern_common.teacher_identity import TeacherIdentity
 
 SPEC = parse_spec(
     {"name": "a", "teacher": {}, "student": {"init": "small"}, "data": {"path": "text"}}
@@ -34,6 +35,15 @@ def test_a_folder_is_created_once(tmp_path: Path) -> None:
     assert folder.read_status() is None
     with pytest.raises(Conflict, match="a-1 exists"):
         RunFolder.create(tmp_path, "a-1", SPEC)
+
+
+def test_the_teacher_of_the_acceptance_is_kept_beside_the_spec(tmp_path: Path) -> None:
+    teacher = TeacherIdentity("coder", "ab" * 32)
+    assert RunFolder.create(tmp_path, "a-1", SPEC, teacher).read_teacher() == teacher
+    assert RunFolder.create(tmp_path, "a-2", SPEC).read_teacher() is None
+    (tmp_path / "a-1/teacher.json").write_text('{"model_id": "coder"}')
+    with pytest.raises(CorruptData, match="names no teacher"):
+        RunFolder(tmp_path / "a-1").read_teacher()
 
 
 def test_a_folder_whose_spec_cannot_be_written_is_not_there(tmp_path: Path) -> None:

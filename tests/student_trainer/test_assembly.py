@@ -27,6 +27,7 @@ from lectern_common.errors import (
 )
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
+from lectern_common.teacher_identity import TeacherIdentity
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from student_trainer.assembly import Assembly, assemble
@@ -721,9 +722,28 @@ def test_a_resume_with_another_teacher_is_refused(home: Home) -> None:
         moved = spec.teacher.model_copy(update={"address": second.address})
         folder.write_spec(spec.model_copy(update={"teacher": moved}))
         with (
-            pytest.raises(WrongModel, match="start the same model again"),
+            pytest.raises(WrongModel, match=r"but the run was accepted with wire \(fingerprint"),
             assembled(home, folder, resume=True),
         ):
+            pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_first_step_with_another_teacher_than_at_the_acceptance_is_refused(
+    home: Home, resume: bool
+) -> None:
+    """The run waited in a queue, or lost its trainer before the first checkpoint."""
+    with Serving(WireTeacher(seed=0)) as serving:
+        right = TeacherIdentity.of(serving.teacher.model)
+        folder = home.run(teacher={"address": serving.address}, objective=DISTILLING)
+        folder.write_teacher(TeacherIdentity("coder", "0" * 64))
+        with (
+            pytest.raises(WrongModel, match=r"accepted with coder \(fingerprint 000000000000\)"),
+            assembled(home, folder, resume=resume),
+        ):
+            pass
+        folder.write_teacher(right)
+        with assembled(home, folder, resume=resume):
             pass
 
 

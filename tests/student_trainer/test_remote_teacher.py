@@ -21,6 +21,7 @@ from lectern_common.errors import (
     WrongModel,
 )
 from lectern_common.replicas import TeacherReplicas
+from lectern_common.teacher_identity import TeacherIdentity
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
@@ -477,9 +478,10 @@ def test_a_replica_with_another_model_is_refused_by_name(tmp_path: Path) -> None
 
 def test_another_model_at_the_address_is_refused(serving: Serving, tmp_path: Path) -> None:
     with remote(serving, tmp_path) as teacher:
-        with pytest.raises(WrongModel):
-            teacher.connect(expected_fingerprint="b" * 64)
-        teacher.connect(expected_fingerprint=serving.teacher.model.fingerprint)
+        other = TeacherIdentity("other", "b" * 64)
+        with pytest.raises(WrongModel, match=r"serves wire .*, but .* accepted with other \(.*bbb"):
+            teacher.connect(other)
+        teacher.connect(TeacherIdentity.of(serving.teacher.model))
         serving.teacher.model.fingerprint = "c" * 64
         with pytest.raises(WrongModel):
             dense(teacher)
