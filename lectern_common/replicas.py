@@ -94,7 +94,11 @@ class TeacherReplicas:
             except Overloaded as error:
                 full.append(error)
             except WrongModel as error:
-                raise error if self.is_one else WrongModel(f"{channel.address}: {error}") from None
+                raise WrongModel(
+                    f"the teacher at {channel.address} is not the one that the run learns from: "
+                    f"{error}. Serve that model there again, or set teacher.address to where it is "
+                    "served, and resume the run"
+                ) from None
             else:
                 with self._lock:
                     self._rests[channel.address] = _Rest()

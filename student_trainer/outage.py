@@ -11,6 +11,7 @@ them and ends with the first answer.
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
@@ -31,9 +32,10 @@ class Outage:
     Args:
         budget_seconds: an outage of this length ends the waiting.
         stop: ends the waiting at once.
-        on_change: called with a sentence when an outage begins, with None when it is over; from the
-            thread that noticed, one at a time.
+        on_change: called when an outage begins, with what is wrong and until when it is waited,
+            and with None when it is over; from the thread that noticed, one at a time.
         clock: seconds, never going back.
+        wall_clock: Unix seconds, for people.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Outage:
         stop: Stop,
         on_change: Callable[[str | None], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._budget_seconds = budget_seconds
         self._stop = stop
         self._on_change = on_change
         self._clock = clock
+        self._wall_clock = wall_clock
         self._began: float | None = None
         self._lock = threading.Lock()
 
@@ -89,7 +93,7 @@ class Outage:
             if self._began is None:
                 self._began = now
                 _log.warning("teacher_away", error=str(error))
-                self._on_change(str(error))
+                self._on_change(f"{error}. {self._patience()}")
             away = now - self._began
         if away >= self._budget_seconds:
             raise TeacherUnavailable(
@@ -98,6 +102,14 @@ class Outage:
                 "and resume the run"
             )
         return self._budget_seconds - away
+
+    def _patience(self) -> str:
+        """Says how long an outage that begins now may last, and until when."""
+        end = datetime.fromtimestamp(self._wall_clock() + self._budget_seconds, UTC)
+        return (
+            f"The run waits for it until {end:%Y-%m-%d %H:%M:%S} UTC: "
+            f"teacher.outage_budget_seconds is {self._budget_seconds:g}"
+        )
 
     def _over(self) -> None:
         with self._lock:

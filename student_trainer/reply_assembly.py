@@ -263,8 +263,7 @@ def require_fingerprint(theirs: str, expected: str) -> None:
     """Raises WrongModel where another model answered."""
     if theirs != expected:
         raise WrongModel(
-            f"the teacher that answers has fingerprint {theirs[:12]}, the run was started with "
-            f"{expected[:12]}; start the same model again, or another run"
+            f"its answer has fingerprint {theirs[:12]}, not the expected {expected[:12]}"
         )
 
 

@@ -121,8 +121,11 @@ def test_what_another_server_would_say_as_well_is_raised_at_once(three: TeacherR
 
 
 def test_another_model_is_named_by_its_address(three: TeacherReplicas) -> None:
-    with pytest.raises(WrongModel, match=r"^a:1: another model"):
+    said = r"^the teacher at a:1 is not .*: another model\. Serve .* and resume the run$"
+    with pytest.raises(WrongModel, match=said):
         three.first_answer(Asked(a=WrongModel("another model")))
+    with TeacherReplicas(A) as alone, pytest.raises(WrongModel, match=said):
+        alone.first_answer(Asked(a=WrongModel("another model")))
 
 
 def test_a_name_is_asked_again_since_grpc_picks_the_server() -> None:

@@ -278,5 +278,6 @@ def test_another_model_in_the_teachers_place_ends_the_run(home: Home, tmp_path: 
         assert trained(home, folder) == 1
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.FAILED, "wrong_model")
+    assert str(status.message).startswith(f"the teacher at {serving.address} is not the one")
     # Steps of two micro-batches: four were answered by the right one, and they are kept.
     assert status.step == status.checkpoint_step == 4
