@@ -23,6 +23,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from lectern_common.teacher_identity import TeacherIdentity
 
 STATUS_VERSION = 1
 _LOCK_POLL_SECONDS = 0.05
+_CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -244,6 +246,14 @@ class RunFolder:
     def append_event(self, kind: str, **details: Any) -> None:
         """Appends one event line: {"time", "kind", ...details}."""
         append_json_line(self.events_path, {"time": time.time(), "kind": kind, **details})
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Returns the steps of all checkpoints that have appeared, rising; verifies none."""
+    if not checkpoints.is_dir():
+        return []
+    matches = (_CHECKPOINT_FOLDER.match(path.name) for path in checkpoints.iterdir())
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def _flocked(descriptor: int) -> bool:

@@ -26,7 +26,7 @@ import structlog
 from lectern_common.errors import Conflict, InvalidSpec, LecternError
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
 from student_trainer.disk_full import is_disk_full
 from student_trainer.quiet_recorder import QuietRecorder, RunRecorder
 from student_trainer.rank_processes import (
@@ -36,6 +36,7 @@ from student_trainer.rank_processes import (
     listen_to_supervisor,
     supervise,
     supervisor_pid,
+    why_restarted,
 )
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop, StopRequested
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             _require_fresh_or_resume(folder, resume=arguments.resume)
             if _device_count(folder) > 1:
                 return _on_several_devices(folder, roots, stop, lock, resume=arguments.resume)
-            with Recorder(folder, stop) as recorder:
+            with _recorder(folder, stop, resume=arguments.resume) as recorder:
                 return live(folder, roots, recorder, stop, resume=arguments.resume)
     except LecternError as error:
         _log.error("not_started", reason=error.reason, message=str(error))
@@ -87,8 +88,9 @@ def _on_several_devices(
         )
     except RanksLost as error:
         said = folder.read_status()  # a recorder writes its own as soon as it begins
-        with Recorder(folder, stop) as recorder:
-            recorder.go_on_from(said)
+        recorder = Recorder(folder, stop)
+        recorder.go_on_from(said)
+        with recorder:
             return _ended(recorder, "rank_lost", str(error), can_resume=True)
 
 
@@ -110,9 +112,22 @@ def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool
             _require_fresh_or_resume(folder, resume=resume)
         # The process that others know the run by is the one that ends it.
         known_by = supervisor_pid() or os.getpid()
-        recorder: RunRecorder = Recorder(folder, stop, known_by) if first else QuietRecorder()
+        recorder: RunRecorder = QuietRecorder()
+        if first:
+            recorder = _recorder(folder, stop, known_by, resume=resume)
         stack.enter_context(recorder)
         return live(folder, roots, recorder, stop, resume=resume)
+
+
+def _recorder(
+    folder: RunFolder, stop: Stop, known_by: int | None = None, *, resume: bool
+) -> Recorder:
+    """Returns what says where the run is: one that is resumed, where it goes on from, and why."""
+    recorder = Recorder(folder, stop, known_by)
+    if resume:
+        newest = max(checkpoint_steps(folder.checkpoints_path), default=0)
+        recorder.start_again_from(newest, why_restarted())
+    return recorder
 
 
 def live(
@@ -187,7 +202,7 @@ def _device_count(folder: RunFolder) -> int:
 
 
 def _require_fresh_or_resume(folder: RunFolder, *, resume: bool) -> None:
-    if not resume and any(folder.checkpoints_path.glob("step-*")):
+    if not resume and checkpoint_steps(folder.checkpoints_path):
         raise Conflict(f"run {folder.run_id} has checkpoints; go on from them with --resume")
 
 

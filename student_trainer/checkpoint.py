@@ -14,7 +14,6 @@ There is no random state in it: what is random is drawn anew from (seed, step).
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import structlog
 from torch import Tensor
 
 from lectern_common.errors import CorruptData
-from lectern_common.run_folder import fsync_folder
+from lectern_common.run_folder import checkpoint_steps, fsync_folder
 from student_trainer.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
@@ -35,7 +34,6 @@ MODEL_NAME = "model.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
-_STEP_FOLDER = re.compile(r"^step-(\d{8,})$")
 _TEMPORARY = ".writing-"
 _BLOCK_BYTES = 1 << 20
 
@@ -85,10 +83,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints that have appeared, rising; verifies none."""
-        if not self._folder.is_dir():
-            return []
-        matches = (_STEP_FOLDER.match(path.name) for path in self._folder.iterdir())
-        return sorted(int(match.group(1)) for match in matches if match)
+        return checkpoint_steps(self._folder)
 
     def save(
         self,

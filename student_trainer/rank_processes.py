@@ -34,6 +34,8 @@ _log = structlog.get_logger()
 
 RENDEZVOUS = "LECTERN_RENDEZVOUS"
 _SUPERVISOR = "LECTERN_SUPERVISOR"
+_RESTARTED = "LECTERN_RESTARTED"
+_KEPT_OPEN = "LECTERN_KEPT_OPEN"
 # Exit status of a rank that ended for a reason which is no answer of the run's.
 RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
@@ -68,15 +70,17 @@ def supervise(
         count: number of ranks.
         max_restarts: see the module's head.
         stop: passed on to the ranks.
-        keep_open: descriptors that ranks inherit (the run's lock: it is free when all are gone).
+        keep_open: descriptors that ranks inherit, and what they start does not (the run's lock: it
+            is free when all of them are gone).
         on_lost: told (what happened, restart number) before each restart.
 
     Raises:
         RanksLost: one died once too often, or while a stop was under way.
     """
+    again: dict[str, str] = {}
     for restart in range(max_restarts + 1):
         arguments = [*command, "--resume"] if restart and "--resume" not in command else command
-        with _started(arguments, environment, count, keep_open) as ranks:
+        with _started(arguments, {**environment, **again}, count, keep_open) as ranks:
             code = _watched(ranks, stop)
             if code is not None:
                 return code
@@ -85,11 +89,17 @@ def supervise(
             break
         _log.warning("rank_lost", what=lost, restart=restart + 1)
         on_lost(lost, restart + 1)
+        again = {_RESTARTED: f"{lost} ({restart + 1} of {max_restarts} restarts)"}
     raise RanksLost(f"{lost}; {restart} of {max_restarts} restarts were made; see trainer.log")
 
 
 def listen_to_supervisor(stop: Stop) -> None:
-    """Has a rank stop when its supervisor says so, and end at once when that is gone."""
+    """Has a rank stop when its supervisor says so, and end at once when that is gone.
+
+    From then on what the rank starts inherits nothing of what it was given to keep open.
+    """
+    for descriptor in os.environ[_KEPT_OPEN].split():
+        os.set_inheritable(int(descriptor), False)
 
     def listen() -> None:
         # Not through sys.stdin, whose lock a thread may not hold when the interpreter ends.
@@ -111,6 +121,11 @@ def supervisor_pid() -> int | None:
     return None if pid is None else int(pid)
 
 
+def why_restarted() -> str | None:
+    """Returns why `supervise` started this rank again; None in one that it started first."""
+    return os.environ.get(_RESTARTED)
+
+
 @contextmanager
 def _started(
     command: list[str], environment: dict[str, str], count: int, keep_open: tuple[int, ...]
@@ -126,6 +141,7 @@ def _started(
                     "LOCAL_WORLD_SIZE": str(count),
                     RENDEZVOUS: str(Path(folder) / "rendezvous"),
                     _SUPERVISOR: str(os.getpid()),
+                    _KEPT_OPEN: " ".join(str(descriptor) for descriptor in keep_open),
                 }
                 # Unless somebody says how many, each has its part of the cores.
                 threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}

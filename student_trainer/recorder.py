@@ -165,6 +165,19 @@ class Recorder:
                 )
                 self._latest = dict(status.latest)
 
+    def start_again_from(self, step: int, why: str | None) -> None:
+        """Has a resumed run stand at the step of its newest checkpoint from the first status on.
+
+        Args:
+            step: 0 without a checkpoint.
+            why: processes were started again that nobody had stopped; None: on request.
+        """
+        with self._lock:
+            said = self._said
+            said.step, said.checkpoint_step = step, step or None
+            said.reason = None if why is None else "rank_lost"
+            said.message = f"starting again from step {step}" + (f": {why}" if why else "")
+
     def teacher_away(self, message: str | None) -> None:
         """Says that the teacher cannot be reached, or (None) that it is back. Any thread."""
         with self._lock:

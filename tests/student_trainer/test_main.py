@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from lectern_common.errors import DiskFull
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
 from student_trainer.__main__ import main
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.rank_processes import RanksLost
 from student_trainer.recorder import Recorder
-from student_trainer.stopping import Stop
+from student_trainer.stopping import Stop, StopRequested
 from tests.servers import wait_for
 from tests.student_trainer.runs import (
     Home,
@@ -244,6 +244,42 @@ def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.INTERRUPTED, "rank_lost")
     assert (status.step, status.steps, status.checkpoint_step, status.device) == (41, 60, 40, "cpu")
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("environment", "reason", "message"),
+    [
+        ({}, None, "starting again from step 6"),
+        (
+            {"LECTERN_RESTARTED": "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"},
+            "rank_lost",
+            "starting again from step 6: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)",
+        ),
+    ],
+)
+def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    reason: str | None,
+    message: str,
+) -> None:
+    folder, seen = home.run(), list[Status]()
+    for step in (4, 6):
+        (folder.checkpoints_path / f"step-{step:08d}").mkdir(parents=True)
+
+    def looked_at(*_: object, **__: object) -> None:
+        seen.append(status_of(folder))
+        raise StopRequested
+
+    monkeypatch.setattr("student_trainer.assembly.assemble", looked_at)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(folder.path), "--home", str(home.path), "--resume"]) == 0
+    (status,) = seen
+    assert (status.state, status.reason, status.message) == (RunState.STARTING, reason, message)
+    assert (status.step, status.checkpoint_step) == (6, 6)
 
 
 def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,8 @@ def test_a_lost_rank_takes_all_along_and_all_start_again_to_resume(tmp_path: Pat
 
 def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     script = f"""
-    say("here")
+    from student_trainer.rank_processes import why_restarted
+    say(str(why_restarted()))
     if rank == 1 and len((folder / "rank-1").read_text().splitlines()) == 1:
         sys.exit({RANK_LOST})
     while len((folder / "rank-1").read_text().splitlines()) < 2:
@@ -109,6 +110,8 @@ def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Pat
     lost: list[tuple[str, int]] = []
     assert run(tmp_path, script, max_restarts=3, lost=lost) == 0
     assert lost == [(f"rank 1 of 2 ended with status {RANK_LOST}", 1)]
+    why = f"rank 1 of 2 ended with status {RANK_LOST} (1 of 3 restarts)"
+    assert words(tmp_path, 1) == ["None", why]
 
 
 def test_a_rank_that_breaks_after_the_first_has_ended_is_no_loss(tmp_path: Path) -> None:
@@ -171,6 +174,24 @@ def test_a_stop_reaches_every_rank_and_signals_of_the_terminal_do_not(tmp_path: 
     thread.join(30)
     assert codes == [0]
     assert [words(tmp_path, rank)[1:] for rank in (0, 1)] == [["stopped"], ["stopped"]]
+
+
+def test_what_a_rank_starts_does_not_hold_the_lock(tmp_path: Path) -> None:
+    script = """
+    from student_trainer.rank_processes import listen_to_supervisor
+    from student_trainer.stopping import Stop
+    listen_to_supervisor(Stop())
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    say(str(os.posix_spawn(sys.executable, command, os.environ)))
+    """
+    with RunFolder(tmp_path).locked() as lock:
+        assert run(tmp_path, script, keep_open=(lock,)) == 0
+    started = [int(words(tmp_path, rank)[0]) for rank in (0, 1)]
+    assert all(psutil.pid_exists(pid) for pid in started)
+    free = not RunFolder(tmp_path).is_locked()
+    for pid in started:
+        os.kill(pid, signal.SIGKILL)
+    assert free
 
 
 DEAF = """

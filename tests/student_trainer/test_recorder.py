@@ -61,6 +61,20 @@ def test_a_run_is_starting_from_the_first_moment(folder: RunFolder) -> None:
     assert status.process_create_time > 0
 
 
+def test_a_run_that_starts_again_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
+    recorder = Recorder(folder, Stop())
+    recorder.start_again_from(40, "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)")
+    with recorder:
+        status = said(folder)
+        recorder.set_state(RunState.RUNNING)
+    assert (status.state, status.reason) == (RunState.STARTING, "rank_lost")
+    assert (status.step, status.checkpoint_step) == (40, 40)
+    why = "starting again from step 40: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"
+    assert status.message == why
+    assert [line["message"] for line in read_json_lines(folder.events_path)] == [why, None]
+    assert (said(folder).step, said(folder).reason, said(folder).message) == (40, None, None)
+
+
 def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.set_progress(steps=9, device="cpu", checkpoint_step=4)

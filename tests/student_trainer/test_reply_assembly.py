@@ -153,7 +153,7 @@ def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> N
 
 
 def test_another_models_reply_is_refused_as_such() -> None:
-    with pytest.raises(WrongModel, match="its answer has fingerprint .*, not the expected someone"):
+    with pytest.raises(WrongModel, match=r"has fingerprint .*, not the expected someone"):
         assemble(arriving(dense_stream()), expected(fingerprint="someone else"))
 
 
