@@ -3,6 +3,7 @@
 queued -> starting -> running <-> waiting_for_teacher
              |           |  (from either of the three: stopping or an end)
              `-> stopping -> stopped | succeeded | failed | interrupted
+running, waiting_for_teacher -> starting     its processes were lost, and are started again
 stopped, failed, interrupted -> queued      succeeded stays
 """
 
@@ -41,8 +42,12 @@ NEXT: dict[RunState, frozenset[RunState]] = {
     RunState.STARTING: frozenset(
         {RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING, *_ENDS}
     ),
-    RunState.RUNNING: frozenset({RunState.WAITING_FOR_TEACHER, RunState.STOPPING, *_ENDS}),
-    RunState.WAITING_FOR_TEACHER: frozenset({RunState.RUNNING, RunState.STOPPING, *_ENDS}),
+    RunState.RUNNING: frozenset(
+        {RunState.STARTING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING, *_ENDS}
+    ),
+    RunState.WAITING_FOR_TEACHER: frozenset(
+        {RunState.STARTING, RunState.RUNNING, RunState.STOPPING, *_ENDS}
+    ),
     RunState.STOPPING: frozenset({RunState.STOPPED, *_ENDS}),
     RunState.STOPPED: frozenset({RunState.QUEUED}),
     RunState.FAILED: frozenset({RunState.QUEUED}),
@@ -112,6 +117,14 @@ class Run:
         """Returns the time that trainers had, over all attempts."""
         current = 0.0 if self.active_since is None else max(0.0, now - self.active_since)
         return self.active_seconds + current
+
+
+@dataclass(frozen=True)
+class DeletedRun:
+    """A run that is there no more; `revision` is that of its deletion."""
+
+    id: str
+    revision: int
 
 
 @dataclass(frozen=True)

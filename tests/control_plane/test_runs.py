@@ -156,7 +156,10 @@ def test_a_run_is_claimed_once(bench):
 
 def test_a_status_moves_a_run_only_as_it_may(bench):
     run = in_state(bench, RunState.RUNNING)
-    assert bench.runs.saw(run.id, status(RunState.STARTING)).state is RunState.RUNNING
+    again = bench.runs.saw(run.id, status(RunState.STARTING, message="starting again", step=40))
+    assert (again.state, again.message) == (RunState.STARTING, "starting again")
+    assert bench.runs.saw(run.id, status(RunState.RUNNING)).state is RunState.RUNNING
+    assert bench.runs.saw(run.id, status(RunState.QUEUED)).state is RunState.RUNNING
     assert bench.runs.saw(run.id, status(RunState.SUCCEEDED)).state is RunState.RUNNING
     waiting = bench.runs.saw(run.id, status(RunState.WAITING_FOR_TEACHER, message="away"))
     assert (waiting.state, waiting.message) == (RunState.WAITING_FOR_TEACHER, "away")
