@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from control_plane.metrics_file import Batch, Position, read_after
-from control_plane.run_record import Run
+from control_plane.run_record import DeletedRun, Run
 from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
 
@@ -84,7 +84,8 @@ class RunPosition:
 async def list_events(
     runs: Runs, changes: Changes, view: Callable[[list[Run]], list[BaseModel]], after: int | None
 ) -> AsyncIterator[bytes]:
-    """Yields a `run` event for each run that changed, its id the run's revision.
+    """Yields a `run` event for each run that changed, its id the run's revision, and `deleted` with
+    the run's id for each that is there no more.
 
     A run that changed several times while the client was away is sent once, as it is. `rewind`
     says that the store went back (a restored backup): ask for the whole list again.
@@ -106,11 +107,14 @@ async def list_events(
                 if not await _set_within(changed, PING_SECONDS):
                     yield _PING
                 continue
-            shown = await asyncio.to_thread(view, found)
+            shown = await asyncio.to_thread(view, [run for run in found if isinstance(run, Run)])
+            models = iter(shown)
             revision = found[-1].revision
             yield b"".join(
-                _event("run", model.model_dump(mode="json"), str(run.revision))
-                for run, model in zip(found, shown, strict=True)
+                _event("deleted", {"id": run.id}, str(run.revision))
+                if isinstance(run, DeletedRun)
+                else _event("run", next(models).model_dump(mode="json"), str(run.revision))
+                for run in found
             )
 
 

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.deletion import finish_deletions
 from control_plane.devices import Devices
 from control_plane.events import Changes
 from control_plane.launcher import TRAINER_ARGV, Launcher
@@ -167,6 +168,7 @@ def open_plane(
         raise
     changes = Changes()
     runs = Runs(store, clock, changes.notify)
+    finish_deletions(runs, roots.runs)
     launcher = processes or Launcher(trainer_argv, roots.environment())
     return ControlPlane(
         roots=roots,

@@ -15,6 +15,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from control_plane import catalog, views
 from control_plane.bodies import json_object, optional_json_object, with_changes
+from control_plane.deletion import delete_run
 from control_plane.events import RunPosition, list_events, run_events
 from control_plane.metrics_file import Position, read_many
 from control_plane.plane import ControlPlane
@@ -25,7 +26,7 @@ from control_plane.runs import require_rests, require_resumable
 from control_plane.samples import newest_samples
 from control_plane.trainer_text import tail
 from lectern_common.errors import Conflict, InvalidRequest, Overloaded
-from lectern_common.run_folder import RunState
+from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import NAME_PATTERN, RunSpec
 from lectern_common.spec_file import dump_spec, parse_spec
 
@@ -172,6 +173,12 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
     return await asyncio.to_thread(_view, plane, run)
 
 
+@router.delete("/runs/{run_id}", status_code=204, responses=_CONFLICT)
+def remove_run(plane: Plane, run_id: RunId) -> None:
+    """Deletes a run that rests, with its folder: checkpoints, metrics, export, all of it."""
+    delete_run(plane.runs, RunFolder(plane.roots.runs / run_id))
+
+
 # ---- looking at runs ---------------------------------------------------------------------------
 
 
@@ -271,7 +278,7 @@ async def stream_list(
     after: Annotated[int | None, Query(ge=0, le=2**62, description="`revision`")] = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**62)] = None,
 ) -> StreamingResponse:
-    """Streams a `run` event for each run that changes, its id the run's revision."""
+    """Streams a `run` event for each run that changes, its id the run's revision, and `deleted`."""
     given = last_event_id if last_event_id is not None else after
     events = list_events(plane.runs, plane.changes, lambda found: [*_views(plane, found)], given)
     return _stream(plane, events)

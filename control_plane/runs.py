@@ -13,8 +13,17 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from control_plane.run_record import ACTIVE, NEXT, Change, Run, Wanted, get_run, select_runs
-from control_plane.store import Store, history, idempotency_keys, runs
+from control_plane.run_record import (
+    ACTIVE,
+    NEXT,
+    Change,
+    DeletedRun,
+    Run,
+    Wanted,
+    get_run,
+    select_runs,
+)
+from control_plane.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec
 from lectern_common.run_folder import RESTING, RunState, Status
 from lectern_common.run_spec import RunSpec, resume_differences
@@ -159,6 +168,30 @@ class Runs:
             )
 
         return self._change(run_id, decide)
+
+    def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
+        """Forgets a run that rests. Its id is in `changed_since`, as a DeletedRun.
+
+        Args:
+            set_aside: called once it is sure that the run may go, before it does.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it does not rest, or would go on by itself.
+        """
+        with self._store.writing() as connection:
+            run = get_run(connection, run_id)
+            if run.state not in RESTING or run.resumes_itself:
+                what = "goes on by itself" if run.state in RESTING else f"is {run.state}"
+                raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
+            set_aside()
+            revision = _next_revision(connection)
+            connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
+            for table in (history, idempotency_keys):
+                connection.execute(sa.delete(table).where(table.c.run_id == run_id))
+            connection.execute(sa.delete(runs).where(runs.c.id == run_id))
+        _log.info("run deleted", run=run_id)
+        self._changed()
 
     # ---- done and seen by the reconcile loop ---------------------------------------------------
 
@@ -307,12 +340,18 @@ class Runs:
         with self._store.reading() as connection:
             return {row.id: row.name for row in connection.execute(query)}
 
-    def changed_since(self, revision: int, limit: int = 200) -> list[Run]:
+    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun]:
         """Returns runs whose last change is after `revision`, in the order of those changes."""
+        gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
+        gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
         with self._store.reading() as connection:
-            return select_runs(
-                connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
-            )
+            changed: list[Run | DeletedRun] = [
+                *select_runs(
+                    connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
+                ),
+                *(DeletedRun(*row) for row in connection.execute(gone)),
+            ]
+        return sorted(changed, key=lambda run: run.revision)[:limit]
 
     def newest_revision(self) -> int:
         with self._store.reading() as connection:
@@ -423,8 +462,11 @@ def _new_id(name: str) -> str:
 
 
 def _next_revision(connection: sa.Connection) -> int:
-    newest = connection.execute(sa.select(sa.func.max(runs.c.revision))).scalar()
-    return (newest or 0) + 1
+    newest = (
+        connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
+        for table in (runs, deleted_runs)
+    )
+    return max(newest) + 1
 
 
 def _remember(connection: sa.Connection, run: Run, now: float) -> None:

@@ -168,6 +168,10 @@ class ControlPlane:
         path = f"/runs/{_segment(run_id)}/resume"
         return Run.of_json(self._json("POST", path, json=changes or {}, timeout=CHECKS_SECONDS))
 
+    def delete_run(self, run_id: str) -> None:
+        """Deletes a resting run with its folder, for good. Raises NotFound, Conflict."""
+        self._ask("DELETE", f"/runs/{_segment(run_id)}", timeout=CHECKS_SECONDS)
+
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
         """Returns every metric record of the steps above `after_step`, in rising order."""
         params: dict[str, str | int] = {} if after_step is None else {"after_step": after_step}

@@ -1,6 +1,7 @@
 """`lectern runs`: runs of a control plane, over REST."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from lectern_common.errors import LecternError
 if TYPE_CHECKING:
     from lectern_cli.client import ControlPlane, Run
 
-app = command_group("Create, list, watch, stop and resume runs of a control plane.")
+app = command_group("Create, list, watch, stop, resume and delete runs of a control plane.")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, as `lectern runs list` says.")]
@@ -196,6 +197,47 @@ def resume(
         runs, refusals = _ask_each(run_ids, lambda run_id: service.resume_run(run_id, changed))
     _print_states(runs, as_json=as_json)
     _exit_with(refusals)
+
+
+@app.command(epilog="Example: lectern runs delete coder-0-5b-1 --yes")
+def delete(
+    run_ids: RunIds,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Delete resting runs for good: checkpoints, metrics, export, all of their folders. One that
+    cannot does not keep the others.
+    """
+    with control_plane(url, token_file) as service:
+        runs, refusals = _ask_each(run_ids, service.get_run)
+        if runs and not yes:
+            _confirm_deletion(runs)
+
+        def delete_it(run_id: str) -> "Run":
+            service.delete_run(run_id)
+            return next(run for run in runs if run.id == run_id)
+
+        deleted, further = _ask_each([run.id for run in runs], delete_it)
+    if as_json:
+        console.print_json([run.id for run in deleted])
+    else:
+        for run in deleted:
+            print(f"{run.id}  deleted")
+    _exit_with(refusals + further)
+
+
+def _confirm_deletion(runs: "list[Run]") -> None:
+    """Returns where a person at the terminal agrees. Raises typer.Abort, typer.BadParameter."""
+    for run in runs:
+        console.note(f"{run.id}  {run.state} at step {run.step} of {run.steps}")
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask at; set it", param_hint="--yes")
+    them = "it with its checkpoints and its export"
+    if len(runs) > 1:
+        them = f"these {len(runs)} with their checkpoints and exports"
+    typer.confirm(f"Delete {them} for good?", abort=True, err=True)
 
 
 def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True) -> "list[Run]":

@@ -134,6 +134,22 @@ def test_the_list_goes_on_from_the_last_event_without_gap_or_double(live):
     live(scenario)
 
 
+def test_the_list_streams_what_is_deleted_between_what_changes(live):
+    async def scenario(bench, changes):
+        first, second = bench.runs.create(spec()), bench.runs.create(spec())
+        listener = list_of(bench, changes, bench.runs.newest_revision())
+        bench.runs.request_stop(first.id)
+        bench.runs.delete(first.id, lambda: None)
+        bench.runs.request_stop(second.id)
+        assert [(event.kind, event.data["id"]) for event in await listener.take(2)] == [
+            ("deleted", first.id),
+            ("run", second.id),
+        ]
+        await listener.close()
+
+    live(scenario)
+
+
 def test_a_list_position_from_a_lost_database_is_rewound(live):
     async def scenario(bench, changes):
         bench.runs.create(spec())

@@ -69,6 +69,23 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     assert runs("logs", run_id, "--tail", "1", "--json").json["run_id"] == run_id
 
 
+def test_a_run_is_deleted_once_it_rests(runs, tmp_path):
+    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+    asked = runs("delete", run_id)
+    assert (asked.code, "--yes" in asked.err) == (2, True)
+    assert (tmp_path / "runs" / run_id).is_dir()
+    ended = runs("delete", run_id, "no-such-run", "--yes")
+    assert (ended.code, ended.out) == (3, f"{run_id}  deleted\n")
+    assert "no run no-such-run" in ended.err
+    assert not (tmp_path / "runs" / run_id).exists()
+    assert runs("list", "--json").json == []
+
+    going = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
+    refused = runs("delete", going, "--yes")
+    assert (refused.code, refused.out) == (4, "")
+    assert f"stop it first (`lectern runs stop {going}`)" in refused.err
+
+
 def test_samples_are_printed_inert_and_beside_each_other(runs, tmp_path):
     run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
     assert runs("samples", run_id).err.startswith("no samples")

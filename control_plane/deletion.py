@@ -1,0 +1,74 @@
+"""Deleting a run: its rows and its folder go together, whatever kills this process in between.
+
+    1. in one transaction the folder is renamed to `.deleted-<id>`, then the rows go
+    2. the renamed folder is removed
+
+A kill before the commit leaves the rows, and the next start gives the folder its name back. One
+after it leaves what is under the other name, which the next start removes.
+"""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from control_plane.runs import Runs
+from lectern_common.errors import NotFound
+from lectern_common.run_folder import RunFolder, fsync_folder
+
+_ASIDE = ".deleted-"
+
+_log = structlog.get_logger()
+
+
+def delete_run(runs: Runs, folder: RunFolder) -> None:
+    """Deletes a run that rests, with its checkpoints, its export and all else in its folder.
+
+    Raises:
+        NotFound: no such run.
+        Conflict: it does not rest, or a process that is not the control plane's trains it.
+    """
+    aside = folder.path.with_name(_ASIDE + folder.run_id)
+
+    def set_aside() -> None:
+        if folder.path.exists():
+            folder.path.rename(aside)
+            fsync_folder(aside.parent)
+
+    runs.get(folder.run_id)
+    with ExitStack() as stack:
+        if folder.path.exists():
+            stack.enter_context(folder.locked())
+        try:
+            runs.delete(folder.run_id, set_aside)
+        except BaseException:
+            _put_back(aside, folder.path)
+            raise
+    _remove(aside)
+
+
+def finish_deletions(runs: Runs, runs_root: Path) -> None:
+    """Undoes or finishes what a process that was killed had begun."""
+    for aside in runs_root.glob(f"{_ASIDE}*"):
+        run_id = aside.name.removeprefix(_ASIDE)
+        try:
+            runs.get(run_id)
+        except NotFound:
+            _remove(aside)
+        else:
+            _put_back(aside, runs_root / run_id)
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    if aside.exists():
+        aside.rename(path)
+
+
+def _remove(aside: Path) -> None:
+    """Removes the folder. What cannot be removed is left to the next start: the run is gone."""
+    if aside.exists():
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            _log.warning("deleted run's files not removed", folder=str(aside), error=str(error))
