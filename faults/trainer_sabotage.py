@@ -2,7 +2,7 @@
 
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,9 @@ def _own_rows_alone_are_counted(_program: str) -> None:
     def own(_self: Ranks, *values: float) -> list[float]:
         return list(values)
 
-    def from_first(self: Ranks, value: int) -> int:  # no sum, though it is made by one
-        return round(totals(self, value if self.is_first else 0)[0])
+    # No sum, though it is made by one.
+    def from_first(self: Ranks, values: Sequence[int]) -> list[int]:
+        return [round(sum_) for sum_ in totals(self, *(v if self.is_first else 0 for v in values))]
 
     put(Ranks, "totals", own)
     put(Ranks, "from_first", from_first)

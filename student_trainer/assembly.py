@@ -340,7 +340,7 @@ def _newest(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
         if ranks.is_first:
             store.sweep()
             found = store.newest()
-    step = ranks.from_first(-1 if found is None else found.step)
+    (step,) = ranks.from_first([-1 if found is None else found.step])
     if ranks.is_first or step < 0:
         return found
     return store.verified_before(step)

@@ -10,7 +10,7 @@ whose end all hear of it and all leave at the same place.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -95,9 +95,10 @@ class Ranks:
                         f"{given[0][name]}; every rank needs the same"
                     )
 
-    def from_first(self, value: int) -> int:
-        """Returns rank 0's value on every rank."""
-        return round(self.totals(value if self.is_first else 0)[0])
+    def from_first(self, values: Sequence[int]) -> list[int]:
+        """Returns rank 0's values, each below 2 ** 53, on every rank; all give as many."""
+        own = values if self.is_first else [0] * len(values)
+        return [round(value) for value in self.totals(*own)]
 
     def _gathered(self, words: str) -> list[str]:
         """Returns every rank's words, in order of ranks."""

@@ -88,7 +88,7 @@ def open_samples(
     teacher = None
     if provider is not None and ranks.is_first:
         teacher = TeacherTexts(provider, prompts)
-    samples = Samples(prompts, device, path, teacher, stop, on_event, ranks.together)
+    samples = Samples(prompts, device, path, teacher, stop, on_event, ranks)
     with ranks.together():
         samples.keep_before(first_step)
     return samples

@@ -1,7 +1,8 @@
 """What student and teacher write on, given the same prompts, for people to read.
 
     samples.jsonl    {"step", "prompt", "student", "teacher"}, a line for each prompt at each
-                     evaluation; "teacher" is null until it has answered
+                     evaluation; "teacher" is null until it has answered, and what it says later
+                     holds for the earlier lines of that prompt too
 
 Greedy: the likeliest token each time, so that equal models write the same. The teacher does not
 change: it is asked once in the life of a trainer, a token of all prompts in one request, in a
@@ -13,7 +14,6 @@ Legend: B sequences, S tokens, D hidden size.
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lectern_common.run_folder import append_json_line
 from lectern_models.continuation import greedy_continuations
 from lectern_models.output_head import OutputHead
 from student_trainer.disk_full import disk_full_as_error
+from student_trainer.ranks import Ranks
 from student_trainer.recorder import keep_metrics_before
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.students import Student
@@ -161,6 +162,9 @@ class TeacherTexts:
 class Samples:
     """samples.jsonl of one run. Every rank makes the student's; the one with a `path` writes.
 
+    The ranks' own tokens may differ where two are equally likely but for the last bit: all go on
+    with those of the first, so that all make as many forwards.
+
     Args:
         prompts: to go on with.
         device: the student's.
@@ -168,7 +172,7 @@ class Samples:
         teacher: None: the run has none, or another rank asks it.
         stop: ends the student's writing between two tokens, and the wait for the teacher.
         on_event: told where there is nothing to come from the teacher, and why.
-        together: what may end a rank happens within it (Ranks.together).
+        ranks: that make the student's samples together; None: this process alone.
     """
 
     def __init__(
@@ -179,7 +183,7 @@ class Samples:
         teacher: TeacherTexts | None,
         stop: Stop,
         on_event: Callable[..., None] = lambda _kind, **_details: None,
-        together: Callable[[], AbstractContextManager[None]] = nullcontext,
+        ranks: Ranks | None = None,
     ) -> None:
         self._prompts = prompts
         self._device = device
@@ -187,7 +191,7 @@ class Samples:
         self._teacher = teacher
         self._stop = stop
         self._on_event = on_event
-        self._together = together
+        self._ranks = ranks or Ranks()
 
     def keep_before(self, step: int) -> None:
         """Drops the lines of `step` and later ones, and a torn last one: a resume writes them.
@@ -241,7 +245,7 @@ class Samples:
 
     def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
         """Returns the student's likeliest next id of each; what stands to the right is unseen."""
-        with self._together():
+        with self._ranks.together():
             self._stop.check()
         lengths = [len(ids) for ids in sequences]
         inputs_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
@@ -253,4 +257,4 @@ class Samples:
             rows_B = torch.arange(len(lengths), device=self._device)
             return head.logits(hidden_BSD[rows_B, last_B]).argmax(-1)
 
-        return [int(token) for token in student(inputs_BS.to(self._device), compute).tolist()]
+        return self._ranks.from_first(student(inputs_BS.to(self._device), compute).tolist())

@@ -1,5 +1,7 @@
 """A step of 32 rows with uneven masks, its student and its teacher: the same in every process."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,8 +63,22 @@ def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
     return EvaluationSums(*ranks.totals(*sums)).metrics()
 
 
-def sampled(learner: Student, ranks: Ranks) -> list[Line]:
+class Apart:
+    """A student whose likeliest ids are all 0 on every rank but the first: they end a text."""
+
+    def __init__(self, student: Student, ranks: Ranks) -> None:
+        self._student, self._ranks = student, ranks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._student, name)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        ids_B = self._student(*arguments)
+        return ids_B if self._ranks.is_first else torch.zeros_like(ids_B)
+
+
+def sampled(learner: Any, ranks: Ranks) -> list[Line]:
     """What it writes on, of prompts that end at different tokens."""
     prompts = Prompts(["a", "b"], [[1, 2], [3]], 5, frozenset([0]), lambda ids: str(list(ids)))
-    samples = Samples(prompts, torch.device("cpu"), None, None, Stop(), together=ranks.together)
+    samples = Samples(prompts, torch.device("cpu"), None, None, Stop(), ranks=ranks)
     return samples.lines(learner, is_last=True)

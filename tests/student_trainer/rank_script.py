@@ -29,6 +29,7 @@ from student_trainer.targets import DenseTargets
 from tests.student_trainer.parts import Fixed, parts_of
 from tests.student_trainer.rank_cases import (
     OBJECTIVE,
+    Apart,
     evaluated,
     rows,
     sampled,
@@ -83,7 +84,7 @@ def main(folder: Path) -> None:
     ranks = join_ranks(torch.device("cpu"), 2, 0.0)
     said: dict[str, Any] = {"place": [ranks.rank, ranks.size, ranks.is_first]}
     said["totals"] = ranks.totals(0.1 + ranks.rank, 2.0)
-    said["from_first"] = ranks.from_first(41 + ranks.rank)
+    said["from_first"] = ranks.from_first([41 + ranks.rank, -1])
     said["nothing"] = ended(ranks, {})
     said["one"] = ended(ranks, {1: TeacherUnavailable("no teacher; start one")})
     said["two"] = ended(ranks, {0: DiskFull("full"), 1: TeacherUnavailable("gone")})
@@ -106,6 +107,7 @@ def main(folder: Path) -> None:
         for name, p in split.named_parameters()
     )
     said["evaluated"], said["sampled"] = evaluated(split, ranks), sampled(split, ranks)
+    said["sampled apart"] = sampled(Apart(split, ranks), ranks)
     tensors = {}
     for tied in (True, False):
         for micro_batches, empty in ((1, False), (4, False), (1, True)):

@@ -65,7 +65,7 @@ def said(folder: Path, what: str) -> list[Any]:
 def test_ranks_know_their_place_and_add_up(folder: Path) -> None:
     assert said(folder, "place") == [[0, 2, True], [1, 2, False]]
     assert said(folder, "totals") == [[0.1 + 1.1, 4.0]] * 2
-    assert said(folder, "from_first") == [41, 41]
+    assert said(folder, "from_first") == [[41, -1]] * 2
 
 
 def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
@@ -75,6 +75,11 @@ def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
     first, second = said(folder, "evaluated")
     assert first == second == pytest.approx(alone, rel=1e-6)
     assert said(folder, "sampled") == [sampled(student(tied=False), Ranks())] * 2
+
+
+def test_ranks_whose_own_tokens_differ_write_those_of_the_first(folder: Path) -> None:
+    """The other one would end its samples sooner, and with them its part of the forwards."""
+    assert said(folder, "sampled apart") == [sampled(student(tied=False), Ranks())] * 2
 
 
 def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:
@@ -121,7 +126,7 @@ def test_a_rank_whose_rows_have_no_valid_position_adds_nothing(folder: Path, tie
 
 def test_one_process_exchanges_nothing_and_raises_what_was_raised() -> None:
     ranks = Ranks()
-    assert (ranks.totals(1.5, 2.0), ranks.from_first(7)) == ([1.5, 2.0], 7)
+    assert (ranks.totals(1.5, 2.0), ranks.from_first([7, -1])) == ([1.5, 2.0], [7, -1])
     full = DiskFull("full")
     with pytest.raises(DiskFull) as caught, ranks.together():
         raise full
