@@ -16,6 +16,7 @@ from lectern_common.run_spec import RunSpec
 
 CPU = "cpu"
 DEFAULT_MAX_RUNNING = 4
+_MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,25 @@ class Devices:
         load = Counter(taken)
         least = min(self.cuda, key=lambda device: load[f"cuda:{device}"])
         return f"cuda:{least}" if load[f"cuda:{least}"] < self.runs_per_gpu else None
+
+    def why_none(self, kind: str, taken: Mapping[str, str]) -> str | None:
+        """Returns what a run waits for where `choose` has no slot for it, else None.
+
+        Args:
+            taken: slot of each run that has one, by the run's id.
+        """
+        if self.choose(kind, [*taken.values()]) is not None:
+            return None
+        if len(taken) >= self.max_running:
+            holders, limit = [*taken], f"at most {self.max_running} train at one time"
+        else:
+            holders = [run for run, slot in taken.items() if slot != CPU]
+            limit = "every GPU is in use"
+        named = ", ".join(holders[:_MAX_NAMED])
+        more = len(holders) - _MAX_NAMED
+        return f"waits until one of these ends, as {limit}: {named}" + (
+            f" and {more} more" if more > 0 else ""
+        )
 
 
 def slot_environment(slot: str) -> dict[str, str]:

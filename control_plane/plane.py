@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -95,6 +95,20 @@ class ControlPlane:
         """Returns the position of every queued run; 1 is the next."""
         queued = self.runs.in_states([RunState.QUEUED])
         return {run.id: position for position, run in enumerate(queued, start=1)}
+
+    def explained(self, runs: Sequence[Run]) -> list[Run]:
+        """Returns the runs, each that is queued with what it waits for as its message."""
+        if all(run.state is not RunState.QUEUED for run in runs):
+            return list(runs)
+        taken = {run.id: run.slot for run in self.runs.in_states(ACTIVE) if run.slot}
+
+        def explain(run: Run) -> Run:
+            why = None
+            if run.state is RunState.QUEUED:
+                why = self.devices.why_none(run.spec["device"]["kind"], taken)
+            return run if why is None else replace(run, message=why)
+
+        return [explain(run) for run in runs]
 
     def teachers_of_runs(self) -> dict[str, list[str]]:
         """Returns for each teacher server that runs at work ask: those runs."""

@@ -128,7 +128,7 @@ def list_runs(
 @router.get("/runs/{run_id}", response_model=views.RunDetail, responses=_NOT_FOUND)
 def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     """One run, with its whole spec and what happened to it."""
-    run = plane.runs.get(run_id)
+    (run,) = plane.explained([plane.runs.get(run_id)])
     folder = plane.folder(run)
     history = run_history(plane.runs.history(run_id), folder)
     return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
@@ -340,7 +340,7 @@ def _view(plane: ControlPlane, run: Run) -> views.RunView:
 def _views(plane: ControlPlane, runs: list[Run]) -> list[views.RunView]:
     now = plane.clock()
     queue = plane.queue() if any(run.state is RunState.QUEUED for run in runs) else {}
-    return [views.run_view(run, now, queue) for run in runs]
+    return [views.run_view(run, now, queue) for run in plane.explained(runs)]
 
 
 def _stream(plane: ControlPlane, events: AsyncIterator[bytes]) -> StreamingResponse:

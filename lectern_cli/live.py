@@ -114,8 +114,9 @@ class RunView:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.teacher_wait_share is not None:
             parts.append(f"teacher wait {self.teacher_wait_share:.0%}")
-        if self.reason and self.state is not RunState.RUNNING:
-            parts.append(f"({self.reason}) {self.message or ''}".rstrip())
+        if self.state is not RunState.RUNNING:
+            reason = f"({self.reason})" if self.reason else ""
+            parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
         return "  ".join(parts)
 
     def _show(self, source: "Status | Run") -> None:

@@ -59,6 +59,7 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List runs, newest first."""
+    from lectern_cli.run_text import list_lines
     from lectern_common.run_folder import RunState
 
     known = [str(state) for state in RunState]
@@ -73,7 +74,8 @@ def list_runs(
     elif not runs:
         console.note("no runs yet; `lectern runs create SPEC.yaml` makes one")
     else:
-        _print_table(runs)
+        terminal = console.out()
+        print("\n".join(list_lines(runs, terminal.width if terminal.is_terminal else None)))
 
 
 @app.command(epilog="Example: lectern runs show coder-0-5b-1 --json")
@@ -88,7 +90,9 @@ def show(
         return
     import yaml
 
-    print(yaml.safe_dump(run.json, sort_keys=False, allow_unicode=False), end="")
+    from lectern_cli.run_text import with_dates
+
+    print(yaml.safe_dump(with_dates(run.json), sort_keys=False, allow_unicode=False), end="")
 
 
 @app.command(epilog="Example: lectern runs watch")
@@ -344,25 +348,3 @@ def _print_states(runs: "list[Run]", *, as_json: bool) -> None:
         return
     for run in runs:
         print(f"{run.id}  {run.state}")
-
-
-def _print_table(runs: "list[Run]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("run", "state", "step", "loss", "validation", "tokens/s", "why")
-    for run in runs:
-        row: list[Any] = [
-            Text(run.id),
-            str(run.state),
-            f"{run.step}/{run.steps}",
-            *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
-            "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
-            Text(console.inert(run.message or run.reason or "")),
-        ]
-        table.add_row(*row)
-    console.out().print(table)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -1,5 +1,6 @@
 """`lectern train`: one run on this machine, without a server."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import Home, Json, roots_of
+from lectern_cli.options import Home, Json, given, roots_of
 
 if TYPE_CHECKING:
     from lectern_common.roots import Roots
@@ -45,10 +46,12 @@ def train(
 
         say_what_would_be(spec, roots, resume=resume, as_json=as_json)
     else:
-        _train(spec, roots, resume=resume, as_json=as_json)
+        words = given({"--resume": True, "--home": home})
+        again = shlex.join(["lectern", "train", str(spec_file), *words])
+        _train(spec, roots, resume=resume, as_json=as_json, again=again)
 
 
-def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> None:
+def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, again: str) -> None:
     from lectern_cli import live
     from lectern_cli.foreground import run_trainer
     from lectern_common.preflight import require_startable
@@ -67,7 +70,7 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool) -> N
     else:
         with live.display(spec.name) as show:
             code = run_trainer(folder, roots, resume=resume, show=lambda view: show([view]))
-    _report(folder, code, as_json=as_json)
+    _report(folder, code, as_json=as_json, again=again)
     if code:
         raise typer.Exit(code)
 
@@ -104,7 +107,10 @@ def require_folder(spec: "RunSpec", roots: "Roots", *, resume: bool) -> str:
     return f"{folder.path} goes on"
 
 
-def _report(folder: "RunFolder", code: int, *, as_json: bool) -> None:
+def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> None:
+    """Says how the run ended, and with `again`, a command, how it goes on."""
+    from lectern_common.run_folder import RunState
+
     status = folder.read_status()
     result: dict[str, Any] = {
         "run_id": folder.run_id,
@@ -118,6 +124,10 @@ def _report(folder: "RunFolder", code: int, *, as_json: bool) -> None:
     if code == 0 and status is not None:
         where = f", {result['export']}" if result["export"] else ""
         console.note(f"{status.state} at step {status.step} of {status.steps}{where}")
+        if status.state is RunState.STOPPED:
+            console.note(f"go on with: {again}")
+        elif status.message:
+            console.note(status.message)
         return
     if status is not None and status.message:
         console.note(f"error: run {folder.run_id}: {status.message}")
@@ -128,5 +138,5 @@ def _report(folder: "RunFolder", code: int, *, as_json: bool) -> None:
             f"error: the trainer ended early; its last words:\n{tail(folder.log_path, 20)}"
         )
     if code == console.INTERRUPTED_EXIT_CODE:
-        console.note("go on with --resume")
+        console.note(f"go on with: {again}")
     console.note(f"log: {folder.log_path}")

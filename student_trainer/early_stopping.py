@@ -36,6 +36,11 @@ class Best:
         times = "one evaluation" if count == 1 else f"{count} evaluations in a row"
         if self.step is None:
             return f"no validation loss was finite in {times}"
+        if self.step == 0:
+            return (
+                f"no validation loss in {times} was below the {self.loss:.4f} before the first "
+                "step: nothing improved, and the student is exported as it was"
+            )
         return (
             f"no lower validation loss in {times}; the lowest, {self.loss:.4f}, was at step "
             f"{self.step}, and its weights are exported"

@@ -29,6 +29,18 @@ def test_a_run_gets_the_emptiest_device_of_its_kind(devices, kind, taken, slot):
     assert devices.choose(kind, taken) == slot
 
 
+def test_what_a_run_waits_for_is_named():
+    full = {"one": "cuda:0", "two": "cpu", "three": "cuda:1"}
+    assert TWO.why_none("auto", full) == (
+        "waits until one of these ends, as every GPU is in use: one, three"
+    )
+    assert TWO.why_none("cpu", full) is None
+    many = Devices((), max_running=6)
+    assert many.why_none("cpu", {str(number): "cpu" for number in range(6)}) == (
+        "waits until one of these ends, as at most 6 train at one time: 0, 1, 2, 3 and 2 more"
+    )
+
+
 def test_a_cuda_slot_shows_its_device_alone():
     assert slot_environment("cuda:GPU-1a2b") == {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}
     assert slot_environment("cpu") == {}

@@ -233,6 +233,11 @@ def test_runs_that_wait_know_their_place(client, plane):
     wait_for(lambda: state_of(client, runs[1]["id"]) == "starting")
     places = [client.get(f"/runs/{run['id']}").json()["queue_position"] for run in runs]
     assert places == [None, None, 1, 2]
+    page = client.get("/runs").json()["runs"]
+    said = f"waits until one of these ends, as at most 2 train at one time: {runs[0]['id']}, {{}}"
+    for shown in (page[0], client.get(f"/runs/{runs[3]['id']}").json()):
+        assert shown["message"] == said.format(runs[1]["id"])
+    assert page[3]["message"] is None
 
 
 def test_a_run_shows_what_its_trainer_says(client, processes):
@@ -413,6 +418,7 @@ def test_samples_are_the_newest_in_order_and_lines_that_are_none_are_left_out(cl
         append_json_line(path, line)
     with path.open("ab") as file:
         file.write(b'garbage\n[1]\n{"step": "x"}\n{"step": 15, "prompt": "torn')
+    lines[0]["teacher"] = "text"  # it says the same at every step
     assert client.get(address).json()["samples"] == lines
     assert client.get(address, params={"limit": 1}).json()["samples"] == lines[2:]
     assert client.get(address, params={"limit": 0}).status_code == 422

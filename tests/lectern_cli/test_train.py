@@ -62,7 +62,7 @@ def test_json_is_all_that_standard_output_holds(lectern, home, stand_ins):
         (FAILS, 1, "error: run run: the loss is not finite"),
         (INTERRUPTED, 75, "error: run run: the teacher is gone"),
         (DIES_MUTE, 1, "ImportError: no torch here"),
-        (DIES, 75, "go on with --resume"),
+        (DIES, 75, "go on with: lectern train"),
     ],
 )
 def test_a_run_that_ends_otherwise_says_why(lectern, home, stand_ins, how, code, said):
@@ -92,6 +92,8 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert command.returncode == 0
     assert "stopping: the run writes a checkpoint" in said
     assert "stopped at step 2 of 3" in said
+    again = f"go on with: lectern train {home}/spec.yaml --resume --home {home}\n"
+    assert said.endswith(again)
 
 
 def test_a_former_trainers_words_are_not_taken_for_this_ones(home, stand_ins):
