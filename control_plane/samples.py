@@ -12,6 +12,9 @@ MAX_READ_BYTES = 1 << 20
 def newest_samples(path: Path, limit: int) -> list[SampleView]:
     """Returns the last `limit` samples, oldest first; lines that are none are left out.
 
+    A teacher does not change: what it wrote for a prompt stands beside the samples that were
+    written before it had answered, too.
+
     Args:
         path: of the file; none there has no samples.
         limit: at most so many, from the last MAX_READ_BYTES.
@@ -19,11 +22,17 @@ def newest_samples(path: Path, limit: int) -> list[SampleView]:
     data, is_cut = end_of(path, MAX_READ_BYTES)
     # A line being written has no end yet; the first of a cut file has no beginning.
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    found = []
+    found: list[SampleView] = []
+    theirs: dict[str, str] = {}
     for line in lines[1:] if is_cut else lines:
         try:
-            sample = valid_unicode(json.loads(line))
-            found.append(SampleView.model_validate(sample))
+            sample = SampleView.model_validate(valid_unicode(json.loads(line)))
         except (ValueError, RecursionError):
             continue
-    return found[-limit:]
+        found.append(sample)
+        if sample.teacher is not None:
+            theirs[sample.prompt] = sample.teacher
+    return [
+        sample.model_copy(update={"teacher": theirs.get(sample.prompt)})
+        for sample in found[-limit:]
+    ]

@@ -49,6 +49,11 @@ class RunView(_View):
     teacher: str | None
     """host:port; null where the run does not distil."""
     student: str
+    """Model that it starts from: weights, or with `config` in the spec a shape alone."""
+    keep_every_nth_layer: int | None
+    """Of that model's layers; null: all of them."""
+    lora_rank: int | None
+    """Of the adapters that are trained on it; null: its own weights are."""
     dataset: str | None
     step: int
     steps: int
@@ -121,7 +126,7 @@ class SampleView(_View):
     prompt: str
     student: str
     teacher: str | None
-    """Null where the run has none, and until it has answered."""
+    """The same at every step; null where the run has none, and until it has answered."""
 
 
 class SamplesView(_View):
@@ -313,7 +318,7 @@ def run_detail(
 
 def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any]:
     spec, status = run.spec, run.last_status
-    teacher = spec["teacher"] or {}
+    teacher, student = spec["teacher"] or {}, spec["student"]
     has_trainer = run.pid is not None
     heartbeat = status.heartbeat if status is not None else None
     silent = has_trainer and status is not None and now - status.heartbeat > STALE_SECONDS
@@ -337,7 +342,9 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "top_k": teacher.get("top_k"),
         "num_draws": teacher.get("num_draws"),
         "teacher": teacher.get("address"),
-        "student": spec["student"]["init"] or spec["student"]["config"],
+        "student": student["init"] or student["config"],
+        "keep_every_nth_layer": student.get("keep_every_nth_layer"),
+        "lora_rank": (student.get("lora") or {}).get("rank"),
         "dataset": spec["data"]["path"],
         "step": status.step if status else 0,
         "steps": spec["schedule"]["steps"],

@@ -1,9 +1,9 @@
 // The page: one list of runs, one event stream that keeps it true, one chart, one panel.
 
 import { follow, get } from "./api.js";
-import { chart as newChart } from "./chart.js";
-import { Curves, EVALUATED, KEYS } from "./curves.js";
-import { byId, choices, setText, show } from "./dom.js";
+import { CurveView } from "./curve_view.js";
+import { Curves } from "./curves.js";
+import { byId, setText, show } from "./dom.js";
 import { clockTime, isActive } from "./format.js";
 import { Panel } from "./panel.js";
 import { RunList } from "./runs.js";
@@ -13,31 +13,29 @@ const PAGE = 100;
 const DRAWN_AT_FIRST = 8;
 const PATIENCE_MS = 1500; // a shorter cut is not worth a word
 const RETRY_MS = [500, 1000, 2000, 5000];
-const METRICS = [
-  ["loss/val", "Validation"], ["val/kl", "KL to teacher"], ["val/top1_agreement", "Agreement"],
-  ["loss/total", "Total"], ["loss/ce", "Cross entropy"], ["loss/kd", "Distillation"],
-];
+const METRIC_KEY = "lectern-metric";
 
 const runs = new Map(); // id -> run, as the server said, with `index` and `received`
 const drawn = new Set();
 const touched = new Set(); // ids that the user put into the chart or took out
 let nextIndex = 0;
 let cursor = null;
-let metric = localStorage.getItem("lectern-metric") ?? "loss/val";
 let lastHeard = Date.now() / 1000;
 let isFresh = false;
 let frame = 0;
 
-if (!KEYS.includes(metric)) metric = "loss/val";
-const chart = newChart();
 const curves = new Curves(render);
-const panel = new Panel(() => { location.hash = ""; });
+const overview = new CurveView(
+  byId("curves"),
+  localStorage.getItem(METRIC_KEY),
+  (width) => (width < 560 ? 240 : 350),
+  (key) => {
+    localStorage.setItem(METRIC_KEY, key);
+    render();
+  },
+);
+const panel = new Panel(() => { location.hash = ""; }, render);
 const list = new RunList(drawn, toggle, (id) => { location.hash = `#/runs/${id}`; });
-const markMetric = choices(byId("metric"), METRICS, "radio", (chosen) => {
-  metric = chosen;
-  localStorage.setItem("lectern-metric", metric);
-  render();
-});
 
 // ---- what the server says ----------------------------------------------------------------------
 
@@ -48,8 +46,24 @@ function take(view) {
   panel.update(run);
 }
 
+function forget(id) {
+  runs.delete(id);
+  drawn.delete(id);
+  if (panel.id === id) location.hash = "";
+}
+
+// Runs that were deleted while nothing was heard: those the newest page should have, and has not.
+function forgetMissing(page) {
+  const oldest = page.next_cursor === null ? -Infinity : page.runs.at(-1).created_at;
+  const present = new Set(page.runs.map((run) => run.id));
+  for (const run of runs.values()) {
+    if (!present.has(run.id) && run.created_at > oldest) forget(run.id);
+  }
+}
+
 async function load() {
   const page = await get(`/runs?limit=${PAGE}`);
+  forgetMissing(page);
   for (const run of page.runs.toReversed()) take(run);
   if (cursor === null) cursor = page.next_cursor;
   show(byId("older"), cursor !== null);
@@ -82,11 +96,10 @@ async function stayConnected() {
         show(byId("banner"), false);
       }, (kind, data) => {
         lastHeard = Date.now() / 1000;
-        if (kind === "run") {
-          take(data);
-          drawNewest();
-          render();
-        }
+        if (kind === "run") take(data);
+        else if (kind === "deleted") forget(data.id);
+        drawNewest();
+        render();
       });
     } catch {
       // Said below, where it lasts.
@@ -136,27 +149,18 @@ function render() {
 function renderNow() {
   const all = newestFirst();
   const shown = all.filter((run) => drawn.has(run.id));
-  curves.want(shown);
+  const open = runs.get(panel.id);
+  curves.want(open ? [...shown, open] : shown);
   show(byId("empty"), isFresh && all.length === 0);
   show(byId("curves"), all.length > 0);
   show(byId("runs"), all.length > 0);
   list.render(all, panel.id);
 
   const smoothing = Number(byId("smoothing").value);
-  const lines = shown.toReversed().map((run) => {
-    const [steps, values] = curves.points(run.id, metric);
-    return { id: run.id, name: label(run, all), index: run.index, steps, values };
-  });
-  chart.draw(lines, { markers: EVALUATED.has(metric), smoothing });
-  markMetric(metric);
-  byId("smoothing").disabled = EVALUATED.has(metric);
+  overview.draw(shown.toReversed().map((run) => ({ run, name: label(run, all) })), curves, smoothing);
+  if (open) panel.draw(curves, smoothing);
+  byId("smoothing").disabled = overview.metric.isEvaluated;
   setText(byId("smoothing-value"), smoothing === 0 ? "off" : smoothing.toFixed(2));
-  const name = METRICS.find(([key]) => key === metric)[1];
-  const nothing = shown.length === 0
-    ? "No run is chosen. Click the line beside a run's name to draw it."
-    : `No values of "${name}" yet. Runs that learn from labels alone have no teacher to compare with.`;
-  setText(byId("chart-empty"), nothing);
-  show(byId("chart-empty"), lines.every((line) => line.values.length === 0));
   const hidden = all.length - shown.length;
   setText(byId("show-all"), hidden > 0 ? `Show all ${all.length} in the chart` : "");
   show(byId("show-all"), hidden > 0 && all.length <= 40);
@@ -231,7 +235,7 @@ byId("show-all").addEventListener("click", () => {
 addEventListener("hashchange", openPanel);
 setInterval(() => {
   list.tickAll();
-  if (panel.id) panel.fill(runs.get(panel.id));
+  if (runs.has(panel.id)) panel.fill(runs.get(panel.id));
 }, 1000);
 
 makeCopyButtons();

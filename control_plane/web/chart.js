@@ -1,7 +1,7 @@
 // One chart with a line a run, drawn by uPlot, and its legend.
 
-import { byId, make, setText, show } from "./dom.js";
-import { count, loss } from "./format.js";
+import { make, setText, show } from "./dom.js";
+import { count } from "./format.js";
 
 // After Okabe and Ito: told apart by people with any kind of colour vision. Darker for paper, lighter
 // for night. The seventh run begins again, dashed.
@@ -28,9 +28,11 @@ export function onSchemeChange(listener) {
 }
 
 export class Chart {
-  constructor(container, legend) {
+  // height(width): in pixels.
+  constructor(container, legend, height) {
     this.container = container;
     this.legend = legend;
+    this.height = height;
     this.items = new Map(); // run id -> legend entry
     this.plot = null;
     this.shape = "";
@@ -39,34 +41,37 @@ export class Chart {
     new ResizeObserver(() => this.resize()).observe(container);
   }
 
-  // lines: [{id, name, index, steps, values}], in the order of the legend.
-  draw(lines, { markers, smoothing }) {
-    const drawn = lines.filter((line) => line.values.length > 0);
-    this.lines = drawn;
-    const shape = JSON.stringify([drawn.map((line) => [line.id, line.index]), markers, smoothing > 0]);
-    const smooth = smoothing > 0 && !markers;
-    const tables = drawn.flatMap((line) => [
+  // lines: [{id, name, index, steps, values, text}], each with a value, in the order of the legend;
+  // text(value) is how the legend says it. metric: one of METRICS.
+  draw(lines, metric, smoothing) {
+    this.lines = lines;
+    const smooth = smoothing > 0 && !metric.isEvaluated;
+    const shape = JSON.stringify([lines.map((line) => [line.id, line.index]), metric.key, smooth]);
+    const tables = lines.flatMap((line) => [
       ...(smooth ? [[line.steps, line.values]] : []),
       [line.steps, smooth ? smoothed(line.values, smoothing) : line.values],
     ]);
-    show(this.container, drawn.length > 0);
-    if (drawn.length === 0) this.discard();
+    show(this.container, lines.length > 0);
+    if (lines.length === 0) this.discard();
     else {
       const data = tables.length > 1 ? window.uPlot.join(tables) : tables[0];
-      if (this.plot === null || this.shape !== shape) this.build(drawn, markers, smooth, data, shape);
+      if (this.plot === null || this.shape !== shape) this.build(lines, metric, smooth, data, shape);
       else this.plot.setData(data);
     }
     this.describe(lines, null);
   }
 
-  build(lines, markers, smooth, data, shape) {
+  build(lines, metric, smooth, data, shape) {
     this.discard();
     this.shape = shape;
     const css = getComputedStyle(document.documentElement);
     const ink = css.getPropertyValue("--muted").trim();
     const grid = css.getPropertyValue("--hairline").trim();
     const font = `12px ${css.getPropertyValue("--sans").trim()}`;
-    const axis = { stroke: ink, font, ticks: { stroke: grid, size: 4 }, grid: { stroke: grid, width: 1 } };
+    const axis = {
+      stroke: ink, font, ticks: { stroke: grid, size: 4 }, grid: { stroke: grid, width: 1 },
+      labelFont: font, labelSize: 20, labelGap: 2,
+    };
     const series = lines.flatMap((line) => {
       const { color, dash } = lineStyle(line.index);
       const main = {
@@ -75,7 +80,7 @@ export class Chart {
         width: 2,
         dash,
         spanGaps: true,
-        points: markers ? { show: true, size: 6, fill: color, stroke: color } : { show: false },
+        points: metric.isEvaluated ? { show: true, size: 6, fill: color, stroke: color } : { show: false },
       };
       const faint = { ...main, stroke: `${color}40`, width: 1, points: { show: false } };
       return smooth ? [faint, main] : [main];
@@ -88,8 +93,8 @@ export class Chart {
       scales: { x: { time: false }, y: { range: (_plot, low, high) => padded(low, high) } },
       cursor: { y: false, drag: { x: true, y: false }, points: { size: 7 } },
       axes: [
-        { ...axis, size: 34, values: (_plot, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? count(tick) : "")) },
-        { ...axis, size: 52 },
+        { ...axis, size: 30, label: "steps", values: (_plot, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? count(tick) : "")) },
+        { ...axis, size: 48, label: metric.unit, values: (_plot, ticks) => ticks.map(metric.tick) },
       ],
       series: [{}, ...series],
       hooks: { setCursor: [(plot) => this.describe(this.lines, plot.cursor.left >= 0 ? plot.posToVal(plot.cursor.left, "x") : null)] },
@@ -105,8 +110,8 @@ export class Chart {
       paintLine(entry.stroke, line.index);
       const at = step === null ? line.values.length - 1 : nearest(line.steps, step);
       setText(entry.name, line.name);
-      setText(entry.value, loss(line.values[at]));
-      setText(entry.step, line.values.length ? `at ${count(line.steps[at])}` : "");
+      setText(entry.value, line.text(line.values[at]));
+      setText(entry.step, `at ${count(line.steps[at])}`);
       entry.element.dataset.points = line.values.length;
       this.legend.append(entry.element);
     }
@@ -133,9 +138,14 @@ export class Chart {
     return entry;
   }
 
+  // What it shows, for who does not see it.
+  say(text) {
+    this.container.setAttribute("aria-label", text);
+  }
+
   size() {
     const width = Math.max(240, this.container.clientWidth);
-    return { width, height: width < 560 ? 230 : 340 };
+    return { width, height: this.height(width) };
   }
 
   resize() {
@@ -173,5 +183,3 @@ function nearest(steps, step) {
   }
   return best;
 }
-
-export const chart = () => new Chart(byId("chart"), byId("legend"));

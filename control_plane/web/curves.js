@@ -1,10 +1,8 @@
 // The metric records of each run, kept up to date: thinned at first, then every new one.
 
 import { get } from "./api.js";
+import { KEYS } from "./metrics.js";
 
-export const KEYS = ["loss/val", "val/kl", "val/top1_agreement", "loss/total", "loss/ce", "loss/kd"];
-// Measured now and then, on the validation set.
-export const EVALUATED = new Set(KEYS.slice(0, 3));
 const MAX_POINTS = 1200;
 const MAX_RECORDS = 6000; // then the run is fetched anew, thinned
 const EVERY_MS = 700;

@@ -48,6 +48,11 @@ export function percent(value) {
   return `${(100 * value).toFixed(value < 0.0995 && value > 0 ? 1 : 0)}${THIN}%`;
 }
 
+// 0.5234 -> "52.3 %", for shares that are compared
+export function share(value) {
+  return value === null || value === undefined ? DASH : `${(100 * value).toFixed(1)}${THIN}%`;
+}
+
 // 1234567 -> "1.2 MB"
 export function size(bytes) {
   if (bytes === null || bytes === undefined) return DASH;
@@ -92,6 +97,19 @@ export function learnsFrom(run) {
   return joined(name, `\u03b1\u00a0${run.alpha}`, `T\u00a0${run.temperature}`);
 }
 
+// What a student is made of: a model as it is, some of its layers, or adapters on either.
+export function studentOf(run) {
+  const every = run.keep_every_nth_layer;
+  const base = every === null ? run.student : `every ${ordinal(every)} layer of ${run.student}`;
+  const text = run.lora_rank === null ? base : `LoRA ${run.lora_rank} on ${base}`;
+  return base === text && every !== null ? text[0].toUpperCase() + text.slice(1) : text;
+}
+
+function ordinal(number) {
+  const isTeen = Math.floor(number / 10) % 10 === 1;
+  return `${number}${(isTeen ? null : { 1: "st", 2: "nd", 3: "rd" }[number % 10]) ?? "th"}`;
+}
+
 // What a person should know about the state, or an empty string where the state says it all.
 export function explanation(run, now) {
   if (run.resumes_at !== null) {
@@ -109,7 +127,7 @@ export function explanation(run, now) {
   return sentence(run.message);
 }
 
-function sentence(message) {
+export function sentence(message) {
   if (!message) return "";
   const text = message[0].toUpperCase() + message.slice(1);
   return /[.!?]$/.test(text) ? text : `${text}.`;

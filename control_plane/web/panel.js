@@ -1,19 +1,28 @@
-// One run in full: what it is, what happened, its log, and the two things one can ask of it.
+// One run in full: what it is, its curve, what happened, its log, and the two things one can ask of
+// it.
 
 import { get, getText, post } from "./api.js";
+import { CurveView } from "./curve_view.js";
 import { byId, choices, make, setText, show } from "./dom.js";
 import {
-  STATES, clockTime, count, dateTime, duration, explanation, isActive, learnsFrom, loss, percent,
+  STATES, clockTime, count, dateTime, duration, explanation, isActive, isLive, learnsFrom,
+  percent, studentOf,
 } from "./format.js";
+import { metricOf, valueOf } from "./metrics.js";
 import { elapsed } from "./runs.js";
+import { sampleItems } from "./samples.js";
+import { Timeline } from "./timeline.js";
 
-const LOG_EVERY_MS = 2000;
+const FOLLOW_EVERY_MS = 2000;
 const TABS = [["events", "Events"], ["samples", "Samples"], ["log", "Log"], ["spec", "Spec"]];
 const STOPPABLE = new Set(["queued", "starting", "running", "waiting_for_teacher"]);
 
 export class Panel {
-  constructor(onClose) {
+  // onClose(): it is to be closed. onMetric(): its curve is to be drawn again.
+  constructor(onClose, onMetric) {
     this.onClose = onClose;
+    this.view = new CurveView(byId("panel-curve"), "loss/val", () => 200, onMetric);
+    this.timeline = new Timeline(byId("tab-events"));
     this.run = null;
     this.tab = "events";
     this.markTab = choices(byId("tabs"), TABS, "tab", (tab) => this.choose(tab));
@@ -23,7 +32,7 @@ export class Panel {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.run && !document.querySelector("dialog[open]")) onClose();
     });
-    setInterval(() => this.follow(), LOG_EVERY_MS);
+    setInterval(() => this.follow(), FOLLOW_EVERY_MS);
   }
 
   get id() {
@@ -32,10 +41,11 @@ export class Panel {
 
   open(run) {
     if (this.id !== run.id) {
-      for (const part of ["tab-events", "tab-samples"]) byId(part).replaceChildren();
+      this.timeline.clear();
+      byId("tab-samples").replaceChildren();
+      this.samples = "";
       for (const part of ["tab-log", "tab-spec", "action-note"]) setText(byId(part), "");
       byId("panel").scrollTop = 0;
-      this.history = "";
     }
     this.fill(run);
     show(byId("panel"), true);
@@ -57,6 +67,10 @@ export class Panel {
     if (isNews) this.load();
   }
 
+  draw(curves, smoothing) {
+    this.view.draw([{ run: this.run, name: this.run.name }], curves, smoothing);
+  }
+
   fill(run) {
     this.run = run;
     const now = Date.now() / 1000;
@@ -70,14 +84,15 @@ export class Panel {
     show(byId("stop"), STOPPABLE.has(run.state) || run.resumes_at !== null);
     show(byId("resume"), run.resumable);
     setText(byId("resume"), run.resumes_at === null ? "Resume" : "Resume now");
+    const latest = (key) => valueOf(metricOf(key), run, run.latest[key]);
     const facts = [
       ["Step", `${count(run.step)} of ${count(run.steps)}`],
-      ["Validation loss", loss(run.latest["loss/val"])],
-      ["KL to teacher", loss(run.latest["val/kl"])],
-      ["Agreement", percent(run.latest["val/top1_agreement"])],
+      ["Validation loss", latest("loss/val")],
+      ["KL to teacher, T = 1", latest("val/kl")],
+      ["Agreement", latest("val/top1_agreement")],
+      ["Student", studentOf(run)],
       ["Learns from", learnsFrom(run)],
       ["Teacher", run.teacher ?? "none"],
-      ["Student", run.student],
       ["Data", run.dataset ?? "synthetic"],
       ["Device", run.device ?? "\u2013"],
       ["Tokens/s", count(run.tokens_per_second)],
@@ -106,10 +121,10 @@ export class Panel {
     try {
       if (this.tab === "events") {
         const { history } = await get(`/runs/${id}`);
-        if (id === this.id) this.showHistory(history);
+        if (id === this.id) this.timeline.show(history);
       } else if (this.tab === "samples") {
         const { samples } = await get(`/runs/${id}/samples`);
-        if (id === this.id) showSamples(samples);
+        if (id === this.id) this.showSamples(samples);
       } else if (this.tab === "log") {
         const text = await getText(`/runs/${id}/logs?tail=400`);
         if (id === this.id) this.showLog(text);
@@ -123,8 +138,7 @@ export class Panel {
   }
 
   follow() {
-    const moves = this.tab === "log" || this.tab === "samples";
-    if (this.run && moves && isActive(this.run) && !document.hidden) this.load();
+    if (this.run && this.tab !== "spec" && isActive(this.run) && !document.hidden) this.load();
   }
 
   showLog(text) {
@@ -134,16 +148,12 @@ export class Panel {
     if (atEnd) log.scrollTop = log.scrollHeight;
   }
 
-  showHistory(history) {
-    const text = JSON.stringify(history);
-    if (text === this.history) return;
-    this.history = text;
-    byId("tab-events").replaceChildren(...history.reverse().map((entry) => make(
-      "li",
-      {},
-      make("time", { textContent: clockTime(entry.at), title: dateTime(entry.at) }),
-      make("span", {}, ...eventText(entry)),
-    )));
+  // Left alone where nothing is new, and with it what is selected there.
+  showSamples(samples) {
+    const text = JSON.stringify([samples, isLive(this.run)]);
+    if (text === this.samples) return;
+    this.samples = text;
+    byId("tab-samples").replaceChildren(...sampleItems(samples, this.run));
   }
 
   async stop() {
@@ -175,40 +185,6 @@ export class Panel {
       setText(byId("action-note"), error.message);
     }
   }
-}
-
-// What student and teacher wrote on, the newest evaluation first.
-function showSamples(samples) {
-  const part = (name, text) => [make("dt", { textContent: name }), make("dd", { textContent: text })];
-  const items = samples.reverse().map((sample) => make(
-    "li",
-    {},
-    make("p", {}, make("b", { textContent: `Step ${count(sample.step)}` })),
-    make(
-      "dl",
-      {},
-      ...part("Prompt", sample.prompt),
-      ...part("Student", sample.student),
-      ...(sample.teacher === null ? [] : part("Teacher", sample.teacher)),
-    ),
-  ));
-  const none = make("li", { textContent: "None. The prompts are evaluation.prompts of the spec." });
-  byId("tab-samples").replaceChildren(...(items.length > 0 ? items : [none]));
-}
-
-function eventText(entry) {
-  if (entry.kind === "state") {
-    const parts = [make("b", { textContent: STATES[entry.state] })];
-    if (entry.message ?? entry.reason) parts.push(` \u2013 ${entry.message ?? entry.reason}`);
-    return parts;
-  }
-  const details = Object.entries(entry.details).map(([name, value]) => {
-    const shown = typeof value === "object" && value !== null ? JSON.stringify(value) : value;
-    return `${name.replaceAll("_", " ")} ${shown}`;
-  });
-  const text = [entry.message, ...details].filter(Boolean).join(", ");
-  const kind = entry.kind.replaceAll("_", " ");
-  return [make("b", { textContent: kind[0].toUpperCase() + kind.slice(1) }), text ? ` \u2013 ${text}` : ""];
 }
 
 function confirmed(title, text, yes) {

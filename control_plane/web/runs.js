@@ -4,6 +4,7 @@ import { onSchemeChange, paintLine } from "./chart.js";
 import { byId, setText, show } from "./dom.js";
 import {
   STATES, count, dateTime, duration, explanation, isActive, learnsFrom, loss, percent,
+  studentOf,
 } from "./format.js";
 
 export class RunList {
@@ -49,6 +50,7 @@ export class RunList {
       name: part(".name"),
       id: part(".run-id"),
       pill: part(".pill"),
+      student: part(".student"),
       learns: part(".learns"),
       bar: part(".bar i"),
       steps: part(".steps"),
@@ -85,6 +87,7 @@ export class RunList {
     row.element.title = `Created ${dateTime(run.created_at)}`;
     setText(row.pill, STATES[run.state]);
     row.pill.dataset.state = run.state;
+    setText(row.student, studentOf(run));
     setText(row.learns, learnsFrom(run));
     row.bar.style.width = `${Math.min(100, (100 * run.step) / run.steps)}%`;
     setText(row.steps, `${count(run.step)} / ${count(run.steps)}`);

@@ -56,11 +56,10 @@ def open_page(page, service, path: str = "/") -> None:
 
 def points(page) -> dict[str, int]:
     """Returns the number of drawn points of each line, by run name."""
-    items = page.locator("#legend li")
-    return {
-        item.locator(".legend-name").inner_text(): int(item.get_attribute("data-points") or 0)
-        for item in items.all()
-    }
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("#legend li")].map((item) => [
+            item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
+    )
 
 
 def colored_pixels(page) -> int:
@@ -137,7 +136,7 @@ def test_a_run_is_stopped_after_a_question_and_resumed(page, home):  # noqa: F81
     page.get_by_role("button", name="Resume the run").click()
     wait_for(lambda: state.inner_text() == "Running")
     events = page.locator("#tab-events")
-    wait_for(lambda: "Stopped" in events.inner_text() and "Checkpoint" in events.inner_text())
+    wait_for(lambda: "Stopped" in events.inner_text() and "heckpoint" in events.inner_text())
     page.get_by_role("tab", name="Spec").click()
     wait_for(lambda: "learning_rate: 0.0001" in page.locator("#tab-spec").inner_text())
     page.keyboard.press("Escape")
@@ -180,7 +179,7 @@ def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noq
         evaluated = {"loss/val": 2.0, "val/kl": 1 / step, "val/top1_agreement": step / 10}
         append_json_line(path, {"step": step, **(evaluated if step % 2 else {})})
     open_page(page, service)
-    for name, last in (("KL to teacher", "0.1429"), ("Agreement", "0.7000")):
+    for name, last in (("KL to teacher", "0.1429"), ("Agreement", "70.0\N{THIN SPACE}%")):
         page.get_by_role("radio", name=name).click()
         value = page.locator(".legend-value")
         wait_for(lambda: value.all_inner_texts() == [last])  # noqa: B023 - called at once

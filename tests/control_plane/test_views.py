@@ -1,0 +1,16 @@
+"""What is shown of a run that only its spec says."""
+
+from control_plane.views import run_view
+
+
+def test_a_student_is_shown_with_what_is_made_of_its_model(bench):
+    made = {"init": "tiny", "keep_every_nth_layer": 2, "lora": {"rank": 8}}
+    shown = [
+        run_view(bench.create(student=student), 0.0, {})
+        for student in (made, {"init": "tiny"}, {"config": "tiny"})
+    ]
+    assert [(run.student, run.keep_every_nth_layer, run.lora_rank) for run in shown] == [
+        ("tiny", 2, 8),
+        ("tiny", None, None),
+        ("tiny", None, None),
+    ]
