@@ -2,11 +2,14 @@
 
 Legend: P parameters, of which T are trained; L layers, h hidden size, m width of the MLP, q and k
 widths of queries and keys, a heads; V vocabulary, S tokens of a row, B rows of a micro-batch, n
-tokens of a chunk, R devices that share the run.
+tokens of a chunk, R devices that share the run; O parameters in no layer (embedding, norm, head),
+Y those of the largest layer.
 
     parameters   4 P / R                   float32
     gradients    4 T / R                   float32
     optimizer    8 T / R                   AdamW's two moments
+    gathered     4 (O + Y) + 4 min(T, O + Y)    with R > 1: what is whole on each device in forward
+                                           and backward, and its gradients, beside its share
     activations  as activation_bytes says
     objective    4 (4 n V + V h)           a chunk's logits and what is made of them; the head's
                                            gradient
@@ -16,8 +19,7 @@ tokens of a chunk, R devices that share the run.
 The first three and the head are there at every optimizer step, so they are certain. Activations are
 gone by then, so the total is more than the tensors of the peak: 1.07 to 1.20 times them for Qwen2
 of 28 M parameters (benchmarks/memory_estimate.py). On the CPU a process holds up to twice its
-tensors, because glibc keeps what is freed. With R > 1 the embedding and the layer at work are whole
-on each device, beside its share.
+tensors, because glibc keeps what is freed.
 """
 
 from dataclasses import dataclass, fields
@@ -38,6 +40,8 @@ class ModelShape:
         num_trainable: those with a gradient.
         mlp_size: width of the MLP, times the experts that a token goes through.
         query_size: heads times their width; `key_size` the same of keys, or of values.
+        num_outside: O, parameters that are in no layer.
+        num_largest_layer: Y, parameters of the largest layer.
         keeps_scores: attention keeps its [heads, S, S] scores for the backward pass: no fused
             kernel, or dropout on them.
     """
@@ -51,6 +55,8 @@ class ModelShape:
     key_size: int
     num_heads: int
     vocab_size: int
+    num_outside: int
+    num_largest_layer: int
     keeps_scores: bool = False
 
 
@@ -88,6 +94,7 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     teacher_head: int
+    gathered: int
     activations: int
     objective: int
     answers: int
@@ -100,7 +107,7 @@ class MemoryEstimate:
     @property
     def on_device(self) -> int:
         """All but the answers."""
-        return self.certain + self.activations + self.objective
+        return self.certain + self.gathered + self.activations + self.objective
 
     @property
     def total(self) -> int:
@@ -114,6 +121,8 @@ class MemoryEstimate:
 
 def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
     """Returns what a device needs for one step of a run."""
+    gathered = shape.num_outside + shape.num_largest_layer
+    gathered += min(gathered, shape.num_trainable)
     head_gradient = FLOAT32_BYTES * shape.vocab_size * shape.hidden_size
     chunk_tokens = min(computed.chunk_tokens, computed.sequences * computed.seq_len)
     chunk = FLOAT32_BYTES * CHUNK_TENSORS * chunk_tokens * shape.vocab_size
@@ -122,6 +131,7 @@ def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
         gradients=_shared(FLOAT32_BYTES * shape.num_trainable, computed.devices),
         optimizer=_shared(ADAMW_BYTES * shape.num_trainable, computed.devices),
         teacher_head=computed.head_bytes,
+        gathered=FLOAT32_BYTES * gathered if computed.devices > 1 else 0,
         activations=activation_bytes(shape, computed),
         objective=chunk + head_gradient,
         answers=computed.answer_bytes * (computed.steps_ahead + 1),

@@ -20,6 +20,7 @@ from student_trainer.batch_sources import Batch
 from student_trainer.model_shape import shape_of
 from student_trainer.objective import auto_chunk_tokens
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
+from student_trainer.ranks import local_ranks
 from student_trainer.run_parts import Teaching
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation, TargetsProvider
@@ -112,10 +113,11 @@ def check_before_training(
     """
     estimate = memory_needed(spec, shape_of(student.model), model, device)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
-    # On the CPU all processes of the run are about here, and each holds as much.
-    held *= 1 if device.type == "cuda" else spec.device.count
+    # On the CPU all of this machine's processes of the run are about here, and hold as much each.
+    processes = local_ranks()
+    held *= 1 if device.type == "cuda" else processes
     found: dict[str, Any] = {
-        "memory": require_memory(estimate, free_memory(device, held), spec.device.count)
+        "memory": require_memory(estimate, free_memory(device, held), processes)
     }
     if teaching is None or model is None or spec.teacher is None or not asks_teacher:
         return found

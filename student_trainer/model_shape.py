@@ -14,6 +14,7 @@ from lectern_common.memory_estimate import ModelShape
 from lectern_common.spec_sections import StudentSpec
 from lectern_models.loading import build_causal_lm
 from student_trainer.lora import add_adapters
+from student_trainer.sharding import layers_of
 
 # An MLP's width, by whoever names it; four times the hidden size where nobody does.
 _MLP_SIZES = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
@@ -29,6 +30,8 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     mlp = next((getattr(config, name) for name in _MLP_SIZES if getattr(config, name, None)), None)
     layers = _layers(model)
+    in_layers = [{p: p.numel() for p in layer.parameters()} for layer in layers_of(model)]
+    shared_out = {p for layer in in_layers for p in layer}
     dropout = any(getattr(config, name, 0.0) for name in _ATTENTION_DROPOUTS)
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in parameters),
@@ -40,6 +43,8 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         key_size=key_heads * head_size,
         num_heads=heads,
         vocab_size=int(config.vocab_size),
+        num_outside=sum(p.numel() for p in parameters if p not in shared_out),
+        num_largest_layer=max((sum(layer.values()) for layer in in_layers), default=0),
         keeps_scores=model.config._attn_implementation == "eager" or dropout,
     )
 

@@ -20,7 +20,7 @@ def shard(student: nn.Module, mesh: DeviceMesh) -> None:
     What is gathered together: each layer, that is each child of an outermost nn.ModuleList, and
     whatever is in none (embedding, norm, head), which stays whole through forward and backward.
     """
-    for layer in _layers(student):
+    for layer in layers_of(student):
         fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     for module in student.modules():
@@ -68,7 +68,8 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def _layers(root: nn.Module) -> list[nn.Module]:
+def layers_of(root: nn.Module) -> list[nn.Module]:
+    """Returns the children of every outermost nn.ModuleList."""
     if isinstance(root, nn.ModuleList):
         return list(root)
-    return [layer for child in root.children() for layer in _layers(child)]
+    return [layer for child in root.children() for layer in layers_of(child)]

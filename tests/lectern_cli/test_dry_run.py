@@ -23,6 +23,8 @@ SHAPE = {
     "key_size": 8,
     "num_heads": 4,
     "vocab_size": 40,
+    "num_outside": 640,
+    "num_largest_layer": 560,
     "keeps_scores": False,
 }
 LOOKED: dict[str, Any] = {

@@ -20,6 +20,8 @@ SHAPE = ModelShape(
     key_size=3,
     num_heads=2,
     vocab_size=11,
+    num_outside=100,
+    num_largest_layer=450,
 )
 # 2 x 8 tokens, in chunks of 6.
 COMPUTED = Computation(sequences=2, seq_len=8, chunk_tokens=6)
@@ -35,6 +37,7 @@ def test_every_part_is_what_a_pencil_gives() -> None:
         "gradients": 3600,
         "optimizer": 7200,
         "teacher_head": 440,
+        "gathered": 0,
         "activations": 4 * 16 * (2 * numbers_a_layer + 5 * 4),
         "objective": 4 * (4 * 6 * 11 + 11 * 4),
         "answers": 2000,
@@ -50,6 +53,16 @@ def test_devices_share_parameters_gradients_and_moments_and_nothing_else() -> No
     assert [shared[name] for name in ("parameters", "gradients", "optimizer")] == [1334, 1200, 2400]
     for name in ("teacher_head", "activations", "objective"):
         assert shared[name] == alone[name]
+
+
+def test_each_of_several_devices_holds_what_it_works_on_whole_beside_its_share() -> None:
+    shared = estimate_memory(SHAPE, replace(COMPUTED, devices=3))
+    assert shared.gathered == 4 * (100 + 450) + 4 * (100 + 450)
+    rest = sum(shared.parts().values()) - shared.gathered - shared.answers
+    assert shared.on_device == rest + shared.gathered
+    assert shared.certain == 1334 + 1200 + 2400  # an update is made on shares alone
+    adapters = estimate_memory(replace(SHAPE, num_trainable=10), replace(COMPUTED, devices=3))
+    assert adapters.gathered == 4 * (100 + 450) + 4 * 10
 
 
 def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:

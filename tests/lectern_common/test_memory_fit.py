@@ -13,6 +13,7 @@ NEEDS = MemoryEstimate(
     gradients=1 * GIB,
     optimizer=2 * GIB,
     teacher_head=0,
+    gathered=0,
     activations=3 * GIB,
     objective=1 * GIB,
     answers=1 * GIB,

@@ -20,6 +20,8 @@ SHAPE = ModelShape(
     key_size=3,
     num_heads=2,
     vocab_size=100,
+    num_outside=400,
+    num_largest_layer=2300,
 )
 MODEL = teacher_pb2.Model(
     hidden_size=64,

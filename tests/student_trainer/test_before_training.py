@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lectern_common.errors import Misconfigured
 from lectern_common.memory_estimate import MemoryEstimate
 from lectern_common.memory_fit import GIB, FreeMemory
-from student_trainer.before_training import free_memory, require_memory
+from student_trainer.batch_sources import Batch
+from student_trainer.before_training import check_before_training, free_memory, require_memory
+from student_trainer.students import CausalStudent
 from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, status_of, trained
 from tests.student_trainer.wire_teacher import Serving, WireTeacher
 
@@ -18,6 +21,7 @@ ESTIMATE = MemoryEstimate(
     gradients=1 * GIB,
     optimizer=2 * GIB,
     teacher_head=1 * GIB,
+    gathered=0,
     activations=3 * GIB,
     objective=1 * GIB,
     answers=0,
@@ -55,6 +59,35 @@ def test_what_the_run_holds_already_counts_as_free() -> None:
     cpu = torch.device("cpu")
     assert free_memory(cpu, 1 << 50).device_bytes > 1 << 50
     assert free_memory(cpu).is_host
+
+
+@pytest.mark.parametrize("here", [1, 2])
+def test_the_hosts_memory_is_shared_by_the_ranks_of_this_machine_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch, here: int
+) -> None:
+    """Of four in all: torchrun has put the others on other machines."""
+    cpu, held = torch.device("cpu"), list[int]()
+    student = CausalStudent.from_pretrained(home.model("counted"), cpu)
+    bytes_of_one = 4 * sum(p.numel() for p in student.parameters())
+
+    def room_for_the_shares_of_one(_device: torch.device, held_bytes: int) -> FreeMemory:
+        held.append(held_bytes)
+        return FreeMemory("cpu", bytes_of_one + 8, bytes_of_one + 8)
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.setattr("student_trainer.before_training.free_memory", room_for_the_shares_of_one)
+    spec = home.spec("counted", device={"kind": "cpu", "count": 4})
+    rows = Batch(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64))
+
+    def check() -> None:
+        check_before_training(spec, student, None, None, lambda _: rows, cpu, asks_teacher=False)
+
+    if here == 1:
+        check()  # a quarter of parameters, gradients and two moments
+    else:
+        with pytest.raises(Misconfigured, match="the student takes"):
+            check()
+    assert held == [here * bytes_of_one]
 
 
 def test_an_assembled_run_tells_its_memory_and_what_the_teacher_was_probed_for(home: Home) -> None:

@@ -81,6 +81,8 @@ def test_a_shape_is_read_off_the_model_as_it_is_now(tmp_path: Path) -> None:
     assert whole.num_parameters == whole.num_trainable == trained.num_parameters()
     assert (whole.query_size, whole.key_size, whole.mlp_size) == (32, 16, 80)
     assert (whole.num_layers, whole.vocab_size, whole.keeps_scores) == (3, 97, False)
+    assert whole.num_outside == 97 * 32 + 32  # the tied embedding once, and the last norm
+    assert whole.num_parameters == whole.num_outside + 3 * whole.num_largest_layer
 
     trained.model.embed_tokens.requires_grad_(False)
     del trained.model.layers[2]
