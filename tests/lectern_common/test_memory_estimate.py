@@ -57,12 +57,10 @@ def test_devices_share_parameters_gradients_and_moments_and_nothing_else() -> No
 
 def test_each_of_several_devices_holds_what_it_works_on_whole_beside_its_share() -> None:
     shared = estimate_memory(SHAPE, replace(COMPUTED, devices=3))
-    assert shared.gathered == 4 * (100 + 450) + 4 * (100 + 450)
+    assert shared.gathered == 4 * (100 + 450)
     rest = sum(shared.parts().values()) - shared.gathered - shared.answers
     assert shared.on_device == rest + shared.gathered
     assert shared.certain == 1334 + 1200 + 2400  # an update is made on shares alone
-    adapters = estimate_memory(replace(SHAPE, num_trainable=10), replace(COMPUTED, devices=3))
-    assert adapters.gathered == 4 * (100 + 450) + 4 * 10
 
 
 def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:
