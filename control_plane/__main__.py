@@ -1,7 +1,6 @@
 """`python -m control_plane`: one control plane on one address."""
 
 import argparse
-import ipaddress
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from control_plane.launcher import TRAINER_ARGV
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
+from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
@@ -26,7 +26,6 @@ from lectern_common.run_folder import write_atomic
 from lectern_common.secret_files import SecretFiles
 
 SHUTDOWN_SECONDS = 3
-MIN_TOKEN_CHARACTERS = 16
 MAX_HEADER_BYTES = 16 * 1024
 
 _log = structlog.get_logger()
@@ -95,8 +94,8 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     port_file: Path | None = options.port_file
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
-    token = None if options.token_file is None else _token(options.token_file)
-    if token is None and not options.published_on_loopback and not _is_loopback(host):
+    token = None if options.token_file is None else read_token_file(options.token_file)
+    if token is None and not options.published_on_loopback and not is_loopback(host):
         raise Misconfigured(
             f"--bind {options.bind} is reachable from other machines: give --token-file FILE, or "
             "bind to 127.0.0.1"
@@ -190,27 +189,6 @@ def _address(text: str) -> tuple[str, int]:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host.lower()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _token(path: Path) -> str:
-    try:
-        token = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise Misconfigured(f"cannot read --token-file {path}: {why}") from None
-    if len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable() or " " in token:
-        raise Misconfigured(
-            f"--token-file {path} must hold one token of {MIN_TOKEN_CHARACTERS} characters or "
-            "more, without spaces"
-        )
-    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

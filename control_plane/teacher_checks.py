@@ -4,7 +4,6 @@ Nothing here waits on the event loop: probes run in threads, each with a deadlin
 """
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from control_plane.devices import Devices
 from control_plane.teacher_secrets import OPTIONS, require_secrets_known
 from control_plane.views import TeacherView
+from lectern_common.callers import is_loopback
 from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated, Untrusted
 from lectern_common.preflight import require_startable
 from lectern_common.roots import Roots
@@ -189,15 +189,8 @@ def _warning(address: str, facts: Mapping[str, Any], has_gpu: bool) -> str | Non
 
     A large teacher on the CPU is hundreds of times too slow, and looks like it works.
     """
+    host = address.rpartition(":")[0].strip("[]")
     on_cpu = str(facts.get("device", "")).startswith("cpu") and facts.get("engine") != "fixture"
-    if not (on_cpu and has_gpu and _is_loopback(address)):
+    if not (on_cpu and has_gpu and is_loopback(host)):
         return None
     return "It runs on the CPU while this machine has a GPU; start it with --device cuda"
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

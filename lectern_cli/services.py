@@ -1,5 +1,6 @@
 """A teacher server and a control plane as children of this process: what `lectern up` runs."""
 
+import errno
 import socket
 import sys
 import tempfile
@@ -172,9 +173,10 @@ def require_free(address: str, option: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            what = f"{error.strerror}{_holder(port)}; end it, or" if taken else f"{error.strerror};"
             raise Misconfigured(
-                f"cannot listen on {address}: {error.strerror}{_holder(port)}; end it, or set "
-                f"{option} (port 0 takes a free one)"
+                f"cannot listen on {address}: {what} set {option} (port 0 takes a free one)"
             ) from None
 
 

@@ -1,6 +1,7 @@
 """`lectern up`: teacher server and control plane in one terminal."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,8 @@ def up(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The teacher: a model folder or a hub id; not needed with --engine fixture.",
+            help="The teacher: a folder, a name under the models root, or a hub id; not needed "
+            "with --engine fixture.",
             show_default=False,
         ),
     ] = None,
@@ -103,10 +105,12 @@ def up(
     if any(tls) and not all(tls):
         raise typer.BadParameter("set all three", param_hint="--teacher-tls-cert, -key and -ca")
     roots = roots_of(home)
+    teacher_token = None if teacher_token_file is None else roots.secrets / teacher_token_file
+    _require_callers_known(teacher_bind, teacher_token, bind, token_file, context.args)
     with signals_interrupt():
         try:
             with services(
-                model=model,
+                model=model and _found_model(model, roots.models),
                 engine=engine,
                 roots=roots,
                 logs=logs_of(home),
@@ -116,7 +120,7 @@ def up(
                 threads=threads,
                 teacher_options=given(
                     {
-                        "--token-file": teacher_token_file and roots.secrets / teacher_token_file,
+                        "--token-file": teacher_token,
                         "--tls-cert": teacher_tls_cert and roots.secrets / teacher_tls_cert,
                         "--tls-key": teacher_tls_key and roots.secrets / teacher_tls_key,
                         "--vocab-size": vocab_size,
@@ -138,6 +142,52 @@ def up(
                 _stay(running, quiet=quiet)
         except KeyboardInterrupt:
             console.note("ended")
+
+
+def _found_model(name: str, models: Path) -> str:
+    """Returns the folder or file of that name here, else under the models root, else a hub id."""
+    below = models / name
+    return str(below) if not Path(name).exists() and below.exists() else name
+
+
+def _require_callers_known(
+    teacher_bind: str,
+    teacher_token: Path | None,
+    bind: str,
+    token_file: Path | None,
+    teacher_words: Sequence[str],
+) -> None:
+    """Returns where either is for this machine alone, or has a token that can be used.
+
+    Both servers would say so themselves, the control plane minutes later: once a model is loaded.
+
+    Args:
+        teacher_words: further options of the teacher, which may tell it otherwise who calls.
+
+    Raises:
+        Misconfigured: naming the option to set.
+    """
+    from lectern_cli.services import split_address
+    from lectern_common.callers import is_loopback, read_token_file
+    from lectern_common.errors import Misconfigured
+
+    if teacher_token is not None:
+        read_token_file(teacher_token, "--teacher-token-file")
+    elif not is_loopback(split_address(teacher_bind, "--teacher-bind")[0]) and not any(
+        word.startswith(("--token-file", "--tls-client-ca")) for word in teacher_words
+    ):
+        raise Misconfigured(
+            f"--teacher-bind {teacher_bind} can be reached from other machines, and anyone may "
+            "call: make a token (lectern token create teacher) and set --teacher-token-file "
+            "teacher, or bind 127.0.0.1"
+        )
+    if token_file is not None:
+        read_token_file(token_file)
+    elif not is_loopback(split_address(bind, "--bind")[0]):
+        raise Misconfigured(
+            f"--bind {bind} can be reached from other machines, and anyone may steer the runs: set "
+            "--token-file to a file with a token, or bind 127.0.0.1"
+        )
 
 
 def wait_notes() -> "OnWait":

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from teacher_server.auth import (
     callers_text,
-    is_loopback,
     plaintext_warning,
-    read_token_file,
     require_callers_known,
 )
 from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text

@@ -5,19 +5,15 @@ every caller in; with --tls-client-ca it lets in holders of a certificate alone 
 """
 
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 
+from lectern_common.callers import is_loopback
 from lectern_common.errors import Misconfigured, Unauthenticated
 from lectern_common.teacher_channel import REASON_KEY
 from teacher_server.tls import ServerTls
-
-MIN_TOKEN_CHARACTERS = 16
-_MAX_TOKEN_FILE_BYTES = 4096
 
 # Probes carry no token, and learn nothing but that the server is up.
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
@@ -26,28 +22,6 @@ _DENIED = (
     "this teacher wants a bearer token: set teacher.token_file to a file that holds the one the "
     "server was started with"
 )
-
-
-def read_token_file(path: Path) -> str:
-    """Returns the token in a file, white space around it removed.
-
-    Raises:
-        Misconfigured: it cannot be read, or holds no usable token. The token is in no message.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_TOKEN_FILE_BYTES + 1)
-        token = text.decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise Misconfigured(f"cannot read --token-file {path}: {why}") from None
-    printable = token.isprintable() and " " not in token
-    if len(text) > _MAX_TOKEN_FILE_BYTES or len(token) < MIN_TOKEN_CHARACTERS or not printable:
-        raise Misconfigured(
-            f"--token-file {path} must hold one token of {MIN_TOKEN_CHARACTERS} characters or more;"
-            f" make one with: openssl rand -hex 32 > {path}"
-        )
-    return token
 
 
 def require_callers_known(
@@ -85,16 +59,6 @@ def plaintext_warning(host: str, token: str | None, tls: ServerTls | None) -> st
         "WARNING: TOKEN AND DATA TRAVEL UNENCRYPTED TO OTHER MACHINES; set --tls-cert and "
         "--tls-key, unless the network is private"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether only this machine reaches the host, a name or an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whatever it resolves to
-        return False
 
 
 class BearerTokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

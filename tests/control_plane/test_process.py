@@ -299,26 +299,6 @@ def test_an_address_beyond_loopback_needs_a_token(home):
     assert "--token-file" in refused("--bind", "0.0.0.0:0", "--home", str(home))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_known(host):
-    assert main_module._is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
-def test_what_is_beyond_loopback_is_known(host):
-    assert not main_module._is_loopback(host)
-
-
-@pytest.mark.parametrize("text", ["short", "with a space in it, yes", "", "\xfc" * 20])
-def test_a_token_file_without_a_good_token_is_refused(tmp_path, text):
-    (tmp_path / "token").write_text(text)
-    with pytest.raises(Misconfigured, match="--token-file") as caught:
-        main_module._token(tmp_path / "token")
-    assert not text or text not in str(caught.value)
-    with pytest.raises(Misconfigured, match="cannot read --token-file"):
-        main_module._token(tmp_path / "none")
-
-
 @pytest.mark.parametrize("bind", ["8080", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", ":80"])
 def test_an_address_that_is_none_is_told(bind):
     with pytest.raises(Misconfigured, match="is not HOST:PORT"):

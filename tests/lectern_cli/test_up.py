@@ -82,7 +82,47 @@ def test_what_follows_two_dashes_goes_to_the_teacher(tmp_path, stand_ins):
     assert started.endswith("--mode throughput")
 
 
+def test_a_model_is_looked_for_under_the_models_root(tmp_path, stand_ins):
+    (tmp_path / "models/team/small").mkdir(parents=True)
+    with start(tmp_path, "--model", "team/small") as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert f"--model {tmp_path}/models/team/small" in log(tmp_path, "teacher-server")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--teacher-bind", "0.0.0.0:0"], "set --teacher-token-file teacher, or bind 127.0.0.1"),
+        (["--teacher-token-file", "gone"], "cannot read --teacher-token-file {home}/secrets/gone"),
+        (["--bind", "0.0.0.0:0"], "set --token-file to a file with a token, or bind 127.0.0.1"),
+        (["--token-file", "gone"], "cannot read --token-file gone: No such file"),
+    ],
+)
+def test_callers_that_nobody_knows_are_refused_before_anything_starts(
+    lectern, tmp_path, stand_ins, options, said
+):
+    ended = lectern("up", "--model", "some/model", "--home", tmp_path, *options)
+    assert ended.code == 2
+    assert said.format(home=tmp_path) in ended.err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_teacher_that_knows_its_callers_otherwise_may_be_bound_beyond_loopback(
+    tmp_path, stand_ins
+):
+    options = ("--teacher-bind", "0.0.0.0:0", "--", "--tls-client-ca", "ca.pem")
+    with start(tmp_path, "--model", "m", *options) as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+
 def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/teacher.token").write_text("0123456789abcdef")
     with start(tmp_path, "--model", "m", "--teacher-token-file", "teacher.token") as command:
         assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
         command.send_signal(signal.SIGINT)

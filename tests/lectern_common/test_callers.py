@@ -1,0 +1,33 @@
+"""Who is on this machine, and what is a token."""
+
+from pathlib import Path
+
+import pytest
+
+from lectern_common.callers import is_loopback, read_token_file
+from lectern_common.errors import Misconfigured
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_is_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
+def test_what_is_beyond_loopback_is_known(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_a_token_is_read_without_the_space_around_it(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(" " + "a" * 16 + "\n")
+    assert read_token_file(path) == "a" * 16
+
+
+@pytest.mark.parametrize("text", ["a" * 15, "two words in one file", "", "\xfc" * 20, "a" * 5000])
+def test_what_is_no_token_is_refused_by_the_option_and_not_shown(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file"
+    path.write_text(text)
+    with pytest.raises(Misconfigured, match=f"--some-file {path}") as refused:
+        read_token_file(path, "--some-file")
+    assert not text or text not in str(refused.value)
