@@ -4,11 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from lectern_common.errors import Misconfigured, NotFound
+from lectern_common.shards import MANIFEST_NAME
 from lectern_models.gguf_file import GgufFile
 
+CONFIG_NAME = "config.json"
 # What a model is made of, and nothing that could run: no .bin, no .pt, no .py.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
 # Folders (original weights, other formats) and unsplit copies of the weights.
@@ -41,16 +50,23 @@ class ModelFolder:
         return f"{name}/{self.gguf_file}" if self.revision else self.gguf_file
 
 
-def find_model(name: str, revision: str | None = None, gguf_file: str | None = None) -> ModelFolder:
+def find_model(
+    name: str,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    *,
+    field: str = "--model",
+) -> ModelFolder:
     """Returns the folder of a model, downloading a hub id that is not in the local hub cache.
 
     Args:
         name: an existing folder, a .gguf file, or a hub id like "Qwen/Qwen2.5-Coder-7B-Instruct".
         revision: hub commit, tag or branch; the result says which commit that is.
         gguf_file: name of a GGUF file in the folder or in the hub's model.
+        field: what named it, for messages.
 
     Raises:
-        NotFound: there is no such folder or file, nor such a model on the hub.
+        NotFound: there is no such folder or file, it is none of a model, nor has the hub one.
         Misconfigured: a revision was asked of a folder, or a GGUF file of a GGUF file.
     """
     here = Path(name)
@@ -65,35 +81,67 @@ def find_model(name: str, revision: str | None = None, gguf_file: str | None = N
     if gguf_file is not None and (Path(gguf_file).name != gguf_file or set("*?[") & set(gguf_file)):
         raise Misconfigured(f"--gguf-file {gguf_file} is not the name of a file")
     if here.is_dir():
+        if gguf_file is None and not (here / CONFIG_NAME).exists():
+            raise NotFound(f"{field} {name} {_no_model(here)}")
         folder = ModelFolder(here.resolve(), name, gguf_file=gguf_file or "")
     else:
-        path = _snapshot(name, revision, [gguf_file] if gguf_file else _HUB_FILES)
+        path = _snapshot(name, revision, [gguf_file] if gguf_file else _HUB_FILES, field)
         folder = ModelFolder(path, name, path.name, gguf_file or "")
     if gguf_file and not (folder.path / gguf_file).is_file():
         raise NotFound(f"{name} has no file {gguf_file}")
     return folder
 
 
-def find_on_hub(name: str, revision: str | None = None) -> ModelFolder:
+def _no_model(folder: Path) -> str:
+    """Returns what a folder without a config.json is."""
+    if (folder / MANIFEST_NAME).exists():
+        return f"is a dataset (it has a {MANIFEST_NAME} of token shards); name a model's folder"
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf:
+        return f"has no {CONFIG_NAME}; name the GGUF file itself: {folder / gguf[0]}"
+    return f"has no {CONFIG_NAME}: it is no model's folder"
+
+
+def find_on_hub(name: str, revision: str | None, field: str) -> ModelFolder:
     """Returns the folder of a hub id as find_model does, whatever lies here under that name.
 
     Raises:
         NotFound: the hub has no such model, or no such revision.
     """
-    path = _snapshot(name, revision, _HUB_FILES)
+    path = _snapshot(name, revision, _HUB_FILES, field)
     return ModelFolder(path, name, path.name)
 
 
-def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
+def _snapshot(name: str, revision: str | None, files: list[str], field: str) -> Path:
     """Returns the folder of the hub's files, named by their commit."""
     try:
         path = snapshot_download(
             name, revision=revision, allow_patterns=files, ignore_patterns=_HUB_FILES_NOT
         )
-    except HFValidationError:
-        raise NotFound(f"no folder {name}, and it is no hub id either") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         what = f"{name} at {revision}" if revision else name
-        first_line = str(error).strip().partition("\n")[0]
-        raise NotFound(f"no folder {name}, and the hub did not give {what}: {first_line}") from None
+        raise NotFound(f"{field} {what} is no folder here, and {_why(error)}") from None
     return Path(path)
+
+
+def _why(error: Exception) -> str:
+    """Returns why the hub did not give a model, and what to do about it."""
+    if isinstance(error, HFValidationError):
+        return "no hub id (OWNER/NAME) either"
+    if isinstance(error, RevisionNotFoundError):
+        return "the hub's model of that name has no such revision"
+    if isinstance(error, GatedRepoError):
+        return (
+            "the hub's model of that name is gated: ask for access on its page, and set HF_TOKEN "
+            "to a token that may read it"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "the hub has no model of that name that it shows to us: correct the name, or set "
+            "HF_TOKEN to a token that may read it"
+        )
+    first_line = str(error).strip().partition("\n")[0]
+    return (
+        f"the hub cannot be asked ({first_line}): check the network and HF_ENDPOINT, or put the "
+        "model's files in a folder under the models root and name that"
+    )

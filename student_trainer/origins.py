@@ -104,8 +104,8 @@ def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) 
     local = resolve_under(roots.models, origin.init, "student.init")
     commit = None if begun is None else begun.get("student_revision")
     if commit is None and local.is_dir():
-        return find_model(str(local), origin.revision)
-    return find_on_hub(origin.init, commit or origin.revision)
+        return find_model(str(local), origin.revision, field="student.init")
+    return find_on_hub(origin.init, commit or origin.revision, "student.init")
 
 
 def _initial_sha256(

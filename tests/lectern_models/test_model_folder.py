@@ -6,10 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from lectern_common.errors import Misconfigured, NotFound
-from lectern_models.model_folder import find_model
+from lectern_models.model_folder import find_model, find_on_hub
 from tests.models import write_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,8 +41,43 @@ def test_a_folder_is_found_and_has_no_revision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/folder/here", "nobody/no-such-model"])
 def test_an_unknown_name_is_not_found(name: str) -> None:
-    with pytest.raises(NotFound, match="no folder"):
-        find_model(name)
+    with pytest.raises(NotFound, match=f"^student.init {name} is no folder here, and "):
+        find_model(name, field="student.init")
+
+
+def test_a_folder_that_is_no_models_is_called_what_it_is(tmp_path: Path) -> None:
+    for name, said in (
+        ("notes.txt", r"has no config\.json: it is no model's folder"),
+        ("tiny.gguf", r"has no config\.json; name the GGUF file itself: .*/tiny\.gguf"),
+        ("manifest.json", r"is a dataset \(it has a manifest\.json of token shards\)"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(NotFound, match=f"^--model {tmp_path} {said}"):
+            find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RepositoryNotFoundError, "correct the name, or set HF_TOKEN"),
+        (GatedRepoError, "is gated: ask for access"),
+        (RevisionNotFoundError, "has no such revision"),
+        (LocalEntryNotFoundError, "cannot be asked (nobody there): check the network"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], said: str
+) -> None:
+    def refusing(*_: object, **__: object) -> str:
+        response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+        extra = {"response": response} if issubclass(error, HfHubHTTPError) else {}
+        raise error("nobody there\nand more", **extra)
+
+    monkeypatch.setattr("lectern_models.model_folder.snapshot_download", refusing)
+    with pytest.raises(NotFound) as refused:
+        find_on_hub("a/b", "v1", "student.init")
+    assert str(refused.value).startswith("student.init a/b at v1 is no folder here, and the hub")
+    assert said in str(refused.value)
 
 
 def test_a_gguf_file_is_found_by_itself_and_in_its_folder(tmp_path: Path) -> None:
@@ -107,6 +150,6 @@ def test_a_gguf_file_of_the_hub_is_named_with_its_model(from_hub: list[list[str]
 
 def test_a_revision_or_a_file_that_is_not_there_is_not_found(from_hub: list[list[str]]) -> None:
     assert from_hub[3][0].startswith(
-        "NotFound: no folder someone/tiny, and the hub did not give someone/tiny at v2.0"
+        "NotFound: --model someone/tiny at v2.0 is no folder here, and the hub cannot be asked ("
     )
     assert from_hub[4] == ["NotFound: someone/tiny has no file other.gguf"]
