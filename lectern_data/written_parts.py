@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.shards import MANIFEST_NAME, ShardManifest
@@ -73,14 +75,14 @@ def write_part(
     used, done, learnt = list[Document](), 0, 0
     total = sum(len(piece.documents) for piece in pieces)
     masked = layout.content.is_chat
+    ends = _Ends(layout.eos_policy, eos, tokenizer.tokenizer if masked else None)
     with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size, masked=masked) as writer:
         for piece in pieces:
             encoded = read_piece(pieces_folder, piece)
             lost = {index for index, _ in encoded.left_out}
             kept = np.array([index not in lost for index in range(len(piece.documents))], bool)
-            is_first = not used
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
-            ids, mask, starts = _laid_out(encoded, kept, layout.eos_policy, eos, is_first=is_first)
+            ids, mask, starts = ends.put_into(encoded, kept)
             writer.append(ids, mask, starts)
             learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
             done += len(piece.documents)
@@ -109,35 +111,69 @@ def write_part(
     return Part(target, len(used), size, manifest.total_tokens, manifest.shard_count, learnt)
 
 
-def _laid_out(
-    encoded: EncodedPiece,
-    kept: npt.NDArray[np.bool_],
-    policy: EosPolicy,
-    eos: int | None,
-    *,
-    is_first: bool,
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
-    """Returns (ids, mask, where documents begin) of a piece, with the end-of-text tokens in it.
+class _Ends:
+    """Puts the end-of-text tokens among documents, piece after piece.
 
-    An end-of-text token belongs to the document that it ends, and is not learnt where there is a
-    mask: an assistant's turn has ended before it. With "between" a piece begins with the one of the
-    document before it, unless it `is_first`. A document without any token has no beginning.
+    One belongs to the document that it ends, and is not learnt where there is a mask: an
+    assistant's turn has ended before it. A chat that its template ends with that token, or with it
+    and white space, gets no second one. With "between", a piece begins with the one that the
+    document before it is owed.
     """
-    lengths = encoded.lengths[kept].astype(np.int64)
-    begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids, mask, before = encoded.ids, encoded.mask, 0
-    if eos is not None and len(lengths):
-        if policy == "after":
-            places = begins[1:]
-        else:
-            places = begins[:-1] if not is_first else begins[1:-1]
-            before = 0 if is_first else 1
-        ids = np.insert(ids, places, np.uint32(eos))
-        mask = None if mask is None else np.insert(mask, places, np.uint8(0))
-        begins = begins + np.arange(len(begins)) + before
-        begins[-1] = len(ids)
-    starts = begins[:-1]
-    return ids, mask, starts[np.diff(begins) > 0]
+
+    def __init__(self, policy: EosPolicy, eos: int | None, chats_of: Tokenizer | None) -> None:
+        """`chats_of` is the tokenizer where documents are chats; None: nothing in a document is a
+        control token.
+        """
+        self._policy = policy
+        self._eos = eos
+        self._chats_of = chats_of
+        self._is_owed = False
+        self._is_blank = lru_cache(self._blank)
+
+    def put_into(
+        self, encoded: EncodedPiece, kept: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
+        """Returns (ids, mask, where the kept documents begin) of a piece with the tokens in it.
+
+        A document without any token has no beginning.
+        """
+        lengths = encoded.lengths[kept].astype(np.int64)
+        begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids, mask = encoded.ids, encoded.mask
+        if self._eos is not None and len(lengths):
+            lacks = self._lacks_end(ids, begins)
+            if self._policy == "after":
+                places = begins[1:][lacks]
+                moved = np.concatenate([[0], np.cumsum(lacks)])
+            else:
+                comes_after = np.concatenate([[self._is_owed], lacks[:-1]])
+                self._is_owed = bool(lacks[-1])
+                places = begins[:-1][comes_after]
+                moved = np.cumsum([*comes_after, False])
+            ids = np.insert(ids, places, np.uint32(self._eos))
+            mask = None if mask is None else np.insert(mask, places, np.uint8(0))
+            begins = begins + moved
+        return ids, mask, begins[:-1][np.diff(begins) > 0]
+
+    def _lacks_end(
+        self, ids: npt.NDArray[np.uint32], begins: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Returns of each document whether it does not end itself."""
+        lacks = np.ones(len(begins) - 1, np.bool_)
+        if self._chats_of is None:
+            return lacks
+        places = np.flatnonzero(ids == self._eos)
+        befores = np.searchsorted(places, begins[1:]) - 1
+        for index, before in enumerate(befores.tolist()):
+            if before >= 0 and places[before] >= begins[index]:
+                behind = ids[places[before] + 1 : begins[index + 1]]
+                lacks[index] = not self._is_blank(tuple(behind.tolist()))
+        return lacks
+
+    def _blank(self, ids: tuple[int, ...]) -> bool:
+        if self._chats_of is None:
+            return not ids
+        return not self._chats_of.decode(list(ids), skip_special_tokens=False).strip()
 
 
 def _producer_sha256(documents: list[Document], layout: Layout) -> str:

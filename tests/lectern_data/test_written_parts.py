@@ -97,6 +97,52 @@ def test_the_mask_beside_the_shards_is_of_what_the_assistant_wrote(tmp_path: Pat
     assert documents_of(tmp_path / "data")[5].startswith("<|im_start|>user\nQuestion 6.<|im_end|>")
 
 
+ENDS_WITH_EOS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
+@pytest.mark.parametrize(
+    ("template", "chat"),
+    [
+        (ENDS_WITH_EOS + PROMPT, "user: Question 0.</s>assistant: Answer 0.</s>"),
+        (
+            ENDS_WITH_EOS.replace("{% endfor", "\n{% endfor") + PROMPT,
+            "user: Question 0.</s>\nassistant: Answer 0.</s>\n",
+        ),
+    ],
+    ids=["at once", "before white space"],
+)
+@pytest.mark.parametrize("policy", ["after", "between", "none"])
+def test_a_chat_that_its_template_ends_is_ended_once(
+    tmp_path: Path, template: str, chat: str, policy: str, piece_bytes: int
+) -> None:
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats", template)
+    settings = {"eos_policy": policy, "piece_bytes": piece_bytes}
+    prepared_chats(source, tokenizer, tmp_path / "data", **settings)
+    numbers = [number for number in range(12) if number != 5]
+    expected = [chat.replace("0", str(number)) for number in numbers]
+    assert documents_of(tmp_path / "data") == expected
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
+def test_chats_that_do_not_end_themselves_are_ended_and_the_others_not(
+    tmp_path: Path, piece_bytes: int
+) -> None:
+    """The template leaves the end out of every chat of an even number."""
+    open_end = ENDS_WITH_EOS.replace(
+        "{{ eos_token }}", "{% if m.content[-2] in '13579' %}{{ eos_token }}{% endif %}"
+    )
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats", open_end + PROMPT)
+    settings: dict[str, Any] = {"piece_bytes": piece_bytes}
+    prepared_chats(source, tokenizer, tmp_path / "after", **settings, eos_policy="after")
+    prepared_chats(source, tokenizer, tmp_path / "between", **settings, eos_policy="between")
+    after = documents_of(tmp_path / "after")
+    assert [text.count("</s>") for text in after] == [1, 2, 1, 2, 1, 1, 2, 1, 2, 1, 2]
+    assert all(text.endswith(".</s>") for text in after)
+    assert documents_of(tmp_path / "between") == after
+
+
 def test_a_run_counts_the_labels_that_the_assistant_wrote(tmp_path: Path) -> None:
     """Label i counts where token i + 1 is the assistant's."""
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
