@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from lectern_data.chat_template import ChatTemplate, Messages, Span
+from lectern_data.chat_template import ChatTemplate, EndlessError, Messages, Span
 from lectern_data.rows import UnusableError
 
 _ASSISTANT = "assistant"
@@ -44,6 +44,9 @@ class ChatEncoder:
 
         The mask is 1 for a token that lies within a turn of the assistant, and for the token that
         ends the turn. No token is added: the template says what begins and ends a chat.
+
+        Raises:
+            EndlessError: the template takes too long on a chat, which the error counts.
         """
         rendered: list[tuple[str, list[Span]] | UnusableError] = []
         for chat in chats:
@@ -51,6 +54,9 @@ class ChatEncoder:
                 rendered.append(self._rendered(json.loads(chat)))
             except UnusableError as error:
                 rendered.append(error)
+            except EndlessError as error:
+                error.chat = len(rendered)
+                raise
         texts = [entry[0] for entry in rendered if not isinstance(entry, UnusableError)]
         encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
         for entry in rendered:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from lectern_data.chat_template import ChatTemplate
+from lectern_common.errors import CorruptData
+from lectern_data.chat_template import ChatTemplate, EndlessError
 from lectern_data.chats import ChatEncoder
 from lectern_data.documents import Document, texts_of
 from lectern_data.pieces import EncodedPiece
@@ -65,11 +66,18 @@ class Encoder:
         """Returns the ids of the documents, read again.
 
         Raises:
-            CorruptData: a file changed since the documents were found.
+            CorruptData: a file changed since the documents were found, or the chat template does
+                not come to an end.
         """
         texts = list(texts_of(documents, self._content))
         if self._chats is not None:
-            return _of_chats(self._chats, texts)
+            try:
+                return _of_chats(self._chats, texts)
+            except EndlessError as error:
+                raise CorruptData(
+                    f"the chat template does not come to an end on {documents[error.chat].name}; "
+                    "mend its loops, or leave that chat out"
+                ) from None
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         parts = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         lengths = np.array([len(part) for part in parts], np.uint32)

@@ -36,9 +36,10 @@ def greeting(files: EncoderFiles, folder: Path) -> str:
 
 
 def order(piece: Piece) -> str:
-    """Returns the line that asks for a piece. Names stay behind: no answer needs them."""
+    """Returns the line that asks for a piece."""
     documents = [
-        (str(entry.path), entry.text_bytes, entry.sha256, entry.place) for entry in piece.documents
+        (entry.name, str(entry.path), entry.text_bytes, entry.sha256, entry.place)
+        for entry in piece.documents
     ]
     return json.dumps({"name": piece.name, "documents": documents}) + "\n"
 
@@ -63,8 +64,8 @@ def main() -> None:
 
 def _answer(encoder: Encoder, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
     documents = [
-        Document("", Path(path), text_bytes, sha256, None if place is None else tuple(place))
-        for path, text_bytes, sha256, place in asked["documents"]
+        Document(name, Path(path), text_bytes, sha256, None if place is None else tuple(place))
+        for name, path, text_bytes, sha256, place in asked["documents"]
     ]
     name = asked["name"]
     try:

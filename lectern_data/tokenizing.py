@@ -6,7 +6,8 @@ the rendering of chats. `make bench ARGS=data` has the figures.
 
 A process that ends is started again and its piece tried anew; the same piece fails the whole after
 a few times. Nothing waits for a process without noticing its end: what it would say comes through a
-pipe that its end closes.
+pipe that its end closes. One that lives and says nothing (it is stopped, or its disk is) is waited
+for, and named every minute.
 """
 
 import json
@@ -20,12 +21,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from lectern_common.errors import LecternError, error_of
 from lectern_data.encoder import Encoder, EncoderFiles
 from lectern_data.piece_worker import greeting, order
 from lectern_data.pieces import Piece, is_done, write_piece
 
 _TRIES = 3
+_SILENCE_SECONDS = 60.0
 
 Said = Piece | str | LecternError
 
@@ -51,7 +55,8 @@ def tokenize(
         folder: exists.
         workers: processes; 1 works in this one.
         on_done: told of each piece, in the order of their ends; what it raises ends the work.
-        on_event: told in a sentence of each process that ended.
+        on_event: told in a sentence of each process that ended, and of those waited for when
+            nothing came for a minute.
 
     Raises:
         LecternError: a document changed, or the same piece ended a process three times.
@@ -88,12 +93,19 @@ def _in_processes(
     for piece in todo:
         waiting.put(piece)
     hands: list[_Worker] = []
-    left = len(todo)
+    left, silent_seconds = len(todo), 0.0
     try:
         for _ in range(workers):
             hands.append(_Worker(greeting(files, folder), waiting, said))
         while left:
-            news = said.get()
+            try:
+                news = said.get(timeout=_SILENCE_SECONDS)
+            except queue.Empty:
+                silent_seconds += _SILENCE_SECONDS
+                awaited = "; ".join(hand.described() for hand in hands if hand.is_at_work)
+                on_event(f"nothing came back for {silent_seconds:.0f} s from {awaited}")
+                continue
+            silent_seconds = 0.0
             if isinstance(news, LecternError):
                 raise news
             if isinstance(news, str):
@@ -120,6 +132,24 @@ class _Worker:
         self._process = self._started()
         self._thread = threading.Thread(target=self._run, daemon=True, name="tokenizing")
         self._thread.start()
+
+    @property
+    def is_at_work(self) -> bool:
+        return self._thread.is_alive()
+
+    def described(self) -> str:
+        """Returns which process it is, how it is, and what to do where it was stopped."""
+        pid = self._process.pid
+        try:
+            is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:  # ended this moment; its end is on the way
+            is_stopped = False
+        if not is_stopped:
+            return f"process {pid}"
+        return (
+            f"process {pid}, which was stopped (kill -CONT {pid} lets it go on; after kill -KILL "
+            f"{pid} another takes its place)"
+        )
 
     def end(self) -> None:
         """Ends the process at once; what it was writing is hidden and never read."""

@@ -1,5 +1,7 @@
 """Many processes, some of them killed: the same bytes, and nothing done twice."""
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import psutil
 import pytest
 
 from lectern_common.errors import Conflict, CorruptData, LecternError
+from lectern_data import chat_template, piece_worker, tokenizing
 from lectern_data.encoder import Encoder, EncoderFiles
 from lectern_data.pieces import Piece, cut
 from lectern_data.prepare import prepare
@@ -19,6 +22,7 @@ from lectern_data.rows import Content
 from lectern_data.scan import scan
 from lectern_data.tokenizer import train_tokenizer
 from lectern_data.tokenizing import tokenize
+from tests.lectern_data.chat_files import CHATML, chats_with_tokenizer
 
 PIECE_BYTES = 2000
 PROGRAM = """
@@ -164,6 +168,78 @@ def test_what_goes_wrong_in_a_process_comes_back_as_itself(corpus: Path, tmp_pat
     (other / "file_07.py").write_text("another text\n")
     with pytest.raises(CorruptData, match=r"file_07\.py changed while it was being read"):
         tokenize(pieces, files, tmp_path, 2)
+
+
+def test_a_process_that_is_stopped_is_named_until_it_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces, files = pieces_of(corpus)
+    started = collected_processes(monkeypatch)
+    monkeypatch.setattr(tokenizing, "_SILENCE_SECONDS", 0.05)
+    events: list[str] = []
+    first = threading.Event()
+
+    def on_done(piece: Piece) -> None:
+        if not first.is_set():
+            first.set()
+            os.kill(started[0].pid, signal.SIGSTOP)
+
+    def on_event(sentence: str) -> None:
+        pid = started[0].pid
+        if f"from process {pid}, which was stopped (kill -CONT {pid} lets" in sentence:
+            events.append(sentence)
+            os.kill(pid, signal.SIGCONT)
+
+    tokenize(pieces, files, tmp_path, 2, on_done, on_event)
+    assert events and events[0].startswith("nothing came back for ")
+    assert all((tmp_path / f"{piece.name}.piece").exists() for piece in pieces)
+    assert len(started) == 2
+
+
+def endless_chats(folder: Path) -> tuple[Path, Path]:
+    """Twelve chats, and a tokenizer whose template never ends on the eighth."""
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0].content == 'Question 7.' %}" + endless + "{% endif %}" + CHATML
+    return chats_with_tokenizer(folder, template)
+
+
+def test_a_template_without_end_is_told_with_the_row_that_it_was_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, tokenizer = endless_chats(tmp_path / "chats")
+    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.1)
+    with pytest.raises(CorruptData, match=r"does not come to an end on chats\.jsonl#8; mend"):
+        prepare(
+            [source],
+            tmp_path / "data",
+            tokenizer=tokenizer,
+            content=Content("messages", is_chat=True),
+            validation_fraction=0,
+            workers=1,
+            piece_bytes=300,
+        )
+
+
+def test_a_process_tells_of_rows_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, tokenizer = endless_chats(tmp_path / "chats")
+    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.1)
+    [template] = json.loads((tokenizer / "tokenizer_config.json").read_text())["chat_template"]
+    content = Content("messages", is_chat=True)
+    files = EncoderFiles(tokenizer / "tokenizer.json", content, template["template"], {})
+    documents, _ = scan([("chats.jsonl", source)], content=content)
+    [piece] = cut(documents, files.sha256(), 1 << 20)
+    told = piece_worker.greeting(files, tmp_path) + piece_worker.order(piece)
+    monkeypatch.setattr("sys.stdin", io.StringIO(told))
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        piece_worker.main()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["name"] == piece.name and answer["reason"] == "corrupt_data"
+    assert "on chats.jsonl#8" in answer["message"]
 
 
 def test_a_damaged_piece_is_made_again(corpus: Path, tmp_path: Path) -> None:
