@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lectern_data.hub import HubDataset
     from lectern_data.prepare import Prepared
     from lectern_data.rows import Content
+    from lectern_data.written_parts import Part
 
 app = command_group("Make datasets.")
 NAMES_SHOWN = 20
@@ -186,12 +187,8 @@ def prepare(
         return
     for part in (prepared.training, prepared.validation):
         if part is not None:
-            print(
-                f"{part.path}: {part.tokens:,} tokens of {part.documents:,} documents "
-                f"({part.text_bytes / part.tokens:.2f} bytes a token), {part.shards} shards"
-                + (f", {part.learnt_tokens:,} tokens of the assistant" if chat else "")
-            )
-    print(f"vocabulary of {prepared.vocab_size}, {prepared.seconds:.1f} s")
+            print(_told(part, chat=chat))
+    print(f"vocabulary of {prepared.vocab_size:,}, {prepared.seconds:,.1f} s")
 
 
 def _output_folder(output: str, home: Path | None) -> Path:
@@ -223,12 +220,25 @@ def _hub_dataset(
     return None
 
 
+def _told(part: "Part", *, chat: bool) -> str:
+    from lectern_data.documents import counted
+
+    learnt = f", {counted(part.learnt_tokens, 'token')} of the assistant" if chat else ""
+    return (
+        f"{part.path}: {counted(part.tokens, 'token')} of {counted(part.documents)} "
+        f"({part.text_bytes / part.tokens:.2f} bytes a token), {counted(part.shards, 'shard')}"
+        f"{learnt}"
+    )
+
+
 def _report_left_out(prepared: "Prepared") -> None:
+    from lectern_data.documents import counted
+
     left_out = prepared.left_out
     if not left_out:
         return
-    console.note(f"left out: {sum(entry.documents for entry in left_out)} documents")
+    console.note(f"left out: {counted(sum(entry.documents for entry in left_out))}")
     for entry in left_out[:NAMES_SHOWN]:
         console.note(f"  {entry.name}: {entry.reason}")
     if len(left_out) > NAMES_SHOWN:
-        console.note(f"  and {len(left_out) - NAMES_SHOWN} more (--json names all)")
+        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json names all)")

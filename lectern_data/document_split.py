@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 
 from lectern_common.errors import InvalidRequest
-from lectern_data.documents import Document
+from lectern_data.documents import Document, counted
 
 
 def split(
@@ -33,7 +33,7 @@ def split(
         drawn += sizes[digest]
     if len(held_out) == len(sizes):
         raise InvalidRequest(
-            f"{len(sizes)} different documents cannot be split by document; give more, or set "
+            f"{counted(len(sizes), 'different document')} cannot be split; give more, or set "
             "--validation-fraction 0 and let the run hold rows out (data.validation_fraction)",
             "validation_fraction",
         )

@@ -1,9 +1,12 @@
 """What is left out of a dataset: named, counted, and only up to a share of the documents."""
 
-from lectern_common.errors import InvalidRequest
-from lectern_data.documents import LeftOut
+import math
 
-MAX_NAMED_FAULTS = 10
+from lectern_common.errors import InvalidRequest
+from lectern_data.documents import LeftOut, counted
+
+MAX_REASONS = 5
+MAX_NAMES = 5
 
 
 class Faults:
@@ -22,17 +25,42 @@ class Faults:
 
     def require_few(self) -> None:
         """Raises InvalidRequest where there are too many, or nothing else."""
-        faults = [entry for entry in self._left_out if entry.is_fault]
-        named = "; ".join(f"{entry.name}: {entry.reason}" for entry in faults[:MAX_NAMED_FAULTS])
-        if len(faults) > MAX_NAMED_FAULTS:
-            named += f"; and {len(faults) - MAX_NAMED_FAULTS} more"
         if not self._usable:
-            raise InvalidRequest(f"no text in the inputs{': ' + named if named else ''}", "inputs")
+            why = f" ({reasons(self._left_out)})" if self._left_out else ""
+            raise InvalidRequest(f"no text in the inputs{why}", "inputs")
+        faults = [entry for entry in self._left_out if entry.is_fault]
         count = sum(entry.documents for entry in faults)
         if count > self._max_fraction * self._total:
+            share = math.ceil(1000 * count / self._total) / 1000
             raise InvalidRequest(
-                f"{count} of {self._total} documents cannot be used, more than "
-                f"--max-fault-fraction {self._max_fraction:g} allows ({named}); leave them out "
-                "with --include or --exclude, or raise it",
+                f"{count:,} of {counted(self._total)} cannot be used, more than "
+                f"--max-fault-fraction {self._max_fraction:g} allows ({reasons(faults)}); "
+                f"{_remedy(faults)}, or set --max-fault-fraction {share:g} to go on without them",
                 "inputs",
             )
+
+
+def reasons(entries: list[LeftOut]) -> str:
+    """Returns the first names under each of the first reasons, and how many there are beside."""
+    named: dict[str, list[str]] = {}
+    for entry in entries:
+        named.setdefault(entry.reason, []).append(entry.name)
+    said = [
+        ", ".join(names[:MAX_NAMES])
+        + (f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else "")
+        + f": {reason}"
+        for reason, names in list(named.items())[:MAX_REASONS]
+    ]
+    if len(named) > MAX_REASONS:
+        said.append(f"and {counted(len(named) - MAX_REASONS, 'other reason')}")
+    return "; ".join(said)
+
+
+def _remedy(faults: list[LeftOut]) -> str:
+    rows = ["#" in entry.name for entry in faults]  # file#row, see Document
+    ways = []
+    if any(rows):
+        ways.append("mend these rows")
+    if not all(rows):
+        ways.append("leave these files out (below folders by --exclude)")
+    return " and ".join(ways)

@@ -8,13 +8,17 @@ a row the one field that is wanted.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lectern_common.errors import LecternError, Misconfigured, NotFound
+from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
+from lectern_data.documents import counted
+from lectern_data.input_files import require_no_dataset
+from lectern_data.rows import Content
 
 # Rows between two notes of how far the stream is.
 _SAVE_EVERY = 1000
@@ -46,7 +50,7 @@ class Fetched:
 
 def fetch(
     dataset: HubDataset,
-    field: str,
+    content: Content,
     folder: Path,
     *,
     load: Callable[[HubDataset], Iterable[Mapping[str, Any]]] | None = None,
@@ -57,32 +61,35 @@ def fetch(
 
     Args:
         dataset: its id, or a local folder.
-        field: of every row this alone is kept; a row without it stays, and is named later.
+        content: of every row its field alone is kept; a row without it stays, and is named later.
         folder: where the file goes; what an earlier call of the same left there is gone on with.
         load: gives the rows in a fixed order; None: the `datasets` library, streaming.
         pin: gives the dataset with a revision that names one state of it; None: asks the hub.
         on_progress: told (rows, rows).
 
     Raises:
+        InvalidRequest: the first row has no such field, or the folder is a dataset already.
         Misconfigured: `datasets` is not installed.
         NotFound: there is no such dataset, config, split or revision, or the hub is out of reach.
         LecternError: the stream broke; what has come is kept.
     """
     dataset = (pin or pinned)(dataset)
-    folder = folder / f"hub-{_identity(dataset, field)}"
+    folder = folder / f"hub-{_identity(dataset, content.field)}"
     folder.mkdir(parents=True, exist_ok=True)
     spool = _Spool(folder)
     name = f"{dataset.name}/{dataset.split}"
     if not spool.is_done:
         rows = (load or load_stream)(dataset)
         try:
-            spool.take(rows, field, on_progress)
+            spool.take(rows, content, on_progress)
         except LecternError:
+            if not spool.rows:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         except Exception as error:  # of the library, its HTTP clients, its readers of files
             raise LecternError(
-                f"{name} broke off after {spool.rows} rows: {_first_line(error)}; what has come is "
-                "kept, so the same command goes on from there"
+                f"{name} broke off after {counted(spool.rows, 'row')}: {_first_line(error)}; what "
+                "has come is kept, so the same command goes on from there"
             ) from None
     return Fetched(name, spool.path, spool.rows, dataset.revision)
 
@@ -92,16 +99,45 @@ def pinned(dataset: HubDataset) -> HubDataset:
     if dataset.is_local:
         if dataset.revision is not None:
             raise NotFound(f"{dataset.name} lies here and has no revisions; leave --hub-revision")
+        require_no_dataset(Path(dataset.name))
         return dataset
     try:
         from huggingface_hub import HfApi
     except ModuleNotFoundError:
         raise Misconfigured(_MISSING) from None
+    client = HfApi()
     try:
-        commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
+        commit = client.dataset_info(dataset.name, revision=dataset.revision).sha
     except Exception as error:  # of the hub's client, of its HTTP client, of a wrong name
-        raise NotFound(f"no dataset {dataset.name} on the hub: {_first_line(error)}") from None
+        raise NotFound(_why_not(dataset, client.endpoint, error)) from None
     return replace(dataset, revision=commit)
+
+
+def _why_not(dataset: HubDataset, hub: str, error: Exception) -> str:
+    """Returns what was asked of whom, why it did not come, and what to try."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = f"dataset {dataset.name}"
+    if isinstance(error, HFValidationError):
+        return f"no folder {dataset.name} here, and it is no id of a hub's dataset (OWNER/NAME)"
+    if isinstance(error, GatedRepoError):
+        return f"{name} is given out by {hub} to those who agreed to its terms; {_TOKEN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"no folder {dataset.name} here, and {hub} shows no {name}; check the spelling "
+            f"(OWNER/NAME), and if it is private, {_TOKEN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} at {hub} has no revision {dataset.revision}; see --hub-revision"
+    return (
+        f"no folder {dataset.name} here, and asking {hub} for {name} failed: {_first_line(error)}; "
+        "check the network (HF_ENDPOINT names another hub), or name a folder that lies here"
+    )
 
 
 def load_stream(dataset: HubDataset) -> Iterable[Mapping[str, Any]]:
@@ -119,7 +155,11 @@ def load_stream(dataset: HubDataset) -> Iterable[Mapping[str, Any]]:
             streaming=True,
         )
     except Exception as error:  # many kinds: of the library, of the hub's client, ValueError
-        raise NotFound(f"cannot open {dataset.name}: {_first_line(error)}") from None
+        config = "" if dataset.config is None else f", configuration {dataset.config}"
+        raise NotFound(
+            f"cannot open {dataset.name}{config}, split {dataset.split}: {_first_line(error)}; "
+            f"--hub-config and --hub-split choose others, and if it is not public, {_TOKEN}"
+        ) from None
     return rows
 
 
@@ -141,14 +181,21 @@ class _Spool:
     def take(
         self,
         stream: Iterable[Mapping[str, Any]],
-        field: str,
+        content: Content,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        """Writes the rows behind those that count. Raises what the stream does."""
+        """Writes the rows behind those that count. Raises what the stream does, and InvalidRequest
+        where the very first lacks the field: so will the rest, and it may be hours of streaming.
+        """
+        field = content.field
         with self.path.open("ab") as file:
             file.truncate(self._state["bytes"])
             file.seek(0, os.SEEK_END)
             for row in self._after(stream):
+                if not self.rows and field not in row:
+                    raise InvalidRequest(
+                        f"the first row has no {field!r}{content.instead(row)}", "hub"
+                    )
                 kept = {field: row[field]} if field in row else {}
                 file.write(json.dumps(kept, default=_no_json).encode() + b"\n")
                 self.rows += 1
@@ -175,6 +222,7 @@ class _Spool:
         hidden.rename(self._state_path)
 
 
+_TOKEN = "set HF_TOKEN to the access token of an account that may read it"  # noqa: S105 - advice
 _MISSING = "a dataset of a hub is read by `datasets`, which is not installed; install lectern[data]"
 
 

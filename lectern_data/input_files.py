@@ -1,11 +1,15 @@
 """The files that `lectern data prepare` is given, in a fixed order."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lectern_common.errors import NotFound
+from lectern_common.errors import InvalidRequest, LecternError, NotFound
+from lectern_common.shards import MANIFEST_NAME, read_manifest
+
+_ENDINGS_NAMED = 8
 
 
 def find_files(
@@ -23,21 +27,83 @@ def find_files(
 
     Raises:
         NotFound: an input does not exist.
+        InvalidRequest: no file below the folders is taken, patterns are given and no folder, or a
+            folder is a dataset already.
     """
-    found = []
+    found = list[tuple[str, Path]]()
+    passed_over = Counter[str]()
+    taken = 0
     for given in inputs:
         if given.is_dir():
             label = given.resolve().name
-            found += [
-                (f"{label}/{relative}", given / relative)
-                for relative in sorted(_files_below(given, exclude))
-                if not include or _matches(relative, include)
-            ]
+            for relative in sorted(_files_below(given, exclude)):
+                if not include or _matches(relative, include):
+                    found.append((f"{label}/{relative}", given / relative))
+                    taken += 1
+                else:
+                    passed_over[Path(relative).suffix] += 1
         elif given.exists():
             found.append((given.name, given))
         else:
             raise NotFound(f"no file or folder {given}")
+    folders = [given for given in inputs if given.is_dir()]
+    within = [path.parent for _, path in found if path.name == MANIFEST_NAME]
+    for folder in folders + within:
+        require_no_dataset(folder)
+    _require_taken(taken, folders, include, exclude, passed_over)
     return found
+
+
+def require_no_dataset(folder: Path) -> None:
+    """Raises InvalidRequest where a folder is what `lectern data prepare` wrote, not its text."""
+    try:
+        read_manifest(folder)
+    except (LecternError, OSError):
+        return
+    raise InvalidRequest(
+        f"{folder} is a prepared dataset already; name it in a run's data.path, or name here the "
+        "text that it was made of",
+        "inputs",
+    )
+
+
+def _require_taken(
+    taken: int,
+    folders: list[Path],
+    include: list[str],
+    exclude: list[str],
+    passed_over: Counter[str],
+) -> None:
+    """Raises InvalidRequest where folders, include and exclude come to nothing."""
+    option, patterns = ("include", include) if include else ("exclude", exclude)
+    asked = " ".join(f"--{option} {pattern!r}" for pattern in patterns)
+    if not folders:
+        if patterns:
+            raise InvalidRequest(
+                f"{asked} has no effect: it chooses among files below folders, and no folder is "
+                "named",
+                option,
+            )
+        return
+    if taken:
+        return
+    below = ", ".join(map(str, folders))
+    if passed_over:
+        raise InvalidRequest(
+            f"{asked} matches no file below {below}; the files there end in "
+            f"{_endings(passed_over)}",
+            option,
+        )
+    if exclude:
+        raise InvalidRequest(f"{asked} leaves no file below {below}", "exclude")
+    raise InvalidRequest(f"no file below {below} (hidden ones are not read)", "inputs")
+
+
+def _endings(found: Counter[str]) -> str:
+    """Returns the endings and how many files have each, the most frequent first."""
+    most = found.most_common(_ENDINGS_NAMED)
+    named = ", ".join(f"{suffix or 'nothing'} ({number:,})" for suffix, number in most)
+    return named + (", ..." if len(found) > len(most) else "")
 
 
 def _files_below(folder: Path, exclude: list[str]) -> Iterator[str]:

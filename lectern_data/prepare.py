@@ -135,7 +135,7 @@ def prepare(
         if hub_dataset is not None:
             fetched = hub.fetch(
                 hub_dataset,
-                content.field,
+                content,
                 work.path,
                 on_progress=lambda done, total: on_progress("fetching", done, total),
             )

@@ -4,7 +4,7 @@ Whatever a row has instead is named with its number (`UnusableError`), never dro
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ MESSAGES_FIELD = "messages"
 _PARQUET_MAGIC = b"PAR1"
 # Rows of a Parquet row group that are in memory together.
 _ROWS_AT_A_TIME = 256
+_FIELDS_NAMED = 8
 
 
 class UnusableError(Exception):
@@ -41,16 +42,32 @@ class Content:
         Raises:
             UnusableError: there is none.
         """
-        value = row.get(self.field) if isinstance(row, Mapping) else None
+        if isinstance(row, Mapping) and self.field not in row:
+            raise UnusableError(f"has no {self._kind} under {self.field!r}{self.instead(row)}")
+        value = row[self.field] if isinstance(row, Mapping) else None
         if self.is_chat:
             value = _canonical_chat(value, self.field)
         elif not isinstance(value, str):
-            raise UnusableError(f"has no text under {self.field!r}")
+            raise UnusableError(f"has no {self._kind} under {self.field!r}")
         try:
             value.encode()
         except UnicodeEncodeError:
             raise UnusableError("its text has a lone surrogate") from None
         return str(value)
+
+    def instead(self, fields: Iterable[str]) -> str:
+        """Returns what follows "it has no such field": those that are there, and what to set."""
+        there = list(fields)
+        if not there:
+            return ""
+        if not self.is_chat and MESSAGES_FIELD in there:
+            return f", but {_listed(there)}; add --chat to read chats"
+        option = "--messages-field" if self.is_chat else "--text-field"
+        return f", but {_listed(there)}; set {option}"
+
+    @property
+    def _kind(self) -> str:
+        return "messages" if self.is_chat else "text"
 
 
 def decoded(data: bytes) -> str:
@@ -102,7 +119,7 @@ def open_parquet(path: Path, content: Content) -> "ParquetFile":
         raise UnusableError(f"no Parquet file: {_first_line(error)}") from None
     columns = file.schema_arrow.names
     if content.field not in columns:
-        raise UnusableError(f"has no column {content.field!r}, but {', '.join(columns)[:200]}")
+        raise UnusableError(f"has no column {content.field!r}{content.instead(columns)}")
     return file
 
 
@@ -143,7 +160,8 @@ def _canonical_chat(value: Any, field: str) -> str:
         for name in ("role", "content"):
             text = message.get(name) if isinstance(message, Mapping) else None
             if not isinstance(text, str):
-                raise UnusableError(f"message {number} has no text under {name!r}")
+                there = f", but {_listed(message)}" if isinstance(message, Mapping) else ""
+                raise UnusableError(f"message {number} has no text under {name!r}{there}")
     # What a Parquet row lacks is there as null.
     messages = [
         {name: part for name, part in message.items() if part is not None} for message in value
@@ -154,6 +172,12 @@ def _canonical_chat(value: Any, field: str) -> str:
         return json.dumps(messages, ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise UnusableError("its messages are not plain JSON") from None
+
+
+def _listed(fields: Iterable[str]) -> str:
+    """Returns the first names, as text that does nothing to a terminal."""
+    names = [repr(field)[:40] for field in fields]
+    return ", ".join(names[:_FIELDS_NAMED]) + (", ..." if len(names) > _FIELDS_NAMED else "")
 
 
 def _first_line(error: Exception) -> str:

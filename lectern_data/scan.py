@@ -78,7 +78,7 @@ def _whole(name: str, path: Path, max_bytes: int) -> Document | LeftOut:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            return LeftOut(name, f"over {max_bytes} bytes; split it, or raise --max-document-bytes")
+            return LeftOut(name, _too_large(max_bytes))
         decoded(data)
     except OSError as error:
         return LeftOut(name, f"cannot be read: {error.strerror}")
@@ -115,7 +115,7 @@ def _json_rows(
                         break
                 label = f"{name}#{number}"
                 if too_long:
-                    yield LeftOut(label, f"over {max_bytes} bytes")
+                    yield LeftOut(label, _too_large(max_bytes))
                 else:
                     yield _json_row(label, path, line, offset, content)
                 offset += size
@@ -175,10 +175,14 @@ def _parquet_row(
             raise value
         text = content.of({content.field: value})
         if len(text.encode()) > max_bytes:
-            raise UnusableError(f"over {max_bytes} bytes")
+            raise UnusableError(_too_large(max_bytes))
     except UnusableError as error:
         return LeftOut(label, str(error))
     return _row(label, path, text, place)
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"over {max_bytes:,} bytes; split it, or raise --max-document-bytes"
 
 
 def _row(label: str, path: Path, text: str, place: tuple[int, int]) -> Document | LeftOut:

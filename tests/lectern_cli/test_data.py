@@ -29,6 +29,30 @@ def prepare(lectern, texts, *options):
     )
 
 
+def test_one_of_a_thing_is_not_called_many(lectern, tmp_path):
+    (tmp_path / "one.txt").write_text("text")
+    options = ("--train-tokenizer", "300", "--validation-fraction", "0", "--eos-policy", "none")
+
+    ended = lectern(
+        "data", "prepare", tmp_path / "one.txt", "--output", tmp_path / "data", *options
+    )
+
+    assert ": 1 token of 1 document (4.00 bytes" in ended.out and ", 1 shard\n" in ended.out
+
+
+def test_chats_without_the_option_are_told_of_it(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    common = ("--tokenizer", tokenizer, "--output", tmp_path / "data")
+
+    refused = lectern("data", "prepare", source, *common)
+
+    assert refused.code == 2
+    assert "chats.jsonl#1, " in refused.err and " and 7 more: has no text" in refused.err
+    assert "under 'text', but 'messages'; add --chat to read chats" in refused.err
+    told = lectern("data", "prepare", source, *common, "--chat", "--messages-field", "turns")
+    assert "under 'turns', but 'messages'; set --messages-field" in told.err
+
+
 def test_a_name_is_a_dataset_under_the_data_root(lectern, texts, tmp_path):
     ended = prepare(lectern, texts, "--output", "code", "--home", tmp_path)
 
@@ -39,7 +63,7 @@ def test_a_name_is_a_dataset_under_the_data_root(lectern, texts, tmp_path):
     ]
     assert ended.out.splitlines()[0].startswith(f"{tmp_path}/data/code: ")
     assert "of 8 documents" in ended.out and "of 2 documents" in ended.out
-    assert ended.err == "left out: 1 documents\n  texts/empty.txt: empty\n"
+    assert ended.err == "left out: 1 document\n  texts/empty.txt: empty\n"
 
 
 def test_anything_with_a_slash_is_a_folder(lectern, texts, tmp_path, monkeypatch):

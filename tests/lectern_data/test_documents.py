@@ -99,9 +99,9 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path):
     assert list(texts_of(documents, Content())) == ["first\nline", "last, without a newline"]
     assert {entry.name: entry.reason for entry in left_out} == {
         "rows.jsonl#2": "not JSON",
-        "rows.jsonl#3": "has no text under 'text'",
+        "rows.jsonl#3": "has no text under 'text', but 'other'; set --text-field",
         "rows.jsonl#4": "empty",
-        "rows.jsonl#5": "over 100 bytes",
+        "rows.jsonl#5": "over 100 bytes; split it, or raise --max-document-bytes",
         "rows.jsonl#6": "its text has a lone surrogate",
         "rows.jsonl#7": "has no text under 'text'",
         "rows.jsonl#8": "not JSON",

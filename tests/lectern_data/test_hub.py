@@ -2,15 +2,18 @@
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lectern_common.errors import LecternError, NotFound
+from lectern_common.errors import InvalidRequest, LecternError, NotFound
 from lectern_data.hub import HubDataset, fetch, load_stream
 from lectern_data.prepare import prepare
+from lectern_data.rows import Content
 
 COUNT = 2500
 
@@ -53,21 +56,23 @@ def texts_in(path: Path) -> list[str]:
 def test_a_stream_that_breaks_is_gone_on_with_where_it_was_saved(tmp_path: Path) -> None:
     dataset = HubDataset("owner/name")
     broken, whole = Stream(break_at=2300), Stream()
-    with pytest.raises(LecternError, match=r"owner/name/train broke off after 2300 rows: the line"):
-        fetch(dataset, "text", tmp_path, load=lambda _: broken, pin=same)
-    fetched = fetch(dataset, "text", tmp_path, load=lambda _: whole, pin=same)
+    with pytest.raises(
+        LecternError, match=r"owner/name/train broke off after 2,300 rows: the line"
+    ):
+        fetch(dataset, Content(), tmp_path, load=lambda _: broken, pin=same)
+    fetched = fetch(dataset, Content(), tmp_path, load=lambda _: whole, pin=same)
     assert whole.given == COUNT - 2000
     assert texts_in(fetched.path) == [row["text"] for row in rows()]
     again = Stream()
-    assert fetch(dataset, "text", tmp_path, load=lambda _: again, pin=same) == fetched
+    assert fetch(dataset, Content(), tmp_path, load=lambda _: again, pin=same) == fetched
     assert again.given == 0
 
 
 def test_rows_without_a_place_to_go_on_from_are_skipped(tmp_path: Path) -> None:
     dataset = HubDataset("owner/name")
     with pytest.raises(LecternError, match="broke off"):
-        fetch(dataset, "text", tmp_path, load=lambda _: iter(Stream(1200)), pin=same)
-    fetched = fetch(dataset, "text", tmp_path, load=lambda _: rows(), pin=same)
+        fetch(dataset, Content(), tmp_path, load=lambda _: iter(Stream(1200)), pin=same)
+    fetched = fetch(dataset, Content(), tmp_path, load=lambda _: rows(), pin=same)
     assert texts_in(fetched.path) == [row["text"] for row in rows()]
 
 
@@ -75,7 +80,7 @@ def test_another_revision_is_another_dataset(tmp_path: Path) -> None:
     for revision in ("one", "two"):
         dataset = HubDataset("owner/name", revision=revision)
         stream = [{"text": revision}]
-        fetched = fetch(dataset, "text", tmp_path, load=lambda _, s=stream: s, pin=same)
+        fetched = fetch(dataset, Content(), tmp_path, load=lambda _, s=stream: s, pin=same)
         assert texts_in(fetched.path) == [revision]
 
 
@@ -107,9 +112,9 @@ def test_the_datasets_library_streams_and_goes_on_in_the_middle(tmp_path: Path) 
                     raise ConnectionError("the line is dead")
                 yield row
 
-    with pytest.raises(LecternError, match="2100 rows"):
-        fetch(source, "text", tmp_path, load=lambda _: Breaking())
-    fetched = fetch(source, "text", tmp_path)
+    with pytest.raises(LecternError, match="2,100 rows"):
+        fetch(source, Content(), tmp_path, load=lambda _: Breaking())
+    fetched = fetch(source, Content(), tmp_path)
     assert fetched.rows == COUNT and fetched.revision is None
     assert texts_in(fetched.path) == [row["text"] for row in rows()]
 
@@ -125,26 +130,102 @@ def test_a_hub_dataset_gives_the_same_shards_as_its_files(tmp_path: Path) -> Non
     assert not (tmp_path / ".hub.work").exists()
 
 
+def test_rows_without_the_field_are_refused_at_the_first(tmp_path: Path) -> None:
+    stream = Stream()
+    with pytest.raises(
+        InvalidRequest, match=r"first row has no 'body', but 'text', 'n'; set --text"
+    ):
+        fetch(HubDataset("owner/name"), Content("body"), tmp_path, load=lambda _: stream, pin=same)
+    chats = [{"prompt": "Hi", "messages": []}]
+    with pytest.raises(InvalidRequest, match=r"but 'prompt', 'messages'; add --chat"):
+        fetch(HubDataset("owner/name"), Content(), tmp_path, load=lambda _: chats, pin=same)
+    assert stream.given == 1 and list(tmp_path.iterdir()) == []
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Says of every dataset what its name is."""
+
+    def do_GET(self) -> None:
+        reason = self.path.partition("?")[0].split("/")[4]
+        self.send_response(403 if reason == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a hub that has nothing for anybody."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        yield address
+        server.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize(
-    ("dataset", "reason"),
+    ("reason", "said"),
     [
-        (HubDataset("nobody/nothing"), "no dataset nobody/nothing"),
-        (HubDataset(".", revision="main"), "has no revisions"),
+        ("RepoNotFound", "no folder owner/RepoNotFound here, and {hub} shows no dataset"),
+        ("RepoNotFound", r"check the spelling \(OWNER/NAME\), and if it is private, set HF_TOKEN"),
+        ("GatedRepo", "owner/GatedRepo is given out by {hub} to those who agreed.* HF_TOKEN"),
+        ("RevisionNotFound", "dataset owner/RevisionNotFound at {hub} has no revision v2"),
+        ("Anything", "asking {hub} for dataset owner/Anything failed: .*404.*name a folder"),
     ],
 )
-def test_what_no_hub_has_is_refused(tmp_path: Path, dataset: HubDataset, reason: str) -> None:
-    with pytest.raises(NotFound, match=reason):
-        fetch(dataset, "text", tmp_path)
+def test_what_a_hub_does_not_give_is_told_with_what_to_try(
+    tmp_path: Path, hub: str, reason: str, said: str
+) -> None:
+    dataset = HubDataset(f"owner/{reason}", revision="v2")
+    with pytest.raises(NotFound, match=said.format(hub=hub)):
+        fetch(dataset, Content(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [{"split": "tset"}, {"config": "other"}])
+def test_a_hub_out_of_reach_is_named_and_so_is_the_network(tmp_path: Path) -> None:
+    """The tests' own setting: no call leaves this machine."""
+    with pytest.raises(
+        NotFound, match=r"asking http.* for dataset o/n failed: .*check the network"
+    ):
+        fetch(HubDataset("o/n"), Content(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (HubDataset("./nowhere"), r"no folder ./nowhere here, and it is no id"),
+        (HubDataset(".", revision="main"), "has no revisions"),
+    ],
+)
+def test_a_name_of_neither_kind_is_refused(
+    tmp_path: Path, dataset: HubDataset, reason: str
+) -> None:
+    with pytest.raises(NotFound, match=reason):
+        fetch(dataset, Content(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"split": "tset"}, r"source, split tset: Bad split: tset. Available splits: \['train'\]"),
+        ({"config": "other"}, "source, configuration other, split train: .*; --hub-config and"),
+    ],
+)
 def test_a_split_or_config_that_is_not_there_is_refused(
-    tmp_path: Path, wrong: dict[str, str]
+    tmp_path: Path, wrong: dict[str, str], said: str
 ) -> None:
     source = local_parquet(tmp_path / "source")
-    with pytest.raises(NotFound, match="cannot open"):
-        fetch(HubDataset(str(source), **wrong), "text", tmp_path)
+    with pytest.raises(NotFound, match=said):
+        fetch(HubDataset(str(source), **wrong), Content(), tmp_path)
 
 
 def test_without_the_package_it_says_what_to_install(
@@ -152,4 +233,4 @@ def test_without_the_package_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(LecternError, match=r"install lectern\[data\]"):
-        fetch(HubDataset("owner/name"), "text", tmp_path, pin=same)
+        fetch(HubDataset("owner/name"), Content(), tmp_path, pin=same)

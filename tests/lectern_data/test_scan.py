@@ -14,6 +14,7 @@ from lectern_data.rows import Content
 from lectern_data.scan import scan
 
 TEN_MB = "x" * (10 << 20)
+TOO_LARGE = "over 8,388,608 bytes; split it, or raise --max-document-bytes"
 Reasons = dict[str, tuple[str, int]]
 
 
@@ -55,10 +56,10 @@ def test_every_kind_of_broken_line_is_named(tmp_path: Path) -> None:
         "rows.jsonl#3": ("not UTF-8 (byte 13)", 1),
         "rows.jsonl#4": ("has no text under 'text'", 1),
         "rows.jsonl#5": ("has no text under 'text'", 1),
-        "rows.jsonl#6": ("has no text under 'text'", 1),
+        "rows.jsonl#6": ("has no text under 'text', but 'txt'; set --text-field", 1),
         "rows.jsonl#7": ("empty", 1),
         "rows.jsonl#8": ("empty", 1),
-        "rows.jsonl#9": (f"over {8 << 20} bytes", 1),
+        "rows.jsonl#9": (TOO_LARGE, 1),
         "rows.jsonl#10": ("not UTF-8 (byte 0)", 1),
     }
 
@@ -74,7 +75,7 @@ def test_every_kind_of_broken_parquet_row_is_named(tmp_path: Path) -> None:
         "rows.parquet#2": ("not UTF-8 (byte 3)", 1),
         "rows.parquet#3": ("has no text under 'text'", 1),
         "rows.parquet#4": ("empty", 1),
-        "rows.parquet#5": (f"over {8 << 20} bytes", 1),
+        "rows.parquet#5": (TOO_LARGE, 1),
         "rows.parquet#6": ("not UTF-8 (byte 0)", 1),
     }
 
@@ -86,7 +87,8 @@ def test_a_parquet_column_that_is_missing_or_no_text_loses_every_row(tmp_path: P
         "numbers.parquet#2": ("has no text under 'text'", 1),
     }
     misnamed = write_parquet(tmp_path / "misnamed.parquet", {"body": ["a"] * 7, "id": [1] * 7})
-    assert scanned(misnamed)[1] == {"misnamed.parquet": ("has no column 'text', but body, id", 7)}
+    reason = "has no column 'text', but 'body', 'id'; set --text-field"
+    assert scanned(misnamed)[1] == {"misnamed.parquet": (reason, 7)}
 
 
 def test_rows_of_a_parquet_file_are_read_from_any_row_group(tmp_path: Path) -> None:
