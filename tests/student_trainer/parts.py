@@ -19,6 +19,7 @@ from student_trainer.teachers import InProcessTeacher
 from tests.models import write_tiny_model
 
 CPU = torch.device("cpu")
+KD = Objective(alpha=0.3, temperature=2.0)
 VOCAB_SIZE = 40
 
 

@@ -32,7 +32,6 @@ from tests.student_trainer.parts import (
     parts_of,
     settings_of,
     tiny_student,
-    tiny_teacher,
     trained,
     twin,
 )
@@ -41,11 +40,6 @@ from tests.student_trainer.parts import (
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> CausalStudent:
     return tiny_student(tmp_path_factory.mktemp("student"), attention_dropout=0.3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> InProcessTeacher:
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def masked_batches() -> list[Batch]:

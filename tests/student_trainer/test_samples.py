@@ -27,7 +27,6 @@ from tests.student_trainer.parts import (
     parts_of,
     settings_of,
     tiny_student,
-    tiny_teacher,
     trained,
     twin,
 )
@@ -39,11 +38,6 @@ from tests.student_trainer.wire_teacher import Serving, WireTeacher, refused
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> CausalStudent:
     return tiny_student(tmp_path_factory.mktemp("student"), spread=0.5, attention_dropout=0.3)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> InProcessTeacher:
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def words(ids: Sequence[int]) -> str:

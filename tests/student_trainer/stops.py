@@ -1,0 +1,60 @@
+"""Loops that are stopped, and what goes on from their checkpoints."""
+
+from typing import Any
+
+from student_trainer.checkpoint import CheckpointStore
+from student_trainer.run_parts import Parts, Progress
+from student_trainer.stopping import Stop
+from student_trainer.students import CausalStudent
+from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
+from tests.student_trainer.parts import (
+    Records,
+    parts_of,
+    twin,
+)
+from tests.student_trainer.runs import COMPARED
+
+
+def resumed(store: CheckpointStore, fresh: CausalStudent, **changes: Any) -> tuple[Parts, Progress]:
+    """A new process's parts, from the newest checkpoint."""
+    found = store.newest()
+    assert found is not None
+    parts = parts_of(fresh, checkpoints=store, **changes)
+    load_model_tensors(fresh, found.model_tensors())
+    load_optimizer_tensors(parts.optimizer, fresh, found.optimizer_tensors())
+    return parts, Progress.of_state(found.state)
+
+
+def compared(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in COMPARED if key in line} for line in lines]
+
+
+class StoppingAt(Records):
+    """Asks for a stop when a step is told."""
+
+    def __init__(self, stop: Stop, step: int) -> None:
+        super().__init__()
+        self._stop, self._step = stop, step
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        super().record(step, metrics)
+        if step == self._step:
+            self._stop.request()
+
+
+def stopped_in_evaluation(
+    number: int, student: CausalStudent, *, stop: Stop, checkpoints: CheckpointStore
+) -> Parts:
+    """Parts of a twin whose stop is requested when the numbered evaluation (from 1) begins."""
+    original = parts_of(student).validation
+    assert original is not None
+    evaluations = 0
+
+    def stopping() -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == number:
+            stop.request()
+        return original()
+
+    return parts_of(twin(student), checkpoints=checkpoints, stop=stop, validation=stopping)
