@@ -103,10 +103,9 @@ def _lectern(task: Task, scratch: Path) -> Turn:
 
     from benchmarks.loops import RandomBatches, train_noted
     from benchmarks.memory import MemoryGrowth
-    from lectern_common.replicas import TeacherReplicas
+    from benchmarks.servers import connected
     from lectern_common.run_folder import RunFolder
     from student_trainer.recorder import Recorder
-    from student_trainer.remote_teacher import RemoteTeacher
     from student_trainer.run_parts import Teaching
     from student_trainer.stopping import Stop
     from student_trainer.students import CausalStudent
@@ -115,18 +114,10 @@ def _lectern(task: Task, scratch: Path) -> Turn:
     stop = Stop()
     student = CausalStudent.from_pretrained(Path(task.student), torch.device("cpu"))
     growth = MemoryGrowth()
-    remote = RemoteTeacher(
-        TeacherReplicas(task.address),
-        run_id="benchmark",
-        vocab_size=task.vocab_size,
-        device=torch.device("cpu"),
-        deadline_seconds=120,
-        outage_budget_seconds=0,
-        cache_root=scratch / "cache",
-        stop=stop,
-    )
-    with remote, Recorder(RunFolder(scratch), stop) as recorder:
-        remote.connect()
+    with (
+        connected(task.address, task.vocab_size, scratch / "cache", stop) as remote,
+        Recorder(RunFolder(scratch), stop) as recorder,
+    ):
         recorder.open_metrics((), 0)
         notes = train_noted(
             student,

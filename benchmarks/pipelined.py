@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loops import RandomBatches, train_noted
-from benchmarks.servers import far_away, on_cpus, served, write_model
+from benchmarks.servers import connected, far_away, on_cpus, served, write_model
 from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
-from lectern_common.replicas import TeacherReplicas
 from student_trainer.batch_sources import Batch
 from student_trainer.micro_batch import ask
 from student_trainer.prefetch import Prefetch
@@ -98,8 +97,8 @@ def _measure_all(pairs: int) -> Iterator[dict[str, Any]]:
                 server = stack.enter_context(served(teacher, folder, "--cache-bytes", "0"))
             with on_cpus(cores):
                 proxy = stack.enter_context(far_away(server.address, LATENCY_SECONDS))
-            near = stack.enter_context(_remote(server.address, folder))
-            far = stack.enter_context(_remote(proxy, folder))
+            near = stack.enter_context(connected(server.address, VOCAB_SIZE, folder / "cache"))
+            far = stack.enter_context(connected(proxy, VOCAB_SIZE, folder / "cache"))
             yield _measure_one(name, student, near, far, pairs)
 
 
@@ -163,22 +162,6 @@ def _answer_seconds(batches: RandomBatches, teacher: RemoteTeacher) -> float:
                     part.answer()
             ends.append(time.perf_counter())
     return (ends[-1] - ends[WARM_UP_STEPS - 1]) / STEPS
-
-
-@contextmanager
-def _remote(address: str, folder: Path) -> Iterator[RemoteTeacher]:
-    with RemoteTeacher(
-        TeacherReplicas(address),
-        run_id="benchmark",
-        vocab_size=VOCAB_SIZE,
-        device=torch.device("cpu"),
-        deadline_seconds=120,
-        outage_budget_seconds=0,
-        cache_root=folder / "cache",
-        stop=Stop(),
-    ) as remote:
-        remote.connect()
-        yield remote
 
 
 def _key(batch: Batch) -> bytes:

@@ -1,4 +1,4 @@
-"""Teacher servers as processes of their own, for the benchmarks."""
+"""Teacher servers as processes of their own, and what asks them, for the benchmarks."""
 
 import json
 import os
@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
+from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,25 @@ def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
             yield Served(ready.read_text().strip(), process.pid)
         finally:
             process.terminate()
+
+
+@contextmanager
+def connected(
+    address: str, vocab_size: int, cache: Path, stop: Stop | None = None
+) -> Iterator[RemoteTeacher]:
+    """Gives a client of the server, connected, that waits for no teacher that is away."""
+    with RemoteTeacher(
+        TeacherReplicas(address),
+        run_id="benchmark",
+        vocab_size=vocab_size,
+        device=torch.device("cpu"),
+        deadline_seconds=120,
+        outage_budget_seconds=0,
+        cache_root=cache,
+        stop=stop or Stop(),
+    ) as remote:
+        remote.connect()
+        yield remote
 
 
 @contextmanager

@@ -17,14 +17,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loops import RandomBatches, train_noted
-from benchmarks.servers import served
+from benchmarks.servers import connected, served
 from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
-from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
-from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.run_parts import Teaching
-from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.targets import Representation
 from student_trainer.teachers import InProcessTeacher
@@ -63,18 +60,7 @@ def _measure_one(
     in_process = Teaching(local, representation)
     times: list[tuple[float, float]] = []
     for _ in range(pairs + 1):
-        remote = RemoteTeacher(
-            TeacherReplicas(address),
-            run_id="benchmark",
-            vocab_size=VOCAB_SIZE,
-            device=torch.device("cpu"),
-            deadline_seconds=120,
-            outage_budget_seconds=0,
-            cache_root=folder / "cache",
-            stop=Stop(),
-        )
-        with remote:
-            remote.connect()
+        with connected(address, VOCAB_SIZE, folder / "cache") as remote:
             through_service = Teaching(remote, representation, PREFETCH_STEPS)
             times.append(
                 (_step_seconds(folder, through_service), _step_seconds(folder, in_process))

@@ -3,21 +3,20 @@
 `lectern train` has no options of a run: it takes them all from the YAML file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec
 from lectern_common.spec_page import page, sections
+from tests.spec_fields import spec_fields
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "run-spec.md"
@@ -59,17 +58,6 @@ objective: {alpha: 1}
 ]
 
 
-def options(model: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted name of every option, read off the classes."""
-    for name, info in model.model_fields.items():
-        kinds = getattr(info.annotation, "__args__", None) or (info.annotation,)
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if inner:
-            yield from options(inner[0], f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -92,7 +80,7 @@ def test_the_documentation_is_made_of_the_schema_as_it_is_now() -> None:
 def test_the_documentation_names_every_option_once_and_says_what_it_does() -> None:
     """FALSIFY-TRAIN-008"""
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    assert sorted(row[0].strip("| `*") for row in rows) == sorted(options())
+    assert sorted(row[0].strip("| `*") for row in rows) == sorted(spec_fields())
     for row in rows:
         assert len(row) == 4
         assert len(row[3].strip("| ")) > 5, row[0]
@@ -103,7 +91,7 @@ def test_the_rest_interface_names_the_same(tmp_path: Path) -> None:
     plane = open_plane(Roots.of_home(tmp_path), devices=Devices((), max_running=1))
     with TestClient(create_app(plane), base_url="http://127.0.0.1") as client:
         schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    assert named({**schemas["RunSpec"], "$defs": schemas}) == sorted(options()) == named()
+    assert named({**schemas["RunSpec"], "$defs": schemas}) == sorted(spec_fields()) == named()
 
 
 def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> None:
@@ -123,8 +111,11 @@ def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> 
         given = flat(yaml.safe_load(text))
         assert {name: resolved[name] for name in given} == given
         taken |= given.keys()
-        assert resolved.keys() - set(options()) <= {"teacher", "student.lora"}  # absent sections
-    assert taken == set(options())
+        assert resolved.keys() - set(spec_fields()) <= {
+            "teacher",
+            "student.lora",
+        }  # absent sections
+    assert taken == set(spec_fields())
 
 
 @pytest.mark.parametrize("option", ["optimiser", "teacher.topk", "student.lora.dim"])

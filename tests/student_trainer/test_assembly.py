@@ -9,7 +9,6 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 
 from lectern_common.errors import (
     CorruptData,
@@ -26,7 +25,6 @@ from lectern_common.errors import (
     WrongModel,
 )
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
 from lectern_common.teacher_identity import TeacherIdentity
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
@@ -37,6 +35,7 @@ from student_trainer.recorder import Recorder
 from student_trainer.samples import Prompts
 from student_trainer.stopping import Stop
 from tests.certificates import Authority
+from tests.spec_fields import spec_fields
 from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, lines_of
 from tests.student_trainer.shards import write_shards
 from tests.student_trainer.wire_teacher import Serving, WireTeacher
@@ -358,18 +357,8 @@ SHOWN_ELSEWHERE = {
 }
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        options = getattr(info.annotation, "__args__", None) or (info.annotation,)
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if sections:
-            yield from fields(sections[0], f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def test_every_field_has_its_test() -> None:
-    assert set(fields(RunSpec)) == APPLIED.keys() | SHOWN_ELSEWHERE.keys()
+    assert set(spec_fields()) == APPLIED.keys() | SHOWN_ELSEWHERE.keys()
 
 
 # Torch's own, on importing its compiler.
