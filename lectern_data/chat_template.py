@@ -2,13 +2,10 @@
 
 A template comes with a model, and is a program in the language of Jinja that somebody else wrote.
 It runs in Jinja's sandbox, where it reaches no attribute that leads out of it, and sees nothing but
-the messages and the special tokens. It is told no time, so that equal chats give equal texts. And
-it is given ten seconds of processor time for a chat: loops within loops can last for ever.
+the messages and the special tokens. It is told no time, so that equal chats give equal texts.
 """
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,16 +17,9 @@ if TYPE_CHECKING:
     import jinja2
 
 _MAX_TEMPLATE_BYTES = 1 << 20
-_MAX_SECONDS = 10.0
 
 Span = tuple[int, int]
 Messages = list[dict[str, Any]]
-
-
-class EndlessError(Exception):
-    """The template did not come to its end in time. `chat` counts those before it in a piece."""
-
-    chat = 0
 
 
 class ChatTemplate:
@@ -66,7 +56,6 @@ class ChatTemplate:
 
         Raises:
             UnusableError: the template fails on it.
-            EndlessError: it takes too long.
         """
         return self.render_marked(messages, prompt=prompt)[0]
 
@@ -75,9 +64,8 @@ class ChatTemplate:
 
         Raises:
             UnusableError: the template fails on it, or marks what is not in its text.
-            EndlessError: it takes too long.
         """
-        with self._tracker.tracking() as (blocks, marked), _bounded():
+        with self._tracker.tracking() as (blocks, marked):
             try:
                 for block in self._template.generate(
                     messages=messages,
@@ -94,36 +82,6 @@ class ChatTemplate:
         if any(text[start : start + len(part)] != part for start, part in marked):
             raise UnusableError("the chat template marks the assistant's turns elsewhere")
         return text, [(start, start + len(part)) for start, part in marked]
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Raises EndlessError within its block after so much processor time of this process.
-
-    Signals reach the main thread alone, which is where prepare and its processes render; in another
-    thread nothing is bounded. Nor is a single operation of Python's, which no signal interrupts.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    is_over = False
-
-    def end(*_: object) -> None:
-        nonlocal is_over
-        is_over = True
-        raise EndlessError
-
-    before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS, 1.0)  # again, where the first is caught
-    try:
-        yield
-    except Exception:
-        if is_over:  # whatever Jinja made of the error: it fails on lines that it cannot number
-            raise EndlessError from None
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 class _Tracker:

@@ -4,10 +4,15 @@ Where the template marks the assistant's turns itself ({% generation %}), they a
 a turn is what the template adds to the rendering of the messages before it and of the prompt that
 asks for it; where that is not how the whole begins (templates that rewrite earlier turns), nobody
 can say which tokens are the turn's, and the chat is not used.
+
+A template is somebody else's program, and its loops within loops may last for ever: it is given ten
+seconds of processor time for a chat.
 """
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,12 +20,21 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from lectern_data.chat_template import ChatTemplate, EndlessError, Messages, Span
+from lectern_data.chat_template import ChatTemplate, Messages, Span
 from lectern_data.rows import UnusableError
 
 _ASSISTANT = "assistant"
+_MAX_SECONDS = 10.0
 
 Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]
+
+
+class EndlessError(Exception):
+    """The template does not come to its end on a chat; `index` counts the chats before it."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"the chat template does not come to an end on chat {index + 1}")
+        self.index = index
 
 
 class ChatEncoder:
@@ -46,17 +60,18 @@ class ChatEncoder:
         ends the turn. No token is added: the template says what begins and ends a chat.
 
         Raises:
-            EndlessError: the template takes too long on a chat, which the error counts.
+            EndlessError: the template takes too long on a chat.
         """
         rendered: list[tuple[str, list[Span]] | UnusableError] = []
-        for chat in chats:
-            try:
-                rendered.append(self._rendered(json.loads(chat)))
-            except UnusableError as error:
-                rendered.append(error)
-            except EndlessError as error:
-                error.chat = len(rendered)
-                raise
+        with _TimeLimit() as limit:
+            for index, chat in enumerate(chats):
+                limit.restart()
+                try:
+                    rendered.append(self._rendered(json.loads(chat)))
+                except (UnusableError, TimeoutError) as error:
+                    if limit.is_over or isinstance(error, TimeoutError):
+                        raise EndlessError(index) from None
+                    rendered.append(error)
         texts = [entry[0] for entry in rendered if not isinstance(entry, UnusableError)]
         encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
         for entry in rendered:
@@ -111,6 +126,37 @@ class ChatEncoder:
             if not ended and follows < len(ids) and starts[follows] == end and is_special[follows]:
                 mask[follows] = 1
         return ids, mask
+
+
+class _TimeLimit:
+    """Interrupts what runs _MAX_SECONDS of processor time after `restart`, by a TimeoutError.
+
+    By a signal, which reaches the main thread alone: that is where prepare and its processes
+    render; elsewhere there is no limit. A single operation of Python's is not interrupted either.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._works = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "_TimeLimit":
+        if self._works:
+            self._before = signal.signal(signal.SIGVTALRM, self._interrupt)
+        return self
+
+    def restart(self) -> None:
+        if self._works:
+            # Once more a second later, and so on: a template's own operations may catch the first.
+            signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS, 1.0)
+
+    def __exit__(self, *_: object) -> None:
+        if self._works:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        self.is_over = True
+        raise TimeoutError
 
 
 def _strings(value: Any) -> Iterator[str]:

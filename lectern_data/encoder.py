@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from lectern_common.errors import CorruptData
-from lectern_data.chat_template import ChatTemplate, EndlessError
-from lectern_data.chats import ChatEncoder
+from lectern_data.chat_template import ChatTemplate
+from lectern_data.chats import ChatEncoder, EndlessError
 from lectern_data.documents import Document, texts_of
 from lectern_data.pieces import EncodedPiece
 from lectern_data.rows import Content, UnusableError
@@ -75,7 +75,7 @@ class Encoder:
                 return _of_chats(self._chats, texts)
             except EndlessError as error:
                 raise CorruptData(
-                    f"the chat template does not come to an end on {documents[error.chat].name}; "
+                    f"the chat template does not come to an end on {documents[error.index].name}; "
                     "mend its loops, or leave that chat out"
                 ) from None
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

@@ -1,12 +1,9 @@
 """Chat templates: the same text as transformers', and nothing but text."""
 
-import signal
-
 import pytest
 
 from lectern_common.errors import CorruptData
-from lectern_data import chat_template
-from lectern_data.chat_template import ChatTemplate, EndlessError
+from lectern_data.chat_template import ChatTemplate
 from lectern_data.rows import UnusableError
 from tests.lectern_data.chat_files import CHATML, MARKED
 
@@ -92,17 +89,3 @@ def test_marks_within_a_text_that_is_put_elsewhere_are_refused() -> None:
     )
     with pytest.raises(UnusableError, match="marks the assistant's turns elsewhere"):
         ChatTemplate(source, {}).render_marked(CHAT)
-
-
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}%s{% endfor %}{% endfor %}"
-
-
-@pytest.mark.parametrize("body", ["", "{% if b < 0 %}{{ b }}{% endif %}", "{{ b.x | default }}"])
-def test_a_template_without_end_is_ended(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGVTALRM)
-    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.05)
-    with pytest.raises(EndlessError):
-        ChatTemplate(LOOPS.replace("%s", body), SPECIAL).render(CHAT)
-    assert ChatTemplate("as before", SPECIAL).render(CHAT) == "as before"
-    assert signal.getsignal(signal.SIGVTALRM) == before
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)

@@ -1,13 +1,16 @@
 """Chats as ids: loss on the assistant's turns, and on nothing else."""
 
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from lectern_data import chats
 from lectern_data.chat_template import ChatTemplate
-from lectern_data.chats import ChatEncoder
+from lectern_data.chats import ChatEncoder, EndlessError
 from lectern_data.rows import Content, UnusableError
 from tests.lectern_data.chat_files import CHATML, MARKED, byte_tokenizer
 
@@ -147,3 +150,27 @@ def test_equal_chats_are_equal_whatever_the_order_of_their_keys() -> None:
     one = content.of({"turns": [{"role": "assistant", "content": "x", "name": None}]})
     other = content.of({"turns": [{"content": "x", "role": "assistant"}]})
     assert one == other == json.dumps([{"content": "x", "role": "assistant"}])
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("body", ["", "{% if b < 0 %}{{ b }}{% endif %}", "{{ b.x | default }}"])
+def test_a_template_without_end_is_ended(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    monkeypatch.setattr(chats, "_MAX_SECONDS", 0.05)
+    endless = "{% if messages[0].content == 'x' %}" + LOOPS.replace("BODY", body) + "{% endif %}"
+    asked = [chat("Hi", "Hello"), chat("<s>", "spelt"), chat("x", "y"), chat("x", "y")]
+    with pytest.raises(EndlessError, match="chat 3") as caught:
+        list(encoder(endless + CHATML).encode(asked))
+    assert caught.value.index == 2
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_outside_the_main_thread_chats_come_out_the_same() -> None:
+    asked = [chat("Hi", "Hello")]
+    with ThreadPoolExecutor(1) as pool:
+        [[ids, mask]] = pool.submit(lambda: list(encoder(CHATML).encode(asked))).result()
+    [[ids_here, mask_here]] = encoder(CHATML).encode(asked)
+    assert (ids.tolist(), mask.tolist()) == (ids_here.tolist(), mask_here.tolist())

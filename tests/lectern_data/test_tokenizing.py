@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from lectern_common.errors import Conflict, CorruptData, LecternError
-from lectern_data import chat_template, piece_worker, tokenizing
+from lectern_data import chats, piece_worker, tokenizing
 from lectern_data.encoder import Encoder, EncoderFiles
 from lectern_data.pieces import Piece, cut
 from lectern_data.prepare import prepare
@@ -207,7 +207,7 @@ def test_a_template_without_end_is_told_with_the_row_that_it_was_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, tokenizer = endless_chats(tmp_path / "chats")
-    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(chats, "_MAX_SECONDS", 0.1)
     with pytest.raises(CorruptData, match=r"does not come to an end on chats\.jsonl#8; mend"):
         prepare(
             [source],
@@ -224,7 +224,7 @@ def test_a_process_tells_of_rows_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, tokenizer = endless_chats(tmp_path / "chats")
-    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(chats, "_MAX_SECONDS", 0.1)
     [template] = json.loads((tokenizer / "tokenizer_config.json").read_text())["chat_template"]
     content = Content("messages", is_chat=True)
     files = EncoderFiles(tokenizer / "tokenizer.json", content, template["template"], {})
