@@ -1,44 +1,25 @@
 """What a run can be made of: the datasets and models under the roots."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from control_plane.views import DatasetView, ModelView
 from lectern_common.errors import LecternError
+from lectern_common.roots import folders_with
 from lectern_common.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
 from lectern_common.weights import safetensors_files
 
-MAX_DEPTH = 4
-MAX_ENTRIES = 1000
 _MAX_CONFIG_BYTES = 1 << 20
 
 
 def datasets(root: Path) -> list[DatasetView]:
     """Returns every folder under `root` that has a manifest, by path."""
-    return [_dataset(root, folder) for folder in _folders_with(root, MANIFEST_NAME)]
+    return [_dataset(root, folder) for folder in folders_with(root, MANIFEST_NAME)]
 
 
 def models(root: Path) -> list[ModelView]:
     """Returns every folder under `root` that has a config.json, by path."""
-    return [_model(root, folder) for folder in _folders_with(root, "config.json")]
-
-
-def _folders_with(root: Path, name: str) -> Iterator[Path]:
-    """Yields folders that hold a file of that name, in order; looks no deeper below one."""
-    found = 0
-    for folder, subfolders, files in os.walk(root):
-        depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = sorted(entry for entry in subfolders if not entry.startswith("."))
-        if name in files and depth > 0:
-            subfolders.clear()
-            yield Path(folder)
-            found += 1
-        if depth >= MAX_DEPTH:
-            subfolders.clear()
-        if found >= MAX_ENTRIES:
-            return
+    return [_model(root, folder) for folder in folders_with(root, "config.json")]
 
 
 def _dataset(root: Path, folder: Path) -> DatasetView:

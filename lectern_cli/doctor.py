@@ -176,7 +176,7 @@ def _control_plane(address: str) -> Finding:
         return free
     with ControlPlane(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
-            return Finding("control plane", "pass", f"one runs at {service.url}")
+            return Finding("control plane", "pass", f"it runs at {service.url}")
     return free
 
 
@@ -195,7 +195,7 @@ def _port(subject: str, address: str, option: str) -> Finding:
         require_free(address, option)
     except LecternError as error:
         return Finding(subject, "warn", str(error))
-    return Finding(subject, "pass", f"none runs; {address} is free")
+    return Finding(subject, "pass", f"not running; {address} is free")
 
 
 def _teacher(address: str, roots: Roots, files: SecretFiles) -> Finding:

@@ -17,6 +17,7 @@ import typer
 from lectern_cli import console
 from lectern_cli.processes import printable
 from lectern_cli.train import require_folder
+from lectern_common.counted import counted
 from lectern_common.errors import LecternError, Misconfigured, error_of
 from lectern_common.memory_estimate import ModelShape
 from lectern_common.preflight import Check, Found, Outcome, examine
@@ -145,10 +146,10 @@ def _lines(
     spec: RunSpec, found: Found, estimate: RunEstimate, looked: dict[str, Any], free_disk: int
 ) -> Iterator[tuple[str, str, str]]:
     """Yields (subject, figure, what it is) for people."""
-    words = f"in {spec.schedule.steps:,} steps of {estimate.tokens_per_step:,}"
+    words = f"in {counted(spec.schedule.steps, 'step')} of {estimate.tokens_per_step:,}"
     yield "tokens", f"{estimate.tokens:,}", words
     if estimate.epochs is not None and found.rows is not None:
-        yield "", f"{estimate.epochs:.2f}", f"epochs over {found.rows.training:,} rows"
+        yield "", f"{estimate.epochs:.2f}", f"epochs over {counted(found.rows.training, 'row')}"
     if "shape" in looked:
         trained = looked["shape"]["num_trainable"]
         frozen = looked["shape"]["num_parameters"] - trained

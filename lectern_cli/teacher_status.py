@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lectern_cli import console
+from lectern_common.counted import counted
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNKNOWN = "-"
@@ -36,7 +37,7 @@ def print_status(figures: Mapping[str, Any]) -> None:
     console.out().print(table)
     left_out = figures["num_accounts"] - len(figures["accounts"])
     if left_out > 0:
-        print(f"and {left_out} runs that had less")
+        print(f"and {counted(left_out, 'run')} that had less")
 
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -46,39 +47,52 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "dtype", figures["dtype"] + (f", {quantization}" if quantization != "none" else "")
     yield "mode", figures["mode"] or _UNKNOWN
     measured = figures["measured_tokens_per_second"]
+    speed = figures["tokens_per_second"]
     yield (
         "speed",
-        f"{figures['tokens_per_second']:,.0f} tokens/s in the last minute"
+        (f"{speed:,.0f} tokens/s" if speed else "idle")
+        + " in the last minute"
         + ("" if measured is None else f"; {measured:,.0f} measured at its start"),
     )
     yield (
-        "queue",
-        f"{figures['queued_requests']} waiting with {figures['queued_tokens']:,} tokens, "
-        f"{figures['running_requests']} being answered, at most {figures['max_queued_requests']}",
+        "requests",
+        f"{figures['queued_requests']:,} wait, with {counted(figures['queued_tokens'], 'token')}; "
+        f"{figures['running_requests']:,} being answered; room for "
+        f"{figures['max_queued_requests']:,}",
     )
-    forwards = figures["forwards"]
-    yield (
-        "scored",
-        f"{figures['scored_tokens']:,} tokens of {figures['scored_sequences']:,} sequences"
-        + ("" if forwards is None else f" in {forwards:,} forwards")
-        + f", {_percent(figures['padding_share'])} padding",
-    )
+    yield "scored", _scored(figures)
     yield "cache", _cache(figures["cache"])
     yield (
         "answers",
-        f"{_size(figures['sent_bytes'])} sent; {figures['refused_requests']:,} requests turned "
-        f"away, {figures['failed_requests']:,} failed",
+        f"{_size(figures['sent_bytes'])} sent; "
+        f"{counted(figures['refused_requests'], 'request')} turned away as it was full, "
+        f"{figures['failed_requests']:,} failed",
     )
     yield "up for", _duration(figures["uptime_seconds"])
+
+
+def _scored(figures: Mapping[str, Any]) -> str:
+    tokens, forwards = figures["scored_tokens"], figures["forwards"]
+    padding = figures["padding_share"]
+    if not tokens:
+        return "nothing yet"
+    return (
+        f"{counted(tokens, 'token')} of {counted(figures['scored_sequences'], 'sequence')}"
+        + ("" if forwards is None else f" in {counted(forwards, 'forward')}")
+        + ("" if padding is None else f", {_percent(padding)} padding")
+    )
 
 
 def _cache(cache: Mapping[str, Any] | None) -> str:
     if cache is None:
         return "none"
+    looked_up = cache["hits"] + cache["misses"]
     text = (
-        f"{_percent(cache['hit_share'])} of {cache['hits'] + cache['misses']:,} sequences; "
-        f"{_size(cache['used_bytes'])} of {_size(cache['capacity_bytes'])}"
+        f"{_percent(cache['hit_share'])} of {counted(looked_up, 'sequence')} came from it"
+        if looked_up
+        else "not asked yet"
     )
+    text += f"; {_size(cache['used_bytes'])} of {_size(cache['capacity_bytes'])} used"
     if not cache["disk_capacity_bytes"]:
         return text
     disk = f"{_size(cache['disk_used_bytes'])} of {_size(cache['disk_capacity_bytes'])}"

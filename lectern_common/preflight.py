@@ -11,13 +11,20 @@ from enum import StrEnum
 from typing import TypeVar
 
 from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
+from lectern_common.counted import counted
 from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
-from lectern_common.roots import Roots, resolve_under
+from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest, open_shards, read_manifest
+from lectern_common.shards import (
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    ShardManifest,
+    open_shards,
+    read_manifest,
+)
 from lectern_common.spec_sections import TeacherSpec
 from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
@@ -153,7 +160,12 @@ def _dataset(
         try:
             manifest = read_manifest(folder)
         except NotFound:
-            why = f"no dataset {path!r} under the data root; make one with `lectern data prepare`"
+            if folder.is_dir():
+                why = f"{folder} has no {MANIFEST_NAME}, so it is no dataset"
+            else:
+                there = what_is_there(roots.data, path, MANIFEST_NAME)
+                why = f"no dataset {path!r} under the data root {there}"
+            why += " (`lectern data prepare` makes one)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
         rows = _num_rows(spec, manifest)
@@ -166,8 +178,9 @@ def _dataset(
                 "again with `lectern data prepare`, or set true"
             )
             raise InvalidSpec([("data.attention_across_documents", why)])
-        counts = f"{manifest.total_tokens:,} tokens in {manifest.shard_count} shards"
-        return manifest, f"{path}: {counts}, {rows:,} rows of {spec.data.seq_len}"
+        tokens = counted(manifest.total_tokens, "token")
+        counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
+        return manifest, f"{path}: {counts} of {spec.data.seq_len}"
 
     return _tried(subject, look, nothing=None)
 
@@ -223,7 +236,10 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
 
     facts, check = _tried("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
-        message = f"{spec.student.init} is a hub id; the trainer downloads and checks it"
+        message = (
+            f"{spec.student.init} is no folder under the models root ({roots.models}), so a hub "
+            "id; the trainer downloads and checks it"
+        )
         check = Check("student", Outcome.SKIP, message)
     return facts, check
 
@@ -249,7 +265,7 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
                 "leave it out, or put one beside the student"
             )
             raise InvalidSpec([("evaluation.prompts", why)])
-        return None, f"{len(spec.evaluation.prompts)} prompts"
+        return None, counted(len(spec.evaluation.prompts), "prompt")
 
     return _tried("prompts", look, nothing=None)[1]
 

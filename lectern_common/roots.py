@@ -9,12 +9,17 @@
 HOME is `--home`, else LECTERN_HOME, else ~/.lectern.
 """
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
+
+MAX_DEPTH = 4
+MAX_ENTRIES = 1000
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,38 @@ def resolve_under(root: Path, relative: str, field: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise InvalidRequest(f"{relative!r} leads outside its root folder", field=field)
     return path
+
+
+def folders_with(root: Path, name: str) -> Iterator[Path]:
+    """Yields folders under `root` that hold a file of that name, in order; looks no deeper below
+    one.
+    """
+    found = 0
+    for folder, subfolders, files in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        subfolders[:] = sorted(entry for entry in subfolders if not entry.startswith("."))
+        if name in files and depth > 0:
+            subfolders.clear()
+            yield Path(folder)
+            found += 1
+        if depth >= MAX_DEPTH:
+            subfolders.clear()
+        if found >= MAX_ENTRIES:
+            return
+
+
+def what_is_there(root: Path, asked: str, name: str) -> str:
+    """Returns, for a folder that is not there, where it was looked for and what it may have been.
+
+    Args:
+        asked: the folder, relative to `root`.
+        name: of the file that folders of its kind hold.
+    """
+    there = [str(folder.relative_to(root)) for folder in folders_with(root, name)]
+    close = difflib.get_close_matches(asked, there, n=1)
+    if close:
+        return f"({root}); did you mean {close[0]}?"
+    if not there:
+        return f"({root}); there is none at all"
+    more = f" and {len(there) - _MAX_NAMED} more" if len(there) > _MAX_NAMED else ""
+    return f"({root}); there are: {', '.join(there[:_MAX_NAMED])}{more}"

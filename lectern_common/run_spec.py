@@ -23,6 +23,7 @@ from lectern_common.spec_sections import (
 )
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+NAME_RULE = "lower-case letters, digits and hyphens, at most 63, beginning with a letter or digit"
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -35,7 +36,8 @@ class RunSpec(Section):
     """A whole run. See docs beside each field; defaults are in force unless set."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    """For people and for the run id."""
+    """For people and for the run id: lower-case letters, digits and hyphens, at most 63, beginning
+    with a letter or digit."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Initial weights (with student.config), row order, synthetic data, sampled targets."""
     teacher: TeacherSpec | None = None

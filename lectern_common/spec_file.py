@@ -9,9 +9,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_spec import RunSpec
+from lectern_common.run_spec import NAME_PATTERN, NAME_RULE, RunSpec
 
 MAX_SPEC_BYTES = 256 * 1024
+_MAX_SHOWN = 80
+SMALLEST = """\
+name: my-run
+teacher: {address: "127.0.0.1:50051"}
+student: {init: Qwen/Qwen2.5-Coder-0.5B-Instruct}
+data: {path: my-data}
+"""
+_EXAMPLE = f"All that one needs (docs/run-spec.md has every field):\n\n{SMALLEST}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -34,7 +42,7 @@ def parse_spec(data: Any) -> RunSpec:
         InvalidSpec: with one (field, message) pair for each problem.
     """
     if not isinstance(data, Mapping):
-        raise InvalidSpec([("", "a run spec is a mapping of sections; see `lectern train --help`")])
+        raise InvalidSpec([("", f"a run spec is a mapping of sections. {_EXAMPLE}")])
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
@@ -59,6 +67,8 @@ def load_spec(path: Path) -> RunSpec:
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
         # Not YAMLError alone: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
         raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
+    if data is None:
+        raise InvalidSpec([("", f"{path} is empty. {_EXAMPLE}")])
     return parse_spec(data)
 
 
@@ -75,6 +85,8 @@ def _problem(entry: Any) -> tuple[str, str]:
         message = "unknown field" + _did_you_mean(entry["loc"])
     elif entry["type"] == "missing":
         message = "required"
+    elif entry.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        message = f"must be {NAME_RULE}; {entry['input'][:_MAX_SHOWN]!a} is not"
     return field, message
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lectern_common.compatibility import StudentFacts
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, NotFound
-from lectern_common.roots import Roots, resolve_under
+from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.tokenizer_map import read_tokenizer_map
@@ -16,6 +16,7 @@ from lectern_common.weights import cached_weights_sha256, safetensors_files, ten
 
 UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None)
 
+_CONFIG_NAME = "config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 # As architectures call them; one without any has no end.
 _POSITIONS = ("max_position_embeddings", "n_positions")
@@ -40,7 +41,8 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
     if not folder.is_dir():
         if spec.student.init is not None and _HUB_ID.match(name):
             return UNKNOWN_STUDENT
-        raise InvalidSpec([(field, f"no model folder {name!r} under the models root")])
+        there = what_is_there(roots.models, name, _CONFIG_NAME)
+        raise InvalidSpec([(field, f"no model folder {name!r} under the models root {there}")])
     if spec.student.revision is not None:
         why = f"{name} is a folder under the models root and has no revisions; leave it out"
         raise InvalidSpec([("student.revision", why)])
@@ -109,7 +111,7 @@ def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 def _read_config(folder: Path, field: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads((folder / _CONFIG_NAME).read_bytes())
     except FileNotFoundError:
         raise InvalidSpec([(field, f"{folder.name} has no config.json")]) from None
     except ValueError as error:

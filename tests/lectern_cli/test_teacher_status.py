@@ -66,10 +66,10 @@ def test_a_teacher_is_shown_with_its_runs(lectern, teacher, monkeypatch):
         "dtype float32, int8",
         "mode throughput",
         "speed 9,876 tokens/s in the last minute; 12,346 measured at its start",
-        "queue 2 waiting with 4,800 tokens, 1 being answered, at most 16",
+        "requests 2 wait, with 4,800 tokens; 1 being answered; room for 16",
         "scored 123,456 tokens of 900 sequences in 77 forwards, 1 % padding",
-        "cache 75 % of 4 sequences; 1.2 GB of 4 GB, on disk 5 MB of 90 GB",
-        "answers 3 GB sent; 12 requests turned away, 0 failed",
+        "cache 75 % of 4 sequences came from it; 1.2 GB of 4 GB used, on disk 5 MB of 90 GB",
+        "answers 3 GB sent; 12 requests turned away as it was full, 0 failed",
         "up for 26:03:31",
     ]
     rows = [line.strip(f"{BAR} ").split(BAR) for line in shown.out.splitlines() if "abcdef" in line]

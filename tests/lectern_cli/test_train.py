@@ -168,7 +168,10 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stan
     ended = lectern("train", spec, "--home", home)
 
     assert ended.code == 2
-    assert ended.err == ("error: student.config: no model folder 'nothing' under the models root\n")
+    assert ended.err == (
+        "error: student.config: no model folder 'nothing' under the models root "
+        f"({home}/models); there are: tiny\n"
+    )
     assert not (home / "runs").exists()
 
 

@@ -169,7 +169,7 @@ def test_a_run_that_fits_passes_every_check(ready):
         "tokenizer": Outcome.PASS,
         "teacher": Outcome.PASS,
     }
-    assert checks[0].message == "text: 100 tokens in 1 shards, 12 rows of 8"
+    assert checks[0].message == "text: 100 tokens in 1 shard, 12 rows of 8"
 
 
 def test_every_failing_check_is_listed_not_only_the_first(roots):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.run_spec import RESUME_MAY_CHANGE, RunSpec, resume_differences
-from lectern_common.spec_file import dump_spec, load_spec, parse_spec
+from lectern_common.spec_file import SMALLEST, dump_spec, load_spec, parse_spec
 from lectern_common.wire import MAX_DRAWS
 
 
@@ -45,6 +45,27 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
     assert spec.teacher is not None and spec.teacher.top_k == 64
     assert spec.objective.beta == 0.5
     assert spec.teacher.num_draws is None
+
+
+def test_an_empty_file_is_told_what_to_write_and_that_is_a_spec(tmp_path: Path) -> None:
+    for text in ("", "# later\n", "[]"):
+        (tmp_path / "spec.yaml").write_text(text)
+        with pytest.raises(InvalidSpec, match=r"docs/run-spec.md") as caught:
+            load_spec(tmp_path / "spec.yaml")
+        assert str(caught.value).endswith(SMALLEST)
+    (tmp_path / "spec.yaml").write_text(SMALLEST)
+    assert load_spec(tmp_path / "spec.yaml").teacher is not None
+
+
+def test_a_wrong_name_is_told_what_a_name_is() -> None:
+    for name in ("My_Run", "-x", "", "a" * 64):
+        assert problems(name=name) == [
+            (
+                "name",
+                "must be lower-case letters, digits and hyphens, at most 63, beginning with a "
+                f"letter or digit; {name!r} is not",
+            )
+        ]
 
 
 def test_several_devices_share_the_rows_of_a_step() -> None:
@@ -139,8 +160,8 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
             "batch",
             "must divide",
         ),
-        ({"name": "Upper"}, "name", "pattern"),
-        ({"name": "a" * 64}, "name", "pattern"),
+        ({"name": "Upper"}, "name", "lower-case letters"),
+        ({"name": "a" * 64}, "name", "lower-case letters"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"device": {"count": 3}}, "", "device.count 3 must divide"),
         (
