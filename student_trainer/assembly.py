@@ -11,29 +11,32 @@ checkpoints checkpoint.*
 import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
+from lectern_common.errors import CorruptData, Incompatible
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec, resume_differences
+from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec, parse_spec
-from lectern_common.teacher_identity import TeacherIdentity
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
 from student_trainer.before_training import check_before_training
-from student_trainer.checkpoint import Checkpoint, CheckpointStore
+from student_trainer.checkpoint import CheckpointStore
 from student_trainer.datasets import ShuffledBatches, in_order
 from student_trainer.devices import choose_device, device_name
-from student_trainer.early_stopping import Best
 from student_trainer.export import export_student
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.origins import LoadedStudent, load_student
 from student_trainer.quiet_recorder import RunRecorder
 from student_trainer.ranks import Ranks
+from student_trainer.resumption import (
+    best_saved,
+    newest_of_all,
+    require_resumable,
+    taught_by,
+)
 from student_trainer.run_data import Data, open_data
 from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.run_samples import checked_prompts, open_samples
@@ -174,7 +177,7 @@ def assemble(
         keep_best=spec.checkpoint.keep_best,
         on_event=lambda kind, details: recorder.event(kind, **details),
     )
-    checkpoint = _newest(store, ranks) if resume else None
+    checkpoint = newest_of_all(store, ranks) if resume else None
     begun = None if checkpoint is None else checkpoint.state
 
     with ranks.together():
@@ -202,7 +205,7 @@ def assemble(
                 loaded,
                 data.manifest,
                 device,
-                _taught_by(folder, begun),
+                taught_by(folder, begun),
                 stop,
                 recorder.teacher_away,
                 stack,
@@ -294,56 +297,6 @@ def assemble(
         ),
     )
     return Assembly(spec, parts, _settings(spec), progress, loaded, data, roots)
-
-
-def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
-    """Raises InvalidSpec, field by field, where a resume at `step` may not make the change."""
-    if new.schedule.steps < step:
-        why = f"is {new.schedule.steps}, but {step} steps are made"
-        raise InvalidSpec([("schedule.steps", why)])
-    differences = resume_differences(old, new)
-    if differences:
-        raise InvalidSpec(
-            [
-                (field, f"was {before!r}, is {after!r}; a resume may not change it")
-                for field, before, after in differences
-            ]
-        )
-    before, after = old.evaluation.max_sequences, new.evaluation.max_sequences
-    if new.evaluation.patience is not None and before != after:
-        why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
-        raise InvalidSpec([("evaluation.max_sequences", why)])
-
-
-def best_saved(spec: RunSpec, best: Best, store: CheckpointStore) -> Best:
-    """Returns `best`, or the lowest loss that a checkpoint has where its own has none.
-
-    So it is where the run had no patience before, or a newer checkpoint was found broken.
-    """
-    if spec.evaluation.patience is None or best.step is None or best.step in store.steps():
-        return best
-    saved = store.best()
-    return Best() if saved is None else Best(*saved)
-
-
-def _taught_by(folder: RunFolder, begun: dict[str, Any] | None) -> TeacherIdentity | None:
-    """Returns the teacher that the run has to be taught by, None where any will do."""
-    if begun is None:
-        return folder.read_teacher()
-    return TeacherIdentity(begun["teacher_model"], begun["teacher_fingerprint"])
-
-
-def _newest(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
-    """Returns the newest intact checkpoint; the first rank looks, for all of them."""
-    found: Checkpoint | None = None
-    with ranks.together():
-        if ranks.is_first:
-            store.sweep()
-            found = store.newest()
-    (step,) = ranks.from_first([-1 if found is None else found.step])
-    if ranks.is_first or step < 0:
-        return found
-    return store.verified_before(step)
 
 
 def _settings(spec: RunSpec) -> Settings:

@@ -1,5 +1,7 @@
 """Whole runs on tiny models: a home with data, models and spec, trained in this process."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from student_trainer.__main__ import live
+from student_trainer.assembly import Assembly, assemble
+from student_trainer.loop import train
+from student_trainer.ranks import Ranks
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop
 from tests.models import write_tiny_model, write_tiny_tokenizer
@@ -84,6 +89,21 @@ def trained(
     stop = stop or Stop()
     with folder.locked(), Recorder(folder, stop) as recorder:
         return live(folder, home.roots, recorder, stop, resume=resume)
+
+
+@contextmanager
+def assembled(
+    home: Home, folder: RunFolder, *, resume: bool = False, steps: int | None = None
+) -> Iterator[Assembly]:
+    """Gives the assembled run; `steps` trains that many first."""
+    stop = Stop()
+    with folder.locked(), Recorder(folder, stop) as recorder, ExitStack() as stack:
+        spec = folder.read_spec()
+        run = assemble(spec, home.roots, folder, recorder, stop, stack, Ranks(), resume=resume)
+        recorder.open_metrics([], run.progress.step)
+        if steps is not None:
+            train(run.parts, run.settings, run.progress)
+        yield run
 
 
 def status_of(folder: RunFolder) -> Status:

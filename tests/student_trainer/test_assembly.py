@@ -1,8 +1,6 @@
 """Every field of a run spec is applied, or the run is refused. Assembled runs, mostly untrained."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,19 +22,13 @@ from lectern_common.errors import (
     Untrusted,
     WrongModel,
 )
-from lectern_common.run_folder import RunFolder
-from lectern_common.teacher_identity import TeacherIdentity
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
-from student_trainer.assembly import Assembly, assemble
-from student_trainer.loop import train
-from student_trainer.ranks import Ranks
-from student_trainer.recorder import Recorder
+from student_trainer.assembly import Assembly
 from student_trainer.samples import Prompts
-from student_trainer.stopping import Stop
 from tests.certificates import Authority
 from tests.spec_fields import spec_fields
-from tests.student_trainer.runs import VOCAB_SIZE, Home, events_of, lines_of
+from tests.student_trainer.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
 from tests.student_trainer.shards import write_shards
 from tests.student_trainer.wire_teacher import Serving, WireTeacher
 
@@ -62,21 +54,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def serving() -> Iterator[Serving]:
     with Serving(WireTeacher()) as server:
         yield server
-
-
-@contextmanager
-def assembled(
-    home: Home, folder: RunFolder, *, resume: bool = False, steps: int | None = None
-) -> Iterator[Assembly]:
-    """Gives the assembled run; `steps` trains that many first."""
-    stop = Stop()
-    with folder.locked(), Recorder(folder, stop) as recorder, ExitStack() as stack:
-        spec = folder.read_spec()
-        run = assemble(spec, home.roots, folder, recorder, stop, stack, Ranks(), resume=resume)
-        recorder.open_metrics([], run.progress.step)
-        if steps is not None:
-            train(run.parts, run.settings, run.progress)
-        yield run
 
 
 def remote(run: Assembly) -> Any:
@@ -656,103 +633,3 @@ def test_what_the_teacher_does_not_give_is_refused(home: Home) -> None:
             teacher={**base, "representation": "top_k", "top_k": 41},
             objective=DISTILLING,
         )
-
-
-# ---- resume ----------------------------------------------------------------------------------
-
-
-def test_a_resume_may_not_change_what_shaped_the_run(home: Home, tmp_path: Path) -> None:
-    folder = home.run()
-    with assembled(home, folder, steps=6):
-        pass
-    spec = folder.read_spec()
-    changed = spec.model_copy(
-        update={
-            "seed": 9,
-            "optimizer": spec.optimizer.model_copy(update={"learning_rate": 0.5}),
-            "evaluation": spec.evaluation.model_copy(update={"every_steps": 2}),
-        }
-    )
-    folder.write_spec(changed)
-    with pytest.raises(InvalidSpec) as caught, assembled(home, folder, resume=True):
-        pass
-    assert caught.value.problems == [
-        ("seed", "was 0, is 9; a resume may not change it"),
-        ("optimizer.learning_rate", "was 0.01, is 0.5; a resume may not change it"),
-    ]
-
-
-def test_a_resume_may_lengthen_the_run_and_not_cut_off_what_is_made(home: Home) -> None:
-    folder = home.run()
-    with assembled(home, folder, steps=6):
-        pass
-    spec = folder.read_spec()
-    for steps, allowed in ((8, True), (5, False)):
-        schedule = spec.schedule.model_copy(update={"steps": steps})
-        folder.write_spec(spec.model_copy(update={"schedule": schedule}))
-        if allowed:
-            with assembled(home, folder, resume=True) as run:
-                assert (run.progress.step, run.settings.steps) == (6, 8)
-        else:
-            with (
-                pytest.raises(InvalidSpec, match="is 5, but 6 steps are made"),
-                assembled(home, folder, resume=True),
-            ):
-                pass
-
-
-def test_a_resume_with_another_teacher_is_refused(home: Home) -> None:
-    with Serving(WireTeacher(seed=0)) as first, Serving(WireTeacher(seed=1)) as second:
-        folder = home.run(teacher={"address": first.address}, objective=DISTILLING)
-        with assembled(home, folder, steps=6):
-            pass
-        spec = folder.read_spec()
-        assert spec.teacher is not None
-        moved = spec.teacher.model_copy(update={"address": second.address})
-        folder.write_spec(spec.model_copy(update={"teacher": moved}))
-        with (
-            pytest.raises(WrongModel, match=r"but the run was accepted with wire \(fingerprint"),
-            assembled(home, folder, resume=True),
-        ):
-            pass
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_first_step_with_another_teacher_than_at_the_acceptance_is_refused(
-    home: Home, resume: bool
-) -> None:
-    """The run waited in a queue, or lost its trainer before the first checkpoint."""
-    with Serving(WireTeacher(seed=0)) as serving:
-        right = TeacherIdentity.of(serving.teacher.model)
-        folder = home.run(teacher={"address": serving.address}, objective=DISTILLING)
-        folder.write_teacher(TeacherIdentity("coder", "0" * 64))
-        with (
-            pytest.raises(WrongModel, match=r"accepted with coder \(fingerprint 000000000000\)"),
-            assembled(home, folder, resume=resume),
-        ):
-            pass
-        folder.write_teacher(right)
-        with assembled(home, folder, resume=resume):
-            pass
-
-
-def test_a_resume_on_other_data_is_refused(home: Home) -> None:
-    tokens = np.arange(290) % 37
-    write_shards(home.path / "data" / "moving", tokens)
-    folder = home.run(data={"path": "moving"})
-    with assembled(home, folder, steps=6):
-        pass
-    write_shards(home.path / "data" / "moving", tokens[1:])
-    with (
-        pytest.raises(Incompatible, match="is not what it was when the run began"),
-        assembled(home, folder, resume=True),
-    ):
-        pass
-
-
-def test_the_initial_hash_is_carried_over_a_resume(home: Home) -> None:
-    folder = home.run()
-    with assembled(home, folder, steps=6) as run:
-        first = digest(run)
-    with assembled(home, folder, resume=True) as run:
-        assert digest(run) == first
