@@ -33,7 +33,7 @@ def split(
         drawn += sizes[digest]
     if len(held_out) == len(sizes):
         raise InvalidRequest(
-            f"{counted(len(sizes), 'different document')} cannot be split; give more, or set "
+            f"{counted(len(sizes), 'distinct document')} cannot be split; give more, or set "
             "--validation-fraction 0 and let the run hold rows out (data.validation_fraction)",
             "validation_fraction",
         )

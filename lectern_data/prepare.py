@@ -121,10 +121,19 @@ def prepare(
     workers = default_workers() if workers is None else workers
     _require_fitting(inputs, hub_dataset, tokenizer, train_vocab_size, content)
     if not 0 <= validation_fraction < 1:
-        raise InvalidRequest("must be at least 0 and below 1", "validation_fraction")
-    for name, number in (("workers", workers), ("shard_tokens", shard_tokens)):
-        if number < 1:
-            raise InvalidRequest("must be at least 1", name)
+        raise InvalidRequest(
+            "--validation-fraction must be at least 0 and below 1", "validation_fraction"
+        )
+    if not 0 <= max_fault_fraction <= 1:
+        raise InvalidRequest("--max-fault-fraction must lie from 0 to 1", "max_fault_fraction")
+    for name, number in (
+        ("workers", workers),
+        ("shard_tokens", shard_tokens),
+        ("seq_length_hint", seq_length_hint),
+        ("max_document_bytes", max_document_bytes),
+    ):
+        if number is not None and number < 1:
+            raise InvalidRequest(f"--{name.replace('_', '-')} must be at least 1", name)
     given = None if tokenizer is None else load_tokenizer(tokenizer, eos_token)
     if given is not None:
         _require_ends_and_template(given, eos_policy, content)

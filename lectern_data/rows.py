@@ -160,7 +160,8 @@ def _canonical_chat(value: Any, field: str) -> str:
         for name in ("role", "content"):
             text = message.get(name) if isinstance(message, Mapping) else None
             if not isinstance(text, str):
-                there = f", but {_listed(message)}" if isinstance(message, Mapping) else ""
+                is_misnamed = isinstance(message, Mapping) and name not in message
+                there = f", but {_listed(message)}" if is_misnamed else ""
                 raise UnusableError(f"message {number} has no text under {name!r}{there}")
     # What a Parquet row lacks is there as null.
     messages = [

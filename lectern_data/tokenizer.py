@@ -135,7 +135,7 @@ def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer
     """
     file = path / TOKENIZER_NAME if path.is_dir() else path
     if not file.is_file():
-        raise NotFound(f"no tokenizer at {file}")
+        raise NotFound(f"no tokenizer at {file}; name a tokenizer.json, or a folder with one")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception

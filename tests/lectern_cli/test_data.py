@@ -103,7 +103,12 @@ def test_a_second_time_needs_force(lectern, texts, tmp_path):
         (("--hub-split", "test"), "--hub-split has no effect without --hub"),
         (("--hub-revision", "main"), "--hub-revision has no effect without --hub"),
         (("--chat",), "set --tokenizer instead of --train-tokenizer"),
-        (("--workers", "0"), "must be at least 1"),
+        (("--workers", "0"), "--workers must be at least 1"),
+        (("--shard-tokens", "0"), "--shard-tokens must be at least 1"),
+        (("--seq-length-hint", "0"), "--seq-length-hint must be at least 1"),
+        (("--max-document-bytes", "-1"), "--max-document-bytes must be at least 1"),
+        (("--max-fault-fraction", "1.5"), "--max-fault-fraction must lie from 0 to 1"),
+        (("--validation-fraction", "nan"), "--validation-fraction must be at least 0 and below 1"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(lectern, texts, tmp_path, options, message):
