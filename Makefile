@@ -20,6 +20,7 @@ PEERS := .venv/.peers-installed
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
+	@echo "installing the locked packages into .venv; the first time this takes some minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,dev]'

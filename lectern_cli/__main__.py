@@ -60,9 +60,10 @@ def demo(
 ) -> None:
     """Show it all: one teacher, three students, real text.
 
-    Trains a small teacher and distils three students from it, on this machine. Takes about eight
+    Trains a small teacher and distils three students from it, on this machine. Takes about five
     minutes on two CPU cores, with nothing downloaded.
     """
+    console.note("loading; the first time Python compiles its packages, which takes a while ...")
     from lectern_cli.demo import run_demo
     from lectern_cli.demo_specs import STUDENT_STEPS, TEACHER_STEPS
 

@@ -17,7 +17,7 @@ import typer
 from lectern_cli import console
 from lectern_cli.processes import printable
 from lectern_cli.train import require_folder
-from lectern_common.counted import counted
+from lectern_common.counted import counted, duration
 from lectern_common.errors import LecternError, Misconfigured, error_of
 from lectern_common.memory_estimate import ModelShape
 from lectern_common.preflight import Check, Found, Outcome, examine
@@ -234,15 +234,6 @@ def size(num_bytes: float) -> str:
     while num_bytes >= 999.5 and power < len(_UNITS) - 1:
         num_bytes, power = num_bytes / 1000, power + 1
     return f"{num_bytes:.3g} {_UNITS[power]}"
-
-
-def duration(hours: float) -> str:
-    """Returns "40 s", "12 min", "3.4 h" or "2.1 days"."""
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s"
-    if hours < 1:
-        return f"{60 * hours:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _free_disk(roots: Roots) -> int:

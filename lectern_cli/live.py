@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lectern_cli.console import inert, out
+from lectern_cli.pace import Pace
+from lectern_common.counted import duration
 from lectern_common.run_folder import RunState, Status
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class RunView:
     teacher_wait_share: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
     metrics_cursor: str | None = None  # over REST: where the next records follow
+    pace: Pace = field(default_factory=Pace)
 
     CURVES = ("loss/total", "loss/ce", "loss/kd", "loss/val")
 
@@ -103,6 +106,12 @@ class RunView:
         curve = self.curves.get(name)
         return None if curve is None else curve.last
 
+    @property
+    def time_left(self) -> str:
+        """Returns "3 min left" by the pace so far, "" where that is not known."""
+        seconds = self.pace.seconds_left(self.steps)
+        return "" if seconds is None else f"{duration(seconds / 3600)} left"
+
     def line(self) -> str:
         """Returns one line of plain text."""
         parts = [self.run_id, str(self.state), f"step {self.step}/{self.steps}"]
@@ -114,6 +123,8 @@ class RunView:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.teacher_wait_share is not None:
             parts.append(f"teacher wait {self.teacher_wait_share:.0%}")
+        if self.time_left:
+            parts.append(self.time_left)
         if self.state is not RunState.RUNNING:
             reason = f"({self.reason})" if self.reason else ""
             parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
@@ -128,6 +139,10 @@ class RunView:
         self.device = source.device
         self.tokens_per_second = source.tokens_per_second
         self.teacher_wait_share = source.teacher_wait_share
+        if self.state is RunState.RUNNING:
+            self.pace.saw(self.step, time.monotonic())
+        else:
+            self.pace.stands_still()
 
 
 def sparkline(
@@ -184,13 +199,17 @@ def drawing(views: Sequence[RunView], title: str | None = None, width: int = 80)
 
 
 def _curve_lines(views: Sequence[RunView], width: int) -> Iterator[str]:
-    """Yields a line for each run that has a loss: its id, the curve, first value -> last."""
+    """Yields a line for each run that has a loss: its id, the curve, first value -> last, and how
+    long it has still to go.
+    """
     ascii_only = not _can_draw_blocks()
     label = max((len(view.run_id) for view in views), default=0)
     for view in views:
         values = view.curves.get("loss/total", Curve()).values
         if values:
             ends = f"{values[0]:.3f} -> {values[-1]:.3f}"
+            if view.time_left:
+                ends += f", {view.time_left}"
             room = max(8, min(MAX_CURVE_WIDTH, width - label - len(ends) - 4))
             curve = sparkline(values, room, ascii_only=ascii_only)
             yield f"{view.run_id:<{label}}  {curve}  {ends}"

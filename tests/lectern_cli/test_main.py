@@ -47,6 +47,7 @@ def test_every_command_of_the_design_is_there():
         "runs list",
         "runs show",
         "runs watch",
+        "runs delete",
         "runs logs",
         "runs samples",
         "runs stop",
