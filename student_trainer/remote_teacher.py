@@ -10,7 +10,6 @@ Every attempt has a deadline. A reply that was damaged on its way is asked for a
 import itertools
 import re
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,8 +27,9 @@ from lectern_common.replicas import TeacherReplicas
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from lectern_common.wire import PROTOCOL_VERSION, pack_mask
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
+from student_trainer.head_assembly import assemble_head
 from student_trainer.head_cache import cached_head_path, read_cached_head, write_cached_head
 from student_trainer.outage import Outage
 from student_trainer.reply_assembly import (
@@ -37,8 +37,6 @@ from student_trainer.reply_assembly import (
     DamagedReply,
     Expected,
     assemble,
-    require_fingerprint,
-    tensor_of,
     to_targets,
 )
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
@@ -279,49 +277,8 @@ class RemoteTeacher:
             vocab_size=self._vocab_size,
             expected_fingerprint=model.fingerprint,
         )
-        header: teacher_pb2.OutputHeadHeader | None = None
-        trailer: teacher_pb2.OutputHeadTrailer | None = None
-        buffer = np.empty(0, np.uint8)
-        filled = crc = 0
         with self._replies(channel, channel.stub.GetOutputHead, request, left) as replies:
-            for reply in replies:
-                part = reply.WhichOneof("part")
-                if part == "header" and header is None:
-                    header = reply.header
-                    buffer = np.empty(self._head_bytes(header), np.uint8)
-                elif part == "piece" and filled + len(reply.piece) <= len(buffer):
-                    piece = np.frombuffer(reply.piece, np.uint8)
-                    buffer[filled : filled + len(piece)] = piece
-                    filled, crc = filled + len(piece), zlib.crc32(piece.data, crc)
-                elif part == "trailer" and trailer is None:
-                    trailer = reply.trailer
-                else:
-                    raise TeacherError(f"the teacher's output head has its {part} misplaced")
-        if header is None or trailer is None or filled != len(buffer):
-            raise TeacherError(f"the teacher's output head ended after {filled} bytes")
-        if trailer.crc32 != crc:
-            raise DamagedReply("the teacher's output head was damaged on its way: checksum differs")
-        _log.info("output_head_received", bytes=filled)
-        values = tensor_of(buffer, header.dtype)
-        num_weights = self._vocab_size * model.hidden_size
-        theirs = header.transform
-        return OutputHead(
-            values[:num_weights].view(self._vocab_size, model.hidden_size),
-            values[num_weights:] if theirs.has_bias else None,
-            HeadTransform(theirs.scale, theirs.divisor, theirs.soft_cap or None),
-        )
-
-    def _head_bytes(self, header: teacher_pb2.OutputHeadHeader) -> int:
-        """Returns the bytes to come. Raises WrongModel or TeacherError."""
-        model = self.model
-        require_fingerprint(header.fingerprint, model.fingerprint)
-        size = 4 if model.hidden_dtype == teacher_pb2.DTYPE_FLOAT32 else 2
-        rows = self._vocab_size * (model.hidden_size + int(header.transform.has_bias))
-        theirs = (header.dtype, header.vocab_size, header.hidden_size, header.total_bytes)
-        ours = (model.hidden_dtype, self._vocab_size, model.hidden_size, rows * size)
-        if theirs != ours:
-            raise TeacherError(f"the teacher's output head is {theirs}, asked for was {ours}")
-        return rows * size
+            return assemble_head(replies, model, self._vocab_size)
 
     def _answered(self, ask: Callable[[TeacherChannel, float | None], _Answer]) -> _Answer:
         """Returns what `ask` makes of the answer of one server, asking again as the module says.
