@@ -8,6 +8,7 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Home, Json, command_group, roots_of
+from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -221,23 +222,20 @@ def _hub_dataset(
 
 
 def _told(part: "Part", *, chat: bool) -> str:
-    from lectern_data.documents import counted
-
     learnt = f", {counted(part.learnt_tokens, 'token')} of the assistant" if chat else ""
     return (
-        f"{part.path}: {counted(part.tokens, 'token')} of {counted(part.documents)} "
+        f"{part.path}: {counted(part.tokens, 'token')} of {counted(part.documents, 'document')} "
         f"({part.text_bytes / part.tokens:.2f} bytes a token), {counted(part.shards, 'shard')}"
         f"{learnt}"
     )
 
 
 def _report_left_out(prepared: "Prepared") -> None:
-    from lectern_data.documents import counted
-
     left_out = prepared.left_out
     if not left_out:
         return
-    console.note(f"left out: {counted(sum(entry.documents for entry in left_out))}")
+    total = sum(entry.documents for entry in left_out)
+    console.note(f"left out: {counted(total, 'document')}")
     for entry in left_out[:NAMES_SHOWN]:
         console.note(f"  {entry.name}: {entry.reason}")
     if len(left_out) > NAMES_SHOWN:

@@ -47,11 +47,6 @@ class LeftOut:
     documents: int = 1
 
 
-def counted(number: int, noun: str = "document") -> str:
-    """Returns "1 document", "12,345 documents"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def texts_of(documents: Iterable[Document], content: Content) -> Iterator[str]:
     """Yields the text of each document; rows that follow each other are read in one go.
 

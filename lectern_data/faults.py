@@ -2,8 +2,9 @@
 
 import math
 
+from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest
-from lectern_data.documents import LeftOut, counted
+from lectern_data.documents import LeftOut
 
 MAX_REASONS = 5
 MAX_NAMES = 5
@@ -33,7 +34,7 @@ class Faults:
         if count > self._max_fraction * self._total:
             share = math.ceil(1000 * count / self._total) / 1000
             raise InvalidRequest(
-                f"{count:,} of {counted(self._total)} cannot be used, more than "
+                f"{count:,} of {counted(self._total, 'document')} cannot be used, more than "
                 f"--max-fault-fraction {self._max_fraction:g} allows ({reasons(faults)}); "
                 f"{_remedy(faults)}, or set --max-fault-fraction {share:g} to go on without them",
                 "inputs",
