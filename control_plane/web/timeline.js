@@ -26,7 +26,7 @@ const WORDS = {
   metrics_dropped: (details, message) => ["Metrics dropped", joined(known(details.lines, (lines) => `${count(lines)} lines`), message)],
   rank_lost: (details) => ["A process was lost", joined(details.what, known(details.restart, (number) => `restart ${count(number)}`))],
   step_skipped: (details) => ["Step skipped", `${step(details)}; ${NOT_FINITE}`],
-  teacher_bound: (_, message) => ["Waits much for its teacher", sentence(message)],
+  teacher_bound: (_, message) => ["Waited for its teacher", sentence(message)],
 };
 
 export class Timeline {

@@ -232,7 +232,7 @@ def test_the_page_asks_for_the_token_until_it_is_right(page, home):  # noqa: F81
     wait_for(lambda: page.locator(".row.run").count() == 1)
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [360, 768, 920, 1100, 1280])
 def test_the_page_fits_its_window(page, home, width):  # noqa: F811
     service = Service(home)
     run_id = service.create("a-name-as-long-as-names-may-be-that-goes-on-and-on-and-on-to-it")
@@ -241,6 +241,8 @@ def test_the_page_fits_its_window(page, home, width):  # noqa: F811
     open_page(page, service)
     wait_for(lambda: page.locator(".row.run").count() == 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    fits = "rows => rows.every(row => row.scrollWidth <= row.clientWidth)"
+    assert page.eval_on_selector_all(".row", fits)
     open_page(page, service, f"/#/runs/{run_id}")
     wait_for(page.locator("#panel").is_visible)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
