@@ -141,8 +141,8 @@ BAD_SPECS = {
         "student.config",
         "255 bytes",
     ),
-    "a name with a slash": ({"name": "../a"}, "name", "pattern"),
-    "a name with capitals": ({"name": "Coder"}, "name", "pattern"),
+    "a name with a slash": ({"name": "../a"}, "name", "lower-case letters"),
+    "a name with capitals": ({"name": "Coder"}, "name", "lower-case letters"),
     "cuda without a gpu": ({"device": {"kind": "cuda"}}, "device.kind", "no CUDA device"),
 }
 
