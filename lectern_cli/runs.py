@@ -72,7 +72,8 @@ def list_runs(
     if as_json:
         console.print_json([run.json for run in runs])
     elif not runs:
-        console.note("no runs yet; `lectern runs create SPEC.yaml` makes one")
+        none = f"no run is {' or '.join(states)}" if states else "no runs yet"
+        console.note(f"{none}; `lectern runs create SPEC.yaml` makes one")
     else:
         terminal = console.out()
         print("\n".join(list_lines(runs, terminal.width if terminal.is_terminal else None)))
