@@ -30,16 +30,15 @@ def delete_run(runs: Runs, folder: RunFolder) -> None:
         Conflict: it does not rest, or a process that is not the control plane's trains it.
     """
     aside = folder.path.with_name(_ASIDE + folder.run_id)
-
-    def set_aside() -> None:
-        if folder.path.exists():
-            folder.path.rename(aside)
-            fsync_folder(aside.parent)
-
-    runs.get(folder.run_id)
     with ExitStack() as stack:
-        if folder.path.exists():
-            stack.enter_context(folder.locked())
+
+        def set_aside() -> None:
+            # The lock comes after the look at the state: it would keep out a trainer that starts.
+            if folder.path.exists():
+                stack.enter_context(folder.locked())
+                folder.path.rename(aside)
+                fsync_folder(aside.parent)
+
         try:
             runs.delete(folder.run_id, set_aside)
         except BaseException:

@@ -61,6 +61,16 @@ def test_a_run_that_may_still_train_is_not_deleted(bench):
         assert folder.spec_path.exists() is (run is not queued)
 
 
+def test_a_refused_deletion_leaves_the_lock_to_the_trainer(bench):
+    run = bench.started()
+    folder = RunFolder(bench.roots.runs / run.id)
+    with pytest.raises(Conflict):
+        delete_run(bench.runs, folder)
+    assert not (folder.path / "lock").exists()  # A trainer that came to it just then would end.
+    with folder.locked(), pytest.raises(Conflict, match="is running; stop it first"):
+        delete_run(bench.runs, folder)
+
+
 def test_a_folder_that_a_stranger_trains_in_is_not_deleted(bench):
     folder = rested(bench)
     with folder.locked(), pytest.raises(Conflict, match="by another process"):
