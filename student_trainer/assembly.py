@@ -251,7 +251,7 @@ def assemble(
     recorder.set_progress(
         step=progress.step,
         steps=spec.schedule.steps,
-        checkpoint_step=None if checkpoint is None else checkpoint.step,
+        checkpoint_step=0 if checkpoint is None else checkpoint.step,
     )
     with ranks.together():
         recorder.event(

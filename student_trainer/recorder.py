@@ -145,14 +145,18 @@ class Recorder:
         checkpoint_step: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Sets what the next status says; None leaves a value as it is."""
+        """Sets what the next status says; None leaves a value as it is.
+
+        Args:
+            checkpoint_step: 0 without a checkpoint.
+        """
         with self._lock:
             said = self._said
             said.step = said.step if step is None else step
             said.steps = said.steps if steps is None else steps
             said.device = device or said.device
             if checkpoint_step is not None:
-                said.checkpoint_step = checkpoint_step
+                said.checkpoint_step = checkpoint_step or None
 
     def go_on_from(self, status: Status | None) -> None:
         """Keeps what another process last said of the run's progress."""

@@ -282,6 +282,22 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
     assert (status.step, status.checkpoint_step) == (6, 6)
 
 
+def test_a_run_whose_checkpoints_are_all_broken_has_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = home.run(), list[Status]()
+    (folder.checkpoints_path / "step-00000006").mkdir(parents=True)
+
+    def looked_at(*_: object) -> bool:
+        seen.append(status_of(folder))
+        return False
+
+    monkeypatch.setattr("student_trainer.loop.train", looked_at)
+    assert main([str(folder.path), "--home", str(home.path), "--resume"]) == 0
+    (status,) = seen
+    assert (status.state, status.step, status.checkpoint_step) == (RunState.RUNNING, 0, None)
+
+
 def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def surprising(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
