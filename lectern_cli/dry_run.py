@@ -16,7 +16,7 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.processes import printable
-from lectern_cli.train import require_folder
+from lectern_cli.train_folder import require_folder
 from lectern_common.counted import counted, duration
 from lectern_common.errors import LecternError, Misconfigured, error_of
 from lectern_common.memory_estimate import ModelShape
