@@ -124,7 +124,7 @@ async def run_events(
     """Yields `state` and `metrics` events of one run, from `position` on, each exactly once.
 
     `rewind` says that the trainer went back to a checkpoint: all metric records before it are void,
-    and the file follows from its start.
+    and the file follows from its start. `deleted` is the last one: the run is there no more.
     """
     yield _RETRY
     signature: tuple[int, int, int] | None = None
@@ -138,6 +138,10 @@ async def run_events(
                 state = {key: entry[key] for key in _STATE_KEYS}
                 parts.append(_event("state", state, str(position)))
             now = _signature(metrics_path)
+            if now is None and not await asyncio.to_thread(runs.names, [run_id]):
+                parts.append(_event("deleted", {"id": run_id}, str(position)))
+                yield b"".join(parts)
+                return
             if now != signature:
                 batch = await asyncio.to_thread(read_after, metrics_path, position.metrics)
                 signature = None if batch.more else now

@@ -264,7 +264,7 @@ async def stream_run(
     after: Annotated[str | None, Query(max_length=80, description="An event's id")] = None,
     last_event_id: Annotated[str | None, Header(max_length=80)] = None,
 ) -> StreamingResponse:
-    """Streams `state`, `metrics` and `rewind` events of one run, from its start or an event on."""
+    """Streams `state`, `metrics`, `rewind` and `deleted` of one run, from its start or an id on."""
     given = last_event_id or after
     position = RunPosition.parse(given) if given else RunPosition()
     run = await asyncio.to_thread(plane.runs.get, run_id)

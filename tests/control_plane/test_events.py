@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from control_plane.deletion import delete_run
 from control_plane.events import MAX_STREAMS, Changes, RunPosition, list_events, run_events
 from control_plane.metrics_file import Position
 from control_plane.runs import Runs
@@ -146,6 +147,21 @@ def test_the_list_streams_what_is_deleted_between_what_changes(live):
             ("run", second.id),
         ]
         await listener.close()
+
+    live(scenario)
+
+
+def test_the_stream_of_a_run_ends_with_its_deletion(live):
+    async def scenario(bench, changes):
+        run, folder = with_folder(bench)
+        add(folder, 1)
+        listener = run_of(bench, changes, run.id)
+        bench.runs.request_stop(run.id)
+        assert [event.kind for event in await listener.take(3)] == ["state", "state", "metrics"]
+        await asyncio.to_thread(delete_run, bench.runs, folder)
+        last = await listener.next()
+        assert (last.kind, last.data) == ("deleted", {"id": run.id})
+        assert await listener.ends()
 
     live(scenario)
 
