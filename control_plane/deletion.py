@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from control_plane.runs import Runs
-from lectern_common.errors import NotFound
+from lectern_common.errors import Conflict, NotFound
 from lectern_common.run_folder import RunFolder, fsync_folder
 
 _ASIDE = ".deleted-"
@@ -27,12 +27,14 @@ def delete_run(runs: Runs, folder: RunFolder) -> None:
 
     Raises:
         NotFound: no such run.
-        Conflict: it does not rest, or a process that is not the control plane's trains it.
+        Conflict: it does not rest, a process that is not the control plane's trains it, or its
+            folder is a link, behind which nothing is removed.
     """
     aside = folder.path.with_name(_ASIDE + folder.run_id)
     with ExitStack() as stack:
 
         def set_aside() -> None:
+            _require_no_link(folder)
             # The lock comes after the look at the state: it would keep out a trainer that starts.
             if folder.path.exists():
                 stack.enter_context(folder.locked())
@@ -45,6 +47,14 @@ def delete_run(runs: Runs, folder: RunFolder) -> None:
             _put_back(aside, folder.path)
             raise
     _remove(aside)
+
+
+def _require_no_link(folder: RunFolder) -> None:
+    if folder.path.is_symlink():
+        raise Conflict(
+            f"{folder.path} is a link to {folder.path.readlink()}; remove what it leads to, where "
+            "that may go, and the link; then delete the run"
+        )
 
 
 def finish_deletions(runs: Runs, runs_root: Path) -> None:

@@ -79,6 +79,22 @@ def test_a_folder_that_a_stranger_trains_in_is_not_deleted(bench):
     assert folders(bench) == [folder.run_id]
 
 
+def test_links_are_not_followed(bench, tmp_path):
+    """One within the folder goes with it; one that is the folder would leave all that it holds."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "checkpoints").mkdir(parents=True)
+    linked, moved = rested(bench), rested(bench)
+    linked.checkpoints_path.symlink_to(elsewhere / "checkpoints")
+    moved.path.rename(elsewhere / "moved")
+    moved.path.symlink_to(elsewhere / "moved")
+    delete_run(bench.runs, linked)
+    with pytest.raises(Conflict, match=r"is a link to .*; remove what it leads to"):
+        delete_run(bench.runs, moved)
+    assert bench.runs.get(moved.run_id).id == moved.run_id
+    assert folders(bench) == [moved.run_id]
+    assert {path.name for path in elsewhere.iterdir()} == {"checkpoints", "moved"}
+
+
 def test_a_database_that_cannot_take_it_leaves_the_run_whole(bench, monkeypatch):
     folder = rested(bench)
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="full"):
