@@ -125,7 +125,7 @@ def _recorder(
     """Returns what says where the run is: one that is resumed, where it goes on from, and why."""
     recorder = Recorder(folder, stop, known_by)
     if resume:
-        newest = max(checkpoint_steps(folder.checkpoints_path), default=0)
+        newest = max(checkpoint_steps(folder.checkpoints_path), default=None)
         recorder.start_again_from(newest, why_restarted())
     return recorder
 

@@ -248,10 +248,12 @@ def assemble(
         progress.best = best_saved(spec, progress.best, store)
     if spec.device.compile:
         loaded.student.compile_body()
+    if checkpoint is None:
+        recorder.no_checkpoint()
     recorder.set_progress(
         step=progress.step,
         steps=spec.schedule.steps,
-        checkpoint_step=0 if checkpoint is None else checkpoint.step,
+        checkpoint_step=None if checkpoint is None else checkpoint.step,
     )
     with ranks.together():
         recorder.event(

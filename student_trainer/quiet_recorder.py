@@ -28,6 +28,8 @@ class QuietRecorder:
 
     def set_progress(self, **progress: Any) -> None: ...
 
+    def no_checkpoint(self) -> None: ...
+
     def teacher_away(self, message: str | None) -> None:
         if message is not None:
             _log.warning("teacher_away", message=message)

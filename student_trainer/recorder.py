@@ -145,18 +145,14 @@ class Recorder:
         checkpoint_step: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Sets what the next status says; None leaves a value as it is.
-
-        Args:
-            checkpoint_step: 0 without a checkpoint.
-        """
+        """Sets what the next status says; None leaves a value as it is."""
         with self._lock:
             said = self._said
             said.step = said.step if step is None else step
             said.steps = said.steps if steps is None else steps
             said.device = device or said.device
             if checkpoint_step is not None:
-                said.checkpoint_step = checkpoint_step or None
+                said.checkpoint_step = checkpoint_step
 
     def go_on_from(self, status: Status | None) -> None:
         """Keeps what another process last said of the run's progress."""
@@ -169,18 +165,23 @@ class Recorder:
                 )
                 self._latest = dict(status.latest)
 
-    def start_again_from(self, step: int, why: str | None) -> None:
-        """Has a resumed run stand at the step of its newest checkpoint from the first status on.
+    def start_again_from(self, checkpoint_step: int | None, why: str | None) -> None:
+        """Has a resumed run stand at its newest checkpoint from the first status on.
 
         Args:
-            step: 0 without a checkpoint.
+            checkpoint_step: None without a checkpoint.
             why: processes were started again that nobody had stopped; None: on request.
         """
         with self._lock:
             said = self._said
-            said.step, said.checkpoint_step = step, step or None
+            said.step, said.checkpoint_step = checkpoint_step or 0, checkpoint_step
             said.reason = None if why is None else "rank_lost"
-            said.message = f"starting again from step {step}" + (f": {why}" if why else "")
+            said.message = f"starting again from step {said.step}" + (f": {why}" if why else "")
+
+    def no_checkpoint(self) -> None:
+        """Takes back that there is one: none of them is intact."""
+        with self._lock:
+            self._said.checkpoint_step = None
 
     def teacher_away(self, message: str | None) -> None:
         """Says that the teacher cannot be reached, or (None) that it is back. Any thread."""

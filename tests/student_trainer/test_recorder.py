@@ -75,6 +75,18 @@ def test_a_run_that_starts_again_says_from_where_and_why_until_it_runs(folder: R
     assert (said(folder).step, said(folder).reason, said(folder).message) == (40, None, None)
 
 
+def test_a_checkpoint_before_the_first_step_is_one(folder: RunFolder) -> None:
+    for found in (0, None):
+        recorder = Recorder(folder, Stop())
+        recorder.start_again_from(found, None)
+        with recorder:
+            status = said(folder)
+            recorder.after_checkpoint(0)
+        assert (status.step, status.checkpoint_step) == (0, found)
+        assert status.message == "starting again from step 0"
+        assert said(folder).checkpoint_step == 0
+
+
 def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.set_progress(steps=9, device="cpu", checkpoint_step=4)
