@@ -11,6 +11,7 @@ It may die between any two statements. A run is marked as starting before its pr
 whoever finds it so looks for that process before making another. The folder's lock makes sure.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from control_plane.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
 from control_plane.run_record import ACTIVE, Run, Wanted
 from control_plane.runs import Runs
 from control_plane.trainer_text import last_line, valid_unicode
-from lectern_common.errors import Conflict, CorruptData, LecternError
+from lectern_common.errors import Conflict, CorruptData, LecternError, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RESTING, RunFolder, RunState, Status
 
@@ -198,7 +199,7 @@ class Reconciler:
         if (run.id, run.attempt) in self._killed:
             message = f"did not stop within {self._grace:g} s and was killed; " + _left(said)
             self._runs.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
-        elif said is None or said.state is RunState.STARTING:
+        elif said is None or (said.state is RunState.STARTING and said.checkpoint_step is None):
             self._runs.ended(run.id, RunState.STOPPED, "stopped", "before its first step", said)
         else:
             message = "ended while it was stopping; " + _left(said)
@@ -250,7 +251,8 @@ class Reconciler:
     def _requeue_interrupted(self) -> None:
         for run in self._runs.in_states([RunState.INTERRUPTED]):
             if run.resumes_itself and (run.resume_at or 0) <= self._clock():
-                self._runs.requeue(run.id)
+                with contextlib.suppress(NotFound):  # It was deleted since.
+                    self._runs.requeue(run.id)
 
     def _start_queued(self) -> None:
         queued = self._runs.in_states([RunState.QUEUED])

@@ -24,7 +24,7 @@ from control_plane.run_record import (
     select_runs,
 )
 from control_plane.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec
+from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
 from lectern_common.run_folder import RESTING, RunState, Status
 from lectern_common.run_spec import RunSpec, resume_differences
 from lectern_common.teacher_identity import TeacherIdentity
@@ -196,7 +196,7 @@ class Runs:
     # ---- done and seen by the reconcile loop ---------------------------------------------------
 
     def claim(self, run_id: str, slot: str) -> Run | None:
-        """Returns the run as starting on `slot`, or None where it is queued no more.
+        """Returns the run as starting on `slot`, or None where it is queued no more, or deleted.
 
         Comes before its process is made: whoever finds it starting without a pid looks for the
         process before making one.
@@ -217,7 +217,10 @@ class Runs:
             }
             return Change(RunState.STARTING, columns=columns) if claimed else None
 
-        run = self._change(run_id, decide)
+        try:
+            run = self._change(run_id, decide)
+        except NotFound:
+            return None
         return run if claimed else None
 
     def requeue(self, run_id: str) -> Run:

@@ -57,7 +57,7 @@ function folded(history) {
   const lines = [];
   for (const entry of history) {
     const before = lines.at(-1);
-    if (before !== undefined && entry.kind in REPEATED && before[0].kind === entry.kind) before.push(entry);
+    if (before !== undefined && Object.hasOwn(REPEATED, entry.kind) && before[0].kind === entry.kind) before.push(entry);
     else lines.push([entry]);
   }
   return lines;
@@ -81,7 +81,7 @@ function severalTimes(entries) {
 
 function words(entry) {
   if (entry.kind === "state") return [STATES[entry.state], stateText(entry)];
-  const said = WORDS[entry.kind]?.(entry.details, entry.message ?? "");
+  const said = Object.hasOwn(WORDS, entry.kind) && WORDS[entry.kind](entry.details, entry.message ?? "");
   if (said) return said;
   const kind = entry.kind.replaceAll("_", " ");
   const values = Object.entries(entry.details)

@@ -5,7 +5,7 @@ import pytest
 from control_plane.deletion import delete_run, finish_deletions
 from control_plane.plane import open_plane
 from lectern_common.errors import Conflict, NotFound
-from lectern_common.run_folder import RunFolder
+from lectern_common.run_folder import RunFolder, RunState
 from tests.control_plane.conftest import spec
 from tests.control_plane.test_routes import create, left_behind, problem_of, started, stopped
 
@@ -40,6 +40,23 @@ def test_a_deleted_run_is_gone_with_its_folder_its_history_and_its_key(bench):
     bench.runs.request_stop(first.id)
     delete_run(bench.runs, RunFolder(bench.roots.runs / first.id))  # which never had a folder
     assert bench.runs.create(spec(), KEY, "b").id != first.id
+
+
+def test_a_run_that_is_deleted_while_it_is_to_be_started_keeps_no_other_from_starting(
+    bench, monkeypatch
+):
+    gone, stays = bench.create(), bench.create()
+    as_listed = bench.runs.in_states
+    queued = as_listed([RunState.QUEUED])
+    monkeypatch.setattr(
+        bench.runs,
+        "in_states",
+        lambda states: queued if states == [RunState.QUEUED] else as_listed(states),
+    )
+    bench.runs.request_stop(gone.id)
+    delete_run(bench.runs, RunFolder(bench.roots.runs / gone.id))
+    bench.tick()
+    assert bench.runs.get(stays.id).state is RunState.STARTING
 
 
 def test_a_run_that_may_still_train_is_not_deleted(bench):

@@ -141,6 +141,17 @@ def test_a_trainer_that_does_not_stop_is_killed_after_the_grace(bench):
     assert len(bench.processes.started) == 1
 
 
+def test_a_run_that_starts_again_and_goes_while_it_is_stopped_keeps_its_checkpoint(bench):
+    run = bench.started()
+    process = bench.processes.last()
+    process.say("starting", reason="rank_lost", step=4, checkpoint_step=4)
+    bench.runs.request_stop(run.id)
+    process.end(-9)
+    bench.tick()
+    assert seen(bench, run.id) == ("interrupted", "killed")
+    assert "the newest checkpoint is step 4" in (bench.runs.get(run.id).message or "")
+
+
 def test_a_run_that_is_stopped_while_it_starts_was_stopped(bench):
     run = bench.create()
     bench.tick()
