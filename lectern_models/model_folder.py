@@ -1,5 +1,6 @@
 """Finding a model by its name: a folder or a file here, else the model hub, data files only."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from lectern_common.errors import Misconfigured, NotFound
+from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.shards import MANIFEST_NAME
 from lectern_models.gguf_file import GgufFile
 
@@ -107,6 +108,7 @@ def find_on_hub(name: str, revision: str | None, field: str) -> ModelFolder:
 
     Raises:
         NotFound: the hub has no such model, or no such revision.
+        DiskFull: there is no room for it.
     """
     path = _snapshot(name, revision, _HUB_FILES, field)
     return ModelFolder(path, name, path.name)
@@ -119,6 +121,11 @@ def _snapshot(name: str, revision: str | None, files: list[str], field: str) -> 
             name, revision=revision, allow_patterns=files, ignore_patterns=_HUB_FILES_NOT
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"{field} {name}: no space left for what the hub gives; make room, or set HF_HOME "
+                "to a folder on another disk"
+            ) from None
         what = f"{name} at {revision}" if revision else name
         raise NotFound(f"{field} {what} is no folder here, and {_why(error)}") from None
     return Path(path)

@@ -1,5 +1,6 @@
 """Models by their name: folders, files, and the hub's cache with its commits, without a network."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from lectern_common.errors import Misconfigured, NotFound
+from lectern_common.errors import DiskFull, Misconfigured, NotFound
+from lectern_models import model_folder
 from lectern_models.model_folder import find_model, find_on_hub
 from tests.models import write_tiny_model
 
@@ -153,3 +155,14 @@ def test_a_revision_or_a_file_that_is_not_there_is_not_found(from_hub: list[list
         "NotFound: --model someone/tiny at v2.0 is no folder here, and the hub cannot be asked ("
     )
     assert from_hub[4] == ["NotFound: someone/tiny has no file other.gguf"]
+
+
+def test_a_hub_model_that_does_not_fit_is_a_full_disk_and_no_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model_folder, "snapshot_download", full)
+    with pytest.raises(DiskFull, match="--model someone/tiny: no space left .* HF_HOME"):
+        find_model("someone/tiny")
