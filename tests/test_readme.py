@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from lectern_common.spec_file import parse_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TRAINING = (ROOT / "docs/training.md").read_text()
 PACKAGES = (
     "lectern_common",
     "lectern_models",
@@ -46,6 +49,16 @@ def test_the_body_that_curl_sends_is_a_spec() -> None:
     body = re.search(r"-d '(\{.*?\n\})'", README, re.DOTALL)
     assert body is not None
     assert parse_spec(json.loads(body[1])).distils
+
+
+def test_the_specs_of_the_first_run_are_specs_that_belong_together() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", TRAINING, re.DOTALL | re.MULTILINE)
+    teacher, student = (parse_spec(yaml.safe_load(block)) for block in blocks)
+    assert not teacher.distils
+    assert student.distils
+    assert student.student.init == teacher.name
+    assert f"~/.lectern/models/{teacher.student.config}/config.json" in TRAINING
+    assert f"runs/{teacher.name}/export ~/.lectern/models/{student.student.init}" in TRAINING
 
 
 def test_the_map_names_every_source_file_and_no_other() -> None:
