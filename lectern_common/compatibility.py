@@ -48,6 +48,7 @@ def require_teacher_fits(
     teacher_tokens: Callable[[], TokenizerMap],
     student: StudentFacts,
     manifest: ShardManifest | None,
+    dataset: Path | None,
 ) -> None:
     """Returns where the run can be distilled from this teacher.
 
@@ -57,6 +58,7 @@ def require_teacher_fits(
         teacher_tokens: fetches the teacher's map; called only where the hashes differ.
         student: what is known of the student.
         manifest: of the training shards; None for synthetic data.
+        dataset: their folder.
 
     Raises:
         Incompatible: one of its kinds (WrongModel, RepresentationNotOffered, SameWeights,
@@ -84,6 +86,9 @@ def require_teacher_fits(
         if tokenizer_sha256(student.tokens) != teacher.tokenizer_sha256:
             require_same_tokens(teacher_tokens(), student.tokens)
     elif manifest is not None and teacher.tokenizer_sha256 not in ("", manifest.tokenizer_sha256):
+        if dataset is not None and (dataset / TOKENIZER_NAME).is_file():
+            of_data = read_tokenizer_map(dataset / TOKENIZER_NAME)
+            require_same_tokens(teacher_tokens(), of_data, own="data")
         raise Incompatible(
             f"the data at {spec.data.path} was prepared with another tokenizer than the teacher's "
             f"({teacher.model_id}); prepare it again with the teacher's tokenizer.json"

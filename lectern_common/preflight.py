@@ -292,9 +292,11 @@ def _teacher(
             if found.taught_by is not None:
                 identity = TeacherIdentity.of(found.teacher)
                 require_same_teacher(identity, found.taught_by, teacher.address)
+            path = spec.data.path
+            dataset = resolve_under(roots.data, path, "data.path") if path else None
             for model in models.values():
                 require_teacher_fits(
-                    spec, model, replicas.get_tokenizer_map, found.student, found.manifest
+                    spec, model, replicas.get_tokenizer_map, found.student, found.manifest, dataset
                 )
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "

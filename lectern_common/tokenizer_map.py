@@ -58,19 +58,19 @@ def first_differences(
 
 
 def require_same_tokens(
-    theirs: TokenizerMap, student: TokenizerMap, *, other: str = "teacher"
+    theirs: TokenizerMap, ours: TokenizerMap, *, other: str = "teacher", own: str = "student"
 ) -> None:
     """Raises TokenizerMismatch naming the first ids that differ, where the maps are not equal.
 
-    `other` is whose map `theirs` is, for the message: "teacher" or "data".
+    `other` and `own` are whose maps they are, for the message: "teacher", "data", "student".
     """
-    differences = first_differences(theirs, student)
+    differences = first_differences(theirs, ours)
     if differences:
         named = "; ".join(
-            f"id {token_id}: {other} {json.dumps(their_token)}, student {json.dumps(our_token)}"
+            f"id {token_id}: {other} {json.dumps(their_token)}, {own} {json.dumps(our_token)}"
             for token_id, their_token, our_token in differences
         )
         raise TokenizerMismatch(
-            f"{other} and student tokenizers differ: {named}. Prepare the data with the teacher's "
+            f"{other} and {own} tokenizers differ: {named}. Prepare the data with the teacher's "
             "tokenizer, and take a student that uses it"
         )

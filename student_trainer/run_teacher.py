@@ -8,7 +8,7 @@ import torch
 
 from lectern_common.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.replicas import TeacherReplicas
-from lectern_common.roots import Roots
+from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import ShardManifest
@@ -40,7 +40,7 @@ def connect_teacher(
 
     Args:
         spec, teacher: the run's; `teacher` is spec.teacher.
-        roots: `secrets` and `cache` are used.
+        roots: `secrets`, `cache` and `data` are used.
         run_id: by which the teacher's accounts know the run.
         loaded: the student.
         manifest: of the training shards; None for synthetic data.
@@ -72,7 +72,9 @@ def connect_teacher(
         loaded.tokens,
         loaded.initial_sha256 if spec.student.init else None,
     )
-    require_teacher_fits(spec, model, remote.tokenizer_map, facts, manifest)
+    path = spec.data.path
+    dataset = resolve_under(roots.data, path, "data.path") if path else None
+    require_teacher_fits(spec, model, remote.tokenizer_map, facts, manifest, dataset)
     if teacher.representation == "hidden":
         remote.output_head()
     teaching = Teaching(

@@ -1,9 +1,11 @@
 """Teacher, student and data that do not belong together are refused, each with its own words."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from lectern_common.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.errors import (
@@ -14,7 +16,7 @@ from lectern_common.errors import (
     TokenizerMismatch,
     WrongModel,
 )
-from lectern_common.shards import ShardManifest
+from lectern_common.shards import TOKENIZER_NAME, ShardManifest
 from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import tokenizer_sha256
 from protos import teacher_pb2
@@ -56,6 +58,7 @@ def check(
     student: StudentFacts | None = None,
     teacher_tokens: Mapping[str, int] = TOKENS,
     manifest: ShardManifest | None = None,
+    dataset: Path | None = None,
     **sections: Any,
 ) -> None:
     body = {
@@ -66,7 +69,7 @@ def check(
         **sections,
     }
     facts = student or StudentFacts(8, TOKENS, "s" * 64)
-    require_teacher_fits(parse_spec(body), model, lambda: teacher_tokens, facts, manifest)
+    require_teacher_fits(parse_spec(body), model, lambda: teacher_tokens, facts, manifest, dataset)
 
 
 def test_a_fitting_teacher_passes() -> None:
@@ -175,7 +178,7 @@ def test_a_reply_of_draws_is_bounded_by_all_of_them_distinct() -> None:
     check(teacher(limits=limits, representations=SAMPLED), **spec)
 
 
-def test_without_a_student_tokenizer_the_data_must_match_the_teacher() -> None:
+def test_without_a_student_tokenizer_the_data_must_match_the_teacher(tmp_path: Path) -> None:
     manifest = ShardManifest.model_validate(
         {
             "schema": "pretokenize-bin-v1",
@@ -193,6 +196,10 @@ def test_without_a_student_tokenizer_the_data_must_match_the_teacher() -> None:
     )
     with pytest.raises(Incompatible, match="another tokenizer"):
         check(teacher(), StudentFacts(8, None, None), manifest=manifest)
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "x": 1, "c": 2}, "a"))
+    other.save(str(tmp_path / TOKENIZER_NAME))
+    with pytest.raises(TokenizerMismatch, match=r'teacher and data .* id 1: teacher "b", data "x"'):
+        check(teacher(), StudentFacts(8, None, None), manifest=manifest, dataset=tmp_path)
     check(
         teacher(),
         StudentFacts(8, None, None),

@@ -164,5 +164,5 @@ def test_a_hub_model_that_does_not_fit_is_a_full_disk_and_no_network(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(model_folder, "snapshot_download", full)
-    with pytest.raises(DiskFull, match="--model someone/tiny: no space left .* HF_HOME"):
+    with pytest.raises(DiskFull, match=r"--model someone/tiny: no space left .* HF_HOME"):
         find_model("someone/tiny")
