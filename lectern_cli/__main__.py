@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from lectern_cli import console, data, demo_containers, doctor, runs, teacher, token, train, up
+from lectern_cli.teacher_options import PointsToTeacher
 from lectern_common.errors import LecternError
 
 _EPILOG = "\b\nExit status:\n" + "\n".join(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command(
     epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct -- --mode throughput",
+    cls=PointsToTeacher,
     context_settings={"allow_extra_args": True},
 )(up.up)
 app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)

@@ -90,15 +90,21 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
 
-    def death(self) -> ChildDied:
-        """Returns the error that its end is, with the tail of its log."""
+    def death(self, advice: str = "") -> ChildDied:
+        """Returns the error that its end is, with the tail of its log.
+
+        Args:
+            advice: said last, where a reader of a long log looks, after what ended.
+        """
         code = self.process.wait()
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
+        how = f"the {self.name} {ended}"
         said = self.tail()
         error = ChildDied(
-            f"the {self.name} {how}; "
+            f"{how}; "
             + (f"its last words:\n{said}" if said else "it said nothing")
             + f"\n(all of it: {self.log_path})"
+            + (f"\n{how}: {advice}" if advice else "")
         )
         if 0 < code < 64:
             error.exit_code = code

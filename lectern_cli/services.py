@@ -43,11 +43,15 @@ class Services:
     url: str
     children: tuple[Child, Child]
 
-    def require_alive(self) -> None:
-        """Raises ChildDied, with the tail of its log, where one of the two has ended."""
+    def require_alive(self, advice: str = "") -> None:
+        """Raises ChildDied, with the tail of its log, where one of the two has ended.
+
+        Args:
+            advice: what to do then; the last words of the error, with what ended.
+        """
         for child in self.children:
             if not child.is_alive:
-                raise child.death()
+                raise child.death(advice)
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def services(
     without them, and the next start adopts them.
 
     Args:
-        model: folder or hub id of the teacher; None only for an engine that needs none.
+        model: what the teacher is asked to load; None only for an engine that needs none.
         roots: what run specs are relative to.
         logs: folder for teacher-server.log and control-plane.log; appended to.
         teacher_bind: host:port; port 0 takes a free one.
@@ -200,8 +204,10 @@ def split_address(address: str, field: str) -> tuple[str, int]:
         InvalidRequest: naming `field`.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdigit():
         raise InvalidRequest(f"{address!r} is not host:port, such as {DEFAULT_BIND}", field)
+    if int(port) > 65535:
+        raise InvalidRequest(f"the port of {address!r} is beyond 65535", field)
     return host.strip("[]"), int(port)
 
 

@@ -110,7 +110,7 @@ def up(
     with signals_interrupt():
         try:
             with services(
-                model=model and _found_model(model, roots.models),
+                model=model,
                 engine=engine,
                 roots=roots,
                 logs=logs_of(home),
@@ -142,12 +142,6 @@ def up(
                 _stay(running, quiet=quiet)
         except KeyboardInterrupt:
             console.note("ended")
-
-
-def _found_model(name: str, models: Path) -> str:
-    """Returns the folder or file of that name here, else under the models root, else a hub id."""
-    below = models / name
-    return str(below) if not Path(name).exists() and below.exists() else name
 
 
 def _require_callers_known(
@@ -214,5 +208,5 @@ def _stay(running: "Services", *, quiet: bool) -> None:
                 for line in lines.new():
                     sys.stdout.write(f"{name:<14} | {line}\n")
             sys.stdout.flush()
-        running.require_alive()
+        running.require_alive("run `lectern up` again with the same options; the runs go on")
         time.sleep(POLL_SECONDS)

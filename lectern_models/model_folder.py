@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
+from lectern_common.roots import what_is_there
 from lectern_common.shards import MANIFEST_NAME
 from lectern_models.gguf_file import GgufFile
 
@@ -57,27 +58,33 @@ def find_model(
     gguf_file: str | None = None,
     *,
     field: str = "--model",
+    models: Path | None = None,
 ) -> ModelFolder:
     """Returns the folder of a model, downloading a hub id that is not in the local hub cache.
 
     Args:
-        name: an existing folder, a .gguf file, or a hub id like "Qwen/Qwen2.5-Coder-7B-Instruct".
-        revision: hub commit, tag or branch; the result says which commit that is.
+        name: an existing folder, a .gguf file, one of both under `models`, or a hub id like
+            "Qwen/Qwen2.5-Coder-7B-Instruct"; the first of these that there is.
+        revision: hub commit, tag or branch; the result says which commit that is. What is under
+            `models` has none, and is passed over.
         gguf_file: name of a GGUF file in the folder or in the hub's model.
         field: what named it, for messages.
+        models: the models root; None: not looked at.
 
     Raises:
         NotFound: there is no such folder or file, it is none of a model, nor has the hub one.
         Misconfigured: a revision was asked of a folder, or a GGUF file of a GGUF file.
     """
     here = Path(name)
+    if models is not None and revision is None and not here.exists():
+        here = models / name if (models / name).exists() else here
     if here.exists() and revision is not None:
         raise Misconfigured(f"{name} is a folder and has no revision {revision}; leave it out")
     if here.suffix == ".gguf" and not here.is_dir():
         if gguf_file is not None:
             raise Misconfigured(f"{name} is a GGUF file itself; leave --gguf-file out")
         if not here.is_file():
-            raise NotFound(f"no file {name}")
+            raise NotFound(f"no file {name}{_not_under(models, name)}")
         return ModelFolder(here.resolve().parent, name, gguf_file=here.name)
     if gguf_file is not None and (Path(gguf_file).name != gguf_file or set("*?[") & set(gguf_file)):
         raise Misconfigured(f"--gguf-file {gguf_file} is not the name of a file")
@@ -86,11 +93,22 @@ def find_model(
             raise NotFound(f"{field} {name} {_no_model(here)}")
         folder = ModelFolder(here.resolve(), name, gguf_file=gguf_file or "")
     else:
-        path = _snapshot(name, revision, [gguf_file] if gguf_file else _HUB_FILES, field)
+        files = [gguf_file] if gguf_file else _HUB_FILES
+        try:
+            path = _snapshot(name, revision, files, field)
+        except NotFound as error:
+            raise NotFound(f"{error}{_not_under(models, name)}") from None
         folder = ModelFolder(path, name, path.name, gguf_file or "")
     if gguf_file and not (folder.path / gguf_file).is_file():
         raise NotFound(f"{name} has no file {gguf_file}")
     return folder
+
+
+def _not_under(models: Path | None, name: str) -> str:
+    """Returns what ends the message on a name that is not under the models root either."""
+    if models is None or Path(name).is_absolute():
+        return ""
+    return f"; nor is it under the models root {what_is_there(models, name, CONFIG_NAME)}"
 
 
 def _no_model(folder: Path) -> str:

@@ -18,6 +18,7 @@ import structlog
 from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
+from lectern_common.roots import Roots
 from teacher_server.auth import (
     callers_text,
     plaintext_warning,
@@ -160,6 +161,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
             options.dtype,
             options.device,
             options.mode,
+            models=Roots.of_home(options.home).models,
             gguf_file=options.gguf_file,
             quantization=options.quantization,
             attention=options.attention,

@@ -17,8 +17,8 @@ _LIMITS = [field.name for field in dataclasses.fields(Limits) if field.name != "
 _WEIGHTS = (0.001, 1000.0)
 # What a fixture has no use for, as its dtype, device and mode are what they are.
 _OF_A_MODEL = (
-    *("model", "revision", "gguf_file", "mode", "dtype", "device", "quantization", "attention"),
-    *("compile", "threads"),
+    *("model", "revision", "home", "gguf_file", "mode", "dtype", "device", "quantization"),
+    *("attention", "compile", "threads"),
 )
 
 
@@ -140,8 +140,14 @@ def _without_repeats(option: str, given: list[tuple[str, float]]) -> dict[str, f
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--model", help="a model folder, a .gguf file, or a hub id")
+    add("--model", help="a model folder, a .gguf file, either under the models root, or a hub id")
     add("--revision", help="hub commit, tag or branch; which commit it is, is shown")
+    add(
+        "--home",
+        type=Path,
+        metavar="DIR",
+        help="whose models folder is the models root; default: LECTERN_HOME, else ~/.lectern",
+    )
     add("--gguf-file", help="GGUF file in the folder, or in the hub's model, to load")
     add(
         "--engine",

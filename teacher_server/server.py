@@ -207,6 +207,8 @@ class TeacherServer:
 def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
     """Returns the two parts of what `option` says. Raises Misconfigured."""
     host, colon, port = bind.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not port.isdecimal():
         raise Misconfigured(f"{option} {bind!r} is not host:port, like 127.0.0.1:50051")
+    if int(port) > 65535:
+        raise Misconfigured(f"the port of {option} {bind!r} is beyond 65535")
     return host.removeprefix("[").removesuffix("]"), int(port)

@@ -5,6 +5,7 @@ Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary,
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,6 +46,7 @@ def load(
     device: str = "auto",
     mode: str = "independent",
     *,
+    models: Path | None = None,
     gguf_file: str | None = None,
     quantization: str = "none",
     attention: str = "auto",
@@ -53,7 +55,7 @@ def load(
     """Returns the engine of a model folder, GGUF file or hub id, its parity probed.
 
     Args:
-        name: see find_model; `revision` and `gguf_file` too.
+        name: see find_model; `revision`, `models` and `gguf_file` too.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16".
         device: see placement.resolved_device.
         mode: "independent" or "throughput".
@@ -68,7 +70,7 @@ def load(
     """
     device = resolved_device(device)
     _require_fitting(mode, quantization, compiled, device)
-    folder = find_model(name, revision, gguf_file)
+    folder = find_model(name, revision, gguf_file, models=models)
     model = load_causal_lm(
         folder.path,
         dtype,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 print("started with", *sys.argv[1:])
+print("models are in", os.environ["LECTERN_MODELS_ROOT"])
 if options.get("--model") == "dies-at-start":
     print("no such model")
     raise SystemExit(3)

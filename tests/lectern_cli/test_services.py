@@ -119,7 +119,12 @@ def test_addresses_are_split_at_the_last_colon(address, parts):
     assert split_address(address, "bind") == parts
 
 
-@pytest.mark.parametrize("address", ["", "host", ":80", "host:", "host:x", "host:65536", "host:-1"])
+@pytest.mark.parametrize("address", ["", "host", ":80", "host:", "host:x", "host:-1"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(InvalidRequest, match="not host:port"):
         split_address(address, "bind")
+
+
+def test_a_port_that_there_is_not_is_called_so():
+    with pytest.raises(InvalidRequest, match=r"the port of '127.0.0.1:65536' is beyond 65535"):
+        split_address("127.0.0.1:65536", "bind")

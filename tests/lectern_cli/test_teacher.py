@@ -45,7 +45,6 @@ def test_serve_becomes_the_server(tmp_path):
     [
         [],
         ["--engine", "fixture"],
-        ["--model", "no/such/folder"],
         ["--model", "x", "--max-draws", "257"],
     ],
 )
@@ -56,6 +55,23 @@ def test_a_server_that_cannot_start_says_so_in_one_line(options):
     assert done.returncode not in (0, 1), done
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("lectern teacher: ")
+
+
+def test_a_model_is_looked_for_under_the_models_root_of_the_home(tmp_path):
+    (tmp_path / "models/tiny-teacher").mkdir(parents=True)
+    (tmp_path / "models/tiny-teacher/config.json").write_text("no json")
+    argv = [sys.executable, "-m", "lectern_cli", "teacher", "serve", "--bind", "127.0.0.1:0"]
+    said = {}
+    for model in ("tiny-teacher", "tiny-techer"):
+        options = ["--home", str(tmp_path), "--model", model]
+        done = subprocess.run([*argv, *options], capture_output=True, text=True)
+        said[model] = done.stderr.splitlines()[-1]
+
+    assert f"{tmp_path}/models/tiny-teacher" in said["tiny-teacher"]
+    assert said["tiny-techer"].startswith("lectern teacher: --model tiny-techer is no folder here")
+    assert said["tiny-techer"].endswith(
+        f"nor is it under the models root ({tmp_path}/models); did you mean tiny-teacher?"
+    )
 
 
 def test_the_health_of_nobody_is_unavailable(lectern):

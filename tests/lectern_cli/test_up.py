@@ -59,6 +59,10 @@ def test_a_death_is_shown_with_its_last_words_and_ends_the_other(tmp_path, stand
     assert command.returncode == 1
     assert "error: the teacher server ended with exit status 1; its last words:" in said
     assert "out of memory" in said
+    assert said.splitlines()[-1] == (
+        "the teacher server ended with exit status 1: run `lectern up` again with the same "
+        "options; the runs go on"
+    )
     assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
 
 
@@ -82,14 +86,26 @@ def test_what_follows_two_dashes_goes_to_the_teacher(tmp_path, stand_ins):
     assert started.endswith("--mode throughput")
 
 
-def test_a_model_is_looked_for_under_the_models_root(tmp_path, stand_ins):
-    (tmp_path / "models/team/small").mkdir(parents=True)
+def test_an_option_that_is_the_teachers_alone_is_pointed_to_its_place(lectern, tmp_path):
+    ended = lectern("up", "--model", "m", "--home", tmp_path, "--mode", "throughput")
+    assert ended.code == 2
+    assert 'it is the teacher\'s; write it after "--", as in: ' in ended.err
+    assert ended.err.endswith("up --model MODEL -- --mode ...\n")
+
+    ended = lectern("up", "--modle", "m", "--home", tmp_path)
+    assert ended.code == 2
+    assert "No such option: --modle" in ended.err
+
+
+def test_the_teacher_is_told_where_the_models_are(tmp_path, stand_ins):
     with start(tmp_path, "--model", "team/small") as command:
         assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=DEADLINE_SECONDS)
 
-    assert f"--model {tmp_path}/models/team/small" in log(tmp_path, "teacher-server")
+    said = log(tmp_path, "teacher-server")
+    assert "--model team/small" in said
+    assert f"models are in {tmp_path}/models\n" in said
 
 
 @pytest.mark.parametrize(

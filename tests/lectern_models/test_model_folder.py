@@ -47,6 +47,41 @@ def test_an_unknown_name_is_not_found(name: str) -> None:
         find_model(name, field="student.init")
 
 
+def test_a_name_is_looked_for_here_then_under_the_models_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, here = tmp_path / "models", tmp_path / "here"
+    below = write_tiny_model(models / "team" / "small", weights=False)
+    (models / "tiny.gguf").touch()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    found = find_model("team/small", models=models)
+    assert (found.path, found.name, found.public_name) == (below, "team/small", "small")
+    assert find_model("tiny.gguf", models=models).gguf_file == "tiny.gguf"
+    near = write_tiny_model(here / "team" / "small", weights=False)
+    assert find_model("team/small", models=models).path == near
+
+
+def test_a_revision_is_of_the_hub_whatever_is_under_the_models_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr(model_folder, "snapshot_download", lambda *_, **__: "/hub/commit")
+    found = find_model("small", "v1", models=tmp_path)
+    assert (found.path, found.revision) == (Path("/hub/commit"), "commit")
+
+
+def test_a_name_that_is_nowhere_is_told_with_the_one_like_it(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "tiny-teacher", weights=False)
+    said = rf"; nor is it under the models root \({tmp_path}\); did you mean tiny-teacher\?$"
+    for name in ("tiny-techer", "tiny-teacher.gguf"):
+        with pytest.raises(NotFound, match=said):
+            find_model(name, models=tmp_path)
+    with pytest.raises(NotFound) as refused:
+        find_model("/gone/tiny-teacher", models=tmp_path)
+    assert "models root (" not in str(refused.value)
+
+
 def test_a_folder_that_is_no_models_is_called_what_it_is(tmp_path: Path) -> None:
     for name, said in (
         ("notes.txt", r"has no config\.json: it is no model's folder"),
