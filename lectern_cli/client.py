@@ -6,6 +6,7 @@ with ControlPlane("http://127.0.0.1:8080") as service:
     print(run.state, run.latest.get("loss/val"))
 """
 
+import difflib
 import re
 import time
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 
 from lectern_common import errors
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
+from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound
 from lectern_common.run_folder import RESTING, RunState
 from lectern_common.run_spec import NAME_PATTERN, RunSpec
 
@@ -25,6 +26,7 @@ MAX_POINTS = 512
 # The server hashes the student's weights and asks the teacher before it accepts a run.
 CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
+_MAX_NAMED = 3
 
 
 class ControlPlaneUnavailable(LecternError):
@@ -285,7 +287,23 @@ class ControlPlane:
                 raise ControlPlaneUnavailable(f"{self.url} did not answer: {what}") from None
         if response.is_success:
             return response
-        raise problem(response)
+        refusal = problem(response)
+        if isinstance(refusal, NotFound) and path.startswith("/runs/"):
+            refusal = NotFound(f"{refusal}{self._did_you_mean(path.split('/')[2])}")
+        raise refusal
+
+    def _did_you_mean(self, run_id: str) -> str:
+        """Returns what ends the message on a run that is not there: ids that are like its own.
+
+        An id is a name and some letters more: a name alone stands for its newest runs.
+        """
+        try:
+            runs = self.list_runs()
+        except LecternError:
+            return ""  # the run is missing all the same
+        like = [run.id for run in runs if run.name == run_id]
+        like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
+        return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
 
 
 def problem(response: httpx.Response) -> LecternError:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 app = command_group("Create, list, watch, stop, resume and delete runs of a control plane.")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, as `lectern runs list` says.")]
-RunIds = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, such as coder-7t2k9q.")]
+RunIds = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Run ids, such as coder-7t2k9q.")
+]
 POLL_SECONDS = 1.0
 
 
@@ -79,7 +81,7 @@ def list_runs(
         print("\n".join(list_lines(runs, terminal.width if terminal.is_terminal else None)))
 
 
-@app.command(epilog="Example: lectern runs show coder-0-5b-1 --json")
+@app.command(epilog="Example: lectern runs show coder-7t2k9q --json")
 def show(
     run_id: RunId, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
 ) -> None:
@@ -118,7 +120,7 @@ def watch(
         _watch(service, wanted, as_json=as_json)
 
 
-@app.command(epilog="Example: lectern runs logs coder-0-5b-1 --tail 50")
+@app.command(epilog="Example: lectern runs logs coder-7t2k9q --tail 50")
 def logs(
     run_id: RunId,
     tail: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 100,
@@ -138,7 +140,7 @@ def logs(
         print("\n".join(lines))
 
 
-@app.command(epilog="Example: lectern runs samples coder-0-5b-1")
+@app.command(epilog="Example: lectern runs samples coder-7t2k9q")
 def samples(
     run_id: RunId,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Samples from the end.")] = 8,
@@ -161,7 +163,7 @@ def samples(
                 print(f"  {who:<8} {text}")
 
 
-@app.command(epilog="Example: lectern runs stop coder-0-5b-1 --wait")
+@app.command(epilog="Example: lectern runs stop coder-7t2k9q --wait")
 def stop(
     run_ids: RunIds,
     wait: Annotated[bool, typer.Option("--wait", help="Return once they rest.")] = False,
@@ -178,7 +180,7 @@ def stop(
     _exit_with(refusals)
 
 
-@app.command(epilog="Example: lectern runs resume coder-0-5b-1 --set schedule.steps=2000")
+@app.command(epilog="Example: lectern runs resume coder-7t2k9q --set schedule.steps=2000")
 def resume(
     run_ids: RunIds,
     changes: Annotated[
@@ -204,7 +206,7 @@ def resume(
     _exit_with(refusals)
 
 
-@app.command(epilog="Example: lectern runs delete coder-0-5b-1 --yes")
+@app.command(epilog="Example: lectern runs delete coder-7t2k9q --yes")
 def delete(
     run_ids: RunIds,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

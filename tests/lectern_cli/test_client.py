@@ -72,6 +72,29 @@ def test_a_list_is_read_to_its_end():
     assert [run.id for run in service(answer).list_runs()] == ["c", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("topk", "no run topk; did you mean topk-yxgk7t or topk-abcdef?"),
+        ("topk-yxgk7x", "no run topk-yxgk7x; did you mean topk-yxgk7t?"),
+        ("other", "no run other"),
+    ],
+)
+def test_a_run_that_is_not_there_is_told_with_those_like_it(asked: str, said: str):
+    ids = {"topk-yxgk7t": "topk", "dense-qqqqqq": "dense", "topk-abcdef": "topk"}
+    runs = [run_json(run_id, name=name) for run_id, name in ids.items()]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/runs":
+            return httpx.Response(200, json={"runs": runs, "next_cursor": None})
+        return httpx.Response(404, json={"reason": "not_found", "detail": f"no run {asked}"})
+
+    for ask in (ControlPlane.get_run, ControlPlane.stop_run, ControlPlane.logs):
+        with pytest.raises(errors.NotFound) as missing:
+            ask(service(answer), asked)
+        assert str(missing.value) == said
+
+
 def every_reason() -> list[str]:
     found, todo = [], [LecternError]
     while todo:
