@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_spec import RunSpec
+from lectern_common.run_spec import HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF, RunSpec
 from lectern_common.spec_file import parse_spec
 
 
@@ -51,8 +51,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def with_changes(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
-    """Returns the spec with the given fields of its sections replaced. Raises InvalidSpec."""
-    return parse_spec(_merged(spec.model_dump(mode="json"), changes))
+    """Returns the spec with the given fields of its sections replaced. Raises InvalidSpec.
+
+    A field that others give its effect is null again where they get their default; the spec as it
+    is stored has a value there that nobody may have set.
+    """
+    merged = _merged(spec.model_dump(mode="json"), changes)
+    for dependent, on in HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF.items():
+        section, name = dependent.split(".")
+        changed, on_name = changes.get(section), on.split(".")[1]
+        if isinstance(changed, Mapping) and on_name in changed and name not in changed:
+            default = getattr(RunSpec.model_fields[section].default, on_name)
+            if changed[on_name] == default:
+                merged[section][name] = None
+    return parse_spec(merged)
 
 
 def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from control_plane.plane import ControlPlane
 from control_plane.problems import MEDIA_TYPE
 from control_plane.run_history import run_history
 from control_plane.run_record import Run
-from control_plane.runs import require_rests, require_resumable
+from control_plane.runs import require_goes_on
 from control_plane.samples import newest_samples
 from control_plane.trainer_text import tail
 from lectern_common.errors import Conflict, InvalidRequest, Overloaded
@@ -157,11 +157,15 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
     ),
 )
 async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
-    """Queues a run that rests, to go on from its newest checkpoint."""
+    """Queues a run that rests, to go on from its newest checkpoint.
+
+    One that has succeeded, where the changes make it go on: `schedule.steps` above those made, and
+    another `evaluation.patience` where that ended it.
+    """
     changes = await optional_json_object(request)
     before = await asyncio.to_thread(plane.runs.get, run_id)
-    require_rests(before)
-    spec = require_resumable(before.run_spec, with_changes(before.run_spec, changes))
+    spec = with_changes(before.run_spec, changes)
+    require_goes_on(before, spec)
     await plane.checks.require_startable(spec, before.taught_by)
 
     def new_spec(present: RunSpec) -> RunSpec:

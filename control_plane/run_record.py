@@ -4,7 +4,8 @@ queued -> starting -> running <-> waiting_for_teacher
              |           |  (from either of the three: stopping or an end)
              `-> stopping -> stopped | succeeded | failed | interrupted
 running, waiting_for_teacher -> starting     its processes were lost, and are started again
-stopped, failed, interrupted -> queued      succeeded stays
+stopped, failed, interrupted -> queued
+succeeded -> queued    where the resume asks for further steps
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from control_plane.store import runs
 from lectern_common.errors import NotFound
-from lectern_common.run_folder import RunState, Status
+from lectern_common.run_folder import RESUMABLE, RunState, Status
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from lectern_common.teacher_identity import TeacherIdentity
@@ -52,7 +53,7 @@ NEXT: dict[RunState, frozenset[RunState]] = {
     RunState.STOPPED: frozenset({RunState.QUEUED}),
     RunState.FAILED: frozenset({RunState.QUEUED}),
     RunState.INTERRUPTED: frozenset({RunState.QUEUED}),
-    RunState.SUCCEEDED: frozenset(),
+    RunState.SUCCEEDED: frozenset({RunState.QUEUED}),
 }
 
 
@@ -103,7 +104,12 @@ class Run:
 
     @property
     def resumable(self) -> bool:
-        return RunState.QUEUED in NEXT[self.state]
+        """True where a resume without any change is accepted."""
+        return self.state in RESUMABLE
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        return None if self.last_status is None else self.last_status.checkpoint_step
 
     @property
     def resumes_itself(self) -> bool:

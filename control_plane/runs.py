@@ -24,9 +24,9 @@ from control_plane.run_record import (
     select_runs,
 )
 from control_plane.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
-from lectern_common.run_folder import RESTING, RunState, Status
-from lectern_common.run_spec import RunSpec, resume_differences
+from lectern_common.errors import Conflict, InvalidRequest, NotFound
+from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher_identity import TeacherIdentity
 
 MAX_RESTARTS = 5
@@ -154,13 +154,13 @@ class Runs:
 
         Raises:
             NotFound: no such run.
-            Conflict: it is not at rest, or has succeeded.
+            Conflict: it is not at rest, or has nothing more to do.
             InvalidSpec: the new spec changes what a resume may not change.
         """
 
         def decide(run: Run) -> Change:
-            require_rests(run)
-            spec = require_resumable(run.run_spec, new_spec(run.run_spec))
+            spec = new_spec(run.run_spec)
+            require_goes_on(run, spec)
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
@@ -415,31 +415,24 @@ class Runs:
         return after
 
 
-def require_rests(run: Run) -> None:
-    """Raises Conflict, with the state, where the run cannot be queued again."""
-    if run.state is RunState.SUCCEEDED:
-        raise Conflict(f"run {run.id} has succeeded; there is nothing to resume")
-    if run.state is RunState.STOPPING:
-        raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
-    if not run.resumable:
-        raise Conflict(f"run {run.id} is {run.state}; there is nothing to resume")
-
-
-def require_resumable(old: RunSpec, new: RunSpec) -> RunSpec:
-    """Returns `new` where a resume may change `old` into it.
+def require_goes_on(run: Run, spec: RunSpec) -> None:
+    """Refuses a resume with `spec` that could not work.
 
     Raises:
-        InvalidSpec: naming every field that it may not change, with both values.
+        Conflict: the run does not rest, or has nothing more to do.
+        InvalidSpec: naming every field that a resume may not change, or not so.
     """
-    differences = resume_differences(old, new)
-    if differences:
-        raise InvalidSpec(
-            [
-                (name, f"a resume cannot change it (from {before!r} to {after!r})")
-                for name, before, after in differences
-            ]
-        )
-    return new
+    if run.state is RunState.STOPPING:
+        raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
+    if run.state not in RESTING:
+        raise Conflict(f"run {run.id} is {run.state}; there is nothing to resume")
+    before = run.run_spec
+    require_resumable(before, spec, run.checkpoint_step)
+    if run.state is RunState.SUCCEEDED:
+        early, made = run.reason == EARLY_STOPPED, before.schedule.steps
+        if early and run.last_status is not None:
+            made = run.last_status.step
+        require_more_to_do(run.id, before, spec, made, early=early)
 
 
 def _seen(status: Status | None) -> dict[str, Any]:

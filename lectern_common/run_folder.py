@@ -42,6 +42,7 @@ STATUS_VERSION = 1
 _LOCK_POLL_SECONDS = 0.05
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
+EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
 class RunState(StrEnum):
@@ -59,6 +60,7 @@ class RunState(StrEnum):
 
 
 RESTING = frozenset({RunState.STOPPED, RunState.SUCCEEDED, RunState.FAILED, RunState.INTERRUPTED})
+# Can be resumed unchanged; one that succeeded, where its spec then asks for further steps.
 RESUMABLE = frozenset({RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED})
 
 
@@ -129,6 +131,11 @@ class RunFolder:
     @property
     def export_path(self) -> Path:
         return self.path / "export"
+
+    @property
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint, which is not verified; None without one."""
+        return max(checkpoint_steps(self.checkpoints_path), default=None)
 
     @classmethod
     def create(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lectern_common.errors import Conflict, InvalidSpec
 from lectern_common.spec_sections import (
     BatchSpec,
     CheckpointSpec,
@@ -136,6 +137,57 @@ RESUME_MAY_CHANGE = (
     "teacher.tls_cert_file",
     "teacher.tls_key_file",
 )
+
+# Fields that have no effect, and are null, while another has its default.
+HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF = {
+    "device.max_restarts": "device.count",
+    "evaluation.prompt_tokens": "evaluation.prompts",
+}
+
+
+def require_resumable(old: RunSpec, new: RunSpec, made: int | None) -> None:
+    """Raises InvalidSpec, field by field, where a resume may not make the change.
+
+    Args:
+        old: what the run has gone by so far.
+        new: what it is to go on with.
+        made: steps at its newest checkpoint; None where it has none, and begins anew.
+    """
+    problems = [
+        (field, f"was {before!r}, is {after!r}; a resume may not change it")
+        for field, before, after in resume_differences(old, new)
+    ]
+    if new.schedule.steps < (made or 0):
+        problems.append(("schedule.steps", f"is {new.schedule.steps}, but {made} steps are made"))
+    before, after = old.evaluation.max_sequences, new.evaluation.max_sequences
+    if made is not None and new.evaluation.patience is not None and before != after:
+        why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
+        problems.append(("evaluation.max_sequences", why))
+    if problems:
+        raise InvalidSpec(problems)
+
+
+def require_more_to_do(name: str, old: RunSpec, new: RunSpec, made: int, *, early: bool) -> None:
+    """Raises Conflict where a run that has succeeded would make no further step.
+
+    Args:
+        name: of the run, for people.
+        old: what it has gone by.
+        new: what it is to go on with.
+        made: its steps.
+        early: it ended before the last one, its patience being over.
+    """
+    patience = new.evaluation.patience
+    if early and patience is not None and patience <= (old.evaluation.patience or 0):
+        raise Conflict(
+            f"run {name} has succeeded: its evaluation.patience was over at step {made}; to go "
+            "on, resume with a higher evaluation.patience, or null"
+        )
+    if new.schedule.steps <= made:
+        raise Conflict(
+            f"run {name} has succeeded: it has made all {made} steps; to go on, resume with a "
+            "higher schedule.steps"
+        )
 
 
 def resume_differences(old: RunSpec, new: RunSpec) -> list[tuple[str, Any, Any]]:

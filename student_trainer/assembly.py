@@ -16,8 +16,8 @@ import torch
 
 from lectern_common.errors import CorruptData, Incompatible
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
+from lectern_common.run_folder import EARLY_STOPPED, RunFolder
+from lectern_common.run_spec import RunSpec, require_resumable
 from lectern_common.spec_file import dump_spec, parse_spec
 from lectern_models.loading import num_parameters
 from protos import teacher_pb2
@@ -34,7 +34,6 @@ from student_trainer.ranks import Ranks
 from student_trainer.resumption import (
     best_saved,
     newest_of_all,
-    require_resumable,
     taught_by,
 )
 from student_trainer.run_data import Data, open_data
@@ -116,7 +115,7 @@ class Assembly:
         early = self.progress.best.is_over(self.spec.evaluation.patience)
         if not early or self.progress.step >= self.spec.schedule.steps:
             return None, None
-        return "early_stopped", self.progress.best.sentence()
+        return EARLY_STOPPED, self.progress.best.sentence()
 
     def _to_export(self, folder: RunFolder) -> tuple[CausalStudent, Progress]:
         """Returns the trained student in one piece, and where it was in the run.

@@ -1,10 +1,9 @@
-"""Where a resumed run goes on, what it may have changed, and what it has to find as it was."""
+"""Where a resumed run goes on, and what it has to find as it was."""
 
 from typing import Any
 
-from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec, resume_differences
+from lectern_common.run_spec import RunSpec
 from lectern_common.teacher_identity import TeacherIdentity
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.early_stopping import Best
@@ -22,25 +21,6 @@ def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
     if ranks.is_first or step < 0:
         return found
     return store.verified_before(step)
-
-
-def require_resumable(old: RunSpec, new: RunSpec, step: int) -> None:
-    """Raises InvalidSpec, field by field, where a resume at `step` may not make the change."""
-    if new.schedule.steps < step:
-        why = f"is {new.schedule.steps}, but {step} steps are made"
-        raise InvalidSpec([("schedule.steps", why)])
-    differences = resume_differences(old, new)
-    if differences:
-        raise InvalidSpec(
-            [
-                (field, f"was {before!r}, is {after!r}; a resume may not change it")
-                for field, before, after in differences
-            ]
-        )
-    before, after = old.evaluation.max_sequences, new.evaluation.max_sequences
-    if new.evaluation.patience is not None and before != after:
-        why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
-        raise InvalidSpec([("evaluation.max_sequences", why)])
 
 
 def taught_by(folder: RunFolder, begun: dict[str, Any] | None) -> TeacherIdentity | None:

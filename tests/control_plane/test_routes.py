@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from control_plane.bodies import with_changes
 from control_plane.plane import LOCK_NAME
 from control_plane.store import DATABASE_NAME, backup_path
 from lectern_common.run_folder import append_json_line
@@ -331,10 +332,12 @@ def test_a_stopped_run_goes_on_with_the_changes_of_its_resume(client, processes)
 @pytest.mark.parametrize(
     ("changes", "field", "said"),
     [
-        ({"seed": 3}, "seed", "a resume cannot change it (from 0 to 3)"),
-        ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate", "cannot change"),
+        ({"seed": 3}, "seed", "was 0, is 3; a resume may not change it"),
+        ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate", "may not change"),
         ({"schedule": {"stepz": 3}}, "schedule.stepz", "did you mean steps?"),
         ({"schedule": {"steps": 0}}, "schedule.steps", "greater than or equal to 1"),
+        ({"schedule": {"steps": 3}}, "schedule.steps", "is 3, but 4 steps are made"),
+        ({"device": {"count": 1, "max_restarts": 3}}, "device", "no effect with count 1"),
         ({"teacher": {"address": "127.0.0.1:1"}}, "", "remove it"),
     ],
 )
@@ -345,6 +348,70 @@ def test_a_resume_refuses_what_it_may_not_change(client, processes, changes, fie
     [entry] = [entry for entry in body["errors"] if entry["field"] == field]
     assert said in entry["message"]
     assert state_of(client, run["id"]) == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "then"),
+    [
+        ({"device": {"count": 2}}, {"device": {"count": 1}}, {"device.max_restarts": None}),
+        ({"device": {"count": 2}}, {"device": {"count": 4}}, {"device.max_restarts": 3}),
+        (
+            {"device": {"count": 2, "max_restarts": 7}},
+            {"device": {"count": 4}},
+            {"device.max_restarts": 7},
+        ),
+        (
+            {"evaluation": {"prompts": ["a"]}},
+            {"evaluation": {"prompts": []}},
+            {"evaluation.prompt_tokens": None},
+        ),
+        (
+            {"evaluation": {"prompts": ["a"], "prompt_tokens": 9}},
+            {"evaluation": {"prompts": ["b"]}},
+            {"evaluation.prompt_tokens": 9},
+        ),
+    ],
+)
+def test_a_resume_need_not_take_back_the_defaults_that_a_field_brought(first, changes, then):
+    resumed = with_changes(parse_spec(spec_body(batch={"sequences_per_step": 8}, **first)), changes)
+    for dotted, value in then.items():
+        section, field = dotted.split(".")
+        assert getattr(getattr(resumed, section), field) == value
+
+
+def test_a_run_that_succeeded_is_extended_by_more_steps_alone(client, processes):
+    run = started(client, processes)
+    processes.last().say("succeeded", step=20, checkpoint_step=20)
+    processes.last().end(0)
+    wait_for(lambda: state_of(client, run["id"]) == "succeeded")
+    assert client.get(f"/runs/{run['id']}").json()["resumable"] is False
+
+    body = problem_of(client.post(f"/runs/{run['id']}/resume"), 409, "conflict")
+    assert "has made all 20 steps; to go on, resume with a higher schedule.steps" in body["detail"]
+    fewer = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 19}})
+    assert "is 19, but 20 steps are made" in problem_of(fewer, 422, "invalid_spec")["detail"]
+    assert len(processes.started) == 1
+
+    more = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 21}})
+    assert (more.status_code, more.json()["steps"]) == (202, 21)
+    wait_for(lambda: len(processes.started) == 2)
+    assert processes.resumed == [False, True]
+    processes.last().say("succeeded", step=21, checkpoint_step=21)
+    processes.last().end(0)
+    wait_for(lambda: state_of(client, run["id"]) == "succeeded")
+
+
+def test_a_run_that_ended_early_goes_on_with_another_patience(client, processes):
+    run = started(client, processes, evaluation={"patience": 2})
+    processes.last().say("succeeded", reason="early_stopped", step=8, checkpoint_step=8)
+    processes.last().end(0)
+    wait_for(lambda: state_of(client, run["id"]) == "succeeded")
+
+    same = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 40}})
+    said = problem_of(same, 409, "conflict")["detail"]
+    assert "its evaluation.patience was over at step 8" in said
+    other = client.post(f"/runs/{run['id']}/resume", json={"evaluation": {"patience": 3}})
+    assert (other.status_code, other.json()["steps"]) == (202, 20)
 
 
 def test_two_resumes_at_once_are_one(client, processes):

@@ -137,6 +137,27 @@ def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins)
     assert load_spec(home / "runs/run/spec.yaml").checkpoint.every_steps == 2
 
 
+def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_ins):
+    words = ("--home", home, "--resume")
+    lectern("train", write_spec(home), "--home", home)
+    folder = RunFolder(home / "runs/run")
+    (folder.checkpoints_path / "step-00000003").mkdir(parents=True)
+    before = folder.spec_path.read_bytes(), folder.status_path.read_bytes()
+
+    fewer = lectern("train", write_spec(home, schedule="{steps: 2, warmup_steps: 1}"), *words)
+    same = lectern("train", write_spec(home), *words)
+
+    assert (fewer.code, same.code) == (2, 4)
+    assert "schedule.steps: is 2, but 3 steps are made" in fewer.err
+    assert "has made all 3 steps; to go on, resume with a higher schedule.steps" in same.err
+    assert (folder.spec_path.read_bytes(), folder.status_path.read_bytes()) == before
+
+    folder.status_path.write_bytes(b"")  # as a power cut may leave it: the run can do without
+    more = lectern("train", write_spec(home, schedule="{steps: 4, warmup_steps: 1}"), *words)
+    assert more.code == 0, more
+    assert folder.read_spec().schedule.steps == 4
+
+
 def test_a_resume_with_another_teacher_is_refused(lectern, home, stand_ins):
     teacher = FakeTeacher()
     with serving(teacher) as address:
