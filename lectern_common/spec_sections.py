@@ -176,6 +176,11 @@ class DataSpec(Section):
             raise ValueError("attention_across_documents has no effect with kind synthetic")
         if self.validation_path is not None and self.validation_fraction is not None:
             raise ValueError("set validation_fraction or validation_path, not both")
+        if self.path is not None and self.validation_path == self.path:
+            raise ValueError(
+                "validation_path is path, so the run would be judged by rows that it learns from; "
+                "set another, or validation_fraction"
+            )
         if self.validation_path is None and self.validation_fraction is None:
             object.__setattr__(self, "validation_fraction", 0.01)
         return self
@@ -187,9 +192,9 @@ class ObjectiveSpec(Section):
     alpha: Probability = 0.3
     """Weight of the cross entropy: 1 is cross entropy alone, 0 distillation alone."""
     temperature: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """T: teacher and student logits are divided by it inside D."""
+    """T: teacher and student logits are divided by it inside D; alpha < 1."""
     divergence: DivergenceName = "forward_kl"
-    """D: forward_kl is KL(teacher || student), reverse_kl KL(student || teacher)."""
+    """D: forward_kl is KL(teacher || student), reverse_kl KL(student || teacher); alpha < 1."""
     beta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Weight of the teacher in the mixture of `divergence: jsd` (0.5)."""
     chunk_tokens: PositiveInt | Literal["auto"] = "auto"
@@ -201,6 +206,17 @@ class ObjectiveSpec(Section):
             object.__setattr__(self, "beta", 0.5)
         if self.divergence != "jsd" and self.beta is not None:
             raise ValueError(f"beta has no effect with divergence {self.divergence}")
+        return self
+
+    @model_validator(mode="after")
+    def _shape_of_distillation_belongs_to_it(self) -> Self:
+        # Compared with the defaults, which a resolved spec holds too.
+        for name in ("temperature", "divergence"):
+            if self.alpha == 1 and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} has no effect with objective.alpha 1 (cross entropy alone); remove "
+                    "it, or lower alpha"
+                )
         return self
 
 
@@ -236,6 +252,13 @@ class ScheduleSpec(Section):
     def _warmup_fits(self) -> Self:
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _final_fraction_belongs_to_a_decay(self) -> Self:
+        default = type(self).model_fields["final_fraction"].default
+        if self.decay == "constant" and self.final_fraction != default:
+            raise ValueError("final_fraction has no effect with decay constant; remove it")
         return self
 
 

@@ -1,6 +1,7 @@
 """The run spec: what is accepted, what is refused in which words, what a resume may change."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lectern_common.errors import InvalidSpec
-from lectern_common.run_spec import RESUME_MAY_CHANGE, RunSpec, resume_differences
+from lectern_common.errors import Conflict, InvalidSpec
+from lectern_common.run_spec import (
+    RESUME_MAY_CHANGE,
+    RunSpec,
+    require_more_to_do,
+    require_resumable,
+    resume_differences,
+)
 from lectern_common.spec_file import SMALLEST, dump_spec, load_spec, parse_spec
 from lectern_common.wire import MAX_DRAWS
 
@@ -99,6 +106,26 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
         ({"objective": {"temperature": "nan"}}, "objective.temperature", "finite"),
         ({"objective": {"alpha": 1.5}}, "objective.alpha", "less than or equal to 1"),
         ({"objective": {"beta": 0.5}}, "objective", "beta has no effect"),
+        (
+            {"objective": {"alpha": 1, "temperature": 9}},
+            "objective",
+            "temperature has no effect with objective.alpha 1 (cross entropy alone); remove it",
+        ),
+        (
+            {"objective": {"alpha": 1, "divergence": "jsd"}},
+            "objective",
+            "divergence has no effect with objective.alpha 1",
+        ),
+        (
+            {"schedule": {"decay": "constant", "final_fraction": 0.5}},
+            "schedule",
+            "final_fraction has no effect with decay constant",
+        ),
+        (
+            {"data": {"path": "text", "validation_path": "./text"}},
+            "data",
+            "the run would be judged by rows that it learns from",
+        ),
         ({"teacher": {"top_k": 8}}, "teacher", "top_k has no effect"),
         ({"teacher": {"num_draws": 8}}, "teacher", "num_draws has no effect"),
         (
@@ -252,6 +279,54 @@ def test_a_resume_may_change_the_listed_fields_and_nothing_else() -> None:
         ("optimizer.learning_rate", 1e-4, 1.0),
         ("schedule.warmup_steps", 50, 1),
     ]
+
+
+def test_what_has_no_effect_may_have_its_default() -> None:
+    alone = {"teacher": None, "objective": {"alpha": 1}, "schedule": {"decay": "constant"}}
+    spec = parse_spec(body(**alone))
+    assert parse_spec(spec.model_dump()) == spec
+    given = parse_spec(body(**{**alone, "objective": {"alpha": 1, "temperature": 2}}))
+    assert given == spec
+
+
+def test_a_resume_may_not_ask_for_fewer_steps_than_are_made() -> None:
+    old, new = (parse_spec(body(schedule={"steps": steps})) for steps in (4000, 600))
+    with pytest.raises(InvalidSpec) as caught:
+        require_resumable(old, new, 601)
+    assert caught.value.problems == [("schedule.steps", "is 600, but 601 steps are made")]
+    require_resumable(old, new, 600)
+    require_resumable(old, new, None)
+
+
+def test_a_resume_with_patience_compares_losses_of_the_same_rows() -> None:
+    old = parse_spec(body(evaluation={"max_sequences": 10, "patience": 2}))
+    new = parse_spec(body(evaluation={"max_sequences": 20, "patience": 2}))
+    with pytest.raises(InvalidSpec, match="losses of other rows do not compare"):
+        require_resumable(old, new, 0)
+    require_resumable(old, new, None)
+    require_resumable(old, parse_spec(body(evaluation={"max_sequences": 20})), 0)
+
+
+@pytest.mark.parametrize(
+    ("early", "steps", "patience", "refusal"),
+    [
+        (False, 1000, None, "has made all 1000 steps; to go on, resume with a higher schedule"),
+        (False, 1001, None, None),
+        (False, 1001, 2, None),
+        (True, 2000, 2, "its evaluation.patience was over at step 700"),
+        (True, 1000, 3, None),
+        (True, 1000, None, None),
+        (True, 700, None, "has made all 700 steps"),
+    ],
+)
+def test_a_run_that_succeeded_goes_on_where_it_makes_a_further_step(
+    early: bool, steps: int, patience: int | None, refusal: str | None
+) -> None:
+    old = parse_spec(body(evaluation={"patience": 2 if early else None}))
+    new = parse_spec(body(schedule={"steps": steps}, evaluation={"patience": patience}))
+    expected = nullcontext() if refusal is None else pytest.raises(Conflict, match=refusal)
+    with expected:
+        require_more_to_do("run", old, new, 700 if early else 1000, early=early)
 
 
 def test_the_fields_a_resume_may_change_exist() -> None:
