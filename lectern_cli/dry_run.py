@@ -35,12 +35,14 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
     """Prints it all to standard output. Raises typer.Exit with the first failed check's status."""
     checks = [_folder(spec, roots, resume=resume)]
-    taught_by = RunFolder(roots.runs / spec.name).read_teacher() if resume else None
+    folder = RunFolder(roots.runs / spec.name)
+    taught_by = folder.read_teacher() if resume else None
     examined, found = examine(spec, roots, taught_by=taught_by)
     fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
     checks += [*examined, *_checks(looked)]
-    estimate = _estimate(spec, found, looked)
+    made = folder.newest_step if resume else None
+    estimate = _estimate(spec, found, looked, made or 0)
     free_disk = _free_disk(roots)
     if estimate.disk_bytes is not None and estimate.disk_bytes > free_disk:
         message = (
@@ -54,13 +56,18 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     else:
         print(dump_spec(spec))
         for check in checks:
-            print(f"{check.outcome:<5} {check.subject:<10} {check.message}")
+            print(_line(check))
         print()
         print("\n".join(table(list(_lines(spec, found, estimate, looked, free_disk)))))
     if failed and failed[0].error is not None:
         if not as_json:
-            console.note(f"error: {len(failed)} of {len(checks)} checks failed")
+            lines = [f"error: {len(failed)} of {len(checks)} checks failed", *map(_line, failed)]
+            console.note(console.inert("\n".join(lines)))
         raise typer.Exit(failed[0].error.exit_code)
+
+
+def _line(check: Check) -> str:
+    return f"{check.outcome:<5} {check.subject:<10} {check.message}"
 
 
 def look_with_torch(
@@ -109,10 +116,10 @@ def _checks(looked: dict[str, Any]) -> list[Check]:
     ]
 
 
-def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any]) -> RunEstimate:
+def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any], first_step: int) -> RunEstimate:
     shape = ModelShape(**looked["shape"]) if "shape" in looked else None
     vocab_size = found.student.vocab_size if shape is None else shape.vocab_size
-    return estimate_run(spec, found.rows, found.teacher, shape, vocab_size)
+    return estimate_run(spec, found.rows, found.teacher, shape, vocab_size, first_step)
 
 
 def _as_json(
@@ -146,7 +153,10 @@ def _lines(
     spec: RunSpec, found: Found, estimate: RunEstimate, looked: dict[str, Any], free_disk: int
 ) -> Iterator[tuple[str, str, str]]:
     """Yields (subject, figure, what it is) for people."""
-    words = f"in {counted(spec.schedule.steps, 'step')} of {estimate.tokens_per_step:,}"
+    first, steps = estimate.first_step, spec.schedule.steps
+    words = f"in {counted(max(0, steps - first), 'step')} of {estimate.tokens_per_step:,}"
+    if first:
+        words += f"; the run goes on from step {first:,} of {steps:,}"
     yield "tokens", f"{estimate.tokens:,}", words
     if estimate.epochs is not None and found.rows is not None:
         yield "", f"{estimate.epochs:.2f}", f"epochs over {counted(found.rows.training, 'row')}"

@@ -45,6 +45,7 @@ class Wire:
 @dataclass(frozen=True)
 class RunEstimate:
     """Attributes:
+    first_step: that the run goes on from; what follows is of the steps after it.
     tokens_per_step: of all rows of a step; `tokens` of all steps.
     epochs: how often each training row is seen; None for synthetic data.
     wire: None without a teacher, and where it or the student's vocabulary is not known.
@@ -55,6 +56,7 @@ class RunEstimate:
     disk_bytes: of these and the export.
     """
 
+    first_step: int
     tokens_per_step: int
     tokens: int
     epochs: float | None
@@ -76,6 +78,7 @@ def estimate_run(
     model: teacher_pb2.Model | None,
     shape: ModelShape | None,
     vocab_size: int | None,
+    first_step: int = 0,
 ) -> RunEstimate:
     """Returns what is known of a run.
 
@@ -84,21 +87,25 @@ def estimate_run(
         rows: None for synthetic data.
         model: the teacher; None without one, or where it is away.
         shape: the student's; None: not known here. `vocab_size` its vocabulary, if that is.
+        first_step: that the run goes on from.
     """
-    steps, rows_per_step = spec.schedule.steps, spec.batch.sequences_per_step
+    rows_per_step, last = spec.batch.sequences_per_step, spec.schedule.steps
+    steps = max(0, last - first_step)
     tokens_per_step = rows_per_step * spec.data.seq_len
     teacher_tokens = 0
     if spec.distils:
         validation = spec.evaluation.max_sequences if rows is None else rows.validation
-        evaluations = 1 + -(-steps // spec.evaluation.every_steps)
+        every = spec.evaluation.every_steps
+        evaluations = (first_step == 0) + _times(first_step, last, every)
         teacher_tokens = steps * tokens_per_step + evaluations * validation * spec.data.seq_len
     speed = 0.0 if model is None else model.measured_tokens_per_second
     checkpoint = _checkpoint_bytes(shape)
     checkpoints = min(
         spec.checkpoint.keep_last + spec.checkpoint.keep_best + 1,
-        -(-steps // spec.checkpoint.every_steps),
+        _times(first_step, last, spec.checkpoint.every_steps),
     )
     return RunEstimate(
+        first_step=first_step,
         tokens_per_step=tokens_per_step,
         tokens=steps * tokens_per_step,
         epochs=None if rows is None else steps * rows_per_step / rows.training,
@@ -154,6 +161,11 @@ def computation_of(
         answer_bytes=answer_bytes,
         steps_ahead=steps_ahead,
     )
+
+
+def _times(first_step: int, last: int, every: int) -> int:
+    """Returns how often something is due every so many steps, and after the last."""
+    return max(0, -(-last // every) - first_step // every)
 
 
 def _wire(

@@ -121,7 +121,10 @@ def _shape(spec: RunSpec, roots: Roots, findings: Findings) -> ModelShape | None
     try:
         folder = resolve_under(roots.models, origin.init or str(origin.config), field)
         if not folder.is_dir():
-            findings.add("memory", "skip", "the size of a hub id's model is not known here")
+            what = "the student is not here, so its size is not known"
+            if origin.init is not None:
+                what = "the size of a hub id's model is not known here"
+            findings.add("memory", "skip", what)
             return None
         shape = shape_without_weights(origin, folder)
     except LecternError as error:

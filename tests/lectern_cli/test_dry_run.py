@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from lectern_cli.dry_run import size, table
+from lectern_common.run_folder import RunFolder
+from lectern_common.spec_file import load_spec
 from tests.models import write_tiny_model
 from tests.student_trainer.shards import write_shards
 from tests.student_trainer.wire_teacher import Serving, WireTeacher
@@ -189,7 +191,8 @@ def test_what_the_child_finds_is_among_the_checks(lectern, home, stand_in, check
 
     assert ended.code == code
     assert f"{check['outcome']:<5} memory     {check['message']}" in ended.out
-    assert ended.err == ("error: 1 of 4 checks failed\n" if code else "")
+    last = f"error: 1 of 4 checks failed\nfail  memory     {check['message']}\n"
+    assert ended.err == (last if code else "")
 
 
 def test_a_fault_ends_with_its_exit_status_and_the_rest_is_still_said(lectern, home, stand_in):
@@ -204,7 +207,26 @@ def test_a_fault_ends_with_its_exit_status_and_the_rest_is_still_said(lectern, h
     assert "wire           ?  not known: the teacher did not answer" in ended.out
     assert "tokens       960  in 30 steps of 32" in ended.out
     assert json.loads(asked.read_text())[0] == []  # a teacher that is away is not probed
-    assert ended.err == "error: 1 of 5 checks failed\n"
+    assert ended.err.startswith("error: 1 of 5 checks failed\nfail  teacher    no teacher at")
+
+
+def test_a_resume_is_estimated_from_where_it_goes_on(lectern, home, stand_in):
+    stand_in()
+    spec = write_spec(home)
+    folder = RunFolder.create(home / "runs", "run", load_spec(spec))
+    (folder.checkpoints_path / "step-00000020").mkdir(parents=True)
+    words = ("--home", home, "--resume", "--dry-run")
+
+    ended = lectern("train", spec, *words)
+    found = lectern("train", spec, *words, "--json").json
+    shorter = lectern("train", write_spec(home, schedule={"steps": 19, "warmup_steps": 1}), *words)
+
+    assert "runs/run goes on from step 20" in ended.out
+    assert "in 10 steps of 32; the run goes on from step 20 of 30" in ended.out
+    assert (found["estimate"]["first_step"], found["estimate"]["tokens"]) == (20, 10 * 32)
+    assert found["estimate"]["checkpoints"] == 2  # at steps 25 and 30
+    assert shorter.code == 2
+    assert "fail  folder     schedule.steps: is 19, but 20 steps are made" in shorter.err
 
 
 def test_a_disk_that_is_too_small_is_told(lectern, home, stand_in):

@@ -53,6 +53,15 @@ def test_tokens_epochs_and_hours() -> None:
     assert estimate.teacher_hours == 189 / 3600
 
 
+def test_of_a_run_that_goes_on_the_rest_is_counted() -> None:
+    estimate = estimate_run(spec(), Rows(900, 30), MODEL, SHAPE, 100, first_step=250)
+    assert (estimate.first_step, estimate.tokens) == (250, 80_000)
+    assert estimate.epochs == 200 * 8 / 900
+    # Evaluations at 300 and 400, and after the last.
+    assert estimate.teacher_tokens == 80_000 + 3 * 30 * 50
+    assert estimate.checkpoints == 1
+
+
 def test_what_is_not_known_is_none() -> None:
     alone = spec(teacher=None, objective={"alpha": 1})
     estimate = estimate_run(alone, None, None, None, None)

@@ -43,6 +43,13 @@ def test_device_student_and_memory_are_told(home: Home) -> None:
     assert {str(path) for path in home.path.rglob("*")} == before
 
 
+def test_the_size_of_a_student_that_is_not_here_is_skipped(home: Home) -> None:
+    gone = by_subject(looked(home, student={"config": "gone"}))
+    assert gone["memory"] == ("skip", "the student is not here, so its size is not known")
+    hub = by_subject(looked(home, student={"config": None, "init": "some/model"}))
+    assert hub["memory"] == ("skip", "the size of a hub id's model is not known here")
+
+
 def test_kept_layers_and_adapters_enter_the_shape(home: Home) -> None:
     init = {"config": None, "init": "deep"}
     whole = looked(home, student=init)["shape"]
