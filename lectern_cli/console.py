@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXIT_CODES = {
     0: "done (a run that was stopped on request also ends so)",
     1: "failed; the message says why",
-    2: "wrong options, spec or settings",
-    3: "no such run, dataset, model or file",
+    2: "wrong options, settings or spec, also one that names what is not there",
+    3: "no such run, folder or file",
     4: "its present state does not allow that",
     5: "no token, or a wrong one",
     6: "teacher, student and data do not fit together",
