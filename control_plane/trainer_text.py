@@ -50,8 +50,10 @@ def valid_unicode(value: Any) -> Any:
 
 def _inert(line: str) -> str:
     line = _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
-    text = "".join(
+    if len(line) > MAX_LINE_CHARACTERS:
+        # The end too: what was raised is at the end of a traceback.
+        line = f"{line[: MAX_LINE_CHARACTERS // 2]} [cut] {line[-MAX_LINE_CHARACTERS // 2 :]}"
+    return "".join(
         character if character.isprintable() or character == "\t" else "\N{REPLACEMENT CHARACTER}"
-        for character in line[: MAX_LINE_CHARACTERS + 1]
+        for character in line
     )
-    return f"{text[:MAX_LINE_CHARACTERS]} [cut]" if len(line) > MAX_LINE_CHARACTERS else text

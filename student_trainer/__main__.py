@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +32,7 @@ from student_trainer.quiet_recorder import QuietRecorder, RunRecorder
 from student_trainer.rank_processes import (
     RANK_LOST,
     RanksLost,
+    another_rank_went,
     is_supervised,
     listen_to_supervisor,
     supervise,
@@ -47,6 +48,8 @@ _STOPPED = RunState.STOPPED, "stopped", "stopped on request"
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
 # A resume may come while the ranks of a trainer that was killed are still ending.
 _RANKS_END_SECONDS = 10.0
+# From a rank's error until another, whose end would explain it, is seen to have ended.
+_OTHERS_END_SECONDS = 2.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,6 +127,8 @@ def _recorder(
 ) -> Recorder:
     """Returns what says where the run is: one that is resumed, where it goes on from, and why."""
     recorder = Recorder(folder, stop, known_by)
+    with suppress(InvalidSpec):  # who reads it next says what is wrong with it
+        recorder.set_progress(steps=folder.read_spec().schedule.steps)
     if resume:
         newest = max(checkpoint_steps(folder.checkpoints_path), default=None)
         recorder.start_again_from(newest, why_restarted())
@@ -142,12 +147,17 @@ def live(
         _log.error("ended", reason=error.reason, message=str(error))
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
     except Exception as error:
-        _log.error("ended", reason="internal", exception=traceback.format_exc())
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        # What breaks a connection is a RuntimeError to torch.
+        patience = _OTHERS_END_SECONDS if isinstance(error, RuntimeError) else 0.0
+        if not is_disk_full(error) and another_rank_went(patience):
+            _log.warning("ended because another rank went", error=what)
+            return RANK_LOST
+        _log.error("ended", reason="internal", error=what, exception=traceback.format_exc())
         if is_disk_full(error):
             return _ended(recorder, "disk_full", str(error), can_resume=True)
         if "RANK" in os.environ:
             return RANK_LOST  # who started the ranks knows which of them began it
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
         return _ended(recorder, "internal", f"{what}; see trainer.log", can_resume=False)
     recorder.set_state(*outcome)
     return SUCCEEDED
@@ -158,7 +168,6 @@ def _train_and_export(
 ) -> tuple[RunState, str | None, str | None]:
     """Returns how it ended, exported or stopped on request: state, reason and message."""
     spec = folder.read_spec()
-    recorder.set_progress(steps=spec.schedule.steps)
     if spec.device.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(spec.device.threads)
     # Takes seconds: the run has said that it is starting, and hears signals.

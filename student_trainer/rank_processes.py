@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -119,6 +119,30 @@ def supervisor_pid() -> int | None:
     """Returns the pid of the process that started this rank; None where `supervise` did not."""
     pid = os.environ.get(_SUPERVISOR)
     return None if pid is None else int(pid)
+
+
+def another_rank_went(patience_seconds: float) -> bool:
+    """Returns True in a rank beside which another has ended, or does within `patience_seconds`.
+
+    A killed process closes its connections, which breaks the others', a moment before it has ended.
+    False in a rank that `supervise` did not start.
+    """
+    pid, deadline = supervisor_pid(), time.monotonic() + patience_seconds
+    if pid is None:
+        return False
+    while _living_children(pid) >= int(os.environ["WORLD_SIZE"]):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _living_children(pid: int) -> int:
+    living = 0
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            living += child.status() != psutil.STATUS_ZOMBIE
+    return living
 
 
 def why_restarted() -> str | None:

@@ -14,13 +14,16 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 import torch
 
 from lectern_common.errors import DiskFull
+from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
-from student_trainer.__main__ import main
+from student_trainer.__main__ import live, main
 from student_trainer.checkpoint import CheckpointStore
-from student_trainer.rank_processes import RanksLost
+from student_trainer.quiet_recorder import QuietRecorder
+from student_trainer.rank_processes import RANK_LOST, RanksLost
 from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop, StopRequested
 from tests.servers import wait_for
@@ -265,7 +268,7 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
     reason: str | None,
     message: str,
 ) -> None:
-    folder, seen = home.run(), list[Status]()
+    folder, seen, first = home.run(), list[Status](), list[tuple[int, int]]()
     for step in (4, 6):
         (folder.checkpoints_path / f"step-{step:08d}").mkdir(parents=True)
 
@@ -273,6 +276,12 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
         seen.append(status_of(folder))
         raise StopRequested
 
+    def written(self: RunFolder, status: Status) -> None:
+        first.extend([] if first else [(status.step, status.steps)])
+        write_status(self, status)
+
+    write_status = RunFolder.write_status
+    monkeypatch.setattr(RunFolder, "write_status", written)
     monkeypatch.setattr("student_trainer.assembly.assemble", looked_at)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -280,6 +289,7 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
     (status,) = seen
     assert (status.state, status.reason, status.message) == (RunState.STARTING, reason, message)
     assert (status.step, status.checkpoint_step) == (6, 6)
+    assert first == [(6, folder.read_spec().schedule.steps)]
 
 
 def test_a_run_whose_checkpoints_are_all_broken_has_none(
@@ -308,6 +318,28 @@ def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.Mon
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.FAILED, "internal")
     assert status.message == "ZeroDivisionError: of all things; see trainer.log"
+
+
+@pytest.mark.parametrize(
+    ("went", "level", "event"),
+    [(True, "warning", "ended because another rank went"), (False, "error", "ended")],
+)
+def test_a_rank_that_another_took_along_says_so_without_a_traceback(
+    home: Home, monkeypatch: pytest.MonkeyPatch, went: bool, level: str, event: str
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer\nand more")
+
+    monkeypatch.setattr("student_trainer.assembly.assemble", cut_off)
+    monkeypatch.setattr("student_trainer.__main__.another_rank_went", lambda seconds: went)
+    monkeypatch.setenv("RANK", "1")
+    with structlog.testing.capture_logs() as logged:
+        ended = live(home.run(), Roots.of_home(home.path), QuietRecorder(), Stop(), resume=False)
+    (line,) = logged
+    assert ended == RANK_LOST
+    assert (line["log_level"], line["event"]) == (level, event)
+    assert line["error"] == "RuntimeError: Connection closed by peer"
+    assert ("exception" in line) is not went
 
 
 def test_a_failed_export_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

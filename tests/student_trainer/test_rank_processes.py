@@ -97,6 +97,24 @@ def test_a_lost_rank_takes_all_along_and_all_start_again_to_resume(tmp_path: Pat
     assert words(tmp_path, 1) == ["fresh", "--resume"]
 
 
+def test_a_rank_knows_that_another_went(tmp_path: Path) -> None:
+    script = """
+    from student_trainer.rank_processes import another_rank_went
+    if rank == 1:
+        (folder / "here").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+    else:
+        while not (folder / "here").exists():
+            time.sleep(0.01)
+        say(str(another_rank_went(0.0)))
+        (folder / "go").touch()
+        say(str(another_rank_went(600.0)))
+    """
+    assert run(tmp_path, script) == 0
+    assert words(tmp_path, 0) == ["False", "True"]
+
+
 def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     script = f"""
     from student_trainer.rank_processes import why_restarted
