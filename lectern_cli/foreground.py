@@ -13,7 +13,7 @@ from lectern_cli.live import RunView
 from lectern_cli.processes import Child, interrupts_held, signals_interrupt
 from lectern_common.errors import CorruptData
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run_folder import RunFolder, RunState, Status, checkpoint_steps
 
 POLL_SECONDS = 0.2
 # Time for the step at hand and its checkpoint.
@@ -38,7 +38,12 @@ def run_trainer(
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
     argv += ["--resume"] if resume else []
-    view = RunView(folder.run_id, state=RunState.STARTING)
+    view = RunView(
+        folder.run_id,
+        state=RunState.STARTING,
+        step=max(checkpoint_steps(folder.checkpoints_path), default=0) if resume else 0,
+        steps=folder.read_spec().schedule.steps,
+    )
     metrics = MetricsFile(folder.metrics_path)
     child: Child | None = None
 

@@ -105,9 +105,14 @@ def test_a_former_trainers_words_are_not_taken_for_this_ones(home, stand_ins):
     assert run_trainer(folder, roots) == 1
     folder.write_spec(spec)
 
-    assert run_trainer(folder, roots, resume=True, show=lambda view: seen.append(view.state)) == 1
+    (folder.checkpoints_path / "step-00000002").mkdir(parents=True)
 
-    assert set(seen) == {RunState.STARTING}
+    def show(view):
+        seen.append((view.state, view.step, view.steps))
+
+    assert run_trainer(folder, roots, resume=True, show=show) == 1
+
+    assert set(seen) == {(RunState.STARTING, 2, spec.schedule.steps)}
     assert f"started with {folder.path} --resume" in folder.log_path.read_text()
 
 
