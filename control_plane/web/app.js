@@ -1,6 +1,6 @@
 // The page: one list of runs, one event stream that keeps it true, one chart, one panel.
 
-import { follow, get } from "./api.js";
+import { Refused, follow, get } from "./api.js";
 import { CurveView } from "./curve_view.js";
 import { Curves } from "./curves.js";
 import { byId, setText, show } from "./dom.js";
@@ -185,19 +185,28 @@ function summary(all) {
 // ---- what the user does ------------------------------------------------------------------------
 
 async function openPanel() {
-  const id = /^#\/runs\/([a-z0-9-]+)$/.exec(location.hash)?.[1];
+  const id = /^#\/runs\/([\w-]+)$/.exec(location.hash)?.[1];
   if (!id) panel.close();
-  else if (runs.has(id)) panel.open(runs.get(id));
   else {
+    show(byId("notice"), false);
     try {
-      const { spec, history, folder, ...view } = await get(`/runs/${id}`);
-      take(view);
+      if (!runs.has(id)) {
+        const { spec, history, folder, ...view } = await get(`/runs/${id}`);
+        take(view);
+      }
       panel.open(runs.get(id));
-    } catch {
+    } catch (error) {
+      if (!(error instanceof Refused)) return; // the banner says so, and it is asked for again
+      say([404, 422].includes(error.status) ? `There is no run ${id}.` : error.message);
       location.hash = "";
     }
   }
   render();
+}
+
+function say(text) {
+  setText(byId("notice-text"), text);
+  show(byId("notice"), true);
 }
 
 async function showExamples() {
@@ -224,6 +233,7 @@ function makeCopyButtons() {
 }
 
 byId("smoothing").addEventListener("input", render);
+byId("notice-close").addEventListener("click", () => show(byId("notice"), false));
 byId("older").addEventListener("click", older);
 byId("show-all").addEventListener("click", () => {
   for (const id of runs.keys()) {

@@ -105,6 +105,9 @@ export function studentOf(run) {
   return base === text && every !== null ? text[0].toUpperCase() + text.slice(1) : text;
 }
 
+// Where the trained student is, on the control plane's machine.
+export const exportOf = (folder) => `${folder}/export`;
+
 function ordinal(number) {
   const isTeen = Math.floor(number / 10) % 10 === 1;
   return `${number}${(isTeen ? null : { 1: "st", 2: "nd", 3: "rd" }[number % 10]) ?? "th"}`;
@@ -127,8 +130,10 @@ export function explanation(run, now) {
   return sentence(run.message);
 }
 
+// A name stays as it is written elsewhere: "data.path: ...", "trainer.log ...", "loss/val ...".
 export function sentence(message) {
   if (!message) return "";
-  const text = message[0].toUpperCase() + message.slice(1);
+  const isName = /^\w*[._/]\w/.test(message);
+  const text = isName ? message : message[0].toUpperCase() + message.slice(1);
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }

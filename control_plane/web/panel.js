@@ -5,8 +5,8 @@ import { get, getText, post } from "./api.js";
 import { CurveView } from "./curve_view.js";
 import { byId, choices, make, setText, show } from "./dom.js";
 import {
-  STATES, clockTime, count, dateTime, duration, explanation, isActive, isLive, learnsFrom,
-  percent, studentOf,
+  STATES, clockTime, count, dateTime, duration, explanation, exportOf, isActive, isLive,
+  learnsFrom, percent, studentOf,
 } from "./format.js";
 import { metricOf, valueOf } from "./metrics.js";
 import { elapsed } from "./runs.js";
@@ -42,6 +42,8 @@ export class Panel {
   open(run) {
     if (this.id !== run.id) {
       this.timeline.clear();
+      this.folder = null;
+      this.findFolder(run.id);
       byId("tab-samples").replaceChildren();
       this.samples = "";
       for (const part of ["tab-log", "tab-spec", "action-note"]) setText(byId(part), "");
@@ -102,9 +104,10 @@ export class Panel {
       ["Attempt", String(run.attempt || "\u2013")],
       ["Created", dateTime(run.created_at)],
     ];
+    if (run.state === "succeeded" && this.folder) facts.push(["Export", exportOf(this.folder)]);
     const list = byId("panel-facts");
     if (list.children.length !== facts.length) {
-      list.replaceChildren(...facts.map(([name]) => make("div", {}, make("dt", { textContent: name }), make("dd"))));
+      list.replaceChildren(...facts.map(([name]) => make("div", { dataset: { name } }, make("dt", { textContent: name }), make("dd"))));
     }
     facts.forEach(([, value], place) => setText(list.children[place].lastChild, value));
   }
@@ -120,8 +123,8 @@ export class Panel {
     const id = this.id;
     try {
       if (this.tab === "events") {
-        const { history } = await get(`/runs/${id}`);
-        if (id === this.id) this.timeline.show(history);
+        const { history, folder } = await get(`/runs/${id}`);
+        if (id === this.id) this.timeline.show(history, folder);
       } else if (this.tab === "samples") {
         const { samples } = await get(`/runs/${id}/samples`);
         if (id === this.id) this.showSamples(samples);
@@ -135,6 +138,14 @@ export class Panel {
     } catch (error) {
       setText(byId("action-note"), error.message);
     }
+  }
+
+  // Whatever tab is open; where it cannot be had, that tab says why.
+  async findFolder(id) {
+    const { folder } = await get(`/runs/${id}`).catch(() => ({}));
+    if (id !== this.id || !folder) return;
+    this.folder = folder;
+    this.fill(this.run);
   }
 
   follow() {

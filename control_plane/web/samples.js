@@ -26,7 +26,17 @@ export function sampleItems(samples, run) {
   ));
 }
 
-const part = (name, text) => [make("dt", { textContent: name }), make("dd", { textContent: text })];
+const part = (name, text) => [make("dt", { textContent: name }), textOf(text)];
+
+// White space alone would look as if nothing had been written.
+function textOf(text) {
+  if (text === "") return make("dd", { className: "not-yet", textContent: "Nothing." });
+  if (text.trim() !== "") return make("dd", { textContent: text });
+  const marked = text.replace(/\s/g, (space) => MARKS[space] ?? "\u2423");
+  return make("dd", { className: "blank", title: "White space alone", textContent: marked });
+}
+
+const MARKS = { "\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5" };
 
 function teacherPart(sample, run) {
   if (sample.teacher !== null) return part("Teacher", sample.teacher);

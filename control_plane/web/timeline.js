@@ -3,7 +3,7 @@
 
 import { make } from "./dom.js";
 import {
-  STATES, clockTime, count, dateTime, joined, loss, percent, sentence, size, wait,
+  STATES, clockTime, count, dateTime, exportOf, joined, loss, percent, sentence, size, wait,
 } from "./format.js";
 
 // Kinds that come in runs: [of several, what the last of them is].
@@ -21,7 +21,10 @@ const WORDS = {
   ],
   checkpoint: (details) => ["Checkpoint", `at ${step(details)}`],
   checkpoint_set_aside: (details) => ["Broken checkpoint set aside", `${details.path}`],
-  exported: (details) => ["Exported", joined(`of ${step(details)}`, known(details.validation_loss, (value) => `validation loss ${loss(value)}`))],
+  exported: (details, _, folder) => [
+    "Exported",
+    joined(`of ${step(details)}`, known(details.validation_loss, (value) => `validation loss ${loss(value)}`), exportOf(folder)),
+  ],
   left_out: (details, message) => ["Not measured", `${details.metric}: ${message}`],
   metrics_dropped: (details, message) => ["Metrics dropped", joined(known(details.lines, (lines) => `${count(lines)} lines`), message)],
   rank_lost: (details) => ["A process was lost", joined(details.what, known(details.restart, (number) => `restart ${count(number)}`))],
@@ -40,13 +43,13 @@ export class Timeline {
     this.list.replaceChildren();
   }
 
-  // history: oldest first, as the control plane says it. What is open stays so.
-  show(history) {
+  // history: oldest first, as the control plane says it. folder: the run's. What is open stays so.
+  show(history, folder) {
     const text = JSON.stringify(history);
     if (text === this.text) return;
     this.text = text;
     const open = new Set([...this.list.querySelectorAll("details[open]")].map((part) => part.dataset.key));
-    const items = folded(history).map((entries) => item(entries));
+    const items = folded(history).map((entries) => item(entries, folder));
     for (const part of items) part.lastChild.open = open.has(part.lastChild.dataset.key);
     this.list.replaceChildren(...items.reverse());
   }
@@ -63,9 +66,9 @@ function folded(history) {
   return lines;
 }
 
-function item(entries) {
+function item(entries, folder) {
   const [first, last] = [entries[0], entries.at(-1)];
-  const [title, text] = entries.length > 1 ? severalTimes(entries) : words(last);
+  const [title, text] = entries.length > 1 ? severalTimes(entries) : words(last, folder);
   const time = make("time", { textContent: clockTime(last.at), title: dateTime(last.at) });
   const summary = make("summary", {}, make("b", { textContent: title }), text ? ` \u2013 ${text}` : "");
   const raw = make("pre", { textContent: entries.map(rawText).join("\n") });
@@ -79,9 +82,9 @@ function severalTimes(entries) {
   return [`${count(entries.length)} ${name}`, text(entries.at(-1).details)];
 }
 
-function words(entry) {
+function words(entry, folder) {
   if (entry.kind === "state") return [STATES[entry.state], stateText(entry)];
-  const said = Object.hasOwn(WORDS, entry.kind) && WORDS[entry.kind](entry.details, entry.message ?? "");
+  const said = Object.hasOwn(WORDS, entry.kind) && WORDS[entry.kind](entry.details, entry.message ?? "", folder);
   if (said) return said;
   const kind = entry.kind.replaceAll("_", " ");
   const values = Object.entries(entry.details)

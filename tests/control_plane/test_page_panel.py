@@ -135,8 +135,9 @@ def test_events_are_a_timeline_whose_lines_open_to_their_fields(page, home):  # 
     folder.append_event("exported", step=1300, validation_loss=2.5)
     open_page(page, service, f"/#/runs/{run_id}")
     wait_for(lambda: len(lines_of(page)) == 6)
+    export = folder.export_path
     assert lines_of(page) == [
-        f"Exported {DASH} of step 1 300 {DOT} validation loss 2.5000",
+        f"Exported {DASH} of step 1 300 {DOT} validation loss 2.5000 {DOT} {export}",
         f"News {DASH} sent bytes 1.5 MB {DOT} wait seconds 250 ms {DOT} rows 12 345",
         f"Checkpoint {DASH} at step 1 300",
         f"A process was lost {DASH} rank 1 of 2 was ended by SIGKILL {DOT} restart 1",
@@ -144,6 +145,7 @@ def test_events_are_a_timeline_whose_lines_open_to_their_fields(page, home):  # 
         f"Assembled {DASH} 2 processes on cpu {DOT} 238 272 parameters {DOT} 2 073 rows to learn "
         f"{DOT} 20 to validate {DOT} teacher demo-teacher {DOT} needs 12 MB of 20 GB free",
     ]
+    assert f"Export {export}" in texts_of(page.locator("#panel-facts div"))
     timeline = page.locator("#tab-events")
     timeline.get_by_text("12 checkpoints").click()
     wait_for(lambda: '"path":"checkpoints/step-00000300"' in timeline.inner_text())
@@ -186,6 +188,53 @@ def test_samples_are_in_the_order_of_the_prompts_beside_the_one_text_of_the_teac
             f"Prompt second Student second {step} Teacher theirs 2"
             for step in (25, 0)
         )
+
+
+def test_a_text_of_white_space_alone_is_seen(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=3)
+    service.wait(run_id, "succeeded")
+    sample = {"step": 3, "prompt": " p ", "student": " \t\n ", "teacher": ""}
+    append_json_line(folder_of(home, run_id).samples_path, sample)
+    open_page(page, service, f"/#/runs/{run_id}")
+    page.get_by_role("tab", name="Samples").click()
+    texts = page.locator("#tab-samples dd")
+    wait_for(lambda: texts.count() == 3)
+    space, tab, line = "\N{OPEN BOX}", "\N{RIGHTWARDS ARROW TO BAR}", "\u21b5"
+    assert texts.all_text_contents() == [" p ", f"{space}{tab}{line}\n{space}", "Nothing."]
+
+
+def test_a_field_is_named_as_the_spec_has_it(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=3)
+    service.wait(run_id, "succeeded")
+    folder = folder_of(home, run_id)
+    folder.append_event("teacher_bound", message="data.validation_path: all 523 rows are short")
+    folder.append_event("teacher_bound", message="the teacher is away")
+    open_page(page, service, f"/#/runs/{run_id}")
+    wait_for(lambda: len(lines_of(page)) >= 2)
+    assert lines_of(page)[:2] == [
+        f"Waited for its teacher {DASH} The teacher is away.",
+        f"Waited for its teacher {DASH} data.validation_path: all 523 rows are short.",
+    ]
+
+
+def test_a_run_that_is_not_there_is_said_until_it_is_dismissed(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=3)
+    service.wait(run_id, "succeeded")
+    notice = page.locator("#notice")
+    for gone in ("nope-nope", "Nope"):
+        open_page(page, service, f"/#/runs/{gone}")
+        wait_for(notice.is_visible)
+        assert f"There is no run {gone}." in notice.inner_text()
+        page.get_by_role("button", name="Dismiss").click()
+        assert not notice.is_visible()
+    open_page(page, service, "/#/runs/nope-nope")
+    wait_for(notice.is_visible)
+    page.locator(".row.run .name").click()
+    wait_for(page.locator("#panel").is_visible)
+    assert not notice.is_visible()
 
 
 def test_a_run_that_is_deleted_leaves_the_page(page, home):  # noqa: F811
