@@ -76,8 +76,9 @@ def find_model(
         Misconfigured: a revision was asked of a folder, or a GGUF file of a GGUF file.
     """
     here = Path(name)
-    if models is not None and revision is None and not here.exists():
-        here = models / name if (models / name).exists() else here
+    models = models if revision is None else None
+    if models is not None and not here.exists() and (models / name).exists():
+        here = models / name
     if here.exists() and revision is not None:
         raise Misconfigured(f"{name} is a folder and has no revision {revision}; leave it out")
     if here.suffix == ".gguf" and not here.is_dir():
@@ -94,10 +95,7 @@ def find_model(
         folder = ModelFolder(here.resolve(), name, gguf_file=gguf_file or "")
     else:
         files = [gguf_file] if gguf_file else _HUB_FILES
-        try:
-            path = _snapshot(name, revision, files, field)
-        except NotFound as error:
-            raise NotFound(f"{error}{_not_under(models, name)}") from None
+        path = _snapshot(name, revision, files, field, _not_under(models, name))
         folder = ModelFolder(path, name, path.name, gguf_file or "")
     if gguf_file and not (folder.path / gguf_file).is_file():
         raise NotFound(f"{name} has no file {gguf_file}")
@@ -105,10 +103,10 @@ def find_model(
 
 
 def _not_under(models: Path | None, name: str) -> str:
-    """Returns what ends the message on a name that is not under the models root either."""
+    """Returns how the message on a name goes on that is not under the models root either."""
     if models is None or Path(name).is_absolute():
         return ""
-    return f"; nor is it under the models root {what_is_there(models, name, CONFIG_NAME)}"
+    return f", nor under the models root {what_is_there(models, name, CONFIG_NAME)}"
 
 
 def _no_model(folder: Path) -> str:
@@ -132,7 +130,9 @@ def find_on_hub(name: str, revision: str | None, field: str) -> ModelFolder:
     return ModelFolder(path, name, path.name)
 
 
-def _snapshot(name: str, revision: str | None, files: list[str], field: str) -> Path:
+def _snapshot(
+    name: str, revision: str | None, files: list[str], field: str, not_under: str = ""
+) -> Path:
     """Returns the folder of the hub's files, named by their commit."""
     try:
         path = snapshot_download(
@@ -145,7 +145,9 @@ def _snapshot(name: str, revision: str | None, files: list[str], field: str) -> 
                 "to a folder on another disk"
             ) from None
         what = f"{name} at {revision}" if revision else name
-        raise NotFound(f"{field} {what} is no folder here, and {_why(error)}") from None
+        then = " And" if not_under.endswith("?") else "; and" if not_under else ", and"
+        here = f"{field} {what} is no folder here{not_under}"
+        raise NotFound(f"{here}{then} {_why(error)}") from None
     return Path(path)
 
 
