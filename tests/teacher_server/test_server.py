@@ -494,14 +494,20 @@ def test_beyond_loopback_a_token_is_wanted(bind: str) -> None:
     asyncio.run(make(TOKEN))
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1", ":50051", "localhost:port", "127.0.0.1:70000", ""])
-def test_an_address_that_is_none_is_refused(bind: str) -> None:
+@pytest.mark.parametrize(
+    ("bind", "why"),
+    [
+        *((bind, "is not host:port") for bind in ("127.0.0.1", ":50051", "localhost:port", "")),
+        ("127.0.0.1:70000", "is beyond 65535"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(bind: str, why: str) -> None:
     import asyncio
 
     async def make() -> None:
         TeacherServer(bind, None)
 
-    with pytest.raises(Misconfigured, match="is not host:port"):
+    with pytest.raises(Misconfigured, match=why):
         asyncio.run(make())
 
 
