@@ -20,6 +20,7 @@ import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import structlog
 
@@ -238,5 +239,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _leave(status: int) -> NoReturn:
+    """Ends this process; that of a rank without taking the interpreter down.
+
+    Threads of torch's outlive the process group, and now and then abort a rank whose interpreter
+    ends under them ("terminate called without an active exception"), all of its work done: its
+    watcher would take that for a loss.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -216,6 +216,22 @@ def test_a_missing_folder_is_said(home: Home, tmp_path: Path) -> None:
 # ---- how it ends ---------------------------------------------------------------------------------
 
 
+def test_the_interpreter_of_a_rank_that_is_done_cannot_abort_it(tmp_path: Path) -> None:
+    program = (
+        "import atexit, os, runpy\n"
+        "atexit.register(os.abort)\n"
+        "runpy.run_module('student_trainer', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "none")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "not_started" in done.stdout + done.stderr
+
+
 def test_what_is_wrong_is_said_in_the_status(home: Home) -> None:
     folder = home.run(data={"path": "nothing"})
     assert trained(home, folder) == 1
