@@ -63,8 +63,8 @@ _REFUSALS = (
         "plain",
         "swapped",
         "padded",
-        "incompatible",
-        ("tokenizer", "swapped"),
+        "tokenizer_mismatch",
+        (f"id {_FIRST}: teacher", f"id {_SECOND}: teacher"),
     ),
     _Refusal(
         "a student of fewer ids than there are tokens",
