@@ -47,10 +47,14 @@ def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
 
 @contextmanager
 def connected(
-    address: str, vocab_size: int, cache: Path, stop: Stop | None = None
+    address: str,
+    vocab_size: int,
+    cache: Path,
+    stop: Stop | None = None,
+    client: type[RemoteTeacher] = RemoteTeacher,
 ) -> Iterator[RemoteTeacher]:
     """Gives a client of the server, connected, that waits for no teacher that is away."""
-    with RemoteTeacher(
+    with client(
         TeacherReplicas(address),
         run_id="benchmark",
         vocab_size=vocab_size,

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.pairs import paired
+from benchmarks.servers import connected
 from lectern_common.logs import configure_logs
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.wire import MAX_MESSAGE_BYTES, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.stopping import Stop
 from student_trainer.targets import Representation
 from teacher_server.engine import HeadFacts, ModelFacts, Rows, SequenceAsk
 from teacher_server.engine import Representation as Asked
@@ -102,20 +101,11 @@ class ReadyHead(RemoteTeacher):
 def measure(pairs: int = 7) -> Iterator[dict[str, Any]]:
     """Yields one row a representation."""
     with _server() as (address, plain_port, unary_address), tempfile.TemporaryDirectory() as cache:
-        teacher = ReadyHead(
-            TeacherReplicas(address),
-            run_id="benchmark",
-            vocab_size=VOCAB_SIZE,
-            device=torch.device("cpu"),
-            deadline_seconds=120,
-            outage_budget_seconds=0,
-            cache_root=Path(cache),
-            stop=Stop(),
-        )
+        ready = connected(address, VOCAB_SIZE, Path(cache), client=ReadyHead)
         unary = grpc.insecure_channel(unary_address, options=_UNLIMITED)
-        with teacher, unary, socket.create_connection(("127.0.0.1", plain_port)) as plain:
+        plain_socket = socket.create_connection(("127.0.0.1", plain_port))
+        with ready as teacher, unary, plain_socket as plain:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            teacher.connect()
             for representation, sequences, tokens in CASES:
                 yield _measure_one(
                     teacher, unary, plain, (representation, sequences, tokens), pairs

@@ -29,16 +29,28 @@ def read_token_file(path: Path, option: str = "--token-file") -> str:
         Misconfigured: it cannot be read, or holds no usable token. The token is in no message.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_TOKEN_FILE_BYTES + 1)
-        token = text.decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise Misconfigured(f"cannot read {option} {path}: {why}") from None
+        token = token_in(path)
+    except ValueError as error:
+        raise Misconfigured(f"cannot read {option} {path}: {error}") from None
     printable = token.isprintable() and " " not in token
-    if len(text) > MAX_TOKEN_FILE_BYTES or len(token) < MIN_TOKEN_CHARACTERS or not printable:
+    if len(token) < MIN_TOKEN_CHARACTERS or not printable:
         raise Misconfigured(
             f"{option} {path} must hold one token of {MIN_TOKEN_CHARACTERS} characters or more, "
             f"without spaces; make one with: openssl rand -hex 32 > {path}"
         )
     return token
+
+
+def token_in(path: Path) -> str:
+    """Returns what a token file holds, white space around it removed; "" where that is too much.
+
+    Raises ValueError, saying why, where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TOKEN_FILE_BYTES + 1)
+        return content.decode("ascii").strip() if len(content) <= MAX_TOKEN_FILE_BYTES else ""
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not ASCII") from None

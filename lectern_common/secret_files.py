@@ -4,12 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lectern_common.callers import token_in
 from lectern_common.client_tls import ClientTls
 from lectern_common.errors import InvalidSpec
 from lectern_common.pem import BadPem, read_authorities, read_key_pair
 from lectern_common.roots import Roots, resolve_under
-
-MAX_TOKEN_FILE_BYTES = 4096
 
 
 class _NamesSecrets(Protocol):
@@ -76,15 +75,12 @@ def read_token(roots: Roots, token_file: str | None) -> str | None:
         return None
     path = resolve_under(roots.secrets, token_file, "teacher.token_file")
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_TOKEN_FILE_BYTES + 1)
-        token = text.decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        token = token_in(path)
+    except ValueError as error:
         raise InvalidSpec(
-            [("teacher.token_file", f"cannot read {token_file} under the secrets root: {why}")]
+            [("teacher.token_file", f"cannot read {token_file} under the secrets root: {error}")]
         ) from None
-    if not token or len(text) > MAX_TOKEN_FILE_BYTES:
+    if not token:
         raise InvalidSpec([("teacher.token_file", f"{token_file} holds no token of this service")])
     return token
 

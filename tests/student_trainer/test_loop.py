@@ -11,9 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lectern_common.errors import (
-    InvalidRequest,
-)
+from lectern_common.errors import InvalidRequest
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.datasets import ShuffledBatches, held_out, in_order
 from student_trainer.loop import train

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from lectern_common.errors import (
-    SameWeights,
-)
+from lectern_common.errors import SameWeights
 from student_trainer.batch_sources import Batch
 from student_trainer.datasets import ShuffledBatches
 from student_trainer.loop import train
