@@ -18,7 +18,7 @@ from control_plane.launcher import TRAINER_ARGV
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
-from lectern_common.callers import is_loopback, read_token_file
+from lectern_common.callers import host_and_port, is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
-    host, port = _address(options.bind)
+    host, port = host_and_port(options.bind)
     port_file: Path | None = options.port_file
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
@@ -178,13 +178,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise Misconfigured(f"--bind {text} is not HOST:PORT, such as 127.0.0.1:8080")
-    return host.strip("[]"), int(port)
 
 
 def _bracketed(host: str) -> str:

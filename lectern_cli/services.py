@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from lectern_cli.processes import Child, ChildDied, interrupts_held, wait_until
-from lectern_common.errors import InvalidRequest, Misconfigured
+from lectern_common.callers import host_and_port
+from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
@@ -170,7 +171,7 @@ def _python(module: str) -> list[str]:
 
 def require_free(address: str, option: str) -> None:
     """Raises Misconfigured where host:port is taken, naming the process where that is known."""
-    host, port = split_address(address, option)
+    host, port = host_and_port(address, option)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -195,20 +196,6 @@ def _holder(port: int) -> str:
     except (psutil.Error, OSError):
         return ""
     return ""
-
-
-def split_address(address: str, field: str) -> tuple[str, int]:
-    """Returns (host, port) of host:port, an IPv6 host without its brackets.
-
-    Raises:
-        InvalidRequest: naming `field`.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InvalidRequest(f"{address!r} is not host:port, such as {DEFAULT_BIND}", field)
-    if int(port) > 65535:
-        raise InvalidRequest(f"the port of {address!r} is beyond 65535", field)
-    return host.strip("[]"), int(port)
 
 
 def _reachable(bound: str) -> str:

@@ -161,13 +161,12 @@ def _require_callers_known(
     Raises:
         Misconfigured: naming the option to set.
     """
-    from lectern_cli.services import split_address
-    from lectern_common.callers import is_loopback, read_token_file
+    from lectern_common.callers import host_and_port, is_loopback, read_token_file
     from lectern_common.errors import Misconfigured
 
     if teacher_token is not None:
         read_token_file(teacher_token, "--teacher-token-file")
-    elif not is_loopback(split_address(teacher_bind, "--teacher-bind")[0]) and not any(
+    elif not is_loopback(host_and_port(teacher_bind, "--teacher-bind")[0]) and not any(
         word.startswith(("--token-file", "--tls-client-ca")) for word in teacher_words
     ):
         raise Misconfigured(
@@ -177,7 +176,7 @@ def _require_callers_known(
         )
     if token_file is not None:
         read_token_file(token_file)
-    elif not is_loopback(split_address(bind, "--bind")[0]):
+    elif not is_loopback(host_and_port(bind, "--bind")[0]):
         raise Misconfigured(
             f"--bind {bind} can be reached from other machines, and anyone may steer the runs: set "
             "--token-file to a file with a token, or bind 127.0.0.1"

@@ -1,4 +1,6 @@
-"""Who may call a server: whoever reaches this machine's own addresses, else who has the token."""
+"""Where a server listens, and who may call it: whoever reaches this machine's own addresses, else
+who has the token.
+"""
 
 import ipaddress
 from pathlib import Path
@@ -7,6 +9,19 @@ from lectern_common.errors import Misconfigured
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_FILE_BYTES = 4096
+
+
+def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
+    """Returns the parts of what `option` says, an IPv6 host without its brackets.
+
+    Raises Misconfigured.
+    """
+    host, colon, port = bind.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise Misconfigured(f"{option} {bind!r} is not host:port, such as 127.0.0.1:8080")
+    if int(port) > 65535:
+        raise Misconfigured(f"the port of {option} {bind!r} is beyond 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

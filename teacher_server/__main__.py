@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lectern_common.callers import is_loopback, read_token_file
+from lectern_common.callers import host_and_port, is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
@@ -29,7 +29,7 @@ from teacher_server.engine import Engine
 from teacher_server.gpu_utilization import utilization_of
 from teacher_server.limits import Limits
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
-from teacher_server.server import TeacherServer, host_and_port
+from teacher_server.server import TeacherServer
 from teacher_server.tls import ServerTls, read_server_tls, ssl_context
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
+from lectern_common.callers import host_and_port
 from lectern_common.errors import Misconfigured
 from lectern_common.piece_bytes import serialized
 from lectern_common.wire import MAX_MESSAGE_BYTES
@@ -202,13 +203,3 @@ class TeacherServer:
         if self._disk_cache is not None:
             await asyncio.to_thread(self._disk_cache.close)
         return finished
-
-
-def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
-    """Returns the two parts of what `option` says. Raises Misconfigured."""
-    host, colon, port = bind.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise Misconfigured(f"{option} {bind!r} is not host:port, like 127.0.0.1:50051")
-    if int(port) > 65535:
-        raise Misconfigured(f"the port of {option} {bind!r} is beyond 65535")
-    return host.removeprefix("[").removesuffix("]"), int(port)

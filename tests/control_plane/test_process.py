@@ -14,8 +14,6 @@ import httpx
 import psutil
 import pytest
 
-from control_plane import __main__ as main_module
-from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, read_json_lines
 from tests.control_plane.conftest import ROOT, STAND_IN, make_home, spec_body, wait_for
@@ -297,20 +295,6 @@ def test_a_second_control_plane_over_the_same_runs_is_refused(home):
 
 def test_an_address_beyond_loopback_needs_a_token(home):
     assert "--token-file" in refused("--bind", "0.0.0.0:0", "--home", str(home))
-
-
-@pytest.mark.parametrize("bind", ["8080", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", ":80"])
-def test_an_address_that_is_none_is_told(bind):
-    with pytest.raises(Misconfigured, match="is not HOST:PORT"):
-        main_module._address(bind)
-
-
-@pytest.mark.parametrize(
-    ("bind", "address"),
-    [("127.0.0.1:8080", ("127.0.0.1", 8080)), ("[::1]:0", ("::1", 0)), ("a.b:1", ("a.b", 1))],
-)
-def test_an_address_is_taken_apart(bind, address):
-    assert main_module._address(bind) == address
 
 
 def test_a_port_file_that_cannot_be_written_is_told(home):

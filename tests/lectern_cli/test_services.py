@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from lectern_cli.processes import ChildDied, wait_until
-from lectern_cli.services import services, split_address
-from lectern_common.errors import InvalidRequest, Misconfigured
+from lectern_cli.services import services
+from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
 
 DEADLINE_SECONDS = 20.0
@@ -109,22 +109,3 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path, stand_ins, opt
         ):
             pytest.fail("started")
     assert not (tmp_path / "logs").exists()
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("host:65535", ("host", 65535))],
-)
-def test_addresses_are_split_at_the_last_colon(address, parts):
-    assert split_address(address, "bind") == parts
-
-
-@pytest.mark.parametrize("address", ["", "host", ":80", "host:", "host:x", "host:-1"])
-def test_what_is_no_address_is_refused(address):
-    with pytest.raises(InvalidRequest, match="not host:port"):
-        split_address(address, "bind")
-
-
-def test_a_port_that_there_is_not_is_called_so():
-    with pytest.raises(InvalidRequest, match=r"the port of '127.0.0.1:65536' is beyond 65535"):
-        split_address("127.0.0.1:65536", "bind")
