@@ -1,6 +1,6 @@
 """`python -m benchmarks.memory_estimate`: what a run is said to need, against what it takes.
 
-A line a case: what lectern_common/memory_estimate.py says of three training steps on the CPU; by
+A line a case: what lectern_common/checks/memory.py says of three training steps on the CPU; by
 how much they raise a fresh process's memory at most where freed tensors are given back at once, and
 the ratio; and the same as glibc is, which keeps freed memory for later. Nothing here is a speed.
 """
@@ -76,7 +76,7 @@ def measured(case: Case) -> dict[str, float]:
     import torch
 
     from benchmarks.memory import MemoryGrowth
-    from lectern_common.memory_estimate import Computation, estimate_memory
+    from lectern_common.checks.memory import Computation, estimate_memory
     from lectern_models.output_head import OutputHead
     from student_trainer.model_shape import shape_of
     from student_trainer.objective import auto_chunk_tokens

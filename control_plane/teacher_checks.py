@@ -13,8 +13,8 @@ from control_plane.devices import Devices
 from control_plane.teacher_secrets import OPTIONS, require_secrets_known
 from control_plane.views import TeacherView
 from lectern_common.callers import is_loopback
+from lectern_common.checks.preflight import require_startable
 from lectern_common.errors import InvalidSpec, LecternError, Unauthenticated, Untrusted
-from lectern_common.preflight import require_startable
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets

@@ -80,7 +80,7 @@ def _any_spec_resumes(_program: str) -> None:
 
 
 def _tokens_not_compared(_program: str) -> None:
-    from lectern_common import compatibility
+    from lectern_common.checks import compatibility
 
     def trusting(*_: object, **_named: object) -> None:
         return

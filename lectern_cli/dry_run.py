@@ -17,12 +17,12 @@ import typer
 from lectern_cli import console
 from lectern_cli.processes import printable
 from lectern_cli.train_folder import require_folder
+from lectern_common.checks.estimate import RunEstimate, estimate_run
+from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.preflight import Check, Found, Outcome, examine
 from lectern_common.counted import counted, duration
 from lectern_common.errors import LecternError, Misconfigured, error_of
-from lectern_common.memory_estimate import ModelShape
-from lectern_common.preflight import Check, Found, Outcome, examine
 from lectern_common.roots import Roots
-from lectern_common.run_estimate import RunEstimate, estimate_run
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec

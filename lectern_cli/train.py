@@ -55,7 +55,7 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
     from lectern_cli import live
     from lectern_cli.foreground import run_trainer
     from lectern_cli.train_folder import require_folder
-    from lectern_common.preflight import require_startable
+    from lectern_common.checks.preflight import require_startable
     from lectern_common.run_folder import RunFolder
 
     require_folder(spec, roots, resume=resume)

@@ -10,10 +10,16 @@ import structlog
 import torch
 
 from lectern_common.addresses import is_one_server
+from lectern_common.checks.estimate import computation_of
+from lectern_common.checks.memory import (
+    FreeMemory,
+    MemoryEstimate,
+    ModelShape,
+    estimate_memory,
+    free_host_bytes,
+    memory_fit,
+)
 from lectern_common.errors import Misconfigured
-from lectern_common.memory_estimate import MemoryEstimate, ModelShape, estimate_memory
-from lectern_common.memory_fit import FreeMemory, free_host_bytes, memory_fit
-from lectern_common.run_estimate import computation_of
 from lectern_common.run_spec import RunSpec
 from protos import teacher_pb2
 from student_trainer.batch_sources import Batch

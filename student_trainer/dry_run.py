@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from lectern_common.addresses import is_one_server
+from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
-from lectern_common.memory_estimate import ModelShape
-from lectern_common.memory_fit import FreeMemory, memory_fit
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec

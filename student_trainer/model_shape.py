@@ -1,4 +1,4 @@
-"""What memory_estimate.py needs to know of a model, read off the model itself.
+"""What lectern_common/checks/memory.py needs to know of a model, read off the model itself.
 
 Its parameters need no memory: a model on the meta device has the same shape.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lectern_common.memory_estimate import ModelShape
+from lectern_common.checks.memory import ModelShape
 from lectern_common.spec_sections import StudentSpec
 from lectern_models.loading import build_causal_lm
 from student_trainer.lora import add_adapters

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from lectern_common.compatibility import require_data_fits
+from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec

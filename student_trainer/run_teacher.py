@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec

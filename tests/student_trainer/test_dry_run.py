@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_common.memory_fit import FreeMemory
+from lectern_common.checks.memory import FreeMemory
 from student_trainer.dry_run import look
 from tests.student_trainer.runs import VOCAB_SIZE, Home
 from tests.student_trainer.wire_teacher import Serving, WireTeacher

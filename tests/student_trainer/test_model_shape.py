@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lectern_common.memory_estimate import Computation, activation_bytes
+from lectern_common.checks.memory import Computation, activation_bytes
 from student_trainer.model_shape import shape_of
 from tests.models import write_tiny_model
 

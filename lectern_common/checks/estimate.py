@@ -6,8 +6,8 @@ Arithmetic on what preflight.py found. None stands for what is not known before 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lectern_common.compatibility import row_bytes
-from lectern_common.memory_estimate import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.checks.compatibility import row_bytes
+from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
 from lectern_common.run_spec import RunSpec
 from protos import teacher_pb2
 

@@ -11,6 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
+from lectern_common.checks.estimate import Rows
+from lectern_common.checks.preflight import Outcome, examine, preflight, require_startable
 from lectern_common.errors import (
     CorruptData,
     Incompatible,
@@ -22,9 +24,7 @@ from lectern_common.errors import (
     Unauthenticated,
     WrongModel,
 )
-from lectern_common.preflight import Outcome, examine, preflight, require_startable
 from lectern_common.roots import Roots
-from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import read_token
 from lectern_common.spec_file import parse_spec

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
+from lectern_common.checks.compatibility import (
+    StudentFacts,
+    require_data_fits,
+    require_teacher_fits,
+)
+from lectern_common.checks.estimate import Rows
+from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.counted import counted
 from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under, what_is_there
-from lectern_common.run_estimate import Rows
 from lectern_common.run_spec import RunSpec
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.shards import (
@@ -26,7 +31,6 @@ from lectern_common.shards import (
     read_manifest,
 )
 from lectern_common.spec_sections import TeacherSpec
-from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from protos import teacher_pb2
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lectern_common.compatibility import StudentFacts
+from lectern_common.checks.compatibility import StudentFacts
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.run_spec import RunSpec

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from lectern_common.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.errors import (
     Incompatible,
     LecternError,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lectern_common.memory_estimate import ModelShape
-from lectern_common.run_estimate import Rows, computation_of, estimate_run
+from lectern_common.checks.estimate import Rows, computation_of, estimate_run
+from lectern_common.checks.memory import ModelShape
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from protos import teacher_pb2
