@@ -5,10 +5,10 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from lectern_cli.options import (
     TeacherTokenFile,
     roots_of,
 )
+from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles
@@ -29,16 +30,6 @@ from lectern_common.secret_files import SecretFiles
 GIB = 1 << 30
 _NO_SECRETS = SecretFiles()
 _TRAINING_PACKAGES = ("transformers", "safetensors", "tokenizers", "huggingface_hub")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One checked thing. `advice` is what to do, where there is something to do."""
-
-    subject: str
-    outcome: Literal["pass", "warn", "fail"]
-    message: str
-    advice: str = ""
 
 
 def doctor(
@@ -67,9 +58,9 @@ def doctor(
     if secrets.named() and teacher is None:
         raise typer.BadParameter("set the teacher that they are for", param_hint="--teacher")
     findings = list(examine(roots_of(home), teacher, secrets))
-    failed = any(finding.outcome == "fail" for finding in findings)
+    failed = any(finding.outcome is Outcome.FAIL for finding in findings)
     if as_json:
-        console.print_json({"ok": not failed, "findings": [asdict(entry) for entry in findings]})
+        console.print_json({"ok": not failed, "findings": [entry.as_json() for entry in findings]})
     else:
         _draw(findings)
     if failed:
@@ -78,8 +69,8 @@ def doctor(
 
 def examine(
     roots: Roots, teacher: str | None = None, secrets: SecretFiles = _NO_SECRETS
-) -> Iterator[Finding]:
-    """Yields every finding; asks `teacher`, as in a spec, where one is named."""
+) -> Iterator[Check]:
+    """Yields every check; asks `teacher`, an address as in a spec, if it is given."""
     yield _python()
     yield from _torch()
     yield from _folders(roots)
@@ -93,40 +84,44 @@ def examine(
     yield _docker()
 
 
-def _python() -> Finding:
+def _python() -> Check:
     release = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", "pass", f"{release}, {sys.executable}")
+    return Check("python", Outcome.PASS, f"{release}, {sys.executable}")
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[Check]:
     from lectern_cli.torch_probe import probe_torch
 
     facts = probe_torch()
     if facts.version is None:
-        yield Finding(
+        yield Check(
             "torch",
-            "warn",
+            Outcome.WARN,
             facts.problem or "missing",
             "teacher and trainers cannot run here: make install, or pip install 'lectern[torch]'",
         )
         return
     build = f"built for CUDA {facts.cuda}" if facts.cuda else "CPU build"
-    yield Finding("torch", "pass", f"{facts.version}, {build}, {facts.threads} threads")
+    yield Check("torch", Outcome.PASS, f"{facts.version}, {build}, {facts.threads} threads")
     missing = [name for name in _TRAINING_PACKAGES if _version(name) is None]
     if missing:
         advice = "make install, or pip install 'lectern[torch]'"
-        yield Finding("packages", "fail", f"missing: {', '.join(missing)}", advice)
+        yield Check("packages", Outcome.FAIL, f"missing: {', '.join(missing)}", advice)
     if facts.devices:
-        yield Finding("gpu", "pass", "; ".join(facts.devices))
+        yield Check("gpu", Outcome.PASS, "; ".join(facts.devices))
     elif has_nvidia_driver():
         advice = (
             "make install with TORCH_INDEX set to PyTorch's wheel index for your CUDA version"
             if facts.cuda is None
             else "the driver may be too old for this torch, or CUDA_VISIBLE_DEVICES hides the GPU"
         )
-        yield Finding("gpu", "fail", "this machine has an NVIDIA driver, torch sees no GPU", advice)
+        yield Check(
+            "gpu", Outcome.FAIL, "this machine has an NVIDIA driver, torch sees no GPU", advice
+        )
     else:
-        yield Finding("gpu", "warn", "none; everything runs on the CPU", "fine for small models")
+        yield Check(
+            "gpu", Outcome.WARN, "none; everything runs on the CPU", "fine for small models"
+        )
 
 
 def has_nvidia_driver() -> bool:
@@ -134,71 +129,71 @@ def has_nvidia_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-def _folders(roots: Roots) -> Iterator[Finding]:
+def _folders(roots: Roots) -> Iterator[Check]:
     for name, path in asdict(roots).items():
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not existing.is_dir():
             advice = f"remove it, or set LECTERN_{name.upper()}_ROOT"
-            yield Finding(f"{name} root", "fail", f"{existing} is no folder", advice)
+            yield Check(f"{name} root", Outcome.FAIL, f"{existing} is no folder", advice)
         elif not os.access(existing, os.W_OK | os.X_OK):
             advice = f"change its permissions, or set LECTERN_{name.upper()}_ROOT"
-            yield Finding(f"{name} root", "fail", f"{existing} is not writable", advice)
+            yield Check(f"{name} root", Outcome.FAIL, f"{existing} is not writable", advice)
         elif name == "secrets" and path.exists() and path.stat().st_mode & 0o077:
             advice = f"chmod 700 {path}"
-            yield Finding(f"{name} root", "warn", f"{path} is open to other users", advice)
+            yield Check(f"{name} root", Outcome.WARN, f"{path} is open to other users", advice)
         else:
             made = "" if path.exists() else " (made when needed)"
-            yield Finding(f"{name} root", "pass", f"{path}{made}")
+            yield Check(f"{name} root", Outcome.PASS, f"{path}{made}")
 
 
-def _disk(roots: Roots) -> Finding:
+def _disk(roots: Roots) -> Check:
     path = next(parent for parent in (roots.runs, *roots.runs.parents) if parent.exists())
     free = shutil.disk_usage(path).free
     message = f"{free / GIB:.1f} GiB free for runs"
     advice = "a checkpoint takes 12 bytes a parameter; free some, or move LECTERN_RUNS_ROOT"
     if free < GIB // 4:
-        return Finding("disk", "fail", message, advice)
-    return Finding("disk", "warn" if free < 10 * GIB else "pass", message, advice)
+        return Check("disk", Outcome.FAIL, message, advice)
+    return Check("disk", Outcome.WARN if free < 10 * GIB else Outcome.PASS, message, advice)
 
 
-def _open_files() -> Finding:
+def _open_files() -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < 1024:
-        return Finding("open files", "warn", f"limit {soft}", "raise it: ulimit -n 4096")
-    return Finding("open files", "pass", f"limit {soft}")
+        return Check("open files", Outcome.WARN, f"limit {soft}", "raise it: ulimit -n 4096")
+    return Check("open files", Outcome.PASS, f"limit {soft}")
 
 
-def _control_plane(address: str) -> Finding:
+def _control_plane(address: str) -> Check:
     from lectern_cli.client import ControlPlane
 
     free = _port("control plane", address, "--bind")
-    if free.outcome == "pass":
+    if free.outcome is Outcome.PASS:
         return free
     with ControlPlane(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
-            return Finding("control plane", "pass", f"it runs at {service.url}")
+            return Check("control plane", Outcome.PASS, f"it runs at {service.url}")
     return free
 
 
-def _usual_teacher(address: str, roots: Roots) -> Finding:
+def _usual_teacher(address: str, roots: Roots) -> Check:
     free = _port("teacher", address, "--teacher-bind")
-    if free.outcome == "pass":
+    if free.outcome is Outcome.PASS:
         return free
     running = _teacher(address, roots, _NO_SECRETS)
-    return running if running.outcome == "pass" else free
+    return running if running.outcome is Outcome.PASS else free
 
 
-def _port(subject: str, address: str, option: str) -> Finding:
+def _port(subject: str, address: str, option: str) -> Check:
     from lectern_cli.services import require_free
 
     try:
         require_free(address, option)
     except LecternError as error:
-        return Finding(subject, "warn", str(error))
-    return Finding(subject, "pass", f"not running; {address} is free")
+        return Check(subject, Outcome.WARN, str(error))
+    return Check(subject, Outcome.PASS, f"not running; {address} is free")
 
 
-def _teacher(address: str, roots: Roots, files: SecretFiles) -> Finding:
+def _teacher(address: str, roots: Roots, files: SecretFiles) -> Check:
     from lectern_common.addresses import checked_address
     from lectern_common.replicas import TeacherReplicas
     from lectern_common.secret_files import read_secrets, require_whole
@@ -208,18 +203,22 @@ def _teacher(address: str, roots: Roots, files: SecretFiles) -> Finding:
         secrets = read_secrets(roots, files)
         with TeacherReplicas(checked_address(address), secrets.token, secrets.tls) as replicas:
             models, away = replicas.get_models(timeout_seconds=5.0)
-    except (LecternError, ValueError) as error:
-        return Finding("teacher", "fail", str(error))
+    except LecternError as error:
+        return Check.failed("teacher", error)
+    except ValueError as error:
+        return Check("teacher", Outcome.FAIL, str(error))
     model = next(iter(models.values()))
     found = f"{model.model_id} on {model.device} at {', '.join(models)}"
     if away:
-        return Finding("teacher", "warn", "; ".join([found, *map(str, away)]), "start the others")
-    return Finding("teacher", "pass", found)
+        return Check(
+            "teacher", Outcome.WARN, "; ".join([found, *map(str, away)]), "start the others"
+        )
+    return Check("teacher", Outcome.PASS, found)
 
 
-def _docker() -> Finding:
+def _docker() -> Check:
     path = shutil.which("docker")
-    return Finding("docker", "pass", path or "not found; only the files under docker/ need it")
+    return Check("docker", Outcome.PASS, path or "not found; only the files under docker/ need it")
 
 
 def _version(package: str) -> str | None:
@@ -229,17 +228,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _draw(findings: list[Finding]) -> None:
+def _draw(findings: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+    styles = {Outcome.PASS: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red"}
     table = Table("", "checked", "found", "what to do", show_lines=False)
     for finding in findings:
         table.add_row(
             Text(finding.outcome, style=styles[finding.outcome]),
             Text(finding.subject),
             Text(finding.message),
-            Text("" if finding.outcome == "pass" else finding.advice),
+            Text("" if finding.outcome is Outcome.PASS else finding.advice),
         )
     console.out().print(table)

@@ -17,11 +17,12 @@ import typer
 from lectern_cli import console
 from lectern_cli.processes import printable
 from lectern_cli.train_folder import require_folder
+from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.estimate import RunEstimate, estimate_run
 from lectern_common.checks.memory import ModelShape
-from lectern_common.checks.preflight import Check, Found, Outcome, examine
+from lectern_common.checks.preflight import Found, examine
 from lectern_common.counted import counted, duration
-from lectern_common.errors import LecternError, Misconfigured, error_of
+from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
@@ -40,7 +41,7 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     examined, found = examine(spec, roots, taught_by=taught_by)
     fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
-    checks += [*examined, *_checks(looked)]
+    checks += [*examined, *map(Check.of_json, looked["checks"])]
     made = folder.newest_step if resume else None
     estimate = _estimate(spec, found, looked, made or 0)
     free_disk = _free_disk(roots)
@@ -93,27 +94,14 @@ def look_with_torch(
         problem = f"the trainer does not start: {printable(said[0])}; see `lectern doctor`"
     else:
         return found
-    failed = {"outcome": "fail", "reason": Misconfigured.reason, "message": problem}
-    return {"checks": [{"subject": "device", **failed}]}
+    return {"checks": [Check.failed("device", Misconfigured(problem)).as_json()]}
 
 
 def _folder(spec: RunSpec, roots: Roots, *, resume: bool) -> Check:
     try:
         return Check("folder", Outcome.PASS, require_folder(spec, roots, resume=resume))
     except LecternError as error:
-        return Check("folder", Outcome.FAIL, str(error), error)
-
-
-def _checks(looked: dict[str, Any]) -> list[Check]:
-    return [
-        Check(
-            check["subject"],
-            Outcome(check["outcome"]),
-            check["message"],
-            error_of(check["reason"], check["message"]) if check["outcome"] == "fail" else None,
-        )
-        for check in looked["checks"]
-    ]
+        return Check.failed("folder", error)
 
 
 def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any], first_step: int) -> RunEstimate:
@@ -134,10 +122,7 @@ def _as_json(
     return {
         "ok": ok,
         "spec": spec.model_dump(mode="json"),
-        "checks": [
-            {"subject": check.subject, "outcome": check.outcome, "message": check.message}
-            for check in checks
-        ],
+        "checks": [check.as_json() for check in checks],
         "estimate": {
             **estimate.numbers(),
             "memory": looked.get("memory"),

@@ -44,36 +44,34 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Section:
-    """Settings of one section, those of sections within it apart. `name` "" is the run itself."""
+class Table:
+    """The settings of one section, without those of sections within it; `name` "" is the run."""
 
     name: str
     words: str
     fields: list[Field]
 
 
-def sections(schema: dict[str, Any] | None = None) -> list[Section]:
-    """Returns every section of a JSON schema of RunSpec (RunSpec's own), in its order."""
+def tables(schema: dict[str, Any] | None = None) -> list[Table]:
+    """Returns a table for each section of a JSON schema of RunSpec (its own), in order."""
     schema = RunSpec.model_json_schema() if schema is None else schema
-    return list(_sections("", "", schema, schema.get("$defs", {})))
+    return list(_tables("", "", schema, schema.get("$defs", {})))
 
 
 def page() -> str:
     """Returns the whole page."""
     parts = [_HEAD]
-    for section in sections():
-        lines = [f"## {f'`{section.name}`' if section.name else 'The run'}", ""]
-        if section.words:
-            lines += [section.words, ""]
+    for table in tables():
+        lines = [f"## {f'`{table.name}`' if table.name else 'The run'}", ""]
+        if table.words:
+            lines += [table.words, ""]
         lines += ["| field | takes | default | what it does |", "|---|---|---|---|"]
-        lines += [_line(field) for field in section.fields]
+        lines += [_line(field) for field in table.fields]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _sections(
-    name: str, words: str, schema: dict[str, Any], defs: dict[str, Any]
-) -> Iterator[Section]:
+def _tables(name: str, words: str, schema: dict[str, Any], defs: dict[str, Any]) -> Iterator[Table]:
     found, within = [], []
     for key, property_ in schema["properties"].items():
         dotted = f"{name}.{key}".lstrip(".")
@@ -88,9 +86,9 @@ def _sections(
         if "default" in property_ and property_["default"] is None and "Absent" not in joined:
             joined += " Absent (`null`) unless it is given."
         within.append((dotted, joined, defs[reference]))
-    yield Section(name, words, found)
+    yield Table(name, words, found)
     for section in within:
-        yield from _sections(*section, defs)
+        yield from _tables(*section, defs)
 
 
 def _reference(property_: dict[str, Any]) -> str | None:

@@ -13,8 +13,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lectern_common.errors import Misconfigured
 
-QUANTIZATIONS = ("none", "int8", "int4")
-
 
 def bitsandbytes_config(
     quantization: str, config: dict[str, Any], dtype: torch.dtype | None

@@ -1,8 +1,8 @@
 """`python -m student_trainer.dry_run`: what only a process with torch can tell of a run beforehand.
 
 Started by `lectern train --dry-run`, with the resolved spec on its standard input. Prints one JSON
-object: findings (device, student, memory, teacher) as checks, and the numbers they rest on. Reads
-no weights, starts no run, and leaves no file.
+object: checks (device, memory, answers), and the numbers that they rest on. Reads no weights,
+starts no run, and leaves no file.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from lectern_common.addresses import is_one_server
+from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
-from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
+from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
@@ -35,29 +36,8 @@ _PROBED_TOKENS = 128
 _DEADLINE_SECONDS = 30.0
 
 
-class Findings:
-    """Checks by subject, and numbers, as they are printed."""
-
-    def __init__(self) -> None:
-        self.checks: list[dict[str, str]] = []
-        self.numbers: dict[str, Any] = {}
-
-    def add(self, subject: str, outcome: str, message: str) -> None:
-        self.checks.append({"subject": subject, "outcome": outcome, "message": message})
-
-    def fail(self, subject: str, error: LecternError) -> None:
-        message = (
-            "; ".join(why for _, why in error.problems)
-            if isinstance(error, InvalidSpec)
-            else str(error)
-        )
-        self.checks.append(
-            {"subject": subject, "outcome": "fail", "message": message, "reason": error.reason}
-        )
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0: what is wrong is among the findings."""
+    """Returns 0: what is wrong is among the checks."""
     arguments = _parser().parse_args(argv)
     configure_logs("error")
     spec = parse_spec(json.load(sys.stdin))
@@ -79,26 +59,28 @@ def look(
     from student_trainer.before_training import free_memory
     from student_trainer.devices import choose_device, device_name
 
-    findings = Findings()
     try:
         device = choose_device(spec.device.kind)
         _require_devices(spec, device.type)
     except LecternError as error:
-        findings.fail("device", error)
-        return {"checks": findings.checks}
+        return {"checks": [Check.failed("device", error).as_json()]}
     count = f", {spec.device.count} of them" if spec.device.count > 1 else ""
-    findings.add("device", "pass", device_name(device) + count)
-    shape = _shape(spec, roots, findings)
+    checks = [Check("device", Outcome.PASS, device_name(device) + count)]
+    shape, unknown = _shape(spec, roots)
+    if unknown is not None:
+        checks.append(unknown)
     model: teacher_pb2.Model | None = None
     if spec.teacher is not None and asks_teacher:
         try:
             model, said = _probed(spec, spec.teacher, roots, shape)
-            findings.add("answers", "pass", said)
+            checks.append(Check("answers", Outcome.PASS, said))
         except LecternError as error:
-            findings.fail("answers", error)
+            checks.append(Check.failed("answers", error))
+    numbers: dict[str, Any] = {}
     if shape is not None:
-        _add_memory(spec, shape, model, device, free or free_memory(device), findings)
-    return {"checks": findings.checks, **findings.numbers}
+        check, numbers = _memory(spec, shape, model, device, free or free_memory(device))
+        checks.append(check)
+    return {"checks": [check.as_json() for check in checks], **numbers}
 
 
 def _require_devices(spec: RunSpec, kind: str) -> None:
@@ -112,47 +94,47 @@ def _require_devices(spec: RunSpec, kind: str) -> None:
         )
 
 
-def _shape(spec: RunSpec, roots: Roots, findings: Findings) -> ModelShape | None:
+def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None]:
+    """Returns the student's shape; without it, the check that says why it is not known."""
     from student_trainer.model_shape import shape_without_weights
 
     origin = spec.student
     field = "student.init" if origin.init is not None else "student.config"
     try:
         folder = resolve_under(roots.models, origin.init or str(origin.config), field)
-        if not folder.is_dir():
-            what = "the student is not here, so its size is not known"
-            if origin.init is not None:
-                what = "the size of a hub id's model is not known here"
-            findings.add("memory", "skip", what)
-            return None
-        shape = shape_without_weights(origin, folder)
+        if folder.is_dir():
+            return shape_without_weights(origin, folder), None
     except LecternError as error:
-        findings.fail("memory", error)
-        return None
-    findings.numbers["shape"] = asdict(shape)
-    return shape
+        return None, Check.failed("memory", error)
+    what = "the student is not here, so its size is not known"
+    if origin.init is not None:
+        what = "the size of a hub id's model is not known here"
+    return None, Check("memory", Outcome.SKIP, what)
 
 
-def _add_memory(
+def _memory(
     spec: RunSpec,
     shape: ModelShape,
     model: teacher_pb2.Model | None,
     device: Any,
     free: FreeMemory,
-    findings: Findings,
-) -> None:
+) -> tuple[Check, dict[str, Any]]:
+    """Returns whether the run fits into memory, and the numbers that this rests on."""
     from student_trainer.before_training import memory_needed
 
     estimate = memory_needed(spec, shape, model, device)
     fit = memory_fit(estimate, free, spec.device.count)
-    findings.numbers |= {"memory": estimate.parts(), "free": asdict(free)}
-    findings.numbers["needed_bytes"] = fit.needed_bytes
+    check = Check("memory", Outcome.PASS, "what the run needs is free")
     if fit.problem is not None:
-        findings.fail("memory", Misconfigured(fit.problem))
+        check = Check.failed("memory", Misconfigured(fit.problem))
     elif fit.warning is not None:
-        findings.add("memory", "warn", fit.warning)
-    else:
-        findings.add("memory", "pass", "what the run needs is free")
+        check = Check("memory", Outcome.WARN, fit.warning)
+    return check, {
+        "shape": asdict(shape),
+        "memory": estimate.parts(),
+        "free": asdict(free),
+        "needed_bytes": fit.needed_bytes,
+    }
 
 
 def _probed(

@@ -19,7 +19,7 @@ HIDDEN_BYTES = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """Rows of the training and of the validation set, as many as are read of it."""
 
     training: int
@@ -74,7 +74,7 @@ class RunEstimate:
 
 def estimate_run(
     spec: RunSpec,
-    rows: Rows | None,
+    rows: RowCounts | None,
     model: teacher_pb2.Model | None,
     shape: ModelShape | None,
     vocab_size: int | None,

@@ -7,15 +7,15 @@ that cannot work is refused in one sentence and leaves nothing behind.
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeVar
 
+from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.compatibility import (
     StudentFacts,
     require_data_fits,
     require_teacher_fits,
 )
-from lectern_common.checks.estimate import Rows
+from lectern_common.checks.estimate import RowCounts
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.counted import counted
 from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
@@ -37,25 +37,6 @@ from protos import teacher_pb2
 _Found = TypeVar("_Found")
 
 
-class Outcome(StrEnum):
-    """What a check came to."""
-
-    PASS = "pass"  # noqa: S105 - an outcome, no password
-    WARN = "warn"  # the run may work; the message says what to change where it does not
-    FAIL = "fail"  # the run cannot work; the message says what to change
-    SKIP = "skip"  # cannot be known here; the message says who finds out
-
-
-@dataclass(frozen=True)
-class Check:
-    """One checked subject: data, validation, student, tokenizer, prompts, packages, teacher."""
-
-    subject: str
-    outcome: Outcome
-    message: str
-    error: LecternError | None = None
-
-
 @dataclass
 class Found:
     """What the checks came across. None: it is not there, or cannot be used.
@@ -69,18 +50,10 @@ class Found:
     """
 
     manifest: ShardManifest | None = None
-    rows: Rows | None = None
+    rows: RowCounts | None = None
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
-
-
-def preflight(spec: RunSpec, roots: Roots, timeout_seconds: float = 10.0) -> list[Check]:
-    """Returns the outcome of every check, in the order that the run would meet them.
-
-    Asks the teacher at `spec.teacher.address`, at most `timeout_seconds` for an answer.
-    """
-    return examine(spec, roots, timeout_seconds)[0]
 
 
 def examine(
@@ -89,9 +62,10 @@ def examine(
     timeout_seconds: float = 10.0,
     taught_by: TeacherIdentity | None = None,
 ) -> tuple[list[Check], Found]:
-    """Returns what `preflight` does, and what it found on the way.
+    """Returns every check, in the order that the run would meet them, and what they came across.
 
     Args:
+        timeout_seconds: for an answer of the teacher at `spec.teacher.address`, at most.
         taught_by: of a run that was accepted before; its teacher has to be this one still.
     """
     found = Found(taught_by=taught_by)
@@ -191,10 +165,10 @@ def _dataset(
 
 def _rows(
     spec: RunSpec, manifest: ShardManifest, held_out: ShardManifest | None
-) -> tuple[Rows | None, Check]:
+) -> tuple[RowCounts | None, Check]:
     """Returns the rows of both sets, and that those of training are enough for a step."""
 
-    def look() -> tuple[Rows, str]:
+    def look() -> tuple[RowCounts, str]:
         training = _num_rows(spec, manifest)
         if held_out is not None:
             if held_out.tokenizer_sha256 != manifest.tokenizer_sha256:
@@ -217,7 +191,7 @@ def _rows(
             )
             raise InvalidSpec([("batch.sequences_per_step", why)])
         evaluated = min(validation, spec.evaluation.max_sequences)
-        return Rows(training, evaluated), ""
+        return RowCounts(training, evaluated), ""
 
     return _tried("rows", look, nothing=None)
 
@@ -318,8 +292,8 @@ def _tried(
     try:
         found, message = look()
     except LecternError as error:
-        return nothing, Check(subject, Outcome.FAIL, str(error), error)
+        return nothing, Check.failed(subject, error)
     except OSError as error:
         sentence = f"cannot read {error.filename}: {error.strerror}"
-        return nothing, Check(subject, Outcome.FAIL, sentence, Misconfigured(sentence))
+        return nothing, Check.failed(subject, Misconfigured(sentence))
     return found, Check(subject, Outcome.PASS, message)

@@ -6,6 +6,7 @@ import pytest
 
 from lectern_cli import doctor
 from lectern_cli.torch_probe import TorchFacts, probe_torch
+from lectern_common.checks.check import Check
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles
 from tests.certificates import Authority
@@ -24,7 +25,7 @@ def torch_is(monkeypatch):
     return say
 
 
-def findings(home, teacher=None) -> dict[str, doctor.Finding]:
+def findings(home, teacher=None) -> dict[str, Check]:
     return {finding.subject: finding for finding in doctor.examine(Roots.of_home(home), teacher)}
 
 

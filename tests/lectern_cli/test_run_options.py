@@ -15,7 +15,7 @@ from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
 from lectern_common.roots import Roots
-from lectern_common.spec_page import page, sections
+from lectern_common.spec_page import page, tables
 from tests.spec_fields import spec_fields
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,7 +69,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def named(schema: dict[str, Any] | None = None) -> list[str]:
-    return sorted(field.name for section in sections(schema) for field in section.fields)
+    return sorted(field.name for table in tables(schema) for field in table.fields)
 
 
 def test_the_documentation_is_made_of_the_schema_as_it_is_now() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lectern_common.checks.estimate import Rows, computation_of, estimate_run
+from lectern_common.checks.estimate import RowCounts, computation_of, estimate_run
 from lectern_common.checks.memory import ModelShape
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
@@ -45,7 +45,7 @@ def spec(**sections: Any) -> RunSpec:
 
 
 def test_tokens_epochs_and_hours() -> None:
-    estimate = estimate_run(spec(), Rows(900, 30), MODEL, SHAPE, 100)
+    estimate = estimate_run(spec(), RowCounts(900, 30), MODEL, SHAPE, 100)
     assert (estimate.tokens_per_step, estimate.tokens) == (400, 180_000)
     assert estimate.epochs == 4.0
     # Evaluations before the first step, at 100, 200, 300 and 400, and after the last.
@@ -54,7 +54,7 @@ def test_tokens_epochs_and_hours() -> None:
 
 
 def test_of_a_run_that_goes_on_the_rest_is_counted() -> None:
-    estimate = estimate_run(spec(), Rows(900, 30), MODEL, SHAPE, 100, first_step=250)
+    estimate = estimate_run(spec(), RowCounts(900, 30), MODEL, SHAPE, 100, first_step=250)
     assert (estimate.first_step, estimate.tokens) == (250, 80_000)
     assert estimate.epochs == 200 * 8 / 900
     # Evaluations at 300 and 400, and after the last.
@@ -70,7 +70,7 @@ def test_what_is_not_known_is_none() -> None:
     assert estimate.disk_bytes is None
     assert estimate_run(spec(), None, None, SHAPE, 100).wire is None
     unmeasured = teacher_pb2.Model(hidden_size=64, hidden_dtype=teacher_pb2.DTYPE_FLOAT32)
-    assert estimate_run(spec(), Rows(1, 1), unmeasured, SHAPE, 100).teacher_hours is None
+    assert estimate_run(spec(), RowCounts(1, 1), unmeasured, SHAPE, 100).teacher_hours is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_is_not_known_is_none() -> None:
 def test_the_wire_by_representation(
     teacher: dict[str, Any], row: int, head: int, at_most: bool
 ) -> None:
-    wire = estimate_run(spec(teacher=teacher), Rows(900, 30), MODEL, SHAPE, 100).wire
+    wire = estimate_run(spec(teacher=teacher), RowCounts(900, 30), MODEL, SHAPE, 100).wire
     assert wire is not None
     assert (wire.bytes_per_token, wire.bytes_per_step) == (row, 400 * row)
     assert (wire.head_bytes, wire.at_most) == (head, at_most)
@@ -94,10 +94,12 @@ def test_the_wire_by_representation(
 
 def test_a_checkpoint_is_what_is_trained_and_its_moments() -> None:
     kept = {"keep_last": 3, "keep_best": 2, "every_steps": 10}
-    estimate = estimate_run(spec(checkpoint=kept), Rows(900, 30), MODEL, SHAPE, 100)
+    estimate = estimate_run(spec(checkpoint=kept), RowCounts(900, 30), MODEL, SHAPE, 100)
     assert (estimate.checkpoint_bytes, estimate.checkpoints) == (12_000, 6)
     assert estimate.disk_bytes == 6 * 12_000 + 20_000
-    rare = estimate_run(spec(checkpoint={"every_steps": 300}), Rows(900, 30), MODEL, SHAPE, 100)
+    rare = estimate_run(
+        spec(checkpoint={"every_steps": 300}), RowCounts(900, 30), MODEL, SHAPE, 100
+    )
     assert rare.checkpoints == 2
 
 

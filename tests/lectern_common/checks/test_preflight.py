@@ -11,8 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from lectern_common.checks.estimate import Rows
-from lectern_common.checks.preflight import Outcome, examine, preflight, require_startable
+from lectern_common.checks.check import Outcome
+from lectern_common.checks.estimate import RowCounts
+from lectern_common.checks.preflight import examine, require_startable
 from lectern_common.errors import (
     CorruptData,
     Incompatible,
@@ -161,7 +162,7 @@ def ready(roots) -> Roots:
 
 def test_a_run_that_fits_passes_every_check(ready):
     with teacher_serving(["a", "b", "c"]) as address:
-        checks = preflight(spec(teacher={"address": address}), ready)
+        checks, _ = examine(spec(teacher={"address": address}), ready)
 
     assert {check.subject: check.outcome for check in checks} == {
         "data": Outcome.PASS,
@@ -173,7 +174,7 @@ def test_a_run_that_fits_passes_every_check(ready):
 
 
 def test_every_failing_check_is_listed_not_only_the_first(roots):
-    checks = preflight(spec(), roots, timeout_seconds=2.0)
+    checks, _ = examine(spec(), roots, timeout_seconds=2.0)
 
     assert [check.subject for check in checks if check.outcome is Outcome.FAIL] == [
         "data",
@@ -206,7 +207,7 @@ def test_a_revision_of_a_folder_is_refused_as_the_trainer_would(ready):
 
 
 def test_a_hub_id_is_left_to_the_trainer(ready):
-    checks = preflight(spec(student={"init": "org/model"}), ready, timeout_seconds=1.0)
+    checks, _ = examine(spec(student={"init": "org/model"}), ready, timeout_seconds=1.0)
 
     assert [check.outcome for check in checks if check.subject == "student"] == [Outcome.SKIP]
 
@@ -248,7 +249,7 @@ def test_a_teacher_that_is_down_is_named(ready):
 
 def test_every_replica_is_checked_and_one_that_is_down_is_told(ready):
     def teacher_check(address):
-        checks = preflight(spec(teacher={"address": address}), ready)
+        checks, _ = examine(spec(teacher={"address": address}), ready)
         return next(check for check in checks if check.subject == "teacher")
 
     with teacher_serving(["a", "b", "c"]) as one, teacher_serving(["a", "b", "c"]) as two:
@@ -438,7 +439,7 @@ def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers
 def test_what_was_found_is_handed_on(ready):
     with teacher_serving(["a", "b", "c"]) as address:
         _, found = examine(spec(teacher={"address": address}), ready)
-    assert found.rows == Rows(training=11, validation=1)
+    assert found.rows == RowCounts(training=11, validation=1)
     assert found.manifest is not None and found.manifest.total_tokens == 100
     assert found.student.vocab_size == 3
     assert found.teacher is not None and found.teacher.model_id == "big"
