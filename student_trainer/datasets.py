@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.errors import InvalidSpec
+from lectern_common.checks.rules import require_step, rows_held_out
 from student_trainer.batch_sources import (
     SYNTHETIC_ROWS,
     Batch,
@@ -167,17 +167,7 @@ def held_out(rows: Rows, fraction: float) -> tuple[ChosenRows, ChosenRows]:
     Raises:
         InvalidSpec: one of them would be empty.
     """
-    num_validation = max(1, round(len(rows) * fraction))
-    first = len(rows) - num_validation
-    if first < 1:
-        raise InvalidSpec(
-            [
-                (
-                    "data.validation_fraction",
-                    f"{len(rows)} rows are too few to hold {fraction} of them out",
-                )
-            ]
-        )
+    first = len(rows) - rows_held_out(len(rows), fraction)
     indices = np.arange(len(rows))
     return ChosenRows(rows, indices[:first]), ChosenRows(rows, indices[first:])
 
@@ -204,16 +194,7 @@ class ShuffledBatches:
             InvalidSpec: there are fewer rows than one step takes.
             ValueError: the ranks cannot share a step's rows equally.
         """
-        if len(rows) < sequences_per_step:
-            raise InvalidSpec(
-                [
-                    (
-                        "batch.sequences_per_step",
-                        f"a step takes {sequences_per_step} rows, the training data has "
-                        f"{len(rows)}; lower it, or data.seq_len, or prepare more data",
-                    )
-                ]
-            )
+        require_step(len(rows), sequences_per_step)
         if sequences_per_step % ranks or not 0 <= rank < ranks:
             raise ValueError(f"rank {rank} of {ranks} has no share of {sequences_per_step} rows")
         self._rows = rows

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lectern_common.checks.rules import require_layers_to_leave_out
 from lectern_common.errors import InvalidSpec
 from lectern_models.body_and_head import split
 
@@ -37,11 +38,8 @@ def keep_every_nth_layer(model: PreTrainedModel, n: int) -> list[int]:
             built from its new config would be.
     """
     name, layers = _layers_of(model)
+    require_layers_to_leave_out(len(layers))
     kept = list(range(0, len(layers), n))
-    if len(kept) == len(layers):
-        raise _refused(
-            f"{type(model).__name__} has {len(layers)} layer; there is none to leave out"
-        )
     expected = _logits_with_only(model, [layers[index] for index in kept], layers)
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.ModuleList(layers[index] for index in kept))

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.checks.rules import require_document_starts, require_row
+from lectern_common.errors import CorruptData
 from lectern_common.shards import (
     ShardManifest,
     open_masks,
@@ -70,7 +71,11 @@ def open_dataset(
     """
     started = time.monotonic()
     manifest = read_manifest(folder)
-    require_boundaries(manifest, folder.name, attention_across_documents)
+    require_document_starts(
+        folder,
+        are_known=manifest.documents_sha256 is not None,
+        needs_them=not attention_across_documents,
+    )
     masks = open_masks(folder, manifest)
     starts = read_document_starts(folder, manifest)
     rows = StreamRows(
@@ -79,10 +84,7 @@ def open_dataset(
         None if masks is None else TokenStream(masks),
         None if attention_across_documents else starts,
     )
-    if len(rows) < 1:
-        raise InvalidSpec(
-            [("data.seq_len", f"{folder} has {len(rows.stream)} tokens; a row needs {seq_len} + 1")]
-        )
+    require_row(folder, len(rows.stream), seq_len)
     _log.info("checking_data", folder=str(folder), tokens=manifest.total_tokens)
     seen = _scan(rows, folder, manifest, vocab_size)
     bad = [int(number) for number in np.flatnonzero(seen.is_bad)]
@@ -93,18 +95,6 @@ def open_dataset(
         _log.info("rows_without_labels_left_out", folder=str(folder), rows=unlabelled)
     _log.info("data_checked", rows=len(rows), seconds=round(time.monotonic() - started, 3))
     return OpenedDataset(ChosenRows(rows, good), seen.hashes[good], manifest, bad, unlabelled)
-
-
-def require_boundaries(
-    manifest: ShardManifest, name: str, attention_across_documents: bool
-) -> None:
-    """Raises InvalidSpec where documents are to be kept apart and nobody knows where they begin."""
-    if not attention_across_documents and manifest.documents_sha256 is None:
-        why = (
-            f"false needs to know where documents begin, and {name} does not say; prepare it again "
-            "with this version's `lectern data prepare`, or set true"
-        )
-        raise InvalidSpec([("data.attention_across_documents", why)])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lectern_common.checks.rules import require_positions
 from lectern_common.errors import Incompatible
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec
@@ -76,11 +77,7 @@ def load_student(
         model = build_causal_lm(folder.path, spec.seed)
     else:
         model = load_causal_lm(folder.path, "float32")
-    longest = max_positions(model)
-    if longest is not None and spec.data.seq_len > longest:
-        raise Incompatible(
-            f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student"
-        )
+    require_positions(spec.data.seq_len, max_positions(model))
     if origin.keep_every_nth_layer is not None:
         facts["kept_layers"] = keep_every_nth_layer(model, origin.keep_every_nth_layer)
     initial_sha256 = _initial_sha256(model, origin, folder, begun)

@@ -7,11 +7,12 @@ import numpy as np
 import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
-from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
+from lectern_common.checks.rules import require_one_tokenizer
+from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest
-from lectern_common.tokenizer_map import TokenizerMap, read_tokenizer_map, tokenizer_sha256
+from lectern_common.shards import ShardManifest
+from lectern_common.tokenizer_map import TokenizerMap
 from student_trainer.datasets import ChosenRows, Rows, SyntheticRows, held_out, spread
 from student_trainer.duplicates import in_both
 from student_trainer.opening import OpenedDataset, open_dataset
@@ -62,10 +63,7 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         return Data(training, spread(held, most), None, None, [])
     folder = resolve_under(roots.data, spec.data.path, "data.path")
     opened = _open(spec, folder, vocab_size)
-    if tokens is not None:
-        require_data_fits(folder, opened.manifest, tokens)
-    elif (folder / TOKENIZER_NAME).exists():
-        _require_own_tokenizer(folder, opened.manifest)
+    require_data_fits(folder, opened.manifest, tokens)
     hashes = opened.manifest.hashes
     if spec.data.validation_path is None:
         training, held = held_out(opened.rows, spec.data.validation_fraction or 0.0)
@@ -73,11 +71,12 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
     else:
         other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
         theirs = _open(spec, other, vocab_size)
-        if theirs.manifest.tokenizer_sha256 != opened.manifest.tokenizer_sha256:
-            raise Incompatible(
-                f"data.validation_path {spec.data.validation_path} was prepared with another "
-                f"tokenizer than data.path {spec.data.path}; prepare both with the same one"
-            )
+        require_one_tokenizer(
+            spec.data.path,
+            opened.manifest.tokenizer_sha256,
+            spec.data.validation_path,
+            theirs.manifest.tokenizer_sha256,
+        )
         training, row_hashes = opened.rows, opened.hashes
         held, held_hashes = theirs.rows, theirs.hashes
         hashes += theirs.manifest.hashes
@@ -119,11 +118,3 @@ def _only_held_out(
         raise InvalidSpec([(f"data.{field}", why)])
     _log.warning("validation_rows_left_out", rows=count, of=total, because="learnt too")
     return ChosenRows(held.rows, held.indices[~learnt_too])
-
-
-def _require_own_tokenizer(folder: Path, manifest: ShardManifest) -> None:
-    if tokenizer_sha256(read_tokenizer_map(folder / TOKENIZER_NAME)) != manifest.tokenizer_sha256:
-        raise CorruptData(
-            f"{folder / TOKENIZER_NAME} is not the tokenizer that the shards beside it were "
-            "written with; prepare the data again"
-        )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lectern_common.checks.rules import require_own_tokenizer
 from lectern_common.errors import (
-    CorruptData,
     Incompatible,
     RepresentationNotOffered,
     SameWeights,
@@ -95,23 +95,28 @@ def require_teacher_fits(
         )
 
 
-def require_data_fits(dataset: Path, manifest: ShardManifest, student: TokenizerMap) -> None:
-    """Returns where a dataset's ids are the student's.
+def require_data_fits(dataset: Path, manifest: ShardManifest, student: TokenizerMap | None) -> None:
+    """Raises unless a dataset's ids are the student's.
+
+    Args:
+        dataset: its folder.
+        manifest: of the same.
+        student: its tokens. None means that they are not known; then the tokenizer beside the
+            shards, if there is one, has only to be theirs.
 
     Raises:
         TokenizerMismatch: they are not; names the first ids that differ.
         CorruptData: the tokenizer beside the shards is not the one they were written with.
     """
-    if manifest.tokenizer_sha256 == tokenizer_sha256(student):
-        return
     path = dataset / TOKENIZER_NAME
+    if student is None and not path.exists():
+        return
+    if student is not None and tokenizer_sha256(student) == manifest.tokenizer_sha256:
+        return
     of_data = read_tokenizer_map(path)
-    if tokenizer_sha256(of_data) != manifest.tokenizer_sha256:
-        raise CorruptData(
-            f"{path} is not the tokenizer that the shards beside it were written with; "
-            "prepare the data again"
-        )
-    require_same_tokens(of_data, student, other="data")
+    require_own_tokenizer(path, tokenizer_sha256(of_data), manifest.tokenizer_sha256)
+    if student is not None:
+        require_same_tokens(of_data, student, other="data")
 
 
 def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:

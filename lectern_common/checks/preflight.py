@@ -16,9 +16,16 @@ from lectern_common.checks.compatibility import (
     require_teacher_fits,
 )
 from lectern_common.checks.estimate import RowCounts
+from lectern_common.checks.rules import (
+    require_document_starts,
+    require_one_tokenizer,
+    require_row,
+    require_step,
+    rows_held_out,
+)
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.counted import counted
-from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
+from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.run_spec import RunSpec
@@ -146,17 +153,13 @@ def _dataset(
             why += " (`lectern data prepare` makes one)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        rows = _num_rows(spec, manifest)
-        if rows < 1:
-            why = f"{path} has {manifest.total_tokens} tokens; a row needs {spec.data.seq_len} + 1"
-            raise InvalidSpec([("data.seq_len", why)])
-        if not spec.data.attention_across_documents and manifest.documents_sha256 is None:
-            why = (
-                f"false needs to know where documents begin, and {path} does not say; prepare it "
-                "again with `lectern data prepare`, or set true"
-            )
-            raise InvalidSpec([("data.attention_across_documents", why)])
-        tokens = counted(manifest.total_tokens, "token")
+        require_row(folder, manifest.total_tokens, spec.data.seq_len)
+        require_document_starts(
+            folder,
+            are_known=manifest.documents_sha256 is not None,
+            needs_them=not spec.data.attention_across_documents,
+        )
+        tokens, rows = counted(manifest.total_tokens, "token"), _num_rows(spec, manifest)
         counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
         return manifest, f"{path}: {counts} of {spec.data.seq_len}"
 
@@ -169,27 +172,19 @@ def _rows(
     """Returns the rows of both sets, and that those of training are enough for a step."""
 
     def look() -> tuple[RowCounts, str]:
-        training = _num_rows(spec, manifest)
+        data, training = spec.data, _num_rows(spec, manifest)
         if held_out is not None:
-            if held_out.tokenizer_sha256 != manifest.tokenizer_sha256:
-                raise Incompatible(
-                    f"data.validation_path {spec.data.validation_path} was prepared with another "
-                    f"tokenizer than data.path {spec.data.path}; prepare both with the same one"
-                )
+            require_one_tokenizer(
+                str(data.path),
+                manifest.tokenizer_sha256,
+                str(data.validation_path),
+                held_out.tokenizer_sha256,
+            )
             validation = _num_rows(spec, held_out)
         else:
-            fraction = spec.data.validation_fraction or 0.0
-            validation = max(1, round(training * fraction))
-            if validation >= training:
-                why = f"{training} rows are too few to hold {fraction} of them out"
-                raise InvalidSpec([("data.validation_fraction", why)])
+            validation = rows_held_out(training, data.validation_fraction or 0.0)
             training -= validation
-        if training < spec.batch.sequences_per_step:
-            why = (
-                f"a step takes {spec.batch.sequences_per_step} rows, the training data has "
-                f"{training}; lower it, or data.seq_len, or prepare more data"
-            )
-            raise InvalidSpec([("batch.sequences_per_step", why)])
+        require_step(training, spec.batch.sequences_per_step)
         evaluated = min(validation, spec.evaluation.max_sequences)
         return RowCounts(training, evaluated), ""
 

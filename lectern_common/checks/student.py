@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.checks.compatibility import StudentFacts
-from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, NotFound
+from lectern_common.checks.rules import require_layers_to_leave_out, require_positions
+from lectern_common.errors import CorruptData, InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import TOKENIZER_NAME
@@ -47,9 +48,11 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         why = f"{name} is a folder under the models root and has no revisions; leave it out"
         raise InvalidSpec([("student.revision", why)])
     config = _read_config(folder, field)
-    _require_positions(spec, config)
+    require_positions(spec.data.seq_len, _number(config, _POSITIONS))
     files = _weight_files(folder, field) if spec.student.init else []
-    _require_layers(spec, config)
+    layers = _number(config, _LAYERS)
+    if spec.student.keep_every_nth_layer is not None and layers is not None:
+        require_layers_to_leave_out(layers)
     if spec.student.lora is not None:
         _require_adapters_fit(spec.student.lora.targets, files)
     whole = spec.student.init is not None and spec.student.keep_every_nth_layer is None
@@ -67,22 +70,6 @@ def _weight_files(folder: Path, field: str) -> list[Path]:
         return safetensors_files(folder)
     except NotFound as error:
         raise InvalidSpec([(field, str(error))]) from None
-
-
-def _require_positions(spec: RunSpec, config: dict[str, Any]) -> None:
-    longest = _number(config, _POSITIONS)
-    if longest is not None and spec.data.seq_len > longest:
-        raise Incompatible(
-            f"data.seq_len {spec.data.seq_len} exceeds the {longest} positions of the student; "
-            "lower it"
-        )
-
-
-def _require_layers(spec: RunSpec, config: dict[str, Any]) -> None:
-    n, layers = spec.student.keep_every_nth_layer, _number(config, _LAYERS)
-    if n is not None and layers == 1:
-        why = f"{spec.student.init} has 1 layer; there is none to leave out"
-        raise InvalidSpec([("student.keep_every_nth_layer", why)])
 
 
 def _require_adapters_fit(targets: list[str] | None, files: list[Path]) -> None:

@@ -120,7 +120,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
             {"attention_types": [[["global", "local"], 2]]},
             r"attn\.layer_id is 2, and would be 1",
         ),
-        ("qwen2", {"layers": 1}, "has 1 layer; there is none"),
+        ("qwen2", {"layers": 1}, "the student has 1 layer, so none can be left out"),
     ],
 )
 def test_what_depends_on_the_number_of_a_layer_is_refused_by_name(

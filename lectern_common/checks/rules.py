@@ -1,0 +1,102 @@
+"""Eight rules of data and student, each in one sentence.
+
+The checks before a run hold what they read of manifests and configs against them, and the trainer
+what it has loaded: whoever finds a rule broken says the same.
+"""
+
+from pathlib import Path
+
+from lectern_common.counted import counted
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
+
+
+def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:
+    """Raises InvalidSpec unless a dataset of `num_tokens` has one row of seq_len + 1."""
+    if num_tokens < seq_len + 1:
+        why = f"{folder} has {num_tokens} tokens; a row needs {seq_len} + 1"
+        raise InvalidSpec([("data.seq_len", f"{why}; lower it, or prepare more data")])
+
+
+def require_document_starts(folder: Path, *, are_known: bool, needs_them: bool) -> None:
+    """Raises InvalidSpec if documents are to be kept apart in a dataset without their starts."""
+    if needs_them and not are_known:
+        why = (
+            f"false needs to know where documents begin, and {folder} does not say; prepare it "
+            "again with `lectern data prepare`, or set true"
+        )
+        raise InvalidSpec([("data.attention_across_documents", why)])
+
+
+def require_own_tokenizer(tokenizer: Path, its_sha256: str, shards_sha256: str) -> None:
+    """Raises CorruptData unless a tokenizer is that of the shards beside it.
+
+    Args:
+        tokenizer: the file, for the message.
+        its_sha256: hash of its tokens.
+        shards_sha256: the hash in the manifest, of the tokens that the shards were written with.
+    """
+    if its_sha256 != shards_sha256:
+        raise CorruptData(
+            f"{tokenizer} is not the tokenizer that the shards beside it were written with; "
+            "prepare the data again"
+        )
+
+
+def require_one_tokenizer(
+    path: str, tokenizer_sha256: str, validation_path: str, validation_sha256: str
+) -> None:
+    """Raises Incompatible unless training and validation data have the same tokenizer.
+
+    Args:
+        path: data.path; `tokenizer_sha256` is in its manifest.
+        validation_path: data.validation_path; `validation_sha256` is in its manifest.
+    """
+    if tokenizer_sha256 != validation_sha256:
+        raise Incompatible(
+            f"data.validation_path {validation_path} was prepared with another tokenizer than "
+            f"data.path {path}; prepare both with the same one"
+        )
+
+
+def rows_held_out(num_rows: int, fraction: float) -> int:
+    """Returns how many rows are held out for validation: this fraction of them, at least one.
+
+    Raises:
+        InvalidSpec: none would be left to train on.
+    """
+    num_validation = max(1, round(num_rows * fraction))
+    if num_validation >= num_rows:
+        why = (
+            f"{fraction} of {counted(num_rows, 'row')} leaves none to train on; lower it, or "
+            "data.seq_len, or prepare more data"
+        )
+        raise InvalidSpec([("data.validation_fraction", why)])
+    return num_validation
+
+
+def require_step(num_rows: int, sequences_per_step: int) -> None:
+    """Raises InvalidSpec unless the training data has the rows of one step."""
+    if num_rows < sequences_per_step:
+        why = (
+            f"a step takes {sequences_per_step} rows, the training data has {num_rows}; lower it, "
+            "or data.seq_len, or prepare more data"
+        )
+        raise InvalidSpec([("batch.sequences_per_step", why)])
+
+
+def require_positions(seq_len: int, max_positions: int | None) -> None:
+    """Raises Incompatible if rows are longer than the student's positions; None has no limit."""
+    if max_positions is not None and seq_len > max_positions:
+        raise Incompatible(
+            f"data.seq_len {seq_len} exceeds the {max_positions} positions of the student; lower it"
+        )
+
+
+def require_layers_to_leave_out(num_layers: int) -> None:
+    """Raises InvalidSpec if a student of which every n-th layer is kept would keep them all."""
+    if num_layers < 2:
+        why = (
+            f"the student has {counted(num_layers, 'layer')}, so none can be left out; remove this "
+            "setting, or take another student.init"
+        )
+        raise InvalidSpec([("student.keep_every_nth_layer", why)])

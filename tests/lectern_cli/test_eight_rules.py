@@ -1,0 +1,118 @@
+"""Whoever finds one of eight rules broken says the same: REST, the command line, the trainer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, LecternError
+from tests.control_plane.conftest import serving
+from tests.student_trainer.runs import Home, assembled
+from tests.student_trainer.shards import write_shards
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec that breaks a rule, and what is said of it; `{data}` stands for the data root."""
+
+    sections: dict[str, Any]
+    error: type[LecternError]
+    says: str
+
+
+CASES = {
+    "held-out-share": Case(
+        {"data": {"path": "one-row"}},
+        InvalidSpec,
+        "data.validation_fraction: 0.1 of 1 row leaves none to train on; lower it, or "
+        "data.seq_len, or prepare more data",
+    ),
+    "rows-a-step": Case(
+        {"batch": {"sequences_per_step": 500}},
+        InvalidSpec,
+        "batch.sequences_per_step: a step takes 500 rows, the training data has 224; lower it, or "
+        "data.seq_len, or prepare more data",
+    ),
+    "row-length": Case(
+        {"data": {"path": "short"}},
+        InvalidSpec,
+        "data.seq_len: {data}/short has 8 tokens; a row needs 8 + 1; lower it, or prepare more "
+        "data",
+    ),
+    "positions": Case(
+        {"data": {"seq_len": 129}},
+        Incompatible,
+        "data.seq_len 129 exceeds the 128 positions of the student; lower it",
+    ),
+    "tokenizers-of-both-sets": Case(
+        {"data": {"validation_fraction": None, "validation_path": "foreign"}},
+        Incompatible,
+        "data.validation_path foreign was prepared with another tokenizer than data.path text; "
+        "prepare both with the same one",
+    ),
+    "tokenizer-beside-shards": Case(
+        {"student": {"config": "tokenized"}, "data": {"path": "tampered"}},
+        CorruptData,
+        "{data}/tampered/tokenizer.json is not the tokenizer that the shards beside it were "
+        "written with; prepare the data again",
+    ),
+    "document-starts": Case(
+        {"data": {"attention_across_documents": False}},
+        InvalidSpec,
+        "data.attention_across_documents: false needs to know where documents begin, and "
+        "{data}/text does not say; prepare it again with `lectern data prepare`, or set true",
+    ),
+    "one-layer": Case(
+        {"student": {"config": None, "init": "shallow", "keep_every_nth_layer": 2}},
+        InvalidSpec,
+        "student.keep_every_nth_layer: the student has 1 layer, so none can be left out; remove "
+        "this setting, or take another student.init",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = Home(tmp_path_factory.mktemp("home"))
+    write_shards(home.path / "data/one-row", np.arange(9))
+    write_shards(home.path / "data/short", np.arange(8))
+    write_shards(home.path / "data/foreign", np.arange(90) % 9, tokenizer_sha256="1" * 64)
+    home.tokenized("tampered", 300)
+    other = home.tokenized("other", 280) / "tokenizer.json"
+    other.rename(home.path / "data/tampered/tokenizer.json")
+    home.model("tokenized", vocab_size=280, tokenizer=True, weights=False)
+    home.model("shallow")
+    return home
+
+
+@pytest.fixture(scope="module")
+def client(home: Home) -> Iterator[TestClient]:
+    with serving(home.path) as (client, _):
+        yield client
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_broken_rule_is_told_in_one_sentence_by_all(
+    case: Case, home: Home, client: TestClient, lectern: Any, stand_in_trainer: Any
+) -> None:
+    spec = home.spec("broken", **case.sections)
+    path = home.path / "spec.yaml"
+    path.write_text(spec.model_dump_json())  # JSON is YAML
+    sentence = case.says.format(data=home.roots.data)
+
+    answered = client.post("/runs", json=spec.model_dump(mode="json"))
+    assert answered.json()["detail"] == sentence
+    assert answered.status_code == case.error.http_status
+
+    refused = lectern("train", path, "--home", home.path)
+    assert (refused.code, refused.err) == (case.error.exit_code, f"error: {sentence}\n")
+    checked = lectern("train", path, "--home", home.path, "--dry-run", "--json")
+    assert sentence in [check["message"] for check in checked.json["checks"]]
+    assert not (home.roots.runs / "broken").exists()
+
+    with pytest.raises(case.error) as caught, assembled(home, home.run(**case.sections)):
+        pass
+    assert str(caught.value) == sentence
