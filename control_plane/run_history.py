@@ -6,6 +6,7 @@ from typing import Any
 
 from control_plane.trainer_text import valid_unicode
 from control_plane.views import HistoryView
+from lectern_common.files import end_of
 from lectern_common.run_folder import RunFolder
 
 MAX_ENTRIES = 200
@@ -42,16 +43,10 @@ def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView
 
 def _trainer_events(folder: RunFolder) -> list[HistoryView]:
     """Returns the last events of events.jsonl; lines that are none are left out."""
-    try:
-        with folder.events_path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size - MAX_EVENT_BYTES)
-            file.seek(start)
-            lines = file.read(MAX_EVENT_BYTES).split(b"\n")
-    except FileNotFoundError:
-        return []
+    data, is_cut = end_of(folder.events_path, MAX_EVENT_BYTES)
+    lines = data.split(b"\n")
     found = []
-    for line in lines[1:] if start else lines:
+    for line in lines[1:] if is_cut else lines:
         try:
             event = valid_unicode(json.loads(line))
             at, kind = float(event.pop("time")), str(event.pop("kind"))

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from control_plane.trainer_text import end_of, valid_unicode
+from control_plane.trainer_text import valid_unicode
 from control_plane.views import SampleView
+from lectern_common.files import end_of
 
 MAX_READ_BYTES = 1 << 20
 

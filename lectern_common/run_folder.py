@@ -19,7 +19,6 @@ The trainer owns itself: it runs in its own session, holds the lock, and stops o
 """
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -34,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
+from lectern_common.files import rename_durably, take_lock, write_atomic
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec, load_spec
 from lectern_common.teacher_identity import TeacherIdentity
 
 STATUS_VERSION = 1
-_LOCK_POLL_SECONDS = 0.05
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
@@ -155,7 +154,7 @@ class RunFolder:
             if teacher is not None:
                 hidden.write_teacher(teacher)
             try:
-                hidden.path.rename(folder.path)
+                rename_durably(hidden.path, folder.path)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
@@ -229,15 +228,12 @@ class RunFolder:
             NotFound: there is no such run folder.
         """
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            descriptor = take_lock(self.path / "lock", patience_seconds)
         except FileNotFoundError:
             raise NotFound(f"no run folder {self.path}") from None
+        except BlockingIOError:
+            raise Conflict(f"run {self.run_id} is being trained by another process") from None
         try:
-            deadline = time.monotonic() + patience_seconds
-            while not _flocked(descriptor):
-                if time.monotonic() >= deadline:
-                    raise Conflict(f"run {self.run_id} is being trained by another process")
-                time.sleep(_LOCK_POLL_SECONDS)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -261,43 +257,6 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
         return []
     matches = (_CHECKPOINT_FOLDER.match(path.name) for path in checkpoints.iterdir())
     return sorted(int(match.group(1)) for match in matches if match)
-
-
-def _flocked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replaces `path` by `data`: readers see old bytes or new; durable: after a power cut too.
-
-    Where it fails, nothing of the attempt is left: on a full disk that would be one file a try.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        fsync_folder(path.parent)
-
-
-def fsync_folder(path: Path) -> None:
-    """Makes renames and creations in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def finite_record(record: dict[str, Any]) -> dict[str, Any]:

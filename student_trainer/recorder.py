@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import structlog
 
+from lectern_common.files import write_atomic
 from lectern_common.run_folder import (
     HEARTBEAT_SECONDS,
     RunFolder,
@@ -30,7 +31,6 @@ from lectern_common.run_folder import (
     Status,
     finite_record,
     read_json_lines,
-    write_atomic,
 )
 from student_trainer.disk_full import Reserve, disk_full_as_error
 from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard

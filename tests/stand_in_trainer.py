@@ -24,14 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from lectern_common.run_folder import (
-    RunFolder,
-    RunState,
-    Status,
-    append_json_line,
-    read_json_lines,
-    write_atomic,
-)
+from lectern_common.files import write_atomic
+from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line, read_json_lines
 
 CHECKPOINT_EVERY = 5
 

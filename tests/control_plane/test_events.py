@@ -14,7 +14,8 @@ from control_plane.events import MAX_STREAMS, Changes, RunPosition, list_events,
 from control_plane.metrics_file import Position
 from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
-from lectern_common.run_folder import RunFolder, RunState, append_json_line, write_atomic
+from lectern_common.files import write_atomic
+from lectern_common.run_folder import RunFolder, RunState, append_json_line
 from tests.control_plane.conftest import Bench, spec
 
 

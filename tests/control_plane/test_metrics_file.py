@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from control_plane.metrics_file import Position, Thinner, read_after, read_many
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_folder import append_json_line, write_atomic
+from lectern_common.files import write_atomic
+from lectern_common.run_folder import append_json_line
 
 
 @pytest.fixture

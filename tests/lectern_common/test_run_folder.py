@@ -1,8 +1,7 @@
-"""The run folder: atomic writes, torn lines, the lock."""
+"""The run folder: created whole, torn lines, the lock."""
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ from lectern_common.run_folder import (
     Status,
     append_json_line,
     read_json_lines,
-    write_atomic,
 )
 from lectern_common.spec_file import parse_spec
 from lectern_common.teacher_identity import TeacherIdentity
@@ -104,21 +102,6 @@ def test_a_lock_is_waited_for_while_its_holder_is_ending(
 def test_locking_a_missing_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound), RunFolder(tmp_path / "gone").locked():
         pass
-
-
-def test_an_atomic_write_replaces_and_leaves_no_temporary(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    write_atomic(target, b"one")
-    write_atomic(target, b"two")
-    assert target.read_bytes() == b"two"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_an_atomic_write_that_fails_leaves_no_temporary(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_atomic(tmp_path / "folder", b"one")
-    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
