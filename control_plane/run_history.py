@@ -1,12 +1,11 @@
 """What happened to a run: changes of its state, and what its trainer reported, in one order."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from control_plane.trainer_text import valid_unicode
 from control_plane.views import HistoryView
-from lectern_common.files import end_of
+from lectern_common.json_lines import last_json_lines
 from lectern_common.run_folder import RunFolder
 
 MAX_ENTRIES = 200
@@ -43,12 +42,10 @@ def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView
 
 def _trainer_events(folder: RunFolder) -> list[HistoryView]:
     """Returns the last events of events.jsonl; lines that are none are left out."""
-    data, is_cut = end_of(folder.events_path, MAX_EVENT_BYTES)
-    lines = data.split(b"\n")
     found = []
-    for line in lines[1:] if is_cut else lines:
+    for line in last_json_lines(folder.events_path, MAX_EVENT_BYTES):
         try:
-            event = valid_unicode(json.loads(line))
+            event = valid_unicode(line)
             at, kind = float(event.pop("time")), str(event.pop("kind"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue

@@ -39,8 +39,9 @@ from lectern_cli.runs import watch_runs
 from lectern_cli.services import Services, services
 from lectern_common.errors import Conflict, LecternError
 from lectern_common.files import rename_durably, write_atomic
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.shards import MANIFEST_NAME
 from lectern_data.prepare import prepare
 

@@ -4,8 +4,7 @@
       spec.yaml        resolved RunSpec; written before the trainer starts
       teacher.json     TeacherIdentity that the run was accepted with; none where it asks no teacher
       status.json      Status; replaced atomically, with a heartbeat
-      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; null stands for a number that
-                       was not finite, its key listed under "non_finite"
+      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; see json_lines.py
       samples.jsonl    what student and teacher put after each prompt of the spec, one JSON object
                        a prompt at each evaluation
       events.jsonl     one JSON object an event: state changes, checkpoints, warnings
@@ -20,7 +19,6 @@ The trainer owns itself: it runs in its own session, holds the lock, and stops o
 
 import errno
 import json
-import math
 import os
 import re
 import tempfile
@@ -34,6 +32,7 @@ from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.files import rename_durably, take_lock, write_atomic
+from lectern_common.json_lines import append_json_line
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec, load_spec
 from lectern_common.teacher_identity import TeacherIdentity
@@ -257,41 +256,3 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
         return []
     matches = (_CHECKPOINT_FOLDER.match(path.name) for path in checkpoints.iterdir())
     return sorted(int(match.group(1)) for match in matches if match)
-
-
-def finite_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record as a JSON line holds it; see the module docstring on non-finite floats."""
-    broken = [
-        key
-        for key, value in record.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    return {**record, **dict.fromkeys(broken), "non_finite": broken} if broken else record
-
-
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
-
-    Raises:
-        OSError: no space for the whole line; no part of it is left.
-    """
-    line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
-    with path.open("ab", buffering=0) as file:
-        written = file.write(line)
-        # A disk that fills up takes a part without an error; the next write says why.
-        while written < len(line):
-            try:
-                written += file.write(line[written:])
-            except OSError:
-                # Whatever comes next would stand on the same line.
-                file.truncate(file.tell() - written)
-                raise
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns every complete line; without a torn last one (a killed writer); no file gives []."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]

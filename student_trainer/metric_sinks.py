@@ -15,7 +15,7 @@ import structlog
 
 from lectern_common.errors import DiskStalled, Misconfigured
 from lectern_common.files import fsync
-from lectern_common.run_folder import append_json_line
+from lectern_common.json_lines import append_json_line
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()
