@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.pairs import paired
 from benchmarks.servers import connected
+from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.wire import MAX_MESSAGE_BYTES, top_k_record
 from lectern_models.output_head import OutputHead
@@ -217,9 +218,8 @@ async def _serve(ready: Path) -> None:
     unary_port = single.add_insecure_port("127.0.0.1:0")
     await single.start()
     plain_port = plain.sockets[0].getsockname()[1]
-    temporary = ready.with_suffix(".tmp")
-    temporary.write_text(f"{server.address} {plain_port} 127.0.0.1:{unary_port}")
-    temporary.rename(ready)
+    addresses = f"{server.address} {plain_port} 127.0.0.1:{unary_port}"
+    write_atomic(ready, addresses.encode(), durable=False)
     await asyncio.Event().wait()
 
 

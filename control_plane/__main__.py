@@ -20,9 +20,9 @@ from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
 from lectern_common.callers import host_and_port, is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run_folder import write_atomic
 from lectern_common.secret_files import SecretFiles
 
 SHUTDOWN_SECONDS = 3

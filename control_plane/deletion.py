@@ -15,7 +15,8 @@ import structlog
 
 from control_plane.runs import Runs
 from lectern_common.errors import Conflict, NotFound
-from lectern_common.run_folder import RunFolder, fsync_folder
+from lectern_common.files import rename_durably
+from lectern_common.run_folder import RunFolder
 
 _ASIDE = ".deleted-"
 
@@ -38,8 +39,7 @@ def delete_run(runs: Runs, folder: RunFolder) -> None:
             # The lock comes after the look at the state: it would keep out a trainer that starts.
             if folder.path.exists():
                 stack.enter_context(folder.locked())
-                folder.path.rename(aside)
-                fsync_folder(aside.parent)
+                rename_durably(folder.path, aside)
 
         try:
             runs.delete(folder.run_id, set_aside)
@@ -71,7 +71,7 @@ def finish_deletions(runs: Runs, runs_root: Path) -> None:
 
 def _put_back(aside: Path, path: Path) -> None:
     if aside.exists():
-        aside.rename(path)
+        rename_durably(aside, path)
 
 
 def _remove(aside: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from control_plane.metrics_file import Batch, Position, read_after
 from control_plane.run_record import DeletedRun, Run
 from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
+from lectern_common.json_lines import NewRecords, Position, read_after
 
 PING_SECONDS = 15.0
 POLL_SECONDS = 0.5  # metric files change without a word to the control plane
@@ -143,9 +143,9 @@ async def run_events(
                 yield b"".join(parts)
                 return
             if now != signature:
-                batch = await asyncio.to_thread(read_after, metrics_path, position.metrics)
-                signature = None if batch.more else now
-                position = _add_metrics(parts, position, batch)
+                new = await asyncio.to_thread(read_after, metrics_path, position.metrics)
+                signature = None if new.more else now
+                position = _add_metrics(parts, position, new)
             if parts:
                 silent_seconds = 0.0
                 yield b"".join(parts)
@@ -159,13 +159,13 @@ async def run_events(
 _STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt")
 
 
-def _add_metrics(parts: list[bytes], position: RunPosition, batch: Batch) -> RunPosition:
+def _add_metrics(parts: list[bytes], position: RunPosition, new: NewRecords) -> RunPosition:
     seq = position.history_seq
-    if batch.rewound:
+    if new.rewound:
         parts.append(_event("rewind", {}, str(RunPosition(seq))))
-    for record, after in batch.records:
+    for record, after in new.records:
         parts.append(_event("metrics", record, str(RunPosition(seq, after))))
-    return RunPosition(seq, batch.end)
+    return RunPosition(seq, new.end)
 
 
 class _counted:

@@ -1,82 +1,10 @@
-"""metrics.jsonl, read while it grows: from a position on, thinned for a chart, and rewound.
+"""Metrics for a chart: some of the records from a position on, all that were asked for, thinned."""
 
-A resume cuts the file back to its checkpoint and writes on. So a position carries the checksum of
-the line before it: where that is not there any more, the reader begins again and says so.
-"""
-
-import json
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from lectern_common.errors import InvalidRequest
-
-MAX_READ_BYTES = 1 << 20
-MAX_LINE_BYTES = 64 * 1024
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Position:
-    """After a complete line: its end, and the CRC-32 of its last MAX_LINE_BYTES (at 0: 0)."""
-
-    offset: int = 0
-    check: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.offset}.{self.check:08x}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Position":
-        """Raises InvalidRequest where `text` is none."""
-        offset, _, check = text.partition(".")
-        if not (offset.isascii() and offset.isdigit()) or len(offset) > 18 or len(check) != 8:
-            raise InvalidRequest(f"{text[:40]!r} is not a position in metrics", field="cursor")
-        try:
-            return cls(int(offset), int(check, 16))
-        except ValueError:
-            raise InvalidRequest(f"{text[:40]!r} is not a position in metrics", "cursor") from None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Complete lines from a position on.
-
-    Attributes:
-        records: each with the position after it.
-        end: the position after the last of them, or the one that was read from.
-        rewound: the position was not in the file any more; the records begin at its start.
-        more: further lines can be read at once.
-    """
-
-    records: list[tuple[Record, Position]]
-    end: Position
-    rewound: bool
-    more: bool
-
-
-def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) -> Batch:
-    """Returns the next records, up to about `max_bytes` of them. No file has no records."""
-    try:
-        with path.open("rb") as file:
-            rewound = not _holds(file, position)
-            start = Position() if rewound else position
-            file.seek(start.offset)
-            data = file.read(max_bytes)
-            more = len(data) == max_bytes
-    except FileNotFoundError:
-        return Batch([], Position(), rewound=position.offset > 0, more=False)
-    complete = data[: data.rfind(b"\n") + 1]
-    records: list[tuple[Record, Position]] = []
-    end = start
-    for line in complete.splitlines(keepends=True):
-        end = Position(end.offset + len(line), zlib.crc32(line[-MAX_LINE_BYTES:]))
-        record = _record(line)
-        if record is not None:
-            records.append((record, end))
-    return Batch(records, end, rewound, more and bool(complete))
+from lectern_common.json_lines import Position, Record, read_after
 
 
 @dataclass(frozen=True)
@@ -108,8 +36,8 @@ def read_many(
     records: list[Record] = []
     position, rewound = start, False
     while True:
-        batch = read_after(path, position)
-        if batch.rewound and position is not start:
+        new = read_after(path, position)
+        if new.rewound and position is not start:
             # Cut back between two reads: what was read is void.
             return read_many(
                 path,
@@ -119,8 +47,8 @@ def read_many(
                 max_records=max_records,
                 max_points=max_points,
             )
-        rewound = rewound or batch.rewound
-        for record, end in batch.records:
+        rewound = rewound or new.rewound
+        for record, end in new.records:
             if record["step"] < first_step or (keys and keys.isdisjoint(record)):
                 continue
             record = _picked(record, keys)
@@ -130,8 +58,8 @@ def read_many(
             records.append(record)
             if len(records) == max_records:
                 return Answer(records, end, rewound, more=True)
-        position = batch.end
-        if not batch.more:
+        position = new.end
+        if not new.more:
             return Answer(thinner.records() if thinner else records, position, rewound, more=False)
 
 
@@ -217,25 +145,3 @@ def _picked(record: Record, keys: Collection[str]) -> Record:
     if not keys:
         return record
     return {key: value for key, value in record.items() if key == "step" or key in keys}
-
-
-def _holds(file: BinaryIO, position: Position) -> bool:
-    """Returns True where the line that ends at the position is the one it was taken after."""
-    if position.offset == 0:
-        return True
-    start = max(0, position.offset - MAX_LINE_BYTES)
-    file.seek(start)
-    before = file.read(position.offset - start)
-    if len(before) < position.offset - start or not before.endswith(b"\n"):
-        return False
-    line = before[before.rfind(b"\n", 0, -1) + 1 :]
-    return zlib.crc32(line) == position.check
-
-
-def _record(line: bytes) -> Record | None:
-    """Returns a line's object, or None for one that is no object with a step."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

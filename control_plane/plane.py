@@ -5,7 +5,6 @@ store <- runs <- reconciler -> launcher        start checks, teacher monitor -> 
 """
 
 import asyncio
-import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from control_plane.store import DATABASE_NAME, Store
 from control_plane.teacher_checks import StartChecks, TeacherMonitor
 from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured
+from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.secret_files import SecretFiles
@@ -204,18 +204,14 @@ def _lock(runs_root: Path) -> int:
     """Returns a descriptor that holds the lock of a runs root while it is open."""
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(runs_root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return take_lock(runs_root / LOCK_NAME)
+    except BlockingIOError:
+        raise Misconfigured(
+            f"another control plane looks after {runs_root}; stop it first, or choose another "
+            "place with --home"
+        ) from None
     except OSError as error:
         raise Misconfigured(
             f"cannot write in {runs_root}: {error.strerror}; make it writable for this user, or "
             "choose another with --home"
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Misconfigured(
-            f"another control plane looks after {runs_root}; stop it first, or choose another "
-            "place with --home"
-        ) from None
-    return descriptor

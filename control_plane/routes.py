@@ -17,7 +17,7 @@ from control_plane import catalog, views
 from control_plane.bodies import json_object, optional_json_object, with_changes
 from control_plane.deletion import delete_run
 from control_plane.events import RunPosition, list_events, run_events
-from control_plane.metrics_file import Position, read_many
+from control_plane.metrics_file import read_many
 from control_plane.plane import ControlPlane
 from control_plane.problems import MEDIA_TYPE
 from control_plane.run_history import run_history
@@ -26,6 +26,7 @@ from control_plane.runs import require_goes_on
 from control_plane.samples import newest_samples
 from control_plane.trainer_text import tail
 from lectern_common.errors import Conflict, InvalidRequest, Overloaded
+from lectern_common.json_lines import Position
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import NAME_PATTERN, RunSpec
 from lectern_common.spec_file import dump_spec, parse_spec

@@ -1,11 +1,11 @@
 """What happened to a run: changes of its state, and what its trainer reported, in one order."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from control_plane.trainer_text import valid_unicode
 from control_plane.views import HistoryView
+from lectern_common.json_lines import last_json_lines
 from lectern_common.run_folder import RunFolder
 
 MAX_ENTRIES = 200
@@ -42,18 +42,10 @@ def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView
 
 def _trainer_events(folder: RunFolder) -> list[HistoryView]:
     """Returns the last events of events.jsonl; lines that are none are left out."""
-    try:
-        with folder.events_path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size - MAX_EVENT_BYTES)
-            file.seek(start)
-            lines = file.read(MAX_EVENT_BYTES).split(b"\n")
-    except FileNotFoundError:
-        return []
     found = []
-    for line in lines[1:] if start else lines:
+    for line in last_json_lines(folder.events_path, MAX_EVENT_BYTES):
         try:
-            event = valid_unicode(json.loads(line))
+            event = valid_unicode(line)
             at, kind = float(event.pop("time")), str(event.pop("kind"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue

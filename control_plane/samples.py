@@ -1,12 +1,10 @@
 """samples.jsonl: what a run's student and teacher wrote on, the newest of it."""
 
-import json
 from pathlib import Path
 
-from control_plane.trainer_text import end_of, valid_unicode
+from control_plane.trainer_text import valid_unicode
 from control_plane.views import SampleView
-
-MAX_READ_BYTES = 1 << 20
+from lectern_common.json_lines import MAX_READ_BYTES, last_json_lines
 
 
 def newest_samples(path: Path, limit: int) -> list[SampleView]:
@@ -19,14 +17,11 @@ def newest_samples(path: Path, limit: int) -> list[SampleView]:
         path: of the file; none there has no samples.
         limit: at most so many, from the last MAX_READ_BYTES.
     """
-    data, is_cut = end_of(path, MAX_READ_BYTES)
-    # A line being written has no end yet; the first of a cut file has no beginning.
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
     found: list[SampleView] = []
     theirs: dict[str, str] = {}
-    for line in lines[1:] if is_cut else lines:
+    for line in last_json_lines(path, MAX_READ_BYTES):
         try:
-            sample = SampleView.model_validate(valid_unicode(json.loads(line)))
+            sample = SampleView.model_validate(valid_unicode(line))
         except (ValueError, RecursionError):
             continue
         found.append(sample)

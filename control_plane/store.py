@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from sqlalchemy import event
 
 from lectern_common.errors import Misconfigured
-from lectern_common.run_folder import fsync_folder
+from lectern_common.files import rename_durably
 
 DATABASE_NAME = "control-plane.sqlite3"
 BUSY_TIMEOUT_MS = 2000
@@ -176,8 +176,7 @@ class Store:
         finally:
             target.close()
             source.close()
-        temporary.replace(backup)
-        fsync_folder(backup.parent)
+        rename_durably(temporary, backup)
 
 
 def backup_path(path: Path) -> Path:

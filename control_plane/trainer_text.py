@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lectern_common.files import end_of
+
 MAX_TAIL_BYTES = 256 * 1024
 MAX_LINE_CHARACTERS = 2000
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
@@ -24,17 +26,6 @@ def tail(path: Path, lines: int) -> list[str]:
     if cut_first and shown:
         shown[0] = f"[cut] {shown[0]}"
     return shown
-
-
-def end_of(path: Path, at_most_bytes: int) -> tuple[bytes, bool]:
-    """Returns the last bytes of a file (none where there is no file), and whether more precede."""
-    try:
-        with path.open("rb") as file:
-            start = max(0, file.seek(0, 2) - at_most_bytes)
-            file.seek(start)
-            return file.read(at_most_bytes), start > 0
-    except FileNotFoundError:
-        return b"", False
 
 
 def last_line(path: Path) -> str:

@@ -10,7 +10,8 @@ from faults.courses import Course, both_courses
 from faults.row import Tally
 from faults.runs import Trainer, events_of
 from faults.stage import Stage
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder, RunState
 
 _STEPS = 12
 # Every step, so that what a skipped one left can be looked at.

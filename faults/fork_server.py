@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from faults import launcher
-from lectern_common.run_folder import write_atomic
+from lectern_common.files import write_atomic
 
 _STDIN = 0
 

@@ -11,7 +11,8 @@ from faults.proxy import BadNetwork
 from faults.row import Tally
 from faults.runs import STEPS, TEACHER_HIDDEN, VOCAB_SIZE, Ended, Home, Trainer
 from faults.stage import Stage
-from lectern_common.run_folder import RunState, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunState
 
 # So that a call is under way at nearly every moment.
 _SLOW = ("unmeasured", "slow-model=0.02")

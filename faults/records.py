@@ -9,7 +9,8 @@ from faults.courses import Course, both_courses
 from faults.row import Tally
 from faults.runs import Ended, Home, Trainer, events_of
 from faults.stage import Stage
-from lectern_common.run_folder import RunFolder, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder
 
 _SECTIONS = {
     "schedule": {"steps": 120},

@@ -13,8 +13,9 @@ from faults.forked import ForkServer
 from faults.models import write_model
 from faults.processes import ROOT, Launched, environment
 from faults.stage import Stage
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec_file import parse_spec
 
 STEPS = 120

@@ -14,7 +14,8 @@ from faults.processes import Server
 from faults.row import Tally
 from faults.runs import Home, Trainer
 from faults.stage import Stage
-from lectern_common.run_folder import RunState, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunState
 
 # Wider than the tokens there are, as heads padded to a round number are.
 _TEACHER_WIDTH, _STUDENT_WIDTH = 320, 312

@@ -38,8 +38,10 @@ from lectern_cli.processes import signals_interrupt
 from lectern_cli.runs import watch_runs
 from lectern_cli.services import Services, services
 from lectern_common.errors import Conflict, LecternError
+from lectern_common.files import rename_durably, write_atomic
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines, write_atomic
+from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.shards import MANIFEST_NAME
 from lectern_data.prepare import prepare
 
@@ -186,7 +188,7 @@ def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
     made = {"made_from": made_from, "val_loss": losses[-1]}
     write_atomic(folder.export_path / _RECORD, json.dumps(made, indent=2).encode())
     shutil.rmtree(target, ignore_errors=True)
-    folder.export_path.rename(target)
+    rename_durably(folder.export_path, target)
     return TrainedTeacher(target, losses[-1])
 
 

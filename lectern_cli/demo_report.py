@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lectern_cli import console
 from lectern_common.errors import LecternError
-from lectern_common.run_folder import RunFolder, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 
 if TYPE_CHECKING:

@@ -1,17 +1,15 @@
 """A trainer in the foreground of a terminal: watched from its run folder, stopped by Ctrl-C."""
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lectern_cli.console import INTERRUPTED_EXIT_CODE, note
 from lectern_cli.live import RunView
 from lectern_cli.processes import Child, interrupts_held, signals_interrupt
 from lectern_common.errors import CorruptData
+from lectern_common.json_lines import Position, Record, read_after
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status, checkpoint_steps
 
@@ -44,7 +42,7 @@ def run_trainer(
         step=max(checkpoint_steps(folder.checkpoints_path), default=0) if resume else 0,
         steps=folder.read_spec().schedule.steps,
     )
-    metrics = MetricsFile(folder.metrics_path)
+    metrics = MetricsReader(folder.metrics_path)
     child: Child | None = None
 
     def refresh(child: Child) -> None:
@@ -86,7 +84,7 @@ def status_of(folder: RunFolder, child: Child) -> Status | None:
     return status if status is not None and status.pid == child.process.pid else None
 
 
-class MetricsFile:
+class MetricsReader:
     """Reads a growing metrics.jsonl from where it stood at the last call.
 
     A trainer that resumes cuts the file back to its checkpoint; it is then read again from the
@@ -95,23 +93,14 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._position = Position()
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self) -> list[Record]:
         """Returns the records that were completed since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._offset:
-                    self._offset = 0
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        try:
-            records = [json.loads(line) for line in complete.splitlines()]
-        except ValueError:  # cut back, and grown past the offset, since the last call
-            self._offset = 0
-            return []
-        self._offset += len(complete)
+        records: list[Record] = []
+        more = True
+        while more:
+            found = read_after(self._path, self._position)
+            records += [record for record, _ in found.records]
+            self._position, more = found.end, found.more
         return records

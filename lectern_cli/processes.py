@@ -12,6 +12,7 @@ from types import FrameType
 
 from lectern_cli.console import inert
 from lectern_common.errors import LecternError
+from lectern_common.files import end_of
 from lectern_common.threads import waiting_environment
 
 POLL_SECONDS = 0.05
@@ -135,13 +136,7 @@ class LogLines:
 
 def tail(path: Path, lines: int, start: int = 0) -> str:
     """Returns the last lines of a file, at most 64 KiB of it, none from before byte `start`."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - _READ_BYTES))
-            data = file.read(_READ_BYTES)
-    except FileNotFoundError:
-        return ""
+    data, _ = end_of(path, _READ_BYTES, first_byte=start)
     return "\n".join(printable(line) for line in data.splitlines()[-lines:])
 
 

@@ -4,8 +4,7 @@
       spec.yaml        resolved RunSpec; written before the trainer starts
       teacher.json     TeacherIdentity that the run was accepted with; none where it asks no teacher
       status.json      Status; replaced atomically, with a heartbeat
-      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; null stands for a number that
-                       was not finite, its key listed under "non_finite"
+      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; see json_lines.py
       samples.jsonl    what student and teacher put after each prompt of the spec, one JSON object
                        a prompt at each evaluation
       events.jsonl     one JSON object an event: state changes, checkpoints, warnings
@@ -19,9 +18,7 @@ The trainer owns itself: it runs in its own session, holds the lock, and stops o
 """
 
 import errno
-import fcntl
 import json
-import math
 import os
 import re
 import tempfile
@@ -34,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
+from lectern_common.files import rename_durably, take_lock, write_atomic
+from lectern_common.json_lines import append_json_line
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec, load_spec
 from lectern_common.teacher_identity import TeacherIdentity
 
 STATUS_VERSION = 1
-_LOCK_POLL_SECONDS = 0.05
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
@@ -155,7 +153,7 @@ class RunFolder:
             if teacher is not None:
                 hidden.write_teacher(teacher)
             try:
-                hidden.path.rename(folder.path)
+                rename_durably(hidden.path, folder.path)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
@@ -229,15 +227,12 @@ class RunFolder:
             NotFound: there is no such run folder.
         """
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            descriptor = take_lock(self.path / "lock", patience_seconds)
         except FileNotFoundError:
             raise NotFound(f"no run folder {self.path}") from None
+        except BlockingIOError:
+            raise Conflict(f"run {self.run_id} is being trained by another process") from None
         try:
-            deadline = time.monotonic() + patience_seconds
-            while not _flocked(descriptor):
-                if time.monotonic() >= deadline:
-                    raise Conflict(f"run {self.run_id} is being trained by another process")
-                time.sleep(_LOCK_POLL_SECONDS)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -261,78 +256,3 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
         return []
     matches = (_CHECKPOINT_FOLDER.match(path.name) for path in checkpoints.iterdir())
     return sorted(int(match.group(1)) for match in matches if match)
-
-
-def _flocked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replaces `path` by `data`: readers see old bytes or new; durable: after a power cut too.
-
-    Where it fails, nothing of the attempt is left: on a full disk that would be one file a try.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        fsync_folder(path.parent)
-
-
-def fsync_folder(path: Path) -> None:
-    """Makes renames and creations in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def finite_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record as a JSON line holds it; see the module docstring on non-finite floats."""
-    broken = [
-        key
-        for key, value in record.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    return {**record, **dict.fromkeys(broken), "non_finite": broken} if broken else record
-
-
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
-
-    Raises:
-        OSError: no space for the whole line; no part of it is left.
-    """
-    line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
-    with path.open("ab", buffering=0) as file:
-        written = file.write(line)
-        # A disk that fills up takes a part without an error; the next write says why.
-        while written < len(line):
-            try:
-                written += file.write(line[written:])
-            except OSError:
-                # Whatever comes next would stand on the same line.
-                file.truncate(file.tell() - written)
-                raise
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns every complete line; without a torn last one (a killed writer); no file gives []."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
+from lectern_common.files import fsync, write_atomic
 from lectern_data.input_files import require_no_dataset
 from lectern_data.rows import Content
 
@@ -214,12 +215,10 @@ class _Spool:
 
     def _save(self, file: BinaryIO, stream: object, *, done: bool = False) -> None:
         file.flush()
-        os.fsync(file.fileno())  # before the state that counts on it
+        fsync(self.path)  # before the state that counts on it
         state = stream.state_dict() if hasattr(stream, "state_dict") else None
         self._state = {"rows": self.rows, "bytes": file.tell(), "stream": state, "done": done}
-        hidden = self._state_path.with_name(f".state.{os.getpid()}")
-        hidden.write_text(json.dumps(self._state))
-        hidden.rename(self._state_path)
+        write_atomic(self._state_path, json.dumps(self._state).encode(), durable=False)
 
 
 _TOKEN = "set HF_TOKEN to the access token of an account that may read it"  # noqa: S105 - advice

@@ -11,7 +11,6 @@ whole and still asked for.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import CorruptData
+from lectern_common.files import write_atomic
 from lectern_data.documents import Document, LeftOut
 
 PIECE_BYTES = 8 << 20
@@ -72,7 +72,7 @@ def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterat
 
 
 def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
-    """Writes NAME.piece, whole or not at all."""
+    """Writes NAME.piece, whole or not at all (not fsynced: one that was lost is made again)."""
     body = piece.lengths.astype("<u4").tobytes() + piece.ids.astype("<u4").tobytes()
     if piece.mask is not None:
         body += piece.mask.tobytes()
@@ -83,9 +83,8 @@ def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
         "left_out": piece.left_out,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
-    hidden = folder / f".{name}.{os.getpid()}"
-    hidden.write_bytes(json.dumps(header).encode() + b"\n" + body)
-    hidden.rename(_path(folder, name))
+    data = json.dumps(header).encode() + b"\n" + body
+    write_atomic(_path(folder, name), data, durable=False)
 
 
 def read_piece(folder: Path, piece: Piece) -> EncodedPiece:

@@ -15,13 +15,13 @@ folder beside the dataset until it is there: killed at any instant, the same cal
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.files import new_folder
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_data import hub
@@ -260,11 +260,9 @@ def _trained(
     if not folder.exists():
         texts = _told(texts_of(documents, content), len(documents), "tokenizer", on_progress)
         trained = train_tokenizer(texts, vocab_size, eos_token)
-        hidden = work.path / f".{folder.name}.{os.getpid()}"
-        hidden.mkdir()
-        for name, data in trained.files.items():
-            (hidden / name).write_bytes(data)
-        hidden.rename(folder)
+        with new_folder(folder, work.path / f".{folder.name}", durable=False) as hidden:
+            for name, data in trained.files.items():
+                (hidden / name).write_bytes(data)
     return load_tokenizer(folder, eos_token)
 
 

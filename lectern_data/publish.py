@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from lectern_common.errors import Conflict
-from lectern_common.run_folder import fsync_folder
+from lectern_common.files import put_in_place, rename_durably
 from lectern_common.shards import MANIFEST_NAME
 
 
@@ -42,22 +42,13 @@ def published(targets: list[Path], *, replace: bool = False) -> Iterator[list[Pa
 
 
 def _put_in_place(folder: Path, target: Path, *, replace: bool) -> None:
-    files = sorted(folder.iterdir())
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    fsync_folder(folder)
     _require_free(target, replace=replace)
     before = _hidden(target, "old")
-    if target.exists():
-        target.rename(before)
-    if files:
-        folder.rename(target)
-    fsync_folder(target.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    if any(folder.iterdir()):
+        put_in_place(folder, target, aside=before if replace else None)
+    elif target.exists():
+        rename_durably(target, before)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _require_free(target: Path, *, replace: bool) -> None:

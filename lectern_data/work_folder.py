@@ -1,6 +1,5 @@
 """The hidden folder of what is done so far, beside the dataset that is being made."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import Conflict
+from lectern_common.files import take_lock
 
 
 @dataclass
@@ -29,11 +29,9 @@ def work_folder(output: Path) -> Iterator[Work]:
     work = Work(output.with_name(f".{output.name}.work"))
     work.path.mkdir(parents=True, exist_ok=True)
     lock = work.path / "lock"
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = take_lock(lock)
     except BlockingIOError:
-        os.close(descriptor)
         raise Conflict(f"another process is preparing {output}; wait for it") from None
     try:
         yield work

@@ -13,7 +13,6 @@ There is no random state in it: what is random is drawn anew from (seed, step).
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import structlog
 from torch import Tensor
 
 from lectern_common.errors import CorruptData
-from lectern_common.run_folder import checkpoint_steps, fsync_folder
+from lectern_common.files import new_folder, rename_durably
+from lectern_common.run_folder import checkpoint_steps
 from student_trainer.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
@@ -105,29 +105,15 @@ class CheckpointStore:
             if self._verified(target) is not None:
                 return target
             self._set_aside(target)
-        temporary = self._folder / f"{_TEMPORARY}{target.name}"
-        with disk_full_as_error("a checkpoint"):
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                self._save_tensors(_on_cpu(model), temporary / MODEL_NAME)
-                self._save_tensors(_on_cpu(optimizer), temporary / OPTIMIZER_NAME)
-                optimizer_sha = _sha256(temporary / OPTIMIZER_NAME)
-                _write_json(
-                    temporary / STATE_NAME,
-                    {**state, "step": step, "optimizer_state_sha": optimizer_sha},
-                )
-                _write_json(temporary / MANIFEST_NAME, _manifest_of(temporary))
-                for path in temporary.iterdir():
-                    path.chmod(0o640)
-                    _fsync(path)
-                fsync_folder(temporary)
-                temporary.rename(target)
-                fsync_folder(self._folder)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        hidden = self._folder / f"{_TEMPORARY}{target.name}"
+        with disk_full_as_error("a checkpoint"), new_folder(target, hidden) as folder:
+            self._save_tensors(_on_cpu(model), folder / MODEL_NAME)
+            self._save_tensors(_on_cpu(optimizer), folder / OPTIMIZER_NAME)
+            sha = _sha256(folder / OPTIMIZER_NAME)
+            _write_json(folder / STATE_NAME, {**state, "step": step, "optimizer_state_sha": sha})
+            _write_json(folder / MANIFEST_NAME, _manifest_of(folder))
+            for path in folder.iterdir():
+                path.chmod(0o640)
         self._on_event("checkpoint", {"step": step, "path": f"checkpoints/{target.name}"})
         self._prune((state.get("best") or {}).get("step"))
         return target
@@ -179,8 +165,7 @@ class CheckpointStore:
         while aside.exists():
             number += 1
             aside = path.with_name(f"broken-{path.name}.{number}")
-        path.rename(aside)
-        fsync_folder(self._folder)
+        rename_durably(path, aside)
         self._on_event("checkpoint_set_aside", {"path": f"checkpoints/{aside.name}"})
 
     def _prune(self, best_step: int | None) -> None:
@@ -251,11 +236,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

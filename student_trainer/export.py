@@ -9,7 +9,6 @@ It appears whole or not at all, and only after it was loaded back and compared.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lectern_common.errors import CorruptData
-from lectern_common.run_folder import fsync_folder
+from lectern_common.files import new_folder
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
@@ -71,32 +70,20 @@ def export_student(
         CorruptData: what was written does not load as what was trained.
         DiskFull: no space; an earlier export is untouched.
     """
-    temporary = target.with_name(f".{target.name}.writing")
+    hidden = target.with_name(f".{target.name}.writing")
     replaced = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with disk_full_as_error("the export"):
-        try:
-            whole = model if adapters is None else adapters.merged()
-            whole.save_pretrained(temporary, max_shard_size=_ONE_FILE)
-            _require_written(whole, temporary)
-            if adapters is not None:
-                adapters.save(temporary / ADAPTER_FOLDER)
-            _write_tokenizer(temporary, student_folder, dataset, eos_token_id)
-            digest = weights_sha256(safetensors_files(temporary))
-            text = json.dumps({**metadata, "student_weights_sha256": digest}, indent=2)
-            (temporary / METADATA_NAME).write_text(text + "\n")
-            for path in (*temporary.rglob("*"), temporary):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-                _fsync(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        temporary.rename(target)
-        fsync_folder(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+    with disk_full_as_error("the export"), new_folder(target, hidden, aside=replaced) as folder:
+        whole = model if adapters is None else adapters.merged()
+        whole.save_pretrained(folder, max_shard_size=_ONE_FILE)
+        _require_written(whole, folder)
+        if adapters is not None:
+            adapters.save(folder / ADAPTER_FOLDER)
+        _write_tokenizer(folder, student_folder, dataset, eos_token_id)
+        digest = weights_sha256(safetensors_files(folder))
+        text = json.dumps({**metadata, "student_weights_sha256": digest}, indent=2)
+        (folder / METADATA_NAME).write_text(text + "\n")
+        for path in (*folder.rglob("*"), folder):
+            path.chmod(0o755 if path.is_dir() else 0o644)
     _log.info("exported", path=str(target), weights_sha256=digest)
     return digest
 
@@ -130,11 +117,3 @@ def _write_tokenizer(
     tokenizer.save_pretrained(str(folder))
     # The very file that the data was made with.
     shutil.copyfile(source, folder / TOKENIZER_NAME)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

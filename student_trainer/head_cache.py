@@ -6,9 +6,7 @@ Fingerprints name answers, so an entry never goes stale. An entry that cannot be
 checksum differs, counts as absent; a cache that cannot be written is done without.
 """
 
-import contextlib
 import json
-import os
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lectern_common.files import replaced_file
 from lectern_models.output_head import HeadTransform, OutputHead
 
 _log = structlog.get_logger()
@@ -48,19 +47,17 @@ def read_cached_head(path: Path) -> OutputHead | None:
 
 def write_cached_head(path: Path, head: OutputHead) -> None:
     """Stores a head; it appears whole or not at all. A failure is logged, and that is all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {"weight": head.weight_VD}
     if head.bias_V is not None:
         tensors["bias"] = head.bias_V
     facts = {"crc32": _crc32(head.weight_VD, head.bias_V), "transform": asdict(head.transform)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, temporary, metadata={"lectern": json.dumps(facts)})
-        temporary.replace(path)
+        # Not fsynced: a head that is not whole is found by its checksum.
+        with replaced_file(path, durable=False) as hidden:
+            safetensors.torch.save_file(tensors, hidden, metadata={"lectern": json.dumps(facts)})
     except (OSError, SafetensorError) as error:
         _log.warning("head_not_cached", path=str(path), error=str(error))
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _crc32(weight: Tensor, bias: Tensor | None) -> int:

@@ -5,7 +5,6 @@ all that it handed over is on disk (`QueuedSink.flush`): a run that resumes find
 every step before its checkpoint.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 import structlog
 
 from lectern_common.errors import DiskStalled, Misconfigured
-from lectern_common.run_folder import append_json_line
+from lectern_common.files import fsync
+from lectern_common.json_lines import append_json_line
 from student_trainer.stopping import Stop
 
 _log = structlog.get_logger()
@@ -51,8 +51,7 @@ class MetricsFile:
 
     def flush(self) -> None:
         if self._path.exists():
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
+            fsync(self._path)
 
     def close(self) -> None:
         self.flush()

@@ -10,28 +10,19 @@ Times are of the wall clock, for people. It may jump: durations are measured by 
 back (loop.py), and metrics are ordered by their steps.
 """
 
-import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import structlog
 
-from lectern_common.run_folder import (
-    HEARTBEAT_SECONDS,
-    RunFolder,
-    RunState,
-    Status,
-    finite_record,
-    read_json_lines,
-    write_atomic,
-)
+from lectern_common.json_lines import finite_record, keep_lines_before
+from lectern_common.run_folder import HEARTBEAT_SECONDS, RunFolder, RunState, Status
 from student_trainer.disk_full import Reserve, disk_full_as_error
 from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
 from student_trainer.stopping import Stop
@@ -116,10 +107,13 @@ class Recorder:
         """Begins metrics at `first_step`: lines of it and later ones are cut off.
 
         Raises:
+            DiskFull: no space to cut lines off; they are as they were.
             Misconfigured: a further place is not installed.
         """
-        keep_metrics_before(self._folder.metrics_path, first_step)
-        sinks: list[Sink] = [MetricsFile(self._folder.metrics_path)]
+        path = self._folder.metrics_path
+        with disk_full_as_error(path.name):
+            keep_lines_before(path, first_step)
+        sinks: list[Sink] = [MetricsFile(path)]
         if "tensorboard" in report_to:
             sinks.append(TensorBoard(self._folder.path / "tensorboard", first_step))
         self._sinks = [QueuedSink(sink) for sink in sinks]
@@ -302,18 +296,6 @@ class Recorder:
             if said.teacher_away is not None:
                 return RunState.WAITING_FOR_TEACHER, said.teacher_away
         return said.state, said.message
-
-
-def keep_metrics_before(path: Path, step: int) -> None:
-    """Drops the lines of `step` and later ones, and a torn last one; atomically.
-
-    Raises:
-        DiskFull: no space; the file is as it was.
-    """
-    if path.exists():
-        kept = [line for line in read_json_lines(path) if line["step"] < step]
-        with disk_full_as_error(path.name):
-            write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
 
 def _pace(metrics: Metrics) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lectern_common.run_folder import finite_record
+from lectern_common.json_lines import finite_record
 from student_trainer.advice import WaitAdvice
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore

@@ -11,7 +11,6 @@ thread; the loop waits for it at the last evaluation alone.
 Legend: B sequences, S tokens, D hidden size.
 """
 
-import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_folder import append_json_line
+from lectern_common.files import fsync
+from lectern_common.json_lines import append_json_line, keep_lines_before
 from lectern_models.continuation import greedy_continuations
 from lectern_models.output_head import OutputHead
 from student_trainer.disk_full import disk_full_as_error
 from student_trainer.ranks import Ranks
-from student_trainer.recorder import keep_metrics_before
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import Representation, TargetsProvider, TopKTargets
@@ -200,7 +199,8 @@ class Samples:
             DiskFull: no space; they are as they were.
         """
         if self._path is not None:
-            keep_metrics_before(self._path, step)
+            with disk_full_as_error(self._path.name):
+                keep_lines_before(self._path, step)
 
     @torch.no_grad()
     def lines(self, student: Student, *, is_last: bool) -> list[Line]:
@@ -237,11 +237,7 @@ class Samples:
         with disk_full_as_error("samples.jsonl"):
             for line in lines:
                 append_json_line(self._path, {"step": step, **line})
-            descriptor = os.open(self._path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fsync(self._path)
 
     def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
         """Returns the student's likeliest next id of each; what stands to the right is unseen."""

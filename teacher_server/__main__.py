@@ -17,6 +17,7 @@ import structlog
 
 from lectern_common.callers import host_and_port, is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from teacher_server.auth import (
@@ -92,7 +93,7 @@ async def _serve(
     _warn(plaintext_warning(server.host, token, tls))
     _warn_of_idle_gpu(engine.facts.device)
     if options.port_file is not None:
-        _write_whole(options.port_file, server.address)
+        write_atomic(options.port_file, f"{server.address}\n".encode(), durable=False)
 
     batching = server.batching
     if batching is None:
@@ -191,13 +192,6 @@ def _require_folder_of(port_file: Path | None) -> None:
     """Raises Misconfigured now, not when the model is loaded."""
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(f"{text}\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Writing never holds up an answer: what comes faster than the disk takes is not w
 """
 
 import contextlib
-import fcntl
 import os
 import struct
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 import structlog
 
 from lectern_common.errors import Misconfigured
+from lectern_common.files import replaced_file, take_lock
 from teacher_server.engine import Rows
 
 log = structlog.get_logger()
@@ -53,7 +53,7 @@ class DiskCache:
         self._lock = threading.Lock()  # the loop looks at what the thread changes
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_descriptor = _locked(folder / ".lock")
+            self._lock_descriptor = take_lock(folder / ".lock")
             self._find_files()
         except BlockingIOError:
             raise Misconfigured(
@@ -107,18 +107,15 @@ class DiskCache:
 
     def _write(self, key: bytes, rows: Rows) -> None:
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as file:
+            # Not fsynced: a file that is not whole is found by its checksum.
+            with replaced_file(path, durable=False) as hidden, hidden.open("wb") as file:
                 for part in _packed(rows):
                     file.write(part)
                 size = file.tell()
-            temporary.replace(path)
         except OSError as error:
             log.warning("rows not cached", path=str(path), error=str(error))
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             size = 0
         with self._lock:
             self._unwritten_bytes -= rows.num_bytes
@@ -153,21 +150,6 @@ class DiskCache:
     def _path(self, key: bytes) -> Path:
         name = key.hex()
         return self._folder / name[:2] / name[2:]
-
-
-def _locked(path: Path) -> int:
-    """Returns a descriptor that holds a file's lock until it is closed, or the process ends.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _packed(rows: Rows) -> list[bytes | memoryview]:

@@ -12,7 +12,6 @@ The first word of the run's name says how it behaves:
 """
 
 import argparse
-import json
 import math
 import os
 import random
@@ -24,14 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from lectern_common.run_folder import (
-    RunFolder,
-    RunState,
-    Status,
-    append_json_line,
-    read_json_lines,
-    write_atomic,
-)
+from lectern_common.json_lines import append_json_line, keep_lines_before
+from lectern_common.run_folder import RunFolder, RunState, Status
 
 CHECKPOINT_EVERY = 5
 
@@ -53,9 +46,7 @@ class StandIn:
 
     def run(self) -> int:
         self.say(RunState.STARTING)
-        kept = read_json_lines(self.folder.metrics_path)
-        lines = [json.dumps(line) + "\n" for line in kept if line["step"] < self.step]
-        write_atomic(self.folder.metrics_path, "".join(lines).encode())
+        keep_lines_before(self.folder.metrics_path, self.step)
         print(f"training {self.folder.run_id} from step {self.step}", flush=True)
         if self.kind == "fails":
             return self.end(RunState.FAILED, 1, "diverged", "the loss is not finite")

@@ -11,10 +11,11 @@ from pydantic import BaseModel
 
 from control_plane.deletion import delete_run
 from control_plane.events import MAX_STREAMS, Changes, RunPosition, list_events, run_events
-from control_plane.metrics_file import Position
 from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
-from lectern_common.run_folder import RunFolder, RunState, append_json_line, write_atomic
+from lectern_common.files import write_atomic
+from lectern_common.json_lines import Position, append_json_line
+from lectern_common.run_folder import RunFolder, RunState
 from tests.control_plane.conftest import Bench, spec
 
 

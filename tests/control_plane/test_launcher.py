@@ -14,7 +14,8 @@ import pytest
 
 from control_plane.launcher import Identity, Launcher
 from control_plane.reconcile import Reconciler
-from lectern_common.run_folder import RunFolder, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder
 from tests.control_plane.conftest import STAND_IN, spec, wait_for
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from lectern_common.run_folder import append_json_line
+from lectern_common.json_lines import append_json_line
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, folder_of, home  # noqa: F401 - a fixture
 from tests.fakes import FakeTeacher, serving

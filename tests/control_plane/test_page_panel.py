@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lectern_common.json_lines import append_json_line
 from lectern_common.roots import Roots
-from lectern_common.run_folder import append_json_line
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_page import browser, open_page, page, points  # noqa: F401 - fixtures
 from tests.control_plane.test_page_teachers import text_of

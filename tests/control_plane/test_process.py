@@ -14,8 +14,9 @@ import httpx
 import psutil
 import pytest
 
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, read_json_lines
+from lectern_common.run_folder import RunFolder
 from tests.control_plane.conftest import ROOT, STAND_IN, make_home, spec_body, wait_for
 
 PROGRAM = """

@@ -10,7 +10,7 @@ import yaml
 from control_plane.bodies import with_changes
 from control_plane.plane import LOCK_NAME
 from control_plane.store import DATABASE_NAME, backup_path
-from lectern_common.run_folder import append_json_line
+from lectern_common.json_lines import append_json_line
 from lectern_common.spec_file import parse_spec
 from tests.control_plane.conftest import serving, spec_body, wait_for
 

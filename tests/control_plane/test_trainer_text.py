@@ -6,7 +6,8 @@ import pytest
 
 from control_plane.run_history import run_history
 from control_plane.trainer_text import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
-from lectern_common.run_folder import RunFolder, append_json_line
+from lectern_common.json_lines import append_json_line
+from lectern_common.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lectern_common.run_folder import read_json_lines
+from lectern_common.json_lines import read_json_lines
 from tests.integration.stack import PATIENCE_SECONDS, lectern, marked_processes
 from tests.servers import ROOT, wait_for
 

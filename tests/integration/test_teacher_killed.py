@@ -11,7 +11,8 @@ from contextlib import ExitStack
 import pytest
 
 from lectern_cli.client import ControlPlane, Run
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import RunSpec
 from tests.integration.proxy import CuttingProxy, cutting_proxy
 from tests.integration.stack import (

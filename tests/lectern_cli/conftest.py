@@ -63,7 +63,8 @@ _STUDENT_TRAINER = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
 import psutil
-from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line
+from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.json_lines import append_json_line
 
 folder = RunFolder(Path(sys.argv[1]))
 spec = folder.read_spec()

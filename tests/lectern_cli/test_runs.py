@@ -9,7 +9,8 @@ import pytest
 
 from lectern_cli.client import ControlPlane
 from lectern_cli.processes import Child, wait_until
-from lectern_common.run_folder import RunState, append_json_line
+from lectern_common.json_lines import append_json_line
+from lectern_common.run_folder import RunState
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON = range(3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli.foreground import MetricsFile, run_trainer
+from lectern_cli.foreground import MetricsReader, run_trainer
 from lectern_cli.processes import wait_until
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
@@ -203,7 +203,7 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stan
 
 def test_metrics_are_read_once_and_only_when_complete(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    reader = MetricsFile(path)
+    reader = MetricsReader(path)
     assert reader.new() == []
     path.write_bytes(b'{"step": 1}\n{"step"')
     assert reader.new() == [{"step": 1}]
@@ -211,3 +211,12 @@ def test_metrics_are_read_once_and_only_when_complete(tmp_path):
         file.write(b": 2}\n")
     assert reader.new() == [{"step": 2}]
     assert os.path.getsize(path) == 24
+
+
+def test_metrics_that_were_cut_back_and_grew_on_are_read_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    reader.new()
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "again": 1}\n{"step": 3}\n')
+    assert [record["step"] for record in reader.new()] == [1, 2, 3]

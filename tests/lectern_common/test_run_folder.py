@@ -1,8 +1,6 @@
-"""The run folder: atomic writes, torn lines, the lock."""
+"""The run folder: created whole, its status, the lock."""
 
 import contextlib
-import json
-import os
 import subprocess
 import sys
 import time
@@ -12,14 +10,7 @@ import pytest
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
-from lectern_common.run_folder import (
-    RunFolder,
-    RunState,
-    Status,
-    append_json_line,
-    read_json_lines,
-    write_atomic,
-)
+from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec_file import parse_spec
 from lectern_common.teacher_identity import TeacherIdentity
 
@@ -106,37 +97,6 @@ def test_locking_a_missing_folder_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_an_atomic_write_replaces_and_leaves_no_temporary(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    write_atomic(target, b"one")
-    write_atomic(target, b"two")
-    assert target.read_bytes() == b"two"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_an_atomic_write_that_fails_leaves_no_temporary(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_atomic(tmp_path / "folder", b"one")
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    append_json_line(path, {"step": 1})
-    with path.open("ab") as file:
-        file.write(b'{"step": 2, "lo')
-    assert read_json_lines(path) == [{"step": 1}]
-    assert read_json_lines(tmp_path / "gone") == []
-
-
-def test_a_float_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    append_json_line(path, {"step": 1, "loss/kd": float("nan"), "loss/ce": 2.0})
-    line = json.loads(path.read_text())
-    assert line == {"step": 1, "loss/kd": None, "loss/ce": 2.0, "non_finite": ["loss/kd"]}
-
-
 def test_roots_follow_home_then_environment(tmp_path: Path) -> None:
     env = {"LECTERN_HOME": str(tmp_path), "LECTERN_DATA_ROOT": str(tmp_path / "elsewhere")}
     roots = Roots.of_home(env=env)
@@ -144,26 +104,3 @@ def test_roots_follow_home_then_environment(tmp_path: Path) -> None:
     assert roots.runs == tmp_path / "runs"
     assert Roots.of_home(env=roots.environment()) == roots
     assert Roots.of_home(tmp_path / "explicit", env=env).data == tmp_path / "explicit" / "data"
-
-
-_APPENDS_BEYOND_A_LIMIT = """
-import resource, sys
-from pathlib import Path
-from lectern_common.run_folder import append_json_line
-path = Path(sys.argv[1])
-append_json_line(path, {"step": 1})
-limit = path.stat().st_size + 5
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    append_json_line(path, {"step": 2})
-except OSError:
-    raise SystemExit(7)
-"""
-
-
-def test_a_line_that_fits_in_part_is_an_error_not_a_torn_line_in_silence(tmp_path: Path) -> None:
-    """A full disk takes a part of a write without an error."""
-    path = tmp_path / "metrics.jsonl"
-    done = subprocess.run([sys.executable, "-c", _APPENDS_BEYOND_A_LIMIT, str(path)], check=False)
-    assert done.returncode == 7
-    assert path.read_bytes() == b'{"step": 1}\n'

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, Status, read_json_lines
+from lectern_common.run_folder import RunFolder, Status
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256

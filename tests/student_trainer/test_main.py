@@ -18,8 +18,9 @@ import structlog
 import torch
 
 from lectern_common.errors import DiskFull
+from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState, Status
 from student_trainer.__main__ import live, main
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.quiet_recorder import QuietRecorder

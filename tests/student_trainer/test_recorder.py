@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from lectern_common.errors import DiskFull, Misconfigured
-from lectern_common.run_folder import RunFolder, RunState, Status, append_json_line, read_json_lines
+from lectern_common.json_lines import append_json_line, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec_file import parse_spec
 from student_trainer.metric_sinks import Metrics, QueuedSink
-from student_trainer.recorder import Recorder, keep_metrics_before
+from student_trainer.recorder import Recorder
 from student_trainer.stopping import Stop
 from tests.fakes import FakeClock
 from tests.servers import wait_for
@@ -161,20 +162,6 @@ def test_metrics_are_written_in_order_and_shown_in_the_status(folder: RunFolder)
     assert status.teacher_wait_share == pytest.approx(0.5)
 
 
-def test_lines_of_the_resumed_step_and_later_are_cut_off(folder: RunFolder) -> None:
-    for step in range(6):
-        append_json_line(folder.metrics_path, {"step": step, "loss/total": float("inf")})
-    with folder.metrics_path.open("ab") as file:
-        file.write(b'{"step": 6, "torn')
-    keep_metrics_before(folder.metrics_path, 3)
-    lines = read_json_lines(folder.metrics_path)
-    assert [line["step"] for line in lines] == [0, 1, 2]
-    assert lines[0]["non_finite"] == ["loss/total"]
-    assert folder.metrics_path.read_bytes().endswith(b"\n")
-    keep_metrics_before(folder.path / "none.jsonl", 3)
-    assert not (folder.path / "none.jsonl").exists()
-
-
 class Held:
     """A sink that takes nothing before it is let."""
 
@@ -283,9 +270,10 @@ def test_lines_that_cannot_be_cut_off_for_want_of_room_stay(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("student_trainer.recorder.write_atomic", full)
-    with pytest.raises(DiskFull, match=r"metrics\.jsonl; free some"):
-        keep_metrics_before(folder.metrics_path, 1)
+    monkeypatch.setattr("lectern_common.json_lines.write_atomic", full)
+    full_disk = pytest.raises(DiskFull, match=r"metrics\.jsonl; free some")
+    with Recorder(folder, Stop()) as recorder, full_disk:
+        recorder.open_metrics([], 1)
     assert folder.metrics_path.read_bytes() == before
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lectern_common.errors import InvalidSpec, RepresentationNotOffered
-from lectern_common.run_folder import RunFolder, RunState, read_json_lines
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder, RunState
 from lectern_models.continuation import greedy_continuations
 from protos import teacher_pb2
 from student_trainer.objective import Objective

@@ -1,0 +1,160 @@
+"""Files and folders put in place whole, fsync, a lock between processes, the end of a file.
+
+A rename takes effect at once: whoever looks, also after a kill, finds the old or the new, never
+half. What must survive a power cut too is *durable*: its bytes are fsynced before the rename, and
+the folder that it is in after it.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_LOCK_POLL_SECONDS = 0.05
+
+
+def fsync(path: Path) -> None:
+    """Makes the bytes of a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_durably(path: Path, target: Path) -> None:
+    """Renames a file or folder; returns when a power cut cannot undo it."""
+    path.rename(target)
+    fsync(target.parent)
+
+
+@contextmanager
+def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a hidden path to write to, which takes the place of `path` at the end.
+
+    After an error `path` is as it was, and the hidden file is gone.
+
+    Args:
+        path: of the file.
+        durable: False is for what is soon written again, or checked when it is read.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield hidden
+        if durable:
+            fsync(hidden)
+        hidden.replace(path)
+    except BaseException:
+        # On a full disk what stays would be one file a try.
+        with suppress(OSError):
+            hidden.unlink()
+        raise
+    if durable:
+        fsync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replaces the bytes of `path`: readers see the old ones or the new."""
+    with replaced_file(path, durable=durable) as hidden:
+        hidden.write_bytes(data)
+
+
+@contextmanager
+def new_folder(
+    target: Path, hidden: Path, *, aside: Path | None = None, durable: bool = True
+) -> Iterator[Path]:
+    """Yields the empty folder `hidden`, which is put in place at the end; see `put_in_place`.
+
+    After an error `target` is as it was, and the hidden folder is gone. After a kill the hidden
+    folder may stay: the next call of the same name removes it.
+    """
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+        yield hidden
+        put_in_place(hidden, target, aside=aside, durable=durable)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+
+
+def put_in_place(
+    folder: Path, target: Path, *, aside: Path | None = None, durable: bool = True
+) -> None:
+    """Renames a finished folder to `target`.
+
+    Args:
+        folder: on the same file system; durable: all that is in it is fsynced first.
+        target: replaced if `aside` is given.
+        aside: where the old folder stands between two renames, and after a kill between them;
+            then removed. None means that nothing is replaced.
+
+    Raises:
+        OSError: `target` is taken and not to be replaced, or a rename failed; `target` is as it
+            was.
+    """
+    if durable:
+        for path in (*folder.rglob("*"), folder):
+            fsync(path)
+    try:
+        if aside is not None and target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        folder.rename(target)
+    except BaseException:
+        if aside is not None and aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    if durable:
+        fsync(target.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
+    """Returns a descriptor that holds a file's lock until it is closed, or the process ends.
+
+    Child processes do not inherit it, unless they are given the descriptor: then the lock is free
+    when all of them have ended.
+
+    Args:
+        path: made if it is missing.
+        patience_seconds: how long to wait for the process that holds it.
+
+    Raises:
+        BlockingIOError: another process still holds it.
+        OSError: the file cannot be opened or made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience_seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOCK_POLL_SECONDS)
+            else:
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def end_of(path: Path, at_most_bytes: int, first_byte: int = 0) -> tuple[bytes, bool]:
+    """Returns the last bytes of a file, none of them before `first_byte`, and whether it was cut.
+
+    It was cut if bytes between `first_byte` and the returned ones are left out. A missing file is
+    empty.
+    """
+    try:
+        with path.open("rb") as file:
+            start = max(first_byte, file.seek(0, os.SEEK_END) - at_most_bytes)
+            file.seek(start)
+            return file.read(at_most_bytes), start > first_byte
+    except FileNotFoundError:
+        return b"", False

@@ -1,0 +1,169 @@
+"""Files of one JSON object a line, such as metrics.jsonl: appended to while others read them.
+
+A line counts once it ends with a newline: a last one without is being written, or its writer was
+killed. A float that is not finite is written as null, and its key listed under "non_finite".
+
+A trainer that resumes cuts its files back to its checkpoint and writes on. So the position that a
+reader goes on from carries the checksum of the line before it: if that is not there any more, the
+reader begins again and says so.
+"""
+
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lectern_common.errors import InvalidRequest
+from lectern_common.files import end_of, write_atomic
+
+MAX_READ_BYTES = 1 << 20
+MAX_LINE_BYTES = 64 * 1024
+Record = dict[str, Any]
+
+
+def finite_record(record: Record) -> Record:
+    """Returns the record as a line holds it: what is not finite is null, and named."""
+    broken = [
+        key
+        for key, value in record.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    return {**record, **dict.fromkeys(broken), "non_finite": broken} if broken else record
+
+
+def append_json_line(path: Path, record: Record) -> None:
+    """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
+
+    Raises:
+        OSError: no space for the whole line; no part of it is left.
+    """
+    line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        written = file.write(line)
+        # A disk that fills up takes a part without an error; the next write says why.
+        while written < len(line):
+            try:
+                written += file.write(line[written:])
+            except OSError:
+                # Whatever comes next would stand on the same line.
+                file.truncate(file.tell() - written)
+                raise
+
+
+def read_json_lines(path: Path) -> list[Record]:
+    """Returns every complete line; a missing file has none. Raises ValueError if one is broken."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in _complete(data)]
+
+
+def last_json_lines(path: Path, at_most_bytes: int) -> list[Any]:
+    """Returns the values of the last complete lines, without null and what is not JSON."""
+    data, is_cut = end_of(path, at_most_bytes)
+    lines = _complete(data)
+    # The first line of a cut file has no beginning.
+    values = (_value(line) for line in (lines[1:] if is_cut else lines))
+    return [value for value in values if value is not None]
+
+
+def keep_lines_before(path: Path, step: int) -> None:
+    """Drops the lines of `step` and later ones, and an incomplete last one; atomically.
+
+    Raises:
+        OSError: no space, for instance; the file is as it was.
+    """
+    if path.exists():
+        kept = [line for line in read_json_lines(path) if line["step"] < step]
+        write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+
+
+@dataclass(frozen=True)
+class Position:
+    """After a complete line: its end, and the CRC-32 of its last MAX_LINE_BYTES (at 0: 0)."""
+
+    offset: int = 0
+    check: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.offset}.{self.check:08x}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Raises InvalidRequest unless `text` is one."""
+        offset, _, check = text.partition(".")
+        if not (offset.isascii() and offset.isdigit()) or len(offset) > 18 or len(check) != 8:
+            raise InvalidRequest(f"{text[:40]!r} is not a position in metrics", field="cursor")
+        try:
+            return cls(int(offset), int(check, 16))
+        except ValueError:
+            raise InvalidRequest(f"{text[:40]!r} is not a position in metrics", "cursor") from None
+
+
+@dataclass(frozen=True)
+class NewRecords:
+    """Complete lines from a position on.
+
+    Attributes:
+        records: each with the position after it; lines that are not objects with a step are left
+            out.
+        end: the position after the last of them, or the one that was read from.
+        rewound: the position was not in the file any more; the records begin at its start.
+        more: further lines can be read at once.
+    """
+
+    records: list[tuple[Record, Position]]
+    end: Position
+    rewound: bool
+    more: bool
+
+
+def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) -> NewRecords:
+    """Returns the next records, up to about `max_bytes` of them. A missing file has none."""
+    try:
+        with path.open("rb") as file:
+            rewound = not _holds(file, position)
+            start = Position() if rewound else position
+            file.seek(start.offset)
+            data = file.read(max_bytes)
+            more = len(data) == max_bytes
+    except FileNotFoundError:
+        return NewRecords([], Position(), rewound=position.offset > 0, more=False)
+    lines = _complete(data)
+    records: list[tuple[Record, Position]] = []
+    end = start
+    for line in lines:
+        end = Position(end.offset + len(line), zlib.crc32(line[-MAX_LINE_BYTES:]))
+        record = _value(line)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append((record, end))
+    return NewRecords(records, end, rewound, more and bool(lines))
+
+
+def _holds(file: BinaryIO, position: Position) -> bool:
+    """Returns True if the line that ends at the position is the one it was taken after."""
+    if position.offset == 0:
+        return True
+    start = max(0, position.offset - MAX_LINE_BYTES)
+    file.seek(start)
+    before = file.read(position.offset - start)
+    if len(before) < position.offset - start or not before.endswith(b"\n"):
+        return False
+    line = before[before.rfind(b"\n", 0, -1) + 1 :]
+    return zlib.crc32(line) == position.check
+
+
+def _complete(data: bytes) -> list[bytes]:
+    """Returns the lines that have an end, with it."""
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+def _value(line: bytes) -> Any:
+    """Returns a line's value, NaN and its like as None; None for what is not JSON."""
+    try:
+        return json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
