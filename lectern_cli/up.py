@@ -161,8 +161,9 @@ def _require_callers_known(
     Raises:
         Misconfigured: naming the option to set.
     """
-    from lectern_common.callers import host_and_port, is_loopback, read_token_file
+    from lectern_common.callers import is_loopback, read_token_file
     from lectern_common.errors import Misconfigured
+    from lectern_common.words import host_and_port
 
     if teacher_token is not None:
         read_token_file(teacher_token, "--teacher-token-file")

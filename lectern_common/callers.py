@@ -11,19 +11,6 @@ MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_FILE_BYTES = 4096
 
 
-def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
-    """Returns the parts of what `option` says, an IPv6 host without its brackets.
-
-    Raises Misconfigured.
-    """
-    host, colon, port = bind.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise Misconfigured(f"{option} {bind!r} is not host:port, such as 127.0.0.1:8080")
-    if int(port) > 65535:
-        raise Misconfigured(f"the port of {option} {bind!r} is beyond 65535")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def is_loopback(host: str) -> bool:
     """Returns whether only this machine reaches the host, a name or an address."""
     if host == "localhost":

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import TypeVar
 
 from lectern_common.compatibility import StudentFacts, require_data_fits, require_teacher_fits
-from lectern_common.counted import counted
 from lectern_common.errors import Incompatible, InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under, what_is_there
@@ -28,6 +27,7 @@ from lectern_common.shards import (
 from lectern_common.spec_sections import TeacherSpec
 from lectern_common.student_folder import UNKNOWN_STUDENT, student_facts
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
+from lectern_common.words import counted
 from protos import teacher_pb2
 
 _Found = TypeVar("_Found")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lectern_common.callers import host_and_port, is_loopback, read_token_file
+from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
+from lectern_common.words import host_and_port
 from teacher_server.auth import (
     callers_text,
     plaintext_warning,

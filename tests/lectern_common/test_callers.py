@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_common.callers import host_and_port, is_loopback, read_token_file
+from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import Misconfigured
 
 
@@ -31,22 +31,3 @@ def test_what_is_no_token_is_refused_by_the_option_and_not_shown(tmp_path: Path,
     with pytest.raises(Misconfigured, match=f"--some-file {path}") as refused:
         read_token_file(path, "--some-file")
     assert not text or text not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("a.b:65535", ("a.b", 65535))],
-)
-def test_addresses_are_split_at_the_last_colon(address: str, parts: tuple[str, int]) -> None:
-    assert host_and_port(address) == parts
-
-
-@pytest.mark.parametrize("address", ["", "8080", "host", ":80", "host:", "host:x", "host:-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(Misconfigured, match=f"--some-bind '{address}' is not host:port"):
-        host_and_port(address, "--some-bind")
-
-
-def test_a_port_that_there_is_not_is_called_so() -> None:
-    with pytest.raises(Misconfigured, match="the port of --bind '127.0.0.1:65536' is beyond 65535"):
-        host_and_port("127.0.0.1:65536")

@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 
 from lectern_common.memory_estimate import MemoryEstimate
-from lectern_common.memory_fit import GIB, FreeMemory, free_host_bytes, memory_fit
+from lectern_common.memory_fit import FreeMemory, free_host_bytes, memory_fit
+from lectern_common.words import GIB
 
 NEEDS = MemoryEstimate(
     parameters=1 * GIB,

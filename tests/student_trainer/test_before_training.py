@@ -9,7 +9,8 @@ import torch
 
 from lectern_common.errors import Misconfigured
 from lectern_common.memory_estimate import MemoryEstimate
-from lectern_common.memory_fit import GIB, FreeMemory
+from lectern_common.memory_fit import FreeMemory
+from lectern_common.words import GIB
 from student_trainer.batch_sources import Batch
 from student_trainer.before_training import check_before_training, free_memory, require_memory
 from student_trainer.students import CausalStudent
