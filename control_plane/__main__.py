@@ -18,7 +18,7 @@ from control_plane.launcher import TRAINER_ARGV
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
-from lectern_common.callers import is_loopback, read_token_file
+from lectern_common.callers import read_token_file, require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
@@ -96,11 +96,11 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
     token = None if options.token_file is None else read_token_file(options.token_file)
-    if token is None and not options.published_on_loopback and not is_loopback(host):
-        raise Misconfigured(
-            f"--bind {options.bind} is reachable from other machines: give --token-file FILE, or "
-            "bind to 127.0.0.1"
-        )
+    require_known_callers(
+        options.bind,
+        known=token is not None or options.published_on_loopback,
+        may="steer the runs",
+    )
     files = SecretFiles(
         options.teacher_token_file,
         options.teacher_tls_ca,

@@ -116,7 +116,7 @@ def _metrics_server(
     from teacher_server.metrics_server import MetricsServer
 
     host, port = host_and_port(options.metrics_bind, "--metrics-bind")
-    require_callers_known(options.metrics_bind, host, token, tls, "--metrics-bind")
+    require_callers_known(options.metrics_bind, token, tls, "--metrics-bind")
     if is_loopback(server.host):  # else it is said already
         _warn(plaintext_warning(host, token, tls))
     context = None

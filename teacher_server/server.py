@@ -77,7 +77,7 @@ class TeacherServer:
         max_request_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.host, self._port = host_and_port(bind)
-        require_callers_known(bind, self.host, token, tls)
+        require_callers_known(bind, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
         self._servicer = TeacherServicer()

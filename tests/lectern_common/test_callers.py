@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_common.callers import is_loopback, read_token_file
+from lectern_common.callers import is_loopback, read_token_file, require_known_callers
 from lectern_common.errors import Misconfigured
 
 
@@ -16,6 +16,24 @@ def test_loopback_is_known(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
 def test_what_is_beyond_loopback_is_known(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("bind", "known"), [("127.0.0.1:80", False), ("[::1]:80", False), ("0.0.0.0:80", True)]
+)
+def test_a_server_knows_its_callers_or_they_are_on_this_machine(bind: str, known: bool) -> None:
+    require_known_callers(bind, known=known, remedy="set it")
+
+
+def test_strangers_are_kept_out_by_naming_the_option_and_what_to_set() -> None:
+    with pytest.raises(Misconfigured) as refused:
+        require_known_callers(
+            "[::]:80", known=False, remedy="set --key FILE", option="--some-bind", may="read"
+        )
+    assert str(refused.value) == (
+        "--some-bind [::]:80 can be reached from other machines, and anyone may read: "
+        "set --key FILE, or bind 127.0.0.1"
+    )
 
 
 def test_a_token_is_read_without_the_space_around_it(tmp_path: Path) -> None:
