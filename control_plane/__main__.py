@@ -18,12 +18,13 @@ from control_plane.launcher import TRAINER_ARGV
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
-from lectern_common.callers import host_and_port, is_loopback, read_token_file
+from lectern_common.callers import read_token_file, require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles
+from lectern_common.words import address_of, bracketed, host_and_port
 
 SHUTDOWN_SECONDS = 3
 MAX_HEADER_BYTES = 16 * 1024
@@ -95,11 +96,11 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
     token = None if options.token_file is None else read_token_file(options.token_file)
-    if token is None and not options.published_on_loopback and not is_loopback(host):
-        raise Misconfigured(
-            f"--bind {options.bind} is reachable from other machines: give --token-file FILE, or "
-            "bind to 127.0.0.1"
-        )
+    require_known_callers(
+        options.bind,
+        known=token is not None or options.published_on_loopback,
+        may="steer the runs",
+    )
     files = SecretFiles(
         options.teacher_token_file,
         options.teacher_tls_ca,
@@ -122,7 +123,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
             stop_grace_seconds=options.stop_grace_seconds,
             trainer_argv=trainer_argv,
         )
-        names = {_bracketed(host), *(name.lower() for name in options.allowed_host)}
+        names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(
             create_app(plane, token=token, allowed_hosts=names),
             log_config=None,
@@ -153,8 +154,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started or not sockets:
             return
-        host, port = sockets[0].getsockname()[:2]
-        bound = f"{_bracketed(host)}:{port}"
+        bound = address_of(*sockets[0].getsockname()[:2])
         if self._port_file is not None:
             write_atomic(self._port_file, bound.encode())
         plane = self._plane
@@ -178,10 +178,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host.lower()
 
 
 def _listen(host: str, port: int) -> socket.socket:

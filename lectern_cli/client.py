@@ -16,8 +16,7 @@ from typing import Any
 
 import httpx
 
-from lectern_common import errors
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound
+from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound, error_of
 from lectern_common.run_folder import RESTING, RunState
 from lectern_common.run_spec import NAME_PATTERN, RunSpec
 
@@ -323,23 +322,8 @@ def problem(response: httpx.Response) -> LecternError:
         for entry in data.get("errors") or []
         if isinstance(entry, dict)
     ]
-    known = _BY_REASON.get(str(data["reason"]), LecternError)
-    if fields and issubclass(known, InvalidRequest):
-        return InvalidSpec(fields)
-    if known is InvalidSpec:
-        return InvalidSpec([("", detail)])
-    return known(detail)
-
-
-def _tree(root: type[LecternError]) -> Iterator[type[LecternError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
-
-
-_BY_REASON = {
-    error.reason: error for error in _tree(LecternError) if error.__module__ == errors.__name__
-}
+    error = error_of(str(data["reason"]), detail)
+    return InvalidSpec(fields) if fields and isinstance(error, InvalidRequest) else error
 
 
 def _segment(run_id: str) -> str:

@@ -8,8 +8,8 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Home, Json, command_group, roots_of
-from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import counted
 
 if TYPE_CHECKING:
     from lectern_data.hub import HubDataset

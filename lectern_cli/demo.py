@@ -43,6 +43,7 @@ from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.shards import MANIFEST_NAME
+from lectern_common.words import size
 from lectern_data.prepare import prepare
 
 TEACHER = "demo-teacher"
@@ -144,7 +145,7 @@ def _prepare_data(data: Path) -> None:
     )
     for part in filter(None, (prepared.training, prepared.validation)):
         console.note(
-            f"      {part.path.name}: {part.documents} files, {part.text_bytes / 1e6:.1f} MB, "
+            f"      {part.path.name}: {part.documents} files, {size(part.text_bytes)}, "
             f"{part.tokens:,} tokens"
         )
 

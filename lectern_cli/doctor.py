@@ -26,8 +26,8 @@ from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles
+from lectern_common.words import GIB, gib
 
-GIB = 1 << 30
 _NO_SECRETS = SecretFiles()
 _TRAINING_PACKAGES = ("transformers", "safetensors", "tokenizers", "huggingface_hub")
 
@@ -149,7 +149,7 @@ def _folders(roots: Roots) -> Iterator[Check]:
 def _disk(roots: Roots) -> Check:
     path = next(parent for parent in (roots.runs, *roots.runs.parents) if parent.exists())
     free = shutil.disk_usage(path).free
-    message = f"{free / GIB:.1f} GiB free for runs"
+    message = f"{gib(free)} free for runs"
     advice = "a checkpoint takes 12 bytes a parameter; free some, or move LECTERN_RUNS_ROOT"
     if free < GIB // 4:
         return Check("disk", Outcome.FAIL, message, advice)

@@ -21,16 +21,15 @@ from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.estimate import RunEstimate, estimate_run
 from lectern_common.checks.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
-from lectern_common.counted import counted, duration
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import dump_spec
 from lectern_common.threads import waiting_environment
+from lectern_common.words import counted, duration, size
 
 TIMEOUT_SECONDS = 300.0
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
@@ -221,14 +220,6 @@ def table(lines: list[tuple[str, str, str]]) -> list[str]:
         f"{subject:<{widths[0]}}  {figure:>{widths[1]}}  {words}".rstrip()
         for subject, figure, words in lines
     ]
-
-
-def size(num_bytes: float) -> str:
-    """Returns "7.17 kB": three figures, in units of 1,000."""
-    power = 0
-    while num_bytes >= 999.5 and power < len(_UNITS) - 1:
-        num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.3g} {_UNITS[power]}"
 
 
 def _free_disk(roots: Roots) -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lectern_cli.console import inert, out
 from lectern_cli.pace import Pace
-from lectern_common.counted import duration
 from lectern_common.run_folder import RunState, Status
+from lectern_common.words import duration
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from lectern_cli.processes import Child, ChildDied, interrupts_held, wait_until
-from lectern_common.callers import host_and_port
 from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
+from lectern_common.words import address_of, host_and_port
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
 DEFAULT_BIND = "127.0.0.1:8080"
@@ -200,5 +200,5 @@ def _holder(port: int) -> str:
 
 def _reachable(bound: str) -> str:
     """Returns an address for clients on this machine of one that was bound."""
-    host, _, port = bound.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]", "::") else bound  # noqa: S104
+    host, port = host_and_port(bound)
+    return address_of("127.0.0.1", port) if host in ("0.0.0.0", "::") else bound  # noqa: S104

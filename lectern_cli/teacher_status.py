@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lectern_cli import console
-from lectern_common.counted import counted
+from lectern_common.words import counted, size
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNKNOWN = "-"
 
 
@@ -29,7 +28,7 @@ def print_status(figures: Mapping[str, Any]) -> None:
             Text(console.inert(account["run_id"]), overflow="fold"),
             _percent(account["compute_share"]),
             f"{account['tokens']:,}",
-            _size(account["sent_bytes"]),
+            size(account["sent_bytes"]),
             _percent(account["hit_share"]),
             _UNKNOWN if wait is None else f"{wait:.3g} s",
             _UNKNOWN if weight is None else f"{weight:g}",
@@ -64,7 +63,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cache", _cache(figures["cache"])
     yield (
         "answers",
-        f"{_size(figures['sent_bytes'])} sent; "
+        f"{size(figures['sent_bytes'])} sent; "
         f"{counted(figures['refused_requests'], 'request')} turned away as it was full, "
         f"{figures['failed_requests']:,} failed",
     )
@@ -92,22 +91,15 @@ def _cache(cache: Mapping[str, Any] | None) -> str:
         if looked_up
         else "not asked yet"
     )
-    text += f"; {_size(cache['used_bytes'])} of {_size(cache['capacity_bytes'])} used"
+    text += f"; {size(cache['used_bytes'])} of {size(cache['capacity_bytes'])} used"
     if not cache["disk_capacity_bytes"]:
         return text
-    disk = f"{_size(cache['disk_used_bytes'])} of {_size(cache['disk_capacity_bytes'])}"
+    disk = f"{size(cache['disk_used_bytes'])} of {size(cache['disk_capacity_bytes'])}"
     return f"{text}, on disk {disk}"
 
 
 def _percent(share: float | None) -> str:
     return _UNKNOWN if share is None else f"{100 * share:.3g} %"
-
-
-def _size(num_bytes: float) -> str:
-    power = 0
-    while num_bytes >= 999.5 and power < len(_UNITS) - 1:
-        num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.3g} {_UNITS[power]}"
 
 
 def _duration(seconds: float) -> str:

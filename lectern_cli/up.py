@@ -151,36 +151,27 @@ def _require_callers_known(
     token_file: Path | None,
     teacher_words: Sequence[str],
 ) -> None:
-    """Returns where either is for this machine alone, or has a token that can be used.
+    """Raises Misconfigured unless each is for this machine only, or has a token that can be used.
 
     Both servers would say so themselves, the control plane minutes later: once a model is loaded.
 
     Args:
         teacher_words: further options of the teacher, which may tell it otherwise who calls.
-
-    Raises:
-        Misconfigured: naming the option to set.
     """
-    from lectern_common.callers import host_and_port, is_loopback, read_token_file
-    from lectern_common.errors import Misconfigured
+    from lectern_common.callers import read_token_file, require_known_callers
 
     if teacher_token is not None:
         read_token_file(teacher_token, "--teacher-token-file")
-    elif not is_loopback(host_and_port(teacher_bind, "--teacher-bind")[0]) and not any(
-        word.startswith(("--token-file", "--tls-client-ca")) for word in teacher_words
-    ):
-        raise Misconfigured(
-            f"--teacher-bind {teacher_bind} can be reached from other machines, and anyone may "
-            "call: make a token (lectern token create teacher) and set --teacher-token-file "
-            "teacher, or bind 127.0.0.1"
-        )
+    require_known_callers(
+        teacher_bind,
+        known=teacher_token is not None
+        or any(word.startswith(("--token-file", "--tls-client-ca")) for word in teacher_words),
+        remedy="make a token (lectern token create teacher) and set --teacher-token-file teacher",
+        option="--teacher-bind",
+    )
     if token_file is not None:
         read_token_file(token_file)
-    elif not is_loopback(host_and_port(bind, "--bind")[0]):
-        raise Misconfigured(
-            f"--bind {bind} can be reached from other machines, and anyone may steer the runs: set "
-            "--token-file to a file with a token, or bind 127.0.0.1"
-        )
+    require_known_callers(bind, known=token_file is not None, may="steer the runs")
 
 
 def wait_notes() -> "OnWait":

@@ -1,27 +1,14 @@
-"""Where a server listens, and who may call it: whoever reaches this machine's own addresses, else
-who has the token.
-"""
+"""Who may call a server: whoever reaches this machine's own addresses, else who has the token."""
 
 import ipaddress
 from pathlib import Path
 
 from lectern_common.errors import Misconfigured
+from lectern_common.words import host_and_port
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_FILE_BYTES = 4096
-
-
-def host_and_port(bind: str, option: str = "--bind") -> tuple[str, int]:
-    """Returns the parts of what `option` says, an IPv6 host without its brackets.
-
-    Raises Misconfigured.
-    """
-    host, colon, port = bind.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise Misconfigured(f"{option} {bind!r} is not host:port, such as 127.0.0.1:8080")
-    if int(port) > 65535:
-        raise Misconfigured(f"the port of {option} {bind!r} is beyond 65535")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+REMEDY = "set --token-file to a file with a token"
 
 
 def is_loopback(host: str) -> bool:
@@ -32,6 +19,24 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name: whatever it resolves to
         return False
+
+
+def require_known_callers(
+    bind: str, *, known: bool, remedy: str = REMEDY, option: str = "--bind", may: str = "call"
+) -> None:
+    """Raises Misconfigured unless callers are known, or on this machine.
+
+    Args:
+        bind: host:port, as `option` names it.
+        known: callers have to show a token or a certificate.
+        remedy: what to set so that they have to.
+        may: what anyone could do otherwise.
+    """
+    if not known and not is_loopback(host_and_port(bind, option)[0]):
+        raise Misconfigured(
+            f"{option} {bind} can be reached from other machines, and anyone may {may}: {remedy}, "
+            "or bind 127.0.0.1"
+        )
 
 
 def read_token_file(path: Path, option: str = "--token-file") -> str:

@@ -1,7 +1,8 @@
 """Every error that crosses a boundary: whose fault it is, whether to retry, how each edge says it.
 
 Raised deep, translated once at the edge: by the gRPC servicer (`grpc_code`), by the HTTP exception
-handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable word for programs.
+handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable word for programs, by
+which `error_of` makes the same error again on the other side.
 
     LecternError
     |-- InvalidRequest        the caller sent something that can never work; `field` names it
@@ -226,12 +227,19 @@ class Misconfigured(LecternError):
 
 
 def error_of(reason: str, message: str) -> LecternError:
-    """Returns the error of that reason, as another process told of it; the root where unknown."""
+    """Returns the error that another process named by its reason; the one way back, at every edge.
+
+    A word that no class here has, such as a newer server's, makes a LecternError that keeps it.
+    """
     for kind in _kinds(LecternError):
         if kind.reason == reason:
             return kind([("", message)]) if issubclass(kind, InvalidSpec) else kind(message)
-    return LecternError(message)
+    error = LecternError(message)
+    error.reason = reason or error.reason
+    return error
 
 
 def _kinds(root: type[LecternError]) -> list[type[LecternError]]:
-    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]
+    """Returns the tree below `root`; what other modules derive for themselves is not in it."""
+    children = (kind for kind in root.__subclasses__() if kind.__module__ == __name__)
+    return [root, *(kind for child in children for kind in _kinds(child))]

@@ -24,6 +24,7 @@ from lectern_common.client_tls import ClientTls
 from lectern_common.errors import LecternError, Overloaded, TeacherUnavailable, WrongModel
 from lectern_common.secret_files import Secrets
 from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2
 
 FIRST_REST_SECONDS = 1.0
@@ -190,10 +191,10 @@ class TeacherReplicas:
         """
         if not self.address.startswith(DNS_SCHEME):
             return self._channels, ()
-        name, _, port = self.address.removeprefix(DNS_SCHEME).rpartition(":")
+        name, port = host_and_port(self.address.removeprefix(DNS_SCHEME), "teacher.address")
         opened = [
-            TeacherChannel(address, self._secrets.token, self._secrets.tls, name.strip("[]"))
-            for address in resolved(name.strip("[]"), int(port))
+            TeacherChannel(address, self._secrets.token, self._secrets.tls, name)
+            for address in resolved(name, port)
         ]
         return opened, opened
 
@@ -220,7 +221,7 @@ def resolved(name: str, port: int) -> list[str]:
             "teacher.address to a name that resolves"
         ) from None
     hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
-    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
+    return [address_of(host, port) for host in hosts]
 
 
 def _outcome(

@@ -43,29 +43,8 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 _SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 _LOGITS_FOR_BATCH = f"/{_SERVICE}/LogitsForBatch"
 _ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
-
-_BY_REASON: dict[str, type[errors.LecternError]] = {
-    cls.reason: cls
-    for cls in (
-        errors.InvalidRequest,
-        errors.NotFound,
-        errors.Conflict,
-        errors.Unauthenticated,
-        errors.Untrusted,
-        errors.Incompatible,
-        errors.TokenizerMismatch,
-        errors.SameWeights,
-        errors.WrongModel,
-        errors.RepresentationNotOffered,
-        errors.Overloaded,
-        errors.TeacherError,
-        errors.TeacherOutOfMemory,
-        errors.TeacherUnavailable,
-        errors.CorruptData,
-        errors.DataUnavailable,
-        errors.Misconfigured,
-    )
-}
+# A teacher has no such errors: believed, its word would end a run as if its own disk were full.
+_OF_THE_TRAINER = (errors.InvalidSpec, errors.Diverged, errors.DiskFull)
 
 
 @dataclass
@@ -189,14 +168,14 @@ def translated(
     code = error.code()
     detail = error.details() or code.name
     trailing = {entry.key: str(entry.value) for entry in error.trailing_metadata() or ()}
-    known = _BY_REASON.get(trailing.get(REASON_KEY, ""))
-    if known is errors.InvalidRequest:
-        return errors.InvalidRequest(detail, field=trailing.get(FIELD_KEY))
-    if known is errors.Overloaded:
-        pushback_ms = float(trailing.get(PUSHBACK_KEY, 1000))
-        return errors.Overloaded(detail, retry_after_seconds=pushback_ms / 1000)
-    if known is not None:
-        return known(detail)
+    known = errors.error_of(trailing.get(REASON_KEY, ""), detail)
+    if isinstance(known, errors.InvalidRequest):
+        known.field = trailing.get(FIELD_KEY)
+    if isinstance(known, errors.Overloaded) and PUSHBACK_KEY in trailing:
+        known.retry_after_seconds = float(trailing[PUSHBACK_KEY]) / 1000
+    if type(known) is not errors.LecternError and not isinstance(known, _OF_THE_TRAINER):
+        return known
+    # A fault of the server itself, a newer server's word or none: the status tells more.
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return client_tls.refusal(detail, address) or errors.TeacherUnavailable(
             f"no teacher at {address} ({detail}); start one with `lectern teacher serve`, or set "

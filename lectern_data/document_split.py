@@ -3,8 +3,8 @@
 import hashlib
 from collections import Counter
 
-from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import counted
 from lectern_data.documents import Document
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import counted
 from lectern_data.documents import LeftOut
 
 MAX_REASONS = 5

@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lectern_common.counted import counted
 from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
 from lectern_common.files import fsync, write_atomic
+from lectern_common.words import counted
 from lectern_data.input_files import require_no_dataset
 from lectern_data.rows import Content
 

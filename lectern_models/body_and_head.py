@@ -76,6 +76,16 @@ def split(model: PreTrainedModel) -> BodyAndHead:
     return BodyAndHead(body, projection, head_transform(model.config))
 
 
+def split_or_why(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None]:
+    """Returns (the halves, probed, None), or (None, why they cannot be had apart)."""
+    try:
+        parts = split(model)
+    except Misconfigured as error:
+        return None, str(error)
+    reason = parity_probe(model, parts)
+    return (parts, None) if reason is None else (None, reason)
+
+
 def head_transform(config: PreTrainedConfig) -> HeadTransform:
     """Returns what the model does to its projection's output, as its config names it."""
     text = config.get_text_config()

@@ -63,6 +63,16 @@ class OutputHead:
         bias = None if self.bias_V is None else self.bias_V[:vocab_size]
         return OutputHead(self.weight_VD[:vocab_size], bias, self.transform)
 
+    def widened(self) -> "OutputHead":
+        """Returns the head in float32, for the CPU, where every product would convert it again.
+
+        On CUDA the head itself: there a copy costs memory, and converting takes no time.
+        """
+        if self.weight_VD.is_cuda:
+            return self
+        bias = None if self.bias_V is None else self.bias_V.float()
+        return OutputHead(self.weight_VD.float(), bias, self.transform)
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Returns float32 logits [N, V], accumulated in float32 whatever the stored dtype.
 

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lectern_common.words import size
+
 SAID_ABOVE = 0.3
 # Well below: a share that moves around the limit is one story, not many.
 OVER_BELOW = 0.15
@@ -102,12 +104,12 @@ def _smaller(facts: TeacherFacts, metrics: Mapping[str, float | None], speed: fl
     if facts.representation == "dense":
         return [
             "take teacher.representation hidden, which is as exact as dense and a fraction of its "
-            f"{_size(token_bytes)} a token"
+            f"{size(token_bytes)} a token"
         ]
     if facts.representation == "hidden" and token_bytes * speed > _MUCH_ON_THE_WIRE:
         return [
-            f"take teacher.representation top_k or sampled: {_size(token_bytes * speed)} a second "
-            f"come over the wire, {_size(token_bytes)} a token"
+            f"take teacher.representation top_k or sampled: {size(token_bytes * speed)} a second "
+            f"come over the wire, {size(token_bytes)} a token"
         ]
     return []
 
@@ -132,12 +134,3 @@ def _faster(facts: TeacherFacts, share: float, speed: float) -> list[str]:
             f"take {wanted:,.0f})"
         )
     return helps
-
-
-def _size(num_bytes: float) -> str:
-    """Returns "7.2 kB"."""
-    for unit in ("bytes", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB"

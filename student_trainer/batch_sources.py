@@ -24,6 +24,7 @@ from lectern_common.shards import (
     open_shards,
     read_manifest,
 )
+from student_trainer.seeds import Key, raw_bits
 from student_trainer.targets import IGNORE_INDEX
 
 _log = structlog.get_logger()
@@ -32,8 +33,6 @@ Tokens = npt.NDArray[np.uint32]
 
 # Synthetic data has an end, so that a share of it can be held out.
 SYNTHETIC_ROWS = 1 << 16
-# Keeps these draws apart from those that order the rows (datasets.py).
-_SYNTHETIC_KEY = (1,)
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,8 @@ class TokenStream:
 
 def synthetic_row(seed: int, index: int, seq_len: int, vocab_size: int) -> Tokens:
     """Returns seq_len + 1 even random ids: a pure function of its arguments, on every machine."""
-    entropy = np.random.SeedSequence((seed, index), spawn_key=_SYNTHETIC_KEY)
-    bits = np.random.Philox(entropy).random_raw(seq_len + 1)
-    return np.asarray(np.asarray(bits, np.uint64) % np.uint64(vocab_size), np.uint32)
+    bits = raw_bits(Key.SYNTHETIC, (seed, index), seq_len + 1)
+    return np.asarray(bits % np.uint64(vocab_size), np.uint32)
 
 
 def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:

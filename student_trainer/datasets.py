@@ -20,6 +20,7 @@ from student_trainer.batch_sources import (
     TokenStream,
     synthetic_row,
 )
+from student_trainer.seeds import Key, raw_bits
 from student_trainer.targets import IGNORE_INDEX
 
 
@@ -238,9 +239,6 @@ def in_order(rows: Rows, sequences: int, rank: int = 0, ranks: int = 1) -> Itera
 
 
 def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """Returns 0 .. count - 1 shuffled, the same in every numpy release.
-
-    Raw Philox output is stable by numpy's policy (NEP 19); Generator.permutation is not.
-    """
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(count)
-    return np.asarray(np.argsort(np.asarray(keys), kind="stable"), np.int64)
+    """Returns 0 .. count - 1 shuffled, the same in every numpy release."""
+    keys = raw_bits(Key.ORDER, (seed, epoch), count)
+    return np.asarray(np.argsort(keys, kind="stable"), np.int64)

@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from student_trainer.datasets import Rows
-
-# Keeps the hash's factors apart from the draws of datasets.py and others.
-_HASH_KEY = (4,)
+from student_trainer.seeds import Key, raw_bits
 
 
 def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.uint64]:
@@ -23,8 +21,7 @@ def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.u
         tokens: a whole number of rows, and the last label: [n * seq_len + 1].
         seq_len: labels of a row.
     """
-    entropy = np.random.SeedSequence(0, spawn_key=_HASH_KEY)
-    factors = np.asarray(np.random.Philox(entropy).random_raw(seq_len + 1), np.uint64)
+    factors = raw_bits(Key.ROW_HASH, (0,), seq_len + 1)
     inputs_NS = tokens[:-1].reshape(-1, seq_len)
     last_N = tokens[seq_len::seq_len].astype(np.uint64)
     sums_N = np.einsum("ns,s->n", inputs_NS, factors[:seq_len])

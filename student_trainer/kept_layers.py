@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lectern_common.checks.rules import require_layers_to_leave_out
 from lectern_common.errors import InvalidSpec
 from lectern_models.body_and_head import split
+from lectern_models.layers import layer_lists
 
 _log = structlog.get_logger()
 
@@ -62,11 +63,7 @@ def _layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Returns the name of the one list of all layers in the model's body, and it."""
     body, count = split(model).body, model.config.get_text_config().num_hidden_layers
     inside = set(body.modules())
-    outermost: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        in_another = any(name.startswith(f"{outer}.") for outer in outermost)
-        if isinstance(module, nn.ModuleList) and module in inside and not in_another:
-            outermost[name] = module
+    outermost = {name: layers for name, layers in layer_lists(model).items() if layers in inside}
     lists = [(name, layers) for name, layers in outermost.items() if len(layers) == count]
     if len(lists) != 1:
         raise _refused(

@@ -22,6 +22,7 @@ from student_trainer.optimizer import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch
 from student_trainer.run_parts import Parts, Progress, Settings
 from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
+from student_trainer.seeds import Key, derived_seed
 from student_trainer.sharding import gathered, split_again, whole
 from student_trainer.step_metrics import loss_metrics, wire_metrics
 from student_trainer.stopping import StopRequested
@@ -32,8 +33,6 @@ from student_trainer.training_state import model_tensors, optimizer_tensors
 MAX_SKIPPED_IN_A_ROW = 3
 # The loss of no rows at all, which needs no teacher.
 _NOTHING = Objective(alpha=1.0, temperature=1.0)
-# Keeps the draws of dropout apart from those of datasets.py and batch_sources.py.
-_DROPOUT_KEY = (2,)
 
 
 def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
@@ -312,8 +311,7 @@ def _advise(parts: Parts, progress: Progress) -> None:
 def _dropout_of(step: int, rank: int, seed: int, device: torch.device) -> Iterator[None]:
     """Within, dropout is a pure function of (seed, step, rank); the random state is kept."""
     devices = [device] if device.type == "cuda" else []
-    entropy = (seed, step, rank) if rank else (seed, step)
-    state = np.random.SeedSequence(entropy, spawn_key=_DROPOUT_KEY)
+    numbers = (seed, step, rank) if rank else (seed, step)
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
+        torch.manual_seed(derived_seed(Key.DROPOUT, numbers))
         yield

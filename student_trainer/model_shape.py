@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from lectern_common.checks.memory import ModelShape
 from lectern_common.spec_sections import StudentSpec
+from lectern_models.layers import layer_lists, layers_of
 from lectern_models.loading import build_causal_lm
 from student_trainer.lora import add_adapters
-from student_trainer.sharding import layers_of
 
 # An MLP's width, by whoever names it; four times the hidden size where nobody does.
 _MLP_SIZES = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
@@ -81,6 +81,6 @@ def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     """Returns the body's list of layers; None where there is not one that holds them all."""
-    body: Any = model.get_decoder()  # type: ignore[no-untyped-call]
-    lists = [part for part in body.children() if isinstance(part, nn.ModuleList)]
+    body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    lists = list(layer_lists(body).values())
     return lists[0] if len(lists) == 1 else None

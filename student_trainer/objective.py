@@ -15,7 +15,7 @@ recompute. Arithmetic is float32 whatever the model computes in (float64 where i
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from student_trainer.targets import (
     TeacherTargets,
     TopKTargets,
 )
+
+_Number = TypeVar("_Number", float, Tensor)
 
 # Rows of a chunk. For each number of the head's gradient a chunk reads and writes 8 bytes and does
 # 2 operations a row: half the time is arithmetic at 4 x (FLOP/s over bytes/s) rows, which is 1,181
@@ -67,6 +69,10 @@ class Objective:
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise InvalidRequest(f"chunk_tokens is {self.chunk_tokens}; it must be >= 1")
         divergence_named(self.divergence, self.beta)
+
+    def total(self, ce: _Number, kd: _Number) -> _Number:
+        """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
+        return self.alpha * ce + (1 - self.alpha) * self.temperature**2 * kd
 
 
 class StepLoss(NamedTuple):
@@ -192,9 +198,8 @@ def _evaluate(
             if any(wanted):
                 gradients.add(rows, hidden_nD, weight_VD, projected_nV)
         ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
-        total = objective.alpha * ce_sum
-        total = total + (1 - objective.alpha) * objective.temperature**2 * kd_sum
-        return (total / call.normalizer, ce_sum, kd_sum), gradients.parts()
+        total = objective.total(ce_sum, kd_sum) / call.normalizer
+        return (total, ce_sum, kd_sum), gradients.parts()
 
 
 def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerms:

@@ -268,10 +268,8 @@ def _losses(parts: Parts, objective: Objective, batches: _FirstBatches) -> dict[
         loss = at_valid_positions(parts.student, batch, parts.device, compute)
         ce += loss.ce_sum.item() / num_positions
         kd += loss.kd_sum.item() / num_positions
-    alpha, temperature = objective.alpha, objective.temperature
-    losses = {"loss": alpha * ce + (1 - alpha) * temperature**2 * kd}
     return (
-        losses
-        | ({"loss/ce": ce} if alpha > 0 else {})
+        {"loss": objective.total(ce, kd)}
+        | ({"loss/ce": ce} if objective.alpha > 0 else {})
         | ({"loss/kd": kd} if teaching is not None else {})
     )

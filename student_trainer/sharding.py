@@ -13,6 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lectern_models.layers import layers_of
+
 
 def shard(student: nn.Module, mesh: DeviceMesh) -> None:
     """Splits the parameters, the same ones on every rank, in place. Do so before the optimizer.
@@ -66,10 +68,3 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(
         tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
     )
-
-
-def layers_of(root: nn.Module) -> list[nn.Module]:
-    """Returns the children of every outermost nn.ModuleList."""
-    if isinstance(root, nn.ModuleList):
-        return list(root)
-    return [layer for child in root.children() for layer in layers_of(child)]

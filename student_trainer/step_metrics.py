@@ -18,11 +18,10 @@ def loss_metrics(
     """
     sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
     ce, kd = (total / normalizer for total in ranks.totals(*sums.tolist()))
-    alpha, temperature = objective.alpha, objective.temperature
-    metrics = {"loss/total": alpha * ce + (1 - alpha) * temperature**2 * kd}
-    if alpha > 0:
+    metrics = {"loss/total": objective.total(ce, kd)}
+    if objective.alpha > 0:
         metrics["loss/ce"] = ce
-    if alpha < 1:
+    if objective.alpha < 1:
         metrics["loss/kd"] = kd
     return metrics
 

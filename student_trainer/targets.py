@@ -16,11 +16,10 @@ from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
+from student_trainer.seeds import Key, derived_seed
 
 # The one mask: a label of IGNORE_INDEX takes part in nothing.
 IGNORE_INDEX = -100
-# Keeps the seeds of draws apart from those of batch_sources.py and loop.py.
-_DRAWS_KEY = (3,)
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Representation:
         """
         if self.kind != "sampled":
             return self
-        state = np.random.SeedSequence((run_seed, step), spawn_key=_DRAWS_KEY)
-        return replace(self, seed=int(state.generate_state(1, np.uint64)[0]))
+        return replace(self, seed=derived_seed(Key.DRAWS, (run_seed, step)))
 
     @property
     def kd_is(self) -> str:

@@ -19,8 +19,7 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire import MAX_DRAWS
-from lectern_models.body_and_head import BodyAndHead, parity_probe, split
-from lectern_models.output_head import OutputHead
+from lectern_models.body_and_head import split_or_why
 from lectern_models.sampled import Draws, draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.targets import (
@@ -109,7 +108,7 @@ class InProcessTeacher:
     def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
         self._model = model.requires_grad_(False)
         model.train(False)
-        parts, self._not_split = _split(model)
+        parts, self._not_split = split_or_why(model)
         if parts is None and model.dtype != torch.float32:
             raise Misconfigured(
                 f"this teacher cannot teach in {model.dtype} ({self._not_split}); "
@@ -124,7 +123,7 @@ class InProcessTeacher:
             raise InvalidRequest(
                 f"vocab_size is {vocab_size}, the teacher has {width} logits", "vocab_size"
             )
-        self._head = None if parts is None else _wide(parts.head().sliced(self._vocab_size))
+        self._head = None if parts is None else parts.head().sliced(self._vocab_size).widened()
 
     def vocab_size(self) -> int:
         """See TeacherLogitsProvider."""
@@ -253,24 +252,6 @@ def _checked_k(representation: Representation, vocab_size: int) -> int:
     if k is None or not 1 <= k <= vocab_size:
         raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
     return k
-
-
-def _split(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None]:
-    """Returns (the halves, None), or (None, why they cannot be had apart)."""
-    try:
-        parts = split(model)
-    except Misconfigured as error:
-        return None, str(error)
-    reason = parity_probe(model, parts)
-    return (parts, None) if reason is None else (None, reason)
-
-
-def _wide(head: OutputHead) -> OutputHead:
-    """Returns the head in float32 on the CPU, where every product would convert it again."""
-    if head.weight_VD.is_cuda:
-        return head
-    bias = None if head.bias_V is None else head.bias_V.float()
-    return OutputHead(head.weight_VD.float(), bias, head.transform)
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lectern_common.callers import host_and_port, is_loopback, read_token_file
+from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
+from lectern_common.words import host_and_port
 from teacher_server.auth import (
     callers_text,
     plaintext_warning,
@@ -116,7 +117,7 @@ def _metrics_server(
     from teacher_server.metrics_server import MetricsServer
 
     host, port = host_and_port(options.metrics_bind, "--metrics-bind")
-    require_callers_known(options.metrics_bind, host, token, tls, "--metrics-bind")
+    require_callers_known(options.metrics_bind, token, tls, "--metrics-bind")
     if is_loopback(server.host):  # else it is said already
         _warn(plaintext_warning(host, token, tls))
     context = None

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from lectern_common.callers import is_loopback
-from lectern_common.errors import Misconfigured, Unauthenticated
+from lectern_common.callers import REMEDY, is_loopback, require_known_callers
+from lectern_common.errors import Unauthenticated
 from lectern_common.teacher_channel import REASON_KEY
 from teacher_server.tls import ServerTls
 
@@ -25,19 +25,16 @@ _DENIED = (
 
 
 def require_callers_known(
-    bind: str, host: str, token: str | None, tls: ServerTls | None, option: str = "--bind"
+    bind: str, token: str | None, tls: ServerTls | None, option: str = "--bind"
 ) -> None:
-    """Returns where the server is for this machine alone, or knows its callers.
-
-    Raises:
-        Misconfigured: others can reach `host` (of `option`), and anyone may call.
-    """
-    if token is not None or (tls is not None and tls.client_ca is not None) or is_loopback(host):
-        return
-    raise Misconfigured(
-        f"{option} {bind} can be reached from other machines, and anyone may call"
-        + (" (TLS without --tls-client-ca does not ask who calls)" if tls is not None else "")
-        + ": set --token-file to a file with a token, set --tls-client-ca, or bind 127.0.0.1"
+    """Raises Misconfigured unless callers show a token or a certificate, or are on this machine."""
+    unasked = "" if tls is None else " (TLS without --tls-client-ca does not ask who calls)"
+    require_known_callers(
+        bind,
+        known=token is not None or (tls is not None and tls.client_ca is not None),
+        remedy=f"{REMEDY}, set --tls-client-ca",
+        option=option,
+        may=f"call{unasked}",
     )
 
 

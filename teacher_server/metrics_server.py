@@ -15,6 +15,7 @@ from http import HTTPStatus
 import structlog
 
 from lectern_common.errors import Misconfigured
+from lectern_common.words import address_of
 from protos import teacher_pb2
 from teacher_server.metrics import CONTENT_TYPE, exposition
 
@@ -60,8 +61,8 @@ class MetricsServer:
     @property
     def url(self) -> str:
         """What to scrape, once started."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}{PATH}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{address_of(self._host, self._port)}{PATH}"
 
     async def start(self) -> None:
         """Binds the port and answers.

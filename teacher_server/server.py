@@ -18,10 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
-from lectern_common.callers import host_and_port
 from lectern_common.errors import Misconfigured
 from lectern_common.piece_bytes import serialized
 from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
 from teacher_server.auth import BearerTokenInterceptor, require_callers_known
@@ -77,7 +77,7 @@ class TeacherServer:
         max_request_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.host, self._port = host_and_port(bind)
-        require_callers_known(bind, self.host, token, tls)
+        require_callers_known(bind, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
         self._servicer = TeacherServicer()
@@ -92,8 +92,7 @@ class TeacherServer:
     @property
     def address(self) -> str:
         """Where it listens, once started."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self._port}"
+        return address_of(self.host, self._port)
 
     async def start(self) -> None:
         """Binds the port and answers health checks with NOT_SERVING.

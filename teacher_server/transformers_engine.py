@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
-from lectern_models.body_and_head import BodyAndHead, parity_probe, split
+from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import load_causal_lm
 from lectern_models.model_folder import ModelFolder, find_model
 from lectern_models.output_head import OutputHead
@@ -145,10 +145,10 @@ class TransformersEngine:
     ) -> None:
         _require_mixing_lengths(model, mode)
         self._model = model.requires_grad_(False)
-        self._parts, not_split = _split(model)
+        self._parts, not_split = split_or_why(model)
         self._head = self._parts.head() if self._parts is not None else None
         # Rows are projected in float32; on the CPU the cast is made once, here.
-        self._wide_head = _widened(self._head)
+        self._wide_head = None if self._head is None else self._head.widened()
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
         if compiled:
@@ -269,23 +269,6 @@ class TransformersEngine:
         head = self._host_head.sliced(vocab_size)
         parts = [head.weight_VD] if head.bias_V is None else [head.weight_VD, head.bias_V]
         return [bits(part).data.cast("B") for part in parts]
-
-
-def _split(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None]:
-    """Returns (the halves, None), or (None, why they cannot be served apart)."""
-    try:
-        parts = split(model)
-    except Misconfigured as error:
-        return None, str(error)
-    reason = parity_probe(model, parts)
-    return (parts, None) if reason is None else (None, reason)
-
-
-def _widened(head: OutputHead | None) -> OutputHead | None:
-    if head is None or head.weight_VD.is_cuda:
-        return head
-    bias = None if head.bias_V is None else head.bias_V.float()
-    return OutputHead(head.weight_VD.float(), bias, head.transform)
 
 
 def _on_host(head: OutputHead | None) -> OutputHead | None:

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import psutil
 
-GIB = 1 << 30
+from lectern_common.words import gib
+
 FLOAT32_BYTES = 4
 ADAMW_BYTES = 8
 # [n, V] tensors that the objective has at one time: the student's logits and the teacher's, and in
@@ -226,29 +227,29 @@ def memory_fit(estimate: MemoryEstimate, free: FreeMemory, processes: int = 1) -
     limit = free.device_bytes
     if certain > limit:
         parts = [
-            f"{name.replace('_', ' ')} {_gib(sharing * size)}"
+            f"{name.replace('_', ' ')} {gib(sharing * size)}"
             for name, size in estimate.parts().items()
             if size and name in ("parameters", "gradients", "optimizer", "teacher_head")
         ]
         problem = (
-            f"the student takes {_gib(certain)} of memory to train ({', '.join(parts)}), and "
-            f"{_gib(limit)} are free on {free.device}; take a smaller student, set student.lora"
+            f"the student takes {gib(certain)} of memory to train ({', '.join(parts)}), and "
+            f"{gib(limit)} are free on {free.device}; take a smaller student, set student.lora"
             + ("" if free.is_host else ", raise device.count")
             + (", or take another teacher.representation" if estimate.teacher_head else "")
         )
         return Fit(whole, limit, problem=problem)
     if whole > limit:
         warning = (
-            f"the run may need {_gib(whole)} of memory ({_gib(sharing * estimate.activations)} of "
-            f"it activations), and {_gib(limit)} are free on {free.device}; lower "
+            f"the run may need {gib(whole)} of memory ({gib(sharing * estimate.activations)} of "
+            f"it activations), and {gib(limit)} are free on {free.device}; lower "
             "batch.micro_batch_sequences, or set device.activation_checkpointing"
         )
         return Fit(whole, limit, warning=warning)
     answers = processes * estimate.answers
     if not free.is_host and answers > free.host_bytes:
         warning = (
-            f"the teacher's answers for coming steps may take {_gib(answers)}, and "
-            f"{_gib(free.host_bytes)} of the host's memory are free; lower teacher.prefetch_steps"
+            f"the teacher's answers for coming steps may take {gib(answers)}, and "
+            f"{gib(free.host_bytes)} of the host's memory are free; lower teacher.prefetch_steps"
         )
         return Fit(whole, limit, warning=warning)
     return Fit(whole, limit)
@@ -265,10 +266,6 @@ def free_host_bytes(cgroup: Path = _CGROUP) -> int:
         return free
     # Pages of files that were read once are given back when they are needed.
     return min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"
 
 
 def _shared(num_bytes: int, devices: int) -> int:

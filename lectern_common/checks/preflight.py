@@ -24,7 +24,6 @@ from lectern_common.checks.rules import (
     rows_held_out,
 )
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
-from lectern_common.counted import counted
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under, what_is_there
@@ -39,6 +38,7 @@ from lectern_common.shards import (
 )
 from lectern_common.spec_sections import TeacherSpec
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
+from lectern_common.words import counted
 from protos import teacher_pb2
 
 _Found = TypeVar("_Found")

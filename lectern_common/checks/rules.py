@@ -6,8 +6,8 @@ what it has loaded: whoever finds a rule broken says the same.
 
 from pathlib import Path
 
-from lectern_common.counted import counted
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
+from lectern_common.words import counted
 
 
 def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:

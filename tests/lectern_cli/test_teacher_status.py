@@ -75,7 +75,7 @@ def test_a_teacher_is_shown_with_its_runs(lectern, teacher, monkeypatch):
     rows = [line.strip(f"{BAR} ").split(BAR) for line in shown.out.splitlines() if "abcdef" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["coder-abcdef", "75 %", "123,456", "1 MB", "25 %", "0.25 s", "2"],
-        ["new-abcdef", "0 %", "0", "0 B", "-", "-", "-"],
+        ["new-abcdef", "0 %", "0", "0 bytes", "-", "-", "-"],
     ]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_common.callers import host_and_port, is_loopback, read_token_file
+from lectern_common.callers import is_loopback, read_token_file, require_known_callers
 from lectern_common.errors import Misconfigured
 
 
@@ -16,6 +16,24 @@ def test_loopback_is_known(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
 def test_what_is_beyond_loopback_is_known(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("bind", "known"), [("127.0.0.1:80", False), ("[::1]:80", False), ("0.0.0.0:80", True)]
+)
+def test_a_server_knows_its_callers_or_they_are_on_this_machine(bind: str, known: bool) -> None:
+    require_known_callers(bind, known=known, remedy="set it")
+
+
+def test_strangers_are_kept_out_by_naming_the_option_and_what_to_set() -> None:
+    with pytest.raises(Misconfigured) as refused:
+        require_known_callers(
+            "[::]:80", known=False, remedy="set --key FILE", option="--some-bind", may="read"
+        )
+    assert str(refused.value) == (
+        "--some-bind [::]:80 can be reached from other machines, and anyone may read: "
+        "set --key FILE, or bind 127.0.0.1"
+    )
 
 
 def test_a_token_is_read_without_the_space_around_it(tmp_path: Path) -> None:
@@ -31,22 +49,3 @@ def test_what_is_no_token_is_refused_by_the_option_and_not_shown(tmp_path: Path,
     with pytest.raises(Misconfigured, match=f"--some-file {path}") as refused:
         read_token_file(path, "--some-file")
     assert not text or text not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("a.b:65535", ("a.b", 65535))],
-)
-def test_addresses_are_split_at_the_last_colon(address: str, parts: tuple[str, int]) -> None:
-    assert host_and_port(address) == parts
-
-
-@pytest.mark.parametrize("address", ["", "8080", "host", ":80", "host:", "host:x", "host:-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(Misconfigured, match=f"--some-bind '{address}' is not host:port"):
-        host_and_port(address, "--some-bind")
-
-
-def test_a_port_that_there_is_not_is_called_so() -> None:
-    with pytest.raises(Misconfigured, match="the port of --bind '127.0.0.1:65536' is beyond 65535"):
-        host_and_port("127.0.0.1:65536")

@@ -5,8 +5,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import grpc
+import httpx
 import pytest
 
+from control_plane import problems
+from lectern_cli import client
 from lectern_common import errors
 from lectern_common.teacher_channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated
 
@@ -57,33 +60,86 @@ def test_the_drawn_tree_is_the_tree() -> None:
         assert error.__name__ in drawn
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        error
-        for error in tree(errors.LecternError)
-        if error
-        not in (
-            errors.LecternError,
-            errors.InvalidSpec,
-            errors.Diverged,
-            errors.DiskFull,
-            errors.DiskStalled,
-        )
-    ],
-    ids=lambda error: error.__name__,
-)
+# What a teacher says of itself comes back by its status instead.
+BY_STATUS = {
+    errors.LecternError: errors.TeacherError,
+    errors.InvalidSpec: errors.TeacherError,
+    errors.Diverged: errors.TeacherError,
+    errors.DiskFull: errors.TeacherError,
+    errors.DiskStalled: errors.TeacherError,
+}
+
+
+@pytest.mark.parametrize("error", list(tree()), ids=lambda error: error.__name__)
 def test_an_error_comes_back_from_the_wire_as_itself(error: type[errors.LecternError]) -> None:
     trailing = [Entry(REASON_KEY, error.reason), Entry(FIELD_KEY, "f"), Entry(PUSHBACK_KEY, "250")]
     back = translated(
         FailedCall(grpc.StatusCode[error.grpc_code], "the sentence", trailing), "host:1"
     )
-    assert type(back) is error
+    assert type(back) is BY_STATUS.get(error, error)
+    if error in BY_STATUS:
+        assert str(back) == f"the teacher at host:1 answered {error.grpc_code}: the sentence"
+        return
     assert str(back) == "the sentence"
     if isinstance(back, errors.InvalidRequest):
         assert back.field == "f"
     if isinstance(back, errors.Overloaded):
         assert back.retry_after_seconds == 0.25
+
+
+def test_a_full_teacher_that_names_no_time_is_asked_again_in_a_second() -> None:
+    trailing = [Entry(REASON_KEY, "overloaded")]
+    back = translated(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailing), "host:1")
+    assert isinstance(back, errors.Overloaded) and back.retry_after_seconds == 1.0
+
+
+@pytest.mark.parametrize("error", list(tree()), ids=lambda error: error.__name__)
+def test_an_error_comes_back_from_http_as_itself(error: type[errors.LecternError]) -> None:
+    raised = errors.error_of(error.reason, "the sentence")
+    answer = problems.of_error(raised)
+    assert answer.status_code == error.http_status
+
+    back = client.problem(
+        httpx.Response(
+            answer.status_code,
+            content=bytes(answer.body),
+            request=httpx.Request("GET", "http://lectern"),
+        )
+    )
+    assert (type(back), str(back)) == (error, "the sentence")
+    if isinstance(back, errors.InvalidSpec):
+        assert back.problems == [("", "the sentence")]
+
+
+@pytest.mark.parametrize("error", list(tree()), ids=lambda error: error.__name__)
+def test_a_reason_comes_back_as_its_error(error: type[errors.LecternError]) -> None:
+    back = errors.error_of(error.reason, "the sentence")
+    assert (type(back), back.reason, str(back)) == (error, error.reason, "the sentence")
+
+
+@pytest.mark.parametrize(("word", "kept"), [("teapot", "teapot"), ("", "internal")])
+def test_a_word_that_is_not_known_is_kept(word: str, kept: str) -> None:
+    back = errors.error_of(word, "the sentence")
+    assert (type(back), back.reason, str(back)) == (errors.LecternError, kept, "the sentence")
+    assert errors.LecternError.reason == "internal"
+
+
+def test_what_other_modules_derive_is_not_looked_up() -> None:
+    child = client.ControlPlaneUnavailable.reason
+    assert type(errors.error_of(child, "the sentence")) is errors.LecternError
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, errors.TeacherUnavailable),
+        (grpc.StatusCode.INTERNAL, errors.TeacherError),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.TeacherError),
+    ],
+)
+def test_of_a_newer_teachers_word_the_status_decides(code: grpc.StatusCode, expected: type) -> None:
+    back = translated(FailedCall(code, "d", [Entry(REASON_KEY, "teapot")]), "host:1")
+    assert type(back) is expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import Misconfigured
-from lectern_models.body_and_head import parity_probe, split
+from lectern_models.body_and_head import parity_probe, split, split_or_why
 from lectern_models.output_head import HeadTransform, OutputHead
 from tests.models import ARCHITECTURES, write_tiny_model
 
@@ -125,6 +125,34 @@ def test_a_model_without_a_linear_head_is_refused(tmp_path: Path) -> None:
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(Misconfigured, match="no linear output projection"):
         split(model)
+
+
+def test_halves_that_cannot_be_had_come_with_the_reason(tmp_path: Path) -> None:
+    model = plain(write_tiny_model(tmp_path))
+    parts, reason = split_or_why(model)
+    assert parts is not None and reason is None
+    assert parts.projection is model.lm_head and parts.body is model.model
+
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    assert split_or_why(model) == (None, "Qwen2ForCausalLM: the model's own logits are not finite")
+
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    assert split_or_why(model) == (
+        None,
+        "Qwen2ForCausalLM has no linear output projection (Sequential), so it has no body and head",
+    )
+
+
+def test_a_widened_head_has_the_same_values_in_float32() -> None:
+    weight, bias = torch.tensor([[1.5, -0.25], [3.0, 1e-3]]).bfloat16(), torch.ones(2).bfloat16()
+    head = OutputHead(weight, bias, HeadTransform(scale=0.5))
+    wide = head.widened()
+    assert wide.bias_V is not None
+    assert wide.weight_VD.dtype == wide.bias_V.dtype == torch.float32
+    assert wide.weight_VD.tolist() == weight.tolist() and wide.bias_V.tolist() == [1.0, 1.0]
+    assert wide.transform == head.transform and head.weight_VD is weight
+    assert OutputHead(weight).widened().bias_V is None
 
 
 def test_head_logits_are_float32_from_bfloat16_states() -> None:

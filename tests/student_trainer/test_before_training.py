@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_common.checks.memory import GIB, FreeMemory, MemoryEstimate
+from lectern_common.checks.memory import FreeMemory, MemoryEstimate
 from lectern_common.errors import Misconfigured
+from lectern_common.words import GIB
 from student_trainer.batch_sources import Batch
 from student_trainer.before_training import check_before_training, free_memory, require_memory
 from student_trainer.students import CausalStudent

@@ -235,6 +235,15 @@ def test_hidden_and_whole_top_k_targets_equal_dense_ones(divergence, beta, alpha
             torch.testing.assert_close(ours, dense, rtol=1e-6, atol=1e-6)
 
 
+def test_the_total_weighs_the_terms_of_numbers_and_of_tensors_alike():
+    objective = Objective(0.25, 2.0)
+    # 0.25 * 3 + 0.75 * 4 * 0.5
+    assert objective.total(3.0, 0.5) == 2.25
+    both = objective.total(torch.tensor([3.0, 0.0]).double(), torch.tensor([0.5, 1.0]).double())
+    assert both.tolist() == [2.25, 3.0]
+    assert Objective(1.0, 2.0).total(3.0, 0.0) == 3.0
+
+
 def test_alpha_one_is_torchs_cross_entropy_and_takes_no_targets():
     """F-DISTILL-KDSTEP-001, for the training path."""
     case = make_case()

@@ -180,10 +180,10 @@ def test_beyond_loopback_callers_must_be_known(folder: Path, authority: Authorit
         (EVERYWHERE, TOKEN, None),
         (EVERYWHERE, None, mutual),
     ):
-        require_callers_known(f"{host}:1", host, token, tls)
+        require_callers_known(f"{host}:1", token, tls)
     for tls, says in ((None, "set --token-file"), (ServerTls(b"", b""), "does not ask who calls")):
         with pytest.raises(Misconfigured, match=says):
-            require_callers_known("0.0.0.0:1", EVERYWHERE, None, tls)
+            require_callers_known(f"{EVERYWHERE}:1", None, tls)
     certificate_only = server_options(authority, "open", "127.0.0.1")
     started = start_teacher(*certificate_only, "--bind", "0.0.0.0:0")
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 import psutil
 
 from lectern_common.checks.memory import (
-    GIB,
     Computation,
     FreeMemory,
     MemoryEstimate,
@@ -16,6 +15,7 @@ from lectern_common.checks.memory import (
     free_host_bytes,
     memory_fit,
 )
+from lectern_common.words import GIB
 
 # Two layers of 5 wide queries, 3 wide keys, an MLP of 7; a head of 11 x 4.
 SHAPE = ModelShape(

@@ -1,0 +1,56 @@
+"""Counts, sizes, times and addresses in words, for people; and an address read back."""
+
+from lectern_common.errors import Misconfigured
+
+GIB = 1 << 30
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 shard", "2 shards", "1,200 tokens"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(hours: float) -> str:
+    """Returns "40 s", "12 min", "3.4 h" or "2.1 days"."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def size(num_bytes: float) -> str:
+    """Returns "7.17 kB": three figures, in units of 1,000."""
+    power = 0
+    while num_bytes >= 999.5 and power < len(_UNITS) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.3g} {_UNITS[power]}"
+
+
+def gib(num_bytes: int) -> str:
+    """Returns "4.00 GiB", the unit in which memory and disks are bought."""
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
+    """Returns the parts of what `option` says, an IPv6 host without its brackets.
+
+    Raises Misconfigured.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise Misconfigured(f"{option} {address!r} is not host:port, such as 127.0.0.1:8080")
+    if int(port) > 65535:
+        raise Misconfigured(f"the port of {option} {address!r} is beyond 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def address_of(host: str, port: int) -> str:
+    """Returns "127.0.0.1:80" or "[::1]:80"; `host_and_port` reads it back."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """Returns the host as it stands in an address or a URL: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

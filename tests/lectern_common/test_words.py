@@ -1,0 +1,71 @@
+"""One is not many, and an address comes back as it was."""
+
+import pytest
+
+from lectern_common.errors import Misconfigured
+from lectern_common.words import address_of, bracketed, counted, duration, gib, host_and_port, size
+
+
+def test_a_number_takes_its_noun() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2, 1200)] == [
+        "0 rows",
+        "1 row",
+        "2 rows",
+        "1,200 rows",
+    ]
+
+
+def test_a_time_is_in_the_unit_of_its_size() -> None:
+    assert [duration(hours) for hours in (0.001, 0.5, 3.42, 100)] == [
+        "4 s",
+        "30 min",
+        "3.4 h",
+        "4.2 days",
+    ]
+
+
+def test_sizes_are_rounded_to_three_figures() -> None:
+    assert [size(number) for number in (0, 999, 1000, 7168, 607_744, 999_600, 1.09e9, 4.8e16)] == [
+        "0 bytes",
+        "999 bytes",
+        "1 kB",
+        "7.17 kB",
+        "608 kB",
+        "1 MB",
+        "1.09 GB",
+        "48 PB",
+    ]
+
+
+def test_memory_is_in_units_of_1024() -> None:
+    assert [gib(number) for number in (0, 3 << 29, 5 << 30)] == ["0.00 GiB", "1.50 GiB", "5.00 GiB"]
+
+
+def test_an_ipv6_host_alone_is_bracketed() -> None:
+    assert [bracketed(host) for host in ("::1", "127.0.0.1", "A.b")] == [
+        "[::1]",
+        "127.0.0.1",
+        "A.b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("a.b:65535", ("a.b", 65535))],
+)
+def test_addresses_are_split_at_the_last_colon_and_joined_again(
+    address: str, parts: tuple[str, int]
+) -> None:
+    assert host_and_port(address) == parts
+    assert address_of(*parts) == address
+
+
+@pytest.mark.parametrize("address", ["", "8080", "host", ":80", "host:", "host:x", "host:-1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(Misconfigured, match=f"--some-bind '{address}' is not host:port"):
+        host_and_port(address, "--some-bind")
+
+
+def test_a_port_that_there_is_not_is_called_so() -> None:
+    with pytest.raises(Misconfigured, match=r"port of --bind '127\.0\.0\.1:65536' is beyond 65535"):
+        host_and_port("127.0.0.1:65536")
