@@ -255,15 +255,15 @@ def _a_lost_device_is_an_ordinary_error(program: str) -> None:
 
 def _values_are_not_looked_at(program: str) -> None:
     from teacher_server import representations, transformers_engine
-    from teacher_server.engine import Rows
+    from teacher_server.engine import ComputedRows
 
     def any_value(_values: object) -> None:
         return None
 
     put(representations, "first_bad_row", any_value)
 
-    def hidden_rows(hidden_SD: Any) -> Rows:
-        return Rows(representations.bits(hidden_SD).data.cast("B"))
+    def hidden_rows(hidden_SD: Any) -> ComputedRows:
+        return ComputedRows(representations.bits(hidden_SD).data.cast("B"))
 
     put(transformers_engine, "hidden_rows", hidden_rows)
 

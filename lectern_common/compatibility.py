@@ -22,7 +22,7 @@ from lectern_common.tokenizer_map import (
     require_same_tokens,
     tokenizer_sha256,
 )
-from lectern_common.wire import sampled_record, top_k_record
+from lectern_common.wire.formats import sampled_record, top_k_record
 from protos import teacher_pb2
 
 _KINDS = {

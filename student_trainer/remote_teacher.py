@@ -26,7 +26,7 @@ from lectern_common.errors import TeacherError
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
-from lectern_common.wire import PROTOCOL_VERSION, pack_mask
+from lectern_common.wire.formats import PROTOCOL_VERSION, pack_mask
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.head_assembly import assemble_head

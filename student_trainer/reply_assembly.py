@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError, WrongModel
-from lectern_common.piece_bytes import Piece, Reply
-from lectern_common.wire import CARRIERS, top_k_record
+from lectern_common.wire.formats import CARRIERS, top_k_record
+from lectern_common.wire.pieces import Reply, ReplyPiece
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.sampled_assembly import SampledRows, sampled_targets
+from student_trainer.sampled_assembly import RaggedRows, sampled_targets
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
@@ -95,7 +95,7 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
         TeacherError: header, row coverage, row lengths or byte count are not as they must be.
         grpc.RpcError: the stream broke.
     """
-    rows: _EqualRows | SampledRows | None = None
+    rows: _EqualRows | RaggedRows | None = None
     trailer: teacher_pb2.LogitsTrailer | None = None
     next_row = crc = payload_bytes = received_bytes = 0
     for reply in replies:
@@ -125,7 +125,7 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
         )
     if trailer.crc32 != crc:
         raise DamagedReply("the teacher's reply was damaged on its way: its checksum differs")
-    if isinstance(rows, SampledRows):
+    if isinstance(rows, RaggedRows):
         data, row_lengths = rows.joined()
         return Payload(data, received_bytes, row_lengths)
     return Payload(rows.buffer, received_bytes)
@@ -138,7 +138,7 @@ class _EqualRows:
         self.buffer = np.empty(num_rows * row_bytes, np.uint8)
         self._row_bytes = row_bytes
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: ReplyPiece) -> None:
         """Takes a piece in. Raises TeacherError where it is not of its rows' size."""
         if piece.row_lengths:
             raise TeacherError(
@@ -154,10 +154,10 @@ class _EqualRows:
         self.buffer[start : start + len(payload)] = payload
 
 
-def _rows_to_come(expected: Expected) -> _EqualRows | SampledRows:
+def _rows_to_come(expected: Expected) -> _EqualRows | RaggedRows:
     num_draws = expected.representation.num_draws
     if num_draws is not None:
-        return SampledRows(min(num_draws, expected.vocab_size))
+        return RaggedRows(min(num_draws, expected.vocab_size))
     return _EqualRows(expected.num_rows, expected.row_bytes)
 
 
@@ -267,7 +267,7 @@ def require_fingerprint(theirs: str, expected: str) -> None:
         )
 
 
-def _require_place(piece: Piece, next_row: int, expected: Expected) -> None:
+def _require_place(piece: ReplyPiece, next_row: int, expected: Expected) -> None:
     if piece.first_row != next_row or piece.num_rows < 1:
         raise TeacherError(
             f"the teacher's reply goes on at row {piece.first_row}, expected was {next_row}"

@@ -18,7 +18,7 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
-from lectern_common.wire import MAX_DRAWS
+from lectern_common.wire.formats import MAX_DRAWS
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import Draws, draw, uniforms

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
 from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.wire import sampled_record, top_k_record
+from lectern_common.wire.formats import sampled_record, top_k_record
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
@@ -78,7 +78,7 @@ class SequenceAsk:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ComputedRows:
     """The bytes of the answer to one ask.
 
     `row_lengths` are the records of each row, for "sampled" alone, whose rows differ in length.
@@ -197,7 +197,7 @@ def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
     )
 
 
-def selected(rows: Rows, base: SequenceAsk, ask: SequenceAsk) -> Rows:
+def selected(rows: ComputedRows, base: SequenceAsk, ask: SequenceAsk) -> ComputedRows:
     """Returns the asked ones of a base ask's rows, where both ask for the same representation.
 
     Nothing is copied where all are asked.
@@ -212,7 +212,7 @@ def selected(rows: Rows, base: SequenceAsk, ask: SequenceAsk) -> Rows:
     return dataclasses.replace(rows, payload=table[ask.asked_S].data.cast("B"))
 
 
-def require_finite(rows: Rows, ask: SequenceAsk) -> None:
+def require_finite(rows: ComputedRows, ask: SequenceAsk) -> None:
     """Raises TeacherError where an asked position is at or after the first bad row."""
     if rows.first_bad_row is not None and ask.asked_S[rows.first_bad_row :].any():
         raise TeacherError(
@@ -227,11 +227,11 @@ class Engine(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the rows of base asks, in order; several are computed together.
 
         In mode "independent" their bytes are those that each would have alone; then they are of
-        one length. No Rows shares memory with another.
+        one length. No two of them share memory.
 
         Raises:
             TeacherError: a value is not finite (where the model offers no hidden states).
@@ -241,7 +241,9 @@ class Engine(Protocol):
         """
         ...
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         """Returns the answer to `ask` from the rows of its base ask, which are hidden states.
 
         Called only where "hidden" is offered and something else is asked. `wanted` is asked a few

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.piece_bytes import piece_message
-from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION, sampled_record
+from lectern_common.wire.formats import PIECE_BYTES, PROTOCOL_VERSION, sampled_record
+from lectern_common.wire.pieces import piece_message
 from protos import teacher_pb2
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
-from teacher_server.engine import ModelFacts, Rows, ScoringRequest
+from teacher_server.engine import ComputedRows, ModelFacts, ScoringRequest
 from teacher_server.limits import Limits
 from teacher_server.tickets import Ticket
 from teacher_server.validation import KINDS
@@ -54,7 +54,7 @@ class PieceCutter:
         self.crc32 = 0
         self.total_bytes = 0
 
-    def add(self, rows: Rows) -> Iterator[bytes]:
+    def add(self, rows: ComputedRows) -> Iterator[bytes]:
         """Yields, as messages, the pieces that the rows complete, and holds the rest back."""
         if rows.row_lengths is None:
             ends = None

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError
-from lectern_common.wire import CARRIERS, pack_sampled, top_k_record
+from lectern_common.wire.formats import CARRIERS, pack_sampled, top_k_record
 from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
-from teacher_server.engine import NoLongerWanted, Rows, SequenceAsk
+from teacher_server.engine import ComputedRows, NoLongerWanted, SequenceAsk
 
 # float32 logits of a chunk, in bytes. On the CPU the passes over them should find them in the
 # cache; on CUDA the product needs many rows to fill the device.
@@ -62,7 +62,7 @@ class Logits:
             yield slice(start, stop), logits_CV
 
 
-def rows_of_logits(logits: Logits, ask: SequenceAsk) -> Rows:
+def rows_of_logits(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """Returns the answer to an ask for "dense", "top_k" or "sampled".
 
     Raises:
@@ -75,9 +75,9 @@ def rows_of_logits(logits: Logits, ask: SequenceAsk) -> Rows:
     return _top_k_rows(logits, ask) if kind == "top_k" else _sampled_rows(logits, ask)
 
 
-def hidden_rows(hidden_SD: Tensor) -> Rows:
+def hidden_rows(hidden_SD: Tensor) -> ComputedRows:
     """Returns the bits of the hidden states, whatever their dtype, in memory of their own."""
-    return Rows(bits(hidden_SD).data.cast("B"), first_bad_row=first_bad_row(hidden_SD))
+    return ComputedRows(bits(hidden_SD).data.cast("B"), first_bad_row=first_bad_row(hidden_SD))
 
 
 def first_bad_row(values_NX: Tensor) -> int | None:
@@ -86,15 +86,15 @@ def first_bad_row(values_NX: Tensor) -> int | None:
     return None if bool(finite_N.all()) else int((~finite_N).nonzero()[0])
 
 
-def _dense_rows(logits: Logits) -> Rows:
+def _dense_rows(logits: Logits) -> ComputedRows:
     """float32 logits [N, V]."""
     rows_NV = np.empty((logits.num_rows, logits.vocab_size), "<f4")
     for rows, logits_CV in logits.chunks():
         rows_NV[rows] = logits_CV.cpu().numpy()
-    return Rows(rows_NV.data.cast("B"))
+    return ComputedRows(rows_NV.data.cast("B"))
 
 
-def _top_k_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+def _top_k_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """N records of `top_k_record(k)`. Equal logits: the lower id comes first."""
     records_N = np.empty(logits.num_rows, top_k_record(ask.representation.top_k))
     for rows, logits_CV in logits.chunks():
@@ -105,10 +105,10 @@ def _top_k_rows(logits: Logits, ask: SequenceAsk) -> Rows:
         chunk["ids"] = ids_CK.cpu().numpy()
         chunk["log_rest_t"] = rest_C.cpu().numpy()
         chunk["log_normalizer_t"] = normalizer_C.cpu().numpy()
-    return Rows(records_N.view(np.uint8).data)
+    return ComputedRows(records_N.view(np.uint8).data)
 
 
-def _sampled_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """Records of `sampled_record()`, a row's by rising id, and the records of each row."""
     asked = ask.representation
     uniforms_NU = uniforms(asked.seed, ask.token_ids_S, ask.asked_S, asked.num_draws)
@@ -118,7 +118,7 @@ def _sampled_rows(logits: Logits, ask: SequenceAsk) -> Rows:
         parts = (draws.ids_R, draws.counts_R, draws.log_probs_R)
         records.append(pack_sampled(*(part.cpu().numpy() for part in parts)))
         lengths.append(draws.row_lengths_C.cpu().numpy().astype(np.uint32))
-    return Rows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
+    return ComputedRows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
 
 
 def bits(values: Tensor) -> np.ndarray:

@@ -20,8 +20,8 @@ from grpc_reflection.v1alpha import reflection
 
 from lectern_common.callers import host_and_port
 from lectern_common.errors import Misconfigured
-from lectern_common.piece_bytes import serialized
-from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES
+from lectern_common.wire.pieces import serialized
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
 from teacher_server.auth import BearerTokenInterceptor, require_callers_known

@@ -15,7 +15,7 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     WrongModel,
 )
-from lectern_common.wire import PROTOCOL_VERSION, unpack_mask
+from lectern_common.wire.formats import PROTOCOL_VERSION, unpack_mask
 from protos import teacher_pb2
 from teacher_server.engine import ModelFacts, Representation, ScoringRequest, SequenceAsk
 from teacher_server.limits import Limits

@@ -68,7 +68,8 @@ def test_the_map_names_every_source_file_and_no_other() -> None:
         begun = drawn.index(f"\n{package}/")
         section = re.split(r"\n(?=\S)", drawn[begun + 1 :])[0]
         named = set(re.findall(r"\b(\w+\.py)\b", section))
-        there = {path.name for path in (ROOT / package).glob("*.py")}
+        folders = {path.parent for path in (ROOT / package).rglob("__init__.py")}
+        there = {path.name for folder in folders for path in folder.glob("*.py")}
         assert named == there - {"__init__.py", "__main__.py"}, package
 
 

@@ -15,7 +15,7 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
-from lectern_common.wire import top_k_record
+from lectern_common.wire.formats import top_k_record
 from lectern_models.sampled import uniforms
 from student_trainer.reference import kd_step
 from student_trainer.targets import (

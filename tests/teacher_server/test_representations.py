@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
-from lectern_common.wire import top_k_record
+from lectern_common.wire.formats import top_k_record
 from teacher_server import representations
 from teacher_server.engine import NoLongerWanted, Representation, SequenceAsk
 from teacher_server.representations import Logits, hidden_rows, rows_of_logits

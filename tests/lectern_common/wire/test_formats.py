@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.wire import (
+from lectern_common.wire.formats import (
     pack_mask,
     pack_sampled,
     sampled_record,
