@@ -24,13 +24,11 @@ import torch
 from benchmarks.pairs import paired
 from benchmarks.servers import connected
 from lectern_common.logs import configure_logs
-from lectern_common.wire.formats import MAX_MESSAGE_BYTES, top_k_record
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES, Representation, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.targets import Representation
 from teacher_server.engine import ComputedRows, HeadFacts, ModelFacts, SequenceAsk
-from teacher_server.engine import Representation as Asked
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
 
@@ -84,7 +82,7 @@ class ReadyEngine:
         return self._rows(ask)
 
     def _rows(self, ask: SequenceAsk) -> ComputedRows:
-        row_bytes = self.facts.row_bytes(ask.representation, ask.vocab_size)
+        row_bytes = ask.representation.row_bytes(self.facts.widths(ask.vocab_size))
         is_top_k = ask.representation.kind == "top_k"
         ready = self._top_k if is_top_k else memoryview(self._bytes)
         return ComputedRows(ready[: ask.num_rows * row_bytes])
@@ -124,8 +122,7 @@ def _measure_one(
     representation, sequences, tokens = case
     ids = [np.zeros(tokens, np.uint32)] * sequences
     everywhere = [np.ones(tokens, bool)] * sequences
-    asked = Asked(representation.kind, representation.top_k or 0)
-    payload = ReadyEngine.facts.row_bytes(asked, VOCAB_SIZE)
+    payload = representation.row_bytes(ReadyEngine.facts.widths(VOCAB_SIZE))
     num_bytes = payload * tokens * sequences
     ask_unary = unary.unary_unary(
         UNARY, request_serializer=bytes, response_deserializer=teacher_pb2.LogitsPiece.FromString

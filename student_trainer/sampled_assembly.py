@@ -19,11 +19,11 @@ _ROUNDING = 1e-6
 class RaggedRows:
     """The pieces of a reply whose rows differ in length.
 
-    Takes no more memory than the reply may be: `most_records` a row.
+    Takes no more memory than the reply may be: `largest_row_bytes` a row.
     """
 
-    def __init__(self, most_records: int) -> None:
-        self._most_records = most_records
+    def __init__(self, largest_row_bytes: int) -> None:
+        self._most_records = largest_row_bytes // sampled_record().itemsize
         self._payloads: list[npt.NDArray[np.uint8]] = []
         self._lengths: list[npt.NDArray[np.uint32]] = []
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import append_json_line
+from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.output_head import OutputHead
 from student_trainer.disk_full import disk_full_as_error
@@ -31,7 +32,7 @@ from student_trainer.ranks import Ranks
 from student_trainer.recorder import keep_metrics_before
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.students import Student
-from student_trainer.targets import Representation, TargetsProvider, TopKTargets
+from student_trainer.targets import TargetsProvider, TopKTargets
 
 Line = dict[str, Any]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
 from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.wire.formats import sampled_record, top_k_record
+from lectern_common.wire.formats import Representation, Widths
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
@@ -35,16 +35,6 @@ class DeviceLost(Exception):
 
 class NoLongerWanted(Exception):
     """Whoever asked has gone, or its deadline has passed."""
-
-
-@dataclass(frozen=True)
-class Representation:
-    """What is asked for each position; a field is 0 but for the kind that it belongs to."""
-
-    kind: str  # "dense", "hidden", "top_k", "sampled"
-    top_k: int = 0
-    num_draws: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +121,8 @@ class HeadFacts:
 class ModelFacts:
     """What does not change while a model is loaded; the fields are those of the proto's Model.
 
-    `not_offered` maps each representation to why it is not offered, None where it is. `tokens` is
-    the token-to-id map, None where the model has no tokenizer.
+    `not_offered` maps representations to why they are not offered, None if they are; see `why_not`.
+    `tokens` is the token-to-id map, None where the model has no tokenizer.
     """
 
     model_id: str
@@ -168,17 +158,15 @@ class ModelFacts:
 
     @property
     def offers_hidden(self) -> bool:
-        return self.not_offered["hidden"] is None
+        return self.why_not("hidden") is None
 
-    def row_bytes(self, representation: Representation, vocab_size: int) -> int:
-        """Returns the most bytes that one row takes on the wire."""
-        if representation.kind == "hidden":
-            return self.hidden_size * (4 if self.hidden_dtype == "float32" else 2)
-        if representation.kind == "dense":
-            return 4 * vocab_size
-        if representation.kind == "sampled":
-            return sampled_record().itemsize * min(representation.num_draws, vocab_size)
-        return top_k_record(representation.top_k).itemsize
+    def why_not(self, name: str) -> str | None:
+        """Returns why a representation is not offered; None means that it is."""
+        return self.not_offered.get(name, f"the {self.engine} engine does not make it")
+
+    def widths(self, vocab_size: int) -> Widths:
+        """Returns what the bytes of a row depend on, if `vocab_size` ids are asked for."""
+        return Widths(vocab_size, self.hidden_size, self.hidden_dtype)
 
 
 def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:

@@ -81,7 +81,7 @@ class FixtureEngine:
         raise NotImplementedError
 
     def _top_k(self, peaks_N: npt.NDArray[np.int64], ask: SequenceAsk) -> np.ndarray:
-        k, others = ask.representation.top_k, ask.vocab_size - 1
+        k, others = ask.representation.top_k or 0, ask.vocab_size - 1
         records_N = np.zeros(len(peaks_N), top_k_record(k))
         records_N["logits"][:, 0] = _PEAK
         records_N["ids"][:, 0] = peaks_N

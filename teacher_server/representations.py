@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lectern_common.errors import TeacherError
 from lectern_common.wire.formats import CARRIERS, pack_sampled, top_k_record
+from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from teacher_server.engine import ComputedRows, NoLongerWanted, SequenceAsk
@@ -62,17 +63,36 @@ class Logits:
             yield slice(start, stop), logits_CV
 
 
+def rows_of_hidden(
+    hidden_ND: Tensor, head: OutputHead, ask: SequenceAsk, wanted: Callable[[], bool]
+) -> ComputedRows:
+    """Returns the answer to an ask for anything but "hidden", from the hidden states.
+
+    Args:
+        hidden_ND: of the asked positions, on the head's device.
+        head: sliced to the asked vocabulary.
+        ask: what is asked.
+        wanted: see Logits.
+
+    Raises:
+        NoLongerWanted, TeacherError, InvalidRequest: as rows_of_logits.
+    """
+
+    def of_rows(start: int, stop: int) -> Tensor:
+        return head.logits(hidden_ND[start:stop])
+
+    device = head.weight_VD.device
+    return rows_of_logits(Logits(ask.num_rows, ask.vocab_size, device, of_rows, wanted), ask)
+
+
 def rows_of_logits(logits: Logits, ask: SequenceAsk) -> ComputedRows:
-    """Returns the answer to an ask for "dense", "top_k" or "sampled".
+    """Returns the answer to an ask for what is made of logits.
 
     Raises:
         NoLongerWanted, TeacherError: as Logits.chunks.
         InvalidRequest: logits / temperature leave float32's range.
     """
-    kind = ask.representation.kind
-    if kind == "dense":
-        return _dense_rows(logits)
-    return _top_k_rows(logits, ask) if kind == "top_k" else _sampled_rows(logits, ask)
+    return _OF_LOGITS[ask.representation.kind](logits, ask)
 
 
 def hidden_rows(hidden_SD: Tensor) -> ComputedRows:
@@ -86,7 +106,7 @@ def first_bad_row(values_NX: Tensor) -> int | None:
     return None if bool(finite_N.all()) else int((~finite_N).nonzero()[0])
 
 
-def _dense_rows(logits: Logits) -> ComputedRows:
+def _dense_rows(logits: Logits, _ask: SequenceAsk) -> ComputedRows:
     """float32 logits [N, V]."""
     rows_NV = np.empty((logits.num_rows, logits.vocab_size), "<f4")
     for rows, logits_CV in logits.chunks():
@@ -96,9 +116,10 @@ def _dense_rows(logits: Logits) -> ComputedRows:
 
 def _top_k_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """N records of `top_k_record(k)`. Equal logits: the lower id comes first."""
-    records_N = np.empty(logits.num_rows, top_k_record(ask.representation.top_k))
+    k = ask.representation.top_k or 0
+    records_N = np.empty(logits.num_rows, top_k_record(k))
     for rows, logits_CV in logits.chunks():
-        values_CK, ids_CK = ordered_top_k(logits_CV, ask.representation.top_k)
+        values_CK, ids_CK = ordered_top_k(logits_CV, k)
         rest_C, normalizer_C = log_normalizers(logits_CV, ids_CK, ask.temperature)
         chunk = records_N[rows]
         chunk["logits"] = values_CK.cpu().numpy()
@@ -111,7 +132,8 @@ def _top_k_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
 def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """Records of `sampled_record()`, a row's by rising id, and the records of each row."""
     asked = ask.representation
-    uniforms_NU = uniforms(asked.seed, ask.token_ids_S, ask.asked_S, asked.num_draws)
+    seed, num_draws = asked.seed or 0, asked.num_draws or 0
+    uniforms_NU = uniforms(seed, ask.token_ids_S, ask.asked_S, num_draws)
     records, lengths = [], []
     for rows, logits_CV in logits.chunks():
         draws = draw(logits_CV, torch.from_numpy(uniforms_NU[rows]), ask.temperature)
@@ -119,6 +141,14 @@ def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
         records.append(pack_sampled(*(part.cpu().numpy() for part in parts)))
         lengths.append(draws.row_lengths_C.cpu().numpy().astype(np.uint32))
     return ComputedRows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
+
+
+# Each takes the asked logits; what is made of the hidden states themselves has its own function.
+_OF_LOGITS: dict[str, Callable[[Logits, SequenceAsk], ComputedRows]] = {
+    "dense": _dense_rows,
+    "top_k": _top_k_rows,
+    "sampled": _sampled_rows,
+}
 
 
 def bits(values: Tensor) -> np.ndarray:

@@ -25,7 +25,14 @@ from teacher_server.engine import ComputedRows, DeviceLost, ModelFacts, Sequence
 from teacher_server.equal_shapes import EqualShapes, trials_tell
 from teacher_server.measurement import measured_tokens_per_second
 from teacher_server.model_facts import model_facts
-from teacher_server.representations import Logits, bits, from_bits, hidden_rows, rows_of_logits
+from teacher_server.representations import (
+    Logits,
+    bits,
+    from_bits,
+    hidden_rows,
+    rows_of_hidden,
+    rows_of_logits,
+)
 
 log = structlog.get_logger()
 
@@ -255,16 +262,7 @@ class TransformersEngine:
         head = self._wide_head.sliced(ask.vocab_size)
         hidden_SD = from_bits(rows.payload, self._facts.hidden_dtype, ask.num_tokens)
         hidden_ND = hidden_SD[torch.from_numpy(ask.asked_S)].to(head.weight_VD.device)
-        return rows_of_logits(
-            Logits(
-                ask.num_rows,
-                ask.vocab_size,
-                head.weight_VD.device,
-                lambda start, stop: head.logits(hidden_ND[start:stop]),
-                wanted,
-            ),
-            ask,
-        )
+        return rows_of_hidden(hidden_ND, head, ask, wanted)
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         """Returns weight, then bias, as views, not copies; see Engine."""

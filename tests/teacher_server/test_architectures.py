@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
-from teacher_server.engine import ComputedRows, Engine, Representation, SequenceAsk, base_ask
+from teacher_server.engine import ComputedRows, Engine, SequenceAsk, base_ask
 from tests.gguf_models import write_gguf
 from tests.models import ARCHITECTURES, write_tiny_model
 from tests.servers import teacher_process

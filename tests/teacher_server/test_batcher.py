@@ -14,17 +14,12 @@ from lectern_common.errors import (
     TeacherOutOfMemory,
     TeacherUnavailable,
 )
+from lectern_common.wire.formats import Representation
 from teacher_server import tickets
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
-from teacher_server.engine import (
-    ComputedRows,
-    DeviceLost,
-    Representation,
-    ScoringRequest,
-    SequenceAsk,
-)
+from teacher_server.engine import ComputedRows, DeviceLost, ScoringRequest, SequenceAsk
 from teacher_server.quotas import Quotas
 from teacher_server.tickets import Ticket
 from tests.teacher_server.engines import BreakingEngine, GatedEngine, HiddenEngine
