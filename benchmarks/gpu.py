@@ -26,7 +26,7 @@ from benchmarks.pairs import seconds
 from benchmarks.servers import served
 from benchmarks.teacher import Client, Tokens, file_lengths
 from lectern_common.logs import configure_logs
-from protos import teacher_pb2
+from lectern_common.wire.formats import Representation
 
 QWEN_7B: dict[str, Any] = {
     "model_type": "qwen2",
@@ -84,13 +84,13 @@ def _score(
     config: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     kinds = {
-        "hidden": teacher_pb2.REPRESENTATION_HIDDEN,
-        "top_k 64": teacher_pb2.REPRESENTATION_TOP_K,
+        "hidden": Representation("hidden"),
+        "top_k 64": Representation("top_k", 64),
     }
-    for kind, number in kinds.items():
-        client.score(sequences[:32], kind=number, vocab=vocab_size)  # kernels are chosen
+    for kind, asked in kinds.items():
+        client.score(sequences[:32], asked=asked, vocab=vocab_size)  # kernels are chosen
         before = client.stats()
-        took = seconds(lambda number=number: client.score(sequences, kind=number, vocab=vocab_size))
+        took = seconds(lambda asked=asked: client.score(sequences, asked=asked, vocab=vocab_size))
         after = client.stats()
         yield {
             "figure": f"{kind}, {mode}, {name}",

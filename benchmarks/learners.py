@@ -105,11 +105,11 @@ def _lectern(task: Task, scratch: Path) -> Turn:
     from benchmarks.memory import MemoryGrowth
     from benchmarks.servers import connected
     from lectern_common.run_folder import RunFolder
+    from lectern_common.wire.formats import Representation
     from student_trainer.recorder import Recorder
     from student_trainer.run_parts import Teaching
     from student_trainer.stopping import Stop
     from student_trainer.students import CausalStudent
-    from student_trainer.targets import Representation
 
     stop = Stop()
     student = CausalStudent.from_pretrained(Path(task.student), torch.device("cpu"))

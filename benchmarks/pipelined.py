@@ -31,6 +31,7 @@ from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, far_away, on_cpus, served, write_model
 from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
+from lectern_common.wire.formats import Representation
 from student_trainer.batch_sources import Batch
 from student_trainer.micro_batch import ask
 from student_trainer.prefetch import Prefetch
@@ -38,7 +39,7 @@ from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.run_parts import Teaching
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
-from student_trainer.targets import Representation, TeacherTargets
+from student_trainer.targets import TeacherTargets
 
 VOCAB_SIZE, SEQUENCES, SEQ_LEN = 4_096, 8, 128
 PREFETCH_STEPS, LATENCY_SECONDS = 4, 0.05

@@ -20,10 +20,10 @@ from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, served
 from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
+from lectern_common.wire.formats import Representation
 from lectern_models.loading import build_causal_lm
 from student_trainer.run_parts import Teaching
 from student_trainer.students import CausalStudent
-from student_trainer.targets import Representation
 from student_trainer.teachers import InProcessTeacher
 
 STEPS = 20

@@ -33,7 +33,7 @@ from benchmarks.pairs import paired, seconds
 from benchmarks.servers import Served, served, write_model
 from lectern_common.logs import configure_logs
 from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.wire import PROTOCOL_VERSION
+from lectern_common.wire.formats import PROTOCOL_VERSION, Representation
 from protos import teacher_pb2
 from teacher_server.fair_share import QUANTUM_TOKENS
 
@@ -41,6 +41,7 @@ VOCAB_SIZE, LARGE_VOCAB_SIZE = 2_048, 151_936
 MAX_TOKENS = 2_048
 # A request of every client; as many as the trainer has under way.
 REQUEST_TOKENS, IN_FLIGHT = 8_192, 4
+HIDDEN, TOP_K = Representation("hidden"), Representation("top_k", 64)
 
 Tokens = npt.NDArray[np.uint32]
 
@@ -218,10 +219,10 @@ def _memory(folder: Path) -> dict[str, Any]:
             served(model, folder, "--cache-bytes", "0") as server,
             Client(server.address) as client,
         ):
-            for kind in (teacher_pb2.REPRESENTATION_HIDDEN, teacher_pb2.REPRESENTATION_TOP_K):
-                client.score([sequences[0][:1]], kind=kind, vocab=vocab_size)  # all is there
+            for asked in (HIDDEN, TOP_K):
+                client.score([sequences[0][:1]], asked=asked, vocab=vocab_size)  # all is there
             above = MemoryGrowth(server.pid)
-            client.score(sequences, kind=teacher_pb2.REPRESENTATION_TOP_K, vocab=vocab_size)
+            client.score(sequences, asked=TOP_K, vocab=vocab_size)
             growth[vocab_size] = above.peak_bytes()
     small, large = growth[VOCAB_SIZE], growth[LARGE_VOCAB_SIZE]
     return {
@@ -252,7 +253,7 @@ class Client:
         self,
         sequences: Sequence[Tokens],
         in_flight: int = IN_FLIGHT,
-        kind: teacher_pb2.RepresentationKind = teacher_pb2.REPRESENTATION_HIDDEN,
+        asked: Representation = HIDDEN,
         vocab: int = VOCAB_SIZE,
     ) -> None:
         """Scores sequences in requests of about REQUEST_TOKENS."""
@@ -262,10 +263,9 @@ class Client:
                 requests.append([])
             requests[-1].append(ids)
         with ThreadPoolExecutor(in_flight) as threads:
-            list(threads.map(lambda part: self._ask(part, kind, vocab), requests))
+            list(threads.map(lambda part: self._ask(part, asked, vocab), requests))
 
-    def _ask(self, part: list[Tokens], kind: teacher_pb2.RepresentationKind, vocab: int) -> None:
-        top_k = 64 if kind == teacher_pb2.REPRESENTATION_TOP_K else 0
+    def _ask(self, part: list[Tokens], asked: Representation, vocab: int) -> None:
         request = teacher_pb2.LogitsForBatchRequest(
             protocol_version=PROTOCOL_VERSION,
             run_id=self.run_id,
@@ -273,7 +273,7 @@ class Client:
             sequence_lengths=[len(ids) for ids in part],
             positions=teacher_pb2.POSITIONS_ALL,
             vocab_size=vocab,
-            representation=teacher_pb2.Representation(kind=kind, top_k=top_k),
+            representation=asked.message(),
             temperature=1.0,
         )
         rows = 0

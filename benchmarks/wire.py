@@ -25,13 +25,11 @@ from benchmarks.pairs import paired
 from benchmarks.servers import connected
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
-from lectern_common.wire import MAX_MESSAGE_BYTES, top_k_record
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES, Representation, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.targets import Representation
-from teacher_server.engine import HeadFacts, ModelFacts, Rows, SequenceAsk
-from teacher_server.engine import Representation as Asked
+from teacher_server.engine import ComputedRows, HeadFacts, ModelFacts, SequenceAsk
 from teacher_server.limits import Limits
 from teacher_server.server import TeacherServer
 
@@ -76,17 +74,19 @@ class ReadyEngine:
         records["ids"] = np.arange(TOP_K)  # the trainer refuses a row that has an id twice
         self._top_k = memoryview(records.tobytes())
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         return [self._rows(ask) for ask in asks]
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         return self._rows(ask)
 
-    def _rows(self, ask: SequenceAsk) -> Rows:
-        row_bytes = self.facts.row_bytes(ask.representation, ask.vocab_size)
+    def _rows(self, ask: SequenceAsk) -> ComputedRows:
+        row_bytes = ask.representation.row_bytes(self.facts.widths(ask.vocab_size))
         is_top_k = ask.representation.kind == "top_k"
         ready = self._top_k if is_top_k else memoryview(self._bytes)
-        return Rows(ready[: ask.num_rows * row_bytes])
+        return ComputedRows(ready[: ask.num_rows * row_bytes])
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         return [memoryview(bytes(2 * HIDDEN_SIZE * vocab_size))]
@@ -123,8 +123,7 @@ def _measure_one(
     representation, sequences, tokens = case
     ids = [np.zeros(tokens, np.uint32)] * sequences
     everywhere = [np.ones(tokens, bool)] * sequences
-    asked = Asked(representation.kind, representation.top_k or 0)
-    payload = ReadyEngine.facts.row_bytes(asked, VOCAB_SIZE)
+    payload = representation.row_bytes(ReadyEngine.facts.widths(VOCAB_SIZE))
     num_bytes = payload * tokens * sequences
     ask_unary = unary.unary_unary(
         UNARY, request_serializer=bytes, response_deserializer=teacher_pb2.LogitsPiece.FromString

@@ -13,15 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from lectern_common.wire.formats import Representation, sampled_record
 from protos import teacher_pb2 as pb
 from protos import teacher_pb2_grpc
 
-KINDS = {
-    "dense": pb.REPRESENTATION_DENSE,
-    "hidden": pb.REPRESENTATION_HIDDEN,
-    "top_k": pb.REPRESENTATION_TOP_K,
-    "sampled": pb.REPRESENTATION_SAMPLED,
-}
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),
@@ -36,8 +31,8 @@ def request(
     kind: str = "dense",
     *,
     vocab_size: int = 97,
-    top_k: int = 0,
-    num_draws: int = 0,
+    top_k: int | None = None,
+    num_draws: int | None = None,
     run_id: str = "run-1",
     request_id: str = "",
     last: bool = False,
@@ -51,7 +46,7 @@ def request(
         sequence_lengths=[len(np.asarray(ids)) for ids in sequences],
         positions=pb.POSITIONS_LAST if last else pb.POSITIONS_ALL,
         vocab_size=vocab_size,
-        representation=pb.Representation(kind=KINDS[kind], top_k=top_k, num_draws=num_draws),
+        representation=Representation(kind, top_k, num_draws).message(),
         temperature=1.0,
     )
 
@@ -162,7 +157,10 @@ def held(channel: grpc.Channel, message: Any, timeout: float | None) -> Iterator
 def _rows_of(piece: Any, row_bytes: int) -> list[bytes]:
     sizes = [row_bytes] * piece.num_rows
     if piece.row_lengths:
-        sizes = [8 * int(length) for length in np.frombuffer(piece.row_lengths, "<u4")]
+        sizes = [
+            sampled_record().itemsize * int(length)
+            for length in np.frombuffer(piece.row_lengths, "<u4")
+        ]
     payload: bytes = piece.payload  # a copy each time that it is named
     ends = np.cumsum([0, *sizes]).tolist()
     return [payload[start:end] for start, end in pairwise(ends)]

@@ -29,12 +29,12 @@ def _slow_load(value: str) -> None:
 
 
 def _slow_fixture(value: str) -> None:
-    from teacher_server.engine import Rows, SequenceAsk
+    from teacher_server.engine import ComputedRows, SequenceAsk
     from teacher_server.fixture_engine import FixtureEngine
 
     original = FixtureEngine.score
 
-    def slow(self: FixtureEngine, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def slow(self: FixtureEngine, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         time.sleep(float(value) * sum(ask.num_tokens for ask in asks))
         return original(self, asks)
 

@@ -26,6 +26,7 @@ from faults.models import write_model
 from faults.processes import Peak, Server
 from faults.row import Tally
 from faults.stage import Stage
+from lectern_common.wire.formats import Representation, Widths
 
 _FIXTURE = ("--engine", "fixture", "--vocab-size", "97")
 _REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
@@ -121,23 +122,22 @@ def reply_too_large(stage: Stage) -> Tally:
     with stage.server(*_FIXTURE, *limit) as server, connect(server.address) as channel:
         for number in range(stage.tries(50, 10)):
             stage.say(f"reply {number + 1}")
-            kind, row_bytes = draw.choice([("dense", 4 * 97), ("top_k", 8 * 5 + 8)])
-            extra: dict[str, Any] = {"top_k": 5} if kind == "top_k" else {}
-            tokens = T10_LIMIT_BYTES // row_bytes
+            asked = draw.choice([Representation("dense"), Representation("top_k", 5)])
+            tokens = T10_LIMIT_BYTES // asked.row_bytes(Widths(97, 0, "float32"))
             length = draw.randrange(100, 400)
             sequences = [[draw.randrange(97)] * length for _ in range(tokens // length + 2)]
             fitting = tokens // length
             before = stats(server.address).forwards
-            refused = ask(channel, request(sequences, kind, **extra))
+            refused = ask(channel, request(sequences, asked.kind, top_k=asked.top_k))
             computed = stats(server.address).forwards - before
-            answered = ask(channel, request(sequences[:fitting], kind, **extra))
+            answered = ask(channel, request(sequences[:fitting], asked.kind, top_k=asked.top_k))
             tally.count(
                 isinstance(refused, Refusal)
                 and refused.code == "INVALID_ARGUMENT"
                 and f"the first {fitting} of these {len(sequences)} sequences" in refused.detail
                 and computed == 0
                 and not isinstance(answered, Refusal),
-                f"{kind}: {shown(refused)}, after {computed} forwards",
+                f"{asked.kind}: {shown(refused)}, after {computed} forwards",
             )
     tally.figure = "refused before any forward, naming the largest batch that fits, which is taken"
     return tally

@@ -127,16 +127,17 @@ def _places_of_the_gone_are_kept(program: str) -> None:
 def _fields_are_not_checked(program: str) -> None:
     import numpy as np
 
+    from lectern_common.wire.formats import FORMATS, NAMES, Representation
     from teacher_server import validation
-    from teacher_server.engine import Representation
 
     def trusting(*_: object) -> None:
         return
 
     def representation(request: Any, _facts: object, _limits: object) -> Representation:
         asked = request.representation
-        kind = validation.KINDS.get(asked.kind, "dense")
-        return Representation(kind, asked.top_k, asked.num_draws, asked.seed)
+        kind = NAMES.get(asked.kind, "dense")
+        taken = FORMATS[kind].parameters
+        return Representation(kind, **{name: getattr(asked, name) for name in taken})
 
     def lengths(request: Any, _limits: object) -> Any:
         return np.array(request.sequence_lengths, np.int64)
@@ -255,15 +256,15 @@ def _a_lost_device_is_an_ordinary_error(program: str) -> None:
 
 def _values_are_not_looked_at(program: str) -> None:
     from teacher_server import representations, transformers_engine
-    from teacher_server.engine import Rows
+    from teacher_server.engine import ComputedRows
 
     def any_value(_values: object) -> None:
         return None
 
     put(representations, "first_bad_row", any_value)
 
-    def hidden_rows(hidden_SD: Any) -> Rows:
-        return Rows(representations.bits(hidden_SD).data.cast("B"))
+    def hidden_rows(hidden_SD: Any) -> ComputedRows:
+        return ComputedRows(representations.bits(hidden_SD).data.cast("B"))
 
     put(transformers_engine, "hidden_rows", hidden_rows)
 

@@ -21,6 +21,7 @@ from pydantic import (
 
 from lectern_common.addresses import MAX_REPLICAS, checked_address
 from lectern_common.secret_files import SecretFiles, require_whole
+from lectern_common.wire.formats import FORMATS, Representation, RepresentationName
 
 MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
 
@@ -45,7 +46,6 @@ ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-
 Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-RepresentationName = Literal["dense", "hidden", "top_k", "sampled"]
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
@@ -91,20 +91,19 @@ class TeacherSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _top_k_belongs_to_top_k(self) -> Self:
-        if self.representation == "top_k" and self.top_k is None:
-            object.__setattr__(self, "top_k", 64)
-        if self.representation != "top_k" and self.top_k is not None:
-            raise ValueError(f"top_k has no effect with representation {self.representation}")
+    def _parameters_belong_to_the_representation(self) -> Self:
+        for name, default in (("top_k", 64), ("num_draws", 50)):
+            taken = name in FORMATS[self.representation].parameters
+            if taken and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+            if not taken and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with representation {self.representation}")
         return self
 
-    @model_validator(mode="after")
-    def _num_draws_belongs_to_sampled(self) -> Self:
-        if self.representation == "sampled" and self.num_draws is None:
-            object.__setattr__(self, "num_draws", 50)
-        if self.representation != "sampled" and self.num_draws is not None:
-            raise ValueError(f"num_draws has no effect with representation {self.representation}")
-        return self
+    @property
+    def asks_for(self) -> Representation:
+        """What the teacher is asked for; draws get their seed at each step."""
+        return Representation(self.representation, self.top_k, self.num_draws)
 
 
 class LoraSpec(Section):

@@ -13,8 +13,8 @@ import grpc
 from lectern_common import client_tls, errors
 from lectern_common.addresses import DNS_SCHEME
 from lectern_common.client_tls import ClientTls
-from lectern_common.piece_bytes import received
-from lectern_common.wire import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from lectern_common.wire.pieces import received
 from protos import teacher_pb2, teacher_pb2_grpc
 
 REASON_KEY = "lectern-reason"
@@ -68,7 +68,7 @@ class TeacherChannel:
     def __post_init__(self) -> None:
         self._channel = _open(self.address, self.tls, self.server_name)
         self.stub: Any = teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
-        # As stub.LogitsForBatch, but its replies are those of piece_bytes.py.
+        # As stub.LogitsForBatch, but its replies are those of wire/pieces.py.
         self.logits_for_batch: Any = self._channel.unary_stream(
             _LOGITS_FOR_BATCH,
             request_serializer=teacher_pb2.LogitsForBatchRequest.SerializeToString,

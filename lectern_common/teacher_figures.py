@@ -9,17 +9,11 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from lectern_common.wire.formats import NAMES
 from protos import teacher_pb2
 
 # Runs listed, those that took most of the teacher first; a server may know a thousand.
 MAX_ACCOUNTS = 100
-
-_NAMES = {
-    teacher_pb2.REPRESENTATION_DENSE: "dense",
-    teacher_pb2.REPRESENTATION_HIDDEN: "hidden",
-    teacher_pb2.REPRESENTATION_TOP_K: "top_k",
-    teacher_pb2.REPRESENTATION_SAMPLED: "sampled",
-}
 
 
 def teacher_figures(model: teacher_pb2.Model, stats: teacher_pb2.Stats) -> dict[str, Any]:
@@ -45,7 +39,7 @@ def teacher_figures(model: teacher_pb2.Model, stats: teacher_pb2.Stats) -> dict[
         "mode": model.mode or None,
         "representations": [
             {
-                "name": _NAMES.get(offer.kind, str(offer.kind)),
+                "name": NAMES.get(offer.kind, str(offer.kind)),
                 "offered": offer.offered,
                 "reason": offer.reason,
             }

@@ -21,6 +21,7 @@ from lectern_common.checks.memory import (
 )
 from lectern_common.errors import Misconfigured
 from lectern_common.run_spec import RunSpec
+from lectern_common.wire.formats import Representation
 from protos import teacher_pb2
 from student_trainer.batch_sources import Batch
 from student_trainer.model_shape import shape_of
@@ -29,7 +30,7 @@ from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
 from student_trainer.ranks import local_ranks
 from student_trainer.run_parts import Teaching
 from student_trainer.students import CausalStudent
-from student_trainer.targets import Representation, TargetsProvider
+from student_trainer.targets import TargetsProvider
 
 _log = structlog.get_logger()
 

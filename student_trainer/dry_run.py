@@ -146,13 +146,14 @@ def _probed(
     from student_trainer.probe_batch import Answering, probe_teacher
     from student_trainer.remote_teacher import RemoteTeacher
     from student_trainer.stopping import Stop
-    from student_trainer.targets import Representation
 
     secrets = read_secrets(roots, SecretFiles.of(teacher))
     with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
         width = replicas.get_model(_DEADLINE_SECONDS).logit_width
     vocab_size = width if shape is None else min(shape.vocab_size, width)
-    asked = min(vocab_size, _PROBED_HEAD_ROWS) if teacher.representation == "hidden" else vocab_size
+    asked = vocab_size
+    if teacher.asks_for.format.needs_head:
+        asked = min(asked, _PROBED_HEAD_ROWS)
     # The head is fetched into a folder that goes: it is a few rows of it.
     with (
         tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
@@ -171,7 +172,7 @@ def _probed(
         said = probe_teacher(
             remote,
             _rows(spec, roots, vocab_size),
-            Representation(teacher.representation, teacher.top_k, teacher.num_draws),
+            teacher.asks_for,
             spec.objective.temperature,
             Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.agreement import num_agreeing
 from student_trainer.batch_sources import Batch
@@ -30,7 +31,7 @@ from student_trainer.objective import Objective, distillation_loss
 from student_trainer.prefetch import Prefetch
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
-from student_trainer.targets import Representation, TargetsProvider, TeacherTargets
+from student_trainer.targets import TargetsProvider, TeacherTargets
 
 _CROSS_ENTROPY = Objective(alpha=1.0, temperature=1.0)
 # The weights are of no account: both terms are read off apart.

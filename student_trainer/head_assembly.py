@@ -7,6 +7,7 @@ import numpy as np
 import structlog
 
 from lectern_common.errors import TeacherError
+from lectern_common.wire.formats import Widths
 from lectern_models.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
 from student_trainer.reply_assembly import DamagedReply, require_fingerprint, tensor_of
@@ -62,10 +63,10 @@ def _bytes_to_come(
 ) -> int:
     """Returns what follows the header. Raises WrongModel or TeacherError."""
     require_fingerprint(header.fingerprint, model.fingerprint)
-    size = 4 if model.hidden_dtype == teacher_pb2.DTYPE_FLOAT32 else 2
-    rows = vocab_size * (model.hidden_size + int(header.transform.has_bias))
+    widths = Widths.of_model(model, vocab_size)
+    num_bytes = widths.head_bytes(has_bias=header.transform.has_bias)
     theirs = (header.dtype, header.vocab_size, header.hidden_size, header.total_bytes)
-    ours = (model.hidden_dtype, vocab_size, model.hidden_size, rows * size)
+    ours = (model.hidden_dtype, vocab_size, model.hidden_size, num_bytes)
     if theirs != ours:
         raise TeacherError(f"the teacher's output head is {theirs}, asked for was {ours}")
-    return rows * size
+    return num_bytes

@@ -26,7 +26,7 @@ from student_trainer.seeds import Key, derived_seed
 from student_trainer.sharding import gathered, split_again, whole
 from student_trainer.step_metrics import loss_metrics, wire_metrics
 from student_trainer.stopping import StopRequested
-from student_trainer.targets import TeacherTargets
+from student_trainer.targets import TeacherTargets, of_step
 from student_trainer.training_state import model_tensors, optimizer_tensors
 
 # Steps without a finite gradient, one after the other, that end a run.
@@ -283,7 +283,7 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
     def ask_about(batch: Batch, step: int) -> TeacherTargets:
         if teaching is None:
             raise ValueError("there is no teacher")
-        wanted = teaching.representation.of_step(settings.seed, step)
+        wanted = of_step(teaching.representation, settings.seed, step)
         return ask(teaching.provider, batch, wanted, temperature)
 
     return Prefetch(

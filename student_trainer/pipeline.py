@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered
+from lectern_common.wire.formats import Representation
 from student_trainer.batch_sources import Batch, BatchSource
 from student_trainer.export import METADATA_NAME, export_student
 from student_trainer.loop import train
@@ -34,7 +35,6 @@ from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.students import CausalStudent, Student
 from student_trainer.targets import (
     DenseTargets,
-    Representation,
     TargetsProvider,
     TeacherLogitsProvider,
     TeacherTargets,

@@ -21,13 +21,12 @@ import numpy.typing as npt
 import torch
 
 from lectern_common.errors import TeacherError
+from lectern_common.wire.formats import Representation, offered_by
 from protos import teacher_pb2
 from student_trainer.batch_sources import Batch
-from student_trainer.reply_assembly import KINDS
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
-    Representation,
     SampledTargets,
     TargetsProvider,
     TeacherTargets,
@@ -69,9 +68,8 @@ class Answering:
         cls, model: teacher_pb2.Model, vocab_size: int, *, one_server: bool
     ) -> "Answering":
         """Returns it for the student's `vocab_size`."""
-        offers = {offer.kind for offer in model.representations if offer.offered}
         return cls(
-            offered=[name for name, kind in KINDS.items() if kind in offers],
+            offered=offered_by(model),
             max_top_k=min(model.limits.max_top_k, vocab_size),
             dtype=model.dtype,
             same_bytes=model.mode == "independent" and one_server,

@@ -26,21 +26,20 @@ from lectern_common.errors import TeacherError
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
-from lectern_common.wire import PROTOCOL_VERSION, pack_mask
+from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, Widths, pack_mask
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.head_assembly import assemble_head
 from student_trainer.head_cache import cached_head_path, read_cached_head, write_cached_head
 from student_trainer.outage import Outage
 from student_trainer.reply_assembly import (
-    KINDS,
     DamagedReply,
     Expected,
     assemble,
     to_targets,
 )
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
-from student_trainer.targets import Representation, TeacherTargets, joined
+from student_trainer.targets import TeacherTargets, joined
 from student_trainer.token_rows import every_position_logits, last_position_logits
 
 _log = structlog.get_logger()
@@ -191,15 +190,13 @@ class RemoteTeacher:
                     for cut in cuts
                 ]
             )
-        head = self.output_head() if representation.kind == "hidden" else None
+        head = self.output_head() if representation.format.needs_head else None
         mask = np.concatenate(positions)
         expected = Expected(
             fingerprint=self.model.fingerprint,
             representation=representation,
             num_rows=int(np.count_nonzero(mask)),
-            vocab_size=self._vocab_size,
-            hidden_size=self.model.hidden_size,
-            hidden_dtype=self.model.hidden_dtype,
+            widths=Widths.of_model(self.model, self._vocab_size),
         )
         whole = bool(mask.all())
         request = teacher_pb2.LogitsForBatchRequest(
@@ -212,12 +209,7 @@ class RemoteTeacher:
             positions=teacher_pb2.POSITIONS_ALL if whole else teacher_pb2.POSITIONS_MASK,
             position_mask=b"" if whole else pack_mask(mask),
             vocab_size=self._vocab_size,
-            representation=teacher_pb2.Representation(
-                kind=KINDS[representation.kind],
-                top_k=representation.top_k or 0,
-                num_draws=representation.num_draws or 0,
-                seed=representation.seed,
-            ),
+            representation=representation.message(),
             temperature=temperature,
         )
 

@@ -7,7 +7,7 @@ second copy. Rows of draws differ in size: see sampled_assembly.py.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,30 +16,25 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError, WrongModel
-from lectern_common.piece_bytes import Piece, Reply
-from lectern_common.wire import CARRIERS, top_k_record
+from lectern_common.wire.formats import (
+    CARRIERS,
+    DTYPE_NAMES,
+    DTYPES,
+    Representation,
+    Widths,
+    top_k_record,
+)
+from lectern_common.wire.pieces import Reply, ReplyPiece
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.sampled_assembly import SampledRows, sampled_targets
+from student_trainer.sampled_assembly import RaggedRows, sampled_targets
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
-    Representation,
+    SampledTargets,
     TeacherTargets,
     TopKTargets,
 )
-
-KINDS: dict[str, teacher_pb2.RepresentationKind] = {
-    "dense": teacher_pb2.REPRESENTATION_DENSE,
-    "hidden": teacher_pb2.REPRESENTATION_HIDDEN,
-    "top_k": teacher_pb2.REPRESENTATION_TOP_K,
-    "sampled": teacher_pb2.REPRESENTATION_SAMPLED,
-}
-DTYPE_NAMES = {
-    teacher_pb2.DTYPE_FLOAT32: "float32",
-    teacher_pb2.DTYPE_FLOAT16: "float16",
-    teacher_pb2.DTYPE_BFLOAT16: "bfloat16",
-}
 
 
 @dataclass(frozen=True)
@@ -49,25 +44,20 @@ class Expected:
     fingerprint: str
     representation: Representation
     num_rows: int
-    vocab_size: int
-    hidden_size: int
-    hidden_dtype: "teacher_pb2.DType"
+    widths: Widths
+
+    @property
+    def vocab_size(self) -> int:
+        return self.widths.vocab_size
 
     @property
     def dtype(self) -> "teacher_pb2.DType":
-        hidden = self.representation.kind == "hidden"
-        return self.hidden_dtype if hidden else teacher_pb2.DTYPE_FLOAT32
+        return DTYPES[self.representation.dtype(self.widths)]
 
     @property
     def row_bytes(self) -> int:
-        """Of each row; 0 where rows differ."""
-        if self.representation.kind == "sampled":
-            return 0
-        if self.representation.kind == "dense":
-            return 4 * self.vocab_size
-        if self.representation.kind == "hidden":
-            return self.hidden_size * CARRIERS[DTYPE_NAMES[self.hidden_dtype]].itemsize
-        return 8 * (self.representation.top_k or 0) + 8
+        """Of each row; 0 if rows differ."""
+        return self.representation.header_row_bytes(self.widths)
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,7 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
         TeacherError: header, row coverage, row lengths or byte count are not as they must be.
         grpc.RpcError: the stream broke.
     """
-    rows: _EqualRows | SampledRows | None = None
+    rows: _EqualRows | RaggedRows | None = None
     trailer: teacher_pb2.LogitsTrailer | None = None
     next_row = crc = payload_bytes = received_bytes = 0
     for reply in replies:
@@ -125,7 +115,7 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
         )
     if trailer.crc32 != crc:
         raise DamagedReply("the teacher's reply was damaged on its way: its checksum differs")
-    if isinstance(rows, SampledRows):
+    if isinstance(rows, RaggedRows):
         data, row_lengths = rows.joined()
         return Payload(data, received_bytes, row_lengths)
     return Payload(rows.buffer, received_bytes)
@@ -138,7 +128,7 @@ class _EqualRows:
         self.buffer = np.empty(num_rows * row_bytes, np.uint8)
         self._row_bytes = row_bytes
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: ReplyPiece) -> None:
         """Takes a piece in. Raises TeacherError where it is not of its rows' size."""
         if piece.row_lengths:
             raise TeacherError(
@@ -154,10 +144,9 @@ class _EqualRows:
         self.buffer[start : start + len(payload)] = payload
 
 
-def _rows_to_come(expected: Expected) -> _EqualRows | SampledRows:
-    num_draws = expected.representation.num_draws
-    if num_draws is not None:
-        return SampledRows(min(num_draws, expected.vocab_size))
+def _rows_to_come(expected: Expected) -> _EqualRows | RaggedRows:
+    if expected.representation.format.rows_differ:
+        return RaggedRows(expected.representation.row_bytes(expected.widths))
     return _EqualRows(expected.num_rows, expected.row_bytes)
 
 
@@ -177,33 +166,7 @@ def to_targets(
             distinct or not in the order of their logits, there is a rest at K = V, or draws are
             not as sampled_assembly.py says.
     """
-    kind, num_draws = expected.representation.kind, expected.representation.num_draws
-    if num_draws is not None and payload.row_lengths is not None:
-        return sampled_targets(
-            payload.data,
-            payload.row_lengths,
-            num_draws=num_draws,
-            vocab_size=expected.vocab_size,
-            temperature=temperature,
-        )
-    if kind == "top_k":
-        targets = _top_k_targets(payload, expected, temperature)
-        if int(targets.ids_NK.max()) >= expected.vocab_size:
-            raise TeacherError(f"the teacher sent an id beyond the {expected.vocab_size} asked for")
-        _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
-        _require_order(targets)
-        if targets.ids_NK.shape[1] < expected.vocab_size:
-            _require_finite(targets.log_rest_t_N)
-        elif not bool(targets.log_rest_t_N.isneginf().all()):
-            raise TeacherError("the teacher's reply has a rest, but every token was asked for")
-        return targets
-    values = tensor_of(payload.data, expected.dtype).view(expected.num_rows, -1)
-    _require_finite(values)
-    if kind == "dense":
-        return DenseTargets(values)
-    if head is None:
-        raise ValueError("hidden targets need the teacher's output head")
-    return HiddenTargets(values, head)
+    return _TARGETS[expected.representation.kind](payload, expected, temperature, head)
 
 
 def tensor_of(data: npt.NDArray[np.uint8], dtype: "teacher_pb2.DType") -> Tensor:
@@ -213,7 +176,66 @@ def tensor_of(data: npt.NDArray[np.uint8], dtype: "teacher_pb2.DType") -> Tensor
     return carried.view(torch.bfloat16) if name == "bfloat16" else carried
 
 
-def _top_k_targets(payload: Payload, expected: Expected, temperature: float) -> TopKTargets:
+def _finite_rows(payload: Payload, expected: Expected) -> Tensor:
+    values = tensor_of(payload.data, expected.dtype).view(expected.num_rows, -1)
+    _require_finite(values)
+    return values
+
+
+def _dense_targets(
+    payload: Payload, expected: Expected, _temperature: float, _head: OutputHead | None
+) -> DenseTargets:
+    return DenseTargets(_finite_rows(payload, expected))
+
+
+def _hidden_targets(
+    payload: Payload, expected: Expected, _temperature: float, head: OutputHead | None
+) -> HiddenTargets:
+    values = _finite_rows(payload, expected)
+    if head is None:
+        raise ValueError("hidden targets need the teacher's output head")
+    return HiddenTargets(values, head)
+
+
+def _sampled_targets(
+    payload: Payload, expected: Expected, temperature: float, _head: OutputHead | None
+) -> SampledTargets:
+    if payload.row_lengths is None:
+        raise ValueError("sampled targets need the lengths of their rows")
+    return sampled_targets(
+        payload.data,
+        payload.row_lengths,
+        num_draws=expected.representation.num_draws or 0,
+        vocab_size=expected.vocab_size,
+        temperature=temperature,
+    )
+
+
+def _top_k_targets(
+    payload: Payload, expected: Expected, temperature: float, _head: OutputHead | None
+) -> TopKTargets:
+    targets = _top_k_of(payload, expected, temperature)
+    if int(targets.ids_NK.max()) >= expected.vocab_size:
+        raise TeacherError(f"the teacher sent an id beyond the {expected.vocab_size} asked for")
+    _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
+    _require_order(targets)
+    if targets.ids_NK.shape[1] < expected.vocab_size:
+        _require_finite(targets.log_rest_t_N)
+    elif not bool(targets.log_rest_t_N.isneginf().all()):
+        raise TeacherError("the teacher's reply has a rest, but every token was asked for")
+    return targets
+
+
+# How each representation is read: what arrived, what was expected, temperature, head.
+_TARGETS: dict[str, Callable[[Payload, Expected, float, OutputHead | None], TeacherTargets]] = {
+    "dense": _dense_targets,
+    "hidden": _hidden_targets,
+    "top_k": _top_k_targets,
+    "sampled": _sampled_targets,
+}
+
+
+def _top_k_of(payload: Payload, expected: Expected, temperature: float) -> TopKTargets:
     records = payload.data.view(top_k_record(expected.representation.top_k or 0))
 
     def tensor(field: str, dtype: "np.dtype[np.float32] | type[np.int64]") -> Tensor:
@@ -248,7 +270,7 @@ def _require_header(header: teacher_pb2.LogitsHeader, expected: Expected) -> Non
     require_fingerprint(header.fingerprint, expected.fingerprint)
     total_bytes = expected.num_rows * expected.row_bytes
     for name, theirs, ours in (
-        ("kind", header.kind, KINDS[expected.representation.kind]),
+        ("kind", header.kind, expected.representation.format.enum),
         ("dtype", header.dtype, expected.dtype),
         ("num_rows", header.num_rows, expected.num_rows),
         ("row_bytes", header.row_bytes, expected.row_bytes),
@@ -267,7 +289,7 @@ def require_fingerprint(theirs: str, expected: str) -> None:
         )
 
 
-def _require_place(piece: Piece, next_row: int, expected: Expected) -> None:
+def _require_place(piece: ReplyPiece, next_row: int, expected: Expected) -> None:
     if piece.first_row != next_row or piece.num_rows < 1:
         raise TeacherError(
             f"the teacher's reply goes on at row {piece.first_row}, expected was {next_row}"

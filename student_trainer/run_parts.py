@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from lectern_common.json_lines import finite_record
+from lectern_common.wire.formats import Representation
 from student_trainer.advice import WaitAdvice
 from student_trainer.batch_sources import Batch
 from student_trainer.checkpoint import CheckpointStore
@@ -17,7 +18,7 @@ from student_trainer.ranks import Ranks
 from student_trainer.samples import Samples
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
-from student_trainer.targets import Representation, TargetsProvider
+from student_trainer.targets import TargetsProvider
 
 
 class Recorder(Protocol):

@@ -20,7 +20,6 @@ from student_trainer.origins import LoadedStudent
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.run_parts import Teaching
 from student_trainer.stopping import Stop
-from student_trainer.targets import Representation
 
 
 def connect_teacher(
@@ -75,11 +74,11 @@ def connect_teacher(
     path = spec.data.path
     dataset = resolve_under(roots.data, path, "data.path") if path else None
     require_teacher_fits(spec, model, remote.tokenizer_map, facts, manifest, dataset)
-    if teacher.representation == "hidden":
+    if teacher.asks_for.format.needs_head:
         remote.output_head()
     teaching = Teaching(
         provider=remote,
-        representation=Representation(teacher.representation, teacher.top_k, teacher.num_draws),
+        representation=teacher.asks_for,
         prefetch_steps=teacher.prefetch_steps,
         allow_same_weights=teacher.allow_same_weights,
         take_received=remote.take_received,

@@ -8,26 +8,26 @@ import numpy.typing as npt
 import torch
 
 from lectern_common.errors import TeacherError
-from lectern_common.piece_bytes import Piece
-from lectern_common.wire import sampled_record, unpack_sampled
+from lectern_common.wire.formats import sampled_record, unpack_sampled
+from lectern_common.wire.pieces import ReplyPiece
 from student_trainer.targets import SampledTargets
 
 # Log-probabilities are rounded to float32: so much over 1 those of up to 256 ids may sum to.
 _ROUNDING = 1e-6
 
 
-class SampledRows:
+class RaggedRows:
     """The pieces of a reply whose rows differ in length.
 
-    Takes no more memory than the reply may be: `most_records` a row.
+    Takes no more memory than the reply may be: `largest_row_bytes` a row.
     """
 
-    def __init__(self, most_records: int) -> None:
-        self._most_records = most_records
+    def __init__(self, largest_row_bytes: int) -> None:
+        self._most_records = largest_row_bytes // sampled_record().itemsize
         self._payloads: list[npt.NDArray[np.uint8]] = []
         self._lengths: list[npt.NDArray[np.uint32]] = []
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: ReplyPiece) -> None:
         """Takes a piece in. Raises TeacherError where its lengths do not fit it."""
         if len(piece.row_lengths) != 4 * piece.num_rows:
             raise TeacherError(
@@ -64,7 +64,7 @@ def sampled_targets(
     vocab_size: int,
     temperature: float,
 ) -> SampledTargets:
-    """Returns what `SampledRows.joined` gave as targets, on the CPU.
+    """Returns what `RaggedRows.joined` gave as targets, on the CPU.
 
     Raises:
         TeacherError: the counts of a row do not sum to `num_draws`, its ids do not rise or leave

@@ -24,13 +24,14 @@ from torch import Tensor
 from lectern_common.errors import InvalidSpec
 from lectern_common.files import fsync
 from lectern_common.json_lines import append_json_line, keep_lines_before
+from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.output_head import OutputHead
 from student_trainer.disk_full import disk_full_as_error
 from student_trainer.ranks import Ranks
 from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.students import Student
-from student_trainer.targets import Representation, TargetsProvider, TopKTargets
+from student_trainer.targets import TargetsProvider, TopKTargets
 
 Line = dict[str, Any]
 

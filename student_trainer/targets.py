@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lectern_common.errors import InvalidRequest
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.seeds import Key, derived_seed
 
@@ -22,42 +22,16 @@ from student_trainer.seeds import Key, derived_seed
 IGNORE_INDEX = -100
 
 
-@dataclass(frozen=True)
-class Representation:
-    """What is asked of the teacher for each position.
+def of_step(representation: Representation, run_seed: int, step: int) -> Representation:
+    """Returns what is asked for the rows of optimizer step `step`.
 
-    `top_k` is set for kind "top_k" alone, `num_draws` and `seed` for "sampled" alone.
+    The draws' seed is a function of (run_seed, step): every epoch sees fresh draws, so that the
+    noise of the few averages out, and a resumed run sees those of an undisturbed one. A teacher
+    that keeps hidden states makes fresh draws without a forward.
     """
-
-    kind: str  # "dense", "hidden", "top_k", "sampled"
-    top_k: int | None = None
-    num_draws: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, kind in (("top_k", "top_k"), ("num_draws", "sampled")):
-            if getattr(self, name) is not None and self.kind != kind:
-                raise InvalidRequest(f"{name} has no effect with representation {self.kind}", name)
-
-    def of_step(self, run_seed: int, step: int) -> "Representation":
-        """Returns what is asked for the rows of optimizer step `step`.
-
-        The draws' seed is a function of (run_seed, step): every epoch sees fresh draws, so that the
-        noise of the few averages out, and a resumed run sees those of an undisturbed one. A teacher
-        that keeps hidden states makes fresh draws without a forward.
-        """
-        if self.kind != "sampled":
-            return self
-        return replace(self, seed=derived_seed(Key.DRAWS, (run_seed, step)))
-
-    @property
-    def kd_is(self) -> str:
-        """What a divergence computed from it is (loss/kd, val/kl), in words for a person."""
-        if self.kind == "top_k":
-            return f"lower bound: over the teacher's top {self.top_k} and the rest as one"
-        if self.kind == "sampled":
-            return f"unbiased estimate from {self.num_draws} draws a position; may be below 0"
-        return "exact"
+    if "seed" not in representation.format.parameters:
+        return representation
+    return replace(representation, seed=derived_seed(Key.DRAWS, (run_seed, step)))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
-from lectern_common.wire import MAX_DRAWS
+from lectern_common.wire.formats import MAX_DRAWS, Representation
 from lectern_models.body_and_head import split_or_why
 from lectern_models.sampled import Draws, draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
-    Representation,
     SampledTargets,
     TeacherTargets,
     TopKTargets,
@@ -225,7 +224,7 @@ def _draws(
     num_draws = representation.num_draws
     if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
         raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
-    values_NU = torch.from_numpy(uniforms(representation.seed, ids_S, asked_S, num_draws))
+    values_NU = torch.from_numpy(uniforms(representation.seed or 0, ids_S, asked_S, num_draws))
     chunks = [slice(first, first + _DRAW_ROWS) for first in range(0, len(logits_NV), _DRAW_ROWS)]
     return [draw(logits_NV[rows], values_NU[rows], temperature) for rows in chunks]
 
@@ -247,7 +246,7 @@ def _sampled_targets(
 
 def _checked_k(representation: Representation, vocab_size: int) -> int:
     if representation.kind != "top_k":
-        raise RepresentationNotOffered(f"representation {representation.kind} is not known")
+        raise RepresentationNotOffered(f"this teacher does not give {representation.kind}")
     k = representation.top_k
     if k is None or not 1 <= k <= vocab_size:
         raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")

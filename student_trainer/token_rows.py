@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import InvalidRequest, TeacherError
-from student_trainer.targets import DenseTargets, Representation, TargetsProvider
+from lectern_common.wire.formats import Representation
+from student_trainer.targets import DenseTargets, TargetsProvider
 
 _MAX_ID = (1 << 32) - 1
 

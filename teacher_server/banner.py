@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from lectern_common.wire.formats import FORMATS
 from teacher_server.engine import MODES, ModelFacts
 from teacher_server.limits import Limits
 
@@ -22,8 +23,9 @@ def ready_text(
         encryption: what protects the connection.
         metrics_url: where Prometheus finds its metrics; None: nowhere.
     """
-    offered = [kind for kind, reason in facts.not_offered.items() if reason is None]
-    missing = [(kind, reason) for kind, reason in facts.not_offered.items() if reason is not None]
+    reasons = {name: facts.why_not(name) for name in FORMATS}
+    offered = [name for name, reason in reasons.items() if reason is None]
+    missing = [(name, reason) for name, reason in reasons.items() if reason is not None]
     revision = f" at {facts.revision}" if facts.revision else ""
     lines = [
         ("model", f"{facts.model_id}{revision}"),
@@ -37,7 +39,7 @@ def ready_text(
         ("encryption", encryption),
         ("metrics", metrics_url or "not served; --metrics-bind serves them"),
         ("offers", ", ".join(offered)),
-        *(("", f"not {kind}: {reason}") for kind, reason in missing),
+        *(("", f"not {name}: {reason}") for name, reason in missing),
         (
             "limits",
             f"{limits.max_sequences} sequences, {limits.max_tokens} tokens, "

@@ -25,10 +25,10 @@ from teacher_server.accounting import Accounting
 from teacher_server.batch_shapes import NearLengths, equal_lengths
 from teacher_server.cache import Cache
 from teacher_server.engine import (
+    ComputedRows,
     DeviceLost,
     Engine,
     NoLongerWanted,
-    Rows,
     ScoringRequest,
     base_ask,
     selected,
@@ -135,7 +135,7 @@ class Batcher:
             self._flights.leave_all(ticket)
             self._tickets.remove(ticket)
 
-    async def answers(self, ticket: Ticket) -> AsyncIterator[Rows]:
+    async def answers(self, ticket: Ticket) -> AsyncIterator[ComputedRows]:
         """Yields the rows of one sequence after the other, as they are ready.
 
         Raises:
@@ -259,7 +259,9 @@ class Batcher:
             larger = self._fitting_tokens + max(1, int(self._fitting_tokens * _GROWTH))
             self._fitting_tokens = min(self.batch_tokens, larger)
 
-    async def _finish(self, flight: Flight, rows: Rows, seconds: float, from_cache: bool) -> None:
+    async def _finish(
+        self, flight: Flight, rows: ComputedRows, seconds: float, from_cache: bool
+    ) -> None:
         """Charges a flight to those who take its rows, and answers them.
 
         Args:
@@ -270,7 +272,7 @@ class Batcher:
         """
         self._charge(flight, seconds, from_cache)
         takers = self._flights.end(flight)
-        derived: dict[bytes, Rows] = {}  # by ask: equal ones have one answer
+        derived: dict[bytes, ComputedRows] = {}  # by ask: equal ones have one answer
         for ticket, index in takers:
             began = self._clock()
             try:
@@ -290,8 +292,13 @@ class Batcher:
                 ticket.deliver(index, answer)
 
     async def _answer(
-        self, flight: Flight, rows: Rows, ticket: Ticket, index: int, derived: dict[bytes, Rows]
-    ) -> Rows:
+        self,
+        flight: Flight,
+        rows: ComputedRows,
+        ticket: Ticket,
+        index: int,
+        derived: dict[bytes, ComputedRows],
+    ) -> ComputedRows:
         ask = ticket.request.asks[index]
         if ask.representation.kind == flight.base.representation.kind:
             return selected(rows, flight.base, ask)

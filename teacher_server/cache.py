@@ -1,4 +1,4 @@
-"""Rows that were computed, kept for whoever asks for the same sequence again: byte-bounded.
+"""ComputedRows that were computed, kept for whoever asks for the same sequence again: byte-bounded.
 
 Keyed by the base ask (engine.py), so one entry serves every run, representation, mask and
 temperature. The longest unused entries go first. With a second tier on disk (disk_cache.py) they
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from teacher_server.disk_cache import DiskCache
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 
 # What an entry costs beside its rows: key, object, buffer header.
 _ENTRY_BYTES = 512
@@ -33,17 +33,17 @@ class Cache:
         self.misses = 0
         self.evictions = 0
         self.disk_hits = 0
-        self._entries: OrderedDict[bytes, Rows] = OrderedDict()
-        self._reading: dict[bytes, asyncio.Future[Rows | None]] = {}
+        self._entries: OrderedDict[bytes, ComputedRows] = OrderedDict()
+        self._reading: dict[bytes, asyncio.Future[ComputedRows | None]] = {}
 
-    def get(self, key: bytes) -> Rows | None:
+    def get(self, key: bytes) -> ComputedRows | None:
         """Returns the rows of a key from memory, or None."""
         rows = self._entries.get(key)
         if rows is not None:
             self._entries.move_to_end(key)
         return rows
 
-    async def find(self, key: bytes) -> Rows | None:
+    async def find(self, key: bytes) -> ComputedRows | None:
         """Returns the rows of a key from memory or disk, or None."""
         rows = self.get(key)
         if rows is not None or self.disk is None or key not in self.disk:
@@ -56,20 +56,20 @@ class Cache:
             reading.add_done_callback(functools.partial(self._read, key))
         return await asyncio.shield(reading)  # others may wait for it
 
-    async def find_each(self, keys: Sequence[bytes]) -> list[Rows | None]:
+    async def find_each(self, keys: Sequence[bytes]) -> list[ComputedRows | None]:
         """Returns `find` of each key; what is on disk is read together."""
         if self.disk is None:
             return [self.get(key) for key in keys]
         return await asyncio.gather(*map(self.find, keys))
 
-    def _read(self, key: bytes, reading: asyncio.Future[Rows | None]) -> None:
+    def _read(self, key: bytes, reading: asyncio.Future[ComputedRows | None]) -> None:
         del self._reading[key]
         rows = None if reading.cancelled() else reading.result()
         if rows is not None:
             self.disk_hits += 1
             self._keep(key, rows)
 
-    def put(self, key: bytes, rows: Rows) -> None:
+    def put(self, key: bytes, rows: ComputedRows) -> None:
         """Keeps rows that were computed; what is not finite is not kept."""
         if rows.first_bad_row is not None:
             return
@@ -77,7 +77,7 @@ class Cache:
         if self.disk is not None:
             self.disk.write_soon(key, rows)
 
-    def _keep(self, key: bytes, rows: Rows) -> None:
+    def _keep(self, key: bytes, rows: ComputedRows) -> None:
         cost = rows.num_bytes + _ENTRY_BYTES
         if cost > self.capacity_bytes or key in self._entries:
             return

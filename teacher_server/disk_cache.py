@@ -21,7 +21,7 @@ import structlog
 
 from lectern_common.errors import Misconfigured
 from lectern_common.files import replaced_file, take_lock
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 
 log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ class DiskCache:
         self.thread.shutdown(wait=True)
         os.close(self._lock_descriptor)
 
-    def write_soon(self, key: bytes, rows: Rows) -> None:
+    def write_soon(self, key: bytes, rows: ComputedRows) -> None:
         """Writes rows when the disk has time, unless it has fallen far behind."""
         with self._lock:
             if key in self._sizes or _HEADER.size + rows.num_bytes > self.capacity_bytes:
@@ -89,7 +89,7 @@ class DiskCache:
             self._unwritten_bytes += rows.num_bytes
         self.thread.submit(self._write, key, rows)
 
-    def read(self, key: bytes) -> Rows | None:
+    def read(self, key: bytes) -> ComputedRows | None:
         """Returns the rows of a key, or None; on the cache's thread."""
         path = self._path(key)
         try:
@@ -105,7 +105,7 @@ class DiskCache:
                 self._sizes.move_to_end(key)
         return rows
 
-    def _write(self, key: bytes, rows: Rows) -> None:
+    def _write(self, key: bytes, rows: ComputedRows) -> None:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -152,14 +152,14 @@ class DiskCache:
         return self._folder / name[:2] / name[2:]
 
 
-def _packed(rows: Rows) -> list[bytes | memoryview]:
+def _packed(rows: ComputedRows) -> list[bytes | memoryview]:
     lengths = rows.row_lengths
     sizes = b"" if lengths is None else lengths.astype("<u4").tobytes()
     crc = zlib.crc32(rows.payload, zlib.crc32(sizes))
     return [_HEADER.pack(_MAGIC, crc, len(sizes) // 4, len(rows.payload)), sizes, rows.payload]
 
 
-def _unpacked(data: np.ndarray) -> Rows:
+def _unpacked(data: np.ndarray) -> ComputedRows:
     """Returns the rows of a file. Raises ValueError where it is not one of ours, whole."""
     if len(data) < _HEADER.size:
         raise ValueError("it is truncated")
@@ -170,4 +170,4 @@ def _unpacked(data: np.ndarray) -> Rows:
     if zlib.crc32(data[_HEADER.size :].data) != crc:
         raise ValueError("its checksum differs")
     lengths = data[_HEADER.size : start].view("<u4").astype(np.uint32) if num_lengths else None
-    return Rows(data[start:].data, lengths)
+    return ComputedRows(data[start:].data, lengths)

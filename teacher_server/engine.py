@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
 from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.wire import sampled_record, top_k_record
+from lectern_common.wire.formats import Representation, Widths
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
@@ -35,16 +35,6 @@ class DeviceLost(Exception):
 
 class NoLongerWanted(Exception):
     """Whoever asked has gone, or its deadline has passed."""
-
-
-@dataclass(frozen=True)
-class Representation:
-    """What is asked for each position; a field is 0 but for the kind that it belongs to."""
-
-    kind: str  # "dense", "hidden", "top_k", "sampled"
-    top_k: int = 0
-    num_draws: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +68,7 @@ class SequenceAsk:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ComputedRows:
     """The bytes of the answer to one ask.
 
     `row_lengths` are the records of each row, for "sampled" alone, whose rows differ in length.
@@ -131,8 +121,8 @@ class HeadFacts:
 class ModelFacts:
     """What does not change while a model is loaded; the fields are those of the proto's Model.
 
-    `not_offered` maps each representation to why it is not offered, None where it is. `tokens` is
-    the token-to-id map, None where the model has no tokenizer.
+    `not_offered` maps representations to why they are not offered, None if they are; see `why_not`.
+    `tokens` is the token-to-id map, None where the model has no tokenizer.
     """
 
     model_id: str
@@ -168,17 +158,15 @@ class ModelFacts:
 
     @property
     def offers_hidden(self) -> bool:
-        return self.not_offered["hidden"] is None
+        return self.why_not("hidden") is None
 
-    def row_bytes(self, representation: Representation, vocab_size: int) -> int:
-        """Returns the most bytes that one row takes on the wire."""
-        if representation.kind == "hidden":
-            return self.hidden_size * (4 if self.hidden_dtype == "float32" else 2)
-        if representation.kind == "dense":
-            return 4 * vocab_size
-        if representation.kind == "sampled":
-            return sampled_record().itemsize * min(representation.num_draws, vocab_size)
-        return top_k_record(representation.top_k).itemsize
+    def why_not(self, name: str) -> str | None:
+        """Returns why a representation is not offered; None means that it is."""
+        return self.not_offered.get(name, f"the {self.engine} engine does not make it")
+
+    def widths(self, vocab_size: int) -> Widths:
+        """Returns what the bytes of a row depend on, if `vocab_size` ids are asked for."""
+        return Widths(vocab_size, self.hidden_size, self.hidden_dtype)
 
 
 def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
@@ -197,7 +185,7 @@ def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
     )
 
 
-def selected(rows: Rows, base: SequenceAsk, ask: SequenceAsk) -> Rows:
+def selected(rows: ComputedRows, base: SequenceAsk, ask: SequenceAsk) -> ComputedRows:
     """Returns the asked ones of a base ask's rows, where both ask for the same representation.
 
     Nothing is copied where all are asked.
@@ -212,7 +200,7 @@ def selected(rows: Rows, base: SequenceAsk, ask: SequenceAsk) -> Rows:
     return dataclasses.replace(rows, payload=table[ask.asked_S].data.cast("B"))
 
 
-def require_finite(rows: Rows, ask: SequenceAsk) -> None:
+def require_finite(rows: ComputedRows, ask: SequenceAsk) -> None:
     """Raises TeacherError where an asked position is at or after the first bad row."""
     if rows.first_bad_row is not None and ask.asked_S[rows.first_bad_row :].any():
         raise TeacherError(
@@ -227,11 +215,11 @@ class Engine(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the rows of base asks, in order; several are computed together.
 
         In mode "independent" their bytes are those that each would have alone; then they are of
-        one length. No Rows shares memory with another.
+        one length. No two of them share memory.
 
         Raises:
             TeacherError: a value is not finite (where the model offers no hidden states).
@@ -241,7 +229,9 @@ class Engine(Protocol):
         """
         ...
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         """Returns the answer to `ask` from the rows of its base ask, which are hidden states.
 
         Called only where "hidden" is offered and something else is asked. `wanted` is asked a few

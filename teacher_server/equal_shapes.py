@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 
 # Times that a shape must come out equal, each with other tokens.
 _TRIALS = 2
@@ -37,7 +37,9 @@ class EqualShapes:
             return False
         return True if trials >= _TRIALS else None
 
-    def tried(self, shape: Shape, alone: Sequence[Rows], together: Sequence[Rows]) -> None:
+    def tried(
+        self, shape: Shape, alone: Sequence[ComputedRows], together: Sequence[ComputedRows]
+    ) -> None:
         """Takes the outcome of one trial."""
         equal = all(
             np.array_equal(np.frombuffer(one.payload, "u1"), np.frombuffer(other.payload, "u1"))

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.wire import top_k_record
+from lectern_common.wire.formats import top_k_record
 from teacher_server.engine import (
     REPRESENTATION_VERSION,
+    ComputedRows,
     HeadFacts,
     ModelFacts,
-    Rows,
     SequenceAsk,
 )
 
@@ -57,11 +57,13 @@ class FixtureEngine:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the asked rows; see Engine."""
-        return [Rows(self._rows(ask)) for ask in asks]
+        return [ComputedRows(self._rows(ask)) for ask in asks]
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         """Never called: the fixture does not offer `hidden`."""
         raise NotImplementedError
 
@@ -79,7 +81,7 @@ class FixtureEngine:
         raise NotImplementedError
 
     def _top_k(self, peaks_N: npt.NDArray[np.int64], ask: SequenceAsk) -> np.ndarray:
-        k, others = ask.representation.top_k, ask.vocab_size - 1
+        k, others = ask.representation.top_k or 0, ask.vocab_size - 1
         records_N = np.zeros(len(peaks_N), top_k_record(k))
         records_N["logits"][:, 0] = _PEAK
         records_N["ids"][:, 0] = peaks_N

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lectern_common.wire import MAX_DRAWS, MAX_MESSAGE_BYTES
+from lectern_common.wire.formats import MAX_DRAWS, MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True)

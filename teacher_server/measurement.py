@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from lectern_common.errors import TeacherOutOfMemory
-from teacher_server.engine import Engine, Representation, SequenceAsk, base_ask
+from lectern_common.wire.formats import Representation
+from teacher_server.engine import Engine, SequenceAsk, base_ask
 
 SECONDS = 1.0
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lectern_common.errors import Misconfigured
 from lectern_common.tokenizer_map import tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
-from lectern_common.wire import MAX_SAMPLED_ID
+from lectern_common.wire.formats import FORMATS, MAX_SAMPLED_ID
 from lectern_models.gguf_file import loaded_weights_sha256
 from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map
 from lectern_models.model_folder import ModelFolder
@@ -94,9 +94,7 @@ def model_facts(
             has_bias=head is not None and head.bias_V is not None,
         ),
         not_offered={
-            "dense": None,
-            "hidden": not_split,
-            "top_k": None,
+            **{name: not_split if form.needs_head else None for name, form in FORMATS.items()},
             "sampled": _not_sampled(logit_width),
         },
         engine="transformers",

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from lectern_common.errors import Misconfigured
-from lectern_common.wire import MAX_DRAWS
+from lectern_common.wire.formats import MAX_DRAWS
 from protos import teacher_pb2
 from teacher_server.engine import MODES
 from teacher_server.limits import Limits, request_bytes

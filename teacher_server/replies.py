@@ -7,30 +7,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.piece_bytes import piece_message
-from lectern_common.wire import PIECE_BYTES, PROTOCOL_VERSION, sampled_record
+from lectern_common.wire.formats import (
+    DTYPES,
+    FORMATS,
+    PIECE_BYTES,
+    PROTOCOL_VERSION,
+    sampled_record,
+)
+from lectern_common.wire.pieces import piece_message
 from protos import teacher_pb2
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
-from teacher_server.engine import ModelFacts, Rows, ScoringRequest
+from teacher_server.engine import ComputedRows, ModelFacts, ScoringRequest
 from teacher_server.limits import Limits
 from teacher_server.tickets import Ticket
-from teacher_server.validation import KINDS
-
-_DTYPES = {
-    "float32": teacher_pb2.DTYPE_FLOAT32,
-    "float16": teacher_pb2.DTYPE_FLOAT16,
-    "bfloat16": teacher_pb2.DTYPE_BFLOAT16,
-}
 
 _MAP_ENTRIES = 4096
 _RECORD_BYTES = sampled_record().itemsize
-
-
-def dtype(name: str) -> teacher_pb2.DType:
-    """Returns the wire's word for a dtype."""
-    return _DTYPES[name]
 
 
 class PieceCutter:
@@ -54,7 +48,7 @@ class PieceCutter:
         self.crc32 = 0
         self.total_bytes = 0
 
-    def add(self, rows: Rows) -> Iterator[bytes]:
+    def add(self, rows: ComputedRows) -> Iterator[bytes]:
         """Yields, as messages, the pieces that the rows complete, and holds the rest back."""
         if rows.row_lengths is None:
             ends = None
@@ -103,7 +97,7 @@ def head_replies(
     """Yields header, pieces and trailer of the output head's bytes."""
     header = teacher_pb2.OutputHeadHeader(
         fingerprint=facts.fingerprint,
-        dtype=dtype(facts.hidden_dtype),
+        dtype=DTYPES[facts.hidden_dtype],
         vocab_size=vocab_size,
         hidden_size=facts.hidden_size,
         transform=head_transform(facts),
@@ -147,14 +141,13 @@ def logits_header(
     request: teacher_pb2.LogitsForBatchRequest, scoring: ScoringRequest, facts: ModelFacts
 ) -> teacher_pb2.LogitsForBatchReply:
     """Returns what a client needs to take the pieces apart."""
-    # The rows of "sampled" differ in length.
-    is_sampled = request.representation.kind == teacher_pb2.REPRESENTATION_SAMPLED
-    row_bytes = 0 if is_sampled else scoring.row_bytes
-    is_hidden = request.representation.kind == teacher_pb2.REPRESENTATION_HIDDEN
+    asked = scoring.asks[0].representation  # of every one
+    widths = facts.widths(request.vocab_size)
+    row_bytes = asked.header_row_bytes(widths)
     header = teacher_pb2.LogitsHeader(
         fingerprint=facts.fingerprint,
-        kind=request.representation.kind,
-        dtype=dtype(facts.hidden_dtype if is_hidden else "float32"),
+        kind=asked.format.enum,
+        dtype=DTYPES[asked.dtype(widths)],
         num_rows=scoring.num_rows,
         row_bytes=row_bytes,
         total_bytes=scoring.num_rows * row_bytes,
@@ -188,18 +181,18 @@ def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
         tokenizer_sha256=facts.tokenizer_sha256,
         max_positions=facts.max_positions or limits.max_sequence_tokens,
         hidden_size=facts.hidden_size,
-        hidden_dtype=dtype(facts.hidden_dtype),
+        hidden_dtype=DTYPES[facts.hidden_dtype],
         dtype=facts.dtype,
         quantization=facts.quantization,
         device=facts.device,
         head_transform=head_transform(facts),
         representations=[
             teacher_pb2.RepresentationOffer(
-                kind=kind,
-                offered=facts.not_offered[name] is None,
-                reason=facts.not_offered[name] or "",
+                kind=form.enum,
+                offered=facts.why_not(name) is None,
+                reason=facts.why_not(name) or "",
             )
-            for kind, name in KINDS.items()
+            for name, form in FORMATS.items()
         ],
         limits=teacher_pb2.Limits(**dataclasses.asdict(limits)),
         engine=facts.engine,

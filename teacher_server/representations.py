@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import TeacherError
-from lectern_common.wire import CARRIERS, pack_sampled, top_k_record
+from lectern_common.wire.formats import CARRIERS, pack_sampled, top_k_record
+from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
-from teacher_server.engine import NoLongerWanted, Rows, SequenceAsk
+from teacher_server.engine import ComputedRows, NoLongerWanted, SequenceAsk
 
 # float32 logits of a chunk, in bytes. On the CPU the passes over them should find them in the
 # cache; on CUDA the product needs many rows to fill the device.
@@ -62,22 +63,41 @@ class Logits:
             yield slice(start, stop), logits_CV
 
 
-def rows_of_logits(logits: Logits, ask: SequenceAsk) -> Rows:
-    """Returns the answer to an ask for "dense", "top_k" or "sampled".
+def rows_of_hidden(
+    hidden_ND: Tensor, head: OutputHead, ask: SequenceAsk, wanted: Callable[[], bool]
+) -> ComputedRows:
+    """Returns the answer to an ask for anything but "hidden", from the hidden states.
+
+    Args:
+        hidden_ND: of the asked positions, on the head's device.
+        head: sliced to the asked vocabulary.
+        ask: what is asked.
+        wanted: see Logits.
+
+    Raises:
+        NoLongerWanted, TeacherError, InvalidRequest: as rows_of_logits.
+    """
+
+    def of_rows(start: int, stop: int) -> Tensor:
+        return head.logits(hidden_ND[start:stop])
+
+    device = head.weight_VD.device
+    return rows_of_logits(Logits(ask.num_rows, ask.vocab_size, device, of_rows, wanted), ask)
+
+
+def rows_of_logits(logits: Logits, ask: SequenceAsk) -> ComputedRows:
+    """Returns the answer to an ask for what is made of logits.
 
     Raises:
         NoLongerWanted, TeacherError: as Logits.chunks.
         InvalidRequest: logits / temperature leave float32's range.
     """
-    kind = ask.representation.kind
-    if kind == "dense":
-        return _dense_rows(logits)
-    return _top_k_rows(logits, ask) if kind == "top_k" else _sampled_rows(logits, ask)
+    return _OF_LOGITS[ask.representation.kind](logits, ask)
 
 
-def hidden_rows(hidden_SD: Tensor) -> Rows:
+def hidden_rows(hidden_SD: Tensor) -> ComputedRows:
     """Returns the bits of the hidden states, whatever their dtype, in memory of their own."""
-    return Rows(bits(hidden_SD).data.cast("B"), first_bad_row=first_bad_row(hidden_SD))
+    return ComputedRows(bits(hidden_SD).data.cast("B"), first_bad_row=first_bad_row(hidden_SD))
 
 
 def first_bad_row(values_NX: Tensor) -> int | None:
@@ -86,39 +106,49 @@ def first_bad_row(values_NX: Tensor) -> int | None:
     return None if bool(finite_N.all()) else int((~finite_N).nonzero()[0])
 
 
-def _dense_rows(logits: Logits) -> Rows:
+def _dense_rows(logits: Logits, _ask: SequenceAsk) -> ComputedRows:
     """float32 logits [N, V]."""
     rows_NV = np.empty((logits.num_rows, logits.vocab_size), "<f4")
     for rows, logits_CV in logits.chunks():
         rows_NV[rows] = logits_CV.cpu().numpy()
-    return Rows(rows_NV.data.cast("B"))
+    return ComputedRows(rows_NV.data.cast("B"))
 
 
-def _top_k_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+def _top_k_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """N records of `top_k_record(k)`. Equal logits: the lower id comes first."""
-    records_N = np.empty(logits.num_rows, top_k_record(ask.representation.top_k))
+    k = ask.representation.top_k or 0
+    records_N = np.empty(logits.num_rows, top_k_record(k))
     for rows, logits_CV in logits.chunks():
-        values_CK, ids_CK = ordered_top_k(logits_CV, ask.representation.top_k)
+        values_CK, ids_CK = ordered_top_k(logits_CV, k)
         rest_C, normalizer_C = log_normalizers(logits_CV, ids_CK, ask.temperature)
         chunk = records_N[rows]
         chunk["logits"] = values_CK.cpu().numpy()
         chunk["ids"] = ids_CK.cpu().numpy()
         chunk["log_rest_t"] = rest_C.cpu().numpy()
         chunk["log_normalizer_t"] = normalizer_C.cpu().numpy()
-    return Rows(records_N.view(np.uint8).data)
+    return ComputedRows(records_N.view(np.uint8).data)
 
 
-def _sampled_rows(logits: Logits, ask: SequenceAsk) -> Rows:
+def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     """Records of `sampled_record()`, a row's by rising id, and the records of each row."""
     asked = ask.representation
-    uniforms_NU = uniforms(asked.seed, ask.token_ids_S, ask.asked_S, asked.num_draws)
+    seed, num_draws = asked.seed or 0, asked.num_draws or 0
+    uniforms_NU = uniforms(seed, ask.token_ids_S, ask.asked_S, num_draws)
     records, lengths = [], []
     for rows, logits_CV in logits.chunks():
         draws = draw(logits_CV, torch.from_numpy(uniforms_NU[rows]), ask.temperature)
         parts = (draws.ids_R, draws.counts_R, draws.log_probs_R)
         records.append(pack_sampled(*(part.cpu().numpy() for part in parts)))
         lengths.append(draws.row_lengths_C.cpu().numpy().astype(np.uint32))
-    return Rows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
+    return ComputedRows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
+
+
+# Each takes the asked logits; what is made of the hidden states themselves has its own function.
+_OF_LOGITS: dict[str, Callable[[Logits, SequenceAsk], ComputedRows]] = {
+    "dense": _dense_rows,
+    "top_k": _top_k_rows,
+    "sampled": _sampled_rows,
+}
 
 
 def bits(values: Tensor) -> np.ndarray:

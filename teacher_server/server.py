@@ -19,8 +19,8 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 
 from lectern_common.errors import Misconfigured
-from lectern_common.piece_bytes import serialized
-from lectern_common.wire import MAX_MESSAGE_BYTES
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES
+from lectern_common.wire.pieces import serialized
 from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from teacher_server.engine import Rows, ScoringRequest
+from teacher_server.engine import ComputedRows, ScoringRequest
 
 if TYPE_CHECKING:
     from teacher_server.flights import Flight
@@ -46,7 +46,7 @@ class Ticket:
         self.cache_hits = 0
         self._arrived = arrived
         self._on_read = on_read  # reading may make it runnable again
-        self._answers: dict[int, Rows] = {}
+        self._answers: dict[int, ComputedRows] = {}
         self._next_index = 0
         self._unread_bytes = 0
         self._error: Exception | None = None
@@ -78,7 +78,7 @@ class Ticket:
             self.started = True
             self.queue_seconds = now - self._arrived
 
-    def deliver(self, index: int, rows: Rows) -> None:
+    def deliver(self, index: int, rows: ComputedRows) -> None:
         del self.pending[index]
         self.waiting_tokens -= self.request.asks[index].num_tokens
         self._answers[index] = rows
@@ -90,7 +90,7 @@ class Ticket:
         self._error = error
         self._changed.set()
 
-    async def answer(self, index: int) -> Rows:
+    async def answer(self, index: int) -> ComputedRows:
         """Returns the rows of one ask when they are there; asks are read in rising order.
 
         Raises:

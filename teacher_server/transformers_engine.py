@@ -21,11 +21,18 @@ from lectern_models.model_folder import ModelFolder, find_model
 from lectern_models.output_head import OutputHead
 from lectern_models.placement import BALANCED, compile_in_place, resolved_device
 from lectern_models.quantization import quantization_of
-from teacher_server.engine import DeviceLost, ModelFacts, Rows, SequenceAsk, require_finite
+from teacher_server.engine import ComputedRows, DeviceLost, ModelFacts, SequenceAsk, require_finite
 from teacher_server.equal_shapes import EqualShapes, trials_tell
 from teacher_server.measurement import measured_tokens_per_second
 from teacher_server.model_facts import model_facts
-from teacher_server.representations import Logits, bits, from_bits, hidden_rows, rows_of_logits
+from teacher_server.representations import (
+    Logits,
+    bits,
+    from_bits,
+    hidden_rows,
+    rows_of_hidden,
+    rows_of_logits,
+)
 
 log = structlog.get_logger()
 
@@ -170,13 +177,15 @@ class TransformersEngine:
         measured = measured_tokens_per_second(self, batch_tokens)
         self._facts = dataclasses.replace(self._facts, measured_tokens_per_second=measured)
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the rows of base asks; see Engine."""
         if self._parts is None:
             return self._of_the_device(lambda: [self._own_rows(ask) for ask in asks])
         return self._of_the_device(lambda: self._hidden_rows([ask.token_ids_S for ask in asks]))
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         """Returns an answer made of hidden states; see Engine."""
         require_finite(rows, ask)
         return self._of_the_device(lambda: self._projected(rows, ask, wanted))
@@ -201,7 +210,7 @@ class TransformersEngine:
             "teacher with a smaller --max-sequence-tokens so that it says so at once"
         )
 
-    def _hidden_rows(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[Rows]:
+    def _hidden_rows(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
         """Returns the final hidden states of every position of each sequence."""
         if self._facts.mode == "throughput" or len(sequences) == 1:
             return self._hidden_together(sequences)
@@ -214,7 +223,7 @@ class TransformersEngine:
             self._equal_shapes.tried(shape, alone, self._hidden_together(sequences))
         return alone
 
-    def _hidden_together(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[Rows]:
+    def _hidden_together(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
         """One forward. Shorter sequences are padded on the right, where no causal model looks."""
         if self._parts is None:
             raise ValueError("hidden is not offered")
@@ -228,7 +237,7 @@ class TransformersEngine:
         # A copy each: a view would keep the whole batch in memory.
         return [hidden_rows(hidden_SD[: len(ids_S)].clone()) for hidden_SD, ids_S in own]
 
-    def _own_rows(self, ask: SequenceAsk) -> Rows:
+    def _own_rows(self, ask: SequenceAsk) -> ComputedRows:
         """The answer from the model's own logits, which exist at all positions at once."""
         ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(self._model.device)
         own_SV = self._model(input_ids=ids_1S, use_cache=False).logits[0]
@@ -244,23 +253,16 @@ class TransformersEngine:
             ask,
         )
 
-    def _projected(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def _projected(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         """The answer from hidden states, by the output head, a chunk of rows at a time."""
         if self._wide_head is None:
             raise ValueError("hidden is not offered")
         head = self._wide_head.sliced(ask.vocab_size)
         hidden_SD = from_bits(rows.payload, self._facts.hidden_dtype, ask.num_tokens)
         hidden_ND = hidden_SD[torch.from_numpy(ask.asked_S)].to(head.weight_VD.device)
-        return rows_of_logits(
-            Logits(
-                ask.num_rows,
-                ask.vocab_size,
-                head.weight_VD.device,
-                lambda start, stop: head.logits(hidden_ND[start:stop]),
-                wanted,
-            ),
-            ask,
-        )
+        return rows_of_hidden(hidden_ND, head, ask, wanted)
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         """Returns weight, then bias, as views, not copies; see Engine."""

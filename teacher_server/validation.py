@@ -15,17 +15,10 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     WrongModel,
 )
-from lectern_common.wire import PROTOCOL_VERSION, unpack_mask
+from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, unpack_mask
 from protos import teacher_pb2
-from teacher_server.engine import ModelFacts, Representation, ScoringRequest, SequenceAsk
+from teacher_server.engine import ModelFacts, ScoringRequest, SequenceAsk
 from teacher_server.limits import Limits
-
-KINDS = {
-    teacher_pb2.REPRESENTATION_DENSE: "dense",
-    teacher_pb2.REPRESENTATION_HIDDEN: "hidden",
-    teacher_pb2.REPRESENTATION_TOP_K: "top_k",
-    teacher_pb2.REPRESENTATION_SAMPLED: "sampled",
-}
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REQUEST_ID = re.compile(r"[ -~]{0,64}")
@@ -73,7 +66,7 @@ def scoring_request(
     token_ids_T = _token_ids(request.token_ids, sum(lengths), facts)
     asked_T = _asked(request, lengths)
 
-    row_bytes = facts.row_bytes(representation, request.vocab_size)
+    row_bytes = representation.row_bytes(facts.widths(request.vocab_size))
     _require_reply_fits(asked_T, lengths, row_bytes, representation, limits)
     ends = np.cumsum(lengths)
     sequences = zip(np.split(token_ids_T, ends[:-1]), np.split(asked_T, ends[:-1]), strict=True)
@@ -96,7 +89,7 @@ def require_vocab_size(vocab_size: int, facts: ModelFacts) -> None:
 
 def require_offered(kind: str, facts: ModelFacts) -> None:
     """Raises RepresentationNotOffered, with the reason, where the model does not give it."""
-    reason = facts.not_offered[kind]
+    reason = facts.why_not(kind)
     if reason is not None:
         raise RepresentationNotOffered(f"{kind} is not offered: {reason}")
 
@@ -104,39 +97,22 @@ def require_offered(kind: str, facts: ModelFacts) -> None:
 def _representation(
     request: teacher_pb2.LogitsForBatchRequest, facts: ModelFacts, limits: Limits
 ) -> Representation:
-    asked = request.representation
-    kind = KINDS.get(asked.kind)
-    if kind is None:
-        raise InvalidRequest(
-            f"representation.kind {asked.kind} is none of dense, hidden, top_k, sampled",
-            field="representation.kind",
-        )
-    require_offered(kind, facts)
+    asked = Representation.of_message(request.representation)
+    require_offered(asked.kind, facts)
     largest_k = min(request.vocab_size, limits.max_top_k)
-    if kind == "top_k" and not 1 <= asked.top_k <= largest_k:
+    if asked.top_k is not None and not 1 <= asked.top_k <= largest_k:
         raise InvalidRequest(
             f"representation.top_k is {asked.top_k}; it must be between 1 and {largest_k}, the "
             "smaller of vocab_size and the server's max_top_k",
             field="representation.top_k",
         )
-    if kind == "sampled" and not 1 <= asked.num_draws <= limits.max_draws:
+    if asked.num_draws is not None and not 1 <= asked.num_draws <= limits.max_draws:
         raise InvalidRequest(
             f"representation.num_draws is {asked.num_draws}; it must be between 1 and "
             f"{limits.max_draws}",
             field="representation.num_draws",
         )
-    absent = {
-        "top_k": kind == "top_k" or asked.top_k == 0,
-        "num_draws": kind == "sampled" or asked.num_draws == 0,
-        "seed": kind == "sampled" or asked.seed == 0,
-    }
-    for field, is_right in absent.items():
-        if not is_right:
-            raise InvalidRequest(
-                f"representation.{field} has no meaning for {kind}; leave it out",
-                field=f"representation.{field}",
-            )
-    return Representation(kind, asked.top_k, asked.num_draws, asked.seed)
+    return asked
 
 
 def _temperature(temperature: float) -> float:

@@ -15,22 +15,14 @@ from lectern_common.errors import (
 )
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import TOKENIZER_NAME, ShardManifest
-from lectern_common.spec_sections import TeacherSpec
 from lectern_common.tokenizer_map import (
     TokenizerMap,
     read_tokenizer_map,
     require_same_tokens,
     tokenizer_sha256,
 )
-from lectern_common.wire import sampled_record, top_k_record
+from lectern_common.wire.formats import FORMATS, Widths, offered_by
 from protos import teacher_pb2
-
-_KINDS = {
-    "dense": teacher_pb2.REPRESENTATION_DENSE,
-    "hidden": teacher_pb2.REPRESENTATION_HIDDEN,
-    "top_k": teacher_pb2.REPRESENTATION_TOP_K,
-    "sampled": teacher_pb2.REPRESENTATION_SAMPLED,
-}
 
 
 @dataclass(frozen=True)
@@ -120,15 +112,11 @@ def require_data_fits(dataset: Path, manifest: ShardManifest, student: Tokenizer
 
 
 def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:
-    for offer in teacher.representations:
-        if offer.kind == _KINDS[name] and offer.offered:
-            return
-    reasons = [offer.reason for offer in teacher.representations if offer.kind == _KINDS[name]]
-    offered = [
-        known
-        for known, kind in _KINDS.items()
-        if any(offer.kind == kind and offer.offered for offer in teacher.representations)
-    ]
+    offered = offered_by(teacher)
+    if name in offered:
+        return
+    enum = FORMATS[name].enum
+    reasons = [offer.reason for offer in teacher.representations if offer.kind == enum]
     raise RepresentationNotOffered(
         f"the teacher does not offer {name} ({reasons[0] if reasons else 'unknown to it'}); set "
         f"teacher.representation to one of: {', '.join(offered)}"
@@ -181,22 +169,10 @@ def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb
         )
 
 
-def row_bytes(teacher: TeacherSpec, model: teacher_pb2.Model, vocab_size: int) -> int:
-    """Returns the bytes that an answer about one position is; of draws, that it is at most."""
-    wide = model.hidden_dtype == teacher_pb2.DTYPE_FLOAT32
-    return {
-        "dense": 4 * vocab_size,
-        "hidden": model.hidden_size * (4 if wide else 2),
-        "top_k": top_k_record(teacher.top_k or 0).itemsize,
-        # An id drawn several times is sent once.
-        "sampled": sampled_record().itemsize * min(teacher.num_draws or 0, vocab_size),
-    }[teacher.representation]
-
-
 def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
     if spec.teacher is None:
         return
-    position_bytes = row_bytes(spec.teacher, teacher, vocab_size)
+    position_bytes = spec.teacher.asks_for.row_bytes(Widths.of_model(teacher, vocab_size))
     seq_len, limit = spec.data.seq_len, teacher.limits.max_reply_bytes
     asked = spec.micro_batch * seq_len * position_bytes
     if asked > limit:

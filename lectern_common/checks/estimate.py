@@ -3,19 +3,13 @@
 Arithmetic on what preflight.py found. None stands for what is not known before the first step.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lectern_common.checks.compatibility import row_bytes
 from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
 from lectern_common.run_spec import RunSpec
+from lectern_common.wire.formats import Widths
 from protos import teacher_pb2
-
-HIDDEN_BYTES = {
-    teacher_pb2.DTYPE_FLOAT32: 4,
-    teacher_pb2.DTYPE_FLOAT16: 2,
-    teacher_pb2.DTYPE_BFLOAT16: 2,
-}
 
 
 @dataclass(frozen=True)
@@ -143,12 +137,12 @@ def computation_of(
     chosen = spec.objective.chunk_tokens
     head_bytes = answer_bytes = steps_ahead = 0
     if spec.teacher is not None and model is not None:
-        if spec.teacher.representation == "hidden":
+        asked, widths = spec.teacher.asks_for, Widths.of_model(model, vocab_size)
+        if asked.format.needs_head:
             # On the CPU the head is widened once, for every product to come.
-            width = HIDDEN_BYTES[model.hidden_dtype] if on_cuda else FLOAT32_BYTES
-            head_bytes = width * vocab_size * (model.hidden_size + model.head_transform.has_bias)
-        position_bytes = row_bytes(spec.teacher, model, vocab_size)
-        answer_bytes = position_bytes * spec.rows_per_device * spec.data.seq_len
+            held = widths if on_cuda else replace(widths, hidden_dtype="float32")
+            head_bytes = held.head_bytes(has_bias=model.head_transform.has_bias)
+        answer_bytes = asked.row_bytes(widths) * spec.rows_per_device * spec.data.seq_len
         steps_ahead = spec.teacher.prefetch_steps
     return Computation(
         sequences=spec.micro_batch,
@@ -173,15 +167,15 @@ def _wire(
 ) -> Wire | None:
     if spec.teacher is None or model is None or vocab_size is None:
         return None
-    position_bytes = row_bytes(spec.teacher, model, vocab_size)
+    asked, widths = spec.teacher.asks_for, Widths.of_model(model, vocab_size)
+    position_bytes = asked.row_bytes(widths)
     head = 0
-    if spec.teacher.representation == "hidden":
-        values = vocab_size * (model.hidden_size + model.head_transform.has_bias)
-        head = HIDDEN_BYTES[model.hidden_dtype] * values
+    if asked.format.needs_head:
+        head = widths.head_bytes(has_bias=model.head_transform.has_bias)
     return Wire(
         bytes_per_token=position_bytes,
         bytes_per_step=position_bytes * tokens_per_step,
-        at_most=spec.teacher.representation == "sampled",
+        at_most=asked.format.rows_differ,
         head_bytes=head,
     )
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from lectern_common.replicas import TeacherReplicas
+from lectern_common.wire.formats import Representation
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
-from student_trainer.targets import DenseTargets, Representation
+from student_trainer.targets import DenseTargets
 from tests.servers import TeacherProcess, teacher_process, wait_for
 
 CALLS = 200

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from lectern_common.replicas import TeacherReplicas
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
-from student_trainer.targets import Representation, TopKTargets
+from student_trainer.targets import TopKTargets
 from teacher_server import transformers_engine
 from tests.models import write_tiny_model
 from tests.servers import teacher_thread

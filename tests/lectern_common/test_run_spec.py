@@ -18,7 +18,7 @@ from lectern_common.run_spec import (
     resume_differences,
 )
 from lectern_common.spec_file import SMALLEST, dump_spec, load_spec, parse_spec
-from lectern_common.wire import MAX_DRAWS
+from lectern_common.wire.formats import MAX_DRAWS
 
 
 def body(**sections: Any) -> dict[str, Any]:

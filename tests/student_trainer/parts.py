@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lectern_common.wire.formats import Representation
 from student_trainer.batch_sources import Batch, TokenStream
 from student_trainer.datasets import ShuffledBatches, StreamRows, in_order
 from student_trainer.loop import train
@@ -14,7 +15,6 @@ from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.students import CausalStudent, Student
-from student_trainer.targets import Representation
 from student_trainer.teachers import InProcessTeacher
 from tests.models import write_tiny_model
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from lectern_common.wire.formats import Representation
 from student_trainer.batch_sources import Batch
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.objective import Objective
@@ -14,7 +15,7 @@ from student_trainer.ranks import Ranks
 from student_trainer.samples import Line, Prompts, Samples
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent, Student
-from student_trainer.targets import IGNORE_INDEX, Representation
+from student_trainer.targets import IGNORE_INDEX
 from student_trainer.teachers import FixtureTeacher
 
 VOCAB_SIZE, ROWS, SEQ_LEN = 61, 32, 7

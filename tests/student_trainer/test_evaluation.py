@@ -17,6 +17,7 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch
 from student_trainer.datasets import in_order
@@ -24,7 +25,7 @@ from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evalua
 from student_trainer.reference import kd_loss
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
-from student_trainer.targets import IGNORE_INDEX, Representation, TeacherTargets
+from student_trainer.targets import IGNORE_INDEX, TeacherTargets
 from student_trainer.teachers import InProcessTeacher
 from tests.student_trainer.parts import (
     CPU,

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.wire.formats import Representation
 from student_trainer.batch_sources import Batch, batch_of
 from student_trainer.datasets import ShuffledBatches, held_out, in_order
 from student_trainer.loop import train
 from student_trainer.objective import Objective
 from student_trainer.run_parts import Progress, Teaching
 from student_trainer.students import CausalStudent
-from student_trainer.targets import IGNORE_INDEX, Representation, TeacherTargets
+from student_trainer.targets import IGNORE_INDEX, TeacherTargets
 from student_trainer.teachers import InProcessTeacher
 from tests.student_trainer.parts import (
     KD,

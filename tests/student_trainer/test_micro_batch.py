@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.batch_sources import Batch, TokenStream
 from student_trainer.datasets import StreamRows, batch_from
@@ -16,7 +17,6 @@ from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,
-    Representation,
     SampledTargets,
     TeacherTargets,
     TopKTargets,

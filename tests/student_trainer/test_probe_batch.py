@@ -13,17 +13,13 @@ import torch
 
 from lectern_common.errors import TeacherError
 from lectern_common.replicas import TeacherReplicas
+from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from student_trainer.batch_sources import Batch
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
-from student_trainer.targets import (
-    HiddenTargets,
-    Representation,
-    TargetsProvider,
-    TopKTargets,
-)
+from student_trainer.targets import HiddenTargets, TargetsProvider, TopKTargets
 from student_trainer.teachers import InProcessTeacher
 from tests.models import write_tiny_model
 from tests.student_trainer.wire_teacher import Serving, WireTeacher, changed

@@ -22,18 +22,13 @@ from lectern_common.errors import (
 )
 from lectern_common.replicas import TeacherReplicas
 from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop, StopRequested
-from student_trainer.targets import (
-    DenseTargets,
-    HiddenTargets,
-    Representation,
-    SampledTargets,
-    TopKTargets,
-)
+from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from tests.student_trainer.wire_teacher import (
     Serving,
     WireTeacher,

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from lectern_common.errors import LecternError, TeacherError, WrongModel
+from lectern_common.wire.formats import Representation, Widths
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, Payload, assemble, to_targets
-from student_trainer.targets import DenseTargets, HiddenTargets, Representation, TopKTargets
+from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets
 from tests.student_trainer.wire_teacher import arriving, reply_stream
 
 V, D, N = 6, 4, 5
@@ -26,9 +27,7 @@ def expected(kind: str = "dense", **changes: Any) -> Expected:
         "fingerprint": "me",
         "representation": Representation(kind, 2 if kind == "top_k" else None),
         "num_rows": N,
-        "vocab_size": V,
-        "hidden_size": D,
-        "hidden_dtype": pb.DTYPE_BFLOAT16,
+        "widths": Widths(V, D, "bfloat16"),
     }
     return Expected(**{**settings, **changes})
 
@@ -224,7 +223,7 @@ def whole_vocabulary(log_rest: float) -> TopKTargets:
         dtype=pb.DTYPE_FLOAT32,
         vocab_size=2,
     )
-    two = expected("top_k", vocab_size=2)
+    two = expected("top_k", widths=Widths(2, D, "bfloat16"))
     targets = to_targets(assemble(arriving(replies), two), two, 1.0, None)
     assert isinstance(targets, TopKTargets)
     return targets

@@ -8,6 +8,7 @@ import torch
 
 from lectern_common.errors import SameWeights
 from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from student_trainer.kept_layers import keep_every_nth_layer
 from student_trainer.loop import train
@@ -16,7 +17,6 @@ from student_trainer.objective import Objective
 from student_trainer.run_parts import Progress, Teaching
 from student_trainer.same_distribution import require_something_to_learn
 from student_trainer.students import CausalStudent
-from student_trainer.targets import Representation
 from student_trainer.teachers import InProcessTeacher
 from tests.models import write_tiny_model
 from tests.student_trainer.parts import VOCAB_SIZE, parts_of, settings_of

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lectern_common.errors import TeacherError
+from lectern_common.wire.formats import Representation, Widths
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, assemble, to_targets
-from student_trainer.targets import Representation, SampledTargets
+from student_trainer.targets import SampledTargets
 from tests.student_trainer.wire_teacher import arriving, reply_stream
 
 V, U = 6, 4
@@ -32,9 +33,7 @@ def expected(**changes: Any) -> Expected:
         "fingerprint": "me",
         "representation": Representation("sampled", num_draws=U, seed=9),
         "num_rows": len(ROWS),
-        "vocab_size": V,
-        "hidden_size": 8,
-        "hidden_dtype": pb.DTYPE_BFLOAT16,
+        "widths": Widths(V, 8, "bfloat16"),
     }
     return Expected(**{**settings, **changes})
 
@@ -171,7 +170,7 @@ def test_a_vocabulary_smaller_than_the_draws_bounds_a_row() -> None:
     replies = stream([row])
     replies[0].header.vocab_size = 2
     with pytest.raises(TeacherError, match="it must have 1 to 2"):
-        targets_of(replies, num_rows=1, vocab_size=2)
+        targets_of(replies, num_rows=1, widths=Widths(2, 8, "bfloat16"))
 
 
 def test_lengths_without_need_are_refused() -> None:

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.reference import kd_logit_gradient, kd_loss
-from student_trainer.targets import DenseTargets, Representation, SampledTargets
+from student_trainer.targets import DenseTargets, SampledTargets, of_step
 from tests.student_trainer.test_objective import LargestTensor, largest_error, make_case
 
 torch.set_num_threads(1)
@@ -348,7 +349,7 @@ def test_renormalised_top_k_of_the_same_size_would_not_pass(teacher):
 def test_each_step_has_its_own_draws_as_a_function_of_seed_and_step():
     sampled = Representation("sampled", num_draws=5)
     seeds = {
-        (run_seed, step): sampled.of_step(run_seed, step).seed
+        (run_seed, step): of_step(sampled, run_seed, step).seed
         for run_seed in (0, 1, 2**63 - 1)
         for step in (0, 1, 1000)
     }
@@ -356,9 +357,9 @@ def test_each_step_has_its_own_draws_as_a_function_of_seed_and_step():
     assert all(0 <= seed < 2**64 for seed in seeds.values())
     # Written down once: a change here changes every sampled run that is resumed.
     assert seeds[(0, 0)] == 13238389300853459902
-    assert sampled.of_step(0, 1) == replace(sampled, seed=seeds[(0, 1)])
+    assert of_step(sampled, 0, 1) == replace(sampled, seed=seeds[(0, 1)])
     for other in (Representation("dense"), Representation("top_k", 3)):
-        assert other.of_step(1, 2) == other
+        assert of_step(other, 1, 2) == other
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,11 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
-from lectern_common.wire import top_k_record
+from lectern_common.wire.formats import Representation, top_k_record
 from lectern_models.sampled import uniforms
 from student_trainer.reference import kd_step
-from student_trainer.targets import (
-    DenseTargets,
-    HiddenTargets,
-    Representation,
-    SampledTargets,
-    TopKTargets,
-)
+from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
-from teacher_server.engine import Representation as Asked
 from teacher_server.engine import SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 from tests.models import ARCHITECTURES, write_tiny_model
@@ -116,9 +109,9 @@ def test_fixture_equals_the_fixture_engine_of_the_server(k):
         return rows.payload
 
     dense = teacher.score([tokens], [asked], Representation("dense"), 2.0)
-    assert dense.logits_NV.numpy().tobytes() == bytes(served(Asked("dense")))
+    assert dense.logits_NV.numpy().tobytes() == bytes(served(Representation("dense")))
     top_k = teacher.score([tokens], [asked], Representation("top_k", k), 2.0)
-    theirs = np.frombuffer(served(Asked("top_k", top_k=k)), top_k_record(k))
+    theirs = np.frombuffer(served(Representation("top_k", top_k=k)), top_k_record(k))
     assert np.array_equal(top_k.logits_NK, theirs["logits"])
     assert np.array_equal(top_k.ids_NK, theirs["ids"])
     for ours, name in (
@@ -288,7 +281,6 @@ def test_logits_that_are_not_finite_are_never_given(tmp_path):
         (Representation("sampled"), InvalidRequest),
         (Representation("sampled", num_draws=0), InvalidRequest),
         (Representation("sampled", num_draws=257), InvalidRequest),
-        (Representation("logprobs"), RepresentationNotOffered),
     ],
 )
 def test_representations_that_cannot_be_given_are_refused(model, representation, error):

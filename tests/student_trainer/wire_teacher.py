@@ -14,8 +14,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.piece_bytes import Reply, received
-from lectern_common.wire import unpack_mask
+from lectern_common.wire.formats import unpack_mask
+from lectern_common.wire.pieces import Reply, received
 from protos import teacher_pb2 as pb
 from protos import teacher_pb2_grpc
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lectern_common.errors import TeacherOutOfMemory
-from teacher_server.engine import ModelFacts, NoLongerWanted, Rows, SequenceAsk
+from teacher_server.engine import ComputedRows, ModelFacts, NoLongerWanted, SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 
 
@@ -20,7 +20,7 @@ class GatedEngine(FixtureEngine):
         self.begun: list[int] = []
         self.threads: set[str] = set()
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         (ask,) = asks  # it offers no hidden states
         self.begun.append(int(ask.token_ids_S[0]))
         self.threads.add(threading.current_thread().name)
@@ -39,7 +39,7 @@ class BreakingEngine(FixtureEngine):
         super().__init__(vocab_size)
         self.error = error
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         if any(ask.token_ids_S[0] == 13 for ask in asks):
             raise self.error
         return super().score(asks)
@@ -77,7 +77,7 @@ class HiddenEngine(FixtureEngine):
     def facts(self) -> ModelFacts:
         return self._own_facts
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         self.forwards.append([int(ask.token_ids_S[0]) for ask in asks])
         self.lengths.append([ask.num_tokens for ask in asks])
         if not self.permits.acquire(timeout=60):
@@ -86,7 +86,9 @@ class HiddenEngine(FixtureEngine):
             raise TeacherOutOfMemory("no room")
         return [_hidden_rows(ask) for ask in asks]
 
-    def derived(self, rows: Rows, ask: SequenceAsk, wanted: Callable[[], bool]) -> Rows:
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
         self.derivations += 1
         if not wanted():
             raise NoLongerWanted
@@ -96,9 +98,9 @@ class HiddenEngine(FixtureEngine):
         self.permits.release(forwards)
 
 
-def _hidden_rows(ask: SequenceAsk) -> Rows:
+def _hidden_rows(ask: SequenceAsk) -> ComputedRows:
     hidden_S2 = np.stack([ask.token_ids_S, np.arange(ask.num_tokens)], axis=1).astype("<f4")
-    return Rows(hidden_S2.data.cast("B"))
+    return ComputedRows(hidden_S2.data.cast("B"))
 
 
 def one_hot(token: int, vocab_size: int) -> np.ndarray:

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
-from teacher_server.engine import Engine, Representation, Rows, SequenceAsk, base_ask
+from teacher_server.engine import ComputedRows, Engine, SequenceAsk, base_ask
 from tests.gguf_models import write_gguf
 from tests.models import ARCHITECTURES, write_tiny_model
 from tests.servers import teacher_process
@@ -30,14 +31,14 @@ def asked(ids_S: np.ndarray, kind: str, vocab_size: int = V) -> SequenceAsk:
     return SequenceAsk(ids_S, everywhere, vocab_size, Representation(kind, top_k), 1.0)
 
 
-def answer(engine: Engine, ask: SequenceAsk) -> Rows:
+def answer(engine: Engine, ask: SequenceAsk) -> ComputedRows:
     base = base_ask(ask, engine.facts)
     (rows,) = engine.score([base])
     same = base.representation == ask.representation
     return rows if same else engine.derived(rows, ask, lambda: True)
 
 
-def floats(rows: Rows) -> np.ndarray:
+def floats(rows: ComputedRows) -> np.ndarray:
     return np.frombuffer(rows.payload, "<f4").reshape(S, -1)
 
 

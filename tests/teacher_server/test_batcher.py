@@ -14,11 +14,12 @@ from lectern_common.errors import (
     TeacherOutOfMemory,
     TeacherUnavailable,
 )
+from lectern_common.wire.formats import Representation
 from teacher_server import tickets
 from teacher_server.accounting import Accounting
 from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
-from teacher_server.engine import DeviceLost, Representation, Rows, ScoringRequest, SequenceAsk
+from teacher_server.engine import ComputedRows, DeviceLost, ScoringRequest, SequenceAsk
 from teacher_server.quotas import Quotas
 from teacher_server.tickets import Ticket
 from tests.teacher_server.engines import BreakingEngine, GatedEngine, HiddenEngine
@@ -76,11 +77,11 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def everything(queue: Batcher, ticket: Ticket) -> list[Rows]:
+async def everything(queue: Batcher, ticket: Ticket) -> list[ComputedRows]:
     return [rows async for rows in queue.answers(ticket)]
 
 
-async def through(queue: Batcher, request: ScoringRequest) -> list[Rows]:
+async def through(queue: Batcher, request: ScoringRequest) -> list[ComputedRows]:
     with queue.admitted(request, None) as ticket:
         return await everything(queue, ticket)
 
@@ -396,7 +397,9 @@ def test_masked_positions_are_cut_from_the_same_forward() -> None:
 def test_rows_that_are_not_finite_are_refused_where_asked_and_never_kept() -> None:
     class Broken(HiddenEngine):
         def score(self, asks):
-            return [Rows(rows.payload, None, first_bad_row=2) for rows in super().score(asks)]
+            return [
+                ComputedRows(rows.payload, None, first_bad_row=2) for rows in super().score(asks)
+            ]
 
     async def scenario() -> None:
         engine = Broken()

@@ -9,19 +9,19 @@ import pytest
 from lectern_common.errors import Misconfigured
 from teacher_server.cache import Cache
 from teacher_server.disk_cache import DiskCache
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 
 
-def rows(value: int, size: int = 1000, lengths: list[int] | None = None) -> Rows:
+def rows(value: int, size: int = 1000, lengths: list[int] | None = None) -> ComputedRows:
     data = np.full(size, value, np.uint8)
-    return Rows(data.data, None if lengths is None else np.array(lengths, np.uint32))
+    return ComputedRows(data.data, None if lengths is None else np.array(lengths, np.uint32))
 
 
 def key(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def find(cache: Cache, number: int) -> Rows | None:
+def find(cache: Cache, number: int) -> ComputedRows | None:
     return asyncio.run(cache.find(key(number)))
 
 
@@ -39,7 +39,7 @@ def test_the_longest_unused_rows_go_first_and_the_bound_holds() -> None:
 
 def test_what_is_not_finite_or_too_large_is_not_kept() -> None:
     cache = Cache(2000)
-    cache.put(key(1), Rows(memoryview(bytearray(10)), None, 3))
+    cache.put(key(1), ComputedRows(memoryview(bytearray(10)), None, 3))
     cache.put(key(2), rows(2, size=3000))
     assert cache.get(key(1)) is None and cache.get(key(2)) is None
     assert cache.used_bytes == 0
@@ -74,7 +74,7 @@ def test_those_who_look_for_the_same_rows_wait_for_one_read(tmp_path: Path) -> N
     disk.thread.submit(int).result()
     cache = Cache(0, disk)
 
-    async def together() -> list[Rows | None]:
+    async def together() -> list[ComputedRows | None]:
         return await asyncio.gather(*(cache.find(key(1)) for _ in range(5)))
 
     found = asyncio.run(together())

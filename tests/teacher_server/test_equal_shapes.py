@@ -9,13 +9,13 @@ import pytest
 from lectern_common.errors import Misconfigured
 from lectern_models.loading import load_causal_lm
 from teacher_server import transformers_engine
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 from teacher_server.equal_shapes import EqualShapes, trials_tell
 from tests.models import write_tiny_model
 
 
-def rows(*values: int) -> list[Rows]:
-    return [Rows(np.full(8, value, np.uint8).data) for value in values]
+def rows(*values: int) -> list[ComputedRows]:
+    return [ComputedRows(np.full(8, value, np.uint8).data) for value in values]
 
 
 def test_a_shape_is_trusted_after_it_came_out_equal_twice() -> None:

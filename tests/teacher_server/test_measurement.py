@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import TeacherOutOfMemory
-from teacher_server.engine import ModelFacts, Rows, SequenceAsk
+from teacher_server.engine import ComputedRows, ModelFacts, SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 from teacher_server.measurement import measured_tokens_per_second, rate
 
@@ -83,7 +83,7 @@ class Counting(FixtureEngine):
     def facts(self) -> ModelFacts:
         return self._own
 
-    def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         shape = (len(asks), asks[0].num_tokens)
         self.shapes.append(shape)
         assert all(ask.num_tokens == shape[1] for ask in asks)
@@ -124,7 +124,7 @@ def test_the_tokens_differ_from_one_another() -> None:
     seen: list[np.ndarray] = []
 
     class Keeping(Counting):
-        def score(self, asks: Sequence[SequenceAsk]) -> list[Rows]:
+        def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
             seen.extend(ask.token_ids_S for ask in asks)
             return super().score(asks)
 

@@ -10,8 +10,9 @@ import pytest
 from lectern_common.errors import Misconfigured
 from lectern_common.tokenizer_map import read_tokenizer_map
 from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.wire.formats import Representation
 from teacher_server import transformers_engine
-from teacher_server.engine import ModelFacts, Representation, SequenceAsk, base_ask
+from teacher_server.engine import ModelFacts, SequenceAsk, base_ask
 from tests.gguf_models import write_gguf
 from tests.models import write_tiny_model
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.wire import PIECE_BYTES
+from lectern_common.wire.formats import PIECE_BYTES
 from protos import teacher_pb2
-from teacher_server.engine import Rows
+from teacher_server.engine import ComputedRows
 from teacher_server.limits import Limits
 from teacher_server.replies import PieceCutter, head_replies, model, tokenizer_replies
 from tests.teacher_server.test_validation import FACTS
@@ -19,7 +19,7 @@ def cut(row_bytes: int, row_counts: list[int]) -> tuple[bytes, list, PieceCutter
     generator = np.random.default_rng(0)
     data = [generator.bytes(rows * row_bytes) for rows in row_counts]
     cutter = PieceCutter(row_bytes)
-    messages = [message for part in data for message in cutter.add(Rows(memoryview(part)))]
+    messages = [message for part in data for message in cutter.add(ComputedRows(memoryview(part)))]
     messages.extend(cutter.rest())
     return b"".join(data), pieces_of(messages), cutter
 
@@ -55,8 +55,8 @@ def test_pieces_hold_whole_rows_once_and_in_order(row_bytes: int, row_counts: li
 
 def test_a_full_piece_leaves_before_the_last_sequence_is_done() -> None:
     cutter = PieceCutter(1024)
-    assert list(cutter.add(Rows(memoryview(bytes(1024 * 1000))))) == []
-    assert len(list(cutter.add(Rows(memoryview(bytes(1024 * 1100)))))) == 2
+    assert list(cutter.add(ComputedRows(memoryview(bytes(1024 * 1000))))) == []
+    assert len(list(cutter.add(ComputedRows(memoryview(bytes(1024 * 1100)))))) == 2
 
 
 def test_rows_of_differing_lengths_bring_them_along() -> None:
@@ -66,7 +66,7 @@ def test_rows_of_differing_lengths_bring_them_along() -> None:
     cutter = PieceCutter(8 * 50)
     messages = []
     for payload, lengths in zip(data, parts, strict=True):
-        messages.extend(cutter.add(Rows(memoryview(payload), lengths)))
+        messages.extend(cutter.add(ComputedRows(memoryview(payload), lengths)))
     messages.extend(cutter.rest())
     pieces = pieces_of(messages)
     assert len(pieces) == 3 and all(len(piece.payload) <= PIECE_BYTES for piece in pieces)

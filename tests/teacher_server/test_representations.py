@@ -7,10 +7,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
-from lectern_common.wire import top_k_record
+from lectern_common.wire.formats import FORMATS, Representation, Widths, top_k_record
+from lectern_models.output_head import OutputHead
 from teacher_server import representations
-from teacher_server.engine import NoLongerWanted, Representation, SequenceAsk
-from teacher_server.representations import Logits, hidden_rows, rows_of_logits
+from teacher_server.engine import NoLongerWanted, SequenceAsk
+from teacher_server.representations import (
+    Logits,
+    hidden_rows,
+    rows_of_hidden,
+    rows_of_logits,
+)
 
 
 def rows_of(logits: torch.Tensor):
@@ -34,6 +40,34 @@ def top_k_rows(rows: int, width: int, logits_of, k: int, temperature: float):
 def sampled_rows(rows: int, width: int, logits_of, seed: int = 0):
     asked = Representation("sampled", num_draws=9, seed=seed)
     return answered(rows, width, logits_of, asked, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_have_the_bytes_that_their_format_says(name: str, dtype: torch.dtype) -> None:
+    num_rows, vocab_size, hidden_size = 4, 5, 6
+    numbers = {"top_k": 3, "num_draws": 256, "seed": 1}  # enough draws for every id of a flat row
+    taken = {key: numbers[key] for key in FORMATS[name].parameters}
+    asked = Representation(name, **taken)
+    widths = Widths(vocab_size, hidden_size, str(dtype).removeprefix("torch."))
+    hidden = torch.full((num_rows, hidden_size), 0.5, dtype=dtype)
+    head = OutputHead(torch.full((vocab_size, hidden_size), 0.5))
+    ids, everywhere = np.arange(num_rows, dtype="<u4"), np.ones(num_rows, bool)
+    ask = SequenceAsk(ids, everywhere, vocab_size, asked, 1.0)
+    rows = (
+        hidden_rows(hidden)
+        if name == "hidden"
+        else rows_of_hidden(hidden, head, ask, wanted=lambda: True)
+    )
+    row_bytes = asked.row_bytes(widths)
+    assert len(rows.payload) == num_rows * row_bytes
+    if FORMATS[name].rows_differ:
+        assert asked.header_row_bytes(widths) == 0
+        assert rows.row_lengths is not None
+        assert rows.row_lengths.tolist() == [row_bytes // 8] * num_rows
+    else:
+        assert asked.header_row_bytes(widths) == row_bytes
+        assert rows.row_lengths is None
 
 
 def chunks_of(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:

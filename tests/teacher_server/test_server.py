@@ -19,9 +19,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from lectern_common.errors import Misconfigured, TeacherError
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.wire.formats import Representation
 from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
-from teacher_server.engine import DeviceLost, Representation, SequenceAsk
+from teacher_server.engine import DeviceLost, SequenceAsk
 from teacher_server.fixture_engine import FixtureEngine
 from teacher_server.limits import Limits
 from teacher_server.server import SERVICE_NAME, TeacherServer

@@ -5,7 +5,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lectern_common.piece_bytes import Reply, piece_message, received, serialized
+from lectern_common.wire.pieces import Reply, piece_message, received, serialized
 from protos import teacher_pb2 as pb
 
 NUMBERS = st.sampled_from([0, 1, 127, 128, 16_383, 16_384, 2**31, 2**32 - 1]) | st.integers(

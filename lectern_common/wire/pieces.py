@@ -20,7 +20,7 @@ _LARGEST_UINT32 = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ReplyPiece:
     """A LogitsPiece; `payload` and `row_lengths` are views of the message that brought it."""
 
     first_row: int
@@ -35,7 +35,7 @@ class Reply:
 
     num_bytes: int
     header: teacher_pb2.LogitsHeader | None = None
-    piece: Piece | None = None
+    piece: ReplyPiece | None = None
     trailer: teacher_pb2.LogitsTrailer | None = None
 
     @property
@@ -85,7 +85,7 @@ def received(message: bytes) -> Reply:
     if part == "piece":
         theirs = reply.piece
         payload, row_lengths = memoryview(theirs.payload), memoryview(theirs.row_lengths)
-        found = Piece(theirs.first_row, theirs.num_rows, payload, row_lengths)
+        found = ReplyPiece(theirs.first_row, theirs.num_rows, payload, row_lengths)
         return Reply(len(message), piece=found)
     return Reply(
         len(message),
@@ -94,7 +94,7 @@ def received(message: bytes) -> Reply:
     )
 
 
-def _piece(message: bytes) -> Piece | None:
+def _piece(message: bytes) -> ReplyPiece | None:
     """Returns the piece that a message of this module's layout holds, else None."""
     if message[0] != _REPLY_PIECE:
         return None
@@ -108,7 +108,7 @@ def _piece(message: bytes) -> Piece | None:
     row_lengths, at = _read_bytes(message, at, _ROW_LENGTHS)
     if at != end or max(first_row, num_rows) > _LARGEST_UINT32:
         return None
-    return Piece(first_row, num_rows, payload, row_lengths)
+    return ReplyPiece(first_row, num_rows, payload, row_lengths)
 
 
 def _read_number(message: bytes, at: int, field: int) -> tuple[int, int]:

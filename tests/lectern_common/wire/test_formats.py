@@ -1,12 +1,17 @@
-"""Wire arrays: record layout and position masks."""
+"""Representations, record layout and position masks."""
+
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lectern_common.errors import InvalidRequest
-from lectern_common.wire import (
+from lectern_common.errors import InvalidRequest, RepresentationNotOffered
+from lectern_common.wire.formats import (
+    FORMATS,
+    Representation,
+    RepresentationName,
     pack_mask,
     pack_sampled,
     sampled_record,
@@ -14,6 +19,36 @@ from lectern_common.wire import (
     unpack_mask,
     unpack_sampled,
 )
+from protos import teacher_pb2 as pb
+
+NUMBERS = {"top_k": 3, "num_draws": 9, "seed": 2**64 - 1}
+
+
+def test_every_representation_of_the_contract_has_one_entry() -> None:
+    assert get_args(RepresentationName) == tuple(FORMATS)
+    contract = {number for number in pb.RepresentationKind.values() if number}
+    assert {form.enum for form in FORMATS.values()} == contract
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_asked_survives_the_wire(name: str) -> None:
+    taken = {key: NUMBERS[key] for key in FORMATS[name].parameters}
+    asked = Representation(name, **taken)
+    assert Representation.of_message(asked.message()) == asked
+    for key in NUMBERS.keys() - taken.keys():
+        assert getattr(asked, key) is None
+        stray = pb.Representation(kind=FORMATS[name].enum, **{key: 3})
+        with pytest.raises(InvalidRequest, match=f"{key} has no effect") as caught:
+            Representation.of_message(stray)
+        assert caught.value.field == f"representation.{key}"
+
+
+def test_a_representation_that_there_is_not_is_refused() -> None:
+    with pytest.raises(RepresentationNotOffered, match="logprobs is none of dense, hidden"):
+        Representation("logprobs")
+    with pytest.raises(InvalidRequest, match="kind 9 is none of dense, hidden") as caught:
+        Representation.of_message(pb.Representation(kind=9))  # type: ignore[arg-type]
+    assert caught.value.field == "representation.kind"
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
