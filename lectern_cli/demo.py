@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern_cli import console, demo_report
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_cli.demo_specs import (
     DATASET,
     EXCLUDED,
@@ -78,7 +78,7 @@ def run_demo(
             max_running_runs=3,
             threads=1,
         ) as up,
-        ControlPlane(up.url) as client,
+        Client(up.url) as client,
     ):
         console.note(f"\n  The page:  {up.url}\n  Teacher:   {up.teacher_address}\n")
         summary = distil(client, up.teacher_address, seed, student_steps, teacher, roots)
@@ -98,7 +98,7 @@ def prepare_demo(home: Path, teacher_steps: int) -> TrainedTeacher:
 
 
 def distil(
-    client: ControlPlane,
+    client: Client,
     teacher_address: str,
     seed: int,
     steps: int,

@@ -169,12 +169,12 @@ def _open_files() -> Finding:
 
 
 def _control_plane(address: str) -> Finding:
-    from lectern_cli.client import ControlPlane
+    from lectern_cli.client import Client
 
     free = _port("control plane", address, "--bind")
     if free.outcome == "pass":
         return free
-    with ControlPlane(f"http://{address}", timeout_seconds=2.0) as service:
+    with Client(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
             return Finding("control plane", "pass", f"it runs at {service.url}")
     return free

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern_cli.console import INTERRUPTED_EXIT_CODE, note
-from lectern_cli.live import RunView
+from lectern_cli.live import LiveRun
 from lectern_cli.processes import Child, interrupts_held, signals_interrupt
 from lectern_common.errors import CorruptData
 from lectern_common.roots import Roots
@@ -25,7 +25,7 @@ def run_trainer(
     roots: Roots,
     *,
     resume: bool = False,
-    show: Callable[[RunView], None] = lambda view: None,
+    show: Callable[[LiveRun], None] = lambda view: None,
 ) -> int:
     """Trains until the trainer ends; calls `show` a few times a second with how the run stands.
 
@@ -38,7 +38,7 @@ def run_trainer(
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
     argv += ["--resume"] if resume else []
-    view = RunView(
+    view = LiveRun(
         folder.run_id,
         state=RunState.STARTING,
         step=max(checkpoint_steps(folder.checkpoints_path), default=0) if resume else 0,
