@@ -253,7 +253,15 @@ class Client:
 
     def list_runs(self, states: Sequence[RunState] = ()) -> list[RunStatus]:
         """Returns every run, or only those in one of `states`; newest first."""
-        return list(self._all_runs(states))
+        params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
+        runs: list[RunStatus] = []
+        while True:
+            answer = self._json("GET", "/runs", params=params)
+            runs += map(RunStatus.of_json, answer["runs"])
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return runs
+            params["cursor"] = cursor
 
     def get_run(self, run_id: str) -> RunStatus:
         """Returns one run; its `json` has the spec and the history too.
@@ -395,25 +403,9 @@ class Client:
             answer["metrics"], answer["cursor"], rewound=answer["rewound"], more=answer["more"]
         )
 
-    def _all_runs(self, states: Sequence[RunState]) -> Iterator[RunStatus]:
-        cursor: str | None = None
-        while True:
-            params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
-            if cursor is not None:
-                params["cursor"] = cursor
-            answer = self._json("GET", "/runs", params=params)
-            yield from map(RunStatus.of_json, answer["runs"])
-            cursor = answer.get("next_cursor")
-            if cursor is None:
-                return
-
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        response = self._ask(method, path, **request)
-        try:
-            data = response.json()
-        except ValueError:
-            data = None
-        if not isinstance(data, dict):
+        data = _mapping_of(self._ask(method, path, **request))
+        if data is None:
             raise ControlPlaneUnavailable(f"{self.url} is not a Lectern control plane")
         return data
 
@@ -438,21 +430,22 @@ class Client:
             return response
         refusal = problem(response)
         if isinstance(refusal, NotFound) and path.startswith("/runs/"):
-            refusal = NotFound(f"{refusal}{self._did_you_mean(path.split('/')[2])}")
+            refusal = NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
         raise refusal
 
-    def _did_you_mean(self, run_id: str) -> str:
-        """Returns what ends the message on a run that is not there: ids that are like its own.
 
-        An id is a name and some letters more: a name alone stands for its newest runs.
-        """
-        try:
-            runs = self.list_runs()
-        except LecternError:
-            return ""  # the run is missing all the same
-        like = [run.id for run in runs if run.name == run_id]
-        like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
-        return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
+def _did_you_mean(client: Client, run_id: str) -> str:
+    """Returns what ends the message on a run that is not there: ids that are like its own.
+
+    An id is a name and some letters more: a name alone stands for its newest runs.
+    """
+    try:
+        runs = client.list_runs()
+    except LecternError:
+        return ""  # the run is missing all the same
+    like = [run.id for run in runs if run.name == run_id]
+    like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
+    return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
 
 
 def _unknown_form(what: str, error: Exception) -> ControlPlaneUnavailable:
@@ -463,11 +456,8 @@ def _unknown_form(what: str, error: Exception) -> ControlPlaneUnavailable:
 
 def problem(response: httpx.Response) -> LecternError:
     """Returns the error that a problem+json response stands for."""
-    try:
-        data = response.json()
-    except ValueError:
-        data = None
-    if not isinstance(data, dict) or "reason" not in data:
+    data = _mapping_of(response)
+    if data is None or "reason" not in data:
         return ControlPlaneUnavailable(
             f"{response.request.url} answered {response.status_code} {response.reason_phrase}; "
             "is this the address of a Lectern control plane?"
@@ -484,6 +474,15 @@ def problem(response: httpx.Response) -> LecternError:
     if known is InvalidSpec:
         return InvalidSpec([("", detail)])
     return known(detail)
+
+
+def _mapping_of(response: httpx.Response) -> dict[str, Any] | None:
+    """Returns the JSON object of a response; None if it is anything else."""
+    try:
+        data = response.json()
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def _tree(root: type[LecternError]) -> Iterator[type[LecternError]]:

@@ -42,6 +42,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, read_json_lines, write_atomic
 from lectern_common.shards import MANIFEST_NAME
 from lectern_data.prepare import prepare
+from lectern_data.settings import PrepareSettings
 
 TEACHER = "demo-teacher"
 _RECORD = "demo.json"
@@ -132,13 +133,15 @@ def _prepare_data(data: Path) -> None:
     corpus = corpus_folder()
     console.note(f"text: the source of the standard library, {corpus}")
     prepared = prepare(
-        [corpus],
-        data / DATASET,
-        train_vocab_size=VOCAB_SIZE,
-        eos_token="<|endoftext|>",  # noqa: S106 - a token of text, no password
-        validation_fraction=0.06,
-        include=["*.py"],
-        exclude=EXCLUDED,
+        PrepareSettings(
+            [corpus],
+            data / DATASET,
+            train_vocab_size=VOCAB_SIZE,
+            eos_token="<|endoftext|>",  # noqa: S106 - a token of text, no password
+            validation_fraction=0.06,
+            include=["*.py"],
+            exclude=EXCLUDED,
+        )
     )
     for part in filter(None, (prepared.training, prepared.validation)):
         console.note(
