@@ -36,7 +36,7 @@ from lectern_cli.foreground import run_trainer
 from lectern_cli.live import display
 from lectern_cli.processes import signals_interrupt
 from lectern_cli.runs import watch_runs
-from lectern_cli.services import Services, services
+from lectern_cli.services import PlaneOptions, Services, TeacherOptions, services
 from lectern_common.errors import Conflict, LecternError
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, read_json_lines, write_atomic
@@ -71,13 +71,10 @@ def run_demo(
     with (
         signals_interrupt(),
         services(
-            model=str(teacher.path),
+            TeacherOptions(str(teacher.path), bind="127.0.0.1:0", threads=1),
+            PlaneOptions(bind=_page_bind(), max_running_runs=3),
             roots=roots,
             logs=home / "logs",
-            teacher_bind="127.0.0.1:0",
-            bind=_page_bind(),
-            max_running_runs=3,
-            threads=1,
         ) as up,
         Client(up.url) as client,
     ):

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _ENDINGS_NAMED = 8
 
 
 def find_files(
-    inputs: Sequence[Path], include: Sequence[str], exclude: Sequence[str]
+    inputs: list[Path], include: list[str], exclude: list[str]
 ) -> list[tuple[str, Path]]:
     """Returns (name, path) of every file named or below a named folder, in a fixed order.
 

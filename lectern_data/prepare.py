@@ -145,7 +145,7 @@ def _found_files(
     on_event: Callable[[str], None],
 ) -> list[tuple[str, Path]]:
     """Returns (name, path) of each file of the inputs, then of the hub's rows, fetched here."""
-    files = find_files(settings.inputs, settings.include, settings.exclude)
+    files = find_files(list(settings.inputs), list(settings.include), list(settings.exclude))
     if settings.hub_dataset is not None:
         fetched = hub.fetch(
             settings.hub_dataset,

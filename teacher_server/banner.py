@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from teacher_server.engine import MODES, ModelFacts
+from lectern_common.teacher_options import MODES
+from teacher_server.engine import ModelFacts
 from teacher_server.limits import Limits
 
 
