@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.goals import Row
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
+from lectern_data.settings import PrepareSettings
 from lectern_data.tokenizer import train_tokenizer
 
 TURNS = 5
@@ -64,15 +65,17 @@ def _seconds(rows: Path, content: Content, tokenizer: Path, folder: Path, *, wor
         moments[stage] = time.perf_counter()
 
     prepare(
-        [rows],
-        folder / "dataset",
-        tokenizer=tokenizer,
-        content=content,
-        validation_fraction=0,
-        max_fault_fraction=0.5,
-        workers=workers,
-        piece_bytes=1 << 20,
-        force=True,
+        PrepareSettings(
+            [rows],
+            folder / "dataset",
+            tokenizer=tokenizer,
+            content=content,
+            validation_fraction=0,
+            max_fault_fraction=0.5,
+            workers=workers,
+            piece_bytes=1 << 20,
+            force=True,
+        ),
         on_progress=on_progress,
     )
     return moments["tokenizing"] - moments["reading"]

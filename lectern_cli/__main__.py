@@ -20,12 +20,19 @@ _EPILOG = "\b\nExit status:\n" + "\n".join(
     f"  {code:<4} {meaning}" for code, meaning in console.EXIT_CODES.items()
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lectern {version('lectern')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="lectern",
-    help="Knowledge distillation of language models as a service: one teacher, many students.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,6 +49,21 @@ app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")
 app.command("demo-prepare", hidden=True)(demo_containers.prepare)
 app.command("demo-runs", hidden=True)(demo_containers.runs)
+
+
+@app.callback()
+def lectern(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the installed version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Knowledge distillation of language models as a service: one teacher, many students."""
 
 
 @app.command(epilog="Example: lectern demo --exit --seed 1")
@@ -84,7 +106,7 @@ def main() -> None:
     A traceback is printed only where LECTERN_DEBUG is set.
     """
     try:
-        app()
+        app(prog_name="lectern")  # also as `python -m lectern_cli`: completion is by this name
     except LecternError as error:
         _debug()
         console.print_error(error)

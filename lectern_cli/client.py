@@ -1,8 +1,8 @@
 """The control plane's REST interface, as Python: for `lectern runs`, the demo and your programs.
 
-with ControlPlane("http://127.0.0.1:8080") as service:
-    run = service.create_run(load_spec(Path("run.yaml")))
-    run = service.wait([run.id])[0]
+with Client("http://127.0.0.1:8080") as client:
+    run = client.create_run(load_spec(Path("run.yaml")))
+    run = client.wait([run.id])[0]
     print(run.state, run.latest.get("loss/val"))
 """
 
@@ -10,7 +10,7 @@ import difflib
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,22 @@ class ControlPlaneUnavailable(LecternError):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunStatus:
     """A run as the control plane reports it; `json` is the whole answer.
 
-    `latest` holds the last metrics (`loss/total`, `loss/val`, ...), None where one was not finite;
-    `resumes_at` is when an interrupted run goes on by itself, in Unix seconds; None: it does not.
+    Attributes:
+        id: the name and some letters more.
+        name: of the spec.
+        state: queued, running, succeeded, ...
+        reason: a word for why it is in this state.
+        message: the same in a sentence.
+        step: steps done.
+        steps: that the spec asks for.
+        device: that it trains on.
+        tokens_per_second: of the last steps.
+        teacher_wait_share: share of a step's time that it waits for its teacher.
+        latest: the last metrics (`loss/total`, `loss/val`, ...); None means not finite.
+        resumes_at: when an interrupted run goes on by itself, in Unix seconds; None means never.
     """
 
     id: str
@@ -60,12 +71,12 @@ class Run:
 
     @property
     def rests(self) -> bool:
-        """True where no process works on it, or will without being asked."""
+        """True if no process works on it, or will without being asked."""
         return self.state in RESTING and self.resumes_at is None
 
     @classmethod
-    def of_json(cls, data: dict[str, Any]) -> "Run":
-        """Returns the run of an answer. Raises ControlPlaneUnavailable where it is none."""
+    def of_json(cls, data: dict[str, Any]) -> "RunStatus":
+        """Returns the run of an answer. Raises ControlPlaneUnavailable if it is not one."""
         try:
             return cls(
                 id=data["id"],
@@ -83,9 +94,76 @@ class Run:
                 json=data,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ControlPlaneUnavailable(
-                f"the answer is not a run of this version ({error!r}); are both sides up to date?"
-            ) from None
+            raise _unknown_form("a run", error) from None
+
+
+@dataclass(frozen=True)
+class TeacherStatus:
+    """A teacher as the control plane knows it; `json` is the whole answer.
+
+    Attributes:
+        address: host:port.
+        reachable: it answered the last time it was asked.
+        problem: why it is not reachable.
+        configured: named when the control plane started, not only by a run.
+        model: what it serves; None, as everything below, if it has never answered.
+        num_parameters: of the model.
+        fingerprint: a hash that promises equal answers.
+        weights_sha256: of the model's weights.
+    """
+
+    address: str
+    reachable: bool
+    problem: str | None
+    configured: bool
+    model: str | None
+    num_parameters: int | None
+    fingerprint: str | None
+    weights_sha256: str | None
+    json: dict[str, Any]
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "TeacherStatus":
+        """Returns the teacher of an answer. Raises ControlPlaneUnavailable if it is not one."""
+        try:
+            return cls(
+                address=data["address"],
+                reachable=data["reachable"],
+                problem=data.get("problem"),
+                configured=data["configured"],
+                model=data.get("model"),
+                num_parameters=data.get("num_parameters"),
+                fingerprint=data.get("fingerprint"),
+                weights_sha256=data.get("weights_sha256"),
+                json=data,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _unknown_form("a teacher", error) from None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a run's student wrote on after a prompt at an evaluation.
+
+    Attributes:
+        step: of the evaluation.
+        prompt: as the spec has it.
+        student: what the student wrote.
+        teacher: what the teacher wrote; None if the run has no teacher, or until it has answered.
+    """
+
+    step: int
+    prompt: str
+    student: str
+    teacher: str | None
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Sample":
+        """Returns the sample of an answer. Raises ControlPlaneUnavailable if it is not one."""
+        try:
+            return cls(data["step"], data["prompt"], data["student"], data["teacher"])
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("a sample", error) from None
 
 
 @dataclass(frozen=True)
@@ -104,14 +182,13 @@ class MetricsBatch:
     more: bool
 
 
-class ControlPlane:
-    """One control plane. Methods raise the errors of errors.py that the server names.
+class Client:
+    """One control plane, over REST.
 
-    Args:
-        url: such as http://127.0.0.1:8080.
-        token: bearer token, where the server asks for one.
-        timeout_seconds: for each answer.
-        transport: instead of the network; for tests.
+    Every method that asks the server may also raise ControlPlaneUnavailable (nobody answers, or
+    not as a control plane does), Unauthenticated (the token is missing or wrong), InvalidRequest
+    (what is asked for is not well formed) and whatever else of `lectern_common.errors` the server
+    names.
     """
 
     def __init__(
@@ -122,6 +199,17 @@ class ControlPlane:
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """Connects at the first call, not here.
+
+        Args:
+            url: such as http://127.0.0.1:8080.
+            token: bearer token, if the server asks for one.
+            timeout_seconds: for each answer; what makes the server check a run may take longer.
+            transport: instead of the network; for tests.
+
+        Raises:
+            InvalidRequest: the URL does not begin with http:// or https://.
+        """
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise InvalidRequest(f"{url!r} does not begin with http:// or https://", "url")
@@ -133,48 +221,101 @@ class ControlPlane:
             trust_env=False,
         )
 
-    def __enter__(self) -> "ControlPlane":
+    def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
+        """Closes the connections; the client cannot be used any more."""
         self._http.close()
 
-    def create_run(self, spec: RunSpec, idempotency_key: str | None = None) -> Run:
-        """Returns the accepted run; with a repeated key, the one that the first call made."""
+    def create_run(self, spec: RunSpec, idempotency_key: str | None = None) -> RunStatus:
+        """Returns the accepted run.
+
+        Args:
+            spec: its paths are below the control plane's roots.
+            idempotency_key: a call with the same key returns the run that the first one made; None
+                takes a new key.
+
+        Raises:
+            InvalidSpec: a field is wrong, or what it names is not there.
+            InvalidRequest: the key made another run from another spec.
+            LecternError: the teacher does not answer, or does not fit the student and the data.
+        """
         headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
         body = spec.model_dump(mode="json")
-        return Run.of_json(
+        return RunStatus.of_json(
             self._json("POST", "/runs", json=body, headers=headers, timeout=CHECKS_SECONDS)
         )
 
-    def list_runs(self, states: Sequence[RunState] = ()) -> list[Run]:
-        """Returns every run, or those in one of `states`; newest first."""
-        return list(self._all_runs(states))
+    def list_runs(self, states: Sequence[RunState] = ()) -> list[RunStatus]:
+        """Returns every run, or only those in one of `states`; newest first."""
+        params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
+        runs: list[RunStatus] = []
+        while True:
+            answer = self._json("GET", "/runs", params=params)
+            runs += map(RunStatus.of_json, answer["runs"])
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return runs
+            params["cursor"] = cursor
 
-    def get_run(self, run_id: str) -> Run:
-        """Returns one run. Raises NotFound."""
-        return Run.of_json(self._json("GET", f"/runs/{_segment(run_id)}"))
+    def get_run(self, run_id: str) -> RunStatus:
+        """Returns one run; its `json` has the spec and the history too.
 
-    def stop_run(self, run_id: str) -> Run:
-        """Asks a run to checkpoint and stop. Raises NotFound, Conflict."""
-        return Run.of_json(self._json("POST", f"/runs/{_segment(run_id)}/stop"))
+        Raises:
+            NotFound: there is no such run; the message names ids that are like it.
+        """
+        return RunStatus.of_json(self._json("GET", f"/runs/{_segment(run_id)}"))
 
-    def resume_run(self, run_id: str, changes: dict[str, Any] | None = None) -> Run:
-        """Asks a resting run to go on, with the part of its spec that changes (see
-        run_spec.RESUME_MAY_CHANGE). Raises NotFound, Conflict, InvalidSpec.
+    def stop_run(self, run_id: str) -> RunStatus:
+        """Asks a run to write a checkpoint and stop; returns it, which may still be at work.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: it has succeeded or failed.
+        """
+        return RunStatus.of_json(self._json("POST", f"/runs/{_segment(run_id)}/stop"))
+
+    def resume_run(self, run_id: str, changes: dict[str, Any] | None = None) -> RunStatus:
+        """Asks a resting run to go on from its newest checkpoint; returns it.
+
+        Args:
+            run_id: of the run.
+            changes: the part of its spec that changes, such as {"schedule": {"steps": 2000}}; see
+                `run_spec.RESUME_MAY_CHANGE`.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: it does not rest, or has nothing more to do.
+            InvalidSpec: the changes are not what a resume may change.
         """
         path = f"/runs/{_segment(run_id)}/resume"
-        return Run.of_json(self._json("POST", path, json=changes or {}, timeout=CHECKS_SECONDS))
+        return RunStatus.of_json(
+            self._json("POST", path, json=changes or {}, timeout=CHECKS_SECONDS)
+        )
 
     def delete_run(self, run_id: str) -> None:
-        """Deletes a resting run with its folder, for good. Raises NotFound, Conflict."""
+        """Deletes a resting run with its folder, for good.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: it does not rest, or would go on by itself.
+        """
         self._ask("DELETE", f"/runs/{_segment(run_id)}", timeout=CHECKS_SECONDS)
 
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
-        """Returns every metric record of the steps above `after_step`, in rising order."""
+        """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in rising order.
+
+        Args:
+            run_id: of the run.
+            after_step: only the steps above it; None means all.
+
+        Raises:
+            NotFound: there is no such run.
+        """
         params: dict[str, str | int] = {} if after_step is None else {"after_step": after_step}
         records: list[dict[str, Any]] = []
         while True:
@@ -186,30 +327,39 @@ class ControlPlane:
 
     def metrics_since(
         self, run_id: str, cursor: str | None, max_points: int = MAX_POINTS
-    ) -> "MetricsBatch":
-        """Returns what came after `cursor`; with None the whole so far, thinned to about
-        `max_points` records. For displays that follow a run.
+    ) -> MetricsBatch:
+        """Returns the metric records that followed; for displays that watch a run.
+
+        Args:
+            run_id: of the run.
+            cursor: of the batch before; None means everything so far, thinned.
+            max_points: about how many records are left of it then.
+
+        Raises:
+            NotFound: there is no such run.
         """
         if cursor is None:
             return self._metrics(run_id, {"max_points": max_points})
         return self._metrics(run_id, {"cursor": cursor})
 
     def logs(self, run_id: str, tail: int = 100) -> str:
-        """Returns the last lines that the trainer logged."""
+        """Returns the last lines that the trainer logged. Raises NotFound."""
         path = f"/runs/{_segment(run_id)}/logs"
         return self._ask("GET", path, params={"tail": tail}).text
 
-    def samples(self, run_id: str, limit: int = 64) -> list[dict[str, Any]]:
-        """Returns the last samples, each {"step", "prompt", "student", "teacher"}, oldest first."""
+    def samples(self, run_id: str, limit: int = 64) -> list[Sample]:
+        """Returns the last samples, oldest first. Raises NotFound."""
         answer = self._json("GET", f"/runs/{_segment(run_id)}/samples", params={"limit": limit})
-        return list(answer["samples"])
+        return [Sample.of_json(sample) for sample in answer["samples"]]
 
-    def teachers(self) -> list[dict[str, Any]]:
+    def teachers(self) -> list[TeacherStatus]:
         """Returns what the control plane knows of each teacher."""
-        return list(self._json("GET", "/teachers")["teachers"])
+        return [
+            TeacherStatus.of_json(entry) for entry in self._json("GET", "/teachers")["teachers"]
+        ]
 
     def is_ready(self) -> bool:
-        """Returns True where the control plane takes runs."""
+        """Returns True if the control plane takes runs; False also if nobody answers."""
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.TransportError:
@@ -221,12 +371,19 @@ class ControlPlane:
         *,
         timeout_seconds: float | None = None,
         poll_seconds: float = 0.5,
-        on_poll: Callable[[list[Run]], None] = lambda runs: None,
-    ) -> list[Run]:
+        on_poll: Callable[[list[RunStatus]], None] = lambda runs: None,
+    ) -> list[RunStatus]:
         """Returns the runs once all of them rest.
 
+        Args:
+            run_ids: of the runs.
+            timeout_seconds: for all of them together; None waits as long as it takes.
+            poll_seconds: between two looks.
+            on_poll: called with the runs after each look.
+
         Raises:
-            TimeoutError: they do not within `timeout_seconds`.
+            NotFound: one of them does not exist.
+            TimeoutError: they do not rest within `timeout_seconds`.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
@@ -239,31 +396,15 @@ class ControlPlane:
                 raise TimeoutError(f"still going after {timeout_seconds:g} s: {states}")
             time.sleep(poll_seconds)
 
-    def _metrics(self, run_id: str, params: dict[str, str | int]) -> "MetricsBatch":
+    def _metrics(self, run_id: str, params: dict[str, str | int]) -> MetricsBatch:
         answer = self._json("GET", f"/runs/{_segment(run_id)}/metrics", params=params)
         return MetricsBatch(
             answer["metrics"], answer["cursor"], rewound=answer["rewound"], more=answer["more"]
         )
 
-    def _all_runs(self, states: Sequence[RunState]) -> Iterator[Run]:
-        cursor: str | None = None
-        while True:
-            params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
-            if cursor is not None:
-                params["cursor"] = cursor
-            answer = self._json("GET", "/runs", params=params)
-            yield from map(Run.of_json, answer["runs"])
-            cursor = answer.get("next_cursor")
-            if cursor is None:
-                return
-
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        response = self._ask(method, path, **request)
-        try:
-            data = response.json()
-        except ValueError:
-            data = None
-        if not isinstance(data, dict):
+        data = _mapping_of(self._ask(method, path, **request))
+        if data is None:
             raise ControlPlaneUnavailable(f"{self.url} is not a Lectern control plane")
         return data
 
@@ -288,30 +429,34 @@ class ControlPlane:
             return response
         refusal = problem(response)
         if isinstance(refusal, NotFound) and path.startswith("/runs/"):
-            refusal = NotFound(f"{refusal}{self._did_you_mean(path.split('/')[2])}")
+            refusal = NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
         raise refusal
 
-    def _did_you_mean(self, run_id: str) -> str:
-        """Returns what ends the message on a run that is not there: ids that are like its own.
 
-        An id is a name and some letters more: a name alone stands for its newest runs.
-        """
-        try:
-            runs = self.list_runs()
-        except LecternError:
-            return ""  # the run is missing all the same
-        like = [run.id for run in runs if run.name == run_id]
-        like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
-        return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
+def _did_you_mean(client: Client, run_id: str) -> str:
+    """Returns what ends the message on a run that is not there: ids that are like its own.
+
+    An id is a name and some letters more: a name alone stands for its newest runs.
+    """
+    try:
+        runs = client.list_runs()
+    except LecternError:
+        return ""  # the run is missing all the same
+    like = [run.id for run in runs if run.name == run_id]
+    like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
+    return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
+
+
+def _unknown_form(what: str, error: Exception) -> ControlPlaneUnavailable:
+    return ControlPlaneUnavailable(
+        f"the answer is not {what} of this version ({error!r}); are both sides up to date?"
+    )
 
 
 def problem(response: httpx.Response) -> LecternError:
     """Returns the error that a problem+json response stands for."""
-    try:
-        data = response.json()
-    except ValueError:
-        data = None
-    if not isinstance(data, dict) or "reason" not in data:
+    data = _mapping_of(response)
+    if data is None or "reason" not in data:
         return ControlPlaneUnavailable(
             f"{response.request.url} answered {response.status_code} {response.reason_phrase}; "
             "is this the address of a Lectern control plane?"
@@ -324,6 +469,15 @@ def problem(response: httpx.Response) -> LecternError:
     ]
     error = error_of(str(data["reason"]), detail)
     return InvalidSpec(fields) if fields and isinstance(error, InvalidRequest) else error
+
+
+def _mapping_of(response: httpx.Response) -> dict[str, Any] | None:
+    """Returns the JSON object of a response; None if it is anything else."""
+    try:
+        data = response.json()
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def _segment(run_id: str) -> str:

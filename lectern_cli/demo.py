@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern_cli import console, demo_report
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_cli.demo_specs import (
     DATASET,
     EXCLUDED,
@@ -36,7 +36,7 @@ from lectern_cli.foreground import run_trainer
 from lectern_cli.live import display
 from lectern_cli.processes import signals_interrupt
 from lectern_cli.runs import watch_runs
-from lectern_cli.services import Services, services
+from lectern_cli.services import PlaneOptions, Services, TeacherOptions, services
 from lectern_common.errors import Conflict, LecternError
 from lectern_common.files import rename_durably, write_atomic
 from lectern_common.json_lines import read_json_lines
@@ -45,6 +45,7 @@ from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.shards import MANIFEST_NAME
 from lectern_common.words import size
 from lectern_data.prepare import prepare
+from lectern_data.settings import PrepareSettings
 
 TEACHER = "demo-teacher"
 _RECORD = "demo.json"
@@ -73,15 +74,12 @@ def run_demo(
     with (
         signals_interrupt(),
         services(
-            model=str(teacher.path),
+            TeacherOptions(str(teacher.path), bind="127.0.0.1:0", threads=1),
+            PlaneOptions(bind=_page_bind(), max_running_runs=3),
             roots=roots,
             logs=home / "logs",
-            teacher_bind="127.0.0.1:0",
-            bind=_page_bind(),
-            max_running_runs=3,
-            threads=1,
         ) as up,
-        ControlPlane(up.url) as client,
+        Client(up.url) as client,
     ):
         console.note(f"\n  The page:  {up.url}\n  Teacher:   {up.teacher_address}\n")
         summary = distil(client, up.teacher_address, seed, student_steps, teacher, roots)
@@ -101,7 +99,7 @@ def prepare_demo(home: Path, teacher_steps: int) -> TrainedTeacher:
 
 
 def distil(
-    client: ControlPlane,
+    client: Client,
     teacher_address: str,
     seed: int,
     steps: int,
@@ -135,13 +133,15 @@ def _prepare_data(data: Path) -> None:
     corpus = corpus_folder()
     console.note(f"text: the source of the standard library, {corpus}")
     prepared = prepare(
-        [corpus],
-        data / DATASET,
-        train_vocab_size=VOCAB_SIZE,
-        eos_token="<|endoftext|>",  # noqa: S106 - a token of text, no password
-        validation_fraction=0.06,
-        include=["*.py"],
-        exclude=EXCLUDED,
+        PrepareSettings(
+            [corpus],
+            data / DATASET,
+            train_vocab_size=VOCAB_SIZE,
+            eos_token="<|endoftext|>",  # noqa: S106 - a token of text, no password
+            validation_fraction=0.06,
+            include=["*.py"],
+            exclude=EXCLUDED,
+        )
     )
     for part in filter(None, (prepared.training, prepared.validation)):
         console.note(

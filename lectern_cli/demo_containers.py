@@ -27,11 +27,11 @@ def runs(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")],
 ) -> None:
     """Create the demo's three runs over REST, once, and show all of them until they rest."""
-    from lectern_cli.client import ControlPlane
+    from lectern_cli.client import Client
     from lectern_cli.demo_specs import student_specs
     from lectern_cli.runs import watch_runs
 
-    with ControlPlane(url) as service:
+    with Client(url) as service:
         there = {run.name: run.id for run in service.list_runs()}
         ids = [
             there.get(spec.name) or service.create_run(spec).id

@@ -14,7 +14,7 @@ from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 
 if TYPE_CHECKING:
-    from lectern_cli.client import ControlPlane, Run
+    from lectern_cli.client import Client, RunStatus
 
 PROMPT = "def read(self, size=-1):\n    "
 CONTINUATION_TOKENS = 32
@@ -22,8 +22,8 @@ METADATA_NAME = "distillation_metadata.json"
 
 
 def summarise(
-    client: "ControlPlane",
-    runs: Sequence["Run"],
+    client: "Client",
+    runs: Sequence["RunStatus"],
     specs: Sequence[RunSpec],
     teacher_val_loss: float,
     runs_root: Path,
@@ -35,13 +35,13 @@ def summarise(
     null for a run that asked no teacher.
     """
     addresses = {spec.teacher.address for spec in specs if spec.teacher is not None}
-    served = next(entry for entry in client.teachers() if entry["address"] in addresses)
+    served = next(entry for entry in client.teachers() if entry.address in addresses)
     return {
         "teacher": {
-            "parameters": served["num_parameters"],
+            "parameters": served.num_parameters,
             "val_loss": teacher_val_loss,
-            "weights_sha256": served["weights_sha256"],
-            "fingerprint": served["fingerprint"],
+            "weights_sha256": served.weights_sha256,
+            "fingerprint": served.fingerprint,
         },
         "runs": [
             _run_entry(RunFolder(runs_root / run.id), spec)

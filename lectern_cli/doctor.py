@@ -164,12 +164,12 @@ def _open_files() -> Check:
 
 
 def _control_plane(address: str) -> Check:
-    from lectern_cli.client import ControlPlane
+    from lectern_cli.client import Client
 
     free = _port("control plane", address, "--bind")
     if free.outcome is Outcome.PASS:
         return free
-    with ControlPlane(f"http://{address}", timeout_seconds=2.0) as service:
+    with Client(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
             return Check("control plane", Outcome.PASS, f"it runs at {service.url}")
     return free

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lectern_cli.console import INTERRUPTED_EXIT_CODE, note
-from lectern_cli.live import RunView
+from lectern_cli.live import LiveRun
 from lectern_cli.processes import Child, interrupts_held, signals_interrupt
 from lectern_common.errors import CorruptData
 from lectern_common.json_lines import Position, Record, read_after
@@ -23,7 +23,7 @@ def run_trainer(
     roots: Roots,
     *,
     resume: bool = False,
-    show: Callable[[RunView], None] = lambda view: None,
+    show: Callable[[LiveRun], None] = lambda view: None,
 ) -> int:
     """Trains until the trainer ends; calls `show` a few times a second with how the run stands.
 
@@ -36,7 +36,7 @@ def run_trainer(
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
     argv += ["--resume"] if resume else []
-    view = RunView(
+    view = LiveRun(
         folder.run_id,
         state=RunState.STARTING,
         step=max(checkpoint_steps(folder.checkpoints_path), default=0) if resume else 0,

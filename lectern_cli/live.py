@@ -19,7 +19,7 @@ from lectern_common.words import duration
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from lectern_cli.client import Run
+    from lectern_cli.client import RunStatus
 
 MAX_CURVE_WIDTH = 60
 MAX_CURVE_POINTS = 512
@@ -67,7 +67,7 @@ class Curve:
 
 
 @dataclass
-class RunView:
+class LiveRun:
     """What is shown of one run. `curves` are by metric name; only those of `CURVES` are kept."""
 
     run_id: str
@@ -89,7 +89,7 @@ class RunView:
         """Takes what the trainer says of itself."""
         self._show(status)
 
-    def show_run(self, run: "Run") -> None:
+    def show_run(self, run: "RunStatus") -> None:
         """Takes what the control plane says of it."""
         self._show(run)
 
@@ -130,7 +130,7 @@ class RunView:
             parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
         return "  ".join(parts)
 
-    def _show(self, source: "Status | Run") -> None:
+    def _show(self, source: "Status | RunStatus") -> None:
         self.state = RunState(source.state)
         self.reason = source.reason
         self.message = inert(source.message) if source.message else None
@@ -164,7 +164,7 @@ def sparkline(
     return "".join(blocks[round((mean - low) * scale)] for mean in means)
 
 
-def drawing(views: Sequence[RunView], title: str | None = None, width: int = 80) -> "Group":
+def drawing(views: Sequence[LiveRun], title: str | None = None, width: int = 80) -> "Group":
     """Returns the runs for a Rich display of `width` columns: a table with a row each, then their
     loss curves, then what the runs that do not train have to say.
     """
@@ -198,7 +198,7 @@ def drawing(views: Sequence[RunView], title: str | None = None, width: int = 80)
     return Group(table, *curves, *said)
 
 
-def _curve_lines(views: Sequence[RunView], width: int) -> Iterator[str]:
+def _curve_lines(views: Sequence[LiveRun], width: int) -> Iterator[str]:
     """Yields a line for each run that has a loss: its id, the curve, first value -> last, and how
     long it has still to go.
     """
@@ -216,7 +216,7 @@ def _curve_lines(views: Sequence[RunView], width: int) -> Iterator[str]:
 
 
 @contextmanager
-def display(title: str | None = None) -> Iterator[Callable[[Sequence[RunView]], None]]:
+def display(title: str | None = None) -> Iterator[Callable[[Sequence[LiveRun]], None]]:
     """Yields a function that shows the runs as they are now; call it as often as you like.
 
     A terminal gets a table that is redrawn, and keeps its last state. Elsewhere a run gets a line
@@ -233,7 +233,7 @@ def display(title: str | None = None) -> Iterator[Callable[[Sequence[RunView]], 
 
 
 @contextmanager
-def nothing() -> Iterator[Callable[[Sequence[RunView]], None]]:
+def nothing() -> Iterator[Callable[[Sequence[LiveRun]], None]]:
     """Yields what `display` does, and shows nothing."""
     yield lambda views: None
 
@@ -242,7 +242,7 @@ class _LinePrinter:
     def __init__(self) -> None:
         self._shown: dict[str, tuple[RunState, int, float]] = {}
 
-    def show(self, views: Sequence[RunView]) -> None:
+    def show(self, views: Sequence[LiveRun]) -> None:
         now = time.monotonic()
         for view in views:
             state, step, when = self._shown.get(view.run_id, (None, -1, 0.0))

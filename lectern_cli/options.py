@@ -10,7 +10,7 @@ import typer
 from lectern_common.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from lectern_cli.client import ControlPlane
+    from lectern_cli.client import Client
     from lectern_common.roots import Roots
 
 Home = Annotated[
@@ -94,13 +94,13 @@ def logs_of(home: Path | None) -> Path:
     return base.resolve() / "logs"
 
 
-def control_plane(url: str, token_file: Path | None) -> "ControlPlane":
+def control_plane(url: str, token_file: Path | None) -> "Client":
     """Returns a client for `url`, with the token of the file, else of LECTERN_TOKEN, else none.
 
     Raises:
         Misconfigured: the file cannot be read or is empty.
     """
-    from lectern_cli.client import ControlPlane
+    from lectern_cli.client import Client
 
     token = os.environ.get("LECTERN_TOKEN") or None
     if token_file is not None:
@@ -110,4 +110,4 @@ def control_plane(url: str, token_file: Path | None) -> "ControlPlane":
             raise Misconfigured(f"cannot read the token in {token_file}: {error}") from None
         if not token:
             raise Misconfigured(f"{token_file} is empty; it must hold the token")
-    return ControlPlane(url, token=token)
+    return Client(url, token=token)

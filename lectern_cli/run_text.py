@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lectern_cli.console import inert
 
 if TYPE_CHECKING:
-    from lectern_cli.client import Run
+    from lectern_cli.client import RunStatus
 
 _HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
 _LEFT = ("run", "state", "why")
@@ -15,7 +15,7 @@ _TIMES = frozenset({"at", "since", "created_at", "resumes_at", "heartbeat", "sta
 _CUT = "..."
 
 
-def list_lines(runs: Sequence["Run"], width: int | None = None) -> list[str]:
+def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[str]:
     """Returns a header and a line a run.
 
     Args:
@@ -36,7 +36,7 @@ def list_lines(runs: Sequence["Run"], width: int | None = None) -> list[str]:
     return lines
 
 
-def _row(run: "Run") -> tuple[str, ...]:
+def _row(run: "RunStatus") -> tuple[str, ...]:
     speed = run.tokens_per_second
     return (
         run.id,

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from lectern_cli.options import Json, TokenFile, Url, command_group, control_pla
 from lectern_common.errors import LecternError
 
 if TYPE_CHECKING:
-    from lectern_cli.client import ControlPlane, Run
+    from lectern_cli.client import Client, RunStatus
 
 app = command_group("Create, list, watch, stop, resume and delete runs of a control plane.")
 
@@ -152,14 +153,15 @@ def samples(
     with control_plane(url, token_file) as service:
         found = service.samples(run_id, limit)
     if as_json:
-        console.print_json({"run_id": run_id, "samples": found})
+        console.print_json({"run_id": run_id, "samples": [asdict(sample) for sample in found]})
     elif not found:
         console.note("no samples; the prompts are evaluation.prompts of the spec")
     for sample in [] if as_json else found:
-        print(f"step {sample['step']}")
+        print(f"step {sample.step}")
         for who in ("prompt", "student", "teacher"):
-            if sample[who] is not None:
-                text = console.inert(sample[who]).replace("\n", "\n           ")
+            written = getattr(sample, who)
+            if written is not None:
+                text = console.inert(written).replace("\n", "\n           ")
                 print(f"  {who:<8} {text}")
 
 
@@ -222,7 +224,7 @@ def delete(
         if runs and not yes:
             _confirm_deletion(runs)
 
-        def delete_it(run_id: str) -> "Run":
+        def delete_it(run_id: str) -> "RunStatus":
             service.delete_run(run_id)
             return next(run for run in runs if run.id == run_id)
 
@@ -235,7 +237,7 @@ def delete(
     _exit_with(refusals + further)
 
 
-def _confirm_deletion(runs: "list[Run]") -> None:
+def _confirm_deletion(runs: "list[RunStatus]") -> None:
     """Returns where a person at the terminal agrees. Raises typer.Abort, typer.BadParameter."""
     for run in runs:
         console.note(f"{run.id}  {run.state} at step {run.step} of {run.steps}")
@@ -247,13 +249,13 @@ def _confirm_deletion(runs: "list[Run]") -> None:
     typer.confirm(f"Delete {them} for good?", abort=True, err=True)
 
 
-def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True) -> "list[Run]":
+def watch_runs(service: "Client", run_ids: list[str], *, draw: bool = True) -> "list[RunStatus]":
     """Shows runs until all of them rest; returns them as they are then."""
     from lectern_cli import live
 
-    views = {run_id: live.RunView(run_id) for run_id in run_ids}
+    views = {run_id: live.LiveRun(run_id) for run_id in run_ids}
 
-    def refresh() -> "list[Run]":
+    def refresh() -> "list[RunStatus]":
         runs = []
         for run_id, view in views.items():
             run = service.get_run(run_id)
@@ -274,7 +276,7 @@ def watch_runs(service: "ControlPlane", run_ids: list[str], *, draw: bool = True
             time.sleep(POLL_SECONDS)
 
 
-def _watch(service: "ControlPlane", run_ids: list[str], *, as_json: bool) -> None:
+def _watch(service: "Client", run_ids: list[str], *, as_json: bool) -> None:
     from lectern_common.run_folder import RunState
 
     runs = watch_runs(service, run_ids, draw=not as_json)
@@ -288,12 +290,12 @@ def _watch(service: "ControlPlane", run_ids: list[str], *, as_json: bool) -> Non
 
 
 def _ask_each(
-    run_ids: list[str], ask: "Callable[[str], Run]"
-) -> "tuple[list[Run], list[LecternError]]":
+    run_ids: list[str], ask: "Callable[[str], RunStatus]"
+) -> "tuple[list[RunStatus], list[LecternError]]":
     """Returns the runs that took what was asked of them, and the errors of the others."""
     from lectern_cli.client import ControlPlaneUnavailable
 
-    runs: list[Run] = []
+    runs: list[RunStatus] = []
     refusals: list[LecternError] = []
     for run_id in run_ids:
         try:
@@ -345,7 +347,7 @@ def _json_value(text: str) -> Any:
     return value
 
 
-def _print_states(runs: "list[Run]", *, as_json: bool) -> None:
+def _print_states(runs: "list[RunStatus]", *, as_json: bool) -> None:
     if as_json:
         console.print_json([run.json for run in runs])
         return

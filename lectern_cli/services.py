@@ -7,14 +7,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
 
+from lectern_cli.options import given
 from lectern_cli.processes import Child, ChildDied, interrupts_held, wait_until
 from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
+from lectern_common.teacher_options import TEACHER_OPTIONS, EngineName
 from lectern_common.words import address_of, host_and_port
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
@@ -55,19 +57,92 @@ class Services:
                 raise child.death(advice)
 
 
+@dataclass(frozen=True)
+class TeacherOptions:
+    """What the teacher server is started with; the fields are options of its own, by their names
+    in `teacher_options.TEACHER_OPTIONS`.
+
+    Attributes:
+        model: what it is asked to load; None only for an engine that needs none.
+        engine: what computes the answers.
+        bind: host:port; port 0 takes a free one.
+        threads: CPU threads; None means torch's default.
+        token_file: with the bearer token that callers send.
+        tls_cert: certificate (PEM); with `tls_key`.
+        tls_key: its private key.
+        vocab_size: of the fixture engine.
+        further: words that are handed on as they are.
+    """
+
+    model: str | None
+    engine: EngineName = "transformers"
+    bind: str = DEFAULT_TEACHER_BIND
+    threads: int | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    vocab_size: int | None = None
+    further: Sequence[str] = ()
+
+    def words(self, port_file: Path) -> list[str]:
+        """Returns the server's command line; options that are None are left out.
+
+        Args:
+            port_file: where the server writes its address once it is ready.
+        """
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        further = named.pop("further")
+        named |= {"port_file": port_file, "drain_seconds": TEACHER_DRAIN_SECONDS}
+        options = {TEACHER_OPTIONS[name].flag: value for name, value in named.items()}
+        return [*given(options), *further]
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """What the control plane is started with.
+
+    Attributes:
+        bind: host:port; port 0 takes a free one.
+        max_running_runs: that train at one time; None leaves it to the control plane.
+        token_file: with the bearer token that callers send.
+        teacher_token_file: name under the secrets root of the file with the teacher's token.
+        teacher_tls_ca: name there of the authority of the teacher's certificate.
+    """
+
+    bind: str = DEFAULT_BIND
+    max_running_runs: int | None = None
+    token_file: Path | None = None
+    teacher_token_file: str | None = None
+    teacher_tls_ca: str | None = None
+
+    def words(self, port_file: Path, teacher_address: str) -> list[str]:
+        """Returns the control plane's command line; options that are None are left out.
+
+        Args:
+            port_file: where the control plane writes its address once it is ready.
+            teacher_address: host:port of the teacher that it shows.
+        """
+        return given(
+            {
+                "--bind": self.bind,
+                "--port-file": port_file,
+                "--teacher": teacher_address,
+                "--on-exit": "stop",
+                "--max-running-runs": self.max_running_runs,
+                "--token-file": self.token_file,
+                "--teacher-token-file": self.teacher_token_file,
+                "--teacher-tls-ca": self.teacher_tls_ca,
+            }
+        )
+
+
 @contextmanager
 def services(
+    teacher: TeacherOptions,
+    plane: PlaneOptions,
     *,
-    model: str | None,
     roots: Roots,
     logs: Path,
-    engine: str = "transformers",
-    teacher_bind: str = DEFAULT_TEACHER_BIND,
-    bind: str = DEFAULT_BIND,
-    max_running_runs: int | None = None,
-    threads: int | None = None,
-    teacher_options: Sequence[str] = (),
-    control_plane_options: Sequence[str] = (),
     ready_timeout_seconds: float | None = None,
     on_wait: OnWait = lambda name, seconds: None,
 ) -> Iterator[Services]:
@@ -78,60 +153,41 @@ def services(
     without them, and the next start adopts them.
 
     Args:
-        model: what the teacher is asked to load; None only for an engine that needs none.
+        teacher: how the teacher is started.
+        plane: how the control plane is started.
         roots: what run specs are relative to.
         logs: folder for teacher-server.log and control-plane.log; appended to.
-        teacher_bind: host:port; port 0 takes a free one.
-        bind: host:port of the control plane; port 0 takes a free one.
-        threads: CPU threads of the teacher.
-        teacher_options: further options of `python -m teacher_server`.
-        control_plane_options: further options of `python -m control_plane`.
         ready_timeout_seconds: for each of the two; None waits as long as a download takes.
+        on_wait: see OnWait.
 
     Raises:
         Misconfigured: a port is taken.
         ChildDied: one of the two ended before it was ready.
     """
-    require_free(teacher_bind, "--teacher-bind")
-    require_free(bind, "--bind")
+    require_free(teacher.bind, "--teacher-bind")
+    require_free(plane.bind, "--bind")
     started: list[Child] = []
     with tempfile.TemporaryDirectory(prefix="lectern-") as scratch:
         try:
-            teacher_port_file = Path(scratch) / "teacher"
-            teacher_argv = [
-                *_python("teacher_server"),
-                *(["--model", model] if model is not None else []),
-                *("--engine", engine),
-                *("--bind", teacher_bind),
-                *("--port-file", str(teacher_port_file)),
-                *("--drain-seconds", str(TEACHER_DRAIN_SECONDS)),
-                *(["--threads", str(threads)] if threads is not None else []),
-                *teacher_options,
-            ]
+            port_file = Path(scratch) / "teacher"
+            words = teacher.words(port_file)
             with interrupts_held():
-                log = logs / "teacher-server.log"
-                started.append(Child(TEACHER, teacher_argv, log, roots.environment()))
-            teacher_address = _reachable(
-                _bound(started[0], teacher_port_file, ready_timeout_seconds, on_wait)
-            )
+                started.append(_child(TEACHER, "teacher_server", words, logs, roots))
+            address = _reachable(_bound(started[0], port_file, ready_timeout_seconds, on_wait))
             port_file = Path(scratch) / "control-plane"
-            running = ["--max-running-runs", str(max_running_runs)]
-            plane_argv = [
-                *_python("control_plane"),
-                *("--bind", bind),
-                *("--port-file", str(port_file)),
-                *("--teacher", teacher_address),
-                *("--on-exit", "stop"),
-                *(running if max_running_runs is not None else []),
-                *control_plane_options,
-            ]
+            words = plane.words(port_file, address)
             with interrupts_held():
-                log = logs / "control-plane.log"
-                started.append(Child(CONTROL_PLANE, plane_argv, log, roots.environment()))
-            bound = _bound(started[1], port_file, ready_timeout_seconds, on_wait)
-            yield Services(teacher_address, f"http://{_reachable(bound)}", (started[0], started[1]))
+                started.append(_child(CONTROL_PLANE, "control_plane", words, logs, roots))
+            bound = _reachable(_bound(started[1], port_file, ready_timeout_seconds, on_wait))
+            yield Services(address, f"http://{bound}", (started[0], started[1]))
         finally:
             _stop(started, on_wait)
+
+
+def _child(name: str, module: str, words: list[str], logs: Path, roots: Roots) -> Child:
+    """Starts `python -m module words`; it logs to a file of its name."""
+    log = logs / f"{name.replace(' ', '-')}.log"
+    return Child(name, [sys.executable, "-m", module, *words], log, roots.environment())
 
 
 def _bound(child: Child, port_file: Path, timeout_seconds: float | None, on_wait: OnWait) -> str:
@@ -163,10 +219,6 @@ def _stop(started: list[Child], on_wait: OnWait) -> None:
     finally:
         for child in started:
             child.kill()
-
-
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
 
 
 def require_free(address: str, option: str) -> None:

@@ -1,12 +1,13 @@
-"""The options of the teacher server, which has the say over them, for `lectern up`."""
+"""A command beside the teacher server's own: it knows which options are the teacher's."""
 
-import re
-import subprocess
-import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
+
+from lectern_common.teacher_options import TEACHER_OPTIONS
+
+_TEACHERS = frozenset(option.flag for option in TEACHER_OPTIONS.values())
 
 
 class PointsToTeacher(TyperCommand):
@@ -20,17 +21,10 @@ class PointsToTeacher(TyperCommand):
         before = args[: args.index("--")] if "--" in args else args
         names = [word.partition("=")[0] for word in before if word.startswith("--")]
         for name in names:
-            if name not in own and name in _options_of_serve():
+            if name not in own and name in _TEACHERS:
                 raise typer.BadParameter(
                     'it is the teacher\'s; write it after "--", as in: '
                     f"{ctx.command_path} --model MODEL -- {name} ...",
                     param_hint=name,
                 )
         return super().parse_args(ctx, args)
-
-
-def _options_of_serve() -> set[str]:
-    """Returns the names of the options, as the help of `lectern teacher serve` says them."""
-    argv = [sys.executable, "-P", "-m", "teacher_server", "--help"]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    return set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))

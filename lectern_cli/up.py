@@ -1,91 +1,104 @@
 """`lectern up`: teacher server and control plane in one terminal."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lectern_cli import console
-from lectern_cli.options import Home, given, logs_of, roots_of
+from lectern_cli.options import Home, logs_of, roots_of
+from lectern_common.teacher_options import EngineName
 
 if TYPE_CHECKING:
-    from lectern_cli.services import OnWait, Services
+    from lectern_cli.services import OnWait, PlaneOptions, Services, TeacherOptions
 
 POLL_SECONDS = 0.2
 WAIT_NOTE_SECONDS = 15.0
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="The teacher: a folder, a name under the models root, or a hub id; not needed "
+        "with --engine fixture.",
+        show_default=False,
+    ),
+]
+Engine = Annotated[EngineName, typer.Option(help="What computes the answers.")]
+VocabSize = Annotated[
+    int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
+]
+TeacherBind = Annotated[
+    str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
+]
+Bind = Annotated[
+    str, typer.Option(help="HOST:PORT of page and REST interface; port 0 takes a free one.")
+]
+MaxRunningRuns = Annotated[
+    int | None,
+    typer.Option(help="Runs that train at one time; the rest queue.", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
+]
+ServedTokenFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the teacher's token; required where it is bound "
+        "beyond loopback. Runs name it in teacher.token_file.",
+        show_default=False,
+    ),
+]
+ServedTlsCert = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the teacher's certificate (PEM): the teacher speaks TLS.",
+        show_default=False,
+    ),
+]
+ServedTlsKey = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+]
+ServedTlsCa = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the authority of that certificate. Runs name it in "
+        "teacher.tls_ca_file.",
+        show_default=False,
+    ),
+]
+PlaneTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the control plane's token; required beyond loopback.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Leave the logs in HOME/logs; do not print them.")
+]
+
+
 def up(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="The teacher: a folder, a name under the models root, or a hub id; not needed "
-            "with --engine fixture.",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        Literal["transformers", "fixture"], typer.Option(help="What computes the answers.")
-    ] = "transformers",
-    vocab_size: Annotated[
-        int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
-    ] = None,
-    teacher_bind: Annotated[
-        str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
-    ] = "127.0.0.1:50051",
-    bind: Annotated[
-        str, typer.Option(help="HOST:PORT of page and REST interface; port 0 takes a free one.")
-    ] = "127.0.0.1:8080",
-    max_running_runs: Annotated[
-        int | None,
-        typer.Option(help="Runs that train at one time; the rest queue.", show_default=False),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
-    ] = None,
-    teacher_token_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="File under the secrets root with the teacher's token; required where it is bound "
-            "beyond loopback. Runs name it in teacher.token_file.",
-            show_default=False,
-        ),
-    ] = None,
-    teacher_tls_cert: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="File there with the teacher's certificate (PEM): the teacher speaks TLS.",
-            show_default=False,
-        ),
-    ] = None,
-    teacher_tls_key: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
-    ] = None,
-    teacher_tls_ca: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="File there with the authority of that certificate. Runs name it in "
-            "teacher.tls_ca_file.",
-            show_default=False,
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the control plane's token; required beyond loopback.",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Leave the logs in HOME/logs; do not print them.")
-    ] = False,
+    model: Model = None,
+    engine: Engine = "transformers",
+    vocab_size: VocabSize = None,
+    teacher_bind: TeacherBind = "127.0.0.1:50051",
+    bind: Bind = "127.0.0.1:8080",
+    max_running_runs: MaxRunningRuns = None,
+    threads: Threads = None,
+    teacher_token_file: ServedTokenFile = None,
+    teacher_tls_cert: ServedTlsCert = None,
+    teacher_tls_key: ServedTlsKey = None,
+    teacher_tls_ca: ServedTlsCa = None,
+    token_file: PlaneTokenFile = None,
+    quiet: Quiet = False,
     home: Home = None,
 ) -> None:
     """Start a teacher server and the control plane.
@@ -94,8 +107,7 @@ def up(
     Where one of the two dies, the end of its log is shown and the other ends too. What follows a
     "--" goes to the teacher: see `lectern teacher serve --help`.
     """
-    from lectern_cli.processes import signals_interrupt
-    from lectern_cli.services import services
+    from lectern_cli.services import PlaneOptions, TeacherOptions
 
     if model is None and engine != "fixture":
         raise typer.BadParameter(
@@ -104,38 +116,34 @@ def up(
     tls = (teacher_tls_cert, teacher_tls_key, teacher_tls_ca)
     if any(tls) and not all(tls):
         raise typer.BadParameter("set all three", param_hint="--teacher-tls-cert, -key and -ca")
-    roots = roots_of(home)
-    teacher_token = None if teacher_token_file is None else roots.secrets / teacher_token_file
-    _require_callers_known(teacher_bind, teacher_token, bind, token_file, context.args)
+    secrets = roots_of(home).secrets
+    teacher = TeacherOptions(
+        model=model,
+        engine=engine,
+        bind=teacher_bind,
+        threads=threads,
+        token_file=None if teacher_token_file is None else secrets / teacher_token_file,
+        tls_cert=None if teacher_tls_cert is None else secrets / teacher_tls_cert,
+        tls_key=None if teacher_tls_key is None else secrets / teacher_tls_key,
+        vocab_size=vocab_size,
+        further=context.args,
+    )
+    plane = PlaneOptions(bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca)
+    _require_callers_known(teacher, plane)
+    _run(teacher, plane, home, quiet=quiet)
+
+
+def _run(
+    teacher: "TeacherOptions", plane: "PlaneOptions", home: Path | None, *, quiet: bool
+) -> None:
+    """Starts both and shows their logs until an interrupt, which ends them."""
+    from lectern_cli.processes import signals_interrupt
+    from lectern_cli.services import services
+
+    roots, logs = roots_of(home), logs_of(home)
     with signals_interrupt():
         try:
-            with services(
-                model=model,
-                engine=engine,
-                roots=roots,
-                logs=logs_of(home),
-                teacher_bind=teacher_bind,
-                bind=bind,
-                max_running_runs=max_running_runs,
-                threads=threads,
-                teacher_options=given(
-                    {
-                        "--token-file": teacher_token,
-                        "--tls-cert": teacher_tls_cert and roots.secrets / teacher_tls_cert,
-                        "--tls-key": teacher_tls_key and roots.secrets / teacher_tls_key,
-                        "--vocab-size": vocab_size,
-                    }
-                )
-                + context.args,
-                control_plane_options=given(
-                    {
-                        "--token-file": token_file,
-                        "--teacher-token-file": teacher_token_file,
-                        "--teacher-tls-ca": teacher_tls_ca,
-                    }
-                ),
-                on_wait=wait_notes(),
-            ) as running:
+            with services(teacher, plane, roots=roots, logs=logs, on_wait=wait_notes()) as running:
                 console.note(f"page     {running.url}")
                 console.note(f"teacher  {running.teacher_address}")
                 console.note("Ctrl-C ends both; runs then checkpoint and go on at the next start")
@@ -144,34 +152,29 @@ def up(
             console.note("ended")
 
 
-def _require_callers_known(
-    teacher_bind: str,
-    teacher_token: Path | None,
-    bind: str,
-    token_file: Path | None,
-    teacher_words: Sequence[str],
-) -> None:
-    """Raises Misconfigured unless each is for this machine only, or has a token that can be used.
+def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> None:
+    """Raises unless both are for this machine only, or have a token that can be used.
 
     Both servers would say so themselves, the control plane minutes later: once a model is loaded.
+    The further words of the teacher may tell it otherwise who calls.
 
-    Args:
-        teacher_words: further options of the teacher, which may tell it otherwise who calls.
+    Raises:
+        Misconfigured: naming the option to set.
     """
     from lectern_common.callers import read_token_file, require_known_callers
 
-    if teacher_token is not None:
-        read_token_file(teacher_token, "--teacher-token-file")
+    if teacher.token_file is not None:
+        read_token_file(teacher.token_file, "--teacher-token-file")
     require_known_callers(
-        teacher_bind,
-        known=teacher_token is not None
-        or any(word.startswith(("--token-file", "--tls-client-ca")) for word in teacher_words),
+        teacher.bind,
+        known=teacher.token_file is not None
+        or any(word.startswith(("--token-file", "--tls-client-ca")) for word in teacher.further),
         remedy="make a token (lectern token create teacher) and set --teacher-token-file teacher",
         option="--teacher-bind",
     )
-    if token_file is not None:
-        read_token_file(token_file)
-    require_known_callers(bind, known=token_file is not None, may="steer the runs")
+    if plane.token_file is not None:
+        read_token_file(plane.token_file)
+    require_known_callers(plane.bind, known=plane.token_file is not None, may="steer the runs")
 
 
 def wait_notes() -> "OnWait":

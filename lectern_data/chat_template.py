@@ -15,6 +15,7 @@ from lectern_data.rows import UnusableError
 
 if TYPE_CHECKING:
     import jinja2
+    from jinja2.ext import Extension
 
 _MAX_TEMPLATE_BYTES = 1 << 20
 
@@ -102,10 +103,29 @@ class _Tracker:
 
 
 def _environment(tracker: _Tracker) -> "jinja2.Environment":
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
+    """Returns the sandbox that templates run in, with what transformers gives them."""
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(tracker), loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    for name in ("lipsum", "cycler", "joiner"):
+        environment.globals.pop(name)
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["namespace"] = _safe_namespace()
+    environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
+    return environment
+
+
+# Jinja may be missing, so classes made of its own are made where it is imported.
+
+
+def _generation(tracker: _Tracker) -> "type[Extension]":
+    """Returns the {% generation %} block, which tells `tracker` of itself."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
 
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
@@ -121,9 +141,16 @@ def _environment(tracker: _Tracker) -> "jinja2.Environment":
             tracker.mark(part)
             return part
 
-    class SafeNamespace(jinja2.utils.Namespace):
-        """Takes no name that could hide or reach what Python keeps under underscores."""
+    return Generation
 
+
+def _safe_namespace() -> type:
+    """Returns Jinja's namespace without names that hide or reach what Python keeps under
+    underscores.
+    """
+    import jinja2
+
+    class SafeNamespace(jinja2.utils.Namespace):
         def __init__(*args: Any, **values: Any) -> None:
             own, *rest = args
             named = dict(*rest, **values)
@@ -139,32 +166,27 @@ def _environment(tracker: _Tracker) -> "jinja2.Environment":
         if isinstance(name, str) and name.startswith("_"):
             raise jinja2.exceptions.SecurityError(f"a namespace has no {name!r}")
 
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
+    return SafeNamespace
 
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own escapes HTML.
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes HTML.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
     )
-    environment.filters["tojson"] = tojson
-    for name in ("lipsum", "cycler", "joiner"):
-        environment.globals.pop(name)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["namespace"] = SafeNamespace
-    environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
-    return environment

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,46 @@ def write_part(
         InvalidRequest: not one token comes of them.
         CorruptData: a piece's file is not whole.
     """
-    eos = tokenizer.eos_token_id if layout.eos_policy != "none" else None
+    written = _write_shards(
+        folder, target.name, pieces, pieces_folder, tokenizer, layout, on_progress
+    )
+    manifest = _manifest(written, tokenizer, layout)
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
+    return Part(
+        path=target,
+        documents=len(written.documents),
+        text_bytes=sum(document.text_bytes for document in written.documents),
+        tokens=manifest.total_tokens,
+        shards=manifest.shard_count,
+        learnt_tokens=written.learnt_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What stands in the shards. `fields` are the manifest's about the files."""
+
+    documents: list[Document]
+    learnt_tokens: int
+    fields: dict[str, Any]
+
+
+def _write_shards(
+    folder: Path,
+    name: str,
+    pieces: list[Piece],
+    pieces_folder: Path,
+    tokenizer: DatasetTokenizer,
+    layout: Layout,
+    on_progress: Callable[[int, int], None],
+) -> _Written:
+    """Writes the ids of all pieces, and what stands beside them. Raises as `write_part`."""
     used, done, learnt = list[Document](), 0, 0
     total = sum(len(piece.documents) for piece in pieces)
     masked = layout.content.is_chat
+    eos = _eos_token_id(tokenizer, layout)
     ends = _Ends(layout.eos_policy, eos, tokenizer.tokenizer if masked else None)
     with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size, masked=masked) as writer:
         for piece in pieces:
@@ -88,27 +124,28 @@ def write_part(
             done += len(piece.documents)
             on_progress(done, total)
         if writer.total_tokens == 0:
-            raise InvalidRequest(
-                f"the tokenizer makes no token of the text of {target.name}", "inputs"
-            )
-        found = writer.finished()
-    manifest = ShardManifest.model_validate(
+            raise InvalidRequest(f"the tokenizer makes no token of the text of {name}", "inputs")
+        return _Written(used, learnt, writer.finished())
+
+
+def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) -> ShardManifest:
+    return ShardManifest.model_validate(
         {
             "schema": "pretokenize-bin-v1",
             "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
             "eos_policy": layout.eos_policy,
-            "eos_token_id": eos,
+            "eos_token_id": _eos_token_id(tokenizer, layout),
             "seq_length_hint": layout.seq_length_hint,
             "producer_version": f"lectern {version('lectern')}",
-            "producer_sha256": _producer_sha256(used, layout),
-            **found,
+            "producer_sha256": _producer_sha256(written.documents, layout),
+            **written.fields,
         }
     )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
-    for name, content in tokenizer.files.items():
-        (folder / name).write_bytes(content)
-    size = sum(document.text_bytes for document in used)
-    return Part(target, len(used), size, manifest.total_tokens, manifest.shard_count, learnt)
+
+
+def _eos_token_id(tokenizer: DatasetTokenizer, layout: Layout) -> int | None:
+    """Returns the token that the layout puts among documents; None: it puts none."""
+    return None if layout.eos_policy == "none" else tokenizer.eos_token_id
 
 
 class _Ends:

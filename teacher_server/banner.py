@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from lectern_common.teacher_options import MODES
 from lectern_common.wire.formats import FORMATS
-from teacher_server.engine import MODES, ModelFacts
+from teacher_server.engine import ModelFacts
 from teacher_server.limits import Limits
 
 

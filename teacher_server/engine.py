@@ -23,11 +23,6 @@ from lectern_common.wire.formats import Representation, Widths
 # Part of the fingerprint: raise it when the bytes of any representation change.
 REPRESENTATION_VERSION = 2
 
-MODES = {
-    "independent": "an answer's bytes depend on its own sequence alone",
-    "throughput": "batched with its neighbours: answers agree up to rounding",
-}
-
 
 class DeviceLost(Exception):
     """The device computes nothing any more in this process; only another process may help."""

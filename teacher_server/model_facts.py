@@ -45,7 +45,7 @@ def model_facts(
     Args:
         head: None where body and head are not served apart.
         not_split: why not; None where they are.
-        mode: see engine.MODES.
+        mode: see teacher_options.MODES.
         compiled: torch.compile was applied to the body.
 
     Raises:

@@ -136,7 +136,7 @@ class TransformersEngine:
     Args:
         folder: where the model came from.
         model: loaded, in eval mode.
-        mode: "independent" or "throughput"; see engine.MODES.
+        mode: "independent" or "throughput"; see teacher_options.MODES.
         compiled: run the body through torch.compile, which is tried here.
 
     Raises:

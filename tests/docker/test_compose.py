@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lectern_cli.client import ControlPlane, ControlPlaneUnavailable
+from lectern_cli.client import Client, ControlPlaneUnavailable
 from lectern_cli.demo_specs import student_specs
 from lectern_common.run_folder import RunState
 from lectern_common.spec_file import parse_spec
@@ -104,7 +104,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
     assert stack.on_volume("id", "-u").strip() != "0"
     assert stack.on_volume("stat", "-c", "%a", f"{HOME}/secrets/teacher").strip() == "600"
 
-    with ControlPlane(stack.url) as service:
+    with Client(stack.url) as service:
         demo = wait_for(lambda: has_rested(service, 3), "the demo's three runs", 180)
         assert [run.state for run in demo] == [RunState.SUCCEEDED] * 3, [r.message for r in demo]
 
@@ -122,7 +122,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
     stack.compose("up", "-d")
     wait_for(lambda: stack.health("control-plane") == "healthy", "a healthy control plane", 120)
 
-    with ControlPlane(stack.url) as service:
+    with Client(stack.url) as service:
         kept = {run.id: run.state for run in service.list_runs()}
         assert {run.id for run in demo} | {short.id, long.id} == set(kept)
         assert kept[short.id] is RunState.SUCCEEDED
@@ -137,6 +137,6 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
         assert steps[-1] == 200
 
 
-def has_rested(service: ControlPlane, number: int) -> list[Any] | None:
+def has_rested(service: Client, number: int) -> list[Any] | None:
     runs = service.list_runs()
     return runs if len(runs) >= number and all(run.rests for run in runs) else None

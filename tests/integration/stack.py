@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_cli.processes import Child
 from lectern_common.run_folder import RunFolder
 from tests.servers import ROOT, wait_for
@@ -45,7 +45,7 @@ def lectern(*words: object) -> Ended:
 
 
 @contextlib.contextmanager
-def control_plane(home: Home, *options: str) -> Iterator[ControlPlane]:
+def control_plane(home: Home, *options: str) -> Iterator[Client]:
     """Yields a client of a real control plane with real trainers; ends it, and them."""
     port_file = home.path / "control-plane-port"
     port_file.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def control_plane(home: Home, *options: str) -> Iterator[ControlPlane]:
         wait_for(lambda: port_file.exists() or not child.is_alive)
         if not child.is_alive:
             raise child.death()
-        with ControlPlane(f"http://{port_file.read_text().strip()}") as client:
+        with Client(f"http://{port_file.read_text().strip()}") as client:
             yield client
     finally:
         child.stop(PATIENCE_SECONDS)

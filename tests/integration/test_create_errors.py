@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_common.run_folder import RunState
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from tests.fakes import NOBODY
@@ -30,7 +30,7 @@ class Service:
     """A real teacher and a real control plane over `home`, and a spec that they accept."""
 
     home: Home
-    plane: ControlPlane
+    plane: Client
     spec: dict[str, Any]
     mark: str
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lectern_cli.client import ControlPlane, Run
+from lectern_cli.client import Client, RunStatus
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import RunSpec
@@ -107,7 +107,7 @@ def test_three_runs_outlive_their_teacher(home: Home, undisturbed: dict[str, Run
         require_same_as(undisturbed[kind], folder_of(home, run.id), run)
 
 
-def is_waiting(plane: ControlPlane, run_id: str) -> bool:
+def is_waiting(plane: Client, run_id: str) -> bool:
     run = plane.get_run(run_id)
     assert not run.rests, run.message
     return run.state is RunState.WAITING_FOR_TEACHER
@@ -138,7 +138,7 @@ def gather(folders: list[RunFolder], step: int) -> None:
     wait_for(lambda: [made_steps(folder) for folder in folders] != before)
 
 
-def require_same_as(undisturbed: RunFolder, folder: RunFolder, run: Run) -> None:
+def require_same_as(undisturbed: RunFolder, folder: RunFolder, run: RunStatus) -> None:
     """The run was never started again, waited, lost and repeated nothing, and changed no bit."""
     assert run.state is RunState.SUCCEEDED, run.message
     assert run.json["attempt"] == 1

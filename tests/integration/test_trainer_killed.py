@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lectern_cli import runs
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_common.errors import Conflict
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.run_spec import RunSpec
@@ -69,9 +69,7 @@ def specs_of(home: Home, teacher_address: str) -> list[RunSpec]:
 class Victim:
     """A run whose trainer is killed again and again."""
 
-    def __init__(
-        self, plane: ControlPlane, run_id: str, folder: RunFolder, draw: random.Random
-    ) -> None:
+    def __init__(self, plane: Client, run_id: str, folder: RunFolder, draw: random.Random) -> None:
         self.folder = folder
         self.resumed_by_command = 0
         self._plane = plane

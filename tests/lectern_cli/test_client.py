@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lectern_cli.client import ControlPlane, ControlPlaneUnavailable
+from lectern_cli.client import Client, ControlPlaneUnavailable
 from lectern_common import errors
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
 from lectern_common.run_folder import RunState
@@ -27,15 +27,15 @@ def run_json(run_id: str = "run-1", **changes: Any) -> dict[str, Any]:
     return {"id": run_id, "name": "run", "state": "running", "step": 3, "steps": 9, **changes}
 
 
-def service(answer: Callable[[httpx.Request], httpx.Response], **options: Any) -> ControlPlane:
-    return ControlPlane("http://lectern", transport=httpx.MockTransport(answer), **options)
+def service(answer: Callable[[httpx.Request], httpx.Response], **options: Any) -> Client:
+    return Client("http://lectern", transport=httpx.MockTransport(answer), **options)
 
 
-def always(status: int, body: Any = None, **options: Any) -> ControlPlane:
+def always(status: int, body: Any = None, **options: Any) -> Client:
     return service(lambda request: httpx.Response(status, json=body), **options)
 
 
-def problem(status: int, reason: str, detail: str = "why", **more: Any) -> ControlPlane:
+def problem(status: int, reason: str, detail: str = "why", **more: Any) -> Client:
     body = {"type": "about:blank", "title": "t", "status": status, "detail": detail}
     return always(status, {**body, "reason": reason, **more})
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_not_there_is_told_with_those_like_it(asked: str, said: st
             return httpx.Response(200, json={"runs": runs, "next_cursor": None})
         return httpx.Response(404, json={"reason": "not_found", "detail": f"no run {asked}"})
 
-    for ask in (ControlPlane.get_run, ControlPlane.stop_run, ControlPlane.logs):
+    for ask in (Client.get_run, Client.stop_run, Client.logs):
         with pytest.raises(errors.NotFound) as missing:
             ask(service(answer), asked)
         assert str(missing.value) == said
@@ -127,11 +127,29 @@ def test_what_is_no_control_plane_is_said_to_be_none(response):
         service(lambda request: response).get_run("run-1")
 
 
+def test_teachers_and_samples_are_told_by_name():
+    teacher = {"address": "127.0.0.1:1", "reachable": True, "configured": False, "model": "big"}
+    sample = {"step": 4, "prompt": "def", "student": " f", "teacher": None}
+
+    [seen] = always(200, {"teachers": [teacher]}).teachers()
+    [written] = always(200, {"samples": [sample]}).samples("run-1")
+
+    assert (seen.address, seen.reachable, seen.model) == ("127.0.0.1:1", True, "big")
+    assert seen.json == teacher and seen.num_parameters is None
+    assert (written.step, written.student, written.teacher) == (4, " f", None)
+    for ask in (
+        lambda: always(200, {"teachers": [{}]}).teachers(),
+        lambda: always(200, {"samples": [[]]}).samples("run-1"),
+    ):
+        with pytest.raises(ControlPlaneUnavailable, match="are both sides up to date"):
+            ask()
+
+
 def test_nobody_there_is_one_sentence_that_says_what_to_do():
     with pytest.raises(ControlPlaneUnavailable, match="start one with `lectern up`") as caught:
-        ControlPlane("http://127.0.0.1:1").list_runs()
+        Client("http://127.0.0.1:1").list_runs()
     assert caught.value.exit_code == 7
-    assert not ControlPlane("http://127.0.0.1:1").is_ready()
+    assert not Client("http://127.0.0.1:1").is_ready()
 
 
 def test_a_request_that_was_sent_is_not_sent_again():

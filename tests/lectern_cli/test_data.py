@@ -1,8 +1,12 @@
+import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from lectern_cli import data
+from lectern_data.settings import PrepareSettings
 from tests.lectern_data.chat_files import chats_with_tokenizer
 
 
@@ -27,6 +31,18 @@ def prepare(lectern, texts, *options):
         "0.2",
         *options,
     )
+
+
+def test_defaults_are_those_of_the_settings():
+    defaults = {field.name: field.default for field in fields(PrepareSettings)}
+    declared = inspect.signature(data.prepare).parameters.items()
+    set_here = {
+        name: entry.default for name, entry in declared if entry.default not in (None, entry.empty)
+    }
+
+    shared = set_here.keys() & defaults.keys()
+    assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
+    assert len(shared) == 7
 
 
 def test_one_of_a_thing_is_not_called_many(lectern, tmp_path):

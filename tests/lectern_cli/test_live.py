@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lectern_cli import live
-from lectern_cli.live import MAX_CURVE_POINTS, Curve, RunView, sparkline
+from lectern_cli.live import MAX_CURVE_POINTS, Curve, LiveRun, sparkline
 from lectern_common.run_folder import RunState, Status
 
 BLOCKS = "".join(map(chr, range(0x2581, 0x2589)))
 
 
-def view(**changes) -> RunView:
-    shown = RunView("run-1")
+def view(**changes) -> LiveRun:
+    shown = LiveRun("run-1")
     values = {
         "run_id": "run-1",
         "state": RunState.RUNNING,
@@ -95,7 +95,7 @@ def test_a_run_that_rests_says_why():
     assert shown.line().endswith("(diverged) the loss is not finite")
 
 
-def drawn(views: list[RunView], width: int) -> list[str]:
+def drawn(views: list[LiveRun], width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO())
     console.print(live.drawing(views, width=width))
     return console.file.getvalue().splitlines()

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -79,6 +80,40 @@ def test_help_documents_every_exit_status(lectern):
 
     for code, meaning in console.EXIT_CODES.items():
         assert re.search(rf"^ +{code} +{re.escape(meaning)}$", text, re.MULTILINE)
+
+
+def test_the_version_is_the_installed_one(lectern):
+    ended = lectern("--version")
+
+    assert (ended.code, ended.out) == (0, f"lectern {version('lectern')}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "known"),
+    [
+        ("lectern ru", "runs"),
+        ("lectern data prepare --max-d", "--max-document-bytes"),
+        ("lectern up --engine f", "fixture"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(lectern, monkeypatch, typed, known):
+    monkeypatch.setenv("_LECTERN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+
+    assert lectern().out.split() == [known]
+
+
+def test_completion_is_shown_and_installed_for_the_shell_at_hand(lectern, tmp_path, monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    shown = lectern("--show-completion")
+    installed = lectern("--install-completion")
+
+    assert shown.code == installed.code == 0
+    assert "complete -o default -F _lectern_completion lectern" in shown.out
+    assert shown.out.strip() in (tmp_path / ".bash_completions/lectern.sh").read_text()
 
 
 def test_every_error_ends_with_a_documented_exit_status():

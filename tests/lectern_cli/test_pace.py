@@ -3,7 +3,7 @@
 import pytest
 
 from lectern_cli import live
-from lectern_cli.live import RunView
+from lectern_cli.live import LiveRun
 from lectern_cli.pace import Pace
 from lectern_common.run_folder import RunState, Status
 
@@ -34,7 +34,7 @@ def test_a_run_that_stood_still_or_went_back_begins_anew():
 def test_a_running_run_shows_its_time_left(monkeypatch, state, shown):
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    view = RunView("run-1")
+    view = LiveRun("run-1")
     for step, at in ((0, 0.0), (10, 20.0)):
         now[0] = at
         words = {"since": 0.0, "heartbeat": 0.0, "pid": 1, "process_create_time": 0.0}

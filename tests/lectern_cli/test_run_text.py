@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from lectern_cli.client import Run
+from lectern_cli.client import RunStatus
 from lectern_cli.run_text import list_lines, with_dates
 
 LONG = "a-name-of-many-words-that-is-not-short-abcdef"
 
 
-def run(run_id: str, **fields: object) -> Run:
-    return Run.of_json({"id": run_id, "name": "a", "state": "queued", "steps": 9, **fields})
+def run(run_id: str, **fields: object) -> RunStatus:
+    return RunStatus.of_json({"id": run_id, "name": "a", "state": "queued", "steps": 9, **fields})
 
 
 def test_without_a_terminal_nothing_is_cut():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_cli.processes import Child, wait_until
 from lectern_common.json_lines import append_json_line
 from lectern_common.run_folder import RunState
@@ -115,7 +115,7 @@ def test_a_run_that_fails_ends_the_watching_with_1(runs, tmp_path):
 
 def test_a_run_is_stopped_and_resumed_with_more_steps(runs, tmp_path, url):
     run_id = runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"]
-    with ControlPlane(url) as service:
+    with Client(url) as service:
         at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
         assert wait_until(at_work, DEADLINE_SECONDS), runs("show", run_id).out
 

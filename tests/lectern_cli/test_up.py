@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli.client import ControlPlane
+from lectern_cli.client import Client
 from lectern_cli.processes import wait_until
 from lectern_cli.up import wait_notes
 
@@ -187,12 +187,12 @@ def test_the_real_services_come_up_know_each_other_and_go(tmp_path):
             said += line
         words = said.split()
         url = words[words.index("page") + 1]
-        with ControlPlane(url) as service:
+        with Client(url) as service:
             assert service.is_ready()
             [seen] = service.teachers()
-            assert seen["reachable"] and seen["configured"] and seen["model"] == "fixture-97"
+            assert seen.reachable and seen.configured and seen.model == "fixture-97"
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=DEADLINE_SECONDS)
 
     assert command.returncode == 0
-    assert not ControlPlane(url).is_ready()
+    assert not Client(url).is_ready()

@@ -14,6 +14,7 @@ from lectern_common.errors import InvalidRequest, LecternError, NotFound
 from lectern_data.hub import HubDataset, fetch, load_stream
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
+from lectern_data.settings import PrepareSettings
 
 COUNT = 2500
 
@@ -122,8 +123,8 @@ def test_the_datasets_library_streams_and_goes_on_in_the_middle(tmp_path: Path) 
 def test_a_hub_dataset_gives_the_same_shards_as_its_files(tmp_path: Path) -> None:
     source = local_parquet(tmp_path / "source")
     settings: dict[str, Any] = {"train_vocab_size": 300, "validation_fraction": 0.1}
-    prepare([], tmp_path / "hub", hub_dataset=HubDataset(str(source)), **settings)
-    prepare([source], tmp_path / "files", **settings)
+    prepare(PrepareSettings([], tmp_path / "hub", hub_dataset=HubDataset(str(source)), **settings))
+    prepare(PrepareSettings([source], tmp_path / "files", **settings))
     for name in ("", "-validation"):
         for path in sorted((tmp_path / f"files{name}").iterdir()):
             assert (tmp_path / f"hub{name}" / path.name).read_bytes() == path.read_bytes()

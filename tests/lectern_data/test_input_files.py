@@ -7,6 +7,7 @@ import pytest
 from lectern_common.errors import InvalidRequest
 from lectern_data.input_files import find_files
 from lectern_data.prepare import prepare
+from lectern_data.settings import PrepareSettings
 
 
 @pytest.fixture
@@ -58,7 +59,9 @@ def test_a_pattern_without_a_folder_to_choose_in_is_refused(source: Path, option
 
 
 def test_a_folder_that_was_prepared_already_is_no_text(source: Path, tmp_path: Path) -> None:
-    prepare([source], source / "made/data", train_vocab_size=300, validation_fraction=0)
+    prepare(
+        PrepareSettings([source], source / "made/data", train_vocab_size=300, validation_fraction=0)
+    )
     dataset = source / "made/data"
     for inputs in ([dataset], [source]):
         said = refused(inputs, [], [])

@@ -15,6 +15,7 @@ from lectern_common.shards import read_manifest
 from lectern_data.document_split import split
 from lectern_data.prepare import prepare
 from lectern_data.scan import scan
+from lectern_data.settings import PrepareSettings
 from lectern_data.tokenizer import load_tokenizer, train_tokenizer
 from student_trainer.batch_sources import open_stream
 
@@ -35,9 +36,9 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def prepared(corpus: Path, output: Path, **settings):
-    options = {"train_vocab_size": VOCAB_SIZE, "validation_fraction": 0.2, **settings}
-    return prepare([corpus], output, **options)
+def prepared(corpus: Path, output: Path, on_progress=lambda stage, done, total: None, **changes):
+    options = {"train_vocab_size": VOCAB_SIZE, "validation_fraction": 0.2, **changes}
+    return prepare(PrepareSettings([corpus], output, **options), on_progress=on_progress)
 
 
 def ids_of(dataset: Path) -> np.ndarray:
@@ -100,8 +101,9 @@ def test_two_runs_write_the_same_bytes(corpus, tmp_path):
     """PRETOK-004: in processes with different hash seeds and different paths."""
     program = (
         "import sys; from pathlib import Path; from lectern_data.prepare import prepare;"
-        "prepare([Path(sys.argv[1])], Path(sys.argv[2]), train_vocab_size=300,"
-        "        validation_fraction=0.2)"
+        "from lectern_data.settings import PrepareSettings;"
+        "prepare(PrepareSettings([Path(sys.argv[1])], Path(sys.argv[2]), train_vocab_size=300,"
+        "        validation_fraction=0.2))"
     )
     moved = tmp_path / "elsewhere" / corpus.name
     moved.parent.mkdir()
@@ -172,7 +174,13 @@ def test_end_of_text_stands_where_the_policy_says(tmp_path, policy, expected):
     inputs = [tmp_path / "a.txt", tmp_path / "b.txt"]
 
     prepare(
-        inputs, tmp_path / "data", train_vocab_size=300, eos_policy=policy, validation_fraction=0
+        PrepareSettings(
+            inputs,
+            tmp_path / "data",
+            train_vocab_size=300,
+            eos_policy=policy,
+            validation_fraction=0,
+        )
     )
 
     tokenizer = Tokenizer.from_file(str(tmp_path / "data/tokenizer.json"))
@@ -186,7 +194,11 @@ def test_end_of_text_stands_where_the_policy_says(tmp_path, policy, expected):
 def test_a_text_that_spells_the_end_of_text_token_does_not_end_itself(tmp_path):
     (tmp_path / "a.txt").write_text("before <|endoftext|> after")
 
-    prepare([tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300, validation_fraction=0)
+    prepare(
+        PrepareSettings(
+            [tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300, validation_fraction=0
+        )
+    )
 
     assert ids_of(tmp_path / "data").tolist().count(0) == 1
     assert documents_of(tmp_path / "data", 0) == ["before <|endoftext|> after"]
@@ -195,7 +207,11 @@ def test_a_text_that_spells_the_end_of_text_token_does_not_end_itself(tmp_path):
 def test_a_given_tokenizer_is_used_and_copied_unchanged(corpus, tmp_path):
     prepared(corpus, tmp_path / "first")
 
-    prepare([corpus], tmp_path / "second", tokenizer=tmp_path / "first", validation_fraction=0.2)
+    prepare(
+        PrepareSettings(
+            [corpus], tmp_path / "second", tokenizer=tmp_path / "first", validation_fraction=0.2
+        )
+    )
 
     for name in ("first", "first-validation"):
         second = tmp_path / name.replace("first", "second")
@@ -258,7 +274,7 @@ def test_one_document_cannot_be_split(tmp_path):
     (tmp_path / "a.txt").write_text("alone")
 
     with pytest.raises(InvalidRequest, match="cannot be split"):
-        prepare([tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300)
+        prepare(PrepareSettings([tmp_path / "a.txt"], tmp_path / "data", train_vocab_size=300))
     assert not (tmp_path / "data").exists()
 
 
@@ -267,11 +283,20 @@ def test_too_many_faults_refuse_the_whole_and_name_them(corpus, tmp_path):
     bad.write_bytes(b"\xff\xfe")
 
     with pytest.raises(InvalidRequest, match=r"1 of 31 documents .*bad\.py: not UTF-8 \(byte 0\)"):
-        prepare([corpus, bad], tmp_path / "data", train_vocab_size=300, max_fault_fraction=0.03)
+        prepare(
+            PrepareSettings(
+                [corpus, bad], tmp_path / "data", train_vocab_size=300, max_fault_fraction=0.03
+            )
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.py"]
 
     result = prepare(
-        [corpus, bad], tmp_path / "data", train_vocab_size=300, max_fault_fraction=0.04
+        PrepareSettings(
+            [corpus, bad],
+            tmp_path / "data",
+            train_vocab_size=300,
+            max_fault_fraction=0.04,
+        )
     )
     assert [entry.name for entry in result.left_out] == ["bad.py"]
 
@@ -280,7 +305,7 @@ def test_inputs_without_text_are_refused(tmp_path):
     (tmp_path / "empty.txt").touch()
 
     with pytest.raises(InvalidRequest, match="no text in the inputs"):
-        prepare([tmp_path / "empty.txt"], tmp_path / "data", train_vocab_size=300)
+        prepare(PrepareSettings([tmp_path / "empty.txt"], tmp_path / "data", train_vocab_size=300))
 
 
 def test_a_dataset_is_replaced_only_on_request_and_a_stale_validation_set_goes(corpus, tmp_path):
@@ -345,7 +370,7 @@ def test_what_a_killed_process_left_is_swept(corpus, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(corpus, tmp_path, options, message):
     with pytest.raises(InvalidRequest, match=message):
-        prepare([corpus], tmp_path / "data", **options)
+        prepare(PrepareSettings([corpus], tmp_path / "data", **options))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -355,11 +380,11 @@ def test_a_tokenizer_without_end_of_text_token_needs_one_named(corpus, tmp_path)
     given = {"tokenizer": tmp_path / "first/tokenizer.json"}
 
     with pytest.raises(InvalidRequest, match="set --eos-token"):
-        prepare([corpus], tmp_path / "second", **given)
+        prepare(PrepareSettings([corpus], tmp_path / "second", **given))
     with pytest.raises(InvalidRequest, match="no token of this tokenizer"):
-        prepare([corpus], tmp_path / "second", eos_token=UNKNOWN, **given)
-    prepare([corpus], tmp_path / "second", eos_token=KNOWN, **given)
-    prepare([corpus], tmp_path / "third", eos_policy="none", **given)
+        prepare(PrepareSettings([corpus], tmp_path / "second", eos_token=UNKNOWN, **given))
+    prepare(PrepareSettings([corpus], tmp_path / "second", eos_token=KNOWN, **given))
+    prepare(PrepareSettings([corpus], tmp_path / "third", eos_policy="none", **given))
 
 
 def test_a_broken_or_missing_tokenizer_is_refused(corpus, tmp_path):

@@ -12,6 +12,7 @@ from lectern_data.documents import texts_of
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
 from lectern_data.scan import scan
+from lectern_data.settings import PrepareSettings
 
 TEN_MB = "x" * (10 << 20)
 TOO_LARGE = "over 8,388,608 bytes; split it, or raise --max-document-bytes"
@@ -162,8 +163,12 @@ def test_rows_of_a_misnamed_column_count_each_towards_the_cap(tmp_path: Path) ->
     write_parquet(tmp_path / "rows.parquet", {"body": ["a"] * 80})
     settings: dict[str, Any] = {"train_vocab_size": 300, "validation_fraction": 0}
     with pytest.raises(InvalidRequest, match=r"80 of 100 documents .*has no column 'text'"):
-        prepare([tmp_path], tmp_path / "out/data", max_fault_fraction=0.79, **settings)
-    kept = prepare([tmp_path], tmp_path / "out/data", max_fault_fraction=0.8, **settings)
+        prepare(
+            PrepareSettings([tmp_path], tmp_path / "out/data", max_fault_fraction=0.79, **settings)
+        )
+    kept = prepare(
+        PrepareSettings([tmp_path], tmp_path / "out/data", max_fault_fraction=0.8, **settings)
+    )
     assert kept.training.documents == 20 and kept.left_out[0].documents == 80
 
 

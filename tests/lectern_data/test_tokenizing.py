@@ -20,6 +20,7 @@ from lectern_data.pieces import Piece, cut
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
 from lectern_data.scan import scan
+from lectern_data.settings import PrepareSettings
 from lectern_data.tokenizer import train_tokenizer
 from lectern_data.tokenizing import tokenize
 from tests.lectern_data.chat_files import CHATML, chats_with_tokenizer
@@ -29,14 +30,17 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from lectern_data.prepare import prepare
+from lectern_data.settings import PrepareSettings
 
 def tell(stage, done, total):
     print(stage, done, flush=True)
     if stage == "tokenizing" and done >= int(sys.argv[3]):
         sys.stdin.readline()  # until killed
 
-prepare([Path(sys.argv[1])], Path(sys.argv[2]), tokenizer=Path(sys.argv[1]) / "../tokenizer",
-        validation_fraction=0.2, workers=2, piece_bytes=2000, on_progress=tell)
+settings = PrepareSettings(
+    [Path(sys.argv[1])], Path(sys.argv[2]), tokenizer=Path(sys.argv[1]) / "../tokenizer",
+    validation_fraction=0.2, workers=2, piece_bytes=2000)
+prepare(settings, on_progress=tell)
 """
 
 
@@ -59,12 +63,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(corpus: Path, output: Path, workers: int) -> dict[str, bytes]:
     """Everything that was written, by name below the folder of `output`."""
     prepare(
-        [corpus],
-        output,
-        tokenizer=corpus.parent / "tokenizer",
-        validation_fraction=0.2,
-        workers=workers,
-        piece_bytes=PIECE_BYTES,
+        PrepareSettings(
+            [corpus],
+            output,
+            tokenizer=corpus.parent / "tokenizer",
+            validation_fraction=0.2,
+            workers=workers,
+            piece_bytes=PIECE_BYTES,
+        )
     )
     return tree(output.parent)
 
@@ -119,12 +125,14 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(
             times.append({path.name: path.stat().st_mtime_ns for path in work.glob("*.piece")})
 
     prepare(
-        [corpus],
-        output,
-        tokenizer=corpus.parent / "tokenizer",
-        validation_fraction=0.2,
-        workers=1,
-        piece_bytes=PIECE_BYTES,
+        PrepareSettings(
+            [corpus],
+            output,
+            tokenizer=corpus.parent / "tokenizer",
+            validation_fraction=0.2,
+            workers=1,
+            piece_bytes=PIECE_BYTES,
+        ),
         on_progress=look,
     )
     assert {name: time for name, time in times[-1].items() if name in made} == made
@@ -210,13 +218,15 @@ def test_a_template_without_end_is_told_with_the_row_that_it_was_on(
     monkeypatch.setattr(chats, "_MAX_SECONDS", 0.1)
     with pytest.raises(CorruptData, match=r"does not come to an end on chats\.jsonl#8; mend"):
         prepare(
-            [source],
-            tmp_path / "data",
-            tokenizer=tokenizer,
-            content=Content("messages", is_chat=True),
-            validation_fraction=0,
-            workers=1,
-            piece_bytes=300,
+            PrepareSettings(
+                [source],
+                tmp_path / "data",
+                tokenizer=tokenizer,
+                content=Content("messages", is_chat=True),
+                validation_fraction=0,
+                workers=1,
+                piece_bytes=300,
+            )
         )
 
 
@@ -267,9 +277,9 @@ def test_two_at_once_into_the_same_dataset_are_refused(corpus: Path, tmp_path: P
     def again(stage: str, done: int, total: int) -> None:
         if stage == "writing":
             with pytest.raises(Conflict, match="another process is preparing"):
-                prepare([corpus], tmp_path / "data", train_vocab_size=300)
+                prepare(PrepareSettings([corpus], tmp_path / "data", train_vocab_size=300))
 
-    prepare([corpus], tmp_path / "data", train_vocab_size=300, on_progress=again)
+    prepare(PrepareSettings([corpus], tmp_path / "data", train_vocab_size=300), on_progress=again)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "data-validation"]
 
 

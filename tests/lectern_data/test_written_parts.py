@@ -12,6 +12,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.shards import read_document_starts, read_manifest
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
+from lectern_data.settings import PrepareSettings
 from student_trainer.opening import open_dataset
 from tests.lectern_data.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
 
@@ -52,13 +53,15 @@ def test_boundaries_are_where_documents_begin_whatever_the_policy_and_the_pieces
 ) -> None:
     source = write_texts(tmp_path / "texts")
     prepare(
-        [source],
-        tmp_path / "data",
-        train_vocab_size=300,
-        eos_policy=policy,
-        validation_fraction=0,
-        shard_tokens=7,
-        piece_bytes=piece_bytes,
+        PrepareSettings(
+            [source],
+            tmp_path / "data",
+            train_vocab_size=300,
+            eos_policy=policy,
+            validation_fraction=0,
+            shard_tokens=7,
+            piece_bytes=piece_bytes,
+        )
     )
     expected = [text + end for text, end in zip(TEXTS, ends, strict=True)]
     assert documents_of(tmp_path / "data") == expected
@@ -70,11 +73,13 @@ def test_boundaries_are_where_documents_begin_whatever_the_policy_and_the_pieces
 
 def prepared_chats(source: Path, tokenizer: Path, output: Path, **settings: Any) -> Any:
     return prepare(
-        [source],
-        output,
-        tokenizer=tokenizer,
-        content=Content("messages", is_chat=True),
-        **{"validation_fraction": 0, "max_fault_fraction": 0.1, **settings},
+        PrepareSettings(
+            [source],
+            output,
+            tokenizer=tokenizer,
+            content=Content("messages", is_chat=True),
+            **{"validation_fraction": 0, "max_fault_fraction": 0.1, **settings},
+        )
     )
 
 
@@ -182,8 +187,10 @@ def test_chats_need_a_template_and_a_tokenizer_that_was_given(tmp_path: Path) ->
     assert (tmp_path / "data/chat_template.jinja").read_text() == CHATML
     with pytest.raises(InvalidRequest, match="set --tokenizer instead of --train-tokenizer"):
         prepare(
-            [source],
-            tmp_path / "other",
-            train_vocab_size=300,
-            content=Content("messages", is_chat=True),
+            PrepareSettings(
+                [source],
+                tmp_path / "other",
+                train_vocab_size=300,
+                content=Content("messages", is_chat=True),
+            )
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lectern_common.errors import Misconfigured
+from lectern_common.teacher_options import LIMIT_OPTIONS, TEACHER_OPTIONS
 from protos import teacher_pb2
 from teacher_server import replies
 from teacher_server.limits import Limits, request_bytes
@@ -25,6 +26,17 @@ def test_defaults_are_those_of_the_settings() -> None:
     largest = request_bytes(default.max_tokens, default.max_sequences)
     assert limits_of(parsed()) == dataclasses.replace(default, max_request_bytes=largest)
     assert sharing_of(parsed()) == Sharing()
+
+
+def test_every_limit_but_the_size_of_a_request_is_an_option() -> None:
+    names = {field.name for field in dataclasses.fields(Limits)} - {"max_request_bytes"}
+    assert {option.name for option in LIMIT_OPTIONS} == names
+
+
+def test_the_table_and_the_parser_hold_the_same_options() -> None:
+    flags = [action.option_strings[0] for action in options_parser()._actions]
+    assert flags[1:] == [option.flag for option in TEACHER_OPTIONS.values()]
+    assert flags[0] == "-h"
 
 
 def test_weights_and_quotas_keep_their_order() -> None:

@@ -1,0 +1,113 @@
+"""What a dataset is made of, and how: the settings of a preparation, which check themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lectern_common.errors import InvalidRequest
+from lectern_data.hub import HubDataset
+from lectern_data.pieces import PIECE_BYTES
+from lectern_data.rows import Content
+from lectern_data.scan import MAX_DOCUMENT_BYTES
+from lectern_data.written_parts import EosPolicy, Layout
+
+DEFAULT_SHARD_TOKENS = 1 << 24
+VALIDATION_SUFFIX = "-validation"
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Everything that a preparation depends on. Errors name the option of `lectern data prepare`.
+
+    Attributes:
+        inputs: files and folders; .jsonl and Parquet files hold one document a row.
+        output: folder of the dataset; the validation set goes to `output`-validation.
+        hub_dataset: a dataset of a hub, read after the inputs; None means none.
+        tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
+            `train_vocab_size` is set.
+        train_vocab_size: size of a byte-level BPE to train on the training part.
+        eos_policy: where the end-of-text token stands among documents.
+        eos_token: the end-of-text token; None means what the tokenizer says.
+        validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
+            validation set. Equal documents always fall on the same side.
+        seed: draws which documents are held out.
+        include: below folders, only files that match one of these patterns; empty means all but
+            hidden ones.
+        exclude: files and folders that match one of these are left out.
+        content: what a row holds. Chats go through the tokenizer's chat template, and a mask says
+            which tokens are the assistant's.
+        shard_tokens: of one shard file.
+        seq_length_hint: row length to note in the manifest.
+        max_document_bytes: a larger document is a fault.
+        max_fault_fraction: share of the documents that may be unreadable, not text or too large;
+            above it nothing is written.
+        workers: processes that tokenise; None means one a core.
+        piece_bytes: text that one of them tokenises at a time; what a kill can cost each.
+        force: replace datasets of these names.
+
+    Raises:
+        InvalidRequest: settings that do not fit together, or a number out of its range.
+    """
+
+    inputs: Sequence[Path]
+    output: Path
+    hub_dataset: HubDataset | None = None
+    tokenizer: Path | None = None
+    train_vocab_size: int | None = None
+    eos_policy: EosPolicy = "after"
+    eos_token: str | None = None
+    validation_fraction: float = 0.01
+    seed: int = 0
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    content: Content = field(default_factory=Content)
+    shard_tokens: int = DEFAULT_SHARD_TOKENS
+    seq_length_hint: int | None = None
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    max_fault_fraction: float = 0.01
+    workers: int | None = None
+    piece_bytes: int = PIECE_BYTES
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        self._require_fitting()
+        if not 0 <= self.validation_fraction < 1:
+            raise InvalidRequest(
+                "--validation-fraction must be at least 0 and below 1", "validation_fraction"
+            )
+        if not 0 <= self.max_fault_fraction <= 1:
+            raise InvalidRequest("--max-fault-fraction must lie from 0 to 1", "max_fault_fraction")
+        for name, number in (
+            ("workers", self.workers),
+            ("shard_tokens", self.shard_tokens),
+            ("seq_length_hint", self.seq_length_hint),
+            ("max_document_bytes", self.max_document_bytes),
+        ):
+            if number is not None and number < 1:
+                raise InvalidRequest(f"--{name.replace('_', '-')} must be at least 1", name)
+
+    def _require_fitting(self) -> None:
+        if not self.inputs and self.hub_dataset is None:
+            raise InvalidRequest(
+                "name files or folders, or a dataset of a hub with --hub", "inputs"
+            )
+        if (self.tokenizer is None) == (self.train_vocab_size is None):
+            raise InvalidRequest(
+                "set exactly one of --tokenizer and --train-tokenizer", "tokenizer"
+            )
+        if self.content.is_chat and self.tokenizer is None:
+            raise InvalidRequest(
+                "chats need a tokenizer with a chat template; set --tokenizer instead of "
+                "--train-tokenizer",
+                "tokenizer",
+            )
+
+    @property
+    def targets(self) -> list[Path]:
+        """Returns the folders of the training and of the validation set."""
+        return [self.output, self.output.with_name(self.output.name + VALIDATION_SUFFIX)]
+
+    @property
+    def layout(self) -> Layout:
+        """Returns how ids are laid out in files."""
+        return Layout(self.eos_policy, self.shard_tokens, self.seq_length_hint, self.content)
