@@ -1,13 +1,13 @@
 // The page: one list of runs, one event stream that keeps it true, one chart, one panel.
 
 import { Refused, follow, get } from "./api.js";
-import { CurveView } from "./curve_view.js";
-import { Curves } from "./curves.js";
+import { CurveView } from "./charts/curve_view.js";
+import { Curves } from "./charts/curves.js";
 import { byId, setText, show } from "./dom.js";
 import { clockTime, isActive } from "./format.js";
-import { Panel } from "./panel.js";
-import { RunList } from "./runs.js";
-import { watchTeachers } from "./teachers.js";
+import { Panel } from "./panel/panel.js";
+import { RunList } from "./lists/runs.js";
+import { watchTeachers } from "./lists/teachers.js";
 
 const PAGE = 100;
 const DRAWN_AT_FIRST = 8;

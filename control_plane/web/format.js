@@ -20,6 +20,11 @@ export const ACTIVE = new Set(["starting", "running", "waiting_for_teacher", "st
 export const isActive = (run) => ACTIVE.has(run.state);
 export const isLive = (run) => isActive(run) || run.state === "queued";
 
+// Time with a trainer; goes on between two messages while there is one.
+export function elapsed(run, now) {
+  return run.elapsed_seconds + (isActive(run) ? Math.max(0, now - run.received) : 0);
+}
+
 export const joined = (...parts) => parts.filter((part) => part).join(DOT);
 
 export function loss(value) {

@@ -1,8 +1,8 @@
 // A chart with the choice of its metric, a title, and what to know of the values.
 
 import { Chart } from "./chart.js";
-import { choices, setText, show } from "./dom.js";
-import { isLive } from "./format.js";
+import { choices, setText, show } from "../dom.js";
+import { isLive } from "../format.js";
 import { METRICS, metricOf, noteOf, valueOf } from "./metrics.js";
 
 const NAMES = METRICS.map(({ key, name }) => [key, name]);

@@ -1,7 +1,7 @@
 // What student and teacher wrote on: the newest evaluation first, its prompts in their order.
 
-import { make } from "./dom.js";
-import { count, isLive } from "./format.js";
+import { make } from "../dom.js";
+import { count, isLive } from "../format.js";
 
 export function sampleItems(samples, run) {
   if (samples.length === 0) {

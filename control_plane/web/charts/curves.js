@@ -1,6 +1,6 @@
 // The metric records of each run, kept up to date: thinned at first, then every new one.
 
-import { get } from "./api.js";
+import { get } from "../api.js";
 import { KEYS } from "./metrics.js";
 
 const MAX_POINTS = 1200;

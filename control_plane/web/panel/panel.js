@@ -1,15 +1,14 @@
 // One run in full: what it is, its curve, what happened, its log, and the two things one can ask of
 // it.
 
-import { get, getText, post } from "./api.js";
-import { CurveView } from "./curve_view.js";
-import { byId, choices, make, setText, show } from "./dom.js";
+import { get, getText, post } from "../api.js";
+import { CurveView } from "../charts/curve_view.js";
+import { byId, choices, make, setText, show } from "../dom.js";
 import {
-  STATES, clockTime, count, dateTime, duration, explanation, exportOf, isActive, isLive,
+  STATES, clockTime, count, dateTime, duration, elapsed, explanation, exportOf, isActive, isLive,
   learnsFrom, percent, studentOf,
-} from "./format.js";
-import { metricOf, valueOf } from "./metrics.js";
-import { elapsed } from "./runs.js";
+} from "../format.js";
+import { metricOf, valueOf } from "../charts/metrics.js";
 import { sampleItems } from "./samples.js";
 import { Timeline } from "./timeline.js";
 

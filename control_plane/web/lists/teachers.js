@@ -1,8 +1,8 @@
 // The teacher cards: what each teacher is, and what it does now.
 
-import { get } from "./api.js";
-import { byId, make, setText, show } from "./dom.js";
-import { clockTime, count, duration, joined, percent, short, size } from "./format.js";
+import { get } from "../api.js";
+import { byId, make, setText, show } from "../dom.js";
+import { clockTime, count, duration, joined, percent, short, size } from "../format.js";
 import { Accounts } from "./accounts.js";
 
 const EVERY_MS = 3000;

@@ -1,7 +1,7 @@
 // The runs of one teacher: what each has had of it. Folded away and unfolded as the user likes.
 
-import { make, setText, show } from "./dom.js";
-import { percent, short, size, wait } from "./format.js";
+import { make, setText, show } from "../dom.js";
+import { percent, short, size, wait } from "../format.js";
 
 const FOLDED_KEY = "lectern-accounts-folded";
 const SHOWN_AT_FIRST = 4;

@@ -1,10 +1,10 @@
 // What happened to a run, in words: the newest first, what repeats itself in one line. Each line
 // opens to the fields as the trainer wrote them.
 
-import { make } from "./dom.js";
+import { make } from "../dom.js";
 import {
   STATES, clockTime, count, dateTime, exportOf, joined, loss, percent, sentence, size, wait,
-} from "./format.js";
+} from "../format.js";
 
 // Kinds that come in runs: [of several, what the last of them is].
 const REPEATED = {

@@ -1,11 +1,11 @@
 // The list of runs: one row each, changed in place as the run goes.
 
-import { onSchemeChange, paintLine } from "./chart.js";
-import { byId, setText, show } from "./dom.js";
+import { onSchemeChange, paintLine } from "../charts/chart.js";
+import { byId, setText, show } from "../dom.js";
 import {
-  STATES, count, dateTime, duration, explanation, isActive, learnsFrom, loss, percent,
+  STATES, count, dateTime, duration, elapsed, explanation, learnsFrom, loss, percent,
   studentOf,
-} from "./format.js";
+} from "../format.js";
 
 export class RunList {
   // drawn: Set of ids in the chart. onToggle(id): add or remove one. open(id): show its panel.
@@ -14,7 +14,6 @@ export class RunList {
     this.onToggle = onToggle;
     this.open = open;
     this.rows = new Map();
-    this.heard = new Map(); // id -> when the run was last received, in page time
     onSchemeChange(() => this.paintAll());
   }
 
@@ -113,9 +112,4 @@ export class RunList {
   paintAll() {
     for (const row of this.rows.values()) paintLine(row.line, row.run.index);
   }
-}
-
-// Time with a trainer; goes on between two messages while there is one.
-export function elapsed(run, now) {
-  return run.elapsed_seconds + (isActive(run) ? Math.max(0, now - run.received) : 0);
 }

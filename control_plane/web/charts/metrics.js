@@ -1,6 +1,6 @@
 // The metrics that are drawn: their names, what they are measured in, and how exact they are.
 
-import { loss, share } from "./format.js";
+import { loss, share } from "../format.js";
 
 const NATS = { unit: "nats per token", format: loss, tick: (value) => String(+value.toPrecision(6)) };
 const SHARE = { unit: "share of positions", format: share, tick: (value) => `${+(100 * value).toFixed(2)}\u2009%` };

@@ -1,7 +1,7 @@
 // One chart with a line a run, drawn by uPlot, and its legend.
 
-import { make, setText, show } from "./dom.js";
-import { count } from "./format.js";
+import { make, setText, show } from "../dom.js";
+import { count } from "../format.js";
 
 // After Okabe and Ito: told apart by people with any kind of colour vision. Darker for paper, lighter
 // for night. The seventh run begins again, dashed.
