@@ -108,13 +108,13 @@ def test_three_live_curves_of_runs_that_share_one_teacher(page, home):  # noqa: 
         assert learns == [
             ["Top", "64", dot, alpha, "0.3", dot, "T", "2"],
             ["Hidden", dot, alpha, "0.3", dot, "T", "2"],
-            ["Labels", "alone"],
+            ["Labels", "only"],
         ]
         card = page.locator(".teacher")
         assert card.locator("h2").inner_text() == "fake-teacher"
         for said in ("cpu (fake)", "float32", "2.2", "9.9"):
             assert said in card.inner_text()
-        assert page.locator("#summary").inner_text() == "3 runs at work"
+        assert page.locator("#summary").inner_text() == "3 active runs"
 
 
 def test_a_run_is_stopped_after_a_question_and_resumed(page, home):  # noqa: F811
@@ -222,10 +222,10 @@ def test_the_page_asks_for_the_token_until_it_is_right(page, home):  # noqa: F81
     dialog = page.locator("#ask-token")
     wait_for(dialog.is_visible)
     page.locator("#token").fill("a-wrong-token")
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Continue").click()
     wait_for(page.locator("#token-wrong").is_visible)
     page.locator("#token").fill("the-token-of-this-page")
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Continue").click()
     wait_for(page.locator("#empty").is_visible)
     service.client.headers["authorization"] = "Bearer the-token-of-this-page"
     service.create(steps=3)

@@ -1,71 +1,107 @@
-// The metric records of each run, kept up to date: thinned at first, then every new one.
+// @ts-check
+// The metric records of each drawn run: thinned out at first, then every new one.
 
 import { get } from "../api.js";
 import { KEYS } from "./metrics.js";
 
+/** @import { Metrics, Run } from "../types.d.ts" */
+
+/** @typedef {[steps: number[], values: number[]]} Points */
+
+/**
+ * @typedef {object} Curve
+ * @property {Record<string, Points>} points by metric
+ * @property {string} cursor where the next request continues
+ * @property {number} numRecords
+ * @property {string | null} version of the run at the last request; null means there is more to read
+ */
+
 const MAX_POINTS = 1200;
-const MAX_RECORDS = 6000; // then the run is fetched anew, thinned
+const MAX_RECORDS = 6000; // beyond this, the run is read again, thinned out
 const EVERY_MS = 700;
 
 export class Curves {
+  /** @param {() => void} onChange called after new records */
   constructor(onChange) {
     this.onChange = onChange;
-    this.byRun = new Map(); // id -> {points: {key: [[steps], [values]]}, cursor, step}
-    this.wanted = new Map(); // id -> newest step that the run list knows
+    /** @type {Map<string, Curve>} */
+    this.byRun = new Map();
+    /** @type {Map<string, string>} run id -> version: changes whenever there may be new records */
+    this.wanted = new Map();
+    /** @type {Set<string>} */
     this.busy = new Set();
     setInterval(() => this.refresh(), EVERY_MS);
   }
 
-  // Says which runs are drawn, and how far each has come.
+  /**
+   * Keeps the records of these runs up to date from now on, and of no others.
+   *
+   * @param {Run[]} runs
+   */
   want(runs) {
-    this.wanted = new Map(runs.map((run) => [run.id, [run.step, run.attempt, run.state]]));
+    this.wanted = new Map(runs.map((run) => [run.id, [run.step, run.attempt, run.state].join()]));
     this.refresh();
   }
 
+  /**
+   * @param {string} id
+   * @param {string} key
+   * @returns {Points}
+   */
   points(id, key) {
     return this.byRun.get(id)?.points[key] ?? [[], []];
   }
 
-  last(id, key) {
-    return this.points(id, key)[1].at(-1) ?? null;
-  }
-
   refresh() {
-    for (const [id, seen] of this.wanted) {
-      const curve = this.byRun.get(id);
-      if (!this.busy.has(id) && (!curve || curve.seen !== seen.join())) this.fetch(id, seen.join());
+    for (const [id, version] of this.wanted) {
+      if (!this.busy.has(id) && this.byRun.get(id)?.version !== version) this.fetch(id, version);
     }
   }
 
-  async fetch(id, seen) {
+  /**
+   * @param {string} id
+   * @param {string} version
+   */
+  async fetch(id, version) {
     this.busy.add(id);
     try {
-      let curve = this.byRun.get(id);
       const path = `/runs/${id}/metrics?keys=${KEYS.join()}`;
-      if (!curve || curve.count > MAX_RECORDS) {
-        curve = fresh();
-        add(curve, await get(`${path}&max_points=${MAX_POINTS}`));
+      let curve = this.byRun.get(id);
+      /** @type {Metrics} */
+      let answer;
+      if (curve === undefined || curve.numRecords > MAX_RECORDS) {
+        curve = emptyCurve();
+        answer = await get(`${path}&max_points=${MAX_POINTS}`);
+        curve.version = version;
       } else {
-        const answer = await get(`${path}&cursor=${curve.cursor}`);
-        if (answer.rewound) curve = fresh();
-        add(curve, answer);
-        if (answer.more) seen = null; // at once again
+        answer = await get(`${path}&cursor=${curve.cursor}`);
+        if (answer.rewound) curve = emptyCurve();
+        curve.version = answer.more ? null : version;
       }
-      curve.seen = seen;
+      add(curve, answer);
       this.byRun.set(id, curve);
       this.onChange();
     } catch {
-      // The next round asks again; the banner says when the connection is lost.
+      // The next round asks again; the banner says if the connection is lost.
     } finally {
       this.busy.delete(id);
     }
   }
 }
 
-function fresh() {
-  return { points: Object.fromEntries(KEYS.map((key) => [key, [[], []]])), cursor: "", count: 0 };
+/** @returns {Curve} */
+function emptyCurve() {
+  /** @type {Record<string, Points>} */
+  const points = Object.fromEntries(KEYS.map((key) => [key, [[], []]]));
+  return { points, cursor: "", numRecords: 0, version: null };
 }
 
+/**
+ * Appends the records. One of the same step as the last replaces it.
+ *
+ * @param {Curve} curve
+ * @param {Metrics} answer
+ */
 function add(curve, answer) {
   for (const record of answer.metrics) {
     for (const key of KEYS) {
@@ -80,5 +116,5 @@ function add(curve, answer) {
     }
   }
   curve.cursor = answer.cursor;
-  curve.count += answer.metrics.length;
+  curve.numRecords += answer.metrics.length;
 }

@@ -1,99 +1,151 @@
-// The runs of one teacher: what each has had of it. Folded away and unfolded as the user likes.
+// @ts-check
+// The runs of one teacher and what each has had of it. The user can fold the table away.
 
-import { make, setText, show } from "../dom.js";
+import { make, placeRows, setText, show } from "../dom.js";
 import { percent, short, size, wait } from "../format.js";
+
+/** @import { Account } from "../types.d.ts" */
+
+/**
+ * @typedef {object} Row
+ * @property {HTMLElement} element
+ * @property {HTMLAnchorElement} name
+ * @property {HTMLElement} id
+ * @property {HTMLElement} bar
+ * @property {HTMLElement} share
+ * @property {HTMLElement[]} cells one per column
+ */
 
 const FOLDED_KEY = "lectern-accounts-folded";
 const SHOWN_AT_FIRST = 4;
 
-// [label, text of an account, what it means]
+/** @type {{label: string, title: string, text: (account: Account) => string}[]} */
 const COLUMNS = [
-  ["Tokens", (account) => short(account.tokens), "Computed for it; its part of those that several runs wanted"],
-  ["Sent", (account) => size(account.sent_bytes), "Answers, without what carries them"],
-  ["Cached", (account) => percent(account.hit_share), "Its sequences that needed no forward of their own"],
-  ["Waits", (account) => wait(account.mean_queue_seconds), "In the queue, the mean of its requests"],
-  ["Weight", (account) => account.weight === null ? "\u2013" : String(account.weight),
-    "Its share of the teacher while others ask too, relative to theirs"],
+  {
+    label: "Tokens",
+    title: "Tokens that the teacher computed for this run. "
+      + "Tokens that several runs asked for are split among them.",
+    text: (account) => short(account.tokens),
+  },
+  {
+    label: "Sent",
+    title: "Size of the answers to this run, without protocol overhead",
+    text: (account) => size(account.sent_bytes),
+  },
+  {
+    label: "Cached",
+    title: "Share of its sequences that needed no forward pass of their own",
+    text: (account) => percent(account.hit_share),
+  },
+  {
+    label: "Queue",
+    title: "Mean time of its requests in the queue",
+    text: (account) => wait(account.mean_queue_seconds),
+  },
+  {
+    label: "Weight",
+    title: "Its share of the teacher, relative to the other runs that ask at the same time",
+    text: (account) => account.weight === null ? "\u2013" : String(account.weight),
+  },
+];
+const HEADS = [
+  { label: "Run", title: "" },
+  { label: "Compute", title: "Share of the teacher's compute time since it started" },
+  ...COLUMNS,
 ];
 
 export class Accounts {
   constructor() {
-    this.rows = new Map(); // run id -> parts
-    this.isWhole = false;
+    /** @type {Map<string, Row>} */
+    this.rows = new Map();
+    this.showsAll = false;
+    /** @type {Account[]} */
     this.accounts = [];
     this.title = make("span");
     this.body = make("tbody");
-    this.all = make("button", { type: "button", className: "quiet all-accounts" });
-    this.all.addEventListener("click", () => {
-      this.isWhole = !this.isWhole;
-      this.render(this.accounts, this.total);
+    this.more = make("button", { type: "button", className: "quiet all-accounts" });
+    this.more.addEventListener("click", () => {
+      this.showsAll = !this.showsAll;
+      this.render();
     });
-    const heads = [["Run"], ["Share of its work", null, "Of the time that the teacher has computed"], ...COLUMNS];
-    this.element = make("details", { className: "accounts", open: localStorage.getItem(FOLDED_KEY) === null },
+    const heads = HEADS.map(({ label, title }) =>
+      make("th", { scope: "col", textContent: label, title }));
+    this.element = make(
+      "details",
+      { className: "accounts", open: localStorage.getItem(FOLDED_KEY) === null },
       make("summary", {}, this.title),
-      make("table", {},
-        make("thead", {}, make("tr", {}, ...heads.map(([label, , title]) =>
-          make("th", { scope: "col", textContent: label, title: title ?? "" })))),
-        this.body),
-      this.all);
+      make("table", {}, make("thead", {}, make("tr", {}, ...heads)), this.body),
+      this.more,
+    );
     this.element.addEventListener("toggle", () => {
       if (this.element.open) localStorage.removeItem(FOLDED_KEY);
       else localStorage.setItem(FOLDED_KEY, "yes");
     });
   }
 
-  // accounts: the most compute first. total: how many runs the teacher knows.
-  render(accounts, total) {
+  /**
+   * @param {Account[]} accounts most compute first
+   * @param {number | null} total how many runs the teacher knows
+   */
+  update(accounts, total) {
     this.accounts = accounts;
-    this.total = total;
     show(this.element, accounts.length > 0);
-    const shown = this.isWhole ? accounts : accounts.slice(0, SHOWN_AT_FIRST);
+    setText(this.title, total === 1 ? "1 run since it started" : `${total} runs since it started`);
+    this.render();
+  }
+
+  render() {
+    const { accounts } = this;
+    const shown = this.showsAll ? accounts : accounts.slice(0, SHOWN_AT_FIRST);
+    placeRows(this.body, this.rows, shown, (account) => account.run_id, newRow);
     const names = accounts.map((account) => account.name);
-    const isOnly = (name) => name !== null && names.indexOf(name) === names.lastIndexOf(name);
-    shown.forEach((account, place) => {
-      if (!this.rows.has(account.run_id)) this.rows.set(account.run_id, newRow(account));
+    for (const account of shown) {
+      const isUnique = names.indexOf(account.name) === names.lastIndexOf(account.name);
       const row = this.rows.get(account.run_id);
-      const present = this.body.children[place];
-      if (present !== row.element) this.body.insertBefore(row.element, present ?? null);
-      fill(row, account, isOnly(account.name));
-    });
-    const ids = new Set(shown.map((account) => account.run_id));
-    for (const [id, row] of this.rows) {
-      if (!ids.has(id)) {
-        row.element.remove();
-        this.rows.delete(id);
-      }
+      if (row) fill(row, account, account.name !== null && isUnique);
     }
-    setText(this.title, total === 1 ? "1 run since its start" : `${total} runs since its start`);
-    setText(this.all, this.isWhole ? "Fewer" : `All ${accounts.length}`);
-    show(this.all, accounts.length > SHOWN_AT_FIRST);
+    setText(this.more, this.showsAll ? "Show fewer" : `Show all ${accounts.length}`);
+    show(this.more, accounts.length > SHOWN_AT_FIRST);
   }
 }
 
+/**
+ * @param {Account} account
+ * @returns {Row}
+ */
 function newRow(account) {
-  const row = {
-    name: make("a", { className: "account-name" }),
-    id: make("code"),
-    bar: make("i"),
-    share: make("span"),
-    cells: COLUMNS.map(([label, , title]) => make("td", { dataset: { label }, title })),
-  };
-  setText(row.id, account.run_id);
-  row.element = make("tr", {},
-    make("th", { scope: "row" }, row.name, row.id),
-    make("td", { className: "share" }, make("div", {}, make("span", { className: "bar" }, row.bar), row.share)),
-    ...row.cells);
-  return row;
+  const name = make("a", { className: "account-name" });
+  const id = make("code", { textContent: account.run_id });
+  const bar = make("i");
+  const share = make("span");
+  const cells = COLUMNS.map(({ label, title }) => make("td", { dataset: { label }, title }));
+  const element = make(
+    "tr",
+    {},
+    make("th", { scope: "row" }, name, id),
+    make("td", { className: "share" },
+      make("div", {}, make("span", { className: "bar" }, bar), share)),
+    ...cells,
+  );
+  return { element, name, id, bar, share, cells };
 }
 
-// A run of another control plane has an id alone, and no page here.
+/**
+ * Fills a row. A run of another control plane has no name, and no page here.
+ *
+ * @param {Row} row
+ * @param {Account} account
+ * @param {boolean} nameIsEnough whether the name tells the run from the others
+ */
 function fill(row, account, nameIsEnough) {
   setText(row.name, account.name ?? "");
   show(row.name, account.name !== null);
   show(row.id, !nameIsEnough);
   if (account.name !== null) row.name.href = `#/runs/${encodeURIComponent(account.run_id)}`;
-  row.element.title = account.name === null ? "No run of this control plane" : account.run_id;
+  row.element.title = account.name === null
+    ? "Not a run of this control plane"
+    : account.run_id;
   row.bar.style.width = `${100 * (account.compute_share ?? 0)}%`;
   setText(row.share, percent(account.compute_share));
-  COLUMNS.forEach(([, text], place) => setText(row.cells[place], text(account)));
+  COLUMNS.forEach(({ text }, place) => setText(row.cells[place], text(account)));
 }

@@ -1,63 +1,67 @@
-// The list of runs: one row each, changed in place as the run goes.
+// @ts-check
+// The list of runs: one row per run, changed in place as the run goes.
 
 import { onSchemeChange, paintLine } from "../charts/chart.js";
-import { byId, setText, show } from "../dom.js";
+import { byId, find, placeRows, setText, show } from "../dom.js";
 import {
-  STATES, count, dateTime, duration, elapsed, explanation, learnsFrom, loss, percent,
-  studentOf,
+  STATES, count, dateTime, duration, elapsed, explanation, learnsFrom, loss, percent, studentOf,
 } from "../format.js";
 
+/** @import { ShownRun } from "../types.d.ts" */
+
+/** @typedef {ReturnType<RunList["newRow"]>} Row */
+
 export class RunList {
-  // drawn: Set of ids in the chart. onToggle(id): add or remove one. open(id): show its panel.
-  constructor(drawn, onToggle, open) {
+  /**
+   * @param {Set<string>} drawn ids of the runs in the chart
+   * @param {(id: string) => void} onToggle called to put a run into the chart or take it out
+   * @param {(id: string) => void} onOpen called to open the panel of a run
+   */
+  constructor(drawn, onToggle, onOpen) {
     this.drawn = drawn;
     this.onToggle = onToggle;
-    this.open = open;
+    this.onOpen = onOpen;
+    /** @type {Map<string, Row>} */
     this.rows = new Map();
-    onSchemeChange(() => this.paintAll());
+    onSchemeChange(() => {
+      for (const row of this.rows.values()) paintLine(row.line, row.run.index);
+    });
   }
 
-  // runs: newest first, each with `index` for its line.
-  render(runs, current) {
-    const body = byId("rows");
-    runs.forEach((run, place) => {
-      let row = this.rows.get(run.id);
-      if (!row) {
-        row = this.addRow(run);
-        this.rows.set(run.id, row);
-      }
-      if (body.children[place] !== row.element) body.insertBefore(row.element, body.children[place] ?? null);
-      this.fill(row, run, current === run.id);
-    });
-    const ids = new Set(runs.map((run) => run.id));
-    for (const [id, row] of this.rows) {
-      if (!ids.has(id)) {
-        row.element.remove();
-        this.rows.delete(id);
-      }
+  /**
+   * @param {ShownRun[]} runs newest first
+   * @param {string | null} openId of the run in the panel
+   */
+  render(runs, openId) {
+    placeRows(byId("rows"), this.rows, runs, (run) => run.id, (run) => this.newRow(run));
+    for (const run of runs) {
+      const row = this.rows.get(run.id);
+      if (row) this.fill(row, run, run.id === openId);
     }
   }
 
-  addRow(run) {
-    const element = byId("row-template").content.firstElementChild.cloneNode(true);
-    const part = (selector) => element.querySelector(selector);
+  /** @param {ShownRun} run */
+  newRow(run) {
+    const template = byId("row-template", HTMLTemplateElement);
+    const fragment = document.importNode(template.content, true);
+    const element = find(fragment, ".run");
     const row = {
       element,
       run,
-      swatch: part(".swatch"),
-      line: part(".swatch line"),
-      name: part(".name"),
-      id: part(".run-id"),
-      pill: part(".pill"),
-      student: part(".student"),
-      learns: part(".learns"),
-      bar: part(".bar i"),
-      steps: part(".steps"),
-      val: part(".val"),
-      speed: part(".speed"),
-      wait: part(".wait"),
-      elapsed: part(".elapsed"),
-      note: part(".note"),
+      swatch: find(element, ".swatch"),
+      line: find(element, ".swatch line", SVGElement),
+      name: find(element, ".name", HTMLAnchorElement),
+      id: find(element, ".run-id"),
+      pill: find(element, ".pill"),
+      student: find(element, ".student"),
+      learns: find(element, ".learns"),
+      bar: find(element, ".bar i"),
+      steps: find(element, ".steps"),
+      val: find(element, ".val"),
+      speed: find(element, ".speed"),
+      wait: find(element, ".wait"),
+      elapsed: find(element, ".elapsed"),
+      note: find(element, ".note"),
     };
     element.dataset.runId = run.id;
     row.name.href = `#/runs/${run.id}`;
@@ -66,20 +70,28 @@ export class RunList {
       this.onToggle(run.id);
     });
     element.addEventListener("click", (event) => {
-      if (event.target.closest("a, button") === null && !String(getSelection())) this.open(run.id);
+      const isOnControl = event.target instanceof Element && event.target.closest("a, button");
+      if (!isOnControl && !String(getSelection())) this.onOpen(run.id);
     });
     return row;
   }
 
-  fill(row, run, isCurrent) {
+  /**
+   * @param {Row} row
+   * @param {ShownRun} run
+   * @param {boolean} isOpen
+   */
+  fill(row, run, isOpen) {
     row.run = run;
     const isDrawn = this.drawn.has(run.id);
     row.element.dataset.state = run.state;
-    row.element.classList.toggle("current", isCurrent);
+    row.element.classList.toggle("current", isOpen);
     row.element.classList.toggle("undrawn", !isDrawn);
-    row.swatch.setAttribute("aria-pressed", isDrawn);
+    row.swatch.setAttribute("aria-pressed", String(isDrawn));
     row.swatch.setAttribute("aria-label", `${isDrawn ? "Hide" : "Show"} the line of ${run.id}`);
-    row.swatch.title = isDrawn ? "In the chart; click to hide" : "Not in the chart; click to show";
+    row.swatch.title = isDrawn
+      ? "Shown in the chart; click to hide"
+      : "Hidden from the chart; click to show";
     paintLine(row.line, run.index);
     setText(row.name, run.name);
     setText(row.id, run.id);
@@ -96,7 +108,11 @@ export class RunList {
     this.tick(row);
   }
 
-  // What changes with time alone.
+  /**
+   * Updates what changes as time passes.
+   *
+   * @param {Row} row
+   */
   tick(row) {
     const now = Date.now() / 1000;
     setText(row.elapsed, duration(elapsed(row.run, now)));
@@ -107,9 +123,5 @@ export class RunList {
 
   tickAll() {
     for (const row of this.rows.values()) this.tick(row);
-  }
-
-  paintAll() {
-    for (const row of this.rows.values()) paintLine(row.line, row.run.index);
   }
 }

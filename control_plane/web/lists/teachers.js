@@ -1,135 +1,189 @@
-// The teacher cards: what each teacher is, and what it does now.
+// @ts-check
+// The teacher cards: what each teacher is and how busy it is.
 
 import { get } from "../api.js";
-import { byId, make, setText, show } from "../dom.js";
+import { byId, make, placeRows, setText, show } from "../dom.js";
 import { clockTime, count, duration, joined, percent, short, size } from "../format.js";
 import { Accounts } from "./accounts.js";
 
+/** @import { Teacher, Teachers } from "../types.d.ts" */
+
+/**
+ * @typedef {[label: string, text: (teacher: Teacher) => string]} Figure an empty text is not shown
+ * @typedef {{element: HTMLElement, value: HTMLElement, text: (teacher: Teacher) => string}} Cell
+ * @typedef {ReturnType<typeof newCard>} Card
+ */
+
 const EVERY_MS = 3000;
+
+/** @type {Map<string, Card>} by address */
 const cards = new Map();
 
+/** Shows the teachers and keeps them up to date. */
 export function watchTeachers() {
-  const look = async () => {
+  const refresh = async () => {
     if (!document.hidden) {
       try {
-        render((await get("/teachers")).teachers);
+        /** @type {Teachers} */
+        const { teachers } = await get("/teachers");
+        render(teachers);
       } catch {
-        // The banner says when the connection is lost.
+        // The banner says if the connection is lost.
       }
     }
-    setTimeout(look, EVERY_MS);
+    setTimeout(refresh, EVERY_MS);
   };
-  look();
+  refresh();
 }
 
+/** @param {Teacher[]} teachers */
 function render(teachers) {
-  const section = byId("teachers");
-  const seen = new Set(teachers.map((teacher) => teacher.address));
-  for (const [address, card] of cards) {
-    if (!seen.has(address)) {
-      card.element.remove();
-      cards.delete(address);
-    }
-  }
+  placeRows(byId("teachers"), cards, teachers, (teacher) => teacher.address, newCard);
   for (const teacher of teachers) {
-    if (!cards.has(teacher.address)) {
-      cards.set(teacher.address, newCard());
-      section.append(cards.get(teacher.address).element);
-    }
-    fill(cards.get(teacher.address), teacher);
+    const card = cards.get(teacher.address);
+    if (card) fill(card, teacher);
   }
 }
 
 function newCard() {
   const parts = {
-    dot: make("i", { className: "dot" }),
     name: make("h2"),
     what: make("p", { className: "muted" }),
     warning: make("p", { className: "warning" }),
     problem: make("p", { className: "bad" }),
-    offers: make("p", { className: "chips" }),
-    figures: FIGURES.map(([label, text]) => figure(label, text)),
-    facts: FACTS.map(([label, text]) => fact(label, text)),
+    chips: make("p", { className: "chips" }),
+    figures: FIGURES.map(newFigure),
+    facts: FACTS.map(newFact),
     accounts: new Accounts(),
+    representations: "", // what the chips show now
   };
-  parts.element = make(
+  const element = make(
     "article",
     { className: "card teacher" },
     make("div", { className: "about" },
-      make("p", { className: "kicker" }, parts.dot, "Teacher"),
-      parts.name, parts.what, parts.warning, parts.problem, parts.offers),
-    make("div", { className: "figures" }, ...parts.figures.map((entry) => entry.element)),
-    make("dl", { className: "work" }, ...parts.facts.map((entry) => entry.element)),
+      make("p", { className: "kicker" }, make("i", { className: "dot" }), "Teacher"),
+      parts.name, parts.what, parts.warning, parts.problem, parts.chips),
+    make("div", { className: "figures" }, ...parts.figures.map((figure) => figure.element)),
+    make("dl", { className: "work" }, ...parts.facts.map((fact) => fact.element)),
     parts.accounts.element,
   );
-  return parts;
+  return { ...parts, element };
 }
 
-// Each of these is [label, text of a teacher that answers]; an empty text is not shown.
-const FIGURES = [
-  ["tokens/s, last minute", (teacher) => short(teacher.tokens_per_second)],
-  ["in the queue", (teacher) => `${(teacher.queued_requests ?? 0) + (teacher.running_requests ?? 0)}`],
-  ["device in use", (teacher) => known(teacher.device_utilization, percent)],
-  ["from the cache", (teacher) => known(teacher.cache?.hit_share, percent)],
-  ["tokens scored", (teacher) => short(teacher.scored_tokens)],
-];
-const FACTS = [
-  ["Measured at its start", (teacher) => known(teacher.measured_tokens_per_second, (value) => `${short(value)} tokens/s`)],
-  ["Waiting", (teacher) => teacher.queued_tokens ? `${short(teacher.queued_tokens)} tokens` : ""],
-  ["Cache", (teacher) => teacher.cache ? filled(teacher.cache.used_bytes, teacher.cache.capacity_bytes) : ""],
-  ["On disk", (teacher) => teacher.cache?.disk_capacity_bytes
-    ? filled(teacher.cache.disk_used_bytes, teacher.cache.disk_capacity_bytes) : ""],
-  ["Forwards", (teacher) => known(teacher.forwards, short)],
-  ["Padding", (teacher) => known(teacher.padding_share, percent)],
-  ["Sent", (teacher) => size(teacher.sent_bytes)],
-  ["Up for", (teacher) => known(teacher.uptime_seconds, duration)],
-  ["Turned away", (teacher) => teacher.refused_requests ? count(teacher.refused_requests) : ""],
-  ["Failed", (teacher) => teacher.failed_requests ? count(teacher.failed_requests) : ""],
-];
+/**
+ * @param {number | null | undefined} value
+ * @param {(value: number) => string} format
+ */
+const ifKnown = (value, format) => (value === null || value === undefined ? "" : format(value));
 
-const known = (value, format) => (value === null || value === undefined ? "" : format(value));
+/**
+ * @param {number} used
+ * @param {number} capacity
+ */
 const filled = (used, capacity) => (capacity ? `${size(used)} of ${size(capacity)}` : "none");
 
-function figure(label, text) {
+/** @type {Figure[]} */
+const FIGURES = [
+  ["tokens/s, last minute", (teacher) => short(teacher.tokens_per_second)],
+  [
+    "requests in flight",
+    (teacher) => String((teacher.queued_requests ?? 0) + (teacher.running_requests ?? 0)),
+  ],
+  ["device utilization", (teacher) => ifKnown(teacher.device_utilization, percent)],
+  ["cache hits", (teacher) => ifKnown(teacher.cache?.hit_share, percent)],
+  ["tokens scored", (teacher) => short(teacher.scored_tokens)],
+];
+
+/** @type {Figure[]} */
+const FACTS = [
+  [
+    "Measured at startup",
+    (teacher) =>
+      ifKnown(teacher.measured_tokens_per_second, (value) => `${short(value)} tokens/s`),
+  ],
+  [
+    "Queued",
+    (teacher) => teacher.queued_tokens ? `${short(teacher.queued_tokens)} tokens` : "",
+  ],
+  [
+    "Cache",
+    ({ cache }) => cache ? filled(cache.used_bytes, cache.capacity_bytes) : "",
+  ],
+  [
+    "Disk cache",
+    ({ cache }) => cache?.disk_capacity_bytes
+      ? filled(cache.disk_used_bytes, cache.disk_capacity_bytes)
+      : "",
+  ],
+  ["Forward passes", (teacher) => ifKnown(teacher.forwards, short)],
+  ["Padding", (teacher) => ifKnown(teacher.padding_share, percent)],
+  ["Sent", (teacher) => size(teacher.sent_bytes)],
+  ["Uptime", (teacher) => ifKnown(teacher.uptime_seconds, duration)],
+  [
+    "Rejected requests",
+    (teacher) => teacher.refused_requests ? count(teacher.refused_requests) : "",
+  ],
+  [
+    "Failed requests",
+    (teacher) => teacher.failed_requests ? count(teacher.failed_requests) : "",
+  ],
+];
+
+/**
+ * @param {Figure} figure
+ * @returns {Cell}
+ */
+function newFigure([label, text]) {
   const value = make("b");
-  return { value, text, element: make("div", {}, value, make("span", { textContent: label })) };
+  return { element: make("div", {}, value, make("span", { textContent: label })), value, text };
 }
 
-function fact(label, text) {
+/**
+ * @param {Figure} fact
+ * @returns {Cell}
+ */
+function newFact([label, text]) {
   const value = make("dd");
-  return { value, text, element: make("div", {}, make("dt", { textContent: label }), value) };
+  return { element: make("div", {}, make("dt", { textContent: label }), value), value, text };
 }
 
+/**
+ * @param {Card} card
+ * @param {Teacher} teacher
+ */
 function fill(card, teacher) {
-  card.element.dataset.reachable = teacher.reachable;
+  const { reachable } = teacher;
+  card.element.dataset.reachable = String(reachable);
   card.element.dataset.address = teacher.address;
   setText(card.name, teacher.model ?? teacher.address);
-  const parameters = teacher.num_parameters ? `${short(teacher.num_parameters)} parameters` : "";
-  const quantization = teacher.quantization === "none" ? "" : teacher.quantization;
   setText(card.what, joined(
-    teacher.device, teacher.dtype, quantization, teacher.mode, parameters,
+    teacher.device,
+    teacher.dtype,
+    teacher.quantization !== "none" && teacher.quantization,
+    teacher.mode,
+    teacher.num_parameters && `${short(teacher.num_parameters)} parameters`,
     teacher.model && teacher.address,
   ));
   setText(card.warning, teacher.warning ?? "");
-  show(card.warning, teacher.reachable && teacher.warning !== null);
-  const since = teacher.seen_at === null ? "" : ` Last heard of at ${clockTime(teacher.seen_at)}.`;
-  setText(card.problem, teacher.reachable ? "" : `Not reachable: ${teacher.problem}.${since}`);
-  show(card.problem, !teacher.reachable);
-  for (const { value, text, element } of [...card.figures, ...card.facts]) {
-    const said = teacher.reachable ? text(teacher) : "";
-    setText(value, said);
-    show(element, said !== "");
+  show(card.warning, reachable && teacher.warning !== null);
+  const since = teacher.seen_at === null ? "" : ` Last seen at ${clockTime(teacher.seen_at)}.`;
+  setText(card.problem, reachable ? "" : `Not reachable: ${teacher.problem}.${since}`);
+  show(card.problem, !reachable);
+  for (const { element, value, text } of [...card.figures, ...card.facts]) {
+    const shown = reachable ? text(teacher) : "";
+    setText(value, shown);
+    show(element, shown !== "");
   }
-  card.accounts.render(teacher.reachable ? teacher.accounts : [], teacher.num_accounts);
-  const offered = teacher.representations.map((entry) => entry.name + entry.offered + entry.reason).join();
-  if (card.offered !== offered) {
-    card.offered = offered;
-    card.offers.replaceChildren(...teacher.representations
-      .filter((entry) => entry.offered || entry.reason)
-      .map((entry) => make("span", {
-        className: entry.offered ? "chip" : "chip off",
-        textContent: entry.name,
-        title: entry.offered ? "offered" : `not offered: ${entry.reason}`,
+  card.accounts.update(reachable ? teacher.accounts : [], teacher.num_accounts);
+  const representations = JSON.stringify(teacher.representations);
+  if (card.representations !== representations) {
+    card.representations = representations;
+    card.chips.replaceChildren(...teacher.representations
+      .filter(({ offered, reason }) => offered || reason)
+      .map(({ name, offered, reason }) => make("span", {
+        className: offered ? "chip" : "chip off",
+        textContent: name,
+        title: offered ? "Offered" : `Not offered: ${reason}`,
       })));
   }
 }

@@ -1,46 +1,70 @@
-// What student and teacher wrote on: the newest evaluation first, its prompts in their order.
+// @ts-check
+// What student and teacher wrote for each prompt: newest evaluation first, prompts in their order.
 
 import { make } from "../dom.js";
-import { count, isLive } from "../format.js";
+import { count, isActiveOrQueued } from "../format.js";
 
+/** @import { Run, Sample } from "../types.d.ts" */
+
+const EMPTY = "No samples yet. They are written at evaluations, "
+  + "for the prompts in evaluation.prompts of the spec.";
+const VISIBLE_SPACES = new Map([["\n", "\u21b5\n"], ["\r", "\u240d"], ["\t", "\u21e5"]]);
+
+/**
+ * Returns one list item per evaluation.
+ *
+ * @param {Sample[]} samples in the order of their steps
+ * @param {Run} run
+ */
 export function sampleItems(samples, run) {
-  if (samples.length === 0) {
-    return [make("li", { textContent: "None. The prompts are evaluation.prompts of the spec." })];
-  }
-  const bySteps = new Map();
+  if (samples.length === 0) return [make("li", { textContent: EMPTY })];
+  /** @type {Map<number, Sample[]>} */
+  const byStep = new Map();
   for (const sample of samples) {
-    if (!bySteps.has(sample.step)) bySteps.set(sample.step, []);
-    bySteps.get(sample.step).push(sample);
+    byStep.set(sample.step, [...(byStep.get(sample.step) ?? []), sample]);
   }
-  return [...bySteps].reverse().map(([step, written]) => make(
+  return [...byStep].reverse().map(([step, written]) => make(
     "li",
     {},
     make("h3", { textContent: `Step ${count(step)}` }),
     ...written.map((sample) => make(
       "dl",
       {},
-      ...part("Prompt", sample.prompt),
-      ...part("Student", sample.student),
-      ...teacherPart(sample, run),
+      ...labelled("Prompt", textOf(sample.prompt)),
+      ...labelled("Student", textOf(sample.student)),
+      ...teacherParts(sample, run),
     )),
   ));
 }
 
-const part = (name, text) => [make("dt", { textContent: name }), textOf(text)];
+/**
+ * @param {string} label
+ * @param {HTMLElement} text
+ */
+const labelled = (label, text) => [make("dt", { textContent: label }), text];
 
-// White space alone would look as if nothing had been written.
+/** @param {string} text */
+const placeholder = (text) => make("dd", { className: "not-yet", textContent: text });
+
+/**
+ * Returns the text as an element. White space is made visible if there is nothing else.
+ *
+ * @param {string} text
+ */
 function textOf(text) {
-  if (text === "") return make("dd", { className: "not-yet", textContent: "Nothing." });
+  if (text === "") return placeholder("Empty");
   if (text.trim() !== "") return make("dd", { textContent: text });
-  const marked = text.replace(/\s/g, (space) => MARKS[space] ?? "\u2423");
-  return make("dd", { className: "blank", title: "White space alone", textContent: marked });
+  const marked = text.replace(/\s/g, (space) => VISIBLE_SPACES.get(space) ?? "\u2423");
+  return make("dd", { className: "blank", title: "Only white space", textContent: marked });
 }
 
-const MARKS = { "\n": "\u21b5\n", "\r": "\u240d", "\t": "\u21e5" };
-
-function teacherPart(sample, run) {
-  if (sample.teacher !== null) return part("Teacher", sample.teacher);
+/**
+ * @param {Sample} sample
+ * @param {Run} run
+ */
+function teacherParts(sample, run) {
+  if (sample.teacher !== null) return labelled("Teacher", textOf(sample.teacher));
   if (run.representation === null) return [];
-  const text = isLive(run) ? "Comes with the last evaluation." : "Has not answered.";
-  return [make("dt", { textContent: "Teacher" }), make("dd", { className: "not-yet", textContent: text })];
+  const why = isActiveOrQueued(run) ? "Added at the last evaluation." : "No answer.";
+  return labelled("Teacher", placeholder(why));
 }

@@ -1,38 +1,80 @@
-// What happened to a run, in words: the newest first, what repeats itself in one line. Each line
-// opens to the fields as the trainer wrote them.
+// @ts-check
+// What happened to a run, in words: newest first, repetitions in one line. Each line opens to the
+// fields as the trainer wrote them.
 
 import { make } from "../dom.js";
 import {
   STATES, clockTime, count, dateTime, exportOf, joined, loss, percent, sentence, size, wait,
 } from "../format.js";
 
-// Kinds that come in runs: [of several, what the last of them is].
-const REPEATED = {
-  checkpoint: ["checkpoints", (details) => `last at ${step(details)}`],
-  step_skipped: ["steps skipped", (details) => `last at ${step(details)}; ${NOT_FINITE}`],
-};
+/** @import { HistoryEntry } from "../types.d.ts" */
+
+/** @typedef {Record<string, any>} Details what the trainer wrote, so any field may be missing */
+
+/** @typedef {[title: string, text: string]} Words what happened, and the values that matter */
+
+/**
+ * @param {unknown} value
+ * @param {(value: number) => string} format
+ */
+const ifNumber = (value, format) => (isNumber(value) ? format(value) : "");
+
+/**
+ * @param {unknown} value
+ * @returns {value is number}
+ */
+const isNumber = (value) => Number.isFinite(value);
+
+/** @param {Details} details */
+const stepOf = ({ step }) => `step ${isNumber(step) ? count(step) : step}`;
+
 const NOT_FINITE = "loss or gradient was not finite";
 
-// Kind -> [what happened, the values that matter]. A kind that is missing here says all its values.
-const WORDS = {
-  assembled: (details) => [
-    details.step > 0 ? `Assembled, goes on from ${step(details)}` : "Assembled",
-    assembled(details),
+/**
+ * Kinds that follow each other closely: what several are called, and what to say of the last one.
+ *
+ * @type {Map<string, {plural: string, text: (details: Details) => string}>}
+ */
+const REPEATED = new Map([
+  ["checkpoint", { plural: "checkpoints", text: (details) => `last at ${stepOf(details)}` }],
+  [
+    "step_skipped",
+    { plural: "steps skipped", text: (details) => `last at ${stepOf(details)}; ${NOT_FINITE}` },
   ],
-  checkpoint: (details) => ["Checkpoint", `at ${step(details)}`],
-  checkpoint_set_aside: (details) => ["Broken checkpoint set aside", `${details.path}`],
-  exported: (details, _, folder) => [
-    "Exported",
-    joined(`of ${step(details)}`, known(details.validation_loss, (value) => `validation loss ${loss(value)}`), exportOf(folder)),
-  ],
-  left_out: (details, message) => ["Not measured", `${details.metric}: ${message}`],
-  metrics_dropped: (details, message) => ["Metrics dropped", joined(known(details.lines, (lines) => `${count(lines)} lines`), message)],
-  rank_lost: (details) => ["A process was lost", joined(details.what, known(details.restart, (number) => `restart ${count(number)}`))],
-  step_skipped: (details) => ["Step skipped", `${step(details)}; ${NOT_FINITE}`],
-  teacher_bound: (_, message) => ["Waited for its teacher", sentence(message)],
-};
+]);
+
+/**
+ * By kind. A kind that is missing here is shown with all its values.
+ *
+ * @type {Map<string, (details: Details, message: string, folder: string) => Words>}
+ */
+const WORDS = new Map([
+  ["assembled", (details) => [
+    details.step > 0 ? `Ready to resume from ${stepOf(details)}` : "Ready to train",
+    assembledText(details),
+  ]],
+  ["checkpoint", (details) => ["Checkpoint", `at ${stepOf(details)}`]],
+  ["checkpoint_set_aside", (details) => ["Broken checkpoint set aside", `${details.path}`]],
+  ["exported", (details, _message, folder) => ["Exported", joined(
+    stepOf(details),
+    ifNumber(details.validation_loss, (value) => `validation loss ${loss(value)}`),
+    exportOf(folder),
+  )]],
+  ["left_out", (details, message) => ["Not measured", `${details.metric}: ${message}`]],
+  ["metrics_dropped", (details, message) => ["Metrics dropped", joined(
+    ifNumber(details.lines, (lines) => `${count(lines)} lines`),
+    message,
+  )]],
+  ["rank_lost", (details) => ["Process lost", joined(
+    details.what,
+    ifNumber(details.restart, (number) => `restart ${count(number)}`),
+  )]],
+  ["step_skipped", (details) => ["Step skipped", `${stepOf(details)}; ${NOT_FINITE}`]],
+  ["teacher_bound", (_details, message) => ["Slowed by its teacher", sentence(message)]],
+]);
 
 export class Timeline {
+  /** @param {HTMLElement} list */
   constructor(list) {
     this.list = list;
     this.text = "";
@@ -43,49 +85,98 @@ export class Timeline {
     this.list.replaceChildren();
   }
 
-  // history: oldest first, as the control plane says it. folder: the run's. What is open stays so.
+  /**
+   * Shows what happened. Lines that the user has opened stay open.
+   *
+   * @param {HistoryEntry[]} history oldest first
+   * @param {string} folder of the run
+   */
   show(history, folder) {
     const text = JSON.stringify(history);
     if (text === this.text) return;
     this.text = text;
-    const open = new Set([...this.list.querySelectorAll("details[open]")].map((part) => part.dataset.key));
-    const items = folded(history).map((entries) => item(entries, folder));
-    for (const part of items) part.lastChild.open = open.has(part.lastChild.dataset.key);
+    const shown = [...this.list.querySelectorAll("details")];
+    const openKeys = new Set(shown.filter(({ open }) => open).map(({ dataset }) => dataset.key));
+    const items = grouped(history).map((entries) => newItem(entries, folder, openKeys));
     this.list.replaceChildren(...items.reverse());
   }
 }
 
-// Returns lists of entries, one a line.
-function folded(history) {
+/**
+ * Returns lists of entries, one per line of the timeline.
+ *
+ * @param {HistoryEntry[]} history
+ */
+function grouped(history) {
+  /** @type {HistoryEntry[][]} */
   const lines = [];
   for (const entry of history) {
-    const before = lines.at(-1);
-    if (before !== undefined && Object.hasOwn(REPEATED, entry.kind) && before[0].kind === entry.kind) before.push(entry);
+    const previous = lines.at(-1);
+    if (previous?.[0].kind === entry.kind && REPEATED.has(entry.kind)) previous.push(entry);
     else lines.push([entry]);
   }
   return lines;
 }
 
-function item(entries, folder) {
-  const [first, last] = [entries[0], entries.at(-1)];
-  const [title, text] = entries.length > 1 ? severalTimes(entries) : words(last, folder);
+/**
+ * @param {HistoryEntry[]} entries at least one
+ * @param {string} folder
+ * @param {Set<string | undefined>} openKeys
+ */
+function newItem(entries, folder, openKeys) {
+  const [first, last] = [entries[0], entries[entries.length - 1]];
+  const [title, text] = wordsOf(entries, folder);
   const time = make("time", { textContent: clockTime(last.at), title: dateTime(last.at) });
-  const summary = make("summary", {}, make("b", { textContent: title }), text ? ` \u2013 ${text}` : "");
+  const summary = make("summary", {}, make("b", { textContent: title }), text && ` \u2013 ${text}`);
   const raw = make("pre", { textContent: entries.map(rawText).join("\n") });
-  // A line that grows keeps its key: that of its first entry.
+  // A line that grows keeps the key of its first entry.
   const key = `${first.kind} ${first.at} ${first.state ?? ""}`;
-  return make("li", { dataset: { kind: first.kind } }, time, make("details", { dataset: { key } }, summary, raw));
+  const details = make("details", { dataset: { key }, open: openKeys.has(key) }, summary, raw);
+  return make("li", { dataset: { kind: first.kind } }, time, details);
 }
 
-function severalTimes(entries) {
-  const [name, text] = REPEATED[entries[0].kind];
-  return [`${count(entries.length)} ${name}`, text(entries.at(-1).details)];
+/**
+ * @param {HistoryEntry[]} entries of one line
+ * @param {string} folder
+ * @returns {Words}
+ */
+function wordsOf(entries, folder) {
+  const last = entries[entries.length - 1];
+  const repeated = REPEATED.get(last.kind);
+  if (entries.length > 1 && repeated) {
+    return [`${count(entries.length)} ${repeated.plural}`, repeated.text(last.details)];
+  }
+  if (last.kind === "state" && last.state !== null) return [STATES[last.state], stateText(last)];
+  return WORDS.get(last.kind)?.(last.details, last.message ?? "", folder) ?? allValues(last);
 }
 
-function words(entry, folder) {
-  if (entry.kind === "state") return [STATES[entry.state], stateText(entry)];
-  const said = Object.hasOwn(WORDS, entry.kind) && WORDS[entry.kind](entry.details, entry.message ?? "", folder);
-  if (said) return said;
+/** @param {HistoryEntry} entry */
+function stateText({ state, attempt, message }) {
+  const isAgain = state === "starting" && attempt !== null && attempt > 1;
+  return joined(isAgain && `attempt ${count(attempt)}`, sentence(message));
+}
+
+/** @param {Details} details */
+function assembledText({ memory, ranks, ...details }) {
+  const { free, warning, ...needed } = memory ?? {};
+  const bytes = Object.values(needed).filter(isNumber).reduce((sum, part) => sum + part, 0);
+  const place = ranks > 1 ? `${count(ranks)} processes on ${details.device}` : details.device;
+  return joined(
+    details.device && place,
+    ifNumber(details.parameters, (number) => `${count(number)} parameters`),
+    ifNumber(details.training_rows, (rows) => `${count(rows)} training rows`),
+    ifNumber(details.validation_rows, (rows) => `${count(rows)} validation rows`),
+    details.teacher && `teacher ${details.teacher}`,
+    bytes > 0 && `needs ${size(bytes)}${ifNumber(free, (value) => ` of ${size(value)} free`)}`,
+    warning,
+  );
+}
+
+/**
+ * @param {HistoryEntry} entry
+ * @returns {Words}
+ */
+function allValues(entry) {
   const kind = entry.kind.replaceAll("_", " ");
   const values = Object.entries(entry.details)
     .filter(([, value]) => value !== null && typeof value !== "object")
@@ -93,38 +184,23 @@ function words(entry, folder) {
   return [kind[0].toUpperCase() + kind.slice(1), joined(entry.message, ...values)];
 }
 
-function stateText(entry) {
-  const attempt = entry.state === "starting" && entry.attempt > 1 ? `attempt ${count(entry.attempt)}` : "";
-  return joined(attempt, sentence(entry.message));
-}
-
-function assembled(details) {
-  const { memory = {}, ranks } = details;
-  const { free, warning, ...needed } = memory ?? {};
-  const bytes = Object.values(needed).filter(Number.isFinite).reduce((sum, part) => sum + part, 0);
-  return joined(
-    details.device && (ranks > 1 ? `${count(ranks)} processes on ${details.device}` : details.device),
-    known(details.parameters, (number) => `${count(number)} parameters`),
-    known(details.training_rows, (rows) => `${count(rows)} rows to learn`),
-    known(details.validation_rows, (rows) => `${count(rows)} to validate`),
-    details.teacher && `teacher ${details.teacher}`,
-    bytes > 0 && `needs ${size(bytes)}${known(free, (value) => ` of ${size(value)} free`)}`,
-    warning,
-  );
-}
-
+/**
+ * @param {string} name
+ * @param {unknown} value
+ */
 function formatted(name, value) {
-  if (!Number.isFinite(value)) return String(value);
+  if (!isNumber(value)) return String(value);
   if (name.endsWith("bytes")) return size(value);
   if (name.endsWith("seconds")) return wait(value);
   if (name.endsWith("share")) return percent(value);
   return Number.isInteger(value) ? count(value) : String(+value.toPrecision(4));
 }
 
-const known = (value, format) => (Number.isFinite(value) ? format(value) : "");
-const step = (details) => `step ${Number.isFinite(details.step) ? count(details.step) : details.step}`;
-
-// The entry without what says nothing.
+/**
+ * Returns the entry as JSON, without fields that are null.
+ *
+ * @param {HistoryEntry} entry
+ */
 function rawText({ details, ...entry }) {
   const fields = Object.entries({ ...entry, ...details }).filter(([, value]) => value !== null);
   return JSON.stringify(Object.fromEntries(fields), null, fields.length > 4 ? 2 : undefined);
