@@ -30,7 +30,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """Yields a page; fails the test where the page asked elsewhere or reported an error."""
+    """Yields a page; fails the test if the page asked another host or reported an error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.troubles = []
@@ -170,7 +170,7 @@ def test_what_a_trainer_writes_is_shown_as_text(page, home):  # noqa: F811
     assert page.locator("#panel img, #panel script").count() == 0
 
 
-def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noqa: F811
+def test_kl_and_agreement_are_drawn_at_the_steps_that_measured_them(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create(steps=3)
     service.wait(run_id, "succeeded")
@@ -187,7 +187,7 @@ def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noq
         assert page.locator("#smoothing").is_disabled()
 
 
-def test_a_lost_connection_is_told_and_mends_itself(page, home):  # noqa: F811
+def test_a_lost_connection_is_shown_until_it_is_back(page, home):  # noqa: F811
     service = Service(home, "--on-exit", "stop")
     run_id = service.create()
     service.wait(run_id, "running")

@@ -19,7 +19,7 @@ AT_LEAST, ABOUT = "\N{GREATER-THAN OR EQUAL TO}", "\N{ALMOST EQUAL TO}"
 
 
 def texts_of(locator) -> list[str]:
-    """Returns the texts of all there are at one time, with every kind of space as one."""
+    """Returns the texts of all matches at one time, with every kind of space as one."""
     return [" ".join(text.split()) for text in locator.all_inner_texts()]
 
 
@@ -88,7 +88,7 @@ def test_a_divergence_says_how_exact_it_is(page, home):  # noqa: F811
         assert text_of(overview.locator(".curve-note")).endswith("on the validation set.")
 
 
-def test_a_panel_draws_its_run_also_where_the_overview_does_not(page, home):  # noqa: F811
+def test_a_panel_draws_its_run_even_if_the_overview_does_not(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create()
     service.wait(run_id, "running")
@@ -220,7 +220,7 @@ def test_a_field_is_named_as_the_spec_has_it(page, home):  # noqa: F811
     ]
 
 
-def test_a_run_that_is_not_there_is_said_until_it_is_dismissed(page, home):  # noqa: F811
+def test_a_missing_run_is_reported_until_the_notice_is_dismissed(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create(steps=3)
     service.wait(run_id, "succeeded")
