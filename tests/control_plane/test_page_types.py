@@ -1,5 +1,6 @@
 """The types of the page are those of the REST interface."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from control_plane.app import WEB
+from tests.control_plane.conftest import ROOT
 
 # Interfaces of the page alone.
 OWN = {"Window", "ShownRun", "MetricsRecord"}
@@ -70,6 +72,11 @@ def test_every_module_of_the_page_has_its_types_checked() -> None:
     assert len(modules) > 10
     for path in modules:
         assert path.read_text().startswith("// @ts-check\n"), path
+
+
+def test_the_types_of_uplot_are_those_of_the_copy_in_vendor() -> None:
+    pinned = json.loads((ROOT / "package.json").read_text())["devDependencies"]["uplot"]
+    assert f"(v{pinned})" in (WEB / "vendor" / "uPlot.iife.min.js").read_text()[:100]
 
 
 def test_every_module_that_is_imported_is_served(client: TestClient) -> None:
