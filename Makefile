@@ -5,7 +5,8 @@
 #   make demo  [ARGS=--exit]         one teacher, three students, on this machine
 #   make test  [ARGS='-k kd_loss']   the test suite
 #   make faults [ARGS='T5 --json']   what must survive what, tried on real processes
-#   make lint | bench | protos
+#   make lint                        ruff, mypy and the types of the page; needs npm (Node.js 20)
+#   make bench | protos
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -13,6 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
+TYPESCRIPT := node_modules/.installed
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test lint bench faults protos
@@ -32,10 +34,19 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
-lint: $(STAMP)
+lint: $(STAMP) $(TYPESCRIPT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	node_modules/.bin/tsc
+
+# The page has no build step; only the check of its types needs npm. To renew package-lock.json:
+# npm install --package-lock-only --omit-lockfile-registry-resolved
+$(TYPESCRIPT): package.json package-lock.json
+	@command -v npm >/dev/null || \
+	  { echo "make lint needs npm for the types of the page: install Node.js 20 or later" >&2; exit 1; }
+	npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,91 +1,137 @@
-// Talks to the control plane: REST, and server-sent events read with fetch, which, unlike
-// EventSource, can carry the bearer token.
+// @ts-check
+// Requests to the control plane. Server-sent events are read with fetch because, unlike
+// EventSource, it can send the bearer token.
 
 import { byId, show } from "./dom.js";
 
+/** @import { Problem } from "./types.d.ts" */
+
 const TOKEN_KEY = "lectern-token";
-const SILENCE_MS = 40000; // the server says something every 15 s
+const MAX_SILENCE_MS = 40000; // the server sends at least a ping every 15 s
 const STREAM_START_MS = 10000;
 
-let asking = null;
+/** @type {Promise<void> | null} */
+let tokenEntered = null;
 
-export class Refused extends Error {
+/** An answer with an error status; the message is the `detail` of its problem body. */
+export class RequestFailed extends Error {
+  /**
+   * @param {number} status
+   * @param {Partial<Problem>} problem
+   */
   constructor(status, problem) {
-    super(problem.detail || problem.title || `The control plane answered ${status}.`);
+    super(problem.detail || problem.title || `The control plane answered with status ${status}.`);
     this.status = status;
   }
 }
 
+/**
+ * @template T
+ * @param {string} path
+ * @returns {Promise<T>} the JSON body
+ */
 export async function get(path) {
-  return (await ask(path)).json();
+  return (await request(path)).json();
 }
 
+/**
+ * @param {string} path
+ * @returns {Promise<string>}
+ */
 export async function getText(path) {
-  return (await ask(path)).text();
+  return (await request(path)).text();
 }
 
+/** @param {string} path */
 export async function post(path) {
-  return (await ask(path, { method: "POST" })).json();
+  await request(path, { method: "POST" });
 }
 
-async function ask(path, options = {}) {
+/**
+ * Returns the response; asks the user for the token as long as the control plane wants another.
+ * Throws RequestFailed on any other error status, and another Error if there is no answer.
+ *
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
+async function request(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN_KEY);
-    const headers = token ? { authorization: `Bearer ${token}`, ...options.headers } : options.headers;
-    const response = await fetch(path, { cache: "no-store", ...options, headers });
+    /** @type {HeadersInit} */
+    const headers = token ? { authorization: `Bearer ${token}` } : {};
+    const sent = fetch(path, { cache: "no-store", ...options, headers });
+    const response = await sent.catch((cause) => {
+      throw new Error("The control plane is not answering.", { cause });
+    });
     if (response.ok) return response;
     if (response.status !== 401) {
-      throw new Refused(response.status, await response.json().catch(() => ({})));
+      throw new RequestFailed(response.status, await response.json().catch(() => ({})));
     }
     if (token === sessionStorage.getItem(TOKEN_KEY)) await askForToken(token !== null);
   }
 }
 
-// One dialog, however many requests were refused at once.
+/**
+ * Resolves when the user has entered a token. Requests that fail at the same time share one dialog.
+ *
+ * @param {boolean} wasWrong
+ */
 function askForToken(wasWrong) {
-  if (asking === null) {
-    const dialog = byId("ask-token");
+  if (tokenEntered === null) {
+    const dialog = byId("ask-token", HTMLDialogElement);
+    const input = byId("token", HTMLInputElement);
     show(byId("token-wrong"), wasWrong);
-    byId("token").value = "";
-    asking = new Promise((resolve) => {
+    input.value = "";
+    tokenEntered = new Promise((resolve) => {
       dialog.addEventListener("close", () => {
-        sessionStorage.setItem(TOKEN_KEY, byId("token").value.trim());
-        asking = null;
+        sessionStorage.setItem(TOKEN_KEY, input.value.trim());
+        tokenEntered = null;
         resolve();
       }, { once: true });
     });
     dialog.showModal();
   }
-  return asking;
+  return tokenEntered;
 }
 
-// Reads one stream until it ends or fails. Calls onOpen once, and onEvent(kind, data) for each event.
+/**
+ * Reads one event stream until it ends or fails.
+ *
+ * @param {string} path
+ * @param {() => void} onOpen called once, when the stream has begun
+ * @param {(kind: string, data: any) => void} onEvent
+ */
 export async function follow(path, onOpen, onEvent) {
   const abort = new AbortController();
-  let silence = setTimeout(() => abort.abort(), STREAM_START_MS);
-  const heard = () => {
-    clearTimeout(silence);
-    silence = setTimeout(() => abort.abort(), SILENCE_MS);
+  let timer = setTimeout(() => abort.abort(), STREAM_START_MS);
+  const waitAnew = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => abort.abort(), MAX_SILENCE_MS);
   };
   try {
-    const response = await ask(path, { signal: abort.signal });
+    const response = await request(path, { signal: abort.signal });
     onOpen();
+    if (response.body === null) return;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
-      heard();
+      waitAnew();
       const { done, value } = await reader.read();
       if (done) return;
       const blocks = (rest + value).split("\n\n");
-      rest = blocks.pop();
+      rest = blocks.pop() ?? "";
       for (const block of blocks) dispatch(block, onEvent);
     }
   } finally {
-    clearTimeout(silence);
+    clearTimeout(timer);
     abort.abort();
   }
 }
 
+/**
+ * @param {string} block one event, as lines
+ * @param {(kind: string, data: any) => void} onEvent
+ */
 function dispatch(block, onEvent) {
   let kind = "message";
   let data = "";

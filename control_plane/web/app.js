@@ -1,29 +1,39 @@
-// The page: one list of runs, one event stream that keeps it true, one chart, one panel.
+// @ts-check
+// The page: a list of runs that an event stream keeps up to date, a chart of them, the teachers,
+// and the panel of one run.
 
-import { Refused, follow, get } from "./api.js";
-import { CurveView } from "./curve_view.js";
-import { Curves } from "./curves.js";
+import { RequestFailed, follow, get } from "./api.js";
+import { CurveView } from "./charts/curve_view.js";
+import { Curves } from "./charts/curves.js";
 import { byId, setText, show } from "./dom.js";
 import { clockTime, isActive } from "./format.js";
-import { Panel } from "./panel.js";
-import { RunList } from "./runs.js";
-import { watchTeachers } from "./teachers.js";
+import { RunList } from "./lists/runs.js";
+import { watchTeachers } from "./lists/teachers.js";
+import { Panel } from "./panel/panel.js";
 
-const PAGE = 100;
+/** @import { Models, Run, RunsPage, RunDetail, ShownRun } from "./types.d.ts" */
+
+const PAGE_SIZE = 100;
 const DRAWN_AT_FIRST = 8;
-const PATIENCE_MS = 1500; // a shorter cut is not worth a word
+const MAX_SHOW_ALL = 40; // the chart cannot be read with more lines
+const BANNER_AFTER_MS = 1500;
 const RETRY_MS = [500, 1000, 2000, 5000];
 const METRIC_KEY = "lectern-metric";
 
-const runs = new Map(); // id -> run, as the server said, with `index` and `received`
+/** @type {Map<string, ShownRun>} */
+const runs = new Map();
+/** @type {Set<string>} ids of the runs in the chart */
 const drawn = new Set();
-const touched = new Set(); // ids that the user put into the chart or took out
+/** @type {Set<string>} ids of the runs that the user put into the chart or took out */
+const chosen = new Set();
 let nextIndex = 0;
+/** @type {string | null} where the next older page begins */
 let cursor = null;
 let lastHeard = Date.now() / 1000;
-let isFresh = false;
+let hasLoaded = false;
 let frame = 0;
 
+const smoothing = byId("smoothing", HTMLInputElement);
 const curves = new Curves(render);
 const overview = new CurveView(
   byId("curves"),
@@ -37,44 +47,59 @@ const overview = new CurveView(
 const panel = new Panel(() => { location.hash = ""; }, render);
 const list = new RunList(drawn, toggle, (id) => { location.hash = `#/runs/${id}`; });
 
-// ---- what the server says ----------------------------------------------------------------------
+// ---- what the control plane sends --------------------------------------------------------------
 
+/**
+ * @param {Run} view
+ * @returns {ShownRun}
+ */
 function take(view) {
-  const before = runs.get(view.id);
-  const run = { ...view, received: Date.now() / 1000, index: before?.index ?? nextIndex++ };
+  const index = runs.get(view.id)?.index ?? nextIndex++;
+  const run = { ...view, received: Date.now() / 1000, index };
   runs.set(run.id, run);
   panel.update(run);
+  return run;
 }
 
+/** @param {string} id */
 function forget(id) {
   runs.delete(id);
   drawn.delete(id);
   if (panel.id === id) location.hash = "";
 }
 
-// Runs that were deleted while nothing was heard: those the newest page should have, and has not.
+/**
+ * Forgets runs that were deleted while no stream was open: those that belong on the newest page
+ * and are not there.
+ *
+ * @param {RunsPage} page
+ */
 function forgetMissing(page) {
-  const oldest = page.next_cursor === null ? -Infinity : page.runs.at(-1).created_at;
+  const last = page.runs.at(-1);
+  const oldest = page.next_cursor === null || !last ? -Infinity : last.created_at;
   const present = new Set(page.runs.map((run) => run.id));
   for (const run of runs.values()) {
     if (!present.has(run.id) && run.created_at > oldest) forget(run.id);
   }
 }
 
+/** Loads the newest runs. Returns the revision from which a stream continues. */
 async function load() {
-  const page = await get(`/runs?limit=${PAGE}`);
+  /** @type {RunsPage} */
+  const page = await get(`/runs?limit=${PAGE_SIZE}`);
   forgetMissing(page);
   for (const run of page.runs.toReversed()) take(run);
   if (cursor === null) cursor = page.next_cursor;
   show(byId("older"), cursor !== null);
   drawNewest();
   if (page.runs.length === 0) showExamples().catch(() => {});
-  isFresh = true;
+  hasLoaded = true;
   return page.revision;
 }
 
-async function older() {
-  const page = await get(`/runs?limit=${PAGE}&cursor=${cursor}`);
+async function loadOlder() {
+  /** @type {RunsPage} */
+  const page = await get(`/runs?limit=${PAGE_SIZE}&cursor=${cursor}`);
   for (const run of page.runs) take(run);
   cursor = page.next_cursor;
   show(byId("older"), cursor !== null);
@@ -102,18 +127,19 @@ async function stayConnected() {
         render();
       });
     } catch {
-      // Said below, where it lasts.
+      // The banner says so if it lasts.
     }
-    warning ||= setTimeout(warn, PATIENCE_MS);
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)]));
+    warning ||= setTimeout(showBanner, BANNER_AFTER_MS);
+    const pause = RETRY_MS[Math.min(failures, RETRY_MS.length - 1)];
+    await new Promise((resolve) => setTimeout(resolve, pause));
     failures += 1;
   }
 }
 
-function warn() {
-  setText(byId("banner"), isFresh
-    ? `Connection lost. This is how things stood at ${clockTime(lastHeard)}; trying again.`
-    : "The control plane does not answer; trying again.");
+function showBanner() {
+  setText(byId("banner"), hasLoaded
+    ? `Connection lost. The page shows the state at ${clockTime(lastHeard)}. Reconnecting \u2026`
+    : "The control plane is not answering. Retrying \u2026");
   show(byId("banner"), true);
 }
 
@@ -123,22 +149,24 @@ function newestFirst() {
   return [...runs.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
 }
 
-// Every run that works is in the chart, and the newest of the others, until the user says otherwise.
+/** Puts active runs and the newest of the others into the chart, except where the user chose. */
 function drawNewest() {
   const newest = newestFirst().slice(0, DRAWN_AT_FIRST);
   for (const run of runs.values()) {
-    if (touched.has(run.id)) continue;
+    if (chosen.has(run.id)) continue;
     if (isActive(run) || newest.includes(run)) drawn.add(run.id);
     else drawn.delete(run.id);
   }
 }
 
+/** @param {string} id */
 function toggle(id) {
-  touched.add(id);
+  chosen.add(id);
   if (!drawn.delete(id)) drawn.add(id);
   render();
 }
 
+/** Draws everything at the next frame. */
 function render() {
   if (frame === 0) frame = requestAnimationFrame(() => {
     frame = 0;
@@ -149,67 +177,81 @@ function render() {
 function renderNow() {
   const all = newestFirst();
   const shown = all.filter((run) => drawn.has(run.id));
-  const open = runs.get(panel.id);
+  const open = openRun();
   curves.want(open ? [...shown, open] : shown);
-  show(byId("empty"), isFresh && all.length === 0);
+  show(byId("empty"), hasLoaded && all.length === 0);
   show(byId("curves"), all.length > 0);
   show(byId("runs"), all.length > 0);
   list.render(all, panel.id);
 
-  const smoothing = Number(byId("smoothing").value);
-  overview.draw(shown.toReversed().map((run) => ({ run, name: label(run, all) })), curves, smoothing);
-  if (open) panel.draw(curves, smoothing);
-  byId("smoothing").disabled = overview.metric.isEvaluated;
-  setText(byId("smoothing-value"), smoothing === 0 ? "off" : smoothing.toFixed(2));
-  const hidden = all.length - shown.length;
-  setText(byId("show-all"), hidden > 0 ? `Show all ${all.length} in the chart` : "");
-  show(byId("show-all"), hidden > 0 && all.length <= 40);
+  const weight = Number(smoothing.value);
+  overview.draw(shown.toReversed().map((run) => ({ run, name: label(run, all) })), curves, weight);
+  if (open) panel.draw(curves, weight);
+  smoothing.disabled = overview.metric.isEvaluated ?? false;
+  setText(byId("smoothing-value"), weight === 0 ? "off" : weight.toFixed(2));
+  const numHidden = all.length - shown.length;
+  setText(byId("show-all"), numHidden > 0 ? `Show all ${all.length} in the chart` : "");
+  show(byId("show-all"), numHidden > 0 && all.length <= MAX_SHOW_ALL);
   setText(byId("summary"), summary(all));
 }
 
-// The name alone where it is the only one of its kind.
-function label(run, all) {
-  const same = all.filter((other) => other.name === run.name);
-  return same.length === 1 ? run.name : run.id;
+/** Returns the run that the panel shows, if the page still has it. */
+function openRun() {
+  return panel.id === null ? undefined : runs.get(panel.id);
 }
 
+/**
+ * Returns the run's name, or its id if other runs have the same name.
+ *
+ * @param {Run} run
+ * @param {Run[]} all
+ */
+function label(run, all) {
+  return all.filter((other) => other.name === run.name).length === 1 ? run.name : run.id;
+}
+
+/** @param {Run[]} all */
 function summary(all) {
-  if (!isFresh) return "Connecting";
-  const active = all.filter(isActive).length;
-  const queued = all.filter((run) => run.state === "queued").length;
-  const parts = [active === 1 ? "1 run at work" : `${active || "No"} runs at work`];
-  if (queued > 0) parts.push(`${queued} queued`);
-  return parts.join(", ");
+  if (!hasLoaded) return "Connecting \u2026";
+  const numActive = all.filter(isActive).length;
+  const numQueued = all.filter((run) => run.state === "queued").length;
+  const active = numActive === 1 ? "1 active run" : `${numActive || "No"} active runs`;
+  return numQueued > 0 ? `${active}, ${numQueued} queued` : active;
 }
 
 // ---- what the user does ------------------------------------------------------------------------
 
+/** Opens the panel of the run in the address, or closes it. */
 async function openPanel() {
   const id = /^#\/runs\/([\w-]+)$/.exec(location.hash)?.[1];
   if (!id) panel.close();
   else {
     show(byId("notice"), false);
     try {
-      if (!runs.has(id)) {
-        const { spec, history, folder, ...view } = await get(`/runs/${id}`);
-        take(view);
-      }
-      panel.open(runs.get(id));
+      panel.open(runs.get(id) ?? take(await getRun(id)));
     } catch (error) {
-      if (!(error instanceof Refused)) return; // the banner says so, and it is asked for again
-      say([404, 422].includes(error.status) ? `There is no run ${id}.` : error.message);
+      if (!(error instanceof RequestFailed)) return; // the banner says so; asked again on reconnect
+      const isMissing = [404, 422].includes(error.status);
+      setText(byId("notice-text"), isMissing ? `There is no run ${id}.` : error.message);
+      show(byId("notice"), true);
       location.hash = "";
     }
   }
   render();
 }
 
-function say(text) {
-  setText(byId("notice-text"), text);
-  show(byId("notice"), true);
+/**
+ * @param {string} id
+ * @returns {Promise<Run>}
+ */
+async function getRun(id) {
+  /** @type {RunDetail} */
+  const { spec, history, folder, ...view } = await get(`/runs/${id}`);
+  return view;
 }
 
 async function showExamples() {
+  /** @type {Models} */
   const { models } = await get("/models");
   const model = models.find((entry) => entry.problem === null);
   const student = model?.has_weights ? { init: model.path } : { config: model?.path ?? "MODEL" };
@@ -218,26 +260,32 @@ async function showExamples() {
     objective: { alpha: 1 }, schedule: { steps: 100, warmup_steps: 10 },
   };
   const { origin } = location;
+  const body = JSON.stringify(spec);
   setText(byId("cli-line"), `lectern runs create run.yaml --url ${origin}`);
-  setText(byId("curl-line"), `curl ${origin}/runs -H 'content-type: application/json' \\\n  -d '${JSON.stringify(spec)}'`);
+  setText(
+    byId("curl-line"),
+    `curl ${origin}/runs -H 'content-type: application/json' \\\n  -d '${body}'`,
+  );
 }
 
 function makeCopyButtons() {
-  for (const button of document.querySelectorAll("[data-copies]")) {
+  for (const button of document.querySelectorAll("button")) {
+    const { copies } = button.dataset;
+    if (copies === undefined) continue;
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(byId(button.dataset.copies).textContent);
+      await navigator.clipboard.writeText(byId(copies).textContent);
       setText(button, "Copied");
       setTimeout(() => setText(button, "Copy"), 1500);
     });
   }
 }
 
-byId("smoothing").addEventListener("input", render);
+smoothing.addEventListener("input", render);
 byId("notice-close").addEventListener("click", () => show(byId("notice"), false));
-byId("older").addEventListener("click", older);
+byId("older").addEventListener("click", loadOlder);
 byId("show-all").addEventListener("click", () => {
   for (const id of runs.keys()) {
-    touched.add(id);
+    chosen.add(id);
     drawn.add(id);
   }
   render();
@@ -245,7 +293,8 @@ byId("show-all").addEventListener("click", () => {
 addEventListener("hashchange", openPanel);
 setInterval(() => {
   list.tickAll();
-  if (runs.has(panel.id)) panel.fill(runs.get(panel.id));
+  const open = openRun();
+  if (open) panel.fill(open);
 }, 1000);
 
 makeCopyButtons();

@@ -1,29 +1,86 @@
-// The few ways in which this page touches the document. Data enters as text, never as markup.
+// @ts-check
+// How this page reads and changes the document. Data enters as text, never as markup.
 
-export const byId = (id) => document.getElementById(id);
+/**
+ * Returns the first element below `root` that matches. Throws unless there is one of this class.
+ *
+ * @template {Element} [T=HTMLElement]
+ * @param {ParentNode} root
+ * @param {string} selector
+ * @param {new () => T} [type]
+ * @returns {T}
+ */
+export function find(root, selector, type) {
+  const element = root.querySelector(selector);
+  const expected = type ?? HTMLElement;
+  if (!(element instanceof expected)) throw new Error(`no ${expected.name} matches ${selector}`);
+  return /** @type {T} */ (element);
+}
 
-// Makes an element: properties by name, then children (elements or text).
+/**
+ * Returns the element with this id. Throws unless there is one of this class.
+ *
+ * @template {Element} [T=HTMLElement]
+ * @param {string} id
+ * @param {new () => T} [type]
+ * @returns {T}
+ */
+export function byId(id, type) {
+  return find(document, `#${id}`, type);
+}
+
+/**
+ * @template {HTMLElement} T
+ * @typedef {Partial<Omit<T, "dataset">> & {dataset?: Record<string, string>}} Properties
+ */
+
+/**
+ * Makes an element from a tag name, its properties and its children (elements or text).
+ *
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {Properties<HTMLElementTagNameMap[K]>} [properties]
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[K]}
+ */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name === "dataset") Object.assign(element.dataset, value);
-    else element[name] = value;
-  }
-  element.append(...children.filter((child) => child !== null));
+  const { dataset, ...others } = properties;
+  Object.assign(element, others);
+  Object.assign(element.dataset, dataset);
+  element.append(...children);
   return element;
 }
 
-// Sets text where it differs, so that a selection in unchanged text survives.
+/**
+ * Sets the text only if it differs, so that a selection in unchanged text survives.
+ *
+ * @param {Node} element
+ * @param {string} text
+ */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-export function show(element, visible) {
-  element.hidden = !visible;
+/**
+ * @param {HTMLElement} element
+ * @param {boolean} isVisible
+ */
+export function show(element, isVisible) {
+  element.hidden = !isVisible;
 }
 
-// A row of exclusive choices. Returns a function that marks one as chosen.
+/**
+ * Fills `container` with a row of exclusive choices. Returns a function that marks one as chosen.
+ *
+ * @param {HTMLElement} container
+ * @param {[value: string, label: string][]} options
+ * @param {"radio" | "tab"} role
+ * @param {(value: string) => void} onChoose
+ * @returns {(chosen: string) => void}
+ */
 export function choices(container, options, role, onChoose) {
+  /** @type {Map<string, HTMLButtonElement>} */
   const buttons = new Map();
   for (const [value, label] of options) {
     const button = make("button", { type: "button", textContent: label });
@@ -34,18 +91,49 @@ export function choices(container, options, role, onChoose) {
   }
   container.replaceChildren(...buttons.values());
   container.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const offset = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!offset) return;
     const list = [...buttons.values()];
-    const next = list[(list.indexOf(document.activeElement) + step + list.length) % list.length];
+    const place = list.findIndex((button) => button === document.activeElement);
+    const next = list[(place + offset + list.length) % list.length];
     next.focus();
     next.click();
     event.preventDefault();
   });
   return (chosen) => {
     for (const [value, button] of buttons) {
-      button.setAttribute(role === "tab" ? "aria-selected" : "aria-checked", value === chosen);
-      button.tabIndex = value === chosen ? 0 : -1;
+      const isChosen = value === chosen;
+      button.setAttribute(role === "tab" ? "aria-selected" : "aria-checked", String(isChosen));
+      button.tabIndex = isChosen ? 0 : -1;
     }
   };
+}
+
+/**
+ * Puts one row per entry into `container`, in order: makes new ones, moves those that have moved,
+ * removes the others.
+ *
+ * @template T
+ * @template {{element: HTMLElement}} Row
+ * @param {HTMLElement} container
+ * @param {Map<string, Row>} rows by key; changed in place
+ * @param {T[]} entries
+ * @param {(entry: T) => string} keyOf
+ * @param {(entry: T) => Row} newRow
+ */
+export function placeRows(container, rows, entries, keyOf, newRow) {
+  entries.forEach((entry, place) => {
+    const key = keyOf(entry);
+    const row = rows.get(key) ?? newRow(entry);
+    rows.set(key, row);
+    const present = container.children[place] ?? null;
+    if (present !== row.element) container.insertBefore(row.element, present);
+  });
+  const keys = new Set(entries.map(keyOf));
+  for (const [key, row] of rows) {
+    if (!keys.has(key)) {
+      row.element.remove();
+      rows.delete(key);
+    }
+  }
 }

@@ -1,9 +1,15 @@
-// Numbers, times and states as people read them.
+// @ts-check
+// Numbers, times, states and runs as text.
+
+/** @import { Run, RunState, ShownRun } from "./types.d.ts" */
+
+/** @typedef {number | null | undefined} MaybeNumber null and undefined are written as a dash */
 
 const DASH = "\u2013";
 const THIN = "\u2009";
 const DOT = " \u00b7 ";
 
+/** @type {Record<RunState, string>} */
 export const STATES = {
   queued: "Queued",
   starting: "Starting",
@@ -16,25 +22,47 @@ export const STATES = {
   interrupted: "Interrupted",
 };
 
-export const ACTIVE = new Set(["starting", "running", "waiting_for_teacher", "stopping"]);
-export const isActive = (run) => ACTIVE.has(run.state);
-export const isLive = (run) => isActive(run) || run.state === "queued";
+const ACTIVE = new Set(["starting", "running", "waiting_for_teacher", "stopping"]);
 
+/** @param {Run} run */
+export const isActive = (run) => ACTIVE.has(run.state);
+
+/** @param {Run} run */
+export const isActiveOrQueued = (run) => isActive(run) || run.state === "queued";
+
+/**
+ * Returns how long trainers have worked on the run; while one does, this grows between two views.
+ *
+ * @param {ShownRun} run
+ * @param {number} now
+ */
+export function elapsed(run, now) {
+  return run.elapsed_seconds + (isActive(run) ? Math.max(0, now - run.received) : 0);
+}
+
+/** @param {(string | number | false | null | undefined)[]} parts empty ones are left out */
 export const joined = (...parts) => parts.filter((part) => part).join(DOT);
 
+/** @param {MaybeNumber} value */
 export function loss(value) {
   return value === null || value === undefined ? DASH : value.toFixed(4);
 }
 
+/** @param {MaybeNumber} value */
 export function count(value) {
   if (value === null || value === undefined) return DASH;
   return Math.round(value).toLocaleString("en").replaceAll(",", THIN);
 }
 
-// 1234567 -> "1.2 M"
+/**
+ * 1234567 -> "1.2 M"
+ * @param {MaybeNumber} value
+ */
 export function short(value) {
   if (value === null || value === undefined) return DASH;
-  for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+  /** @type {[number, string][]} */
+  const units = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
+  for (const [size, unit] of units) {
     if (value >= size) {
       const scaled = value / size;
       return `${scaled.toFixed(scaled < 10 ? 1 : 0)}${THIN}${unit}`;
@@ -43,26 +71,37 @@ export function short(value) {
   return String(Math.round(value));
 }
 
+/** @param {MaybeNumber} value */
 export function percent(value) {
   if (value === null || value === undefined) return DASH;
   return `${(100 * value).toFixed(value < 0.0995 && value > 0 ? 1 : 0)}${THIN}%`;
 }
 
-// 0.5234 -> "52.3 %", for shares that are compared
+/**
+ * 0.5234 -> "52.3 %", for shares that are compared
+ * @param {MaybeNumber} value
+ */
 export function share(value) {
   return value === null || value === undefined ? DASH : `${(100 * value).toFixed(1)}${THIN}%`;
 }
 
-// 1234567 -> "1.2 MB"
+/**
+ * 1234567 -> "1.2 MB"
+ * @param {MaybeNumber} bytes
+ */
 export function size(bytes) {
   if (bytes === null || bytes === undefined) return DASH;
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];
-  const power = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, bytes)) / 3)));
+  const thousands = Math.floor(Math.log10(Math.max(1, bytes)) / 3);
+  const power = Math.min(units.length - 1, Math.max(0, thousands));
   const scaled = bytes / 1000 ** power;
   return `${scaled.toFixed(power > 0 && scaled < 9.95 ? 1 : 0)}${THIN}${units[power]}`;
 }
 
-// 0.0123 -> "12 ms"
+/**
+ * 0.0123 -> "12 ms"
+ * @param {MaybeNumber} seconds
+ */
 export function wait(seconds) {
   if (seconds === null || seconds === undefined) return DASH;
   if (seconds < 0.9995) return `${Math.round(1000 * seconds)}${THIN}ms`;
@@ -70,6 +109,10 @@ export function wait(seconds) {
   return duration(seconds);
 }
 
+/**
+ * 3725 -> "1:02:05"
+ * @param {number} seconds
+ */
 export function duration(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60)];
@@ -78,62 +121,88 @@ export function duration(seconds) {
   return `${hours}:${String(minutes).padStart(2, "0")}:${padded}`;
 }
 
+/** @param {number} unixSeconds */
 export function clockTime(unixSeconds) {
   return new Date(1000 * unixSeconds).toLocaleTimeString("en-GB");
 }
 
+/** @param {number} unixSeconds */
 export function dateTime(unixSeconds) {
-  const parts = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
-  return new Date(1000 * unixSeconds).toLocaleString("en-GB", parts);
+  return new Date(1000 * unixSeconds).toLocaleString("en-GB", {
+    day: "numeric", month: "short", hour: "2-digit", minute: "2-digit",
+  });
 }
 
+/** @param {Run} run */
 export function learnsFrom(run) {
-  if (run.representation === null) return "Labels alone";
-  const what = {
-    top_k: `top ${run.top_k}`,
-    sampled: `sampled ${run.num_draws}`,
-  }[run.representation] ?? run.representation;
-  const name = what[0].toUpperCase() + what.slice(1);
-  return joined(name, `\u03b1\u00a0${run.alpha}`, `T\u00a0${run.temperature}`);
+  if (run.representation === null) return "Labels only";
+  /** @type {Record<string, string>} */
+  const numbered = { top_k: `top ${run.top_k}`, sampled: `sampled ${run.num_draws}` };
+  const what = capitalized(numbered[run.representation] ?? run.representation);
+  return joined(what, `\u03b1\u00a0${run.alpha}`, `T\u00a0${run.temperature}`);
 }
 
-// What a student is made of: a model as it is, some of its layers, or adapters on either.
+/**
+ * Returns what the student is made of: a whole model, some of its layers, or adapters on either.
+ *
+ * @param {Run} run
+ */
 export function studentOf(run) {
   const every = run.keep_every_nth_layer;
   const base = every === null ? run.student : `every ${ordinal(every)} layer of ${run.student}`;
-  const text = run.lora_rank === null ? base : `LoRA ${run.lora_rank} on ${base}`;
-  return base === text && every !== null ? text[0].toUpperCase() + text.slice(1) : text;
+  if (run.lora_rank !== null) return `LoRA ${run.lora_rank} on ${base}`;
+  return every === null ? base : capitalized(base);
 }
 
-// Where the trained student is, on the control plane's machine.
+/**
+ * Returns where the trained student is, on the control plane's machine.
+ *
+ * @param {string} folder of the run
+ */
 export const exportOf = (folder) => `${folder}/export`;
 
+/** @param {number} number */
 function ordinal(number) {
   const isTeen = Math.floor(number / 10) % 10 === 1;
-  return `${number}${(isTeen ? null : { 1: "st", 2: "nd", 3: "rd" }[number % 10]) ?? "th"}`;
+  const suffix = ["th", "st", "nd", "rd"][isTeen ? 0 : number % 10] ?? "th";
+  return `${number}${suffix}`;
 }
 
-// What a person should know about the state, or an empty string where the state says it all.
+/** @param {string} text */
+const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+
+/**
+ * Returns what to know about the run's state, or "" if the state alone says it all.
+ *
+ * @param {Run} run
+ * @param {number} now
+ */
 export function explanation(run, now) {
   if (run.resumes_at !== null) {
     const seconds = Math.ceil(run.resumes_at - now);
     const when = seconds > 0 ? `in ${seconds} s` : "as soon as a device is free";
-    return `${sentence(run.message) || "It was interrupted."} Goes on by itself ${when}.`;
+    return `${sentence(run.message) || "The run was interrupted."} Resumes automatically ${when}.`;
   }
   if (run.stale_since !== null) {
-    return `The trainer has said nothing since ${clockTime(run.stale_since)}.`;
+    return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
   if (run.state === "queued") {
-    const place = run.queue_position === 1 ? "Next to start." : `Place ${run.queue_position}.`;
-    return run.queue_position === null ? "" : `${place} Waits for a free device.`;
+    if (run.queue_position === null) return "";
+    const place = run.queue_position === 1 ? "Next" : `Number ${run.queue_position}`;
+    return `${place} in the queue; waiting for a free device.`;
   }
   return sentence(run.message);
 }
 
-// A name stays as it is written elsewhere: "data.path: ...", "trainer.log ...", "loss/val ...".
+/**
+ * Returns the message with a capital and a full stop. A name at its start stays as it is:
+ * "data.path: ...", "trainer.log ...", "loss/val ...".
+ *
+ * @param {string | null} message
+ */
 export function sentence(message) {
   if (!message) return "";
   const isName = /^\w*[._/]\w/.test(message);
-  const text = isName ? message : message[0].toUpperCase() + message.slice(1);
+  const text = isName ? message : capitalized(message);
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }

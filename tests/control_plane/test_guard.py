@@ -132,6 +132,7 @@ def test_the_token_opens_everything(locked):
 def test_the_page_itself_is_shown_to_all(locked):
     assert locked.get("/").status_code == 200
     assert locked.get("/web/app.js").status_code == 200
+    assert locked.get("/web/charts/chart.js").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/web/../runs", "/web/%2e%2e/plane.py", "/web/../../pyproject"])
@@ -157,7 +158,7 @@ def test_a_body_under_the_cap_is_read(client):
     problem_of(client.post("/runs", content=text, headers=JSON), 422, "invalid_spec")
 
 
-@pytest.mark.parametrize("path", ["/", "/runs", "/nothing", "/web/app.js"])
+@pytest.mark.parametrize("path", ["/", "/runs", "/nothing", "/web/app.js", "/web/charts/chart.js"])
 def test_every_answer_carries_the_security_headers(client, path):
     headers = client.get(path).headers
     assert "default-src 'none'" in headers["content-security-policy"]

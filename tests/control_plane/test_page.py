@@ -30,7 +30,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """Yields a page; fails the test where the page asked elsewhere or reported an error."""
+    """Yields a page; fails the test if the page asked another host or reported an error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.troubles = []
@@ -108,13 +108,13 @@ def test_three_live_curves_of_runs_that_share_one_teacher(page, home):  # noqa: 
         assert learns == [
             ["Top", "64", dot, alpha, "0.3", dot, "T", "2"],
             ["Hidden", dot, alpha, "0.3", dot, "T", "2"],
-            ["Labels", "alone"],
+            ["Labels", "only"],
         ]
         card = page.locator(".teacher")
         assert card.locator("h2").inner_text() == "fake-teacher"
         for said in ("cpu (fake)", "float32", "2.2", "9.9"):
             assert said in card.inner_text()
-        assert page.locator("#summary").inner_text() == "3 runs at work"
+        assert page.locator("#summary").inner_text() == "3 active runs"
 
 
 def test_a_run_is_stopped_after_a_question_and_resumed(page, home):  # noqa: F811
@@ -170,7 +170,7 @@ def test_what_a_trainer_writes_is_shown_as_text(page, home):  # noqa: F811
     assert page.locator("#panel img, #panel script").count() == 0
 
 
-def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noqa: F811
+def test_kl_and_agreement_are_drawn_at_the_steps_that_measured_them(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create(steps=3)
     service.wait(run_id, "succeeded")
@@ -187,7 +187,7 @@ def test_kl_and_agreement_are_drawn_where_they_were_measured(page, home):  # noq
         assert page.locator("#smoothing").is_disabled()
 
 
-def test_a_lost_connection_is_told_and_mends_itself(page, home):  # noqa: F811
+def test_a_lost_connection_is_shown_until_it_is_back(page, home):  # noqa: F811
     service = Service(home, "--on-exit", "stop")
     run_id = service.create()
     service.wait(run_id, "running")
@@ -222,10 +222,10 @@ def test_the_page_asks_for_the_token_until_it_is_right(page, home):  # noqa: F81
     dialog = page.locator("#ask-token")
     wait_for(dialog.is_visible)
     page.locator("#token").fill("a-wrong-token")
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Continue").click()
     wait_for(page.locator("#token-wrong").is_visible)
     page.locator("#token").fill("the-token-of-this-page")
-    page.get_by_role("button", name="Open").click()
+    page.get_by_role("button", name="Continue").click()
     wait_for(page.locator("#empty").is_visible)
     service.client.headers["authorization"] = "Bearer the-token-of-this-page"
     service.create(steps=3)

@@ -19,12 +19,12 @@ AT_LEAST, ABOUT = "\N{GREATER-THAN OR EQUAL TO}", "\N{ALMOST EQUAL TO}"
 
 
 def texts_of(locator) -> list[str]:
-    """Returns the texts of all there are at one time, with every kind of space as one."""
+    """Returns the texts of all matches at one time, with every kind of space as one."""
     return [" ".join(text.split()) for text in locator.all_inner_texts()]
 
 
 def lines_of(page) -> list[str]:  # noqa: F811
-    """Returns the lines of the timeline that are no changes of state, without their times."""
+    """Returns the lines of the timeline that are not changes of state, without their times."""
     return texts_of(page.locator("#tab-events li:not([data-kind=state]) summary"))
 
 
@@ -81,14 +81,14 @@ def test_a_divergence_says_how_exact_it_is(page, home):  # noqa: F811
         assert text_of(overview.locator("h2")) == "KL to teacher, at T = 1"
         assert f"{AT_LEAST}: a lower bound;" in text_of(overview.locator(".curve-note"))
         drawn = overview.locator(".chart").get_attribute("aria-label")
-        assert drawn == "KL to teacher, at T = 1, in nats per token over steps, one line a run"
+        assert drawn == "KL to teacher, at T = 1, in nats per token by step, one line per run"
 
         page.get_by_role("radio", name="Agreement").click()
         wait_for(lambda: "steady-hidden 25.0 % at 4" in texts_of(legend))
         assert text_of(overview.locator(".curve-note")).endswith("on the validation set.")
 
 
-def test_a_panel_draws_its_run_also_where_the_overview_does_not(page, home):  # noqa: F811
+def test_a_panel_draws_its_run_even_if_the_overview_does_not(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create()
     service.wait(run_id, "running")
@@ -104,7 +104,7 @@ def test_a_panel_draws_its_run_also_where_the_overview_does_not(page, home):  # 
     before = int(drawn.get_attribute("data-points"))
     wait_for(lambda: int(drawn.get_attribute("data-points")) > before)
     own.get_by_role("radio", name="KL to teacher").click()
-    wait_for(lambda: "Learns from labels alone" in text_of(own))
+    wait_for(lambda: "This run learns from labels only" in text_of(own))
     # Its choice is its own.
     assert text_of(page.locator("#curves h2")) == "Validation loss"
 
@@ -137,13 +137,14 @@ def test_events_are_a_timeline_whose_lines_open_to_their_fields(page, home):  # 
     wait_for(lambda: len(lines_of(page)) == 6)
     export = folder.export_path
     assert lines_of(page) == [
-        f"Exported {DASH} of step 1 300 {DOT} validation loss 2.5000 {DOT} {export}",
+        f"Exported {DASH} step 1 300 {DOT} validation loss 2.5000 {DOT} {export}",
         f"News {DASH} sent bytes 1.5 MB {DOT} wait seconds 250 ms {DOT} rows 12 345",
         f"Checkpoint {DASH} at step 1 300",
-        f"A process was lost {DASH} rank 1 of 2 was ended by SIGKILL {DOT} restart 1",
+        f"Process lost {DASH} rank 1 of 2 was ended by SIGKILL {DOT} restart 1",
         f"12 checkpoints {DASH} last at step 1 200",
-        f"Assembled {DASH} 2 processes on cpu {DOT} 238 272 parameters {DOT} 2 073 rows to learn "
-        f"{DOT} 20 to validate {DOT} teacher demo-teacher {DOT} needs 12 MB of 20 GB free",
+        f"Ready to train {DASH} 2 processes on cpu {DOT} 238 272 parameters "
+        f"{DOT} 2 073 training rows {DOT} 20 validation rows {DOT} teacher demo-teacher "
+        f"{DOT} needs 12 MB of 20 GB free",
     ]
     assert f"Export {export}" in texts_of(page.locator("#panel-facts div"))
     timeline = page.locator("#tab-events")
@@ -177,7 +178,7 @@ def test_samples_are_in_the_order_of_the_prompts_beside_the_one_text_of_the_teac
         open_page(page, service, f"/#/runs/{run_id}")
         page.get_by_role("tab", name="Samples").click()
         tab = page.locator("#tab-samples")
-        missing = "Comes with the last evaluation."
+        missing = "Added at the last evaluation."
         first = f"Prompt first Student first 0 Teacher {missing}"
         second = f"Prompt second Student second 0 Teacher {missing}"
         wait_for(lambda: text_of(tab) == f"Step 0 {first} {second}")
@@ -190,7 +191,7 @@ def test_samples_are_in_the_order_of_the_prompts_beside_the_one_text_of_the_teac
         )
 
 
-def test_a_text_of_white_space_alone_is_seen(page, home):  # noqa: F811
+def test_a_text_of_only_white_space_is_seen(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create(steps=3)
     service.wait(run_id, "succeeded")
@@ -201,7 +202,7 @@ def test_a_text_of_white_space_alone_is_seen(page, home):  # noqa: F811
     texts = page.locator("#tab-samples dd")
     wait_for(lambda: texts.count() == 3)
     space, tab, line = "\N{OPEN BOX}", "\N{RIGHTWARDS ARROW TO BAR}", "\u21b5"
-    assert texts.all_text_contents() == [" p ", f"{space}{tab}{line}\n{space}", "Nothing."]
+    assert texts.all_text_contents() == [" p ", f"{space}{tab}{line}\n{space}", "Empty"]
 
 
 def test_a_field_is_named_as_the_spec_has_it(page, home):  # noqa: F811
@@ -214,12 +215,12 @@ def test_a_field_is_named_as_the_spec_has_it(page, home):  # noqa: F811
     open_page(page, service, f"/#/runs/{run_id}")
     wait_for(lambda: len(lines_of(page)) >= 2)
     assert lines_of(page)[:2] == [
-        f"Waited for its teacher {DASH} The teacher is away.",
-        f"Waited for its teacher {DASH} data.validation_path: all 523 rows are short.",
+        f"Slowed by its teacher {DASH} The teacher is away.",
+        f"Slowed by its teacher {DASH} data.validation_path: all 523 rows are short.",
     ]
 
 
-def test_a_run_that_is_not_there_is_said_until_it_is_dismissed(page, home):  # noqa: F811
+def test_a_missing_run_is_reported_until_the_notice_is_dismissed(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create(steps=3)
     service.wait(run_id, "succeeded")

@@ -75,21 +75,21 @@ def test_a_card_says_what_the_teacher_does_and_what_each_run_has_had(page, home)
         )
         assert [text_of(figure) for figure in card.locator(".figures div:visible").all()] == [
             "9.9 k tokens/s, last minute",
-            "3 in the queue",
-            "93 % device in use",
-            "75 % from the cache",
+            "3 requests in flight",
+            "93 % device utilization",
+            "75 % cache hits",
             "123 k tokens scored",
         ]
         assert [text_of(fact) for fact in card.locator(".work div:visible").all()] == [
-            "Measured at its start 12 k tokens/s",
-            "Waiting 48 k tokens",
+            "Measured at startup 12 k tokens/s",
+            "Queued 48 k tokens",
             "Cache 1.2 GB of 4.0 GB",
-            "On disk 5.0 GB of 90 GB",
-            "Forwards 7.7 k",
+            "Disk cache 5.0 GB of 90 GB",
+            "Forward passes 7.7 k",
             "Padding 1.0 %",
             "Sent 3.0 GB",
-            "Up for 1:00",
-            "Turned away 12",
+            "Uptime 1:00",
+            "Rejected requests 12",
         ]
         assert not card.locator(".warning").is_visible()
         assert accounts_of(page) == [
@@ -115,13 +115,13 @@ def test_many_runs_are_folded_and_unfolded_and_stay_so(page, home):  # noqa: F81
         service = Service(home, "--teacher", address)
         open_page(page, service)
         wait_for(lambda: len(accounts_of(page)) == 4)
-        assert text_of(page.locator(".accounts summary")) == "20 runs since its start"
-        page.get_by_role("button", name="All 20").click()
+        assert text_of(page.locator(".accounts summary")) == "20 runs since it started"
+        page.get_by_role("button", name="Show all 20").click()
         assert [row[0] for row in accounts_of(page)] == [f"run-{n:02}" for n in range(20)]
         teacher.stats.runs[19].compute_seconds = 99.0
         wait_for(lambda: accounts_of(page)[0][0] == "run-19")
         assert len(accounts_of(page)) == 20
-        page.get_by_role("button", name="Fewer").click()
+        page.get_by_role("button", name="Show fewer").click()
         assert len(accounts_of(page)) == 4
         page.locator(".accounts summary").click()
         wait_for(lambda: page.evaluate("localStorage.getItem('lectern-accounts-folded')"))
@@ -144,7 +144,7 @@ def test_a_teacher_without_runs_or_of_an_earlier_version_shows_what_it_says(
         wait_for(card.locator("h2").is_visible)
         assert [text_of(fact) for fact in card.locator(".work div:visible").all()] == [
             "Sent 0 B",
-            "Up for 1:00",
+            "Uptime 1:00",
         ]
         assert not card.locator(".accounts").is_visible()
 
@@ -195,7 +195,7 @@ def test_cards_with_many_runs_and_long_names_fit_the_window(page, home, width): 
         page.set_viewport_size({"width": width, "height": 800})
         open_page(page, service)
         wait_for(lambda: page.locator(".accounts tbody tr").count() == 8)
-        page.get_by_role("button", name="All 20").first.click()
+        page.get_by_role("button", name="Show all 20").first.click()
         assert page.locator(".accounts tbody tr").count() == 24
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         spills = page.eval_on_selector_all(

@@ -1,0 +1,217 @@
+/**
+ * What the control plane sends, as `control_plane/views.py` describes it; a test holds each
+ * interface against the model of the same name (`Run` against `RunView`). Never loaded by the page.
+ * Times are Unix seconds; null means "not known" or "does not apply".
+ */
+
+declare global {
+  interface Window {
+    uPlot: typeof import("uplot");
+  }
+}
+
+export type RunState =
+  | "queued" | "starting" | "running" | "waiting_for_teacher" | "stopping"
+  | "stopped" | "succeeded" | "failed" | "interrupted";
+
+export type Wanted = "running" | "stopped";
+
+export interface Run {
+  id: string;
+  name: string;
+  state: RunState;
+  wanted: Wanted;
+  reason: string | null;
+  message: string | null;
+  since: number;
+  created_at: number;
+  revision: number;
+  attempt: number;
+  resumable: boolean;
+  resumes_at: number | null;
+  queue_position: number | null;
+  alpha: number;
+  temperature: number | null;
+  representation: string | null;
+  top_k: number | null;
+  num_draws: number | null;
+  teacher: string | null;
+  student: string;
+  keep_every_nth_layer: number | null;
+  lora_rank: number | null;
+  dataset: string | null;
+  step: number;
+  steps: number;
+  checkpoint_step: number | null;
+  device: string | null;
+  tokens_per_second: number | null;
+  teacher_wait_share: number | null;
+  latest: Record<string, number | null>;
+  elapsed_seconds: number;
+  heartbeat: number | null;
+  stale_since: number | null;
+}
+
+/** A run in the page. */
+export interface ShownRun extends Run {
+  /** Which line style it has: its place in the order in which the page met the runs. */
+  index: number;
+  /** When this view of it arrived. */
+  received: number;
+}
+
+export interface RunDetail extends Run {
+  spec: Record<string, any>;
+  history: HistoryEntry[];
+  folder: string;
+}
+
+/** A change of state, or an event of the trainer. */
+export interface HistoryEntry {
+  at: number;
+  kind: string;
+  state: RunState | null;
+  wanted: Wanted | null;
+  attempt: number | null;
+  reason: string | null;
+  message: string | null;
+  details: Record<string, any>;
+}
+
+export interface RunsPage {
+  runs: Run[];
+  next_cursor: string | null;
+  revision: number;
+}
+
+/** What was measured at one step, by metric name. A null was not a finite number. */
+export interface MetricsRecord {
+  step: number;
+  [metric: string]: number | null;
+}
+
+export interface Metrics {
+  run_id: string;
+  metrics: MetricsRecord[];
+  cursor: string;
+  rewound: boolean;
+  more: boolean;
+}
+
+export interface Sample {
+  step: number;
+  prompt: string;
+  student: string;
+  teacher: string | null;
+}
+
+export interface Samples {
+  run_id: string;
+  samples: Sample[];
+}
+
+export interface Representation {
+  name: string;
+  offered: boolean;
+  reason: string;
+}
+
+export interface Cache {
+  hits: number;
+  misses: number;
+  hit_share: number | null;
+  evictions: number;
+  used_bytes: number;
+  capacity_bytes: number;
+  disk_hits: number;
+  disk_used_bytes: number;
+  disk_capacity_bytes: number;
+}
+
+/** What one run has had of a teacher. */
+export interface Account {
+  run_id: string;
+  name: string | null;
+  requests: number;
+  tokens: number;
+  sent_bytes: number;
+  compute_seconds: number;
+  compute_share: number | null;
+  mean_queue_seconds: number | null;
+  cache_hits: number;
+  hit_share: number | null;
+  weight: number | null;
+}
+
+export interface Teacher {
+  address: string;
+  reachable: boolean;
+  problem: string | null;
+  seen_at: number | null;
+  configured: boolean;
+  runs: string[];
+  warning: string | null;
+  model: string | null;
+  revision: string | null;
+  engine: string | null;
+  num_parameters: number | null;
+  fingerprint: string | null;
+  weights_sha256: string | null;
+  device: string | null;
+  device_utilization: number | null;
+  dtype: string | null;
+  quantization: string | null;
+  mode: string | null;
+  representations: Representation[];
+  uptime_seconds: number | null;
+  measured_tokens_per_second: number | null;
+  tokens_per_second: number | null;
+  scored_tokens: number | null;
+  scored_sequences: number | null;
+  sent_bytes: number | null;
+  compute_seconds: number | null;
+  forwards: number | null;
+  padding_share: number | null;
+  queued_requests: number | null;
+  queued_tokens: number | null;
+  running_requests: number | null;
+  max_queued_requests: number | null;
+  refused_requests: number | null;
+  failed_requests: number | null;
+  cache: Cache | null;
+  accounts: Account[];
+  num_accounts: number | null;
+}
+
+export interface Teachers {
+  teachers: Teacher[];
+}
+
+export interface Model {
+  path: string;
+  problem: string | null;
+  architecture: string | null;
+  vocab_size: number | null;
+  has_weights: boolean;
+  has_tokenizer: boolean;
+  weights_bytes: number | null;
+}
+
+export interface Models {
+  models: Model[];
+}
+
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  detail: string;
+  reason: string;
+  retryable: boolean;
+  errors: FieldProblem[];
+}
+
+export interface FieldProblem {
+  field: string;
+  message: string;
+}
