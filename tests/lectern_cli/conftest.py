@@ -108,7 +108,7 @@ def stand_in_trainer(tmp_path_factory, monkeypatch) -> Path:
     """Puts the stand-in trainer alone before the real one, for child processes."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return folder
 
 
@@ -119,7 +119,7 @@ def stand_ins(tmp_path_factory, monkeypatch) -> Path:
     (folder / "teacher_server.py").write_text(_TEACHER_SERVER)
     (folder / "control_plane.py").write_text(_CONTROL_PLANE)
     (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return folder
 
 

@@ -2,6 +2,7 @@
 (tests/student_trainer/test_dry_run.py) what the real one finds."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         (package / "__init__.py").write_text("")
         program = _CHILD.replace("{looked!r}", repr({**LOOKED, **looked}))
         (package / "dry_run.py").write_text(program)
-        monkeypatch.setenv("PYTHONPATH", str(package.parent))
+        monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
         return package / "asked.json"
 
     return put
@@ -243,7 +244,7 @@ def test_a_trainer_that_does_not_start_is_told(lectern, home, tmp_path, monkeypa
     package = tmp_path / "broken/student_trainer"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('no torch here')")
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
 
     ended = lectern("train", write_spec(home), "--home", home, "--dry-run")
 

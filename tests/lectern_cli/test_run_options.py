@@ -3,6 +3,7 @@
 `lectern train` has no options of a run: it takes them all from the YAML file.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> 
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "dry_run.py").write_text("print('{\"checks\": []}')")
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
     taken: set[str] = set()
     for text in SPECS:
         path = tmp_path / "spec.yaml"
