@@ -29,7 +29,6 @@ from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
 from student_trainer.disk_full import is_disk_full
-from student_trainer.quiet_recorder import QuietRecorder, RunRecorder
 from student_trainer.rank_processes import (
     RANK_LOST,
     RanksLost,
@@ -40,7 +39,7 @@ from student_trainer.rank_processes import (
     supervisor_pid,
     why_restarted,
 )
-from student_trainer.recorder import Recorder
+from student_trainer.recorder import QuietRecorder, Recorder, RunRecorder
 from student_trainer.stopping import Stop, StopRequested
 
 _log = structlog.get_logger()

@@ -29,8 +29,8 @@ from student_trainer.export import export_student
 from student_trainer.objective import Objective
 from student_trainer.optimizer import build_adamw
 from student_trainer.origins import LoadedStudent, load_student
-from student_trainer.quiet_recorder import RunRecorder
 from student_trainer.ranks import Ranks
+from student_trainer.recorder import RunRecorder
 from student_trainer.resumption import (
     best_saved,
     newest_of_all,

@@ -20,8 +20,8 @@ from student_trainer.students import Student
 from student_trainer.targets import Representation, TargetsProvider
 
 
-class Recorder(Protocol):
-    """Who is told how the run goes. Nothing but `before_checkpoint` may wait."""
+class StepRecorder(Protocol):
+    """What the loop tells of its steps. Nothing but `before_checkpoint` may wait."""
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Takes the metrics of the step after which `step` are finished."""
@@ -96,7 +96,7 @@ class Parts:
     batches: TrainingBatches
     validation: Callable[[], Iterable[Batch]] | None
     teaching: Teaching | None
-    recorder: Recorder
+    recorder: StepRecorder
     checkpoints: CheckpointStore | None = None
     checkpoint_facts: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)

@@ -22,9 +22,8 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status, read_json_lines
 from student_trainer.__main__ import live, main
 from student_trainer.checkpoint import CheckpointStore
-from student_trainer.quiet_recorder import QuietRecorder
 from student_trainer.rank_processes import RANK_LOST, RanksLost
-from student_trainer.recorder import Recorder
+from student_trainer.recorder import QuietRecorder, Recorder
 from student_trainer.stopping import Stop, StopRequested
 from tests.servers import wait_for
 from tests.student_trainer.runs import (
