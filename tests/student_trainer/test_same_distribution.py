@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lectern_common.errors import SameWeights
+from lectern_common.spec_sections import LoraSpec
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.kept_layers import keep_every_nth_layer
@@ -36,10 +37,7 @@ def adapted(folder: Path, dropout: float = 0.0) -> CausalStudent:
     model = load_causal_lm(folder, "float32")
     adapters = add_adapters(
         model,
-        rank=2,
-        alpha=4.0,
-        dropout=dropout,
-        targets=None,
+        LoraSpec(rank=2, alpha=4.0, dropout=dropout),
         seed=0,
         base=None,
         revision=None,
