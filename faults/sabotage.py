@@ -38,12 +38,12 @@ def _no_checkpoint_at_the_end(program: str) -> None:
 
 def _no_deadline(program: str) -> None:
     if program == "trainer":
-        from student_trainer import remote_teacher
+        from student_trainer import teacher_calls
 
         def forever(_seconds: float, _left: float | None) -> None:
             return None
 
-        put(remote_teacher, "_within", forever)
+        put(teacher_calls, "_within", forever)
 
 
 def _fingerprints_not_compared(program: str) -> None:

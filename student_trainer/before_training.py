@@ -90,7 +90,6 @@ def check_before_training(
     spec: RunSpec,
     student: CausalStudent,
     teaching: Teaching | None,
-    model: teacher_pb2.Model | None,
     batch_at: Callable[[int], Batch],
     device: torch.device,
     *,
@@ -101,7 +100,7 @@ def check_before_training(
     Args:
         spec: the run's.
         student: whole, on its device.
-        teaching, model: its teacher, and what that says of itself; None without one.
+        teaching: by its teacher; None without one.
         batch_at: gives the rows of a step.
         device: where it is trained.
         asks_teacher: probe the teacher too: one rank of all does, and a resumed run has done so.
@@ -111,6 +110,7 @@ def check_before_training(
         TeacherError: the teacher's answers are not what they promise.
         LecternError: as TargetsProvider.score says.
     """
+    model = None if teaching is None else teaching.model
     estimate = memory_needed(spec, shape_of(student.model), model, device)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
     # On the CPU all of this machine's processes of the run are about here, and hold as much each.

@@ -166,6 +166,7 @@ def _probed(
     from student_trainer.remote_teacher import RemoteTeacher
     from student_trainer.stopping import Stop
     from student_trainer.targets import Representation
+    from student_trainer.teacher_calls import TeacherCalls
 
     secrets = read_secrets(roots, SecretFiles.of(teacher))
     with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
@@ -176,14 +177,16 @@ def _probed(
     with (
         tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
         RemoteTeacher(
-            TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+            TeacherCalls(
+                TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+                deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
+                outage_budget_seconds=0.0,
+                stop=Stop(),
+            ),
             run_id=spec.name,
             vocab_size=asked,
             device=torch.device("cpu"),
-            deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
-            outage_budget_seconds=0.0,
             cache_root=Path(cache),
-            stop=Stop(),
         ) as remote,
     ):
         model = remote.connect()

@@ -1,25 +1,20 @@
 """The prompts that a run spec has student and teacher go on with, checked and opened."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from lectern_common.run_folder import RunFolder
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import TOKENIZER_NAME
 from lectern_models.loading import max_positions
 from protos import teacher_pb2
 from student_trainer.origins import LoadedStudent
-from student_trainer.ranks import Ranks
 from student_trainer.run_data import Data
+from student_trainer.run_parts import RunContext
 from student_trainer.samples import (
     Prompts,
     Samples,
     TeacherTexts,
     encoded_prompts,
 )
-from student_trainer.stopping import Stop
 from student_trainer.targets import TargetsProvider
 
 _UNLIMITED = 1 << 30
@@ -61,35 +56,26 @@ def checked_prompts(
 
 
 def open_samples(
-    prompts: Prompts | None,
-    folder: RunFolder,
-    first_step: int,
-    device: torch.device,
-    provider: TargetsProvider | None,
-    stop: Stop,
-    on_event: Callable[..., Any],
-    ranks: Ranks,
+    run: RunContext, prompts: Prompts | None, provider: TargetsProvider | None, first_step: int
 ) -> Samples | None:
     """Returns what samples a run, its teacher asked from now on; None without prompts.
 
+    All ranks write on; the first asks the teacher, and keeps what was written.
+
     Args:
+        run: its recorder is told if there is nothing to come from the teacher.
         prompts: see `checked_prompts`.
-        folder: of the run.
-        first_step: of the next samples; lines of it and later ones are dropped.
-        device: the student's.
         provider: the teacher; None: the run has none.
-        stop: ends the student's writing, and the wait for the teacher.
-        on_event: told where there is nothing to come from the teacher.
-        ranks: all write on; the first asks the teacher, and keeps what was written.
+        first_step: of the next samples; lines of it and later ones are dropped.
     """
     if prompts is None:
         return None
-    path = folder.samples_path if ranks.is_first else None
+    path = run.folder.samples_path if run.ranks.is_first else None
     teacher = None
-    if provider is not None and ranks.is_first:
+    if provider is not None and run.ranks.is_first:
         teacher = TeacherTexts(provider, prompts)
-    samples = Samples(prompts, device, path, teacher, stop, on_event, ranks)
-    with ranks.together():
+    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
+    with run.ranks.together():
         samples.keep_before(first_step)
     return samples
 
