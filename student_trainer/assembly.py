@@ -35,8 +35,9 @@ from student_trainer.resumption import (
 )
 from student_trainer.run_data import Data, open_data
 from student_trainer.run_parts import Parts, Progress, RunContext, Settings, Teaching
-from student_trainer.run_samples import checked_prompts, open_samples
+from student_trainer.run_samples import checked_prompts
 from student_trainer.run_teacher import open_teaching, teacher_facts
+from student_trainer.samples import Prompts, Samples, TeacherTexts
 from student_trainer.schedule import Schedule
 from student_trainer.sharding import shard
 from student_trainer.students import CausalStudent
@@ -195,8 +196,6 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
             **_described(run, loaded, data, teaching),
             **found,
         )
-    # The samples of a step that is evaluated already are there.
-    first_step = progress.step + ("loss/val" in progress.record)
     parts = Parts(
         student=loaded.student,
         optimizer=optimizer,
@@ -210,9 +209,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         checkpoint_facts=facts,
         stop=run.stop,
         ranks=ranks,
-        samples=open_samples(
-            run, prompts, None if teaching is None else teaching.provider, first_step
-        ),
+        samples=_samples(run, prompts, teaching, progress),
     )
     return Assembly(run, parts, _settings(spec), progress, loaded, data)
 
@@ -285,6 +282,26 @@ def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | 
         checkpoint_step=None if checkpoint is None else checkpoint.step,
     )
     return progress
+
+
+def _samples(
+    run: RunContext, prompts: Prompts | None, teaching: Teaching | None, progress: Progress
+) -> Samples | None:
+    """Returns what samples the run, its teacher asked from now on; None without prompts.
+
+    All ranks write on; the first asks the teacher, and keeps what was written.
+    """
+    if prompts is None:
+        return None
+    path = run.folder.samples_path if run.ranks.is_first else None
+    teacher = None
+    if teaching is not None and run.ranks.is_first:
+        teacher = TeacherTexts(teaching.provider, prompts)
+    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
+    with run.ranks.together():
+        # Those of a step that is evaluated already are there.
+        samples.keep_before(progress.step + ("loss/val" in progress.record))
+    return samples
 
 
 def _facts(

@@ -8,14 +8,7 @@ from lectern_models.loading import max_positions
 from protos import teacher_pb2
 from student_trainer.origins import LoadedStudent
 from student_trainer.run_data import Data
-from student_trainer.run_parts import RunContext
-from student_trainer.samples import (
-    Prompts,
-    Samples,
-    TeacherTexts,
-    encoded_prompts,
-)
-from student_trainer.targets import TargetsProvider
+from student_trainer.samples import Prompts, encoded_prompts
 
 _UNLIMITED = 1 << 30
 
@@ -53,31 +46,6 @@ def checked_prompts(
         vocab_size=loaded.student.vocab_size,
         max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
     )
-
-
-def open_samples(
-    run: RunContext, prompts: Prompts | None, provider: TargetsProvider | None, first_step: int
-) -> Samples | None:
-    """Returns what samples a run, its teacher asked from now on; None without prompts.
-
-    All ranks write on; the first asks the teacher, and keeps what was written.
-
-    Args:
-        run: its recorder is told if there is nothing to come from the teacher.
-        prompts: see `checked_prompts`.
-        provider: the teacher; None: the run has none.
-        first_step: of the next samples; lines of it and later ones are dropped.
-    """
-    if prompts is None:
-        return None
-    path = run.folder.samples_path if run.ranks.is_first else None
-    teacher = None
-    if provider is not None and run.ranks.is_first:
-        teacher = TeacherTexts(provider, prompts)
-    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
-    with run.ranks.together():
-        samples.keep_before(first_step)
-    return samples
 
 
 def _ends(token_ids: Any) -> set[int]:
