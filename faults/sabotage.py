@@ -52,14 +52,14 @@ def _fingerprints_not_compared(program: str) -> None:
 
     if program == "trainer":
         from lectern_common.replicas import TeacherReplicas
-        from student_trainer import head_assembly, remote_teacher, reply_assembly
+        from student_trainer import head, remote_teacher, reply_assembly
 
         def first_model(self: TeacherReplicas, timeout_seconds: float = 10.0) -> Any:
             return self.first_answer(lambda channel: channel.get_model(timeout_seconds))
 
         put(TeacherReplicas, "get_model", first_model)
         put(reply_assembly, "require_fingerprint", trusting)
-        put(head_assembly, "require_fingerprint", trusting)
+        put(head, "require_fingerprint", trusting)
         put(remote_teacher, "require_same_teacher", trusting)
     else:
         from teacher_server import validation

@@ -2,7 +2,7 @@
 
 So resuming sets a number and replays nothing, and every run with the same seed, data and sizes
 sees the same rows in the same order, whatever else differs: also the number of ranks, which share
-a step's rows out among them. `opening.py` makes rows of a dataset folder.
+a step's rows out among them. `dataset.py` makes rows of a dataset folder.
 """
 
 from collections.abc import Iterator, Sequence

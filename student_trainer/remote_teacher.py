@@ -24,8 +24,12 @@ from lectern_common.teacher_identity import TeacherIdentity, require_same_teache
 from lectern_common.wire import PROTOCOL_VERSION, pack_mask
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.head_assembly import assemble_head
-from student_trainer.head_cache import cached_head_path, read_cached_head, write_cached_head
+from student_trainer.head import (
+    assemble_head,
+    cached_head_path,
+    read_cached_head,
+    write_cached_head,
+)
 from student_trainer.reply_assembly import (
     KINDS,
     Expected,
@@ -116,7 +120,7 @@ class RemoteTeacher:
             LecternError: as TargetsProvider.score.
         """
         model = self._calls.model()
-        # The server's word, which becomes a file name: see head_cache.py.
+        # The server's word, which becomes a file name: see head.py.
         if not _FINGERPRINT.fullmatch(model.fingerprint):
             raise TeacherError(
                 f"the teacher at {self._calls.address} says its fingerprint is "
