@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from student_trainer.batch_sources import Batch, batch_of, synthetic_row
+from student_trainer.batch import Batch, batch_of
+from student_trainer.batch_sources import synthetic_row
 from student_trainer.loop import train
 from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
+from student_trainer.optim import build_adamw
 from student_trainer.run_parts import Parts, Progress, Settings, StepRecorder, Teaching
 from student_trainer.students import Student
 

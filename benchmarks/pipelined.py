@@ -31,7 +31,7 @@ from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, far_away, on_cpus, served, write_model
 from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.micro_batch import ask
 from student_trainer.prefetch import Prefetch
 from student_trainer.remote_teacher import RemoteTeacher

@@ -1,7 +1,7 @@
 """A run spec turned into the parts of a run: every field of the spec is read here, or refused.
 
 student     student.*, device.kind, device.compile, seed
-data        data.*, evaluation.max_sequences (run_data.py), batch.sequences_per_step, seed
+data        data.*, evaluation.max_sequences (select.py), batch.sequences_per_step, seed
 teacher     teacher.*, objective.temperature
 optimizer   optimizer.*, schedule.*
 checkpoints checkpoint.*
@@ -20,25 +20,23 @@ from lectern_common.run_folder import EARLY_STOPPED
 from lectern_common.run_spec import RunSpec, require_resumable
 from lectern_common.spec_file import dump_spec, parse_spec
 from lectern_models.loading import num_parameters
-from student_trainer.before_training import check_before_training
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
+from student_trainer.checks import check_before_training
 from student_trainer.datasets import ShuffledBatches, in_order
 from student_trainer.devices import device_name
 from student_trainer.export import export_student
 from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
+from student_trainer.optim import Schedule, build_adamw
 from student_trainer.origins import LoadedStudent, load_student
 from student_trainer.resumption import (
     best_saved,
     newest_of_all,
     taught_by,
 )
-from student_trainer.run_data import Data, open_data
 from student_trainer.run_parts import Parts, Progress, RunContext, Settings, Teaching
-from student_trainer.run_samples import checked_prompts
 from student_trainer.run_teacher import open_teaching, teacher_facts
-from student_trainer.samples import Prompts, Samples, TeacherTexts
-from student_trainer.schedule import Schedule
+from student_trainer.samples import Prompts, Samples, TeacherTexts, checked_prompts
+from student_trainer.select import Data, open_data
 from student_trainer.sharding import shard
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors

@@ -13,13 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import InvalidSpec
-from student_trainer.batch_sources import (
-    SYNTHETIC_ROWS,
-    Batch,
-    Tokens,
-    TokenStream,
-    synthetic_row,
-)
+from student_trainer.batch import Batch, Tokens
+from student_trainer.batch_sources import SYNTHETIC_ROWS, TokenStream, synthetic_row
 from student_trainer.targets import IGNORE_INDEX
 
 

@@ -77,7 +77,7 @@ def look(
         asks_teacher: probe its answers, too.
         free: memory to count with, instead of what is free now.
     """
-    from student_trainer.before_training import free_memory
+    from student_trainer.checks import free_memory
     from student_trainer.devices import choose_device, device_name
 
     findings = Findings()
@@ -142,7 +142,7 @@ def _add_memory(
     free: FreeMemory,
     findings: Findings,
 ) -> None:
-    from student_trainer.before_training import memory_needed
+    from student_trainer.checks import memory_needed
 
     estimate = memory_needed(spec, shape, model, device)
     fit = memory_fit(estimate, free, spec.device.count)
@@ -202,7 +202,8 @@ def _probed(
 
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
     """Returns the beginning of the dataset's first rows, to be asked about."""
-    from student_trainer.batch_sources import Batch, TokenStream
+    from student_trainer.batch import Batch
+    from student_trainer.batch_sources import TokenStream
     from student_trainer.probe_batch import PROBE_SEQUENCES, ProbeRows
 
     length = min(spec.data.seq_len, _PROBED_TOKENS)

@@ -13,22 +13,22 @@ from torch import Tensor
 
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
 from lectern_models.output_head import OutputHead
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
+from student_trainer.checks import forward_kl_sum, require_something_to_learn
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
-from student_trainer.memory_in_use import memory_metrics
-from student_trainer.micro_batch import ask, at_valid_positions
-from student_trainer.objective import Objective, StepLoss, distillation_loss
-from student_trainer.optimizer import set_learning_rate
-from student_trainer.prefetch import MicroBatch, Prefetch
-from student_trainer.run_parts import Parts, Progress, Settings
-from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
-from student_trainer.sharding import gathered, split_again, whole
-from student_trainer.step_metrics import (
+from student_trainer.metrics import (
     count_metrics,
     loss_metrics,
+    memory_metrics,
     pace_metrics,
     wire_metrics,
 )
+from student_trainer.micro_batch import ask, at_valid_positions
+from student_trainer.objective import Objective, StepLoss, distillation_loss
+from student_trainer.optim import set_learning_rate
+from student_trainer.prefetch import MicroBatch, Prefetch
+from student_trainer.run_parts import Parts, Progress, Settings
+from student_trainer.sharding import gathered, split_again, whole
 from student_trainer.stopping import StopRequested
 from student_trainer.targets import TeacherTargets
 from student_trainer.training_state import model_tensors, optimizer_tensors

@@ -22,7 +22,7 @@ import torch
 
 from lectern_common.errors import TeacherError
 from protos import teacher_pb2
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.reply_assembly import KINDS
 from student_trainer.targets import (
     DenseTargets,

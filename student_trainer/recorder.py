@@ -33,9 +33,15 @@ from lectern_common.run_folder import (
     write_atomic,
 )
 from student_trainer.disk_full import Reserve, disk_full_as_error
-from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
+from student_trainer.sinks import (
+    Metrics,
+    MetricsFile,
+    QueuedSink,
+    Sink,
+    TensorBoard,
+    WeightsAndBiases,
+)
 from student_trainer.stopping import Stop
-from student_trainer.weights_and_biases import WeightsAndBiases
 
 _log = structlog.get_logger()
 

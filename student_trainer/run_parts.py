@@ -12,7 +12,7 @@ from lectern_common.run_folder import RunFolder, finite_record
 from lectern_common.run_spec import RunSpec
 from protos import teacher_pb2
 from student_trainer.advice import WaitAdvice
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.early_stopping import Best
 from student_trainer.objective import Objective

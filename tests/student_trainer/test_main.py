@@ -397,7 +397,7 @@ def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("student_trainer.metric_sinks.append_json_line", full)
+    monkeypatch.setattr("student_trainer.sinks.append_json_line", full)
     folder = home.run()
     assert trained(home, folder) == 75
     assert status_of(folder).reason == "disk_full"

@@ -13,7 +13,7 @@ import torch
 
 from lectern_common.errors import TeacherError
 from lectern_models.loading import load_causal_lm
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
 from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import (

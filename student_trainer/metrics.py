@@ -1,5 +1,6 @@
-"""What a step's line in metrics.jsonl says of losses and of the wire."""
+"""What a step's line in metrics.jsonl says: losses, counts, pace, memory and the wire."""
 
+import psutil
 import torch
 
 from student_trainer.objective import Objective, StepLoss
@@ -68,4 +69,12 @@ def wire_metrics(parts: Parts) -> dict[str, float]:
     }
     if positions:
         metrics["wire/bytes_per_token"] = received_bytes / positions
+    return metrics
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Returns memory/rss_bytes and, on CUDA, memory/cuda_peak_bytes (tensors, since the start)."""
+    metrics: dict[str, float] = {"memory/rss_bytes": psutil.Process().memory_info().rss}
+    if device.type == "cuda":
+        metrics["memory/cuda_peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return metrics
