@@ -158,8 +158,9 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
          those of the coming steps;
       2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
          valid positions, divided by the number of valid positions of the whole step, of all ranks;
-      3. where the loss or the gradient is not finite, skip the update, count it, end after three;
-      4. else clip the gradient, set the learning rate of s, update;
+      3. clip the gradient;
+      4. set the learning rate of s and update; if loss or gradient is not finite, skip the update
+         and count that instead, and end after three in a row;
       5. count, and collect the metrics.
 
     A step that is skipped still counts: the next one has its own rows and learning rate.
@@ -199,12 +200,11 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
     progress.step += 1
     progress.tokens_seen += num_tokens
+    seconds, waited = time.perf_counter() - began, prefetch.waited_seconds - waited
     progress.record = {
         **metrics,
         **count_metrics(parts, progress, normalizer),
-        **pace_metrics(
-            parts, num_tokens, time.perf_counter() - began, prefetch.waited_seconds - waited
-        ),
+        **pace_metrics(parts, num_tokens, seconds, waited),
         **memory_metrics(parts.device),
         **wire_metrics(parts),
     }
