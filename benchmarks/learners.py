@@ -241,7 +241,7 @@ def _plain(task: Task, _scratch: Path) -> Turn:
 
 def _adamw(student: Any) -> Any:
     from benchmarks.loops import BETAS, WEIGHT_DECAY
-    from student_trainer.optimizer import build_adamw
+    from student_trainer.optim import build_adamw
 
     return build_adamw(student, BETAS, WEIGHT_DECAY)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from student_trainer.batch_sources import Batch, batch_of, synthetic_row
+from student_trainer.batch import Batch, batch_of
+from student_trainer.batch_sources import synthetic_row
 from student_trainer.loop import train
 from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
-from student_trainer.run_parts import Parts, Progress, Recorder, Settings, Teaching
+from student_trainer.optim import build_adamw
+from student_trainer.run_parts import Parts, Progress, Settings, StepRecorder, Teaching
 from student_trainer.students import Student
 
 DISTILLATION = Objective(alpha=0.0, temperature=1.0)
@@ -39,7 +40,7 @@ class RandomBatches:
 class StepNotes:
     """A recorder that notes when each step ended, and its loss. `passed_on` is told the same."""
 
-    passed_on: Recorder | None = None
+    passed_on: StepRecorder | None = None
     ends: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -67,7 +68,7 @@ def train_noted(
     steps: int,
     *,
     objective: Objective = DISTILLATION,
-    recorder: Recorder | None = None,
+    recorder: StepRecorder | None = None,
     device: str = "cpu",
 ) -> StepNotes:
     """Trains the student for so many steps with the trainer's loop; it is on the device."""

@@ -134,10 +134,10 @@ def _train(student: Any, head: Any, vocab_size: int, sequences: int) -> None:
     import numpy as np
     import torch
 
-    from student_trainer.batch_sources import Batch
+    from student_trainer.batch import Batch
     from student_trainer.micro_batch import at_valid_positions
     from student_trainer.objective import Objective, StepLoss, distillation_loss
-    from student_trainer.optimizer import build_adamw
+    from student_trainer.optim import build_adamw
     from student_trainer.targets import HiddenTargets
 
     ids = np.random.default_rng(0).integers(0, vocab_size, (sequences, SEQ_LEN))

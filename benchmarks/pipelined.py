@@ -32,7 +32,7 @@ from benchmarks.servers import connected, far_away, on_cpus, served, write_model
 from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.micro_batch import ask
 from student_trainer.prefetch import Prefetch
 from student_trainer.remote_teacher import RemoteTeacher

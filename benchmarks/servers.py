@@ -17,6 +17,7 @@ from lectern_common.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
+from student_trainer.teacher_calls import TeacherCalls
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,18 @@ def connected(
     client: type[RemoteTeacher] = RemoteTeacher,
 ) -> Iterator[RemoteTeacher]:
     """Gives a client of the server, connected, that waits for no teacher that is away."""
-    with client(
+    calls = TeacherCalls(
         TeacherReplicas(address),
+        deadline_seconds=120,
+        outage_budget_seconds=0,
+        stop=stop or Stop(),
+    )
+    with client(
+        calls,
         run_id="benchmark",
         vocab_size=vocab_size,
         device=torch.device("cpu"),
-        deadline_seconds=120,
-        outage_budget_seconds=0,
         cache_root=cache,
-        stop=stop or Stop(),
     ) as remote:
         remote.connect()
         yield remote

@@ -38,12 +38,12 @@ def _no_checkpoint_at_the_end(program: str) -> None:
 
 def _no_deadline(program: str) -> None:
     if program == "trainer":
-        from student_trainer import remote_teacher
+        from student_trainer import teacher_calls
 
         def forever(_seconds: float, _left: float | None) -> None:
             return None
 
-        put(remote_teacher, "_within", forever)
+        put(teacher_calls, "_within", forever)
 
 
 def _fingerprints_not_compared(program: str) -> None:
@@ -52,14 +52,14 @@ def _fingerprints_not_compared(program: str) -> None:
 
     if program == "trainer":
         from lectern_common.replicas import TeacherReplicas
-        from student_trainer import head_assembly, remote_teacher, reply_assembly
+        from student_trainer import head, remote_teacher, reply_assembly
 
         def first_model(self: TeacherReplicas, timeout_seconds: float = 10.0) -> Any:
             return self.first_answer(lambda channel: channel.get_model(timeout_seconds))
 
         put(TeacherReplicas, "get_model", first_model)
         put(reply_assembly, "require_fingerprint", trusting)
-        put(head_assembly, "require_fingerprint", trusting)
+        put(head, "require_fingerprint", trusting)
         put(remote_teacher, "require_same_teacher", trusting)
     else:
         from teacher_server import validation

@@ -151,10 +151,10 @@ def _clock_back(value: str) -> None:
 
 
 def _stalled_metrics(value: str) -> None:
-    from student_trainer import metric_sinks
+    from student_trainer import sinks
 
     seconds, _, lines = value.partition(":")
-    create, write = metric_sinks.QueuedSink.__init__, metric_sinks.MetricsFile.write
+    create, write = sinks.QueuedSink.__init__, sinks.MetricsFile.write
 
     def created(self: Any, sink: Any, *_: object, **named: Any) -> None:
         create(self, sink, **{**named, "limit": int(lines)})
@@ -163,8 +163,8 @@ def _stalled_metrics(value: str) -> None:
         time.sleep(float(seconds))
         write(self, *arguments)
 
-    put(metric_sinks.QueuedSink, "__init__", created)
-    put(metric_sinks.MetricsFile, "write", stalled)
+    put(sinks.QueuedSink, "__init__", created)
+    put(sinks.MetricsFile, "write", stalled)
 
 
 def _full_disk(value: str) -> None:

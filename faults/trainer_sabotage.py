@@ -146,7 +146,7 @@ def _a_workers_end_ends_all(program: str) -> None:
 
 
 def _the_loop_writes_its_metrics(_program: str) -> None:
-    from student_trainer.metric_sinks import QueuedSink
+    from student_trainer.sinks import QueuedSink
 
     def at_once(self: QueuedSink, step: int, metrics: Any) -> None:
         self._sink.write(step, metrics)

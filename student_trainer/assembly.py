@@ -1,48 +1,43 @@
 """A run spec turned into the parts of a run: every field of the spec is read here, or refused.
 
 student     student.*, device.kind, device.compile, seed
-data        data.*, evaluation.max_sequences (run_data.py), batch.sequences_per_step, seed
+data        data.*, evaluation.max_sequences (select.py), batch.sequences_per_step, seed
 teacher     teacher.*, objective.temperature
 optimizer   optimizer.*, schedule.*
 checkpoints checkpoint.*
-(device.threads and report_to are applied by __main__)
+(device.threads and report_to are applied by run_life.py)
 """
 
 import hashlib
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lectern_common.errors import CorruptData, Incompatible
-from lectern_common.roots import Roots
-from lectern_common.run_folder import EARLY_STOPPED, RunFolder
+from lectern_common.run_folder import EARLY_STOPPED
 from lectern_common.run_spec import RunSpec, require_resumable
 from lectern_common.spec_file import dump_spec, parse_spec
 from lectern_models.loading import num_parameters
-from protos import teacher_pb2
-from student_trainer.before_training import check_before_training
-from student_trainer.checkpoint import CheckpointStore
+from student_trainer.checkpoint import Checkpoint, CheckpointStore
+from student_trainer.checks import check_before_training
 from student_trainer.datasets import ShuffledBatches, in_order
-from student_trainer.devices import choose_device, device_name
+from student_trainer.devices import device_name
 from student_trainer.export import export_student
 from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
+from student_trainer.optim import Schedule, build_adamw
 from student_trainer.origins import LoadedStudent, load_student
-from student_trainer.quiet_recorder import RunRecorder
-from student_trainer.ranks import Ranks
 from student_trainer.resumption import (
     best_saved,
     newest_of_all,
     taught_by,
 )
-from student_trainer.run_data import Data, open_data
-from student_trainer.run_parts import Parts, Progress, Settings, Teaching
-from student_trainer.run_samples import checked_prompts, open_samples
-from student_trainer.run_teacher import connect_teacher, teacher_facts
-from student_trainer.schedule import Schedule
+from student_trainer.run_parts import Parts, Progress, RunContext, Settings, Teaching
+from student_trainer.run_teacher import open_teaching, teacher_facts
+from student_trainer.samples import Prompts, Samples, TeacherTexts, checked_prompts
+from student_trainer.select import Data, open_data
 from student_trainer.sharding import shard
-from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
 
@@ -51,26 +46,30 @@ from student_trainer.training_state import load_model_tensors, load_optimizer_te
 class Assembly:
     """A run that is ready to be trained from `progress` on, and then exported."""
 
-    spec: RunSpec
+    context: RunContext
     parts: Parts
     settings: Settings
     progress: Progress
     loaded: LoadedStudent
     data: Data
-    roots: Roots
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.context.spec
 
     @property
     def student(self) -> CausalStudent:
         return self.loaded.student
 
-    def export(self, folder: RunFolder) -> None:
+    def export(self) -> None:
         """Writes export/: with patience of the lowest validation loss, else of the last step.
 
         Raises:
             CorruptData: the checkpoint with these weights is gone, or broken.
             DiskFull and others: as export.py says.
         """
-        student, progress = self._to_export(folder)
+        folder = self.context.folder
+        student, progress = self._to_export()
         facts, record = self.parts.checkpoint_facts, progress.record
         rows_seen = progress.step * self.spec.batch.sequences_per_step
         manifest = self.data.manifest
@@ -117,7 +116,7 @@ class Assembly:
             return None, None
         return EARLY_STOPPED, self.progress.best.sentence()
 
-    def _to_export(self, folder: RunFolder) -> tuple[CausalStudent, Progress]:
+    def _to_export(self) -> tuple[CausalStudent, Progress]:
         """Returns the trained student in one piece, and where it was in the run.
 
         Of several ranks each holds but a part; the weights of an earlier step are nowhere but in
@@ -131,36 +130,24 @@ class Assembly:
             return self.student, self.progress
         store, begun = self.parts.checkpoints, self.parts.checkpoint_facts
         if store is None:
-            raise CorruptData(f"run {folder.run_id} has no checkpoint to export")
+            raise CorruptData(f"run {self.context.folder.run_id} has no checkpoint to export")
         checkpoint = store.at(step)
         student = self.student
         if not is_whole:
-            student = load_student(self.spec, self.roots, torch.device("cpu"), begun).student
+            student = load_student(
+                self.spec, self.context.roots, torch.device("cpu"), begun
+            ).student
         load_model_tensors(student, checkpoint.model_tensors())
         return student, Progress.of_state(checkpoint.state)
 
 
-def assemble(
-    spec: RunSpec,
-    roots: Roots,
-    folder: RunFolder,
-    recorder: RunRecorder,
-    stop: Stop,
-    stack: ExitStack,
-    ranks: Ranks,
-    *,
-    resume: bool,
-) -> Assembly:
+def assemble(run: RunContext, *, resume: bool) -> Assembly:
     """Returns a run's parts, everything checked that can be checked before the first step.
 
+    What may end one rank happens within `together()`; nothing is exchanged in there (ranks.py).
+
     Args:
-        spec: the run's, as it is now.
-        roots: what its paths are relative to.
-        folder: its folder; this process, or who started it, holds the lock.
-        recorder: told of checkpoints, outages and what was loaded.
-        stop: ends every wait.
-        stack: closes the connection to the teacher.
-        ranks: the processes that train it together; each assembles its own parts.
+        run: whose parts they are.
         resume: go on from the newest intact checkpoint, if there is one.
 
     Raises:
@@ -168,114 +155,49 @@ def assemble(
         InvalidSpec: a resume changes what it may not.
         LecternError: student, data and teacher do not exist, are broken, or do not fit together.
     """
-    device = choose_device(spec.device.kind)
-    recorder.set_progress(device=device_name(device))
-    store = CheckpointStore(
-        folder.checkpoints_path,
-        keep_last=spec.checkpoint.keep_last,
-        keep_best=spec.checkpoint.keep_best,
-        on_event=lambda kind, details: recorder.event(kind, **details),
-    )
-    checkpoint = newest_of_all(store, ranks) if resume else None
+    spec, ranks, recorder = run.spec, run.ranks, run.recorder
+    recorder.set_progress(device=device_name(run.device))
+    store, checkpoint = _checkpoints(run, resume=resume)
     begun = None if checkpoint is None else checkpoint.state
 
     with ranks.together():
         if checkpoint is not None:
             require_resumable(parse_spec(checkpoint.state["spec"]), spec, checkpoint.step)
-        loaded = load_student(spec, roots, device, begun)
-        stop.check()
-        data = open_data(spec, roots, loaded.student.vocab_size, loaded.tokens)
-        if not spec.data.attention_across_documents:
-            loaded.student.require_documents_apart()
-        if begun is not None and begun["data_sha256s"] != data.sha256s:
-            raise Incompatible(
-                f"the data of run {folder.run_id} is not what it was when the run began "
-                "(corpus_sha256 differs); put it back, or start another run"
-            )
-        stop.check()
-        teaching: Teaching | None = None
-        teacher_model: teacher_pb2.Model | None = None
-        if spec.teacher is not None:
-            teaching, teacher_model = connect_teacher(
-                spec,
-                spec.teacher,
-                roots,
-                folder.run_id,
-                loaded,
-                data.manifest,
-                device,
-                taught_by(folder, begun),
-                stop,
-                recorder.teacher_away,
-                stack,
-            )
-        prompts = checked_prompts(spec, loaded, data, teacher_model)
+        loaded = _student(run, begun)
+        data = _data(run, loaded, begun)
+        teaching = _teacher(run, loaded, data, begun)
+        prompts = checked_prompts(spec, loaded, data, None if teaching is None else teaching.model)
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
         batches = ShuffledBatches(
             data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
         )
+        asks_teacher = ranks.is_first and begun is None
         found = check_before_training(
-            spec,
-            loaded.student,
-            teaching,
-            teacher_model,
-            batches.batch_at,
-            device,
-            asks_teacher=ranks.is_first and begun is None,
+            spec, loaded.student, teaching, batches.batch_at, run.device, asks_teacher=asks_teacher
         )
-    facts = {
-        "spec": spec.model_dump(mode="json"),
-        "initial_weights_sha256": loaded.initial_sha256,
-        **loaded.facts,
-        "data_sha256s": data.sha256s,
-        **teacher_facts(teacher_model),
-    }
+    facts = _facts(run, loaded, data, teaching)
     ranks.require_same(
         student=loaded.initial_sha256,
         data=" ".join(data.sha256s),
         teacher=facts["teacher_fingerprint"],
     )
 
-    if ranks.mesh is not None:
-        shard(loaded.student, ranks.mesh)
-    optimizer = build_adamw(loaded.student, spec.optimizer.betas, spec.optimizer.weight_decay)
-    progress = Progress()
-    if checkpoint is not None:
-        load_optimizer_tensors(optimizer, loaded.student, checkpoint.optimizer_tensors())
-        progress = Progress.of_state(checkpoint.state)
-        progress.best = best_saved(spec, progress.best, store)
+    optimizer = _optimizer(run, loaded.student, checkpoint)
+    progress = _progress(run, store, checkpoint)
     if spec.device.compile:
         loaded.student.compile_body()
-    if checkpoint is None:
-        recorder.no_checkpoint()
-    recorder.set_progress(
-        step=progress.step,
-        steps=spec.schedule.steps,
-        checkpoint_step=None if checkpoint is None else checkpoint.step,
-    )
     with ranks.together():
         recorder.event(
             "assembled",
             step=progress.step,
-            device=device_name(device),
-            ranks=ranks.size,
-            parameters=num_parameters(loaded.student.model),
-            initial_weights_sha256=loaded.initial_sha256,
-            **loaded.facts,
-            training_rows=len(data.training),
-            validation_rows=len(data.validation),
-            validation_duplicates=data.validation_duplicates,
-            teacher=None if teacher_model is None else teacher_model.model_id,
-            teacher_device=None if teacher_model is None else teacher_model.device,
-            # Of loss/kd, and of val/kl.
-            kd_is=None if teaching is None else teaching.representation.kd_is,
+            **_described(run, loaded, data, teaching),
             **found,
         )
     parts = Parts(
         student=loaded.student,
         optimizer=optimizer,
-        device=device,
+        device=run.device,
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
         validation=lambda: in_order(data.validation, spec.micro_batch, ranks.rank, ranks.size),
@@ -283,21 +205,135 @@ def assemble(
         recorder=recorder,
         checkpoints=store,
         checkpoint_facts=facts,
-        stop=stop,
+        stop=run.stop,
         ranks=ranks,
-        samples=open_samples(
-            prompts,
-            folder,
-            # Those of a step that is evaluated already are there.
-            progress.step + ("loss/val" in progress.record),
-            device,
-            None if teaching is None else teaching.provider,
-            stop,
-            recorder.event,
-            ranks,
-        ),
+        samples=_samples(run, prompts, teaching, progress),
     )
-    return Assembly(spec, parts, _settings(spec), progress, loaded, data, roots)
+    return Assembly(run, parts, _settings(spec), progress, loaded, data)
+
+
+def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Checkpoint | None]:
+    """Returns the run's checkpoints, and the one that it goes on from, if it does."""
+    store = CheckpointStore(
+        run.folder.checkpoints_path,
+        keep_last=run.spec.checkpoint.keep_last,
+        keep_best=run.spec.checkpoint.keep_best,
+        on_event=lambda kind, details: run.recorder.event(kind, **details),
+    )
+    return store, newest_of_all(store, run.ranks) if resume else None
+
+
+def _student(run: RunContext, begun: Mapping[str, Any] | None) -> LoadedStudent:
+    """Returns the student as it is before the run, not yet the checkpoint's."""
+    loaded = load_student(run.spec, run.roots, run.device, begun)
+    run.stop.check()
+    return loaded
+
+
+def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | None) -> Data:
+    """Returns the run's rows. Raises Incompatible unless they are those that it began with."""
+    student, spec = loaded.student, run.spec
+    data = open_data(spec, run.roots, student.vocab_size, loaded.tokens)
+    if not spec.data.attention_across_documents:
+        student.require_documents_apart()
+    if begun is not None and begun["data_sha256s"] != data.sha256s:
+        raise Incompatible(
+            f"the data of run {run.folder.run_id} is not what it was when the run began "
+            "(corpus_sha256 differs); put it back, or start another run"
+        )
+    run.stop.check()
+    return data
+
+
+def _teacher(
+    run: RunContext, loaded: LoadedStudent, data: Data, begun: Mapping[str, Any] | None
+) -> Teaching | None:
+    """Returns how the run is taught, by the teacher that it began with; None if it is not."""
+    if run.spec.teacher is None:
+        return None
+    return open_teaching(run, run.spec.teacher, loaded, data.manifest, taught_by(run.folder, begun))
+
+
+def _optimizer(
+    run: RunContext, student: CausalStudent, checkpoint: Checkpoint | None
+) -> torch.optim.Optimizer:
+    """Returns AdamW over the student, which is split among the ranks first; as it was saved."""
+    if run.ranks.mesh is not None:
+        shard(student, run.ranks.mesh)
+    optimizer = build_adamw(student, run.spec.optimizer.betas, run.spec.optimizer.weight_decay)
+    if checkpoint is not None:
+        load_optimizer_tensors(optimizer, student, checkpoint.optimizer_tensors())
+    return optimizer
+
+
+def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | None) -> Progress:
+    """Returns where the run goes on from, having told the recorder."""
+    progress = Progress()
+    if checkpoint is None:
+        run.recorder.no_checkpoint()
+    else:
+        progress = Progress.of_state(checkpoint.state)
+        progress.best = best_saved(run.spec, progress.best, store)
+    run.recorder.set_progress(
+        step=progress.step,
+        steps=run.spec.schedule.steps,
+        checkpoint_step=None if checkpoint is None else checkpoint.step,
+    )
+    return progress
+
+
+def _samples(
+    run: RunContext, prompts: Prompts | None, teaching: Teaching | None, progress: Progress
+) -> Samples | None:
+    """Returns what samples the run, its teacher asked from now on; None without prompts.
+
+    All ranks write on; the first asks the teacher, and keeps what was written.
+    """
+    if prompts is None:
+        return None
+    path = run.folder.samples_path if run.ranks.is_first else None
+    teacher = None
+    if teaching is not None and run.ranks.is_first:
+        teacher = TeacherTexts(teaching.provider, prompts)
+    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
+    with run.ranks.together():
+        # Those of a step that is evaluated already are there.
+        samples.keep_before(progress.step + ("loss/val" in progress.record))
+    return samples
+
+
+def _facts(
+    run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
+) -> dict[str, Any]:
+    """Returns what every checkpoint says of the run beside its progress."""
+    return {
+        "spec": run.spec.model_dump(mode="json"),
+        "initial_weights_sha256": loaded.initial_sha256,
+        **loaded.facts,
+        "data_sha256s": data.sha256s,
+        **teacher_facts(None if teaching is None else teaching.model),
+    }
+
+
+def _described(
+    run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
+) -> dict[str, Any]:
+    """Returns what the run's events say of its parts."""
+    model = None if teaching is None else teaching.model
+    return {
+        "device": device_name(run.device),
+        "ranks": run.ranks.size,
+        "parameters": num_parameters(loaded.student.model),
+        "initial_weights_sha256": loaded.initial_sha256,
+        **loaded.facts,
+        "training_rows": len(data.training),
+        "validation_rows": len(data.validation),
+        "validation_duplicates": data.validation_duplicates,
+        "teacher": None if model is None else model.model_id,
+        "teacher_device": None if model is None else model.device,
+        # Of loss/kd, and of val/kl.
+        "kd_is": None if teaching is None else teaching.representation.kd_is,
+    }
 
 
 def _settings(spec: RunSpec) -> Settings:

@@ -4,13 +4,12 @@ Legend: B sequences, S tokens of a sequence.
 
 A row is seq_len + 1 consecutive tokens: the first S are the inputs, the last S the labels, so
 labels[i] is the token after inputs[i] and nothing shifts again. `datasets.py` addresses rows by
-index, which is what training does; a `BatchSource` here hands the same rows out one after another.
+index, which is what training does; a `BatchSource` (batch.py) hands the same rows out one after
+another.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,79 +23,13 @@ from lectern_common.shards import (
     open_shards,
     read_manifest,
 )
+from student_trainer.batch import Tokens, batch_of
 from student_trainer.seeds import Key, raw_bits
-from student_trainer.targets import IGNORE_INDEX
 
 _log = structlog.get_logger()
 
-Tokens = npt.NDArray[np.uint32]
-
 # Synthetic data has an end, so that a share of it can be held out.
 SYNTHETIC_ROWS = 1 << 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the one mask. All int64.
-
-    `position_ids_BS` counts from 0 in every document where a row holds several that do not see each
-    other, so it is 0 exactly where one begins. None: each row is one sequence.
-    """
-
-    inputs_BS: npt.NDArray[np.int64]
-    labels_BS: npt.NDArray[np.int64]
-    position_ids_BS: npt.NDArray[np.int64] | None = None
-
-    @property
-    def valid_BS(self) -> npt.NDArray[np.bool_]:
-        return np.asarray(self.labels_BS != IGNORE_INDEX)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.inputs_BS.size
-
-    @property
-    def num_valid(self) -> int:
-        return int(np.count_nonzero(self.valid_BS))
-
-    def micro_batches(self, sequences: int) -> "list[Batch]":
-        """Returns the batch in pieces of `sequences` rows, in order; the last may be smaller."""
-        positions_BS = self.position_ids_BS
-        cuts = [
-            slice(first, first + sequences) for first in range(0, len(self.inputs_BS), sequences)
-        ]
-        return [
-            Batch(
-                self.inputs_BS[cut],
-                self.labels_BS[cut],
-                None if positions_BS is None else positions_BS[cut],
-            )
-            for cut in cuts
-        ]
-
-
-def batch_of(rows: Sequence[Tokens]) -> Batch:
-    """Returns the batch of rows of seq_len + 1 tokens each."""
-    stacked = np.stack(rows).astype(np.int64)
-    return Batch(stacked[:, :-1], stacked[:, 1:])
-
-
-class BatchSource(Protocol):
-    """Batches one after another, without end."""
-
-    def next_batch(
-        self, batch_size: int, seq_len: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Returns (inputs, labels), each [batch_size, seq_len]; labels[i] follows inputs[i].
-
-        Raises:
-            InvalidRequest: a size is below 1, or the source is shorter than one row.
-        """
-        ...
-
-    def reset(self) -> None:
-        """Goes back to the first batch."""
-        ...
 
 
 class TokenStream:

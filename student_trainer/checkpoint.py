@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/
       model.safetensors      what is trained, by name (LoRA: the adapters alone), and buffers
-      optimizer.safetensors  AdamW's moments, by parameter (optimizer.py)
+      optimizer.safetensors  AdamW's moments, by parameter (optim.py)
       state.json             step, spec, counters, metrics of the step, hashes
       manifest.json          {"files": {name: {"bytes", "sha256"}}}
 

@@ -2,7 +2,7 @@
 
 So resuming sets a number and replays nothing, and every run with the same seed, data and sizes
 sees the same rows in the same order, whatever else differs: also the number of ranks, which share
-a step's rows out among them. `opening.py` makes rows of a dataset folder.
+a step's rows out among them. `dataset.py` makes rows of a dataset folder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.checks.rules import require_step, rows_held_out
-from student_trainer.batch_sources import (
-    SYNTHETIC_ROWS,
-    Batch,
-    Tokens,
-    TokenStream,
-    synthetic_row,
-)
+from student_trainer.batch import Batch, Tokens
+from student_trainer.batch_sources import SYNTHETIC_ROWS, TokenStream, synthetic_row
 from student_trainer.seeds import Key, raw_bits
 from student_trainer.targets import IGNORE_INDEX
 

@@ -56,7 +56,7 @@ def look(
         asks_teacher: probe its answers, too.
         free: memory to count with, instead of what is free now.
     """
-    from student_trainer.before_training import free_memory
+    from student_trainer.checks import free_memory
     from student_trainer.devices import choose_device, device_name
 
     try:
@@ -120,7 +120,7 @@ def _memory(
     free: FreeMemory,
 ) -> tuple[Check, dict[str, Any]]:
     """Returns whether the run fits into memory, and the numbers that this rests on."""
-    from student_trainer.before_training import memory_needed
+    from student_trainer.checks import memory_needed
 
     estimate = memory_needed(spec, shape, model, device)
     fit = memory_fit(estimate, free, spec.device.count)
@@ -146,6 +146,7 @@ def _probed(
     from student_trainer.probe_batch import Answering, probe_teacher
     from student_trainer.remote_teacher import RemoteTeacher
     from student_trainer.stopping import Stop
+    from student_trainer.teacher_calls import TeacherCalls
 
     secrets = read_secrets(roots, SecretFiles.of(teacher))
     with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
@@ -158,14 +159,16 @@ def _probed(
     with (
         tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
         RemoteTeacher(
-            TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+            TeacherCalls(
+                TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+                deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
+                outage_budget_seconds=0.0,
+                stop=Stop(),
+            ),
             run_id=spec.name,
             vocab_size=asked,
             device=torch.device("cpu"),
-            deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
-            outage_budget_seconds=0.0,
             cache_root=Path(cache),
-            stop=Stop(),
         ) as remote,
     ):
         model = remote.connect()
@@ -181,7 +184,8 @@ def _probed(
 
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
     """Returns the beginning of the dataset's first rows, to be asked about."""
-    from student_trainer.batch_sources import Batch, TokenStream
+    from student_trainer.batch import Batch
+    from student_trainer.batch_sources import TokenStream
     from student_trainer.probe_batch import PROBE_SEQUENCES, ProbeRows
 
     length = min(spec.data.seq_len, _PROBED_TOKENS)

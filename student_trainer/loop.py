@@ -13,18 +13,23 @@ from torch import Tensor
 
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
 from lectern_models.output_head import OutputHead
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
+from student_trainer.checks import forward_kl_sum, require_something_to_learn
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
-from student_trainer.memory_in_use import memory_metrics
+from student_trainer.metrics import (
+    count_metrics,
+    loss_metrics,
+    memory_metrics,
+    pace_metrics,
+    wire_metrics,
+)
 from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.objective import Objective, StepLoss, distillation_loss
-from student_trainer.optimizer import set_learning_rate
+from student_trainer.optim import set_learning_rate
 from student_trainer.prefetch import MicroBatch, Prefetch
 from student_trainer.run_parts import Parts, Progress, Settings
-from student_trainer.same_distribution import forward_kl_sum, require_something_to_learn
 from student_trainer.seeds import Key, derived_seed
 from student_trainer.sharding import gathered, split_again, whole
-from student_trainer.step_metrics import loss_metrics, wire_metrics
 from student_trainer.stopping import StopRequested
 from student_trainer.targets import TeacherTargets, of_step
 from student_trainer.training_state import model_tensors, optimizer_tensors
@@ -152,28 +157,20 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
          those of the coming steps;
       2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
          valid positions, divided by the number of valid positions of the whole step, of all ranks;
-      3. where the loss or the gradient is not finite, skip the update, count it, end after three;
-      4. else clip the gradient, set the learning rate of s, update;
+      3. clip the gradient;
+      4. set the learning rate of s and update; if loss or gradient is not finite, skip the update
+         and count that instead, and end after three in a row;
       5. count, and collect the metrics.
 
     A step that is skipped still counts: the next one has its own rows and learning rate.
     """
-    started, waited = time.perf_counter(), prefetch.waited_seconds
+    began, waited = time.perf_counter(), prefetch.waited_seconds
     step, ranks = progress.step, parts.ranks
 
-    with ranks.together():
-        parts.stop.check()
-        micro_batches = prefetch.take(step)
-        if ranks.size > 1:
-            # What a teacher's absence may end has to end before anything is exchanged.
-            micro_batches = [part.answered() for part in micro_batches]
-    normalizer, num_tokens = map(
-        round,
-        ranks.totals(
-            sum(part.batch.num_valid for part in micro_batches),
-            sum(part.batch.num_tokens for part in micro_batches),
-        ),
-    )
+    micro_batches = _take(parts, prefetch, step)
+    num_valid = sum(part.batch.num_valid for part in micro_batches)
+    num_tokens = sum(part.batch.num_tokens for part in micro_batches)
+    normalizer, num_tokens = map(round, ranks.totals(num_valid, num_tokens))
     if not normalizer:
         raise InvalidRequest(f"the rows of step {step} have no valid position")
 
@@ -186,13 +183,8 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
             if part.batch.num_valid or ranks.size > 1
         ]
     metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
-    if step == 0 and parts.teaching is not None and not parts.teaching.allow_same_weights:
-        temperature = settings.objective.temperature
-        require_something_to_learn(
-            metrics["loss/kd"],
-            settings.objective,
-            lambda: _forward_kl(parts, micro_batches, temperature, normalizer),
-        )
+    if step == 0:
+        _require_another_student(parts, settings, micro_batches, metrics, normalizer)
 
     norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
     metrics["optim/grad_norm"] = whole(norm).item()
@@ -207,18 +199,25 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
     progress.step += 1
     progress.tokens_seen += num_tokens
-    seconds = time.perf_counter() - started
-    metrics["optim/skipped_steps"] = progress.skipped_steps
-    metrics["data/tokens_seen"] = progress.tokens_seen
-    if parts.steps_per_epoch is not None:
-        metrics["data/epoch"] = progress.step / parts.steps_per_epoch
-    metrics["data/valid_tokens"] = normalizer
-    metrics["perf/tokens_per_second"] = num_tokens / seconds
-    metrics["time/step_seconds"] = seconds
-    metrics["time/teacher_wait_seconds"] = prefetch.waited_seconds - waited
-    if parts.teaching is not None:
-        metrics["time/teacher_wait_share"] = metrics["time/teacher_wait_seconds"] / seconds
-    progress.record = {**metrics, **memory_metrics(parts.device), **wire_metrics(parts)}
+    seconds, waited = time.perf_counter() - began, prefetch.waited_seconds - waited
+    progress.record = {
+        **metrics,
+        **count_metrics(parts, progress, normalizer),
+        **pace_metrics(parts, num_tokens, seconds, waited),
+        **memory_metrics(parts.device),
+        **wire_metrics(parts),
+    }
+
+
+def _take(parts: Parts, prefetch: Prefetch, step: int) -> list[MicroBatch]:
+    """Returns this rank's rows of the step in micro-batches, or raises what ends all ranks."""
+    with parts.ranks.together():
+        parts.stop.check()
+        micro_batches = prefetch.take(step)
+        if parts.ranks.size > 1:
+            # What a teacher's absence may end has to end before anything is exchanged.
+            micro_batches = [part.answered() for part in micro_batches]
+    return micro_batches
 
 
 def _micro_step(
@@ -236,6 +235,24 @@ def _micro_step(
     loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
     loss.total.backward()  # type: ignore[no-untyped-call]
     return loss
+
+
+def _require_another_student(
+    parts: Parts,
+    settings: Settings,
+    micro_batches: list[MicroBatch],
+    metrics: dict[str, float],
+    normalizer: int,
+) -> None:
+    """Raises SameWeights if the student, not yet updated, already gives what the teacher gives."""
+    if parts.teaching is None or parts.teaching.allow_same_weights:
+        return
+    temperature = settings.objective.temperature
+    require_something_to_learn(
+        metrics["loss/kd"],
+        settings.objective,
+        lambda: _forward_kl(parts, micro_batches, temperature, normalizer),
+    )
 
 
 def _forward_kl(

@@ -10,7 +10,6 @@ frozen.
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.spec_sections import LoraSpec
 from lectern_models.body_and_head import split
 from lectern_models.quantization import require_packages
 
@@ -92,11 +92,8 @@ class Adapters:
 
 def add_adapters(
     model: PreTrainedModel,
+    lora: LoraSpec,
     *,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: Sequence[str] | None,
     seed: int,
     base: str | None,
     revision: str | None,
@@ -105,9 +102,8 @@ def add_adapters(
 
     Args:
         model: on the CPU, so that equal seeds give equal adapters on any device.
-        rank, alpha, dropout: R, alpha, and the share of x that A does not see in training.
-        targets: names of linear layers, whole or their last parts ("q_proj", "mlp.up_proj"); None:
-            all linear layers but the output head.
+        lora: R, alpha, the share of x that A does not see in training, and names of linear layers,
+            whole or their last parts ("q_proj", "mlp.up_proj").
         seed: A is drawn from it; the caller's random state is kept.
         base: what the adapter's folder calls the model under it; None for one that nobody has.
         revision: of `base`.
@@ -120,14 +116,15 @@ def add_adapters(
     from peft import LoraConfig, LoraModel
 
     linear = _linear_layers(model)
-    chosen = sorted({_last_part(name) for name in linear} if targets is None else set(targets))
+    every = {_last_part(name) for name in linear}
+    chosen = sorted(every if lora.targets is None else set(lora.targets))
     for target in chosen:
         _require_linear(model, linear, target)
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
         target_modules=chosen,
         # GPT-2's layers hold their weight the other way round.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),

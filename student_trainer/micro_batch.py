@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.students import Student
 from student_trainer.targets import TargetsProvider, TeacherTargets
 

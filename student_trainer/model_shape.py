@@ -64,18 +64,8 @@ def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
             for index in reversed(range(len(layers))):
                 if index % n:
                     del layers[index]
-        lora = origin.lora
-        if lora is not None:
-            add_adapters(
-                model,
-                rank=lora.rank,
-                alpha=lora.alpha,
-                dropout=lora.dropout,
-                targets=lora.targets,
-                seed=0,
-                base=None,
-                revision=None,
-            )
+        if origin.lora is not None:
+            add_adapters(model, origin.lora, seed=0, base=None, revision=None)
     return shape_of(model)
 
 

@@ -25,8 +25,13 @@ from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 from lectern_models.products import projected
 from student_trainer.divergences import divergence_named, teacher_rows
-from student_trainer.head_gradients import HeadGradients
-from student_trainer.row_losses import RowTerms, block_rows, compiled_row_losses, row_losses
+from student_trainer.rows import (
+    HeadGradients,
+    RowTerms,
+    block_rows,
+    compiled_row_losses,
+    row_losses,
+)
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,

@@ -135,10 +135,7 @@ def _add_adapters(model: PreTrainedModel, spec: RunSpec, folder: ModelFolder) ->
     is_whole = origin.keep_every_nth_layer is None
     return add_adapters(
         model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
+        lora,
         seed=spec.seed,
         base=origin.init if is_whole else None,
         revision=folder.revision or None,

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.stopping import SLICE_SECONDS, Stop
 from student_trainer.targets import TeacherTargets
 

@@ -23,7 +23,7 @@ import torch
 from lectern_common.errors import TeacherError
 from lectern_common.wire.formats import Representation, offered_by
 from protos import teacher_pb2
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.targets import (
     DenseTargets,
     HiddenTargets,

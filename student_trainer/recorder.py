@@ -24,9 +24,15 @@ import structlog
 from lectern_common.json_lines import finite_record, keep_lines_before
 from lectern_common.run_folder import HEARTBEAT_SECONDS, RunFolder, RunState, Status
 from student_trainer.disk_full import Reserve, disk_full_as_error
-from student_trainer.metric_sinks import Metrics, MetricsFile, QueuedSink, Sink, TensorBoard
+from student_trainer.sinks import (
+    Metrics,
+    MetricsFile,
+    QueuedSink,
+    Sink,
+    TensorBoard,
+    WeightsAndBiases,
+)
 from student_trainer.stopping import Stop
-from student_trainer.weights_and_biases import WeightsAndBiases
 
 _log = structlog.get_logger()
 
@@ -303,3 +309,38 @@ def _pace(metrics: Metrics) -> tuple[float, float, float]:
     seconds = metrics["time/step_seconds"] or 0.0
     tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
     return tokens, seconds, metrics.get("time/teacher_wait_seconds") or 0.0
+
+
+class QuietRecorder:
+    """A recorder that writes nothing, for ranks above 0; only rank 0 writes the run folder."""
+
+    def __enter__(self) -> "QuietRecorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def open_metrics(self, report_to: Sequence[str], first_step: int) -> None: ...
+
+    def set_state(
+        self, state: RunState, reason: str | None = None, message: str | None = None
+    ) -> None: ...
+
+    def set_progress(self, **progress: Any) -> None: ...
+
+    def no_checkpoint(self) -> None: ...
+
+    def teacher_away(self, message: str | None) -> None:
+        if message is not None:
+            _log.warning("teacher_away", message=message)
+
+    def event(self, kind: str, **details: Any) -> None: ...
+
+    def record(self, step: int, metrics: Metrics) -> None: ...
+
+    def before_checkpoint(self) -> None: ...
+
+    def after_checkpoint(self, step: int) -> None: ...
+
+
+RunRecorder = Recorder | QuietRecorder

@@ -1,105 +1,80 @@
 """A teacher behind gRPC, as the training loop sees it.
 
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size.
-
-gRPC does not retry a stream that broke after its first message, so a request is made again, whole:
-to the next server where there are several (`replicas.py`), then for as long as `outage.py` allows.
-Every attempt has a deadline. A reply that was damaged on its way is asked for again at once.
 """
 
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 
-from lectern_common.errors import TeacherError
+from lectern_common.addresses import checked_address
+from lectern_common.callers import read_token_file
+from lectern_common.client_tls import ClientTls
+from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.replicas import TeacherReplicas
+from lectern_common.roots import Roots
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, Widths, pack_mask
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.head_assembly import assemble_head
-from student_trainer.head_cache import cached_head_path, read_cached_head, write_cached_head
-from student_trainer.outage import Outage
+from student_trainer.head import (
+    assemble_head,
+    cached_head_path,
+    read_cached_head,
+    write_cached_head,
+)
 from student_trainer.reply_assembly import (
-    DamagedReply,
     Expected,
     assemble,
     to_targets,
 )
-from student_trainer.stopping import SLICE_SECONDS, Stop, StopRequested
+from student_trainer.stopping import Stop
 from student_trainer.targets import TeacherTargets, joined
+from student_trainer.teacher_calls import TeacherCalls
 from student_trainer.token_rows import every_position_logits, last_position_logits
 
-_log = structlog.get_logger()
-
-_SHORT_CALL_SECONDS = 10.0
-# Damage that comes so often in a row is no accident of the network.
-MAX_DAMAGED_REPLIES = 3
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-
-_Answer = TypeVar("_Answer")
 
 
 class RemoteTeacher:
     """Scores through a teacher server. Use as a context manager, or call close().
 
     Args:
-        replicas: the servers to ask; closed with this object.
+        calls: to the teacher's servers; closed with this object.
         run_id: whose account the work goes to.
         vocab_size: V, the student's; rows cover ids 0 .. V - 1.
         device: where the output head is wanted.
-        deadline_seconds: longest wait for one answer.
-        outage_budget_seconds: see outage.py.
         cache_root: where output heads are kept.
-        stop: ends every wait and every call.
-        on_outage: see outage.py.
     """
 
     def __init__(
         self,
-        replicas: TeacherReplicas,
+        calls: TeacherCalls,
         *,
         run_id: str,
         vocab_size: int,
         device: torch.device,
-        deadline_seconds: float,
-        outage_budget_seconds: float,
         cache_root: Path,
-        stop: Stop,
-        on_outage: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        self._replicas = replicas
+        self._calls = calls
         self._run_id = run_id
         self._vocab_size = vocab_size
         self._device = device
-        self._deadline_seconds = deadline_seconds
         self._cache_root = cache_root
-        self._stop = stop
-        self._ended = Stop()
-        self._outage = Outage(outage_budget_seconds, self._ended, on_outage)
         self._model: teacher_pb2.Model | None = None
         self._head: OutputHead | None = None
         self._lock = threading.Lock()
         self._head_lock = threading.Lock()  # Held while it is fetched: it crosses the wire once.
-        self._calls: set[Any] = set()
         self._received_bytes = 0
         self._received_positions = 0
         self._request_numbers = itertools.count()
-        self._closed = threading.Event()
-        self._watch = threading.Thread(target=self._cancel_on_stop, daemon=True, name="stop-watch")
-        self._watch.start()
 
     def __enter__(self) -> "RemoteTeacher":
         return self
@@ -109,18 +84,11 @@ class RemoteTeacher:
 
     def close(self) -> None:
         """Ends calls under way and the connections."""
-        self._closed.set()
-        self.cancel()
-        self._watch.join()
-        self._replicas.close()
+        self._calls.close()
 
     def cancel(self) -> None:
         """Ends calls under way, and every later one, with StopRequested. For good."""
-        self._ended.request()
-        with self._lock:
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
+        self._calls.cancel()
 
     def take_received(self) -> tuple[int, int]:
         """Returns (bytes, positions) of the LogitsForBatch replies since the last call.
@@ -150,25 +118,21 @@ class RemoteTeacher:
             TeacherError: its fingerprint is none.
             LecternError: as TargetsProvider.score.
         """
-        model = self._outage.until_answered(
-            lambda left: self._replicas.get_model(_within(_SHORT_CALL_SECONDS, left))
-        )
-        # The server's word, which becomes a file name: see head_cache.py.
+        model = self._calls.model()
+        # The server's word, which becomes a file name: see head.py.
         if not _FINGERPRINT.fullmatch(model.fingerprint):
             raise TeacherError(
-                f"the teacher at {self._replicas.address} says its fingerprint is "
+                f"the teacher at {self._calls.address} says its fingerprint is "
                 f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
             )
         if expected is not None:
-            require_same_teacher(TeacherIdentity.of(model), expected, self._replicas.address)
+            require_same_teacher(TeacherIdentity.of(model), expected, self._calls.address)
         self._model = model
         return model
 
     def tokenizer_map(self) -> dict[str, int]:
         """Returns the teacher's token-to-id map. Raises LecternError."""
-        return self._outage.until_answered(
-            lambda left: self._replicas.get_tokenizer_map(_within(self._deadline_seconds, left))
-        )
+        return self._calls.tokenizer_map()
 
     def score(
         self,
@@ -214,7 +178,7 @@ class RemoteTeacher:
         )
 
         def ask(channel: TeacherChannel, left: float | None) -> TeacherTargets:
-            with self._replies(channel, channel.logits_for_batch, request, left) as replies:
+            with self._calls.replies(channel, channel.logits_for_batch, request, left) as replies:
                 payload = assemble(replies, expected)
             targets = to_targets(payload, expected, temperature, head)
             with self._lock:
@@ -222,7 +186,7 @@ class RemoteTeacher:
                 self._received_positions += expected.num_rows
             return targets
 
-        return self._answered(ask)
+        return self._calls.answered(ask)
 
     def output_head(self) -> OutputHead:
         """Returns the teacher's head cut to V rows, on the device: from the cache, else fetched.
@@ -239,7 +203,7 @@ class RemoteTeacher:
         path = cached_head_path(self._cache_root, self.model.fingerprint, self._vocab_size)
         head = read_cached_head(path)
         if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
-            head = self._answered(self._fetch_head)
+            head = self._calls.answered(self._fetch_head)
             write_cached_head(path, head)
         dtype = torch.float32 if self._device.type == "cpu" else head.weight_VD.dtype
         return OutputHead(
@@ -269,67 +233,63 @@ class RemoteTeacher:
             vocab_size=self._vocab_size,
             expected_fingerprint=model.fingerprint,
         )
-        with self._replies(channel, channel.stub.GetOutputHead, request, left) as replies:
+        with self._calls.replies(channel, channel.stub.GetOutputHead, request, left) as replies:
             return assemble_head(replies, model, self._vocab_size)
 
-    def _answered(self, ask: Callable[[TeacherChannel, float | None], _Answer]) -> _Answer:
-        """Returns what `ask` makes of the answer of one server, asking again as the module says.
 
-        Args:
-            ask: makes the whole request once, to one server; the seconds as in outage.py.
+def connect_teacher(
+    address: str,
+    vocab_size: int,
+    *,
+    token_file: Path | None = None,
+    tls: ClientTls | None = None,
+    device: torch.device | str = "cpu",
+    run_id: str = "python",
+    deadline_seconds: float = 120.0,
+    outage_budget_seconds: float = 60.0,
+    cache_root: Path | None = None,
+) -> RemoteTeacher:
+    """Returns a teacher server's client, connected. Use as a context manager, or call close().
 
-        Raises:
-            DamagedReply: MAX_DAMAGED_REPLIES in a row.
-            LecternError: as TargetsProvider.score.
-        """
-        for _ in range(MAX_DAMAGED_REPLIES - 1):
-            try:
-                return self._outage.until_answered(partial(self._ask_in_turn, ask))
-            except DamagedReply as error:
-                _log.warning("reply_damaged", error=str(error))
-        return self._outage.until_answered(partial(self._ask_in_turn, ask))
+    Args:
+        address: host:port; several with commas, or dns:///name:port, are replicas.
+        vocab_size: V, the student's; rows cover ids 0 .. V - 1.
+        token_file: holds the bearer token; None means the server asks for none.
+        tls: None means plaintext.
+        device: where targets are used.
+        run_id: whose account the work goes to.
+        deadline_seconds: longest wait for one answer.
+        outage_budget_seconds: how long to ask again while the teacher cannot be reached.
+        cache_root: where output heads are kept; None means cache/ of the home folder.
 
-    def _ask_in_turn(
-        self, ask: Callable[[TeacherChannel, float | None], _Answer], left: float | None
-    ) -> _Answer:
-        return self._replicas.first_answer(lambda channel: ask(channel, left))
-
-    @contextmanager
-    def _replies(
-        self, channel: TeacherChannel, method: Any, request: Any, left: float | None
-    ) -> Iterator[Iterator[Any]]:
-        """Gives the replies of one attempt; within, errors of gRPC become those of errors.py.
-
-        The first attempt fails at once where there is no connection, so that an outage is noticed;
-        later ones wait for it, unless another server may be back first.
-        """
-        self._ended.check()
-        call = method(
-            request,
-            timeout=_within(self._deadline_seconds, left),
-            metadata=channel.metadata,
-            wait_for_ready=left is not None and self._replicas.is_one,
-        )
-        with self._lock:
-            self._calls.add(call)
-        try:
-            self._ended.check()
-            yield call
-        except grpc.RpcError as error:
-            if self._ended.requested:
-                raise StopRequested from None
-            raise channel.translated(error) from None
-        finally:
-            call.cancel()
-            with self._lock:
-                self._calls.discard(call)
-
-    def _cancel_on_stop(self) -> None:
-        while not self._closed.wait(SLICE_SECONDS):
-            if self._stop.requested:
-                self.cancel()
-                return
-
-
-def _within(seconds: float, left: float | None) -> float:
-    return seconds if left is None else max(min(seconds, left), 0.1)
+    Raises:
+        InvalidRequest: the address names no server, or vocab_size is below 1.
+        Misconfigured: the token file cannot be read, or holds no usable token.
+        LecternError: no server answers in time, or as RemoteTeacher.connect says.
+    """
+    if vocab_size < 1:
+        raise InvalidRequest(f"vocab_size is {vocab_size}; it must be >= 1", "vocab_size")
+    try:
+        checked_address(address)
+    except ValueError as error:
+        raise InvalidRequest(f"address {address!r} {error}", "address") from None
+    token = None if token_file is None else read_token_file(token_file, "token_file")
+    calls = TeacherCalls(
+        TeacherReplicas(address, token, tls),
+        deadline_seconds=deadline_seconds,
+        outage_budget_seconds=outage_budget_seconds,
+        stop=Stop(),
+    )
+    teacher = RemoteTeacher(
+        calls,
+        run_id=run_id,
+        vocab_size=vocab_size,
+        device=torch.device(device),
+        cache_root=Roots.of_home().cache if cache_root is None else cache_root,
+    )
+    try:
+        teacher.connect()
+    except BaseException:
+        teacher.close()
+        raise
+    return teacher

@@ -1,5 +1,6 @@
 """Where a resumed run goes on, and what it has to find as it was."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lectern_common.run_folder import RunFolder
@@ -23,7 +24,7 @@ def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
     return store.verified_before(step)
 
 
-def taught_by(folder: RunFolder, begun: dict[str, Any] | None) -> TeacherIdentity | None:
+def taught_by(folder: RunFolder, begun: Mapping[str, Any] | None) -> TeacherIdentity | None:
     """Returns the teacher that the run has to be taught by, None where any will do."""
     if begun is None:
         return folder.read_teacher()

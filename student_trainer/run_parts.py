@@ -1,28 +1,59 @@
 """What a run is made of, what it is told, and where it is: the arguments of `loop.train`."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from lectern_common.json_lines import finite_record
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder
+from lectern_common.run_spec import RunSpec
 from lectern_common.wire.formats import Representation
+from protos import teacher_pb2
 from student_trainer.advice import WaitAdvice
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.early_stopping import Best
 from student_trainer.objective import Objective
 from student_trainer.prefetch import TrainingBatches
 from student_trainer.ranks import Ranks
+from student_trainer.recorder import RunRecorder
 from student_trainer.samples import Samples
 from student_trainer.stopping import Stop
 from student_trainer.students import Student
 from student_trainer.targets import TargetsProvider
 
 
-class Recorder(Protocol):
-    """Who is told how the run goes. Nothing but `before_checkpoint` may wait."""
+@dataclass(frozen=True)
+class RunContext:
+    """Whose run it is, where it lives and who takes part: what each of its parts is made with.
+
+    Attributes:
+        spec: the run's, as it is now.
+        roots: what its paths are relative to.
+        folder: its folder; this process, or who started it, holds the lock.
+        device: of this rank.
+        ranks: the processes that train it together; each makes its own parts.
+        recorder: told of checkpoints, outages and what was loaded.
+        stop: ends every wait.
+        stack: closes the connection to the teacher.
+    """
+
+    spec: RunSpec
+    roots: Roots
+    folder: RunFolder
+    device: torch.device
+    ranks: Ranks
+    recorder: RunRecorder
+    stop: Stop
+    stack: ExitStack
+
+
+class StepRecorder(Protocol):
+    """What the loop tells of its steps. Nothing but `before_checkpoint` may wait."""
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Takes the metrics of the step after which `step` are finished."""
@@ -44,6 +75,7 @@ class Teaching:
     `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
     wire.
     `cancel` ends calls under way. `advice` looks out for a run that waits too long; None: nobody.
+    `model` is what the teacher says of itself; None: it was not asked.
     """
 
     provider: TargetsProvider
@@ -53,6 +85,7 @@ class Teaching:
     take_received: Callable[[], tuple[int, int]] | None = None
     cancel: Callable[[], None] = lambda: None
     advice: WaitAdvice | None = None
+    model: teacher_pb2.Model | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +130,7 @@ class Parts:
     batches: TrainingBatches
     validation: Callable[[], Iterable[Batch]] | None
     teaching: Teaching | None
-    recorder: Recorder
+    recorder: StepRecorder
     checkpoints: CheckpointStore | None = None
     checkpoint_facts: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)

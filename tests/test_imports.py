@@ -29,7 +29,7 @@ TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 GRPC_FILES = {
     "protos/teacher_pb2_grpc.py",
     "lectern_common/teacher_channel.py",
-    "student_trainer/remote_teacher.py",
+    "student_trainer/teacher_calls.py",
     "teacher_server/auth.py",
     "teacher_server/server.py",
     "teacher_server/servicer.py",

@@ -16,6 +16,7 @@ from lectern_common.wire.formats import Representation
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
 from student_trainer.targets import DenseTargets
+from student_trainer.teacher_calls import TeacherCalls
 from tests.servers import TeacherProcess, teacher_process, wait_for
 
 CALLS = 200
@@ -38,16 +39,15 @@ def pair(tmp_path: Path) -> Iterator[list[TeacherProcess]]:
 def asking(
     pair: list[TeacherProcess], folder: Path, told: list[str | None], deadline: float = 60.0
 ) -> Iterator[RemoteTeacher]:
-    with RemoteTeacher(
+    calls = TeacherCalls(
         TeacherReplicas(",".join(teacher.address for teacher in pair)),
-        run_id="run-1",
-        vocab_size=31,
-        device=torch.device("cpu"),
         deadline_seconds=deadline,
         outage_budget_seconds=60.0,
-        cache_root=folder,
         stop=Stop(),
         on_outage=told.append,
+    )
+    with RemoteTeacher(
+        calls, run_id="run-1", vocab_size=31, device=torch.device("cpu"), cache_root=folder
     ) as teacher:
         teacher.connect()
         yield teacher

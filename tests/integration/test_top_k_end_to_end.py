@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.objective import Objective, distillation_loss
-from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.stopping import Stop
+from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import TopKTargets
 from teacher_server import transformers_engine
 from tests.models import write_tiny_model
@@ -42,18 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteTeacher]:
     with (
         teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address,
-        RemoteTeacher(
-            TeacherReplicas(address),
-            run_id="run-1",
-            vocab_size=V,
-            device=torch.device("cpu"),
-            deadline_seconds=60,
-            outage_budget_seconds=60,
-            cache_root=tmp_path_factory.mktemp("cache"),
-            stop=Stop(),
-        ) as remote,
+        connect_teacher(address, V, cache_root=tmp_path_factory.mktemp("cache")) as remote,
     ):
-        remote.connect()
         yield remote
 
 

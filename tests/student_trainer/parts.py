@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import Batch, TokenStream
+from student_trainer.batch import Batch
+from student_trainer.batch_sources import TokenStream
 from student_trainer.datasets import ShuffledBatches, StreamRows, in_order
 from student_trainer.loop import train
 from student_trainer.objective import Objective
-from student_trainer.optimizer import build_adamw
+from student_trainer.optim import build_adamw
 from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.students import CausalStudent, Student
 from student_trainer.teachers import InProcessTeacher

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks

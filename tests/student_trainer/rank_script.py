@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.loop import _forward_kl
 from student_trainer.micro_batch import at_valid_positions
 from student_trainer.objective import Objective, distillation_loss

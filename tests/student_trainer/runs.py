@@ -14,11 +14,13 @@ from lectern_common.run_folder import RunFolder, Status
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
-from student_trainer.__main__ import live
 from student_trainer.assembly import Assembly, assemble
+from student_trainer.devices import choose_device
 from student_trainer.loop import train
 from student_trainer.ranks import Ranks
 from student_trainer.recorder import Recorder
+from student_trainer.run_life import live
+from student_trainer.run_parts import RunContext
 from student_trainer.stopping import Stop
 from tests.models import write_tiny_model, write_tiny_tokenizer
 from tests.student_trainer.shards import write_shards
@@ -100,7 +102,9 @@ def assembled(
     stop = Stop()
     with folder.locked(), Recorder(folder, stop) as recorder, ExitStack() as stack:
         spec = folder.read_spec()
-        run = assemble(spec, home.roots, folder, recorder, stop, stack, Ranks(), resume=resume)
+        device = choose_device(spec.device.kind)
+        context = RunContext(spec, home.roots, folder, device, Ranks(), recorder, stop, stack)
+        run = assemble(context, resume=resume)
         recorder.open_metrics([], run.progress.step)
         if steps is not None:
             train(run.parts, run.settings, run.progress)

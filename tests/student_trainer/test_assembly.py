@@ -112,7 +112,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "seed": ({"seed": 5}, lambda run: run.settings.seed, 5),
     "teacher.address": (
         {"teacher": {}},
-        lambda run: remote(run)._replicas.address == run.spec.teacher.address,  # type: ignore[union-attr]
+        lambda run: remote(run)._calls._replicas.address == run.spec.teacher.address,  # type: ignore[union-attr]
         True,
     ),
     "teacher.model": (
@@ -142,17 +142,17 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     ),
     "teacher.deadline_seconds": (
         {"teacher": {"deadline_seconds": 7}},
-        lambda run: remote(run)._deadline_seconds,
+        lambda run: remote(run)._calls._deadline_seconds,
         7.0,
     ),
     "teacher.outage_budget_seconds": (
         {"teacher": {"outage_budget_seconds": 8}},
-        lambda run: remote(run)._outage._budget_seconds,
+        lambda run: remote(run)._calls._outage._budget_seconds,
         8.0,
     ),
     "teacher.token_file": (
         {"teacher": {"token_file": "token"}},
-        lambda run: remote(run)._replicas._secrets.token,
+        lambda run: remote(run)._calls._replicas._secrets.token,
         "secret",
     ),
     "teacher.allow_same_weights": (

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import InvalidRequest
+from student_trainer.batch import Batch, batch_of
 from student_trainer.batch_sources import (
-    Batch,
     ShardBatchSource,
     SyntheticBatchSource,
     TokenStream,
-    batch_of,
     synthetic_row,
 )
 from student_trainer.targets import IGNORE_INDEX

@@ -7,7 +7,7 @@ import pytest
 
 from lectern_common.errors import Incompatible
 from lectern_common.run_folder import RunState
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.datasets import ShuffledBatches
 from tests.student_trainer.runs import VOCAB_SIZE, Home, compared, curve, status_of, trained
 from tests.student_trainer.shards import write_shards

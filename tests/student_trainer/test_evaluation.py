@@ -19,7 +19,7 @@ from lectern_common.errors import (
 )
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.datasets import in_order
 from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.reference import kd_loss

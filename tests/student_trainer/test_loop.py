@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import Batch, batch_of
+from student_trainer.batch import Batch, batch_of
 from student_trainer.datasets import ShuffledBatches, held_out, in_order
 from student_trainer.loop import train
 from student_trainer.objective import Objective

@@ -5,12 +5,12 @@ import pytest
 
 from lectern_common.errors import SameWeights
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
+from student_trainer.checks import SAME_DISTRIBUTION_NATS
 from student_trainer.datasets import ShuffledBatches
 from student_trainer.loop import train
 from student_trainer.objective import Objective
 from student_trainer.run_parts import Progress, Teaching
-from student_trainer.same_distribution import SAME_DISTRIBUTION_NATS
 from student_trainer.students import CausalStudent
 from student_trainer.targets import IGNORE_INDEX
 from student_trainer.teachers import InProcessTeacher

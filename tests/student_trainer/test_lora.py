@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.spec_sections import LoraSpec
 from lectern_models.loading import load_causal_lm
 from student_trainer.batch_sources import SyntheticBatchSource
 from student_trainer.checkpoint import CheckpointStore
@@ -27,15 +28,7 @@ from tests.student_trainer.parts import VOCAB_SIZE, parts_of, settings_of, tiny_
 
 torch.set_num_threads(1)
 
-ASKED: dict[str, Any] = {
-    "rank": 3,
-    "alpha": 12.0,
-    "dropout": 0.0,
-    "targets": None,
-    "seed": 5,
-    "base": "some/base",
-    "revision": None,
-}
+ASKED: dict[str, Any] = {"rank": 3, "alpha": 12.0}
 DISTILLING = {"objective": Objective(alpha=0.5, temperature=2.0)}
 ALL_OF_QWEN = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -45,10 +38,14 @@ def base_folder(folder: Path, architecture: str = "qwen2", **settings: Any) -> P
     return write_tiny_model(folder, architecture, **{**tiny, **settings})
 
 
+def put_into(model: PreTrainedModel, seed: int = 5, **asked: Any) -> Adapters:
+    lora = LoraSpec(**{**ASKED, **asked})
+    return add_adapters(model, lora, seed=seed, base="some/base", revision=None)
+
+
 def adapted(folder: Path, **asked: Any) -> CausalStudent:
     model = load_causal_lm(folder, "float32")
-    adapters = add_adapters(model, **{**ASKED, **asked})
-    return CausalStudent(model, adapters=adapters)
+    return CausalStudent(model, adapters=put_into(model, **asked))
 
 
 def adapters_of(student: CausalStudent) -> Adapters:
@@ -268,7 +265,7 @@ def test_targets_that_take_no_adapter_are_refused_by_name(
 ) -> None:
     model = load_causal_lm(base_folder(tmp_path / "base", architecture, hidden=32), "float32")
     with pytest.raises(InvalidSpec, match=why) as refusal:
-        add_adapters(model, **{**ASKED, "targets": targets})
+        put_into(model, targets=targets)
     assert refusal.value.field == "student.lora.targets"
 
 

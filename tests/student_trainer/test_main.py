@@ -21,11 +21,11 @@ from lectern_common.errors import DiskFull
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status
-from student_trainer.__main__ import live, main
+from student_trainer.__main__ import main
 from student_trainer.checkpoint import CheckpointStore
-from student_trainer.quiet_recorder import QuietRecorder
 from student_trainer.rank_processes import RANK_LOST, RanksLost
-from student_trainer.recorder import Recorder
+from student_trainer.recorder import QuietRecorder, Recorder
+from student_trainer.run_life import live
 from student_trainer.stopping import Stop, StopRequested
 from tests.servers import wait_for
 from tests.student_trainer.runs import (
@@ -259,7 +259,7 @@ def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
             first_rank.set_state(RunState.RUNNING)
         raise RanksLost("rank 1 of 2 was ended by SIGKILL")
 
-    monkeypatch.setattr("student_trainer.__main__.supervise", lost)
+    monkeypatch.setattr("student_trainer.run_life.supervise", lost)
     assert main([str(folder.path), "--home", str(home.path)]) == 75
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.INTERRUPTED, "rank_lost")
@@ -348,7 +348,7 @@ def test_a_rank_that_another_took_along_says_so_without_a_traceback(
         raise RuntimeError("Connection closed by peer\nand more")
 
     monkeypatch.setattr("student_trainer.assembly.assemble", cut_off)
-    monkeypatch.setattr("student_trainer.__main__.another_rank_went", lambda seconds: went)
+    monkeypatch.setattr("student_trainer.run_life.another_rank_went", lambda seconds: went)
     monkeypatch.setenv("RANK", "1")
     with structlog.testing.capture_logs() as logged:
         ended = live(home.run(), Roots.of_home(home.path), QuietRecorder(), Stop(), resume=False)
@@ -398,7 +398,7 @@ def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("student_trainer.metric_sinks.append_json_line", full)
+    monkeypatch.setattr("student_trainer.sinks.append_json_line", full)
     folder = home.run()
     assert trained(home, folder) == 75
     assert status_of(folder).reason == "disk_full"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
-from student_trainer.batch_sources import Batch, TokenStream
+from student_trainer.batch import Batch
+from student_trainer.batch_sources import TokenStream
 from student_trainer.datasets import StreamRows, batch_from
 from student_trainer.micro_batch import ask, at_valid_positions
 from student_trainer.targets import (

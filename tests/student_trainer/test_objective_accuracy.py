@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from lectern_models.output_head import OutputHead
 from lectern_models.products import add_gradient_by_weight, gradient_by_hidden
 from lectern_models.sampled import draw, uniforms
-from student_trainer import head_gradients
+from student_trainer import rows
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from tests.student_trainer.test_objective import top_k_targets
@@ -179,7 +179,7 @@ def test_float32_parameters_behind_bfloat16_states_get_a_float32_gradient(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_factors_of_16_bits_cost_half_a_percent_of_the_gradients_at_most(case, monkeypatch):
     """What CUDA does: the gradient by the logits is rounded to bfloat16 before its two products."""
-    monkeypatch.setattr(head_gradients, "product_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(rows, "product_dtype", lambda _: torch.bfloat16)
     pair = close_pair()
     _, dx, dw = computed(pair, case, torch.bfloat16)
     _, _, exact_dx, exact_dw = exact(pair, case)

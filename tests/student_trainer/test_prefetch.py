@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lectern_common.errors import TeacherError
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.prefetch import MAX_THREADS, Prefetch
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.targets import IGNORE_INDEX, DenseTargets, TeacherTargets

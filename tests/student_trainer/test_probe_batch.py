@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from lectern_common.errors import TeacherError
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
-from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.stopping import Stop
+from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import HiddenTargets, TargetsProvider, TopKTargets
 from student_trainer.teachers import InProcessTeacher
 from tests.models import write_tiny_model
@@ -114,18 +112,10 @@ def test_it_passes_over_the_wire(tmp_path: Path, kind: str, dtype: str) -> None:
 def served(folder: Path, teacher: WireTeacher) -> Iterator[tuple[RemoteTeacher, Serving]]:
     with (
         Serving(teacher) as serving,
-        RemoteTeacher(
-            TeacherReplicas(serving.address),
-            run_id="run",
-            vocab_size=VOCAB_SIZE,
-            device=torch.device("cpu"),
-            deadline_seconds=20,
-            outage_budget_seconds=0,
-            cache_root=folder,
-            stop=Stop(),
+        connect_teacher(
+            serving.address, VOCAB_SIZE, outage_budget_seconds=0, cache_root=folder
         ) as remote,
     ):
-        remote.connect()
         yield remote, serving
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import DiskFull, Misconfigured
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.micro_batch import at_valid_positions
 from student_trainer.objective import distillation_loss
 from student_trainer.rank_processes import RENDEZVOUS

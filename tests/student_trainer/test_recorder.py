@@ -16,8 +16,8 @@ from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.json_lines import append_json_line, read_json_lines
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec_file import parse_spec
-from student_trainer.metric_sinks import Metrics, QueuedSink
 from student_trainer.recorder import Recorder
+from student_trainer.sinks import Metrics, QueuedSink
 from student_trainer.stopping import Stop
 from tests.fakes import FakeClock
 from tests.servers import wait_for

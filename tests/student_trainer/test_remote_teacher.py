@@ -29,6 +29,7 @@ from protos import teacher_pb2 as pb
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
+from student_trainer.teacher_calls import TeacherCalls
 from tests.student_trainer.wire_teacher import (
     Serving,
     WireTeacher,
@@ -59,15 +60,17 @@ def remote(
 ) -> RemoteTeacher:
     *servings, tmp_path = servings_and_path
     return RemoteTeacher(
-        TeacherReplicas(",".join(serving.address for serving in servings), token=token),
+        TeacherCalls(
+            TeacherReplicas(",".join(serving.address for serving in servings), token=token),
+            deadline_seconds=deadline,
+            outage_budget_seconds=budget,
+            stop=stop or Stop(),
+            on_outage=lambda message: None if told is None else told.append(message),
+        ),
         run_id="run-1",
         vocab_size=vocab_size,
         device=torch.device("cpu"),
-        deadline_seconds=deadline,
-        outage_budget_seconds=budget,
         cache_root=tmp_path,
-        stop=stop or Stop(),
-        on_outage=lambda message: None if told is None else told.append(message),
     )
 
 
@@ -268,7 +271,7 @@ def test_a_teacher_that_goes_away_and_comes_back_is_waited_for(
             told.append(message)
             away.set()
 
-        teacher._outage._on_change = see
+        teacher._calls._outage._on_change = see
         answers: list[np.ndarray] = []
         thread = threading.Thread(target=lambda: answers.append(dense(teacher)))
         thread.start()
@@ -413,7 +416,7 @@ def test_a_replica_that_is_gone_is_no_outage_and_both_gone_are_one(
 
     one, two = pair
     with remote(one, two, tmp_path, deadline=120) as teacher:
-        teacher._outage._on_change = tell
+        teacher._calls._outage._on_change = tell
         teacher.connect()
         one.teacher.faults.append(broken_after(2, one.teacher))
         np.testing.assert_array_equal(dense(teacher), oracle(two))
@@ -447,7 +450,7 @@ def test_a_replica_that_hangs_costs_one_deadline(
     pair[0].teacher.faults += [hang] * 8
     with remote(*pair, tmp_path, deadline=0.5, told=told) as teacher:
         teacher.connect()
-        teacher._replicas._clock = lambda: 0.0  # it rests as long as the test takes
+        teacher._calls._replicas._clock = lambda: 0.0  # it rests as long as the test takes
         for _ in range(6):
             np.testing.assert_array_equal(dense(teacher), oracle(pair[1]))
         release.set()
@@ -465,7 +468,7 @@ def test_a_replica_with_another_model_is_refused_by_name(tmp_path: Path) -> None
         with remote(one, two, tmp_path) as teacher:
             teacher.connect()
             two.up()
-            grpc.channel_ready_future(teacher._replicas._channels[1]._channel).result(20)
+            grpc.channel_ready_future(teacher._calls._replicas._channels[1]._channel).result(20)
             with pytest.raises(WrongModel, match=two.address):
                 for _ in range(2):
                     dense(teacher)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from lectern_common.wire.formats import Representation
 from student_trainer import loop
 from student_trainer.batch_sources import synthetic_row
+from student_trainer.dataset import row_hashes
 from student_trainer.datasets import permutation
-from student_trainer.duplicates import row_hashes
 from student_trainer.seeds import Key, derived_seed, raw_bits
-from student_trainer.targets import Representation
+from student_trainer.targets import of_step
 
 LARGEST = (1 << 63) - 1
 
@@ -38,7 +39,7 @@ def test_the_hash_of_rows() -> None:
     ],
 )
 def test_the_seed_of_a_steps_draws(seed: int, step: int, drawn: int) -> None:
-    assert Representation("sampled", num_draws=4).of_step(seed, step).seed == drawn
+    assert of_step(Representation("sampled", num_draws=4), seed, step).seed == drawn
 
 
 @pytest.mark.parametrize(

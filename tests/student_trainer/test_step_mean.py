@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lectern_models.output_head import HeadTransform, OutputHead
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
 from student_trainer.micro_batch import at_valid_positions
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.targets import IGNORE_INDEX, DenseTargets

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lectern_common.errors import CorruptData
-from student_trainer.optimizer import build_adamw, set_learning_rate
+from student_trainer.optim import build_adamw, set_learning_rate
 from student_trainer.training_state import (
     all_tensors,
     load_model_tensors,

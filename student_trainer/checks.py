@@ -1,13 +1,20 @@
-"""What is found out of a run between its assembly and its first step: memory, and the teacher.
+"""What is checked of a run before its first update: memory, the teacher's answers, and whether the
+student is its teacher already.
 
-The same is done by `lectern train --dry-run`, of a student without weights (dry_run.py).
+Memory and teacher are checked the same way by `lectern train --dry-run`, of a student without
+weights (dry_run.py).
+
+Is a student its teacher before it has learnt anything, there is nothing to distil. Equal weights
+have equal hashes, whatever they are loaded in (compatibility.py). This finds out what hashes do not
+show: adapters that change nothing yet, converted files, a copy under another name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 import torch
+from torch import Tensor
 
 from lectern_common.addresses import is_one_server
 from lectern_common.checks.estimate import computation_of
@@ -19,18 +26,21 @@ from lectern_common.checks.memory import (
     free_host_bytes,
     memory_fit,
 )
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.run_spec import RunSpec
 from lectern_common.wire.formats import Representation
+from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.batch_sources import Batch
+from student_trainer.batch import Batch
+from student_trainer.micro_batch import at_valid_positions
 from student_trainer.model_shape import shape_of
-from student_trainer.objective import auto_chunk_tokens
+from student_trainer.objective import Objective, auto_chunk_tokens, distillation_loss
+from student_trainer.prefetch import MicroBatch
 from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
 from student_trainer.ranks import local_ranks
 from student_trainer.run_parts import Teaching
-from student_trainer.students import CausalStudent
-from student_trainer.targets import TargetsProvider
+from student_trainer.students import CausalStudent, Student
+from student_trainer.targets import TargetsProvider, TeacherTargets
 
 _log = structlog.get_logger()
 
@@ -97,7 +107,6 @@ def check_before_training(
     spec: RunSpec,
     student: CausalStudent,
     teaching: Teaching | None,
-    model: teacher_pb2.Model | None,
     batch_at: Callable[[int], Batch],
     device: torch.device,
     *,
@@ -108,7 +117,7 @@ def check_before_training(
     Args:
         spec: the run's.
         student: whole, on its device.
-        teaching, model: its teacher, and what that says of itself; None without one.
+        teaching: by its teacher; None without one.
         batch_at: gives the rows of a step.
         device: where it is trained.
         asks_teacher: probe the teacher too: one rank of all does, and a resumed run has done so.
@@ -118,6 +127,7 @@ def check_before_training(
         TeacherError: the teacher's answers are not what they promise.
         LecternError: as TargetsProvider.score says.
     """
+    model = None if teaching is None else teaching.model
     estimate = memory_needed(spec, shape_of(student.model), model, device)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
     # On the CPU all of this machine's processes of the run are about here, and hold as much each.
@@ -141,3 +151,73 @@ def check_before_training(
     if teaching.take_received is not None:
         teaching.take_received()  # no part of any step
     return found
+
+
+# Divergence (in nats, times T^2) at or under which a student that has not learnt yet is the
+# teacher.
+SAME_DISTRIBUTION_NATS = 1e-5
+
+
+def require_something_to_learn(
+    kd: float, objective: Objective, forward_kl: Callable[[], float]
+) -> None:
+    """Returns where the first step's distributions differ.
+
+    Whatever differs does so by 1 / T^2 of it at a high temperature. An estimate from draws is 0
+    between equal distributions, and may be below 0 between others. jsd vanishes between any two as
+    its beta nears 0 or 1, so that one alone proves nothing.
+
+    Args:
+        kd: the divergence of the objective, before any update.
+        objective: the run's.
+        forward_kl: gives KL(teacher || student) of the same step at the same temperature.
+
+    Raises:
+        SameWeights: they do not.
+    """
+    weight = max(1.0, objective.temperature**2)
+    # NaN is no sign of equal ones either: the loop skips such a step.
+    if not abs(kd) * weight <= SAME_DISTRIBUTION_NATS:
+        return
+    if objective.divergence == "jsd":
+        kd = forward_kl()
+        if abs(kd) * weight > SAME_DISTRIBUTION_NATS:
+            return
+    raise SameWeights(
+        f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
+        "first update): there is nothing to distil. Take another student or teacher, or set "
+        "teacher.allow_same_weights"
+    )
+
+
+@torch.no_grad()
+def forward_kl_sum(
+    student: Student,
+    micro_batches: Sequence[MicroBatch],
+    device: torch.device,
+    temperature: float,
+) -> float:
+    """Returns KL(teacher || student) summed over the valid positions; all ranks call it.
+
+    Raises:
+        LecternError: as an answer's function says.
+    """
+    objective, total = Objective(alpha=0.0, temperature=temperature), 0.0
+    for part in micro_batches:
+        answer = part.answer
+
+        def compute(
+            hidden_ND: Tensor,
+            head: OutputHead,
+            labels_N: Tensor,
+            answer: Callable[[], TeacherTargets] | None = answer,
+        ) -> Tensor:
+            if answer is None:
+                return torch.zeros((), dtype=torch.float64)
+            targets = answer().to(device)
+            return distillation_loss(
+                hidden_ND, head, labels_N, targets, objective, len(labels_N)
+            ).kd_sum
+
+        total += at_valid_positions(student, part.batch, device, compute).item()
+    return total

@@ -1,10 +1,10 @@
-"""Losses of some rows and their gradient, from the student's logits and the teacher's rows.
+"""Losses of a few rows, their gradient by the logits, and what that adds to the head's gradients.
 
-Legend: n rows, V vocabulary.
+Legend: N tokens, n tokens (rows) of a chunk, V vocabulary, D hidden size.
 
-Elementwise work alone, a dozen passes over [n, V]. A few rows at a time stay in the CPU's cache
-from the first pass to the last, which takes a third of the time; with torch.compile the passes are
-few, and all rows are given at once.
+Elementwise work on the logits is a dozen passes over [n, V]. A few rows at a time stay in the CPU's
+cache from the first pass to the last, which takes a third of the time; with torch.compile the
+passes are few, and all rows are given at once.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lectern_common.errors import Misconfigured
 from lectern_models.output_head import OutputHead
+from lectern_models.products import add_gradient_by_weight, gradient_by_hidden, product_dtype
 from student_trainer.divergences import Divergence, TeacherRows, divergence_from_teacher
 from student_trainer.targets import DenseTargets
 
@@ -111,3 +112,44 @@ def _cross_entropy(logits_nV: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]
     gradient_nV = log_q_nV.exp_()
     gradient_nV.scatter_add_(1, labels_n1, gradient_nV.new_full((1, 1), -1.0).expand_as(labels_n1))
     return ce_n, gradient_nV
+
+
+class HeadGradients:
+    """The sums, float32 (float64 where the hidden states are); None where not wanted."""
+
+    def __init__(
+        self, hidden_ND: Tensor, head: OutputHead, wanted: tuple[bool, bool, bool]
+    ) -> None:
+        """Args:
+        hidden_ND: all hidden states; only shape, dtype and device are used.
+        head: the same of weight and bias.
+        wanted: whether the gradients of hidden states, weight and bias are.
+        """
+        hidden, weight, bias = wanted
+        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        self._head = head
+        self._factor_dtype = product_dtype(hidden_ND)
+        self._hidden_ND = torch.empty_like(hidden_ND) if hidden else None
+        self._weight_VD = torch.zeros_like(head.weight_VD, dtype=dtype) if weight else None
+        self._bias_V = None
+        if bias and head.bias_V is not None:
+            self._bias_V = torch.zeros_like(head.bias_V, dtype=dtype)
+
+    def add(self, rows: slice, hidden_nD: Tensor, weight_VD: Tensor, gradient_nV: Tensor) -> None:
+        """Takes in the gradient by hidden_nD @ weight.T, a chunk's `rows` of all."""
+        if self._bias_V is not None:
+            self._bias_V += gradient_nV.sum(0)
+        gradient_nV = gradient_nV.to(self._factor_dtype)
+        if self._hidden_ND is not None:
+            self._hidden_ND[rows] = gradient_by_hidden(gradient_nV, weight_VD)
+        if self._weight_VD is not None:
+            add_gradient_by_weight(self._weight_VD, gradient_nV, hidden_nD)
+
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the gradients of hidden states, weight and bias in their parameters' dtypes."""
+        weight, bias = self._weight_VD, self._bias_V
+        return (
+            self._hidden_ND,
+            None if weight is None else weight.to(self._head.weight_VD.dtype),
+            None if bias is None or self._head.bias_V is None else bias.to(self._head.bias_V.dtype),
+        )

@@ -13,9 +13,8 @@ from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_spec import RunSpec
 from lectern_common.shards import ShardManifest
 from lectern_common.tokenizer_map import TokenizerMap
+from student_trainer.dataset import OpenedDataset, in_both, open_dataset
 from student_trainer.datasets import ChosenRows, Rows, SyntheticRows, held_out, spread
-from student_trainer.duplicates import in_both
-from student_trainer.opening import OpenedDataset, open_dataset
 
 _log = structlog.get_logger()
 

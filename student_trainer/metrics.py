@@ -1,10 +1,11 @@
-"""What a step's line in metrics.jsonl says of losses and of the wire."""
+"""What a step's line in metrics.jsonl says: losses, counts, pace, memory and the wire."""
 
+import psutil
 import torch
 
 from student_trainer.objective import Objective, StepLoss
 from student_trainer.ranks import Ranks
-from student_trainer.run_parts import Parts
+from student_trainer.run_parts import Parts, Progress
 
 
 def loss_metrics(
@@ -26,6 +27,32 @@ def loss_metrics(
     return metrics
 
 
+def count_metrics(parts: Parts, progress: Progress, num_valid: int) -> dict[str, float]:
+    """Returns what was counted up to the end of a step, and its valid positions on all ranks."""
+    metrics: dict[str, float] = {
+        "optim/skipped_steps": progress.skipped_steps,
+        "data/tokens_seen": progress.tokens_seen,
+    }
+    if parts.steps_per_epoch is not None:
+        metrics["data/epoch"] = progress.step / parts.steps_per_epoch
+    metrics["data/valid_tokens"] = num_valid
+    return metrics
+
+
+def pace_metrics(
+    parts: Parts, num_tokens: int, seconds: float, waited_seconds: float
+) -> dict[str, float]:
+    """Returns how fast a step was, and how much of its time the teacher was waited for."""
+    metrics = {
+        "perf/tokens_per_second": num_tokens / seconds,
+        "time/step_seconds": seconds,
+        "time/teacher_wait_seconds": waited_seconds,
+    }
+    if parts.teaching is not None:
+        metrics["time/teacher_wait_share"] = waited_seconds / seconds
+    return metrics
+
+
 def wire_metrics(parts: Parts) -> dict[str, float]:
     """Returns what has come over the wire since the last step.
 
@@ -41,4 +68,12 @@ def wire_metrics(parts: Parts) -> dict[str, float]:
     }
     if positions:
         metrics["wire/bytes_per_token"] = received_bytes / positions
+    return metrics
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Returns memory/rss_bytes and, on CUDA, memory/cuda_peak_bytes (tensors, since the start)."""
+    metrics: dict[str, float] = {"memory/rss_bytes": psutil.Process().memory_info().rss}
+    if device.type == "cuda":
+        metrics["memory/cuda_peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return metrics

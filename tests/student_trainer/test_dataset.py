@@ -1,17 +1,19 @@
-"""What is checked of a dataset folder before a run reads it, and what is left out."""
+"""A dataset folder opened: what is refused, what is left out, rows that stand in two sets."""
 
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from structlog.testing import capture_logs
 
 from lectern_common.errors import CorruptData, DataUnavailable, InvalidSpec, NotFound
-from student_trainer import opening
+from student_trainer import dataset
 from student_trainer.batch_sources import ShardBatchSource, TokenStream
-from student_trainer.opening import open_dataset
+from student_trainer.dataset import in_both, open_dataset, row_hashes
+from student_trainer.datasets import StreamRows
 from tests.student_trainer.shards import write_shards
 
 
@@ -84,7 +86,7 @@ def test_ids_are_found_wherever_the_scan_is_cut(
     expected = open_dataset(folder, 4, 5, 1.0).bad_rows
     assert expected == [0, 1, 2, 9]
     for size in (1, 3, 8):
-        monkeypatch.setattr(opening, "_SCAN_TOKENS", size)
+        monkeypatch.setattr(dataset, "_SCAN_TOKENS", size)
         assert open_dataset(folder, 4, 5, 1.0).bad_rows == expected
 
 
@@ -126,7 +128,7 @@ def test_hashes_and_labels_are_the_same_wherever_the_scan_is_cut(
     tokens, mask = draw.integers(0, 9, 83), draw.random(83) < 0.2
     folder = write_shards(tmp_path, tokens, mask=mask, documents=[0, 7, 8, 50], shards=3)
     whole = open_dataset(folder, 5, 9, 0.0, attention_across_documents=False)
-    monkeypatch.setattr(opening, "_SCAN_TOKENS", scan)
+    monkeypatch.setattr(dataset, "_SCAN_TOKENS", scan)
     cut = open_dataset(folder, 5, 9, 0.0, attention_across_documents=False)
     assert cut.hashes.tolist() == whole.hashes.tolist()
     assert cut.rows.indices.tolist() == whole.rows.indices.tolist() != list(range(16))
@@ -191,3 +193,43 @@ def test_a_shard_that_changes_under_a_run_ends_it_resumable(tmp_path: Path, dama
         rows.row(80)
     assert caught.value.retryable
     rows.row(0)
+
+
+S = 4
+
+
+def rows_and_hashes(*rows: list[int]) -> tuple[StreamRows, npt.NDArray[np.uint64]]:
+    """Rows of S + 1 tokens, each of which begins with the last of the one before."""
+    tokens = np.array([rows[0][0], *(token for row in rows for token in row[1:])], np.uint32)
+    return StreamRows(TokenStream([tokens]), S), row_hashes(tokens, S)
+
+
+def test_equal_rows_have_equal_hashes_and_one_token_makes_another() -> None:
+    tokens = np.random.default_rng(0).integers(0, 1 << 32, 10 * S + 1, dtype=np.uint32)
+    hashes = row_hashes(tokens, S)
+    assert len(set(hashes.tolist())) == 10
+    np.testing.assert_array_equal(row_hashes(tokens[: 3 * S + 1], S), hashes[:3])
+    for place in range(S + 1):
+        changed = tokens[: S + 1].copy()
+        changed[place] ^= 1 << 31
+        assert row_hashes(changed, S)[0] != hashes[0]
+
+
+def test_the_order_of_tokens_matters() -> None:
+    one, other = (np.array(row, np.uint32) for row in ([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]))
+    assert row_hashes(one, S)[0] != row_hashes(other, S)[0]
+
+
+def test_a_row_is_a_duplicate_where_every_token_is_the_same() -> None:
+    rows, hashes = rows_and_hashes([0, 1, 2, 3, 4], [4, 9, 9, 9, 5], [5, 6, 7, 8, 9])
+    others, other_hashes = rows_and_hashes(
+        [5, 6, 7, 8, 9], [9, 1, 2, 3, 4], [4, 9, 9, 9, 5], [5, 6, 7, 8, 9]
+    )
+    assert in_both(rows, hashes, others, other_hashes).tolist() == [False, True, True]
+
+
+def test_an_equal_hash_alone_is_no_duplicate() -> None:
+    rows, _ = rows_and_hashes([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])
+    others, _ = rows_and_hashes([9, 9, 9, 9, 4], [4, 5, 6, 7, 8])
+    same = np.array([7, 7], np.uint64)
+    assert in_both(rows, same, others, same).tolist() == [False, True]

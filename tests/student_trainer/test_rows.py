@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lectern_common.errors import Misconfigured
-from student_trainer import row_losses
+from student_trainer import rows
 from student_trainer.objective import Objective, distillation_loss
 from tests.student_trainer.test_objective import largest_error, make_case
 from tests.student_trainer.test_sampled_loss import sampled_targets
@@ -34,16 +34,16 @@ def test_results_do_not_depend_on_how_many_rows_are_passed_over_at_a_time(
     objective = Objective(0.5, 2.0, chunk_tokens=16)
     whole = computed(representation, objective)
     for numel in (1, 900, 300 * 15):
-        monkeypatch.setitem(row_losses._BLOCK_NUMEL, "cpu", numel)
+        monkeypatch.setitem(rows._BLOCK_NUMEL, "cpu", numel)
         for ours, theirs in zip(computed(representation, objective), whole, strict=True):
             assert largest_error(ours, theirs.double()) < 1e-6
 
 
 def test_a_block_of_rows_fits_a_cpu_cache_and_has_at_least_one():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert row_losses.block_rows(1 << 20, cpu) == 1
-    assert row_losses.block_rows(2048, cpu) * 2048 * 4 <= 1 << 20
-    assert row_losses.block_rows(151_936, cuda) > 200
+    assert rows.block_rows(1 << 20, cpu) == 1
+    assert rows.block_rows(2048, cpu) * 2048 * 4 <= 1 << 20
+    assert rows.block_rows(151_936, cuda) > 200
 
 
 @pytest.mark.slow

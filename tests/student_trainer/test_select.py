@@ -12,7 +12,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from student_trainer.datasets import in_order
-from student_trainer.run_data import Data, open_data
+from student_trainer.select import Data, open_data
 from tests.student_trainer.shards import write_shards
 
 S = 4

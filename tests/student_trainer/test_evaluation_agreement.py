@@ -9,7 +9,7 @@ import torch
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import HeadTransform, OutputHead
 from lectern_models.top_k import ordered_top_k
-from student_trainer.agreement import num_agreeing
+from student_trainer.evaluation import num_agreeing
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 
 N, D, V = 23, 6, 17

@@ -1,7 +1,8 @@
 """A dataset folder opened for a run: every byte checked, and what cannot be used left out.
 
 One pass over the data does it all: the hashes of the manifest, ids that are too large, rows without
-a label that counts, and a hash of each row for `duplicates.py`.
+a label that counts, and a hash of each row. By these hashes, 8 bytes a row, rows that stand in two
+sets are found, and then compared, so that what is called a duplicate is one.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ from lectern_common.shards import (
     read_manifest,
 )
 from student_trainer.batch_sources import TokenStream
-from student_trainer.datasets import ChosenRows, StreamRows
-from student_trainer.duplicates import row_hashes
+from student_trainer.datasets import ChosenRows, Rows, StreamRows
+from student_trainer.seeds import Key, raw_bits
 
 _log = structlog.get_logger()
 
@@ -39,7 +40,7 @@ class OpenedDataset:
 
     Attributes:
         rows: whose ids the student has, and which have a label that counts.
-        hashes: of each of `rows`, see duplicates.py.
+        hashes: of each of `rows`, see `row_hashes`.
         bad_rows: numbers of those with ids that the student lacks.
         unlabelled: number of those without a label that counts; they would teach nothing, and a
             step of nothing else would have no loss.
@@ -164,3 +165,44 @@ def _require_few(
             f"{max_bad_rows_fraction}. Prepare the data with the student's tokenizer"
         )
     _log.warning("rows_left_out", folder=str(folder), rows=len(bad), first=named)
+
+
+def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.uint64]:
+    """Returns a hash of each row of seq_len + 1 tokens; row i begins at token i * seq_len.
+
+    Multilinear: the sum of random factors times tokens, modulo 2^64. Two different rows have the
+    same one with a probability of at most 2^-32, whatever is in them.
+
+    Args:
+        tokens: a whole number of rows, and the last label: [n * seq_len + 1].
+        seq_len: labels of a row.
+    """
+    factors = raw_bits(Key.ROW_HASH, (0,), seq_len + 1)
+    inputs_NS = tokens[:-1].reshape(-1, seq_len)
+    last_N = tokens[seq_len::seq_len].astype(np.uint64)
+    sums_N = np.einsum("ns,s->n", inputs_NS, factors[:seq_len])
+    return np.asarray(sums_N + last_N * factors[seq_len], np.uint64)
+
+
+def in_both(
+    rows: Rows,
+    hashes: npt.NDArray[np.uint64],
+    others: Rows,
+    other_hashes: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.bool_]:
+    """Returns for each of `rows` whether one of `others` has the same tokens, [len(rows)].
+
+    Args:
+        rows, others: of equal length.
+        hashes, other_hashes: theirs, as `row_hashes` gives them.
+    """
+    order = np.argsort(other_hashes, kind="stable")
+    ordered = other_hashes[order]
+    first = np.searchsorted(ordered, hashes, "left")
+    end = np.searchsorted(ordered, hashes, "right")
+    found = np.zeros(len(rows), bool)
+    for index in np.flatnonzero(first < end):
+        row = rows.row(int(index))
+        candidates = order[first[index] : end[index]]
+        found[index] = any(np.array_equal(row, others.row(int(other))) for other in candidates)
+    return found

@@ -1,0 +1,82 @@
+"""connect_teacher: what a user calls, against a teacher server that is a process of its own."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lectern_common.errors import InvalidRequest, Misconfigured, TeacherUnavailable, Unauthenticated
+from lectern_common.wire.formats import Representation
+from student_trainer.batch_sources import SyntheticBatchSource
+from student_trainer.pipeline import Pipeline
+from student_trainer.remote_teacher import connect_teacher
+from student_trainer.students import FixtureStudent
+from student_trainer.targets import DenseTargets
+from tests.servers import teacher_process
+
+V = 31
+TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("secrets") / "token"
+    path.write_text(TOKEN + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, token_file: Path) -> Iterator[str]:
+    options = ("--engine", "fixture", "--vocab-size", str(V), "--token-file", str(token_file))
+    with teacher_process(tmp_path_factory.mktemp("teacher"), *options) as teacher:
+        yield teacher.address
+
+
+def test_a_connected_teacher_says_what_it_is_and_answers(address: str, token_file: Path) -> None:
+    with connect_teacher(address, V, token_file=token_file) as teacher:
+        assert teacher.model.logit_width == V
+        assert teacher.vocab_size() == V
+        tokens = [np.array([3, 7, 5], np.uint32)]
+        targets = teacher.score(tokens, [np.ones(3, bool)], Representation("dense"), 1.0)
+    assert isinstance(targets, DenseTargets)
+    # The fixture's likeliest token is the one before.
+    assert targets.logits_NV.argmax(-1).tolist() == [3, 7, 5]
+
+
+def test_a_pipeline_learns_from_a_connected_teacher(address: str, token_file: Path) -> None:
+    with connect_teacher(address, V, token_file=token_file) as teacher:
+        result = (
+            Pipeline(epochs=2, batches_per_epoch=3, batch_size=2, seq_len=4, learning_rate=0.1)
+            .with_teacher(teacher)
+            .with_student(FixtureStudent(V))
+            .with_batch_source(SyntheticBatchSource(V))
+            .execute()
+        )
+    first, *_, last = result.metrics["loss"]
+    assert last < first
+
+
+def test_a_caller_without_the_token_is_turned_away(address: str) -> None:
+    with pytest.raises(Unauthenticated):
+        connect_teacher(address, V)
+
+
+def test_a_server_that_is_not_there_is_given_up_after_the_budget() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(TeacherUnavailable):
+            connect_teacher(nobody, V, outage_budget_seconds=0)
+
+
+def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InvalidRequest, match=r"address 'teacher' must be host:port"):
+        connect_teacher("teacher", V)
+    with pytest.raises(InvalidRequest, match="vocab_size is 0"):
+        connect_teacher("127.0.0.1:1", 0)
+    with pytest.raises(Misconfigured, match="cannot read token_file"):
+        connect_teacher("127.0.0.1:1", V, token_file=tmp_path / "none")
