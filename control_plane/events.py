@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from control_plane.metrics_file import Batch, Position, read_after
+from control_plane.run_queries import Runs
 from control_plane.run_record import DeletedRun, Run
-from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
 
 PING_SECONDS = 15.0
