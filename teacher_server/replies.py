@@ -15,7 +15,7 @@ from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
 from teacher_server.engine import ModelFacts, Rows, ScoringRequest
 from teacher_server.limits import Limits
-from teacher_server.tickets import Ticket
+from teacher_server.requests import Ticket
 from teacher_server.validation import KINDS
 
 _DTYPES = {
