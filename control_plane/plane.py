@@ -169,20 +169,17 @@ def open_plane(
     *,
     devices: Devices,
     teachers: Mapping[str, SecretFiles] | None = None,
+    processes: Processes | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
-    tick_seconds: float = TICK_SECONDS,
-    trainer_argv: Sequence[str] = TRAINER_ARGV,
-    processes: Processes | None = None,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns a control plane over `roots.runs`, alone there.
 
     Args:
         teachers: configured servers, and the secrets that may be sent to each.
+        processes: starts and ends trainers; None means a Launcher of the usual trainer.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they go on and are adopted later.
-        trainer_argv: what the run folder is appended to.
-        processes: instead of a Launcher of `trainer_argv`.
 
     Raises:
         Misconfigured: another control plane is there, or the database cannot be used.
@@ -196,7 +193,7 @@ def open_plane(
     changes = Changes()
     runs, commands = Runs(store), RunCommands(store, clock, changes.notify)
     finish_deletions(runs, roots.runs)
-    launcher = processes or Launcher(trainer_argv, roots.environment())
+    launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     return ControlPlane(
         roots=roots,
         store=store,
@@ -210,7 +207,6 @@ def open_plane(
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,
-        tick_seconds=tick_seconds,
     )
 
 

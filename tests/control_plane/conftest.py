@@ -136,12 +136,9 @@ def processes() -> FakeProcesses:
 @pytest.fixture
 def plane(tmp_path: Path, processes: FakeProcesses) -> ControlPlane:
     """A plane that is opened, not started; `client` starts and ends it."""
-    return open_plane(
-        make_home(tmp_path),
-        devices=Devices((), max_running=2),
-        processes=processes,
-        tick_seconds=0.02,
-    )
+    plane = open_plane(make_home(tmp_path), devices=Devices((), max_running=2), processes=processes)
+    plane.tick_seconds = 0.02
+    return plane
 
 
 @pytest.fixture

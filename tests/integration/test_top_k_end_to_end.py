@@ -20,6 +20,7 @@ from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
 from student_trainer.targets import Representation, TopKTargets
 from teacher_server import transformers_engine
+from teacher_server.transformers_engine import Settings
 from tests.models import write_tiny_model
 from tests.servers import teacher_thread
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteTeacher]:
     with (
-        teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address,
+        teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address,
         RemoteTeacher(
             TeacherReplicas(address),
             run_id="run-1",
