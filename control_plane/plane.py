@@ -26,7 +26,8 @@ from control_plane.run_commands import RunCommands
 from control_plane.run_queries import Runs
 from control_plane.run_record import ACTIVE, Run
 from control_plane.store import DATABASE_NAME, Store
-from control_plane.teacher_checks import StartChecks, TeacherMonitor
+from control_plane.teacher_checks import StartChecks
+from control_plane.teacher_monitor import TeacherMonitor
 from control_plane.views import RunView, run_view
 from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured
