@@ -14,7 +14,7 @@ import uvicorn
 
 from control_plane.app import create_app
 from control_plane.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
-from control_plane.launcher import TRAINER_ARGV
+from control_plane.launcher import TRAINER_ARGV, Launcher
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import STOP_GRACE_SECONDS
 from control_plane.teacher_secrets import configured_teachers
@@ -111,17 +111,18 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     listener = _listen(host, port)
     with listener:
         cuda = cuda_devices()
+        roots = Roots.of_home(options.home)
         plane = open_plane(
-            Roots.of_home(options.home),
+            roots,
             devices=Devices(
                 cuda,
                 options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
                 options.runs_per_gpu,
             ),
             teachers=teachers,
+            processes=Launcher(trainer_argv, roots.environment()),
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
-            trainer_argv=trainer_argv,
         )
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(

@@ -9,10 +9,10 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
+from control_plane import catalog_routes, run_routes, stream_routes
 from control_plane.guard import LOOPBACK_HOSTS, Guard
 from control_plane.plane import ControlPlane
-from control_plane.problems import handle_problems
-from control_plane.routes import router
+from control_plane.problems import OF_EVERY_ROUTE, handle_problems
 
 WEB = Path(__file__).parent / "web"
 
@@ -51,7 +51,8 @@ def create_app(
     )
     app.state.plane = plane
     handle_problems(app)
-    app.include_router(router)
+    for routes in (run_routes, stream_routes, catalog_routes):
+        app.include_router(routes.router, responses=OF_EVERY_ROUTE)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

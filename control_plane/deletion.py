@@ -13,7 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from control_plane.runs import Runs
+from control_plane.run_commands import RunCommands
+from control_plane.run_queries import Runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.files import rename_durably
 from lectern_common.run_folder import RunFolder
@@ -23,7 +24,7 @@ _ASIDE = ".deleted-"
 _log = structlog.get_logger()
 
 
-def delete_run(runs: Runs, folder: RunFolder) -> None:
+def delete_run(commands: RunCommands, folder: RunFolder) -> None:
     """Deletes a run that rests, with its checkpoints, its export and all else in its folder.
 
     Raises:
@@ -42,7 +43,7 @@ def delete_run(runs: Runs, folder: RunFolder) -> None:
                 rename_durably(folder.path, aside)
 
         try:
-            runs.delete(folder.run_id, set_aside)
+            commands.delete(folder.run_id, set_aside)
         except BaseException:
             _put_back(aside, folder.path)
             raise

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from control_plane.run_queries import Runs
 from control_plane.run_record import DeletedRun, Run
-from control_plane.runs import Runs
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.json_lines import NewRecords, Position, read_after
 

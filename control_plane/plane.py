@@ -21,10 +21,13 @@ from control_plane.devices import Devices
 from control_plane.events import Changes
 from control_plane.launcher import TRAINER_ARGV, Launcher
 from control_plane.reconcile import STOP_GRACE_SECONDS, Processes, Reconciler
+from control_plane.run_commands import RunCommands
+from control_plane.run_queries import Runs
 from control_plane.run_record import ACTIVE, Run
-from control_plane.runs import Runs
 from control_plane.store import DATABASE_NAME, Store
-from control_plane.teacher_checks import StartChecks, TeacherMonitor
+from control_plane.teacher_checks import StartChecks
+from control_plane.teacher_monitor import TeacherMonitor
+from control_plane.views import RunView, run_view
 from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured
 from lectern_common.files import take_lock
@@ -47,6 +50,7 @@ class ControlPlane:
     roots: Roots
     store: Store
     runs: Runs
+    commands: RunCommands
     changes: Changes
     reconciler: Reconciler
     devices: Devices
@@ -110,6 +114,16 @@ class ControlPlane:
 
         return [explain(run) for run in runs]
 
+    def run_view(self, run: Run) -> RunView:
+        """Returns a run as a client sees it now."""
+        return self.run_views([run])[0]
+
+    def run_views(self, runs: Sequence[Run]) -> list[RunView]:
+        """Returns runs as a client sees them now."""
+        now = self.clock()
+        queue = self.queue() if any(run.state is RunState.QUEUED for run in runs) else {}
+        return [run_view(run, now, queue) for run in self.explained(runs)]
+
     def teachers_of_runs(self) -> dict[str, list[str]]:
         """Returns for each teacher server that runs at work ask: those runs."""
         found: dict[str, list[str]] = {}
@@ -156,20 +170,17 @@ def open_plane(
     *,
     devices: Devices,
     teachers: Mapping[str, SecretFiles] | None = None,
+    processes: Processes | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
-    tick_seconds: float = TICK_SECONDS,
-    trainer_argv: Sequence[str] = TRAINER_ARGV,
-    processes: Processes | None = None,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns a control plane over `roots.runs`, alone there.
 
     Args:
         teachers: configured servers, and the secrets that may be sent to each.
+        processes: starts and ends trainers; None means a Launcher of the usual trainer.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they go on and are adopted later.
-        trainer_argv: what the run folder is appended to.
-        processes: instead of a Launcher of `trainer_argv`.
 
     Raises:
         Misconfigured: another control plane is there, or the database cannot be used.
@@ -181,22 +192,22 @@ def open_plane(
         os.close(lock)
         raise
     changes = Changes()
-    runs = Runs(store, clock, changes.notify)
+    runs, commands = Runs(store), RunCommands(store, clock, changes.notify)
     finish_deletions(runs, roots.runs)
-    launcher = processes or Launcher(trainer_argv, roots.environment())
+    launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     return ControlPlane(
         roots=roots,
         store=store,
         runs=runs,
+        commands=commands,
         changes=changes,
-        reconciler=Reconciler(runs, roots, launcher, devices, clock, stop_grace_seconds),
+        reconciler=Reconciler(runs, commands, roots, launcher, devices, clock, stop_grace_seconds),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,
-        tick_seconds=tick_seconds,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -11,10 +12,24 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from control_plane.views import Problem
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_SECONDS = 2
+PROBLEM = {"model": Problem, "content": {MEDIA_TYPE: {}}}
+# Answers of every route, of those about one run, of those that change one.
+OF_EVERY_ROUTE: dict[int | str, dict[str, Any]] = {
+    400: {**PROBLEM, "description": "The request is malformed, or its Host is not known"},
+    401: {**PROBLEM, "description": "The bearer token is missing or wrong"},
+    422: {**PROBLEM, "description": "A field is not valid; `errors` names each"},
+    503: {**PROBLEM, "description": "Try again later"},
+}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {**PROBLEM, "description": "No such run"}}
+CONFLICT: dict[int | str, dict[str, Any]] = {
+    **NOT_FOUND,
+    409: {**PROBLEM, "description": "Its state does not allow it; the message names the state"},
+}
 _REASONS = {
     400: "bad_request",
     401: "unauthenticated",

@@ -23,8 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.devices import Devices, slot_environment
 from control_plane.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
+from control_plane.run_commands import RunCommands
+from control_plane.run_queries import Runs
 from control_plane.run_record import ACTIVE, Run, Wanted
-from control_plane.runs import Runs
 from control_plane.trainer_text import last_line, valid_unicode
 from lectern_common.errors import Conflict, CorruptData, LecternError, NotFound
 from lectern_common.roots import Roots
@@ -61,7 +62,8 @@ class Reconciler:
     """Looks after all runs of one store. `tick` and `stop_all` are never called at the same time.
 
     Args:
-        runs: the rows.
+        runs: the rows, read.
+        commands: changes them.
         roots: where run folders are.
         processes: starts and ends trainers.
         devices: what there is to train on.
@@ -72,6 +74,7 @@ class Reconciler:
     def __init__(
         self,
         runs: Runs,
+        commands: RunCommands,
         roots: Roots,
         processes: Processes,
         devices: Devices,
@@ -79,6 +82,7 @@ class Reconciler:
         stop_grace_seconds: float = STOP_GRACE_SECONDS,
     ) -> None:
         self._runs = runs
+        self._commands = commands
         self._roots = roots
         self._processes = processes
         self._devices = devices
@@ -142,7 +146,7 @@ class Reconciler:
             run.process_create_time,
         ):
             _log.info("trainer adopted", run=run.id, pid=process.pid)
-            run = self._runs.has_process(run.id, process.pid, process.create_time)
+            run = self._commands.has_process(run.id, process.pid, process.create_time)
         said = status if status is not None and _is_of_attempt(run, status) else None
         if process is None:
             self._look_after_gone(run, said)
@@ -156,7 +160,7 @@ class Reconciler:
                 self._kill(run, process)
         # After the signals: they go out also where nothing can be recorded.
         if said is not None:
-            self._runs.saw(run.id, said)
+            self._commands.saw(run.id, said)
 
     def _look_after_gone(self, run: Run, said: Status | None) -> None:
         """Decides what it means that the run has no living process."""
@@ -176,12 +180,12 @@ class Reconciler:
         elif recorded is not None and said is None and exit_status is not None and exit_status > 0:
             message = f"the trainer ended with exit status {exit_status} before its first step"
             line = last_line(RunFolder(self._roots.runs / run.id).log_path)
-            self._runs.ended(
+            self._commands.ended(
                 run.id, RunState.FAILED, "start_failed", f"{message}: {line}" if line else message
             )
         else:
             reason = "crashed" if exit_status is not None and exit_status > 0 else "killed"
-            self._runs.crashed(run.id, reason, _how(exit_status, run.attempt), said)
+            self._commands.crashed(run.id, reason, _how(exit_status, run.attempt), said)
 
     def _record_last_word(self, run: Run, said: Status) -> None:
         if said.state is RunState.STOPPED and run.wanted is Wanted.RUNNING:
@@ -189,31 +193,26 @@ class Reconciler:
                 self._interrupted_by_exit(run, said)
             else:
                 message = "the trainer was told to stop, but not by the control plane"
-                self._runs.crashed(run.id, "stopped_from_outside", message, said)
+                self._commands.crashed(run.id, "stopped_from_outside", message, said)
             return
         reason = "stopped" if said.state is RunState.STOPPED else said.reason
-        self._runs.ended(run.id, said.state, reason, said.message, said)
+        self._commands.ended(run.id, said.state, reason, said.message, said)
 
     def _record_forced_stop(self, run: Run, said: Status | None) -> None:
         """The user wanted the run stopped, and it went without a word of its own."""
         if (run.id, run.attempt) in self._killed:
             message = f"did not stop within {self._grace:g} s and was killed; " + _left(said)
-            self._runs.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
+            self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
         elif said is None or (said.state is RunState.STARTING and said.checkpoint_step is None):
-            self._runs.ended(run.id, RunState.STOPPED, "stopped", "before its first step", said)
+            self._commands.ended(run.id, RunState.STOPPED, "stopped", "before its first step", said)
         else:
             message = "ended while it was stopping; " + _left(said)
-            self._runs.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
+            self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
 
     def _interrupted_by_exit(self, run: Run, said: Status | None) -> None:
         message = "the control plane was stopped; goes on when it is back"
-        self._runs.ended(
-            run.id,
-            RunState.INTERRUPTED,
-            "control_plane_stopped",
-            message,
-            said,
-            resumes=True,
+        self._commands.ended(
+            run.id, RunState.INTERRUPTED, "control_plane_stopped", message, said, resumes=True
         )
 
     def _signal_once(self, run: Run, process: Identity) -> None:
@@ -235,7 +234,7 @@ class Reconciler:
             return
         if sent_at is None:
             try:
-                self._runs.stop_sent(run.id)
+                self._commands.stop_sent(run.id)
             except SQLAlchemyError as error:  # the database is busy or full
                 _log.error("signal not recorded", run=run.id, error=str(error))
         self._signalled.add(key)
@@ -252,7 +251,7 @@ class Reconciler:
         for run in self._runs.in_states([RunState.INTERRUPTED]):
             if run.resumes_itself and (run.resume_at or 0) <= self._clock():
                 with contextlib.suppress(NotFound):  # It was deleted since.
-                    self._runs.requeue(run.id)
+                    self._commands.requeue(run.id)
 
     def _start_queued(self) -> None:
         queued = self._runs.in_states([RunState.QUEUED])
@@ -261,7 +260,7 @@ class Reconciler:
             slot = self._devices.choose(run.spec["device"]["kind"], taken)
             if slot is None:
                 continue
-            claimed = self._runs.claim(run.id, slot)
+            claimed = self._commands.claim(run.id, slot)
             if claimed is not None:
                 taken.append(slot)
                 self._launch(claimed)
@@ -279,9 +278,9 @@ class Reconciler:
                     folder, resume=resume, environment=slot_environment(run.slot or "")
                 )
         except (OSError, LecternError) as error:
-            self._runs.ended(run.id, RunState.FAILED, "launch_failed", str(error))
+            self._commands.ended(run.id, RunState.FAILED, "launch_failed", str(error))
             return
-        self._runs.has_process(run.id, found.pid, found.create_time)
+        self._commands.has_process(run.id, found.pid, found.create_time)
 
     # ---- what is ---------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ def run_history(changes: Sequence[dict[str, Any]], folder: RunFolder) -> list[Hi
     """Returns the last MAX_ENTRIES things, oldest first.
 
     Args:
-        changes: of the row, as runs.Runs.history returns them.
+        changes: of the row, as run_queries.Runs.history returns them.
         folder: whose events.jsonl holds the rest.
     """
     states = [

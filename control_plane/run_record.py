@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from control_plane.store import runs
+from control_plane.store import deleted_runs, runs
 from lectern_common.errors import NotFound
 from lectern_common.run_folder import RESUMABLE, RunState, Status
 from lectern_common.run_spec import RunSpec
@@ -170,3 +170,12 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
     if not found:
         raise NotFound(f"no run {run_id}")
     return found[0]
+
+
+def newest_revision(connection: sa.Connection) -> int:
+    """Returns the revision of the last change of any run, a deletion included; 0 before any."""
+    newest = (
+        connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
+        for table in (runs, deleted_runs)
+    )
+    return max(newest)

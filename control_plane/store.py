@@ -26,7 +26,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
 
-# One row a run. What a column means is said at runs.Run; `seq` orders runs by creation.
+# One row a run. What a column means is said at run_record.Run; `seq` orders runs by creation.
 runs = sa.Table(
     "runs",
     metadata,

@@ -17,7 +17,7 @@ from faults.stage import Stage
 T12_HEALTH_SECONDS = 1.0
 T12_CONNECTIONS = 1000
 T12_READERS = 8
-# What may wait for one that does not read: 16 MiB (tickets.py), a sequence's rows, a piece on its
+# What may wait for one that does not read: 16 MiB (requests.py), a sequence's rows, a piece on its
 # way. They ask for 125 MiB each.
 T12_BYTES_OF_A_READER = 24 << 20
 _VOCAB_SIZE = 4096

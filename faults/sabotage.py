@@ -68,12 +68,12 @@ def _fingerprints_not_compared(program: str) -> None:
 
 
 def _every_request_is_queued(program: str) -> None:
-    from teacher_server.batcher import Batcher
+    from teacher_server.admission import Admission
 
-    def admit(_self: Batcher, _run_id: str) -> None:
+    def admit(_self: Admission, _run_id: str, _tickets: object) -> None:
         return
 
-    put(Batcher, "_require_place", admit)
+    put(Admission, "require_place", admit)
 
 
 def _first_come_first_served(program: str) -> None:
@@ -168,9 +168,9 @@ def _messages_of_any_size(program: str) -> None:
 
 
 def _answers_pile_up(program: str) -> None:
-    from teacher_server import tickets
+    from teacher_server import requests
 
-    put(tickets, "MAX_UNREAD_BYTES", 1 << 60)
+    put(requests, "MAX_UNREAD_BYTES", 1 << 60)
 
 
 def _health_waits_for_the_model(program: str) -> None:
@@ -227,7 +227,7 @@ def _batches_are_not_split(program: str) -> None:
     async def whole(self: Batcher, flights: Any) -> None:
         if splitting.get():
             for flight in flights:
-                self._fail_all(flight, TeacherOutOfMemory("the batch does not fit"))
+                self._flights.fail_all(flight, TeacherOutOfMemory("the batch does not fit"))
             return
         token = splitting.set(True)
         try:
@@ -270,13 +270,13 @@ def _values_are_not_looked_at(program: str) -> None:
 
 
 def _independent_batches_freely(program: str) -> None:
-    from teacher_server import batcher
+    from teacher_server import scheduler
     from teacher_server.batch_shapes import NearLengths
     from teacher_server.transformers_engine import TransformersEngine
 
     near = NearLengths()
     put(near, "_limit", lambda tokens: float(tokens))
-    put(batcher, "equal_lengths", near)
+    put(scheduler, "equal_lengths", near)
     put(TransformersEngine, "_hidden_rows", TransformersEngine._hidden_together)
 
 

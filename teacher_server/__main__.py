@@ -159,15 +159,17 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
             torch.set_num_threads(options.threads)
         engine = transformers_engine.load(
             options.model,
-            options.revision,
-            options.dtype,
-            options.device,
-            options.mode,
-            models=Roots.of_home(options.home).models,
+            transformers_engine.Settings(
+                dtype=options.dtype,
+                device=options.device,
+                mode=options.mode,
+                quantization=options.quantization,
+                attention=options.attention,
+                compiled=options.compile,
+            ),
+            revision=options.revision,
             gguf_file=options.gguf_file,
-            quantization=options.quantization,
-            attention=options.attention,
-            compiled=options.compile,
+            models=Roots.of_home(options.home).models,
         )
         engine.measure(sharing_of(options).batch_tokens_for(engine.facts))
         return engine

@@ -1,9 +1,9 @@
 """The queue between many clients and one model: who waits, who is next, who is turned away.
 
-1. A request is admitted, and each of its sequences joins the flight of its base ask (flights.py):
-   one that is waiting or being computed, else a new one.
-2. The run whose turn it is (fair_share.py) leads with its oldest sequence; those of its own and of
-   other runs with credit that fit it in length (batch_shapes.py) are computed with it.
+1. A request is admitted (admission.py), and each of its sequences joins the flight of its base ask
+   (requests.py): one that is waiting or being computed, else a new one.
+2. The run whose turn it is (scheduler.py, fair_share.py) leads with its oldest sequence; those of
+   its own and of other runs with credit that fit it in length (batch_shapes.py) come along.
 3. The rows are kept (cache.py), turned into what each waiter asked for, and charged to their runs
    in equal parts.
 
@@ -18,11 +18,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from typing import TypeVar
 
-import structlog
-
-from lectern_common.errors import Overloaded, TeacherOutOfMemory, TeacherUnavailable
+from lectern_common.errors import TeacherOutOfMemory, TeacherUnavailable
 from teacher_server.accounting import Accounting
-from teacher_server.batch_shapes import NearLengths, equal_lengths
+from teacher_server.admission import Admission
 from teacher_server.cache import Cache
 from teacher_server.engine import (
     ComputedRows,
@@ -33,21 +31,10 @@ from teacher_server.engine import (
     base_ask,
     selected,
 )
-from teacher_server.fair_share import FairShare
-from teacher_server.flights import Flight, Flights
-from teacher_server.quotas import Quotas
-from teacher_server.tickets import Ticket
-
-log = structlog.get_logger()
+from teacher_server.requests import Flight, Flights, Ticket
+from teacher_server.scheduler import Scheduler
 
 _Result = TypeVar("_Result")
-
-_MIN_PUSHBACK_SECONDS, _MAX_PUSHBACK_SECONDS = 0.1, 10.0
-# Sequences of one request that are looked at to fill a batch.
-_WINDOW = 128
-# After a batch that ran out of memory batches are smaller, but no smaller than this part of what
-# was set, and grow again by this part of themselves with each that is full and fits.
-_SMALLEST_PART, _GROWTH = 1 / 16, 1 / 64
 
 
 class Batcher:
@@ -57,12 +44,9 @@ class Batcher:
         engine: the model; its `score` and `derived` run on `model_thread`, one call at a time.
         model_thread: an executor with a single thread.
         accounting: is told of every forward.
-        max_queued_requests: requests waiting, running or being read, before more are refused. A
-            run may have as many of them as are left free, so that another always finds a place.
-        batch_tokens: tokens of a forward, padding included; a longer sequence is computed alone.
+        admission: who is let in.
+        scheduler: what is computed next.
         cache: rows that were computed before.
-        fair_share: whose turn it is.
-        quotas: how much a run may ask for.
         clock: seconds, rising.
     """
 
@@ -71,25 +55,19 @@ class Batcher:
         engine: Engine,
         model_thread: Executor,
         accounting: Accounting,
-        max_queued_requests: int,
-        *,
-        batch_tokens: int = 1,
+        admission: Admission,
+        scheduler: Scheduler,
         cache: Cache | None = None,
-        fair_share: FairShare | None = None,
-        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache or Cache(0)
-        self.fair_share = fair_share or FairShare()
-        self.batch_tokens = batch_tokens
+        self.fair_share = scheduler.fair_share
         self._engine = engine
         self._model_thread = model_thread
         self._accounting = accounting
-        self._max_queued_requests = max_queued_requests
-        self._quotas = quotas or Quotas()
+        self._admission = admission
+        self._scheduler = scheduler
         self._clock = clock
-        self._fitting_tokens = batch_tokens  # what memory has room for, as far as is known
-        self._near_lengths = NearLengths()
         self._tickets: list[Ticket] = []
         self._flights = Flights()
         self._changed = asyncio.Event()
@@ -114,11 +92,9 @@ class Batcher:
         So a client that goes away frees its place at once, and no forward runs for it alone.
 
         Raises:
-            Overloaded: the queue is full, or the run's part of it, or its quota is used up; says
-                when to ask again. Nothing was queued.
+            Overloaded: as Admission.require. Nothing was queued.
         """
-        self._require_place(request.run_id)
-        self._quotas.take(request.run_id, request.num_tokens)
+        self._admission.require(request, self._tickets)
         now = self._clock()
         deadline = None if timeout_seconds is None else now + timeout_seconds
         ticket = Ticket(request, now, deadline, on_read=self._changed.set)
@@ -153,7 +129,7 @@ class Batcher:
         """
         while True:
             self._drop_expired()
-            batch = self._next_batch()
+            batch = self._scheduler.next_batch(self._tickets)
             if batch:
                 await self._serve(batch)
             else:
@@ -162,38 +138,13 @@ class Batcher:
             # What comes from memory alone would keep the loop, and health with it, to itself.
             await asyncio.sleep(0)
 
-    # ---- who is next ---------------------------------------------------------------------------
-
-    def _next_batch(self) -> list[Flight]:
-        """Returns the flights to compute now, the leader first; none where nothing can run."""
-        heads: dict[str, Flight] = {}
-        for ticket in self._tickets:
-            if ticket.request.run_id not in heads:
-                head = next(ticket.next_flights(_WINDOW), None)
-                if head is not None:
-                    heads[ticket.request.run_id] = head
-        if not heads:
-            return []
-        run_id = self.fair_share.next(heads)
-        leader = heads[run_id]
-        facts = self._engine.facts
-        if not facts.offers_hidden or self._fitting_tokens <= leader.base.num_tokens:
-            return [leader]
-        flights = {leader.key: leader}
-        for ticket in self._tickets:
-            company = ticket.request.run_id
-            if company == run_id or self.fair_share.has_credit(company):
-                flights.update((flight.key, flight) for flight in ticket.next_flights(_WINDOW))
-        waiting = list(flights.values())
-        lengths = [flight.base.num_tokens for flight in waiting]
-        choose = equal_lengths if facts.mode == "independent" else self._near_lengths
-        return [waiting[index] for index in choose(lengths, 0, self._fitting_tokens)]
-
     def _drop_expired(self) -> None:
         now = self._clock()
         for ticket in self._tickets:
-            if ticket.pending and ticket.deadline is not None and ticket.deadline <= now:
-                self._fail(ticket, TeacherUnavailable("the call's deadline passed in the queue"))
+            if ticket.pending and ticket.expired(now):
+                self._flights.fail(
+                    ticket, TeacherUnavailable("the call's deadline passed in the queue")
+                )
 
     # ---- forwards ------------------------------------------------------------------------------
 
@@ -230,34 +181,26 @@ class Batcher:
             )
         except DeviceLost:
             for flight in flights:
-                self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
+                self._flights.fail_all(
+                    flight, TeacherUnavailable("the teacher's device has failed")
+                )
             raise
         except Exception as error:
             if len(flights) == 1:  # it is theirs who asked; the servicer says what it was
-                self._fail_all(flights[0], error)
+                self._flights.fail_all(flights[0], error)
                 return
             if isinstance(error, TeacherOutOfMemory):
-                self._make_batches_smaller(computed_tokens)
+                self._scheduler.ran_out_of_memory(computed_tokens)
             half = len(flights) // 2
             await self._forward(flights[:half])
             await self._forward(flights[half:])
             return
-        self._let_batches_grow(computed_tokens)
+        self._scheduler.fitted(computed_tokens)
         seconds = self._clock() - began
         self._accounting.forward(sum(lengths), len(flights), computed_tokens, seconds)
         for flight, rows, length in zip(flights, all_rows, lengths, strict=True):
             self.cache.put(flight.key, rows)
             await self._finish(flight, rows, seconds * length / sum(lengths), from_cache=False)
-
-    def _make_batches_smaller(self, failed_tokens: int) -> None:
-        smallest = max(1, int(self.batch_tokens * _SMALLEST_PART))
-        self._fitting_tokens = max(smallest, min(self._fitting_tokens, failed_tokens) // 2)
-        log.warning("out of memory", tokens=failed_tokens, batch_tokens=self._fitting_tokens)
-
-    def _let_batches_grow(self, fitted_tokens: int) -> None:
-        if fitted_tokens >= self._fitting_tokens // 2:
-            larger = self._fitting_tokens + max(1, int(self._fitting_tokens * _GROWTH))
-            self._fitting_tokens = min(self.batch_tokens, larger)
 
     async def _finish(
         self, flight: Flight, rows: ComputedRows, seconds: float, from_cache: bool
@@ -280,10 +223,12 @@ class Batcher:
             except NoLongerWanted:
                 continue
             except DeviceLost:
-                self._fail_all(flight, TeacherUnavailable("the teacher's device has failed"))
+                self._flights.fail_all(
+                    flight, TeacherUnavailable("the teacher's device has failed")
+                )
                 raise
             except Exception as error:
-                self._fail(ticket, error)
+                self._flights.fail(ticket, error)
                 continue
             derived_seconds = self._clock() - began
             ticket.compute_seconds += derived_seconds
@@ -305,12 +250,9 @@ class Batcher:
         key = ask.key
         if key in derived:
             return derived[key]
-
-        def wanted() -> bool:  # on the model thread
-            expired = ticket.deadline is not None and ticket.deadline <= self._clock()
-            return not (ticket.gone or ticket.failed or expired)
-
-        answer = await self._on_model_thread(lambda: self._engine.derived(rows, ask, wanted))
+        answer = await self._on_model_thread(
+            lambda: self._engine.derived(rows, ask, lambda: ticket.wanted(self._clock()))
+        )
         derived[key] = answer
         return answer
 
@@ -351,32 +293,3 @@ class Batcher:
 
     async def _on_model_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
-
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        ticket.fail(error)
-        self._flights.leave_all(ticket)
-
-    def _fail_all(self, flight: Flight, error: Exception) -> None:
-        self._flights.drop(flight)
-        for ticket, _ in list(flight.waiters):
-            self._fail(ticket, error)
-
-    def _require_place(self, run_id: str) -> None:
-        """Raises Overloaded where this run gets no place in the queue now."""
-        free = self._max_queued_requests - len(self._tickets)
-        held = sum(ticket.request.run_id == run_id for ticket in self._tickets)
-        if free <= 0:
-            what = (
-                f"{len(self._tickets)} requests are waiting or running, the most this server takes"
-            )
-        elif held >= free and held > 0:
-            what = f"{held} requests of run {run_id} are here; {free} places are left for others"
-        else:
-            return
-        raise Overloaded(what, retry_after_seconds=self._pushback_seconds())
-
-    def _pushback_seconds(self) -> float:
-        """Returns about how long half of the queue takes."""
-        tokens_per_second = self._accounting.tokens_per_second() or 1000.0
-        seconds = self.queued_tokens / tokens_per_second / 2
-        return min(max(seconds, _MIN_PUSHBACK_SECONDS), _MAX_PUSHBACK_SECONDS)

@@ -58,7 +58,6 @@ def model_facts(
             f"{folder.name} cannot teach in {dtype} ({not_split}); load it with --dtype float32"
         )
     stored = _stored(folder, model)
-    tokens = stored.tokens
     quantization = "gguf" if folder.gguf_file else quantization_of(model)
     transform = head.transform if head is not None else HeadTransform()
     text_config = model.config.get_text_config()
@@ -67,20 +66,9 @@ def model_facts(
         model_id=folder.public_name,
         revision=folder.revision,
         weights_sha256=stored.weights_sha256,
-        fingerprint=_fingerprint(
-            {
-                "weights": stored.exact_sha256,
-                "config": stored.config,
-                "tokenizer": tokenizer_sha256(tokens) if tokens is not None else "",
-                "dtype": dtype,
-                "quantization": quantization,
-                "attention": model.config._attn_implementation,
-                "compiled": compiled,
-                "representation_version": REPRESENTATION_VERSION,
-            }
-        ),
+        fingerprint=_fingerprint(model, stored, quantization, compiled),
         logit_width=logit_width,
-        tokens=tokens,
+        tokens=stored.tokens,
         max_positions=max_positions(model),
         hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
         hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
@@ -142,13 +130,20 @@ def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
     )
 
 
-def _fingerprint(stamp: dict[str, Any]) -> str:
+def _fingerprint(model: PreTrainedModel, stored: _Stored, quantization: str, compiled: bool) -> str:
     """Returns the identity of the answers: everything that their bytes depend on but the device."""
-    config = {
-        name: value
-        for name, value in stamp["config"].items()
-        if name not in _CONFIG_NOT_IN_FINGERPRINT
+    stamp = {
+        "weights": stored.exact_sha256,
+        "config": {
+            name: value
+            for name, value in stored.config.items()
+            if name not in _CONFIG_NOT_IN_FINGERPRINT
+        },
+        "tokenizer": tokenizer_sha256(stored.tokens) if stored.tokens is not None else "",
+        "dtype": dtype_name(model.dtype),
+        "quantization": quantization,
+        "attention": model.config._attn_implementation,
+        "compiled": compiled,
+        "representation_version": REPRESENTATION_VERSION,
     }
-    return hashlib.sha256(
-        json.dumps({**stamp, "config": config}, sort_keys=True).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
 from teacher_server.engine import ComputedRows, ModelFacts, ScoringRequest
 from teacher_server.limits import Limits
-from teacher_server.tickets import Ticket
+from teacher_server.requests import Ticket
 
 _MAP_ENTRIES = 4096
 _RECORD_BYTES = sampled_record().itemsize

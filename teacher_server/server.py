@@ -24,13 +24,14 @@ from lectern_common.wire.pieces import serialized
 from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.accounting import Accounting
+from teacher_server.admission import Admission, Quotas
 from teacher_server.auth import BearerTokenInterceptor, require_callers_known
 from teacher_server.batcher import Batcher
 from teacher_server.disk_cache import DiskCache
 from teacher_server.engine import Engine
 from teacher_server.fair_share import FairShare
 from teacher_server.limits import Limits
-from teacher_server.quotas import Quotas
+from teacher_server.scheduler import Scheduler
 from teacher_server.servicer import Serving, TeacherServicer
 from teacher_server.sharing import Sharing
 from teacher_server.tls import ServerTls
@@ -168,11 +169,13 @@ class TeacherServer:
             engine,
             self.model_thread,
             accounting,
-            limits.max_queued_requests,
-            batch_tokens=sharing.batch_tokens_for(engine.facts),
-            cache=cache,
-            fair_share=FairShare(sharing.weights),
-            quotas=Quotas(sharing.quotas),
+            Admission(limits.max_queued_requests, accounting, Quotas(sharing.quotas)),
+            Scheduler(
+                engine.facts,
+                FairShare(sharing.weights),
+                sharing.batch_tokens_for(engine.facts),
+            ),
+            cache,
         )
         self._disk_cache = batcher.cache.disk
         self.batching = asyncio.create_task(batcher.run())

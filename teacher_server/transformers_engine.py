@@ -46,64 +46,75 @@ _OUT_OF_MEMORY = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model is loaded and computed with.
+
+    Attributes:
+        dtype: "auto" (as stored), "float32", "bfloat16", "float16".
+        device: see placement.resolved_device.
+        mode: "independent" or "throughput"; see engine.MODES.
+        quantization: "none", "int8", "int4"; see bitsandbytes_config.
+        attention: one of placement.ATTENTION.
+        compiled: run the body through torch.compile.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    mode: str = "independent"
+    quantization: str = "none"
+    attention: str = "auto"
+    compiled: bool = False
+
+
 def load(
     name: str,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    mode: str = "independent",
+    settings: Settings | None = None,
     *,
-    models: Path | None = None,
+    revision: str | None = None,
     gguf_file: str | None = None,
-    quantization: str = "none",
-    attention: str = "auto",
-    compiled: bool = False,
+    models: Path | None = None,
 ) -> "TransformersEngine":
     """Returns the engine of a model folder, GGUF file or hub id, its parity probed.
 
     Args:
-        name: see find_model; `revision`, `models` and `gguf_file` too.
-        dtype: "auto" (as stored), "float32", "bfloat16", "float16".
-        device: see placement.resolved_device.
-        mode: "independent" or "throughput".
-        quantization: "none", "int8", "int4"; see bitsandbytes_config.
-        attention: one of placement.ATTENTION.
-        compiled: run the body through torch.compile.
+        name: see find_model; `revision`, `gguf_file` and `models` too.
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
-        Misconfigured: there is no such device; the options exclude each other; or nothing could be
-            offered.
+        Misconfigured: there is no such device; the settings exclude each other; or nothing could
+            be offered.
     """
-    device = resolved_device(device)
-    _require_fitting(mode, quantization, compiled, device)
+    settings = settings or Settings()
+    device = resolved_device(settings.device)
+    _require_fitting(settings, device)
     folder = find_model(name, revision, gguf_file, models=models)
     model = load_causal_lm(
         folder.path,
-        dtype,
+        settings.dtype,
         device,
-        quantization=quantization,
-        attention=attention,
+        quantization=settings.quantization,
+        attention=settings.attention,
         gguf_file=folder.gguf_file,
     )
-    return TransformersEngine(folder, model, mode, compiled)
+    return TransformersEngine(folder, model, settings.mode, settings.compiled)
 
 
-def _require_fitting(mode: str, quantization: str, compiled: bool, device: str) -> None:
-    """Raises Misconfigured where a mode's promise would not hold."""
-    if quantization == "int8" and mode == "throughput":
+def _require_fitting(settings: Settings, device: str) -> None:
+    """Raises Misconfigured if a mode's promise would not hold on a resolved device."""
+    if settings.quantization == "int8" and settings.mode == "throughput":
         raise Misconfigured(
             "--quantization int8 looks at all tokens of a forward together, so neighbours in a "
             "batch would change an answer; use --quantization int4, or --mode independent"
         )
-    if not compiled:
+    if not settings.compiled:
         return
-    if mode == "independent":
+    if settings.mode == "independent":
         raise Misconfigured(
             "--compile picks its kernels by what was computed before, so an answer's bytes would "
             "depend on others; it is for --mode throughput"
         )
-    if quantization != "none" or device == BALANCED:
+    if settings.quantization != "none" or device == BALANCED:
         raise Misconfigured(
             "--compile is for an unquantised model on one device; leave out --quantization and "
             "--device balanced"

@@ -15,8 +15,9 @@ from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.reconcile import Reconciler
+from control_plane.run_commands import RunCommands
+from control_plane.run_queries import Runs
 from control_plane.run_record import Run
-from control_plane.runs import Runs
 from control_plane.store import Store
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
@@ -69,6 +70,7 @@ class Bench:
     roots: Roots
     store: Store
     runs: Runs
+    commands: RunCommands
     processes: FakeProcesses
     reconciler: Reconciler
     clock: FakeClock
@@ -79,17 +81,23 @@ class Bench:
         roots = make_home(folder)
         clock = FakeClock()
         store = Store.open(roots.runs / "test.sqlite3")
-        runs = Runs(store, clock)
+        runs, commands = Runs(store), RunCommands(store, clock)
         processes = FakeProcesses(clock)
         devices = devices or Devices((), max_running=2)
-        reconciler = Reconciler(runs, roots, processes, devices, clock, grace)
-        return cls(roots, store, runs, processes, reconciler, clock, devices)
+        reconciler = Reconciler(runs, commands, roots, processes, devices, clock, grace)
+        return cls(roots, store, runs, commands, processes, reconciler, clock, devices)
 
     def restart(self) -> None:
         """What a new control plane knows after the old one was killed."""
         self.processes.forgets_pids = True
         self.reconciler = Reconciler(
-            self.runs, self.roots, self.processes, self.devices, self.clock, 60.0
+            self.runs,
+            self.commands,
+            self.roots,
+            self.processes,
+            self.devices,
+            self.clock,
+            60.0,
         )
 
     def tick(self, seconds: float = 0.0) -> None:
@@ -97,7 +105,7 @@ class Bench:
         self.reconciler.tick()
 
     def create(self, name: str = "steady", **sections: Any) -> Run:
-        return self.runs.create(spec(name, **sections))
+        return self.commands.create(spec(name, **sections))
 
     def started(self, name: str = "steady", **sections: Any) -> Run:
         """Returns a new run whose trainer says that it runs."""
@@ -128,12 +136,9 @@ def processes() -> FakeProcesses:
 @pytest.fixture
 def plane(tmp_path: Path, processes: FakeProcesses) -> ControlPlane:
     """A plane that is opened, not started; `client` starts and ends it."""
-    return open_plane(
-        make_home(tmp_path),
-        devices=Devices((), max_running=2),
-        processes=processes,
-        tick_seconds=0.02,
-    )
+    plane = open_plane(make_home(tmp_path), devices=Devices((), max_running=2), processes=processes)
+    plane.tick_seconds = 0.02
+    return plane
 
 
 @pytest.fixture

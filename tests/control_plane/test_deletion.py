@@ -18,7 +18,7 @@ def rested(bench) -> RunFolder:
     process = bench.processes.last(run.id)
     process.say("stopped", step=4, checkpoint_step=4)
     process.end(0)
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.tick()
     return RunFolder(bench.roots.runs / run.id)
 
@@ -30,16 +30,16 @@ def folders(bench) -> list[str]:
 def test_a_deleted_run_is_gone_with_its_folder_its_history_and_its_key(bench):
     folder = rested(bench)
     (folder.checkpoints_path / "step-00000004").mkdir(parents=True)
-    delete_run(bench.runs, folder)
+    delete_run(bench.commands, folder)
     assert folders(bench) == []
     assert bench.runs.page(None, 10)[0] == []
     assert bench.runs.history(folder.run_id) == []
     with pytest.raises(NotFound):
-        delete_run(bench.runs, folder)
-    first = bench.runs.create(spec(), KEY, "a")
-    bench.runs.request_stop(first.id)
-    delete_run(bench.runs, RunFolder(bench.roots.runs / first.id))  # which never had a folder
-    assert bench.runs.create(spec(), KEY, "b").id != first.id
+        delete_run(bench.commands, folder)
+    first = bench.commands.create(spec(), KEY, "a")
+    bench.commands.request_stop(first.id)
+    delete_run(bench.commands, RunFolder(bench.roots.runs / first.id))  # which never had a folder
+    assert bench.commands.create(spec(), KEY, "b").id != first.id
 
 
 def test_a_run_that_is_deleted_while_it_is_to_be_started_keeps_no_other_from_starting(
@@ -53,8 +53,8 @@ def test_a_run_that_is_deleted_while_it_is_to_be_started_keeps_no_other_from_sta
         "in_states",
         lambda states: queued if states == [RunState.QUEUED] else as_listed(states),
     )
-    bench.runs.request_stop(gone.id)
-    delete_run(bench.runs, RunFolder(bench.roots.runs / gone.id))
+    bench.commands.request_stop(gone.id)
+    delete_run(bench.commands, RunFolder(bench.roots.runs / gone.id))
     bench.tick()
     assert bench.runs.get(stays.id).state is RunState.STARTING
 
@@ -64,7 +64,7 @@ def test_a_run_that_may_still_train_is_not_deleted(bench):
     queued = bench.create()
     bench.tick()
     bench.processes.last(going_on.id).end(-9)
-    bench.runs.crashed(going_on.id, "killed", "gone")
+    bench.commands.crashed(going_on.id, "killed", "gone")
     for run, said in (
         (queued, "is queued; stop it first"),
         (active, f"is running; stop it first (`lectern runs stop {active.id}`)"),
@@ -72,7 +72,7 @@ def test_a_run_that_may_still_train_is_not_deleted(bench):
     ):
         folder = RunFolder(bench.roots.runs / run.id)
         with pytest.raises(Conflict) as refused:
-            delete_run(bench.runs, folder)
+            delete_run(bench.commands, folder)
         assert said in str(refused.value)
         assert bench.runs.get(run.id).id == run.id
         assert folder.spec_path.exists() is (run is not queued)
@@ -82,16 +82,16 @@ def test_a_refused_deletion_leaves_the_lock_to_the_trainer(bench):
     run = bench.started()
     folder = RunFolder(bench.roots.runs / run.id)
     with pytest.raises(Conflict):
-        delete_run(bench.runs, folder)
+        delete_run(bench.commands, folder)
     assert not (folder.path / "lock").exists()  # A trainer that came to it just then would end.
     with folder.locked(), pytest.raises(Conflict, match="is running; stop it first"):
-        delete_run(bench.runs, folder)
+        delete_run(bench.commands, folder)
 
 
 def test_a_folder_that_a_stranger_trains_in_is_not_deleted(bench):
     folder = rested(bench)
     with folder.locked(), pytest.raises(Conflict, match="by another process"):
-        delete_run(bench.runs, folder)
+        delete_run(bench.commands, folder)
     assert bench.runs.get(folder.run_id).id == folder.run_id
     assert folders(bench) == [folder.run_id]
 
@@ -104,9 +104,9 @@ def test_links_are_not_followed(bench, tmp_path):
     linked.checkpoints_path.symlink_to(elsewhere / "checkpoints")
     moved.path.rename(elsewhere / "moved")
     moved.path.symlink_to(elsewhere / "moved")
-    delete_run(bench.runs, linked)
+    delete_run(bench.commands, linked)
     with pytest.raises(Conflict, match=r"is a link to .*; remove what it leads to"):
-        delete_run(bench.runs, moved)
+        delete_run(bench.commands, moved)
     assert bench.runs.get(moved.run_id).id == moved.run_id
     assert folders(bench) == [moved.run_id]
     assert {path.name for path in elsewhere.iterdir()} == {"checkpoints", "moved"}
@@ -115,8 +115,8 @@ def test_links_are_not_followed(bench, tmp_path):
 def test_a_database_that_cannot_take_it_leaves_the_run_whole(bench, monkeypatch):
     folder = rested(bench)
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="full"):
-        broken.setattr("control_plane.runs._next_revision", failing)
-        delete_run(bench.runs, folder)
+        broken.setattr("control_plane.run_commands.newest_revision", failing)
+        delete_run(bench.commands, folder)
     assert bench.runs.get(folder.run_id).id == folder.run_id
     assert folders(bench) == [folder.run_id]
 
@@ -137,7 +137,7 @@ def test_one_killed_after_its_rows_were_gone_is_gone_at_the_next_start(bench, mo
     folder = rested(bench)
     with monkeypatch.context() as killed:
         killed.setattr("control_plane.deletion._remove", lambda aside: None)
-        delete_run(bench.runs, folder)
+        delete_run(bench.commands, folder)
     assert folders(bench) == [f".deleted-{folder.run_id}"]
     bench.store.close()
     plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
@@ -147,10 +147,10 @@ def test_one_killed_after_its_rows_were_gone_is_gone_at_the_next_start(bench, mo
 
 def test_a_deletion_is_a_change_with_a_revision_of_its_own(bench):
     first, second, third = (bench.create(name) for name in ("one", "two", "three"))
-    bench.runs.request_stop(third.id)
+    bench.commands.request_stop(third.id)
     revision = bench.runs.newest_revision()
-    delete_run(bench.runs, RunFolder(bench.roots.runs / third.id))
-    bench.runs.request_stop(first.id)
+    delete_run(bench.commands, RunFolder(bench.roots.runs / third.id))
+    bench.commands.request_stop(first.id)
     # The deleted run had the newest revision: nobody gets it again.
     assert [(run.id, run.revision) for run in bench.runs.changed_since(revision)] == [
         (third.id, revision + 1),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from control_plane.deletion import delete_run
 from control_plane.events import MAX_STREAMS, Changes, RunPosition, list_events, run_events
-from control_plane.runs import Runs
+from control_plane.run_commands import RunCommands
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
 from lectern_common.json_lines import Position, append_json_line
@@ -70,7 +70,7 @@ def live(tmp_path):
         async def main() -> None:
             changes = Changes()
             changes.start()
-            bench.runs = Runs(bench.store, bench.clock, changes.notify)
+            bench.commands = RunCommands(bench.store, bench.clock, changes.notify)
             await scenario(bench, changes)
 
         asyncio.run(main())
@@ -93,7 +93,7 @@ def run_of(bench, changes, run_id, after=None) -> Listener:
 
 
 def with_folder(bench):
-    run = bench.runs.create(spec())
+    run = bench.commands.create(spec())
     return run, RunFolder.create(bench.roots.runs, run.id, run.run_spec)
 
 
@@ -104,15 +104,15 @@ def add(folder: RunFolder, *steps: int, loss: float = 1.0) -> None:
 
 def test_the_list_streams_what_changes_after_a_revision(live):
     async def scenario(bench, changes):
-        first = bench.runs.create(spec())
+        first = bench.commands.create(spec())
         revision = bench.runs.newest_revision()
         listener = list_of(bench, changes, revision)
         waiting = asyncio.create_task(listener.next())
         await asyncio.sleep(0)
-        second = bench.runs.create(spec("other"))
+        second = bench.commands.create(spec("other"))
         event = await waiting
         assert (event.kind, event.data) == ("run", {"id": second.id, "state": "queued"})
-        bench.runs.request_stop(first.id)
+        bench.commands.request_stop(first.id)
         assert (await listener.next()).data == {"id": first.id, "state": "stopped"}
         await listener.close()
 
@@ -121,11 +121,11 @@ def test_the_list_streams_what_changes_after_a_revision(live):
 
 def test_the_list_goes_on_from_the_last_event_without_gap_or_double(live):
     async def scenario(bench, changes):
-        runs = [bench.runs.create(spec()) for _ in range(3)]
+        runs = [bench.commands.create(spec()) for _ in range(3)]
         listener = list_of(bench, changes, 0)
         first = await listener.next()
         await listener.close()
-        bench.runs.request_stop(runs[1].id)
+        bench.commands.request_stop(runs[1].id)
         again = list_of(bench, changes, int(first.id))
         rest = await again.take(2)
         # The stopped one is sent once, as it is, at its newest revision.
@@ -138,11 +138,11 @@ def test_the_list_goes_on_from_the_last_event_without_gap_or_double(live):
 
 def test_the_list_streams_what_is_deleted_between_what_changes(live):
     async def scenario(bench, changes):
-        first, second = bench.runs.create(spec()), bench.runs.create(spec())
+        first, second = bench.commands.create(spec()), bench.commands.create(spec())
         listener = list_of(bench, changes, bench.runs.newest_revision())
-        bench.runs.request_stop(first.id)
-        bench.runs.delete(first.id, lambda: None)
-        bench.runs.request_stop(second.id)
+        bench.commands.request_stop(first.id)
+        bench.commands.delete(first.id, lambda: None)
+        bench.commands.request_stop(second.id)
         assert [(event.kind, event.data["id"]) for event in await listener.take(2)] == [
             ("deleted", first.id),
             ("run", second.id),
@@ -157,9 +157,9 @@ def test_the_stream_of_a_run_ends_with_its_deletion(live):
         run, folder = with_folder(bench)
         add(folder, 1)
         listener = run_of(bench, changes, run.id)
-        bench.runs.request_stop(run.id)
+        bench.commands.request_stop(run.id)
         assert [event.kind for event in await listener.take(3)] == ["state", "state", "metrics"]
-        await asyncio.to_thread(delete_run, bench.runs, folder)
+        await asyncio.to_thread(delete_run, bench.commands, folder)
         last = await listener.next()
         assert (last.kind, last.data) == ("deleted", {"id": run.id})
         assert await listener.ends()
@@ -169,11 +169,11 @@ def test_the_stream_of_a_run_ends_with_its_deletion(live):
 
 def test_a_list_position_from_a_lost_database_is_rewound(live):
     async def scenario(bench, changes):
-        bench.runs.create(spec())
+        bench.commands.create(spec())
         listener = list_of(bench, changes, 1000)
         event = await listener.next()
         assert (event.kind, event.id) == ("rewind", "1")
-        made = bench.runs.create(spec())
+        made = bench.commands.create(spec())
         assert (await listener.next()).data["id"] == made.id
         await listener.close()
 
@@ -188,7 +188,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
         events = await listener.take(3)
         assert [event.kind for event in events] == ["state", "metrics", "metrics"]
         assert [event.data["step"] for event in events[1:]] == [0, 1]
-        bench.runs.claim(run.id, "cpu")
+        bench.commands.claim(run.id, "cpu")
         assert (await listener.next()).data["state"] == "starting"
         add(folder, 2)
         assert (await listener.next()).data == {"step": 2, "loss/ce": 1.0}
@@ -200,7 +200,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
 def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
     async def scenario(bench, changes):
         run, folder = with_folder(bench)
-        bench.runs.claim(run.id, "cpu")
+        bench.commands.claim(run.id, "cpu")
         add(folder, *range(5))
         whole = await run_of(bench, changes, run.id).take(7)
         assert len({event.id for event in whole}) == 7
@@ -260,7 +260,7 @@ def test_a_client_that_reads_nothing_holds_nothing_up(live):
 
     async def scenario(bench, changes):
         slow, quick = list_of(bench, changes, 0), list_of(bench, changes, 0)
-        runs = [bench.runs.create(spec()) for _ in range(5)]
+        runs = [bench.commands.create(spec()) for _ in range(5)]
         assert [event.data["id"] for event in await quick.take(5)] == [run.id for run in runs]
         assert [event.data["id"] for event in await slow.take(5)] == [run.id for run in runs]
         await slow.close()
@@ -291,7 +291,7 @@ def test_what_is_no_event_id_is_refused(text):
 
 def test_a_state_is_a_name_in_the_stream(live):
     async def scenario(bench, changes):
-        run = bench.runs.create(spec())
+        run = bench.commands.create(spec())
         event = await run_of(bench, changes, run.id).next()
         assert event.data == {
             "at": bench.clock(),

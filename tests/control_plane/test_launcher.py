@@ -138,11 +138,13 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     """Killed between the row and the process, or between the process and its pid."""
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
     folder = RunFolder(bench.roots.runs / run.id)
-    bench.runs.claim(run.id, "cpu")
+    bench.commands.claim(run.id, "cpu")
     if spawned:
         start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
     bench.clock.now = time.time()
-    reconciler = Reconciler(bench.runs, bench.roots, launcher, bench.devices, bench.clock)
+    reconciler = Reconciler(
+        bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock
+    )
     reconciler.tick()
     wait_for(lambda: (status := folder.read_status()) and status.state == "running")
     for _ in range(3):

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from control_plane.devices import Devices
 from control_plane.launcher import Identity
-from control_plane.runs import MAX_RESTARTS
+from control_plane.run_commands import MAX_RESTARTS
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
@@ -91,7 +91,7 @@ def test_each_cuda_device_takes_one_run_and_the_cpu_the_rest(tmp_path):
 def test_a_stop_signals_the_trainer_once_and_waits_for_its_word(bench):
     run = bench.started()
     process = bench.processes.last()
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     for _ in range(5):
         bench.tick(10)
     assert process.terminated == 1
@@ -104,7 +104,7 @@ def test_a_stop_signals_the_trainer_once_and_waits_for_its_word(bench):
 def test_a_trainer_that_already_stops_is_not_signalled_by_the_next_control_plane(bench):
     run = bench.started()
     process = bench.processes.last()
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.tick()
     process.say("stopping")
     bench.restart()
@@ -114,8 +114,8 @@ def test_a_trainer_that_already_stops_is_not_signalled_by_the_next_control_plane
 
 def test_a_signal_that_was_recorded_but_not_sent_is_sent_by_the_next_control_plane(bench):
     run = bench.started()
-    bench.runs.request_stop(run.id)
-    bench.runs.stop_sent(run.id)  # and then it died
+    bench.commands.request_stop(run.id)
+    bench.commands.stop_sent(run.id)  # and then it died
     bench.restart()
     bench.tick(1)
     assert bench.processes.last().terminated == 0
@@ -127,7 +127,7 @@ def test_a_trainer_that_does_not_stop_is_killed_after_the_grace(bench):
     run = bench.started()
     process = bench.processes.last()
     process.say("running", step=9, checkpoint_step=5)
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.tick(1)
     bench.tick(59)
     assert not process.killed
@@ -145,7 +145,7 @@ def test_a_run_that_starts_again_and_goes_while_it_is_stopped_keeps_its_checkpoi
     run = bench.started()
     process = bench.processes.last()
     process.say("starting", reason="rank_lost", step=4, checkpoint_step=4)
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     process.end(-9)
     bench.tick()
     assert seen(bench, run.id) == ("interrupted", "killed")
@@ -155,7 +155,7 @@ def test_a_run_that_starts_again_and_goes_while_it_is_stopped_keeps_its_checkpoi
 def test_a_run_that_is_stopped_while_it_starts_was_stopped(bench):
     run = bench.create()
     bench.tick()
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.tick(1)
     assert bench.processes.last().terminated == 1
     bench.processes.last().end(-15)
@@ -202,7 +202,7 @@ def test_a_trainer_that_crashes_again_and_again_ends_as_failed(bench):
     assert seen(bench, run.id) == ("failed", "crash_loop")
     bench.tick(1000)
     assert len(bench.processes.started) == MAX_RESTARTS + 1
-    assert bench.runs.request_resume(run.id).state is RunState.QUEUED
+    assert bench.commands.request_resume(run.id).state is RunState.QUEUED
 
 
 def test_a_trainer_that_never_says_anything_fails_with_its_last_words(bench):
@@ -224,7 +224,7 @@ def test_a_run_that_interrupts_itself_waits_for_the_user(bench, reason):
     assert seen(bench, run.id) == ("interrupted", reason)
     bench.tick(10_000)
     assert len(bench.processes.started) == 1
-    bench.runs.request_resume(run.id)
+    bench.commands.request_resume(run.id)
     bench.tick(1)
     assert bench.processes.resumed == [False, True]
 
@@ -283,7 +283,7 @@ def test_what_ended_while_no_control_plane_was_there_is_taken_as_it_ended(bench)
 def test_a_process_without_a_recorded_pid_is_found_and_not_made_again(bench):
     """The control plane died between making the process and writing down its pid."""
     run = bench.create()
-    bench.runs.claim(run.id, "cpu")
+    bench.commands.claim(run.id, "cpu")
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
     made = bench.processes.start(folder, resume=False, environment={})
     bench.restart()
@@ -295,7 +295,7 @@ def test_a_process_without_a_recorded_pid_is_found_and_not_made_again(bench):
 def test_a_claim_without_a_process_is_made_good(bench):
     """The control plane died between marking the run and making the process."""
     run = bench.create()
-    bench.runs.claim(run.id, "cpu")
+    bench.commands.claim(run.id, "cpu")
     bench.restart()
     bench.tick(1)
     assert len(bench.processes.started) == 1
@@ -305,7 +305,7 @@ def test_a_claim_without_a_process_is_made_good(bench):
 def test_a_folder_without_its_spec_is_completed(bench):
     """The control plane died between making the folder and writing the spec."""
     run = bench.create()
-    bench.runs.claim(run.id, "cpu")
+    bench.commands.claim(run.id, "cpu")
     (bench.roots.runs / run.id).mkdir()
     bench.restart()
     bench.tick(1)
@@ -315,7 +315,7 @@ def test_a_folder_without_its_spec_is_completed(bench):
 
 def test_what_ended_before_its_pid_was_recorded_is_not_started_again(bench):
     run = bench.create()
-    bench.runs.claim(run.id, "cpu")
+    bench.commands.claim(run.id, "cpu")
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
     bench.processes.start(folder, resume=False, environment={})
     bench.processes.last().say("succeeded")
@@ -375,12 +375,12 @@ def test_text_that_is_no_valid_unicode_does_not_keep_a_run_from_being_seen(bench
 
 def test_the_spec_of_a_resume_reaches_the_folder(bench):
     run = bench.started()
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.processes.last().say("stopped", checkpoint_step=4)
     bench.processes.last().end(0)
     bench.tick(1)
     longer = parse_spec(spec_body(steps=99))
-    bench.runs.request_resume(run.id, lambda _: longer)
+    bench.commands.request_resume(run.id, lambda _: longer)
     bench.tick(1)
     assert RunFolder(bench.roots.runs / run.id).read_spec() == longer
     assert bench.processes.resumed == [False, True]
@@ -455,7 +455,7 @@ def test_ending_with_stop_signals_every_trainer_although_the_database_is_full(be
 def test_a_full_database_keeps_no_run_from_being_stopped(bench):
     bench.started("one")
     run = bench.started("two")
-    bench.runs.request_stop(run.id)
+    bench.commands.request_stop(run.id)
     bench.processes.started[0].say("running", step=7)
     fill_database(bench)
     bench.reconciler.tick()
@@ -476,7 +476,7 @@ def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
 
 def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(bench):
     for run in [bench.started("one"), bench.started("two")]:
-        bench.runs.request_stop(run.id)
+        bench.commands.request_stop(run.id)
     first, second = bench.processes.started
     belongs_to_another_user(bench, first)
     bench.tick(1)

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from control_plane.bodies import with_changes
 from control_plane.plane import LOCK_NAME
+from control_plane.requests import with_changes
 from control_plane.store import DATABASE_NAME, backup_path
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec_file import parse_spec

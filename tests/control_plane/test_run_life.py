@@ -42,7 +42,7 @@ class RunLife(RuleBasedStateMachine):
         """Once all is asked to stop and every trainer obeys, every run rests and nothing lives."""
         for run_id in self.ids:
             try:
-                self.bench.runs.request_stop(run_id)
+                self.bench.commands.request_stop(run_id)
             except Conflict:
                 assert self.bench.runs.get(run_id).state in RESTING
         for _ in range(4):
@@ -70,7 +70,7 @@ class RunLife(RuleBasedStateMachine):
         run_id = data.draw(st.sampled_from(self.ids))
         before = self.bench.runs.get(run_id).state
         try:
-            after = self.bench.runs.request_stop(run_id).state
+            after = self.bench.commands.request_stop(run_id).state
         except Conflict:
             assert before in (RunState.SUCCEEDED, RunState.FAILED)
         else:
@@ -82,7 +82,7 @@ class RunLife(RuleBasedStateMachine):
         run_id = data.draw(st.sampled_from(self.ids))
         before = self.bench.runs.get(run_id)
         try:
-            assert self.bench.runs.request_resume(run_id).state is RunState.QUEUED
+            assert self.bench.commands.request_resume(run_id).state is RunState.QUEUED
             assert before.resumable
         except Conflict:
             assert not before.resumable

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from control_plane.runs import Runs
+from control_plane.run_commands import RunCommands
+from control_plane.run_queries import Runs
 from control_plane.store import Store, backup_path, metadata
 from lectern_common.errors import Misconfigured
 from tests.control_plane.conftest import spec
@@ -21,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 def filled(path: Path) -> str:
     store = Store.open(path)
-    run = Runs(store).create(spec())
+    run = RunCommands(store).create(spec())
     store.close()
     return run.id
 
@@ -45,10 +46,10 @@ def test_what_was_written_is_there_at_the_next_start(path):
 def test_writers_wait_for_each_other_instead_of_failing(path):
     """A transaction that reads and then writes must not lose against another writer."""
     store = Store.open(path)
-    runs = Runs(store)
+    runs, commands = Runs(store), RunCommands(store)
     with store.reading() as reader:
         reader.exec_driver_sql("SELECT count(*) FROM runs").scalar()
-        runs.create(spec())
+        commands.create(spec())
         assert reader.exec_driver_sql("SELECT count(*) FROM runs").scalar() == 0
     assert len(runs.page(None, 10)[0]) == 1
     store.close()

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from control_plane.app import create_app
 from control_plane.devices import Devices
 from control_plane.plane import open_plane
-from control_plane.teacher_checks import TeacherMonitor, _Teacher
+from control_plane.teacher_monitor import TeacherMonitor, _Teacher
 from lectern_common.run_folder import RunFolder
 from lectern_common.secret_files import SecretFiles, Secrets
 from lectern_common.teacher_channel import TeacherChannel
@@ -243,7 +243,7 @@ def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address, monk
         opened.append(TeacherChannel(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr("control_plane.teacher_checks.TeacherChannel", counted)
+    monkeypatch.setattr("control_plane.teacher_monitor.TeacherChannel", counted)
 
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {})
@@ -293,8 +293,8 @@ def test_a_teacher_let_go_while_its_secrets_are_read_gets_no_channel(tmp_path, m
             monitor.close()
             return Secrets()
 
-        monkeypatch.setattr("control_plane.teacher_checks.read_secrets", read)
-        monkeypatch.setattr("control_plane.teacher_checks.TeacherChannel", None)
+        monkeypatch.setattr("control_plane.teacher_monitor.read_secrets", read)
+        monkeypatch.setattr("control_plane.teacher_monitor.TeacherChannel", None)
         assert await monitor.views({NOBODY: ["run"]}) == []
 
     asyncio.run(ask())

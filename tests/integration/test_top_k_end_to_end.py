@@ -19,6 +19,7 @@ from student_trainer.objective import Objective, distillation_loss
 from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import TopKTargets
 from teacher_server import transformers_engine
+from teacher_server.transformers_engine import Settings
 from tests.models import write_tiny_model
 from tests.servers import teacher_thread
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteTeacher]:
     with (
-        teacher_thread(transformers_engine.load(str(folder), None, "auto", "cpu")) as address,
+        teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address,
         connect_teacher(address, V, cache_root=tmp_path_factory.mktemp("cache")) as remote,
     ):
         yield remote

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_models.loading import build_causal_lm
 from teacher_server import transformers_engine
+from teacher_server.transformers_engine import Settings
 from tests.servers import teacher_thread, wait_for
 from tests.student_trainer.runs import (
     VOCAB_SIZE,
@@ -85,7 +86,9 @@ def taught(home: Home) -> Iterator[str]:
         checkpoint={"every_steps": 1000},
     )
     assert trained(home, folder) == 0
-    engine = transformers_engine.load(str(folder.export_path), None, "float32", "cpu")
+    engine = transformers_engine.load(
+        str(folder.export_path), Settings(dtype="float32", device="cpu")
+    )
     with teacher_thread(engine) as address:
         yield address
 

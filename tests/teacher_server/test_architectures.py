@@ -16,6 +16,7 @@ from lectern_models.loading import load_causal_lm
 from protos import teacher_pb2 as pb
 from teacher_server import transformers_engine
 from teacher_server.engine import ComputedRows, Engine, SequenceAsk, base_ask
+from teacher_server.transformers_engine import Settings
 from tests.gguf_models import write_gguf
 from tests.models import ARCHITECTURES, write_tiny_model
 from tests.servers import teacher_process
@@ -57,7 +58,7 @@ def standalone(folder: Path, ids_S: np.ndarray, dtype: str = "float32") -> torch
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_dense_rows_are_the_models_own_logits(tmp_path: Path, architecture: str) -> None:
     folder = write_tiny_model(tmp_path, architecture, layers=3)
-    engine = transformers_engine.load(str(folder), device="cpu")
+    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
     own = standalone(folder, tokens()).numpy()
     dense = floats(answer(engine, asked(tokens(), "dense")))
     np.testing.assert_allclose(dense, own, atol=1e-5, rtol=1e-6)
@@ -69,7 +70,7 @@ def test_dense_rows_are_the_models_own_logits(tmp_path: Path, architecture: str)
 def test_hidden_states_in_16_bits_lose_nothing(tmp_path: Path, architecture: str) -> None:
     """Times the served head, in the model's own arithmetic, they are its logits to the bit."""
     folder = write_tiny_model(tmp_path, architecture)
-    engine = transformers_engine.load(str(folder), dtype="bfloat16", device="cpu")
+    engine = transformers_engine.load(str(folder), Settings(dtype="bfloat16", device="cpu"))
     facts = engine.facts
     rows = answer(engine, asked(tokens(), "hidden"))
     hidden = torch.frombuffer(bytearray(rows.payload), dtype=torch.bfloat16).view(S, D)
@@ -90,7 +91,7 @@ def test_hidden_states_in_16_bits_lose_nothing(tmp_path: Path, architecture: str
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_padding_is_not_felt_in_a_batch_of_throughput(tmp_path: Path, architecture: str) -> None:
     folder = write_tiny_model(tmp_path, architecture)
-    engine = transformers_engine.load(str(folder), device="cpu", mode="throughput")
+    engine = transformers_engine.load(str(folder), Settings(device="cpu", mode="throughput"))
     asks = [asked(tokens(seed)[:length], "dense") for seed, length in enumerate((S, 35, 3, 20))]
     batch = engine.score([base_ask(ask, engine.facts) for ask in asks])
     for rows, ask in zip(batch, asks, strict=True):
@@ -105,9 +106,9 @@ def test_attention_that_is_asked_for_is_used_and_in_the_fingerprint(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture)
-    by_default = transformers_engine.load(str(folder), device="cpu")
+    by_default = transformers_engine.load(str(folder), Settings(device="cpu"))
     engines = {
-        name: transformers_engine.load(str(folder), device="cpu", attention=name)
+        name: transformers_engine.load(str(folder), Settings(device="cpu", attention=name))
         for name in ("sdpa", "eager")
     }
     own = standalone(folder, tokens()).numpy()

@@ -15,13 +15,15 @@ from lectern_common.errors import (
     TeacherUnavailable,
 )
 from lectern_common.wire.formats import Representation
-from teacher_server import tickets
+from teacher_server import requests
 from teacher_server.accounting import Accounting
+from teacher_server.admission import Admission, Quotas
 from teacher_server.batcher import Batcher
 from teacher_server.cache import Cache
 from teacher_server.engine import ComputedRows, DeviceLost, ScoringRequest, SequenceAsk
-from teacher_server.quotas import Quotas
-from teacher_server.tickets import Ticket
+from teacher_server.fair_share import FairShare
+from teacher_server.requests import Ticket
+from teacher_server.scheduler import Scheduler
 from tests.teacher_server.engines import BreakingEngine, GatedEngine, HiddenEngine
 
 DENSE = Representation("dense")
@@ -50,13 +52,29 @@ class Clock:
         return self.now
 
 
+def queue_of(
+    engine,
+    model_thread,
+    accounting: Accounting,
+    size: int,
+    *,
+    batch_tokens: int = 1,
+    fair_share: FairShare | None = None,
+    quotas: Quotas | None = None,
+    **settings,
+) -> Batcher:
+    admission = Admission(size, accounting, quotas)
+    scheduler = Scheduler(engine.facts, fair_share, batch_tokens)
+    return Batcher(engine, model_thread, accounting, admission, scheduler, **settings)
+
+
 @contextlib.asynccontextmanager
 async def running(
     engine, size: int = 8, clock: Clock | None = None, **settings
 ) -> AsyncIterator[Batcher]:
     with ThreadPoolExecutor(1, thread_name_prefix="model") as model_thread:
         clock = clock or Clock()
-        queue = Batcher(engine, model_thread, Accounting(clock), size, clock=clock, **settings)
+        queue = queue_of(engine, model_thread, Accounting(clock), size, clock=clock, **settings)
         loop = asyncio.create_task(queue.run())
         try:
             yield queue
@@ -226,7 +244,7 @@ def test_an_error_in_one_request_does_not_touch_the_others() -> None:
 
 
 def test_a_slow_reader_holds_up_nobody_and_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "MAX_UNREAD_BYTES", 3 * 2 * 4 * V)
+    monkeypatch.setattr(requests, "MAX_UNREAD_BYTES", 3 * 2 * 4 * V)
 
     async def scenario() -> None:
         engine = GatedEngine()
@@ -270,7 +288,7 @@ def test_a_lost_device_ends_the_queue_and_the_request_may_be_made_again() -> Non
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as model_thread:
             engine = BreakingEngine(DeviceLost("CUDA error"))
-            queue = Batcher(engine, model_thread, Accounting(), 8)
+            queue = queue_of(engine, model_thread, Accounting(), 8)
             loop = asyncio.create_task(queue.run())
             with pytest.raises(TeacherUnavailable, match="device"):
                 await through(queue, asks(13))
@@ -287,7 +305,7 @@ def test_equal_sequences_asked_at_once_are_computed_once_and_charged_in_equal_pa
     async def scenario() -> None:
         engine, accounting = HiddenEngine(gated=True), Accounting()
         with ThreadPoolExecutor(1) as thread:
-            queue = Batcher(engine, thread, accounting, 32)
+            queue = queue_of(engine, thread, accounting, 32)
             loop = asyncio.create_task(queue.run())
             first = asyncio.create_task(through(queue, asks(90, kind=HIDDEN, run="blocker")))
             await until(lambda: engine.forwards == [[90]])
@@ -490,7 +508,7 @@ def test_a_batch_that_runs_out_of_memory_is_split_and_only_the_too_long_one_is_r
             with pytest.raises(TeacherOutOfMemory):
                 await too_long
             # Batches stay as small as fitted, and grow again.
-            assert queue.batch_tokens == 1000 and 200 <= queue._fitting_tokens < 220
+            assert 200 <= queue._scheduler._fitting_tokens < 220
         assert [len(forward) for forward in engine.forwards[1:4]] == [4, 2, 2]
 
     run(scenario())
@@ -532,11 +550,11 @@ def test_one_small_batch_without_room_does_not_make_all_batches_small_for_good()
         engine = HiddenEngine(mode="throughput", memory_tokens=3)
         async with running(engine, size=64, batch_tokens=1600) as queue:
             await through(queue, asks(1, 2, kind=HIDDEN))  # 4 tokens
-            assert queue._fitting_tokens == 100
+            assert queue._scheduler._fitting_tokens == 100
             engine.memory_tokens = 1 << 20
             for token in range(300):
                 await through(queue, asks(token, 90, length=400, kind=HIDDEN))
-            assert queue._fitting_tokens == 1600
+            assert queue._scheduler._fitting_tokens == 1600
 
     run(scenario())
 
@@ -544,7 +562,7 @@ def test_one_small_batch_without_room_does_not_make_all_batches_small_for_good()
 def test_a_slow_reader_that_was_served_in_company_still_gets_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tickets, "MAX_UNREAD_BYTES", 2 * 100 * 8)
+    monkeypatch.setattr(requests, "MAX_UNREAD_BYTES", 2 * 100 * 8)
 
     async def scenario() -> None:
         engine = HiddenEngine(gated=True)
@@ -570,12 +588,12 @@ def test_a_slow_reader_that_was_served_in_company_still_gets_what_it_waits_for(
 def test_a_batch_of_more_rows_than_a_reader_may_leave_unread_is_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tickets, "MAX_UNREAD_BYTES", 3 * 100 * 8)
+    monkeypatch.setattr(requests, "MAX_UNREAD_BYTES", 3 * 100 * 8)
 
     async def scenario() -> None:
         engine, accounting = HiddenEngine(), Accounting()
         with ThreadPoolExecutor(1) as thread:
-            queue = Batcher(engine, thread, accounting, 32, batch_tokens=1600)
+            queue = queue_of(engine, thread, accounting, 32, batch_tokens=1600)
             loop = asyncio.create_task(queue.run())
             assert len(await through(queue, asks(*range(16), length=100, kind=HIDDEN))) == 16
             loop.cancel()
@@ -631,7 +649,7 @@ def test_company_does_not_ride_on_another_runs_turns(mode: str) -> None:
     async def scenario() -> None:
         engine, accounting = HiddenEngine(mode=mode, gated=True), Accounting()
         with ThreadPoolExecutor(1) as thread:
-            queue = Batcher(engine, thread, accounting, 64, batch_tokens=4096)
+            queue = queue_of(engine, thread, accounting, 64, batch_tokens=4096)
             loop = asyncio.create_task(queue.run())
             tokens = iter(range(1 << 20))
 
@@ -660,7 +678,7 @@ def test_a_forward_whose_waiters_have_gone_is_still_charged_to_their_run() -> No
     async def scenario() -> None:
         engine, accounting = HiddenEngine(gated=True), Accounting()
         with ThreadPoolExecutor(1) as thread:
-            queue = Batcher(engine, thread, accounting, 32)
+            queue = queue_of(engine, thread, accounting, 32)
             loop = asyncio.create_task(queue.run())
             call = asyncio.create_task(through(queue, asks(1, length=100, kind=HIDDEN, run="bad")))
             await until(lambda: engine.forwards == [[1]])

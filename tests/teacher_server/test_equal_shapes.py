@@ -11,6 +11,7 @@ from lectern_models.loading import load_causal_lm
 from teacher_server import transformers_engine
 from teacher_server.engine import ComputedRows
 from teacher_server.equal_shapes import EqualShapes, trials_tell
+from teacher_server.transformers_engine import Settings
 from tests.models import write_tiny_model
 
 
@@ -59,5 +60,5 @@ def test_a_rotary_embedding_that_looks_at_the_batch_is_not_served_in_throughput(
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Misconfigured, match="longrope"):
-        transformers_engine.load(str(folder), mode="throughput", device="cpu")
-    transformers_engine.load(str(folder), device="cpu")
+        transformers_engine.load(str(folder), Settings(mode="throughput", device="cpu"))
+    transformers_engine.load(str(folder), Settings(device="cpu"))

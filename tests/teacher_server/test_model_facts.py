@@ -13,6 +13,7 @@ from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import Representation
 from teacher_server import transformers_engine
 from teacher_server.engine import ModelFacts, SequenceAsk, base_ask
+from teacher_server.transformers_engine import Settings
 from tests.gguf_models import write_gguf
 from tests.models import write_tiny_model
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:Depr
 
 
 def facts(model: Path, **options: Any) -> ModelFacts:
-    return transformers_engine.load(str(model), device="cpu", **options).facts
+    return transformers_engine.load(str(model), Settings(device="cpu", **options)).facts
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def test_options_that_exclude_each_other_are_refused(
 def test_a_compiled_body_answers_within_rounding_and_says_so(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, layers=1)
     options = {"device": "cpu", "mode": "throughput"}
-    plain = transformers_engine.load(str(folder), **options)
-    compiled = transformers_engine.load(str(folder), compiled=True, **options)
+    plain = transformers_engine.load(str(folder), Settings(**options))
+    compiled = transformers_engine.load(str(folder), Settings(compiled=True, **options))
     assert compiled.facts.fingerprint != plain.facts.fingerprint
     ids = np.arange(1, 30, dtype=np.uint32)
     ask = SequenceAsk(ids, np.ones(29, bool), 97, Representation("hidden"), 1.0)

@@ -1,15 +1,29 @@
-"""Request bodies: JSON read strictly, and a spec with some fields changed."""
+"""What a request brings: the plane it asks, a run's id, JSON read strictly, changes of a spec."""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Path, Request
 from starlette.exceptions import HTTPException
 
+from control_plane.plane import ControlPlane
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_spec import HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF, RunSpec
+from lectern_common.run_spec import (
+    HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
+    NAME_PATTERN,
+    RunSpec,
+)
 from lectern_common.spec_file import parse_spec
+
+
+def _plane(request: Request) -> ControlPlane:
+    plane: ControlPlane = request.app.state.plane
+    return plane
+
+
+Plane = Annotated[ControlPlane, Depends(_plane)]
+RunId = Annotated[str, Path(pattern=NAME_PATTERN, description="As given by POST /runs.")]
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -39,6 +53,12 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 async def optional_json_object(request: Request) -> dict[str, Any]:
     return await json_object(request) if await request.body() else {}
+
+
+def json_body(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    """Returns what the OpenAPI document says of a body that `json_object` reads."""
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

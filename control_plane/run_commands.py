@@ -1,30 +1,32 @@
-"""What happens to runs: every change of one, and the reading of many.
+"""What happens to runs: how one is made, every change of it, and how it is forgotten.
 
-Every change goes through `Runs._change`: one function, one transaction. It reads the row, asks what
-should become of it, refuses a step that `NEXT` does not allow, and writes row and history together.
+Every change goes through `RunCommands._change`: one function, one transaction. It reads the row,
+asks what should become of it, refuses a step that `NEXT` does not allow, and writes row and history
+together. What becomes of a run is said by the functions below the class.
 """
 
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 
+from control_plane.run_queries import run_made_by_key
 from control_plane.run_record import (
     ACTIVE,
     NEXT,
     Change,
-    DeletedRun,
     Run,
     Wanted,
     get_run,
+    newest_revision,
     select_runs,
 )
 from control_plane.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, InvalidRequest, NotFound
+from lectern_common.errors import Conflict, NotFound
 from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher_identity import TeacherIdentity
@@ -39,8 +41,8 @@ _NO_PROCESS = {"pid": None, "process_create_time": None, "slot": None}
 _log = structlog.get_logger()
 
 
-class Runs:
-    """All runs in the store, and the only way to change one.
+class RunCommands:
+    """The only way to change a run; `Runs` reads them.
 
     Args:
         store: where they are kept.
@@ -57,17 +59,6 @@ class Runs:
         self._store = store
         self._clock = clock
         self._changed = changed
-
-    # ---- asked for by a user ----------------------------------------------------------------
-
-    def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
-        """Returns the run that an earlier request with this key made, or None.
-
-        Raises:
-            InvalidRequest: the key was used with another body.
-        """
-        with self._store.reading() as connection:
-            return _made_by_key(connection, key, request_sha256)
 
     def create(
         self,
@@ -90,26 +81,14 @@ class Runs:
         """
         now = self._clock()
         with self._store.writing() as connection:
-            made = _made_by_key(connection, key, request_sha256)
+            made = run_made_by_key(connection, key, request_sha256)
             if made is not None:
                 return made
             run_id = _new_id(spec.name)
             while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
                 run_id = _new_id(spec.name)
-            values = {
-                "id": run_id,
-                "name": spec.name,
-                "spec": spec.model_dump(mode="json"),
-                "teacher": None if teacher is None else asdict(teacher),
-                "created_at": now,
-                "wanted": Wanted.RUNNING,
-                "state": RunState.QUEUED,
-                "since": now,
-                "revision": _next_revision(connection),
-                "attempt": 0,
-                "restarts": 0,
-                "active_seconds": 0.0,
-            }
+            revision = newest_revision(connection) + 1
+            values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
             connection.execute(sa.insert(runs).values(values))
             run = get_run(connection, run_id)
             _remember(connection, run, now)
@@ -130,19 +109,7 @@ class Runs:
             NotFound: no such run.
             Conflict: it has succeeded or failed.
         """
-
-        def decide(run: Run) -> Change | None:
-            if run.state in (RunState.SUCCEEDED, RunState.FAILED):
-                raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
-            if run.wanted is Wanted.STOPPED:
-                return None
-            if run.state in ACTIVE:
-                return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
-            if run.state is RunState.QUEUED:
-                return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
-            return Change(None, Wanted.STOPPED, run.reason, run.message, {"resume_at": None})
-
-        return self._change(run_id, decide)
+        return self._change(run_id, _stopped)
 
     def request_resume(
         self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
@@ -185,7 +152,7 @@ class Runs:
                 what = "goes on by itself" if run.state in RESTING else f"is {run.state}"
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
             set_aside()
-            revision = _next_revision(connection)
+            revision = newest_revision(connection) + 1
             connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
             for table in (history, idempotency_keys):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
@@ -225,14 +192,7 @@ class Runs:
 
     def requeue(self, run_id: str) -> Run:
         """Returns the interrupted run, queued again where it is still to resume by itself."""
-
-        def decide(run: Run) -> Change | None:
-            if not run.resumes_itself:
-                return None
-            message = f"goes on by itself; before: {run.message or run.reason}"
-            return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
-
-        return self._change(run_id, decide)
+        return self._change(run_id, _requeued)
 
     def has_process(self, run_id: str, pid: int, create_time: float) -> Run:
         """Records which process trains the run."""
@@ -246,22 +206,7 @@ class Runs:
 
     def saw(self, run_id: str, status: Status) -> Run:
         """Takes what a living trainer says of itself, where that is news."""
-
-        def decide(run: Run) -> Change | None:
-            # A run that is told to stop stops, and one that lives has not ended, whatever it says.
-            takes_state = (
-                run.state in ACTIVE - {RunState.STOPPING}
-                and status.state not in RESTING
-                and status.state in (run.state, *NEXT[run.state])
-            )
-            moves = takes_state and status.state is not run.state
-            if run.state not in ACTIVE or not (moves or _is_news(run.last_status, status)):
-                return None
-            if takes_state:
-                return Change(status.state, None, status.reason, status.message, _seen(status))
-            return Change.of_columns(run, **_seen(status))
-
-        return self._change(run_id, decide)
+        return self._change(run_id, lambda run: _told(run, status))
 
     def ended(
         self,
@@ -296,80 +241,9 @@ class Runs:
         The run is interrupted; where it is wanted, it goes on after a delay that doubles, and
         fails after MAX_RESTARTS in a row that reached no new checkpoint.
         """
-
-        def decide(run: Run) -> Change | None:
-            if run.state not in ACTIVE:
-                return None
-            reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
-            restarts = 1 + (run.restarts if reached == run.restart_checkpoint else 0)
-            columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
-            if run.wanted is Wanted.STOPPED:
-                return Change(RunState.INTERRUPTED, None, reason, message, columns)
-            if restarts > MAX_RESTARTS:
-                text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
-                return Change(RunState.FAILED, None, "crash_loop", text, columns)
-            delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
-            columns |= {"restarts": restarts, "resume_at": self._clock() + delay}
-            return Change(RunState.INTERRUPTED, None, reason, message, columns)
-
-        return self._change(run_id, decide)
-
-    # ---- reading -----------------------------------------------------------------------------
-
-    def get(self, run_id: str) -> Run:
-        """Returns one run. Raises NotFound."""
-        with self._store.reading() as connection:
-            return get_run(connection, run_id)
-
-    def in_states(self, states: Collection[RunState]) -> list[Run]:
-        """Returns all runs in one of the states, oldest first."""
-        with self._store.reading() as connection:
-            return select_runs(connection, runs.c.state.in_(states))
-
-    def page(
-        self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
-    ) -> tuple[list[Run], int]:
-        """Returns up to `limit` runs created before one, newest first, and the newest revision."""
-        conditions = [] if before_seq is None else [runs.c.seq < before_seq]
-        if states:
-            conditions.append(runs.c.state.in_(states))
-        with self._store.reading() as connection:
-            found = select_runs(connection, *conditions, order=runs.c.seq.desc(), limit=limit)
-            return found, _next_revision(connection) - 1
-
-    def names(self, run_ids: Collection[str]) -> dict[str, str]:
-        """Returns the name of each of the runs that there is, by id."""
-        query = sa.select(runs.c.id, runs.c.name).where(runs.c.id.in_(run_ids))
-        with self._store.reading() as connection:
-            return {row.id: row.name for row in connection.execute(query)}
-
-    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun]:
-        """Returns runs whose last change is after `revision`, in the order of those changes."""
-        gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
-        gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
-        with self._store.reading() as connection:
-            changed: list[Run | DeletedRun] = [
-                *select_runs(
-                    connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
-                ),
-                *(DeletedRun(*row) for row in connection.execute(gone)),
-            ]
-        return sorted(changed, key=lambda run: run.revision)[:limit]
-
-    def newest_revision(self) -> int:
-        with self._store.reading() as connection:
-            return _next_revision(connection) - 1
-
-    def history(self, run_id: str, after_seq: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
-        """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
-        query = (
-            sa.select(history)
-            .where(history.c.run_id == run_id, history.c.seq > after_seq)
-            .order_by(history.c.seq)
-            .limit(limit)
+        return self._change(
+            run_id, lambda run: _crashed(run, reason, message, status, self._clock())
         )
-        with self._store.reading() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
 
     # ---- the one way to change ---------------------------------------------------------------
 
@@ -393,7 +267,7 @@ class Runs:
                 **change.columns,
                 "reason": change.reason,
                 "message": change.message,
-                "revision": _next_revision(connection),
+                "revision": newest_revision(connection) + 1,
             }
             if change.wanted is not None:
                 values["wanted"] = change.wanted
@@ -435,6 +309,59 @@ def require_goes_on(run: Run, spec: RunSpec) -> None:
         require_more_to_do(run.id, before, spec, made, early=early)
 
 
+def _stopped(run: Run) -> Change | None:
+    """Raises Conflict if there is nothing to stop."""
+    if run.state in (RunState.SUCCEEDED, RunState.FAILED):
+        raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
+    if run.wanted is Wanted.STOPPED:
+        return None
+    if run.state in ACTIVE:
+        return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
+    if run.state is RunState.QUEUED:
+        return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
+    return Change(None, Wanted.STOPPED, run.reason, run.message, {"resume_at": None})
+
+
+def _requeued(run: Run) -> Change | None:
+    if not run.resumes_itself:
+        return None
+    message = f"goes on by itself; before: {run.message or run.reason}"
+    return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
+
+
+def _told(run: Run, status: Status) -> Change | None:
+    # A run that is told to stop stops, and one that lives has not ended, whatever it says.
+    takes_state = (
+        run.state in ACTIVE - {RunState.STOPPING}
+        and status.state not in RESTING
+        and status.state in (run.state, *NEXT[run.state])
+    )
+    moves = takes_state and status.state is not run.state
+    if run.state not in ACTIVE or not (moves or _is_news(run.last_status, status)):
+        return None
+    if takes_state:
+        return Change(status.state, None, status.reason, status.message, _seen(status))
+    return Change.of_columns(run, **_seen(status))
+
+
+def _crashed(
+    run: Run, reason: str, message: str, status: Status | None, now: float
+) -> Change | None:
+    if run.state not in ACTIVE:
+        return None
+    reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
+    restarts = 1 + (run.restarts if reached == run.restart_checkpoint else 0)
+    columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
+    if run.wanted is Wanted.STOPPED:
+        return Change(RunState.INTERRUPTED, None, reason, message, columns)
+    if restarts > MAX_RESTARTS:
+        text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
+        return Change(RunState.FAILED, None, "crash_loop", text, columns)
+    delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
+    columns |= {"restarts": restarts, "resume_at": now + delay}
+    return Change(RunState.INTERRUPTED, None, reason, message, columns)
+
+
 def _seen(status: Status | None) -> dict[str, Any]:
     """Returns the column that keeps a status; none where there was none."""
     return {} if status is None else {"status": {**asdict(status), "state": str(status.state)}}
@@ -457,12 +384,22 @@ def _new_id(name: str) -> str:
     return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
 
 
-def _next_revision(connection: sa.Connection) -> int:
-    newest = (
-        connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
-        for table in (runs, deleted_runs)
-    )
-    return max(newest) + 1
+def _new_row(
+    run_id: str, spec: RunSpec, teacher: TeacherIdentity | None, now: float
+) -> dict[str, Any]:
+    return {
+        "id": run_id,
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "teacher": None if teacher is None else asdict(teacher),
+        "created_at": now,
+        "wanted": Wanted.RUNNING,
+        "state": RunState.QUEUED,
+        "since": now,
+        "attempt": 0,
+        "restarts": 0,
+        "active_seconds": 0.0,
+    }
 
 
 def _remember(connection: sa.Connection, run: Run, now: float) -> None:
@@ -477,16 +414,3 @@ def _remember(connection: sa.Connection, run: Run, now: float) -> None:
             message=run.message,
         )
     )
-
-
-def _made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:
-    query = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
-    row = connection.execute(query).mappings().first()
-    if row is None:
-        return None
-    if row["request_sha256"] != request_sha256:
-        raise InvalidRequest(
-            f"this Idempotency-Key made run {row['run_id']} from another body; take a new key",
-            field="Idempotency-Key",
-        )
-    return get_run(connection, row["run_id"])

@@ -1,9 +1,9 @@
-"""Tokens a minute for each run."""
+"""Tokens a minute for each run; places in the queue are tested with the queue (test_batcher.py)."""
 
 import pytest
 
 from lectern_common.errors import Overloaded
-from teacher_server.quotas import Quotas
+from teacher_server.admission import Quotas
 
 
 class Clock:
