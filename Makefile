@@ -17,7 +17,7 @@ PEERS := .venv/.peers-installed
 TYPESCRIPT := node_modules/.installed
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench faults protos
+.PHONY: install demo test lint bench faults docs protos
 
 install: $(STAMP)
 
@@ -59,6 +59,11 @@ $(PEERS): $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python -m faults $(ARGS)
+
+# Pages that are made of the source.
+docs: $(STAMP)
+	$(BIN)/python -m lectern_common.spec_page > docs/run-spec.md
+	$(BIN)/python docs/make_map.py
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --pyi_out=. protos/teacher.proto
