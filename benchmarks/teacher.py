@@ -35,7 +35,7 @@ from lectern_common.logs import configure_logs
 from lectern_common.teacher_channel import TeacherChannel
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation
 from protos import teacher_pb2
-from teacher_server.fair_share import QUANTUM_TOKENS
+from teacher_server.scheduling.fair_share import QUANTUM_TOKENS
 
 VOCAB_SIZE, LARGE_VOCAB_SIZE = 2_048, 151_936
 MAX_TOKENS = 2_048

@@ -29,9 +29,9 @@ from lectern_common.wire.formats import MAX_MESSAGE_BYTES, Representation, top_k
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.remote_teacher import RemoteTeacher
-from teacher_server.engine import ComputedRows, HeadFacts, ModelFacts, SequenceAsk
-from teacher_server.limits import Limits
-from teacher_server.server import TeacherServer
+from teacher_server.engine.seam import ComputedRows, HeadFacts, ModelFacts, SequenceAsk
+from teacher_server.rpc.limits import Limits
+from teacher_server.rpc.server import TeacherServer
 
 VOCAB_SIZE, HIDDEN_SIZE, TOP_K = 151_936, 3_584, 64
 UNARY = "/benchmark/Unary"

@@ -19,8 +19,8 @@ MODULES = (
     "transformers.models.qwen2.modeling_qwen2",
     "student_trainer.assembly",
     "student_trainer.loop",
-    "teacher_server.server",
-    "teacher_server.transformers_engine",
+    "teacher_server.rpc.server",
+    "teacher_server.engine.transformers",
 )
 _SLICE_SECONDS = 0.002
 _PATIENCE_SECONDS = 30.0

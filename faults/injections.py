@@ -17,7 +17,7 @@ from faults.replacing import put
 
 
 def _slow_load(value: str) -> None:
-    from teacher_server.fixture_engine import FixtureEngine
+    from teacher_server.engine.fixture import FixtureEngine
 
     original = FixtureEngine.__init__
 
@@ -29,8 +29,8 @@ def _slow_load(value: str) -> None:
 
 
 def _slow_fixture(value: str) -> None:
-    from teacher_server.engine import ComputedRows, SequenceAsk
-    from teacher_server.fixture_engine import FixtureEngine
+    from teacher_server.engine.fixture import FixtureEngine
+    from teacher_server.engine.seam import ComputedRows, SequenceAsk
 
     original = FixtureEngine.score
 
@@ -44,7 +44,7 @@ def _slow_fixture(value: str) -> None:
 def _around_forwards(change: Callable[[Callable[[], Any], Any], Any]) -> None:
     """Calls change(forward, ids_BS) in place of each forward, once the server is open."""
     from lectern_models.body_and_head import BodyAndHead
-    from teacher_server.server import TeacherServer
+    from teacher_server.rpc.server import TeacherServer
 
     hidden_states, open_server = BodyAndHead.hidden_states, TeacherServer.open
     is_open = False
@@ -101,7 +101,7 @@ def _lost(value: str) -> None:
 
 
 def _unmeasured(_value: str) -> None:
-    from teacher_server.transformers_engine import TransformersEngine
+    from teacher_server.engine.transformers import TransformersEngine
 
     def measure(_self: TransformersEngine, _batch_tokens: int) -> None:
         return

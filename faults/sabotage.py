@@ -62,13 +62,13 @@ def _fingerprints_not_compared(program: str) -> None:
         put(head, "require_fingerprint", trusting)
         put(remote_teacher, "require_same_teacher", trusting)
     else:
-        from teacher_server import validation
+        from teacher_server.rpc import validation
 
         put(validation, "require_model", trusting)
 
 
 def _every_request_is_queued(program: str) -> None:
-    from teacher_server.admission import Admission
+    from teacher_server.scheduling.admission import Admission
 
     def admit(_self: Admission, _run_id: str, _tickets: object) -> None:
         return
@@ -77,7 +77,7 @@ def _every_request_is_queued(program: str) -> None:
 
 
 def _first_come_first_served(program: str) -> None:
-    from teacher_server.fair_share import FairShare
+    from teacher_server.scheduling.fair_share import FairShare
 
     def oldest(_self: FairShare, waiting: Any) -> str:
         run_id: str = next(iter(waiting))  # in the order of arrival
@@ -87,8 +87,8 @@ def _first_come_first_served(program: str) -> None:
 
 
 def _cancellation_is_not_noticed(program: str) -> None:
-    from teacher_server.batcher import Batcher
-    from teacher_server.servicer import TeacherServicer
+    from teacher_server.rpc.servicer import TeacherServicer
+    from teacher_server.scheduling.batcher import Batcher
 
     handler, admitted = TeacherServicer.LogitsForBatch, Batcher.admitted
     left_alone: set[asyncio.Task[Any]] = set()
@@ -107,7 +107,7 @@ def _cancellation_is_not_noticed(program: str) -> None:
 
 
 def _places_of_the_gone_are_kept(program: str) -> None:
-    from teacher_server.batcher import Batcher
+    from teacher_server.scheduling.batcher import Batcher
 
     original = Batcher.admitted
 
@@ -128,7 +128,7 @@ def _fields_are_not_checked(program: str) -> None:
     import numpy as np
 
     from lectern_common.wire.formats import FORMATS, NAMES, Representation
-    from teacher_server import validation
+    from teacher_server.rpc import validation
 
     def trusting(*_: object) -> None:
         return
@@ -153,7 +153,7 @@ def _fields_are_not_checked(program: str) -> None:
 
 
 def _any_reply_size(program: str) -> None:
-    from teacher_server import validation
+    from teacher_server.rpc import validation
 
     def trusting(*_: object) -> None:
         return
@@ -168,13 +168,13 @@ def _messages_of_any_size(program: str) -> None:
 
 
 def _answers_pile_up(program: str) -> None:
-    from teacher_server import requests
+    from teacher_server.scheduling import requests
 
     put(requests, "MAX_UNREAD_BYTES", 1 << 60)
 
 
 def _health_waits_for_the_model(program: str) -> None:
-    from teacher_server.server import TeacherServer
+    from teacher_server.rpc.server import TeacherServer
 
     start = TeacherServer.start
 
@@ -195,7 +195,7 @@ def _health_waits_for_the_model(program: str) -> None:
 def _health_says_serving_at_once(program: str) -> None:
     from grpc_health.v1 import health_pb2
 
-    from teacher_server.server import TeacherServer
+    from teacher_server.rpc.server import TeacherServer
 
     start = TeacherServer.start
 
@@ -207,7 +207,7 @@ def _health_says_serving_at_once(program: str) -> None:
 
 
 def _no_drain(program: str) -> None:
-    from teacher_server.server import TeacherServer
+    from teacher_server.rpc.server import TeacherServer
 
     drain = TeacherServer.drain
 
@@ -219,7 +219,7 @@ def _no_drain(program: str) -> None:
 
 def _batches_are_not_split(program: str) -> None:
     from lectern_common.errors import TeacherOutOfMemory
-    from teacher_server.batcher import Batcher
+    from teacher_server.scheduling.batcher import Batcher
 
     forward = Batcher._forward
     splitting = contextvars.ContextVar("splitting", default=False)
@@ -240,8 +240,8 @@ def _batches_are_not_split(program: str) -> None:
 
 def _a_lost_device_is_an_ordinary_error(program: str) -> None:
     from lectern_common.errors import TeacherError
-    from teacher_server.engine import DeviceLost
-    from teacher_server.transformers_engine import TransformersEngine
+    from teacher_server.engine.seam import DeviceLost
+    from teacher_server.engine.transformers import TransformersEngine
 
     of_the_device = TransformersEngine._of_the_device
 
@@ -255,8 +255,9 @@ def _a_lost_device_is_an_ordinary_error(program: str) -> None:
 
 
 def _values_are_not_looked_at(program: str) -> None:
-    from teacher_server import representations, transformers_engine
-    from teacher_server.engine import ComputedRows
+    from teacher_server.engine import representations
+    from teacher_server.engine import transformers as transformers_engine
+    from teacher_server.engine.seam import ComputedRows
 
     def any_value(_values: object) -> None:
         return None
@@ -270,9 +271,9 @@ def _values_are_not_looked_at(program: str) -> None:
 
 
 def _independent_batches_freely(program: str) -> None:
-    from teacher_server import scheduler
-    from teacher_server.batch_shapes import NearLengths
-    from teacher_server.transformers_engine import TransformersEngine
+    from teacher_server.engine.transformers import TransformersEngine
+    from teacher_server.scheduling import scheduler
+    from teacher_server.scheduling.batch_shapes import NearLengths
 
     near = NearLengths()
     put(near, "_limit", lambda tokens: float(tokens))
@@ -283,7 +284,7 @@ def _independent_batches_freely(program: str) -> None:
 def _any_token_is_right(program: str) -> None:
     import hmac
 
-    from teacher_server import auth
+    from teacher_server.rpc import auth
 
     class Comparison:
         def compare_digest(self, *_: object) -> bool:
@@ -295,7 +296,7 @@ def _any_token_is_right(program: str) -> None:
 
 
 def _anyone_may_be_let_in(program: str) -> None:
-    from teacher_server import auth
+    from teacher_server.rpc import auth
 
     def trusting(*_: object) -> None:
         return

@@ -1,7 +1,7 @@
 """The options of the teacher server: one table, of which its parser and `lectern up` are made.
 
 Only words: what reads a value is in teacher_server/options.py, and the defaults of limits and
-sharing stand in their dataclasses (teacher_server/limits.py, sharing.py).
+sharing stand in their dataclasses (teacher_server/rpc/limits.py, sharing.py).
 """
 
 from dataclasses import dataclass

@@ -21,21 +21,21 @@ from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.words import host_and_port
-from teacher_server.auth import (
+from teacher_server.engine.seam import Engine
+from teacher_server.observing.banner import gpu_present, idle_gpu_warning, ready_text
+from teacher_server.observing.gpu import utilization_of
+from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
+from teacher_server.rpc.auth import (
     callers_text,
     plaintext_warning,
     require_callers_known,
 )
-from teacher_server.banner import gpu_present, idle_gpu_warning, ready_text
-from teacher_server.engine import Engine
-from teacher_server.gpu_utilization import utilization_of
-from teacher_server.limits import Limits
-from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
-from teacher_server.server import TeacherServer
-from teacher_server.tls import ServerTls, read_server_tls, ssl_context
+from teacher_server.rpc.limits import Limits
+from teacher_server.rpc.server import TeacherServer
+from teacher_server.rpc.tls import ServerTls, read_server_tls, ssl_context
 
 if TYPE_CHECKING:
-    from teacher_server.metrics_server import MetricsServer
+    from teacher_server.observing.metrics_server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -114,7 +114,7 @@ def _metrics_server(
     """Returns what will serve /metrics to those who may call the teacher; None: not asked for."""
     if options.metrics_bind is None:
         return None
-    from teacher_server.metrics_server import MetricsServer
+    from teacher_server.observing.metrics_server import MetricsServer
 
     host, port = host_and_port(options.metrics_bind, "--metrics-bind")
     require_callers_known(options.metrics_bind, token, tls, "--metrics-bind")
@@ -142,7 +142,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
     if options.engine == "fixture":
 
         def load_fixture() -> Engine:
-            from teacher_server.fixture_engine import FixtureEngine
+            from teacher_server.engine.fixture import FixtureEngine
 
             return FixtureEngine(options.vocab_size)
 
@@ -152,7 +152,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
         import torch
         import transformers
 
-        from teacher_server import transformers_engine
+        from teacher_server.engine import transformers as transformers_engine
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if options.threads is not None:

@@ -19,8 +19,8 @@ from lectern_common.teacher_options import (
 )
 from lectern_common.wire.formats import MAX_DRAWS
 from protos import teacher_pb2
-from teacher_server.limits import Limits, request_bytes
-from teacher_server.sharing import Sharing
+from teacher_server.rpc.limits import Limits, request_bytes
+from teacher_server.scheduling.sharing import Sharing
 
 _LIMITS = [option.name for option in LIMIT_OPTIONS]
 # What a fixture has no use for, as its dtype, device and mode are what they are.

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from teacher_server.engine import Engine
-from teacher_server.limits import Limits
-from teacher_server.server import TeacherServer
-from teacher_server.sharing import Sharing
+from teacher_server.engine.seam import Engine
+from teacher_server.rpc.limits import Limits
+from teacher_server.rpc.server import TeacherServer
+from teacher_server.scheduling.sharing import Sharing
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,9 +30,9 @@ GRPC_FILES = {
     "protos/teacher_pb2_grpc.py",
     "lectern_common/teacher_channel.py",
     "student_trainer/teacher_calls.py",
-    "teacher_server/auth.py",
-    "teacher_server/server.py",
-    "teacher_server/servicer.py",
+    "teacher_server/rpc/auth.py",
+    "teacher_server/rpc/server.py",
+    "teacher_server/rpc/servicer.py",
 }
 
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import dump_spec, parse_spec
-from teacher_server.fixture_engine import FixtureEngine
+from teacher_server.engine.fixture import FixtureEngine
 from tests.servers import ROOT, teacher_thread, wait_for
 from tests.student_trainer.runs import (
     VOCAB_SIZE,

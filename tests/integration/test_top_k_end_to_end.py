@@ -18,8 +18,8 @@ from lectern_models.output_head import OutputHead
 from student_trainer.objective import Objective, distillation_loss
 from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import TopKTargets
-from teacher_server import transformers_engine
-from teacher_server.transformers_engine import Settings
+from teacher_server.engine import transformers as transformers_engine
+from teacher_server.engine.transformers import Settings
 from tests.models import write_tiny_model
 from tests.servers import teacher_thread
 

@@ -20,8 +20,8 @@ from lectern_models.sampled import uniforms
 from student_trainer.reference import kd_step
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
-from teacher_server.engine import SequenceAsk
-from teacher_server.fixture_engine import FixtureEngine
+from teacher_server.engine.fixture import FixtureEngine
+from teacher_server.engine.seam import SequenceAsk
 from tests.models import ARCHITECTURES, write_tiny_model
 
 torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_models.loading import build_causal_lm
-from teacher_server import transformers_engine
-from teacher_server.transformers_engine import Settings
+from teacher_server.engine import transformers as transformers_engine
+from teacher_server.engine.transformers import Settings
 from tests.servers import teacher_thread, wait_for
 from tests.student_trainer.runs import (
     VOCAB_SIZE,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lectern_common.errors import TeacherOutOfMemory
-from teacher_server.engine import ComputedRows, ModelFacts, NoLongerWanted, SequenceAsk
-from teacher_server.fixture_engine import FixtureEngine
+from teacher_server.engine.fixture import FixtureEngine
+from teacher_server.engine.seam import ComputedRows, ModelFacts, NoLongerWanted, SequenceAsk
 
 
 class GatedEngine(FixtureEngine):

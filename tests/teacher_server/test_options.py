@@ -8,11 +8,11 @@ import pytest
 from lectern_common.errors import Misconfigured
 from lectern_common.teacher_options import LIMIT_OPTIONS, TEACHER_OPTIONS
 from protos import teacher_pb2
-from teacher_server import replies
-from teacher_server.limits import Limits, request_bytes
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
-from teacher_server.sharing import Sharing
-from tests.teacher_server.test_validation import FACTS
+from teacher_server.rpc import replies
+from teacher_server.rpc.limits import Limits, request_bytes
+from teacher_server.scheduling.sharing import Sharing
+from tests.teacher_server.rpc.test_validation import FACTS
 
 FIXTURE = ("--engine", "fixture", "--vocab-size", "97")
 

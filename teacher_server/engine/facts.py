@@ -1,0 +1,149 @@
+"""What a loaded model tells of itself: its ModelFacts, its fingerprint among them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from lectern_common.errors import Misconfigured
+from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.wire.formats import FORMATS, MAX_SAMPLED_ID
+from lectern_models.gguf_file import loaded_weights_sha256
+from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map
+from lectern_models.model_folder import ModelFolder
+from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.placement import device_names
+from lectern_models.quantization import quantization_of
+from teacher_server.engine.seam import REPRESENTATION_VERSION, HeadFacts, ModelFacts
+
+# What a config says about who wrote it, not about the model.
+_CONFIG_NOT_IN_FINGERPRINT = (
+    "_model_name_or_path",
+    "_name_or_path",
+    "dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+)
+
+
+def model_facts(
+    folder: ModelFolder,
+    model: PreTrainedModel,
+    head: OutputHead | None,
+    not_split: str | None,
+    mode: str,
+    compiled: bool = False,
+) -> ModelFacts:
+    """Returns the facts of a loaded model.
+
+    Args:
+        head: None where body and head are not served apart.
+        not_split: why not; None where they are.
+        mode: see teacher_options.MODES.
+        compiled: torch.compile was applied to the body.
+
+    Raises:
+        Misconfigured: without its head apart, the model's own logits are rounded to 16 bits.
+    """
+    dtype = dtype_name(model.dtype)
+    if not_split is not None and dtype != "float32":
+        # Its own logits come rounded to 16 bits, which spoils the gradient of distillation.
+        raise Misconfigured(
+            f"{folder.name} cannot teach in {dtype} ({not_split}); load it with --dtype float32"
+        )
+    stored = _stored(folder, model)
+    quantization = "gguf" if folder.gguf_file else quantization_of(model)
+    transform = head.transform if head is not None else HeadTransform()
+    text_config = model.config.get_text_config()
+    logit_width = head.vocab_size if head is not None else int(text_config.vocab_size)
+    return ModelFacts(
+        model_id=folder.public_name,
+        revision=folder.revision,
+        weights_sha256=stored.weights_sha256,
+        fingerprint=_fingerprint(model, stored, quantization, compiled),
+        logit_width=logit_width,
+        tokens=stored.tokens,
+        max_positions=max_positions(model),
+        hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
+        hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
+        dtype=dtype,
+        quantization=quantization,
+        device=device_names(model),
+        head=HeadFacts(
+            scale=transform.scale,
+            divisor=transform.divisor,
+            soft_cap=transform.soft_cap,
+            has_bias=head is not None and head.bias_V is not None,
+        ),
+        not_offered={
+            **{name: not_split if form.needs_head else None for name, form in FORMATS.items()},
+            "sampled": _not_sampled(logit_width),
+        },
+        engine="transformers",
+        mode=mode,
+        num_parameters=num_parameters(model),
+        arithmetic=_arithmetic(model),
+    )
+
+
+def _arithmetic(model: PreTrainedModel) -> str:
+    """Returns the software and, on the CPU, the threads: sums depend on how they are split."""
+    names = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
+    if model.device.type == "cpu":
+        names.append(f"{torch.get_num_threads()} threads")
+    return ", ".join(names)
+
+
+def _not_sampled(logit_width: int) -> str | None:
+    if logit_width <= MAX_SAMPLED_ID + 1:
+        return None
+    return f"its records hold ids up to {MAX_SAMPLED_ID}, and the model has {logit_width} logits"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A model as it lies on disk. `exact_sha256` changes with every stored bit."""
+
+    weights_sha256: str
+    exact_sha256: str
+    config: dict[str, Any]
+    tokens: dict[str, int] | None
+
+
+def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
+    gguf = folder.gguf
+    if gguf is not None:
+        config = json.loads(model.config.get_text_config().to_json_string())
+        return _Stored(loaded_weights_sha256(model), gguf.tensors_sha256, config, gguf.tokens)
+    files = safetensors_files(folder.path)
+    return _Stored(
+        weights_sha256=weights_sha256(files),
+        exact_sha256=weights_sha256(files, exact=True),
+        config=json.loads((folder.path / "config.json").read_text()),
+        tokens=tokenizer_map(folder.path),
+    )
+
+
+def _fingerprint(model: PreTrainedModel, stored: _Stored, quantization: str, compiled: bool) -> str:
+    """Returns the identity of the answers: everything that their bytes depend on but the device."""
+    stamp = {
+        "weights": stored.exact_sha256,
+        "config": {
+            name: value
+            for name, value in stored.config.items()
+            if name not in _CONFIG_NOT_IN_FINGERPRINT
+        },
+        "tokenizer": tokenizer_sha256(stored.tokens) if stored.tokens is not None else "",
+        "dtype": dtype_name(model.dtype),
+        "quantization": quantization,
+        "attention": model.config._attn_implementation,
+        "compiled": compiled,
+        "representation_version": REPRESENTATION_VERSION,
+    }
+    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()

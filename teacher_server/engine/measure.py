@@ -1,0 +1,95 @@
+"""How fast a model is on this machine, measured once when it is loaded.
+
+A teacher that runs on the wrong device, in the wrong dtype or with too few threads looks like it
+works; the figure tells before a run of days does.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from lectern_common.errors import TeacherOutOfMemory
+from lectern_common.wire.formats import Representation
+from teacher_server.engine.seam import Engine, SequenceAsk, base_ask
+
+SECONDS = 1.0
+
+# The sequence length of a run's default spec.
+_LONGEST = 1024
+_FIRST = 16
+# Asked where the model offers no hidden states.
+_TOP_K = 64
+
+
+def measured_tokens_per_second(
+    engine: Engine,
+    batch_tokens: int,
+    *,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Returns tokens a second of the engine's forwards, in batches of its mode; 0 if none fits.
+
+    In mode "throughput" a batch holds `batch_tokens`, in mode "independent" one sequence. Runs on
+    the model's thread and takes about `seconds`, more only where a forward of 16 tokens does.
+    """
+    longest = min(_LONGEST, engine.facts.max_positions or _LONGEST)
+    batches = (batch_tokens, 1) if engine.facts.mode == "throughput" else (1,)
+    for most in batches:
+        try:
+            return rate(partial(_score, engine, most), longest, seconds, clock)
+        except TeacherOutOfMemory:
+            continue
+    return 0.0
+
+
+def rate(
+    score: Callable[[int], int], longest: int, seconds: float, clock: Callable[[], float]
+) -> float:
+    """Returns tokens a second of `score`, at the longest sequences that leave time to measure.
+
+    Lengths double from 16 up while the next one fits into half of `seconds`; the rest of the time
+    is measured at the length reached. The first forward of a length, which allocates and chooses
+    kernels, does not count.
+
+    Args:
+        score: computes a batch of sequences of a length; returns the tokens in it.
+        longest: of a sequence.
+    """
+    begun = clock()
+
+    def timed(length: int) -> tuple[int, float]:
+        start = clock()
+        return score(length), clock() - start
+
+    length = min(_FIRST, longest)
+    _, took = timed(length)
+    while length < longest:
+        longer = min(2 * length, longest)
+        if clock() - begun + took * longer / length > seconds / 2:
+            break
+        length = longer
+        _, took = timed(length)
+
+    tokens, elapsed = timed(length)
+    while clock() - begun < seconds:
+        more, took = timed(length)
+        tokens, elapsed = tokens + more, elapsed + took
+    return tokens / max(elapsed, 1e-9)
+
+
+def _score(engine: Engine, most: int, length: int) -> int:
+    """Scores one batch of random tokens, of at most `most` tokens but one sequence at least."""
+    facts = engine.facts
+    num_sequences = max(1, most // length)
+    ids = np.random.default_rng(0).integers(facts.logit_width, size=(num_sequences, length))
+    wanted = Representation("top_k", top_k=min(_TOP_K, facts.logit_width))
+    asked = np.ones(length, bool)
+    asks = [
+        SequenceAsk(row.astype(np.uint32), asked, facts.logit_width, wanted, temperature=1.0)
+        for row in ids
+    ]
+    engine.score([base_ask(ask, facts) for ask in asks])
+    return num_sequences * length

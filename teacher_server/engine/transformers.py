@@ -1,0 +1,297 @@
+"""A causal language model from transformers as an Engine.
+
+Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import torch
+from transformers import PreTrainedModel
+
+from lectern_common.errors import Misconfigured, TeacherOutOfMemory
+from lectern_models.body_and_head import split_or_why
+from lectern_models.loading import load_causal_lm
+from lectern_models.model_folder import ModelFolder, find_model
+from lectern_models.output_head import OutputHead
+from lectern_models.placement import BALANCED, compile_in_place, resolved_device
+from lectern_models.quantization import quantization_of
+from teacher_server.engine.equal_shapes import EqualShapes, trials_tell
+from teacher_server.engine.facts import model_facts
+from teacher_server.engine.measure import measured_tokens_per_second
+from teacher_server.engine.representations import (
+    Logits,
+    bits,
+    from_bits,
+    hidden_rows,
+    rows_of_hidden,
+    rows_of_logits,
+)
+from teacher_server.engine.seam import (
+    ComputedRows,
+    DeviceLost,
+    ModelFacts,
+    SequenceAsk,
+    require_finite,
+)
+
+log = structlog.get_logger()
+
+_Result = TypeVar("_Result")
+
+# What torch and the CUDA libraries say in a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model is loaded and computed with.
+
+    Attributes:
+        dtype: "auto" (as stored), "float32", "bfloat16", "float16".
+        device: see placement.resolved_device.
+        mode: "independent" or "throughput"; see engine.MODES.
+        quantization: "none", "int8", "int4"; see bitsandbytes_config.
+        attention: one of placement.ATTENTION.
+        compiled: run the body through torch.compile.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    mode: str = "independent"
+    quantization: str = "none"
+    attention: str = "auto"
+    compiled: bool = False
+
+
+def load(
+    name: str,
+    settings: Settings | None = None,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    models: Path | None = None,
+) -> "TransformersEngine":
+    """Returns the engine of a model folder, GGUF file or hub id, its parity probed.
+
+    Args:
+        name: see find_model; `revision`, `gguf_file` and `models` too.
+
+    Raises:
+        NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
+        Misconfigured: there is no such device; the settings exclude each other; or nothing could
+            be offered.
+    """
+    settings = settings or Settings()
+    device = resolved_device(settings.device)
+    _require_fitting(settings, device)
+    folder = find_model(name, revision, gguf_file, models=models)
+    model = load_causal_lm(
+        folder.path,
+        settings.dtype,
+        device,
+        quantization=settings.quantization,
+        attention=settings.attention,
+        gguf_file=folder.gguf_file,
+    )
+    return TransformersEngine(folder, model, settings.mode, settings.compiled)
+
+
+def _require_fitting(settings: Settings, device: str) -> None:
+    """Raises Misconfigured if a mode's promise would not hold on a resolved device."""
+    if settings.quantization == "int8" and settings.mode == "throughput":
+        raise Misconfigured(
+            "--quantization int8 looks at all tokens of a forward together, so neighbours in a "
+            "batch would change an answer; use --quantization int4, or --mode independent"
+        )
+    if not settings.compiled:
+        return
+    if settings.mode == "independent":
+        raise Misconfigured(
+            "--compile picks its kernels by what was computed before, so an answer's bytes would "
+            "depend on others; it is for --mode throughput"
+        )
+    if settings.quantization != "none" or device == BALANCED:
+        raise Misconfigured(
+            "--compile is for an unquantised model on one device; leave out --quantization and "
+            "--device balanced"
+        )
+
+
+def _require_mixing_lengths(model: PreTrainedModel, mode: str) -> None:
+    """Raises Misconfigured where a sequence would feel the length of its neighbours."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {str(value) for key, value in _leaves(rope) if key in ("rope_type", "type")}
+    if mode == "throughput" and kinds & {"longrope", "dynamic"}:
+        raise Misconfigured(
+            f"--mode throughput: this model's rotary embedding ({', '.join(sorted(kinds))}) looks "
+            "at the longest sequence of a batch, so neighbours would change an answer; use --mode "
+            "independent"
+        )
+
+
+def _leaves(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+class TransformersEngine:
+    """One model on one device: see Engine.
+
+    Args:
+        folder: where the model came from.
+        model: loaded, in eval mode.
+        mode: "independent" or "throughput"; see teacher_options.MODES.
+        compiled: run the body through torch.compile, which is tried here.
+
+    Raises:
+        Misconfigured: nothing could be offered, or the body cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        model: PreTrainedModel,
+        mode: str = "independent",
+        compiled: bool = False,
+    ) -> None:
+        _require_mixing_lengths(model, mode)
+        self._model = model.requires_grad_(False)
+        self._parts, not_split = split_or_why(model)
+        self._head = self._parts.head() if self._parts is not None else None
+        # Rows are projected in float32; on the CPU the cast is made once, here.
+        self._wide_head = None if self._head is None else self._head.widened()
+        # One copy in host memory for every client that fetches it.
+        self._host_head = _on_host(self._head)
+        if compiled:
+            compile_in_place(self._parts.body if self._parts is not None else model)
+        self._facts = model_facts(folder, model, self._head, not_split, mode, compiled)
+        # 8 bits: whether neighbours are felt depends on the tokens, not on the shape alone.
+        self._equal_shapes = EqualShapes(
+            never=not trials_tell(model) or quantization_of(model) == "int8"
+        )
+        if not_split is not None:
+            log.warning("hidden is not offered", reason=not_split)
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def measure(self, batch_tokens: int) -> None:
+        """Sets facts.measured_tokens_per_second; takes about a second."""
+        measured = measured_tokens_per_second(self, batch_tokens)
+        self._facts = dataclasses.replace(self._facts, measured_tokens_per_second=measured)
+
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
+        """Returns the rows of base asks; see Engine."""
+        if self._parts is None:
+            return self._of_the_device(lambda: [self._own_rows(ask) for ask in asks])
+        return self._of_the_device(lambda: self._hidden_rows([ask.token_ids_S for ask in asks]))
+
+    def derived(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
+        """Returns an answer made of hidden states; see Engine."""
+        require_finite(rows, ask)
+        return self._of_the_device(lambda: self._projected(rows, ask, wanted))
+
+    def _of_the_device(self, work: Callable[[], _Result]) -> _Result:
+        """Returns what `work` does; errors of the device become those of Engine."""
+        try:
+            with torch.inference_mode():
+                return work()
+        except torch.AcceleratorError as error:  # not raised where memory ran out
+            raise DeviceLost(str(error)) from error
+        except (torch.OutOfMemoryError, MemoryError):
+            pass
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+        # Only here have the frames that held tensors gone.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise TeacherOutOfMemory(
+            "the sequence does not fit into the teacher's memory; send shorter ones, or start the "
+            "teacher with a smaller --max-sequence-tokens so that it says so at once"
+        )
+
+    def _hidden_rows(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
+        """Returns the final hidden states of every position of each sequence."""
+        if self._facts.mode == "throughput" or len(sequences) == 1:
+            return self._hidden_together(sequences)
+        shape = (len(sequences), len(sequences[0]))
+        known = self._equal_shapes.known(shape)
+        if known is True:
+            return self._hidden_together(sequences)
+        alone = [rows for ids_S in sequences for rows in self._hidden_together([ids_S])]
+        if known is None:
+            self._equal_shapes.tried(shape, alone, self._hidden_together(sequences))
+        return alone
+
+    def _hidden_together(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
+        """One forward. Shorter sequences are padded on the right, where no causal model looks."""
+        if self._parts is None:
+            raise ValueError("hidden is not offered")
+        ids_BS = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+        for row, ids_S in zip(ids_BS, sequences, strict=True):
+            row[: len(ids_S)] = ids_S
+        hidden_BSD = self._parts.hidden_states(torch.from_numpy(ids_BS).to(self._model.device))
+        own = zip(hidden_BSD.cpu() if hidden_BSD.is_cuda else hidden_BSD, sequences, strict=True)
+        if len(sequences) == 1:
+            return [hidden_rows(hidden_SD) for hidden_SD, _ in own]
+        # A copy each: a view would keep the whole batch in memory.
+        return [hidden_rows(hidden_SD[: len(ids_S)].clone()) for hidden_SD, ids_S in own]
+
+    def _own_rows(self, ask: SequenceAsk) -> ComputedRows:
+        """The answer from the model's own logits, which exist at all positions at once."""
+        ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(self._model.device)
+        own_SV = self._model(input_ids=ids_1S, use_cache=False).logits[0]
+        own_NV = own_SV[torch.from_numpy(ask.asked_S).to(own_SV.device), : ask.vocab_size]
+        return rows_of_logits(
+            Logits(
+                ask.num_rows,
+                ask.vocab_size,
+                own_NV.device,
+                lambda start, stop: own_NV[start:stop].float(),
+                wanted=lambda: True,
+            ),
+            ask,
+        )
+
+    def _projected(
+        self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
+    ) -> ComputedRows:
+        """The answer from hidden states, by the output head, a chunk of rows at a time."""
+        if self._wide_head is None:
+            raise ValueError("hidden is not offered")
+        head = self._wide_head.sliced(ask.vocab_size)
+        hidden_SD = from_bits(rows.payload, self._facts.hidden_dtype, ask.num_tokens)
+        hidden_ND = hidden_SD[torch.from_numpy(ask.asked_S)].to(head.weight_VD.device)
+        return rows_of_hidden(hidden_ND, head, ask, wanted)
+
+    def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
+        """Returns weight, then bias, as views, not copies; see Engine."""
+        if self._host_head is None:
+            raise ValueError("hidden is not offered, so no head is served")
+        head = self._host_head.sliced(vocab_size)
+        parts = [head.weight_VD] if head.bias_V is None else [head.weight_VD, head.bias_V]
+        return [bits(part).data.cast("B") for part in parts]
+
+
+def _on_host(head: OutputHead | None) -> OutputHead | None:
+    if head is None:
+        return None
+    bias = None if head.bias_V is None else head.bias_V.cpu()
+    return OutputHead(head.weight_VD.cpu(), bias, head.transform)

@@ -1,0 +1,86 @@
+"""What the server says when it is ready, for the person who started it."""
+
+import shutil
+from pathlib import Path
+
+from lectern_common.teacher_options import MODES
+from lectern_common.wire.formats import FORMATS
+from teacher_server.engine.seam import ModelFacts
+from teacher_server.rpc.limits import Limits
+
+
+def ready_text(
+    facts: ModelFacts,
+    limits: Limits,
+    address: str,
+    callers: str,
+    encryption: str,
+    metrics_url: str | None = None,
+) -> str:
+    """Returns a few aligned lines: the model, where it runs, what it offers, its limits.
+
+    Args:
+        callers: who may call.
+        encryption: what protects the connection.
+        metrics_url: where Prometheus finds its metrics; None: nowhere.
+    """
+    reasons = {name: facts.why_not(name) for name in FORMATS}
+    offered = [name for name, reason in reasons.items() if reason is None]
+    missing = [(name, reason) for name, reason in reasons.items() if reason is not None]
+    revision = f" at {facts.revision}" if facts.revision else ""
+    lines = [
+        ("model", f"{facts.model_id}{revision}"),
+        ("parameters", f"{facts.num_parameters:,}"),
+        ("device", facts.device),
+        ("dtype", facts.dtype + _stored_as(facts.quantization)),
+        ("speed", _speed(facts.measured_tokens_per_second)),
+        ("engine", f"{facts.engine}, {facts.mode}: {MODES[facts.mode]}"),
+        ("address", address),
+        ("callers", callers),
+        ("encryption", encryption),
+        ("metrics", metrics_url or "not served; --metrics-bind serves them"),
+        ("offers", ", ".join(offered)),
+        *(("", f"not {name}: {reason}") for name, reason in missing),
+        (
+            "limits",
+            f"{limits.max_sequences} sequences, {limits.max_tokens} tokens, "
+            f"{limits.max_sequence_tokens} tokens a sequence, {limits.max_reply_bytes >> 20} MiB "
+            f"a reply, {limits.max_queued_requests} requests at once",
+        ),
+        ("fingerprint", facts.fingerprint),
+    ]
+    body = "\n".join(f"  {name:<12} {text}" for name, text in lines)
+    return f"Lectern teacher is ready\n{body}"
+
+
+def _stored_as(quantization: str) -> str:
+    return {
+        "none": "",
+        "gguf": ", read from a GGUF file",
+    }.get(quantization, f", the body's weights in {quantization}")
+
+
+def _speed(tokens_per_second: float) -> str:
+    if not tokens_per_second:
+        return "not measured"
+    return f"{tokens_per_second:,.0f} tokens/s, measured on this device without the wire"
+
+
+def idle_gpu_warning(device: str, cuda_available: bool, gpu_present: bool) -> str | None:
+    """Returns a loud line where a teacher runs on the CPU of a machine with a GPU, else None.
+
+    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    """
+    if not device.startswith("cpu") or not (cuda_available or gpu_present):
+        return None
+    fix = (
+        "leave --device out, or set --device cuda"
+        if cuda_available
+        else "this torch cannot use it: install a CUDA build of torch"
+    )
+    return f"WARNING: THE TEACHER RUNS ON THE CPU WHILE THIS MACHINE'S GPU IS IDLE; {fix}"
+
+
+def gpu_present() -> bool:
+    """Returns whether this machine has an NVIDIA driver, whatever torch can use."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,207 @@
+"""The server's life: bound, loading, serving, draining, gone.
+
+start()  the port is bound and health answers; NOT_SERVING, other calls are UNAVAILABLE
+open()   the model is there: health says SERVING, then the first call is taken
+drain()  health says NOT_SERVING, new calls are UNAVAILABLE, those in flight finish
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+
+from lectern_common.errors import Misconfigured
+from lectern_common.wire.formats import MAX_MESSAGE_BYTES
+from lectern_common.wire.pieces import serialized
+from lectern_common.words import address_of, host_and_port
+from protos import teacher_pb2, teacher_pb2_grpc
+from teacher_server.engine.seam import Engine
+from teacher_server.rpc.auth import BearerTokenInterceptor, require_callers_known
+from teacher_server.rpc.limits import Limits
+from teacher_server.rpc.servicer import Serving, TeacherServicer
+from teacher_server.rpc.tls import ServerTls
+from teacher_server.scheduling.accounting import Accounting
+from teacher_server.scheduling.admission import Admission, Quotas
+from teacher_server.scheduling.batcher import Batcher
+from teacher_server.scheduling.disk_cache import DiskCache
+from teacher_server.scheduling.fair_share import FairShare
+from teacher_server.scheduling.scheduler import Scheduler
+from teacher_server.scheduling.sharing import Sharing
+
+log = structlog.get_logger()
+
+SERVICE_NAME = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
+
+SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Of one connection; a trainer has a handful.
+    ("grpc.max_concurrent_streams", 128),
+    # By default two servers may bind one port, and answer in turn.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every 15 s to notice a hung server; by default that is rude, and cut off.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # A client that vanished without a word gives its place back.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+# After the last call has finished: what health watchers get before they are cut off.
+_GRACE_SECONDS = 0.5
+
+
+class TeacherServer:
+    """A gRPC server around one engine. Make, start and drain it inside one event loop.
+
+    Args:
+        bind: "host:port"; port 0 picks a free one.
+        token: bearer token that every call must carry; None: none.
+        tls: certificate, key, and whose clients are let in; None: plaintext.
+        max_request_bytes: a larger message is refused before it is taken in.
+
+    Raises:
+        Misconfigured: the address is no address, or reaches beyond loopback and anyone may call.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        token: str | None,
+        tls: ServerTls | None = None,
+        max_request_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.host, self._port = host_and_port(bind)
+        require_callers_known(bind, token, tls)
+        self._tls = tls
+        self._health = health_aio.HealthServicer()
+        self._servicer = TeacherServicer()
+        interceptors = [BearerTokenInterceptor(token)] if token is not None else []
+        options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)]
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        # The only thread that touches the model.
+        self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.batching: asyncio.Task[None] | None = None
+        self._disk_cache: DiskCache | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, once started."""
+        return address_of(self.host, self._port)
+
+    async def start(self) -> None:
+        """Binds the port and answers health checks with NOT_SERVING.
+
+        Raises:
+            Misconfigured: the port is taken, or the address is not this machine's.
+        """
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        add_teacher: Any = teacher_pb2_grpc.add_TeacherServicer_to_server
+        add_teacher(self._servicer, self._server)
+        registered: Any = self._server  # grpc-stubs do not know the method
+        registered.add_registered_method_handlers(SERVICE_NAME, self._reply_streams())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        try:
+            self._port = self._listen()
+        except RuntimeError:
+            raise Misconfigured(
+                f"cannot listen on {self.address}: the port is taken or the address is not this "
+                "machine's; set another --bind"
+            ) from None
+        await self._server.start()
+
+    def _reply_streams(self) -> dict[str, Any]:
+        """Returns what takes the generated handler's place: its pieces are bytes already."""
+        scoring: Any = grpc.unary_stream_rpc_method_handler(
+            self._servicer.LogitsForBatch,
+            request_deserializer=teacher_pb2.LogitsForBatchRequest.FromString,
+            response_serializer=serialized,
+        )
+        return {"LogitsForBatch": scoring}
+
+    def _listen(self) -> int:
+        """Returns the port that was bound. Raises RuntimeError."""
+        if self._tls is None:
+            return self._server.add_insecure_port(self.address)
+        credentials = grpc.ssl_server_credentials(
+            [(self._tls.key, self._tls.certificate)],
+            self._tls.client_ca,
+            require_client_auth=self._tls.client_ca is not None,
+        )
+        return self._server.add_secure_port(self.address, credentials)
+
+    async def open(
+        self,
+        engine: Engine,
+        limits: Limits,
+        sharing: Sharing | None = None,
+        utilization: Callable[[], float | None] = lambda: None,
+    ) -> Limits:
+        """Says SERVING, then takes calls. Returns the limits that hold for this model.
+
+        Args:
+            utilization: tells how busy the device is, at once: see GpuUtilization.
+
+        Raises:
+            Misconfigured: the cache folder cannot be used.
+        """
+        sharing = sharing or Sharing()
+        longest = engine.facts.max_positions
+        if longest is not None:
+            shorter = min(longest, limits.max_sequence_tokens)
+            limits = dataclasses.replace(limits, max_sequence_tokens=shorter)
+        # Off the loop: a large folder is looked through, a large tokenizer hashed.
+        cache, _ = await asyncio.gather(
+            asyncio.to_thread(sharing.cache_for, engine.facts),
+            asyncio.to_thread(lambda: (engine.facts.tokenizer_sha256, engine.facts.num_tokens)),
+        )
+        accounting = Accounting()
+        batcher = Batcher(
+            engine,
+            self.model_thread,
+            accounting,
+            Admission(limits.max_queued_requests, accounting, Quotas(sharing.quotas)),
+            Scheduler(
+                engine.facts,
+                FairShare(sharing.weights),
+                sharing.batch_tokens_for(engine.facts),
+            ),
+            cache,
+        )
+        self._disk_cache = batcher.cache.disk
+        self.batching = asyncio.create_task(batcher.run())
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._servicer.open(Serving(engine, batcher, accounting, limits, utilization))
+        return limits
+
+    def stats(self) -> teacher_pb2.Stats | None:
+        """Returns what GetStats answers, or None while calls are not taken. Event loop only."""
+        return self._servicer.stats()
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
+        await self._health.enter_graceful_shutdown()
+        self._servicer.close("the teacher is shutting down")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._servicer.wait_until_idle(), timeout_seconds)
+        finished = self._servicer.is_idle
+        if not finished:
+            log.warning("calls cut off", after_seconds=timeout_seconds)
+        await self._server.stop(_GRACE_SECONDS)
+        if self.batching is not None:
+            self.batching.cancel()
+            await asyncio.wait([self.batching])  # it may have ended with an error of its own
+        self.model_thread.shutdown(wait=False, cancel_futures=True)
+        if self._disk_cache is not None:
+            await asyncio.to_thread(self._disk_cache.close)
+        return finished

@@ -1,0 +1,1 @@
+"""Which requests are admitted, computed together, cached and charged."""

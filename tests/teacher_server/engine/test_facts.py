@@ -1,0 +1,135 @@
+"""What a teacher tells of itself: which weights, in what form, and when two answer alike."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lectern_common.errors import Misconfigured
+from lectern_common.tokenizer_map import read_tokenizer_map
+from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.wire.formats import Representation
+from teacher_server.engine import transformers as transformers_engine
+from teacher_server.engine.seam import ModelFacts, SequenceAsk, base_ask
+from teacher_server.engine.transformers import Settings
+from tests.gguf_models import write_gguf
+from tests.models import write_tiny_model
+
+# bitsandbytes itself still uses it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+
+def facts(model: Path, **options: Any) -> ModelFacts:
+    return transformers_engine.load(str(model), Settings(device="cpu", **options)).facts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    return write_tiny_model(path, hidden=64, tokenizer=True, vocab_size=320)
+
+
+def test_the_weights_are_the_same_however_they_are_loaded_and_the_answers_are_not(
+    folder: Path,
+) -> None:
+    loaded = {
+        name: facts(folder, **options)
+        for name, options in {
+            "plain": {},
+            "bfloat16": {"dtype": "bfloat16"},
+            "int8": {"quantization": "int8"},
+            "int4": {"quantization": "int4"},
+            "eager": {"attention": "eager"},
+        }.items()
+    }
+    digest = weights_sha256(safetensors_files(folder))
+    assert {each.weights_sha256 for each in loaded.values()} == {digest}
+    assert len({each.fingerprint for each in loaded.values()}) == len(loaded)
+    assert [each.quantization for each in loaded.values()] == [
+        "none",
+        "none",
+        "int8",
+        "int4",
+        "none",
+    ]
+    assert {each.num_parameters for each in loaded.values()} == {loaded["plain"].num_parameters}
+    for each in loaded.values():
+        assert each.not_offered["hidden"] is None
+        assert each.device == "cpu"
+
+
+def test_equal_fingerprints_do_not_need_the_same_place_or_mode(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    own, copied = facts(folder), facts(tmp_path / "copy")
+    assert own.fingerprint == copied.fingerprint
+    assert (own.model_id, copied.model_id) == ("tiny", "copy")
+    assert facts(folder, mode="throughput").fingerprint == own.fingerprint
+
+
+def test_a_gguf_file_is_told_by_its_name_its_tokens_and_its_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    plain = facts(folder)
+    ggufs = {}
+    for kind in ("f32", "bf16", "q8_0"):
+        write_gguf(folder, tmp_path / f"{kind}.gguf", kind)
+        ggufs[kind] = facts(tmp_path / f"{kind}.gguf", dtype="float32")
+    in_folder = facts(tmp_path, gguf_file="q8_0.gguf", dtype="float32")
+
+    for kind, each in ggufs.items():
+        assert each.model_id == f"{kind}.gguf"
+        assert each.quantization == "gguf"
+        assert each.tokens == read_tokenizer_map(folder / "tokenizer.json")
+        assert each.not_offered["hidden"] is None
+        assert each.logit_width == 320
+        assert each.max_positions == 128
+        assert (each.weights_sha256 == plain.weights_sha256) == (kind != "q8_0")
+    assert in_folder == ggufs["q8_0"]
+    assert len({plain.fingerprint} | {each.fingerprint for each in ggufs.values()}) == 4
+
+
+def test_a_file_of_other_weights_has_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "m", hidden=64, tokenizer=True, vocab_size=320, seed=1)
+    write_gguf(folder, tmp_path / "one.gguf", "q8_0")
+    write_gguf(other, tmp_path / "other.gguf", "q8_0")
+    one, two = facts(tmp_path / "one.gguf"), facts(tmp_path / "other.gguf")
+    assert one.fingerprint != two.fingerprint
+    assert one.weights_sha256 != two.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"quantization": "int8", "mode": "throughput"}, "neighbours in a batch"),
+        ({"compiled": True}, "it is for --mode throughput"),
+        ({"compiled": True, "mode": "throughput", "quantization": "int4"}, "unquantised model"),
+        ({"attention": "flash_attention_2"}, "needs a CUDA device and the package flash-attn"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(
+    folder: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(Misconfigured, match=says):
+        facts(folder, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's jit
+def test_a_compiled_body_answers_within_rounding_and_says_so(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, layers=1)
+    options = {"device": "cpu", "mode": "throughput"}
+    plain = transformers_engine.load(str(folder), Settings(**options))
+    compiled = transformers_engine.load(str(folder), Settings(compiled=True, **options))
+    assert compiled.facts.fingerprint != plain.facts.fingerprint
+    ids = np.arange(1, 30, dtype=np.uint32)
+    ask = SequenceAsk(ids, np.ones(29, bool), 97, Representation("hidden"), 1.0)
+    base = base_ask(ask, plain.facts)
+    ours, theirs = (
+        np.frombuffer(engine.score([base, base])[1].payload, "<f4") for engine in (compiled, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+    assert (ours != theirs).any()  # it was compiled

@@ -1,0 +1,212 @@
+"""Rows as bytes: accuracy of the normalisers, chunks, and what is never sent."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.wire.formats import FORMATS, Representation, Widths, top_k_record
+from lectern_models.output_head import OutputHead
+from teacher_server.engine import representations
+from teacher_server.engine.representations import (
+    Logits,
+    hidden_rows,
+    rows_of_hidden,
+    rows_of_logits,
+)
+from teacher_server.engine.seam import NoLongerWanted, SequenceAsk
+
+
+def rows_of(logits: torch.Tensor):
+    return lambda start, stop: logits[start:stop]
+
+
+def answered(rows: int, width: int, logits_of, asked: Representation, temperature: float):
+    logits = Logits(rows, width, torch.device("cpu"), logits_of, wanted=lambda: True)
+    ask = SequenceAsk(np.arange(rows, dtype="<u4"), np.ones(rows, bool), width, asked, temperature)
+    return rows_of_logits(logits, ask)
+
+
+def dense_rows(rows: int, width: int, logits_of):
+    return answered(rows, width, logits_of, Representation("dense"), 1.0).payload
+
+
+def top_k_rows(rows: int, width: int, logits_of, k: int, temperature: float):
+    return answered(rows, width, logits_of, Representation("top_k", k), temperature).payload
+
+
+def sampled_rows(rows: int, width: int, logits_of, seed: int = 0):
+    asked = Representation("sampled", num_draws=9, seed=seed)
+    return answered(rows, width, logits_of, asked, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_have_the_bytes_that_their_format_says(name: str, dtype: torch.dtype) -> None:
+    num_rows, vocab_size, hidden_size = 4, 5, 6
+    numbers = {"top_k": 3, "num_draws": 256, "seed": 1}  # enough draws for every id of a flat row
+    taken = {key: numbers[key] for key in FORMATS[name].parameters}
+    asked = Representation(name, **taken)
+    widths = Widths(vocab_size, hidden_size, str(dtype).removeprefix("torch."))
+    hidden = torch.full((num_rows, hidden_size), 0.5, dtype=dtype)
+    head = OutputHead(torch.full((vocab_size, hidden_size), 0.5))
+    ids, everywhere = np.arange(num_rows, dtype="<u4"), np.ones(num_rows, bool)
+    ask = SequenceAsk(ids, everywhere, vocab_size, asked, 1.0)
+    rows = (
+        hidden_rows(hidden)
+        if name == "hidden"
+        else rows_of_hidden(hidden, head, ask, wanted=lambda: True)
+    )
+    row_bytes = asked.row_bytes(widths)
+    assert len(rows.payload) == num_rows * row_bytes
+    if FORMATS[name].rows_differ:
+        assert asked.header_row_bytes(widths) == 0
+        assert rows.row_lengths is not None
+        assert rows.row_lengths.tolist() == [row_bytes // 8] * num_rows
+    else:
+        assert asked.header_row_bytes(widths) == row_bytes
+        assert rows.row_lengths is None
+
+
+def chunks_of(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "_CHUNK_BYTES", {"cpu": rows * width * 4, "cuda": 0})
+    monkeypatch.setattr(representations, "_MIN_CHUNK_ROWS", 1)
+
+
+def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("width", [2048, 151_936])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_normalisers_are_float64s_to_float32_precision(width: int, temperature: float) -> None:
+    logits = random_logits(3, width)
+    records = np.frombuffer(top_k_rows(3, width, rows_of(logits), 4, temperature), top_k_record(4))
+    scaled = logits.double() / temperature
+    rest = scaled.scatter(-1, logits.topk(4).indices, -torch.inf)
+    for name, outcomes in (("log_rest_t", rest), ("log_normalizer_t", scaled)):
+        exact = torch.logsumexp(outcomes, -1).numpy()
+        np.testing.assert_allclose(records[name], exact, rtol=2.5e-7, atol=0)
+
+
+def test_huge_logits_do_not_overflow_the_normaliser() -> None:
+    logits = torch.tensor([[3e4, -3e4, 2.9e4]])
+    record = np.frombuffer(top_k_rows(1, 3, rows_of(logits), 1, 0.01), top_k_record(1))[0]
+    assert record["log_rest_t"] == 2.9e6
+    assert record["log_normalizer_t"] == 3e6
+
+
+def test_nothing_is_left_of_the_whole_vocabulary_and_it_is_served() -> None:
+    records = np.frombuffer(top_k_rows(2, 6, rows_of(random_logits(2, 6)), 6, 2.0), top_k_record(6))
+    assert np.isneginf(records["log_rest_t"]).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"), [([1.0, 2.0, 3.0], 1e-300), ([0.0, -3e4, -2e4], 1e-35)]
+)
+def test_a_temperature_beyond_float32_is_the_requests_fault(
+    logits: list[float], temperature: float
+) -> None:
+    with pytest.raises(InvalidRequest, match="temperature") as caught:
+        top_k_rows(1, 3, rows_of(torch.tensor([logits])), 1, temperature)
+    assert caught.value.field == "temperature"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+def test_top_k_takes_no_memory_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(12, 64)
+    chunks = [logits[row : row + 3].clone() for row in range(0, 12, 3)]
+    chunks_of(3, 64, monkeypatch)
+    with LargestTensor() as largest:
+        top_k_rows(12, 64, lambda start, stop: chunks[start // 3], 5, 2.0)
+    assert largest.elements == 3 * 64
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, 64)
+    whole = (
+        bytes(dense_rows(11, 64, rows_of(logits))),
+        bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)),
+    )
+    for rows_a_chunk in (1, 2, 4):
+        chunks_of(rows_a_chunk, 64, monkeypatch)
+        assert bytes(dense_rows(11, 64, rows_of(logits))) == whole[0]
+        assert bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)) == whole[1]
+
+
+def test_logits_of_a_chunk_alone_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(10, 64)
+    seen: list[int] = []
+
+    def watched(start: int, stop: int) -> torch.Tensor:
+        seen.append(stop - start)
+        return logits[start:stop]
+
+    chunks_of(3, 64, monkeypatch)
+    dense_rows(10, 64, watched)
+    assert seen == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_never_leave(poison: float) -> None:
+    values = random_logits(6, 16)
+    values[4, 9] = poison
+    with pytest.raises(TeacherError, match="asked position 4"):
+        dense_rows(6, 16, rows_of(values))
+    with pytest.raises(TeacherError, match="asked position 4"):
+        top_k_rows(6, 16, rows_of(values), 3, 1.0)
+    with pytest.raises(TeacherError, match="asked position 4"):
+        sampled_rows(6, 16, rows_of(values))
+    # Of hidden states it is told from where on they cannot be used.
+    assert hidden_rows(values).first_bad_row == 4
+    assert hidden_rows(values.bfloat16()).first_bad_row == 4
+    assert hidden_rows(values[:4]).first_bad_row is None
+
+
+def test_nothing_more_is_computed_for_someone_who_has_gone() -> None:
+    seen: list[int] = []
+
+    def watched(start: int, stop: int) -> torch.Tensor:
+        seen.append(start)
+        return torch.zeros(stop - start, 1 << 20)
+
+    logits = Logits(1000, 1 << 20, torch.device("cpu"), watched, wanted=lambda: len(seen) < 2)
+    asked = Representation("dense")
+    ask = SequenceAsk(np.zeros(1000, "<u4"), np.ones(1000, bool), 1 << 20, asked, 1.0)
+    with pytest.raises(NoLongerWanted):
+        rows_of_logits(logits, ask)
+    assert seen == [0, 16]
+
+
+def test_chunks_do_not_show_in_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, 64)
+    whole = sampled_rows(11, 64, rows_of(logits))
+    assert whole.row_lengths is not None and len(whole.row_lengths) == 11
+    chunks_of(2, 64, monkeypatch)
+    again = sampled_rows(11, 64, rows_of(logits))
+    assert again.payload == whole.payload
+    assert again.row_lengths.tolist() == whole.row_lengths.tolist()
+    assert sampled_rows(11, 64, rows_of(logits), seed=1).payload != whole.payload
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_hidden_rows_are_the_tensors_own_bytes(dtype: torch.dtype) -> None:
+    values = random_logits(5, 7).to(dtype)
+    rows = hidden_rows(values).payload
+    assert len(rows) == 5 * 7 * values.element_size()
+    back = torch.frombuffer(bytearray(rows), dtype=dtype).view(5, 7)
+    assert torch.equal(back, values)
