@@ -12,12 +12,12 @@ from pathlib import Path
 import structlog
 import uvicorn
 
-from control_plane.app import create_app
-from control_plane.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
-from control_plane.launcher import TRAINER_ARGV, Launcher
+from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.reconcile import STOP_GRACE_SECONDS
-from control_plane.teacher_secrets import configured_teachers
+from control_plane.teachers.secrets import configured_teachers
+from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
+from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import read_token_file, require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic

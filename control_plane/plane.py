@@ -16,17 +16,17 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from control_plane.deletion import finish_deletions
-from control_plane.devices import Devices
-from control_plane.events import Changes
-from control_plane.launcher import TRAINER_ARGV, Launcher
-from control_plane.reconcile import STOP_GRACE_SECONDS, Processes, Reconciler
-from control_plane.run_commands import RunCommands
-from control_plane.run_queries import Runs
-from control_plane.run_record import ACTIVE, Run
-from control_plane.store import DATABASE_NAME, Store
-from control_plane.teacher_checks import StartChecks
-from control_plane.teacher_monitor import TeacherMonitor
+from control_plane.reading.streams import Changes
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.deletion import finish_deletions
+from control_plane.runs.queries import Runs
+from control_plane.runs.record import ACTIVE, Run
+from control_plane.runs.store import DATABASE_NAME, Store
+from control_plane.teachers.checks import StartChecks
+from control_plane.teachers.monitor import TeacherMonitor
+from control_plane.trainers.devices import Devices
+from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
 from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from control_plane.run_record import Run, Wanted
+from control_plane.runs.record import Run, Wanted
 from lectern_common.run_folder import RunState
 from lectern_common.run_spec import RunSpec
 

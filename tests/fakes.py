@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from control_plane.launcher import Identity
+from control_plane.trainers.launcher import Identity
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.teacher_channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
@@ -63,7 +63,7 @@ class FakeProcess:
 
 
 class FakeProcesses:
-    """control_plane.reconcile.Processes without any process.
+    """control_plane.trainers.reconciler.Processes without any process.
 
     Attributes:
         started: every process ever made, oldest first.

@@ -102,7 +102,7 @@ def loaded_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["control_plane.__main__", "control_plane.app"])
+@pytest.mark.parametrize("module", ["control_plane.__main__", "control_plane.api.app"])
 def test_the_control_plane_starts_without_torch(module):
     assert not loaded_by(module) & {"torch", "transformers"}
 

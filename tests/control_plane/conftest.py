@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from control_plane.app import create_app
-from control_plane.devices import Devices
+from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.reconcile import Reconciler
-from control_plane.run_commands import RunCommands
-from control_plane.run_queries import Runs
-from control_plane.run_record import Run
-from control_plane.store import Store
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.queries import Runs
+from control_plane.runs.record import Run
+from control_plane.runs.store import Store
+from control_plane.trainers.devices import Devices
+from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec

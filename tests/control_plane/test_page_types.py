@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from control_plane.app import WEB
+from control_plane.api.app import WEB
 from tests.control_plane.conftest import ROOT
 
 # Interfaces of the page alone.

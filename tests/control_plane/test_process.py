@@ -305,7 +305,7 @@ def test_a_port_file_that_cannot_be_written_is_told(home):
 
 def test_it_loads_no_torch(home):
     program = (
-        "import sys; import control_plane.__main__, control_plane.app; "
+        "import sys; import control_plane.__main__, control_plane.api.app; "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

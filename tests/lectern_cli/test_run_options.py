@@ -12,9 +12,9 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from control_plane.app import create_app
-from control_plane.devices import Devices
+from control_plane.api.app import create_app
 from control_plane.plane import open_plane
+from control_plane.trainers.devices import Devices
 from lectern_common.roots import Roots
 from lectern_common.spec_page import page, tables
 from tests.spec_fields import spec_fields

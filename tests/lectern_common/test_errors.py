@@ -8,7 +8,7 @@ import grpc
 import httpx
 import pytest
 
-from control_plane import problems
+from control_plane.api import problems
 from lectern_cli import client
 from lectern_common import errors
 from lectern_common.teacher_channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated

@@ -1,0 +1,1 @@
+"""The REST interface: routes, bodies, errors, access checks, the application."""

@@ -1,0 +1,55 @@
+"""Routes that tell what there is: teachers, datasets, models, and whether this process is ready."""
+
+import asyncio
+
+from fastapi import APIRouter
+
+from control_plane import views
+from control_plane.api.requests import Plane
+from control_plane.reading import catalog
+from lectern_common.errors import Overloaded
+
+router = APIRouter()
+
+
+@router.get("/teachers", response_model=views.TeachersView)
+async def list_teachers(plane: Plane) -> views.TeachersView:
+    """The configured teachers and those that runs ask, as they answer now."""
+    asked_by = await asyncio.to_thread(plane.teachers_of_runs)
+    teachers = await plane.teachers.views(asked_by)
+    accounts = [account for teacher in teachers for account in teacher.accounts]
+    names = await asyncio.to_thread(plane.runs.names, {account.run_id for account in accounts})
+    for account in accounts:
+        account.name = names.get(account.run_id)
+    return views.TeachersView(teachers=teachers)
+
+
+@router.get("/datasets", response_model=views.DatasetsView)
+def list_datasets(plane: Plane) -> views.DatasetsView:
+    """The datasets under the data root."""
+    return views.DatasetsView(datasets=catalog.datasets(plane.roots.data))
+
+
+@router.get("/models", response_model=views.ModelsView)
+def list_models(plane: Plane) -> views.ModelsView:
+    """The model folders under the models root."""
+    return views.ModelsView(models=catalog.models(plane.roots.models))
+
+
+@router.get("/healthz", response_model=views.HealthView)
+async def healthz() -> views.HealthView:
+    """Answers while the process lives."""
+    return views.HealthView(status="ok")
+
+
+@router.get("/readyz", response_model=views.ReadyView)
+def readyz(plane: Plane) -> views.ReadyView:
+    """Answers 200 while the control plane takes runs and looks after them."""
+    if not plane.is_ready():
+        raise Overloaded("the control plane is starting or ending", retry_after_seconds=1)
+    plane.runs.newest_revision()
+    return views.ReadyView(
+        status="ready",
+        max_running_runs=plane.devices.max_running,
+        cuda_devices=len(plane.devices.cuda),
+    )

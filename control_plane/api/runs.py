@@ -1,0 +1,160 @@
+"""Routes that make a run, steer it, and tell what became of it.
+
+Each function checks its input, asks one part of the plane, and answers. Those that only read are
+plain functions: FastAPI runs them in threads, off the event loop.
+"""
+
+import asyncio
+import hashlib
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from control_plane import views
+from control_plane.api.problems import CONFLICT, NOT_FOUND, PROBLEM
+from control_plane.api.requests import (
+    Plane,
+    RunId,
+    json_body,
+    json_object,
+    optional_json_object,
+    with_changes,
+)
+from control_plane.reading.history import run_history
+from control_plane.runs.commands import require_goes_on
+from control_plane.runs.deletion import delete_run
+from lectern_common.errors import Conflict, InvalidRequest
+from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run_spec import RunSpec
+from lectern_common.spec_file import dump_spec, parse_spec
+
+_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
+
+router = APIRouter()
+
+
+@router.post(
+    "/runs",
+    status_code=202,
+    response_model=views.RunView,
+    responses={
+        502: {**PROBLEM, "description": "The teacher is not reachable"},
+        202: {"headers": {"Location": {"schema": {"type": "string"}}}},
+    },
+    openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
+)
+async def create_run(
+    request: Request,
+    response: Response,
+    plane: Plane,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="A repeated request with the same key and body makes no second run."),
+    ] = None,
+) -> views.RunView:
+    """Checks a run spec, its data, student and teacher, and queues the run."""
+    if idempotency_key is not None and not _KEY.match(idempotency_key):
+        why = "must be 1 to 200 printable ASCII characters without spaces"
+        raise InvalidRequest(why, field="Idempotency-Key")
+    spec = parse_spec(await json_object(request))
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    async with plane.key_lock(idempotency_key):
+        run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
+        if run is None:
+            teacher = await plane.checks.require_startable(spec)
+            run = await asyncio.to_thread(
+                plane.commands.create, spec, idempotency_key, digest, plane.has_folder, teacher
+            )
+    response.headers["Location"] = f"/runs/{run.id}"
+    return await asyncio.to_thread(plane.run_view, run)
+
+
+@router.get("/runs", response_model=views.RunsPage)
+def list_runs(
+    plane: Plane,
+    cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor`")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    state: Annotated[list[RunState] | None, Query(description="Only runs in these states.")] = None,
+) -> views.RunsPage:
+    """Lists runs, newest first."""
+    found, revision = plane.runs.page(cursor, limit + 1, state or ())
+    page, rest = found[:limit], found[limit:]
+    return views.RunsPage(
+        runs=plane.run_views(page),
+        next_cursor=str(page[-1].seq) if rest else None,
+        revision=revision,
+    )
+
+
+@router.get("/runs/{run_id}", response_model=views.RunDetail, responses=NOT_FOUND)
+def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
+    """One run, with its whole spec and what happened to it."""
+    (run,) = plane.explained([plane.runs.get(run_id)])
+    folder = plane.folder(run)
+    history = run_history(plane.runs.history(run_id), folder)
+    return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
+
+
+@router.post(
+    "/runs/{run_id}/stop", status_code=202, response_model=views.RunView, responses=CONFLICT
+)
+def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
+    """Asks a run to write a checkpoint and stop. Asking twice is the same as once."""
+    return plane.run_view(plane.commands.request_stop(run_id))
+
+
+@router.post(
+    "/runs/{run_id}/resume",
+    status_code=202,
+    response_model=views.RunView,
+    responses={**CONFLICT, 502: {**PROBLEM, "description": "The teacher is not reachable"}},
+    openapi_extra=json_body(
+        {
+            "type": "object",
+            "description": "The part of a RunSpec that changes, such as "
+            '{"schedule": {"steps": 2000}}. A resume may change little; the rest is refused.',
+        },
+        required=False,
+    ),
+)
+async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+    """Queues a run that rests, to go on from its newest checkpoint.
+
+    One that has succeeded, where the changes make it go on: `schedule.steps` above those made, and
+    another `evaluation.patience` where that ended it.
+    """
+    changes = await optional_json_object(request)
+    before = await asyncio.to_thread(plane.runs.get, run_id)
+    spec = with_changes(before.run_spec, changes)
+    require_goes_on(before, spec)
+    await plane.checks.require_startable(spec, before.taught_by)
+
+    def new_spec(present: RunSpec) -> RunSpec:
+        if present != before.run_spec:
+            raise Conflict(f"run {run_id} was resumed by another request meanwhile")
+        return spec
+
+    run = await asyncio.to_thread(plane.commands.request_resume, run_id, new_spec)
+    return await asyncio.to_thread(plane.run_view, run)
+
+
+@router.delete("/runs/{run_id}", status_code=204, responses=CONFLICT)
+def remove_run(plane: Plane, run_id: RunId) -> None:
+    """Deletes a run that rests, with its folder: checkpoints, metrics, export, all of it."""
+    delete_run(plane.commands, RunFolder(plane.roots.runs / run_id))
+
+
+@router.get(
+    "/runs/{run_id}/spec",
+    response_class=PlainTextResponse,
+    responses={
+        **NOT_FOUND,
+        200: {"content": {"application/yaml": {"schema": {"type": "string"}}}},
+    },
+)
+def get_spec(plane: Plane, run_id: RunId) -> Response:
+    """The resolved spec as YAML, every default visible."""
+    text = dump_spec(plane.runs.get(run_id).run_spec)
+    return Response(text, media_type="application/yaml")

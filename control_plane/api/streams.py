@@ -1,0 +1,121 @@
+"""Routes that read what a run's trainer writes, and that stream every change as it comes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from control_plane import views
+from control_plane.api.problems import NOT_FOUND
+from control_plane.api.requests import Plane, RunId
+from control_plane.plane import ControlPlane
+from control_plane.reading.log import tail
+from control_plane.reading.metrics import read_many
+from control_plane.reading.samples import newest_samples
+from control_plane.reading.streams import RunPosition, list_events, run_events
+from lectern_common.json_lines import Position
+
+MAX_RECORDS = 5000
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}
+}
+
+router = APIRouter()
+
+
+@router.get("/runs/{run_id}/metrics", response_model=views.MetricsView, responses=NOT_FOUND)
+def get_metrics(
+    plane: Plane,
+    run_id: RunId,
+    after_step: Annotated[int | None, Query(ge=-1, le=10**12)] = None,
+    max_points: Annotated[int | None, Query(ge=16, le=MAX_RECORDS)] = None,
+    cursor: Annotated[str | None, Query(max_length=40, description="`cursor` of before")] = None,
+    keys: Annotated[str | None, Query(max_length=1000, description="Comma-separated")] = None,
+) -> Response:
+    """Metric records in the order of their steps: from the start, a step or a cursor on.
+
+    With `max_points` at most about so many, spread over all of them, lows and highs kept; else the
+    next few thousand.
+    """
+    path = plane.folder(plane.runs.get(run_id)).metrics_path
+    wanted = frozenset(keys.split(",")) if keys else frozenset()
+    start = Position.parse(cursor) if cursor is not None else Position()
+    first_step = 0 if after_step is None else after_step + 1
+    answer = read_many(
+        path,
+        start,
+        first_step=first_step,
+        keys=wanted,
+        max_records=MAX_RECORDS,
+        max_points=max_points,
+    )
+    body = {
+        "run_id": run_id,
+        "metrics": answer.records,
+        "cursor": str(answer.end),
+        "rewound": answer.rewound,
+        "more": answer.more,
+    }
+    # The model is for the documentation: records are as the trainer wrote them, escapes included.
+    return Response(json.dumps(body), media_type="application/json")
+
+
+@router.get("/runs/{run_id}/samples", response_model=views.SamplesView, responses=NOT_FOUND)
+def get_samples(
+    plane: Plane, run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = 64
+) -> views.SamplesView:
+    """What student and teacher wrote on at the last evaluations, for each of the run's prompts."""
+    path = plane.folder(plane.runs.get(run_id)).samples_path
+    return views.SamplesView(run_id=run_id, samples=newest_samples(path, limit))
+
+
+@router.get(
+    "/runs/{run_id}/logs",
+    response_class=PlainTextResponse,
+    responses={**NOT_FOUND, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def get_logs(
+    plane: Plane,
+    run_id: RunId,
+    tail_lines: Annotated[int, Query(alias="tail", ge=1, le=5000)] = 200,
+) -> PlainTextResponse:
+    """The last lines that the trainer wrote, without escapes, over-long lines cut."""
+    lines = tail(plane.folder(plane.runs.get(run_id)).log_path, tail_lines)
+    return PlainTextResponse("".join(f"{line}\n" for line in lines))
+
+
+@router.get("/runs/{run_id}/events", responses={**NOT_FOUND, **_STREAM})
+async def stream_run(
+    plane: Plane,
+    run_id: RunId,
+    after: Annotated[str | None, Query(max_length=80, description="An event's id")] = None,
+    last_event_id: Annotated[str | None, Header(max_length=80)] = None,
+) -> StreamingResponse:
+    """Streams `state`, `metrics`, `rewind` and `deleted` of one run, from its start or an id on."""
+    given = last_event_id or after
+    position = RunPosition.parse(given) if given else RunPosition()
+    run = await asyncio.to_thread(plane.runs.get, run_id)
+    metrics_path = plane.folder(run).metrics_path
+    return _stream(plane, run_events(plane.runs, plane.changes, run_id, metrics_path, position))
+
+
+@router.get("/events", responses=_STREAM)
+async def stream_list(
+    plane: Plane,
+    after: Annotated[int | None, Query(ge=0, le=2**62, description="`revision`")] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**62)] = None,
+) -> StreamingResponse:
+    """Streams a `run` event for each run that changes, its id the run's revision, and `deleted`."""
+    given = last_event_id if last_event_id is not None else after
+    events = list_events(plane.runs, plane.changes, lambda found: [*plane.run_views(found)], given)
+    return _stream(plane, events)
+
+
+def _stream(plane: ControlPlane, events: AsyncIterator[bytes]) -> StreamingResponse:
+    plane.changes.require_room()
+    return StreamingResponse(
+        events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )

@@ -1,0 +1,1 @@
+"""Runs as database rows: stored, changed, queried, deleted."""

@@ -1,0 +1,416 @@
+"""What happens to runs: how one is made, every change of it, and how it is forgotten.
+
+Every change goes through `RunCommands._change`: one function, one transaction. It reads the row,
+asks what should become of it, refuses a step that `NEXT` does not allow, and writes row and history
+together. What becomes of a run is said by the functions below the class.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from control_plane.runs.queries import run_made_by_key
+from control_plane.runs.record import (
+    ACTIVE,
+    NEXT,
+    Change,
+    Run,
+    Wanted,
+    get_run,
+    newest_revision,
+    select_runs,
+)
+from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
+from lectern_common.errors import Conflict, NotFound
+from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run_spec import RunSpec, require_more_to_do, require_resumable
+from lectern_common.teacher_identity import TeacherIdentity
+
+MAX_RESTARTS = 5
+MAX_RESTART_DELAY_SECONDS = 60.0
+HEARTBEAT_NEWS_SECONDS = 5.0  # a status that differs in its heartbeat alone is kept so rarely
+_MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
+_SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+_NO_PROCESS = {"pid": None, "process_create_time": None, "slot": None}
+
+_log = structlog.get_logger()
+
+
+class RunCommands:
+    """The only way to change a run; `Runs` reads them.
+
+    Args:
+        store: where they are kept.
+        clock: Unix seconds.
+        changed: called after each change that others may want to see; from any thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._changed = changed
+
+    def create(
+        self,
+        spec: RunSpec,
+        key: str | None = None,
+        request_sha256: str = "",
+        id_taken: Callable[[str], bool] = lambda run_id: False,
+        teacher: TeacherIdentity | None = None,
+    ) -> Run:
+        """Returns a new queued run, or with a known key the run that it made before.
+
+        Args:
+            key: the client's Idempotency-Key.
+            request_sha256: of the body that came with it.
+            id_taken: True for ids that something else than a row uses.
+            teacher: what the run is accepted with; it trains with no other.
+
+        Raises:
+            InvalidRequest: the key was used with another body.
+        """
+        now = self._clock()
+        with self._store.writing() as connection:
+            made = run_made_by_key(connection, key, request_sha256)
+            if made is not None:
+                return made
+            run_id = _new_id(spec.name)
+            while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
+                run_id = _new_id(spec.name)
+            revision = newest_revision(connection) + 1
+            values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
+            connection.execute(sa.insert(runs).values(values))
+            run = get_run(connection, run_id)
+            _remember(connection, run, now)
+            if key is not None:
+                connection.execute(
+                    sa.insert(idempotency_keys).values(
+                        key=key, request_sha256=request_sha256, run_id=run_id, created_at=now
+                    )
+                )
+        _log.info("run created", run=run_id)
+        self._changed()
+        return run
+
+    def request_stop(self, run_id: str) -> Run:
+        """Returns the run, now to be stopped. Asking twice is the same as once.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it has succeeded or failed.
+        """
+        return self._change(run_id, _stopped)
+
+    def request_resume(
+        self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
+    ) -> Run:
+        """Returns the run, queued to go on from its newest checkpoint.
+
+        Args:
+            new_spec: makes the spec to go on with from the present one.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it is not at rest, or has nothing more to do.
+            InvalidSpec: the new spec changes what a resume may not change.
+        """
+
+        def decide(run: Run) -> Change:
+            spec = new_spec(run.run_spec)
+            require_goes_on(run, spec)
+            return Change(
+                RunState.QUEUED,
+                Wanted.RUNNING,
+                columns={"spec": spec.model_dump(mode="json"), "restarts": 0, "resume_at": None},
+            )
+
+        return self._change(run_id, decide)
+
+    def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
+        """Forgets a run that rests. Its id is in `changed_since`, as a DeletedRun.
+
+        Args:
+            set_aside: called once it is sure that the run may go, before it does.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it does not rest, or would go on by itself.
+        """
+        with self._store.writing() as connection:
+            run = get_run(connection, run_id)
+            if run.state not in RESTING or run.resumes_itself:
+                what = "goes on by itself" if run.state in RESTING else f"is {run.state}"
+                raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
+            set_aside()
+            revision = newest_revision(connection) + 1
+            connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
+            for table in (history, idempotency_keys):
+                connection.execute(sa.delete(table).where(table.c.run_id == run_id))
+            connection.execute(sa.delete(runs).where(runs.c.id == run_id))
+        _log.info("run deleted", run=run_id)
+        self._changed()
+
+    # ---- done and seen by the reconcile loop ---------------------------------------------------
+
+    def claim(self, run_id: str, slot: str) -> Run | None:
+        """Returns the run as starting on `slot`, or None where it is queued no more, or deleted.
+
+        Comes before its process is made: whoever finds it starting without a pid looks for the
+        process before making one.
+        """
+        claimed = False
+
+        def decide(run: Run) -> Change | None:
+            nonlocal claimed
+            claimed = run.state is RunState.QUEUED
+            columns = {
+                "slot": slot,
+                "attempt": run.attempt + 1,
+                "launched_at": self._clock(),
+                "pid": None,
+                "process_create_time": None,
+                "stop_sent_at": None,
+                "resume_at": None,
+            }
+            return Change(RunState.STARTING, columns=columns) if claimed else None
+
+        try:
+            run = self._change(run_id, decide)
+        except NotFound:
+            return None
+        return run if claimed else None
+
+    def requeue(self, run_id: str) -> Run:
+        """Returns the interrupted run, queued again where it is still to resume by itself."""
+        return self._change(run_id, _requeued)
+
+    def has_process(self, run_id: str, pid: int, create_time: float) -> Run:
+        """Records which process trains the run."""
+        return self._change(
+            run_id, lambda run: Change.of_columns(run, pid=pid, process_create_time=create_time)
+        )
+
+    def stop_sent(self, run_id: str) -> Run:
+        """Records that the trainer is about to be sent SIGTERM."""
+        return self._change(run_id, lambda run: Change.of_columns(run, stop_sent_at=self._clock()))
+
+    def saw(self, run_id: str, status: Status) -> Run:
+        """Takes what a living trainer says of itself, where that is news."""
+        return self._change(run_id, lambda run: _told(run, status))
+
+    def ended(
+        self,
+        run_id: str,
+        state: RunState,
+        reason: str | None,
+        message: str | None,
+        status: Status | None = None,
+        *,
+        resumes: bool = False,
+    ) -> Run:
+        """Records that the trainer is gone, and the state that the run rests in.
+
+        Args:
+            status: its last words, of this attempt.
+            resumes: with INTERRUPTED, the run is queued again as soon as it may be.
+        """
+
+        def decide(run: Run) -> Change | None:
+            if run.state not in ACTIVE:
+                return None
+            columns = {**_NO_PROCESS, **_seen(status)}
+            if resumes and run.wanted is Wanted.RUNNING:
+                columns["resume_at"] = self._clock()
+            return Change(state, None, reason, message, columns)
+
+        return self._change(run_id, decide)
+
+    def crashed(self, run_id: str, reason: str, message: str, status: Status | None = None) -> Run:
+        """Records that the trainer is gone although nobody asked it to go.
+
+        The run is interrupted; where it is wanted, it goes on after a delay that doubles, and
+        fails after MAX_RESTARTS in a row that reached no new checkpoint.
+        """
+        return self._change(
+            run_id, lambda run: _crashed(run, reason, message, status, self._clock())
+        )
+
+    # ---- the one way to change ---------------------------------------------------------------
+
+    def _change(self, run_id: str, decide: Callable[[Run], Change | None]) -> Run:
+        """Returns the run after `decide` had its way, in one transaction.
+
+        Raises:
+            NotFound: no such run.
+            ValueError: `decide` asked for a state that may not follow the present one.
+        """
+        now = self._clock()
+        with self._store.writing() as connection:
+            run = get_run(connection, run_id)
+            change = decide(run)
+            if change is None:
+                return run
+            state = change.state or run.state
+            if state is not run.state and state not in NEXT[run.state]:
+                raise ValueError(f"run {run_id} is {run.state}, which cannot become {state}")
+            values: dict[str, Any] = {
+                **change.columns,
+                "reason": change.reason,
+                "message": change.message,
+                "revision": newest_revision(connection) + 1,
+            }
+            if change.wanted is not None:
+                values["wanted"] = change.wanted
+            if state is not run.state:
+                values |= {"state": state, "since": now, **_active_time(run, state, now)}
+            connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
+            after = get_run(connection, run_id)
+            if (after.state, after.wanted) != (run.state, run.wanted):
+                _remember(connection, after, now)
+        if after.state is not run.state:
+            _log.info(
+                "run changed",
+                run=run_id,
+                before=str(run.state),
+                now=str(after.state),
+                reason=after.reason,
+            )
+        self._changed()
+        return after
+
+
+def require_goes_on(run: Run, spec: RunSpec) -> None:
+    """Refuses a resume with `spec` that could not work.
+
+    Raises:
+        Conflict: the run does not rest, or has nothing more to do.
+        InvalidSpec: naming every field that a resume may not change, or not so.
+    """
+    if run.state is RunState.STOPPING:
+        raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
+    if run.state not in RESTING:
+        raise Conflict(f"run {run.id} is {run.state}; there is nothing to resume")
+    before = run.run_spec
+    require_resumable(before, spec, run.checkpoint_step)
+    if run.state is RunState.SUCCEEDED:
+        early, made = run.reason == EARLY_STOPPED, before.schedule.steps
+        if early and run.last_status is not None:
+            made = run.last_status.step
+        require_more_to_do(run.id, before, spec, made, early=early)
+
+
+def _stopped(run: Run) -> Change | None:
+    """Raises Conflict if there is nothing to stop."""
+    if run.state in (RunState.SUCCEEDED, RunState.FAILED):
+        raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
+    if run.wanted is Wanted.STOPPED:
+        return None
+    if run.state in ACTIVE:
+        return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
+    if run.state is RunState.QUEUED:
+        return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
+    return Change(None, Wanted.STOPPED, run.reason, run.message, {"resume_at": None})
+
+
+def _requeued(run: Run) -> Change | None:
+    if not run.resumes_itself:
+        return None
+    message = f"goes on by itself; before: {run.message or run.reason}"
+    return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
+
+
+def _told(run: Run, status: Status) -> Change | None:
+    # A run that is told to stop stops, and one that lives has not ended, whatever it says.
+    takes_state = (
+        run.state in ACTIVE - {RunState.STOPPING}
+        and status.state not in RESTING
+        and status.state in (run.state, *NEXT[run.state])
+    )
+    moves = takes_state and status.state is not run.state
+    if run.state not in ACTIVE or not (moves or _is_news(run.last_status, status)):
+        return None
+    if takes_state:
+        return Change(status.state, None, status.reason, status.message, _seen(status))
+    return Change.of_columns(run, **_seen(status))
+
+
+def _crashed(
+    run: Run, reason: str, message: str, status: Status | None, now: float
+) -> Change | None:
+    if run.state not in ACTIVE:
+        return None
+    reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
+    restarts = 1 + (run.restarts if reached == run.restart_checkpoint else 0)
+    columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
+    if run.wanted is Wanted.STOPPED:
+        return Change(RunState.INTERRUPTED, None, reason, message, columns)
+    if restarts > MAX_RESTARTS:
+        text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
+        return Change(RunState.FAILED, None, "crash_loop", text, columns)
+    delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
+    columns |= {"restarts": restarts, "resume_at": now + delay}
+    return Change(RunState.INTERRUPTED, None, reason, message, columns)
+
+
+def _seen(status: Status | None) -> dict[str, Any]:
+    """Returns the column that keeps a status; none where there was none."""
+    return {} if status is None else {"status": {**asdict(status), "state": str(status.state)}}
+
+
+def _is_news(before: Status | None, after: Status) -> bool:
+    if before is None or replace(before, heartbeat=0) != replace(after, heartbeat=0):
+        return True
+    return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
+
+
+def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
+    if state in ACTIVE:
+        return {} if run.active_since is not None else {"active_since": now}
+    return {"active_since": None, "active_seconds": run.elapsed_seconds(now)}
+
+
+def _new_id(name: str) -> str:
+    suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(6))
+    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
+
+
+def _new_row(
+    run_id: str, spec: RunSpec, teacher: TeacherIdentity | None, now: float
+) -> dict[str, Any]:
+    return {
+        "id": run_id,
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "teacher": None if teacher is None else asdict(teacher),
+        "created_at": now,
+        "wanted": Wanted.RUNNING,
+        "state": RunState.QUEUED,
+        "since": now,
+        "attempt": 0,
+        "restarts": 0,
+        "active_seconds": 0.0,
+    }
+
+
+def _remember(connection: sa.Connection, run: Run, now: float) -> None:
+    connection.execute(
+        sa.insert(history).values(
+            run_id=run.id,
+            at=now,
+            attempt=run.attempt,
+            wanted=run.wanted,
+            state=run.state,
+            reason=run.reason,
+            message=run.message,
+        )
+    )

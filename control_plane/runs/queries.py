@@ -1,0 +1,96 @@
+"""Reading runs: one, those in a state, a page of them, what has changed, what happened to one."""
+
+from collections.abc import Collection
+from typing import Any
+
+import sqlalchemy as sa
+
+from control_plane.runs.record import DeletedRun, Run, get_run, newest_revision, select_runs
+from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
+from lectern_common.errors import InvalidRequest
+from lectern_common.run_folder import RunState
+
+
+class Runs:
+    """All runs in the store, to be read; `RunCommands` changes them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, run_id: str) -> Run:
+        """Returns one run. Raises NotFound."""
+        with self._store.reading() as connection:
+            return get_run(connection, run_id)
+
+    def in_states(self, states: Collection[RunState]) -> list[Run]:
+        """Returns all runs in one of the states, oldest first."""
+        with self._store.reading() as connection:
+            return select_runs(connection, runs.c.state.in_(states))
+
+    def page(
+        self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
+    ) -> tuple[list[Run], int]:
+        """Returns up to `limit` runs created before one, newest first, and the newest revision."""
+        conditions = [] if before_seq is None else [runs.c.seq < before_seq]
+        if states:
+            conditions.append(runs.c.state.in_(states))
+        with self._store.reading() as connection:
+            found = select_runs(connection, *conditions, order=runs.c.seq.desc(), limit=limit)
+            return found, newest_revision(connection)
+
+    def names(self, run_ids: Collection[str]) -> dict[str, str]:
+        """Returns the name of each of the runs that there is, by id."""
+        query = sa.select(runs.c.id, runs.c.name).where(runs.c.id.in_(run_ids))
+        with self._store.reading() as connection:
+            return {row.id: row.name for row in connection.execute(query)}
+
+    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun]:
+        """Returns runs whose last change is after `revision`, in the order of those changes."""
+        gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
+        gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
+        with self._store.reading() as connection:
+            changed: list[Run | DeletedRun] = [
+                *select_runs(
+                    connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
+                ),
+                *(DeletedRun(*row) for row in connection.execute(gone)),
+            ]
+        return sorted(changed, key=lambda run: run.revision)[:limit]
+
+    def newest_revision(self) -> int:
+        with self._store.reading() as connection:
+            return newest_revision(connection)
+
+    def history(self, run_id: str, after_seq: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
+        query = (
+            sa.select(history)
+            .where(history.c.run_id == run_id, history.c.seq > after_seq)
+            .order_by(history.c.seq)
+            .limit(limit)
+        )
+        with self._store.reading() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
+        """Returns the run that an earlier request with this key made, or None.
+
+        Raises:
+            InvalidRequest: the key was used with another body.
+        """
+        with self._store.reading() as connection:
+            return run_made_by_key(connection, key, request_sha256)
+
+
+def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:
+    """Returns what `Runs.made_by_key` does, within a transaction."""
+    query = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    if row["request_sha256"] != request_sha256:
+        raise InvalidRequest(
+            f"this Idempotency-Key made run {row['run_id']} from another body; take a new key",
+            field="Idempotency-Key",
+        )
+    return get_run(connection, row["run_id"])

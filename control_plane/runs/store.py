@@ -1,0 +1,234 @@
+"""The database of the control plane: SQLite through SQLAlchemy Core.
+
+It stands beside the run folders, so that one volume or one backup holds both. It is checked before
+it is used, brought to the newest schema, and copied to `<name>.backup` at every start. A damaged
+one stops the start: it is never replaced by an empty one.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import event
+
+from lectern_common.errors import Misconfigured
+from lectern_common.files import rename_durably
+
+DATABASE_NAME = "control-plane.sqlite3"
+BUSY_TIMEOUT_MS = 2000
+_MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+metadata = sa.MetaData()
+
+# One row a run. What a column means is said at run_record.Run; `seq` orders runs by creation.
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("wanted", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("revision", sa.Integer, nullable=False, unique=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("restarts", sa.Integer, nullable=False),
+    sa.Column("restart_checkpoint", sa.Integer),
+    sa.Column("resume_at", sa.Float),
+    sa.Column("slot", sa.Text),
+    sa.Column("launched_at", sa.Float),
+    sa.Column("pid", sa.Integer),
+    sa.Column("process_create_time", sa.Float),
+    sa.Column("stop_sent_at", sa.Float),
+    sa.Column("active_since", sa.Float),
+    sa.Column("active_seconds", sa.Float, nullable=False),
+    sa.Column("status", sa.JSON(none_as_null=True)),
+    sa.Column("teacher", sa.JSON(none_as_null=True)),
+)
+
+# One row a run that was deleted: its id, and the revision of that change.
+deleted_runs = sa.Table(
+    "deleted_runs",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False, unique=True),
+)
+
+# One row for each change of state or of what is wanted, in the order they happened.
+history = sa.Table(
+    "history",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("wanted", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Index("history_by_run", "run_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Which run a client's key made, and of what body.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("request_sha256", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+
+class Store:
+    """One SQLite file. Safe to use from several threads; one process writes it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = _engine(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Store":
+        """Returns the checked, migrated and backed-up store at `path`, made where there is none.
+
+        Raises:
+            Misconfigured: it is damaged, newer than this program, gone while its backup is there,
+                or the folder cannot be written. The message says what to do.
+        """
+        backup = backup_path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.stat().st_size > 0:
+                _require_sound(path, backup)
+            elif backup.exists():
+                raise Misconfigured(
+                    f"the database {path} is missing or empty, but its backup is there; restore it "
+                    f"(cp {backup} {path}), or remove the backup to begin with no runs"
+                )
+            store = cls(path)
+            store._migrate()
+            store._back_up(backup)
+            return store
+        except OSError as error:
+            raise Misconfigured(
+                f"cannot use the database {path}: {error.strerror}; make the folder writable for "
+                "this user, or choose another with --home"
+            ) from None
+        except (sqlite3.Error, sa.exc.DatabaseError) as error:
+            raise Misconfigured(
+                f"cannot open the database {path}: {getattr(error, 'orig', None) or error}"
+            ) from None
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Yields a connection that sees one consistent state."""
+        with self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Yields a connection that alone may write, from the first statement on.
+
+        Commits on leaving; rolls back when an exception leaves it.
+        """
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(lectern_begin="BEGIN IMMEDIATE")
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _migrate(self) -> None:
+        """Brings the schema to the newest version, in one transaction."""
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        with self.writing() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise Misconfigured(
+                    f"the database {self.path} was made by a newer release of Lectern ({error}); "
+                    "use that release"
+                ) from None
+
+    def _back_up(self, backup: Path) -> None:
+        """Replaces the backup by a copy of the database as it is now."""
+        temporary = backup.with_name(f"{backup.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        source = sqlite3.connect(self.path)
+        target = sqlite3.connect(temporary)
+        try:
+            source.backup(target)
+        finally:
+            target.close()
+            source.close()
+        rename_durably(temporary, backup)
+
+
+def backup_path(path: Path) -> Path:
+    """Returns where the copy of a database stands."""
+    return path.with_name(f"{path.name}.backup")
+
+
+def _require_sound(path: Path, backup: Path) -> None:
+    try:
+        connection = sqlite3.connect(path)
+        try:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found == "ok":
+        return
+    sweep = f"rm -f {path}-wal {path}-shm"
+    restore = (
+        f"restore the copy of the last start: {sweep}; cp {backup} {path}"
+        if backup.exists()
+        else f"there is no copy of it; to begin with no runs: {sweep}; mv {path} {path}.damaged"
+    )
+    what = " ".join(found.split())
+    raise Misconfigured(
+        f"the database {path} is damaged ({what}); {restore}. The run folders beside it are not "
+        "touched"
+    )
+
+
+def _engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        # The driver begins no transactions of its own; the "begin" event below does.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        # A transaction that reads and then writes fails at once when another wrote in between, so
+        # a writing one takes its lock first.
+        statement = connection.get_execution_options().get("lectern_begin", "BEGIN")
+        connection.exec_driver_sql(statement)
+
+    return engine

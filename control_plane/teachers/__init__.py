@@ -1,0 +1,1 @@
+"""Teachers: checked before a run, watched while it goes, and which secret goes to which."""

@@ -1,0 +1,150 @@
+"""Teachers as the page shows them: how each is, and who asks it.
+
+Nothing here waits on the event loop: probes run in threads, each with a deadline.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane.teachers.secrets import OPTIONS
+from control_plane.views import TeacherView
+from lectern_common.callers import is_loopback
+from lectern_common.errors import LecternError, Unauthenticated
+from lectern_common.roots import Roots
+from lectern_common.secret_files import SecretFiles, read_secrets
+from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher_figures import teacher_figures
+
+PROBE_SECONDS = 2.0
+FRESH_SECONDS = 1.0
+MAX_TEACHERS = 32
+
+
+@dataclass
+class _Teacher:
+    """One server, and the channel to it: there is none until its secrets could be read."""
+
+    channel: TeacherChannel | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked_at: float = float("-inf")
+    seen_at: float | None = None
+    problem: str | None = "not asked yet"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def close(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+
+
+class TeacherMonitor:
+    """Asks teachers how they are, at most once a second each.
+
+    Args:
+        roots: for the secrets root.
+        configured: servers given at the start, each with its secrets. Others are asked without.
+        has_gpu: this machine has a GPU.
+        clock: Unix seconds.
+        monotonic: seconds, for the age of an answer.
+    """
+
+    def __init__(
+        self,
+        roots: Roots,
+        configured: Mapping[str, SecretFiles],
+        has_gpu: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._roots = roots
+        self._configured = dict(configured)
+        self._has_gpu = has_gpu
+        self._clock = clock
+        self._monotonic = monotonic
+        self._teachers: dict[str, _Teacher] = {}
+
+    async def views(self, asked_by: Mapping[str, Collection[str]]) -> list[TeacherView]:
+        """Returns every teacher server: configured ones first, then those of runs.
+
+        Args:
+            asked_by: address of a server to the runs at work that ask it.
+        """
+        ordered = [
+            *self._configured,
+            *(address for address in asked_by if address not in self._configured),
+        ]
+        ordered = ordered[:MAX_TEACHERS]
+        for address in self._teachers.keys() - set(ordered):
+            self._teachers.pop(address).close()
+        await asyncio.gather(*(self._refresh(address) for address in ordered))
+        return [
+            self._view(address, asked_by.get(address, ()))
+            for address in ordered
+            if address in self._teachers
+        ]
+
+    def close(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.close()
+        self._teachers.clear()
+
+    async def _refresh(self, address: str) -> None:
+        if address not in self._teachers:
+            self._teachers[address] = _Teacher()
+        teacher = self._teachers[address]
+        async with teacher.lock:
+            if self._monotonic() - teacher.asked_at < FRESH_SECONDS:
+                return
+            try:
+                if teacher.channel is None:
+                    files = self._configured.get(address, SecretFiles())
+                    secrets = await asyncio.to_thread(read_secrets, self._roots, files)
+                    if self._teachers.get(address) is not teacher:
+                        return  # another request has let it go, and nobody would close the channel
+                    teacher.channel = TeacherChannel(address, secrets.token, secrets.tls)
+                teacher.facts = await asyncio.to_thread(_facts, teacher.channel)
+                teacher.seen_at, teacher.problem = self._clock(), None
+            except Unauthenticated as error:
+                teacher.problem = str(error) if address in self._configured else _not_known(address)
+            except LecternError as error:
+                teacher.problem = str(error)
+            except ValueError:  # another request has closed the channel: nobody asks it any more
+                teacher.problem = "no run asks this teacher any more"
+            teacher.asked_at = self._monotonic()
+
+    def _view(self, address: str, runs: Collection[str]) -> TeacherView:
+        teacher = self._teachers[address]
+        return TeacherView(
+            address=address,
+            reachable=teacher.problem is None,
+            problem=teacher.problem,
+            seen_at=teacher.seen_at,
+            configured=address in self._configured,
+            runs=sorted(runs),
+            warning=_warning(address, teacher.facts, self._has_gpu),
+            **teacher.facts,
+        )
+
+
+def _not_known(address: str) -> str:
+    options = " and ".join((OPTIONS["token_file"], OPTIONS["tls_ca_file"]))
+    return f"it wants a token or TLS; start the control plane with --teacher {address}, {options}"
+
+
+def _facts(channel: TeacherChannel) -> dict[str, Any]:
+    """Returns what a teacher says of itself. Raises LecternError."""
+    return teacher_figures(channel.get_model(PROBE_SECONDS), channel.get_stats(PROBE_SECONDS))
+
+
+def _warning(address: str, facts: Mapping[str, Any], has_gpu: bool) -> str | None:
+    """Returns what a person has to know of a teacher that works, else None.
+
+    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    on_cpu = str(facts.get("device", "")).startswith("cpu") and facts.get("engine") != "fixture"
+    if not (on_cpu and has_gpu and is_loopback(host)):
+        return None
+    return "It runs on the CPU while this machine has a GPU; start it with --device cuda"

@@ -1,0 +1,1 @@
+"""Trainers as processes: which device each gets, starting, watching, stopping."""

@@ -1,0 +1,355 @@
+"""The loop that brings what is closer to what is wanted.
+
+One look (`Reconciler.tick`):
+    1. every run that should have a trainer: find its process, by the recorded (pid, create time),
+       by what its status says, or by its command line; take what it says of itself; where it is
+       gone, record how it ended; where it is to stop, signal it once, and kill it after the grace
+    2. interrupted runs whose delay is over are queued again
+    3. queued runs get a device and a process, oldest first, up to the limit
+
+It may die between any two statements. A run is marked as starting before its process is made, and
+whoever finds it so looks for that process before making another. The folder's lock makes sure.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from control_plane.reading.log import last_line, valid_unicode
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.queries import Runs
+from control_plane.runs.record import ACTIVE, Run, Wanted
+from control_plane.trainers.devices import Devices, slot_environment
+from control_plane.trainers.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
+from lectern_common.errors import Conflict, CorruptData, LecternError, NotFound
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RESTING, RunFolder, RunState, Status
+
+STOP_GRACE_SECONDS = 60.0
+EXIT_GRACE_SECONDS = 30.0  # from a trainer's last word to the end of its process
+SIGNAL_AGAIN_SECONDS = 5.0
+KILL_SECONDS = 5.0  # from SIGKILL until the processes are gone
+POLL_SECONDS = 0.1
+
+_log = structlog.get_logger()
+
+
+class Processes(Protocol):
+    """What the loop needs of launcher.Launcher; tests bring another."""
+
+    def start(
+        self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
+    ) -> Identity: ...
+
+    def find(self, folder: RunFolder) -> Identity | None: ...
+
+    def is_alive(self, process: Identity) -> bool: ...
+
+    def exit_status(self, process: Identity) -> int | None: ...
+
+    def terminate(self, process: Identity) -> None: ...
+
+    def kill(self, process: Identity) -> None: ...
+
+
+class Reconciler:
+    """Looks after all runs of one store. `tick` and `stop_all` are never called at the same time.
+
+    Args:
+        runs: the rows, read.
+        commands: changes them.
+        roots: where run folders are.
+        processes: starts and ends trainers.
+        devices: what there is to train on.
+        clock: Unix seconds.
+        stop_grace_seconds: from SIGTERM to SIGKILL.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        commands: RunCommands,
+        roots: Roots,
+        processes: Processes,
+        devices: Devices,
+        clock: Callable[[], float] = time.time,
+        stop_grace_seconds: float = STOP_GRACE_SECONDS,
+    ) -> None:
+        self._runs = runs
+        self._commands = commands
+        self._roots = roots
+        self._processes = processes
+        self._devices = devices
+        self._clock = clock
+        self._grace = stop_grace_seconds
+        self._signalled: set[tuple[str, int]] = set()  # (run, attempt) by this process
+        self._killed: set[tuple[str, int]] = set()
+        self._draining = False
+
+    def tick(self) -> None:
+        """Looks at every run once. A run that cannot be looked after does not keep the others."""
+        for run in self._runs.in_states(ACTIVE):
+            try:
+                self._look_after(run)
+            except (LecternError, OSError, ValueError, SQLAlchemyError) as error:
+                _log.error("run not looked after", run=run.id, error=str(error))
+        if not self._draining:
+            self._requeue_interrupted()
+            self._start_queued()
+
+    def stop_all(
+        self,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Stops every trainer with a checkpoint; the runs go on at the next start.
+
+        Takes at most the grace, then kills what is left. Starts nothing any more.
+        """
+        self._draining = True
+        deadline = monotonic() + self._grace
+        while monotonic() < deadline + KILL_SECONDS:
+            try:
+                if not self._stop_active(kill=monotonic() >= deadline):
+                    return
+            except Exception as error:  # the database may be busy: the trainers are still to stop
+                _log.error("runs not stopped yet", error=repr(error))
+            sleep(POLL_SECONDS)
+
+    def _stop_active(self, *, kill: bool) -> bool:
+        """Signals or kills every trainer, then looks at the runs. Returns False where none is."""
+        for run in self._runs.in_states(ACTIVE):
+            process = self._process_of(run, self._status(run))
+            try:
+                if process is not None and kill:
+                    self._kill(run, process)
+                elif process is not None:
+                    self._signal_once(run, process)
+            except OSError as error:
+                _log.error("trainer not stopped", run=run.id, error=str(error))
+        self.tick()
+        return bool(self._runs.in_states(ACTIVE))
+
+    # ---- one run with a trainer ----------------------------------------------------------------
+
+    def _look_after(self, run: Run) -> None:
+        status = self._status(run)
+        process = self._process_of(run, status)
+        if process is not None and (process.pid, process.create_time) != (
+            run.pid,
+            run.process_create_time,
+        ):
+            _log.info("trainer adopted", run=run.id, pid=process.pid)
+            run = self._commands.has_process(run.id, process.pid, process.create_time)
+        said = status if status is not None and _is_of_attempt(run, status) else None
+        if process is None:
+            self._look_after_gone(run, said)
+            return
+        if said is not None and said.state in RESTING:
+            if self._clock() - said.since > EXIT_GRACE_SECONDS:
+                self._kill(run, process)
+        elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
+            self._signal_once(run, process)
+            if self._clock() - (run.stop_sent_at or run.since) > self._grace:
+                self._kill(run, process)
+        # After the signals: they go out also where nothing can be recorded.
+        if said is not None:
+            self._commands.saw(run.id, said)
+
+    def _look_after_gone(self, run: Run, said: Status | None) -> None:
+        """Decides what it means that the run has no living process."""
+        recorded = _recorded(run)
+        exit_status = None
+        if recorded is not None:
+            exit_status = self._processes.exit_status(recorded)
+            self._processes.kill(recorded)  # what it started and left behind
+        if said is not None and said.state in RESTING:
+            self._record_last_word(run, said)
+        elif recorded is None and run.state is RunState.STARTING and not self._draining:
+            self._launch(run)
+        elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
+            self._record_forced_stop(run, said)
+        elif self._draining:
+            self._interrupted_by_exit(run, said)
+        elif recorded is not None and said is None and exit_status is not None and exit_status > 0:
+            message = f"the trainer ended with exit status {exit_status} before its first step"
+            line = last_line(RunFolder(self._roots.runs / run.id).log_path)
+            self._commands.ended(
+                run.id, RunState.FAILED, "start_failed", f"{message}: {line}" if line else message
+            )
+        else:
+            reason = "crashed" if exit_status is not None and exit_status > 0 else "killed"
+            self._commands.crashed(run.id, reason, _how(exit_status, run.attempt), said)
+
+    def _record_last_word(self, run: Run, said: Status) -> None:
+        if said.state is RunState.STOPPED and run.wanted is Wanted.RUNNING:
+            if self._draining:
+                self._interrupted_by_exit(run, said)
+            else:
+                message = "the trainer was told to stop, but not by the control plane"
+                self._commands.crashed(run.id, "stopped_from_outside", message, said)
+            return
+        reason = "stopped" if said.state is RunState.STOPPED else said.reason
+        self._commands.ended(run.id, said.state, reason, said.message, said)
+
+    def _record_forced_stop(self, run: Run, said: Status | None) -> None:
+        """The user wanted the run stopped, and it went without a word of its own."""
+        if (run.id, run.attempt) in self._killed:
+            message = f"did not stop within {self._grace:g} s and was killed; " + _left(said)
+            self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
+        elif said is None or (said.state is RunState.STARTING and said.checkpoint_step is None):
+            self._commands.ended(run.id, RunState.STOPPED, "stopped", "before its first step", said)
+        else:
+            message = "ended while it was stopping; " + _left(said)
+            self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
+
+    def _interrupted_by_exit(self, run: Run, said: Status | None) -> None:
+        message = "the control plane was stopped; goes on when it is back"
+        self._commands.ended(
+            run.id, RunState.INTERRUPTED, "control_plane_stopped", message, said, resumes=True
+        )
+
+    def _signal_once(self, run: Run, process: Identity) -> None:
+        """Sends SIGTERM; a trainer takes a second one as an order to drop everything.
+
+        It is recorded before it is sent, so a control plane that died in between has sent none:
+        the next one sends it where the trainer does not say that it is stopping. It is sent also
+        where it cannot be recorded: a trainer that is not told to stop dies without a checkpoint.
+
+        Raises:
+            OSError: the process may not be signalled.
+        """
+        key = run.id, run.attempt
+        status = self._status(run)
+        if key in self._signalled or (status is not None and status.state is RunState.STOPPING):
+            return
+        sent_at = run.stop_sent_at
+        if sent_at is not None and self._clock() - sent_at < SIGNAL_AGAIN_SECONDS:
+            return
+        if sent_at is None:
+            try:
+                self._commands.stop_sent(run.id)
+            except SQLAlchemyError as error:  # the database is busy or full
+                _log.error("signal not recorded", run=run.id, error=str(error))
+        self._signalled.add(key)
+        self._processes.terminate(process)
+
+    def _kill(self, run: Run, process: Identity) -> None:
+        _log.warning("trainer killed", run=run.id, pid=process.pid)
+        self._killed.add((run.id, run.attempt))
+        self._processes.kill(process)
+
+    # ---- starting ------------------------------------------------------------------------------
+
+    def _requeue_interrupted(self) -> None:
+        for run in self._runs.in_states([RunState.INTERRUPTED]):
+            if run.resumes_itself and (run.resume_at or 0) <= self._clock():
+                with contextlib.suppress(NotFound):  # It was deleted since.
+                    self._commands.requeue(run.id)
+
+    def _start_queued(self) -> None:
+        queued = self._runs.in_states([RunState.QUEUED])
+        taken = [run.slot for run in self._runs.in_states(ACTIVE) if run.slot] if queued else []
+        for run in queued:
+            slot = self._devices.choose(run.spec["device"]["kind"], taken)
+            if slot is None:
+                continue
+            claimed = self._commands.claim(run.id, slot)
+            if claimed is not None:
+                taken.append(slot)
+                self._launch(claimed)
+
+    def _launch(self, run: Run) -> None:
+        """Makes the folder where it is missing, and the process, unless there is one."""
+        folder = RunFolder(self._roots.runs / run.id)
+        try:
+            found = self._processes.find(folder) if folder.path.exists() else None
+            if found is None and folder.path.exists() and folder.is_locked():
+                raise Conflict(f"run {run.id} is being trained by a process of another owner")
+            if found is None:
+                resume = _prepare(folder, run)
+                found = self._processes.start(
+                    folder, resume=resume, environment=slot_environment(run.slot or "")
+                )
+        except (OSError, LecternError) as error:
+            self._commands.ended(run.id, RunState.FAILED, "launch_failed", str(error))
+            return
+        self._commands.has_process(run.id, found.pid, found.create_time)
+
+    # ---- what is ---------------------------------------------------------------------------------
+
+    def _status(self, run: Run) -> Status | None:
+        try:
+            status = RunFolder(self._roots.runs / run.id).read_status()
+            if status is None:
+                return None
+            return replace(status, message=valid_unicode(status.message))
+        except (CorruptData, OSError) as error:
+            _log.warning("status not readable", run=run.id, error=str(error))
+            return None
+
+    def _process_of(self, run: Run, status: Status | None) -> Identity | None:
+        """Returns the living trainer of a run, or None."""
+        recorded = _recorded(run)
+        if recorded is not None and self._processes.is_alive(recorded):
+            return recorded
+        if status is not None and status.state not in RESTING:
+            said = Identity(status.pid, status.process_create_time)
+            if self._processes.is_alive(said):
+                return said
+        if recorded is None:
+            return self._processes.find(RunFolder(self._roots.runs / run.id))
+        return None
+
+
+def _recorded(run: Run) -> Identity | None:
+    if run.pid is None or run.process_create_time is None:
+        return None
+    return Identity(run.pid, run.process_create_time)
+
+
+def _is_of_attempt(run: Run, status: Status) -> bool:
+    """Returns True where the status is of the run's last attempt, not of one before it."""
+    if run.pid is not None and run.process_create_time is not None:
+        age_differs = abs(status.process_create_time - run.process_create_time)
+        return status.pid == run.pid and age_differs <= CREATE_TIME_TOLERANCE_SECONDS
+    before = run.last_status
+    if before is not None and before.process_create_time == status.process_create_time:
+        return False
+    launched_at = run.launched_at or 0.0
+    return status.process_create_time >= launched_at - CREATE_TIME_TOLERANCE_SECONDS
+
+
+def _prepare(folder: RunFolder, run: Run) -> bool:
+    """Brings the folder in line with the row; returns True where a trainer has been here before."""
+    if not folder.path.exists():
+        RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
+        return False
+    if not folder.spec_path.exists() or folder.read_spec() != run.run_spec:
+        folder.write_spec(run.run_spec)
+    if run.taught_by is not None and not folder.teacher_path.exists():
+        folder.write_teacher(run.taught_by)
+    return folder.status_path.exists()
+
+
+def _how(exit_status: int | None, attempt: int) -> str:
+    if exit_status is None:
+        return f"the trainer (attempt {attempt}) is gone"
+    if exit_status < 0:
+        try:
+            name = signal.Signals(-exit_status).name
+        except ValueError:
+            name = f"signal {-exit_status}"
+        return f"the trainer (attempt {attempt}) was ended by {name}"
+    return f"the trainer (attempt {attempt}) ended with exit status {exit_status}; see its log"
+
+
+def _left(said: Status | None) -> str:
+    step = said.checkpoint_step if said is not None else None
+    return "no checkpoint was written" if step is None else f"the newest checkpoint is step {step}"

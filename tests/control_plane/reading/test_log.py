@@ -1,0 +1,117 @@
+"""What trainers write, shown harmlessly."""
+
+from pathlib import Path
+
+import pytest
+
+from control_plane.reading.history import run_history
+from control_plane.reading.log import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
+from lectern_common.json_lines import append_json_line
+from lectern_common.run_folder import RunFolder
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "trainer.log"
+
+
+def test_the_last_lines_are_shown(log):
+    log.write_text("one\ntwo\nthree\nfour")
+    assert tail(log, 2) == ["three", "four"]
+    assert tail(log, 9) == ["one", "two", "three", "four"]
+
+
+def test_no_log_has_no_lines(log):
+    assert (tail(log, 5), last_line(log)) == ([], "")
+
+
+def test_the_last_line_with_text_is_the_last_line(log):
+    log.write_text("Error: this\n\n   \n")
+    assert last_line(log) == "Error: this"
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (b"\x1b[31mred\x1b[0m", "red"),
+        (b"\x1b]0;title\x07text", "text"),
+        (b"10%\r50%\r100%", "100%"),
+        (b"windows\r\n", "windows"),
+        (b"bad \xff utf-8", "bad \N{REPLACEMENT CHARACTER} utf-8"),
+        (b"bell \x07 nul \x00", "bell \N{REPLACEMENT CHARACTER} nul \N{REPLACEMENT CHARACTER}"),
+        (b"<script>alert(1)</script>", "<script>alert(1)</script>"),
+        (b"tab\tstays", "tab\tstays"),
+        (b"\xe2\x80\xaeright to left", "\N{REPLACEMENT CHARACTER}right to left"),
+    ],
+)
+def test_a_line_is_inert(log, written, shown):
+    log.write_bytes(written)
+    assert tail(log, 1) == [shown]
+
+
+def test_a_huge_line_is_cut_with_a_marker(log):
+    log.write_bytes(b"x" * 10_000_000 + b"\nlast\n")
+    lines = tail(log, 5)
+    assert len(lines) == 2
+    assert lines[0].startswith("[cut] x")
+    assert " [cut] x" in lines[0][10:]
+    assert len(lines[0]) < MAX_LINE_CHARACTERS + 20
+    assert lines[1] == "last"
+
+
+def test_a_cut_traceback_keeps_what_was_raised(log):
+    frames = r"File \"loop.py\", line 1, in train\n" * 100
+    log.write_text(f'level=error exception="Traceback\\n{frames}ValueError: of all things"\n')
+    (line,) = tail(log, 1)
+    assert line.startswith('level=error exception="Traceback')
+    assert line.endswith('ValueError: of all things"')
+
+
+def test_text_that_cannot_be_encoded_is_replaced():
+    assert valid_unicode({"a": ["\ud800x", 1, None]}) == {"a": ["?x", 1, None]}
+
+
+def test_a_history_merges_states_and_events_by_time(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.events_path.write_text(
+        '{"time": 5, "kind": "checkpoint", "step": 3}\n'
+        '{"time": 7, "kind": "state", "state": "running"}\n'
+        '{"time": 9, "kind": "warning", "message": "slow \\ud800"}\n'
+        "garbage\n[1]\n"
+        '{"kind": "no time"}\n'
+        '{"time": 10, "kind": "torn'
+    )
+    changes = [
+        {
+            "at": at,
+            "state": state,
+            "wanted": "running",
+            "attempt": 1,
+            "reason": None,
+            "message": None,
+        }
+        for at, state in ((1, "queued"), (8, "running"))
+    ]
+    shown = [(entry.at, entry.kind) for entry in run_history(changes, folder)]
+    assert shown == [(1, "state"), (5, "checkpoint"), (8, "state"), (9, "warning")]
+    assert run_history(changes, folder)[1].details == {"step": 3}
+    assert run_history(changes, folder)[3].message == "slow ?"
+
+
+def test_a_clock_that_is_set_back_changes_no_order(tmp_path):
+    """S12: what was written later stays later, whatever time it bears."""
+    folder = RunFolder(tmp_path)
+    for time, step in ((100, 1), (3, 2), (4, 3), (130, 4)):
+        append_json_line(folder.events_path, {"time": time, "kind": "checkpoint", "step": step})
+    change = {"wanted": "running", "attempt": 1, "reason": None, "message": None}
+    changes = [
+        {"at": at, "state": state, **change}
+        for at, state in ((90, "queued"), (95, "running"), (2, "stopping"), (140, "stopped"))
+    ]
+    history = run_history(changes, folder)
+    steps = [entry.details["step"] for entry in history if entry.kind == "checkpoint"]
+    states = [entry.state for entry in history if entry.kind == "state"]
+    assert steps == [1, 2, 3, 4]
+    assert states == ["queued", "running", "stopping", "stopped"]
+    assert history[0].state == "queued"
+    assert history[-1].state == "stopped"

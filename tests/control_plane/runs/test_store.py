@@ -1,0 +1,130 @@
+"""The database: made once, migrated, backed up, and never replaced when it is damaged."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.queries import Runs
+from control_plane.runs.store import Store, backup_path, metadata
+from lectern_common.errors import Misconfigured
+from tests.control_plane.conftest import spec
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "control-plane.sqlite3"
+
+
+def filled(path: Path) -> str:
+    store = Store.open(path)
+    run = RunCommands(store).create(spec())
+    store.close()
+    return run.id
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(path):
+    store = Store.open(path)
+    with store.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        differences = compare_metadata(context, metadata)
+    store.close()
+    assert [difference for difference in differences if "alembic" not in str(difference)] == []
+
+
+def test_what_was_written_is_there_at_the_next_start(path):
+    run_id = filled(path)
+    store = Store.open(path)
+    assert Runs(store).get(run_id).id == run_id
+    store.close()
+
+
+def test_writers_wait_for_each_other_instead_of_failing(path):
+    """A transaction that reads and then writes must not lose against another writer."""
+    store = Store.open(path)
+    runs, commands = Runs(store), RunCommands(store)
+    with store.reading() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM runs").scalar()
+        commands.create(spec())
+        assert reader.exec_driver_sql("SELECT count(*) FROM runs").scalar() == 0
+    assert len(runs.page(None, 10)[0]) == 1
+    store.close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(path):
+    store = Store.open(path)
+    with pytest.raises(RuntimeError), store.writing() as connection:
+        connection.exec_driver_sql("CREATE TABLE half (x)")
+        raise RuntimeError
+    with store.reading() as connection:
+        assert "half" not in sa.inspect(connection).get_table_names()
+    store.close()
+
+
+def test_a_killed_migration_is_completed_by_the_next_start(path, monkeypatch):
+    monkeypatch.setattr("alembic.command.upgrade", interrupted_upgrade)
+    with pytest.raises(KeyboardInterrupt):
+        Store.open(path)
+    monkeypatch.undo()
+    store = Store.open(path)
+    assert Runs(store).page(None, 10) == ([], 0)
+    store.close()
+
+
+def interrupted_upgrade(config, _revision):
+    config.attributes["connection"].exec_driver_sql("CREATE TABLE runs (seq INTEGER)")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "overwritten page"])
+def test_a_damaged_database_stops_the_start_and_names_the_backup(path, damage):
+    filled(path)
+    filled(path)  # the second start copies what the first one wrote
+    data = bytearray(path.read_bytes())
+    if damage == "garbage":
+        data[:] = b"not a database at all" * 100
+    elif damage == "truncated":
+        del data[len(data) // 2 :]
+    else:
+        data[4096:8192] = b"\xff" * 4096
+    path.write_bytes(data)
+    with pytest.raises(Misconfigured, match=rf"damaged.*rm -f.*cp {backup_path(path)} {path}"):
+        Store.open(path)
+    assert path.read_bytes() == data
+
+
+def test_the_backup_restores_the_runs_of_the_last_start(path):
+    run_id = filled(path)
+    Store.open(path).close()
+    path.write_bytes(b"x" * 100)
+    with pytest.raises(Misconfigured):
+        Store.open(path)
+    path.write_bytes(backup_path(path).read_bytes())
+    store = Store.open(path)
+    assert Runs(store).get(run_id).id == run_id
+    store.close()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_missing_database_with_a_backup_is_not_made_anew(path, empty):
+    filled(path)
+    path.unlink()
+    if empty:
+        path.touch()
+    with pytest.raises(Misconfigured, match="missing or empty"):
+        Store.open(path)
+    assert not path.exists() or path.stat().st_size == 0
+
+
+def test_a_database_of_a_newer_release_is_refused(path):
+    filled(path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Misconfigured, match="newer release"):
+        Store.open(path)

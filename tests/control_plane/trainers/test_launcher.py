@@ -1,0 +1,203 @@
+"""Real processes: known by pid and create time, killed with all that they made."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from control_plane.trainers.launcher import Identity, Launcher
+from control_plane.trainers.reconciler import Reconciler
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run_folder import RunFolder
+from tests.control_plane.conftest import STAND_IN, spec, wait_for
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    launcher = Launcher(STAND_IN, {"LECTERN_TEST": "from the launcher"})
+    yield launcher
+    for child in launcher._children.values():
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def folder_of(tmp_path: Path, name: str = "steady", steps: int = 100_000) -> RunFolder:
+    run_spec = spec(name, schedule={"steps": steps, "warmup_steps": 0})
+    return RunFolder.create(tmp_path, f"{name}-1", run_spec)
+
+
+def start(launcher: Launcher, folder: RunFolder, *, resume: bool = False) -> Identity:
+    process = launcher.start(folder, resume=resume, environment={})
+    wait_for(lambda: (status := folder.read_status()) and status.state == "running")
+    return process
+
+
+def gone(launcher: Launcher, process: Identity) -> None:
+    wait_for(lambda: not launcher.is_alive(process))
+
+
+def test_a_trainer_leads_a_session_of_its_own_and_writes_to_its_log(launcher, tmp_path):
+    folder = folder_of(tmp_path)
+    process = start(launcher, folder)
+    assert os.getsid(process.pid) == process.pid
+    assert psutil.Process(process.pid).environ()["LECTERN_TEST"] == "from the launcher"
+    assert "training steady-1 from step 0" in folder.log_path.read_text()
+    launcher.kill(process)
+    gone(launcher, process)
+
+
+def test_the_slot_reaches_the_trainer(launcher, tmp_path):
+    folder = folder_of(tmp_path)
+    process = launcher.start(folder, resume=False, environment={"CUDA_VISIBLE_DEVICES": "3"})
+    wait_for(folder.read_status)
+    assert psutil.Process(process.pid).environ()["CUDA_VISIBLE_DEVICES"] == "3"
+    launcher.kill(process)
+    gone(launcher, process)
+
+
+def test_sigterm_ends_a_trainer_with_a_checkpoint_and_its_exit_status_is_known(launcher, tmp_path):
+    folder = folder_of(tmp_path)
+    process = start(launcher, folder)
+    launcher.terminate(process)
+    gone(launcher, process)
+    assert folder.read_status().state == "stopped"
+    assert launcher.exit_status(process) == 0
+
+
+def test_a_killed_child_is_no_zombie_and_its_signal_is_known(launcher, tmp_path):
+    process = start(launcher, folder_of(tmp_path))
+    os.kill(process.pid, signal.SIGKILL)
+    gone(launcher, process)
+    assert launcher.exit_status(process) == -signal.SIGKILL
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_a_zombie_of_another_parent_counts_as_dead(launcher):
+    program = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', '']); "
+        "print(child.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        zombie = psutil.Process(pid)
+        wait_for(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
+        assert not launcher.is_alive(Identity(pid, zombie.create_time()))
+        parent.stdin.close()
+
+
+def test_a_process_with_another_create_time_is_another_process(launcher, tmp_path):
+    process = start(launcher, folder_of(tmp_path))
+    reused = replace(process, create_time=process.create_time - 100)
+    other = Launcher(STAND_IN)
+    assert other.is_alive(process)
+    assert not other.is_alive(reused)
+    other.terminate(reused)
+    other.kill(reused)
+    assert other.is_alive(process)
+    launcher.kill(process)
+    gone(launcher, process)
+
+
+def test_a_process_of_another_user_is_told_and_left_alone(launcher, monkeypatch):
+    def denied(_process: psutil.Process, *_: object) -> None:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "send_signal", denied)
+    monkeypatch.setattr(psutil.Process, "terminate", denied)
+    me = Identity(os.getpid(), psutil.Process().create_time())
+    with pytest.raises(PermissionError, match=f"process {os.getpid()} may not be signalled"):
+        launcher.terminate(me)
+    launcher.kill(me)
+
+
+def test_a_trainer_is_found_by_its_folder(launcher, tmp_path):
+    folder, other = folder_of(tmp_path), folder_of(tmp_path, "other")
+    assert launcher.find(folder) is None
+    process = start(launcher, folder)
+    assert Launcher(STAND_IN).find(folder) == process
+    assert launcher.find(other) is None
+    launcher.kill(process)
+    gone(launcher, process)
+    assert launcher.find(folder) is None
+
+
+@pytest.mark.parametrize("spawned", [False, True])
+def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
+    launcher, bench, tmp_path, spawned
+):
+    """Killed between the row and the process, or between the process and its pid."""
+    run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
+    folder = RunFolder(bench.roots.runs / run.id)
+    bench.commands.claim(run.id, "cpu")
+    if spawned:
+        start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
+    bench.clock.now = time.time()
+    reconciler = Reconciler(
+        bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock
+    )
+    reconciler.tick()
+    wait_for(lambda: (status := folder.read_status()) and status.state == "running")
+    for _ in range(3):
+        reconciler.tick()
+    found = bench.runs.get(run.id)
+    assert (found.state, found.pid) == ("running", folder.read_status().pid)
+    assert len(read_json_lines(folder.path / "launches.jsonl")) == 1
+    launcher.kill(Identity(found.pid, found.process_create_time))
+    gone(launcher, Identity(found.pid, found.process_create_time))
+
+
+def test_another_program_that_names_the_folder_is_not_its_trainer(launcher, tmp_path):
+    folder = folder_of(tmp_path)
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as reader:
+        reader.stdout.readline()
+        assert launcher.find(folder) is None
+        reader.stdin.close()
+
+
+def test_killing_takes_the_whole_session(launcher, tmp_path):
+    """The trainer ignores SIGTERM and has a child that does so too."""
+    process = start(launcher, folder_of(tmp_path, "stubborn"))
+    [child] = wait_for(psutil.Process(process.pid).children)
+    launcher.terminate(process)
+    assert launcher.is_alive(process)
+    launcher.kill(process)
+    gone(launcher, process)
+    wait_for(lambda: not is_running(child))
+
+
+def test_what_a_dead_trainer_left_behind_is_killed(launcher, tmp_path):
+    process = start(launcher, folder_of(tmp_path, "stubborn"))
+    [child] = wait_for(psutil.Process(process.pid).children)
+    os.kill(process.pid, signal.SIGKILL)
+    gone(launcher, process)
+    assert is_running(child)
+    launcher.kill(process)
+    wait_for(lambda: not is_running(child))
+
+
+def test_a_command_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        Launcher(["/no/such/trainer"]).start(folder_of(tmp_path), resume=False, environment={})
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
