@@ -25,6 +25,21 @@ MAY_IMPORT = {
 }
 TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 
+# Folders and files of a package: each imports only those that stand left of it.
+ORDER_WITHIN = {
+    "teacher_server": ("engine", "scheduling", "rpc", "observing", "options", "__main__"),
+    "control_plane": (
+        "runs",
+        "views",
+        "reading",
+        "trainers",
+        "teachers",
+        "plane",
+        "api",
+        "__main__",
+    ),
+}
+
 # The files that speak gRPC; everything else is tested without it.
 GRPC_FILES = {
     "protos/teacher_pb2_grpc.py",
@@ -57,6 +72,15 @@ def imported_names(path: Path) -> Iterator[str]:
             yield str(node.args[0].value)
 
 
+def imported_from(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (package, folder or file in it) of every import of one of our packages."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                parts = f"{node.module}.{alias.name}".split(".")
+                yield parts[0], parts[1]
+
+
 def imported_packages(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported_names(path)}
 
@@ -70,6 +94,18 @@ def test_a_package_imports_only_what_stands_left_of_it(package):
     for path in (ROOT / package).rglob("*.py"):
         ours = imported_packages(path) & MAY_IMPORT.keys()
         assert ours <= MAY_IMPORT[package] | {package}, relative(path)
+
+
+@pytest.mark.parametrize("package", ORDER_WITHIN)
+def test_a_folder_imports_only_those_left_of_it(package):
+    order = ORDER_WITHIN[package]
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        if room in ("__init__", "migrations"):
+            continue
+        for name, module in imported_from(path):
+            if name == package:
+                assert order.index(module) <= order.index(room), f"{relative(path)}: {module}"
 
 
 def test_torch_is_imported_only_by_teacher_and_trainer():
