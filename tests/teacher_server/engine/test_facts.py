@@ -21,8 +21,9 @@ from tests.models import write_tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 
 
-def facts(model: Path, **options: Any) -> ModelFacts:
-    return transformers_engine.load(str(model), Settings(device="cpu", **options)).facts
+def facts(model: Path, gguf_file: str | None = None, **options: Any) -> ModelFacts:
+    settings = Settings(device="cpu", **options)
+    return transformers_engine.load(str(model), settings, gguf_file=gguf_file).facts
 
 
 @pytest.fixture(scope="module")
