@@ -22,11 +22,11 @@ from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
 from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
-from tests.fakes import FakeClock, FakeProcesses
+from tests.support.fakes import FakeClock, FakeProcesses
 
 ROOT = Path(__file__).parent.parent.parent
 BASE_URL = "http://127.0.0.1"
-STAND_IN = (sys.executable, str(ROOT / "tests" / "stand_in_trainer.py"))
+STAND_IN = (sys.executable, str(ROOT / "tests" / "support" / "stand_in_trainer.py"))
 
 
 def spec_body(name: str = "steady", steps: int = 20, **sections: Any) -> dict[str, Any]:

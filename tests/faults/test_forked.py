@@ -9,7 +9,7 @@ import pytest
 
 from faults.forked import ForkServer
 from faults.processes import ROOT, environment
-from tests.servers import wait_for
+from tests.support.servers import wait_for
 
 
 @pytest.fixture

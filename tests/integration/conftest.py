@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.integration.stack import MARK, marked_processes
-from tests.servers import wait_for
+from tests.support.servers import wait_for
+from tests.support.stack import MARK, marked_processes
 
 
 @pytest.fixture(autouse=True)

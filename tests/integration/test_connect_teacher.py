@@ -14,7 +14,7 @@ from student_trainer.pipeline import Pipeline
 from student_trainer.remote_teacher import connect_teacher
 from student_trainer.students import FixtureStudent
 from student_trainer.targets import DenseTargets
-from tests.servers import teacher_process
+from tests.support.servers import teacher_process
 
 V = 31
 TOKEN = "a-token-of-the-tests"

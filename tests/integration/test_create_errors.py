@@ -16,11 +16,11 @@ import yaml
 from lectern_cli.client import Client
 from lectern_common.run_folder import RunState
 from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
-from tests.fakes import NOBODY
-from tests.integration.stack import MARK, Ended, control_plane, lectern, marked_processes
-from tests.models import write_tiny_model
-from tests.servers import teacher_process
-from tests.student_trainer.runs import Home
+from tests.support.fakes import NOBODY
+from tests.support.models import write_tiny_model
+from tests.support.servers import teacher_process
+from tests.support.stack import MARK, Ended, control_plane, lectern, marked_processes
+from tests.support.training.runs import Home
 
 VOCAB_SIZE = 300
 

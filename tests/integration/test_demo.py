@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lectern_common.json_lines import read_json_lines
-from tests.integration.stack import PATIENCE_SECONDS, lectern, marked_processes
-from tests.servers import ROOT, wait_for
+from tests.support.servers import ROOT, wait_for
+from tests.support.stack import PATIENCE_SECONDS, lectern, marked_processes
 
 STEPS = 4
 STEP_OPTIONS = ("--teacher-steps", str(STEPS), "--student-steps", str(STEPS))

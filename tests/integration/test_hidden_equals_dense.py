@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.models import write_tiny_model
-from tests.servers import teacher_process
-from tests.student_trainer.runs import VOCAB_SIZE, Home, curve, trained
+from tests.support.models import write_tiny_model
+from tests.support.servers import teacher_process
+from tests.support.training.runs import VOCAB_SIZE, Home, curve, trained
 
 STEPS = 200
 

@@ -15,8 +15,9 @@ import safetensors.numpy
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import dump_spec, parse_spec
 from teacher_server.engine.fixture import FixtureEngine
-from tests.servers import ROOT, teacher_thread, wait_for
-from tests.student_trainer.runs import (
+from tests.student_trainer.test_main import process
+from tests.support.servers import ROOT, teacher_thread, wait_for
+from tests.support.training.runs import (
     VOCAB_SIZE,
     Home,
     compared,
@@ -25,7 +26,6 @@ from tests.student_trainer.runs import (
     status_of,
     trained,
 )
-from tests.student_trainer.test_main import process
 
 pytestmark = pytest.mark.slow
 TWO = {"kind": "cpu", "threads": 1, "count": 2}

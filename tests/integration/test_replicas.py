@@ -17,7 +17,7 @@ from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop
 from student_trainer.targets import DenseTargets
 from student_trainer.teacher_calls import TeacherCalls
-from tests.servers import TeacherProcess, teacher_process, wait_for
+from tests.support.servers import TeacherProcess, teacher_process, wait_for
 
 CALLS = 200
 FIXTURE = ("--engine", "fixture", "--vocab-size", "31")

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from protos import teacher_pb2 as pb
-from tests.models import write_tiny_model
-from tests.servers import teacher_process
-from tests.teacher_server.asking import connect, refused, request, score, stub
+from tests.support.asking import connect, refused, request, score, stub
+from tests.support.models import write_tiny_model
+from tests.support.servers import teacher_process
 
 V = 97
 KINDS = [("hidden", {}), ("dense", {}), ("top_k", {"top_k": 5}), ("sampled", {"num_draws": 20})]

@@ -14,17 +14,17 @@ from lectern_cli.client import Client, RunStatus
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.run_spec import RunSpec
-from tests.integration.proxy import CuttingProxy, cutting_proxy
-from tests.integration.stack import (
+from tests.support.models import write_tiny_model
+from tests.support.proxy import CuttingProxy, cutting_proxy
+from tests.support.servers import TeacherProcess, teacher_process, wait_for
+from tests.support.stack import (
     PATIENCE_SECONDS,
     control_plane,
     folder_of,
     made_steps,
     random_source,
 )
-from tests.models import write_tiny_model
-from tests.servers import TeacherProcess, teacher_process, wait_for
-from tests.student_trainer.runs import Home, compared, lines_of, trained
+from tests.support.training.runs import Home, compared, lines_of, trained
 
 STEPS = 40
 VOCAB_SIZE = 1024

@@ -20,8 +20,8 @@ from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import TopKTargets
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import Settings
-from tests.models import write_tiny_model
-from tests.servers import teacher_thread
+from tests.support.models import write_tiny_model
+from tests.support.servers import teacher_thread
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,8 @@ from lectern_cli.client import Client
 from lectern_common.errors import Conflict
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.run_spec import RunSpec
-from tests.integration.stack import (
+from tests.support.servers import teacher_process, wait_for
+from tests.support.stack import (
     PATIENCE_SECONDS,
     control_plane,
     final_weights,
@@ -22,8 +23,7 @@ from tests.integration.stack import (
     made_steps,
     random_source,
 )
-from tests.servers import teacher_process, wait_for
-from tests.student_trainer.runs import VOCAB_SIZE, Home, compared, lines_of, trained
+from tests.support.training.runs import VOCAB_SIZE, Home, compared, lines_of, trained
 
 STEPS = 250
 KILLS_OF_EACH = 5

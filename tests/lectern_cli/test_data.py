@@ -7,7 +7,7 @@ import pytest
 
 from lectern_cli import data
 from lectern_data.settings import PrepareSettings
-from tests.lectern_data.chat_files import chats_with_tokenizer
+from tests.support.chat_files import chats_with_tokenizer
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from lectern_cli.torch_probe import TorchFacts, probe_torch
 from lectern_common.checks.check import Check
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles
-from tests.certificates import Authority
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.certificates import Authority
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from lectern_cli.dry_run import table
 from lectern_common.run_folder import RunFolder
 from lectern_common.spec_file import load_spec
-from tests.models import write_tiny_model
-from tests.student_trainer.shards import write_shards
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.models import write_tiny_model
+from tests.support.training.shards import write_shards
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 SHAPE = {
     "num_parameters": 1200,

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec, LecternError
 from tests.control_plane.conftest import serving
-from tests.student_trainer.runs import Home, assembled
-from tests.student_trainer.shards import write_shards
+from tests.support.training.runs import Home, assembled
+from tests.support.training.shards import write_shards
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
 from lectern_common.roots import Roots
 from lectern_common.spec_page import page, tables
-from tests.spec_fields import spec_fields
+from tests.support.spec_fields import spec_fields
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "run-spec.md"

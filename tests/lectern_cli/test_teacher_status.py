@@ -3,9 +3,9 @@
 import pytest
 
 from protos import teacher_pb2 as pb
-from tests.certificates import Authority
-from tests.fakes import NOBODY, FakeTeacher, serving
-from tests.servers import teacher_process
+from tests.support.certificates import Authority
+from tests.support.fakes import NOBODY, FakeTeacher, serving
+from tests.support.servers import teacher_process
 
 BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 TOKEN = "0123456789abcdef" * 2

@@ -12,7 +12,7 @@ from lectern_cli.processes import wait_until
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import load_spec
-from tests.fakes import FakeTeacher, serving
+from tests.support.fakes import FakeTeacher, serving
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from lectern_common.pem import MAX_PEM_BYTES, BadPem, read_authorities, read_key_pair
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 
 def test_several_authorities_in_one_file_are_read_whole(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from lectern_common.errors import (
 from lectern_common.replicas import LONGEST_REST_SECONDS, TeacherReplicas, resolved
 from lectern_common.teacher_channel import TeacherChannel
 from protos import teacher_pb2_grpc
-from tests.fakes import NOBODY, FakeClock, FakeTeacher, serving
-from tests.servers import wait_for
+from tests.support.fakes import NOBODY, FakeClock, FakeTeacher, serving
+from tests.support.servers import wait_for
 
 A, B, C = "a:1", "b:1", "c:1"
 

@@ -8,7 +8,7 @@ from lectern_common.errors import InvalidRequest, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.secret_files import SecretFiles, read_secrets
 from lectern_common.spec_sections import TeacherSpec
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 TOKEN = "a-token-of-many-characters"
 

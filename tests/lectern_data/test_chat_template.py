@@ -5,7 +5,7 @@ import pytest
 from lectern_common.errors import CorruptData
 from lectern_data.chat_template import ChatTemplate
 from lectern_data.rows import UnusableError
-from tests.lectern_data.chat_files import CHATML, MARKED
+from tests.support.chat_files import CHATML, MARKED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [

@@ -12,7 +12,7 @@ from lectern_data import chats
 from lectern_data.chat_template import ChatTemplate
 from lectern_data.chats import ChatEncoder, EndlessError
 from lectern_data.rows import Content, UnusableError
-from tests.lectern_data.chat_files import CHATML, MARKED, byte_tokenizer
+from tests.support.chat_files import CHATML, MARKED, byte_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -23,7 +23,7 @@ from lectern_data.scan import scan
 from lectern_data.settings import PrepareSettings
 from lectern_data.tokenizer import train_tokenizer
 from lectern_data.tokenizing import tokenize
-from tests.lectern_data.chat_files import CHATML, chats_with_tokenizer
+from tests.support.chat_files import CHATML, chats_with_tokenizer
 
 PIECE_BYTES = 2000
 PROGRAM = """

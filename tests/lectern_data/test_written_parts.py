@@ -14,7 +14,7 @@ from lectern_data.prepare import prepare
 from lectern_data.rows import Content
 from lectern_data.settings import PrepareSettings
 from student_trainer.dataset import open_dataset
-from tests.lectern_data.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
+from tests.support.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
 
 TEXTS = ["one", "two words", "3", "four", "five of them"]
 

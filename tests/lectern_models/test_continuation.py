@@ -5,7 +5,7 @@ import torch
 
 from lectern_common.errors import NotFound
 from lectern_models.continuation import continue_text, greedy_continuations, main
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 PROMPT = "def add("
 

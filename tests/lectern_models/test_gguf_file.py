@@ -15,8 +15,8 @@ from lectern_common.tokenizer_map import read_tokenizer_map
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import GgufFile, loaded_weights_sha256
 from lectern_models.loading import load_causal_lm
-from tests.gguf_models import write_gguf
-from tests.models import write_tiny_model
+from tests.support.gguf_models import write_gguf
+from tests.support.models import write_tiny_model
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 # What transformers assumes of these architectures where it reads a GGUF file.

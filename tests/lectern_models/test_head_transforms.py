@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
 from lectern_models.output_head import HeadTransform
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 # Architecture, settings, what its head does.
 TRANSFORMS: list[tuple[str, dict[str, Any], HeadTransform]] = [

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lectern_models.layers import layer_lists, layers_of
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lectern_models.loading import (
     num_parameters,
     tokenizer_map,
 )
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 
 def test_loaded_weights_are_the_stored_ones(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_models import model_folder
 from lectern_models.model_folder import find_model, find_on_hub
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOOKUPS = [

@@ -8,7 +8,7 @@ import torch
 from lectern_models.body_and_head import BodyAndHead, split
 from lectern_models.loading import load_causal_lm
 from lectern_models.packing import packing_probe
-from tests.models import ARCHITECTURES, write_tiny_model
+from tests.support.models import ARCHITECTURES, write_tiny_model
 
 VOCAB_SIZE = 97
 # A state or a place is carried on from document to document, whatever the position ids.

@@ -16,7 +16,7 @@ from lectern_models.placement import (
     require_attention,
     resolved_device,
 )
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 
 @pytest.mark.parametrize("device", ["", "tpu", "cpu:1", "cuda:", "cuda:x", "gpu", "Balanced"])

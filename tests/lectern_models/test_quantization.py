@@ -11,7 +11,7 @@ from lectern_common.errors import Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import load_causal_lm, num_parameters
 from lectern_models.quantization import quantization_of, require_packages
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 # bitsandbytes itself still uses it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")

@@ -4,7 +4,7 @@ import pytest
 
 from student_trainer.students import CausalStudent
 from student_trainer.teachers import InProcessTeacher
-from tests.student_trainer.parts import tiny_student, tiny_teacher, twin
+from tests.support.training.parts import tiny_student, tiny_teacher, twin
 
 
 @pytest.fixture(scope="module")

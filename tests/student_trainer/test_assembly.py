@@ -26,11 +26,11 @@ from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.weights import safetensors_files, weights_sha256
 from student_trainer.assembly import Assembly
 from student_trainer.samples import Prompts
-from tests.certificates import Authority
-from tests.spec_fields import spec_fields
-from tests.student_trainer.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
-from tests.student_trainer.shards import write_shards
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.certificates import Authority
+from tests.support.spec_fields import spec_fields
+from tests.support.training.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
+from tests.support.training.shards import write_shards
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,10 @@ from student_trainer.objective import Objective
 from student_trainer.run_parts import Progress, Teaching
 from student_trainer.students import CausalStudent
 from student_trainer.teachers import InProcessTeacher
-from tests.models import write_tiny_model
-from tests.student_trainer.parts import VOCAB_SIZE, parts_of, settings_of
-from tests.student_trainer.runs import Home, events_of, status_of, trained
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.models import write_tiny_model
+from tests.support.training.parts import VOCAB_SIZE, parts_of, settings_of
+from tests.support.training.runs import Home, events_of, status_of, trained
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 ESTIMATE = MemoryEstimate(
     parameters=1 * GIB,

@@ -9,8 +9,8 @@ from lectern_common.errors import Incompatible
 from lectern_common.run_folder import RunState
 from student_trainer.batch import Batch
 from student_trainer.datasets import ShuffledBatches
-from tests.student_trainer.runs import VOCAB_SIZE, Home, compared, curve, status_of, trained
-from tests.student_trainer.shards import write_shards
+from tests.support.training.runs import VOCAB_SIZE, Home, compared, curve, status_of, trained
+from tests.support.training.shards import write_shards
 
 # What __main__ says to a supervisor: interrupted, to be resumed unchanged.
 INTERRUPTED = 75

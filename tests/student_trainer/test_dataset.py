@@ -14,7 +14,7 @@ from student_trainer import dataset
 from student_trainer.batch_sources import ShardBatchSource, TokenStream
 from student_trainer.dataset import in_both, open_dataset, row_hashes
 from student_trainer.datasets import StreamRows
-from tests.student_trainer.shards import write_shards
+from tests.support.training.shards import write_shards
 
 
 def test_rows_by_index_are_the_rows_of_the_sequential_source(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from lectern_common.checks.memory import FreeMemory
 from student_trainer.dry_run import look
-from tests.student_trainer.runs import VOCAB_SIZE, Home
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.training.runs import VOCAB_SIZE, Home
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lectern_common.run_folder import RunFolder, RunState
 from student_trainer.checkpoint import CheckpointStore
 from student_trainer.early_stopping import Best
-from tests.student_trainer.runs import Home, curve, events_of, lines_of, status_of, trained
+from tests.support.training.runs import Home, curve, events_of, lines_of, status_of, trained
 
 
 def after(*losses: float) -> Best:

@@ -27,7 +27,7 @@ from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
 from student_trainer.targets import IGNORE_INDEX, TeacherTargets
 from student_trainer.teachers import InProcessTeacher
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     CPU,
     cyclic_rows,
     parts_of,

@@ -16,8 +16,8 @@ from lectern_models.gguf_file import loaded_weights_sha256
 from student_trainer import export
 from student_trainer.export import export_student
 from student_trainer.students import CausalStudent
-from tests.models import write_tiny_tokenizer
-from tests.student_trainer.parts import tiny_student
+from tests.support.models import write_tiny_tokenizer
+from tests.support.training.parts import tiny_student
 
 
 def changed_student(folder: Path, **settings: Any) -> CausalStudent:

@@ -15,11 +15,11 @@ from lectern_common.errors import InvalidSpec
 from lectern_models.loading import load_causal_lm
 from student_trainer import kept_layers
 from student_trainer.kept_layers import keep_every_nth_layer
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 torch.set_num_threads(1)
 
-# Of the whole model, (keys of) the config on top of tests/models.py.
+# Of the whole model, (keys of) the config on top of tests/support/models.py.
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}
 CUT: dict[str, dict[str, Any]] = {
     "qwen2": SLIDING,

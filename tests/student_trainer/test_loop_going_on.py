@@ -18,7 +18,7 @@ from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
 from student_trainer.targets import TeacherTargets
 from student_trainer.teachers import InProcessTeacher
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     KD,
     Fixed,
     Records,
@@ -30,8 +30,8 @@ from tests.student_trainer.parts import (
     trained,
     twin,
 )
-from tests.student_trainer.runs import COMPARED
-from tests.student_trainer.stops import StoppingAt, compared, resumed, stopped_in_evaluation
+from tests.support.training.runs import COMPARED
+from tests.support.training.stops import StoppingAt, compared, resumed, stopped_in_evaluation
 
 
 def test_checkpoints_are_saved_periodically_and_at_the_end(

@@ -25,7 +25,7 @@ from student_trainer.run_parts import Parts, Progress
 from student_trainer.students import CausalStudent
 from student_trainer.targets import DenseTargets, TeacherTargets
 from student_trainer.teachers import InProcessTeacher
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     KD,
     VOCAB_SIZE,
     Records,

@@ -11,14 +11,14 @@ from student_trainer.loop import train
 from student_trainer.run_parts import Progress
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     parts_of,
     same,
     settings_of,
     trained,
     twin,
 )
-from tests.student_trainer.stops import StoppingAt, compared, resumed, stopped_in_evaluation
+from tests.support.training.stops import StoppingAt, compared, resumed, stopped_in_evaluation
 
 
 def early(steps: int, **changes: Any) -> Any:

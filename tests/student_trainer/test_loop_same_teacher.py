@@ -14,7 +14,7 @@ from student_trainer.run_parts import Progress, Teaching
 from student_trainer.students import CausalStudent
 from student_trainer.targets import IGNORE_INDEX
 from student_trainer.teachers import InProcessTeacher
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     KD,
     Fixed,
     cyclic_rows,

@@ -23,8 +23,8 @@ from student_trainer.pipeline import Pipeline
 from student_trainer.run_parts import Parts, Progress
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
-from tests.models import write_tiny_model
-from tests.student_trainer.parts import VOCAB_SIZE, parts_of, settings_of, tiny_teacher, trained
+from tests.support.models import write_tiny_model
+from tests.support.training.parts import VOCAB_SIZE, parts_of, settings_of, tiny_teacher, trained
 
 torch.set_num_threads(1)
 

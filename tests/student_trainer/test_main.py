@@ -27,8 +27,8 @@ from student_trainer.rank_processes import RANK_LOST, RanksLost
 from student_trainer.recorder import QuietRecorder, Recorder
 from student_trainer.run_life import live
 from student_trainer.stopping import Stop, StopRequested
-from tests.servers import wait_for
-from tests.student_trainer.runs import (
+from tests.support.servers import wait_for
+from tests.support.training.runs import (
     Home,
     compared,
     curve,
@@ -37,7 +37,7 @@ from tests.student_trainer.runs import (
     status_of,
     trained,
 )
-from tests.student_trainer.wire_teacher import PROBES, Serving, WireTeacher, of_training, refused
+from tests.support.training.wire_teacher import PROBES, Serving, WireTeacher, of_training, refused
 
 ROOT = Path(__file__).parent.parent.parent
 # Long enough to be killed in: about 10 ms a step.

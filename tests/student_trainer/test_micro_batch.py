@@ -22,7 +22,7 @@ from student_trainer.targets import (
     TeacherTargets,
     TopKTargets,
 )
-from tests.student_trainer.parts import CPU, VOCAB_SIZE, tiny_student, tiny_teacher
+from tests.support.training.parts import CPU, VOCAB_SIZE, tiny_student, tiny_teacher
 
 S = 12
 STARTS = [0, 3, 4, 11, 12, 20]

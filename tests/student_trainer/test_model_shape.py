@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.checks.memory import Computation, activation_bytes
 from student_trainer.model_shape import shape_of
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 HIDDEN, LAYERS, SEQUENCES, SEQ_LEN = 32, 3, 2, 64
 OPT = {"ffn_dim": 80}

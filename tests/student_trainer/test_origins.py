@@ -16,8 +16,8 @@ from lectern_common.run_folder import RunFolder
 from lectern_common.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256
 from student_trainer.origins import LoadedStudent, load_student
-from tests.student_trainer.runs import Home, events_of, status_of, trained
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.training.runs import Home, events_of, status_of, trained
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 torch.set_num_threads(1)
 

@@ -18,8 +18,8 @@ from student_trainer.batch_sources import ShardBatchSource, SyntheticBatchSource
 from student_trainer.pipeline import Pipeline
 from student_trainer.students import CausalStudent, FixtureStudent
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
-from tests.student_trainer.parts import CPU, tiny_student, tiny_teacher
-from tests.student_trainer.shards import write_shards
+from tests.support.training.parts import CPU, tiny_student, tiny_teacher
+from tests.support.training.shards import write_shards
 
 
 def fixtures(**settings: object) -> Pipeline:

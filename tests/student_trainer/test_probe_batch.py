@@ -19,8 +19,8 @@ from student_trainer.probe_batch import Answering, ProbeRows, probe_teacher
 from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
 from student_trainer.targets import HiddenTargets, TargetsProvider, TopKTargets
 from student_trainer.teachers import InProcessTeacher
-from tests.models import write_tiny_model
-from tests.student_trainer.wire_teacher import Serving, WireTeacher, changed
+from tests.support.models import write_tiny_model
+from tests.support.training.wire_teacher import Serving, WireTeacher, changed
 
 VOCAB_SIZE = 40
 KINDS = {

@@ -14,7 +14,7 @@ import pytest
 from lectern_common.run_folder import RunFolder
 from student_trainer.rank_processes import RANK_LOST, RENDEZVOUS, RanksLost, supervise
 from student_trainer.stopping import Stop
-from tests.servers import ROOT, wait_for
+from tests.support.servers import ROOT, wait_for
 
 # What every script begins with: its rank, and a file in which it leaves words.
 BEGIN = """

@@ -20,8 +20,8 @@ from student_trainer.objective import distillation_loss
 from student_trainer.rank_processes import RENDEZVOUS
 from student_trainer.ranks import Ranks, join_ranks
 from student_trainer.targets import DenseTargets
-from tests.servers import ROOT
-from tests.student_trainer.rank_cases import (
+from tests.support.servers import ROOT
+from tests.support.training.rank_cases import (
     OBJECTIVE,
     evaluated,
     rows,
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.student_trainer.rank_script", str(folder)],
+            [sys.executable, "-m", "tests.support.training.rank_script", str(folder)],
             cwd=ROOT,
             env={
                 **os.environ,

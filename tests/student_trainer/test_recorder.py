@@ -19,8 +19,8 @@ from lectern_common.spec_file import parse_spec
 from student_trainer.recorder import Recorder
 from student_trainer.sinks import Metrics, QueuedSink
 from student_trainer.stopping import Stop
-from tests.fakes import FakeClock
-from tests.servers import wait_for
+from tests.support.fakes import FakeClock
+from tests.support.servers import wait_for
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop, StopRequested
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teacher_calls import TeacherCalls
-from tests.student_trainer.wire_teacher import (
+from tests.support.training.wire_teacher import (
     Serving,
     WireTeacher,
     broken_after,

@@ -16,7 +16,7 @@ from lectern_models.output_head import OutputHead
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, Payload, assemble, to_targets
 from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets
-from tests.student_trainer.wire_teacher import arriving, reply_stream
+from tests.support.training.wire_teacher import arriving, reply_stream
 
 V, D, N = 6, 4, 5
 LOGITS = np.arange(N * V, dtype=np.float32).reshape(N, V) / 7

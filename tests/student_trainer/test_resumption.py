@@ -11,9 +11,9 @@ from lectern_common.errors import (
     WrongModel,
 )
 from lectern_common.teacher_identity import TeacherIdentity
-from tests.student_trainer.runs import Home, assembled
-from tests.student_trainer.shards import write_shards
-from tests.student_trainer.wire_teacher import Serving, WireTeacher
+from tests.support.training.runs import Home, assembled
+from tests.support.training.shards import write_shards
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 DISTILLING = {"alpha": 0.5}
 

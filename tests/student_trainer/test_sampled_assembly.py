@@ -15,7 +15,7 @@ from lectern_common.wire.formats import Representation, Widths
 from protos import teacher_pb2 as pb
 from student_trainer.reply_assembly import Expected, assemble, to_targets
 from student_trainer.targets import SampledTargets
-from tests.student_trainer.wire_teacher import arriving, reply_stream
+from tests.support.training.wire_teacher import arriving, reply_stream
 
 V, U = 6, 4
 Record = tuple[int, int, float]  # id, count, log-probability

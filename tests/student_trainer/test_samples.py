@@ -22,8 +22,8 @@ from student_trainer.stopping import Stop, StopRequested
 from student_trainer.students import CausalStudent
 from student_trainer.targets import TeacherTargets
 from student_trainer.teachers import InProcessTeacher
-from tests.models import write_tiny_tokenizer
-from tests.student_trainer.parts import (
+from tests.support.models import write_tiny_tokenizer
+from tests.support.training.parts import (
     CPU,
     parts_of,
     settings_of,
@@ -31,9 +31,9 @@ from tests.student_trainer.parts import (
     trained,
     twin,
 )
-from tests.student_trainer.runs import Home, events_of, status_of
-from tests.student_trainer.runs import trained as run_to_its_end
-from tests.student_trainer.wire_teacher import Serving, WireTeacher, refused
+from tests.support.training.runs import Home, events_of, status_of
+from tests.support.training.runs import trained as run_to_its_end
+from tests.support.training.wire_teacher import Serving, WireTeacher, refused
 
 
 @pytest.fixture(scope="module")

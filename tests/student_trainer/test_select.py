@@ -13,7 +13,7 @@ from lectern_common.run_spec import RunSpec
 from lectern_common.spec_file import parse_spec
 from student_trainer.datasets import in_order
 from student_trainer.select import Data, open_data
-from tests.student_trainer.shards import write_shards
+from tests.support.training.shards import write_shards
 
 S = 4
 

@@ -15,8 +15,8 @@ from student_trainer.reference import kd_logit_gradient, kd_loss, kd_step
 from student_trainer.students import CausalStudent, FixtureStudent
 from student_trainer.targets import DenseTargets
 from student_trainer.teachers import FixtureTeacher
-from tests.models import ARCHITECTURES, write_tiny_model
-from tests.student_trainer.parts import parts_of, settings_of, trained
+from tests.support.models import ARCHITECTURES, write_tiny_model
+from tests.support.training.parts import parts_of, settings_of, trained
 
 torch.set_num_threads(1)
 

@@ -22,7 +22,7 @@ from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets,
 from student_trainer.teachers import FixtureTeacher, InProcessTeacher
 from teacher_server.engine.fixture import FixtureEngine
 from teacher_server.engine.seam import SequenceAsk
-from tests.models import ARCHITECTURES, write_tiny_model
+from tests.support.models import ARCHITECTURES, write_tiny_model
 
 torch.set_num_threads(1)
 

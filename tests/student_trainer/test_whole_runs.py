@@ -16,8 +16,8 @@ from lectern_common.run_folder import RunFolder, RunState
 from lectern_models.loading import build_causal_lm
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import Settings
-from tests.servers import teacher_thread, wait_for
-from tests.student_trainer.runs import (
+from tests.support.servers import teacher_thread, wait_for
+from tests.support.training.runs import (
     VOCAB_SIZE,
     Home,
     compared,
@@ -27,8 +27,8 @@ from tests.student_trainer.runs import (
     status_of,
     trained,
 )
-from tests.student_trainer.shards import write_shards
-from tests.student_trainer.wire_teacher import (
+from tests.support.training.shards import write_shards
+from tests.support.training.wire_teacher import (
     PROBES,
     Serving,
     WireTeacher,

@@ -15,9 +15,9 @@ import pytest
 from lectern_common.teacher_channel import TeacherChannel
 from protos import teacher_pb2 as pb
 from teacher_server.observing.banner import idle_gpu_warning
-from tests.models import write_tiny_model
-from tests.servers import TeacherProcess, start_teacher, teacher_process, wait_for
-from tests.teacher_server.asking import connect, gathered, refused, request, score, stub
+from tests.support.asking import connect, gathered, refused, request, score, stub
+from tests.support.models import write_tiny_model
+from tests.support.servers import TeacherProcess, start_teacher, teacher_process, wait_for
 from tests.teacher_server.rpc.test_scoring import standalone
 from tests.teacher_server.rpc.test_server import health
 

@@ -20,7 +20,7 @@ from lectern_common.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
 from tests.control_plane.api.test_routes import left_behind, problem_of, stopped
 from tests.control_plane.conftest import BASE_URL, make_home, spec_body, wait_for
-from tests.fakes import NOBODY, FakeTeacher, serving
+from tests.support.fakes import NOBODY, FakeTeacher, serving
 
 TOKENS = {"def": 0, "return": 1, "lectern": 2}
 OTHER = {"def": 0, "yield": 1, "lectern": 2}

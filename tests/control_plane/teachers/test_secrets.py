@@ -20,7 +20,7 @@ from lectern_common.tokenizer_map import tokenizer_sha256
 from tests.control_plane.api.test_routes import problem_of, stopped
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home
 from tests.control_plane.teachers.test_checks import TOKENS, distilling, write_student
-from tests.fakes import FakeTeacher, serving
+from tests.support.fakes import FakeTeacher, serving
 
 KNOWN = "teacher:50051"
 TOKEN = "0123456789abcdef" * 2

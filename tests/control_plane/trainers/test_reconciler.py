@@ -11,7 +11,7 @@ from control_plane.trainers.launcher import Identity
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec_file import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
-from tests.fakes import FakeProcess
+from tests.support.fakes import FakeProcess
 
 
 def seen(bench: Bench, run_id: str) -> tuple[str, str | None]:

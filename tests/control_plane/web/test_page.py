@@ -7,7 +7,7 @@ import pytest
 from lectern_common.json_lines import append_json_line
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, folder_of, home  # noqa: F401 - a fixture
-from tests.fakes import FakeTeacher, serving
+from tests.support.fakes import FakeTeacher, serving
 
 pytestmark = pytest.mark.browser
 

@@ -10,7 +10,7 @@ from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, folder_of, home  # noqa: F401 - a fixture
 from tests.control_plane.web.test_page import browser, open_page, page, points  # noqa: F401 - fixtures
 from tests.control_plane.web.test_page_teachers import text_of
-from tests.fakes import FakeTeacher, serving
+from tests.support.fakes import FakeTeacher, serving
 
 pytestmark = pytest.mark.browser
 

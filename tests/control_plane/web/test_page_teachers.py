@@ -6,7 +6,7 @@ from protos import teacher_pb2
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, home  # noqa: F401 - a fixture
 from tests.control_plane.web.test_page import browser, open_page, page  # noqa: F401 - fixtures
-from tests.fakes import FakeTeacher, serving
+from tests.support.fakes import FakeTeacher, serving
 
 pytestmark = pytest.mark.browser
 

@@ -17,10 +17,10 @@ from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ComputedRows, Engine, SequenceAsk, base_ask
 from teacher_server.engine.transformers import Settings
-from tests.gguf_models import write_gguf
-from tests.models import ARCHITECTURES, write_tiny_model
-from tests.servers import teacher_process
-from tests.teacher_server.asking import request, score
+from tests.support.asking import request, score
+from tests.support.gguf_models import write_gguf
+from tests.support.models import ARCHITECTURES, write_tiny_model
+from tests.support.servers import teacher_process
 
 V, D, S = 97, 32, 37
 KNOWN = [name for name in ARCHITECTURES if name != "hyperclovax"]

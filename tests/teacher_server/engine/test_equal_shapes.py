@@ -12,7 +12,7 @@ from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.equal_shapes import EqualShapes, trials_tell
 from teacher_server.engine.seam import ComputedRows
 from teacher_server.engine.transformers import Settings
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 
 def rows(*values: int) -> list[ComputedRows]:

@@ -14,8 +14,8 @@ from lectern_common.wire.formats import Representation
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ModelFacts, SequenceAsk, base_ask
 from teacher_server.engine.transformers import Settings
-from tests.gguf_models import write_gguf
-from tests.models import write_tiny_model
+from tests.support.gguf_models import write_gguf
+from tests.support.models import write_tiny_model
 
 # bitsandbytes itself still uses it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")

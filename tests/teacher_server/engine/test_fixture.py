@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from teacher_server.engine.fixture import FixtureEngine
-from tests.servers import teacher_thread
-from tests.teacher_server.asking import request, score
+from tests.support.asking import request, score
+from tests.support.servers import teacher_thread
 
 
 def test_argmax_is_the_last_input_token() -> None:

@@ -18,10 +18,10 @@ from lectern_common.pem import read_authorities
 from lectern_common.teacher_channel import TeacherChannel, serving_state
 from protos import teacher_pb2 as pb
 from teacher_server.observing.metrics_server import MAX_CONNECTIONS, MetricsServer
-from tests.certificates import Authority
-from tests.models import write_tiny_model
-from tests.servers import TeacherProcess, start_teacher, teacher_process, wait_for
-from tests.teacher_server.asking import request, score
+from tests.support.asking import request, score
+from tests.support.certificates import Authority
+from tests.support.models import write_tiny_model
+from tests.support.servers import TeacherProcess, start_teacher, teacher_process, wait_for
 from tests.teacher_server.observing.test_metrics import expected, samples
 
 FIXTURE = ("--engine", "fixture", "--vocab-size", "97", "--metrics-bind", "127.0.0.1:0")

@@ -13,9 +13,9 @@ from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import Settings
 from teacher_server.scheduling.sharing import Sharing
-from tests.models import write_tiny_model
-from tests.servers import teacher_thread
-from tests.teacher_server.asking import connect, request, score, stub
+from tests.support.asking import connect, request, score, stub
+from tests.support.models import write_tiny_model
+from tests.support.servers import teacher_thread
 
 V, D = 97, 32
 

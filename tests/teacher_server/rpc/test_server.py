@@ -28,10 +28,10 @@ from teacher_server.engine.transformers import Settings
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.server import SERVICE_NAME, TeacherServer
 from teacher_server.scheduling.sharing import Sharing
-from tests.models import write_tiny_model
-from tests.servers import TeacherThread, teacher_thread, wait_for
-from tests.teacher_server.asking import connect, gathered, refused, request, score, stub
-from tests.teacher_server.engines import BreakingEngine, GatedEngine
+from tests.support.asking import connect, gathered, refused, request, score, stub
+from tests.support.engines import BreakingEngine, GatedEngine
+from tests.support.models import write_tiny_model
+from tests.support.servers import TeacherThread, teacher_thread, wait_for
 
 TOKEN = "0123456789abcdef" * 2
 VERSION = {"protocol_version": 1}

@@ -13,9 +13,9 @@ from lectern_common.pem import read_authorities, read_key_pair
 from lectern_common.teacher_channel import TeacherChannel, serving_state
 from teacher_server.rpc.auth import callers_text, plaintext_warning, require_callers_known
 from teacher_server.rpc.tls import ServerTls, read_server_tls
-from tests.certificates import Authority
-from tests.servers import TeacherProcess, start_teacher, teacher_process
-from tests.teacher_server.asking import gathered, request
+from tests.support.asking import gathered, request
+from tests.support.certificates import Authority
+from tests.support.servers import TeacherProcess, start_teacher, teacher_process
 
 FIXTURE = ("--engine", "fixture", "--vocab-size", "97")
 EVERYWHERE = "0.0.0.0"  # noqa: S104

@@ -21,7 +21,7 @@ from protos import teacher_pb2 as pb
 from teacher_server.engine.fixture import FixtureEngine
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.validation import require_protocol, require_vocab_size, scoring_request
-from tests.teacher_server.asking import KINDS, request
+from tests.support.asking import KINDS, request
 
 V = 97
 FACTS = dataclasses.replace(

@@ -24,7 +24,7 @@ from teacher_server.scheduling.cache import Cache
 from teacher_server.scheduling.fair_share import FairShare
 from teacher_server.scheduling.requests import Ticket
 from teacher_server.scheduling.scheduler import Scheduler
-from tests.teacher_server.engines import BreakingEngine, GatedEngine, HiddenEngine
+from tests.support.engines import BreakingEngine, GatedEngine, HiddenEngine
 
 DENSE = Representation("dense")
 V = 97

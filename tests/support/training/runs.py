@@ -22,8 +22,8 @@ from student_trainer.recorder import Recorder
 from student_trainer.run_life import live
 from student_trainer.run_parts import RunContext
 from student_trainer.stopping import Stop
-from tests.models import write_tiny_model, write_tiny_tokenizer
-from tests.student_trainer.shards import write_shards
+from tests.support.models import write_tiny_model, write_tiny_tokenizer
+from tests.support.training.shards import write_shards
 
 VOCAB_SIZE = 40
 

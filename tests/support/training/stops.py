@@ -7,12 +7,12 @@ from student_trainer.run_parts import Parts, Progress
 from student_trainer.stopping import Stop
 from student_trainer.students import CausalStudent
 from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
-from tests.student_trainer.parts import (
+from tests.support.training.parts import (
     Records,
     parts_of,
     twin,
 )
-from tests.student_trainer.runs import COMPARED
+from tests.support.training.runs import COMPARED
 
 
 def resumed(store: CheckpointStore, fresh: CausalStudent, **changes: Any) -> tuple[Parts, Progress]:

@@ -17,7 +17,7 @@ from student_trainer.optim import build_adamw
 from student_trainer.run_parts import Parts, Progress, Settings, Teaching
 from student_trainer.students import CausalStudent, Student
 from student_trainer.teachers import InProcessTeacher
-from tests.models import write_tiny_model
+from tests.support.models import write_tiny_model
 
 CPU = torch.device("cpu")
 KD = Objective(alpha=0.3, temperature=2.0)

@@ -1,4 +1,4 @@
-"""Small GGUF files, written by the gguf package from a folder of tests/models.py.
+"""Small GGUF files, written by the gguf package from a folder of tests/support/models.py.
 
 Tensor names, the order of rows that rotary embeddings have in a llama file, and what stays in
 float32 are as llama.cpp writes them.

@@ -14,8 +14,8 @@ import psutil
 from lectern_cli.client import Client
 from lectern_cli.processes import Child
 from lectern_common.run_folder import RunFolder
-from tests.servers import ROOT, wait_for
-from tests.student_trainer.runs import Home, lines_of
+from tests.support.servers import ROOT, wait_for
+from tests.support.training.runs import Home, lines_of
 
 MARK = "TEST_THAT_STARTED_THIS"
 # Far more than anything here takes on busy cores; a test that needs it has failed.

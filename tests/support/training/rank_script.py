@@ -1,4 +1,4 @@
-"""One of two ranks: `RANK=0 ... python -m tests.student_trainer.rank_script FOLDER`.
+"""One of two ranks: `RANK=0 ... python -m tests.support.training.rank_script FOLDER`.
 
 It does what test_ranks.py asks about, and leaves it in FOLDER/rank-<rank>.json and, of the first
 rank, gradients.safetensors.
@@ -26,8 +26,8 @@ from student_trainer.sharding import gathered, placed_like, shard, whole
 from student_trainer.stopping import StopRequested
 from student_trainer.students import Student
 from student_trainer.targets import DenseTargets
-from tests.student_trainer.parts import Fixed, parts_of
-from tests.student_trainer.rank_cases import (
+from tests.support.training.parts import Fixed, parts_of
+from tests.support.training.rank_cases import (
     OBJECTIVE,
     Apart,
     evaluated,

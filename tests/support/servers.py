@@ -16,7 +16,7 @@ from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.server import TeacherServer
 from teacher_server.scheduling.sharing import Sharing
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -1,0 +1,1 @@
+"""What several tests stand on: fakes, small models, servers as processes, certificates."""

@@ -1,0 +1,1 @@
+"""Training in tests: the loop in memory, whole runs on tiny models, ranks, a fake teacher."""
