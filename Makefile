@@ -62,7 +62,7 @@ faults: $(STAMP)
 
 # Pages that are made of the source.
 docs: $(STAMP)
-	$(BIN)/python -m lectern_common.spec_page > docs/run-spec.md
+	$(BIN)/python -m lectern_common.spec.page > docs/run-spec.md
 	$(BIN)/python docs/make_map.py
 
 protos: $(STAMP)

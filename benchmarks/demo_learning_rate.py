@@ -15,7 +15,7 @@ from lectern_cli.demo_specs import STUDENT_STEPS, student_specs
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 GRID = (2e-3, 3.5e-3, 5e-3, 7e-3, 1e-2)
 SEEDS = (0, 1, 2)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lectern_common.replicas import TeacherReplicas
+from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop

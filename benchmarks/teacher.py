@@ -32,7 +32,7 @@ from benchmarks.memory import MemoryGrowth
 from benchmarks.pairs import paired, seconds
 from benchmarks.servers import Served, served, write_model
 from lectern_common.logs import configure_logs
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation
 from protos import teacher_pb2
 from teacher_server.scheduling.fair_share import QUANTUM_TOKENS

@@ -23,7 +23,7 @@ from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.secret_files import SecretFiles
+from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.words import address_of, bracketed, host_and_port
 
 SHUTDOWN_SECONDS = 3

@@ -28,12 +28,12 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
-from lectern_common.addresses import replica_addresses
 from lectern_common.errors import Misconfigured
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.secret_files import SecretFiles
+from lectern_common.teacher.address import replica_addresses
+from lectern_common.teacher.secrets import SecretFiles
 
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from control_plane.runs.record import Run, Wanted
 from lectern_common.run_folder import RunState
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 
 STALE_SECONDS = 15.0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faults.processes import PATIENCE_SECONDS, ROOT, environment
-from lectern_common.shards import TOKENIZER_NAME
+from lectern_common.tokens.shards import TOKENIZER_NAME
 
 # Tokens of the tokenizer that is trained: every byte, some merges, the end of a text.
 NUM_TOKENS = 300

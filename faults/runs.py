@@ -16,7 +16,7 @@ from faults.stage import Stage
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 STEPS = 120
 SEQ_LEN = 32

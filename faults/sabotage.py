@@ -51,7 +51,7 @@ def _fingerprints_not_compared(program: str) -> None:
         return
 
     if program == "trainer":
-        from lectern_common.replicas import TeacherReplicas
+        from lectern_common.teacher.replicas import TeacherReplicas
         from student_trainer import head, remote_teacher, reply_assembly
 
         def first_model(self: TeacherReplicas, timeout_seconds: float = 10.0) -> Any:

@@ -15,7 +15,7 @@ from faults.row import Tally
 from faults.runs import Ended, Home, Trainer, events_of
 from faults.stage import Stage
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 _SECTIONS = {
     "schedule": {"steps": 60},

@@ -14,7 +14,7 @@ from faults.processes import ROOT, environment
 from faults.runs import Trainer
 from faults.stage import Stage
 from lectern_common.run_folder import RunFolder
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 _SIZE_MIB = 4
 _BALLAST = "ballast"

@@ -16,8 +16,8 @@ from faults.row import Tally
 from faults.runs import VOCAB_SIZE, Home, Trainer, events_of
 from faults.stage import Stage
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
 
 _SECTIONS = {
     "schedule": {"steps": 30},

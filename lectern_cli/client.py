@@ -18,7 +18,7 @@ import httpx
 
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound, error_of
 from lectern_common.run_folder import RESTING, RunState
-from lectern_common.run_spec import NAME_PATTERN, RunSpec
+from lectern_common.spec.run_spec import NAME_PATTERN, RunSpec
 
 PAGE_SIZE = 100
 MAX_POINTS = 512

@@ -11,7 +11,7 @@ from lectern_cli import console
 from lectern_common.errors import LecternError
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from lectern_cli.client import Client, RunStatus

@@ -9,8 +9,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
 
 DATASET = "stdlib"
 VOCAB_SIZE = 2048

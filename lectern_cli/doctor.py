@@ -25,7 +25,7 @@ from lectern_cli.options import (
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
-from lectern_common.secret_files import SecretFiles
+from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.words import GIB, gib
 
 _NO_SECRETS = SecretFiles()
@@ -194,9 +194,9 @@ def _port(subject: str, address: str, option: str) -> Check:
 
 
 def _teacher(address: str, roots: Roots, files: SecretFiles) -> Check:
-    from lectern_common.addresses import checked_address
-    from lectern_common.replicas import TeacherReplicas
-    from lectern_common.secret_files import read_secrets, require_whole
+    from lectern_common.teacher.address import checked_address
+    from lectern_common.teacher.replicas import TeacherReplicas
+    from lectern_common.teacher.secrets import read_secrets, require_whole
 
     try:
         require_whole(files)

@@ -24,8 +24,8 @@ from lectern_common.checks.preflight import Found, examine
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import dump_spec
+from lectern_common.spec.load import dump_spec
+from lectern_common.spec.run_spec import RunSpec
 from lectern_common.threads import waiting_environment
 from lectern_common.words import counted, duration, size
 

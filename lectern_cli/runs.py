@@ -36,7 +36,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a run. Its paths are below the control plane's roots."""
-    from lectern_common.spec_file import load_spec
+    from lectern_common.spec.load import load_spec
 
     spec = load_spec(spec_file)
     with control_plane(url, token_file) as service:

@@ -16,7 +16,7 @@ from lectern_cli.options import given
 from lectern_cli.processes import Child, ChildDied, interrupts_held, wait_until
 from lectern_common.errors import Misconfigured
 from lectern_common.roots import Roots
-from lectern_common.teacher_options import TEACHER_OPTIONS, EngineName
+from lectern_common.teacher.options import TEACHER_OPTIONS, EngineName
 from lectern_common.words import address_of, host_and_port
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"

@@ -16,7 +16,7 @@ from lectern_cli.options import Json, command_group
 from lectern_common.threads import waiting_environment
 
 if TYPE_CHECKING:
-    from lectern_common.client_tls import ClientTls
+    from lectern_common.teacher.tls import ClientTls
 
 app = command_group("Serve a teacher model to student trainers.")
 
@@ -58,7 +58,7 @@ def health(
     as_json: Json = False,
 ) -> None:
     """Say whether a teacher takes calls; exit status 0 where it does. Needs no token."""
-    from lectern_common.teacher_channel import serving_state
+    from lectern_common.teacher.channel import serving_state
 
     state = serving_state(address, timeout_seconds, _tls(tls_ca, tls_cert, tls_key))
     if as_json:
@@ -84,8 +84,8 @@ def status(
 ) -> None:
     """Show what a teacher does now, and what each run has had of it."""
     from lectern_cli.teacher_status import print_status
-    from lectern_common.teacher_channel import TeacherChannel
-    from lectern_common.teacher_figures import teacher_figures
+    from lectern_common.teacher.channel import TeacherChannel
+    from lectern_common.teacher.figures import teacher_figures
 
     token = None if token_file is None else _token(token_file)
     with TeacherChannel(address, token, _tls(tls_ca, tls_cert, tls_key)) as channel:
@@ -113,9 +113,9 @@ def _token(path: Path) -> str:
 
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "ClientTls | None":
     """Returns what the files hold; None without files. Raises Misconfigured."""
-    from lectern_common.client_tls import ClientTls
     from lectern_common.errors import Misconfigured
-    from lectern_common.pem import BadPem, read_authorities, read_key_pair
+    from lectern_common.teacher.pem import BadPem, read_authorities, read_key_pair
+    from lectern_common.teacher.tls import ClientTls
 
     if ca is None and certificate is None and key is None:
         return None

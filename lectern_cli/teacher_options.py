@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from lectern_common.teacher_options import TEACHER_OPTIONS
+from lectern_common.teacher.options import TEACHER_OPTIONS
 
 _TEACHERS = frozenset(option.flag for option in TEACHER_OPTIONS.values())
 

@@ -13,7 +13,7 @@ from lectern_cli.options import Home, Json, given, roots_of
 if TYPE_CHECKING:
     from lectern_common.roots import Roots
     from lectern_common.run_folder import RunFolder
-    from lectern_common.run_spec import RunSpec
+    from lectern_common.spec.run_spec import RunSpec
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
     The run folder is RUNS/<name of the spec>. Everything that can be checked is checked before it
     is made. Ctrl-C writes a checkpoint and stops; --resume goes on from there.
     """
-    from lectern_common.spec_file import load_spec
+    from lectern_common.spec.load import load_spec
 
     roots = roots_of(home)
     spec = load_spec(spec_file)

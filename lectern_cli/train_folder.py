@@ -3,7 +3,7 @@
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import EARLY_STOPPED, RunFolder, RunState, Status
-from lectern_common.run_spec import RunSpec, require_more_to_do, require_resumable
+from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 
 
 def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from lectern_cli import console
 from lectern_cli.options import Home, logs_of, roots_of
-from lectern_common.teacher_options import EngineName
+from lectern_common.teacher.options import EngineName
 
 if TYPE_CHECKING:
     from lectern_cli.services import OnWait, PlaneOptions, Services, TeacherOptions

@@ -33,9 +33,9 @@ from typing import Any
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.files import rename_durably, take_lock, write_atomic
 from lectern_common.json_lines import append_json_line
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import dump_spec, load_spec
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.load import dump_spec, load_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.identity import TeacherIdentity
 
 STATUS_VERSION = 1
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest, LecternError, NotFound
-from lectern_common.shards import MANIFEST_NAME, read_manifest
+from lectern_common.tokens.shards import MANIFEST_NAME, read_manifest
 
 _ENDINGS_NAMED = 8
 

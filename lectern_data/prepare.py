@@ -23,8 +23,8 @@ from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
-from lectern_common.shards import TOKENIZER_NAME
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_data import hub
 from lectern_data.document_split import split
 from lectern_data.documents import Document, LeftOut, texts_of

@@ -10,7 +10,7 @@ import psutil
 
 from lectern_common.errors import Conflict
 from lectern_common.files import put_in_place, rename_durably
-from lectern_common.shards import MANIFEST_NAME
+from lectern_common.tokens.shards import MANIFEST_NAME
 
 
 @contextmanager

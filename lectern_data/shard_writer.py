@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import CorruptData
-from lectern_common.shards import DOCUMENTS_NAME, mask_path, shard_path
+from lectern_common.tokens.shards import DOCUMENTS_NAME, mask_path, shard_path
 
 
 class ShardWriter:

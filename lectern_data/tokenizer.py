@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from lectern_common.errors import CorruptData, InvalidRequest, NotFound
-from lectern_common.shards import TOKENIZER_NAME
+from lectern_common.tokens.shards import TOKENIZER_NAME
 
 CONFIG_NAME = "tokenizer_config.json"
 TEMPLATE_NAME = "chat_template.jinja"

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.shards import MANIFEST_NAME, ShardManifest
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_data.documents import Document
 from lectern_data.pieces import EncodedPiece, Piece, read_piece
 from lectern_data.rows import Content

@@ -185,7 +185,7 @@ class GgufFile:
 
 
 def loaded_weights_sha256(model: PreTrainedModel) -> str:
-    """Returns weights_sha256 (see lectern_common.weights) of the tensors of a loaded model.
+    """Returns weights_sha256 (see lectern_common.tokens.weights) of the tensors of a loaded model.
 
     Equal to that of the safetensors folder which a GGUF file was made from where the file holds
     the same numbers to bfloat16: always for F32 and BF16 files, for F16 files where float16 can

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
-from lectern_common.tokenizer_map import read_tokenizer_map
-from lectern_common.weights import safetensors_files
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map
+from lectern_common.tokens.weights import safetensors_files
 from lectern_models.gguf_file import GgufFile
 from lectern_models.placement import BALANCED, require_all_on_gpus, require_attention
 from lectern_models.quantization import (

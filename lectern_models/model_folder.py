@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
-from lectern_common.shards import MANIFEST_NAME
+from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_models.gguf_file import GgufFile
 
 CONFIG_NAME = "config.json"

@@ -17,8 +17,8 @@ import torch
 
 from lectern_common.errors import CorruptData, Incompatible
 from lectern_common.run_folder import EARLY_STOPPED
-from lectern_common.run_spec import RunSpec, require_resumable
-from lectern_common.spec_file import dump_spec, parse_spec
+from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_models.loading import num_parameters
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.checks import check_before_training

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.errors import CorruptData, InvalidRequest
-from lectern_common.shards import (
+from lectern_common.tokens.shards import (
     ShardFile,
     ShardManifest,
     corpus_sha256,

@@ -16,7 +16,6 @@ import structlog
 import torch
 from torch import Tensor
 
-from lectern_common.addresses import is_one_server
 from lectern_common.checks.estimate import computation_of
 from lectern_common.checks.memory import (
     FreeMemory,
@@ -27,7 +26,8 @@ from lectern_common.checks.memory import (
     memory_fit,
 )
 from lectern_common.errors import Misconfigured, SameWeights
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2

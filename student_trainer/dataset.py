@@ -16,7 +16,7 @@ import structlog
 
 from lectern_common.checks.rules import require_document_starts, require_row
 from lectern_common.errors import CorruptData
-from lectern_common.shards import (
+from lectern_common.tokens.shards import (
     ShardManifest,
     open_masks,
     open_shards,

@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from lectern_common.addresses import is_one_server
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.logs import configure_logs
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.run_spec import RunSpec
-from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import open_shards, read_manifest
-from lectern_common.spec_file import parse_spec
-from lectern_common.spec_sections import TeacherSpec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import is_one_server
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.shards import open_shards, read_manifest
 from protos import teacher_pb2
 
 # Of the teacher's vocabulary: its whole head may be a gigabyte, and a few ids show what is wrong.

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lectern_common.errors import CorruptData
 from lectern_common.files import new_folder
-from lectern_common.shards import TOKENIZER_NAME
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.disk_full import disk_full_as_error
 from student_trainer.lora import Adapters

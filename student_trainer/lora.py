@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lectern_common.errors import CorruptData, InvalidSpec
-from lectern_common.spec_sections import LoraSpec
+from lectern_common.spec.sections import LoraSpec
 from lectern_models.body_and_head import split
 from lectern_models.quantization import require_packages
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lectern_common.checks.memory import ModelShape
-from lectern_common.spec_sections import StudentSpec
+from lectern_common.spec.sections import StudentSpec
 from lectern_models.layers import layer_lists, layers_of
 from lectern_models.loading import build_causal_lm
 from student_trainer.lora import add_adapters

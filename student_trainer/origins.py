@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from lectern_common.checks.rules import require_positions
 from lectern_common.errors import Incompatible
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_sections import StudentSpec
-from lectern_common.tokenizer_map import TokenizerMap
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import StudentSpec
+from lectern_common.tokens.tokenizer_map import TokenizerMap
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256
 from lectern_models.loading import (
     build_causal_lm,
@@ -41,8 +41,8 @@ class LoadedStudent:
         student: on the run's device.
         folder: where it came from, with its tokenizer, if it has one.
         tokens: its token-to-id map; None where the folder has none.
-        initial_sha256: of its weights, see lectern_common/weights.py; of the file where they are
-            taken from one as they are, so that it equals that of a teacher with the same weights.
+        initial_sha256: of its weights, see lectern_common/tokens/weights.py; of the file if they
+            are taken from one as they are, so it equals that of a teacher with the same weights.
         facts: for the run's events, its checkpoints and the export's metadata.
     """
 

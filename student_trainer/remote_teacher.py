@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lectern_common.addresses import checked_address
 from lectern_common.callers import read_token_file
-from lectern_common.client_tls import ClientTls
 from lectern_common.errors import InvalidRequest, TeacherError
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots
-from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
+from lectern_common.teacher.address import checked_address
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.tls import ClientTls
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, Widths, pack_mask
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2

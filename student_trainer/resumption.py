@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lectern_common.run_folder import RunFolder
-from lectern_common.run_spec import RunSpec
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.identity import TeacherIdentity
 from student_trainer.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.early_stopping import Best
 from student_trainer.ranks import Ranks

@@ -3,12 +3,12 @@
 from typing import Any
 
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import resolve_under
-from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import ShardManifest
-from lectern_common.spec_sections import TeacherSpec
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.shards import ShardManifest
 from protos import teacher_pb2
 from student_trainer.advice import TeacherFacts, WaitAdvice
 from student_trainer.origins import LoadedStudent

@@ -24,8 +24,8 @@ from torch import Tensor
 from lectern_common.errors import InvalidSpec
 from lectern_common.files import fsync
 from lectern_common.json_lines import append_json_line, keep_lines_before
-from lectern_common.run_spec import RunSpec
-from lectern_common.shards import TOKENIZER_NAME
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.loading import max_positions

@@ -10,9 +10,9 @@ from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.rules import require_one_tokenizer
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.run_spec import RunSpec
-from lectern_common.shards import ShardManifest
-from lectern_common.tokenizer_map import TokenizerMap
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.shards import ShardManifest
+from lectern_common.tokens.tokenizer_map import TokenizerMap
 from student_trainer.dataset import OpenedDataset, in_both, open_dataset
 from student_trainer.datasets import ChosenRows, Rows, SyntheticRows, held_out, spread
 

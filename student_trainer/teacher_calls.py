@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
-from lectern_common.replicas import TeacherReplicas
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.replicas import TeacherReplicas
 from protos import teacher_pb2
 from student_trainer.outage import Outage
 from student_trainer.reply_assembly import DamagedReply
@@ -61,7 +61,7 @@ class TeacherCalls:
 
     @property
     def address(self) -> str:
-        """Where the servers are, as addresses.py says."""
+        """Where the servers are, as lectern_common/teacher/address.py says."""
         return self._replicas.address
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from lectern_common.errors import Misconfigured
-from lectern_common.teacher_options import (
+from lectern_common.teacher.options import (
     ADDRESS_OPTIONS,
     LIMIT_OPTIONS,
     MAX_WEIGHT,

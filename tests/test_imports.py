@@ -43,7 +43,7 @@ ORDER_WITHIN = {
 # The files that speak gRPC; everything else is tested without it.
 GRPC_FILES = {
     "protos/teacher_pb2_grpc.py",
-    "lectern_common/teacher_channel.py",
+    "lectern_common/teacher/channel.py",
     "student_trainer/teacher_calls.py",
     "teacher_server/rpc/auth.py",
     "teacher_server/rpc/server.py",

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

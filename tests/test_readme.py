@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.api.problems import problem
-from lectern_common.spec_file import MAX_SPEC_BYTES
+from lectern_common.spec.load import MAX_SPEC_BYTES
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MAX_BODY_BYTES = MAX_SPEC_BYTES

@@ -9,12 +9,12 @@ from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_spec import (
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import (
     HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
     NAME_PATTERN,
     RunSpec,
 )
-from lectern_common.spec_file import parse_spec
 
 
 def _plane(request: Request) -> ControlPlane:

@@ -27,8 +27,8 @@ from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import dump_spec, parse_spec
+from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.spec.run_spec import RunSpec
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 

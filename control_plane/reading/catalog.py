@@ -6,8 +6,8 @@ from pathlib import Path
 from control_plane.views import DatasetView, ModelView
 from lectern_common.errors import LecternError
 from lectern_common.roots import folders_with
-from lectern_common.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
-from lectern_common.weights import safetensors_files
+from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
+from lectern_common.tokens.weights import safetensors_files
 
 _MAX_CONFIG_BYTES = 1 << 20
 

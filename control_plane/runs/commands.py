@@ -28,8 +28,8 @@ from control_plane.runs.record import (
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
-from lectern_common.run_spec import RunSpec, require_more_to_do, require_resumable
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
+from lectern_common.teacher.identity import TeacherIdentity
 
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0

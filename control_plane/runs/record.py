@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from control_plane.runs.store import deleted_runs, runs
 from lectern_common.errors import NotFound
 from lectern_common.run_folder import RESUMABLE, RunState, Status
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.identity import TeacherIdentity
 
 
 class Wanted(StrEnum):

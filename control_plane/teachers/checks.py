@@ -11,9 +11,9 @@ from control_plane.trainers.devices import Devices
 from lectern_common.checks.preflight import require_startable
 from lectern_common.errors import InvalidSpec, Unauthenticated, Untrusted
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec
-from lectern_common.secret_files import SecretFiles
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.teacher.secrets import SecretFiles
 
 MAX_CHECKS_AT_ONCE = 4
 

@@ -14,9 +14,9 @@ from control_plane.views import TeacherView
 from lectern_common.callers import is_loopback
 from lectern_common.errors import LecternError, Unauthenticated
 from lectern_common.roots import Roots
-from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.teacher_figures import teacher_figures
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.figures import teacher_figures
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
 
 PROBE_SECONDS = 2.0
 FRESH_SECONDS = 1.0

@@ -6,10 +6,10 @@ under the secrets root sent to any address.
 
 from collections.abc import Mapping
 
-from lectern_common.addresses import checked_address, replica_addresses
 from lectern_common.errors import InvalidSpec, Misconfigured
-from lectern_common.secret_files import SecretFiles, require_whole
-from lectern_common.spec_sections import TeacherSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import checked_address, replica_addresses
+from lectern_common.teacher.secrets import SecretFiles, require_whole
 
 # Field of a spec's `teacher` -> option of this process.
 OPTIONS = {

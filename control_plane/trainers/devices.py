@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 
 CPU = "cpu"
 DEFAULT_MAX_RUNNING = 4

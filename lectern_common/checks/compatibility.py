@@ -13,9 +13,9 @@ from lectern_common.errors import (
     SameWeights,
     WrongModel,
 )
-from lectern_common.run_spec import RunSpec
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest
-from lectern_common.tokenizer_map import (
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.shards import TOKENIZER_NAME, ShardManifest
+from lectern_common.tokens.tokenizer_map import (
     TokenizerMap,
     read_tokenizer_map,
     require_same_tokens,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Widths
 from protos import teacher_pb2
 

@@ -25,19 +25,19 @@ from lectern_common.checks.rules import (
 )
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
-from lectern_common.replicas import TeacherReplicas
 from lectern_common.roots import Roots, resolve_under, what_is_there
-from lectern_common.run_spec import RunSpec
-from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.shards import (
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.shards import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
     ShardManifest,
     open_shards,
     read_manifest,
 )
-from lectern_common.spec_sections import TeacherSpec
-from lectern_common.teacher_identity import TeacherIdentity, require_same_teacher
 from lectern_common.words import counted
 from protos import teacher_pb2
 

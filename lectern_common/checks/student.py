@@ -10,10 +10,10 @@ from lectern_common.checks.compatibility import StudentFacts
 from lectern_common.checks.rules import require_layers_to_leave_out, require_positions
 from lectern_common.errors import CorruptData, InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
-from lectern_common.run_spec import RunSpec
-from lectern_common.shards import TOKENIZER_NAME
-from lectern_common.tokenizer_map import read_tokenizer_map
-from lectern_common.weights import cached_weights_sha256, safetensors_files, tensor_shapes
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map
+from lectern_common.tokens.weights import cached_weights_sha256, safetensors_files, tensor_shapes
 
 UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None)
 

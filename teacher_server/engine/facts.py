@@ -10,8 +10,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured
-from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import FORMATS, MAX_SAMPLED_ID
 from lectern_models.gguf_file import loaded_weights_sha256
 from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map

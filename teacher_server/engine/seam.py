@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import Representation, Widths
 
 # Part of the fingerprint: raise it when the bytes of any representation change.

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from lectern_common.teacher_options import MODES
+from lectern_common.teacher.options import MODES
 from lectern_common.wire.formats import FORMATS
 from teacher_server.engine.seam import ModelFacts
 from teacher_server.rpc.limits import Limits

@@ -12,7 +12,7 @@ import grpc
 
 from lectern_common.callers import REMEDY, is_loopback, require_known_callers
 from lectern_common.errors import Unauthenticated
-from lectern_common.teacher_channel import REASON_KEY
+from lectern_common.teacher.channel import REASON_KEY
 from teacher_server.rpc.tls import ServerTls
 
 # Probes carry no token, and learn nothing but that the server is up.

@@ -20,7 +20,7 @@ from lectern_common.errors import (
     TeacherError,
     TeacherUnavailable,
 )
-from lectern_common.teacher_channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY
+from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.engine.seam import Engine, ScoringRequest
 from teacher_server.rpc import replies, validation

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lectern_common.errors import Misconfigured
-from lectern_common.pem import BadPem, read_authorities, read_key_pair
+from lectern_common.teacher.pem import BadPem, read_authorities, read_key_pair
 
 
 @dataclass(frozen=True)

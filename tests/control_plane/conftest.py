@@ -20,8 +20,8 @@ from control_plane.runs.store import Store
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
 from tests.support.fakes import FakeClock, FakeProcesses
 
 ROOT = Path(__file__).parent.parent.parent

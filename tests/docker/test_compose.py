@@ -14,7 +14,7 @@ import pytest
 from lectern_cli.client import Client, ControlPlaneUnavailable
 from lectern_cli.demo_specs import student_specs
 from lectern_common.run_folder import RunState
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ import yaml
 
 from lectern_cli.client import Client
 from lectern_common.run_folder import RunState
-from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from tests.support.fakes import NOBODY
 from tests.support.models import write_tiny_model
 from tests.support.servers import teacher_process

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.spec_file import dump_spec, parse_spec
+from lectern_common.spec.load import dump_spec, parse_spec
 from teacher_server.engine.fixture import FixtureEngine
 from tests.student_trainer.test_main import process
 from tests.support.servers import ROOT, teacher_thread, wait_for

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_common.replicas import TeacherReplicas
+from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
 from student_trainer.remote_teacher import RemoteTeacher
 from student_trainer.stopping import Stop

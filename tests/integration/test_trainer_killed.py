@@ -13,7 +13,7 @@ from lectern_cli import runs
 from lectern_cli.client import Client
 from lectern_common.errors import Conflict
 from lectern_common.run_folder import RunFolder, RunState, Status
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 from tests.support.servers import teacher_process, wait_for
 from tests.support.stack import (
     PATIENCE_SECONDS,

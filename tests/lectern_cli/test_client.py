@@ -11,7 +11,7 @@ from lectern_cli.client import Client, ControlPlaneUnavailable
 from lectern_common import errors
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
 from lectern_common.run_folder import RunState
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 
 SPEC = parse_spec(
     {

@@ -8,7 +8,7 @@ from lectern_cli import doctor
 from lectern_cli.torch_probe import TorchFacts, probe_torch
 from lectern_common.checks.check import Check
 from lectern_common.roots import Roots
-from lectern_common.secret_files import SecretFiles
+from lectern_common.teacher.secrets import SecretFiles
 from tests.support.certificates import Authority
 from tests.support.training.wire_teacher import Serving, WireTeacher
 

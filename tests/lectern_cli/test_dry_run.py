@@ -11,7 +11,7 @@ import pytest
 
 from lectern_cli.dry_run import table
 from lectern_common.run_folder import RunFolder
-from lectern_common.spec_file import load_spec
+from lectern_common.spec.load import load_spec
 from tests.support.models import write_tiny_model
 from tests.support.training.shards import write_shards
 from tests.support.training.wire_teacher import Serving, WireTeacher

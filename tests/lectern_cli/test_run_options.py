@@ -16,7 +16,7 @@ from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
 from lectern_common.roots import Roots
-from lectern_common.spec_page import page, tables
+from lectern_common.spec.page import page, tables
 from tests.support.spec_fields import spec_fields
 
 ROOT = Path(__file__).parent.parent.parent
@@ -74,7 +74,7 @@ def named(schema: dict[str, Any] | None = None) -> list[str]:
 
 
 def test_the_documentation_is_made_of_the_schema_as_it_is_now() -> None:
-    """FALSIFY-TRAIN-008: `python -m lectern_common.spec_page > docs/run-spec.md`."""
+    """FALSIFY-TRAIN-008: `python -m lectern_common.spec.page > docs/run-spec.md`."""
     assert PAGE.read_text() == page()
 
 

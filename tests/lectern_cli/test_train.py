@@ -11,7 +11,7 @@ from lectern_cli.foreground import MetricsReader, run_trainer
 from lectern_cli.processes import wait_until
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.spec_file import load_spec
+from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
 
 DEADLINE_SECONDS = 30.0

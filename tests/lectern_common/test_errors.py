@@ -11,7 +11,7 @@ import pytest
 from control_plane.api import problems
 from lectern_cli import client
 from lectern_common import errors
-from lectern_common.teacher_channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated
+from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated
 
 
 def tree(root: type[errors.LecternError] = errors.LecternError) -> Iterator[type]:

@@ -11,8 +11,8 @@ import pytest
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status
-from lectern_common.spec_file import parse_spec
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.spec.load import parse_spec
+from lectern_common.teacher.identity import TeacherIdentity
 
 SPEC = parse_spec(
     {"name": "a", "teacher": {}, "student": {"init": "small"}, "data": {"path": "text"}}

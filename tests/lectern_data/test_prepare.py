@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFound
-from lectern_common.shards import read_manifest
+from lectern_common.tokens.shards import read_manifest
 from lectern_data.document_split import split
 from lectern_data.prepare import prepare
 from lectern_data.scan import scan

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.shards import read_document_starts, read_manifest
+from lectern_common.tokens.shards import read_document_starts, read_manifest
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
 from lectern_data.settings import PrepareSettings

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lectern_common.errors import CorruptData, Misconfigured
-from lectern_common.tokenizer_map import read_tokenizer_map
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import GgufFile, loaded_weights_sha256
 from lectern_models.loading import load_causal_lm
 from tests.support.gguf_models import write_gguf

@@ -22,8 +22,8 @@ from lectern_common.errors import (
     Untrusted,
     WrongModel,
 )
-from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.assembly import Assembly
 from student_trainer.samples import Prompts
 from tests.support.certificates import Authority

@@ -9,8 +9,8 @@ import torch
 
 from lectern_common.checks.memory import FreeMemory, MemoryEstimate
 from lectern_common.errors import Misconfigured, SameWeights
-from lectern_common.spec_sections import LoraSpec
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.spec.sections import LoraSpec
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import Representation
 from lectern_common.words import GIB
 from lectern_models.loading import load_causal_lm

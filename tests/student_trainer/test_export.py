@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lectern_common.errors import CorruptData, DiskFull
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256
 from student_trainer import export
 from student_trainer.export import export_student

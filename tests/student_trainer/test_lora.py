@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, InvalidSpec
-from lectern_common.spec_sections import LoraSpec
+from lectern_common.spec.sections import LoraSpec
 from lectern_models.loading import load_causal_lm
 from student_trainer.batch_sources import SyntheticBatchSource
 from student_trainer.checkpoint import CheckpointStore

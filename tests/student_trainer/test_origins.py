@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lectern_common.errors import Incompatible, NotFound
 from lectern_common.run_folder import RunFolder
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256
 from student_trainer.origins import LoadedStudent, load_student
 from tests.support.training.runs import Home, events_of, status_of, trained

@@ -15,7 +15,7 @@ import pytest
 from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.json_lines import append_json_line, read_json_lines
 from lectern_common.run_folder import RunFolder, RunState, Status
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 from student_trainer.recorder import Recorder
 from student_trainer.sinks import Metrics, QueuedSink
 from student_trainer.stopping import Stop

@@ -20,8 +20,8 @@ from lectern_common.errors import (
     Unauthenticated,
     WrongModel,
 )
-from lectern_common.replicas import TeacherReplicas
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms

@@ -10,7 +10,7 @@ from lectern_common.errors import (
     InvalidSpec,
     WrongModel,
 )
-from lectern_common.teacher_identity import TeacherIdentity
+from lectern_common.teacher.identity import TeacherIdentity
 from tests.support.training.runs import Home, assembled
 from tests.support.training.shards import write_shards
 from tests.support.training.wire_teacher import Serving, WireTeacher

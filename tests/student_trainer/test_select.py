@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
 from student_trainer.datasets import in_order
 from student_trainer.select import Data, open_data
 from tests.support.training.shards import write_shards

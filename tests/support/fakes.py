@@ -9,7 +9,7 @@ import grpc
 
 from control_plane.trainers.launcher import Identity
 from lectern_common.run_folder import RunFolder, RunState, Status
-from lectern_common.teacher_channel import REASON_KEY
+from lectern_common.teacher.channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 
 # An address where nobody listens.

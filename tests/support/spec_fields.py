@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from lectern_common.run_spec import RunSpec
+from lectern_common.spec.run_spec import RunSpec
 
 
 def spec_fields(model: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lectern_common.errors import Misconfigured
-from lectern_common.teacher_options import LIMIT_OPTIONS, TEACHER_OPTIONS
+from lectern_common.teacher.options import LIMIT_OPTIONS, TEACHER_OPTIONS
 from protos import teacher_pb2
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
 from teacher_server.rpc import replies

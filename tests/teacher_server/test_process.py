@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher.channel import TeacherChannel
 from protos import teacher_pb2 as pb
 from teacher_server.observing.banner import idle_gpu_warning
 from tests.support.asking import connect, gathered, refused, request, score, stub

@@ -11,7 +11,7 @@ from control_plane.api.requests import with_changes
 from control_plane.plane import LOCK_NAME
 from control_plane.runs.store import DATABASE_NAME, backup_path
 from lectern_common.json_lines import append_json_line
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import serving, spec_body, wait_for
 
 

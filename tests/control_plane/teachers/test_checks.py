@@ -11,12 +11,12 @@ from control_plane.plane import open_plane
 from control_plane.teachers.monitor import TeacherMonitor, _Teacher
 from control_plane.trainers.devices import Devices
 from lectern_common.run_folder import RunFolder
-from lectern_common.secret_files import SecretFiles, Secrets
-from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.teacher_figures import teacher_figures
-from lectern_common.teacher_identity import TeacherIdentity
-from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.figures import teacher_figures
+from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.teacher.secrets import SecretFiles, Secrets
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2
 from tests.control_plane.api.test_routes import left_behind, problem_of, stopped
 from tests.control_plane.conftest import BASE_URL, make_home, spec_body, wait_for

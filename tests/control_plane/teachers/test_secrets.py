@@ -13,10 +13,10 @@ from control_plane.teachers.secrets import configured_teachers, require_secrets_
 from control_plane.trainers.devices import Devices
 from lectern_cli.demo_specs import student_specs
 from lectern_common.errors import InvalidSpec, Misconfigured
-from lectern_common.secret_files import SecretFiles
-from lectern_common.spec_file import load_spec
-from lectern_common.spec_sections import TeacherSpec
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.spec.load import load_spec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.secrets import SecretFiles
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from tests.control_plane.api.test_routes import problem_of, stopped
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home
 from tests.control_plane.teachers.test_checks import TOKENS, distilling, write_student

@@ -9,7 +9,7 @@ from control_plane.runs.commands import MAX_RESTARTS
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.launcher import Identity
 from lectern_common.run_folder import RunFolder, RunState
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
 from tests.support.fakes import FakeProcess
 

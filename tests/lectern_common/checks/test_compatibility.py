@@ -16,9 +16,9 @@ from lectern_common.errors import (
     TokenizerMismatch,
     WrongModel,
 )
-from lectern_common.shards import TOKENIZER_NAME, ShardManifest
-from lectern_common.spec_file import parse_spec
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.spec.load import parse_spec
+from lectern_common.tokens.shards import TOKENIZER_NAME, ShardManifest
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from protos import teacher_pb2
 
 TOKENS = {"a": 0, "b": 1, "c": 2}

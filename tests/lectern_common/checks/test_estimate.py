@@ -6,8 +6,8 @@ import pytest
 
 from lectern_common.checks.estimate import RowCounts, computation_of, estimate_run
 from lectern_common.checks.memory import ModelShape
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
 from protos import teacher_pb2
 
 SHAPE = ModelShape(

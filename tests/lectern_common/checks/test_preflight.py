@@ -26,11 +26,11 @@ from lectern_common.errors import (
     WrongModel,
 )
 from lectern_common.roots import Roots
-from lectern_common.run_spec import RunSpec
-from lectern_common.secret_files import read_token
-from lectern_common.spec_file import parse_spec
-from lectern_common.tokenizer_map import tokenizer_sha256
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.secrets import read_token
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from protos import teacher_pb2, teacher_pb2_grpc
 
 NOBODY = "127.0.0.1:1"

@@ -11,9 +11,9 @@ import numpy as np
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, Status
-from lectern_common.run_spec import RunSpec
-from lectern_common.spec_file import parse_spec
-from lectern_common.tokenizer_map import read_tokenizer_map, tokenizer_sha256
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from student_trainer.assembly import Assembly, assemble
 from student_trainer.devices import choose_device
 from student_trainer.loop import train

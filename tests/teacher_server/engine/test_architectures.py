@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from protos import teacher_pb2 as pb

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import Misconfigured
-from lectern_common.tokenizer_map import read_tokenizer_map
-from lectern_common.weights import safetensors_files, weights_sha256
+from lectern_common.tokens.tokenizer_map import read_tokenizer_map
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import Representation
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ModelFacts, SequenceAsk, base_ask

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lectern_common.client_tls import ClientTls
-from lectern_common.pem import read_authorities
-from lectern_common.teacher_channel import TeacherChannel, serving_state
+from lectern_common.teacher.channel import TeacherChannel, serving_state
+from lectern_common.teacher.pem import read_authorities
+from lectern_common.teacher.tls import ClientTls
 from protos import teacher_pb2 as pb
 from teacher_server.observing.metrics_server import MAX_CONNECTIONS, MetricsServer
 from tests.support.asking import request, score

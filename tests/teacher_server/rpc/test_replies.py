@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import PIECE_BYTES
 from protos import teacher_pb2
 from teacher_server.engine.seam import ComputedRows

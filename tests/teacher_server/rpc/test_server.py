@@ -17,8 +17,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from lectern_common.errors import Misconfigured, TeacherError
-from lectern_common.teacher_channel import TeacherChannel
-from lectern_common.tokenizer_map import tokenizer_sha256
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import Representation
 from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lectern_common.client_tls import ClientTls
 from lectern_common.errors import Misconfigured, TeacherUnavailable, Unauthenticated, Untrusted
-from lectern_common.pem import read_authorities, read_key_pair
-from lectern_common.teacher_channel import TeacherChannel, serving_state
+from lectern_common.teacher.channel import TeacherChannel, serving_state
+from lectern_common.teacher.pem import read_authorities, read_key_pair
+from lectern_common.teacher.tls import ClientTls
 from teacher_server.rpc.auth import callers_text, plaintext_warning, require_callers_known
 from teacher_server.rpc.tls import ServerTls, read_server_tls
 from tests.support.asking import gathered, request

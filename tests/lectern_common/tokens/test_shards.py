@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_common.shards import (
+from lectern_common.tokens.shards import (
     ShardFile,
     corpus_sha256,
     mask_path,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lectern_common.teacher_figures import MAX_ACCOUNTS, teacher_figures
+from lectern_common.teacher.figures import MAX_ACCOUNTS, teacher_figures
 from protos import teacher_pb2 as pb
 
 

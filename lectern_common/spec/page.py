@@ -1,4 +1,4 @@
-"""docs/run-spec.md, made of the schema: `python -m lectern_common.spec_page > docs/run-spec.md`.
+"""docs/run-spec.md, made of the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
 
 One list of a run's settings, for people; the same that YAML files, REST bodies and the page's form
 are held to.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lectern_common.run_spec import RESUME_MAY_CHANGE, RunSpec
+from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 
 _HEAD = """# What a run is described by
 
@@ -22,7 +22,7 @@ filled in, with what the run will come to.
 in parentheses. Paths are relative to the folders that the processes were started with. Fields with
 a * may be changed when a run is resumed.
 
-This page is made of the schema: `python -m lectern_common.spec_page > docs/run-spec.md`.
+This page is made of the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
 """
 _TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
 _BOUNDS = (

@@ -19,11 +19,11 @@ from typing import TypeVar
 
 import structlog
 
-from lectern_common.addresses import DNS_SCHEME, replica_addresses
-from lectern_common.client_tls import ClientTls
 from lectern_common.errors import LecternError, Overloaded, TeacherUnavailable, WrongModel
-from lectern_common.secret_files import Secrets
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher.address import DNS_SCHEME, replica_addresses
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.secrets import Secrets
+from lectern_common.teacher.tls import ClientTls
 from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2
 
@@ -40,7 +40,7 @@ class TeacherReplicas:
     """Connections to all servers of one address. Use as a context manager, or call close().
 
     Args:
-        address: as addresses.py says.
+        address: as address.py says.
         token: sent with every call.
         tls: None is plaintext.
         clock: seconds, never going back.

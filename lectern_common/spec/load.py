@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_spec import NAME_PATTERN, NAME_RULE, RunSpec
+from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE, RunSpec
 
 MAX_SPEC_BYTES = 256 * 1024
 _MAX_SHOWN = 80

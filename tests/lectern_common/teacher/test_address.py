@@ -1,6 +1,6 @@
 import pytest
 
-from lectern_common.addresses import MAX_REPLICAS, checked_address, replica_addresses
+from lectern_common.teacher.address import MAX_REPLICAS, checked_address, replica_addresses
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from lectern_common.pem import MAX_PEM_BYTES, BadPem, read_authorities, read_key_pair
+from lectern_common.teacher.pem import MAX_PEM_BYTES, BadPem, read_authorities, read_key_pair
 from tests.support.certificates import Authority
 
 

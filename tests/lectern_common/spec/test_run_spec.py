@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lectern_common.errors import Conflict, InvalidSpec
-from lectern_common.run_spec import (
+from lectern_common.spec.load import SMALLEST, dump_spec, load_spec, parse_spec
+from lectern_common.spec.run_spec import (
     RESUME_MAY_CHANGE,
     RunSpec,
     require_more_to_do,
     require_resumable,
     resume_differences,
 )
-from lectern_common.spec_file import SMALLEST, dump_spec, load_spec, parse_spec
 from lectern_common.wire.formats import MAX_DRAWS
 
 

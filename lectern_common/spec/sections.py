@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from lectern_common.addresses import MAX_REPLICAS, checked_address
-from lectern_common.secret_files import SecretFiles, require_whole
+from lectern_common.teacher.address import MAX_REPLICAS, checked_address
+from lectern_common.teacher.secrets import SecretFiles, require_whole
 from lectern_common.wire.formats import FORMATS, Representation, RepresentationName
 
 MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system

@@ -1,7 +1,7 @@
 """RunSpec: the one description of a run. YAML file, REST body, CLI input and page show this schema.
 
 Every field is applied or the spec is refused; nothing is only recorded. What holds between two
-sections is here, the sections themselves in spec_sections.py, files and messages in spec_file.py.
+sections is here, the sections themselves in sections.py, files and messages in load.py.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from lectern_common.errors import Conflict, InvalidSpec
-from lectern_common.spec_sections import (
+from lectern_common.spec.sections import (
     BatchSpec,
     CheckpointSpec,
     DataSpec,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_common.weights import (
+from lectern_common.tokens.weights import (
     _bfloat16_bits,
     cached_weights_sha256,
     safetensors_files,

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lectern_common.callers import token_in
-from lectern_common.client_tls import ClientTls
 from lectern_common.errors import InvalidSpec
-from lectern_common.pem import BadPem, read_authorities, read_key_pair
 from lectern_common.roots import Roots, resolve_under
+from lectern_common.teacher.pem import BadPem, read_authorities, read_key_pair
+from lectern_common.teacher.tls import ClientTls
 
 
 class _NamesSecrets(Protocol):

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 
-from lectern_common import client_tls, errors
-from lectern_common.addresses import DNS_SCHEME
-from lectern_common.client_tls import ClientTls
+from lectern_common import errors
+from lectern_common.teacher import tls as client_tls
+from lectern_common.teacher.address import DNS_SCHEME
+from lectern_common.teacher.tls import ClientTls
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from lectern_common.wire.pieces import received
 from protos import teacher_pb2, teacher_pb2_grpc

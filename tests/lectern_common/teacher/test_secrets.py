@@ -6,8 +6,8 @@ import pytest
 
 from lectern_common.errors import InvalidRequest, InvalidSpec
 from lectern_common.roots import Roots
-from lectern_common.secret_files import SecretFiles, read_secrets
-from lectern_common.spec_sections import TeacherSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from tests.support.certificates import Authority
 
 TOKEN = "a-token-of-many-characters"

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lectern_common import replicas as module
 from lectern_common.errors import (
     InvalidRequest,
     Overloaded,
@@ -17,8 +16,9 @@ from lectern_common.errors import (
     Unauthenticated,
     WrongModel,
 )
-from lectern_common.replicas import LONGEST_REST_SECONDS, TeacherReplicas, resolved
-from lectern_common.teacher_channel import TeacherChannel
+from lectern_common.teacher import replicas as module
+from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.replicas import LONGEST_REST_SECONDS, TeacherReplicas, resolved
 from protos import teacher_pb2_grpc
 from tests.support.fakes import NOBODY, FakeClock, FakeTeacher, serving
 from tests.support.servers import wait_for

@@ -3,7 +3,11 @@
 import pytest
 
 from lectern_common.errors import TokenizerMismatch
-from lectern_common.tokenizer_map import first_differences, require_same_tokens, tokenizer_sha256
+from lectern_common.tokens.tokenizer_map import (
+    first_differences,
+    require_same_tokens,
+    tokenizer_sha256,
+)
 
 MAP = {"a": 0, "b": 1, "c": 2}
 
