@@ -41,9 +41,9 @@ from benchmarks.pairs import paired
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
-from student_trainer.objective import Objective, distillation_loss
-from student_trainer.run_parts import Teaching
-from student_trainer.students import CausalStudent
+from student_trainer.objective.loss import Objective, distillation_loss
+from student_trainer.run.parts import Teaching
+from student_trainer.student.student import CausalStudent
 from student_trainer.targets import HiddenTargets, TeacherTargets
 
 QWEN_05B: dict[str, Any] = {

@@ -106,10 +106,10 @@ def _lectern(task: Task, scratch: Path) -> Turn:
     from benchmarks.servers import connected
     from lectern_common.run_folder import RunFolder
     from lectern_common.wire.formats import Representation
-    from student_trainer.recorder import Recorder
-    from student_trainer.run_parts import Teaching
-    from student_trainer.stopping import Stop
-    from student_trainer.students import CausalStudent
+    from student_trainer.journal.recorder import Recorder
+    from student_trainer.run.parts import Teaching
+    from student_trainer.stop import Stop
+    from student_trainer.student.student import CausalStudent
 
     stop = Stop()
     student = CausalStudent.from_pretrained(Path(task.student), torch.device("cpu"))
@@ -241,7 +241,7 @@ def _plain(task: Task, _scratch: Path) -> Turn:
 
 def _adamw(student: Any) -> Any:
     from benchmarks.loops import BETAS, WEIGHT_DECAY
-    from student_trainer.optim import build_adamw
+    from student_trainer.run.optim import build_adamw
 
     return build_adamw(student, BETAS, WEIGHT_DECAY)
 
@@ -258,7 +258,7 @@ def _models(task: Task) -> tuple[Any, Any]:
 
 def _rows(task: Task, steps: int) -> list[list[int]]:
     """Returns the rows of all steps, in order, each of S + 1 tokens."""
-    from student_trainer.batch_sources import synthetic_row
+    from student_trainer.data.sources import synthetic_row
 
     count = steps * task.sequences
     return [synthetic_row(0, i, task.seq_len, task.vocab_size).tolist() for i in range(count)]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from student_trainer.batch import Batch, batch_of
-from student_trainer.batch_sources import synthetic_row
-from student_trainer.loop import train
-from student_trainer.objective import Objective
-from student_trainer.optim import build_adamw
-from student_trainer.run_parts import Parts, Progress, Settings, StepRecorder, Teaching
-from student_trainer.students import Student
+from student_trainer.data.sources import synthetic_row
+from student_trainer.objective.loss import Objective
+from student_trainer.run.loop import train
+from student_trainer.run.optim import build_adamw
+from student_trainer.run.parts import Parts, Progress, Settings, StepRecorder, Teaching
+from student_trainer.student.student import Student
 
 DISTILLATION = Objective(alpha=0.0, temperature=1.0)
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0

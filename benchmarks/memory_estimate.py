@@ -78,8 +78,8 @@ def measured(case: Case) -> dict[str, float]:
     from benchmarks.memory import MemoryGrowth
     from lectern_common.checks.memory import Computation, estimate_memory
     from lectern_models.output_head import OutputHead
-    from student_trainer.model_shape import shape_of
-    from student_trainer.objective import auto_chunk_tokens
+    from student_trainer.objective.loss import auto_chunk_tokens
+    from student_trainer.student.shape import shape_of
 
     torch.set_num_threads(1)
     _train(_student(Case("", case.architecture, 64, 32, 1, 64, 2)), None, 64, 2)
@@ -105,7 +105,7 @@ def _student(case: Case) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from lectern_models.loading import DTYPES
-    from student_trainer.students import CausalStudent
+    from student_trainer.student.student import CausalStudent
 
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "n_inner": case.mlp}
     config = AutoConfig.for_model(
@@ -135,9 +135,9 @@ def _train(student: Any, head: Any, vocab_size: int, sequences: int) -> None:
     import torch
 
     from student_trainer.batch import Batch
-    from student_trainer.micro_batch import at_valid_positions
-    from student_trainer.objective import Objective, StepLoss, distillation_loss
-    from student_trainer.optim import build_adamw
+    from student_trainer.objective.loss import Objective, StepLoss, distillation_loss
+    from student_trainer.run.optim import build_adamw
+    from student_trainer.student.forward import at_valid_positions
     from student_trainer.targets import HiddenTargets
 
     ids = np.random.default_rng(0).integers(0, vocab_size, (sequences, SEQ_LEN))

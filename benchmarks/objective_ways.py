@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lectern_models.output_head import OutputHead
-from student_trainer.objective import Objective, distillation_loss
+from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import HiddenTargets
 
 _OBJECTIVE = Objective(alpha=0.0, temperature=1.0)

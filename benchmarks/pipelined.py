@@ -33,13 +33,13 @@ from benchmarks.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
-from student_trainer.micro_batch import ask
-from student_trainer.prefetch import Prefetch
-from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.run_parts import Teaching
-from student_trainer.stopping import Stop
-from student_trainer.students import CausalStudent
+from student_trainer.run.parts import Teaching
+from student_trainer.stop import Stop
+from student_trainer.student.forward import ask
+from student_trainer.student.student import CausalStudent
 from student_trainer.targets import TeacherTargets
+from student_trainer.teacher.prefetch import Prefetch
+from student_trainer.teacher.remote import RemoteTeacher
 
 VOCAB_SIZE, SEQUENCES, SEQ_LEN = 4_096, 8, 128
 PREFETCH_STEPS, LATENCY_SECONDS = 4, 0.05

@@ -15,9 +15,9 @@ import torch
 
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_models.loading import build_causal_lm
-from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.stopping import Stop
-from student_trainer.teacher_calls import TeacherCalls
+from student_trainer.stop import Stop
+from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.remote import RemoteTeacher
 
 
 @dataclass(frozen=True)

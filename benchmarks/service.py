@@ -22,9 +22,9 @@ from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, V
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import build_causal_lm
-from student_trainer.run_parts import Teaching
-from student_trainer.students import CausalStudent
-from student_trainer.teachers import InProcessTeacher
+from student_trainer.run.parts import Teaching
+from student_trainer.student.student import CausalStudent
+from student_trainer.teacher.local import InProcessTeacher
 
 STEPS = 20
 PREFETCH_STEPS = 4

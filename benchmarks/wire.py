@@ -28,7 +28,7 @@ from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES, Representation, top_k_record
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
-from student_trainer.remote_teacher import RemoteTeacher
+from student_trainer.teacher.remote import RemoteTeacher
 from teacher_server.engine.seam import ComputedRows, HeadFacts, ModelFacts, SequenceAsk
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.server import TeacherServer

@@ -17,8 +17,8 @@ from pathlib import Path
 MODULES = (
     "torch._dynamo",  # an optimizer's first step imports it
     "transformers.models.qwen2.modeling_qwen2",
-    "student_trainer.assembly",
-    "student_trainer.loop",
+    "student_trainer.run.assemble",
+    "student_trainer.run.loop",
     "teacher_server.rpc.server",
     "teacher_server.engine.transformers",
 )

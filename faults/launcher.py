@@ -19,7 +19,7 @@ FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "l
 def _launch_ranks_alike(words: list[str]) -> None:
     """Has a trainer on several devices start its ranks with the same words."""
     from faults.replacing import put
-    from student_trainer import rank_processes
+    from student_trainer.ranks import supervisor as rank_processes
 
     supervise = rank_processes.supervise
 

@@ -16,7 +16,7 @@ from faults.replacing import put
 
 def _no_outage_budget(program: str) -> None:
     if program == "trainer":
-        from student_trainer.outage import Outage
+        from student_trainer.teacher.outage import Outage
 
         original = Outage.__init__
 
@@ -28,7 +28,7 @@ def _no_outage_budget(program: str) -> None:
 
 def _no_checkpoint_at_the_end(program: str) -> None:
     if program == "trainer":
-        from student_trainer import loop
+        from student_trainer.run import loop
 
         def save(_parts: object, _progress: object) -> None:
             return
@@ -38,7 +38,7 @@ def _no_checkpoint_at_the_end(program: str) -> None:
 
 def _no_deadline(program: str) -> None:
     if program == "trainer":
-        from student_trainer import teacher_calls
+        from student_trainer.teacher import calls as teacher_calls
 
         def forever(_seconds: float, _left: float | None) -> None:
             return None
@@ -52,7 +52,9 @@ def _fingerprints_not_compared(program: str) -> None:
 
     if program == "trainer":
         from lectern_common.teacher.replicas import TeacherReplicas
-        from student_trainer import head, remote_teacher, reply_assembly
+        from student_trainer.teacher import head
+        from student_trainer.teacher import remote as remote_teacher
+        from student_trainer.teacher import reply as reply_assembly
 
         def first_model(self: TeacherReplicas, timeout_seconds: float = 10.0) -> Any:
             return self.first_answer(lambda channel: channel.get_model(timeout_seconds))
@@ -306,7 +308,7 @@ def _anyone_may_be_let_in(program: str) -> None:
 
 def _ask_once(program: str) -> None:
     if program == "trainer":
-        from student_trainer.outage import Outage
+        from student_trainer.teacher.outage import Outage
 
         def once(_self: Outage, ask: Callable[[float | None], Any]) -> Any:
             return ask(None)

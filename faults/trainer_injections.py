@@ -33,7 +33,7 @@ _OWN_CODE = tuple(
 def _slow_saves(value: str) -> None:
     import safetensors.torch
 
-    from student_trainer.checkpoint import CheckpointStore
+    from student_trainer.journal.checkpoint import CheckpointStore
 
     seconds = float(value)
     create, save = CheckpointStore.__init__, CheckpointStore.save
@@ -70,7 +70,7 @@ def _slow_saves(value: str) -> None:
 
 def _before_each_step(wait: Callable[[Any], None]) -> None:
     """Calls wait(prefetch) before the rows of a step are taken."""
-    from student_trainer.prefetch import Prefetch
+    from student_trainer.teacher.prefetch import Prefetch
 
     take = Prefetch.take
 
@@ -99,8 +99,9 @@ def _deaf_steps(value: str) -> None:
 
 
 def _not_finite(value: str) -> None:
-    from student_trainer import loop, objective
-    from student_trainer.prefetch import Prefetch
+    from student_trainer.objective import loss as objective
+    from student_trainer.run import loop
+    from student_trainer.teacher.prefetch import Prefetch
 
     what, _, named = value.partition(":")
     steps = {int(step) for step in named.split(",")}
@@ -131,7 +132,7 @@ def _clock_back(value: str) -> None:
 
     from grpc import _channel, _common, _utilities
 
-    from student_trainer.recorder import Recorder
+    from student_trainer.journal.recorder import Recorder
 
     real, began = time.time, time.monotonic()
 
@@ -151,7 +152,7 @@ def _clock_back(value: str) -> None:
 
 
 def _stalled_metrics(value: str) -> None:
-    from student_trainer import sinks
+    from student_trainer.journal import sinks
 
     seconds, _, lines = value.partition(":")
     create, write = sinks.QueuedSink.__init__, sinks.MetricsFile.write
@@ -168,7 +169,7 @@ def _stalled_metrics(value: str) -> None:
 
 
 def _full_disk(value: str) -> None:
-    from student_trainer import checkpoint
+    from student_trainer.journal import checkpoint
 
     steps = {int(step) for step in value.split(",")}
     save, write = checkpoint.CheckpointStore.save, checkpoint._write_json

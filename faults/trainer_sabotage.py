@@ -10,7 +10,7 @@ from faults.replacing import put
 
 
 def _no_moments_restored(_program: str) -> None:
-    from student_trainer import assembly
+    from student_trainer.run import assemble as assembly
 
     def nothing(*_: object) -> None:
         return
@@ -19,8 +19,8 @@ def _no_moments_restored(_program: str) -> None:
 
 
 def _checkpoints_written_in_place(_program: str) -> None:
-    from student_trainer import checkpoint
-    from student_trainer.checkpoint import CheckpointStore
+    from student_trainer.journal import checkpoint
+    from student_trainer.journal.checkpoint import CheckpointStore
 
     def save(
         self: CheckpointStore,
@@ -44,7 +44,7 @@ def _checkpoints_written_in_place(_program: str) -> None:
 
 
 def _hashes_all_alike(_program: str) -> None:
-    from student_trainer import checkpoint
+    from student_trainer.journal import checkpoint
 
     def alike(_path: Path) -> str:
         return ""
@@ -62,7 +62,7 @@ def _a_full_disk_is_any_error(_program: str) -> None:
 
 
 def _signals_not_heard(_program: str) -> None:
-    from student_trainer.stopping import Stop
+    from student_trainer.stop import Stop
 
     def deaf(_self: Stop) -> None:
         return
@@ -71,7 +71,7 @@ def _signals_not_heard(_program: str) -> None:
 
 
 def _any_spec_resumes(_program: str) -> None:
-    from student_trainer import assembly
+    from student_trainer.run import assemble as assembly
 
     def trusting(*_: object) -> None:
         return
@@ -91,7 +91,7 @@ def _tokens_not_compared(_program: str) -> None:
 def _everything_is_finite(_program: str) -> None:
     import numpy as np
 
-    from student_trainer import loop
+    from student_trainer.run import loop
 
     kept = {name: getattr(np, name) for name in ("random", "uint64")}
     put(loop, "np", types.SimpleNamespace(**kept, isfinite=np.ones_like))
@@ -108,7 +108,7 @@ def _any_number_left_out(program: str) -> None:
 
 
 def _own_rows_alone_are_counted(_program: str) -> None:
-    from student_trainer.ranks import Ranks
+    from student_trainer.ranks.world import Ranks
 
     totals = Ranks.totals
 
@@ -124,13 +124,13 @@ def _own_rows_alone_are_counted(_program: str) -> None:
 
 
 def _any_end_of_a_rank_is_ordinary(_program: str) -> None:
-    from student_trainer import rank_processes
+    from student_trainer.ranks import supervisor as rank_processes
 
     put(rank_processes, "_ORDINARY", range(-64, 256))
 
 
 def _durations_by_the_time_of_day(_program: str) -> None:
-    from student_trainer import loop
+    from student_trainer.run import loop
 
     def time_of_day() -> float:
         return time.time()
@@ -146,7 +146,7 @@ def _a_workers_end_ends_all(program: str) -> None:
 
 
 def _the_loop_writes_its_metrics(_program: str) -> None:
-    from student_trainer.sinks import QueuedSink
+    from student_trainer.journal.sinks import QueuedSink
 
     def at_once(self: QueuedSink, step: int, metrics: Any) -> None:
         self._sink.write(step, metrics)

@@ -1,6 +1,6 @@
 """`lectern train --dry-run`: the resolved spec, every check, and what the run will come to.
 
-Nothing is made. What needs torch is found out by a child process (student_trainer/dry_run.py).
+Nothing is made. What needs torch is found out by a child process (student_trainer/run/dry_run.py).
 """
 
 import json
@@ -73,8 +73,8 @@ def _line(check: Check) -> str:
 def look_with_torch(
     spec: RunSpec, roots: Roots, *, asks_teacher: bool, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> dict[str, Any]:
-    """Returns what student_trainer/dry_run.py finds; takes as long as importing torch."""
-    command = [sys.executable, "-m", "student_trainer.dry_run"]
+    """Returns what student_trainer/run/dry_run.py finds; takes as long as importing torch."""
+    command = [sys.executable, "-m", "student_trainer.run.dry_run"]
     environment = {**os.environ, **waiting_environment(), **roots.environment()}
     try:
         done = subprocess.run(

@@ -23,8 +23,8 @@ from typing import NoReturn
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from student_trainer.run_life import INTERRUPTED, run_trainer
-from student_trainer.stopping import Stop
+from student_trainer.run.life import INTERRUPTED, run_trainer
+from student_trainer.stop import Stop
 
 
 def main(argv: list[str] | None = None) -> int:

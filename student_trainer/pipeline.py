@@ -26,20 +26,20 @@ import torch
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch, BatchSource
-from student_trainer.export import METADATA_NAME, export_student
-from student_trainer.loop import train
-from student_trainer.micro_batch import ask, at_valid_positions
-from student_trainer.objective import Objective, distillation_loss
-from student_trainer.optim import build_adamw
-from student_trainer.run_parts import Parts, Progress, Settings, Teaching
-from student_trainer.students import CausalStudent, Student
+from student_trainer.objective.loss import Objective, distillation_loss
+from student_trainer.run.loop import train
+from student_trainer.run.optim import build_adamw
+from student_trainer.run.parts import Parts, Progress, Settings, Teaching
+from student_trainer.student.export import METADATA_NAME, export_student
+from student_trainer.student.forward import ask, at_valid_positions
+from student_trainer.student.student import CausalStudent, Student
+from student_trainer.student.tensors import model_tensors
 from student_trainer.targets import (
     DenseTargets,
     TargetsProvider,
     TeacherLogitsProvider,
     TeacherTargets,
 )
-from student_trainer.training_state import model_tensors
 
 
 @dataclass(frozen=True)

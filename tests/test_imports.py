@@ -44,7 +44,7 @@ ORDER_WITHIN = {
 GRPC_FILES = {
     "protos/teacher_pb2_grpc.py",
     "lectern_common/teacher/channel.py",
-    "student_trainer/teacher_calls.py",
+    "student_trainer/teacher/calls.py",
     "teacher_server/rpc/auth.py",
     "teacher_server/rpc/server.py",
     "teacher_server/rpc/servicer.py",

@@ -164,7 +164,7 @@ def activation_bytes(shape: ModelShape, computed: Computation) -> int:
     positions' hidden states and their gradient are 2 h.
 
     Within 12 % of what is kept for Qwen, Llama and OLMo, a factor of 1.7 for GPT-2, OPT, Gemma, Phi
-    and Mixtral, of 2.3 for layers with a state space (tests/student_trainer/test_model_shape.py).
+    and Mixtral, of 2.3 for layers with a state space (tests/student_trainer/student/test_shape.py).
     """
     tokens, narrow = computed.sequences * computed.seq_len, computed.compute_bytes
     norms = 4 * FLOAT32_BYTES + (2 * narrow if narrow == FLOAT32_BYTES else 5 * narrow)

@@ -169,7 +169,7 @@ class Format:
 
 
 # Every representation, once. A new one is an entry here, its rows in
-# teacher_server/engine/representations.py, and its targets in student_trainer/reply_assembly.py.
+# teacher_server/engine/representations.py, and its targets in student_trainer/teacher/reply.py.
 FORMATS: dict[str, Format] = {
     "dense": Format(
         enum=teacher_pb2.REPRESENTATION_DENSE,

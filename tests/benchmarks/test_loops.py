@@ -13,10 +13,10 @@ from benchmarks.memory import MemoryGrowth
 from benchmarks.pipelined import HIDDEN, ReadyTeacher, _key
 from benchmarks.whole_run import loss_difference, model_config
 from lectern_models.loading import build_causal_lm
-from student_trainer.micro_batch import ask
-from student_trainer.run_parts import Teaching
-from student_trainer.students import CausalStudent
-from student_trainer.teachers import InProcessTeacher
+from student_trainer.run.parts import Teaching
+from student_trainer.student.forward import ask
+from student_trainer.student.student import CausalStudent
+from student_trainer.teacher.local import InProcessTeacher
 
 VOCAB_SIZE, SEQUENCES, SEQ_LEN, STEPS = 80, 2, 12, 3
 

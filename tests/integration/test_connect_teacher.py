@@ -9,11 +9,11 @@ import pytest
 
 from lectern_common.errors import InvalidRequest, Misconfigured, TeacherUnavailable, Unauthenticated
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import SyntheticBatchSource
+from student_trainer.data.sources import SyntheticBatchSource
 from student_trainer.pipeline import Pipeline
-from student_trainer.remote_teacher import connect_teacher
-from student_trainer.students import FixtureStudent
+from student_trainer.student.student import FixtureStudent
 from student_trainer.targets import DenseTargets
+from student_trainer.teacher.remote import connect_teacher
 from tests.support.servers import teacher_process
 
 V = 31

@@ -13,10 +13,10 @@ import torch
 
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
-from student_trainer.remote_teacher import RemoteTeacher
-from student_trainer.stopping import Stop
+from student_trainer.stop import Stop
 from student_trainer.targets import DenseTargets
-from student_trainer.teacher_calls import TeacherCalls
+from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.remote import RemoteTeacher
 from tests.support.servers import TeacherProcess, teacher_process, wait_for
 
 CALLS = 200

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
-from student_trainer.objective import Objective, distillation_loss
-from student_trainer.remote_teacher import RemoteTeacher, connect_teacher
+from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import TopKTargets
+from student_trainer.teacher.remote import RemoteTeacher, connect_teacher
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import Settings
 from tests.support.models import write_tiny_model

@@ -1,5 +1,5 @@
 """What a dry run prints, and that it makes nothing. Its child is mostly a stand-in: see there
-(tests/student_trainer/test_dry_run.py) what the real one finds."""
+(tests/student_trainer/run/test_dry_run.py) what the real one finds."""
 
 import json
 import os

@@ -17,7 +17,7 @@ from lectern_data.prepare import prepare
 from lectern_data.scan import scan
 from lectern_data.settings import PrepareSettings
 from lectern_data.tokenizer import load_tokenizer, train_tokenizer
-from student_trainer.batch_sources import open_stream
+from student_trainer.data.sources import open_stream
 
 VOCAB_SIZE = 300
 KNOWN, UNKNOWN = "<|endoftext|>", "</s>"

@@ -13,7 +13,7 @@ from lectern_common.tokens.shards import read_document_starts, read_manifest
 from lectern_data.prepare import prepare
 from lectern_data.rows import Content
 from lectern_data.settings import PrepareSettings
-from student_trainer.dataset import open_dataset
+from student_trainer.data.dataset import open_dataset
 from tests.support.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer
 
 TEXTS = ["one", "two words", "3", "four", "five of them"]

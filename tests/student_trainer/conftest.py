@@ -2,8 +2,8 @@
 
 import pytest
 
-from student_trainer.students import CausalStudent
-from student_trainer.teachers import InProcessTeacher
+from student_trainer.student.student import CausalStudent
+from student_trainer.teacher.local import InProcessTeacher
 from tests.support.training.parts import tiny_student, tiny_teacher, twin
 
 

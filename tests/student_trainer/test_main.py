@@ -22,11 +22,11 @@ from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status
 from student_trainer.__main__ import main
-from student_trainer.checkpoint import CheckpointStore
-from student_trainer.rank_processes import RANK_LOST, RanksLost
-from student_trainer.recorder import QuietRecorder, Recorder
-from student_trainer.run_life import live
-from student_trainer.stopping import Stop, StopRequested
+from student_trainer.journal.checkpoint import CheckpointStore
+from student_trainer.journal.recorder import QuietRecorder, Recorder
+from student_trainer.ranks.supervisor import RANK_LOST, RanksLost
+from student_trainer.run.life import live
+from student_trainer.stop import Stop, StopRequested
 from tests.support.servers import wait_for
 from tests.support.training.runs import (
     Home,
@@ -259,7 +259,7 @@ def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
             first_rank.set_state(RunState.RUNNING)
         raise RanksLost("rank 1 of 2 was ended by SIGKILL")
 
-    monkeypatch.setattr("student_trainer.run_life.supervise", lost)
+    monkeypatch.setattr("student_trainer.run.life.supervise", lost)
     assert main([str(folder.path), "--home", str(home.path)]) == 75
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.INTERRUPTED, "rank_lost")
@@ -299,7 +299,7 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
 
     write_status = RunFolder.write_status
     monkeypatch.setattr(RunFolder, "write_status", written)
-    monkeypatch.setattr("student_trainer.assembly.assemble", looked_at)
+    monkeypatch.setattr("student_trainer.run.assemble.assemble", looked_at)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main([str(folder.path), "--home", str(home.path), "--resume"]) == 0
@@ -319,7 +319,7 @@ def test_a_run_whose_checkpoints_are_all_broken_has_none(
         seen.append(status_of(folder))
         return False
 
-    monkeypatch.setattr("student_trainer.loop.train", looked_at)
+    monkeypatch.setattr("student_trainer.run.loop.train", looked_at)
     assert main([str(folder.path), "--home", str(home.path), "--resume"]) == 0
     (status,) = seen
     assert (status.state, status.step, status.checkpoint_step) == (RunState.RUNNING, 0, None)
@@ -329,7 +329,7 @@ def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.Mon
     def surprising(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("student_trainer.assembly.assemble", surprising)
+    monkeypatch.setattr("student_trainer.run.assemble.assemble", surprising)
     folder = home.run()
     assert trained(home, folder) == 1
     status = status_of(folder)
@@ -347,8 +347,8 @@ def test_a_rank_that_another_took_along_says_so_without_a_traceback(
     def cut_off(*_: object, **__: object) -> None:
         raise RuntimeError("Connection closed by peer\nand more")
 
-    monkeypatch.setattr("student_trainer.assembly.assemble", cut_off)
-    monkeypatch.setattr("student_trainer.run_life.another_rank_went", lambda seconds: went)
+    monkeypatch.setattr("student_trainer.run.assemble.assemble", cut_off)
+    monkeypatch.setattr("student_trainer.run.life.another_rank_went", lambda seconds: went)
     monkeypatch.setenv("RANK", "1")
     with structlog.testing.capture_logs() as logged:
         ended = live(home.run(), Roots.of_home(home.path), QuietRecorder(), Stop(), resume=False)
@@ -363,7 +363,7 @@ def test_a_failed_export_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise PermissionError("no")
 
-    monkeypatch.setattr("student_trainer.export._write_tokenizer", broken)
+    monkeypatch.setattr("student_trainer.student.export._write_tokenizer", broken)
     folder = home.run()
     assert trained(home, folder) == 1
     assert status_of(folder).state is RunState.FAILED
@@ -398,7 +398,7 @@ def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("student_trainer.sinks.append_json_line", full)
+    monkeypatch.setattr("student_trainer.journal.sinks.append_json_line", full)
     folder = home.run()
     assert trained(home, folder) == 75
     assert status_of(folder).reason == "disk_full"

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered, SameWeights
 from lectern_common.wire.formats import Representation
-from student_trainer.batch_sources import ShardBatchSource, SyntheticBatchSource
+from student_trainer.data.sources import ShardBatchSource, SyntheticBatchSource
 from student_trainer.pipeline import Pipeline
-from student_trainer.students import CausalStudent, FixtureStudent
-from student_trainer.teachers import FixtureTeacher, InProcessTeacher
+from student_trainer.student.student import CausalStudent, FixtureStudent
+from student_trainer.teacher.local import FixtureTeacher, InProcessTeacher
 from tests.support.training.parts import CPU, tiny_student, tiny_teacher
 from tests.support.training.shards import write_shards
 

@@ -9,14 +9,14 @@ import torch
 
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
-from student_trainer.batch_sources import TokenStream
-from student_trainer.datasets import ShuffledBatches, StreamRows, in_order
-from student_trainer.loop import train
-from student_trainer.objective import Objective
-from student_trainer.optim import build_adamw
-from student_trainer.run_parts import Parts, Progress, Settings, Teaching
-from student_trainer.students import CausalStudent, Student
-from student_trainer.teachers import InProcessTeacher
+from student_trainer.data.rows import ShuffledBatches, StreamRows, in_order
+from student_trainer.data.sources import TokenStream
+from student_trainer.objective.loss import Objective
+from student_trainer.run.loop import train
+from student_trainer.run.optim import build_adamw
+from student_trainer.run.parts import Parts, Progress, Settings, Teaching
+from student_trainer.student.student import CausalStudent, Student
+from student_trainer.teacher.local import InProcessTeacher
 from tests.support.models import write_tiny_model
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
-from student_trainer.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
-from student_trainer.objective import Objective
-from student_trainer.ranks import Ranks
-from student_trainer.samples import Line, Prompts, Samples
-from student_trainer.stopping import Stop
-from student_trainer.students import CausalStudent, Student
+from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
+from student_trainer.evaluation.samples import Line, Prompts, Samples
+from student_trainer.objective.loss import Objective
+from student_trainer.ranks.world import Ranks
+from student_trainer.stop import Stop
+from student_trainer.student.student import CausalStudent, Student
 from student_trainer.targets import IGNORE_INDEX
-from student_trainer.teachers import FixtureTeacher
+from student_trainer.teacher.local import FixtureTeacher
 
 VOCAB_SIZE, ROWS, SEQ_LEN = 61, 32, 7
 OBJECTIVE = Objective(alpha=0.3, temperature=2.0)

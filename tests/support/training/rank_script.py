@@ -17,15 +17,15 @@ import torch
 
 from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
 from student_trainer.batch import Batch
-from student_trainer.loop import _forward_kl
-from student_trainer.micro_batch import at_valid_positions
-from student_trainer.objective import Objective, distillation_loss
-from student_trainer.prefetch import MicroBatch
-from student_trainer.ranks import Ranks, join_ranks
-from student_trainer.sharding import gathered, placed_like, shard, whole
-from student_trainer.stopping import StopRequested
-from student_trainer.students import Student
+from student_trainer.objective.loss import Objective, distillation_loss
+from student_trainer.ranks.sharding import gathered, placed_like, shard, whole
+from student_trainer.ranks.world import Ranks, join_ranks
+from student_trainer.run.loop import _forward_kl
+from student_trainer.stop import StopRequested
+from student_trainer.student.forward import at_valid_positions
+from student_trainer.student.student import Student
 from student_trainer.targets import DenseTargets
+from student_trainer.teacher.prefetch import MicroBatch
 from tests.support.training.parts import Fixed, parts_of
 from tests.support.training.rank_cases import (
     OBJECTIVE,

@@ -14,14 +14,14 @@ from lectern_common.run_folder import RunFolder, Status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
-from student_trainer.assembly import Assembly, assemble
-from student_trainer.devices import choose_device
-from student_trainer.loop import train
-from student_trainer.ranks import Ranks
-from student_trainer.recorder import Recorder
-from student_trainer.run_life import live
-from student_trainer.run_parts import RunContext
-from student_trainer.stopping import Stop
+from student_trainer.journal.recorder import Recorder
+from student_trainer.ranks.device import choose_device
+from student_trainer.ranks.world import Ranks
+from student_trainer.run.assemble import Assembly, assemble
+from student_trainer.run.life import live
+from student_trainer.run.loop import train
+from student_trainer.run.parts import RunContext
+from student_trainer.stop import Stop
 from tests.support.models import write_tiny_model, write_tiny_tokenizer
 from tests.support.training.shards import write_shards
 

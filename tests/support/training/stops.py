@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from student_trainer.checkpoint import CheckpointStore
-from student_trainer.run_parts import Parts, Progress
-from student_trainer.stopping import Stop
-from student_trainer.students import CausalStudent
-from student_trainer.training_state import load_model_tensors, load_optimizer_tensors
+from student_trainer.journal.checkpoint import CheckpointStore
+from student_trainer.run.parts import Parts, Progress
+from student_trainer.stop import Stop
+from student_trainer.student.student import CausalStudent
+from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
 from tests.support.training.parts import (
     Records,
     parts_of,

@@ -1,0 +1,1 @@
+"""How good a student is: validation, the best so far, samples to read."""

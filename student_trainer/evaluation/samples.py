@@ -1,0 +1,308 @@
+"""What student and teacher write on, given the same prompts, for people to read.
+
+    samples.jsonl    {"step", "prompt", "student", "teacher"}, a line for each prompt at each
+                     evaluation; "teacher" is null until it has answered, and what it says later
+                     holds for the earlier lines of that prompt too
+
+Greedy: the likeliest token each time, so that equal models write the same. The teacher does not
+change: it is asked once in the life of a trainer, a token of all prompts in one request, in a
+thread; the loop waits for it at the last evaluation alone.
+
+Legend: B sequences, S tokens, D hidden size.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lectern_common.errors import InvalidSpec
+from lectern_common.files import fsync
+from lectern_common.json_lines import append_json_line, keep_lines_before
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.wire.formats import Representation
+from lectern_models.continuation import greedy_continuations
+from lectern_models.loading import max_positions
+from lectern_models.output_head import OutputHead
+from protos import teacher_pb2
+from student_trainer.data.select import Data
+from student_trainer.disk_full import disk_full_as_error
+from student_trainer.ranks.world import Ranks
+from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
+from student_trainer.student.load import LoadedStudent
+from student_trainer.student.student import Student
+from student_trainer.targets import TargetsProvider, TopKTargets
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts and their token ids; `ends` are ids that end a text, `num_tokens` are written on."""
+
+    texts: Sequence[str]
+    ids: Sequence[Sequence[int]]
+    num_tokens: int
+    ends: frozenset[int]
+    decode: Callable[[Sequence[int]], str]
+
+    def continued(self, likeliest: Callable[[list[list[int]]], Sequence[int]]) -> list[str]:
+        """Returns what is put after each prompt; `likeliest` as in greedy_continuations."""
+        written = greedy_continuations(self.ids, self.num_tokens, likeliest, self.ends)
+        return [self.decode(ids) for ids in written]
+
+
+def encoded_prompts(
+    texts: Sequence[str],
+    num_tokens: int,
+    tokenizer: Path | None,
+    *,
+    ends: Collection[int],
+    vocab_size: int,
+    max_tokens: int,
+) -> Prompts:
+    """Returns the prompts of evaluation.prompts as tokens.
+
+    Args:
+        texts: prompts.
+        num_tokens: to be written for each.
+        tokenizer: tokenizer.json of student or data; None: neither has one.
+        ends: ids that end a text.
+        vocab_size: the student's.
+        max_tokens: of a sequence, for student and teacher.
+
+    Raises:
+        InvalidSpec: there is no tokenizer, or a prompt is no token, too long, or has ids that the
+            student lacks.
+    """
+    field = "evaluation.prompts"
+    if tokenizer is None:
+        why = (
+            "needs a tokenizer.json in the student's folder or beside the data; remove the "
+            "prompts, or prepare the data with --tokenizer"
+        )
+        raise InvalidSpec([(field, why)])
+    from tokenizers import Tokenizer
+
+    reader: Any = Tokenizer.from_file(str(tokenizer))
+    encoded = [reader.encode(text, add_special_tokens=False).ids for text in texts]
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise InvalidSpec([(f"{field}.{index}", "is not one token")])
+        if max(ids) >= vocab_size:
+            why = f"has token {max(ids)}; the student's ids are below {vocab_size}"
+            raise InvalidSpec([(f"{field}.{index}", why)])
+        if len(ids) + num_tokens > max_tokens:
+            why = (
+                f"has {len(ids)} tokens; with evaluation.prompt_tokens {num_tokens} more they "
+                f"exceed the {max_tokens} that student and teacher take"
+            )
+            raise InvalidSpec([(f"{field}.{index}", why)])
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(reader.decode(list(ids), skip_special_tokens=False))
+
+    return Prompts(list(texts), encoded, num_tokens, frozenset(ends), decode)
+
+
+class TeacherTexts:
+    """The teacher's continuations, made in a thread that begins at once.
+
+    Args:
+        provider: asked for the likeliest token after each sequence.
+        prompts: to go on with.
+    """
+
+    def __init__(self, provider: TargetsProvider, prompts: Prompts) -> None:
+        self._provider = provider
+        self._prompts = prompts
+        self._texts: list[str] | None = None
+        self._problem: Exception | None = None
+        self._ended = threading.Event()
+        thread = threading.Thread(target=self._write, daemon=True, name="teacher-samples")
+        thread.start()
+
+    def get(self, wait: Stop | None) -> list[str] | None:
+        """Returns the text for each prompt; None: not yet, or never.
+
+        Args:
+            wait: until they are there, or this stop is requested; None does not wait.
+        """
+        while wait is not None and not wait.requested and not self._ended.wait(SLICE_SECONDS):
+            pass
+        return self._texts
+
+    def take_problem(self) -> str | None:
+        """Returns once why there are none; None: they are there, or on their way."""
+        problem, self._problem = self._problem, None
+        return None if problem is None else f"{problem}" or type(problem).__name__
+
+    def _write(self) -> None:
+        try:
+            self._texts = self._prompts.continued(self._likeliest)
+        except StopRequested:
+            pass
+        except Exception as error:  # told to the loop, whatever it is
+            self._problem = error
+        finally:
+            self._ended.set()
+
+    def _likeliest(self, sequences: list[list[int]]) -> list[int]:
+        targets = self._provider.score(
+            [np.asarray(ids, np.uint32) for ids in sequences],
+            [np.arange(len(ids)) == len(ids) - 1 for ids in sequences],
+            Representation("top_k", top_k=1),
+            1.0,
+        )
+        if not isinstance(targets, TopKTargets):
+            raise TypeError("the likeliest tokens were asked for, others came")
+        return [int(token) for token in targets.ids_NK[:, 0].tolist()]
+
+
+class Samples:
+    """samples.jsonl of one run. Every rank makes the student's; the one with a `path` writes.
+
+    The ranks' own tokens may differ where two are equally likely but for the last bit: all go on
+    with those of the first, so that all make as many forwards.
+
+    Args:
+        prompts: to go on with.
+        device: the student's.
+        path: of the file; None: nothing is written.
+        teacher: None: the run has none, or another rank asks it.
+        stop: ends the student's writing between two tokens, and the wait for the teacher.
+        on_event: told where there is nothing to come from the teacher, and why.
+        ranks: that make the student's samples together; None: this process alone.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        device: torch.device,
+        path: Path | None,
+        teacher: TeacherTexts | None,
+        stop: Stop,
+        on_event: Callable[..., None] = lambda _kind, **_details: None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._device = device
+        self._path = path
+        self._teacher = teacher
+        self._stop = stop
+        self._on_event = on_event
+        self._ranks = ranks or Ranks()
+
+    def keep_before(self, step: int) -> None:
+        """Drops the lines of `step` and later ones, and a torn last one: a resume writes them.
+
+        Raises:
+            DiskFull: no space; they are as they were.
+        """
+        if self._path is not None:
+            with disk_full_as_error(self._path.name):
+                keep_lines_before(self._path, step)
+
+    @torch.no_grad()
+    def lines(self, student: Student, *, is_last: bool) -> list[Line]:
+        """Returns a line for each prompt, dropout off; waits for the teacher at the last ones.
+
+        Raises:
+            StopRequested: a stop was requested.
+        """
+        was_training = student.training
+        student.eval()
+        try:
+            ours = self._prompts.continued(lambda ids: self._likeliest(student, ids))
+        finally:
+            student.train(was_training)
+        theirs = (
+            None if self._teacher is None else self._teacher.get(self._stop if is_last else None)
+        )
+        return [
+            {
+                "prompt": prompt,
+                "student": text,
+                "teacher": None if theirs is None else theirs[index],
+            }
+            for index, (prompt, text) in enumerate(zip(self._prompts.texts, ours, strict=True))
+        ]
+
+    def write(self, step: int, lines: Sequence[Line]) -> None:
+        """Appends the lines, on disk when it returns. Raises DiskFull."""
+        if self._path is None:
+            return
+        problem = None if self._teacher is None else self._teacher.take_problem()
+        if problem is not None:
+            self._on_event("left_out", metric="samples of the teacher", message=problem)
+        with disk_full_as_error("samples.jsonl"):
+            for line in lines:
+                append_json_line(self._path, {"step": step, **line})
+            fsync(self._path)
+
+    def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
+        """Returns the student's likeliest next id of each; what stands to the right is unseen."""
+        with self._ranks.together():
+            self._stop.check()
+        lengths = [len(ids) for ids in sequences]
+        inputs_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
+        for row, ids in enumerate(sequences):
+            inputs_BS[row, : len(ids)] = torch.tensor(ids)
+        last_B = torch.tensor(lengths, device=self._device) - 1
+
+        def compute(hidden_BSD: Tensor, head: OutputHead) -> Tensor:
+            rows_B = torch.arange(len(lengths), device=self._device)
+            return head.logits(hidden_BSD[rows_B, last_B]).argmax(-1)
+
+        return self._ranks.from_first(student(inputs_BS.to(self._device), compute).tolist())
+
+
+_UNLIMITED = 1 << 30
+
+
+def checked_prompts(
+    spec: RunSpec, loaded: LoadedStudent, data: Data, model: teacher_pb2.Model | None
+) -> Prompts | None:
+    """Returns the prompts of evaluation.* as tokens; None where there are none.
+
+    Args:
+        spec: the run's.
+        loaded: the student; its tokenizer is taken, else that of the data.
+        data: of the run; where its manifest has an end of text, one ends a sample.
+        model: what the teacher says of itself; None: the run has none.
+
+    Raises:
+        InvalidSpec: as encoded_prompts says.
+    """
+    evaluation = spec.evaluation
+    if not evaluation.prompts:
+        return None
+    folders = [loaded.folder] if data.folder is None else [loaded.folder, data.folder]
+    paths = [folder / TOKENIZER_NAME for folder in folders]
+    ends = _ends(loaded.student.model.config.get_text_config().eos_token_id)
+    if data.manifest is not None and data.manifest.eos_token_id is not None:
+        ends.add(data.manifest.eos_token_id)
+    limits = [max_positions(loaded.student.model)]
+    if model is not None:
+        limits.append(model.limits.max_sequence_tokens)
+    return encoded_prompts(
+        evaluation.prompts,
+        evaluation.prompt_tokens or 0,
+        next((path for path in paths if path.exists()), None),
+        ends=ends,
+        vocab_size=loaded.student.vocab_size,
+        max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
+    )
+
+
+def _ends(token_ids: Any) -> set[int]:
+    """Returns a config's eos_token_id, which may be none, one or several, as a set."""
+    if token_ids is None:
+        return set()
+    return {int(token_ids)} if isinstance(token_ids, int) else {int(one) for one in token_ids}

@@ -1,0 +1,1 @@
+"""What a run keeps: status, events, metrics, checkpoints."""

@@ -1,0 +1,1 @@
+"""The loss and its gradients: chunked, by divergence, and the float64 reference."""

@@ -1,0 +1,310 @@
+"""The loss of a step and its gradients, computed together, a chunk of tokens at a time.
+
+Legend: N tokens (the valid positions of a micro-batch), n tokens of a chunk, V vocabulary, D hidden
+size, K top-k. s are student logits, T the temperature, p and q the teacher's and the student's
+distribution at T.
+
+    total = [alpha * sum CE + (1 - alpha) * T^2 * sum D(p, q)] / normalizer
+
+`reference.py` is the same in float64, a row at a time. Here the logits of a chunk exist, are turned
+in place into the gradient, multiplied into the gradients of hidden states and head, and their
+memory taken by the next chunk: [N, V] never exists, and the backward pass has nothing left to
+recompute. Arithmetic is float32 whatever the model computes in (float64 where it does);
+`lectern_models/products.py` says which factors are 16 bits wide on CUDA.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lectern_common.errors import InvalidRequest
+from lectern_models.output_head import OutputHead
+from lectern_models.products import projected
+from student_trainer.objective.divergences import divergence_named, teacher_rows
+from student_trainer.objective.rows import (
+    HeadGradients,
+    RowTerms,
+    block_rows,
+    compiled_row_losses,
+    row_losses,
+)
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    SampledTargets,
+    TeacherTargets,
+    TopKTargets,
+)
+
+_Number = TypeVar("_Number", float, Tensor)
+
+# Rows of a chunk. For each number of the head's gradient a chunk reads and writes 8 bytes and does
+# 2 operations a row: half the time is arithmetic at 4 x (FLOP/s over bytes/s) rows, which is 1,181
+# on an H100 and 824 on an H200. A CPU core is there at 64, and at its full speed at 256.
+_CHUNK_TOKENS = {"cpu": 256, "cuda": 1280}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised; see the module's head.
+
+    `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
+    and memory, and results by the order of float sums alone; None chooses it. `compiled` has
+    torch.compile translate the elementwise part at its first use.
+    """
+
+    alpha: float
+    temperature: float
+    divergence: str = "forward_kl"
+    beta: float | None = None
+    chunk_tokens: int | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InvalidRequest(f"alpha is {self.alpha}; it must be 0 to 1", "alpha")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InvalidRequest(
+                f"temperature is {self.temperature}; it must be finite and > 0", "temperature"
+            )
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise InvalidRequest(f"chunk_tokens is {self.chunk_tokens}; it must be >= 1")
+        divergence_named(self.divergence, self.beta)
+
+    def total(self, ce: _Number, kd: _Number) -> _Number:
+        """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
+        return self.alpha * ce + (1 - self.alpha) * self.temperature**2 * kd
+
+
+class StepLoss(NamedTuple):
+    """Scalars in float64. Sums over rows, in nats; 0 where the objective gives them no weight.
+
+    `kd_sum` is D at T, without T^2: over K + 1 outcomes with top_k targets, an unbiased estimate
+    with sampled ones. `total` is what to call `backward()` on, once.
+    """
+
+    total: Tensor
+    ce_sum: Tensor
+    kd_sum: Tensor
+
+
+def distillation_loss(
+    hidden_ND: Tensor,
+    head: OutputHead,
+    labels_N: Tensor,
+    targets: TeacherTargets | None,
+    objective: Objective,
+    normalizer: int,
+) -> StepLoss:
+    """Returns the loss of N rows; gradients reach `hidden_ND` and the head's weight and bias.
+
+    Under `torch.no_grad()`, or where nothing requires a gradient, none is computed.
+
+    Args:
+        hidden_ND: the student's final-norm hidden states at the valid positions.
+        head: the student's live parameters; tied ones need nothing special.
+        labels_N: int64, the token that follows each row; 0 <= label < V (no mask value).
+        targets: the teacher at the same N positions; None exactly when alpha is 1.
+        normalizer: valid positions of the whole optimizer step.
+
+    Raises:
+        InvalidRequest: targets are missing or of no effect, their rows, vocabulary or temperature
+            are not the student's, they are draws and the divergence is not forward KL, or a count
+            is off.
+    """
+    _require_consistent(hidden_ND, head, labels_N, targets, objective, normalizer)
+    call = _Call(head, labels_N, targets, objective, normalizer)
+    if torch.is_grad_enabled():
+        outputs = _LossWithGradients.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, head.weight_VD, head.bias_V, call
+        )
+    else:
+        outputs, _ = _evaluate(hidden_ND, call, (False, False, False))
+    return StepLoss(*outputs)
+
+
+def auto_chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Returns the rows whose float32 logits are computed at a time, whatever the vocabulary.
+
+    Their memory is two times 4 * vocab_size bytes a row, student's and teacher's.
+    """
+    return _CHUNK_TOKENS.get(device.type, _CHUNK_TOKENS["cuda"])
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `distillation_loss` that autograd does not look at."""
+
+    head: OutputHead
+    labels_N: Tensor
+    targets: TeacherTargets | None
+    objective: Objective
+    normalizer: int
+
+
+class _LossWithGradients(torch.autograd.Function):
+    """Computes the gradients in `forward`; `backward` hands them over, times the incoming one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, _weight_VD: Tensor, _bias_V: Tensor | None, call: _Call
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, ctx.gradients = _evaluate(hidden_ND, call, ctx.needs_input_grad[:3])
+        ctx.mark_non_differentiable(outputs[1], outputs[2])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of a StepLoss were handed over before")
+        if total.is_cpu and total.item() == 1:  # a CUDA device would have to be waited for
+            return (*gradients, None)
+        return (*(None if part is None else part.mul_(total) for part in gradients), None)
+
+
+def _evaluate(
+    hidden_ND: Tensor, call: _Call, wanted: tuple[bool, bool, bool]
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Returns (total, ce_sum, kd_sum) and the wanted gradients of hidden, weight and bias.
+
+    For each chunk: (1) both sides' products with their heads, (2) the losses, and in place of the
+    student's product their gradient by it, (3) into the gradients of hidden states and head.
+    """
+    objective, targets, num_rows = call.objective, call.targets, len(hidden_ND)
+    device = hidden_ND.device
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    chunk_tokens = objective.chunk_tokens or auto_chunk_tokens(call.head.vocab_size, device)
+    chunk_shape = (min(chunk_tokens, num_rows), call.head.vocab_size)
+
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        student_nV = torch.empty(chunk_shape, dtype=dtype, device=device)
+        teacher_nV = torch.empty_like(student_nV) if isinstance(targets, HiddenTargets) else None
+        # On CUDA converted here, once; on the CPU the products widen it a piece at a time.
+        weight_VD = call.head.weight_VD.detach()
+        if hidden_ND.is_cuda:
+            weight_VD = weight_VD.to(hidden_ND.dtype)
+        gradients = HeadGradients(hidden_ND, call.head, wanted)
+        terms = _row_terms(call, dtype, device)
+        losses_2N = torch.zeros(2, num_rows, dtype=dtype, device=device)
+        for start in range(0, num_rows, chunk_tokens):
+            rows = slice(start, min(start + chunk_tokens, num_rows))
+            hidden_nD = hidden_ND[rows]
+            projected_nV = projected(hidden_nD, weight_VD, student_nV[: len(hidden_nD)])
+            teacher = _chunk_targets(targets, rows, teacher_nV)
+            _losses_and_gradient(
+                projected_nV, call.labels_N[rows], teacher, terms, objective, losses_2N[:, rows]
+            )
+            if any(wanted):
+                gradients.add(rows, hidden_nD, weight_VD, projected_nV)
+        ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
+        total = objective.total(ce_sum, kd_sum) / call.normalizer
+        return (total, ce_sum, kd_sum), gradients.parts()
+
+
+def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerms:
+    objective, targets = call.objective, call.targets
+
+    def scalar(weight: float) -> Tensor:
+        return torch.full((), weight / call.normalizer, dtype=dtype, device=device)
+
+    return RowTerms(
+        student=OutputHead(call.head.weight_VD.detach(), call.head.bias_V, call.head.transform),
+        teacher=targets.head if isinstance(targets, HiddenTargets) else None,
+        temperature=objective.temperature,
+        divergence=divergence_named(objective.divergence, objective.beta),
+        ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
+        # T^2 of the objective, 1 / T of dD/ds.
+        kd_weight=None
+        if targets is None
+        else scalar((1 - objective.alpha) * objective.temperature),
+    )
+
+
+def _chunk_targets(
+    targets: TeacherTargets | None, rows: slice, teacher_nV: Tensor | None
+) -> DenseTargets | TopKTargets | SampledTargets | None:
+    """Returns the teacher's rows of a chunk; for hidden ones their product, in `teacher_nV`."""
+    chunk = None if targets is None else targets.rows(rows.start, rows.stop)
+    if not isinstance(chunk, HiddenTargets):
+        return chunk
+    hidden_nD = chunk.hidden_ND
+    if teacher_nV is not None:
+        teacher_nV = teacher_nV[: len(chunk)]
+        if teacher_nV.dtype == torch.float64:
+            hidden_nD = hidden_nD.to(teacher_nV.dtype)
+    return DenseTargets(projected(hidden_nD, chunk.head.weight_VD, teacher_nV))
+
+
+def _losses_and_gradient(
+    projected_nV: Tensor,
+    labels_n: Tensor,
+    targets: DenseTargets | TopKTargets | SampledTargets | None,
+    terms: RowTerms,
+    objective: Objective,
+    losses_2n: Tensor,
+) -> None:
+    """Writes CE and D into `losses_2n`, d total / d projected into `projected_nV`."""
+    num_rows, vocab_size = projected_nV.shape
+    size = num_rows if objective.compiled else block_rows(vocab_size, projected_nV.device)
+    compute = compiled_row_losses if objective.compiled else row_losses
+    for start in range(0, num_rows, size):
+        rows = slice(start, min(start + size, num_rows))
+        teacher = None if targets is None else teacher_rows(targets.rows(rows.start, rows.stop))
+        losses_2n[0, rows], losses_2n[1, rows] = compute(
+            projected_nV[rows], labels_n[rows], teacher, terms
+        )
+
+
+def _require_consistent(
+    hidden_ND: Tensor,
+    head: OutputHead,
+    labels_N: Tensor,
+    targets: TeacherTargets | None,
+    objective: Objective,
+    normalizer: int,
+) -> None:
+    if len(labels_N) != len(hidden_ND):
+        raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(labels_N)} labels", "labels")
+    if normalizer < 1:
+        raise InvalidRequest(f"normalizer is {normalizer}; a step has valid positions")
+    if (targets is None) != (objective.alpha == 1):
+        raise InvalidRequest(
+            f"alpha is {objective.alpha}: "
+            + ("a teacher's targets are missing" if targets is None else "targets have no effect")
+        )
+    if targets is None:
+        return
+    if len(targets) != len(hidden_ND):
+        raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(targets)} of the teacher", "targets")
+    if isinstance(targets, HiddenTargets):
+        teacher_vocab = targets.head.vocab_size
+    elif isinstance(targets, DenseTargets):
+        teacher_vocab = targets.logits_NV.shape[1]
+    else:
+        teacher_vocab = targets.vocab_size
+        sampled = isinstance(targets, SampledTargets)
+        if targets.temperature != objective.temperature:
+            raise InvalidRequest(
+                f"{'sampled' if sampled else 'top_k'} targets are at temperature "
+                f"{targets.temperature}, the loss at {objective.temperature}; they hold at their "
+                "own alone",
+                "temperature",
+            )
+        if sampled and objective.divergence != "forward_kl":
+            raise InvalidRequest(
+                f"divergence {objective.divergence} needs the teacher's probability of every "
+                "token, and draws tell it of those drawn alone; take forward_kl, or another "
+                "representation than sampled",
+                "divergence",
+            )
+    if teacher_vocab != head.vocab_size:
+        raise InvalidRequest(
+            f"teacher rows cover {teacher_vocab} ids, the student has {head.vocab_size}",
+            "vocab_size",
+        )

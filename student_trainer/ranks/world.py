@@ -1,0 +1,170 @@
+"""The processes that train one run together, one a device; one alone is the usual case.
+
+What is exchanged here are sums and words; parameters and gradients are FSDP's (sharding.py). Words
+travel as text of a fixed size, never pickled.
+
+An exchange among ranks takes part of all of them: a rank that left, for a stop or an error of its
+own, would leave the others waiting. So whatever may end a rank happens within `together()`, at
+whose end all hear of it and all leave at the same place.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from lectern_common.errors import Incompatible, LecternError, Misconfigured, error_of
+from student_trainer.ranks.supervisor import RENDEZVOUS
+from student_trainer.stop import StopRequested
+
+# Longer than any wait for a teacher (its outage budget is added): a lost rank is noticed by its
+# closed connection, or by who started it, long before.
+_PATIENCE_SECONDS = 900.0
+_WORDS_BYTES = 2048
+
+
+class Ranks:
+    """One rank's view of all. `Ranks()` is a run in one process; nothing is exchanged.
+
+    Attributes:
+        rank: 0 <= rank < size; rank 0 writes the run's folder.
+        size: number of ranks.
+        mesh: of all devices; None in one process.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None = None) -> None:
+        self.mesh = mesh
+        self.rank = 0 if mesh is None else dist.get_rank()
+        self.size = 1 if mesh is None else dist.get_world_size()
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def totals(self, *values: float) -> list[float]:
+        """Returns the sum of each value over all ranks, in float64; the same on every rank."""
+        if self.mesh is None:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return [float(value) for value in sums.tolist()]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What ends one rank within, ends all: errors before stops, the lowest rank's first.
+
+        Nothing may be exchanged within. Raises on every rank what is the same word and sentence as
+        the first one's error, or StopRequested.
+        """
+        if self.mesh is None:
+            yield
+            return
+        problem: LecternError | StopRequested | None = None
+        try:
+            yield
+        except (LecternError, StopRequested) as raised:
+            problem = raised
+        said = [json.loads(words) for words in self._gathered(_words(problem, self.rank))]
+        error = next((words for words in said if words.get("reason")), None)
+        if error is not None:
+            if isinstance(problem, LecternError) and error["rank"] == self.rank:
+                raise problem
+            raise error_of(error["reason"], f"{error['message']} (rank {error['rank']})")
+        if any(words.get("stop") for words in said):
+            raise StopRequested
+
+    def require_same(self, **facts: str | None) -> None:
+        """Returns where every rank gives the same facts (a hash, a name).
+
+        Raises:
+            Incompatible: on all ranks; names the first that differs, and two ranks.
+        """
+        if self.mesh is None:
+            return
+        given = [json.loads(words) for words in self._gathered(json.dumps(facts))]
+        for name in facts:
+            for rank, theirs in enumerate(given):
+                if theirs[name] != given[0][name]:
+                    raise Incompatible(
+                        f"{name} of rank {rank} is {theirs[name]}, that of rank 0 is "
+                        f"{given[0][name]}; every rank needs the same"
+                    )
+
+    def from_first(self, values: Sequence[int]) -> list[int]:
+        """Returns rank 0's values, each below 2 ** 53, on every rank; all give as many."""
+        own = values if self.is_first else [0] * len(values)
+        return [round(value) for value in self.totals(*own)]
+
+    def _gathered(self, words: str) -> list[str]:
+        """Returns every rank's words, in order of ranks."""
+        data = words.encode()
+        if len(data) > _WORDS_BYTES:
+            raise ValueError(f"{len(data)} bytes are more than ranks tell each other")
+        own = torch.tensor(list(data.ljust(_WORDS_BYTES)), dtype=torch.uint8)
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(every, own)
+        return [bytes(one.tolist()).decode() for one in every]
+
+
+def join_ranks(device: torch.device, count: int, patience_seconds: float) -> Ranks:
+    """Returns this process's place among the ranks that its environment names, having met them.
+
+    Args:
+        device: of this rank.
+        count: ranks that the spec asks for.
+        patience_seconds: how long a rank may wait for its teacher.
+
+    Raises:
+        Misconfigured: there are more or fewer.
+    """
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or size is None:
+        return Ranks()
+    if int(size) != count:
+        raise Misconfigured(
+            f"device.count is {count}, but {size} ranks were started; set device.count {size}, or "
+            f"start {count}"
+        )
+    file = os.environ.get(RENDEZVOUS)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method="env://" if file is None else f"file://{file}",
+        rank=int(rank),
+        world_size=int(size),
+        timeout=timedelta(seconds=patience_seconds + _PATIENCE_SECONDS),
+    )
+    return Ranks(init_device_mesh(device.type, (int(size),)))
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Lets go of what `join_ranks` made."""
+    if ranks.mesh is not None:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Returns which of this machine's devices is this process's."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_ranks() -> int:
+    """Returns how many ranks this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _words(problem: LecternError | StopRequested | None, rank: int) -> str:
+    if problem is None:
+        return "{}"
+    if isinstance(problem, StopRequested):
+        return json.dumps({"stop": True})
+    message = str(problem)
+    while True:
+        words = json.dumps({"rank": rank, "reason": problem.reason, "message": message})
+        if len(words.encode()) <= _WORDS_BYTES:
+            return words
+        message = message[: len(message) // 2] + " ..."

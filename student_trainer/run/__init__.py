@@ -1,0 +1,1 @@
+"""A run from spec to end: assembled, checked, trained, resumed."""

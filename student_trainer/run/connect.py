@@ -1,0 +1,108 @@
+"""The teacher that a run spec asks for, connected and held against student and data."""
+
+from typing import Any
+
+from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.roots import resolve_under
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.shards import ShardManifest
+from protos import teacher_pb2
+from student_trainer.run.parts import RunContext, Teaching
+from student_trainer.student.load import LoadedStudent
+from student_trainer.teacher.advice import TeacherFacts, WaitAdvice
+from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.remote import RemoteTeacher
+
+
+def open_teaching(
+    run: RunContext,
+    teacher: TeacherSpec,
+    loaded: LoadedStudent,
+    manifest: ShardManifest | None,
+    taught_by: TeacherIdentity | None,
+) -> Teaching:
+    """Returns how the run is taught, its teacher connected.
+
+    Args:
+        run: `secrets`, `cache` and `data` of its roots are used; its stack closes the connection.
+        teacher: the spec's.
+        loaded: the student.
+        manifest: of the training shards; None for synthetic data.
+        taught_by: what the run was accepted with, or begun with; None: not known yet.
+
+    Raises:
+        LecternError: it cannot be reached, is another one, or does not fit.
+    """
+    remote = _remote(run, teacher, loaded.student.vocab_size)
+    model = remote.connect(taught_by)
+    _require_fits(run, remote, loaded, manifest)
+    if teacher.asks_for.format.needs_head:
+        remote.output_head()
+    return Teaching(
+        provider=remote,
+        representation=teacher.asks_for,
+        prefetch_steps=teacher.prefetch_steps,
+        allow_same_weights=teacher.allow_same_weights,
+        take_received=remote.take_received,
+        cancel=remote.cancel,
+        advice=_advice(teacher, model),
+        model=model,
+    )
+
+
+def teacher_facts(model: teacher_pb2.Model | None) -> dict[str, Any]:
+    """Returns what checkpoints and exports say of the teacher; None: the run has none."""
+    return {
+        "teacher_model": None if model is None else model.model_id,
+        "teacher_fingerprint": None if model is None else model.fingerprint,
+        "teacher_weights_sha256": None if model is None else model.weights_sha256,
+    }
+
+
+def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTeacher:
+    """Returns the teacher's client, not yet connected."""
+    secrets = read_secrets(run.roots, SecretFiles.of(teacher))
+    calls = TeacherCalls(
+        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+        deadline_seconds=teacher.deadline_seconds,
+        outage_budget_seconds=teacher.outage_budget_seconds,
+        stop=run.stop,
+        on_outage=run.recorder.teacher_away,
+    )
+    remote = RemoteTeacher(
+        calls,
+        run_id=run.folder.run_id,
+        vocab_size=vocab_size,
+        device=run.device,
+        cache_root=run.roots.cache,
+    )
+    return run.stack.enter_context(remote)
+
+
+def _require_fits(
+    run: RunContext, remote: RemoteTeacher, loaded: LoadedStudent, manifest: ShardManifest | None
+) -> None:
+    """Raises Incompatible unless this teacher can teach this student on this data."""
+    spec, path = run.spec, run.spec.data.path
+    student = StudentFacts(
+        loaded.student.vocab_size,
+        loaded.tokens,
+        loaded.initial_sha256 if spec.student.init else None,
+    )
+    dataset = resolve_under(run.roots.data, path, "data.path") if path else None
+    require_teacher_fits(spec, remote.model, remote.tokenizer_map, student, manifest, dataset)
+
+
+def _advice(teacher: TeacherSpec, model: teacher_pb2.Model) -> WaitAdvice:
+    return WaitAdvice(
+        TeacherFacts(
+            teacher.representation,
+            teacher.prefetch_steps,
+            num_replicas=len(teacher.address.split(",")),
+            mode=model.mode,
+            tokens_per_second=model.measured_tokens_per_second,
+        )
+    )

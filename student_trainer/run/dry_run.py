@@ -1,0 +1,211 @@
+"""`python -m student_trainer.run.dry_run`: what can be known of a run only with torch loaded.
+
+Started by `lectern train --dry-run`, with the resolved spec on its standard input. Prints one JSON
+object: checks (device, memory, answers), and the numbers that they rest on. Reads no weights,
+starts no run, and leaves no file.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lectern_common.checks.check import Check, Outcome
+from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.logs import configure_logs
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import is_one_server
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.shards import open_shards, read_manifest
+from protos import teacher_pb2
+
+# Of the teacher's vocabulary: its whole head may be a gigabyte, and a few ids show what is wrong.
+_PROBED_HEAD_ROWS = 1024
+# Of each probed row: longer ones would only take longer.
+_PROBED_TOKENS = 128
+_DEADLINE_SECONDS = 30.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0: what is wrong is among the checks."""
+    arguments = _parser().parse_args(argv)
+    configure_logs("error")
+    spec = parse_spec(json.load(sys.stdin))
+    print(json.dumps(look(spec, Roots.of_home(), asks_teacher=arguments.ask_teacher)))
+    return 0
+
+
+def look(
+    spec: RunSpec, roots: Roots, *, asks_teacher: bool, free: FreeMemory | None = None
+) -> dict[str, Any]:
+    """Returns {"checks": [...]}, and what is known of "shape", "memory", "needed_bytes" and "free".
+
+    Args:
+        spec: the run's; its data has been found to be there.
+        roots: what its paths are relative to.
+        asks_teacher: probe its answers, too.
+        free: memory to count with, instead of what is free now.
+    """
+    from student_trainer.ranks.device import choose_device, device_name
+    from student_trainer.run.checks import free_memory
+
+    try:
+        device = choose_device(spec.device.kind)
+        _require_devices(spec, device.type)
+    except LecternError as error:
+        return {"checks": [Check.failed("device", error).as_json()]}
+    count = f", {spec.device.count} of them" if spec.device.count > 1 else ""
+    checks = [Check("device", Outcome.PASS, device_name(device) + count)]
+    shape, unknown = _shape(spec, roots)
+    if unknown is not None:
+        checks.append(unknown)
+    model: teacher_pb2.Model | None = None
+    if spec.teacher is not None and asks_teacher:
+        try:
+            model, said = _probed(spec, spec.teacher, roots, shape)
+            checks.append(Check("answers", Outcome.PASS, said))
+        except LecternError as error:
+            checks.append(Check.failed("answers", error))
+    numbers: dict[str, Any] = {}
+    if shape is not None:
+        check, numbers = _memory(spec, shape, model, device, free or free_memory(device))
+        checks.append(check)
+    return {"checks": [check.as_json() for check in checks], **numbers}
+
+
+def _require_devices(spec: RunSpec, kind: str) -> None:
+    """Raises Misconfigured where one machine has fewer GPUs than are asked for."""
+    import torch
+
+    if kind == "cuda" and spec.device.count > torch.cuda.device_count():
+        raise Misconfigured(
+            f"device.count is {spec.device.count}, torch sees {torch.cuda.device_count()} CUDA "
+            "devices; lower it, or start the ranks on several machines with torchrun"
+        )
+
+
+def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None]:
+    """Returns the student's shape; without it, the check that says why it is not known."""
+    from student_trainer.student.shape import shape_without_weights
+
+    origin = spec.student
+    field = "student.init" if origin.init is not None else "student.config"
+    try:
+        folder = resolve_under(roots.models, origin.init or str(origin.config), field)
+        if folder.is_dir():
+            return shape_without_weights(origin, folder), None
+    except LecternError as error:
+        return None, Check.failed("memory", error)
+    what = "the student is not here, so its size is not known"
+    if origin.init is not None:
+        what = "the size of a hub id's model is not known here"
+    return None, Check("memory", Outcome.SKIP, what)
+
+
+def _memory(
+    spec: RunSpec,
+    shape: ModelShape,
+    model: teacher_pb2.Model | None,
+    device: Any,
+    free: FreeMemory,
+) -> tuple[Check, dict[str, Any]]:
+    """Returns whether the run fits into memory, and the numbers that this rests on."""
+    from student_trainer.run.checks import memory_needed
+
+    estimate = memory_needed(spec, shape, model, device)
+    fit = memory_fit(estimate, free, spec.device.count)
+    check = Check("memory", Outcome.PASS, "what the run needs is free")
+    if fit.problem is not None:
+        check = Check.failed("memory", Misconfigured(fit.problem))
+    elif fit.warning is not None:
+        check = Check("memory", Outcome.WARN, fit.warning)
+    return check, {
+        "shape": asdict(shape),
+        "memory": estimate.parts(),
+        "free": asdict(free),
+        "needed_bytes": fit.needed_bytes,
+    }
+
+
+def _probed(
+    spec: RunSpec, teacher: TeacherSpec, roots: Roots, shape: ModelShape | None
+) -> tuple[teacher_pb2.Model, str]:
+    """Returns what the teacher says of itself, and what its answers were found to be."""
+    import torch
+
+    from student_trainer.stop import Stop
+    from student_trainer.teacher.calls import TeacherCalls
+    from student_trainer.teacher.probe import Answering, probe_teacher
+    from student_trainer.teacher.remote import RemoteTeacher
+
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
+    with TeacherReplicas(teacher.address, secrets.token, secrets.tls) as replicas:
+        width = replicas.get_model(_DEADLINE_SECONDS).logit_width
+    vocab_size = width if shape is None else min(shape.vocab_size, width)
+    asked = vocab_size
+    if teacher.asks_for.format.needs_head:
+        asked = min(asked, _PROBED_HEAD_ROWS)
+    # The head is fetched into a folder that goes: it is a few rows of it.
+    with (
+        tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
+        RemoteTeacher(
+            TeacherCalls(
+                TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+                deadline_seconds=min(teacher.deadline_seconds, _DEADLINE_SECONDS),
+                outage_budget_seconds=0.0,
+                stop=Stop(),
+            ),
+            run_id=spec.name,
+            vocab_size=asked,
+            device=torch.device("cpu"),
+            cache_root=Path(cache),
+        ) as remote,
+    ):
+        model = remote.connect()
+        said = probe_teacher(
+            remote,
+            _rows(spec, roots, vocab_size),
+            teacher.asks_for,
+            spec.objective.temperature,
+            Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
+        )
+    return model, said
+
+
+def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
+    """Returns the beginning of the dataset's first rows, to be asked about."""
+    from student_trainer.batch import Batch
+    from student_trainer.data.sources import TokenStream
+    from student_trainer.teacher.probe import PROBE_SEQUENCES, ProbeRows
+
+    length = min(spec.data.seq_len, _PROBED_TOKENS)
+    if spec.data.path is None:
+        tokens = np.random.default_rng(spec.seed).integers(
+            0, vocab_size, PROBE_SEQUENCES * length, np.int64
+        )
+    else:
+        folder = resolve_under(roots.data, spec.data.path, "data.path")
+        stream = TokenStream(open_shards(folder, read_manifest(folder)))
+        tokens = stream.read(0, min(PROBE_SEQUENCES * length, len(stream))).astype(np.int64)
+    rows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    return ProbeRows.of_batch(Batch(rows, rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m student_trainer.run.dry_run")
+    parser.add_argument("--ask-teacher", action="store_true", help="probe its answers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The life of one run in a process: started or resumed, trained, exported, ended with a reason.
+
+Whatever ends it, status.json says why; the exit status tells who started it what to do next.
+"""
+
+import os
+import sys
+import traceback
+from contextlib import ExitStack, suppress
+
+import structlog
+
+from lectern_common.errors import Conflict, InvalidSpec, LecternError
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
+from student_trainer.disk_full import is_disk_full
+from student_trainer.journal.recorder import QuietRecorder, Recorder, RunRecorder
+from student_trainer.ranks.supervisor import (
+    RANK_LOST,
+    RanksLost,
+    another_rank_went,
+    is_supervised,
+    listen_to_supervisor,
+    supervise,
+    supervisor_pid,
+    why_restarted,
+)
+from student_trainer.stop import Stop, StopRequested
+
+_log = structlog.get_logger()
+
+# Exit statuses; see __main__.py.
+SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
+_STOPPED = RunState.STOPPED, "stopped", "stopped on request"
+# A resume may come while the ranks of a trainer that was killed are still ending.
+_RANKS_END_SECONDS = 10.0
+# From a rank's error until another, whose end would explain it, is seen to have ended.
+_OTHERS_END_SECONDS = 2.0
+
+
+def run_trainer(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
+    """Trains the run in this process, or in one for each device; returns the exit status.
+
+    Args:
+        folder: of the run; it is locked meanwhile.
+        roots: what the spec's paths are relative to.
+        stop: ends it at the next step boundary.
+        resume: go on from the newest checkpoint.
+    """
+    try:
+        if "RANK" in os.environ:
+            return _one_of_several(folder, roots, stop, resume=resume)
+        with folder.locked(_RANKS_END_SECONDS if resume else 0.0) as lock:
+            _require_fresh_or_resume(folder, resume=resume)
+            if _device_count(folder) > 1:
+                return _on_several_devices(folder, roots, stop, lock, resume=resume)
+            with _recorder(folder, stop, resume=resume) as recorder:
+                return live(folder, roots, recorder, stop, resume=resume)
+    except LecternError as error:
+        _log.error("not_started", reason=error.reason, message=str(error))
+        return FAILED
+
+
+def _on_several_devices(
+    folder: RunFolder, roots: Roots, stop: Stop, lock: int, *, resume: bool
+) -> int:
+    """Starts a rank a device and watches them; returns the exit status."""
+    spec = folder.read_spec()
+    command = [sys.executable, "-m", "student_trainer", str(folder.path)]
+    try:
+        return supervise(
+            command + (["--resume"] if resume else []),
+            {**os.environ, **roots.environment()},
+            count=spec.device.count,
+            max_restarts=spec.device.max_restarts or 0,
+            stop=stop,
+            keep_open=(lock,),
+            on_lost=lambda what, restart: _say_lost(folder, what, restart),
+        )
+    except RanksLost as error:
+        said = folder.read_status()  # a recorder writes its own as soon as it begins
+        recorder = Recorder(folder, stop)
+        recorder.go_on_from(said)
+        with recorder:
+            return _ended(recorder, "rank_lost", str(error), can_resume=True)
+
+
+def _say_lost(folder: RunFolder, what: str, restart: int) -> None:
+    try:
+        folder.append_event("rank_lost", what=what, restart=restart)
+    except OSError as error:  # a full disk is no reason not to start again
+        _log.error("event_not_written", error=str(error))
+
+
+def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
+    """Is the rank that the environment says; returns its exit status."""
+    first = os.environ["RANK"] == "0"
+    with ExitStack() as stack:
+        if is_supervised():
+            listen_to_supervisor(stop)
+        elif first:
+            stack.enter_context(folder.locked())
+            _require_fresh_or_resume(folder, resume=resume)
+        # The process that others know the run by is the one that ends it.
+        known_by = supervisor_pid() or os.getpid()
+        recorder: RunRecorder = QuietRecorder()
+        if first:
+            recorder = _recorder(folder, stop, known_by, resume=resume)
+        stack.enter_context(recorder)
+        return live(folder, roots, recorder, stop, resume=resume)
+
+
+def _recorder(
+    folder: RunFolder, stop: Stop, known_by: int | None = None, *, resume: bool
+) -> Recorder:
+    """Returns what says where the run is: one that is resumed, where it goes on from, and why."""
+    recorder = Recorder(folder, stop, known_by)
+    with suppress(InvalidSpec):  # who reads it next says what is wrong with it
+        recorder.set_progress(steps=folder.read_spec().schedule.steps)
+    if resume:
+        newest = max(checkpoint_steps(folder.checkpoints_path), default=None)
+        recorder.start_again_from(newest, why_restarted())
+    return recorder
+
+
+def live(
+    folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
+) -> int:
+    """Trains a run whose lock is held; returns the exit status, having said the last state."""
+    try:
+        outcome = _train_and_export(folder, roots, recorder, stop, resume=resume)
+    except StopRequested:
+        outcome = _STOPPED
+    except LecternError as error:
+        _log.error("ended", reason=error.reason, message=str(error))
+        return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        # What breaks a connection is a RuntimeError to torch.
+        patience = _OTHERS_END_SECONDS if isinstance(error, RuntimeError) else 0.0
+        if not is_disk_full(error) and another_rank_went(patience):
+            _log.warning("ended because another rank went", error=what)
+            return RANK_LOST
+        _log.error("ended", reason="internal", error=what, exception=traceback.format_exc())
+        if is_disk_full(error):
+            return _ended(recorder, "disk_full", str(error), can_resume=True)
+        if "RANK" in os.environ:
+            return RANK_LOST  # who started the ranks knows which of them began it
+        return _ended(recorder, "internal", f"{what}; see trainer.log", can_resume=False)
+    recorder.set_state(*outcome)
+    return SUCCEEDED
+
+
+def _train_and_export(
+    folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
+) -> tuple[RunState, str | None, str | None]:
+    """Returns how it ended, exported or stopped on request: state, reason and message."""
+    spec = folder.read_spec()
+    if spec.device.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(spec.device.threads)
+    # Takes seconds: the run has said that it is starting, and hears signals.
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from student_trainer.ranks.device import choose_device
+    from student_trainer.ranks.world import join_ranks, leave_ranks
+    from student_trainer.run.assemble import assemble
+    from student_trainer.run.loop import train
+    from student_trainer.run.parts import RunContext
+
+    if spec.device.threads is not None:
+        torch.set_num_threads(spec.device.threads)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
+        device = choose_device(spec.device.kind)
+        ranks = join_ranks(device, spec.device.count, patience)
+        stack.callback(leave_ranks, ranks)
+        context = RunContext(spec, roots, folder, device, ranks, recorder, stop, stack)
+        run = assemble(context, resume=resume)
+        with ranks.together():
+            recorder.open_metrics(spec.report_to, run.progress.step)
+        recorder.set_state(RunState.RUNNING)
+        finished = train(run.parts, run.settings, run.progress)
+    if not finished:
+        return _STOPPED
+    if ranks.is_first:
+        run.export()
+    return RunState.SUCCEEDED, *run.ending()
+
+
+def _ended(recorder: RunRecorder, reason: str, message: str, *, can_resume: bool) -> int:
+    recorder.set_state(RunState.INTERRUPTED if can_resume else RunState.FAILED, reason, message)
+    return INTERRUPTED if can_resume else FAILED
+
+
+def _device_count(folder: RunFolder) -> int:
+    try:
+        return folder.read_spec().device.count
+    except InvalidSpec:
+        return 1  # and that one says what is wrong with it
+
+
+def _require_fresh_or_resume(folder: RunFolder, *, resume: bool) -> None:
+    if not resume and checkpoint_steps(folder.checkpoints_path):
+        raise Conflict(f"run {folder.run_id} has checkpoints; go on from them with --resume")

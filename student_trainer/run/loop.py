@@ -1,0 +1,334 @@
+"""The training loop.
+
+Legend: B sequences of a micro-batch, S tokens, N its valid positions, D hidden size.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
+from lectern_models.output_head import OutputHead
+from student_trainer.batch import Batch
+from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
+from student_trainer.objective.loss import Objective, StepLoss, distillation_loss
+from student_trainer.ranks.sharding import gathered, split_again, whole
+from student_trainer.run.checks import forward_kl_sum, require_something_to_learn
+from student_trainer.run.metrics import (
+    count_metrics,
+    loss_metrics,
+    memory_metrics,
+    pace_metrics,
+    wire_metrics,
+)
+from student_trainer.run.optim import set_learning_rate
+from student_trainer.run.parts import Parts, Progress, Settings
+from student_trainer.seeds import Key, derived_seed
+from student_trainer.stop import StopRequested
+from student_trainer.student.forward import ask, at_valid_positions
+from student_trainer.student.tensors import model_tensors, optimizer_tensors
+from student_trainer.targets import TeacherTargets, of_step
+from student_trainer.teacher.prefetch import MicroBatch, Prefetch
+
+# Steps without a finite gradient, one after the other, that end a run.
+MAX_SKIPPED_IN_A_ROW = 3
+# The loss of no rows at all, which needs no teacher.
+_NOTHING = Objective(alpha=1.0, temperature=1.0)
+
+
+def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
+    """Makes the steps that are left, changing `progress`. Returns False where it was stopped.
+
+    With s steps finished it goes round like this:
+
+      1. evaluate, where it is due: before the first step, every so many, after the last;
+      2. record the metrics of the step just finished;
+      3. save a checkpoint, where it is due: every so many steps, after the last, and, with
+         patience, of the lowest validation loss;
+      4. return, after the last step, where the patience with the validation loss is over, or on
+         request;
+      5. else make step s, as `_train_step` says.
+
+    A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
+    end, so the checkpoint that is then saved is that of the last step boundary. Among several
+    ranks it ends all of them at one place, before anything of the step is computed (ranks.py).
+
+    Raises:
+        SameWeights: before any update the student already gives the teacher's distribution.
+        Diverged: three steps in a row without a finite gradient.
+        DiskFull: a checkpoint or a record could not be written.
+        LecternError: what the teacher raised; a checkpoint was saved.
+    """
+    first_step, began = progress.step, time.monotonic() - progress.wall_seconds
+    evaluate = _evaluator(parts, settings)
+    parts.student.train()
+    try:
+        with _prefetch(parts, settings) as prefetch:
+            while True:
+                step, is_last = progress.step, progress.step >= settings.steps
+
+                evaluation = is_last or step % settings.evaluate_every == 0
+                is_best = False
+                if evaluate and evaluation and "loss/val" not in progress.record:
+                    is_best = evaluate(progress, is_last)
+                is_last = is_last or progress.best.is_over(settings.patience)
+                progress.wall_seconds = time.monotonic() - began
+
+                if progress.record:
+                    with parts.ranks.together():
+                        parts.recorder.record(step, progress.record)
+                        if step > first_step:
+                            _advise(parts, progress)
+
+                checkpoint = is_last or step % settings.checkpoint_every == 0
+                keep_best = is_best and settings.patience is not None
+                if keep_best or (checkpoint and step > first_step):
+                    _save(parts, progress)
+
+                if is_last:
+                    return True
+
+                _train_step(parts, settings, progress, prefetch)
+    except StopRequested:
+        _save(parts, progress)
+        return False
+    except (SameWeights, Diverged, DiskFull):
+        raise
+    except LecternError:
+        _save(parts, progress)
+        raise
+
+
+def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], bool] | None:
+    """Returns what evaluates; None where nothing is held out.
+
+    It adds the metrics of an evaluation to the record of the step just finished, whole or not at
+    all, and returns True where the validation loss is the lowest so far. Its second argument says
+    that no step comes after it.
+    """
+    validation, teaching = parts.validation, parts.teaching
+    if validation is None:
+        return None
+    teacher = None
+    if teaching is not None:
+        teacher = ValidationTeacher(
+            teaching.provider,
+            teaching.representation,
+            teaching.prefetch_steps,
+            teaching.cancel,
+            lambda metric, why: parts.recorder.event("left_out", metric=metric, message=why),
+        )
+
+    def evaluate(progress: Progress, is_last: bool) -> bool:
+        began = time.perf_counter()
+        sums = evaluation_sums(
+            parts.student,
+            validation(),
+            parts.device,
+            parts.stop,
+            teacher,
+            settings.objective.chunk_tokens,
+            parts.ranks.together,
+        )
+        metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
+        best = progress.best.after(progress.step, metrics["loss/val"])
+        if parts.samples is not None:
+            is_last = is_last or best.is_over(settings.patience)
+            lines = parts.samples.lines(parts.student, is_last=is_last)
+            with parts.ranks.together():
+                parts.samples.write(progress.step, lines)
+        metrics["time/evaluation_seconds"] = time.perf_counter() - began
+        progress.record.update(metrics)
+        progress.best = best
+        return progress.best.step == progress.step
+
+    return evaluate
+
+
+def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
+    """Makes step s = progress.step:
+
+      1. take its rows (of several ranks each takes a share), a pure function of (seed, s), in
+         micro-batches; the teacher was asked about them some steps ago, and is asked now about
+         those of the coming steps;
+      2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
+         valid positions, divided by the number of valid positions of the whole step, of all ranks;
+      3. clip the gradient;
+      4. set the learning rate of s and update; if loss or gradient is not finite, skip the update
+         and count that instead, and end after three in a row;
+      5. count, and collect the metrics.
+
+    A step that is skipped still counts: the next one has its own rows and learning rate.
+    """
+    began, waited = time.perf_counter(), prefetch.waited_seconds
+    step, ranks = progress.step, parts.ranks
+
+    micro_batches = _take(parts, prefetch, step)
+    num_valid = sum(part.batch.num_valid for part in micro_batches)
+    num_tokens = sum(part.batch.num_tokens for part in micro_batches)
+    normalizer, num_tokens = map(round, ranks.totals(num_valid, num_tokens))
+    if not normalizer:
+        raise InvalidRequest(f"the rows of step {step} have no valid position")
+
+    parts.optimizer.zero_grad(set_to_none=True)
+    with _dropout_of(step, ranks.rank, settings.seed, parts.device):
+        losses = [
+            _micro_step(parts, part, settings.objective, normalizer)
+            for part in micro_batches
+            # Every rank takes part in as many exchanges as the others.
+            if part.batch.num_valid or ranks.size > 1
+        ]
+    metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
+    if step == 0:
+        _require_another_student(parts, settings, micro_batches, metrics, normalizer)
+
+    norm = torch.nn.utils.clip_grad_norm_(parts.student.parameters(), settings.max_grad_norm)
+    metrics["optim/grad_norm"] = whole(norm).item()
+    metrics["optim/learning_rate"] = settings.learning_rate(step)
+    if np.isfinite([metrics["loss/total"], metrics["optim/grad_norm"]]).all():
+        set_learning_rate(parts.optimizer, metrics["optim/learning_rate"])
+        parts.optimizer.step()
+        progress.skipped_in_a_row = 0
+    else:
+        _skip(parts, progress)
+    parts.optimizer.zero_grad(set_to_none=True)
+
+    progress.step += 1
+    progress.tokens_seen += num_tokens
+    seconds, waited = time.perf_counter() - began, prefetch.waited_seconds - waited
+    progress.record = {
+        **metrics,
+        **count_metrics(parts, progress, normalizer),
+        **pace_metrics(parts, num_tokens, seconds, waited),
+        **memory_metrics(parts.device),
+        **wire_metrics(parts),
+    }
+
+
+def _take(parts: Parts, prefetch: Prefetch, step: int) -> list[MicroBatch]:
+    """Returns this rank's rows of the step in micro-batches, or raises what ends all ranks."""
+    with parts.ranks.together():
+        parts.stop.check()
+        micro_batches = prefetch.take(step)
+        if parts.ranks.size > 1:
+            # What a teacher's absence may end has to end before anything is exchanged.
+            micro_batches = [part.answered() for part in micro_batches]
+    return micro_batches
+
+
+def _micro_step(
+    parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
+) -> StepLoss:
+    """Returns the loss of a micro-batch, its gradients added to the parameters'."""
+    answer = micro_batch.answer
+
+    def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
+        if not len(labels_N):
+            return distillation_loss(hidden_ND, head, labels_N, None, _NOTHING, normalizer)
+        targets = None if answer is None else answer().to(parts.device)
+        return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
+
+    loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _require_another_student(
+    parts: Parts,
+    settings: Settings,
+    micro_batches: list[MicroBatch],
+    metrics: dict[str, float],
+    normalizer: int,
+) -> None:
+    """Raises SameWeights if the student, not yet updated, already gives what the teacher gives."""
+    if parts.teaching is None or parts.teaching.allow_same_weights:
+        return
+    temperature = settings.objective.temperature
+    require_something_to_learn(
+        metrics["loss/kd"],
+        settings.objective,
+        lambda: _forward_kl(parts, micro_batches, temperature, normalizer),
+    )
+
+
+def _forward_kl(
+    parts: Parts, micro_batches: list[MicroBatch], temperature: float, normalizer: int
+) -> float:
+    """Returns KL(teacher || student) of a step, in nats per valid position."""
+    own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature)
+    split_again(parts.student)  # the update is still to come
+    return parts.ranks.totals(own)[0] / normalizer
+
+
+def _skip(parts: Parts, progress: Progress) -> None:
+    """Counts a step without update. Raises Diverged where it is one too many."""
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
+    with parts.ranks.together():
+        parts.recorder.event("step_skipped", step=progress.step, in_a_row=progress.skipped_in_a_row)
+    if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+        return
+    saved = parts.checkpoints.steps() if parts.checkpoints is not None else []
+    where = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    raise Diverged(
+        f"loss or gradient of {progress.skipped_in_a_row} steps in a row were not finite, the last "
+        f"of them step {progress.step}; {where}. Start a run with a lower learning rate"
+    )
+
+
+def _save(parts: Parts, progress: Progress) -> None:
+    if parts.checkpoints is None:
+        return
+    first = parts.ranks.is_first
+    model = gathered(model_tensors(parts.student), keep=first)
+    optimizer = gathered(optimizer_tensors(parts.optimizer, parts.student), keep=first)
+    with parts.ranks.together():
+        if first:
+            parts.recorder.before_checkpoint()
+            state = {**parts.checkpoint_facts, **progress.state()}
+            parts.checkpoints.save(progress.step, model, optimizer, state)
+            parts.recorder.after_checkpoint(progress.step)
+
+
+def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
+    teaching, temperature = parts.teaching, settings.objective.temperature
+
+    def ask_about(batch: Batch, step: int) -> TeacherTargets:
+        if teaching is None:
+            raise ValueError("there is no teacher")
+        wanted = of_step(teaching.representation, settings.seed, step)
+        return ask(teaching.provider, batch, wanted, temperature)
+
+    return Prefetch(
+        parts.batches,
+        None if teaching is None else ask_about,
+        micro_batch_sequences=settings.micro_batch_sequences,
+        prefetch_steps=0 if teaching is None else teaching.prefetch_steps,
+        end=settings.steps,
+        stop=parts.stop,
+        cancel=(lambda: None) if teaching is None else teaching.cancel,
+    )
+
+
+def _advise(parts: Parts, progress: Progress) -> None:
+    """Says what to change, where the run waits too long for its teacher."""
+    if parts.teaching is None or parts.teaching.advice is None:
+        return
+    bound = parts.teaching.advice.after(progress.record)
+    if bound is not None:
+        share = round(bound.share, 3)
+        parts.recorder.event("teacher_bound", step=progress.step, share=share, message=bound.advice)
+
+
+@contextmanager
+def _dropout_of(step: int, rank: int, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, dropout is a pure function of (seed, step, rank); the random state is kept."""
+    devices = [device] if device.type == "cuda" else []
+    numbers = (seed, step, rank) if rank else (seed, step)
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derived_seed(Key.DROPOUT, numbers))
+        yield

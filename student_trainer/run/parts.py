@@ -1,0 +1,174 @@
+"""What a run is made of, what it is told, and where it is: the arguments of `loop.train`."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from lectern_common.json_lines import finite_record
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.wire.formats import Representation
+from protos import teacher_pb2
+from student_trainer.batch import Batch
+from student_trainer.evaluation.best import Best
+from student_trainer.evaluation.samples import Samples
+from student_trainer.journal.checkpoint import CheckpointStore
+from student_trainer.journal.recorder import RunRecorder
+from student_trainer.objective.loss import Objective
+from student_trainer.ranks.world import Ranks
+from student_trainer.stop import Stop
+from student_trainer.student.student import Student
+from student_trainer.targets import TargetsProvider
+from student_trainer.teacher.advice import WaitAdvice
+from student_trainer.teacher.prefetch import TrainingBatches
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Whose run it is, where it lives and who takes part: what each of its parts is made with.
+
+    Attributes:
+        spec: the run's, as it is now.
+        roots: what its paths are relative to.
+        folder: its folder; this process, or who started it, holds the lock.
+        device: of this rank.
+        ranks: the processes that train it together; each makes its own parts.
+        recorder: told of checkpoints, outages and what was loaded.
+        stop: ends every wait.
+        stack: closes the connection to the teacher.
+    """
+
+    spec: RunSpec
+    roots: Roots
+    folder: RunFolder
+    device: torch.device
+    ranks: Ranks
+    recorder: RunRecorder
+    stop: Stop
+    stack: ExitStack
+
+
+class StepRecorder(Protocol):
+    """What the loop tells of its steps. Nothing but `before_checkpoint` may wait."""
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the metrics of the step after which `step` are finished."""
+        ...
+
+    def before_checkpoint(self) -> None:
+        """Makes the records up to now outlive this process."""
+        ...
+
+    def after_checkpoint(self, step: int) -> None: ...
+
+    def event(self, kind: str, **details: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teacher, and how it is asked.
+
+    `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
+    wire.
+    `cancel` ends calls under way. `advice` looks out for a run that waits too long; None: nobody.
+    `model` is what the teacher says of itself; None: it was not asked.
+    """
+
+    provider: TargetsProvider
+    representation: Representation
+    prefetch_steps: int = 0
+    allow_same_weights: bool = False
+    take_received: Callable[[], tuple[int, int]] | None = None
+    cancel: Callable[[], None] = lambda: None
+    advice: WaitAdvice | None = None
+    model: teacher_pb2.Model | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run; `learning_rate` gives that of a step (0-based).
+
+    `patience`: evaluations in a row without a new lowest loss that end it; None: never.
+    """
+
+    steps: int
+    learning_rate: Callable[[int], float]
+    objective: Objective
+    micro_batch_sequences: int
+    max_grad_norm: float = 1.0
+    evaluate_every: int = 100
+    patience: int | None = None
+    checkpoint_every: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        student: trained in place, on `device`.
+        optimizer: over the student's parameters; the loop sets its learning rate.
+        batches: training data; this rank's rows of each step.
+        validation: gives the held-out batches, the same at every call; None: never evaluate.
+        teaching: None exactly when the objective's alpha is 1.
+        recorder: told of every step.
+        checkpoints: None: none are saved.
+        checkpoint_facts: further content of every checkpoint's state.
+        ranks: the processes that train the run together; each has Parts of its own.
+        steps_per_epoch: in which every training row is seen once; None: not counted.
+        samples: writes what student and teacher go on with; None: no prompts.
+    """
+
+    student: Student
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    batches: TrainingBatches
+    validation: Callable[[], Iterable[Batch]] | None
+    teaching: Teaching | None
+    recorder: StepRecorder
+    checkpoints: CheckpointStore | None = None
+    checkpoint_facts: dict[str, Any] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    ranks: Ranks = field(default_factory=Ranks)
+    samples: Samples | None = None
+    steps_per_epoch: float | None = None
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that a checkpoint holds beside tensors and facts.
+
+    `record` are the metrics of the step after which `step` were finished; `best` is the lowest
+    validation loss up to then.
+    """
+
+    step: int = 0
+    tokens_seen: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    wall_seconds: float = 0.0
+    record: dict[str, Any] = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
+
+    def state(self) -> dict[str, Any]:
+        """Returns it as JSON can hold it, its losses also under the specification's names."""
+        record = finite_record(self.record)
+        return {
+            **asdict(self),
+            "record": record,
+            "train_loss": record.get("loss/total"),
+            "total_loss": record.get("loss/total"),
+            "ce_loss": record.get("loss/ce"),
+            "kl_loss": record.get("loss/kd"),
+            "val_loss": record.get("loss/val"),
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Progress":
+        values = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
+        return cls(**{**values, "best": Best(**state.get("best", {}))})

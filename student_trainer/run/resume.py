@@ -1,0 +1,42 @@
+"""Where a resumed run goes on, and what it has to find as it was."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lectern_common.run_folder import RunFolder
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.identity import TeacherIdentity
+from student_trainer.evaluation.best import Best
+from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
+from student_trainer.ranks.world import Ranks
+
+
+def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
+    """Returns the newest intact checkpoint; the first rank looks, for all of them."""
+    found: Checkpoint | None = None
+    with ranks.together():
+        if ranks.is_first:
+            store.sweep()
+            found = store.newest()
+    (step,) = ranks.from_first([-1 if found is None else found.step])
+    if ranks.is_first or step < 0:
+        return found
+    return store.verified_before(step)
+
+
+def taught_by(folder: RunFolder, begun: Mapping[str, Any] | None) -> TeacherIdentity | None:
+    """Returns the teacher that the run has to be taught by, None where any will do."""
+    if begun is None:
+        return folder.read_teacher()
+    return TeacherIdentity(begun["teacher_model"], begun["teacher_fingerprint"])
+
+
+def best_saved(spec: RunSpec, best: Best, store: CheckpointStore) -> Best:
+    """Returns `best`, or the lowest loss that a checkpoint has where its own has none.
+
+    So it is where the run had no patience before, or a newer checkpoint was found broken.
+    """
+    if spec.evaluation.patience is None or best.step is None or best.step in store.steps():
+        return best
+    saved = store.best()
+    return Best() if saved is None else Best(*saved)

@@ -1,0 +1,1 @@
+"""The student: where it comes from, what of it is trained, and its export."""

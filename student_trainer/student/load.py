@@ -1,0 +1,142 @@
+"""Where a student comes from: a model folder, a hub id, or a config and a seed.
+
+Of a folder's or hub id's weights all layers are taken or every n-th; they are trained themselves,
+or stay and carry adapters. Every process of a run loads its student by itself, and gets the same
+one. Nothing is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lectern_common.checks.rules import require_positions
+from lectern_common.errors import Incompatible
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import StudentSpec
+from lectern_common.tokens.tokenizer_map import TokenizerMap
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
+from lectern_models.gguf_file import loaded_weights_sha256
+from lectern_models.loading import (
+    build_causal_lm,
+    load_causal_lm,
+    max_positions,
+    tokenizer_map,
+)
+from lectern_models.model_folder import ModelFolder, find_model, find_on_hub
+from student_trainer.student.layers import keep_every_nth_layer
+from student_trainer.student.lora import Adapters, add_adapters
+from student_trainer.student.student import CausalStudent, compute_dtype_named
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    """A student as it is before the run, and what there is to say of it.
+
+    Attributes:
+        student: on the run's device.
+        folder: where it came from, with its tokenizer, if it has one.
+        tokens: its token-to-id map; None where the folder has none.
+        initial_sha256: of its weights, see lectern_common/tokens/weights.py; of the file if they
+            are taken from one as they are, so it equals that of a teacher with the same weights.
+        facts: for the run's events, its checkpoints and the export's metadata.
+    """
+
+    student: CausalStudent
+    folder: Path
+    tokens: TokenizerMap | None
+    initial_sha256: str
+    facts: dict[str, Any]
+
+
+def load_student(
+    spec: RunSpec, roots: Roots, device: torch.device, begun: Mapping[str, Any] | None
+) -> LoadedStudent:
+    """Returns the student that a run begins with.
+
+    Args:
+        spec: the run's.
+        roots: `models` holds the folders.
+        device: where it is trained.
+        begun: state of the checkpoint that the run goes on from. A hub id is taken at the commit
+            that it was taken at then. Weights that stay as they are, and so are in no checkpoint,
+            must be what they were; those that a checkpoint replaces are not hashed again.
+
+    Raises:
+        NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
+        InvalidSpec: the model's layers cannot be cut, or take no adapters.
+        Incompatible: rows are longer than what it takes, or a resume finds other weights.
+    """
+    origin, folder = spec.student, _folder(spec.student, roots, begun)
+    facts: dict[str, Any] = {"student_revision": folder.revision or None}
+    if origin.init is None:
+        model = build_causal_lm(folder.path, spec.seed)
+    else:
+        model = load_causal_lm(folder.path, "float32")
+    require_positions(spec.data.seq_len, max_positions(model))
+    if origin.keep_every_nth_layer is not None:
+        facts["kept_layers"] = keep_every_nth_layer(model, origin.keep_every_nth_layer)
+    initial_sha256 = _initial_sha256(model, origin, folder, begun)
+    adapters = _add_adapters(model, spec, folder)
+    if adapters is not None:
+        facts["lora"] = adapters.facts()
+    student = CausalStudent(
+        model.to(device),  # type: ignore[arg-type]
+        compute_dtype_named(origin.dtype, device),
+        adapters,
+    )
+    if spec.device.activation_checkpointing:
+        student.checkpoint_activations()
+    return LoadedStudent(student, folder.path, tokenizer_map(folder.path), initial_sha256, facts)
+
+
+def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) -> ModelFolder:
+    if origin.init is None:
+        path = resolve_under(roots.models, str(origin.config), "student.config")
+        return ModelFolder(path, str(origin.config))
+    local = resolve_under(roots.models, origin.init, "student.init")
+    commit = None if begun is None else begun.get("student_revision")
+    if commit is None and local.is_dir():
+        return find_model(str(local), origin.revision, field="student.init")
+    return find_on_hub(origin.init, commit or origin.revision, "student.init")
+
+
+def _initial_sha256(
+    model: PreTrainedModel,
+    origin: StudentSpec,
+    folder: ModelFolder,
+    begun: Mapping[str, Any] | None,
+) -> str:
+    """Returns the hash of the weights as they are before training, without adapters."""
+    if begun is not None and origin.lora is None:
+        return str(begun["initial_weights_sha256"])
+    if origin.init is None or origin.keep_every_nth_layer is not None:
+        digest = loaded_weights_sha256(model)
+    else:
+        digest = weights_sha256(safetensors_files(folder.path))
+    if begun is not None and digest != begun["initial_weights_sha256"]:
+        raise Incompatible(
+            f"the weights of student.init {origin.init} are not what they were when the run began, "
+            "and its adapters belong to those; put them back, or start another run"
+        )
+    return digest
+
+
+def _add_adapters(model: PreTrainedModel, spec: RunSpec, folder: ModelFolder) -> Adapters | None:
+    origin, lora = spec.student, spec.student.lora
+    if lora is None:
+        return None
+    # A model of which layers were cut out lies nowhere: on the whole one the adapters would sit on
+    # other layers than those they were trained on.
+    is_whole = origin.keep_every_nth_layer is None
+    return add_adapters(
+        model,
+        lora,
+        seed=spec.seed,
+        base=origin.init if is_whole else None,
+        revision=folder.revision or None,
+    )

@@ -1,0 +1,1 @@
+"""The teacher as the loop sees it: remote or local, asked ahead, its replies checked."""

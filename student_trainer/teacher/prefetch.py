@@ -1,0 +1,190 @@
+"""Teacher's answers for coming steps, asked while the student computes.
+
+The same requests are made, in the same order, whatever the number of threads or steps ahead; so
+answers, and with them losses, do not depend on timing.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from student_trainer.batch import Batch
+from student_trainer.stop import SLICE_SECONDS, Stop
+from student_trainer.targets import TeacherTargets
+
+_log = structlog.get_logger()
+
+MAX_THREADS = 4
+_JOIN_SECONDS = 5.0
+
+
+class TrainingBatches(Protocol):
+    """Training data by step; called from one thread."""
+
+    def batch_at(self, step: int) -> Batch:
+        """Returns the rows of optimizer step `step`; equal steps give equal rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows computed at one time; `answer` gives the teacher's targets at their valid positions.
+
+    `answer` is None without a teacher, and where no position is valid.
+    """
+
+    batch: Batch
+    answer: Callable[[], TeacherTargets] | None
+
+    def answered(self) -> "MicroBatch":
+        """Returns it with the answer here; waits for that, and raises what `answer` does."""
+        if self.answer is None:
+            return self
+        targets = self.answer()
+        return MicroBatch(self.batch, lambda: targets)
+
+
+class Prefetch:
+    """The micro-batches of each step, asked of the teacher `prefetch_steps` ahead.
+
+    Use as a context manager. Steps are taken in rising order.
+
+    Args:
+        batches: training data.
+        ask: asks the teacher for one micro-batch of a step, blocking; called from up to MAX_THREADS
+            threads. None: there is no teacher.
+        micro_batch_sequences: rows of a micro-batch.
+        prefetch_steps: 0 asks when the answer is needed, in the caller's thread.
+        end: one past the last step; nothing is asked for it or beyond.
+        stop: ends every wait.
+        cancel: makes calls of `ask` that are under way end soon.
+    """
+
+    def __init__(
+        self,
+        batches: TrainingBatches,
+        ask: Callable[[Batch, int], TeacherTargets] | None,
+        *,
+        micro_batch_sequences: int,
+        prefetch_steps: int,
+        end: int,
+        stop: Stop,
+        cancel: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._batches = batches
+        self._ask = ask
+        self._micro_batch_sequences = micro_batch_sequences
+        self._prefetch_steps = prefetch_steps if ask is not None else 0
+        self._end = end
+        self._stop = stop
+        self._cancel = cancel
+        self._ready: dict[int, list[MicroBatch]] = {}
+        self._jobs: queue.SimpleQueue[tuple[Batch, int, Future[TeacherTargets]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._waited_seconds = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"prefetch-{index}", daemon=True)
+            for index in range(min(MAX_THREADS, self._prefetch_steps))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def waited_seconds(self) -> float:
+        """Time that callers of `answer` spent waiting, since the start."""
+        return self._waited_seconds
+
+    def take(self, step: int) -> list[MicroBatch]:
+        """Returns the micro-batches of `step`, having asked for those of the coming steps too."""
+        for coming in range(step, min(step + self._prefetch_steps, self._end - 1) + 1):
+            if coming not in self._ready:
+                self._ready[coming] = self._asked(coming)
+        return self._ready.pop(step)
+
+    def close(self) -> None:
+        """Ends the threads; answers not yet taken are dropped. Returns within a few seconds."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for micro_batches in self._ready.values():
+            for micro_batch in micro_batches:
+                if isinstance(micro_batch.answer, _Awaited):
+                    micro_batch.answer.future.cancel()
+        self._ready.clear()
+        if self._threads:
+            self._cancel()
+        deadline = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread.name for thread in self._threads if thread.is_alive()]
+        if left:
+            _log.warning("prefetch_threads_left", threads=",".join(left))
+        self._threads = []
+
+    def _asked(self, step: int) -> list[MicroBatch]:
+        parts = self._batches.batch_at(step).micro_batches(self._micro_batch_sequences)
+        return [MicroBatch(part, self._answer_for(part, step)) for part in parts]
+
+    def _answer_for(self, batch: Batch, step: int) -> Callable[[], TeacherTargets] | None:
+        ask = self._ask
+        if ask is None or batch.num_valid == 0:
+            return None
+        if not self._threads:
+            return lambda: self._timed(lambda: ask(batch, step))
+        future: Future[TeacherTargets] = Future()
+        self._jobs.put((batch, step, future))
+        return _Awaited(self, future)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batch, step, future = job
+            if self._ask is None or not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._ask(batch, step))
+            except BaseException as error:  # whatever it is, the loop gets to see it
+                future.set_exception(error)
+
+    def _timed(self, wait: Callable[[], TeacherTargets]) -> TeacherTargets:
+        began = time.perf_counter()
+        try:
+            return wait()
+        finally:
+            self._waited_seconds += time.perf_counter() - began
+
+    def wait_for(self, future: "Future[TeacherTargets]") -> TeacherTargets:
+        """Returns the future's result, or raises its error; StopRequested on a stop."""
+
+        def wait() -> TeacherTargets:
+            while True:
+                self._stop.check()
+                try:
+                    return future.result(timeout=SLICE_SECONDS)
+                except FutureTimeout:
+                    # By now an answer may have come, or an error, if only another TimeoutError.
+                    if future.done():
+                        return future.result()
+
+        return self._timed(wait)
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    prefetch: Prefetch
+    future: "Future[TeacherTargets]"
+
+    def __call__(self) -> TeacherTargets:
+        return self.prefetch.wait_for(self.future)

@@ -1,0 +1,374 @@
+"""What a run says of itself: states, heartbeat, metrics that never block."""
+
+import contextlib
+import errno
+import json
+import math
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lectern_common.errors import DiskFull, Misconfigured
+from lectern_common.json_lines import append_json_line, read_json_lines
+from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.spec.load import parse_spec
+from student_trainer.journal.recorder import Recorder
+from student_trainer.journal.sinks import Metrics, QueuedSink
+from student_trainer.stop import Stop
+from tests.support.fakes import FakeClock
+from tests.support.servers import wait_for
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    spec = {
+        "name": "r",
+        "student": {"config": "c"},
+        "data": {"kind": "synthetic"},
+        "objective": {"alpha": 1},
+    }
+    return RunFolder.create(tmp_path, "r", parse_spec(spec))
+
+
+def said(folder: RunFolder) -> Status:
+    status = folder.read_status()
+    assert status is not None
+    return status
+
+
+def states(folder: RunFolder) -> list[str]:
+    lines = read_json_lines(folder.events_path)
+    return [line["state"] for line in lines if line["kind"] == "state"]
+
+
+def step_metrics(tokens: float, seconds: float, waited: float) -> dict[str, float]:
+    return {
+        "loss/total": 1.0,
+        "perf/tokens_per_second": tokens / seconds,
+        "time/step_seconds": seconds,
+        "time/teacher_wait_seconds": waited,
+    }
+
+
+def test_a_run_is_starting_from_the_first_moment(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()):
+        status = said(folder)
+    assert status.state is RunState.STARTING
+    assert status.pid > 0
+    assert status.process_create_time > 0
+
+
+def test_a_run_that_starts_again_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
+    recorder = Recorder(folder, Stop())
+    recorder.start_again_from(40, "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)")
+    with recorder:
+        status = said(folder)
+        recorder.set_state(RunState.RUNNING)
+    assert (status.state, status.reason) == (RunState.STARTING, "rank_lost")
+    assert (status.step, status.checkpoint_step) == (40, 40)
+    why = "starting again from step 40: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"
+    assert status.message == why
+    assert [line["message"] for line in read_json_lines(folder.events_path)] == [why, None]
+    assert (said(folder).step, said(folder).reason, said(folder).message) == (40, None, None)
+
+
+def test_a_checkpoint_before_the_first_step_is_one(folder: RunFolder) -> None:
+    for found in (0, None):
+        recorder = Recorder(folder, Stop())
+        recorder.start_again_from(found, None)
+        with recorder:
+            status = said(folder)
+            recorder.after_checkpoint(0)
+        assert (status.step, status.checkpoint_step) == (0, found)
+        assert status.message == "starting again from step 0"
+        assert said(folder).checkpoint_step == 0
+
+
+def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.set_progress(steps=9, device="cpu", checkpoint_step=4)
+        recorder.set_state(RunState.RUNNING)
+        recorder.set_state(RunState.FAILED, "diverged", "it went wrong")
+    status = said(folder)
+    assert (status.state, status.reason, status.message) == (
+        RunState.FAILED,
+        "diverged",
+        "it went wrong",
+    )
+    assert (status.steps, status.device, status.checkpoint_step) == (9, "cpu", 4)
+    assert states(folder) == ["starting", "running", "failed"]
+
+
+def test_the_heart_beats_while_the_state_stays(folder: RunFolder) -> None:
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01):
+        first = said(folder)
+        wait_for(lambda: said(folder).heartbeat > first.heartbeat)
+        assert said(folder).since == first.since
+    assert states(folder) == ["starting"]
+
+
+def test_a_teacher_away_turns_the_run_to_waiting_and_back(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.set_state(RunState.RUNNING)
+        recorder.teacher_away("no teacher at here")
+        status = said(folder)
+        assert status.state is RunState.WAITING_FOR_TEACHER
+        assert status.message == "no teacher at here"
+        recorder.teacher_away(None)
+        assert said(folder).state is RunState.RUNNING
+        assert said(folder).message is None
+    assert states(folder) == ["starting", "running", "waiting_for_teacher", "running"]
+
+
+def test_a_teacher_away_does_not_undo_an_end(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.teacher_away("gone")
+        recorder.set_state(RunState.INTERRUPTED, "teacher_unavailable", "gone for good")
+        recorder.teacher_away(None)
+    assert said(folder).state is RunState.INTERRUPTED
+
+
+def test_a_requested_stop_is_said_without_the_loops_help(folder: RunFolder) -> None:
+    stop = Stop()
+    with Recorder(folder, stop, heartbeat_seconds=0.01) as recorder:
+        recorder.set_state(RunState.RUNNING)
+        stop.request()
+        wait_for(lambda: said(folder).state is RunState.STOPPING)
+        recorder.set_state(RunState.STOPPED, "stopped")
+    assert said(folder).state is RunState.STOPPED
+
+
+def test_metrics_are_written_in_order_and_shown_in_the_status(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.record(0, {"loss/val": 5.0})
+        recorder.record(1, step_metrics(100, 2.0, 0.5))
+        recorder.record(2, {**step_metrics(300, 2.0, 1.5), "loss/total": math.nan})
+        recorder.before_checkpoint()
+        assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [0, 1, 2]
+    last = read_json_lines(folder.metrics_path)[-1]
+    assert (last["loss/total"], last["non_finite"]) == (None, ["loss/total"])
+    status = said(folder) if said(folder).step == 2 else None
+    recorder.set_state(RunState.SUCCEEDED)
+    status = said(folder)
+    assert status.step == 2
+    assert status.latest["loss/val"] == 5.0
+    assert status.latest["loss/total"] is None
+    assert status.tokens_per_second == pytest.approx(100.0)
+    assert status.teacher_wait_share == pytest.approx(0.5)
+
+
+class Held:
+    """A sink that takes nothing before it is let."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self.go.wait(20)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_dropped_lines_are_said_while_the_run_goes_on_and_at_its_end(folder: RunFolder) -> None:
+    """S14: at the first one, at ten times as many, and at the end; and in every line."""
+    held = Held()
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        # Holds one line, and one more waits: the third is the first that is dropped.
+        slow = QueuedSink(held, limit=1, may_fail=True)
+        recorder._sinks.append(slow)
+        for step in range(40):
+            recorder.record(step, {"loss/total": 1.0})
+        dropped = slow.dropped
+        assert dropped >= 38
+        events = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+        assert [line["lines"] for line in events] == [1, 11]
+        assert events[0]["by"] == {"Held": 1}
+        held.go.set()
+    events = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+    assert [line["lines"] for line in events] == [1, 11, dropped]
+    lines = read_json_lines(folder.metrics_path)
+    assert [line["step"] for line in lines] == list(range(40))
+    assert "telemetry/dropped_lines" not in lines[0]
+    counts = [line["telemetry/dropped_lines"] for line in lines[-30:]]
+    assert counts == sorted(counts)
+    assert counts[-1] == dropped - 1  # as it was before this very line
+
+
+def test_a_place_that_fails_ends_no_run_and_says_why(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder._sinks.append(
+            QueuedSink(Failing(lambda: ConnectionError("no network")), may_fail=True)
+        )
+        for step in range(3):
+            recorder.record(step, {})
+        recorder.before_checkpoint()
+    [*_, last] = [line for line in read_json_lines(folder.events_path) if "lines" in line]
+    assert (last["lines"], last["message"]) == (3, "ConnectionError: no network")
+    assert len(read_json_lines(folder.metrics_path)) == 3
+
+
+def test_a_clock_that_jumps_back_makes_no_state_younger_than_nothing(folder: RunFolder) -> None:
+    """S12: no negative duration; lines stay in the order of their steps."""
+    clock = FakeClock(5000.0)
+    with Recorder(folder, Stop(), heartbeat_seconds=3600, clock=clock) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.set_state(RunState.RUNNING)
+        recorder.record(1, step_metrics(100, 2.0, 0.5))
+        clock.now = 1000.0
+        recorder.record(2, step_metrics(100, 2.0, 0.5))
+        recorder.teacher_away(None)  # writes the status
+        status = said(folder)
+        assert (status.heartbeat, status.since) == (1000.0, 1000.0)
+        clock.advance(7)
+        recorder.teacher_away(None)
+        status = said(folder)
+        assert status.heartbeat - status.since == 7
+        assert status.tokens_per_second == pytest.approx(50.0)
+    assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [1, 2]
+
+
+def test_a_disk_that_takes_no_status_holds_up_no_step(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, free = threading.Event(), threading.Event()
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01) as recorder:
+        recorder.open_metrics([], 0)
+        write = RunFolder.write_status
+
+        def stalled(own: RunFolder, status: Status) -> None:
+            stuck.set()
+            free.wait(60)
+            write(own, status)
+
+        monkeypatch.setattr(RunFolder, "write_status", stalled)
+        assert stuck.wait(60)
+        step = threading.Thread(target=lambda: recorder.record(1, step_metrics(100, 2.0, 0.5)))
+        step.start()
+        step.join(5)
+        went_on = not step.is_alive()
+        free.set()
+        step.join()
+        assert went_on
+        wait_for(lambda: said(folder).step == 1)
+
+
+def test_lines_that_cannot_be_cut_off_for_want_of_room_stay(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_json_line(folder.metrics_path, {"step": 1})
+    before = folder.metrics_path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("lectern_common.json_lines.write_atomic", full)
+    full_disk = pytest.raises(DiskFull, match=r"metrics\.jsonl; free some")
+    with Recorder(folder, Stop()) as recorder, full_disk:
+        recorder.open_metrics([], 1)
+    assert folder.metrics_path.read_bytes() == before
+
+
+class Failing:
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        self._error = error
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        raise self._error()
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_full_disk_under_the_metrics_reaches_the_loop(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder._sinks = [QueuedSink(Failing(lambda: OSError(errno.ENOSPC, "full")))]
+        recorder.record(1, {})
+        with pytest.raises(DiskFull):
+            recorder.before_checkpoint()
+        with pytest.raises(DiskFull):
+            recorder.record(2, {})
+
+
+def test_a_status_that_cannot_be_written_does_not_end_the_heartbeat(folder: RunFolder) -> None:
+    with Recorder(folder, Stop(), heartbeat_seconds=0.01) as recorder:
+        while not folder.status_path.is_dir():
+            folder.status_path.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # the heart has just beaten
+                folder.status_path.mkdir()
+        (folder.status_path / "in-the-way").touch()
+        recorder.set_state(RunState.RUNNING)
+        (folder.status_path / "in-the-way").unlink()
+        folder.status_path.rmdir()
+        wait_for(folder.status_path.is_file)
+    assert said(folder).state is RunState.RUNNING
+
+
+def test_tensorboard_gets_the_same_numbers(folder: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics(["tensorboard"], 0)
+        recorder.record(1, {"loss/total": 2.5})
+        recorder.record(2, {"loss/total": 1.5, "loss/kd": None})
+    events: Any = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    assert [(entry.step, entry.value) for entry in events.Scalars("loss/total")] == [
+        (1, 2.5),
+        (2, 1.5),
+    ]
+    assert len(read_json_lines(folder.metrics_path)) == 2
+
+
+def test_a_missing_tensorboard_is_refused_with_what_to_install(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with (
+        Recorder(folder, Stop()) as recorder,
+        pytest.raises(Misconfigured, match=r"install lectern\[tensorboard\]"),
+    ):
+        recorder.open_metrics(["tensorboard"], 0)
+
+
+def test_the_status_is_json_that_others_read(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        recorder.open_metrics([], 0)
+        recorder.record(1, {"loss/total": math.inf})
+        recorder.set_state(RunState.RUNNING)
+    assert json.loads(folder.status_path.read_text())["latest"] == {"loss/total": None}
+
+
+class FullWhileReserved(RunFolder):
+    """A folder on a disk that has room for nothing but what the reserve takes."""
+
+    def _require_room(self) -> None:
+        if (self.path / ".reserve").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_status(self, status: Status) -> None:
+        self._require_room()
+        super().write_status(status)
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        self._require_room()
+        super().append_event(kind, **details)
+
+
+def test_a_full_disk_has_room_for_the_state_that_a_run_ends_in(folder: RunFolder) -> None:
+    with Recorder(folder, Stop()) as recorder:
+        assert (folder.path / ".reserve").stat().st_size > 0
+        recorder._folder = FullWhileReserved(folder.path)
+        recorder.set_state(RunState.INTERRUPTED, "disk_full", "no space left")
+    assert (said(folder).state, said(folder).reason) == (RunState.INTERRUPTED, "disk_full")
+    assert states(folder) == ["starting", "interrupted"]
+    assert not (folder.path / ".reserve").exists()

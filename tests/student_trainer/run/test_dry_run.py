@@ -1,0 +1,146 @@
+"""What a process with torch finds out of a run that does not begin."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lectern_common.checks.memory import FreeMemory
+from student_trainer.run.dry_run import look
+from tests.support.training.runs import VOCAB_SIZE, Home
+from tests.support.training.wire_teacher import Serving, WireTeacher
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = Home(tmp_path_factory.mktemp("home"))
+    home.model("deep", layers=3, seed=3)
+    return home
+
+
+def looked(
+    home: Home, *, asks_teacher: bool = False, free: FreeMemory | None = None, **sections: Any
+) -> dict[str, Any]:
+    spec = home.spec("run", **sections)
+    return look(spec, home.roots, asks_teacher=asks_teacher, free=free)
+
+
+def by_subject(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {check["subject"]: (check["outcome"], check["message"]) for check in found["checks"]}
+
+
+def test_device_student_and_memory_are_told(home: Home) -> None:
+    before = {str(path) for path in home.path.rglob("*")}
+    found = looked(home)
+    assert by_subject(found) == {
+        "device": ("pass", "cpu"),
+        "memory": ("pass", "what the run needs is free"),
+    }
+    assert found["memory"]["parameters"] == 4 * found["shape"]["num_parameters"]
+    assert found["memory"]["teacher_head"] == 0
+    assert found["shape"]["vocab_size"] == VOCAB_SIZE
+    assert {str(path) for path in home.path.rglob("*")} == before
+
+
+def test_the_size_of_a_student_that_is_not_here_is_skipped(home: Home) -> None:
+    gone = by_subject(looked(home, student={"config": "gone"}))
+    assert gone["memory"] == ("skip", "the student is not here, so its size is not known")
+    hub = by_subject(looked(home, student={"config": None, "init": "some/model"}))
+    assert hub["memory"] == ("skip", "the size of a hub id's model is not known here")
+
+
+def test_kept_layers_and_adapters_enter_the_shape(home: Home) -> None:
+    init = {"config": None, "init": "deep"}
+    whole = looked(home, student=init)["shape"]
+    half = looked(home, student={**init, "keep_every_nth_layer": 2})["shape"]
+    assert (whole["num_layers"], half["num_layers"]) == (3, 2)
+    embedding = VOCAB_SIZE * 16
+    outside = embedding + 16 + (0 if 2 * embedding > whole["num_parameters"] else embedding)
+    layer = whole["num_parameters"] - half["num_parameters"]
+    assert whole["num_parameters"] == 3 * layer + outside
+
+    adapted = looked(home, student={**init, "lora": {"rank": 2, "targets": ["up_proj"]}})
+    assert adapted["shape"]["num_trainable"] == 3 * 2 * (16 + 32)
+    assert adapted["shape"]["num_parameters"] == whole["num_parameters"] + 3 * 2 * (16 + 32)
+    assert adapted["memory"]["optimizer"] == 8 * 3 * 2 * (16 + 32)
+
+
+def test_what_does_not_fit_is_a_failed_check(home: Home) -> None:
+    found = looked(home, free=FreeMemory("cpu", 1000, 1000))
+    outcome, message = by_subject(found)["memory"]
+    assert outcome == "fail"
+    assert "take a smaller student, set student.lora" in message
+    assert found["free"] == {"device": "cpu", "device_bytes": 1000, "host_bytes": 1000}
+
+
+@pytest.mark.parametrize("kind", ["hidden", "top_k", "sampled", "dense"])
+def test_the_teachers_answers_are_probed(home: Home, kind: str) -> None:
+    with Serving(WireTeacher()) as serving:
+        teacher = {"address": serving.address, "representation": kind}
+        if kind == "top_k":
+            teacher["top_k"] = 5
+        sections: dict[str, Any] = {"teacher": teacher, "objective": {"alpha": 0.5}}
+        quiet = looked(home, **sections)
+        assert serving.teacher.requests == []
+        found = looked(home, asks_teacher=True, **sections)
+        requests = serving.teacher.requests
+    assert "answers" not in by_subject(quiet)
+    outcome, message = by_subject(found)["answers"]
+    assert outcome == "pass"
+    assert message.startswith(f"{kind} of 8 positions is as promised, and agrees with its ")
+    tokens = np.frombuffer(requests[0].token_ids, "<u4")
+    stream = np.fromfile(home.path / "data/text/shard-00000.bin", "<u4")
+    assert tokens.tolist() == stream[:16].tolist()
+    assert found["memory"]["teacher_head"] == (4 * VOCAB_SIZE * 16 if kind == "hidden" else 0)
+    assert found["memory"]["answers"] > 0
+    assert not home.roots.cache.exists()
+
+
+def test_of_a_wide_head_a_part_is_probed(home: Home) -> None:
+    home.model("wide", vocab_size=3000, weights=False)
+    with Serving(WireTeacher(vocab_size=3000)) as serving:
+        found = looked(
+            home,
+            asks_teacher=True,
+            student={"config": "wide"},
+            teacher={"address": serving.address},
+            objective={"alpha": 0.5},
+        )
+        asked = {request.vocab_size for request in serving.teacher.requests}
+    assert asked == {1024}
+    assert by_subject(found)["answers"][0] == "pass"
+    assert found["memory"]["teacher_head"] == 4 * 3000 * 16
+
+
+def test_answers_that_break_their_promise_are_a_failed_check(home: Home) -> None:
+    class OtherHead(WireTeacher):
+        def GetOutputHead(self, request: Any, context: Any) -> Any:
+            own, self.head_VD = self.head_VD, -self.head_VD
+            yield from super().GetOutputHead(request, context)
+            self.head_VD = own
+
+    with Serving(OtherHead()) as serving:
+        sections: dict[str, Any] = {
+            "teacher": {"address": serving.address},
+            "objective": {"alpha": 0.5},
+        }
+        found = looked(home, asks_teacher=True, **sections)
+    (check,) = [check for check in found["checks"] if check["subject"] == "answers"]
+    assert (check["outcome"], check["reason"]) == ("fail", "teacher_error")
+    assert "not what they promise: at row 0, position 0, token" in check["message"]
+
+
+def test_a_hub_id_that_is_not_here_is_left_open(home: Home) -> None:
+    found = looked(home, student={"config": None, "init": "org/model"})
+    assert by_subject(found)["memory"][0] == "skip"
+    assert "shape" not in found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_a_failed_check_and_the_cpu_takes_several(home: Home) -> None:
+    assert by_subject(looked(home, device={"kind": "cuda"}))["device"][0] == "fail"
+    several = looked(home, device={"count": 4})
+    assert by_subject(several)["device"] == ("pass", "cpu, 4 of them")
+    assert several["memory"]["optimizer"] == -(-looked(home)["memory"]["optimizer"] // 4)
+    assert several["needed_bytes"] == 4 * sum(several["memory"].values())

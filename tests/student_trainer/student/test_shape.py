@@ -1,0 +1,99 @@
+"""The estimate of activations against what autograd really keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lectern_common.checks.memory import Computation, activation_bytes
+from student_trainer.student.shape import shape_of
+from tests.support.models import write_tiny_model
+
+HIDDEN, LAYERS, SEQUENCES, SEQ_LEN = 32, 3, 2, 64
+OPT = {"ffn_dim": 80}
+
+
+def model(folder: Path, architecture: str, **settings: Any) -> PreTrainedModel:
+    """A tiny model that trains, its config alone from disk."""
+    write_tiny_model(
+        folder,
+        architecture,
+        hidden=HIDDEN,
+        layers=LAYERS,
+        weights=False,
+        **{"intermediate_size": 80, **settings},
+    )
+    config = AutoConfig.from_pretrained(folder)
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return made.train()
+
+
+def kept_bytes(trained: PreTrainedModel, narrow: bool) -> int:
+    """Returns the bytes that autograd keeps of the body's forward, parameters apart."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in trained.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(SEQUENCES, SEQ_LEN, dtype=torch.int64)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=narrow),
+    ):
+        hidden = trained.get_decoder()(input_ids=ids, use_cache=False)[0]
+    assert hidden.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "factor", "settings"),
+    [
+        ("qwen2", 1.12, {}),
+        ("llama", 1.12, {}),
+        ("olmo2", 1.13, {}),
+        ("gpt2", 1.7, {"n_inner": 80}),
+        ("opt", 1.7, OPT),
+        ("gemma2", 1.7, {}),
+        ("phi", 1.7, {}),
+        ("mixtral", 1.7, {}),
+        ("falcon_h1", 2.3, {}),
+    ],
+)
+def test_the_estimate_is_within_its_factor_of_what_is_kept(
+    tmp_path: Path, architecture: str, factor: float, settings: dict[str, Any], narrow: bool
+) -> None:
+    trained = model(tmp_path, architecture, **settings)
+    computed = Computation(SEQUENCES, SEQ_LEN, compute_bytes=2 if narrow else 4)
+    ratio = activation_bytes(shape_of(trained), computed) / kept_bytes(trained, narrow)
+    assert 1 / factor < ratio < factor
+
+
+def test_a_shape_is_read_off_the_model_as_it_is_now(tmp_path: Path) -> None:
+    trained = model(tmp_path, "qwen2", tied=True)
+    whole = shape_of(trained)
+    assert whole.num_parameters == whole.num_trainable == trained.num_parameters()
+    assert (whole.query_size, whole.key_size, whole.mlp_size) == (32, 16, 80)
+    assert (whole.num_layers, whole.vocab_size, whole.keeps_scores) == (3, 97, False)
+    assert whole.num_outside == 97 * 32 + 32  # the tied embedding once, and the last norm
+    assert whole.num_parameters == whole.num_outside + 3 * whole.num_largest_layer
+
+    trained.model.embed_tokens.requires_grad_(False)
+    del trained.model.layers[2]
+    cut = shape_of(trained)
+    layer = sum(parameter.numel() for parameter in trained.model.layers[0].parameters())
+    assert cut.num_layers == 2
+    assert cut.num_parameters == whole.num_parameters - layer
+    assert cut.num_trainable == cut.num_parameters - 97 * 32
+
+
+def test_eager_attention_and_dropout_on_it_keep_scores(tmp_path: Path) -> None:
+    assert shape_of(model(tmp_path / "a", "gpt2", n_inner=80)).keeps_scores
+    assert not shape_of(model(tmp_path / "b", "gpt2", n_inner=80, attn_pdrop=0.0)).keeps_scores
+    assert shape_of(model(tmp_path / "c", "gemma2")).keeps_scores

@@ -1,0 +1,38 @@
+"""The stop flag."""
+
+import threading
+import time
+
+import pytest
+
+from student_trainer.stop import Stop, StopRequested
+
+
+def test_a_stop_is_seen_from_then_on() -> None:
+    stop = Stop()
+    stop.check()
+    assert not stop.requested
+    stop.request()
+    assert stop.requested
+    with pytest.raises(StopRequested):
+        stop.check()
+
+
+def test_a_sleep_lasts_as_long_as_asked() -> None:
+    began = time.monotonic()
+    Stop().sleep(0.15)
+    assert time.monotonic() - began >= 0.15
+
+
+def test_a_stop_ends_a_long_sleep() -> None:
+    stop = Stop()
+    threading.Timer(0.05, stop.request).start()
+    with pytest.raises(StopRequested):
+        stop.sleep(3600)
+
+
+def test_a_sleep_after_a_stop_does_not_begin() -> None:
+    stop = Stop()
+    stop.request()
+    with pytest.raises(StopRequested):
+        stop.sleep(0)
