@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.goals import Row
 from lectern_data.prepare import prepare
-from lectern_data.rows import Content
+from lectern_data.read.rows import Content
 from lectern_data.settings import PrepareSettings
-from lectern_data.tokenizer import train_tokenizer
+from lectern_data.tokens.tokenizer import train_tokenizer
 
 TURNS = 5
 _VOCABULARY = 4096

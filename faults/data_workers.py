@@ -124,7 +124,7 @@ def _killed_while(process: "subprocess.Popen[bytes]", draw: random.Random) -> in
             workers = [
                 child
                 for child in psutil.Process(process.pid).children()
-                if "lectern_data.piece_worker" in child.cmdline()
+                if "lectern_data.tokens.piece_worker" in child.cmdline()
             ]
             if len(workers) == 2:
                 time.sleep(draw.random())

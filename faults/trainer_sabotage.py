@@ -99,7 +99,7 @@ def _everything_is_finite(_program: str) -> None:
 
 def _any_number_left_out(program: str) -> None:
     if program == "lectern":
-        from lectern_data.faults import Faults
+        from lectern_data.left_out import Faults
 
         def trusting(_self: Faults) -> None:
             return
@@ -140,7 +140,7 @@ def _durations_by_the_time_of_day(_program: str) -> None:
 
 def _a_workers_end_ends_all(program: str) -> None:
     if program == "lectern":
-        from lectern_data import tokenizing
+        from lectern_data.tokens import tokenizing
 
         put(tokenizing, "_TRIES", 1)
 

@@ -11,11 +11,11 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted
 
 if TYPE_CHECKING:
-    from lectern_data.hub import HubDataset
     from lectern_data.prepare import Prepared
-    from lectern_data.rows import Content
+    from lectern_data.read.hub import HubDataset
+    from lectern_data.read.rows import Content
     from lectern_data.settings import PrepareSettings
-    from lectern_data.written_parts import Part
+    from lectern_data.write.written_parts import Part
 
 app = command_group("Make datasets.")
 NAMES_SHOWN = 20
@@ -115,7 +115,7 @@ def _output_folder(output: str, home: Path | None) -> Path:
 
 
 def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
-    from lectern_data.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+    from lectern_data.read.rows import MESSAGES_FIELD, TEXT_FIELD, Content
 
     if chat and text_field is not None:
         raise InvalidRequest("--text-field has no effect with --chat", "text_field")
@@ -129,7 +129,7 @@ def _content(text_field: str | None, messages_field: str | None, *, chat: bool) 
 def _hub_dataset(
     name: str | None, config: str | None, split: str | None, revision: str | None
 ) -> "HubDataset | None":
-    from lectern_data.hub import HubDataset
+    from lectern_data.read.hub import HubDataset
 
     if name is not None:
         return HubDataset(name, config, split or "train", revision)

@@ -5,7 +5,7 @@ from collections import Counter
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted
-from lectern_data.documents import Document
+from lectern_data.read.documents import Document
 
 
 def split(

@@ -25,21 +25,21 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
-from lectern_data import hub
 from lectern_data.document_split import split
-from lectern_data.documents import Document, LeftOut, texts_of
-from lectern_data.encoder import EncoderFiles
-from lectern_data.faults import Faults
-from lectern_data.input_files import find_files
-from lectern_data.pieces import Piece, cut, piece_left_out
-from lectern_data.publish import published
-from lectern_data.rows import Content
-from lectern_data.scan import scan
+from lectern_data.left_out import Faults
+from lectern_data.read import hub
+from lectern_data.read.documents import Document, LeftOut, texts_of
+from lectern_data.read.input_files import find_files
+from lectern_data.read.rows import Content
+from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
-from lectern_data.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
-from lectern_data.tokenizing import default_workers, tokenize
-from lectern_data.work_folder import Work, work_folder
-from lectern_data.written_parts import Part, write_part
+from lectern_data.tokens.encoder import EncoderFiles
+from lectern_data.tokens.pieces import Piece, cut, piece_left_out
+from lectern_data.tokens.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
+from lectern_data.tokens.tokenizing import default_workers, tokenize
+from lectern_data.write.publish import published
+from lectern_data.write.work_folder import Work, work_folder
+from lectern_data.write.written_parts import Part, write_part
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
-from lectern_data.hub import HubDataset
-from lectern_data.pieces import PIECE_BYTES
-from lectern_data.rows import Content
-from lectern_data.scan import MAX_DOCUMENT_BYTES
-from lectern_data.written_parts import EosPolicy, Layout
+from lectern_data.read.hub import HubDataset
+from lectern_data.read.rows import Content
+from lectern_data.read.scan import MAX_DOCUMENT_BYTES
+from lectern_data.tokens.pieces import PIECE_BYTES
+from lectern_data.write.written_parts import EosPolicy, Layout
 
 DEFAULT_SHARD_TOKENS = 1 << 24
 VALIDATION_SUFFIX = "-validation"

@@ -14,9 +14,9 @@ from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFoun
 from lectern_common.tokens.shards import read_manifest
 from lectern_data.document_split import split
 from lectern_data.prepare import prepare
-from lectern_data.scan import scan
+from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
-from lectern_data.tokenizer import load_tokenizer, train_tokenizer
+from lectern_data.tokens.tokenizer import load_tokenizer, train_tokenizer
 from student_trainer.data.sources import open_stream
 
 VOCAB_SIZE = 300

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from lectern_data.tokenizer import train_tokenizer
+from lectern_data.tokens.tokenizer import train_tokenizer
 
 CHATML = (
     "{%- for message in messages %}\n"

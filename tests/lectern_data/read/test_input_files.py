@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lectern_common.errors import InvalidRequest
-from lectern_data.input_files import find_files
 from lectern_data.prepare import prepare
+from lectern_data.read.input_files import find_files
 from lectern_data.settings import PrepareSettings
 
 

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lectern_data.documents import Document, LeftOut
-from lectern_data.rows import (
+from lectern_data.read.documents import Document, LeftOut
+from lectern_data.read.rows import (
     JSON_LINES_SUFFIXES,
     PARQUET_SUFFIXES,
     ROW_SUFFIXES,

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lectern_common.errors import CorruptData
-from lectern_data.rows import (
+from lectern_data.read.rows import (
     PARQUET_SUFFIXES,
     Content,
     UnusableError,

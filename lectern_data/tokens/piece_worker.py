@@ -1,4 +1,4 @@
-"""A process that tokenises pieces, told on standard input: `python -m lectern_data.piece_worker`.
+"""A process that tokenises pieces, told on its standard input which.
 
     <- {"files": ..., "folder": ...}            first, once: EncoderFiles, and where pieces go
     <- {"name": ..., "documents": [...]}        then a line for each piece
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import LecternError
-from lectern_data.documents import Document
-from lectern_data.encoder import Encoder, EncoderFiles
-from lectern_data.pieces import Piece, write_piece
-from lectern_data.rows import Content
+from lectern_data.read.documents import Document
+from lectern_data.read.rows import Content
+from lectern_data.tokens.encoder import Encoder, EncoderFiles
+from lectern_data.tokens.pieces import Piece, write_piece
 
 
 def greeting(files: EncoderFiles, folder: Path) -> str:

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from lectern_common.errors import InvalidRequest
 from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
-from lectern_data.documents import Document
-from lectern_data.pieces import EncodedPiece, Piece, read_piece
-from lectern_data.rows import Content
-from lectern_data.shard_writer import ShardWriter
-from lectern_data.tokenizer import DatasetTokenizer
+from lectern_data.read.documents import Document
+from lectern_data.read.rows import Content
+from lectern_data.tokens.pieces import EncodedPiece, Piece, read_piece
+from lectern_data.tokens.tokenizer import DatasetTokenizer
+from lectern_data.write.shard_writer import ShardWriter
 
 EosPolicy = Literal["none", "between", "after"]
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from lectern_common.errors import InvalidRequest
 from lectern_common.tokens.shards import read_document_starts, read_manifest
 from lectern_data.prepare import prepare
-from lectern_data.rows import Content
+from lectern_data.read.rows import Content
 from lectern_data.settings import PrepareSettings
 from student_trainer.data.dataset import open_dataset
 from tests.support.chat_files import CHATML, byte_tokenizer, chats_with_tokenizer

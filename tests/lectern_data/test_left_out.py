@@ -3,8 +3,8 @@
 import pytest
 
 from lectern_common.errors import InvalidRequest
-from lectern_data.documents import LeftOut
-from lectern_data.faults import Faults
+from lectern_data.left_out import Faults
+from lectern_data.read.documents import LeftOut
 
 
 def refused(max_fraction: float, usable: int, left_out: list[LeftOut]) -> str:

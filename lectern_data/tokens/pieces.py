@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import CorruptData
 from lectern_common.files import write_atomic
-from lectern_data.documents import Document, LeftOut
+from lectern_data.read.documents import Document, LeftOut
 
 PIECE_BYTES = 8 << 20
 _PIECE_DOCUMENTS = 1 << 15

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import CorruptData, Misconfigured
-from lectern_data.rows import UnusableError
+from lectern_data.read.rows import UnusableError
 
 if TYPE_CHECKING:
     import jinja2

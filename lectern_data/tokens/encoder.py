@@ -14,11 +14,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from lectern_common.errors import CorruptData
-from lectern_data.chat_template import ChatTemplate
-from lectern_data.chats import ChatEncoder, EndlessError
-from lectern_data.documents import Document, texts_of
-from lectern_data.pieces import EncodedPiece
-from lectern_data.rows import Content, UnusableError
+from lectern_data.chats.chat_template import ChatTemplate
+from lectern_data.chats.chats import ChatEncoder, EndlessError
+from lectern_data.read.documents import Document, texts_of
+from lectern_data.read.rows import Content, UnusableError
+from lectern_data.tokens.pieces import EncodedPiece
 
 
 @dataclass(frozen=True)

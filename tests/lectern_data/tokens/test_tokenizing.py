@@ -14,15 +14,16 @@ import psutil
 import pytest
 
 from lectern_common.errors import Conflict, CorruptData, LecternError
-from lectern_data import chats, piece_worker, tokenizing
-from lectern_data.encoder import Encoder, EncoderFiles
-from lectern_data.pieces import Piece, cut
+from lectern_data.chats import chats
 from lectern_data.prepare import prepare
-from lectern_data.rows import Content
-from lectern_data.scan import scan
+from lectern_data.read.rows import Content
+from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
-from lectern_data.tokenizer import train_tokenizer
-from lectern_data.tokenizing import tokenize
+from lectern_data.tokens import piece_worker, tokenizing
+from lectern_data.tokens.encoder import Encoder, EncoderFiles
+from lectern_data.tokens.pieces import Piece, cut
+from lectern_data.tokens.tokenizer import train_tokenizer
+from lectern_data.tokens.tokenizing import tokenize
 from tests.support.chat_files import CHATML, chats_with_tokenizer
 
 PIECE_BYTES = 2000
@@ -296,5 +297,5 @@ def collected_processes(
         started.append(start(command, **options))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr("lectern_data.tokenizing.subprocess.Popen", popen)
+    monkeypatch.setattr("lectern_data.tokens.tokenizing.subprocess.Popen", popen)
     return started

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from lectern_data.chat_template import ChatTemplate, Messages, Span
-from lectern_data.rows import UnusableError
+from lectern_data.chats.chat_template import ChatTemplate, Messages, Span
+from lectern_data.read.rows import UnusableError
 
 _ASSISTANT = "assistant"
 _MAX_SECONDS = 10.0

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
 from lectern_common.files import fsync, write_atomic
 from lectern_common.words import counted
-from lectern_data.input_files import require_no_dataset
-from lectern_data.rows import Content
+from lectern_data.read.input_files import require_no_dataset
+from lectern_data.read.rows import Content
 
 # Rows between two notes of how far the stream is.
 _SAVE_EVERY = 1000

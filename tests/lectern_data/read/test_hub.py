@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lectern_common.errors import InvalidRequest, LecternError, NotFound
-from lectern_data.hub import HubDataset, fetch, load_stream
 from lectern_data.prepare import prepare
-from lectern_data.rows import Content
+from lectern_data.read.hub import HubDataset, fetch, load_stream
+from lectern_data.read.rows import Content
 from lectern_data.settings import PrepareSettings
 
 COUNT = 2500

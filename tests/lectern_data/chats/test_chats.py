@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from lectern_data import chats
-from lectern_data.chat_template import ChatTemplate
-from lectern_data.chats import ChatEncoder, EndlessError
-from lectern_data.rows import Content, UnusableError
+from lectern_data.chats import chats
+from lectern_data.chats.chat_template import ChatTemplate
+from lectern_data.chats.chats import ChatEncoder, EndlessError
+from lectern_data.read.rows import Content, UnusableError
 from tests.support.chat_files import CHATML, MARKED, byte_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

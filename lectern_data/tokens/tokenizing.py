@@ -24,9 +24,9 @@ from pathlib import Path
 import psutil
 
 from lectern_common.errors import LecternError, error_of
-from lectern_data.encoder import Encoder, EncoderFiles
-from lectern_data.piece_worker import greeting, order
-from lectern_data.pieces import Piece, is_done, write_piece
+from lectern_data.tokens.encoder import Encoder, EncoderFiles
+from lectern_data.tokens.piece_worker import greeting, order
+from lectern_data.tokens.pieces import Piece, is_done, write_piece
 
 _TRIES = 3
 _SILENCE_SECONDS = 60.0
@@ -208,7 +208,7 @@ class _Worker:
 
     def _started(self) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lectern_data.piece_worker"],
+            [sys.executable, "-P", "-m", "lectern_data.tokens.piece_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

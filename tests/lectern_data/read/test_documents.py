@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_data.documents import texts_of
-from lectern_data.input_files import find_files
-from lectern_data.rows import Content
-from lectern_data.scan import scan
+from lectern_data.read.documents import texts_of
+from lectern_data.read.input_files import find_files
+from lectern_data.read.rows import Content
+from lectern_data.read.scan import scan
 
 
 def write(folder: Path, **texts: str | bytes) -> Path:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lectern_common.errors import InvalidRequest, LecternError
-from lectern_data.documents import texts_of
 from lectern_data.prepare import prepare
-from lectern_data.rows import Content
-from lectern_data.scan import scan
+from lectern_data.read.documents import texts_of
+from lectern_data.read.rows import Content
+from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
 
 TEN_MB = "x" * (10 << 20)

@@ -4,7 +4,7 @@ import math
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted
-from lectern_data.documents import LeftOut
+from lectern_data.read.documents import LeftOut
 
 MAX_REASONS = 5
 MAX_NAMES = 5

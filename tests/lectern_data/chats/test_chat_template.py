@@ -3,8 +3,8 @@
 import pytest
 
 from lectern_common.errors import CorruptData
-from lectern_data.chat_template import ChatTemplate
-from lectern_data.rows import UnusableError
+from lectern_data.chats.chat_template import ChatTemplate
+from lectern_data.read.rows import UnusableError
 from tests.support.chat_files import CHATML, MARKED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

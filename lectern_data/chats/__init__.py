@@ -1,0 +1,1 @@
+"""Chats as ids, with a mask of what the assistant wrote."""

@@ -1,0 +1,1 @@
+"""What is read: files, rows, hub datasets, and every document found and hashed."""

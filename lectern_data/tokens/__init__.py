@@ -1,0 +1,1 @@
+"""Text into ids: the tokenizer, and pieces tokenised by several processes."""

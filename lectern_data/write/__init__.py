@@ -1,0 +1,1 @@
+"""A dataset folder put together from pieces, and published whole."""
