@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lectern_cli.demo_specs import STUDENT_STEPS, student_specs
+from lectern.demo.specs import STUDENT_STEPS, student_specs
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder

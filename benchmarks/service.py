@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, served
-from lectern_cli.demo_specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
+from lectern.demo.specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import build_causal_lm

@@ -18,7 +18,7 @@ PACKAGES = (
     "student_trainer",
     "control_plane",
     "lectern_data",
-    "lectern_cli",
+    "lectern",
     "faults",
     "benchmarks",
 )

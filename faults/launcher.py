@@ -12,7 +12,7 @@ from typing import Any
 
 from faults import injections, sabotage, trainer_injections
 
-_MODULES = {"teacher": "teacher_server", "trainer": "student_trainer", "lectern": "lectern_cli"}
+_MODULES = {"teacher": "teacher_server", "trainer": "student_trainer", "lectern": "lectern"}
 FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "lectern": {}}
 
 

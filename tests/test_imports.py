@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import lectern
+
 ROOT = Path(__file__).parent.parent
 
 # protos <- lectern_common <- lectern_models <- {teacher_server | student_trainer}; the control
 # plane knows no model, and the three processes never import each other. Data is prepared without
-# any of them, by the command line.
+# any of them. The roof may import all.
 MAY_IMPORT = {
     "protos": set(),
     "lectern_common": {"protos"},
@@ -21,23 +23,25 @@ MAY_IMPORT = {
     "student_trainer": {"protos", "lectern_common", "lectern_models"},
     "control_plane": {"protos", "lectern_common"},
     "lectern_data": {"protos", "lectern_common"},
-    "lectern_cli": {"protos", "lectern_common", "lectern_data"},
+    "lectern": {"protos", "lectern_common", "lectern_data", "student_trainer"},
 }
+# Of the roof only the front door imports the trainer, and only when a name that needs it is used.
+FRONT_DOOR = "lectern/__init__.py"
 TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 
 # Folders and files of a package: each imports only those that stand left of it.
 ORDER_WITHIN = {
-    "teacher_server": ("engine", "scheduling", "rpc", "observing", "options", "__main__"),
-    "control_plane": (
-        "runs",
-        "views",
-        "reading",
-        "trainers",
-        "teachers",
-        "plane",
-        "api",
-        "__main__",
-    ),
+    package: order.split()
+    for package, order in {
+        "lectern_common": "errors logs words roots threads files json_lines callers wire tokens "
+        "teacher spec run_folder checks",
+        "teacher_server": "engine scheduling rpc observing options __main__",
+        "student_trainer": "disk_full stop seeds targets batch ranks data objective journal "
+        "student teacher evaluation run pipeline __main__",
+        "control_plane": "runs views reading trainers teachers plane api __main__",
+        "lectern_data": "read left_out document_split chats tokens write settings prepare",
+        "lectern": "console client options terminal local commands demo __main__",
+    }.items()
 }
 
 # The files that speak gRPC; everything else is tested without it.
@@ -68,6 +72,9 @@ def imported_names(path: Path) -> Iterator[str]:
             "import_module",
             "importlib.import_module",
         ):
+            if relative(path) == FRONT_DOOR:
+                yield from lectern._HOMES.values()
+                continue
             assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno} hides an import"
             yield str(node.args[0].value)
 
@@ -99,13 +106,33 @@ def test_a_package_imports_only_what_stands_left_of_it(package):
 @pytest.mark.parametrize("package", ORDER_WITHIN)
 def test_a_folder_imports_only_those_left_of_it(package):
     order = ORDER_WITHIN[package]
+    seen = set()
     for path in (ROOT / package).rglob("*.py"):
         room = path.relative_to(ROOT / package).with_suffix("").parts[0]
         if room in ("__init__", "migrations"):
             continue
+        seen.add(room)
         for name, module in imported_from(path):
-            if name == package:
+            if name == package and module in order:
                 assert order.index(module) <= order.index(room), f"{relative(path)}: {module}"
+    assert seen == set(order)
+
+
+def test_only_the_front_door_of_the_roof_imports_the_trainer():
+    for path in (ROOT / "lectern").rglob("*.py"):
+        if relative(path) != FRONT_DOOR:
+            assert "student_trainer" not in imported_packages(path), relative(path)
+
+
+def test_no_folder_is_fuller_than_a_screen():
+    """At most 12 entries besides __init__, 15 at a package's top."""
+    for package in MAY_IMPORT:
+        for folder in (ROOT / package, *(ROOT / package).rglob("*/")):
+            if "vendor" in folder.parts or folder.name in ("__pycache__", "versions"):
+                continue
+            besides = {"__init__.py", "__pycache__", "py.typed"}
+            entries = {path.name for path in folder.iterdir()} - besides
+            assert len(entries) <= (15 if folder.name == package else 12), relative(folder)
 
 
 def test_torch_is_imported_only_by_teacher_and_trainer():
@@ -145,10 +172,11 @@ def test_the_control_plane_starts_without_torch(module):
 
 def test_the_command_line_starts_with_next_to_nothing():
     heavy = {"torch", "transformers", "grpc", "fastapi", "numpy", "pydantic", "httpx", "rich"}
-    assert not loaded_by("lectern_cli.__main__") & heavy
+    assert not loaded_by("lectern.__main__") & heavy
 
 
-@pytest.mark.parametrize("package", ["lectern_data", "lectern_cli"])
+@pytest.mark.parametrize("package", ["lectern_data", "lectern"])
 def test_every_module_behind_the_command_line_loads_without_torch(package):
-    names = [f"{package}.{path.stem}" for path in (ROOT / package).glob("[!_]*.py")]
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / package).rglob("[!_]*.py")]
+    names = [".".join(path.parts) for path in paths]
     assert not loaded_by(", ".join(names)) & {"torch", "transformers"}

@@ -1,15 +1,25 @@
-"""What is asked for is what was tried: floors of pyproject.toml, the lock, stubs, the image."""
+"""What is asked for is what was tried: floors, the lock, stubs, the image; the wheel is whole."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import get_args, get_type_hints
+
+import pytest
 
 from lectern_common.spec.run_spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+PACKAGES = (
+    *("protos", "lectern_common", "lectern_models", "teacher_server", "student_trainer"),
+    *("control_plane", "lectern_data", "lectern"),
+)
 # Where another release may compute or store other things, none older than the tried one will do.
 TRIED = {
     *("accelerate", "bitsandbytes", "datasets", "gguf", "huggingface-hub", "peft", "pyarrow"),
@@ -73,3 +83,59 @@ def test_the_image_has_every_place_that_metrics_may_go_to() -> None:
     (place,) = get_args(get_type_hints(RunSpec)["report_to"])
     assert extras >= set(get_args(place))
     assert extras == set(EXTRAS) - {"data", "bench", "dev"}
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this tree, unpacked. Built from a copy, so that no build/ of before gets in."""
+    source, unpacked = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("unpacked")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "-w", str(source / "made"), str(source)], check=True, timeout=300)
+    (made,) = (source / "made").glob("lectern-*.whl")
+    with zipfile.ZipFile(made) as archive:
+        archive.extractall(unpacked)
+    return unpacked
+
+
+def test_every_module_of_the_tree_is_in_the_wheel(wheel: Path) -> None:
+    """An editable install hides a folder that is left out."""
+    there = {str(path.relative_to(wheel)) for path in wheel.rglob("*") if path.is_file()}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert str(path.relative_to(ROOT)) in there
+
+
+def test_every_module_of_the_wheel_is_imported_from_it(wheel: Path) -> None:
+    modules = sorted(
+        ".".join(path.relative_to(wheel).with_suffix("").parts).removesuffix(".__init__")
+        for package in PACKAGES
+        for path in (wheel / package).rglob("*.py")
+        if "migrations" not in path.parts and path.name != "__main__.py"
+    )
+    assert len(modules) > 150
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    found = importlib.import_module(name)\n"
+        f"    assert found.__file__.startswith({str(wheel)!r}), found.__file__\n"
+    )
+    # -I leaves out this folder, and the finder of an editable install is asked last.
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(wheel)!r})\n{program}"]
+        + modules,
+        capture_output=True,
+        text=True,
+        cwd=wheel,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

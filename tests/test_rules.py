@@ -16,7 +16,7 @@ PACKAGES = [
     "student_trainer",
     "control_plane",
     "lectern_data",
-    "lectern_cli",
+    "lectern",
     "benchmarks",
     "docker",
     "faults",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lectern_cli.client import Client, ControlPlaneUnavailable
-from lectern_cli.demo_specs import student_specs
+from lectern.client import Client, ControlPlaneUnavailable
+from lectern.demo.specs import student_specs
 from lectern_common.run_folder import RunState
 from lectern_common.spec.load import parse_spec
 

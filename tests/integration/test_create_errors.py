@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from lectern_cli.client import Client
+from lectern.client import Client
 from lectern_common.run_folder import RunState
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from tests.support.fakes import NOBODY

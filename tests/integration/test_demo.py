@@ -107,7 +107,7 @@ def require_kept(folder: Path) -> None:
     with said.open("wb") as output:
         second = subprocess.Popen(
             [
-                *(sys.executable, "-m", "lectern_cli", "demo", "--folder", str(folder)),
+                *(sys.executable, "-m", "lectern", "demo", "--folder", str(folder)),
                 *STEP_OPTIONS,
             ],
             cwd=ROOT,

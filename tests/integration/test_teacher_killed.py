@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lectern_cli.client import Client, RunStatus
+from lectern.client import Client, RunStatus
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.run_spec import RunSpec

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lectern_cli import runs
-from lectern_cli.client import Client
+from lectern.client import Client
+from lectern.commands import runs
 from lectern_common.errors import Conflict
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec.run_spec import RunSpec

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from control_plane.api import problems
-from lectern_cli import client
+from lectern import client
 from lectern_common import errors
 from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from lectern_cli.client import Client
-from lectern_cli.processes import Child
+from lectern.client import Client
+from lectern.local.processes import Child
 from lectern_common.run_folder import RunFolder
 from tests.support.servers import ROOT, wait_for
 from tests.support.training.runs import Home, lines_of
@@ -34,7 +34,7 @@ class Ended:
 def lectern(*words: object) -> Ended:
     """Runs the command line as a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "lectern_cli", *map(str, words)],
+        [sys.executable, "-m", "lectern", *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

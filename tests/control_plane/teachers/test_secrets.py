@@ -11,7 +11,7 @@ from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.teachers.secrets import configured_teachers, require_secrets_known
 from control_plane.trainers.devices import Devices
-from lectern_cli.demo_specs import student_specs
+from lectern.demo.specs import student_specs
 from lectern_common.errors import InvalidSpec, Misconfigured
 from lectern_common.spec.load import load_spec
 from lectern_common.spec.sections import TeacherSpec

@@ -1,4 +1,4 @@
-"""Each rule at its edge. What is said of a broken one: tests/lectern_cli/test_eight_rules.py."""
+"""Each rule at its edge; tests/lectern/commands/test_eight_rules.py has the sentences."""
 
 from pathlib import Path
 

@@ -156,7 +156,7 @@ def test_the_health_command_takes_certificates(
 ) -> None:
     certificate, key = authority.sign("probe")
     options = ["--tls-ca", authority.path, "--tls-cert", certificate, "--tls-key", key]
-    argv = [sys.executable, "-m", "lectern_cli", "teacher", "health", mutual.address]
+    argv = [sys.executable, "-m", "lectern", "teacher", "health", mutual.address]
     done = subprocess.run([*argv, *map(str, options)], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, f"{mutual.address}: SERVING\n")
     half = subprocess.run([*argv, "--tls-cert", certificate], capture_output=True, text=True)

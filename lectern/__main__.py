@@ -1,0 +1,136 @@
+"""The `lectern` command: its commands put together, and every error turned into one sentence.
+
+A command's module declares its options and imports what does the work only when it is called, so
+that `lectern --help` loads nothing but typer.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lectern import console
+from lectern.commands import data, doctor, runs, teacher, token, train, up
+from lectern.commands.teacher_options import PointsToTeacher
+from lectern.demo import containers as demo_containers
+from lectern_common.errors import LecternError
+
+_EPILOG = "\b\nExit status:\n" + "\n".join(
+    f"  {code:<4} {meaning}" for code, meaning in console.EXIT_CODES.items()
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lectern {version('lectern')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="lectern",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command(
+    epilog="Example: lectern up --model Qwen/Qwen2.5-Coder-7B-Instruct -- --mode throughput",
+    cls=PointsToTeacher,
+    context_settings={"allow_extra_args": True},
+)(up.up)
+app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)
+app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
+app.add_typer(teacher.app, name="teacher")
+app.add_typer(runs.app, name="runs")
+app.add_typer(data.app, name="data")
+app.add_typer(token.app, name="token")
+app.command("demo-prepare", hidden=True)(demo_containers.prepare)
+app.command("demo-runs", hidden=True)(demo_containers.runs)
+
+
+@app.callback()
+def lectern(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the installed version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Knowledge distillation of language models as a service: one teacher, many students."""
+
+
+@app.command(epilog="Example: lectern demo --exit --seed 1")
+def demo(
+    exit_when_done: Annotated[
+        bool, typer.Option("--exit", help="End the services when the runs are done.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the students' initial weights and rows.")] = 0,
+    folder: Annotated[
+        Path, typer.Option(help="Where data, teacher, runs and summary.json go.")
+    ] = Path("demo"),
+    teacher_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+    ] = None,
+    student_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+    ] = None,
+) -> None:
+    """Show it all: one teacher, three students, real text.
+
+    Trains a small teacher and distils three students from it, on this machine. Takes about five
+    minutes on two CPU cores, with nothing downloaded.
+    """
+    console.note("loading; the first time Python compiles its packages, which takes a while ...")
+    from lectern.demo.command import run_demo
+    from lectern.demo.specs import STUDENT_STEPS, TEACHER_STEPS
+
+    run_demo(
+        folder=folder,
+        seed=seed,
+        exit_when_done=exit_when_done,
+        teacher_steps=teacher_steps or TEACHER_STEPS,
+        student_steps=student_steps or STUDENT_STEPS,
+    )
+
+
+def main() -> None:
+    """Runs the command line and exits with one of `console.EXIT_CODES`.
+
+    A traceback is printed only where LECTERN_DEBUG is set.
+    """
+    try:
+        app(prog_name="lectern")  # also as `python -m lectern`: completion is by this name
+    except LecternError as error:
+        _debug()
+        console.print_error(error)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(console.CTRL_C_EXIT_CODE) from None
+    except Exception as error:
+        _debug()
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror}"
+        else:
+            what = f"{type(error).__name__}: {error}"
+            message = f"{what}; this is a fault of lectern, LECTERN_DEBUG=1 shows the traceback"
+        console.note(console.inert(f"error: {message}"))
+        raise SystemExit(1) from None
+
+
+def _debug() -> None:
+    if os.environ.get("LECTERN_DEBUG"):
+        traceback.print_exc(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""`lectern data`: datasets on this machine."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lectern import console
+from lectern.commands import prepare_options as options
+from lectern.options import Home, Json, command_group, roots_of
+from lectern_common.errors import InvalidRequest
+from lectern_common.words import counted
+
+if TYPE_CHECKING:
+    from lectern_data.prepare import Prepared
+    from lectern_data.read.hub import HubDataset
+    from lectern_data.read.rows import Content
+    from lectern_data.settings import PrepareSettings
+    from lectern_data.write.written_parts import Part
+
+app = command_group("Make datasets.")
+NAMES_SHOWN = 20
+
+
+@app.command(
+    epilog="Example: lectern data prepare ./src --include '*.py' --train-tokenizer 2048 "
+    "--validation-fraction 0.05 --output code"
+)
+def prepare(
+    inputs: options.Inputs = None,
+    *,
+    output: options.Output,
+    tokenizer: options.TokenizerPath = None,
+    train_tokenizer: options.TrainTokenizer = None,
+    eos_policy: options.Eos = "after",
+    eos_token: options.EosToken = None,
+    validation_fraction: options.ValidationFraction = 0.01,
+    seed: options.Seed = 0,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    text_field: options.TextField = None,
+    chat: options.Chat = False,
+    messages_field: options.MessagesField = None,
+    hub: options.Hub = None,
+    hub_config: options.HubConfig = None,
+    hub_split: options.HubSplit = None,
+    hub_revision: options.HubRevision = None,
+    shard_tokens: options.ShardTokens = 1 << 24,
+    seq_length_hint: options.SeqLengthHint = None,
+    max_document_bytes: options.MaxDocumentBytes = 8 << 20,
+    max_fault_fraction: options.MaxFaultFraction = 0.01,
+    workers: options.Workers = None,
+    force: options.Force = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Turn text into token shards with a manifest and the tokenizer: what runs train on.
+
+    Writes OUTPUT and, of held-out documents, OUTPUT-validation. Both appear whole or not at all,
+    and the same input gives the same bytes. Killed at any instant, the same command goes on from
+    what is done.
+    """
+    from lectern_data.settings import PrepareSettings
+
+    settings = PrepareSettings(
+        inputs=inputs or [],
+        output=_output_folder(output, home),
+        hub_dataset=_hub_dataset(hub, hub_config, hub_split, hub_revision),
+        tokenizer=tokenizer,
+        train_vocab_size=train_tokenizer,
+        eos_policy=eos_policy,
+        eos_token=eos_token,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        include=include or (),
+        exclude=exclude or (),
+        content=_content(text_field, messages_field, chat=chat),
+        shard_tokens=shard_tokens,
+        seq_length_hint=seq_length_hint,
+        max_document_bytes=max_document_bytes,
+        max_fault_fraction=max_fault_fraction,
+        workers=workers,
+        force=force,
+    )
+    _report(_prepared(settings), chat=chat, as_json=as_json)
+
+
+def _prepared(settings: "PrepareSettings") -> "Prepared":
+    """Prepares the dataset, with a progress bar for each stage."""
+    from lectern_data.prepare import prepare as prepare_data
+
+    with console.progress() as display:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage)
+            display.update(tasks[stage], completed=done, total=total)
+
+        return prepare_data(settings, on_progress=on_progress, on_event=console.note)
+
+
+def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
+    _report_left_out(prepared)
+    if as_json:
+        console.print_json(asdict(prepared))
+        return
+    for part in (prepared.training, prepared.validation):
+        if part is not None:
+            print(_told(part, chat=chat))
+    print(f"vocabulary of {prepared.vocab_size:,}, {prepared.seconds:,.1f} s")
+
+
+def _output_folder(output: str, home: Path | None) -> Path:
+    return Path(output) if "/" in output else roots_of(home).data / output
+
+
+def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
+    from lectern_data.read.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+
+    if chat and text_field is not None:
+        raise InvalidRequest("--text-field has no effect with --chat", "text_field")
+    if not chat and messages_field is not None:
+        raise InvalidRequest("--messages-field has no effect without --chat", "messages_field")
+    if chat:
+        return Content(messages_field or MESSAGES_FIELD, is_chat=True)
+    return Content(text_field or TEXT_FIELD)
+
+
+def _hub_dataset(
+    name: str | None, config: str | None, split: str | None, revision: str | None
+) -> "HubDataset | None":
+    from lectern_data.read.hub import HubDataset
+
+    if name is not None:
+        return HubDataset(name, config, split or "train", revision)
+    for option, value in (("config", config), ("split", split), ("revision", revision)):
+        if value is not None:
+            raise InvalidRequest(f"--hub-{option} has no effect without --hub", f"hub_{option}")
+    return None
+
+
+def _told(part: "Part", *, chat: bool) -> str:
+    learnt = f", {counted(part.learnt_tokens, 'token')} of the assistant" if chat else ""
+    return (
+        f"{part.path}: {counted(part.tokens, 'token')} of {counted(part.documents, 'document')} "
+        f"({part.text_bytes / part.tokens:.2f} bytes a token), {counted(part.shards, 'shard')}"
+        f"{learnt}"
+    )
+
+
+def _report_left_out(prepared: "Prepared") -> None:
+    left_out = prepared.left_out
+    if not left_out:
+        return
+    total = sum(entry.documents for entry in left_out)
+    console.note(f"left out: {counted(total, 'document')}")
+    for entry in left_out[:NAMES_SHOWN]:
+        console.note(f"  {entry.name}: {entry.reason}")
+    if len(left_out) > NAMES_SHOWN:
+        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json names all)")

@@ -1,0 +1,229 @@
+"""`lectern train --dry-run`: the resolved spec, every check, and what the run will come to.
+
+Nothing is made. What needs torch is found out by a child process (student_trainer/run/dry_run.py).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lectern import console
+from lectern.local.folder import require_folder
+from lectern.local.processes import printable
+from lectern_common.checks.check import Check, Outcome
+from lectern_common.checks.estimate import RunEstimate, estimate_run
+from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.preflight import Found, examine
+from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder
+from lectern_common.spec.load import dump_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.threads import waiting_environment
+from lectern_common.words import counted, duration, size
+
+TIMEOUT_SECONDS = 300.0
+
+
+def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
+    """Prints it all to standard output. Raises typer.Exit with the first failed check's status."""
+    checks = [_folder(spec, roots, resume=resume)]
+    folder = RunFolder(roots.runs / spec.name)
+    taught_by = folder.read_teacher() if resume else None
+    examined, found = examine(spec, roots, taught_by=taught_by)
+    fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
+    looked = look_with_torch(spec, roots, asks_teacher=fits)
+    checks += [*examined, *map(Check.of_json, looked["checks"])]
+    made = folder.newest_step if resume else None
+    estimate = _estimate(spec, found, looked, made or 0)
+    free_disk = _free_disk(roots)
+    if estimate.disk_bytes is not None and estimate.disk_bytes > free_disk:
+        message = (
+            f"checkpoints and export may take {size(estimate.disk_bytes)}, and {size(free_disk)} "
+            "are free where runs are kept; lower checkpoint.keep_last or checkpoint.keep_best"
+        )
+        checks.append(Check("disk", Outcome.WARN, message))
+    failed = [check for check in checks if check.error is not None]
+    if as_json:
+        console.print_json(_as_json(spec, checks, estimate, looked, free_disk, ok=not failed))
+    else:
+        print(dump_spec(spec))
+        for check in checks:
+            print(_line(check))
+        print()
+        print("\n".join(table(list(_lines(spec, found, estimate, looked, free_disk)))))
+    if failed and failed[0].error is not None:
+        if not as_json:
+            lines = [f"error: {len(failed)} of {len(checks)} checks failed", *map(_line, failed)]
+            console.note(console.inert("\n".join(lines)))
+        raise typer.Exit(failed[0].error.exit_code)
+
+
+def _line(check: Check) -> str:
+    return f"{check.outcome:<5} {check.subject:<10} {check.message}"
+
+
+def look_with_torch(
+    spec: RunSpec, roots: Roots, *, asks_teacher: bool, timeout_seconds: float = TIMEOUT_SECONDS
+) -> dict[str, Any]:
+    """Returns what student_trainer/run/dry_run.py finds; takes as long as importing torch."""
+    command = [sys.executable, "-m", "student_trainer.run.dry_run"]
+    environment = {**os.environ, **waiting_environment(), **roots.environment()}
+    try:
+        done = subprocess.run(
+            [*command, "--ask-teacher"] if asks_teacher else command,
+            input=spec.model_dump_json().encode(),
+            capture_output=True,
+            timeout=timeout_seconds,
+            env={**environment, "PYTHONSAFEPATH": "1"},
+            check=False,
+        )
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        problem = f"the trainer did not say within {timeout_seconds:g} s what it would do"
+    except (IndexError, ValueError):
+        said = done.stderr.splitlines()[-1:] or [b"it said nothing"]
+        problem = f"the trainer does not start: {printable(said[0])}; see `lectern doctor`"
+    else:
+        return found
+    return {"checks": [Check.failed("device", Misconfigured(problem)).as_json()]}
+
+
+def _folder(spec: RunSpec, roots: Roots, *, resume: bool) -> Check:
+    try:
+        return Check("folder", Outcome.PASS, require_folder(spec, roots, resume=resume))
+    except LecternError as error:
+        return Check.failed("folder", error)
+
+
+def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any], first_step: int) -> RunEstimate:
+    shape = ModelShape(**looked["shape"]) if "shape" in looked else None
+    vocab_size = found.student.vocab_size if shape is None else shape.vocab_size
+    return estimate_run(spec, found.rows, found.teacher, shape, vocab_size, first_step)
+
+
+def _as_json(
+    spec: RunSpec,
+    checks: list[Check],
+    estimate: RunEstimate,
+    looked: dict[str, Any],
+    free_disk: int,
+    *,
+    ok: bool,
+) -> dict[str, Any]:
+    return {
+        "ok": ok,
+        "spec": spec.model_dump(mode="json"),
+        "checks": [check.as_json() for check in checks],
+        "estimate": {
+            **estimate.numbers(),
+            "memory": looked.get("memory"),
+            "memory_needed_bytes": looked.get("needed_bytes"),
+            "memory_free": looked.get("free"),
+            "free_disk_bytes": free_disk,
+            "student": looked.get("shape"),
+        },
+    }
+
+
+def _lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate, looked: dict[str, Any], free_disk: int
+) -> Iterator[tuple[str, str, str]]:
+    """Yields (subject, figure, what it is) for people."""
+    first, steps = estimate.first_step, spec.schedule.steps
+    words = f"in {counted(max(0, steps - first), 'step')} of {estimate.tokens_per_step:,}"
+    if first:
+        words += f"; the run goes on from step {first:,} of {steps:,}"
+    yield "tokens", f"{estimate.tokens:,}", words
+    if estimate.epochs is not None and found.rows is not None:
+        yield "", f"{estimate.epochs:.2f}", f"epochs over {counted(found.rows.training, 'row')}"
+    if "shape" in looked:
+        trained = looked["shape"]["num_trainable"]
+        frozen = looked["shape"]["num_parameters"] - trained
+        words = "parameters that are trained" + (f"; {frozen:,} more stay" if frozen else "")
+        yield "student", f"{trained:,}", words
+    yield from _wire_lines(spec, found, estimate)
+    yield from _memory_lines(spec, looked)
+    if estimate.checkpoint_bytes is not None and estimate.disk_bytes is not None:
+        yield "disk", size(estimate.checkpoint_bytes), "a checkpoint"
+        words = f"for up to {estimate.checkpoints} at once and the export"
+        yield "", size(estimate.disk_bytes), f"{words}; {size(free_disk)} are free"
+    yield from _time_lines(spec, found, estimate)
+
+
+def _wire_lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate
+) -> Iterator[tuple[str, str, str]]:
+    if spec.teacher is None:
+        return
+    wire, kind = estimate.wire, spec.teacher.representation
+    if wire is None:
+        missing = "the student is not here" if found.teacher else "the teacher did not answer"
+        yield "wire", "?", f"not known: {missing}"
+        return
+    most = "at most, " if wire.at_most else ""
+    words = f"a step of {kind}: {most}{wire.bytes_per_token:,} bytes a token"
+    yield "wire", size(wire.bytes_per_step), words
+    if wire.head_bytes:
+        yield "", size(wire.head_bytes), "the teacher's output head, once a machine"
+
+
+def _memory_lines(spec: RunSpec, looked: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if "memory" not in looked:
+        return
+    free, parts, count = looked["free"], dict(looked["memory"]), spec.device.count
+    on_host = free["device"] == "cpu"
+    answers = parts.pop("answers")
+    where = f"on {free['device']}"
+    if count > 1:
+        where = f"for {count} processes on the CPU" if on_host else f"on each of {count} devices"
+    words = f"in tensors, {where}; {size(free['device_bytes'])} are free"
+    yield "memory", size(looked["needed_bytes"]), words
+    each = " of each" if count > 1 and on_host else ""
+    for name, num_bytes in parts.items():
+        if num_bytes:
+            yield "", size(num_bytes), name.replace("_", " ") + each
+    if answers:
+        host = "" if on_host else f", in the host's memory; {size(free['host_bytes'])} are free"
+        yield "", size(answers), f"the teacher's answers for coming steps{each}{host}"
+
+
+def _time_lines(
+    spec: RunSpec, found: Found, estimate: RunEstimate
+) -> Iterator[tuple[str, str, str]]:
+    unknown = "the student's speed is not known before the first step"
+    if spec.teacher is None:
+        yield "time", "?", unknown
+    elif estimate.teacher_hours is None or found.teacher is None:
+        yield "time", "?", "the teacher's speed is not known"
+    else:
+        speed = found.teacher.measured_tokens_per_second
+        yield (
+            "time",
+            duration(estimate.teacher_hours),
+            (f"for the teacher alone, {estimate.teacher_tokens:,} tokens at {speed:,.0f} a second"),
+        )
+        yield "", "", f"less for rows that it remembers, more if others ask it too; {unknown}"
+
+
+def table(lines: list[tuple[str, str, str]]) -> list[str]:
+    """Returns aligned lines: subject, figure to the right, words."""
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return [
+        f"{subject:<{widths[0]}}  {figure:>{widths[1]}}  {words}".rstrip()
+        for subject, figure, words in lines
+    ]
+
+
+def _free_disk(roots: Roots) -> int:
+    folder: Path = roots.runs
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,111 @@
+"""`lectern train`: one run on this machine, without a server."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lectern import console
+from lectern.options import Home, Json, given, roots_of
+
+if TYPE_CHECKING:
+    from lectern_common.roots import Roots
+    from lectern_common.run_folder import RunFolder
+    from lectern_common.spec.run_spec import RunSpec
+
+
+def train(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only check and estimate: spec, data, models, teacher, device, memory, time, "
+            "disk. Writes nothing.",
+        ),
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train one run in this terminal, without a control plane.
+
+    The run folder is RUNS/<name of the spec>. Everything that can be checked is checked before it
+    is made. Ctrl-C writes a checkpoint and stops; --resume goes on from there.
+    """
+    from lectern_common.spec.load import load_spec
+
+    roots = roots_of(home)
+    spec = load_spec(spec_file)
+    if dry_run:
+        from lectern.commands.dry_run import dry_run as say_what_would_be
+
+        say_what_would_be(spec, roots, resume=resume, as_json=as_json)
+    else:
+        words = given({"--resume": True, "--home": home})
+        again = shlex.join(["lectern", "train", str(spec_file), *words])
+        _train(spec, roots, resume=resume, as_json=as_json, again=again)
+
+
+def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, again: str) -> None:
+    from lectern.local.folder import require_folder
+    from lectern.local.foreground import run_trainer
+    from lectern.terminal import live
+    from lectern_common.checks.preflight import require_startable
+    from lectern_common.run_folder import RunFolder
+
+    require_folder(spec, roots, resume=resume)
+    folder = RunFolder(roots.runs / spec.name)
+    teacher = require_startable(spec, roots, taught_by=folder.read_teacher() if resume else None)
+    if resume:
+        folder.write_spec(spec)
+    else:
+        folder = RunFolder.create(roots.runs, spec.name, spec, teacher)
+    console.note(f"run folder {folder.path}")
+    if as_json:
+        code = run_trainer(folder, roots, resume=resume)
+    else:
+        with live.display(spec.name) as show:
+            code = run_trainer(folder, roots, resume=resume, show=lambda view: show([view]))
+    _report(folder, code, as_json=as_json, again=again)
+    if code:
+        raise typer.Exit(code)
+
+
+def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> None:
+    """Says how the run ended, and with `again`, a command, how it goes on."""
+    from lectern_common.run_folder import RunState
+
+    status = folder.read_status()
+    result: dict[str, Any] = {
+        "run_id": folder.run_id,
+        "folder": str(folder.path),
+        "exit_code": code,
+        "export": str(folder.export_path) if folder.export_path.is_dir() else None,
+        "status": None if status is None else asdict(status),
+    }
+    if as_json:
+        console.print_json(result)
+    if code == 0 and status is not None:
+        where = f", {result['export']}" if result["export"] else ""
+        console.note(f"{status.state} at step {status.step} of {status.steps}{where}")
+        if status.state is RunState.STOPPED:
+            console.note(f"go on with: {again}")
+        elif status.message:
+            console.note(status.message)
+        return
+    if status is not None and status.message:
+        console.note(f"error: run {folder.run_id}: {status.message}")
+    else:
+        from lectern.local.processes import tail
+
+        console.note(
+            f"error: the trainer ended early; its last words:\n{tail(folder.log_path, 20)}"
+        )
+    if code == console.INTERRUPTED_EXIT_CODE:
+        console.note(f"go on with: {again}")
+    console.note(f"log: {folder.log_path}")

@@ -1,0 +1,205 @@
+"""`lectern up`: teacher server and control plane in one terminal."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lectern import console
+from lectern.options import Home, logs_of, roots_of
+from lectern_common.teacher.options import EngineName
+
+if TYPE_CHECKING:
+    from lectern.local.services import OnWait, PlaneOptions, Services, TeacherOptions
+
+POLL_SECONDS = 0.2
+WAIT_NOTE_SECONDS = 15.0
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="The teacher: a folder, a name under the models root, or a hub id; not needed "
+        "with --engine fixture.",
+        show_default=False,
+    ),
+]
+Engine = Annotated[EngineName, typer.Option(help="What computes the answers.")]
+VocabSize = Annotated[
+    int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
+]
+TeacherBind = Annotated[
+    str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
+]
+Bind = Annotated[
+    str, typer.Option(help="HOST:PORT of page and REST interface; port 0 takes a free one.")
+]
+MaxRunningRuns = Annotated[
+    int | None,
+    typer.Option(help="Runs that train at one time; the rest queue.", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
+]
+ServedTokenFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the teacher's token; required where it is bound "
+        "beyond loopback. Runs name it in teacher.token_file.",
+        show_default=False,
+    ),
+]
+ServedTlsCert = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the teacher's certificate (PEM): the teacher speaks TLS.",
+        show_default=False,
+    ),
+]
+ServedTlsKey = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+]
+ServedTlsCa = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the authority of that certificate. Runs name it in "
+        "teacher.tls_ca_file.",
+        show_default=False,
+    ),
+]
+PlaneTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the control plane's token; required beyond loopback.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Leave the logs in HOME/logs; do not print them.")
+]
+
+
+def up(
+    context: typer.Context,
+    model: Model = None,
+    engine: Engine = "transformers",
+    vocab_size: VocabSize = None,
+    teacher_bind: TeacherBind = "127.0.0.1:50051",
+    bind: Bind = "127.0.0.1:8080",
+    max_running_runs: MaxRunningRuns = None,
+    threads: Threads = None,
+    teacher_token_file: ServedTokenFile = None,
+    teacher_tls_cert: ServedTlsCert = None,
+    teacher_tls_key: ServedTlsKey = None,
+    teacher_tls_ca: ServedTlsCa = None,
+    token_file: PlaneTokenFile = None,
+    quiet: Quiet = False,
+    home: Home = None,
+) -> None:
+    """Start a teacher server and the control plane.
+
+    Ctrl-C ends both. Runs that train then write a checkpoint, and go on at the next `lectern up`.
+    Where one of the two dies, the end of its log is shown and the other ends too. What follows a
+    "--" goes to the teacher: see `lectern teacher serve --help`.
+    """
+    from lectern.local.services import PlaneOptions, TeacherOptions
+
+    if model is None and engine != "fixture":
+        raise typer.BadParameter(
+            "set the teacher: a model folder or a hub id", param_hint="--model"
+        )
+    tls = (teacher_tls_cert, teacher_tls_key, teacher_tls_ca)
+    if any(tls) and not all(tls):
+        raise typer.BadParameter("set all three", param_hint="--teacher-tls-cert, -key and -ca")
+    secrets = roots_of(home).secrets
+    teacher = TeacherOptions(
+        model=model,
+        engine=engine,
+        bind=teacher_bind,
+        threads=threads,
+        token_file=None if teacher_token_file is None else secrets / teacher_token_file,
+        tls_cert=None if teacher_tls_cert is None else secrets / teacher_tls_cert,
+        tls_key=None if teacher_tls_key is None else secrets / teacher_tls_key,
+        vocab_size=vocab_size,
+        further=context.args,
+    )
+    plane = PlaneOptions(bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca)
+    _require_callers_known(teacher, plane)
+    _run(teacher, plane, home, quiet=quiet)
+
+
+def _run(
+    teacher: "TeacherOptions", plane: "PlaneOptions", home: Path | None, *, quiet: bool
+) -> None:
+    """Starts both and shows their logs until an interrupt, which ends them."""
+    from lectern.local.processes import signals_interrupt
+    from lectern.local.services import services
+
+    roots, logs = roots_of(home), logs_of(home)
+    with signals_interrupt():
+        try:
+            with services(teacher, plane, roots=roots, logs=logs, on_wait=wait_notes()) as running:
+                console.note(f"page     {running.url}")
+                console.note(f"teacher  {running.teacher_address}")
+                console.note("Ctrl-C ends both; runs then checkpoint and go on at the next start")
+                _stay(running, quiet=quiet)
+        except KeyboardInterrupt:
+            console.note("ended")
+
+
+def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> None:
+    """Raises unless both are for this machine only, or have a token that can be used.
+
+    Both servers would say so themselves, the control plane minutes later: once a model is loaded.
+    The further words of the teacher may tell it otherwise who calls.
+
+    Raises:
+        Misconfigured: naming the option to set.
+    """
+    from lectern_common.callers import read_token_file, require_known_callers
+
+    if teacher.token_file is not None:
+        read_token_file(teacher.token_file, "--teacher-token-file")
+    require_known_callers(
+        teacher.bind,
+        known=teacher.token_file is not None
+        or any(word.startswith(("--token-file", "--tls-client-ca")) for word in teacher.further),
+        remedy="make a token (lectern token create teacher) and set --teacher-token-file teacher",
+        option="--teacher-bind",
+    )
+    if plane.token_file is not None:
+        read_token_file(plane.token_file)
+    require_known_callers(plane.bind, known=plane.token_file is not None, may="steer the runs")
+
+
+def wait_notes() -> "OnWait":
+    """Returns a callback that says on standard error what is waited for, now and then."""
+    said: dict[str, float] = {}
+
+    def on_wait(name: str, seconds: float) -> None:
+        if name not in said or seconds - said[name] >= WAIT_NOTE_SECONDS or seconds < said[name]:
+            said[name] = seconds
+            since = f" ({seconds:.0f} s)" if seconds >= 1 else ""
+            console.note(f"waiting for the {name}{since}")
+
+    return on_wait
+
+
+def _stay(running: "Services", *, quiet: bool) -> None:
+    """Prints both logs, prefixed, until an interrupt; raises where one of the two dies."""
+    import time
+
+    logs = [(child.name, child.log_lines()) for child in running.children]
+    while True:
+        if not quiet:
+            for name, lines in logs:
+                for line in lines.new():
+                    sys.stdout.write(f"{name:<14} | {line}\n")
+            sys.stdout.flush()
+        running.require_alive("run `lectern up` again with the same options; the runs go on")
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,1 @@
+"""`lectern demo`: one teacher, three students, real text."""

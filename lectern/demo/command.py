@@ -1,0 +1,216 @@
+"""`lectern demo`: one teacher, three students, real text, on this machine.
+
+    run_demo()
+      1. takes the running interpreter's standard library source, split by file
+      2. trains a byte-level BPE tokenizer and writes token shards    prepare.py
+      3. trains a small teacher on it once                            a run with alpha 1
+      4. starts teacher server and control plane                      services.py
+      5. creates three runs over REST and shows them until they rest  client.py, live.py
+      6. shows and writes the summary                                 demo_report.py
+
+Everything is the code that a user's own runs go through; only the specs are the demo's.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lectern import console
+from lectern.client import Client
+from lectern.commands.runs import watch_runs
+from lectern.demo import report as demo_report
+from lectern.demo.specs import (
+    DATASET,
+    EXCLUDED,
+    MODEL_CONFIGS,
+    VOCAB_SIZE,
+    corpus_folder,
+    student_specs,
+    teacher_spec,
+)
+from lectern.local.foreground import run_trainer
+from lectern.local.processes import signals_interrupt
+from lectern.local.services import PlaneOptions, Services, TeacherOptions, services
+from lectern.terminal.live import display
+from lectern_common.errors import Conflict, LecternError
+from lectern_common.files import rename_durably, write_atomic
+from lectern_common.json_lines import read_json_lines
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.tokens.shards import MANIFEST_NAME
+from lectern_common.words import size
+from lectern_data.prepare import prepare
+from lectern_data.settings import PrepareSettings
+
+TEACHER = "demo-teacher"
+_RECORD = "demo.json"
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """The demo's teacher: a folder that transformers loads, and its loss on the validation set."""
+
+    path: Path
+    val_loss: float
+
+
+def run_demo(
+    *, folder: Path, seed: int, exit_when_done: bool, teacher_steps: int, student_steps: int
+) -> None:
+    """Runs the whole demo in `folder`; what an earlier one left there (data, teacher) is kept.
+
+    Raises:
+        LecternError: a step failed; the message says where to look.
+    """
+    home = folder.resolve()
+    roots = Roots.of_home(home)
+    teacher = prepare_demo(home, teacher_steps)
+    console.note("starting the teacher server and the control plane ...")
+    with (
+        signals_interrupt(),
+        services(
+            TeacherOptions(str(teacher.path), bind="127.0.0.1:0", threads=1),
+            PlaneOptions(bind=_page_bind(), max_running_runs=3),
+            roots=roots,
+            logs=home / "logs",
+        ) as up,
+        Client(up.url) as client,
+    ):
+        console.note(f"\n  The page:  {up.url}\n  Teacher:   {up.teacher_address}\n")
+        summary = distil(client, up.teacher_address, seed, student_steps, teacher, roots)
+        write_atomic(home / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+        demo_report.show(summary, demo_report.continuations(summary, roots.runs))
+        console.note(f"\nsummary: {home / 'summary.json'}")
+        if not exit_when_done:
+            _stay_up(up)
+
+
+def prepare_demo(home: Path, teacher_steps: int) -> TrainedTeacher:
+    """Returns the demo's teacher; makes shards, configs and teacher under `home` as needed."""
+    roots = Roots.of_home(home)
+    _write_configs(roots.models)
+    _prepare_data(roots.data)
+    return _train_teacher(home, roots, teacher_steps)
+
+
+def distil(
+    client: Client,
+    teacher_address: str,
+    seed: int,
+    steps: int,
+    teacher: TrainedTeacher,
+    roots: Roots,
+) -> dict[str, Any]:
+    """Creates the three runs, shows them until they rest, and returns the summary.
+
+    Raises:
+        LecternError: a run did not succeed.
+    """
+    specs = student_specs(teacher_address, seed, steps)
+    runs = watch_runs(client, [client.create_run(spec).id for spec in specs])
+    for run in runs:
+        if run.state is not RunState.SUCCEEDED:
+            raise LecternError(f"{run.id} is {run.state}: {run.message}")
+    return demo_report.summarise(client, runs, specs, teacher.val_loss, roots.runs)
+
+
+def _write_configs(models: Path) -> None:
+    for name, config in MODEL_CONFIGS.items():
+        (models / name).mkdir(parents=True, exist_ok=True)
+        write_atomic(models / name / "config.json", json.dumps(config, indent=2).encode())
+
+
+def _prepare_data(data: Path) -> None:
+    if (data / DATASET / MANIFEST_NAME).exists():
+        console.note(f"text: kept from before ({data / DATASET})")
+        return
+    data.mkdir(parents=True, exist_ok=True)
+    corpus = corpus_folder()
+    console.note(f"text: the source of the standard library, {corpus}")
+    prepared = prepare(
+        PrepareSettings(
+            [corpus],
+            data / DATASET,
+            train_vocab_size=VOCAB_SIZE,
+            eos_token="<|endoftext|>",  # noqa: S106 - a token of text, no password
+            validation_fraction=0.06,
+            include=["*.py"],
+            exclude=EXCLUDED,
+        )
+    )
+    for part in filter(None, (prepared.training, prepared.validation)):
+        console.note(
+            f"      {part.path.name}: {part.documents} files, {size(part.text_bytes)}, "
+            f"{part.tokens:,} tokens"
+        )
+
+
+def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
+    """Trains the teacher as a run without a teacher, unless the very same one is there already."""
+    spec = teacher_spec(steps, threads=os.cpu_count() or 1)
+    manifest = (roots.data / DATASET / MANIFEST_NAME).read_bytes()
+    config = json.dumps(MODEL_CONFIGS["teacher-config"], sort_keys=True)
+    made_from = {
+        "spec": spec.model_dump(mode="json", exclude={"device"}),
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+    }
+    target = roots.models / TEACHER
+    if (target / _RECORD).exists():
+        record = json.loads((target / _RECORD).read_text())
+        if record["made_from"] == made_from:
+            console.note(f"teacher: kept from before, validation loss {record['val_loss']:.2f}")
+            return TrainedTeacher(target, record["val_loss"])
+    training_root = home / "teacher-training"
+    earlier = RunFolder(training_root / TEACHER)
+    if earlier.path.is_dir() and earlier.is_locked():
+        raise Conflict(
+            f"another demo is training its teacher in {home}; wait for it, or set --folder"
+        )
+    shutil.rmtree(training_root, ignore_errors=True)
+    folder = RunFolder.create(training_root, TEACHER, spec)
+    console.note(f"teacher: training it once, {steps} steps; kept for the next time")
+    with display() as show:
+        code = run_trainer(folder, roots, show=lambda view: show([view]))
+    status = folder.read_status()
+    if status is not None and status.state is RunState.STOPPED:
+        raise KeyboardInterrupt
+    if code != 0 or status is None or status.state != RunState.SUCCEEDED:
+        why = status.message if status and status.message else f"see {folder.log_path}"
+        raise LecternError(f"the teacher's training did not finish: {why}")
+    losses = [
+        line["loss/val"] for line in read_json_lines(folder.metrics_path) if "loss/val" in line
+    ]
+    made = {"made_from": made_from, "val_loss": losses[-1]}
+    write_atomic(folder.export_path / _RECORD, json.dumps(made, indent=2).encode())
+    shutil.rmtree(target, ignore_errors=True)
+    rename_durably(folder.export_path, target)
+    return TrainedTeacher(target, losses[-1])
+
+
+def _page_bind() -> str:
+    """Returns the page's usual address, or one with a free port where that is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", 8080))
+        except OSError:
+            return "127.0.0.1:0"
+    return "127.0.0.1:8080"
+
+
+def _stay_up(up: Services) -> None:
+    """Returns on Ctrl-C or SIGTERM; raises where a service dies."""
+    console.note(f"the service stays up at {up.url}; Ctrl-C ends it")
+    try:
+        while True:
+            time.sleep(0.5)
+            up.require_alive()
+    except KeyboardInterrupt:
+        console.note("ending the service ...")

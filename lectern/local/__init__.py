@@ -1,0 +1,1 @@
+"""Processes on this machine: servers and trainers as children, the torch there is."""

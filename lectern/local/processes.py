@@ -1,0 +1,198 @@
+"""A child process of the command line: started, watched, ended, and the tail of what it said."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from lectern.console import inert
+from lectern_common.errors import LecternError
+from lectern_common.files import end_of
+from lectern_common.threads import waiting_environment
+
+POLL_SECONDS = 0.05
+TAIL_LINES = 20
+_MAX_LINE_BYTES = 4000
+_READ_BYTES = 1 << 16
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A Python child shows its output at once, and imports nothing from the folder it is started in.
+_PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+
+
+class ChildDied(LecternError):
+    """A child ended that should have gone on; the message carries the tail of its log."""
+
+    reason = "child_died"
+
+
+class Child:
+    """A process in a session of its own, so that a Ctrl-C at the terminal reaches its parent alone.
+
+    Its output is appended to `log_path`, not piped: it outlives a killed parent unharmed.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], log_path: Path, env: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.log_path = log_path
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **waiting_environment(), **_PYTHON, **env},
+                start_new_session=True,
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def log_lines(self) -> "LogLines":
+        """Returns a reader of what this child has logged since its start."""
+        return LogLines(self.log_path, self._log_start)
+
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """Returns the last lines it logged."""
+        return tail(self.log_path, lines, start=self._log_start)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the child alone; a child that is gone is no error."""
+        if self.is_alive:
+            self.process.send_signal(number)
+
+    def stop(self, grace_seconds: float) -> int:
+        """Asks it to end, waits, and kills its whole session after the grace. Returns its exit
+        status (negative: ended by that signal).
+
+        An interrupt while waiting kills at once, and is raised again.
+        """
+        self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> int:
+        """Kills it and every process of its session that is still in its group."""
+        if self.is_alive:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def death(self, advice: str = "") -> ChildDied:
+        """Returns the error that its end is, with the tail of its log.
+
+        Args:
+            advice: said last, where a reader of a long log looks, after what ended.
+        """
+        code = self.process.wait()
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
+        how = f"the {self.name} {ended}"
+        said = self.tail()
+        error = ChildDied(
+            f"{how}; "
+            + (f"its last words:\n{said}" if said else "it said nothing")
+            + f"\n(all of it: {self.log_path})"
+            + (f"\n{how}: {advice}" if advice else "")
+        )
+        if 0 < code < 64:
+            error.exit_code = code
+        return error
+
+
+class LogLines:
+    """Reads complete lines of a growing file, from an offset on. Over-long lines are cut."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path = path
+        self._offset = offset
+        self._partial = b""
+
+    def new(self) -> list[str]:
+        """Returns the lines that were completed since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(_READ_BYTES)
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        *lines, rest = (self._partial + data).split(b"\n")
+        self._partial = rest[:_MAX_LINE_BYTES]
+        return [printable(line) for line in lines]
+
+
+def tail(path: Path, lines: int, start: int = 0) -> str:
+    """Returns the last lines of a file, at most 64 KiB of it, none from before byte `start`."""
+    data, _ = end_of(path, _READ_BYTES, first_byte=start)
+    return "\n".join(printable(line) for line in data.splitlines()[-lines:])
+
+
+def printable(line: bytes) -> str:
+    """Returns a log line that does nothing to a terminal: no escapes, no endless length."""
+    text = inert(line[:_MAX_LINE_BYTES].decode(errors="replace"))
+    return text + (" ... (cut)" if len(line) > _MAX_LINE_BYTES else "")
+
+
+def wait_until(
+    ready: Callable[[], bool], timeout_seconds: float | None, poll_seconds: float = POLL_SECONDS
+) -> bool:
+    """Returns True once `ready()` does, False after `timeout_seconds` (None: never)."""
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while not ready():
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        time.sleep(poll_seconds)
+    return True
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: by KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C, SIGTERM and SIGHUP within the block; what came arrives at its end.
+
+    For starting a child: one whose start was interrupted half-way would be known to nobody.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread alone
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in _INTERRUPTS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for arrived in came:
+            signal.raise_signal(arrived)

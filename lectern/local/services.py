@@ -1,0 +1,256 @@
+"""A teacher server and a control plane as children of this process: what `lectern up` runs."""
+
+import errno
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import psutil
+
+from lectern.local.processes import Child, ChildDied, interrupts_held, wait_until
+from lectern.options import given
+from lectern_common.errors import Misconfigured
+from lectern_common.roots import Roots
+from lectern_common.teacher.options import TEACHER_OPTIONS, EngineName
+from lectern_common.words import address_of, host_and_port
+
+DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
+DEFAULT_BIND = "127.0.0.1:8080"
+TEACHER = "teacher server"
+CONTROL_PLANE = "control plane"
+# Time to checkpoint every run, and to finish the calls in flight.
+CONTROL_PLANE_GRACE_SECONDS = 90.0
+TEACHER_DRAIN_SECONDS = 15.0
+TEACHER_GRACE_SECONDS = 20.0
+
+OnWait = Callable[[str, float], None]
+"""Told (what is waited for, seconds so far) while a service starts or ends."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Both services, ready.
+
+    Attributes:
+        teacher_address: host:port for `teacher.address` of a run spec.
+        url: of the page and of the REST interface.
+        children: teacher server, control plane.
+    """
+
+    teacher_address: str
+    url: str
+    children: tuple[Child, Child]
+
+    def require_alive(self, advice: str = "") -> None:
+        """Raises ChildDied, with the tail of its log, where one of the two has ended.
+
+        Args:
+            advice: what to do then; the last words of the error, with what ended.
+        """
+        for child in self.children:
+            if not child.is_alive:
+                raise child.death(advice)
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """What the teacher server is started with; the fields are options of its own, by their names
+    in `teacher_options.TEACHER_OPTIONS`.
+
+    Attributes:
+        model: what it is asked to load; None only for an engine that needs none.
+        engine: what computes the answers.
+        bind: host:port; port 0 takes a free one.
+        threads: CPU threads; None means torch's default.
+        token_file: with the bearer token that callers send.
+        tls_cert: certificate (PEM); with `tls_key`.
+        tls_key: its private key.
+        vocab_size: of the fixture engine.
+        further: words that are handed on as they are.
+    """
+
+    model: str | None
+    engine: EngineName = "transformers"
+    bind: str = DEFAULT_TEACHER_BIND
+    threads: int | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    vocab_size: int | None = None
+    further: Sequence[str] = ()
+
+    def words(self, port_file: Path) -> list[str]:
+        """Returns the server's command line; options that are None are left out.
+
+        Args:
+            port_file: where the server writes its address once it is ready.
+        """
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        further = named.pop("further")
+        named |= {"port_file": port_file, "drain_seconds": TEACHER_DRAIN_SECONDS}
+        options = {TEACHER_OPTIONS[name].flag: value for name, value in named.items()}
+        return [*given(options), *further]
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """What the control plane is started with.
+
+    Attributes:
+        bind: host:port; port 0 takes a free one.
+        max_running_runs: that train at one time; None leaves it to the control plane.
+        token_file: with the bearer token that callers send.
+        teacher_token_file: name under the secrets root of the file with the teacher's token.
+        teacher_tls_ca: name there of the authority of the teacher's certificate.
+    """
+
+    bind: str = DEFAULT_BIND
+    max_running_runs: int | None = None
+    token_file: Path | None = None
+    teacher_token_file: str | None = None
+    teacher_tls_ca: str | None = None
+
+    def words(self, port_file: Path, teacher_address: str) -> list[str]:
+        """Returns the control plane's command line; options that are None are left out.
+
+        Args:
+            port_file: where the control plane writes its address once it is ready.
+            teacher_address: host:port of the teacher that it shows.
+        """
+        return given(
+            {
+                "--bind": self.bind,
+                "--port-file": port_file,
+                "--teacher": teacher_address,
+                "--on-exit": "stop",
+                "--max-running-runs": self.max_running_runs,
+                "--token-file": self.token_file,
+                "--teacher-token-file": self.teacher_token_file,
+                "--teacher-tls-ca": self.teacher_tls_ca,
+            }
+        )
+
+
+@contextmanager
+def services(
+    teacher: TeacherOptions,
+    plane: PlaneOptions,
+    *,
+    roots: Roots,
+    logs: Path,
+    ready_timeout_seconds: float | None = None,
+    on_wait: OnWait = lambda name, seconds: None,
+) -> Iterator[Services]:
+    """Starts the teacher server, then the control plane; yields once both are ready.
+
+    On leaving, the control plane ends first (its runs write checkpoints and go on at the next
+    start), then the teacher. An interrupt during that kills both at once; the runs then train on
+    without them, and the next start adopts them.
+
+    Args:
+        teacher: how the teacher is started.
+        plane: how the control plane is started.
+        roots: what run specs are relative to.
+        logs: folder for teacher-server.log and control-plane.log; appended to.
+        ready_timeout_seconds: for each of the two; None waits as long as a download takes.
+        on_wait: see OnWait.
+
+    Raises:
+        Misconfigured: a port is taken.
+        ChildDied: one of the two ended before it was ready.
+    """
+    require_free(teacher.bind, "--teacher-bind")
+    require_free(plane.bind, "--bind")
+    started: list[Child] = []
+    with tempfile.TemporaryDirectory(prefix="lectern-") as scratch:
+        try:
+            port_file = Path(scratch) / "teacher"
+            words = teacher.words(port_file)
+            with interrupts_held():
+                started.append(_child(TEACHER, "teacher_server", words, logs, roots))
+            address = _reachable(_bound(started[0], port_file, ready_timeout_seconds, on_wait))
+            port_file = Path(scratch) / "control-plane"
+            words = plane.words(port_file, address)
+            with interrupts_held():
+                started.append(_child(CONTROL_PLANE, "control_plane", words, logs, roots))
+            bound = _reachable(_bound(started[1], port_file, ready_timeout_seconds, on_wait))
+            yield Services(address, f"http://{bound}", (started[0], started[1]))
+        finally:
+            _stop(started, on_wait)
+
+
+def _child(name: str, module: str, words: list[str], logs: Path, roots: Roots) -> Child:
+    """Starts `python -m module words`; it logs to a file of its name."""
+    log = logs / f"{name.replace(' ', '-')}.log"
+    return Child(name, [sys.executable, "-m", module, *words], log, roots.environment())
+
+
+def _bound(child: Child, port_file: Path, timeout_seconds: float | None, on_wait: OnWait) -> str:
+    """Returns the host:port that the child writes once it is ready."""
+    begun = time.monotonic()
+
+    def is_settled() -> bool:
+        on_wait(child.name, time.monotonic() - begun)
+        return not child.is_alive or (port_file.exists() and port_file.stat().st_size > 0)
+
+    if not wait_until(is_settled, timeout_seconds):
+        raise ChildDied(
+            f"the {child.name} was not ready within {timeout_seconds:g} s; it said last:\n"
+            f"{child.tail()}"
+        )
+    if not child.is_alive:
+        raise child.death()
+    return port_file.read_text().strip()
+
+
+def _stop(started: list[Child], on_wait: OnWait) -> None:
+    """Ends the control plane, then the teacher."""
+    graces = {CONTROL_PLANE: CONTROL_PLANE_GRACE_SECONDS, TEACHER: TEACHER_GRACE_SECONDS}
+    try:
+        for child in reversed(started):
+            if child.is_alive:
+                on_wait(f"{child.name} to end", 0.0)
+            child.stop(graces[child.name])
+    finally:
+        for child in started:
+            child.kill()
+
+
+def require_free(address: str, option: str) -> None:
+    """Raises Misconfigured where host:port is taken, naming the process where that is known."""
+    host, port = host_and_port(address, option)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            what = f"{error.strerror}{_holder(port)}; end it, or" if taken else f"{error.strerror};"
+            raise Misconfigured(
+                f"cannot listen on {address}: {what} set {option} (port 0 takes a free one)"
+            ) from None
+
+
+def _holder(port: int) -> str:
+    """Returns " (held by pid 12: python -m ...)", or "" where that cannot be seen."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            taken = connection.laddr and connection.laddr.port == port
+            if taken and connection.status == psutil.CONN_LISTEN and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f" (held by pid {connection.pid}: {command[:80]})"
+    except (psutil.Error, OSError):
+        return ""
+    return ""
+
+
+def _reachable(bound: str) -> str:
+    """Returns an address for clients on this machine of one that was bound."""
+    host, port = host_and_port(bound)
+    return address_of("127.0.0.1", port) if host in ("0.0.0.0", "::") else bound  # noqa: S104

@@ -1,0 +1,113 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lectern_common.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from lectern.client import Client
+    from lectern_common.roots import Roots
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder of data, models, runs, secrets and cache [default: LECTERN_HOME, else "
+        "~/.lectern].",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="LECTERN_URL", help="Address of the control plane.")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="LECTERN_TOKEN_FILE",
+        help="File with the bearer token; LECTERN_TOKEN holds the token itself.",
+        show_default=False,
+    ),
+]
+TeacherTokenFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the teacher's token.",
+        show_default=False,
+    ),
+]
+TeacherTlsCa = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the authority of the teacher's certificate (PEM); turns TLS on.",
+        show_default=False,
+    ),
+]
+TeacherTlsCert = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File there with the client's own certificate (PEM), where the teacher asks for one.",
+        show_default=False,
+    ),
+]
+TeacherTlsKey = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+]
+
+
+def command_group(help_text: str) -> typer.Typer:
+    """Returns an empty group of commands, with help as plain text."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """Returns command-line words for the options that are set: not None, and not False."""
+    words = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
+
+
+def roots_of(home: Path | None) -> "Roots":
+    """Returns the roots that `--home` and the environment name."""
+    from lectern_common.roots import Roots
+
+    return Roots.of_home(home)
+
+
+def logs_of(home: Path | None) -> Path:
+    """Returns the folder for the logs of services started here: HOME/logs."""
+    base = home or Path(os.environ.get("LECTERN_HOME") or Path.home() / ".lectern")
+    return base.resolve() / "logs"
+
+
+def control_plane(url: str, token_file: Path | None) -> "Client":
+    """Returns a client for `url`, with the token of the file, else of LECTERN_TOKEN, else none.
+
+    Raises:
+        Misconfigured: the file cannot be read or is empty.
+    """
+    from lectern.client import Client
+
+    token = os.environ.get("LECTERN_TOKEN") or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"cannot read the token in {token_file}: {error}") from None
+        if not token:
+            raise Misconfigured(f"{token_file} is empty; it must hold the token")
+    return Client(url, token=token)

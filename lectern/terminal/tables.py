@@ -1,0 +1,70 @@
+"""Runs as plain text: the lines of a list, and all there is to say of one."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lectern.console import inert
+
+if TYPE_CHECKING:
+    from lectern.client import RunStatus
+
+_HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
+_LEFT = ("run", "state", "why")
+_TIMES = frozenset({"at", "since", "created_at", "resumes_at", "heartbeat", "stale_since"})
+_CUT = "..."
+
+
+def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[str]:
+    """Returns a header and a line a run.
+
+    Args:
+        width: longest line, in characters: what is over it is cut, but no run id is. None: whole.
+    """
+    rows = [_HEADER, *(_row(run) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(size) if name in _LEFT else cell.rjust(size)
+            for name, cell, size in zip(_HEADER, row, widths, strict=True)
+        ]
+        line = "  ".join(cells).rstrip()
+        if width is not None and len(line) > width:
+            line = line[: max(width - len(_CUT), widths[0])] + _CUT
+        lines.append(line)
+    return lines
+
+
+def _row(run: "RunStatus") -> tuple[str, ...]:
+    speed = run.tokens_per_second
+    return (
+        run.id,
+        str(run.state),
+        f"{run.step}/{run.steps}",
+        *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
+        "" if speed is None else f"{speed:,.0f}",
+        " ".join(inert(run.message or run.reason or "").split()),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def with_dates(value: Any) -> Any:
+    """Returns a run's JSON with dates and times of this machine's zone for its Unix seconds."""
+    if isinstance(value, Mapping):
+        return {
+            key: _local(inner)
+            if key in _TIMES and isinstance(inner, int | float)
+            else with_dates(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [with_dates(inner) for inner in value]
+    return value
+
+
+def _local(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds).astimezone().replace(microsecond=0)

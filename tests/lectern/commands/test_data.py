@@ -1,0 +1,166 @@
+import inspect
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from lectern.commands import data
+from lectern_data.settings import PrepareSettings
+from tests.support.chat_files import chats_with_tokenizer
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.txt").write_text(f"text number {number}\n" * 20)
+    (folder / "empty.txt").touch()
+    return folder
+
+
+def prepare(lectern, texts, *options):
+    return lectern(
+        "data",
+        "prepare",
+        texts,
+        "--train-tokenizer",
+        "300",
+        "--validation-fraction",
+        "0.2",
+        *options,
+    )
+
+
+def test_defaults_are_those_of_the_settings():
+    defaults = {field.name: field.default for field in fields(PrepareSettings)}
+    declared = inspect.signature(data.prepare).parameters.items()
+    set_here = {
+        name: entry.default for name, entry in declared if entry.default not in (None, entry.empty)
+    }
+
+    shared = set_here.keys() & defaults.keys()
+    assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
+    assert len(shared) == 7
+
+
+def test_one_of_a_thing_is_not_called_many(lectern, tmp_path):
+    (tmp_path / "one.txt").write_text("text")
+    options = ("--train-tokenizer", "300", "--validation-fraction", "0", "--eos-policy", "none")
+
+    ended = lectern(
+        "data", "prepare", tmp_path / "one.txt", "--output", tmp_path / "data", *options
+    )
+
+    assert ": 1 token of 1 document (4.00 bytes" in ended.out and ", 1 shard\n" in ended.out
+
+
+def test_chats_without_the_option_are_told_of_it(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    common = ("--tokenizer", tokenizer, "--output", tmp_path / "data")
+
+    refused = lectern("data", "prepare", source, *common)
+
+    assert refused.code == 2
+    assert "chats.jsonl#1, " in refused.err and " and 7 more: has no text" in refused.err
+    assert "under 'text', but 'messages'; add --chat to read chats" in refused.err
+    told = lectern("data", "prepare", source, *common, "--chat", "--messages-field", "turns")
+    assert "under 'turns', but 'messages'; set --messages-field" in told.err
+
+
+def test_a_name_is_a_dataset_under_the_data_root(lectern, texts, tmp_path):
+    ended = prepare(lectern, texts, "--output", "code", "--home", tmp_path)
+
+    assert ended.code == 0, ended
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "code",
+        "code-validation",
+    ]
+    assert ended.out.splitlines()[0].startswith(f"{tmp_path}/data/code: ")
+    assert "of 8 documents" in ended.out and "of 2 documents" in ended.out
+    assert ended.err == "left out: 1 document\n  texts/empty.txt: empty\n"
+
+
+def test_anything_with_a_slash_is_a_folder(lectern, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert prepare(lectern, texts, "--output", "./here").code == 0
+
+    assert (tmp_path / "here/manifest.json").exists()
+
+
+def test_json_says_what_was_written_and_what_was_not(lectern, texts, tmp_path):
+    told = prepare(lectern, texts, "--output", "code", "--home", tmp_path, "--json").json
+
+    assert told["training"]["documents"] == 8
+    assert told["validation"]["path"] == f"{tmp_path}/data/code-validation"
+    assert told["left_out"] == [
+        {"name": "texts/empty.txt", "reason": "empty", "is_fault": False, "documents": 1}
+    ]
+
+
+def test_a_second_time_needs_force(lectern, texts, tmp_path):
+    options = ("--output", "code", "--home", tmp_path)
+    prepare(lectern, texts, *options)
+
+    refused = prepare(lectern, texts, *options)
+
+    assert refused.code == 4
+    assert "--force to replace it" in refused.err
+    assert prepare(lectern, texts, *options, "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--chat", "--text-field", "body"), "--text-field has no effect with --chat"),
+        (("--messages-field", "turns"), "--messages-field has no effect without --chat"),
+        (("--hub-split", "test"), "--hub-split has no effect without --hub"),
+        (("--hub-revision", "main"), "--hub-revision has no effect without --hub"),
+        (("--chat",), "set --tokenizer instead of --train-tokenizer"),
+        (("--workers", "0"), "--workers must be at least 1"),
+        (("--shard-tokens", "0"), "--shard-tokens must be at least 1"),
+        (("--seq-length-hint", "0"), "--seq-length-hint must be at least 1"),
+        (("--max-document-bytes", "-1"), "--max-document-bytes must be at least 1"),
+        (("--max-fault-fraction", "1.5"), "--max-fault-fraction must lie from 0 to 1"),
+        (("--validation-fraction", "nan"), "--validation-fraction must be at least 0 and below 1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(lectern, texts, tmp_path, options, message):
+    refused = prepare(lectern, texts, "--output", "code", "--home", tmp_path, *options)
+
+    assert refused.code == 2
+    assert message in refused.err
+
+
+def test_inputs_may_be_left_out_for_a_dataset_of_a_hub(lectern, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = [json.dumps({"body": f"text number {number}\n" * 20}) for number in range(10)]
+    (source / "rows.jsonl").write_text("\n".join(rows))
+    common = ("--train-tokenizer", "300", "--home", tmp_path, "--text-field", "body", "--json")
+
+    told = lectern("data", "prepare", "--hub", source, "--output", "hub", *common).json
+    files = lectern("data", "prepare", source, "--output", "files", *common).json
+
+    assert told["training"]["tokens"] == files["training"]["tokens"] > 0
+    nothing = lectern("data", "prepare", "--output", "none", *common)
+    assert nothing.code == 2 and "with --hub" in nothing.err
+
+
+def test_chats_are_told_by_what_is_learnt_of_them(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    ended = lectern(
+        "data",
+        "prepare",
+        source,
+        *("--chat", "--tokenizer", tokenizer, "--max-fault-fraction", "0.1"),
+        *("--output", "chats", "--home", tmp_path, "--validation-fraction", "0"),
+    )
+
+    # A token a byte, and one that ends the turn; numbers 10 and 11 have two digits.
+    learnt = 11 * (len("Answer 0.") + 1) + 2
+    assert ended.code == 0, ended
+    assert f", {learnt} tokens of the assistant" in ended.out
+    assert "chats.jsonl#6: spells the control token" in ended.err

@@ -1,0 +1,177 @@
+import os
+import socket
+
+import grpc
+import pytest
+
+from lectern.commands import doctor
+from lectern.local.torch_probe import TorchFacts, probe_torch
+from lectern_common.checks.check import Check
+from lectern_common.roots import Roots
+from lectern_common.teacher.secrets import SecretFiles
+from tests.support.certificates import Authority
+from tests.support.training.wire_teacher import Serving, WireTeacher
+
+
+@pytest.fixture
+def torch_is(monkeypatch):
+    """Returns a function that sets what torch is said to be, and whether there is a driver."""
+
+    def say(facts: TorchFacts, driver: bool = False) -> None:
+        monkeypatch.setattr("lectern.local.torch_probe.probe_torch", lambda: facts)
+        monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: driver)
+
+    say(TorchFacts("2.13", None, (), 2))
+    return say
+
+
+def findings(home, teacher=None) -> dict[str, Check]:
+    return {finding.subject: finding for finding in doctor.examine(Roots.of_home(home), teacher)}
+
+
+def test_everything_is_checked_at_once(tmp_path, torch_is):
+    assert list(findings(tmp_path)) == [
+        "python",
+        "torch",
+        "gpu",
+        "data root",
+        "models root",
+        "runs root",
+        "secrets root",
+        "cache root",
+        "disk",
+        "open files",
+        "control plane",
+        "teacher",
+        "docker",
+    ]
+
+
+def test_looking_makes_nothing(tmp_path, torch_is):
+    findings(tmp_path / "home")
+
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "driver", "outcome"),
+    [
+        (TorchFacts("2.13", "12.8", ("cuda:0 H200, 139 GiB",), 2), True, "pass"),
+        (TorchFacts("2.13", None, (), 2), False, "warn"),
+        (TorchFacts("2.13", None, (), 2), True, "fail"),
+        (TorchFacts("2.13", "12.8", (), 2), True, "fail"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_is_a_fault(tmp_path, torch_is, facts, driver, outcome):
+    torch_is(facts, driver)
+
+    assert findings(tmp_path)["gpu"].outcome == outcome
+
+
+def test_without_torch_the_control_plane_can_still_run(tmp_path, torch_is):
+    torch_is(TorchFacts(problem="No module named 'torch'"))
+
+    found = findings(tmp_path)
+
+    assert found["torch"].outcome == "warn"
+    assert "gpu" not in found
+
+
+def test_folders_that_cannot_be_used_are_faults_with_a_way_out(tmp_path, torch_is):
+    (tmp_path / "data").write_text("a file")
+    (tmp_path / "secrets").mkdir(mode=0o755)
+
+    found = findings(tmp_path)
+
+    assert found["data root"].outcome == "fail"
+    assert "LECTERN_DATA_ROOT" in found["data root"].advice
+    assert found["secrets root"].outcome == "warn"
+    assert found["secrets root"].advice == f"chmod 700 {tmp_path}/secrets"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_not_writable_is_a_fault(tmp_path, torch_is):
+    (tmp_path / "runs").mkdir(mode=0o500)
+
+    assert findings(tmp_path)["runs root"].outcome == "fail"
+
+
+def test_a_named_teacher_must_answer(tmp_path, torch_is):
+    found = findings(tmp_path, teacher="127.0.0.1:1")
+
+    assert found["teacher"].outcome == "fail"
+    assert "127.0.0.1:1" in found["teacher"].message
+
+
+def test_a_teacher_is_asked_over_mutual_tls_and_every_replica_of_it(lectern, tmp_path, torch_is):
+    secrets = Roots.of_home(tmp_path).secrets
+    authority = Authority(secrets)
+    certificate, key = authority.sign("server", "127.0.0.1")
+    authority.sign("me")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], authority.path.read_bytes(), True
+    )
+    files = {"ca": "authority.pem", "cert": "me.pem", "key": "me.key"}
+    options = [word for name, file in files.items() for word in (f"--teacher-tls-{name}", file)]
+    with Serving(WireTeacher(), credentials) as one, Serving(WireTeacher(), credentials) as two:
+        both = f"{one.address},{two.address}"
+        ended = lectern("doctor", "--home", tmp_path, "--teacher", both, *options, "--json")
+        found = {entry["subject"]: entry for entry in ended.json["findings"]}["teacher"]
+        assert (found["outcome"], found["message"]) == (
+            "pass",
+            f"wire on cpu at {one.address}, {two.address}",
+        )
+        two.down()
+        ended = lectern("doctor", "--home", tmp_path, "--teacher", both, *options, "--json")
+        found = {entry["subject"]: entry for entry in ended.json["findings"]}["teacher"]
+        assert found["outcome"] == "warn" and two.address in found["message"]
+    assert lectern("doctor", "--home", tmp_path, *options).code == 2  # for which teacher?
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (SecretFiles("none"), "cannot read none"),
+        (SecretFiles(tls_ca_file="none"), "teacher.tls_ca_file: none under the secrets root"),
+        (SecretFiles(tls_cert_file="none"), "together"),
+    ],
+)
+def test_secrets_that_cannot_be_used_are_a_fault(tmp_path, torch_is, files, says):
+    found = doctor._teacher("127.0.0.1:1", Roots.of_home(tmp_path), files)
+    assert found.outcome == "fail" and says in found.message
+    assert doctor._teacher("nowhere", Roots.of_home(tmp_path), SecretFiles()).outcome == "fail"
+
+
+def test_a_port_that_another_program_holds_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = doctor._control_plane(f"127.0.0.1:{taken.getsockname()[1]}")
+
+    assert found.outcome == "warn"
+    assert f"pid {os.getpid()}" in found.message
+
+
+def test_a_fault_ends_with_1_and_json_says_the_same_as_the_table(lectern, tmp_path, torch_is):
+    assert lectern("doctor", "--home", tmp_path, "--json").json["ok"] is True
+
+    torch_is(TorchFacts("2.13", None, (), 2), driver=True)
+    ended = lectern("doctor", "--home", tmp_path, "--json")
+    assert ended.code == 1
+    assert ended.json["ok"] is False
+    assert {entry["subject"]: entry["outcome"] for entry in ended.json["findings"]}["gpu"] == "fail"
+    table = lectern("doctor", "--home", tmp_path)
+    assert table.code == 1
+    assert "TORCH_INDEX" in table.out
+
+
+def test_torch_is_looked_at_in_another_process():
+    facts = probe_torch()
+
+    assert facts.version is not None
+    assert facts.threads >= 1
+    assert facts.problem is None
+
+
+def test_a_torch_that_does_not_come_up_in_time_is_a_finding():
+    assert probe_torch(timeout_seconds=0.001).problem == "importing torch took over 0.001 s"

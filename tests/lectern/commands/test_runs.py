@@ -1,0 +1,217 @@
+"""`lectern runs` against a real control plane whose trainers are stand-ins."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lectern.client import Client
+from lectern.local.processes import Child, wait_until
+from lectern_common.json_lines import append_json_line
+from lectern_common.run_folder import RunState
+
+DEADLINE_SECONDS = 30.0
+SUCCEEDS, FAILS, GOES_ON = range(3)
+
+
+@pytest.fixture
+def url(tmp_path, stand_in_trainer) -> Iterator[str]:
+    """The address of a control plane with the home `tmp_path`."""
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    (tmp_path / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
+    port_file = tmp_path / "port"
+    options = ["--bind", "127.0.0.1:0", "--port-file", str(port_file), "--on-exit", "stop"]
+    child = Child(
+        "control plane",
+        [sys.executable, "-m", "control_plane", *options, "--home", str(tmp_path)],
+        tmp_path / "control-plane.log",
+        {},
+    )
+    try:
+        assert wait_until(lambda: port_file.exists() or not child.is_alive, DEADLINE_SECONDS)
+        assert child.is_alive, child.tail()
+        yield f"http://{port_file.read_text().strip()}"
+    finally:
+        child.stop(DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def runs(lectern, url) -> Callable:
+    """Returns a function that runs `lectern runs ...` against the control plane."""
+    return lambda *words: lectern("runs", *words, "--url", url)
+
+
+def write_spec(folder: Path, how: int, extra: str = "") -> Path:
+    path = folder / f"spec-{how}.yaml"
+    path.write_text(
+        f"name: run\nseed: {how}\nstudent: {{config: tiny}}\nobjective: {{alpha: 1}}\n"
+        f"data: {{kind: synthetic, seq_len: 8}}\nschedule: {{steps: 3, warmup_steps: 1}}\n{extra}"
+    )
+    return path
+
+
+def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
+    created = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch")
+    run_id = created.out.split()[0]
+    assert created.code == 0, created
+    assert f"{run_id}  succeeded  step 3/3  loss/total 1.0000" in created.out
+
+    listed = runs("list", "--json").json
+    assert [(run["id"], run["state"]) for run in listed] == [(run_id, "succeeded")]
+    assert "succeeded" in runs("list").out
+    assert runs("list", "--state", "failed", "--json").json == []
+    assert runs("list", "--state", "failed").err.startswith("no run is failed; ")
+
+    shown = runs("show", run_id, "--json").json
+    assert shown["spec"]["schedule"]["steps"] == 3
+    assert f"id: {run_id}" in runs("show", run_id).out
+    assert "started with" in runs("logs", run_id).out
+    assert runs("logs", run_id, "--tail", "1", "--json").json["run_id"] == run_id
+
+
+def test_a_run_is_deleted_once_it_rests(runs, tmp_path):
+    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+    asked = runs("delete", run_id)
+    assert (asked.code, "--yes" in asked.err) == (2, True)
+    assert (tmp_path / "runs" / run_id).is_dir()
+    ended = runs("delete", run_id, "no-such-run", "--yes")
+    assert (ended.code, ended.out) == (3, f"{run_id}  deleted\n")
+    assert "no run no-such-run" in ended.err
+    assert not (tmp_path / "runs" / run_id).exists()
+    assert runs("list", "--json").json == []
+
+    going = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
+    refused = runs("delete", going, "--yes")
+    assert (refused.code, refused.out) == (4, "")
+    assert f"stop it first (`lectern runs stop {going}`)" in refused.err
+
+
+def test_samples_are_printed_inert_and_beside_each_other(runs, tmp_path):
+    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+    assert runs("samples", run_id).err.startswith("no samples")
+    sample = {"step": 3, "prompt": "def", "student": " add(\x1b[31m\n  one", "teacher": None}
+    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", sample)
+    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", {**sample, "teacher": " sum"})
+    both = runs("samples", run_id, "--json").json["samples"]
+    assert both == [{**sample, "teacher": " sum"}] * 2  # a teacher's answer is the same each time
+    shown = runs("samples", run_id, "--limit", "1").out.splitlines()
+    assert shown == [
+        "step 3",
+        "  prompt   def",
+        "  student   add(?[31m",
+        "             one",
+        "  teacher   sum",
+    ]
+
+
+def test_a_run_that_fails_ends_the_watching_with_1(runs, tmp_path):
+    ended = runs("create", write_spec(tmp_path, FAILS), "--watch")
+
+    assert ended.code == 1
+    assert "the loss is not finite" in ended.out
+
+
+def test_a_run_is_stopped_and_resumed_with_more_steps(runs, tmp_path, url):
+    run_id = runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"]
+    with Client(url) as service:
+        at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
+        assert wait_until(at_work, DEADLINE_SECONDS), runs("show", run_id).out
+
+        stopped = runs("stop", run_id, "--wait")
+        assert stopped.out == f"{run_id}  stopped\n"
+        again = runs("stop", run_id)
+        assert again.code == 0
+
+        refused = runs("resume", run_id, "--set", "optimizer.learning_rate=1")
+        assert refused.code == 2
+        assert "optimizer.learning_rate" in refused.err
+        resumed = runs("resume", run_id, "--set", "schedule.steps=5", "--json")
+        assert resumed.json[0]["id"] == run_id
+        assert wait_until(at_work, DEADLINE_SECONDS)
+        assert service.get_run(run_id).json["spec"]["schedule"]["steps"] == 5
+        twice = runs("resume", run_id)
+        assert twice.code == 4
+        assert runs("stop", run_id, "--wait").code == 0
+        assert [record["step"] for record in service.metrics(run_id, after_step=2)][:1] == [3]
+
+
+def test_what_cannot_work_is_refused_and_leaves_nothing(runs, tmp_path):
+    for extra, words in (
+        ("teachr: {}\n", "teachr: unknown field; did you mean teacher?"),
+        ("optimizer: {weight_decay: -1}\n", "optimizer.weight_decay: "),
+    ):
+        ended = runs("create", write_spec(tmp_path, SUCCEEDS, extra))
+        assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1
+
+    spec = write_spec(tmp_path, SUCCEEDS)
+    spec.write_text(spec.read_text().replace("kind: synthetic", "path: nowhere"))
+    missing = runs("create", spec)
+    assert missing.code == 2
+    assert missing.err.startswith("error: data.path: no dataset 'nowhere'")
+
+    spec = write_spec(tmp_path, SUCCEEDS)
+    spec.write_text(
+        spec.read_text().replace("objective: {alpha: 1}", "teacher: {address: 127.0.0.1:1}")
+    )
+    down = runs("create", spec)
+    assert down.code == 7
+    assert down.err.startswith("error: no teacher at 127.0.0.1:1")
+    assert down.err.count("\n") == 1
+
+    assert runs("list", "--json").json == []
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []
+
+
+def test_one_run_that_cannot_does_not_keep_the_others(runs, tmp_path):
+    first, second = (
+        runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"] for _ in range(2)
+    )
+    stopped = runs("stop", "no-such-run", first, second, "--wait")
+    assert stopped.code == 3
+    assert stopped.err == "error: no run no-such-run\n"
+    assert stopped.out == f"{first}  stopped\n{second}  stopped\n"
+
+    resumed = runs("resume", first, "no-such-run", second)
+    assert resumed.code == 3
+    assert resumed.out == f"{first}  queued\n{second}  queued\n"
+    assert runs("stop", first, second, "--wait").code == 0
+
+
+def test_an_unknown_run_is_not_found(runs):
+    for words in (["show"], ["logs"], ["stop"], ["resume"], ["watch"]):
+        ended = runs(*words, "no-such-run")
+        assert ended.code == 3
+        assert ended.err == "error: no run no-such-run\n"
+
+
+def test_with_nothing_to_watch_there_is_nothing_to_wait_for(runs):
+    assert runs("watch").code == 0
+    assert "no runs yet" in runs("list").err
+
+
+def test_a_state_that_is_none_is_refused_before_anything_is_asked(lectern):
+    assert lectern("runs", "list", "--state", "dreaming", "--url", "http://127.0.0.1:1").code == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["steps"],
+        ["=3"],
+        ["schedule.=3"],
+        ["x=2001-99-99"],
+        ["x=2001-01-01"],
+        ["x=.inf"],
+        ["x=!!bool x"],
+        ["x=[1"],
+        ["x=&a [*a]"],
+        ["schedule=1", "schedule.steps=2"],
+    ],
+)
+def test_a_change_that_means_nothing_is_refused_before_anything_is_asked(lectern, changes):
+    words = [word for change in changes for word in ("--set", change)]
+    ended = lectern("runs", "resume", "run-1", *words, "--url", "http://127.0.0.1:1")
+    assert ended.code == 2
+    assert f"{changes[-1]!r} is not FIELD=VALUE" in " ".join(ended.err.split())

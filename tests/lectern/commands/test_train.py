@@ -1,0 +1,222 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lectern.local.foreground import MetricsReader, run_trainer
+from lectern.local.processes import wait_until
+from lectern_common.roots import Roots
+from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.spec.load import load_spec
+from tests.support.fakes import FakeTeacher, serving
+
+DEADLINE_SECONDS = 30.0
+SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """A home whose models root has a student's config."""
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    (tmp_path / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
+    return tmp_path
+
+
+def write_spec(home: Path, how: int = SUCCEEDS, **changes: str) -> Path:
+    path = home / "spec.yaml"
+    sections = {
+        "name": "run",
+        "seed": how,
+        "student": "{config: tiny}",
+        "data": "{kind: synthetic, seq_len: 8}",
+        "objective": "{alpha: 1}",
+        "schedule": "{steps: 3, warmup_steps: 1}",
+        **changes,
+    }
+    path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
+    return path
+
+
+def test_a_run_that_succeeds_ends_with_0_and_names_its_export(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home)
+
+    assert ended.code == 0, ended
+    assert f"succeeded at step 3 of 3, {home}/runs/run/export" in ended.err
+    assert "loss/total 1.0000" in ended.out
+
+
+def test_json_is_all_that_standard_output_holds(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home, "--json")
+
+    assert ended.json["exit_code"] == 0
+    assert ended.json["status"]["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        (FAILS, 1, "error: run run: the loss is not finite"),
+        (INTERRUPTED, 75, "error: run run: the teacher is gone"),
+        (DIES_MUTE, 1, "ImportError: no torch here"),
+        (DIES, 75, "go on with: lectern train"),
+    ],
+)
+def test_a_run_that_ends_otherwise_says_why(lectern, home, stand_ins, how, code, said):
+    ended = lectern("train", write_spec(home, how), "--home", home)
+
+    assert ended.code == code
+    assert said in ended.err
+    assert f"log: {home}/runs/run/trainer.log" in ended.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
+    argv = [sys.executable, "-m", "lectern", "train", str(write_spec(home, GOES_ON))]
+    with subprocess.Popen(
+        [*argv, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        folder = RunFolder(home / "runs/run")
+
+        def at_step_3() -> bool:
+            status = folder.read_status()
+            return status is not None and status.step == 3
+
+        assert wait_until(at_step_3, DEADLINE_SECONDS)
+        command.send_signal(number)
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert command.returncode == 0
+    assert "stopping: the run writes a checkpoint" in said
+    assert "stopped at step 2 of 3" in said
+    again = f"go on with: lectern train {home}/spec.yaml --resume --home {home}\n"
+    assert said.endswith(again)
+
+
+def test_a_former_trainers_words_are_not_taken_for_this_ones(home, stand_ins):
+    spec = load_spec(write_spec(home, DIES_MUTE))
+    roots = Roots.of_home(home)
+    folder = RunFolder.create(roots.runs, "run", spec)
+    seen = []
+    folder.write_spec(load_spec(write_spec(home, FAILS)))
+    assert run_trainer(folder, roots) == 1
+    folder.write_spec(spec)
+
+    (folder.checkpoints_path / "step-00000002").mkdir(parents=True)
+
+    def show(view):
+        seen.append((view.state, view.step, view.steps))
+
+    assert run_trainer(folder, roots, resume=True, show=show) == 1
+
+    assert set(seen) == {(RunState.STARTING, 2, spec.schedule.steps)}
+    assert f"started with {folder.path} --resume" in folder.log_path.read_text()
+
+
+def test_a_second_run_of_the_same_name_is_refused(lectern, home, stand_ins):
+    lectern("train", write_spec(home), "--home", home)
+
+    ended = lectern("train", write_spec(home), "--home", home)
+
+    assert ended.code == 4
+    assert "--resume it, or change the name" in ended.err
+
+
+def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins):
+    lectern("train", write_spec(home, FAILS), "--home", home)
+
+    refused = lectern(
+        "train", write_spec(home, FAILS, optimizer="{learning_rate: 1}"), "--home", home, "--resume"
+    )
+    assert refused.code == 2
+    assert "optimizer.learning_rate: was 0.0001, is 1.0; a resume may not change it" in refused.err
+    assert load_spec(home / "runs/run/spec.yaml").optimizer.learning_rate == 1e-4
+
+    taken = lectern(
+        "train", write_spec(home, FAILS, checkpoint="{every_steps: 2}"), "--home", home, "--resume"
+    )
+    assert taken.code == 1
+    assert load_spec(home / "runs/run/spec.yaml").checkpoint.every_steps == 2
+
+
+def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_ins):
+    words = ("--home", home, "--resume")
+    lectern("train", write_spec(home), "--home", home)
+    folder = RunFolder(home / "runs/run")
+    (folder.checkpoints_path / "step-00000003").mkdir(parents=True)
+    before = folder.spec_path.read_bytes(), folder.status_path.read_bytes()
+
+    fewer = lectern("train", write_spec(home, schedule="{steps: 2, warmup_steps: 1}"), *words)
+    same = lectern("train", write_spec(home), *words)
+
+    assert (fewer.code, same.code) == (2, 4)
+    assert "schedule.steps: is 2, but 3 steps are made" in fewer.err
+    assert "has made all 3 steps; to go on, resume with a higher schedule.steps" in same.err
+    assert (folder.spec_path.read_bytes(), folder.status_path.read_bytes()) == before
+
+    folder.status_path.write_bytes(b"")  # as a power cut may leave it: the run can do without
+    more = lectern("train", write_spec(home, schedule="{steps: 4, warmup_steps: 1}"), *words)
+    assert more.code == 0, more
+    assert folder.read_spec().schedule.steps == 4
+
+
+def test_a_resume_with_another_teacher_is_refused(lectern, home, stand_ins):
+    teacher = FakeTeacher()
+    with serving(teacher) as address:
+        changes = {"teacher": f"{{address: '{address}'}}", "objective": "{alpha: 0.5}"}
+        assert lectern("train", write_spec(home, FAILS, **changes), "--home", home).code == 1
+        words = ("train", write_spec(home, FAILS, **changes), "--home", home, "--resume")
+        assert "the loss is not finite" in lectern(*words).err
+        teacher.model.model_id, teacher.model.fingerprint = "other", "d" * 64
+        for further in ((), ("--dry-run",)):
+            ended = lectern(*words, *further)
+            assert ended.code == 6, ended
+            assert (
+                "serves other (fingerprint dddddddddddd), but the run was accepted with fake-"
+                in (ended.err + ended.out)
+            )
+
+
+def test_there_must_be_something_to_resume(lectern, home, stand_ins):
+    ended = lectern("train", write_spec(home), "--home", home, "--resume")
+
+    assert ended.code == 3
+    assert not (home / "runs").exists()
+
+
+def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stand_ins):
+    spec = write_spec(home)
+    spec.write_text(spec.read_text().replace("config: tiny", "config: nothing"))
+
+    ended = lectern("train", spec, "--home", home)
+
+    assert ended.code == 2
+    assert ended.err == (
+        "error: student.config: no model folder 'nothing' under the models root "
+        f"({home}/models); there are: tiny\n"
+    )
+    assert not (home / "runs").exists()
+
+
+def test_metrics_are_read_once_and_only_when_complete(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path)
+    assert reader.new() == []
+    path.write_bytes(b'{"step": 1}\n{"step"')
+    assert reader.new() == [{"step": 1}]
+    with path.open("ab") as file:
+        file.write(b": 2}\n")
+    assert reader.new() == [{"step": 2}]
+    assert os.path.getsize(path) == 24
+
+
+def test_metrics_that_were_cut_back_and_grew_on_are_read_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path)
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    reader.new()
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "again": 1}\n{"step": 3}\n')
+    assert [record["step"] for record in reader.new()] == [1, 2, 3]

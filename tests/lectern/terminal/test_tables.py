@@ -1,0 +1,43 @@
+"""Runs as plain text: ids are whole, and times can be read."""
+
+from datetime import datetime
+
+from lectern.client import RunStatus
+from lectern.terminal.tables import list_lines, with_dates
+
+LONG = "a-name-of-many-words-that-is-not-short-abcdef"
+
+
+def run(run_id: str, **fields: object) -> RunStatus:
+    return RunStatus.of_json({"id": run_id, "name": "a", "state": "queued", "steps": 9, **fields})
+
+
+def test_without_a_terminal_nothing_is_cut():
+    why = "waits\nuntil " + 40 * "many words "
+    lines = list_lines([run(LONG, message=why), run("b-x", latest={"loss/val": 1.5}, step=3)])
+    assert lines[1].startswith(f"{LONG}  queued   0/9")
+    assert lines[1].endswith(" ".join(why.split()))
+    assert lines[2].split() == ["b-x", "queued", "3/9", "1.5000"]
+    assert lines[0].index("state") == lines[1].index("queued") == lines[2].index("queued")
+
+
+def test_in_a_terminal_lines_are_cut_but_no_id():
+    runs = [run(LONG, message="a long reason " * 9), run("b")]
+    for width in (20, 60, 100):
+        lines = list_lines(runs, width)
+        assert max(map(len, lines)) <= max(width, len(LONG) + len("..."))
+        assert lines[1].startswith(LONG)
+        assert lines[1].endswith("...")
+
+
+def test_what_a_run_says_does_nothing_to_a_terminal():
+    assert "\x1b" not in list_lines([run("b", message="\x1b[2J")])[1]
+
+
+def test_times_are_dates_of_this_machines_zone():
+    data = {"since": 0.5, "step": 3, "resumes_at": None, "history": [{"at": 60.0, "attempt": 1}]}
+    shown = with_dates(data)
+    assert shown["since"] == datetime.fromtimestamp(0).astimezone()
+    assert shown["since"].tzinfo is not None
+    assert shown["history"] == [{"at": datetime.fromtimestamp(60).astimezone(), "attempt": 1}]
+    assert (shown["step"], shown["resumes_at"]) == (3, None)

@@ -1,0 +1,90 @@
+"""`from lectern import ...`: what programs import, loaded when it is used, typed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lectern
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", lectern.__all__)
+def test_every_name_is_what_its_home_has(name: str) -> None:
+    found = getattr(lectern, name)
+    if name != "__version__":
+        assert found.__module__ == lectern._HOMES[name]
+
+
+def test_the_names_that_types_are_checked_with_are_those_that_are_loaded() -> None:
+    tree = ast.parse((ROOT / "lectern" / "__init__.py").read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == lectern._HOMES
+    assert sorted([*imported, "__version__"]) == sorted(lectern.__all__) == dir(lectern)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        lectern.Pipelin  # noqa: B018
+
+
+def test_importing_it_loads_neither_torch_nor_the_client() -> None:
+    done = run("import lectern, sys; print(*sys.modules)")
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"torch", "transformers", "grpc", "numpy", "httpx", "student_trainer"}
+
+
+def test_the_client_is_there_without_torch() -> None:
+    done = run("from lectern import Client, RunSpec, load_spec; import sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stdout.split()
+
+
+def test_without_torch_the_message_says_what_to_install() -> None:
+    done = run("import sys; sys.modules['torch'] = None; from lectern import Pipeline")
+    assert "lectern.Pipeline needs torch and transformers; install lectern[torch]" in done.stderr
+
+
+_PROGRAM = """
+from pathlib import Path
+from lectern import Client, Pipeline, RunSpec, connect_teacher, load_spec
+
+spec: RunSpec = load_spec(Path("run.yaml"))
+with Client("http://127.0.0.1:8080") as client:
+    state: str = client.create_run(spec).state
+with connect_teacher("127.0.0.1:50051", vocab_size=16) as teacher:
+    width: int = teacher.vocab_size()
+    Pipeline(epochs=1, batches_per_epoch=1, learning_rate=0.1).with_teacher(teacher)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [(_PROGRAM, 0), (_PROGRAM.replace("width: int", "width: str"), 1)],
+    ids=["right", "wrong"],
+)
+def test_a_program_is_checked_against_its_types(tmp_path: Path, program: str, status: int) -> None:
+    """Each package has its py.typed, so mypy reads the real signatures."""
+    (tmp_path / "program.py").write_text(program)
+    cache = str(tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout
