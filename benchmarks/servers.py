@@ -100,7 +100,7 @@ def far_away(target: str, latency_seconds: float) -> Iterator[str]:
 
 _PROXY = """
 import sys
-from faults.proxy import BadNetwork
+from faults.teacher.clients.proxy import BadNetwork
 
 with BadNetwork(sys.argv[1], float(sys.argv[2]), bytes_per_second=1e12) as network:
     print(network.address, flush=True)

@@ -10,7 +10,8 @@ import runpy
 import sys
 from typing import Any
 
-from faults import injections, sabotage, trainer_injections
+from faults.teacher import injections, sabotage
+from faults.trainer import injections as trainer_injections
 
 _MODULES = {"teacher": "teacher_server", "trainer": "student_trainer", "lectern": "lectern"}
 FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "lectern": {}}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from faults.forked import Forked, ForkServer
+from faults.trainer.runs.forked import Forked, ForkServer
 
 ROOT = Path(__file__).parent.parent
 # Far more than a start takes on busy cores.

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from faults.forked import ForkServer
 from faults.processes import ROOT, environment
 from faults.row import Result, Row, Tally
 from faults.stage import Progress, Stage
+from faults.trainer.runs.forked import ForkServer
 
 # Of a row that did all it must, but not in time.
 ATTEMPTS = 3

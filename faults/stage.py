@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.forked import ForkServer
 from faults.processes import Server
+from faults.trainer.runs.forked import ForkServer
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -1,25 +1,19 @@
 """The table: every row that `make faults` knows, in order."""
 
-from faults import (
-    access,
+from faults.row import Row
+from faults.teacher import access, floods, health, input, outages, queueing, scoring
+from faults.trainer import (
     bad_rows,
     damage,
     data_workers,
     divergence,
-    floods,
-    health,
-    input,
     killing,
-    outages,
-    queueing,
     records,
-    scoring,
     several_ranks,
     specs,
     stops,
     vocabularies,
 )
-from faults.row import Row
 
 _ALL = [
     Row(

@@ -1,1 +1,1 @@
-"""The wire contract and its generated stubs."""
+"""The wire contract, `lectern.v1`: teacher.proto, and the stubs that `make protos` makes of it."""

@@ -126,14 +126,14 @@ def test_every_module_of_the_wheel_is_imported_from_it(wheel: Path) -> None:
     assert len(modules) > 150
     program = (
         "import importlib, sys\n"
+        f"sys.path.insert(0, {str(wheel)!r})\n"
         "for name in sys.argv[1:]:\n"
         "    found = importlib.import_module(name)\n"
         f"    assert found.__file__.startswith({str(wheel)!r}), found.__file__\n"
     )
     # -I leaves out this folder, and the finder of an editable install is asked last.
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(wheel)!r})\n{program}"]
-        + modules,
+        [sys.executable, "-I", "-c", program, *modules],
         capture_output=True,
         text=True,
         cwd=wheel,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from faults import sabotage
 from faults.__main__ import main
 from faults.row import Row, Tally
 from faults.stage import Stage
 from faults.table import ROWS
+from faults.teacher import sabotage
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -1,0 +1,1 @@
+"""Who calls in these rows: honest, hostile, many, far away."""

@@ -1,0 +1,196 @@
+"""T16, T18 and T19: memory that runs out, values that are not finite, answers in company."""
+
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from faults.models import VOCAB_SIZE, write_model
+from faults.row import Tally
+from faults.stage import Stage
+from faults.teacher.clients.asking import Refusal, ask, connect, request, score, shown, stats
+
+_ALONE = ("--threads", "1", "--cache-bytes", "0")
+_UNMEASURED = ("unmeasured",)
+Answer = list[bytes] | Refusal
+
+T16_MEMORY_TOKENS = 256
+
+
+def out_of_memory(stage: Stage) -> Tally:
+    """T16: batches, and single sequences, of more tokens than there is memory for."""
+    tally = Tally()
+    model = write_model(stage.folder / "model")
+    draw = np.random.default_rng(0)
+    options = ("--model", str(model), *_ALONE, "--mode", "throughput", "--batch-tokens", "2048")
+    split = 0
+    with stage.server(*options, faults=(*_UNMEASURED, f"memory={T16_MEMORY_TOKENS}")) as server:
+        for number in range(stage.tries(20, 4)):
+            stage.say(f"batch {number + 1}")
+            # Together they are four times what fits, and each fits; the last one never does.
+            sequences = draw.integers(0, VOCAB_SIZE, (32, 32)).tolist()
+            too_long = draw.integers(0, VOCAB_SIZE, (1, T16_MEMORY_TOKENS + 44)).tolist()
+            alone = [score(server.address, request([one], "hidden")) for one in sequences[:2]]
+            before = stats(server.address).forwards
+            together, refused = _at_once(
+                server.address,
+                [
+                    request(sequences, "hidden", run_id="batch"),
+                    request(too_long, "hidden", run_id="too-long"),
+                ],
+            )
+            split += stats(server.address).forwards - before
+            answered = not isinstance(together, Refusal) and len(together) == 32 * 32
+            tally.count(
+                answered and _near(alone, together),
+                f"the batch: {shown(together)}",
+            )
+            tally.count(
+                isinstance(refused, Refusal)
+                and refused.code == "RESOURCE_EXHAUSTED"
+                and refused.trailing.get("lectern-reason") == "teacher_out_of_memory",
+                f"the sequence that does not fit: {shown(refused)}",
+            )
+        tally.require(server.alive, "the server crashed")
+    tally.figure = (
+        f"batches of {32 * 32} tokens in memory for {T16_MEMORY_TOKENS} were computed in "
+        f"{split / max(1, tally.tries / 2):.1f} parts; what never fits was refused alone"
+    )
+    return tally
+
+
+def _near(alone: Sequence[Answer], together: Any) -> bool:
+    """Compares the hidden states of the first sequences, alone and in the batch."""
+    own = b"".join(row for answer in alone if not isinstance(answer, Refusal) for row in answer)
+    wide = b"".join(together)[: len(own)]
+    own_values, values = (np.frombuffer(data, "<f4") for data in (own, wide))
+    return len(own) > 0 and bool(np.allclose(own_values, values, atol=1e-3))
+
+
+_BAD = {13: float("nan"), 14: float("inf")}
+_KINDS: dict[str, dict[str, Any]] = {
+    "hidden": {},
+    "dense": {},
+    "top_k": {"top_k": 5},
+    "sampled": {"num_draws": 8},
+}
+
+
+def not_finite(stage: Stage) -> Tally:
+    """T18: a model whose states are NaN or infinite from certain tokens on."""
+    tally = Tally()
+    model = write_model(stage.folder / "model", bad_tokens=_BAD)
+    good = [[1, 2, 3, 4, 5], [6, 7, 8]]
+    with stage.server("--model", str(model), "--threads", "1", faults=_UNMEASURED) as server:
+        expected = {
+            kind: score(server.address, request(good, kind, **extra))
+            for kind, extra in _KINDS.items()
+        }
+        for turn in range(stage.tries(5, 1)):
+            for kind, extra in _KINDS.items():
+                for token in _BAD:
+                    stage.say(f"{kind}, token {token}, turn {turn + 1}")
+                    bad = [1, 2, token, 4 + turn, 5]
+                    answers = _at_once(
+                        server.address,
+                        [
+                            request([bad], kind, run_id="bad", **extra),
+                            request([good[0], bad], kind, run_id="mixed", **extra),
+                            request(good, kind, run_id="good", **extra),
+                        ],
+                    )
+                    for answer in answers[:2]:
+                        tally.count(
+                            isinstance(answer, Refusal) and answer.code == "DATA_LOSS",
+                            f"{kind} of what is not finite was answered: {shown(answer)}",
+                        )
+                    tally.count(
+                        answers[2] == expected[kind], f"{kind}: a neighbour's answer changed"
+                    )
+        tally.require(server.alive, "the server crashed")
+    tally.figure = "NaN and infinity are DATA_LOSS in all representations; neighbours unharmed"
+    return tally
+
+
+def _at_once(address: str, messages: Sequence[Any]) -> list[Answer]:
+    """Asks all at the same time, each over a connection of its own."""
+    answers: list[Answer] = [[] for _ in messages]
+
+    def one(index: int) -> None:
+        answers[index] = score(address, messages[index])
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(messages))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+_LENGTHS = (1, 2, 5, 16, 17, 31, 32, 64, 100)
+
+
+def other_company(stage: Stage) -> Tally:
+    """T19: the same sequences alone, and among others of the same run and of other runs."""
+    tally = Tally()
+    for dtype in ("float32", "bfloat16"):
+        model = write_model(stage.folder / dtype, dtype=dtype, hidden=64)
+        with stage.server("--model", str(model), *_ALONE, faults=_UNMEASURED) as server:
+            _compare_mixes(stage, server.address, tally, dtype)
+    tally.figure = (
+        f"{tally.survived} answers in other company are those alone, to the byte "
+        "(float32 and bfloat16, cache off, never two equal sequences at once)"
+    )
+    return tally
+
+
+def _compare_mixes(stage: Stage, address: str, tally: Tally, dtype: str) -> None:
+    draw = random.Random(0)  # noqa: S311 - what is asked, not a secret
+    targets = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in _LENGTHS]
+    with connect(address) as channel:
+        alone = {
+            (kind, index): ask(channel, request([target], kind, **extra))
+            for kind, extra in _KINDS.items()
+            for index, target in enumerate(targets)
+        }
+    for turn in range(stage.tries(12, 3)):
+        stage.say(f"{dtype}, mix {turn + 1}")
+        kind = list(_KINDS)[turn % len(_KINDS)]
+        requests, places = _mix(draw, targets, kind)
+        for place, answer in zip(places, _at_once(address, requests), strict=True):
+            if place is None:
+                continue
+            index, first_row = place
+            wanted = alone[kind, index]
+            same = (
+                not isinstance(answer, Refusal)
+                and not isinstance(wanted, Refusal)
+                and answer[first_row : first_row + len(wanted)] == wanted
+            )
+            tally.count(same, f"{dtype} {kind}: {_LENGTHS[index]} tokens differ in company")
+
+
+def _mix(
+    draw: random.Random, targets: list[list[int]], kind: str
+) -> tuple[list[Any], list[tuple[int, int] | None]]:
+    """Returns requests of several runs, and where in each a target is: (index, first row)."""
+    requests: list[Any] = []
+    places: list[tuple[int, int] | None] = []
+    for index in draw.sample(range(len(targets)), len(targets)):
+        others = [
+            [draw.randrange(VOCAB_SIZE) for _ in range(_length_of_company(draw, index))]
+            for _ in range(draw.randrange(8))
+        ]
+        before = others[: len(others) // 2]
+        sequences = [*before, targets[index], *others[len(before) :]]
+        run_id = f"run-{len(requests) % 3}"
+        requests.append(request(sequences, kind, run_id=run_id, **_KINDS[kind]))
+        places.append((index, sum(map(len, before))))
+    return requests, places
+
+
+def _length_of_company(draw: random.Random, index: int) -> int:
+    """Often the very length, which may be computed together; else any."""
+    return _LENGTHS[index] if draw.random() < 0.6 else draw.choice(_LENGTHS)

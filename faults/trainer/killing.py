@@ -1,0 +1,257 @@
+"""S1 and S2: trainers killed at any instant, and in the middle of saves, until their runs end."""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from faults.row import Tally
+from faults.stage import Stage
+from faults.trainer.injections import SAVING_NAME
+from faults.trainer.runs import checkpoints
+from faults.trainer.runs.courses import Course, both_courses
+from faults.trainer.runs.run import Trainer, events_of
+from lectern_common.run_folder import RunFolder, RunState
+
+_INTERVAL = 5
+_STEPS = 300
+_SECTIONS = {
+    "schedule": {"steps": _STEPS},
+    "checkpoint": {"every_steps": _INTERVAL},
+    "evaluation": {"every_steps": 20},
+}
+_KILLED = -9
+# Of a life that ends with a kill, at most; a run that nothing happens to takes a little longer.
+_LONGEST_LIFE_SECONDS = 1.5
+
+Strike = Callable[[Trainer, random.Random], bool]
+"""Waits for the instant at which a trainer is to be killed; False where it came to no such."""
+
+
+@dataclass
+class Lives:
+    """What came of the kills of one course.
+
+    Attributes:
+        survived: kills after which the run went on, and ended as it should.
+        lost: kills in runs that did not; `problems` says why, one sentence a run.
+        instants: what the trainers were doing when they were killed.
+        steps_lost: by one kill, at most.
+    """
+
+    survived: int = 0
+    lost: int = 0
+    problems: list[str] = field(default_factory=list)
+    instants: Counter[str] = field(default_factory=Counter)
+    steps_lost: int = 0
+
+    @property
+    def kills(self) -> int:
+        return self.survived + self.lost
+
+
+class Victim:
+    """One run, whose trainers are killed one after the other; each is resumed."""
+
+    def __init__(self, stage: Stage, course: Course, faults: tuple[str, ...] = ()) -> None:
+        self._stage = stage
+        self._course = course
+        self._faults = faults
+        self.folder = course.begin()
+        self.kills = 0
+        self.problem = ""
+        self.instants: Counter[str] = Counter()
+        self.steps_lost = 0
+
+    def life(self, strike: Strike | None, draw: random.Random) -> bool:
+        """Returns whether the run has a further life; None lets it live on to its end."""
+        start, begun = checkpoints.newest_step(self.folder), self._assembled()
+        trainer = Trainer(
+            self._stage,
+            self._course.home,
+            self.folder,
+            ("--resume",),
+            forked=True,
+            faults=self._faults,
+        )
+        try:
+            if strike is not None and strike(trainer, draw):
+                trainer.kill()
+            exit_status = trainer.wait()
+        finally:
+            trainer.kill()
+        since = self._assembled()[len(begun) :]
+        if since and since != [start]:
+            self.problem = f"there was a checkpoint of step {start}, it resumed at {since[0]}"
+        if exit_status != _KILLED:
+            self.problem = self.problem or self._course.problem_of_end(trainer)
+            return False
+        self.kills += 1
+        self._look(trainer, bool(since))
+        return not self.problem
+
+    def _look(self, trainer: Trainer, began: bool) -> None:
+        """Looks at what a killed trainer left."""
+        newest = checkpoints.newest_step(self.folder)
+        self.instants[_instant(self.folder, newest) if began else "at the start"] += 1
+        lost = max(0, trainer.steps() - newest)
+        self.steps_lost = max(self.steps_lost, lost)
+        self.problem = self.problem or checkpoints.first_problem(self.folder)
+        if lost > _INTERVAL:
+            self.problem = f"{lost} steps were lost"
+
+    def _assembled(self) -> list[int]:
+        return [int(event["step"]) for event in events_of(self.folder, "assembled")]
+
+
+def _instant(folder: RunFolder, newest: int) -> str:
+    if checkpoints.leftovers(folder):
+        return "in a save"
+    return "at the end" if newest == _STEPS else "between saves"
+
+
+def killed_trainers(stage: Stage) -> Tally:
+    """S1: kill -9 at random instants of trainers' lives, until their runs end."""
+    with both_courses(stage, **_SECTIONS) as both:
+        each = _killed(stage, both, stage.tries(100, 16), _at_any_instant)
+    tally = _tally_of(each, stage.tries(100, 16))
+    instants = sum((lives.instants for lives in each), Counter[str]())
+    told = ", ".join(f"{count} {instant}" for instant, count in instants.most_common())
+    every = stage.quick or len(instants) == 4
+    tally.require(every, f"not killed at every kind of instant: {told}")
+    lost = max(lives.steps_lost for lives in each)
+    tally.figure = (
+        f"killed {told}; resumed each time, {lost} steps lost at most, of {_INTERVAL} between "
+        "checkpoints; metrics and weights bit-equal"
+    )
+    return tally
+
+
+def _at_any_instant(trainer: Trainer, draw: random.Random) -> bool:
+    exit_status = trainer.wait(draw.random() * _LONGEST_LIFE_SECONDS)
+    status = trainer.status
+    return exit_status is None and (status is None or status.state is not RunState.SUCCEEDED)
+
+
+_SLOW_SAVES = "slow-saves=0.001"
+_SAVE_SECONDS = 0.3  # about as long as one takes then
+_SAVES_STRUCK = 3  # one of the first so many of a life
+# Fewer saves than that of S1: they take long.
+_SHORT = _SECTIONS | {"schedule": {"steps": 60}}
+
+
+def killed_in_saves(stage: Stage) -> Tally:
+    """S2: kill -9 at random moments of saves, slowed down line by line and piece by piece."""
+    kills = stage.tries(50, 8)
+    with both_courses(stage, **_SHORT) as both:
+        each = _killed(stage, both, kills, _in_a_save, (_SLOW_SAVES,))
+        tally = _tally_of(each, kills)
+        for course in both:
+            problem = _saved_twice(stage, course)
+            tally.count(not problem, f"saved twice: {problem}")
+    instants = sum((lives.instants for lives in each), Counter[str]())
+    tally.figure = (
+        f"{instants['in a save']} left half a checkpoint, out of sight, and swept at the resume; "
+        "the newest in sight was whole each time; one that exists already is no error"
+    )
+    return tally
+
+
+def _in_a_save(trainer: Trainer, draw: random.Random) -> bool:
+    """Waits for a moment of a save of this trainer's life."""
+    sign = trainer.folder.path / SAVING_NAME
+    sign.unlink(missing_ok=True)  # an earlier life's
+    for _ in range(draw.randrange(_SAVES_STRUCK) + 1):
+        if trainer.wait_until(lambda: not sign.exists(), 60) is None:
+            return False
+        if trainer.wait_until(sign.exists, 60) is None:
+            return False
+    save = sign.stat().st_ino if sign.exists() else None
+    time.sleep(draw.random() * _SAVE_SECONDS)
+    return save is not None and sign.exists() and sign.stat().st_ino == save
+
+
+def _saved_twice(stage: Stage, course: Course) -> str:
+    """Stops a run, resumes it, and stops it before a step of its own; returns what went wrong.
+
+    The second trainer saves a step that is saved already.
+    """
+    folder = course.begin()
+    for options in ((), ("--resume",)):
+        trainer = Trainer(
+            stage, course.home, folder, options, forked=True, faults=("waiting-steps=0.2",)
+        )
+        try:
+            trainer.wait_for_state(RunState.RUNNING, 60)
+            if not options:
+                trainer.wait_for_step(2, 60)
+            trainer.signal(signal.SIGTERM)
+            exit_status = trainer.wait()
+        finally:
+            trainer.kill()
+        if exit_status != 0 or not trainer.status_is(RunState.STOPPED):
+            return f"stopped, it ended with status {exit_status}: {trainer.status}"
+        found = {path: path.stat().st_ino for path in checkpoints.visible(folder)}
+        if not options:
+            before = found
+    return "" if found == before else f"{sorted(before)} became {sorted(found)}"
+
+
+def _killed(
+    stage: Stage,
+    both: list[Course],
+    kills: int,
+    strike: Strike,
+    faults: tuple[str, ...] = (),
+) -> list[Lives]:
+    """Returns what came of so many kills, of the two courses side by side."""
+    done: Counter[str] = Counter()
+
+    def course_of(number: int) -> Lives:
+        draw = random.Random(number)  # noqa: S311 - when to strike
+        lives = Lives()
+        while lives.kills < kills // 2:
+            victim = Victim(stage, both[number], faults)
+            goes_on = True
+            while goes_on:
+                is_left = lives.kills + victim.kills < kills // 2
+                goes_on = victim.life(strike if is_left else None, draw)
+                done[str(number)] = lives.kills + victim.kills
+                stage.say(f"{done.total()} of {kills} kills")
+            _add(lives, victim)
+        return lives
+
+    with ThreadPoolExecutor(len(both)) as pool:
+        return list(pool.map(course_of, range(len(both))))
+
+
+def _add(lives: Lives, victim: Victim) -> None:
+    problem = victim.problem or _left(victim.folder)
+    if problem:
+        lives.lost += victim.kills
+        lives.problems.append(f"after {victim.kills} kills: {problem}")
+    else:
+        lives.survived += victim.kills
+    lives.instants += victim.instants
+    lives.steps_lost = max(lives.steps_lost, victim.steps_lost)
+
+
+def _left(folder: RunFolder) -> str:
+    """Returns what a run that has ended should not leave, or ""."""
+    left = checkpoints.leftovers(folder) or [
+        event["path"] for event in events_of(folder, "checkpoint_set_aside")
+    ]
+    return f"{left[0]} is left" if left else ""
+
+
+def _tally_of(each: list[Lives], kills: int) -> Tally:
+    tally = Tally()
+    for lives in each:
+        tally.tries += lives.kills
+        tally.survived += lives.survived
+        tally.misses += lives.problems
+    tally.require(tally.tries == kills, f"{tally.tries} of {kills} kills could be tried")
+    return tally

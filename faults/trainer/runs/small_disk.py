@@ -1,0 +1,102 @@
+"""A file system that can be filled: a tmpfs that only trainers see, in a namespace of their own."""
+
+import contextlib
+import errno
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.processes import ROOT, environment
+from faults.stage import Stage
+from faults.trainer.runs.courses import Course
+from faults.trainer.runs.forked import ForkServer
+from faults.trainer.runs.run import Trainer
+from lectern_common.run_folder import RunFolder
+from lectern_common.spec.load import parse_spec
+
+_SIZE_MIB = 4
+_BALLAST = "ballast"
+_ALONE = ("unshare", "-rm", "sh", "-c")  # as root of a namespace with its own mounts
+_MOUNTED = f"mount -t tmpfs -o size={_SIZE_MIB}m tmpfs"
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """Where runs can be trained until there is no space left.
+
+    Attributes:
+        folder: on it, as this process sees it.
+        fork_server: starts trainers that see it too.
+        is_real: False: there is no such file system, and running out of space is injected.
+    """
+
+    folder: Path
+    fork_server: ForkServer
+    is_real: bool
+
+    @property
+    def kind(self) -> str:
+        return f"a tmpfs of {_SIZE_MIB} MiB" if self.is_real else "injected (no tmpfs to be had)"
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is put into a trainer that is to run out of space after its step 20."""
+        return () if self.is_real else ("full-disk=30",)
+
+    def begin(self, course: Course) -> RunFolder:
+        """Returns the folder of one more run of a course, on this disk."""
+        number = len(list(self.folder.glob("run-*")))
+        return RunFolder.create(self.folder, f"run-{number}", parse_spec(course.spec))
+
+    def trainer(
+        self,
+        stage: Stage,
+        course: Course,
+        folder: RunFolder,
+        *faults: str,
+        options: tuple[str, ...] = (),
+    ) -> Trainer:
+        return Trainer(
+            stage, course.home, folder, options, forked=True, faults=faults, server=self.fork_server
+        )
+
+    def fill(self, room: int) -> None:
+        """Takes all space but `room` bytes."""
+        if not self.is_real:
+            return
+        path = self.folder / _BALLAST
+        with path.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"\0" * 4096)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            file.truncate(max(0, file.tell() - room))
+
+    def empty(self) -> None:
+        """Gives the space back."""
+        (self.folder / _BALLAST).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def small_disk(stage: Stage) -> Iterator[SmallDisk]:
+    """Yields a disk; gone with the processes that see it."""
+    folder = stage.new_folder()
+    if not _may_mount(folder):
+        yield SmallDisk(folder, stage.fork_server, is_real=False)
+        return
+    script = f'{_MOUNTED} "$0" && exec "$@"'
+    prefix = (*_ALONE, script, str(folder))
+    server = ForkServer(stage.new_folder() / "forked", environment(), ROOT, prefix)
+    try:
+        yield SmallDisk(server.seen_by_it(folder), server, is_real=True)
+    finally:
+        server.close()
+
+
+def _may_mount(folder: Path) -> bool:
+    words = (*_ALONE, f'{_MOUNTED} "$0"', str(folder))
+    return shutil.which(_ALONE[0]) is not None and not subprocess.run(words, check=False).returncode
