@@ -17,45 +17,45 @@ from benchmarks.goals import Row, as_text, judged
 
 
 def _objective() -> Iterable[Row]:
-    from benchmarks import objective, objective_peers
+    from benchmarks.trainer import objective, objective_peers
 
     yield from objective.measure()
     yield from objective_peers.measure()
 
 
 def _wire() -> Iterable[Row]:
-    from benchmarks import wire
+    from benchmarks.teacher import wire
 
     return wire.measure()
 
 
 def _service() -> Iterable[Row]:
-    from benchmarks import service
+    from benchmarks.teacher import service
 
     return service.measure()
 
 
 def _trainer() -> Iterable[Row]:
-    from benchmarks import pipelined, whole_run
+    from benchmarks.trainer import pipelined, whole_run
 
     yield from whole_run.measure()
     yield from pipelined.measure()
 
 
 def _teacher() -> Iterable[Row]:
-    from benchmarks import teacher
+    from benchmarks.teacher import serving as teacher
 
     return teacher.measure()
 
 
 def _gpu() -> Iterable[Row]:
-    from benchmarks import gpu
+    from benchmarks.teacher import gpu
 
     return gpu.measure()
 
 
 def _gpu_student() -> Iterable[Row]:
-    from benchmarks import gpu_student
+    from benchmarks.trainer import gpu as gpu_student
 
     return gpu_student.measure()
 

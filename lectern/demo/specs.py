@@ -2,7 +2,7 @@
 
 The numbers are fixed so that two people see the same thing; `--seed` moves the students' initial
 weights and row order. The students' learning rate is the best for cross entropy alone on the grid
-in benchmarks/demo_learning_rate.json, so that the baseline is no straw man.
+in benchmarks/trainer/demo_learning_rate.json, so that the baseline is no straw man.
 """
 
 import sysconfig

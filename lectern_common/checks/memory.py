@@ -20,8 +20,8 @@ Y those of the largest layer.
 
 The first three and the head are there at every optimizer step, so they are certain. Activations are
 gone by then, so the total is more than the tensors of the peak: 1.07 to 1.20 times them for Qwen2
-of 28 M parameters (benchmarks/memory_estimate.py). On the CPU a process holds up to twice its
-tensors, because glibc keeps what is freed. Gradients of what is gathered come when the chunk's
+of 28 M parameters (benchmarks/trainer/memory_estimate.py). On the CPU a process holds up to twice
+its tensors, because glibc keeps what is freed. Gradients of what is gathered come when the chunk's
 logits are gone: two ranks took 1 / 1.11 and 1 / 1.27 of what is said here.
 """
 

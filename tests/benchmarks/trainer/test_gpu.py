@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.gpu_student import QWEN_05B, Sizes, flops_of_a_token, measure
+from benchmarks.trainer.gpu import QWEN_05B, Sizes, flops_of_a_token, measure
 
 TINY = Sizes(
     {

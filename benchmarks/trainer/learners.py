@@ -82,7 +82,7 @@ class Learner:
 @contextmanager
 def learning(way: str, task: Task) -> Iterator[Learner]:
     """Runs the process of one way to learn; yields how it is told to make turns."""
-    argv = [sys.executable, "-m", "benchmarks.learners", way, json.dumps(asdict(task))]
+    argv = [sys.executable, "-m", "benchmarks.trainer.learners", way, json.dumps(asdict(task))]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
@@ -101,9 +101,9 @@ def learning(way: str, task: Task) -> Iterator[Learner]:
 def _lectern(task: Task, scratch: Path) -> Turn:
     import torch
 
-    from benchmarks.loops import RandomBatches, train_noted
     from benchmarks.memory import MemoryGrowth
     from benchmarks.servers import connected
+    from benchmarks.trainer.loops import RandomBatches, train_noted
     from lectern_common.run_folder import RunFolder
     from lectern_common.wire.formats import Representation
     from student_trainer.journal.recorder import Recorder
@@ -141,8 +141,8 @@ def _trl(task: Task, scratch: Path) -> Turn:
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from benchmarks.loops import BETAS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY
     from benchmarks.memory import MemoryGrowth
+    from benchmarks.trainer.loops import BETAS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY
 
     ends: list[float] = []
     losses: list[float] = []
@@ -208,8 +208,8 @@ def _plain(task: Task, _scratch: Path) -> Turn:
     import torch
     from torch.nn import functional
 
-    from benchmarks.loops import LEARNING_RATE, MAX_GRAD_NORM, RandomBatches
     from benchmarks.memory import MemoryGrowth
+    from benchmarks.trainer.loops import LEARNING_RATE, MAX_GRAD_NORM, RandomBatches
 
     teacher, student = _models(task)
     batches = RandomBatches(task.vocab_size, task.sequences, task.seq_len)
@@ -240,7 +240,7 @@ def _plain(task: Task, _scratch: Path) -> Turn:
 
 
 def _adamw(student: Any) -> Any:
-    from benchmarks.loops import BETAS, WEIGHT_DECAY
+    from benchmarks.trainer.loops import BETAS, WEIGHT_DECAY
     from student_trainer.run.optim import build_adamw
 
     return build_adamw(student, BETAS, WEIGHT_DECAY)

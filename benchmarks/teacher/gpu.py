@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.machine import peak_flops
 from benchmarks.pairs import seconds
 from benchmarks.servers import served
-from benchmarks.teacher import Client, Tokens, file_lengths
+from benchmarks.teacher.serving import Client, Tokens, file_lengths
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 

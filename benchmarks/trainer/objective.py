@@ -117,7 +117,7 @@ WAYS: dict[str, Callable[[Inputs], float]] = {
 
 def peak_bytes(way: str, case: Case) -> int:
     """Returns how far one call raises the peak memory of a fresh process above its inputs."""
-    return peak_bytes_of("benchmarks.objective", way, json.dumps(asdict(case)))
+    return peak_bytes_of("benchmarks.trainer.objective", way, json.dumps(asdict(case)))
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:

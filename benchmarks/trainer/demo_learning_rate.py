@@ -1,6 +1,7 @@
 """The grid behind the demo's learning rate: cross entropy alone at each, so no straw man.
 
-    .venv/bin/python -m benchmarks.demo_learning_rate demo > benchmarks/demo_learning_rate.json
+    .venv/bin/python -m benchmarks.trainer.demo_learning_rate demo \
+      > benchmarks/trainer/demo_learning_rate.json
 
 takes the data of a finished demo and trains its student on labels alone, seed by seed.
 """

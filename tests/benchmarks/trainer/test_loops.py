@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.learners import Task, Turn, _plain, _rows
-from benchmarks.loops import RandomBatches, StepNotes, train_noted
 from benchmarks.memory import MemoryGrowth
-from benchmarks.pipelined import HIDDEN, ReadyTeacher, _key
-from benchmarks.whole_run import loss_difference, model_config
+from benchmarks.trainer.learners import Task, Turn, _plain, _rows
+from benchmarks.trainer.loops import RandomBatches, StepNotes, train_noted
+from benchmarks.trainer.pipelined import HIDDEN, ReadyTeacher, _key
+from benchmarks.trainer.whole_run import loss_difference, model_config
 from lectern_models.loading import build_causal_lm
 from student_trainer.run.parts import Teaching
 from student_trainer.student.forward import ask

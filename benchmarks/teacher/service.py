@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, served
+from benchmarks.trainer.loops import RandomBatches, train_noted
 from lectern.demo.specs import MODEL_CONFIGS, SEQ_LEN, SEQUENCES_PER_STEP, VOCAB_SIZE
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation

@@ -20,9 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.learners import Task, Turn, learning
 from benchmarks.memory import MemoryGrowth
 from benchmarks.servers import served, write_model
+from benchmarks.trainer.learners import Task, Turn, learning
 from lectern_common.logs import configure_logs
 
 SEQUENCES, SEQ_LEN = 8, 256

@@ -176,7 +176,9 @@ def _server() -> Iterator[tuple[str, int, str]]:
     """Runs the server process; yields the service's address, the raw port, the unary address."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
-        with subprocess.Popen([sys.executable, "-m", "benchmarks.wire", str(ready)]) as process:
+        with subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.teacher.wire", str(ready)]
+        ) as process:
             try:
                 while not ready.exists():
                     if process.poll() is not None:

@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.machine import peak_flops
-from benchmarks.objective_ways import Case, Inputs, inputs, step
 from benchmarks.pairs import paired
+from benchmarks.trainer.loops import RandomBatches, train_noted
+from benchmarks.trainer.objective_ways import Case, Inputs, inputs, step
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead

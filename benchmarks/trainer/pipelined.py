@@ -27,9 +27,9 @@ import numpy.typing as npt
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.loops import RandomBatches, train_noted
 from benchmarks.servers import connected, far_away, on_cpus, served, write_model
-from benchmarks.whole_run import model_config, write_teacher
+from benchmarks.trainer.loops import RandomBatches, train_noted
+from benchmarks.trainer.whole_run import model_config, write_teacher
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
@@ -54,7 +54,7 @@ PAIRS = {
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
     """Yields one row a pair of models, measured in a process that is bound to one core."""
-    argv = [sys.executable, "-m", "benchmarks.pipelined", str(pairs)]
+    argv = [sys.executable, "-m", "benchmarks.trainer.pipelined", str(pairs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():

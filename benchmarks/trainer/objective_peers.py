@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.memory import MemoryGrowth, peak_bytes_of
-from benchmarks.objective_ways import WAYS, Case, Inputs, error, exact, inputs, step
 from benchmarks.pairs import seconds
+from benchmarks.trainer.objective_ways import WAYS, Case, Inputs, error, exact, inputs, step
 
 SMALL = Case(32_768, 256, 1_024, 512)
 LARGE = Case(151_936, 896, 3_584, 256)
@@ -95,7 +95,7 @@ def _memory(case: Case) -> dict[str, Any]:
 
 def _peak_bytes(way: str, case: Case) -> int:
     """Returns how far one step raises the peak memory of a fresh process above its inputs."""
-    return peak_bytes_of("benchmarks.objective_peers", way, json.dumps(asdict(case)))
+    return peak_bytes_of("benchmarks.trainer.objective_peers", way, json.dumps(asdict(case)))
 
 
 def _print_peak(way: str, case: Case) -> None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory_estimate`: what a run is said to need, against what it takes.
+"""`python -m benchmarks.trainer.memory_estimate`: memory that a run is said to need, and takes.
 
 A line a case: what lectern_common/checks/memory.py says of three training steps on the CPU; by
 how much they raise a fresh process's memory at most where freed tensors are given back at once, and
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _in_a_process(index: int, settings: dict[str, str]) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory_estimate", str(index)],
+        [sys.executable, "-m", "benchmarks.trainer.memory_estimate", str(index)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
         capture_output=True,
         check=True,

@@ -1,0 +1,1 @@
+"""The trainer's side: the objective, whole runs against peers, pipelining, memory, a GPU."""
