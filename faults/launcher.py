@@ -1,7 +1,7 @@
 """python -m faults.launcher teacher|trainer|lectern [--fault NAME] [--sabotage ROW] -- OPTIONS
 
 Runs a teacher server, a trainer or the command as `python -m` does, after changing what is named:
-faults that happen to it (injections.py, trainer_injections.py), and the one protection that
+faults that happen to it (injections.py of its side), and the one protection that
 `--sabotage` takes away (sabotage.py). So no such hook stands in the programs themselves.
 """
 

@@ -6,7 +6,7 @@ It holds the folder's lock while it lives, says in status.json where it is, and 
     1   failed: something has to change before it can go on
     75  interrupted: it can be resumed unchanged
 
-With device.count above 1 it starts a process a device and watches them (rank_processes.py). Over
+With device.count above 1 it starts a process a device and watches them (ranks/supervisor.py). Over
 several machines that share a file system `torchrun ... -m student_trainer RUN_FOLDER --resume`
 starts them. A second signal ends it at once. Where it may not begin (another process trains the
 run, or there are checkpoints and no --resume) the folder is left as it is.

@@ -6,7 +6,7 @@
       3. trains a small teacher on it once                            a run with alpha 1
       4. starts teacher server and control plane                      services.py
       5. creates three runs over REST and shows them until they rest  client.py, live.py
-      6. shows and writes the summary                                 demo_report.py
+      6. shows and writes the summary                                 report.py
 
 Everything is the code that a user's own runs go through; only the specs are the demo's.
 """

@@ -3,7 +3,7 @@
 Legend: B sequences, S tokens of a sequence.
 
 A row is seq_len + 1 consecutive tokens: the first S are the inputs, the last S the labels, so
-labels[i] is the token after inputs[i] and nothing shifts again. `datasets.py` addresses rows by
+labels[i] is the token after inputs[i] and nothing shifts again. `rows.py` addresses rows by
 index, which is what training does; a `BatchSource` (batch.py) hands the same rows out one after
 another.
 """

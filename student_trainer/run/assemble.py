@@ -5,7 +5,7 @@ data        data.*, evaluation.max_sequences (select.py), batch.sequences_per_st
 teacher     teacher.*, objective.temperature
 optimizer   optimizer.*, schedule.*
 checkpoints checkpoint.*
-(device.threads and report_to are applied by run_life.py)
+(device.threads and report_to are applied by life.py)
 """
 
 import hashlib
@@ -144,7 +144,7 @@ class Assembly:
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
     """Returns a run's parts, everything checked that can be checked before the first step.
 
-    What may end one rank happens within `together()`; nothing is exchanged in there (ranks.py).
+    What may end one rank happens within `together()`; nothing is exchanged in there (ranks/world.py).
 
     Args:
         run: whose parts they are.

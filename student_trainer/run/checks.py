@@ -89,7 +89,7 @@ def require_promises(
     representation: Representation,
     temperature: float,
 ) -> str | None:
-    """Returns in words what the teacher's answers were found to be, see probe_batch.py.
+    """Returns in words what the teacher's answers were found to be, see teacher/probe.py.
 
     None where no row of `batch`, the run's first, has a valid position: nothing is asked.
 

@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 
 class Student(nn.Module):
-    """What the training loop trains: a module whose head stays apart, for objective.py."""
+    """What the training loop trains: a module whose head stays apart, for objective/loss.py."""
 
     vocab_size: int
 

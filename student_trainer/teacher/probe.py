@@ -2,7 +2,7 @@
 
 Asked before the first step: a teacher that answers something else than it says would teach it for
 the whole run. That a reply is whole, finite, in order and within bounds is checked with every reply
-(reply_assembly.py, sampled_assembly.py). Here, at a few positions of the run's own first rows, its
+(reply.py, sampled_reply.py). Here, at a few positions of the run's own first rows, its
 numbers are:
 
     top_k       its log-normaliser is that of its logits and its rest

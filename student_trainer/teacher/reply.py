@@ -3,7 +3,7 @@
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size, K top-k.
 
 Pieces of rows of equal size go straight into one buffer, which the tensors then share; there is no
-second copy. Rows of draws differ in size: see sampled_assembly.py.
+second copy. Rows of draws differ in size: see sampled_reply.py.
 """
 
 import zlib
@@ -164,7 +164,7 @@ def to_targets(
     Raises:
         TeacherError: a value is not finite, an id is beyond the vocabulary, a row's ids are not
             distinct or not in the order of their logits, there is a rest at K = V, or draws are
-            not as sampled_assembly.py says.
+            not as sampled_reply.py says.
     """
     return _TARGETS[expected.representation.kind](payload, expected, temperature, head)
 

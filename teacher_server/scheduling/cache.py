@@ -1,6 +1,6 @@
 """ComputedRows that were computed, kept for whoever asks for the same sequence again: byte-bounded.
 
-Keyed by the base ask (engine.py), so one entry serves every run, representation, mask and
+Keyed by the base ask (engine/seam.py), so one entry serves every run, representation, mask and
 temperature. The longest unused entries go first. With a second tier on disk (disk_cache.py) they
 can be had back from there, also by the next process.
 """

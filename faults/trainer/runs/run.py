@@ -154,7 +154,7 @@ class Trainer(Launched):
 
     Args:
         forked: started without the seconds of imports, by `server` or the stage's fork server.
-        faults: put into it; see trainer_injections.py.
+        faults: put into it; see faults/trainer/injections.py.
     """
 
     def __init__(
