@@ -144,7 +144,7 @@ class Assembly:
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
     """Returns a run's parts, everything checked that can be checked before the first step.
 
-    What may end one rank happens within `together()`; nothing is exchanged in there (ranks/world.py).
+    What may end one rank happens within `together()`; nothing is exchanged in there (world.py).
 
     Args:
         run: whose parts they are.

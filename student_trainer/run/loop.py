@@ -55,7 +55,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
     A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
     end, so the checkpoint that is then saved is that of the last step boundary. Among several
-    ranks it ends all of them at one place, before anything of the step is computed (ranks/world.py).
+    ranks it ends all of them at one place, before anything of the step is computed (world.py).
 
     Raises:
         SameWeights: before any update the student already gives the teacher's distribution.

@@ -22,7 +22,7 @@ from protos import teacher_pb2_grpc
 Fault = Callable[[Any, Any], Iterator[Any]]
 
 
-# What a new run asks before its first step, at the temperature that it trains at (teacher/probe.py).
+# What a new run asks before its first step, at its own temperature (teacher/probe.py).
 PROBES = 3
 
 
