@@ -90,5 +90,18 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
             assert anchor[1:] in slugs, f"{page.name}: {target}{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """In backticks, from the root or from within the package that is spoken of."""
+    tracked = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for path in ROOT.rglob("*.*")
+        if not {".venv", "node_modules", ".git"} & set(path.parts)
+    ]
+    for name in re.findall(r"`([\w./-]+\.(?:py|proto|yaml))`", page.read_text()):
+        if "/" in name:
+            assert any(path.endswith(f"/{name}") for path in tracked), f"{page.name}: {name}"
+
+
 def test_the_readme_fits_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
