@@ -209,8 +209,10 @@ CHANGED_IN = {
 def test_what_sabotage_takes_away_is_still_there(program: str) -> None:
     """Each one changes attributes that exist; so does each fault."""
     code = (
-        "from faults import injections, launcher, replacing, sabotage\n"
-        "from faults import trainer_injections, trainer_sabotage\n"
+        "from faults import launcher, replacing\n"
+        "from faults.teacher import injections, sabotage\n"
+        "from faults.trainer import injections as trainer_injections\n"
+        "from faults.trainer import sabotage as trainer_sabotage\n"
         "put, done = replacing.put, []\n"
         "def counted(owner, name, value):\n"
         "    done.append(name)\n"

@@ -27,7 +27,7 @@ KNOWN = [name for name in ARCHITECTURES if name != "hyperclovax"]
 
 
 def asked(ids_S: np.ndarray, kind: str, vocab_size: int = V) -> SequenceAsk:
-    top_k = 5 if kind == "top_k" else 0
+    top_k = 5 if kind == "top_k" else None
     everywhere = np.ones(len(ids_S), bool)
     return SequenceAsk(ids_S, everywhere, vocab_size, Representation(kind, top_k), 1.0)
 
