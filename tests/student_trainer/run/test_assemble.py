@@ -531,7 +531,7 @@ def test_a_validation_set_of_another_tokenizer_is_refused(home: Home) -> None:
     refused(
         home,
         Incompatible,
-        "prepared with another tokenizer than data.path",
+        "prepared with a different tokenizer than data.path",
         data={"validation_fraction": None, "validation_path": "foreign"},
     )
 
