@@ -104,12 +104,12 @@ CASES: list[tuple[dict[str, Any], type[LecternError], str]] = [
         TokenizerMismatch,
         'id 0: teacher "b", student "a"',
     ),
-    ({"model": teacher(logit_width=7)}, Incompatible, "8 logits, the teacher 7"),
+    ({"model": teacher(logit_width=7)}, Incompatible, "8 logits, but the teacher only 7"),
     ({"model": teacher(num_tokens=9, logit_width=9)}, Incompatible, "too few"),
     (
         {"model": teacher(), "data": {"path": "t", "seq_len": 129}},
         Incompatible,
-        "exceeds the 128 tokens",
+        "limit of 128 tokens per sequence",
     ),
     (
         {"model": teacher(), "batch": {"sequences_per_step": 65}},
