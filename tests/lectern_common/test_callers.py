@@ -1,4 +1,4 @@
-"""Who is on this machine, and what is a token."""
+"""Which callers are on this machine, and what a token is."""
 
 from pathlib import Path
 

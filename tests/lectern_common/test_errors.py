@@ -15,7 +15,7 @@ from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, 
 
 
 def tree(root: type[errors.LecternError] = errors.LecternError) -> Iterator[type]:
-    """The errors of errors.py; what other packages derive for themselves crosses no boundary."""
+    """The errors of errors.py; subclasses in other packages cross no boundary."""
     yield root
     for child in root.__subclasses__():
         if child.__module__ == errors.__name__:

@@ -1,4 +1,4 @@
-"""Files and folders: old or new and never half, whatever ends in between; locks; ends of files."""
+"""Files and folders are old or new and never half, even after a kill; locks; ends of files."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ _STEPS = (
 def killed_before_each_step(
     work: Callable[[Path], None], fresh: Callable[[], Path], look: Callable[[Path], object]
 ) -> list[object]:
-    """Returns what `look` sees where `work` was killed before each step; last: where it was not."""
+    """Returns what `look` sees if `work` is killed before each step, and last if it is not."""
     seen: list[object] = []
     status = 9
     while status:
@@ -52,7 +52,7 @@ def killed_before_each_step(
 
 
 def _end_after(steps: int) -> None:
-    """Lets this process end itself, with nothing tidied up, where it would take one more step."""
+    """Makes this process exit without any clean-up instead of taking one more step."""
     left = steps
 
     def step(call: Callable[..., object]) -> Callable[..., object]:
@@ -71,7 +71,7 @@ def _end_after(steps: int) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what is fsynced and renamed, in order."""
+    """Names of the files and folders that are fsynced and renamed, in order."""
     made: list[str] = []
 
     def synced(path: Path) -> None:
@@ -307,7 +307,7 @@ def test_the_end_of_a_missing_or_empty_file_is_empty(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_file_may_begin_within_a_character(tmp_path: Path) -> None:
-    """Bytes, so that the callers decide what half a character becomes."""
+    """It returns bytes, so that the callers decide what half a character becomes."""
     path = tmp_path / "file"
     path.write_bytes("\N{EURO SIGN}1".encode())
     data, is_cut = end_of(path, 2)

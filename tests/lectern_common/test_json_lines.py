@@ -1,4 +1,4 @@
-"""Lines of JSON: appended whole, read while they grow, and told when they were cut back."""
+"""JSON lines are appended whole, read while they grow, and a truncation is reported."""
 
 import errno
 import json
@@ -63,7 +63,7 @@ except OSError:
 
 
 def test_a_line_that_only_fits_in_part_is_an_error_not_a_torn_line(tmp_path: Path) -> None:
-    """A full disk takes a part of a write without an error."""
+    """A full disk accepts a part of a write without an error."""
     path = tmp_path / "metrics.jsonl"
     done = subprocess.run([sys.executable, "-c", _APPENDS_BEYOND_A_LIMIT, str(path)], check=False)
     assert done.returncode == 7

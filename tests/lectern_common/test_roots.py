@@ -1,4 +1,4 @@
-"""Paths stay under their roots, and what is under one is found and named."""
+"""Paths stay under their roots, and the folders under a root are found and named."""
 
 from pathlib import Path
 

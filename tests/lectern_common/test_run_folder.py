@@ -1,4 +1,4 @@
-"""The run folder: created whole, its status, the lock."""
+"""The run folder: atomic creation, status and lock."""
 
 import contextlib
 import subprocess

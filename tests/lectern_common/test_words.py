@@ -1,4 +1,4 @@
-"""One is not many, and an address comes back as it was."""
+"""Counts, sizes and times in words; an address survives formatting and parsing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Teacher, student and data that do not belong together are refused, each with its own words."""
+"""Teacher, student and data that do not fit together are refused, each with its own message."""
 
 from collections.abc import Mapping
 from pathlib import Path

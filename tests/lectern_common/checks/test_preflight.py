@@ -1,4 +1,4 @@
-"""What a run that cannot work is told before it starts."""
+"""A run that cannot work is refused before it starts, with a message that says why."""
 
 import json
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def write_dataset(folder: Path, tokens: list[str], total: int = 100) -> None:
 
 
 def write_student(folder: Path, tokens: list[str], fill: float = 1.0, **config: Any) -> None:
-    """Writes a model folder by the safetensors format itself: length, header, bytes."""
+    """Writes a model folder in plain safetensors format: length, header, bytes."""
     write_tokenizer(folder / "tokenizer.json", tokens)
     (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), **config}))
     data = np.full(4, fill, "<f4").tobytes()
@@ -154,7 +154,7 @@ def fields(error: LecternError) -> list[str]:
 
 @pytest.fixture
 def ready(roots) -> Roots:
-    """Roots with a dataset and a student of one tokenizer."""
+    """Roots with a dataset and a student that share a tokenizer."""
     write_dataset(roots.data / "text", ["a", "b", "c"])
     write_student(roots.models / "student", ["a", "b", "c"])
     return roots
@@ -422,7 +422,7 @@ def test_prompts_need_a_tokenizer_of_student_or_data(ready):
 
 
 def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers_are_not(ready):
-    """TEACHER-DIVERGENCE: with adapters a run begins as the teacher itself; cut it does not."""
+    """TEACHER-DIVERGENCE: with adapters a run starts as the teacher, with fewer layers not."""
     write_student(ready.models / "student", ["a", "b", "c"], num_hidden_layers=4)
     own = weights_sha256(safetensors_files(ready.models / "student"))
     with teacher_serving(["a", "b", "c"], weights=own) as address:

@@ -1,4 +1,4 @@
-"""Each rule at its edge; tests/lectern/commands/test_eight_rules.py has the sentences."""
+"""Each rule at its limit; tests/lectern/commands/test_eight_rules.py checks the messages."""
 
 from pathlib import Path
 

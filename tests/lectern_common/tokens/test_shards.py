@@ -1,4 +1,4 @@
-"""Token shards: the manifest is checked, not trusted."""
+"""Token shards: the manifest is checked, never trusted."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ def test_a_mask_of_another_length_is_corrupt(tmp_path: Path) -> None:
     folder = dataset(tmp_path, mask_sha256="3" * 64)
     for index, size in enumerate((4, 4)):
         mask_path(folder, index).write_bytes(b"\x01" * size)
-    with pytest.raises(CorruptData, match="a mask of 8 tokens, its manifest says 7"):
+    with pytest.raises(CorruptData, match="a mask of 8 tokens, but its manifest says 7"):
         open_masks(folder, read_manifest(folder))
 
 

@@ -49,7 +49,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, np.arange(100) % 10)
     path = folder / "shard-00000.bin"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CorruptData, match="holds 99 tokens, its manifest says 100"):
+    with pytest.raises(CorruptData, match="holds 99 tokens, but its manifest says 100"):
         open_dataset(folder, 4, 10, 0.0)
 
 

@@ -104,7 +104,7 @@ def test_the_hosts_memory_is_shared_by_the_ranks_of_this_machine_alone(
     if here == 1:
         check()  # a quarter of parameters, gradients and two moments
     else:
-        with pytest.raises(Misconfigured, match="the student takes"):
+        with pytest.raises(Misconfigured, match="the student needs"):
             check()
     assert held == [here * bytes_of_one]
 
