@@ -163,7 +163,7 @@ def _dataset(
         counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
         return manifest, f"{path}: {counts} of {spec.data.seq_len}"
 
-    return _tried(subject, look, nothing=None)
+    return _checked(subject, look, nothing=None)
 
 
 def _rows(
@@ -188,7 +188,7 @@ def _rows(
         evaluated = min(validation, spec.evaluation.max_sequences)
         return RowCounts(training, evaluated), ""
 
-    return _tried("rows", look, nothing=None)
+    return _checked("rows", look, nothing=None)
 
 
 def _num_rows(spec: RunSpec, manifest: ShardManifest) -> int:
@@ -207,7 +207,7 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
             origin += f", adapters of rank {spec.student.lora.rank}"
         return facts, f"{origin}, vocabulary of {facts.vocab_size}"
 
-    facts, check = _tried("student", look, nothing=UNKNOWN_STUDENT)
+    facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = (
             f"{spec.student.init} is not a folder under the models root ({roots.models}), so it is "
@@ -224,7 +224,7 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
             require_data_fits(dataset, found.manifest, found.student.tokens)
         return None, "data and student have the same tokens"
 
-    return _tried("tokenizer", look, nothing=None)[1]
+    return _checked("tokenizer", look, nothing=None)[1]
 
 
 def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
@@ -240,7 +240,7 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
             raise InvalidSpec([("evaluation.prompts", why)])
         return None, counted(len(spec.evaluation.prompts), "prompt")
 
-    return _tried("prompts", look, nothing=None)[1]
+    return _checked("prompts", look, nothing=None)[1]
 
 
 def _packages(spec: RunSpec) -> Check:
@@ -251,7 +251,7 @@ def _packages(spec: RunSpec) -> Check:
                 raise InvalidSpec([("report_to", why)])
         return None, f"{', '.join(spec.report_to)} installed"
 
-    return _tried("packages", look, nothing=None)[1]
+    return _checked("packages", look, nothing=None)[1]
 
 
 def _teacher(
@@ -277,10 +277,10 @@ def _teacher(
             + "".join(f"; skipped for now: {error}" for error in away)
         )
 
-    return _tried("teacher", look, nothing=None)[1]
+    return _checked("teacher", look, nothing=None)[1]
 
 
-def _tried(
+def _checked(
     subject: str, look: Callable[[], tuple[_Found, str]], nothing: _Found
 ) -> tuple[_Found, Check]:
     """Returns what `look` found and the passed check, or `nothing` and the failed one."""

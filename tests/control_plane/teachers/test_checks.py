@@ -125,7 +125,7 @@ def test_what_is_over_the_teacher_s_limits_is_refused(client, plane, teacher, ad
     write_student(plane)
     teacher.model.limits.max_sequence_tokens = 8
     said = refused(client, plane, distilling(address), 422, "incompatible")
-    assert "data.seq_len 16 exceeds the 8 tokens" in said
+    assert "data.seq_len 16 exceeds the teacher's limit of 8 tokens" in said
 
 
 def test_a_teacher_that_wants_a_token_is_no_fault_of_the_client_s(client, plane, teacher, address):
