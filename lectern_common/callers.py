@@ -1,4 +1,4 @@
-"""Who may call a server: callers on this machine, or with its token from anywhere."""
+"""Who may call a server: callers on this machine, or those with its token."""
 
 import ipaddress
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every error that crosses a boundary: whose fault it is, whether to retry, its codes at each edge.
+"""Every error that crosses a boundary: whose fault it is, whether to retry, and its codes.
 
 Errors are raised deep in the code and translated once at the edge: by the gRPC servicer
 (`grpc_code`), the HTTP exception handler (`http_status`) and the command line (`exit_code`).

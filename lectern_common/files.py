@@ -1,4 +1,4 @@
-"""Writes files and folders atomically, by rename; also fsync, a file lock and reading a file's end.
+"""Puts files and folders in place atomically; also fsync, a file lock, and a file's end.
 
 A rename is atomic: readers see the old content or the new, never half of it, even after a kill.
 What must also survive a power cut is *durable*: its bytes are fsynced before the rename, and its

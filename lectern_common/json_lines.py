@@ -1,4 +1,4 @@
-"""Files with one JSON object per line, such as metrics.jsonl: appended to while others read them.
+"""Files with one JSON object per line, such as metrics.jsonl, appended to while being read.
 
 A line counts once it ends with a newline; a last line without one is still being written, or its
 writer was killed. A float that is not finite is written as null, with its key in "non_finite".

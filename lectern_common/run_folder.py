@@ -1,4 +1,4 @@
-"""The run folder: the contract between the trainer that writes it and everything that reads it.
+"""The run folder: the contract between the trainer, which writes it, and its readers.
 
     runs/<run_id>/
       spec.yaml        resolved RunSpec; written before the trainer starts

@@ -1,1 +1,1 @@
-"""The run specification: its sections, how it is read, what a resume may change, its docs page."""
+"""The run specification: its sections, loading, what a resume may change, its docs page."""

@@ -1,6 +1,6 @@
-"""Makes docs/run-spec.md from the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
+"""Makes docs/run-spec.md from the schema: `python -m lectern_common.spec.page`.
 
-So the page lists exactly the settings that YAML files, REST bodies and the page's form accept.
+So the docs list exactly the settings that YAML files, REST bodies and the page's form accept.
 """
 
 import sys

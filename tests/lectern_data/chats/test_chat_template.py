@@ -78,7 +78,7 @@ def test_hidden_attributes_are_undefined() -> None:
 def test_an_invalid_template_is_refused() -> None:
     with pytest.raises(CorruptData, match="not a Jinja template"):
         ChatTemplate("{% for %}", {})
-    with pytest.raises(CorruptData, match="over 1,048,576 bytes"):
+    with pytest.raises(CorruptData, match="larger than 1,048,576 bytes"):
         ChatTemplate("x" * (1 << 20) + "y", {})
 
 
