@@ -159,7 +159,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "sequence_lengths",
         "41 tokens; a request holds at most 40",
     ),
-    ("token_ids absent", change(token_ids=b""), "token_ids", "0 bytes, but 5 tokens"),
+    ("token_ids absent", change(token_ids=b""), "token_ids", "0 bytes; 5 tokens"),
     ("token_ids short", change(token_ids=ids(1, 2, 3, 4)), "token_ids", "need 20"),
     ("token_ids long", change(token_ids=ids(1, 2, 3, 4, 5, 6)), "token_ids", "24 bytes"),
     ("token_ids cut", change(token_ids=ids(1, 2, 3, 4, 5)[:-1]), "token_ids", "19 bytes"),
