@@ -1,1 +1,1 @@
-"""What two or more processes share, without torch: errors, run spec, run folder, wire arrays."""
+"""What several processes share, without torch: errors, run spec, run folder, wire formats."""

@@ -1,4 +1,4 @@
-"""Who may call a server: whoever reaches this machine's own addresses, else who has the token."""
+"""Who may call a server: callers on this machine, or those with its token."""
 
 import ipaddress
 from pathlib import Path
@@ -12,41 +12,42 @@ REMEDY = "set --token-file to a file with a token"
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether only this machine reaches the host, a name or an address."""
+    """Returns whether the host, a name or an address, is reachable only from this machine."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whatever it resolves to
+    except ValueError:  # a name, whatever it resolves to
         return False
 
 
 def require_known_callers(
     bind: str, *, known: bool, remedy: str = REMEDY, option: str = "--bind", may: str = "call"
 ) -> None:
-    """Raises Misconfigured unless callers are known, or on this machine.
+    """Raises Misconfigured unless callers must identify themselves, or are on this machine.
 
     Args:
-        bind: host:port, as `option` names it.
-        known: callers have to show a token or a certificate.
-        remedy: what to set so that they have to.
+        bind: host:port, the value of `option`.
+        known: callers must show a token or a certificate.
+        remedy: what to set so that they must.
+        option: the name of the option, for the message.
         may: what anyone could do otherwise.
     """
     if not known and not is_loopback(host_and_port(bind, option)[0]):
         raise Misconfigured(
-            f"{option} {bind} can be reached from other machines, and anyone may {may}: {remedy}, "
+            f"{option} {bind} can be reached from other machines, so anyone could {may}: {remedy}, "
             "or bind 127.0.0.1"
         )
 
 
 def read_token_file(path: Path, option: str = "--token-file") -> str:
-    """Returns the token that a server asks its callers for, white space around it removed.
+    """Returns the token that a server requires of its callers, without surrounding white space.
 
     Args:
-        option: what named the file.
+        option: the option that named the file, for the message.
 
     Raises:
-        Misconfigured: it cannot be read, or holds no usable token. The token is in no message.
+        Misconfigured: it cannot be read, or holds no usable token. No message has the token.
     """
     try:
         token = token_in(path)
@@ -62,9 +63,9 @@ def read_token_file(path: Path, option: str = "--token-file") -> str:
 
 
 def token_in(path: Path) -> str:
-    """Returns what a token file holds, white space around it removed; "" where that is too much.
+    """Returns the content of a token file, stripped of white space; "" if it is too large.
 
-    Raises ValueError, saying why, where it cannot be read.
+    Raises ValueError, which says why, if it cannot be read.
     """
     try:
         with path.open("rb") as file:

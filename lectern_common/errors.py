@@ -1,36 +1,37 @@
-"""Every error that crosses a boundary: whose fault it is, whether to retry, how each edge says it.
+"""Every error that crosses a boundary: whose fault it is, whether to retry, and its codes.
 
-Raised deep, translated once at the edge: by the gRPC servicer (`grpc_code`), by the HTTP exception
-handler (`http_status`), and by the CLI (`exit_code`). `reason` is the stable word for programs, by
-which `error_of` makes the same error again on the other side.
+Errors are raised deep in the code and translated once at the edge: by the gRPC servicer
+(`grpc_code`), the HTTP exception handler (`http_status`) and the command line (`exit_code`).
+`reason` is the stable word for programs, from which `error_of` rebuilds the error on the other
+side.
 
     LecternError
     |-- InvalidRequest        the caller sent something that can never work; `field` names it
-    |   `-- InvalidSpec       a run spec, field by field
+    |   `-- InvalidSpec       a run spec with invalid fields
     |-- NotFound              the named thing does not exist
-    |-- Conflict              the state does not allow it now
+    |-- Conflict              the current state does not allow the request
     |-- Unauthenticated       no token, or a wrong one
-    |   `-- Untrusted         TLS: one side does not believe the other
-    |-- Incompatible          two parts that are each fine do not fit together
+    |   `-- Untrusted         TLS: one side does not trust the other
+    |-- Incompatible          two parts are each valid, but do not fit together
     |   |-- TokenizerMismatch
     |   |-- SameWeights
-    |   |-- WrongModel        another model answers than the run was started with
+    |   |-- WrongModel        the teacher serves a different model than the run started with
     |   `-- RepresentationNotOffered
     |-- Overloaded            full; the same request succeeds later
-    |-- TeacherError          the teacher answered, and the answer is no good
+    |-- TeacherError          the teacher's answer is unusable
     |   `-- TeacherOutOfMemory
     |-- TeacherUnavailable    no answer from the teacher; the same request may succeed later
-    |-- Diverged              the loss or the gradient is not finite any more
-    |-- CorruptData           stored bytes are not what was stored
-    |   `-- DataUnavailable   data that a run reads changed, or cannot be read any more
+    |-- Diverged              the loss or the gradient is no longer finite
+    |-- CorruptData           stored bytes are not what was written
+    |   `-- DataUnavailable   a run's data changed, or can no longer be read
     |-- DiskFull              no space left for a checkpoint or a record
-    |   `-- DiskStalled       a write does not come to its end
-    `-- Misconfigured         this process cannot start like this; says what to set
+    |   `-- DiskStalled       a write does not finish
+    `-- Misconfigured         this process cannot start with these settings; says what to set
 """
 
 
 class LecternError(Exception):
-    """Root of the tree. `str(error)` is one sentence for a person that says what to do next.
+    """Root of the tree. `str(error)` is one sentence that tells a person what to do next.
 
     Attributes:
         reason: stable machine-readable word.
@@ -48,7 +49,7 @@ class LecternError(Exception):
 
 
 class InvalidRequest(LecternError):
-    """The caller's fault: `field` is the offending field, or None where it is the whole."""
+    """The caller's fault: `field` is the offending field; None means the whole request."""
 
     reason = "invalid_request"
     grpc_code = "INVALID_ARGUMENT"
@@ -61,7 +62,7 @@ class InvalidRequest(LecternError):
 
 
 class InvalidSpec(InvalidRequest):
-    """A run spec that does not validate.
+    """A run spec that is not valid.
 
     Attributes:
         problems: (dotted field, message) pairs, at least one.
@@ -87,7 +88,7 @@ class NotFound(LecternError):
 
 
 class Conflict(LecternError):
-    """The thing's present state does not allow the request."""
+    """The current state does not allow the request."""
 
     reason = "conflict"
     grpc_code = "FAILED_PRECONDITION"
@@ -96,7 +97,7 @@ class Conflict(LecternError):
 
 
 class Unauthenticated(LecternError):
-    """No bearer token, or one that is not accepted."""
+    """The bearer token is missing or not accepted."""
 
     reason = "unauthenticated"
     grpc_code = "UNAUTHENTICATED"
@@ -105,13 +106,13 @@ class Unauthenticated(LecternError):
 
 
 class Untrusted(Unauthenticated):
-    """TLS fails: a certificate is not believed, or only one side speaks TLS."""
+    """TLS fails: a certificate is not trusted, or only one side speaks TLS."""
 
     reason = "untrusted"
 
 
 class Incompatible(LecternError):
-    """Teacher, student and data are each fine, but not together."""
+    """Teacher, student and data are each valid, but do not fit together."""
 
     reason = "incompatible"
     grpc_code = "FAILED_PRECONDITION"
@@ -126,7 +127,7 @@ class TokenizerMismatch(Incompatible):
 
 
 class SameWeights(Incompatible):
-    """Student and teacher are the same weights: there is nothing to distil."""
+    """Student and teacher have the same weights, so there is nothing to distil."""
 
     reason = "same_weights"
 
@@ -138,13 +139,13 @@ class WrongModel(Incompatible):
 
 
 class RepresentationNotOffered(Incompatible):
-    """The teacher does not offer the asked representation; the message carries its reason."""
+    """The teacher does not offer the requested representation; the message has its reason."""
 
     reason = "representation_not_offered"
 
 
 class Overloaded(LecternError):
-    """The queue is full. `retry_after_seconds` is when to ask again."""
+    """The queue is full. Retry after `retry_after_seconds`."""
 
     reason = "overloaded"
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -167,7 +168,7 @@ class TeacherError(LecternError):
 
 
 class TeacherOutOfMemory(TeacherError):
-    """A sequence alone does not fit into the teacher's memory."""
+    """A single sequence does not fit into the teacher's memory."""
 
     reason = "teacher_out_of_memory"
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -197,7 +198,7 @@ class CorruptData(LecternError):
 
 
 class DataUnavailable(CorruptData):
-    """A file that was whole when the run began is not any more; the message says which."""
+    """A file that was intact when the run began no longer is; the message names it."""
 
     reason = "data_unavailable"
     retryable = True
@@ -213,7 +214,7 @@ class DiskFull(LecternError):
 
 
 class DiskStalled(DiskFull):
-    """The disk takes nothing more, though it may not be full."""
+    """Writes to the disk no longer finish, though it may not be full."""
 
     reason = "disk_stalled"
 
@@ -227,9 +228,9 @@ class Misconfigured(LecternError):
 
 
 def error_of(reason: str, message: str) -> LecternError:
-    """Returns the error that another process named by its reason; the one way back, at every edge.
+    """Returns the error for a reason that another process sent; every edge uses it.
 
-    A word that no class here has, such as a newer server's, makes a LecternError that keeps it.
+    An unknown reason, such as a newer server's, gives a LecternError that keeps it.
     """
     for kind in _kinds(LecternError):
         if kind.reason == reason:
@@ -240,6 +241,6 @@ def error_of(reason: str, message: str) -> LecternError:
 
 
 def _kinds(root: type[LecternError]) -> list[type[LecternError]]:
-    """Returns the tree below `root`; what other modules derive for themselves is not in it."""
+    """Returns the tree below `root`, without subclasses that other modules define."""
     children = (kind for kind in root.__subclasses__() if kind.__module__ == __name__)
     return [root, *(kind for child in children for kind in _kinds(child))]

@@ -1,8 +1,8 @@
-"""Files and folders put in place whole, fsync, a lock between processes, the end of a file.
+"""Puts files and folders in place atomically; also fsync, a file lock, and a file's end.
 
-A rename takes effect at once: whoever looks, also after a kill, finds the old or the new, never
-half. What must survive a power cut too is *durable*: its bytes are fsynced before the rename, and
-the folder that it is in after it.
+A rename is atomic: readers see the old content or the new, never half of it, even after a kill.
+What must also survive a power cut is *durable*: its bytes are fsynced before the rename, and its
+parent folder after it.
 """
 
 import fcntl
@@ -33,13 +33,13 @@ def rename_durably(path: Path, target: Path) -> None:
 
 @contextmanager
 def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yields a hidden path to write to, which takes the place of `path` at the end.
+    """Yields a hidden path to write to, which replaces `path` at the end.
 
-    After an error `path` is as it was, and the hidden file is gone.
+    After an error `path` is unchanged, and the hidden file is removed.
 
     Args:
-        path: of the file.
-        durable: False is for what is soon written again, or checked when it is read.
+        path: the file to replace.
+        durable: False suits files that are rewritten soon, or checked when they are read.
     """
     hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -48,7 +48,7 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             fsync(hidden)
         hidden.replace(path)
     except BaseException:
-        # On a full disk what stays would be one file a try.
+        # Otherwise every try on a full disk would leave a file.
         with suppress(OSError):
             hidden.unlink()
         raise
@@ -66,10 +66,10 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 def new_folder(
     target: Path, hidden: Path, *, aside: Path | None = None, durable: bool = True
 ) -> Iterator[Path]:
-    """Yields the empty folder `hidden`, which is put in place at the end; see `put_in_place`.
+    """Yields the empty folder `hidden` and puts it in place at the end; see `put_in_place`.
 
-    After an error `target` is as it was, and the hidden folder is gone. After a kill the hidden
-    folder may stay: the next call of the same name removes it.
+    After an error `target` is unchanged, and the hidden folder is removed. After a kill it may
+    remain; the next call with the same name removes it.
     """
     try:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -87,14 +87,15 @@ def put_in_place(
     """Renames a finished folder to `target`.
 
     Args:
-        folder: on the same file system; durable: all that is in it is fsynced first.
+        folder: on the same file system as `target`.
         target: replaced if `aside` is given.
-        aside: where the old folder stands between two renames, and after a kill between them;
-            then removed. None means that nothing is replaced.
+        aside: holds the old folder between two renames (and after a kill between them), then is
+            removed. None means that nothing is replaced.
+        durable: fsync everything in the folder first.
 
     Raises:
-        OSError: `target` is taken and not to be replaced, or a rename failed; `target` is as it
-            was.
+        OSError: `target` exists and may not be replaced, or a rename failed; `target` is
+            unchanged.
     """
     if durable:
         for path in (*folder.rglob("*"), folder):
@@ -117,16 +118,16 @@ def put_in_place(
 def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
     """Returns a descriptor that holds a file's lock until it is closed, or the process ends.
 
-    Child processes do not inherit it, unless they are given the descriptor: then the lock is free
-    when all of them have ended.
+    Child processes inherit it only if they are given the descriptor: then the lock is free once
+    all of them have ended.
 
     Args:
-        path: made if it is missing.
+        path: created if missing.
         patience_seconds: how long to wait for the process that holds it.
 
     Raises:
         BlockingIOError: another process still holds it.
-        OSError: the file cannot be opened or made.
+        OSError: the file cannot be opened or created.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + patience_seconds
@@ -146,10 +147,9 @@ def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
 
 
 def end_of(path: Path, at_most_bytes: int, first_byte: int = 0) -> tuple[bytes, bool]:
-    """Returns the last bytes of a file, none of them before `first_byte`, and whether it was cut.
+    """Returns the last bytes of a file from `first_byte` on, and whether they were cut.
 
-    It was cut if bytes between `first_byte` and the returned ones are left out. A missing file is
-    empty.
+    They were cut if bytes after `first_byte` are left out. A missing file counts as empty.
     """
     try:
         with path.open("rb") as file:

@@ -1,11 +1,11 @@
-"""Files of one JSON object a line, such as metrics.jsonl: appended to while others read them.
+"""Files with one JSON object per line, such as metrics.jsonl, appended to while being read.
 
-A line counts once it ends with a newline: a last one without is being written, or its writer was
-killed. A float that is not finite is written as null, and its key listed under "non_finite".
+A line counts once it ends with a newline; a last line without one is still being written, or its
+writer was killed. A float that is not finite is written as null, with its key in "non_finite".
 
-A trainer that resumes cuts its files back to its checkpoint and writes on. So the position that a
-reader goes on from carries the checksum of the line before it: if that is not there any more, the
-reader begins again and says so.
+A trainer that resumes truncates its files to its checkpoint and continues. So a reader's position
+holds the checksum of the line before it; if that line is gone, the reader starts over and reports
+it.
 """
 
 import json
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 def finite_record(record: Record) -> Record:
-    """Returns the record as a line holds it: what is not finite is null, and named."""
+    """Returns the record with null for values that are not finite, and their keys listed."""
     broken = [
         key
         for key, value in record.items()
@@ -34,20 +34,20 @@ def finite_record(record: Record) -> Record:
 
 
 def append_json_line(path: Path, record: Record) -> None:
-    """Appends one JSON line, the `finite_record` of this one, in a single write where it fits.
+    """Appends the `finite_record` of this record as one JSON line, in a single write if it fits.
 
     Raises:
-        OSError: no space for the whole line; no part of it is left.
+        OSError: no space for the whole line; no part of it remains.
     """
     line = json.dumps(finite_record(record), allow_nan=False).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         written = file.write(line)
-        # A disk that fills up takes a part without an error; the next write says why.
+        # A disk that fills up accepts a part without an error; the next write raises it.
         while written < len(line):
             try:
                 written += file.write(line[written:])
             except OSError:
-                # Whatever comes next would stand on the same line.
+                # Otherwise the next record would continue this line.
                 file.truncate(file.tell() - written)
                 raise
 
@@ -62,19 +62,19 @@ def read_json_lines(path: Path) -> list[Record]:
 
 
 def last_json_lines(path: Path, at_most_bytes: int) -> list[Any]:
-    """Returns the values of the last complete lines, without null and what is not JSON."""
+    """Returns the values of the last complete lines, except null and invalid JSON."""
     data, is_cut = end_of(path, at_most_bytes)
     lines = _complete(data)
-    # The first line of a cut file has no beginning.
+    # If the file was cut, its first line lacks its start.
     values = (_value(line) for line in (lines[1:] if is_cut else lines))
     return [value for value in values if value is not None]
 
 
 def keep_lines_before(path: Path, step: int) -> None:
-    """Drops the lines of `step` and later ones, and an incomplete last one; atomically.
+    """Atomically drops the lines of `step` and later steps, and an incomplete last line.
 
     Raises:
-        OSError: no space, for instance; the file is as it was.
+        OSError: no space, for instance; the file is unchanged.
     """
     if path.exists():
         kept = [line for line in read_json_lines(path) if line["step"] < step]
@@ -83,7 +83,7 @@ def keep_lines_before(path: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Position:
-    """After a complete line: its end, and the CRC-32 of its last MAX_LINE_BYTES (at 0: 0)."""
+    """The end of a complete line, and the CRC-32 of its last MAX_LINE_BYTES (0 at offset 0)."""
 
     offset: int = 0
     check: int = 0
@@ -93,7 +93,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> "Position":
-        """Raises InvalidRequest unless `text` is one."""
+        """Returns the position that `str` wrote. Raises InvalidRequest if it is not one."""
         offset, _, check = text.partition(".")
         if not (offset.isascii() and offset.isdigit()) or len(offset) > 18 or len(check) != 8:
             raise InvalidRequest(f"{text[:40]!r} is not a position in metrics", field="cursor")
@@ -105,14 +105,14 @@ class Position:
 
 @dataclass(frozen=True)
 class NewRecords:
-    """Complete lines from a position on.
+    """Complete lines after a position.
 
     Attributes:
-        records: each with the position after it; lines that are not objects with a step are left
-            out.
-        end: the position after the last of them, or the one that was read from.
-        rewound: the position was not in the file any more; the records begin at its start.
-        more: further lines can be read at once.
+        records: each with the position after it; lines that are not objects with a step are
+            skipped.
+        end: the position after the last line, or the one that was read from.
+        rewound: the file no longer had the position; the records start at the file's start.
+        more: further lines can be read immediately.
     """
 
     records: list[tuple[Record, Position]]
@@ -157,12 +157,12 @@ def _holds(file: BinaryIO, position: Position) -> bool:
 
 
 def _complete(data: bytes) -> list[bytes]:
-    """Returns the lines that have an end, with it."""
+    """Returns the lines that end with a newline, including it."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
 
 
 def _value(line: bytes) -> Any:
-    """Returns a line's value, NaN and its like as None; None for what is not JSON."""
+    """Returns a line's value, with None for NaN and infinities; None if it is not JSON."""
     try:
         return json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, key=value, to standard error."""
+"""Structured logs on standard error: one event per line, as key=value."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def configure_logs(level: str = "info") -> None:
-    """Sets structlog up for this process; called once, in a `__main__`."""
+    """Configures structlog for this process; called once, in a `__main__`."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -1,8 +1,8 @@
-"""The folders that every path of a run spec is relative to.
+"""The root folders that every path in a run spec is relative to.
 
     HOME/data      datasets                 LECTERN_DATA_ROOT
     HOME/models    model folders            LECTERN_MODELS_ROOT
-    HOME/runs      one folder a run         LECTERN_RUNS_ROOT
+    HOME/runs      one folder per run       LECTERN_RUNS_ROOT
     HOME/secrets   teacher tokens           LECTERN_SECRETS_ROOT
     HOME/cache     output heads, by teacher LECTERN_CACHE_ROOT
 
@@ -24,7 +24,7 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Roots:
-    """Absolute folders; they need not exist yet."""
+    """Absolute folders, which may not exist yet."""
 
     data: Path
     models: Path
@@ -36,8 +36,8 @@ class Roots:
     def of_home(cls, home: Path | None = None, env: Mapping[str, str] = os.environ) -> "Roots":
         """Returns the roots under `home` (default: LECTERN_HOME, else ~/.lectern).
 
-        An explicit `home` wins over the environment whole; LECTERN_*_ROOT moves single roots of a
-        default home.
+        An explicit `home` overrides the whole environment; LECTERN_*_ROOT moves single roots of
+        the default home.
         """
         if home is not None:
             base, env = home, {}
@@ -57,10 +57,10 @@ class Roots:
 
 
 def resolve_under(root: Path, relative: str, field: str) -> Path:
-    """Returns `root / relative`, symbolic links followed, that lies under `root`.
+    """Returns `root / relative` with symbolic links resolved.
 
     Raises:
-        InvalidRequest: naming `field`, where it lies elsewhere.
+        InvalidRequest: naming `field`, if the path is not under `root`.
     """
     try:
         path = (root / relative).resolve()
@@ -72,9 +72,7 @@ def resolve_under(root: Path, relative: str, field: str) -> Path:
 
 
 def folders_with(root: Path, name: str) -> Iterator[Path]:
-    """Yields folders under `root` that hold a file of that name, in order; looks no deeper below
-    one.
-    """
+    """Yields folders under `root` with a file of that name, in order; none inside another."""
     found = 0
     for folder, subfolders, files in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
@@ -90,17 +88,17 @@ def folders_with(root: Path, name: str) -> Iterator[Path]:
 
 
 def what_is_there(root: Path, asked: str, name: str) -> str:
-    """Returns, for a folder that is not there, where it was looked for and what it may have been.
+    """Returns where a missing folder was looked for, and which ones exist or may be meant.
 
     Args:
-        asked: the folder, relative to `root`.
-        name: of the file that folders of its kind hold.
+        asked: the missing folder, relative to `root`.
+        name: the file that marks folders of this kind.
     """
     there = [str(folder.relative_to(root)) for folder in folders_with(root, name)]
     close = difflib.get_close_matches(asked, there, n=1)
     if close:
         return f"({root}); did you mean {close[0]}?"
     if not there:
-        return f"({root}); there is none at all"
+        return f"({root}); there are none"
     more = f" and {len(there) - _MAX_NAMED} more" if len(there) > _MAX_NAMED else ""
     return f"({root}); there are: {', '.join(there[:_MAX_NAMED])}{more}"

@@ -1,13 +1,13 @@
-"""The run folder: the contract between a trainer, which writes it, and everyone who reads it.
+"""The run folder: the contract between the trainer, which writes it, and its readers.
 
     runs/<run_id>/
       spec.yaml        resolved RunSpec; written before the trainer starts
-      teacher.json     TeacherIdentity that the run was accepted with; none where it asks no teacher
+      teacher.json     TeacherIdentity that the run was accepted with; missing if it has no teacher
       status.json      Status; replaced atomically, with a heartbeat
-      metrics.jsonl    one JSON object a step, keys such as "loss/kd"; see json_lines.py
-      samples.jsonl    what student and teacher put after each prompt of the spec, one JSON object
-                       a prompt at each evaluation
-      events.jsonl     one JSON object an event: state changes, checkpoints, warnings
+      metrics.jsonl    one JSON object per step, with keys such as "loss/kd"; see json_lines.py
+      samples.jsonl    how student and teacher continue each prompt of the spec, one JSON object
+                       per prompt and evaluation
+      events.jsonl     one JSON object per event: state changes, checkpoints, warnings
       trainer.log      stdout and stderr of the trainer
       lock             held (flock) by the trainer while it lives
       checkpoints/     step-00000500/{model.safetensors, optimizer.safetensors, state.json,
@@ -44,27 +44,27 @@ EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its las
 
 
 class RunState(StrEnum):
-    """Where a run is. A run rests in the last four; `interrupted` can be resumed unchanged."""
+    """The state of a run. The last four are at rest; `interrupted` can be resumed unchanged."""
 
     QUEUED = "queued"  # accepted; waits for a free device
-    STARTING = "starting"  # process started, first step not yet begun
-    RUNNING = "running"  # steps are being made
-    WAITING_FOR_TEACHER = "waiting_for_teacher"  # teacher away, within the outage budget
+    STARTING = "starting"  # process started; first step not yet begun
+    RUNNING = "running"  # makes steps
+    WAITING_FOR_TEACHER = "waiting_for_teacher"  # teacher unreachable, within the outage budget
     STOPPING = "stopping"  # asked to stop; writes a checkpoint
     STOPPED = "stopped"  # stopped on request; can be resumed
-    SUCCEEDED = "succeeded"  # all steps made, or ended early as asked for; exported
+    SUCCEEDED = "succeeded"  # all steps made, or stopped early by its patience; exported
     FAILED = "failed"  # needs a change before it can go on
     INTERRUPTED = "interrupted"  # ended through no fault of the run; can be resumed unchanged
 
 
 RESTING = frozenset({RunState.STOPPED, RunState.SUCCEEDED, RunState.FAILED, RunState.INTERRUPTED})
-# Can be resumed unchanged; one that succeeded, where its spec then asks for further steps.
+# Can be resumed; a succeeded run only if its new spec asks for further steps.
 RESUMABLE = frozenset({RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED})
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the trainer last said of itself. Times are Unix seconds; step counts finished steps."""
+    """The trainer's last report. Times are Unix seconds; step counts finished steps."""
 
     run_id: str
     state: RunState
@@ -132,17 +132,17 @@ class RunFolder:
 
     @property
     def newest_step(self) -> int | None:
-        """Step of the newest checkpoint, which is not verified; None without one."""
+        """Step of the newest checkpoint, not verified; None without one."""
         return max(checkpoint_steps(self.checkpoints_path), default=None)
 
     @classmethod
     def create(
         cls, runs_root: Path, run_id: str, spec: RunSpec, teacher: TeacherIdentity | None = None
     ) -> "RunFolder":
-        """Makes the folder with its spec and teacher; it appears whole or not at all.
+        """Creates the folder with its spec and teacher; it appears whole or not at all.
 
         Raises:
-            Conflict: a folder of that id exists.
+            Conflict: a folder with this id exists.
         """
         folder = cls(runs_root / run_id)
         runs_root.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class RunFolder:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
                 raise Conflict(
-                    f"run {run_id} exists in {runs_root}; resume it or take another name"
+                    f"run {run_id} exists in {runs_root}; resume it or choose another name"
                 ) from None
         return folder
 
@@ -175,17 +175,17 @@ class RunFolder:
         write_atomic(self.teacher_path, json.dumps(asdict(teacher)).encode())
 
     def read_teacher(self) -> TeacherIdentity | None:
-        """Returns the teacher that the run was accepted with; None where that was not kept.
+        """Returns the teacher that the run was accepted with; None if none was recorded.
 
         Raises:
-            CorruptData: the file does not say it.
+            CorruptData: the file does not name a teacher.
         """
         try:
             return TeacherIdentity(**json.loads(self.teacher_path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise CorruptData(f"{self.teacher_path} names no teacher: {error}") from None
+            raise CorruptData(f"{self.teacher_path} does not name a teacher: {error}") from None
 
     def write_status(self, status: Status) -> None:
         """Replaces status.json atomically (not fsynced: it is rewritten every second)."""
@@ -202,8 +202,8 @@ class RunFolder:
             known = {entry.name for entry in fields(Status)}
             if data["version"] != STATUS_VERSION:
                 raise CorruptData(
-                    f"{self.status_path} has version {data['version']}, this program reads "
-                    f"{STATUS_VERSION}; use the release that started the run"
+                    f"{self.status_path} has version {data['version']}, but this program reads "
+                    f"version {STATUS_VERSION}; use the release that started the run"
                 )
             status = Status(**{key: value for key, value in data.items() if key in known})
             return Status(**{**asdict(status), "state": RunState(status.state)})
@@ -214,13 +214,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self, patience_seconds: float = 0.0) -> Iterator[int]:
-        """Holds the folder's lock, and gives its descriptor.
+        """Holds the folder's lock and yields its descriptor.
 
-        Waits up to `patience_seconds` for who holds it: processes that a killed one has started
-        end a moment after it.
+        Waits up to `patience_seconds` for the holder: the children of a killed trainer end a moment
+        after it.
 
-        Child processes do not inherit it, unless they are given the descriptor: then the lock is
-        free when all of them have ended.
+        Child processes inherit the lock only if they are given the descriptor: then it is free
+        once all of them have ended.
 
         Raises:
             Conflict: another process holds it.
@@ -251,7 +251,7 @@ class RunFolder:
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """Returns the steps of all checkpoints that have appeared, rising; verifies none."""
+    """Returns the steps of all checkpoints in ascending order, without verifying them."""
     if not checkpoints.is_dir():
         return []
     matches = (_CHECKPOINT_FOLDER.match(path.name) for path in checkpoints.iterdir())

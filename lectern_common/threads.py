@@ -1,9 +1,9 @@
-"""How CPU threads wait for each other, in every process with a model.
+"""Makes waiting OpenMP threads sleep instead of spin, in every process with a model.
 
-OpenMP's threads spin while they wait. Where other processes want the same cores, as several
-trainers and a teacher on one machine do, spinning takes the time that the awaited thread needs: a
-step of two threads on two busy cores took 2.4 s with it and 0.47 s without. The library reads the
-setting once, when it is loaded, so it is put into the environment of a process before it starts.
+OpenMP threads spin while they wait. If other processes need the same cores, as several trainers and
+a teacher on one machine do, spinning takes the time that the awaited thread needs: a step of two
+threads on two busy cores took 2.4 s with spinning and 0.47 s without. The library reads the setting
+once, when it is loaded, so it must be in the environment before a process starts.
 """
 
 import os

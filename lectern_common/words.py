@@ -1,4 +1,4 @@
-"""Counts, sizes, times and addresses in words, for people; and an address read back."""
+"""Formats counts, sizes, times and addresses for people, and parses host:port."""
 
 from lectern_common.errors import Misconfigured
 
@@ -34,7 +34,7 @@ def gib(num_bytes: int) -> str:
 
 
 def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
-    """Returns the parts of what `option` says, an IPv6 host without its brackets.
+    """Returns the host and port of the value of `option`, an IPv6 host without its brackets.
 
     Raises Misconfigured.
     """
@@ -42,7 +42,7 @@ def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
     if not colon or not host or not port.isdecimal():
         raise Misconfigured(f"{option} {address!r} is not host:port, such as 127.0.0.1:8080")
     if int(port) > 65535:
-        raise Misconfigured(f"the port of {option} {address!r} is beyond 65535")
+        raise Misconfigured(f"the port in {option} {address!r} is greater than 65535")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -52,5 +52,5 @@ def address_of(host: str, port: int) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Returns the host as it stands in an address or a URL: IPv6 in brackets."""
+    """Returns the host as an address or URL needs it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -1,1 +1,1 @@
-"""What `lectern data prepare` does: text, rows and chats as token shards."""
+"""Turns text, rows and chats into token shards: the work behind `lectern data prepare`."""

@@ -1,4 +1,4 @@
-"""Which documents are held out for validation."""
+"""Chooses the documents that are held out for validation."""
 
 import hashlib
 from collections import Counter
@@ -13,8 +13,8 @@ def split(
 ) -> tuple[list[Document], list[Document]]:
     """Returns (training, validation), each in the order of `documents`.
 
-    Documents are drawn by a hash of (seed, content) until `validation_fraction` of the bytes is
-    reached, so neither names nor order matter, and equal documents stay together.
+    Documents are drawn in the order of a hash of (seed, content) until `validation_fraction` of the
+    bytes is reached, so names and order do not matter, and equal documents stay together.
 
     Raises:
         InvalidRequest: one of the two would be empty.
@@ -34,8 +34,8 @@ def split(
         drawn += sizes[digest]
     if len(held_out) == len(sizes):
         raise InvalidRequest(
-            f"{counted(len(sizes), 'distinct document')} cannot be split; give more, or set "
-            "--validation-fraction 0 and let the run hold rows out (data.validation_fraction)",
+            f"{counted(len(sizes), 'distinct document')} cannot be split; add more, or set "
+            "--validation-fraction 0 and let the run hold out rows (data.validation_fraction)",
             "validation_fraction",
         )
     return (

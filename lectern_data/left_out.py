@@ -1,4 +1,4 @@
-"""What is left out of a dataset: named, counted, and only up to a share of the documents."""
+"""Counts and names the documents that are left out of a dataset, and limits their share."""
 
 import math
 
@@ -11,7 +11,7 @@ MAX_NAMES = 5
 
 
 class Faults:
-    """What is left out, by the scan and, of chats, by the encoder; up to a share."""
+    """The documents left out by the scan and, for chats, by the encoder; limits their share."""
 
     def __init__(self, max_fraction: float, usable: int, left_out: list[LeftOut]) -> None:
         self._left_out = list(left_out)
@@ -20,12 +20,12 @@ class Faults:
         self._total = usable + sum(entry.documents for entry in left_out if entry.is_fault)
 
     def add(self, entries: list[LeftOut]) -> None:
-        """Counts documents that were taken for usable."""
+        """Adds documents that had been counted as usable."""
         self._left_out += entries
         self._usable -= sum(entry.documents for entry in entries)
 
     def require_few(self) -> None:
-        """Raises InvalidRequest where there are too many, or nothing else."""
+        """Raises InvalidRequest if there are too many, or nothing else."""
         if not self._usable:
             why = f" ({reasons(self._left_out)})" if self._left_out else ""
             raise InvalidRequest(f"no text in the inputs{why}", "inputs")
@@ -36,13 +36,13 @@ class Faults:
             raise InvalidRequest(
                 f"{count:,} of {counted(self._total, 'document')} cannot be used, more than "
                 f"--max-fault-fraction {self._max_fraction:g} allows ({reasons(faults)}); "
-                f"{_remedy(faults)}, or set --max-fault-fraction {share:g} to go on without them",
+                f"{_remedy(faults)}, or set --max-fault-fraction {share:g} to skip them",
                 "inputs",
             )
 
 
 def reasons(entries: list[LeftOut]) -> str:
-    """Returns the first names under each of the first reasons, and how many there are beside."""
+    """Returns the first names under each of the first reasons, and how many more there are."""
     named: dict[str, list[str]] = {}
     for entry in entries:
         named.setdefault(entry.reason, []).append(entry.name)
@@ -61,7 +61,7 @@ def _remedy(faults: list[LeftOut]) -> str:
     rows = ["#" in entry.name for entry in faults]  # file#row, see Document
     ways = []
     if any(rows):
-        ways.append("mend these rows")
+        ways.append("fix these rows")
     if not all(rows):
-        ways.append("leave these files out (below folders by --exclude)")
+        ways.append("leave these files out (inside folders with --exclude)")
     return " and ".join(ways)

@@ -1,17 +1,17 @@
-"""Text to token shards: the work behind `lectern data prepare`. No torch.
+"""Prepares a dataset: from text to token shards, in seven steps. No torch.
 
     prepare()                                                             settings.py
-      1. streams the rows of a hub's dataset into a file here             hub.py
+      1. streams the rows of a hub dataset into a local file              hub.py
       2. finds, checks and hashes every document                          input_files.py, scan.py
       3. splits them, by document, into training and validation           document_split.py
-      4. trains the tokenizer on the training part, or takes the given    tokenizer.py
+      4. trains the tokenizer on the training part, or loads the given    tokenizer.py
       5. cuts them into pieces, tokenised by several processes            pieces.py, tokenizing.py
-      6. puts each part together in a hidden folder beside its place      written_parts.py
+      6. assembles each part in a hidden folder beside its target         written_parts.py
       7. renames both into place                                          publish.py
 
-The result depends on the texts, their names below the inputs and the settings alone: two runs
-write the same bytes, by whatever number of processes. What 1, 4 and 5 have made is kept in a hidden
-folder beside the dataset until it is there: killed at any instant, the same call goes on from it.
+The result depends only on the texts, their names inside the inputs, and the settings: two runs
+write the same bytes with any number of processes. The results of 1, 4 and 5 stay in a hidden folder
+beside the dataset until it is complete, so after a kill at any time the same call continues.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ from lectern_data.write.written_parts import Part, write_part
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote."""
+    """The result of `prepare`."""
 
     training: Part
     validation: Part | None
@@ -56,8 +56,8 @@ class Prepared:
 
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total); stages in order: "fetching" (rows), "reading" (bytes), "tokenizer",
-"tokenizing" and "writing" (documents)."""
+"""Called with (stage, done, total); the stages in order are "fetching" (rows), "reading" (bytes),
+"tokenizer", "tokenizing" and "writing" (documents)."""
 
 
 def prepare(
@@ -69,18 +69,18 @@ def prepare(
     """Writes the datasets `output` and `output`-validation; both appear whole or not at all.
 
     Args:
-        settings: what of, and how.
+        settings: the inputs and how to prepare them.
         on_progress: see Progress.
-        on_event: told in a sentence of what a person should know meanwhile.
+        on_event: called with one sentence about each event that a person should know of.
 
     Raises:
         InvalidRequest: nothing usable in the inputs, or a tokenizer that does not fit the settings.
-        NotFound: an input, the tokenizer or the hub's dataset does not exist.
-        Conflict: a dataset of that name exists, or what is there is no dataset, or another process
-            is preparing it.
+        NotFound: an input, the tokenizer or the hub dataset does not exist.
+        Conflict: the output exists as a dataset or as something else, or another process is
+            preparing it.
         CorruptData: a file changed while it was read, or the tokenizer is broken.
         Misconfigured: the inputs need a package that is not installed.
-        LecternError: a process that tokenises ended again and again, or the hub's stream broke.
+        LecternError: a tokenising process died repeatedly, or the hub's stream broke.
     """
     started = time.monotonic()
     given = _given_tokenizer(settings)
@@ -115,11 +115,11 @@ def prepare(
 
 
 def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
-    """Returns the tokenizer that the settings name, once it fits them; None: it is to be trained.
+    """Returns the tokenizer that the settings name; None means that it must be trained.
 
     Raises:
         NotFound, CorruptData: see load_tokenizer.
-        InvalidRequest: it lacks a chat template or an end-of-text token.
+        InvalidRequest: it lacks a chat template or an end-of-text token that the settings need.
     """
     if settings.tokenizer is None:
         return None
@@ -131,7 +131,7 @@ def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
         )
     if settings.eos_policy != "none" and tokenizer.eos_token_id is None:
         raise InvalidRequest(
-            "the tokenizer does not say which token ends a text; set --eos-token, or "
+            "the tokenizer does not define an end-of-text token; set --eos-token, or "
             "--eos-policy none",
             "eos_token",
         )
@@ -144,7 +144,7 @@ def _found_files(
     on_progress: Progress,
     on_event: Callable[[str], None],
 ) -> list[tuple[str, Path]]:
-    """Returns (name, path) of each file of the inputs, then of the hub's rows, fetched here."""
+    """Returns (name, path) of each input file, then of the file with the hub's rows."""
     files = find_files(list(settings.inputs), list(settings.include), list(settings.exclude))
     if settings.hub_dataset is not None:
         fetched = hub.fetch(
@@ -171,7 +171,7 @@ def _tokenized(
     """Returns the pieces of each part, each with its file of ids in the work folder.
 
     Raises:
-        InvalidRequest: more chats than `faults` allows turn out to be unusable.
+        InvalidRequest: more chats are unusable than `faults` allows.
     """
     encoder = _encoder_files(work, tokenizer, settings.content)
     identity = encoder.sha256()
@@ -212,7 +212,7 @@ def _written_parts(
     folders: list[Path],
     on_progress: Progress,
 ) -> list[Part]:
-    """Returns the parts, each written into its folder; one without pieces is not written."""
+    """Writes each part into its folder and returns them; skips a part without pieces."""
     return [
         write_part(
             folder,
@@ -231,7 +231,7 @@ def _written_parts(
 def _trained_tokenizer(
     settings: PrepareSettings, work: Work, documents: list[Document], on_progress: Progress
 ) -> DatasetTokenizer:
-    """Returns the tokenizer trained on the documents, kept from before a kill if it was."""
+    """Returns a tokenizer trained on the documents, or the one trained before a kill."""
     vocab_size, eos_token = settings.train_vocab_size or 0, settings.eos_token
     digest = hashlib.sha256(f"{vocab_size} {eos_token}".encode())
     for document in documents:
@@ -239,7 +239,7 @@ def _trained_tokenizer(
     folder = work.path / f"tokenizer-{digest.hexdigest()[:32]}"
     if not folder.exists():
         texts = texts_of(documents, settings.content)
-        texts = _told(texts, len(documents), partial(on_progress, "tokenizer"))
+        texts = _with_progress(texts, len(documents), partial(on_progress, "tokenizer"))
         trained = train_tokenizer(texts, vocab_size, eos_token)
         with new_folder(folder, work.path / f".{folder.name}", durable=False) as hidden:
             for name, data in trained.files.items():
@@ -248,7 +248,7 @@ def _trained_tokenizer(
 
 
 def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) -> EncoderFiles:
-    """Returns what a process needs to encode, its tokenizer in the work folder."""
+    """Returns what a process needs to encode; writes its tokenizer to the work folder."""
     template = tokenizer.chat_template if content.is_chat else None
     path = work.path / TOKENIZER_NAME
     path.write_bytes(tokenizer.tokenizer_json)
@@ -256,7 +256,7 @@ def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) ->
     return EncoderFiles(path, content, template, special)
 
 
-def _told(
+def _with_progress(
     texts: Iterator[str], total: int, on_progress: Callable[[int, int], None]
 ) -> Iterator[str]:
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What a dataset is made of, and how: the settings of a preparation, which check themselves."""
+"""The settings of `lectern data prepare`, with their checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,36 +17,37 @@ VALIDATION_SUFFIX = "-validation"
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Everything that a preparation depends on. Errors name the option of `lectern data prepare`.
+    """All settings of a preparation. Errors name the option of `lectern data prepare`.
 
     Attributes:
-        inputs: files and folders; .jsonl and Parquet files hold one document a row.
+        inputs: files and folders; .jsonl and Parquet files hold one document per row.
         output: folder of the dataset; the validation set goes to `output`-validation.
-        hub_dataset: a dataset of a hub, read after the inputs; None means none.
+        hub_dataset: a hub dataset, read after the inputs; None means none.
         tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
             `train_vocab_size` is set.
         train_vocab_size: size of a byte-level BPE to train on the training part.
-        eos_policy: where the end-of-text token stands among documents.
-        eos_token: the end-of-text token; None means what the tokenizer says.
+        eos_policy: where to put the end-of-text token: nowhere, between or after documents.
+        eos_token: the end-of-text token; None means the tokenizer's own.
         validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
             validation set. Equal documents always fall on the same side.
-        seed: draws which documents are held out.
-        include: below folders, only files that match one of these patterns; empty means all but
+        seed: chooses the documents to hold out.
+        include: inside folders, only files that match one of these patterns; empty means all but
             hidden ones.
         exclude: files and folders that match one of these are left out.
-        content: what a row holds. Chats go through the tokenizer's chat template, and a mask says
-            which tokens are the assistant's.
-        shard_tokens: of one shard file.
-        seq_length_hint: row length to note in the manifest.
+        content: what a row holds. Chats go through the tokenizer's chat template, and a mask marks
+            the assistant's tokens.
+        shard_tokens: tokens per shard file.
+        seq_length_hint: row length to record in the manifest.
         max_document_bytes: a larger document is a fault.
         max_fault_fraction: share of the documents that may be unreadable, not text or too large;
             above it nothing is written.
-        workers: processes that tokenise; None means one a core.
-        piece_bytes: text that one of them tokenises at a time; what a kill can cost each.
-        force: replace datasets of these names.
+        workers: processes that tokenise; None means one per core.
+        piece_bytes: text that a process tokenises at a time, and so the most that it loses if
+            killed.
+        force: replace existing datasets of these names.
 
     Raises:
-        InvalidRequest: settings that do not fit together, or a number out of its range.
+        InvalidRequest: settings that do not fit together, or a number out of range.
     """
 
     inputs: Sequence[Path]
@@ -76,7 +77,7 @@ class PrepareSettings:
                 "--validation-fraction must be at least 0 and below 1", "validation_fraction"
             )
         if not 0 <= self.max_fault_fraction <= 1:
-            raise InvalidRequest("--max-fault-fraction must lie from 0 to 1", "max_fault_fraction")
+            raise InvalidRequest("--max-fault-fraction must be from 0 to 1", "max_fault_fraction")
         for name, number in (
             ("workers", self.workers),
             ("shard_tokens", self.shard_tokens),
@@ -88,9 +89,7 @@ class PrepareSettings:
 
     def _require_fitting(self) -> None:
         if not self.inputs and self.hub_dataset is None:
-            raise InvalidRequest(
-                "name files or folders, or a dataset of a hub with --hub", "inputs"
-            )
+            raise InvalidRequest("name files or folders, or a hub dataset with --hub", "inputs")
         if (self.tokenizer is None) == (self.train_vocab_size is None):
             raise InvalidRequest(
                 "set exactly one of --tokenizer and --train-tokenizer", "tokenizer"
@@ -104,10 +103,10 @@ class PrepareSettings:
 
     @property
     def targets(self) -> list[Path]:
-        """Returns the folders of the training and of the validation set."""
+        """Returns the folders of the training and the validation set."""
         return [self.output, self.output.with_name(self.output.name + VALIDATION_SUFFIX)]
 
     @property
     def layout(self) -> Layout:
-        """Returns how ids are laid out in files."""
+        """Returns the layout of the ids in files."""
         return Layout(self.eos_policy, self.shard_tokens, self.seq_length_hint, self.content)

@@ -24,7 +24,7 @@ _BROKEN: dict[str, tuple[bytes, str]] = {
     "a lone surrogate": (b'{"text": "\\ud800"}', "surrogate"),
     "bytes that are no UTF-8": (b'{"text": "\xff\xfe"}', ""),
     "JSON without end": (b"[" * 100_000, "not JSON"),
-    "10 MB": (b'{"text": "' + b"x" * 10_000_000 + b'"}', "over"),
+    "10 MB": (b'{"text": "' + b"x" * 10_000_000 + b'"}', "larger than"),
 }
 _EMPTY: dict[str, bytes] = {
     "an empty line": b"",

@@ -1,1 +1,1 @@
-"""Every check of a run before it starts, without torch, and the rules that the trainer shares."""
+"""Checks a run before it starts, without torch; holds the rules that the trainer shares."""

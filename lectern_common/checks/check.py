@@ -1,4 +1,4 @@
-"""One checked thing and its verdict: what preflight, `lectern doctor` and a dry run all find."""
+"""A check and its outcome, as preflight, `lectern doctor` and a dry run report it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from lectern_common.errors import LecternError, error_of
 
 
 class Outcome(StrEnum):
-    """What a check came to."""
+    """The outcome of a check."""
 
-    PASS = "pass"  # noqa: S105 - an outcome, no password
+    PASS = "pass"  # noqa: S105 - an outcome, not a password
     WARN = "warn"  # it may work; the message or the advice says what to change if it does not
     FAIL = "fail"  # it cannot work; the message or the advice says what to change
-    SKIP = "skip"  # cannot be known here; the message says who finds out
+    SKIP = "skip"  # cannot be checked here; the message says what checks it later
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Check:
 
     Attributes:
         subject: "data", "student", "teacher", "gpu", ...
-        outcome: the verdict.
+        outcome: what the check came to.
         message: one sentence that says what was found.
         advice: what to do, if the message does not say it.
-        error: why it failed, to be raised by those who stop at the first failed check. None unless
-            an error of errors.py is the reason.
+        error: why it failed, for callers that raise the first failure. None unless the reason is an
+            error of errors.py.
     """
 
     subject: str
@@ -38,12 +38,12 @@ class Check:
 
     @classmethod
     def failed(cls, subject: str, error: LecternError) -> "Check":
-        """Returns the failed check of an error."""
+        """Returns a failed check with this error."""
         return cls(subject, Outcome.FAIL, str(error), error=error)
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> "Check":
-        """Returns the check that `as_json` of another process described."""
+        """Returns the check that another process wrote with `as_json`."""
         reason, message = value.get("reason"), value["message"]
         return cls(
             value["subject"],
@@ -54,7 +54,7 @@ class Check:
         )
 
     def as_json(self) -> dict[str, str | None]:
-        """Returns what every command prints of a check; `reason` is the error's word, or None."""
+        """Returns the check as commands print it; `reason` is the error's reason, or None."""
         return {
             "subject": self.subject,
             "outcome": self.outcome,

@@ -1,5 +1,6 @@
-"""Do this teacher, this student and this data belong together? Asked before a run is accepted, and
-again by the trainer before its first step.
+"""Checks that teacher, student and data fit together.
+
+Runs before a run is accepted, and again in the trainer before its first step.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from protos import teacher_pb2
 
 @dataclass(frozen=True)
 class StudentFacts:
-    """What is known of a student before it is loaded. None: not known without a download."""
+    """What is known about a student before it is loaded. None means unknown without a download."""
 
     vocab_size: int | None
     tokens: TokenizerMap | None
@@ -42,19 +43,19 @@ def require_teacher_fits(
     manifest: ShardManifest | None,
     dataset: Path | None,
 ) -> None:
-    """Returns where the run can be distilled from this teacher.
+    """Raises unless this teacher can teach the run.
 
     Args:
         spec: a spec that distils.
-        teacher: what GetModel answered.
-        teacher_tokens: fetches the teacher's map; called only where the hashes differ.
-        student: what is known of the student.
+        teacher: the answer of GetModel.
+        teacher_tokens: fetches the teacher's tokenizer map; called only if the hashes differ.
+        student: what is known about the student.
         manifest: of the training shards; None for synthetic data.
-        dataset: their folder.
+        dataset: folder of the training shards.
 
     Raises:
-        Incompatible: one of its kinds (WrongModel, RepresentationNotOffered, SameWeights,
-            TokenizerMismatch) or itself; each says what to set.
+        Incompatible: or a subclass (WrongModel, RepresentationNotOffered, SameWeights,
+            TokenizerMismatch); the message says what to set.
     """
     if spec.teacher is None:
         raise ValueError("the spec does not distil")
@@ -71,8 +72,9 @@ def require_teacher_fits(
         and not spec.teacher.allow_same_weights
     ):
         raise SameWeights(
-            f"student.init {spec.student.init} has the teacher's own weights ({teacher.model_id}): "
-            "there is nothing to distil. Take another student, or set teacher.allow_same_weights"
+            f"student.init {spec.student.init} has the teacher's own weights ({teacher.model_id}), "
+            "so there is nothing to distil; choose another student, or set "
+            "teacher.allow_same_weights"
         )
     if student.tokens and teacher.tokenizer_sha256:
         if tokenizer_sha256(student.tokens) != teacher.tokenizer_sha256:
@@ -82,23 +84,23 @@ def require_teacher_fits(
             of_data = read_tokenizer_map(dataset / TOKENIZER_NAME)
             require_same_tokens(teacher_tokens(), of_data, own="data")
         raise Incompatible(
-            f"the data at {spec.data.path} was prepared with another tokenizer than the teacher's "
-            f"({teacher.model_id}); prepare it again with the teacher's tokenizer.json"
+            f"the data at {spec.data.path} was prepared with a different tokenizer than that of "
+            f"the teacher {teacher.model_id}; prepare it again with the teacher's tokenizer.json"
         )
 
 
 def require_data_fits(dataset: Path, manifest: ShardManifest, student: TokenizerMap | None) -> None:
-    """Raises unless a dataset's ids are the student's.
+    """Raises unless a dataset uses the student's token ids.
 
     Args:
         dataset: its folder.
-        manifest: of the same.
-        student: its tokens. None means that they are not known; then the tokenizer beside the
-            shards, if there is one, has only to be theirs.
+        manifest: its manifest.
+        student: the student's tokens. None means unknown; then only the tokenizer beside the
+            shards, if there is one, is checked against the manifest.
 
     Raises:
-        TokenizerMismatch: they are not; names the first ids that differ.
-        CorruptData: the tokenizer beside the shards is not the one they were written with.
+        TokenizerMismatch: the ids differ; names the first ones that do.
+        CorruptData: the shards were not written with the tokenizer beside them.
     """
     path = dataset / TOKENIZER_NAME
     if student is None and not path.exists():
@@ -129,19 +131,19 @@ def _require_within_limits(
     limits, seq_len, sequences = teacher.limits, spec.data.seq_len, spec.micro_batch
     if seq_len > limits.max_sequence_tokens:
         raise Incompatible(
-            f"data.seq_len {seq_len} exceeds the {limits.max_sequence_tokens} tokens that the "
-            "teacher takes"
+            f"data.seq_len {seq_len} exceeds the teacher's limit of {limits.max_sequence_tokens} "
+            "tokens per sequence; lower it"
         )
     if sequences * seq_len > limits.max_tokens or sequences > limits.max_sequences:
         raise Incompatible(
-            f"a micro-batch of {sequences} x {seq_len} tokens exceeds the teacher's "
-            f"{limits.max_sequences} sequences and {limits.max_tokens} tokens a request; lower "
+            f"a micro-batch of {sequences} x {seq_len} tokens exceeds the teacher's limit of "
+            f"{limits.max_sequences} sequences and {limits.max_tokens} tokens per request; lower "
             "batch.micro_batch_sequences"
         )
     num_draws = spec.teacher.num_draws if spec.teacher else None
     if num_draws is not None and num_draws > limits.max_draws:
         raise Incompatible(
-            f"teacher.num_draws {num_draws} exceeds the {limits.max_draws} that the teacher takes; "
+            f"teacher.num_draws {num_draws} exceeds the teacher's limit of {limits.max_draws}; "
             "lower it"
         )
     if student.vocab_size is not None:
@@ -152,13 +154,13 @@ def _require_within_limits(
 def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
     if vocab_size > teacher.logit_width:
         raise Incompatible(
-            f"the student has {vocab_size} logits, the teacher {teacher.logit_width}; the teacher "
-            "must cover every id of the student"
+            f"the student has {vocab_size} logits, but the teacher only {teacher.logit_width}; the "
+            "teacher must cover every id of the student"
         )
     if vocab_size < teacher.num_tokens:
         raise Incompatible(
-            f"the student has {vocab_size} logits, too few for the teacher's {teacher.num_tokens} "
-            "tokens"
+            f"the student has only {vocab_size} logits, too few for the teacher's "
+            f"{teacher.num_tokens} tokens"
         )
     top_k = spec.teacher.top_k if spec.teacher else None
     largest = min(vocab_size, teacher.limits.max_top_k)
@@ -177,7 +179,8 @@ def _require_reply_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Mod
     asked = spec.micro_batch * seq_len * position_bytes
     if asked > limit:
         raise Incompatible(
-            f"a micro-batch is {asked} bytes of {spec.teacher.representation}, over the teacher's "
-            f"{limit} a reply; {limit // (position_bytes * seq_len)} sequences of {seq_len} tokens "
-            "fit: lower batch.micro_batch_sequences, or take another representation"
+            f"a micro-batch needs a reply of {asked} bytes of {spec.teacher.representation}, over "
+            f"the teacher's limit of {limit}; {limit // (position_bytes * seq_len)} sequences of "
+            f"{seq_len} tokens fit: lower batch.micro_batch_sequences, or choose another "
+            "teacher.representation"
         )

@@ -1,6 +1,6 @@
-"""What a run will come to, before it begins: tokens, bytes over the wire, hours, bytes on disk.
+"""Estimates a run before it starts: tokens, bytes over the wire, hours, bytes on disk.
 
-Arithmetic on what preflight.py found. None stands for what is not known before the first step.
+Computed from what preflight.py found. None means not known before the first step.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from protos import teacher_pb2
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows of the training and of the validation set, as many as are read of it."""
+    """Rows of the training set, and the validation rows that are evaluated."""
 
     training: int
     validation: int
@@ -22,12 +22,12 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Wire:
-    """What comes from the teacher.
+    """Bytes that come from the teacher.
 
     Attributes:
-        bytes_per_token: of an answer about one position; `at_most` where it may be less.
-        bytes_per_step: of the answers for one step, every position asked.
-        head_bytes: of the output head, once a machine; 0 but with `hidden`.
+        bytes_per_token: per position of an answer; `at_most` if it may be less.
+        bytes_per_step: of the answers for one step, if every position is asked.
+        head_bytes: of the output head, fetched once per machine; 0 except with `hidden`.
     """
 
     bytes_per_token: int
@@ -38,16 +38,19 @@ class Wire:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """Attributes:
-    first_step: that the run goes on from; what follows is of the steps after it.
-    tokens_per_step: of all rows of a step; `tokens` of all steps.
-    epochs: how often each training row is seen; None for synthetic data.
-    wire: None without a teacher, and where it or the student's vocabulary is not known.
-    teacher_tokens: that it is asked about, evaluations included.
-    teacher_hours: at the speed that it measured of itself, if it computed each of them anew and
-        for nobody else; a row that it still remembers costs it nothing.
-    checkpoint_bytes: of one; `checkpoints` are on disk at one time, one of them being written.
-    disk_bytes: of these and the export.
+    """What a run will need.
+
+    Attributes:
+        first_step: the step to resume from; everything below counts only the steps after it.
+        tokens_per_step: in all rows of a step; `tokens` counts all steps.
+        epochs: how often each training row is seen; None for synthetic data.
+        wire: None without a teacher, or if it or the student's vocabulary is unknown.
+        teacher_tokens: tokens that the teacher scores, evaluations included.
+        teacher_hours: at the speed that the teacher has measured, without other clients and
+            without its cache; cached rows cost nothing.
+        checkpoint_bytes: of one checkpoint; `checkpoints` are on disk at once, including the one
+            being written.
+        disk_bytes: of these checkpoints and the export.
     """
 
     first_step: int
@@ -62,7 +65,7 @@ class RunEstimate:
     disk_bytes: int | None
 
     def numbers(self) -> dict[str, Any]:
-        """Returns everything as JSON can hold it."""
+        """Returns the estimate as JSON values."""
         return asdict(self)
 
 
@@ -74,14 +77,15 @@ def estimate_run(
     vocab_size: int | None,
     first_step: int = 0,
 ) -> RunEstimate:
-    """Returns what is known of a run.
+    """Returns the estimate, with None for what is unknown.
 
     Args:
         spec: the run's.
         rows: None for synthetic data.
-        model: the teacher; None without one, or where it is away.
-        shape: the student's; None: not known here. `vocab_size` its vocabulary, if that is.
-        first_step: that the run goes on from.
+        model: the teacher; None without one, or if it is unreachable.
+        shape: the student's; None if unknown.
+        vocab_size: the student's; None if unknown.
+        first_step: the step to resume from.
     """
     rows_per_step, last = spec.batch.sequences_per_step, spec.schedule.steps
     steps = max(0, last - first_step)
@@ -130,7 +134,7 @@ def computation_of(
         spec: the run's.
         model: its teacher; None without one.
         vocab_size: the student's.
-        chunk_tokens: what `objective.chunk_tokens: auto` comes to on the device.
+        chunk_tokens: the value that `objective.chunk_tokens: auto` has on the device.
         on_cuda: the device's kind.
     """
     narrow = spec.student.dtype == "bfloat16" or (spec.student.dtype == "auto" and on_cuda)
@@ -139,7 +143,7 @@ def computation_of(
     if spec.teacher is not None and model is not None:
         asked, widths = spec.teacher.asks_for, Widths.of_model(model, vocab_size)
         if asked.format.needs_head:
-            # On the CPU the head is widened once, for every product to come.
+            # On the CPU the head is converted to float32 once, for all products.
             held = widths if on_cuda else replace(widths, hidden_dtype="float32")
             head_bytes = held.head_bytes(has_bias=model.head_transform.has_bias)
         answer_bytes = asked.row_bytes(widths) * spec.rows_per_device * spec.data.seq_len
@@ -158,7 +162,7 @@ def computation_of(
 
 
 def _times(first_step: int, last: int, every: int) -> int:
-    """Returns how often something is due every so many steps, and after the last."""
+    """Returns how often something happens that is due every `every` steps and after the last."""
     return max(0, -(-last // every) - first_step // every)
 
 
@@ -181,5 +185,5 @@ def _wire(
 
 
 def _checkpoint_bytes(shape: ModelShape | None) -> int | None:
-    """Returns the bytes of what is trained and of its two moments; frozen weights are not kept."""
+    """Returns the bytes of trained weights and their two moments; frozen weights are not saved."""
     return None if shape is None else (FLOAT32_BYTES + ADAMW_BYTES) * shape.num_trainable

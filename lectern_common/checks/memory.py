@@ -1,28 +1,28 @@
-"""What a run needs of a device's memory, part by part; does it fit into what is free?
+"""Estimates a run's device memory, part by part, and compares it with what is free.
 
-What is certain and does not fit is refused; if activations may be too much, it is said.
+A run is refused if what it certainly needs does not fit, and warned if its activations may not fit.
 
 Legend: P parameters, of which T are trained; L layers, h hidden size, m width of the MLP, q and k
-widths of queries and keys, a heads; V vocabulary, S tokens of a row, B rows of a micro-batch, n
-tokens of a chunk, R devices that share the run; O parameters in no layer (embedding, norm, head),
-Y those of the largest layer.
+widths of queries and keys, a heads; V vocabulary, S tokens per row, B rows per micro-batch, n
+tokens per chunk, R devices that share the run; O parameters outside the layers (embedding, norm,
+head), Y those of the largest layer.
 
     parameters   4 P / R                   float32
     gradients    4 T / R                   float32
     optimizer    8 T / R                   AdamW's two moments
-    gathered     4 (O + Y)                 with R > 1: what is whole on each device as it
-                                           computes, beside its share
-    activations  as activation_bytes says
-    objective    4 (4 n V + V h)           a chunk's logits and what is made of them; the head's
+    gathered     4 (O + Y)                 with R > 1: the parameters that each device gathers
+                                           while it computes, besides its shard
+    activations  see activation_bytes
+    objective    4 (4 n V + V h)           a chunk's logits and their intermediates; the head's
                                            gradient
-    teacher head w V D                     with `hidden`; w 4 on the CPU, as stored elsewhere
-    answers      bytes of a step's answers, for each step asked ahead and the one at work
+    teacher head w V D                     with `hidden`; w is 4 on the CPU, as stored elsewhere
+    answers      bytes of a step's answers, for each prefetched step and the current one
 
-The first three and the head are there at every optimizer step, so they are certain. Activations are
-gone by then, so the total is more than the tensors of the peak: 1.07 to 1.20 times them for Qwen2
+The first three and the head are allocated at every optimizer step, so they are certain. Activations
+are freed by then, so the total exceeds the tensors at the peak: 1.07 to 1.20 times them for Qwen2
 of 28 M parameters (benchmarks/trainer/memory_estimate.py). On the CPU a process holds up to twice
-its tensors, because glibc keeps what is freed. Gradients of what is gathered come when the chunk's
-logits are gone: two ranks took 1 / 1.11 and 1 / 1.27 of what is said here.
+its tensors, because glibc keeps freed memory. Gradients of gathered parameters are allocated after
+the chunk's logits are freed: two ranks took 1 / 1.11 and 1 / 1.27 of this estimate.
 """
 
 from dataclasses import dataclass, fields
@@ -34,25 +34,25 @@ from lectern_common.words import gib
 
 FLOAT32_BYTES = 4
 ADAMW_BYTES = 8
-# [n, V] tensors that the objective has at one time: the student's logits and the teacher's, and in
-# passes over a few rows those of the cross entropy and the divergence, together at most as much.
+# [n, V] tensors that the objective holds at once: the student's and the teacher's logits, and as
+# much again, at most, for cross entropy and divergence, which pass over a few rows at a time.
 CHUNK_TENSORS = 4
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the arithmetic needs to know of a student.
+    """The sizes of a student that the estimate needs.
 
     Attributes:
-        num_parameters: trained and frozen, tied ones once.
+        num_parameters: trained and frozen; tied ones count once.
         num_trainable: those with a gradient.
-        mlp_size: width of the MLP, times the experts that a token goes through.
-        query_size: heads times their width; `key_size` the same of keys, or of values.
-        num_outside: O, parameters that are in no layer.
+        mlp_size: width of the MLP, times the experts per token.
+        query_size: heads times head width; `key_size` is the same for keys, or for values.
+        num_outside: O, parameters outside the layers.
         num_largest_layer: Y, parameters of the largest layer.
-        keeps_scores: attention keeps its [heads, S, S] scores for the backward pass: no fused
-            kernel, or dropout on them.
+        keeps_scores: attention keeps its [heads, S, S] scores for the backward pass, because it has
+            no fused kernel, or dropout on them.
     """
 
     num_parameters: int
@@ -74,14 +74,14 @@ class Computation:
     """How a device computes one micro-batch.
 
     Attributes:
-        sequences: rows of a micro-batch; `seq_len` tokens each.
-        compute_bytes: of a number in the compute dtype: 4 or 2.
-        checkpointing: activations of a layer are computed again in the backward pass.
-        chunk_tokens: tokens whose logits exist at one time.
-        devices: that share parameters, gradients and moments.
+        sequences: rows per micro-batch, of `seq_len` tokens each.
+        compute_bytes: bytes per number in the compute dtype: 4 or 2.
+        checkpointing: each layer's activations are recomputed in the backward pass.
+        chunk_tokens: tokens whose logits are in memory at once.
+        devices: how many share parameters, gradients and moments.
         head_bytes: of the teacher's output head on the device; 0 without one.
         answer_bytes: of the teacher's answers for one step of one device.
-        steps_ahead: that answers are asked for.
+        steps_ahead: steps whose answers are prefetched.
     """
 
     sequences: int
@@ -110,17 +110,17 @@ class MemoryEstimate:
 
     @property
     def certain(self) -> int:
-        """What is there at every optimizer step, whatever is computed how."""
+        """Bytes that are allocated at every optimizer step, however it is computed."""
         return self.parameters + self.gradients + self.optimizer + self.teacher_head
 
     @property
     def on_device(self) -> int:
-        """All but the answers."""
+        """Everything except the answers."""
         return self.certain + self.gathered + self.activations + self.objective
 
     @property
     def total(self) -> int:
-        """With the answers: what a run on the CPU needs."""
+        """Everything, with the answers: what a run on the CPU needs."""
         return self.on_device + self.answers
 
     def parts(self) -> dict[str, int]:
@@ -129,7 +129,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
-    """Returns what a device needs for one step of a run."""
+    """Returns the memory that a device needs for one step of a run."""
     gathered = FLOAT32_BYTES * (shape.num_outside + shape.num_largest_layer)
     head_gradient = FLOAT32_BYTES * shape.vocab_size * shape.hidden_size
     chunk_tokens = min(computed.chunk_tokens, computed.sequences * computed.seq_len)
@@ -147,24 +147,25 @@ def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
 
 
 def activation_bytes(shape: ModelShape, computed: Computation) -> int:
-    """Returns what autograd keeps of a micro-batch's forward until its backward has passed.
+    """Returns the bytes that autograd keeps between a micro-batch's forward and backward pass.
 
     Counted tensor by tensor over a decoder layer with RMSNorm, rotary embedding, fused attention
-    and gated MLP, as transformers writes it (Korthikanti et al. 2022, section 4, count a GPT layer
-    in the same way). Numbers a token and layer:
+    and gated MLP, as in transformers (Korthikanti et al. 2022, section 4, count a GPT layer in the
+    same way). Numbers per token and layer:
 
         6 h        input, normalised and scaled, of each of the two norms
-        2 q + 2 k  what attention takes and gives
+        2 q + 2 k  inputs and output of attention
         4 m        gate, its SiLU, up, and their product
-        a          attention's log-sum-exp; 2 a S more where it keeps its scores
+        a          attention's log-sum-exp; 2 a S more if it keeps its scores
 
     In 16 bits the 4 h of the norms stay float32, each of q, k, v, gate and up casts its input
-    anew (5 h), and the weights of the layers are kept as cast. With checkpointing a layer keeps h,
-    and one layer at a time its whole. The embedding and the last norm keep 3 h, and the valid
-    positions' hidden states and their gradient are 2 h.
+    again (5 h), and the cast weights of the layers are kept. With checkpointing each layer keeps h,
+    and one layer at a time keeps everything. The embedding and the last norm keep 3 h, and the
+    valid positions' hidden states and their gradient are 2 h.
 
-    Within 12 % of what is kept for Qwen, Llama and OLMo, a factor of 1.7 for GPT-2, OPT, Gemma, Phi
-    and Mixtral, of 2.3 for layers with a state space (tests/student_trainer/student/test_shape.py).
+    Within 12 % of the measured bytes for Qwen, Llama and OLMo, a factor of 1.7 for GPT-2, OPT,
+    Gemma, Phi and Mixtral, and of 2.3 for state-space layers
+    (tests/student_trainer/student/test_shape.py).
     """
     tokens, narrow = computed.sequences * computed.seq_len, computed.compute_bytes
     norms = 4 * FLOAT32_BYTES + (2 * narrow if narrow == FLOAT32_BYTES else 5 * narrow)
@@ -185,12 +186,12 @@ def activation_bytes(shape: ModelShape, computed: Computation) -> int:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes that a run may take, what it already holds included.
+    """Bytes that a run may use, including what it already holds.
 
     Attributes:
         device: its name, "cpu" or "cuda:0".
-        device_bytes: of each device.
-        host_bytes: of the machine; on the CPU the same memory.
+        device_bytes: free on each device.
+        host_bytes: free on the machine; on the CPU the same memory.
     """
 
     device: str
@@ -213,12 +214,12 @@ class Fit:
 
 
 def memory_fit(estimate: MemoryEstimate, free: FreeMemory, processes: int = 1) -> Fit:
-    """Returns whether an estimate fits.
+    """Returns whether an estimate fits into the free memory.
 
     Args:
-        estimate: of one device.
-        free: what there is.
-        processes: ranks that share the host's memory, and the device's where that is the host.
+        estimate: for one device.
+        free: the free memory.
+        processes: ranks that share the host's memory, and on the CPU also the device's.
     """
     sharing = processes if free.is_host else 1
     certain, whole = sharing * estimate.certain, sharing * estimate.on_device
@@ -232,31 +233,32 @@ def memory_fit(estimate: MemoryEstimate, free: FreeMemory, processes: int = 1) -
             if size and name in ("parameters", "gradients", "optimizer", "teacher_head")
         ]
         problem = (
-            f"the student takes {gib(certain)} of memory to train ({', '.join(parts)}), and "
-            f"{gib(limit)} are free on {free.device}; take a smaller student, set student.lora"
+            f"the student needs {gib(certain)} of memory to train ({', '.join(parts)}), but only "
+            f"{gib(limit)} is free on {free.device}; choose a smaller student, set student.lora"
             + ("" if free.is_host else ", raise device.count")
-            + (", or take another teacher.representation" if estimate.teacher_head else "")
+            + (", or choose another teacher.representation" if estimate.teacher_head else "")
         )
         return Fit(whole, limit, problem=problem)
     if whole > limit:
         warning = (
-            f"the run may need {gib(whole)} of memory ({gib(sharing * estimate.activations)} of "
-            f"it activations), and {gib(limit)} are free on {free.device}; lower "
-            "batch.micro_batch_sequences, or set device.activation_checkpointing"
+            f"the run may need {gib(whole)} of memory (activations "
+            f"{gib(sharing * estimate.activations)}), but only {gib(limit)} is free on "
+            f"{free.device}; lower batch.micro_batch_sequences, or set "
+            "device.activation_checkpointing"
         )
         return Fit(whole, limit, warning=warning)
     answers = processes * estimate.answers
     if not free.is_host and answers > free.host_bytes:
         warning = (
-            f"the teacher's answers for coming steps may take {gib(answers)}, and "
-            f"{gib(free.host_bytes)} of the host's memory are free; lower teacher.prefetch_steps"
+            f"prefetched teacher answers may need {gib(answers)}, but only "
+            f"{gib(free.host_bytes)} of host memory is free; lower teacher.prefetch_steps"
         )
         return Fit(whole, limit, warning=warning)
     return Fit(whole, limit)
 
 
 def free_host_bytes(cgroup: Path = _CGROUP) -> int:
-    """Returns what the machine has free, or what this process's container may still take."""
+    """Returns the machine's free memory, or what this process's container may still use of it."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((cgroup / "memory.max").read_text())
@@ -264,7 +266,7 @@ def free_host_bytes(cgroup: Path = _CGROUP) -> int:
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no limit ("max"), or no container
         return free
-    # Pages of files that were read once are given back when they are needed.
+    # The kernel gives back pages of files that were read once.
     return min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
 
 

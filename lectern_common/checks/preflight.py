@@ -1,7 +1,7 @@
-"""Every check of a run that can be made before it starts, without torch and without a download.
+"""Runs every check that can be made before a run starts, without torch and without a download.
 
-Made before the control plane accepts a run, and by `lectern train` before it makes a folder: a run
-that cannot work is refused in one sentence and leaves nothing behind.
+The control plane runs them before it accepts a run, and `lectern train` before it creates a folder.
+A run that cannot work is refused with one sentence and leaves nothing behind.
 """
 
 import importlib.util
@@ -46,14 +46,14 @@ _Found = TypeVar("_Found")
 
 @dataclass
 class Found:
-    """What the checks came across. None: it is not there, or cannot be used.
+    """What the checks found. None means missing or unusable.
 
     Attributes:
         manifest: of the training data.
-        rows: of training and validation set; None for synthetic data too.
-        student: what its folder tells.
-        teacher: what it says of itself, though it may not fit; one of several servers.
-        taught_by: known before: what the teacher has to be.
+        rows: of training and validation set; also None for synthetic data.
+        student: what its folder says about it.
+        teacher: its own description, even if it does not fit; of one of several servers.
+        taught_by: set by the caller: which model the teacher must be.
     """
 
     manifest: ShardManifest | None = None
@@ -69,11 +69,11 @@ def examine(
     timeout_seconds: float = 10.0,
     taught_by: TeacherIdentity | None = None,
 ) -> tuple[list[Check], Found]:
-    """Returns every check, in the order that the run would meet them, and what they came across.
+    """Returns every check, in the order in which the run would meet them, and what they found.
 
     Args:
-        timeout_seconds: for an answer of the teacher at `spec.teacher.address`, at most.
-        taught_by: of a run that was accepted before; its teacher has to be this one still.
+        timeout_seconds: longest wait for an answer of the teacher at `spec.teacher.address`.
+        taught_by: the teacher that an earlier accepted run must still have.
     """
     found = Found(taught_by=taught_by)
     return list(_checks(spec, roots, timeout_seconds, found)), found
@@ -85,13 +85,13 @@ def require_startable(
     timeout_seconds: float = 10.0,
     taught_by: TeacherIdentity | None = None,
 ) -> TeacherIdentity | None:
-    """Returns the teacher that the run is accepted with, None for one that asks none.
+    """Returns the teacher that the run is accepted with; None if it needs none.
 
     Args:
         taught_by: see `examine`.
 
     Raises:
-        LecternError: of the first check that fails.
+        LecternError: the error of the first failed check.
     """
     found = Found(taught_by=taught_by)
     for check in _checks(spec, roots, timeout_seconds, found):
@@ -102,7 +102,7 @@ def require_startable(
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
     if spec.data.path is None:
-        yield Check("data", Outcome.PASS, "synthetic tokens; nothing is read")
+        yield Check("data", Outcome.PASS, "synthetic tokens; no files are read")
     else:
         yield from _data(spec, roots, spec.data.path, found)
     found.student, check = _student(spec, roots)
@@ -118,7 +118,7 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
 
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
-    """Yields whether the datasets hold rows, and enough of them for a step."""
+    """Checks that the datasets hold rows, and enough of them for a step."""
     found.manifest, check = _dataset(spec, roots, "data", "data.path", path)
     yield check
     held_out: ShardManifest | None = None
@@ -138,7 +138,7 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
 def _dataset(
     spec: RunSpec, roots: Roots, subject: str, field: str, path: str
 ) -> tuple[ShardManifest | None, Check]:
-    """Returns the manifest, and that the folder holds at least one row."""
+    """Returns the manifest, and the check that the folder holds at least one row."""
 
     def look() -> tuple[ShardManifest, str]:
         folder = resolve_under(roots.data, path, field)
@@ -146,11 +146,11 @@ def _dataset(
             manifest = read_manifest(folder)
         except NotFound:
             if folder.is_dir():
-                why = f"{folder} has no {MANIFEST_NAME}, so it is no dataset"
+                why = f"{folder} has no {MANIFEST_NAME}, so it is not a dataset"
             else:
                 there = what_is_there(roots.data, path, MANIFEST_NAME)
                 why = f"no dataset {path!r} under the data root {there}"
-            why += " (`lectern data prepare` makes one)"
+            why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
         require_row(folder, manifest.total_tokens, spec.data.seq_len)
@@ -163,13 +163,13 @@ def _dataset(
         counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
         return manifest, f"{path}: {counts} of {spec.data.seq_len}"
 
-    return _tried(subject, look, nothing=None)
+    return _checked(subject, look, nothing=None)
 
 
 def _rows(
     spec: RunSpec, manifest: ShardManifest, held_out: ShardManifest | None
 ) -> tuple[RowCounts | None, Check]:
-    """Returns the rows of both sets, and that those of training are enough for a step."""
+    """Returns the rows of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[RowCounts, str]:
         data, training = spec.data, _num_rows(spec, manifest)
@@ -188,7 +188,7 @@ def _rows(
         evaluated = min(validation, spec.evaluation.max_sequences)
         return RowCounts(training, evaluated), ""
 
-    return _tried("rows", look, nothing=None)
+    return _checked("rows", look, nothing=None)
 
 
 def _num_rows(spec: RunSpec, manifest: ShardManifest) -> int:
@@ -207,11 +207,11 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
             origin += f", adapters of rank {spec.student.lora.rank}"
         return facts, f"{origin}, vocabulary of {facts.vocab_size}"
 
-    facts, check = _tried("student", look, nothing=UNKNOWN_STUDENT)
+    facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = (
-            f"{spec.student.init} is no folder under the models root ({roots.models}), so a hub "
-            "id; the trainer downloads and checks it"
+            f"{spec.student.init} is not a folder under the models root ({roots.models}), so it is "
+            "taken as a hub id; the trainer downloads and checks it"
         )
         check = Check("student", Outcome.SKIP, message)
     return facts, check
@@ -224,7 +224,7 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
             require_data_fits(dataset, found.manifest, found.student.tokens)
         return None, "data and student have the same tokens"
 
-    return _tried("tokenizer", look, nothing=None)[1]
+    return _checked("tokenizer", look, nothing=None)[1]
 
 
 def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
@@ -234,24 +234,24 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
         )
         if found.student.tokens is None and not (of_data and of_data.exists()):
             why = (
-                f"neither the student nor the data has a {TOKENIZER_NAME}, so a text is no tokens; "
-                "leave it out, or put one beside the student"
+                f"neither the student nor the data has a {TOKENIZER_NAME} to encode prompts with; "
+                "remove the prompts, or put one beside the student"
             )
             raise InvalidSpec([("evaluation.prompts", why)])
         return None, counted(len(spec.evaluation.prompts), "prompt")
 
-    return _tried("prompts", look, nothing=None)[1]
+    return _checked("prompts", look, nothing=None)[1]
 
 
 def _packages(spec: RunSpec) -> Check:
     def look() -> tuple[None, str]:
         for name in spec.report_to:
             if importlib.util.find_spec(name) is None:
-                why = f"{name} is not installed: pip install 'lectern[{name}]', or leave it out"
+                why = f"{name} is not installed: pip install 'lectern[{name}]', or remove it"
                 raise InvalidSpec([("report_to", why)])
-        return None, f"{', '.join(spec.report_to)} can be written to"
+        return None, f"{', '.join(spec.report_to)} installed"
 
-    return _tried("packages", look, nothing=None)[1]
+    return _checked("packages", look, nothing=None)[1]
 
 
 def _teacher(
@@ -274,13 +274,13 @@ def _teacher(
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"
-            + "".join(f"; left out for now: {error}" for error in away)
+            + "".join(f"; skipped for now: {error}" for error in away)
         )
 
-    return _tried("teacher", look, nothing=None)[1]
+    return _checked("teacher", look, nothing=None)[1]
 
 
-def _tried(
+def _checked(
     subject: str, look: Callable[[], tuple[_Found, str]], nothing: _Found
 ) -> tuple[_Found, Check]:
     """Returns what `look` found and the passed check, or `nothing` and the failed one."""

@@ -1,7 +1,7 @@
-"""Eight rules of data and student, each in one sentence.
+"""Eight rules for data and student, each with one error message.
 
-The checks before a run hold what they read of manifests and configs against them, and the trainer
-what it has loaded: whoever finds a rule broken says the same.
+The checks before a run apply them to manifests and configs, the trainer to what it has loaded, so
+both report a broken rule in the same words.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from lectern_common.words import counted
 
 
 def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:
-    """Raises InvalidSpec unless a dataset of `num_tokens` has one row of seq_len + 1."""
+    """Raises InvalidSpec unless `num_tokens` are enough for one row of seq_len + 1."""
     if num_tokens < seq_len + 1:
-        why = f"{folder} has {num_tokens} tokens; a row needs {seq_len} + 1"
+        why = f"{folder} has {num_tokens} tokens, but a row needs {seq_len} + 1"
         raise InvalidSpec([("data.seq_len", f"{why}; lower it, or prepare more data")])
 
 
@@ -21,14 +21,14 @@ def require_document_starts(folder: Path, *, are_known: bool, needs_them: bool) 
     """Raises InvalidSpec if documents are to be kept apart in a dataset without their starts."""
     if needs_them and not are_known:
         why = (
-            f"false needs to know where documents begin, and {folder} does not say; prepare it "
+            f"false needs the start of each document, which {folder} does not record; prepare it "
             "again with `lectern data prepare`, or set true"
         )
         raise InvalidSpec([("data.attention_across_documents", why)])
 
 
 def require_own_tokenizer(tokenizer: Path, its_sha256: str, shards_sha256: str) -> None:
-    """Raises CorruptData unless a tokenizer is that of the shards beside it.
+    """Raises CorruptData unless the shards beside a tokenizer were written with it.
 
     Args:
         tokenizer: the file, for the message.
@@ -53,39 +53,39 @@ def require_one_tokenizer(
     """
     if tokenizer_sha256 != validation_sha256:
         raise Incompatible(
-            f"data.validation_path {validation_path} was prepared with another tokenizer than "
+            f"data.validation_path {validation_path} was prepared with a different tokenizer than "
             f"data.path {path}; prepare both with the same one"
         )
 
 
 def rows_held_out(num_rows: int, fraction: float) -> int:
-    """Returns how many rows are held out for validation: this fraction of them, at least one.
+    """Returns how many rows are held out for validation: this fraction, but at least one.
 
     Raises:
-        InvalidSpec: none would be left to train on.
+        InvalidSpec: no rows would be left to train on.
     """
     num_validation = max(1, round(num_rows * fraction))
     if num_validation >= num_rows:
         why = (
-            f"{fraction} of {counted(num_rows, 'row')} leaves none to train on; lower it, or "
-            "data.seq_len, or prepare more data"
+            f"holding out {fraction} of {counted(num_rows, 'row')} leaves none to train on; lower "
+            "it, or data.seq_len, or prepare more data"
         )
         raise InvalidSpec([("data.validation_fraction", why)])
     return num_validation
 
 
 def require_step(num_rows: int, sequences_per_step: int) -> None:
-    """Raises InvalidSpec unless the training data has the rows of one step."""
+    """Raises InvalidSpec unless the training data has enough rows for one step."""
     if num_rows < sequences_per_step:
         why = (
-            f"a step takes {sequences_per_step} rows, the training data has {num_rows}; lower it, "
-            "or data.seq_len, or prepare more data"
+            f"a step needs {sequences_per_step} rows, but the training data has only {num_rows}; "
+            "lower it, or data.seq_len, or prepare more data"
         )
         raise InvalidSpec([("batch.sequences_per_step", why)])
 
 
 def require_positions(seq_len: int, max_positions: int | None) -> None:
-    """Raises Incompatible if rows are longer than the student's positions; None has no limit."""
+    """Raises Incompatible if rows exceed the student's positions; None means no limit."""
     if max_positions is not None and seq_len > max_positions:
         raise Incompatible(
             f"data.seq_len {seq_len} exceeds the {max_positions} positions of the student; lower it"
@@ -93,10 +93,10 @@ def require_positions(seq_len: int, max_positions: int | None) -> None:
 
 
 def require_layers_to_leave_out(num_layers: int) -> None:
-    """Raises InvalidSpec if a student of which every n-th layer is kept would keep them all."""
+    """Raises InvalidSpec if the student has too few layers to leave any out."""
     if num_layers < 2:
         why = (
             f"the student has {counted(num_layers, 'layer')}, so none can be left out; remove this "
-            "setting, or take another student.init"
+            "setting, or choose another student.init"
         )
         raise InvalidSpec([("student.keep_every_nth_layer", why)])

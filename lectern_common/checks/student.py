@@ -1,4 +1,4 @@
-"""What a student's folder tells of it, without torch: vocabulary, tokens, weights and layers."""
+"""Reads what a student's folder says about it, without torch: vocabulary, tokens and weights."""
 
 import importlib.util
 import json
@@ -19,21 +19,21 @@ UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None
 
 _CONFIG_NAME = "config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# As architectures call them; one without any has no end.
+# The names in different architectures; a model with none of them has no limit.
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _LAYERS = ("num_hidden_layers", "n_layer")
 
 
 def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
-    """Returns what the student's folder tells; UNKNOWN_STUDENT for a hub id that is no folder here.
+    """Returns what the student's folder says; UNKNOWN_STUDENT for a hub id without a folder here.
 
-    `weights_sha256` is None where the student does not begin with the weights of its folder as they
-    are: new ones, or those of some of the layers. With adapters it does.
+    `weights_sha256` is None unless the student starts from all the weights of its folder: it is
+    None for new weights and for some of the layers, but not with adapters.
 
     Raises:
-        InvalidSpec: there is no such folder, it is not a model folder, or not what the spec makes
-            of it can be made of it.
-        Incompatible: rows are longer than what it takes.
+        InvalidSpec: there is no such folder, it is not a model folder, or the spec's settings do
+            not suit it.
+        Incompatible: rows are longer than the student's positions.
         CorruptData: its weights or tokenizer cannot be read.
     """
     field = "student.init" if spec.student.init is not None else "student.config"
@@ -45,7 +45,7 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         there = what_is_there(roots.models, name, _CONFIG_NAME)
         raise InvalidSpec([(field, f"no model folder {name!r} under the models root {there}")])
     if spec.student.revision is not None:
-        why = f"{name} is a folder under the models root and has no revisions; leave it out"
+        why = f"{name} is a folder under the models root and has no revisions; remove it"
         raise InvalidSpec([("student.revision", why)])
     config = _read_config(folder, field)
     require_positions(spec.data.seq_len, _number(config, _POSITIONS))
@@ -73,9 +73,9 @@ def _weight_files(folder: Path, field: str) -> list[Path]:
 
 
 def _require_adapters_fit(targets: list[str] | None, files: list[Path]) -> None:
-    """Raises InvalidSpec where adapters cannot be made, or a target names no matrix."""
+    """Raises InvalidSpec if peft is missing, or a target names no weight matrix."""
     if importlib.util.find_spec("peft") is None:
-        why = "needs peft: pip install 'lectern[lora]', or leave it out"
+        why = "needs peft: pip install 'lectern[lora]', or remove it"
         raise InvalidSpec([("student.lora", why)])
     matrices = {
         name.removesuffix(".weight")
@@ -90,7 +90,7 @@ def _require_adapters_fit(targets: list[str] | None, files: list[Path]) -> None:
 
 
 def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    """Returns the first of these settings that is there, of the text part where it has parts."""
+    """Returns the first of these settings that the config or its text part has."""
     parts = (config, config.get("text_config") or {})
     found = (part.get(name) for part in parts for name in names if isinstance(part, dict))
     return next((value for value in found if type(value) is int), None)

@@ -1,1 +1,1 @@
-"""A run's specification: its sections, reading it, what a resume may change, its page."""
+"""The run specification: its sections, loading, what a resume may change, its docs page."""

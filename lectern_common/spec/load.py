@@ -1,4 +1,4 @@
-"""A RunSpec from YAML or JSON and back, and one sentence for each problem with it."""
+"""Reads a RunSpec from YAML or JSON, writes it back, and puts each problem in one sentence."""
 
 import difflib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ teacher: {address: "127.0.0.1:50051"}
 student: {init: Qwen/Qwen2.5-Coder-0.5B-Instruct}
 data: {path: my-data}
 """
-_EXAMPLE = f"All that one needs (docs/run-spec.md has every field):\n\n{SMALLEST}"
+_EXAMPLE = f"A minimal spec (docs/run-spec.md lists every field):\n\n{SMALLEST}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -36,7 +36,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_spec(data: Any) -> RunSpec:
-    """Returns the resolved spec of a mapping (parsed YAML or JSON).
+    """Returns the resolved spec from a mapping (parsed YAML or JSON).
 
     Raises:
         InvalidSpec: with one (field, message) pair for each problem.
@@ -50,7 +50,7 @@ def parse_spec(data: Any) -> RunSpec:
 
 
 def load_spec(path: Path) -> RunSpec:
-    """Returns the resolved spec of a YAML file.
+    """Returns the resolved spec from a YAML file.
 
     Raises:
         InvalidSpec: not readable, too large, not YAML, or not a valid spec.
@@ -61,11 +61,12 @@ def load_spec(path: Path) -> RunSpec:
     except OSError as error:
         raise InvalidSpec([("", f"cannot read {path}: {error.strerror}")]) from None
     if len(text) > MAX_SPEC_BYTES:
-        raise InvalidSpec([("", f"{path} is over {MAX_SPEC_BYTES} bytes; this is no run spec")])
+        why = f"{path} is larger than {MAX_SPEC_BYTES} bytes, so it is not a run spec"
+        raise InvalidSpec([("", why)])
     try:
         data = _UniqueKeyLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
-        # Not YAMLError alone: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
+        # Not only YAMLError: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
         raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
     if data is None:
         raise InvalidSpec([("", f"{path} is empty. {_EXAMPLE}")])
@@ -73,12 +74,12 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def dump_spec(spec: RunSpec) -> str:
-    """Returns the resolved spec as YAML, every default visible; `load_spec` reads it back equal."""
+    """Returns the resolved spec as YAML with every default; `load_spec` reads it back equal."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
 def _problem(entry: Any) -> tuple[str, str]:
-    """One pydantic error as (dotted field, sentence); names the nearest field to a misspelt one."""
+    """Returns a pydantic error as (dotted field, sentence); suggests a name for a misspelt one."""
     field = ".".join(str(part) for part in entry["loc"])
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":

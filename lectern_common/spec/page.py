@@ -1,7 +1,6 @@
-"""docs/run-spec.md, made of the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
+"""Makes docs/run-spec.md from the schema: `python -m lectern_common.spec.page`.
 
-One list of a run's settings, for people; the same that YAML files, REST bodies and the page's form
-are held to.
+So the docs list exactly the settings that YAML files, REST bodies and the page's form accept.
 """
 
 import sys
@@ -11,18 +10,18 @@ from typing import Any
 
 from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 
-_HEAD = """# What a run is described by
+_HEAD = """# The run specification
 
-One specification describes a run: the YAML file that `lectern train` and `lectern runs create`
-read, the body of `POST /runs`, and what the page shows. A field that is not here is refused, and so
-is a value that would have no effect. `lectern train SPEC.yaml --dry-run` prints all of it, defaults
-filled in, with what the run will come to.
+One specification describes a run. It is the YAML file that `lectern train` and
+`lectern runs create` read, the body of `POST /runs`, and what the page shows. Unknown fields are
+refused, and so are values that would have no effect. `lectern train SPEC.yaml --dry-run` prints the
+whole specification with its defaults filled in, and an estimate of the run.
 
-`null` stands for what is off, or follows from another field; the default that is then in force is
-in parentheses. Paths are relative to the folders that the processes were started with. Fields with
-a * may be changed when a run is resumed.
+`null` means that a setting is off, or that its default depends on another field; that default is
+in parentheses. Paths are relative to the root folders that the processes were started with. Fields
+marked * may be changed when a run is resumed.
 
-This page is made of the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
+This page is generated from the schema: `python -m lectern_common.spec.page > docs/run-spec.md`.
 """
 _TYPES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
 _BOUNDS = (
@@ -35,7 +34,7 @@ _BOUNDS = (
 
 @dataclass(frozen=True)
 class Field:
-    """One setting: its dotted name, what it takes, its default, and what it does."""
+    """One setting: its dotted name, what it accepts, its default, and what it does."""
 
     name: str
     kind: str
@@ -45,7 +44,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Table:
-    """The settings of one section, without those of sections within it; `name` "" is the run."""
+    """The settings of one section, without its subsections; `name` "" is the whole run."""
 
     name: str
     words: str
@@ -53,7 +52,7 @@ class Table:
 
 
 def tables(schema: dict[str, Any] | None = None) -> list[Table]:
-    """Returns a table for each section of a JSON schema of RunSpec (its own), in order."""
+    """Returns a table for each section, in order; `schema` None is that of RunSpec."""
     schema = RunSpec.model_json_schema() if schema is None else schema
     return list(_tables("", "", schema, schema.get("$defs", {})))
 
@@ -65,7 +64,7 @@ def page() -> str:
         lines = [f"## {f'`{table.name}`' if table.name else 'The run'}", ""]
         if table.words:
             lines += [table.words, ""]
-        lines += ["| field | takes | default | what it does |", "|---|---|---|---|"]
+        lines += ["| field | accepts | default | what it does |", "|---|---|---|---|"]
         lines += [_line(field) for field in table.fields]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -84,7 +83,7 @@ def _tables(name: str, words: str, schema: dict[str, Any], defs: dict[str, Any])
         said = [defs[reference].get("description"), property_.get("description")]
         joined = " ".join(" ".join(part.split()) for part in said if part)
         if "default" in property_ and property_["default"] is None and "Absent" not in joined:
-            joined += " Absent (`null`) unless it is given."
+            joined += " Absent (`null`) by default."
         within.append((dotted, joined, defs[reference]))
     yield Table(name, words, found)
     for section in within:
@@ -92,7 +91,7 @@ def _tables(name: str, words: str, schema: dict[str, Any], defs: dict[str, Any])
 
 
 def _reference(property_: dict[str, Any]) -> str | None:
-    """Returns the section that a property is, optional or not; None: a setting."""
+    """Returns the section that a property holds, optional or not; None means a plain setting."""
     for option in (property_, *property_.get("anyOf", ()), *property_.get("allOf", ())):
         if "$ref" in option:
             return str(option["$ref"]).rpartition("/")[2]

@@ -1,7 +1,8 @@
-"""RunSpec: the one description of a run. YAML file, REST body, CLI input and page show this schema.
+"""RunSpec: the one description of a run, and what a resume may change of it.
 
-Every field is applied or the spec is refused; nothing is only recorded. What holds between two
-sections is here, the sections themselves in sections.py, files and messages in load.py.
+The YAML file, the REST body, the command line and the page all have this schema. Every field takes
+effect, or the spec is refused. The rules between two sections are here; the sections are in
+sections.py, loading and messages in load.py.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -29,20 +30,20 @@ NAME_RULE = "lower-case letters, digits and hyphens, at most 63, beginning with 
 
 def _each_once(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
-        raise ValueError("must name each once")
+        raise ValueError("must not repeat an entry")
     return values
 
 
 class RunSpec(Section):
-    """A whole run. See docs beside each field; defaults are in force unless set."""
+    """One run. Each field is documented below it; defaults apply unless set."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    """For people and for the run id: lower-case letters, digits and hyphens, at most 63, beginning
+    """The run's name, part of its id: lower-case letters, digits and hyphens, at most 63, beginning
     with a letter or digit."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Initial weights (with student.config), row order, synthetic data, sampled targets."""
+    """Seeds initial weights (with student.config), row order, synthetic data, sampled targets."""
     teacher: TeacherSpec | None = None
-    """Required with objective.alpha < 1, refused with alpha 1, which needs no teacher."""
+    """Required if objective.alpha < 1; refused with alpha 1, which needs no teacher."""
     student: StudentSpec
     data: DataSpec
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -55,18 +56,18 @@ class RunSpec(Section):
     report_to: Annotated[list[Literal["tensorboard", "wandb"]], AfterValidator(_each_once)] = Field(
         [], max_length=2
     )
-    """Further places that metrics are written to; metrics.jsonl always is."""
+    """Where else to write metrics; metrics.jsonl is always written."""
 
     @model_validator(mode="after")
     def _teacher_if_distilling(self) -> Self:
         if self.objective.alpha < 1 and self.teacher is None:
             raise ValueError(
                 f"teacher is required: objective.alpha is {self.objective.alpha:g}, so the run "
-                "distils; set teacher.address, or alpha 1 for cross entropy alone"
+                "distils; set teacher.address, or alpha 1 for cross entropy only"
             )
         if self.objective.alpha == 1 and self.teacher is not None:
             raise ValueError(
-                "teacher has no effect with objective.alpha 1 (cross entropy alone); remove it, "
+                "teacher has no effect with objective.alpha 1 (only cross entropy); remove it, "
                 "or lower alpha"
             )
         return self
@@ -81,7 +82,7 @@ class RunSpec(Section):
         ):
             raise ValueError(
                 f"objective.divergence {divergence} needs the teacher's probability of every "
-                "token, and teacher.representation sampled tells it of those drawn alone; set "
+                "token, but teacher.representation sampled sends only the drawn ones; set "
                 "divergence forward_kl, or representation hidden or top_k"
             )
         return self
@@ -92,8 +93,8 @@ class RunSpec(Section):
         if rows % count or self.rows_per_device % self.micro_batch:
             raise ValueError(
                 f"device.count {count} must divide batch.sequences_per_step {rows}, and "
-                f"batch.micro_batch_sequences {self.batch.micro_batch_sequences} the rows of each "
-                "device"
+                f"batch.micro_batch_sequences {self.batch.micro_batch_sequences} must divide the "
+                "rows of each device"
             )
         return self
 
@@ -101,28 +102,28 @@ class RunSpec(Section):
     def _patience_keeps_the_best(self) -> Self:
         if self.evaluation.patience is not None and not self.checkpoint.keep_best:
             raise ValueError(
-                "evaluation.patience exports the best weights, and checkpoint.keep_best 0 keeps "
+                "evaluation.patience exports the best weights, but checkpoint.keep_best 0 keeps "
                 "none; set keep_best 1, or remove patience"
             )
         return self
 
     @property
     def rows_per_device(self) -> int:
-        """Rows of a step that each of `device.count` devices computes."""
+        """Rows of a step that each device computes."""
         return self.batch.sequences_per_step // self.device.count
 
     @property
     def micro_batch(self) -> int:
-        """Rows that a device computes at a time, and asks the teacher about in one request."""
+        """Rows that a device computes at a time, and sends to the teacher in one request."""
         return min(self.batch.micro_batch_sequences or self.rows_per_device, self.rows_per_device)
 
     @property
     def distils(self) -> bool:
-        """True where the loss has a distillation term, and so a teacher is asked."""
+        """True if the loss has a distillation term, so that the run needs a teacher."""
         return self.teacher is not None
 
 
-# What a resume may change: dotted paths, each covering everything below it.
+# What a resume may change: dotted paths, each with everything below it.
 RESUME_MAY_CHANGE = (
     "schedule.steps",
     "evaluation",
@@ -138,7 +139,7 @@ RESUME_MAY_CHANGE = (
     "teacher.tls_key_file",
 )
 
-# Fields that have no effect, and are null, while another has its default.
+# Fields that have no effect, and are null, while another field has its default.
 HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF = {
     "device.max_restarts": "device.count",
     "evaluation.prompt_tokens": "evaluation.prompts",
@@ -146,19 +147,20 @@ HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF = {
 
 
 def require_resumable(old: RunSpec, new: RunSpec, made: int | None) -> None:
-    """Raises InvalidSpec, field by field, where a resume may not make the change.
+    """Raises InvalidSpec, naming every field, if a resume may not make the change.
 
     Args:
-        old: what the run has gone by so far.
-        new: what it is to go on with.
-        made: steps at its newest checkpoint; None where it has none, and begins anew.
+        old: the spec that the run has had so far.
+        new: the spec to resume it with.
+        made: steps at its newest checkpoint; None means that it has none and starts over.
     """
     problems = [
         (field, f"was {before!r}, is {after!r}; a resume may not change it")
         for field, before, after in resume_differences(old, new)
     ]
     if new.schedule.steps < (made or 0):
-        problems.append(("schedule.steps", f"is {new.schedule.steps}, but {made} steps are made"))
+        why = f"is {new.schedule.steps}, but the run has already made {made} steps"
+        problems.append(("schedule.steps", why))
     before, after = old.evaluation.max_sequences, new.evaluation.max_sequences
     if made is not None and new.evaluation.patience is not None and before != after:
         why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
@@ -168,24 +170,24 @@ def require_resumable(old: RunSpec, new: RunSpec, made: int | None) -> None:
 
 
 def require_more_to_do(name: str, old: RunSpec, new: RunSpec, made: int, *, early: bool) -> None:
-    """Raises Conflict where a run that has succeeded would make no further step.
+    """Raises Conflict if a run that has succeeded would make no further step.
 
     Args:
-        name: of the run, for people.
-        old: what it has gone by.
-        new: what it is to go on with.
-        made: its steps.
-        early: it ended before the last one, its patience being over.
+        name: the run's name, for the message.
+        old: the spec that it has had.
+        new: the spec to resume it with.
+        made: steps that it has made.
+        early: it stopped before the last step, because its patience ran out.
     """
     patience = new.evaluation.patience
     if early and patience is not None and patience <= (old.evaluation.patience or 0):
         raise Conflict(
-            f"run {name} has succeeded: its evaluation.patience was over at step {made}; to go "
-            "on, resume with a higher evaluation.patience, or null"
+            f"run {name} has succeeded: its evaluation.patience ran out at step {made}; to "
+            "continue, resume with a higher evaluation.patience, or null"
         )
     if new.schedule.steps <= made:
         raise Conflict(
-            f"run {name} has succeeded: it has made all {made} steps; to go on, resume with a "
+            f"run {name} has succeeded: it has made all {made} steps; to continue, resume with a "
             "higher schedule.steps"
         )
 

@@ -1,9 +1,9 @@
-"""The sections of a RunSpec: every setting with its default, its bounds, and what it does.
+"""The sections of a RunSpec: every setting, its default, its bounds and what it does.
 
 A field that depends on another (`teacher.top_k` on `representation: top_k`) is null unless it
 applies, and its default is filled in when it does, so the resolved spec shows every value in force.
 
-Paths are relative to a root that the processes are started with (`lectern_common/roots.py`).
+Paths are relative to the root folders of the process (`lectern_common/roots.py`).
 """
 
 from pathlib import PurePosixPath
@@ -23,18 +23,18 @@ from lectern_common.teacher.address import MAX_REPLICAS, checked_address
 from lectern_common.teacher.secrets import SecretFiles, require_whole
 from lectern_common.wire.formats import FORMATS, Representation, RepresentationName
 
-MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
+MAX_NAME_BYTES = 255  # of a file or folder, on all common file systems
 
 
 def _relative_path(value: str) -> str:
-    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty parts."""
+    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty paths."""
     path = PurePosixPath(value)
     if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
         raise ValueError("must be a relative path inside its root, without '..'")
     if any(ord(character) < 32 for character in value):
         raise ValueError("must not contain control characters")
     if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts):
-        raise ValueError(f"must have no part of more than {MAX_NAME_BYTES} bytes")
+        raise ValueError(f"must not have a part longer than {MAX_NAME_BYTES} bytes")
     return str(path)
 
 
@@ -56,37 +56,37 @@ class Section(BaseModel):
 
 
 class TeacherSpec(Section):
-    """Which teacher answers, and how it is asked. Absent exactly when `objective.alpha` is 1."""
+    """Which teacher to ask, and how. Absent exactly when `objective.alpha` is 1."""
 
     address: Address = "127.0.0.1:50051"
-    """host:port of the teacher server; several with commas, or dns:///name:port, are replicas."""
+    """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port."""
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Model id the server must report; null takes whatever it serves."""
+    """Model id that the server must report; null accepts any."""
     representation: RepresentationName = "hidden"
-    """What crosses the wire for each token; see protos/teacher.proto."""
+    """What the teacher sends per token; see protos/teacher.proto."""
     top_k: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """Outcomes kept with `representation: top_k` (64); the rest is one further outcome."""
+    """Tokens kept with `representation: top_k` (64); all others count as one more outcome."""
     num_draws: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Draws a token with `representation: sampled` (50), others in every step."""
+    """Draws per token with `representation: sampled` (50); redrawn every step."""
     prefetch_steps: Annotated[int, Field(ge=0, le=64)] = 4
-    """Steps whose answers are requested while the student computes; 0 asks and waits."""
+    """Steps to request ahead while the student computes; 0 turns prefetching off."""
     deadline_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
-    """Longest wait for one answer before the request is made again."""
+    """Longest wait for one answer before the request is retried."""
     outage_budget_seconds: Annotated[float, Field(ge=0)] = 900.0
-    """How long the teacher may be away before the run ends as interrupted."""
+    """How long the teacher may be unreachable before the run ends as interrupted."""
     token_file: RelativePath | None = None
-    """File under the secrets root that holds the bearer token."""
+    """File under the secrets root with the bearer token."""
     tls_ca_file: RelativePath | None = None
-    """File under the secrets root with the authority of the server's certificate: turns TLS on."""
+    """File under the secrets root with the CA of the server's certificate; turns TLS on."""
     tls_cert_file: RelativePath | None = None
-    """File there with the client's own certificate, for a server that asks for one."""
+    """File under the secrets root with the client's certificate, if the server requires one."""
     tls_key_file: RelativePath | None = None
-    """File there with its private key."""
+    """File under the secrets root with the private key of `tls_cert_file`."""
     allow_same_weights: bool = False
-    """Go on although teacher and student are the same weights."""
+    """Allow teacher and student to have the same weights."""
 
     @model_validator(mode="after")
-    def _tls_files_are_whole(self) -> Self:
+    def _tls_files_go_together(self) -> Self:
         require_whole(SecretFiles.of(self))
         return self
 
@@ -102,36 +102,36 @@ class TeacherSpec(Section):
 
     @property
     def asks_for(self) -> Representation:
-        """What the teacher is asked for; draws get their seed at each step."""
+        """The representation to request; each step sets the seed of its draws."""
         return Representation(self.representation, self.top_k, self.num_draws)
 
 
 class LoraSpec(Section):
-    """Low-rank adapters (Hu et al., 2021) are trained, the weights of `init` stay as they are."""
+    """Low-rank adapters (Hu et al., 2021)."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of each adapter."""
     alpha: Positive = 32.0
-    """Adapters count alpha / rank times."""
+    """Adapter outputs are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the input of each adapter."""
+    """Dropout on each adapter's input."""
     targets: Annotated[list[ModuleName], Field(min_length=1, max_length=64)] | None = None
-    """Names of the linear layers that get one (q_proj, ...); null: all but the output head."""
+    """Names of the linear layers to adapt (q_proj, ...); null: all but the output head."""
 
 
 class StudentSpec(Section):
     """The model that learns: from pretrained weights (`init`) or from scratch (`config`)."""
 
     init: RelativePath | None = None
-    """Folder under the models root, or a hub id; safetensors weights only."""
+    """Folder under the models root, or a hub id; weights must be safetensors."""
     revision: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """Hub commit, tag or branch of `init`."""
     config: RelativePath | None = None
-    """Folder under the models root with a config.json; weights are drawn from `seed`."""
+    """Folder under the models root with a config.json; `seed` draws the initial weights."""
     keep_every_nth_layer: Annotated[int, Field(ge=2, le=1024)] | None = None
-    """Of the layers of `init` only 0, n, 2n, ... are kept: a shallower student of its width."""
+    """Keep only layers 0, n, 2n, ... of `init`: a shallower student of the same width."""
     lora: LoraSpec | None = None
-    """Train adapters on `init` instead of its weights."""
+    """Train only adapters; the weights of `init` stay frozen."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype (auto: float32 on CPU, bfloat16 on CUDA); parameters stay float32."""
 
@@ -148,22 +148,22 @@ class StudentSpec(Section):
 
 
 class DataSpec(Section):
-    """What is read. Rows of step s are a pure function of (seed, s)."""
+    """Training and validation data. The rows of step s are a pure function of (seed, s)."""
 
     kind: Literal["shards", "synthetic"] = "shards"
     """shards: token shards with a manifest (`lectern data prepare`). synthetic: random tokens."""
     path: RelativePath | None = None
     """Dataset folder under the data root (kind shards)."""
     seq_len: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
-    """Tokens of a row."""
+    """Tokens per row."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the rows, from the end, held out for validation (0.01 without validation_path)."""
+    """Share of rows, from the end, to hold out for validation (0.01 without validation_path)."""
     validation_path: RelativePath | None = None
-    """Dataset folder of the validation set, instead of a fraction."""
+    """Dataset folder of the validation set, instead of validation_fraction."""
     attention_across_documents: bool = True
-    """True: a row is one sequence. False: tokens see those of their own document alone."""
+    """True: a row is one sequence. False: tokens attend only within their own document."""
     max_bad_rows_fraction: Probability = 0.001
-    """Rows with ids beyond the student's vocabulary are left out and counted up to this share."""
+    """Largest share of rows with ids beyond the student's vocabulary; they are left out."""
 
     @model_validator(mode="after")
     def _validation_source(self) -> Self:
@@ -177,8 +177,8 @@ class DataSpec(Section):
             raise ValueError("set validation_fraction or validation_path, not both")
         if self.path is not None and self.validation_path == self.path:
             raise ValueError(
-                "validation_path is path, so the run would be judged by rows that it learns from; "
-                "set another, or validation_fraction"
+                "validation_path equals path, so the run would be validated on its training rows; "
+                "set another path, or validation_fraction"
             )
         if self.validation_path is None and self.validation_fraction is None:
             object.__setattr__(self, "validation_fraction", 0.01)
@@ -189,15 +189,16 @@ class ObjectiveSpec(Section):
     """loss = alpha * CE(student, label) + (1 - alpha) * temperature^2 * D(teacher_T, student_T)."""
 
     alpha: Probability = 0.3
-    """Weight of the cross entropy: 1 is cross entropy alone, 0 distillation alone."""
+    """Weight of the cross entropy: 1 is only cross entropy, 0 only distillation."""
     temperature: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """T: teacher and student logits are divided by it inside D; alpha < 1."""
+    """T: divides teacher and student logits inside D; only with alpha < 1."""
     divergence: DivergenceName = "forward_kl"
-    """D: forward_kl is KL(teacher || student), reverse_kl KL(student || teacher); alpha < 1."""
+    """D: forward_kl is KL(teacher || student), reverse_kl is KL(student || teacher); only with
+    alpha < 1."""
     beta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Weight of the teacher in the mixture of `divergence: jsd` (0.5)."""
+    """The teacher's weight in the mixture of `divergence: jsd` (0.5)."""
     chunk_tokens: PositiveInt | Literal["auto"] = "auto"
-    """Tokens whose logits exist at one time; any value gives the same result."""
+    """Tokens whose logits are in memory at once; any value gives the same result."""
 
     @model_validator(mode="after")
     def _beta_belongs_to_jsd(self) -> Self:
@@ -208,12 +209,12 @@ class ObjectiveSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _shape_of_distillation_belongs_to_it(self) -> Self:
-        # Compared with the defaults, which a resolved spec holds too.
+    def _distillation_settings_need_distillation(self) -> Self:
+        # Compares with the defaults, because a resolved spec states those too.
         for name in ("temperature", "divergence"):
             if self.alpha == 1 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} has no effect with objective.alpha 1 (cross entropy alone); remove "
+                    f"{name} has no effect with objective.alpha 1 (only cross entropy); remove "
                     "it, or lower alpha"
                 )
         return self
@@ -223,7 +224,7 @@ class OptimizerSpec(Section):
     """AdamW. Weight decay applies to matrices, not to norms and biases."""
 
     learning_rate: Positive = 1.0e-4
-    """Peak, reached after `schedule.warmup_steps`."""
+    """Peak learning rate, reached after `schedule.warmup_steps`."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
@@ -232,18 +233,18 @@ class OptimizerSpec(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay."""
     max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this global L2 norm."""
+    """Gradients are clipped to this global L2 norm."""
 
 
 class ScheduleSpec(Section):
-    """Length of the run, and the learning rate over it."""
+    """Length of the run, and its learning rate over time."""
 
     steps: Annotated[int, Field(ge=1, le=10**9)] = 1000
     """Optimizer steps."""
     warmup_steps: NonNegativeInt = 50
-    """Steps of linear rise from 0."""
+    """Steps of linear warm-up from 0."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    """Shape of the learning rate after the warm-up."""
     final_fraction: Probability = 0.1
     """Learning rate at the last step, as a share of the peak (no effect with constant)."""
 
@@ -262,12 +263,12 @@ class ScheduleSpec(Section):
 
 
 class BatchSpec(Section):
-    """Sequences of one optimizer step, and how many are computed at a time."""
+    """Sequences per optimizer step, and how many are computed at a time."""
 
     sequences_per_step: Annotated[int, Field(ge=1, le=1 << 16)] = 8
-    """Rows of one step; the loss is the mean over all their valid positions."""
+    """Rows per step; the loss is the mean over all their valid positions."""
     micro_batch_sequences: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Rows that a device computes at a time, at most (all of them); must divide its rows."""
+    """Micro-batch size per device (all its rows); must divide the rows per device."""
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
@@ -283,22 +284,23 @@ class BatchSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """On the validation set: before the first step, every so many steps, and after the last.
+    """Evaluation on the validation set: before the first step, every `every_steps`, after the last.
 
-    Cross entropy, and for runs that distil the KL to the teacher and how often both agree.
+    Measures cross entropy and, if the run distils, the KL to the teacher and how often they agree.
     """
 
     every_steps: PositiveInt = 100
     """Steps between evaluations."""
     max_sequences: PositiveInt = 200
-    """At most so many rows of the validation set, always the same ones."""
+    """Most validation rows to evaluate; always the same ones."""
     patience: PositiveInt | None = None
-    """Evaluations in a row without a new lowest validation loss that end the run early. The weights
-    of the lowest are exported, also where all steps are made; null: those of the last step."""
+    """Stop early after this many evaluations in a row without a new lowest validation loss, and
+    export the weights with the lowest, even if all steps are made. null: export the last weights.
+    """
     prompts: Annotated[list[Prompt], Field(max_length=16)] = []
-    """Texts that student and teacher go on with at every evaluation, for people to read."""
+    """Texts that student and teacher continue at every evaluation, for people to read."""
     prompt_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Tokens written for each prompt, the likeliest ones (48)."""
+    """Tokens to generate per prompt, greedily (48)."""
 
     @model_validator(mode="after")
     def _prompt_tokens_belong_to_prompts(self) -> Self:
@@ -310,32 +312,32 @@ class EvaluationSpec(Section):
 
 
 class CheckpointSpec(Section):
-    """What a run can go back to."""
+    """How often a checkpoint is written, and which ones are kept."""
 
     every_steps: PositiveInt = 500
     """Steps between checkpoints; one is also written on stop and at the end."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: NonNegativeInt = 1
-    """Checkpoints kept for the lowest validation loss."""
+    """Number of checkpoints with the lowest validation loss to keep."""
 
 
 class DeviceSpec(Section):
-    """Where the student computes."""
+    """Which devices train the student."""
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA if available, else the CPU."""
     count: Annotated[int, Field(ge=1, le=1024)] = 1
-    """GPUs (on the CPU: processes) that share the run: its rows, and parts of its weights (FSDP2).
-    Over several machines it is what `torchrun` is told."""
+    """GPUs (on the CPU: processes) that share the run's rows and shard its weights (FSDP2). On
+    several machines: the number of processes that `torchrun` starts in all."""
     max_restarts: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """How often all are started again, from the last checkpoint, when one dies (3); count > 1."""
+    """How often to restart all processes from the last checkpoint if one dies (3); count > 1."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads of the student (of each of its processes); null leaves torch's choice."""
+    """CPU threads per student process; null keeps torch's default."""
     compile: bool = False
-    """torch.compile the student's body, and the elementwise part of the objective."""
+    """torch.compile the student's body and the elementwise part of the objective."""
     activation_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass: less memory, a third slower."""
+    """Recompute each layer's activations in the backward pass: less memory, a third slower."""
 
     @model_validator(mode="after")
     def _max_restarts_belongs_to_several(self) -> Self:

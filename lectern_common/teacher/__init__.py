@@ -1,1 +1,1 @@
-"""Reaching a teacher: address, channel, replicas, TLS, secrets, and what it says of itself."""
+"""Reaching a teacher: address, channel, replicas, TLS, secrets, and its figures."""

@@ -1,8 +1,8 @@
-"""`teacher.address`: one teacher server, several that serve one model, or a name for several.
+"""Parses `teacher.address`: one server, a list of replicas, or a DNS name for several.
 
 host:port                one server
-host:port,host:port      replicas, asked in turn
-dns:///name:port         all the servers that the name resolves to
+host:port,host:port      replicas of one model, asked in turn
+dns:///name:port         all servers that the name resolves to
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ _EXAMPLE = "must be host:port, for example 127.0.0.1:50051"
 
 
 def checked_address(text: str) -> str:
-    """Returns the address where it is one. Raises ValueError."""
+    """Returns the address. Raises ValueError if it is not valid."""
     if text.startswith(DNS_SCHEME):
         _require_host_and_port(text.removeprefix(DNS_SCHEME))
         return text
@@ -30,7 +30,7 @@ def checked_address(text: str) -> str:
 
 
 def replica_addresses(address: str) -> tuple[str, ...]:
-    """Returns the servers that an address names, a `dns:///` name as it is."""
+    """Returns the servers that an address names; a `dns:///` name stays as it is."""
     return tuple(address.split(","))
 
 
@@ -44,12 +44,12 @@ def _require_host_and_port(text: str) -> None:
         try:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError:
-            raise ValueError(f"must be host:port; {host} is no IPv6 address") from None
-    # No colon: gRPC would take what stands before it for a scheme, such as unix.
+            raise ValueError(f"must be host:port; {host} is not an IPv6 address") from None
+    # No colon: gRPC would take the part before it for a scheme, such as unix.
     elif any(ord(character) <= 32 or character in "/,@?#:[]%" for character in host):
         raise ValueError(_EXAMPLE)
 
 
 def is_one_server(address: str) -> bool:
-    """Returns True where a checked address can only ever mean one server."""
+    """Returns True if a checked address can only mean a single server."""
     return not address.startswith(DNS_SCHEME) and len(replica_addresses(address)) == 1

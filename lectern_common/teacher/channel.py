@@ -1,7 +1,7 @@
-"""A gRPC channel to one teacher server, and the calls that need no torch.
+"""A gRPC channel to one teacher server, with the calls that need no torch.
 
-Used through replicas.py by the trainer's RemoteTeacher and by the checks. Errors arrive as the tree
-of errors.py: the server names its error class in the trailing metadata `lectern-reason`.
+The trainer's RemoteTeacher and the checks use it through replicas.py. Errors arrive as those of
+errors.py: the server sends its error's reason in the trailing metadata `lectern-reason`.
 """
 
 from collections.abc import Callable
@@ -37,28 +37,29 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     (
         "grpc.enable_retries",
         0,
-    ),  # a stream that broke after its first piece is never retried: we ask again
+    ),  # gRPC never retries a stream that broke after its first piece, so the client does
     ("grpc.enable_http_proxy", 0),
 ]
 
 _SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 _LOGITS_FOR_BATCH = f"/{_SERVICE}/LogitsForBatch"
 _ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
-# A teacher has no such errors: believed, its word would end a run as if its own disk were full.
-_OF_THE_TRAINER = (errors.InvalidSpec, errors.Diverged, errors.DiskFull)
+# A teacher has no such errors: taken literally, they would end a run as if its own disk were full.
+_ONLY_THE_TRAINERS = (errors.InvalidSpec, errors.Diverged, errors.DiskFull)
 
 
 @dataclass
 class TeacherChannel:
-    """One connection to one teacher server, or with a `dns:///` name to all that it resolves to.
+    """A connection to one teacher server, or, for a `dns:///` name, to all that it resolves to.
 
     Use as a context manager, or call close().
 
     Attributes:
         address: host:port, or dns:///name:port.
         token: sent with every call, never logged.
-        tls: None is plaintext.
-        server_name: what the server's certificate must be for, instead of the address's host.
+        tls: None means plaintext.
+        server_name: the name that the server's certificate must have, instead of the address's
+            host.
     """
 
     address: str
@@ -69,7 +70,7 @@ class TeacherChannel:
     def __post_init__(self) -> None:
         self._channel = _open(self.address, self.tls, self.server_name)
         self.stub: Any = teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
-        # As stub.LogitsForBatch, but its replies are those of wire/pieces.py.
+        # Like stub.LogitsForBatch, but with the replies of wire/pieces.py.
         self.logits_for_batch: Any = self._channel.unary_stream(
             _LOGITS_FOR_BATCH,
             request_serializer=teacher_pb2.LogitsForBatchRequest.SerializeToString,
@@ -94,8 +95,8 @@ class TeacherChannel:
         """Returns the reply of a unary call, or the iterator of a streaming one.
 
         Raises:
-            LecternError: what the server said, or TeacherUnavailable. An iterator raises
-                grpc.RpcError while it is read: wrap that in `translated`.
+            LecternError: the server's error, or TeacherUnavailable. An iterator raises
+                grpc.RpcError while it is read; pass that to `translated`.
         """
         try:
             return method(request, timeout=timeout_seconds, metadata=self.metadata)
@@ -103,11 +104,11 @@ class TeacherChannel:
             raise self.translated(error) from None
 
     def translated(self, error: grpc.RpcError) -> errors.LecternError:
-        """Returns the error of errors.py that a failed call on this channel stands for."""
+        """Returns a failed call's error as one of errors.py."""
         return translated(error, self.address, self.tls)
 
     def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
-        """Returns what the teacher is. Raises LecternError."""
+        """Returns the teacher's description of its model. Raises LecternError."""
         request = teacher_pb2.GetModelRequest(protocol_version=PROTOCOL_VERSION)
         model: teacher_pb2.Model = self.call(self.stub.GetModel, request, timeout_seconds)
         return model
@@ -119,7 +120,7 @@ class TeacherChannel:
         return stats
 
     def get_tokenizer_map(self, timeout_seconds: float = 60.0) -> dict[str, int]:
-        """Returns token -> id; empty where the model has no tokenizer. Raises LecternError."""
+        """Returns token -> id; empty if the model has no tokenizer. Raises LecternError."""
         request = teacher_pb2.GetTokenizerMapRequest(protocol_version=PROTOCOL_VERSION)
         tokens: dict[str, int] = {}
         try:
@@ -132,7 +133,9 @@ class TeacherChannel:
 
 
 def serving_state(address: str, timeout_seconds: float, tls: ClientTls | None = None) -> str:
-    """Returns what the server's health service says of it, such as "SERVING"; needs no token.
+    """Returns the state that the server's health service reports, such as "SERVING".
+
+    Needs no token.
 
     Raises:
         LecternError: nothing answers at the address, or not to this client.
@@ -152,7 +155,7 @@ def _open(address: str, tls: ClientTls | None, server_name: str | None = None) -
     options = [*CHANNEL_OPTIONS]
     if address.startswith(DNS_SCHEME):
         options.append(("grpc.service_config", _ROUND_ROBIN))
-    # The scheme in so many words: otherwise a host such as "unix" would be taken for one.
+    # An explicit scheme: otherwise gRPC would take a host such as "unix" for one.
     target = DNS_SCHEME + address.removeprefix(DNS_SCHEME)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
@@ -165,7 +168,7 @@ def _open(address: str, tls: ClientTls | None, server_name: str | None = None) -
 def translated(
     error: grpc.RpcError, address: str, tls: ClientTls | None = None
 ) -> errors.LecternError:
-    """Returns the error of errors.py that a failed call stands for."""
+    """Returns a failed call's error as one of errors.py."""
     code = error.code()
     detail = error.details() or code.name
     trailing = {entry.key: str(entry.value) for entry in error.trailing_metadata() or ()}
@@ -174,9 +177,9 @@ def translated(
         known.field = trailing.get(FIELD_KEY)
     if isinstance(known, errors.Overloaded) and PUSHBACK_KEY in trailing:
         known.retry_after_seconds = float(trailing[PUSHBACK_KEY]) / 1000
-    if type(known) is not errors.LecternError and not isinstance(known, _OF_THE_TRAINER):
+    if type(known) is not errors.LecternError and not isinstance(known, _ONLY_THE_TRAINERS):
         return known
-    # A fault of the server itself, a newer server's word or none: the status tells more.
+    # An internal fault, an unknown reason (a newer server's) or none: the status says more.
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return client_tls.refusal(detail, address) or errors.TeacherUnavailable(
             f"no teacher at {address} ({detail}); start one with `lectern teacher serve`, or set "
@@ -186,10 +189,10 @@ def translated(
         return errors.TeacherUnavailable(f"the teacher at {address} did not answer in time")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return errors.TeacherError(
-            f"{address} is not a Lectern teacher server, or a newer one ({detail})"
+            f"{address} is not a Lectern teacher server, or is a newer one ({detail})"
         )
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and REASON_KEY not in trailing:
-        # Not the teacher's own word: a connection or a proxy that reset the stream.
+        # Not from the teacher itself: the connection or a proxy reset the stream.
         return errors.TeacherUnavailable(
             f"the connection to the teacher at {address} broke ({code.name}: {detail})"
         )

@@ -1,7 +1,7 @@
-"""What a teacher says of itself and of its work, as plain values for people and programs.
+"""A teacher's model and statistics as plain values for people and programs.
 
-Shown by the control plane's page and by `lectern teacher status`. A figure that the teacher does
-not give, as one of an earlier version may not, is None or 0.
+The control plane's page and `lectern teacher status` show them. A figure that the teacher does not
+report, for example because its version is older, is None or 0.
 """
 
 import math
@@ -12,14 +12,14 @@ from google.protobuf.message import Message
 from lectern_common.wire.formats import NAMES
 from protos import teacher_pb2
 
-# Runs listed, those that took most of the teacher first; a server may know a thousand.
+# Runs to list, those with the most compute first; a server may know a thousand.
 MAX_ACCOUNTS = 100
 
 
 def teacher_figures(model: teacher_pb2.Model, stats: teacher_pb2.Stats) -> dict[str, Any]:
-    """Returns JSON values by name; shares are 0 .. 1, counts since the teacher's start.
+    """Returns JSON values by name; shares are 0 .. 1, counts run from the teacher's start.
 
-    Clears the fields of the messages that are no finite number: JSON has none.
+    Clears floats in the messages that are not finite: JSON has none.
     """
     for message in (model, stats, *stats.runs):
         _clear_non_finite(message)
@@ -105,7 +105,7 @@ def _accounts(stats: teacher_pb2.Stats) -> list[dict[str, Any]]:
             "tokens": run.tokens,
             "sent_bytes": run.sent_bytes,
             "compute_seconds": run.compute_seconds,
-            # Of all that was computed, also for runs that the server has forgotten.
+            # Of all compute, including that of runs that the server has forgotten.
             "compute_share": _share(run.compute_seconds, stats.compute_seconds),
             "mean_queue_seconds": run.queue_seconds / run.requests if run.requests else None,
             "cache_hits": run.cache_hits,

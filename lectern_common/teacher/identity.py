@@ -1,7 +1,7 @@
-"""Which model teaches a run: seen when the run is accepted, and held to from then on.
+"""Identifies the model that teaches a run: recorded when the run is accepted, then enforced.
 
-A run may wait in a queue for hours before it asks its teacher anything, and lose its trainer before
-the first checkpoint. What serves at its address by then may be another model.
+A run may wait in a queue for hours before its first request, and may lose its trainer before the
+first checkpoint. By then its address may serve a different model.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _SHOWN_DIGITS = 12
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """A model by its name, which is for people, and by its fingerprint, which promises answers."""
+    """A model's name, for people, and its fingerprint, which guarantees equal answers."""
 
     model_id: str
     fingerprint: str
@@ -28,13 +28,9 @@ class TeacherIdentity:
 
 
 def require_same_teacher(found: TeacherIdentity, expected: TeacherIdentity, address: str) -> None:
-    """Returns where the model at `address` is the one that the run was accepted with.
-
-    Raises:
-        WrongModel: it is another one.
-    """
+    """Raises WrongModel unless `address` serves the model that the run was accepted with."""
     if found.fingerprint != expected.fingerprint:
         raise WrongModel(
             f"teacher.address {address} serves {found}, but the run was accepted with {expected}; "
-            "serve that one there again and resume the run, or create a new run for the other"
+            "serve that model there again and resume the run, or create a new run for the other"
         )

@@ -1,7 +1,7 @@
-"""The options of the teacher server: one table, of which its parser and `lectern up` are made.
+"""The options of the teacher server: one table for its parser and for `lectern up`.
 
-Only words: what reads a value is in teacher_server/options.py, and the defaults of limits and
-sharing stand in their dataclasses (teacher_server/rpc/limits.py, sharing.py).
+It holds only text: teacher_server/options.py parses the values, and the defaults of limits and
+sharing are in their dataclasses (teacher_server/rpc/limits.py, sharing.py).
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from typing import Literal, get_args
 EngineName = Literal["transformers", "fixture"]
 
 MODES = {
-    "independent": "an answer's bytes depend on its own sequence alone",
-    "throughput": "batched with its neighbours: answers agree up to rounding",
+    "independent": "an answer's bytes depend only on its own sequence",
+    "throughput": "sequences are batched together; answers agree up to rounding",
 }
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
 Kind = Literal["text", "path", "flag", "positive", "size", "seconds", "weights", "quotas"]
-"""What an option takes: text; a path; nothing; a whole number of 1 or more, or of 0 or more; a
-number of 0 or more; PATTERN=NUMBER as often as wanted, a number within the weights or above 0."""
+"""What an option accepts: text; a path; nothing; an integer >= 1, or >= 0; a number >= 0; and,
+repeatable, PATTERN=NUMBER with a number between the weights, or > 0."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class TeacherOption:
     """One option of `lectern teacher serve`.
 
     Attributes:
-        name: in a program, such as batch_tokens.
+        name: its name in programs, such as batch_tokens.
         help: "{default}" in it stands for the default.
-        kind: what it takes.
-        default: None means that it may be left out, or that a dataclass of the server has it.
-        choices: the only values that it takes; empty means any.
+        kind: what it accepts.
+        default: None means that it is optional, or that a dataclass of the server has the default.
+        choices: the only values that it accepts; empty means any.
         metavar: what the help calls its value; None means its name.
     """
 
@@ -42,78 +42,77 @@ class TeacherOption:
 
     @property
     def flag(self) -> str:
-        """Returns it as it is typed, such as --batch-tokens."""
+        """Returns the option as typed, such as --batch-tokens."""
         return "--" + self.name.replace("_", "-")
 
 
 MODEL_OPTIONS = (
     TeacherOption(
-        "model", "a model folder, a .gguf file, either under the models root, or a hub id"
+        "model", "a model folder or .gguf file (also under the models root), or a hub id"
     ),
-    TeacherOption("revision", "hub commit, tag or branch; which commit it is, is shown"),
+    TeacherOption("revision", "hub commit, tag or branch; the resolved commit is shown"),
     TeacherOption(
         "home",
-        "whose models folder is the models root; default: LECTERN_HOME, else ~/.lectern",
+        "folder whose models/ is the models root; default: LECTERN_HOME, else ~/.lectern",
         kind="path",
         metavar="DIR",
     ),
-    TeacherOption("gguf_file", "GGUF file in the folder, or in the hub's model, to load"),
+    TeacherOption("gguf_file", "GGUF file to load from the folder or the hub repository"),
     TeacherOption(
         "engine",
-        "fixture: no model, the most likely token is the last one; for trying things out",
+        "fixture: no model, predicts the last token again; for trying things out",
         default="transformers",
         choices=get_args(EngineName),
     ),
-    TeacherOption("vocab_size", "of the fixture", kind="positive", metavar="N"),
+    TeacherOption("vocab_size", "vocabulary size of the fixture", kind="positive", metavar="N"),
     TeacherOption(
         "dtype",
-        "what the model computes in; auto: as stored",
+        "compute dtype; auto: as stored",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
     TeacherOption(
         "device",
-        "cpu, cuda, cuda:1, or balanced: layer by layer over all GPUs; auto takes a GPU where "
-        "there is one",
+        "cpu, cuda, cuda:1, or balanced: layer by layer over all GPUs; auto: a GPU if available",
         default="auto",
     ),
     TeacherOption(
         "quantization",
-        "of the body's weights, by bitsandbytes",
+        "quantise the body's weights with bitsandbytes",
         default="none",
         choices=("none", "int8", "int4"),
     ),
     TeacherOption(
         "attention",
-        "what computes attention; auto: transformers' choice",
+        "attention implementation; auto: transformers' choice",
         default="auto",
         choices=("auto", "sdpa", "eager", "flash_attention_2"),
     ),
     TeacherOption("compile", "torch.compile the body; for --mode throughput", kind="flag"),
-    TeacherOption(
-        "threads", "CPU threads; torch's default if left out", kind="positive", metavar="N"
-    ),
+    TeacherOption("threads", "CPU threads; default: torch's choice", kind="positive", metavar="N"),
 )
 ADDRESS_OPTIONS = (
     TeacherOption(
-        "bind", "host:port, default {default}; port 0: a free one", default="127.0.0.1:50051"
+        "bind", "host:port, default: {default}; port 0: any free port", default="127.0.0.1:50051"
     ),
     TeacherOption(
         "token_file",
-        "file with the bearer token that clients must send; beyond loopback this or "
-        "--tls-client-ca is required",
+        "file with the bearer token that clients must send; this or --tls-client-ca is required "
+        "unless --bind is loopback",
         kind="path",
     ),
     TeacherOption("tls_cert", "the server's certificate (PEM); with --tls-key", kind="path"),
     TeacherOption("tls_key", "its private key (PEM)", kind="path"),
     TeacherOption(
-        "tls_client_ca", "take only clients with a certificate of this CA (PEM)", kind="path"
+        "tls_client_ca", "accept only clients with a certificate of this CA (PEM)", kind="path"
     ),
-    TeacherOption("metrics_bind", "host:port of Prometheus' /metrics, with the same token and TLS"),
-    TeacherOption("port_file", "written with the bound host:port once it is ready", kind="path"),
+    TeacherOption("metrics_bind", "host:port for Prometheus /metrics, with the same token and TLS"),
+    TeacherOption(
+        "port_file", "file to write the bound host:port to when the server is ready", kind="path"
+    ),
     TeacherOption(
         "drain_seconds",
-        "for calls in flight after SIGTERM; default: {default:g}",
+        "time for calls in flight to finish after SIGTERM; default: {default:g}",
         kind="seconds",
         default=60.0,
         metavar="SECONDS",
@@ -129,30 +128,33 @@ SHARING_OPTIONS = (
     ),
     TeacherOption(
         "batch_tokens",
-        "tokens of a forward; chosen by the device if left out",
+        "tokens per forward pass; default: depends on the device",
         kind="positive",
         metavar="N",
     ),
     TeacherOption(
         "cache_bytes",
-        "memory for computed rows, 0 for none; default: {default:,}",
+        "memory for cached rows, 0 for none; default: {default:,}",
         kind="size",
         metavar="N",
     ),
-    TeacherOption("cache_folder", "keep computed rows on disk too, across restarts", kind="path"),
+    TeacherOption("cache_folder", "also cache rows on disk, across restarts", kind="path"),
     TeacherOption(
-        "cache_folder_bytes", "for each model; default: {default:,}", kind="positive", metavar="N"
+        "cache_folder_bytes",
+        "disk space per model; default: {default:,}",
+        kind="positive",
+        metavar="N",
     ),
     TeacherOption(
         "run_weight",
-        f"share of the runs whose id matches, {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, where others have "
-        "1; the first match holds",
+        f"weight of runs whose id matches, {MIN_WEIGHT:g} to {MAX_WEIGHT:g} (others have 1); the "
+        "first match applies",
         kind="weights",
         metavar="PATTERN=WEIGHT",
     ),
     TeacherOption(
         "run_quota",
-        "tokens a minute of each run whose id matches; the first match holds",
+        "tokens per minute for each run whose id matches; the first match applies",
         kind="quotas",
         metavar="PATTERN=TOKENS",
     ),
@@ -168,4 +170,4 @@ TEACHER_OPTIONS = {
     option.name: option
     for option in (*MODEL_OPTIONS, *ADDRESS_OPTIONS, *SHARING_OPTIONS, *LIMIT_OPTIONS)
 }
-"""Every option, by its name in a program."""
+"""Every option, by its name in programs."""

@@ -1,6 +1,6 @@
-"""Certificates and keys in PEM files: read, and checked before anything leans on them.
+"""Reads certificates and keys from PEM files, and checks them before they are used.
 
-gRPC itself says nothing useful of a bad file: it refuses every connection instead.
+gRPC reports nothing useful about a bad file: it just refuses every connection.
 """
 
 import ssl
@@ -10,11 +10,11 @@ MAX_PEM_BYTES = 1 << 20  # a bundle of all public authorities has 0.3 MB
 
 
 class BadPem(ValueError):
-    """A file that cannot be used; the message has no path and nothing of the content."""
+    """A file that cannot be used; the message has neither its path nor its content."""
 
 
 def read_authorities(path: Path) -> bytes:
-    """Returns the certificates of authorities in a file.
+    """Returns the CA certificates in a file.
 
     Raises:
         BadPem: it cannot be read, or holds no certificate.
@@ -23,25 +23,25 @@ def read_authorities(path: Path) -> bytes:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text.decode("ascii"))
     except (ssl.SSLError, ValueError):
-        raise BadPem("it holds no certificate in PEM form") from None
+        raise BadPem("it holds no certificate in PEM format") from None
     return text
 
 
 def read_key_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    """Returns a certificate (with those that lead to its authority) and its private key.
+    """Returns a certificate (with its chain) and its private key.
 
     Raises:
-        BadPem: one of the two cannot be read, or they do not belong together.
+        BadPem: one of the two cannot be read, or they do not match.
     """
     texts = _read(certificate), _read(key)
     try:
-        # The empty password keeps an encrypted key from asking for one on the terminal.
+        # With an empty password an encrypted key does not prompt for one on the terminal.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            raise BadPem("certificate and key do not belong together") from None
-        raise BadPem("they are no certificate and unencrypted private key in PEM form") from None
+            raise BadPem("certificate and key do not match") from None
+        raise BadPem("not a certificate and an unencrypted private key in PEM format") from None
     return texts
 
 
@@ -52,5 +52,5 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BadPem(f"cannot read it: {error.strerror}") from None
     if len(text) > MAX_PEM_BYTES:
-        raise BadPem(f"it is over {MAX_PEM_BYTES >> 20} MiB")
+        raise BadPem(f"it is larger than {MAX_PEM_BYTES >> 20} MiB")
     return text

@@ -1,10 +1,10 @@
-"""The servers behind one `teacher.address`: asked in turn, and one model or none.
+"""The servers behind one `teacher.address`, asked in turn; all must serve the same model.
 
-Every one of them answers every request, so whoever fails is passed over:
+Any of them can answer any request, so a failing server is skipped:
 
-    TeacherUnavailable, Overloaded   the next one is asked at once; raised where all of them fail
-    any other error                  raised at once: it would be the same everywhere, or is a
-                                     difference between them that no run may go on with
+    TeacherUnavailable, Overloaded   the next server is asked at once; raised if all of them fail
+    any other error                  raised at once: every server would fail the same way, or they
+                                     differ in a way that no run may continue with
 
 A server that failed is asked last for a while, so that one that hangs costs few deadlines.
 """
@@ -29,7 +29,7 @@ from protos import teacher_pb2
 
 FIRST_REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 60.0
-# Of a dns:/// name: gRPC picks the server, so a failure is answered by asking again.
+# For a dns:/// name gRPC picks the server, so after a failure the call is repeated.
 DNS_ATTEMPTS = 3
 
 _log = structlog.get_logger()
@@ -40,10 +40,10 @@ class TeacherReplicas:
     """Connections to all servers of one address. Use as a context manager, or call close().
 
     Args:
-        address: as address.py says.
+        address: see address.py.
         token: sent with every call.
-        tls: None is plaintext.
-        clock: seconds, never going back.
+        tls: None means plaintext.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class TeacherReplicas:
 
     @property
     def is_one(self) -> bool:
-        """Is it a single server: then waiting for its connection waits for the right one."""
+        """True for a single server: then its connection is the one to wait for."""
         return len(self._channels) == 1 and not self.address.startswith(DNS_SCHEME)
 
     def first_answer(self, ask: Callable[[TeacherChannel], _Answer]) -> _Answer:
-        """Returns what the next server in turn answers, or one after it where that one cannot.
+        """Returns the answer of the next server in turn, or of a later one if that fails.
 
         Raises:
             TeacherUnavailable: none of them answers.
-            Overloaded: those that answer are full; the wait is the shortest of theirs.
-            LecternError: what `ask` raised.
+            Overloaded: those that answer are full; has the shortest of their waits.
+            LecternError: any other error of `ask`.
         """
         away: list[TeacherUnavailable] = []
         full: list[Overloaded] = []
@@ -97,8 +97,8 @@ class TeacherReplicas:
             except WrongModel as error:
                 raise WrongModel(
                     f"the teacher at {channel.address} is not the one that the run learns from: "
-                    f"{error}. Serve that model there again, or set teacher.address to where it is "
-                    "served, and resume the run"
+                    f"{error}. Serve the run's model there again, or set teacher.address to a "
+                    "server that has it, and resume the run"
                 ) from None
             else:
                 with self._lock:
@@ -109,7 +109,7 @@ class TeacherReplicas:
         raise _all_away(away)
 
     def get_model(self, timeout_seconds: float = 10.0) -> teacher_pb2.Model:
-        """Returns what the teacher is, as get_models finds it; who is away is logged."""
+        """Returns the model that all servers share; logs the servers that do not answer."""
         models, away = self.get_models(timeout_seconds)
         for error in away:
             _log.warning("teacher_replica_away", error=str(error))
@@ -118,29 +118,30 @@ class TeacherReplicas:
     def get_models(
         self, timeout_seconds: float
     ) -> tuple[dict[str, teacher_pb2.Model], list[TeacherUnavailable]]:
-        """Returns address -> what it is, for every server that answers, and who is away.
+        """Returns address -> model for every server that answers, and the errors of the others.
 
-        All of them bear one fingerprint, and there is at least one.
+        There is at least one, and all have the same fingerprint.
 
         Raises:
-            WrongModel: two of them bear different models; names both.
+            WrongModel: two of them serve different models; names both.
             TeacherUnavailable: none of them answers.
-            LecternError: what one of them said.
+            LecternError: any other error of one of them.
         """
         models, away = self._ask_all(lambda channel: channel.get_model(timeout_seconds))
         (first, model), *others = models.items()
         for address, other in others:
             if other.fingerprint != model.fingerprint:
                 raise WrongModel(
-                    f"the teachers of teacher.address bear different models: {first} serves "
-                    f"{_named(model)}, {address} serves {_named(other)}; start one model on all"
+                    f"the servers of teacher.address serve different models: {first} serves "
+                    f"{_named(model)}, {address} serves {_named(other)}; start the same model on "
+                    "all of them"
                 )
         return models, away
 
     def _ask_all(
         self, ask: Callable[[TeacherChannel], _Answer]
     ) -> tuple[dict[str, _Answer], list[TeacherUnavailable]]:
-        """Returns the answers of all servers, asked at the same time, and who is away."""
+        """Asks all servers at once; returns their answers and the errors of those away."""
         channels, opened = self._every_server()
         try:
             with ThreadPoolExecutor(len(channels)) as pool:
@@ -162,11 +163,11 @@ class TeacherReplicas:
         return answers, away
 
     def get_tokenizer_map(self, timeout_seconds: float = 60.0) -> dict[str, int]:
-        """Returns token -> id; empty where the model has no tokenizer. Raises LecternError."""
+        """Returns token -> id; empty if the model has no tokenizer. Raises LecternError."""
         return self.first_answer(lambda channel: channel.get_tokenizer_map(timeout_seconds))
 
     def _in_turn(self) -> list[TeacherChannel]:
-        """Returns the order to ask in: round robin, those that failed lately last."""
+        """Returns the servers in the order to ask: round robin, recently failed ones last."""
         if self.address.startswith(DNS_SCHEME):
             return self._channels * DNS_ATTEMPTS
         with self._lock:
@@ -185,7 +186,7 @@ class TeacherReplicas:
             self._rests[channel.address] = _Rest(seconds, self._clock() + seconds)
 
     def _every_server(self) -> tuple[Sequence[TeacherChannel], Sequence[TeacherChannel]]:
-        """Returns a channel to each server, and those of them that are to be closed again.
+        """Returns a channel to each server, and which of them to close afterwards.
 
         The one channel of a dns:/// name goes to whichever server gRPC picks.
         """
@@ -201,17 +202,17 @@ class TeacherReplicas:
 
 @dataclass(frozen=True)
 class _Rest:
-    """A server that failed is asked last until then, put off for so many seconds."""
+    """A failed server is asked last until `until`, `seconds` after it failed."""
 
     seconds: float = 0.0
     until: float = float("-inf")
 
 
 def resolved(name: str, port: int) -> list[str]:
-    """Returns host:port of every address that a name stands for.
+    """Returns host:port of every address that a name resolves to.
 
     Raises:
-        TeacherUnavailable: it stands for none now.
+        TeacherUnavailable: it does not resolve now.
     """
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
@@ -237,7 +238,7 @@ def _all_away(away: Sequence[TeacherUnavailable]) -> TeacherUnavailable:
     reasons = dict.fromkeys(str(error) for error in away)
     if len(reasons) == 1:
         return TeacherUnavailable(next(iter(reasons)))
-    return TeacherUnavailable(f"none of the teachers answers: {'; '.join(reasons)}")
+    return TeacherUnavailable(f"no server of the teacher answers: {'; '.join(reasons)}")
 
 
 def _named(model: teacher_pb2.Model) -> str:

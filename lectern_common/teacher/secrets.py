@@ -1,4 +1,4 @@
-"""The files under the secrets root that a run names for its teacher: token, certificates, key."""
+"""Reads a run's secrets for its teacher from the secrets root: token, certificates and key."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from lectern_common.teacher.tls import ClientTls
 
 
 class _NamesSecrets(Protocol):
-    """Has the fields of SecretFiles, as TeacherSpec has."""
+    """Anything with the fields of SecretFiles, such as TeacherSpec."""
 
     @property
     def token_file(self) -> str | None: ...
@@ -26,7 +26,7 @@ class _NamesSecrets(Protocol):
 
 @dataclass(frozen=True)
 class SecretFiles:
-    """Names under the secrets root, each as the field of that name in a spec's `teacher`."""
+    """File names under the secrets root: the fields of the same names in a spec's `teacher`."""
 
     token_file: str | None = None
     tls_ca_file: str | None = None
@@ -35,7 +35,7 @@ class SecretFiles:
 
     @classmethod
     def of(cls, teacher: _NamesSecrets) -> "SecretFiles":
-        """Returns those of a teacher's spec."""
+        """Returns the files of a teacher's spec."""
         return cls(
             teacher.token_file, teacher.tls_ca_file, teacher.tls_cert_file, teacher.tls_key_file
         )
@@ -47,7 +47,7 @@ class SecretFiles:
 
 @dataclass(frozen=True)
 class Secrets:
-    """What the files hold."""
+    """The content of the files."""
 
     token: str | None = None
     tls: ClientTls | None = None
@@ -57,10 +57,10 @@ class Secrets:
 
 
 def read_secrets(roots: Roots, files: SecretFiles) -> Secrets:
-    """Returns what the files under the secrets root hold.
+    """Returns the content of the files under the secrets root.
 
     Raises:
-        InvalidSpec: naming the field, where a file cannot be used. Its content is in no message.
+        InvalidSpec: a file cannot be used; names its field. No message has its content.
     """
     return Secrets(read_token(roots, files.token_file), _read_tls(roots, files))
 
@@ -69,7 +69,7 @@ def read_token(roots: Roots, token_file: str | None) -> str | None:
     """Returns the bearer token that `teacher.token_file` names under the secrets root, or None.
 
     Raises:
-        InvalidSpec: the file is missing, empty or too large. The token is in no message.
+        InvalidSpec: the file is missing, empty or too large. No message has the token.
     """
     if token_file is None:
         return None
@@ -81,12 +81,12 @@ def read_token(roots: Roots, token_file: str | None) -> str | None:
             [("teacher.token_file", f"cannot read {token_file} under the secrets root: {error}")]
         ) from None
     if not token:
-        raise InvalidSpec([("teacher.token_file", f"{token_file} holds no token of this service")])
+        raise InvalidSpec([("teacher.token_file", f"{token_file} is empty or too large")])
     return token
 
 
 def require_whole(files: SecretFiles) -> None:
-    """Raises ValueError where a TLS file is named without one that it needs."""
+    """Raises ValueError if a TLS file is named without another that it needs."""
     if (files.tls_cert_file is None) != (files.tls_key_file is None):
         raise ValueError("set tls_cert_file and tls_key_file together, or neither")
     if files.tls_cert_file is not None and files.tls_ca_file is None:

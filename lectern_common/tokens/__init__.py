@@ -1,1 +1,1 @@
-"""Tokens on disk and their meaning: shards, token-to-id maps, hashes of weights."""
+"""Token shards on disk, token-to-id maps, and hashes of model weights."""

@@ -1,12 +1,12 @@
 """Token shards on disk: what `lectern data prepare` writes and every process reads. No torch.
 
 DATASET/shard-00000.bin ...   flat uint32 little-endian token ids, no header
-DATASET/mask-00000.bin ...    a byte a token, as many as the shard of that number: 1 where the token
-                              is learnt (chats: the assistant's), else 0; not in every dataset
-DATASET/documents.bin         flat uint64 little-endian: the token that each document begins with,
-                              rising from 0; not in every dataset
+DATASET/mask-00000.bin ...    one byte per token of the shard with the same number: 1 if the token
+                              is learnt (in chats: the assistant's), else 0; optional
+DATASET/documents.bin         flat uint64 little-endian: the index of each document's first token,
+                              rising from 0; optional
 DATASET/manifest.json         ShardManifest (schema pretokenize-bin-v1)
-DATASET/tokenizer.json        the tokenizer the ids are of
+DATASET/tokenizer.json        the tokenizer that made the ids
 """
 
 import hashlib
@@ -29,62 +29,62 @@ _HASHED_AT_A_TIME = 1 << 22
 
 
 class ShardManifest(BaseModel):
-    """manifest.json; checked when a dataset is opened, not trusted."""
+    """manifest.json; checked when a dataset is opened, never trusted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     schema_version: Annotated[Literal["pretokenize-bin-v1"], Field(alias="schema")]
     tokenizer_sha256: Sha256
-    """Over the token-to-id map, as in tokenizer_map.py."""
+    """Of the token-to-id map, as in tokenizer_map.py."""
     corpus_sha256: Sha256
-    """Over all shard bytes in shard order."""
+    """Of all shard bytes in shard order."""
     shard_count: Annotated[int, Field(ge=1)]
     total_tokens: Annotated[int, Field(ge=1)]
     vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
-    """Every id is below it."""
+    """All ids are below it."""
     eos_policy: Literal["none", "between", "after"]
     """Where eos_token_id stands: nowhere, between documents, after each document."""
     eos_token_id: int | None
     seq_length_hint: Annotated[int, Field(ge=1)] | None
     producer_version: str
     producer_sha256: str
-    """Over the producer's settings and source files."""
+    """Of the producer's settings and source files."""
     document_count: Annotated[int, Field(ge=1)] | None = None
-    """Entries of documents.bin; None: it is not known where documents begin."""
+    """Entries in documents.bin; None means that document starts are unknown."""
     documents_sha256: Sha256 | None = None
-    """Over documents.bin."""
+    """Of documents.bin."""
     mask_sha256: Sha256 | None = None
-    """Over all mask bytes in shard order; None: there is no mask, every token is learnt."""
+    """Of all mask bytes in shard order; None means no mask: every token is learnt."""
 
     @model_validator(mode="after")
-    def _documents_are_whole(self) -> "ShardManifest":
+    def _document_fields_go_together(self) -> "ShardManifest":
         if (self.document_count is None) != (self.documents_sha256 is None):
             raise ValueError("document_count and documents_sha256 go together")
         return self
 
     @property
     def hashes(self) -> list[str]:
-        """Of all files that hold data: equal lists, equal rows."""
+        """The hashes of all data files: equal lists mean equal rows."""
         found = (self.corpus_sha256, self.mask_sha256, self.documents_sha256)
         return [digest for digest in found if digest is not None]
 
 
 class ShardFile(Sequence[Any]):
-    """The numbers in one file, read when they are sliced; it must stay what it was when opened.
+    """The numbers in one file, read when sliced; the file must not change after it is opened.
 
-    Not a memory map: where a mapped file is cut off, the process that reads it ends by SIGBUS
-    without a word. And opened again for every read, so that a dataset may have more shards than a
-    process may have open files, and a file that was put in this one's place is noticed.
+    Not a memory map: if a mapped file is truncated, its reader dies of SIGBUS without a message.
+    The file is reopened for every read, so that a dataset may have more shards than a process may
+    have open files, and a replaced file is noticed.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
-        """Raises CorruptData where it is missing, empty, or not a whole number of values."""
+        """Raises CorruptData if it is missing, empty, or not a whole number of values."""
         self._path = path
         self._dtype = np.dtype(dtype)
         try:
             self._facts = _facts(path.stat())
         except FileNotFoundError:
-            raise CorruptData(f"{path} is missing; the manifest counts it") from None
+            raise CorruptData(f"{path} is missing, but the manifest counts it") from None
         size = self._facts[1]
         if size == 0 or size % self._dtype.itemsize:
             raise CorruptData(
@@ -95,30 +95,30 @@ class ShardFile(Sequence[Any]):
         return self._facts[1] // self._dtype.itemsize
 
     def __getitem__(self, cut: Any) -> Any:
-        """Returns the values of a slice without a step, an array of its own.
+        """Returns the values of a slice with step 1 as a new array.
 
         Raises:
             DataUnavailable: the file changed, is gone, or cannot be read.
         """
         start, stop, step = cut.indices(len(self))
         if step != 1:
-            raise ValueError("a shard file is read forward, value after value")
+            raise ValueError("a shard file can only be sliced with step 1")
         width = self._dtype.itemsize
         try:
             with self._path.open("rb", buffering=0) as file:
                 if _facts(os.fstat(file.fileno())) != self._facts:
                     raise DataUnavailable(
-                        f"{self._path} changed while the run was reading it; put it back as it "
-                        "was, then resume the run"
+                        f"{self._path} changed while the run was reading it; restore it, then "
+                        "resume the run"
                     )
                 data = os.pread(file.fileno(), max(0, stop - start) * width, start * width)
         except OSError as error:
             raise DataUnavailable(
-                f"cannot read {self._path}: {error.strerror}; when it can be read again, resume "
-                "the run"
+                f"cannot read {self._path}: {error.strerror}; resume the run once it is readable "
+                "again"
             ) from None
         if len(data) != max(0, stop - start) * width:
-            raise DataUnavailable(f"{self._path} was cut off; put it back, then resume the run")
+            raise DataUnavailable(f"{self._path} was truncated; restore it, then resume the run")
         return np.frombuffer(data, self._dtype)
 
 
@@ -154,22 +154,22 @@ def open_shards(dataset: Path, manifest: ShardManifest) -> list[ShardFile]:
     """Returns the shards, uint32, sizes checked against the manifest.
 
     Raises:
-        CorruptData: a shard is missing or not a multiple of 4 bytes, or the token count is off.
+        CorruptData: a shard is missing or not a multiple of 4 bytes, or the token count differs.
     """
     shards = [ShardFile(shard_path(dataset, i), "<u4") for i in range(manifest.shard_count)]
     total = sum(len(shard) for shard in shards)
     if total != manifest.total_tokens:
         raise CorruptData(
-            f"{dataset} holds {total} tokens, its manifest says {manifest.total_tokens}"
+            f"{dataset} holds {total} tokens, but its manifest says {manifest.total_tokens}"
         )
     return shards
 
 
 def open_masks(dataset: Path, manifest: ShardManifest) -> list[ShardFile] | None:
-    """Returns the mask, uint8, file by file; None where the dataset has none.
+    """Returns the mask, uint8, file by file; None if the dataset has none.
 
     Raises:
-        CorruptData: a file is missing, or together they are not a byte for each token.
+        CorruptData: a file is missing, or together they do not have one byte per token.
     """
     if manifest.mask_sha256 is None:
         return None
@@ -177,16 +177,16 @@ def open_masks(dataset: Path, manifest: ShardManifest) -> list[ShardFile] | None
     total = sum(len(mask) for mask in masks)
     if total != manifest.total_tokens:
         raise CorruptData(
-            f"{dataset} has a mask of {total} tokens, its manifest says {manifest.total_tokens}"
+            f"{dataset} has a mask of {total} tokens, but its manifest says {manifest.total_tokens}"
         )
     return masks
 
 
 def read_document_starts(dataset: Path, manifest: ShardManifest) -> npt.NDArray[np.int64] | None:
-    """Returns the token that each document begins with, rising from 0; None where unknown.
+    """Returns the index of each document's first token, rising from 0; None if unknown.
 
     Raises:
-        CorruptData: documents.bin is missing, or not what the manifest says.
+        CorruptData: documents.bin is missing, or does not match the manifest.
     """
     if manifest.documents_sha256 is None:
         return None
@@ -194,9 +194,9 @@ def read_document_starts(dataset: Path, manifest: ShardManifest) -> npt.NDArray[
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise CorruptData(f"{path} is missing; the manifest has its hash") from None
+        raise CorruptData(f"{path} is missing, but the manifest has its hash") from None
     if hashlib.sha256(data).hexdigest() != manifest.documents_sha256:
-        raise CorruptData(f"{path} is not what its manifest describes; prepare the data again")
+        raise CorruptData(f"{path} does not match its manifest; prepare the data again")
     starts = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.int64)
     if (
         len(data) != 8 * (manifest.document_count or 0)

@@ -1,7 +1,7 @@
-"""Token-to-id maps: their hash, and what differs between two of them.
+"""Token-to-id maps: their hash, and the differences between two of them.
 
-Sizes say nothing: a 152,064-row head and a 151,936-row head can carry the same 151,665 tokens, and
-two heads of one size can carry different ones. So maps are compared, token by token.
+Sizes prove nothing: a 152,064-row head and a 151,936-row head can have the same 151,665 tokens, and
+two heads of one size can have different ones. So maps are compared token by token.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ TokenizerMap = Mapping[str, int]
 
 
 def tokenizer_sha256(tokens: TokenizerMap) -> str:
-    """Returns the hex SHA-256 over "id<TAB>token<LF>" lines in UTF-8, in rising id order."""
+    """Returns the hex SHA-256 of "id<TAB>token<LF>" lines in UTF-8, in rising id order."""
     digest = hashlib.sha256()
     for token, token_id in sorted(tokens.items(), key=lambda item: (item[1], item[0])):
         digest.update(f"{token_id}\t{token}\n".encode("utf-8", "surrogatepass"))
@@ -23,10 +23,10 @@ def tokenizer_sha256(tokens: TokenizerMap) -> str:
 
 
 def read_tokenizer_map(path: Path) -> dict[str, int]:
-    """Returns token -> id, added tokens included, of a tokenizer.json.
+    """Returns token -> id of a tokenizer.json, added tokens included.
 
     Raises:
-        CorruptData: the file is not one that the tokenizers library reads.
+        CorruptData: the tokenizers library cannot read the file.
     """
     import tokenizers
 
@@ -41,8 +41,8 @@ def first_differences(
 ) -> list[tuple[int, str | None, str | None]]:
     """Returns up to `limit` (id, teacher's token, student's token), lowest ids first.
 
-    None stands where a map has no token at that id. A token that several ids carry, or an id that
-    several tokens carry, counts once.
+    None means that a map has no token at that id. A token with several ids, or an id with several
+    tokens, counts once.
     """
     teacher_ids = {token_id: token for token, token_id in teacher.items()}
     student_ids = {token_id: token for token, token_id in student.items()}
@@ -60,9 +60,9 @@ def first_differences(
 def require_same_tokens(
     theirs: TokenizerMap, ours: TokenizerMap, *, other: str = "teacher", own: str = "student"
 ) -> None:
-    """Raises TokenizerMismatch naming the first ids that differ, where the maps are not equal.
+    """Raises TokenizerMismatch, naming the first ids that differ, unless the maps are equal.
 
-    `other` and `own` are whose maps they are, for the message: "teacher", "data", "student".
+    `other` and `own` name the owners of the maps for the message: "teacher", "data", "student".
     """
     differences = first_differences(theirs, ours)
     if differences:
@@ -72,5 +72,5 @@ def require_same_tokens(
         )
         raise TokenizerMismatch(
             f"{other} and {own} tokenizers differ: {named}. Prepare the data with the teacher's "
-            "tokenizer, and take a student that uses it"
+            "tokenizer, and choose a student that uses it"
         )

@@ -1,7 +1,7 @@
-"""One hash for a model's stored weights, the same whatever dtype they are stored in.
+"""Hashes a model's stored weights, independent of the dtype that they are stored in.
 
-Read from the safetensors files themselves, without torch, so that the control plane can refuse a
-run whose student is its teacher before anything starts.
+Reads the safetensors files directly, without torch, so that the control plane can refuse a run
+whose student is its teacher before anything starts.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ _MAX_HEADER_BYTES = 100 << 20
 def safetensors_files(folder: Path) -> list[Path]:
     """Returns the weight files of a model folder: model.safetensors, else those of its index.
 
-    In the order of transformers, so that what is hashed is what gets loaded.
+    In the order of transformers, so that the hashed files are the loaded ones.
 
     Raises:
-        NotFound: the folder has no safetensors weights; names the refused formats it does have.
+        NotFound: the folder has no safetensors weights; names a refused format that it has.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
@@ -41,7 +41,7 @@ def safetensors_files(folder: Path) -> list[Path]:
         path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
     )
     why = (
-        f"; {refused[0]} is a pickle and is not loaded, convert it to safetensors"
+        f"; {refused[0]} is a pickle and is never loaded: convert it to safetensors"
         if refused
         else ""
     )
@@ -49,14 +49,14 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(files: list[Path], *, exact: bool = False) -> str:
-    """Returns the hex SHA-256 over every stored tensor: name, shape, values rounded to bfloat16.
+    """Returns the hex SHA-256 of every stored tensor: name, shape, values rounded to bfloat16.
 
-    The rounding makes a float32 checkpoint and its bfloat16 copy equal. Tensors count in name
-    order, so sharding does not matter. About a second a gigabyte.
+    The rounding makes a float32 checkpoint and its bfloat16 copy equal. Tensors are hashed in name
+    order, so sharding does not matter. Takes about a second per gigabyte.
 
     Args:
         files: safetensors files, each tensor in one of them.
-        exact: take the stored bits and dtype instead, so that any change of a value shows.
+        exact: hash the stored bits and dtype instead, so that any changed value shows.
 
     Raises:
         CorruptData: a file is not safetensors, or is truncated.
@@ -86,7 +86,7 @@ def weights_sha256(files: list[Path], *, exact: bool = False) -> str:
 
 
 def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
-    """Returns the shape of every stored tensor by name, from the files' headers alone.
+    """Returns the shape of every stored tensor by name, reading only the files' headers.
 
     Raises:
         CorruptData: a file is not safetensors, or is truncated.
@@ -95,7 +95,7 @@ def tensor_shapes(files: list[Path]) -> dict[str, list[int]]:
 
 
 def cached_weights_sha256(files: list[Path]) -> str:
-    """Returns weights_sha256, from memory where no file's path, time or size has changed.
+    """Returns weights_sha256, cached while no file's path, time or size changes.
 
     Raises:
         CorruptData: a file is not safetensors, or is truncated.
@@ -120,7 +120,7 @@ def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Path, str, list[int], int, int]]:
-    """Yields (name, file, dtype, shape, first byte, past the last byte) for each tensor."""
+    """Yields (name, file, dtype, shape, first byte, end byte) of each tensor, the end exclusive."""
     try:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")

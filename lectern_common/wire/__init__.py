@@ -1,1 +1,1 @@
-"""What crosses the wire: how it is laid out, and the pieces in which it travels."""
+"""The wire formats between teacher and student, and the pieces of a reply stream."""

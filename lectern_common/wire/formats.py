@@ -1,8 +1,8 @@
-"""What can be asked of a teacher, and how it travels: representations, dtypes, row layouts, masks.
+"""The wire formats of a teacher's answers: representations, dtypes, row layouts, masks.
 
 Legend: N rows (asked positions), V vocabulary, D hidden size, K top-k, R records of sampled rows.
 
-bfloat16 has no numpy dtype, so it travels and is held here as uint16 bit patterns; whoever computes
+numpy has no bfloat16, so it travels and is held here as uint16 bit patterns; code that computes
 with it views it as bfloat16.
 """
 
@@ -18,12 +18,12 @@ from protos import teacher_pb2
 
 PROTOCOL_VERSION = 1
 
-# Payload bytes a piece of a reply stream aims at: over loopback, 0.5-2 MiB pieces move 1-2.5 GB/s,
-# 64 KiB pieces a third of that.
+# Target payload bytes of a piece of a reply stream: over loopback, 0.5-2 MiB pieces move
+# 1-2.5 GB/s, 64 KiB pieces a third of that.
 PIECE_BYTES = 1 << 20
 
-# Largest message of either direction. A piece holds whole rows, and one dense row of a large
-# vocabulary is 0.6 MB; a request holds token ids alone.
+# Largest message in either direction. A piece holds whole rows, and one dense row of a large
+# vocabulary is 0.6 MB; a request holds only token ids.
 MAX_MESSAGE_BYTES = 16 << 20
 
 # dtype name -> numpy dtype that carries its bits, little-endian.
@@ -34,7 +34,7 @@ CARRIERS: dict[str, np.dtype] = {
     "uint32": np.dtype("<u4"),
 }
 
-# dtype name -> its number in the contract.
+# dtype name -> its number in teacher.proto.
 DTYPES: dict[str, teacher_pb2.DType] = {
     "float32": teacher_pb2.DTYPE_FLOAT32,
     "float16": teacher_pb2.DTYPE_FLOAT16,
@@ -46,8 +46,8 @@ DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 def top_k_record(k: int) -> np.dtype:
     """Returns the structured dtype of one TOP_K row: 8 k + 8 bytes, packed.
 
-    Fields: `logits` float32 [k] falling; `ids` uint32 [k]; `log_rest_t` float32, the logsumexp of
-    logits / temperature over the ids outside the k, -inf where there are none; `log_normalizer_t`
+    Fields: `logits` float32 [k], descending; `ids` uint32 [k]; `log_rest_t` float32, the logsumexp
+    of logits / temperature over the ids outside the k, -inf if there are none; `log_normalizer_t`
     float32, the same over all ids.
     """
     return np.dtype(
@@ -66,10 +66,10 @@ MAX_DRAWS = 256
 
 
 def sampled_record() -> np.dtype:
-    """Returns the structured dtype of one SAMPLED record, 8 bytes: a distinct id of a row.
+    """Returns the structured dtype of one SAMPLED record, 8 bytes: one distinct id of a row.
 
     Fields: `id_and_count` uint32, the id in the low 24 bits and its count - 1 in the high 8;
-    `log_prob` float32, the id's log-probability at the asked temperature.
+    `log_prob` float32, the id's log-probability at the requested temperature.
     """
     return np.dtype([("id_and_count", "<u4"), ("log_prob", "<f4")])
 
@@ -79,19 +79,19 @@ def pack_sampled(
     counts_R: npt.NDArray[np.integer],
     log_probs_R: npt.NDArray[np.floating],
 ) -> np.ndarray:
-    """Returns `sampled_record()` [R].
+    """Returns the records, `sampled_record()` [R].
 
     Raises:
-        InvalidRequest: an id is not 0 to MAX_SAMPLED_ID, or a count not 1 to MAX_DRAWS.
+        InvalidRequest: an id is not 0 to MAX_SAMPLED_ID, or a count is not 1 to MAX_DRAWS.
     """
     if len(ids_R) and (int(ids_R.min()) < 0 or int(ids_R.max()) > MAX_SAMPLED_ID):
         raise InvalidRequest(
-            f"sampled answers hold ids up to {MAX_SAMPLED_ID}; ask for hidden or top_k",
+            f"sampled answers hold only ids up to {MAX_SAMPLED_ID}; request hidden or top_k",
             field="vocab_size",
         )
     if len(counts_R) and (int(counts_R.min()) < 1 or int(counts_R.max()) > MAX_DRAWS):
         raise InvalidRequest(
-            f"sampled answers hold counts of 1 to {MAX_DRAWS}; ask for fewer draws",
+            f"sampled answers hold only counts of 1 to {MAX_DRAWS}; request fewer draws",
             field="representation.num_draws",
         )
     records_R = np.empty(len(ids_R), sampled_record())
@@ -116,10 +116,10 @@ RepresentationName = Literal["dense", "hidden", "top_k", "sampled"]
 
 @dataclass(frozen=True)
 class Widths:
-    """What the bytes of a row depend on besides what is asked.
+    """The sizes that determine the bytes of a row, besides the representation.
 
     Attributes:
-        vocab_size: V, as asked.
+        vocab_size: V, as requested.
         hidden_size: D.
         hidden_dtype: name of the dtype of hidden states and of the output head.
     """
@@ -130,32 +130,32 @@ class Widths:
 
     @classmethod
     def of_model(cls, model: teacher_pb2.Model, vocab_size: int) -> "Widths":
-        """Returns those of a teacher that is asked for `vocab_size` ids."""
+        """Returns the widths for a teacher that is asked for `vocab_size` ids."""
         hidden_dtype = DTYPE_NAMES.get(model.hidden_dtype, f"dtype {model.hidden_dtype}")
         return cls(vocab_size, model.hidden_size, hidden_dtype)
 
     @property
     def hidden_bytes(self) -> int:
-        """Bytes of the hidden state of one position. Raises KeyError if its dtype is not known."""
+        """Bytes of the hidden state of one position. Raises KeyError if its dtype is unknown."""
         return self.hidden_size * CARRIERS[self.hidden_dtype].itemsize
 
     def head_bytes(self, *, has_bias: bool) -> int:
-        """Returns the bytes of the output head. Raises KeyError as `hidden_bytes`."""
+        """Returns the bytes of the output head. Raises KeyError like `hidden_bytes`."""
         values = self.vocab_size * (self.hidden_size + has_bias)
         return values * CARRIERS[self.hidden_dtype].itemsize
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the answer to a representation travels: a row for each asked position.
+    """The wire format of a representation: one row per asked position.
 
     Attributes:
-        enum: its number in the contract.
-        row_bytes: of a row, from what is asked and the widths; the most, if rows differ.
-        kd_is: what a divergence computed from it is, in words; parameters in braces.
-        parameters: the fields of Representation that it takes; the others stay None.
-        dtype: name of the dtype that the header says; None means the model's `hidden_dtype`.
-        rows_differ: rows have different lengths, and pieces say how many records each has.
+        enum: its number in teacher.proto.
+        row_bytes: bytes of a row, from the Representation and the widths; the most if rows differ.
+        kd_is: describes a divergence computed from it; parameters in braces.
+        parameters: the fields of Representation that it uses; the others stay None.
+        dtype: name of the dtype in the header; None means the model's `hidden_dtype`.
+        rows_differ: rows differ in length, and pieces say how many records each row has.
         needs_head: the student multiplies a row by the teacher's output head.
     """
 
@@ -168,7 +168,7 @@ class Format:
     needs_head: bool = False
 
 
-# Every representation, once. A new one is an entry here, its rows in
+# Every representation. A new one needs an entry here, its rows in
 # teacher_server/engine/representations.py, and its targets in student_trainer/teacher/reply.py.
 FORMATS: dict[str, Format] = {
     "dense": Format(
@@ -205,17 +205,17 @@ NAMES = {form.enum: name for name, form in FORMATS.items()}
 
 @dataclass(frozen=True)
 class Representation:
-    """What is asked of a teacher for each position.
+    """What to request from a teacher for each position.
 
     Attributes:
         kind: a name in FORMATS.
-        top_k: outcomes kept; only for "top_k".
-        num_draws: draws a position; only for "sampled".
-        seed: of the draws, only for "sampled"; None is sent as 0.
+        top_k: outcomes to keep; only for "top_k".
+        num_draws: draws per position; only for "sampled".
+        seed: of the draws; only for "sampled"; None is sent as 0.
 
     Raises:
-        RepresentationNotOffered: there is no such kind.
-        InvalidRequest: a parameter is set that the kind does not take.
+        RepresentationNotOffered: the kind does not exist.
+        InvalidRequest: a parameter is set that the kind does not use.
     """
 
     kind: str
@@ -226,7 +226,7 @@ class Representation:
     def __post_init__(self) -> None:
         if self.kind not in FORMATS:
             raise RepresentationNotOffered(
-                f"representation {self.kind} is none of {', '.join(FORMATS)}"
+                f"representation {self.kind} is not one of {', '.join(FORMATS)}"
             )
         for name in _PARAMETERS:
             if getattr(self, name) is not None and name not in self.format.parameters:
@@ -237,15 +237,15 @@ class Representation:
 
     @classmethod
     def of_message(cls, message: teacher_pb2.Representation) -> "Representation":
-        """Returns what a request asks for; its numbers are not checked.
+        """Returns the representation of a request; does not check its numbers.
 
         Raises:
-            InvalidRequest: there is no such kind, or it does not take a parameter that is set.
+            InvalidRequest: the kind does not exist, or does not use a parameter that is set.
         """
         kind = NAMES.get(message.kind)
         if kind is None:
             raise InvalidRequest(
-                f"representation.kind {message.kind} is none of {', '.join(FORMATS)}",
+                f"representation.kind {message.kind} is not one of {', '.join(FORMATS)}",
                 field="representation.kind",
             )
         numbers = {name: getattr(message, name) for name in _PARAMETERS}
@@ -253,30 +253,30 @@ class Representation:
         return cls(kind, **{name: n for name, n in numbers.items() if n or name in taken})
 
     def message(self) -> teacher_pb2.Representation:
-        """Returns it as a request carries it."""
+        """Returns the message for a request."""
         numbers = {name: getattr(self, name) or 0 for name in self.format.parameters}
         return teacher_pb2.Representation(kind=self.format.enum, **numbers)
 
     @property
     def format(self) -> Format:
-        """How its answer travels."""
+        """Its wire format."""
         return FORMATS[self.kind]
 
     @property
     def kd_is(self) -> str:
-        """What a divergence computed from it is (loss/kd, val/kl), in words for a person."""
+        """Describes a divergence computed from it (loss/kd, val/kl), for people."""
         return self.format.kd_is.format(top_k=self.top_k, num_draws=self.num_draws)
 
     def row_bytes(self, widths: Widths) -> int:
-        """Returns the bytes of a row; the most that it may have, if rows differ."""
+        """Returns the bytes of a row; the most it can have if rows differ."""
         return self.format.row_bytes(self, widths)
 
     def header_row_bytes(self, widths: Widths) -> int:
-        """Returns what the reply's header says of a row's bytes: 0 if rows differ."""
+        """Returns a row's bytes as the reply's header has them: 0 if rows differ."""
         return 0 if self.format.rows_differ else self.row_bytes(widths)
 
     def dtype(self, widths: Widths) -> str:
-        """Returns the name of the dtype that the reply's header says."""
+        """Returns the name of the dtype in the reply's header."""
         return self.format.dtype or widths.hidden_dtype
 
 
@@ -303,7 +303,7 @@ def unpack_mask(data: bytes, num_tokens: int) -> npt.NDArray[np.bool_]:
     expected = (num_tokens + 7) // 8
     if len(data) != expected:
         raise InvalidRequest(
-            f"position_mask has {len(data)} bytes; {num_tokens} tokens need {expected}",
+            f"position_mask has {len(data)} bytes, but {num_tokens} tokens need {expected}",
             field="position_mask",
         )
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")

@@ -1,12 +1,12 @@
-"""The pieces of a reply stream as bytes, without protobuf's copies of their payload.
+"""Encodes and decodes the pieces of a reply stream without protobuf's copies of their payload.
 
-Protobuf copies a payload twice to send it and twice to take it out. Here a piece is joined once,
-and its payload is looked at where it arrived. The bytes are those of protos/teacher.proto:
+Protobuf copies a payload twice to send it and twice to read it. Here a piece is joined once, and
+its payload is a view of the received message. The bytes are those of protos/teacher.proto:
 
     LogitsForBatchReply  0x12 length LogitsPiece
     LogitsPiece          0x08 first_row  0x10 num_rows  0x1a length payload  0x22 length row_lengths
 
-with each field left out where it is 0 or empty. What is laid out in any other way, protobuf reads.
+with each field left out if it is 0 or empty. Protobuf reads messages with any other layout.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _LARGEST_UINT32 = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class ReplyPiece:
-    """A LogitsPiece; `payload` and `row_lengths` are views of the message that brought it."""
+    """A LogitsPiece; `payload` and `row_lengths` are views of the received message."""
 
     first_row: int
     num_rows: int
@@ -31,7 +31,7 @@ class ReplyPiece:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A LogitsForBatchReply: one of the three parts, or none. `num_bytes` is the whole message."""
+    """A LogitsForBatchReply: one of the three parts, or none. `num_bytes` is its message's size."""
 
     num_bytes: int
     header: teacher_pb2.LogitsHeader | None = None
@@ -48,7 +48,7 @@ class Reply:
 def piece_message(
     first_row: int, num_rows: int, payload: Sequence[memoryview], row_lengths: bytes = b""
 ) -> bytes:
-    """Returns the LogitsForBatchReply of a piece whose payload is these parts, in this order."""
+    """Returns the LogitsForBatchReply of a piece; its payload is these parts in order."""
     payload_bytes = sum(part.nbytes for part in payload)
     before = b"".join(
         (
@@ -64,15 +64,15 @@ def piece_message(
 
 
 def serialized(reply: "teacher_pb2.LogitsForBatchReply | bytes") -> bytes:
-    """Returns a reply as it is sent; bytes are one already."""
+    """Returns a reply as bytes; bytes stay as they are."""
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
 def received(message: bytes) -> Reply:
-    """Returns the reply that a message holds.
+    """Returns the reply in a message.
 
     Raises:
-        google.protobuf.message.DecodeError: it holds none.
+        google.protobuf.message.DecodeError: the message is not a reply.
     """
     try:
         piece = _piece(message)
@@ -95,7 +95,7 @@ def received(message: bytes) -> Reply:
 
 
 def _piece(message: bytes) -> ReplyPiece | None:
-    """Returns the piece that a message of this module's layout holds, else None."""
+    """Returns the piece in a message with this module's layout, else None."""
     if message[0] != _REPLY_PIECE:
         return None
     length, at = _read_varint(message, 1)
@@ -112,14 +112,14 @@ def _piece(message: bytes) -> ReplyPiece | None:
 
 
 def _read_number(message: bytes, at: int, field: int) -> tuple[int, int]:
-    """Returns (value, where it ends) of a field; (0, at) where another one stands there."""
+    """Returns (value, end) of a field at `at`; (0, at) if another field is there."""
     if at >= len(message) or message[at] != field:
         return 0, at
     return _read_varint(message, at + 1)
 
 
 def _read_bytes(message: bytes, at: int, field: int) -> tuple[memoryview, int]:
-    """As _read_number; what ends beyond the message is cut, and its end tells."""
+    """Like _read_number; a value that ends beyond the message is cut, but its end is not."""
     if at >= len(message) or message[at] != field:
         return memoryview(message)[:0], at
     length, start = _read_varint(message, at + 1)
@@ -131,7 +131,7 @@ def _number_field(field: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Returns seven bits a byte, lowest first, the top bit set on all but the last."""
+    """Returns the number in seven bits per byte, lowest first, top bit set on all but the last."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
@@ -141,7 +141,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """Returns (value, where it ends). Raises IndexError."""
+    """Returns (value, end). Raises IndexError if the message ends first."""
     value = shift = 0
     while True:
         byte = message[at]

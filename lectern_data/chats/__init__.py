@@ -1,1 +1,1 @@
-"""Chats as ids, with a mask of what the assistant wrote."""
+"""Encodes chats as token ids, with a mask of what the assistant wrote."""

@@ -1,8 +1,8 @@
-"""A tokenizer's chat template, rendered as transformers renders it, without torch or transformers.
+"""Renders a tokenizer's chat template like transformers does, without torch or transformers.
 
-A template comes with a model, and is a program in the language of Jinja that somebody else wrote.
-It runs in Jinja's sandbox, where it reaches no attribute that leads out of it, and sees nothing but
-the messages and the special tokens. It is told no time, so that equal chats give equal texts.
+A template comes with a model and is a Jinja program from a third party. It runs in Jinja's sandbox,
+where it cannot reach attributes that lead out of it, and sees only the messages and the special
+tokens. It cannot read the time, so equal chats give equal texts.
 """
 
 import json
@@ -28,20 +28,19 @@ class ChatTemplate:
 
     Attributes:
         source: the template.
-        special_tokens: what it may name: bos_token, eos_token, ...
-        marks_turns: it says itself what the assistant wrote ({% generation %}).
+        special_tokens: the names that it may use: bos_token, eos_token, ...
+        marks_turns: it marks itself what the assistant wrote ({% generation %}).
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        """Raises CorruptData where it is no template, Misconfigured where Jinja is missing."""
+        """Raises CorruptData if it is not a template, Misconfigured if Jinja is missing."""
         if len(source.encode(errors="replace")) > _MAX_TEMPLATE_BYTES:
-            raise CorruptData(f"the chat template is over {_MAX_TEMPLATE_BYTES:,} bytes")
+            raise CorruptData(f"the chat template is larger than {_MAX_TEMPLATE_BYTES:,} bytes")
         try:
             import jinja2
         except ModuleNotFoundError:
             raise Misconfigured(
-                "a chat template is rendered by Jinja, which is not installed; install "
-                "lectern[data]"
+                "chat templates need Jinja, which is not installed: pip install 'lectern[data]'"
             ) from None
         self.source = source
         self.special_tokens = special_tokens
@@ -49,22 +48,22 @@ class ChatTemplate:
         try:
             self._template = _environment(self._tracker).from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise CorruptData(f"the chat template is no Jinja template: {error}") from None
+            raise CorruptData(f"the chat template is not a Jinja template: {error}") from None
         self.marks_turns = self._tracker.blocks_parsed > 0
 
     def render(self, messages: Messages, *, prompt: bool = False) -> str:
-        """Returns the chat as text; with `prompt` also what comes before the assistant's next turn.
+        """Returns the chat as text; with `prompt`, also the start of the assistant's next turn.
 
         Raises:
-            UnusableError: the template fails on it.
+            UnusableError: the template fails on the chat.
         """
         return self.render_marked(messages, prompt=prompt)[0]
 
     def render_marked(self, messages: Messages, *, prompt: bool = False) -> tuple[str, list[Span]]:
-        """Returns the text, and the (start, end) of what the template marks as the assistant's.
+        """Returns the text, and the (start, end) of the spans marked as the assistant's.
 
         Raises:
-            UnusableError: the template fails on it, or marks what is not in its text.
+            UnusableError: the template fails on the chat, or marks text that is not in its output.
         """
         with self._tracker.tracking() as (blocks, marked):
             try:
@@ -78,15 +77,15 @@ class ChatTemplate:
                     blocks.append(block)
             except Exception as error:  # the template is a program of its own, and may do anything
                 why = str(error).partition("\n")[0] or type(error).__name__
-                raise UnusableError(f"the chat template fails on it: {why}") from None
+                raise UnusableError(f"the chat template fails: {why}") from None
             text = "".join(blocks)
         if any(text[start : start + len(part)] != part for start, part in marked):
-            raise UnusableError("the chat template marks the assistant's turns elsewhere")
+            raise UnusableError("the chat template moves text that it marks as the assistant's")
         return text, [(start, start + len(part)) for start, part in marked]
 
 
 class _Tracker:
-    """Notes where {% generation %} blocks come to stand in the text, as transformers does."""
+    """Records where {% generation %} blocks are in the text, like transformers does."""
 
     def __init__(self) -> None:
         self.blocks_parsed = 0
@@ -103,7 +102,7 @@ class _Tracker:
 
 
 def _environment(tracker: _Tracker) -> "jinja2.Environment":
-    """Returns the sandbox that templates run in, with what transformers gives them."""
+    """Returns the sandbox that templates run in, with the names that transformers provides."""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -119,11 +118,11 @@ def _environment(tracker: _Tracker) -> "jinja2.Environment":
     return environment
 
 
-# Jinja may be missing, so classes made of its own are made where it is imported.
+# Jinja may be missing, so subclasses of its classes are defined only after its import.
 
 
 def _generation(tracker: _Tracker) -> "type[Extension]":
-    """Returns the {% generation %} block, which tells `tracker` of itself."""
+    """Returns the {% generation %} block, which reports to `tracker`."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -145,9 +144,7 @@ def _generation(tracker: _Tracker) -> "type[Extension]":
 
 
 def _safe_namespace() -> type:
-    """Returns Jinja's namespace without names that hide or reach what Python keeps under
-    underscores.
-    """
+    """Returns Jinja's namespace class, but without names that start with an underscore."""
     import jinja2
 
     class SafeNamespace(jinja2.utils.Namespace):
@@ -182,7 +179,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own escapes HTML.
+    # Jinja's own filter escapes HTML.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

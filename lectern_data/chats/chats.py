@@ -1,12 +1,12 @@
-"""Chats as token ids, with a mask of what the assistant wrote: loss falls on that alone.
+"""Encodes chats as token ids, with a mask of the assistant's tokens: only they carry loss.
 
-Where the template marks the assistant's turns itself ({% generation %}), they are those. Elsewhere
-a turn is what the template adds to the rendering of the messages before it and of the prompt that
-asks for it; where that is not how the whole begins (templates that rewrite earlier turns), nobody
-can say which tokens are the turn's, and the chat is not used.
+If the template marks the assistant's turns itself ({% generation %}), those marks are used.
+Otherwise a turn is the text that the template adds to its rendering of the earlier messages and the
+generation prompt. If that rendering is not a prefix of the whole (some templates rewrite earlier
+turns), the turn's tokens are ambiguous, and the chat is not used.
 
-A template is somebody else's program, and its loops within loops may last for ever: it is given ten
-seconds of processor time for a chat.
+A template is a third party's program, whose nested loops may never end: it gets ten seconds of
+processor time per chat.
 """
 
 import json
@@ -30,15 +30,15 @@ Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]
 
 
 class EndlessError(Exception):
-    """The template does not come to its end on a chat; `index` counts the chats before it."""
+    """The template does not finish on a chat; `index` counts the chats before it."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"the chat template does not come to an end on chat {index + 1}")
+        super().__init__(f"the chat template does not finish on chat {index + 1}")
         self.index = index
 
 
 class ChatEncoder:
-    """Turns chats into (ids, mask). Changes the tokenizer: special tokens in a text are such."""
+    """Turns chats into (ids, mask). Changes the tokenizer: it recognises special tokens in text."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         tokenizer.encode_special_tokens = False
@@ -54,10 +54,10 @@ class ChatEncoder:
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, chats: list[str]) -> Iterator[Encoded | UnusableError]:
-        """Yields (ids uint32, mask uint8) of each chat (see Content.of), or why it has none.
+        """Yields (ids uint32, mask uint8) of each chat (see Content.of), or why it is unusable.
 
-        The mask is 1 for a token that lies within a turn of the assistant, and for the token that
-        ends the turn. No token is added: the template says what begins and ends a chat.
+        The mask is 1 for tokens within a turn of the assistant, and for the token that ends the
+        turn. No token is added: the template decides what starts and ends a chat.
 
         Raises:
             EndlessError: the template takes too long on a chat.
@@ -84,7 +84,7 @@ class ChatEncoder:
         for text in _strings(messages):
             found = self._special.search(text)
             if found is not None:
-                raise UnusableError(f"spells the control token {found.group()!r}")
+                raise UnusableError(f"contains the control token {found.group()!r}")
         if self._template.marks_turns:
             text, spans = self._template.render_marked(messages)
         else:
@@ -95,7 +95,7 @@ class ChatEncoder:
                 if message["role"] == _ASSISTANT
             ]
         if not any(start < end for start, end in spans):
-            raise UnusableError("the chat template gives the assistant's turns no text")
+            raise UnusableError("the chat template renders no text for the assistant's turns")
         return text, spans
 
     def _turn(self, text: str, messages: Messages, index: int) -> Span:
@@ -103,9 +103,9 @@ class ChatEncoder:
         after = self._template.render(messages[: index + 1])
         if not (text.startswith(after) and after.startswith(before)):
             raise UnusableError(
-                f"message {index + 1}, the assistant's, cannot be told from the rest: the chat "
-                "template does not render a chat's beginning as the beginning of the chat; give "
-                "the template {% generation %} blocks"
+                f"cannot find the assistant's message {index + 1} in the text: the chat template "
+                "renders earlier messages differently once later ones follow; add "
+                "{% generation %} blocks to the template"
             )
         return len(before), len(after)
 
@@ -118,7 +118,7 @@ class ChatEncoder:
             within = np.flatnonzero((starts >= begin) & (ends <= end) & (starts < ends))
             specials = within[is_special[within]]
             if len(specials) and not text[ends[specials[-1]] : end].strip():
-                # White space behind the token that ends the turn is the template's.
+                # White space after the token that ends the turn belongs to the template.
                 within = within[within <= specials[-1]]
             mask[within] = 1
             follows = int(np.searchsorted(starts, end))
@@ -129,10 +129,10 @@ class ChatEncoder:
 
 
 class _TimeLimit:
-    """Interrupts what runs _MAX_SECONDS of processor time after `restart`, by a TimeoutError.
+    """Raises TimeoutError in code that still runs _MAX_SECONDS of processor time after `restart`.
 
-    By a signal, which reaches the main thread alone: that is where prepare and its processes
-    render; elsewhere there is no limit. A single operation of Python's is not interrupted either.
+    It uses a signal, which reaches only the main thread: prepare and its processes render there;
+    other threads have no limit. A single Python operation is not interrupted either.
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class _TimeLimit:
 
     def restart(self) -> None:
         if self._works:
-            # Once more a second later, and so on: a template's own operations may catch the first.
+            # Repeated every second: code in the template may catch the first one.
             signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS, 1.0)
 
     def __exit__(self, *_: object) -> None:
@@ -160,7 +160,7 @@ class _TimeLimit:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yields every text in plain JSON data."""
+    """Yields every string in plain JSON data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""What is read: files, rows, hub datasets, and every document found and hashed."""
+"""Reads the inputs: files, rows and hub datasets; finds and hashes every document."""

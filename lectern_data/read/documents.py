@@ -1,7 +1,7 @@
-"""Text documents on disk, and how they are read again.
+"""Documents on disk that a scan has found, and reading them again.
 
-A document is a whole text file, or one row of a .jsonl or Parquet file (rows.py). Whatever cannot
-be used is named with its reason (`LeftOut`), never dropped in silence; scan.py finds both.
+A document is a whole text file, or one row of a .jsonl or Parquet file (rows.py). Anything unusable
+is named with its reason (`LeftOut`), never dropped silently; scan.py finds both.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from lectern_data.read.rows import (
 
 @dataclass(frozen=True)
 class Document:
-    """A usable document. `name` is its input's name and the path below it, `#row` for rows.
+    """A usable document. `name` is its input's name and the path inside it, with `#row` for rows.
 
-    `place` finds a row in its file: (offset, bytes) of a .jsonl row, (row group, index in it) of a
-    Parquet row; None: the document is the whole file.
+    `place` locates a row in its file: (offset, bytes) of a .jsonl row, (row group, index in it) of
+    a Parquet row; None means that the document is the whole file.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Documents that are not used, and why. An empty one loses nothing and is no fault."""
+    """Documents that are not used, and why. An empty one loses nothing and is not a fault."""
 
     name: str
     reason: str
@@ -48,10 +48,10 @@ class LeftOut:
 
 
 def texts_of(documents: Iterable[Document], content: Content) -> Iterator[str]:
-    """Yields the text of each document; rows that follow each other are read in one go.
+    """Yields the text of each document; reads consecutive rows of a file together.
 
     Raises:
-        CorruptData: a file is not what it was when the document was found.
+        CorruptData: a file changed since the document was found.
     """
     for path, group in groupby(documents, key=lambda document: document.path):
         wanted = list(group)

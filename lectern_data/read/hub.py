@@ -1,8 +1,8 @@
-"""Rows of a dataset on a hub, streamed into a file beside the dataset that is made of them.
+"""Streams the rows of a hub dataset into a local file, beside the dataset made from them.
 
-The file is what the rest reads, like any .jsonl that lies here: the hub is asked for every row
-once, also where `lectern data prepare` reads it twice, or is killed and started again. It keeps of
-a row the one field that is wanted.
+The other steps read this file like any local .jsonl. So every row is fetched from the hub once,
+even if `lectern data prepare` reads it twice, or is killed and restarted. Only the wanted field of
+each row is kept.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from lectern_common.words import counted
 from lectern_data.read.input_files import require_no_dataset
 from lectern_data.read.rows import Content
 
-# Rows between two notes of how far the stream is.
+# Rows between two saves of the stream's position.
 _SAVE_EVERY = 1000
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset by its id (owner/name), or a folder or file that `datasets` reads itself."""
+    """A dataset by its id (OWNER/NAME), or a folder or file that `datasets` reads itself."""
 
     name: str
     config: str | None = None
@@ -41,7 +41,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Rows that lie here: as `name` in messages, in the .jsonl file `path`."""
+    """Fetched rows, in the .jsonl file `path`; `name` is for messages."""
 
     name: str
     path: Path
@@ -58,21 +58,21 @@ def fetch(
     pin: Callable[[HubDataset], HubDataset] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fetched:
-    """Returns the rows of a dataset, having streamed into `folder` those that are not there yet.
+    """Streams a dataset's missing rows into `folder` and returns all of them.
 
     Args:
         dataset: its id, or a local folder.
-        content: of every row its field alone is kept; a row without it stays, and is named later.
-        folder: where the file goes; what an earlier call of the same left there is gone on with.
-        load: gives the rows in a fixed order; None: the `datasets` library, streaming.
-        pin: gives the dataset with a revision that names one state of it; None: asks the hub.
-        on_progress: told (rows, rows).
+        content: only its field is kept of each row; a row without it is kept, and named later.
+        folder: where the file goes; continues from what an earlier call for the same rows left.
+        load: returns the rows in a fixed order; None means the `datasets` library, streaming.
+        pin: returns the dataset with a revision that never changes; None means asking the hub.
+        on_progress: called with (rows, rows).
 
     Raises:
-        InvalidRequest: the first row has no such field, or the folder is a dataset already.
+        InvalidRequest: the first row has no such field, or the folder is a prepared dataset.
         Misconfigured: `datasets` is not installed.
-        NotFound: there is no such dataset, config, split or revision, or the hub is out of reach.
-        LecternError: the stream broke; what has come is kept.
+        NotFound: there is no such dataset, config, split or revision, or the hub is unreachable.
+        LecternError: the stream broke; the rows so far are kept.
     """
     dataset = (pin or pinned)(dataset)
     folder = folder / f"hub-{_identity(dataset, content.field)}"
@@ -89,17 +89,17 @@ def fetch(
             raise
         except Exception as error:  # of the library, its HTTP clients, its readers of files
             raise LecternError(
-                f"{name} broke off after {counted(spool.rows, 'row')}: {_first_line(error)}; what "
-                "has come is kept, so the same command goes on from there"
+                f"{name} broke off after {counted(spool.rows, 'row')}: {_first_line(error)}; these "
+                "rows are kept, so run the same command again to continue from there"
             ) from None
     return Fetched(name, spool.path, spool.rows, dataset.revision)
 
 
 def pinned(dataset: HubDataset) -> HubDataset:
-    """Returns the dataset at the commit that its revision names now. Raises as `fetch`."""
+    """Returns the dataset at the commit that its revision names now. Raises like `fetch`."""
     if dataset.is_local:
         if dataset.revision is not None:
-            raise NotFound(f"{dataset.name} lies here and has no revisions; leave --hub-revision")
+            raise NotFound(f"{dataset.name} is local and has no revisions; remove --hub-revision")
         require_no_dataset(Path(dataset.name))
         return dataset
     try:
@@ -115,7 +115,7 @@ def pinned(dataset: HubDataset) -> HubDataset:
 
 
 def _why_not(dataset: HubDataset, hub: str, error: Exception) -> str:
-    """Returns what was asked of whom, why it did not come, and what to try."""
+    """Returns the message: what was requested from which hub, why it failed, and what to try."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -125,24 +125,25 @@ def _why_not(dataset: HubDataset, hub: str, error: Exception) -> str:
 
     name = f"dataset {dataset.name}"
     if isinstance(error, HFValidationError):
-        return f"no folder {dataset.name} here, and it is no id of a hub's dataset (OWNER/NAME)"
+        return f"there is no folder {dataset.name}, nor is it a valid hub dataset id (OWNER/NAME)"
     if isinstance(error, GatedRepoError):
-        return f"{name} is given out by {hub} to those who agreed to its terms; {_TOKEN}"
+        return f"{name} on {hub} is gated: accept its terms there, and {_TOKEN}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"no folder {dataset.name} here, and {hub} shows no {name}; check the spelling "
+            f"there is no folder {dataset.name}, and {hub} has no {name}; check the spelling "
             f"(OWNER/NAME), and if it is private, {_TOKEN}"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{name} at {hub} has no revision {dataset.revision}; see --hub-revision"
+        return f"{name} on {hub} has no revision {dataset.revision}; see --hub-revision"
     return (
-        f"no folder {dataset.name} here, and asking {hub} for {name} failed: {_first_line(error)}; "
-        "check the network (HF_ENDPOINT names another hub), or name a folder that lies here"
+        f"there is no folder {dataset.name}, and requesting {name} from {hub} failed: "
+        f"{_first_line(error)}; check the network (HF_ENDPOINT sets another hub), or name a local "
+        "folder"
     )
 
 
 def load_stream(dataset: HubDataset) -> Iterable[Mapping[str, Any]]:
-    """Returns the rows, as the `datasets` library streams them. Raises as `fetch`."""
+    """Returns the rows as a stream of the `datasets` library. Raises like `fetch`."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -159,13 +160,13 @@ def load_stream(dataset: HubDataset) -> Iterable[Mapping[str, Any]]:
         config = "" if dataset.config is None else f", configuration {dataset.config}"
         raise NotFound(
             f"cannot open {dataset.name}{config}, split {dataset.split}: {_first_line(error)}; "
-            f"--hub-config and --hub-split choose others, and if it is not public, {_TOKEN}"
+            f"choose others with --hub-config and --hub-split, and if it is not public, {_TOKEN}"
         ) from None
     return rows
 
 
 class _Spool:
-    """rows.jsonl, and state.json: how much of it counts, and how the stream goes on from there."""
+    """rows.jsonl, and state.json: how much of it is complete, and where the stream continues."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "rows.jsonl"
@@ -185,8 +186,10 @@ class _Spool:
         content: Content,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        """Writes the rows behind those that count. Raises what the stream does, and InvalidRequest
-        where the very first lacks the field: so will the rest, and it may be hours of streaming.
+        """Writes the rows after the complete ones.
+
+        Raises the stream's errors, and InvalidRequest if the very first row lacks the field: the
+        rest would too, after perhaps hours of streaming.
         """
         field = content.field
         with self.path.open("ab") as file:
@@ -198,7 +201,7 @@ class _Spool:
                         f"the first row has no {field!r}{content.instead(row)}", "hub"
                     )
                 kept = {field: row[field]} if field in row else {}
-                file.write(json.dumps(kept, default=_no_json).encode() + b"\n")
+                file.write(json.dumps(kept, default=_as_null).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:
                     self._save(file, stream)
@@ -215,18 +218,18 @@ class _Spool:
 
     def _save(self, file: BinaryIO, stream: object, *, done: bool = False) -> None:
         file.flush()
-        fsync(self.path)  # before the state that counts on it
+        fsync(self.path)  # before the state that relies on it
         state = stream.state_dict() if hasattr(stream, "state_dict") else None
         self._state = {"rows": self.rows, "bytes": file.tell(), "stream": state, "done": done}
         write_atomic(self._state_path, json.dumps(self._state).encode(), durable=False)
 
 
 _TOKEN = "set HF_TOKEN to the access token of an account that may read it"  # noqa: S105 - advice
-_MISSING = "a dataset of a hub is read by `datasets`, which is not installed; install lectern[data]"
+_MISSING = "hub datasets need `datasets`, which is not installed: pip install 'lectern[data]'"
 
 
 def _identity(dataset: HubDataset, field: str) -> str:
-    """Returns what names these rows: for what lies here also its files' sizes and times."""
+    """Returns a hash that identifies these rows; local ones include file sizes and times."""
     said: list[Any] = [asdict(dataset), field]
     if dataset.is_local:
         root = Path(dataset.name)
@@ -239,8 +242,8 @@ def _identity(dataset: HubDataset, field: str) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-def _no_json(value: object) -> None:
-    """What JSON cannot hold (bytes, times) is no text either; the row is named for it later."""
+def _as_null(value: object) -> None:
+    """Returns None for bytes, times and the like: not text either, so the row is named later."""
 
 
 def _first_line(error: Exception) -> str:

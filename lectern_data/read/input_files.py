@@ -1,4 +1,4 @@
-"""The files that `lectern data prepare` is given, in a fixed order."""
+"""Finds the input files of `lectern data prepare`, in a fixed order."""
 
 import os
 from collections import Counter
@@ -15,20 +15,21 @@ _ENDINGS_NAMED = 8
 def find_files(
     inputs: list[Path], include: list[str], exclude: list[str]
 ) -> list[tuple[str, Path]]:
-    """Returns (name, path) of every file named or below a named folder, in a fixed order.
+    """Returns (name, path) of every input file and every file inside an input folder, in order.
 
-    Inputs keep their order; below a folder, paths are sorted. Hidden files and folders, and folders
-    behind symbolic links, are not entered.
+    Inputs keep their order; inside a folder, paths are sorted. Hidden files and folders, and
+    folders behind symbolic links, are skipped.
 
     Args:
-        include: below folders, only files whose name or relative path matches one of these glob
-            patterns; empty takes all.
+        inputs: files and folders.
+        include: inside folders, only files whose name or relative path matches one of these glob
+            patterns; empty means all.
         exclude: files and folders whose name or relative path matches are left out.
 
     Raises:
         NotFound: an input does not exist.
-        InvalidRequest: no file below the folders is taken, patterns are given and no folder, or a
-            folder is a dataset already.
+        InvalidRequest: no file inside the folders is selected, patterns are given without a
+            folder, or a folder is a prepared dataset.
     """
     found = list[tuple[str, Path]]()
     passed_over = Counter[str]()
@@ -55,14 +56,14 @@ def find_files(
 
 
 def require_no_dataset(folder: Path) -> None:
-    """Raises InvalidRequest where a folder is what `lectern data prepare` wrote, not its text."""
+    """Raises InvalidRequest if a folder is the output of `lectern data prepare`, not its text."""
     try:
         read_manifest(folder)
     except (LecternError, OSError):
         return
     raise InvalidRequest(
-        f"{folder} is a prepared dataset already; name it in a run's data.path, or name here the "
-        "text that it was made of",
+        f"{folder} is already a prepared dataset; set it as a run's data.path, or name the text "
+        "that it was made from here",
         "inputs",
     )
 
@@ -74,14 +75,13 @@ def _require_taken(
     exclude: list[str],
     passed_over: Counter[str],
 ) -> None:
-    """Raises InvalidRequest where folders, include and exclude come to nothing."""
+    """Raises InvalidRequest if folders, include and exclude select no file."""
     option, patterns = ("include", include) if include else ("exclude", exclude)
     asked = " ".join(f"--{option} {pattern!r}" for pattern in patterns)
     if not folders:
         if patterns:
             raise InvalidRequest(
-                f"{asked} has no effect: it chooses among files below folders, and no folder is "
-                "named",
+                f"{asked} has no effect: it selects files inside folders, and no folder is named",
                 option,
             )
         return
@@ -90,17 +90,16 @@ def _require_taken(
     below = ", ".join(map(str, folders))
     if passed_over:
         raise InvalidRequest(
-            f"{asked} matches no file below {below}; the files there end in "
-            f"{_endings(passed_over)}",
+            f"{asked} matches no file in {below}; the files there end in {_endings(passed_over)}",
             option,
         )
     if exclude:
-        raise InvalidRequest(f"{asked} leaves no file below {below}", "exclude")
-    raise InvalidRequest(f"no file below {below} (hidden ones are not read)", "inputs")
+        raise InvalidRequest(f"{asked} leaves no file in {below}", "exclude")
+    raise InvalidRequest(f"no file in {below} (hidden ones are not read)", "inputs")
 
 
 def _endings(found: Counter[str]) -> str:
-    """Returns the endings and how many files have each, the most frequent first."""
+    """Returns the endings with their number of files, most frequent first."""
     most = found.most_common(_ENDINGS_NAMED)
     named = ", ".join(f"{suffix or 'nothing'} ({number:,})" for suffix, number in most)
     return named + (", ..." if len(found) > len(most) else "")

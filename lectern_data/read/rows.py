@@ -1,6 +1,6 @@
-"""Rows of .jsonl and Parquet files: what one must hold to be a document, and how it is read again.
+"""Reads documents from the rows of .jsonl and Parquet files.
 
-Whatever a row has instead is named with its number (`UnusableError`), never dropped in silence.
+A row that is not a document is named with its number (`UnusableError`), never dropped silently.
 """
 
 import json
@@ -20,27 +20,27 @@ ROW_SUFFIXES = JSON_LINES_SUFFIXES + PARQUET_SUFFIXES
 TEXT_FIELD = "text"
 MESSAGES_FIELD = "messages"
 _PARQUET_MAGIC = b"PAR1"
-# Rows of a Parquet row group that are in memory together.
+# Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
 _FIELDS_NAMED = 8
 
 
 class UnusableError(Exception):
-    """Why a file or a row is no document."""
+    """Why a file or a row is not a document."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """Which field of a row is its document: a text, or a chat ([{role, content}, ...])."""
+    """The field of a row that is its document: a text, or a chat ([{role, content}, ...])."""
 
     field: str = TEXT_FIELD
     is_chat: bool = False
 
     def of(self, row: Any) -> str:
-        """Returns the row's text; of a chat its messages as JSON, always in the same form.
+        """Returns the row's text, or its chat's messages as canonical JSON.
 
         Raises:
-            UnusableError: there is none.
+            UnusableError: the row has none.
         """
         if isinstance(row, Mapping) and self.field not in row:
             raise UnusableError(f"has no {self._kind} under {self.field!r}{self.instead(row)}")
@@ -56,7 +56,7 @@ class Content:
         return str(value)
 
     def instead(self, fields: Iterable[str]) -> str:
-        """Returns what follows "it has no such field": those that are there, and what to set."""
+        """Returns the rest of "has no such field": the fields that it has, and what to set."""
         there = list(fields)
         if not there:
             return ""
@@ -71,7 +71,7 @@ class Content:
 
 
 def decoded(data: bytes) -> str:
-    """Returns bytes as text. Raises UnusableError."""
+    """Returns the bytes as text. Raises UnusableError."""
     if b"\0" in data:
         raise UnusableError("not text (it has a NUL byte)")
     try:
@@ -81,11 +81,11 @@ def decoded(data: bytes) -> str:
 
 
 def json_row(line: bytes, content: Content) -> str:
-    """Returns the document of a line, "" of a blank one. Raises UnusableError."""
+    """Returns the document of a line, "" for a blank line. Raises UnusableError."""
     if not line.strip():
         return ""
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # bytes, it would guess the encoding of
+        row = json.loads(line.decode("utf-8-sig"))  # of bytes it would guess the encoding
     except UnicodeDecodeError as error:
         raise UnusableError(f"not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ def json_row(line: bytes, content: Content) -> str:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file begins as Parquet files do, whatever its name. Raises OSError."""
+    """Returns whether a file starts like a Parquet file, whatever its name. Raises OSError."""
     with path.open("rb") as file:
         return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
@@ -104,19 +104,19 @@ def open_parquet(path: Path, content: Content) -> "ParquetFile":
 
     Raises:
         Misconfigured: pyarrow is not installed.
-        UnusableError: it is no Parquet file, or has no such column.
+        UnusableError: it is not a Parquet file, or has no such column.
     """
     try:
         import pyarrow as arrow
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError:
         raise Misconfigured(
-            f"{path.name} is a Parquet file, and pyarrow is not installed; install lectern[data]"
+            f"{path.name} is a Parquet file, which needs pyarrow: pip install 'lectern[data]'"
         ) from None
     try:
         file = ParquetFile(path)
     except (arrow.ArrowException, OSError) as error:
-        raise UnusableError(f"no Parquet file: {_first_line(error)}") from None
+        raise UnusableError(f"not a Parquet file: {_first_line(error)}") from None
     columns = file.schema_arrow.names
     if content.field not in columns:
         raise UnusableError(f"has no column {content.field!r}{content.instead(columns)}")
@@ -128,10 +128,10 @@ def parquet_values(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (index in the row group, value or UnusableError) from row `first` of a group on.
 
-    A few rows are in memory at a time.
+    Only a few rows are in memory at a time.
 
     Raises:
-        UnusableError: the group cannot be read on.
+        UnusableError: the rest of the group cannot be read.
     """
     import pyarrow as arrow
 
@@ -163,12 +163,12 @@ def _canonical_chat(value: Any, field: str) -> str:
                 is_misnamed = isinstance(message, Mapping) and name not in message
                 there = f", but {_listed(message)}" if is_misnamed else ""
                 raise UnusableError(f"message {number} has no text under {name!r}{there}")
-    # What a Parquet row lacks is there as null.
+    # Parquet stores missing fields as null.
     messages = [
         {name: part for name, part in message.items() if part is not None} for message in value
     ]
     if not any(message["role"] == "assistant" for message in messages):
-        raise UnusableError("has no turn of the assistant: nothing of it would be learnt")
+        raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     try:
         return json.dumps(messages, ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -176,7 +176,7 @@ def _canonical_chat(value: Any, field: str) -> str:
 
 
 def _listed(fields: Iterable[str]) -> str:
-    """Returns the first names, as text that does nothing to a terminal."""
+    """Returns the first names, escaped for a terminal."""
     names = [repr(field)[:40] for field in fields]
     return ", ".join(names[:_FIELDS_NAMED]) + (", ..." if len(names) > _FIELDS_NAMED else "")
 

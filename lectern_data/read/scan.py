@@ -1,4 +1,4 @@
-"""Every document of the inputs, found, checked and hashed before anything is written."""
+"""Finds, checks and hashes every document of the inputs before anything is written."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -29,18 +29,18 @@ def scan(
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Document], list[LeftOut]]:
-    """Returns the usable documents of `files`, in order, and what is left out.
+    """Returns the usable documents of `files`, in order, and those left out.
 
-    Reads every file once and keeps no text.
+    Reads every file once and keeps no text in memory.
 
     Args:
         files: (name, path) of each.
-        content: what a row must hold; None: a text under "text".
+        content: what a row must hold; None means a text under "text".
         max_document_bytes: a larger document is left out.
-        on_progress: is told (bytes done, bytes of all files).
+        on_progress: called with (bytes done, bytes of all files).
 
     Raises:
-        Misconfigured: there are Parquet files, and nothing to read them.
+        Misconfigured: there are Parquet files, but pyarrow is not installed.
     """
     content = content or Content()
     documents: list[Document] = []
@@ -67,7 +67,7 @@ def _parts(name: str, path: Path, content: Content, max_bytes: int) -> Iterator[
     if suffix in JSON_LINES_SUFFIXES:
         return _json_rows(name, path, content, max_bytes)
     if content.is_chat:
-        return iter([LeftOut(name, f"no rows of messages; those are in {', '.join(ROW_SUFFIXES)}")])
+        return iter([LeftOut(name, f"not a file of chats; those end in {', '.join(ROW_SUFFIXES)}")])
     return iter([_whole(name, path, max_bytes)])
 
 
@@ -92,14 +92,14 @@ def _whole(name: str, path: Path, max_bytes: int) -> Document | LeftOut:
 def _json_rows(
     name: str, path: Path, content: Content, max_bytes: int
 ) -> Iterator[Document | LeftOut]:
-    """Yields every row; an over-long line is passed over without holding it in memory."""
+    """Yields every row; skips an overlong line without holding it in memory."""
     offset = 0
     try:
         if not path.is_file():
             yield LeftOut(name, "not a regular file")
             return
         if is_parquet(path):
-            yield LeftOut(name, "a Parquet file; name it .parquet")
+            yield LeftOut(name, "a Parquet file; rename it to .parquet")
             return
         with path.open("rb") as file:
             for number in range(1, 1 << 62):
@@ -136,7 +136,7 @@ def _json_row(
 def _parquet_rows(
     name: str, path: Path, content: Content, max_bytes: int
 ) -> Iterator[Document | LeftOut]:
-    """Yields every row, a few in memory at a time. A column that is missing loses every row."""
+    """Yields every row, a few in memory at a time. Without the column, every row is lost."""
     number = 0
     try:
         if not path.is_file():
@@ -182,7 +182,7 @@ def _parquet_row(
 
 
 def _too_large(max_bytes: int) -> str:
-    return f"over {max_bytes:,} bytes; split it, or raise --max-document-bytes"
+    return f"larger than {max_bytes:,} bytes; split it, or raise --max-document-bytes"
 
 
 def _row(label: str, path: Path, text: str, place: tuple[int, int]) -> Document | LeftOut:
@@ -193,7 +193,7 @@ def _row(label: str, path: Path, text: str, place: tuple[int, int]) -> Document 
 
 
 def _num_rows(path: Path) -> int:
-    """Returns the rows of a Parquet file, at least 1; 1 where it is none."""
+    """Returns the number of rows of a Parquet file, at least 1; 1 if it is not one."""
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
@@ -204,7 +204,7 @@ def _num_rows(path: Path) -> int:
 
 
 def _offset(document: Document) -> int:
-    """Returns how far into its file a row is, as far as that is known: Parquet does not tell."""
+    """Returns a row's offset in its file; 0 if unknown, as in Parquet files."""
     if document.place is None or document.path.suffix.lower() in PARQUET_SUFFIXES:
         return 0
     return document.place[0]

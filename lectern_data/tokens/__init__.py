@@ -1,1 +1,1 @@
-"""Text into ids: the tokenizer, and pieces tokenised by several processes."""
+"""Turns text into ids: the tokenizer, and pieces that several processes tokenise."""

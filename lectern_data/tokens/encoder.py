@@ -1,5 +1,6 @@
-"""What turns a piece's documents into ids: a tokenizer, and for chats a template. From files alone,
-so that another process makes the same of them.
+"""Encodes a piece's documents as ids, with a tokenizer and, for chats, a template.
+
+It is built only from files, so that every process gets the same ids.
 """
 
 import hashlib
@@ -23,13 +24,13 @@ from lectern_data.tokens.pieces import EncodedPiece
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """All that the ids depend on beside the documents.
+    """Everything that the ids depend on, besides the documents.
 
     Attributes:
         tokenizer: a tokenizer.json.
         content: what a row holds.
-        chat_template: its source; None exactly where no chats are read.
-        special_tokens: what the template may name.
+        chat_template: its source; None if and only if rows are not chats.
+        special_tokens: the names that the template may use.
     """
 
     tokenizer: Path
@@ -38,7 +39,7 @@ class EncoderFiles:
     special_tokens: dict[str, str]
 
     def sha256(self) -> str:
-        """Returns the hash over what they say, wherever they lie."""
+        """Returns the hash of their content, independent of their location."""
         said = {**asdict(self), "tokenizer": None}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         digest.update(self.tokenizer.read_bytes())
@@ -46,12 +47,14 @@ class EncoderFiles:
 
 
 class Encoder:
-    """See EncoderFiles. A special token's spelling in a plain text is encoded as its characters: no
-    document can end itself. No token is added, cut off or padded.
+    """Encodes documents; see EncoderFiles.
+
+    In plain text a special token's spelling is encoded as characters, so that no document can end
+    itself. There are no added tokens, no truncation and no padding.
     """
 
     def __init__(self, files: EncoderFiles) -> None:
-        """Raises CorruptData where the chat template is none."""
+        """Raises CorruptData if the chat template is not one."""
         self._content = files.content
         self._tokenizer = Tokenizer.from_file(str(files.tokenizer))
         self._tokenizer.no_truncation()
@@ -63,11 +66,11 @@ class Encoder:
             self._chats = ChatEncoder(self._tokenizer, template)
 
     def encode(self, documents: Sequence[Document]) -> EncodedPiece:
-        """Returns the ids of the documents, read again.
+        """Reads the documents again and returns their ids.
 
         Raises:
             CorruptData: a file changed since the documents were found, or the chat template does
-                not come to an end.
+                not finish.
         """
         texts = list(texts_of(documents, self._content))
         if self._chats is not None:
@@ -75,8 +78,8 @@ class Encoder:
                 return _of_chats(self._chats, texts)
             except EndlessError as error:
                 raise CorruptData(
-                    f"the chat template does not come to an end on {documents[error.index].name}; "
-                    "mend its loops, or leave that chat out"
+                    f"the chat template does not finish on {documents[error.index].name}; fix its "
+                    "loops, or remove that chat"
                 ) from None
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         parts = [np.array(encoding.ids, np.uint32) for encoding in encodings]

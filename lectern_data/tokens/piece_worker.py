@@ -1,11 +1,11 @@
-"""A process that tokenises pieces, told on its standard input which.
+"""A worker process that tokenises the pieces named on its standard input.
 
     <- {"files": ..., "folder": ...}            first, once: EncoderFiles, and where pieces go
     <- {"name": ..., "documents": [...]}        then a line for each piece
     -> {"name": ...}                            its file is written
-    -> {"name": ..., "reason": ..., "message": ...}    it cannot be
+    -> {"name": ..., "reason": ..., "message": ...}    it failed
 
-It ends when its input does: with the process that started it, however that ends.
+It ends when its input does, so with the process that started it, however that ends.
 """
 
 import json
@@ -23,7 +23,7 @@ from lectern_data.tokens.pieces import Piece, write_piece
 
 
 def greeting(files: EncoderFiles, folder: Path) -> str:
-    """Returns the first line."""
+    """Returns the first line for a worker."""
     said = {
         "tokenizer": str(files.tokenizer),
         "field": files.content.field,
@@ -45,8 +45,8 @@ def order(piece: Piece) -> str:
 
 
 def main() -> None:
-    """Answers until the input ends."""
-    # Ctrl-C goes to the whole group; whoever started this one ends it.
+    """Answers requests until the input ends."""
+    # Ctrl-C reaches the whole process group; the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     said = json.loads(sys.stdin.readline())
     content = Content(said["field"], said["is_chat"])
@@ -58,7 +58,7 @@ def main() -> None:
         answer = json.dumps(_answer(encoder, folder, json.loads(line)))
         try:
             print(answer, flush=True)
-        except BrokenPipeError:  # nobody is left to hear it
+        except BrokenPipeError:  # the parent is gone
             os._exit(1)
 
 

@@ -1,9 +1,9 @@
-"""Pieces of a corpus: what one process tokenises at a time, and the file that comes of it.
+"""Pieces of a corpus, each tokenised by one process at a time, and their files.
 
-Documents are cut into pieces by their sizes alone, so the same documents give the same pieces,
-whoever works on them. A piece's file is named after what it is made of, appears by rename, and is
-checked when it is read: whatever was done before a kill is found again, and counts only if it is
-whole and still asked for.
+Documents are cut into pieces only by their sizes, so the same documents give the same pieces in
+any process. A piece's file is named after a hash of its inputs, appears by rename, and is checked
+when it is read. So work from before a kill is found again, and is used only if it is complete and
+still needed.
 
     NAME.piece    a line of JSON (counts, what was left out, the hash of the rest), then
                   tokens of each document (u32), ids (u32), and with chats the mask (u8)
@@ -29,7 +29,7 @@ _FORMAT = b"1"
 
 @dataclass(frozen=True)
 class Piece:
-    """Documents that follow each other, and the file name of their ids."""
+    """Consecutive documents, and the file name of their ids."""
 
     name: str
     documents: list[Document]
@@ -40,10 +40,10 @@ class EncodedPiece:
     """The ids of a piece's documents, one after the other.
 
     Attributes:
-        lengths: tokens of each document; 0 where it was left out.
-        ids: uint32, as many as the lengths say.
-        mask: uint8, as many; None where every token is learnt.
-        left_out: (document's index in the piece, reason).
+        lengths: tokens of each document; 0 if it was left out.
+        ids: uint32, as many as the sum of the lengths.
+        mask: uint8, as many; None means that every token is learnt.
+        left_out: (the document's index in the piece, reason).
     """
 
     lengths: npt.NDArray[np.uint32]
@@ -57,8 +57,8 @@ def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterat
 
     Args:
         documents: of one part of the corpus, in order.
-        encoder: hash of what turns them into ids; pieces of another encoder have other names.
-        piece_bytes: a piece ends with the document that reaches it.
+        encoder: hash of the encoder's files; pieces of another encoder have other names.
+        piece_bytes: a piece ends with the document that reaches this size.
     """
     size, taken = 0, list[Document]()
     for document in documents:
@@ -72,7 +72,7 @@ def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterat
 
 
 def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
-    """Writes NAME.piece, whole or not at all (not fsynced: one that was lost is made again)."""
+    """Writes NAME.piece atomically (not fsynced: a lost one is made again)."""
     body = piece.lengths.astype("<u4").tobytes() + piece.ids.astype("<u4").tobytes()
     if piece.mask is not None:
         body += piece.mask.tobytes()
@@ -91,7 +91,7 @@ def read_piece(folder: Path, piece: Piece) -> EncodedPiece:
     """Returns what `write_piece` wrote.
 
     Raises:
-        CorruptData: it is not there, or not whole.
+        CorruptData: the file is missing or incomplete.
     """
     path = _path(folder, piece.name)
     try:
@@ -109,7 +109,7 @@ def read_piece(folder: Path, piece: Piece) -> EncodedPiece:
         if documents != len(piece.documents) or lengths.sum() != tokens:
             raise ValueError("another number of documents")
     except (OSError, ValueError, KeyError, TypeError):
-        raise CorruptData(f"{path} is not whole; run again") from None
+        raise CorruptData(f"{path} is incomplete; run again") from None
     return EncodedPiece(lengths, ids, mask, left_out)
 
 
@@ -120,7 +120,7 @@ def piece_left_out(piece: Piece, folder: Path) -> list[LeftOut]:
 
 
 def is_done(folder: Path, piece: Piece) -> bool:
-    """Whether a piece's file is there, and whole."""
+    """Returns whether a piece's file exists and is complete."""
     try:
         read_piece(folder, piece)
     except CorruptData:

@@ -1,4 +1,4 @@
-"""The tokenizer of a dataset: trained here, or given, with all that is said beside it.
+"""Trains or loads the tokenizer of a dataset, with its config and chat template.
 
 Training is deterministic: the same texts in the same order give the same tokenizer.json, byte for
 byte.
@@ -21,7 +21,7 @@ from lectern_common.tokens.shards import TOKENIZER_NAME
 
 CONFIG_NAME = "tokenizer_config.json"
 TEMPLATE_NAME = "chat_template.jinja"
-DEFAULT_EOS_TOKEN = "<|endoftext|>"  # noqa: S105 - a token of text, no password
+DEFAULT_EOS_TOKEN = "<|endoftext|>"  # noqa: S105 - a text token, not a password
 MIN_TRAINED_VOCABULARY = 257  # every byte and the end-of-text token
 _SPECIAL_TOKENS = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -33,9 +33,9 @@ class DatasetTokenizer:
     """A tokenizer with the files that describe it.
 
     Attributes:
-        tokenizer: as tokenizer_json says.
-        tokenizer_json, config_json, template_jinja: the files, None where there is none.
-        eos_token_id: None where the tokenizer has no end-of-text token, or none was named.
+        tokenizer: loaded from tokenizer_json.
+        tokenizer_json, config_json, template_jinja: the files' content; None if missing.
+        eos_token_id: None if neither the tokenizer nor the caller names an end-of-text token.
     """
 
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class DatasetTokenizer:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """File name -> content, of those that there are."""
+        """File name -> content of the existing files."""
         files = {
             TOKENIZER_NAME: self.tokenizer_json,
             CONFIG_NAME: self.config_json,
@@ -56,7 +56,7 @@ class DatasetTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The template of chats: of its own file, else of the config's default one."""
+        """The chat template from its own file, else the config's default one."""
         if self.template_jinja is not None:
             return self.template_jinja.decode()
         entry = _config(self.config_json).get("chat_template")
@@ -67,7 +67,7 @@ class DatasetTokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token, ... as the config names them: what a chat template may use."""
+        """bos_token, eos_token, ... from the config: the names that a chat template may use."""
         found = {
             name: _token_text(value)
             for name, value in _config(self.config_json).items()
@@ -91,15 +91,15 @@ def train_tokenizer(
 ) -> DatasetTokenizer:
     """Returns a byte-level BPE tokenizer of at most `vocab_size` tokens.
 
-    Every text is representable and decodes to itself. A small corpus gives fewer tokens.
+    It can encode any text, and decoding returns that text. A small corpus gives fewer tokens.
 
     Raises:
-        InvalidRequest: vocab_size cannot hold every byte and the end-of-text token.
+        InvalidRequest: vocab_size is too small for every byte and the end-of-text token.
     """
     if vocab_size < MIN_TRAINED_VOCABULARY:
         raise InvalidRequest(
-            f"a vocabulary of {vocab_size} is too small: {MIN_TRAINED_VOCABULARY} tokens hold "
-            "every byte and the end-of-text token",
+            f"a vocabulary of {vocab_size} is too small: every byte and the end-of-text token "
+            f"need {MIN_TRAINED_VOCABULARY}",
             field="train_tokenizer",
         )
     eos_token = eos_token or DEFAULT_EOS_TOKEN
@@ -113,7 +113,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Without it, transformers would build the tokenizer class of the model's type and its own
+    # Without this, transformers would build the tokenizer class of the model's type with its own
     # pre-tokenizer, instead of reading tokenizer.json.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos_token}
     files = {
@@ -126,12 +126,12 @@ def train_tokenizer(
 def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer:
     """Returns the tokenizer of a tokenizer.json, or of a model folder that holds one.
 
-    The end-of-text token is `eos_token`, else what the tokenizer_config.json beside it says.
+    The end-of-text token is `eos_token`, else the one in the tokenizer_config.json beside it.
 
     Raises:
         NotFound: there is no such file.
         CorruptData: it is not a tokenizer.json.
-        InvalidRequest: `eos_token` is no token of it.
+        InvalidRequest: the tokenizer does not have the token `eos_token`.
     """
     file = path / TOKENIZER_NAME if path.is_dir() else path
     if not file.is_file():
@@ -148,7 +148,8 @@ def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer
         config = _config(files.get(CONFIG_NAME))
         files.get(TEMPLATE_NAME, b"").decode()
     except ValueError:
-        raise CorruptData(f"the files beside {file} are no tokenizer config and template") from None
+        why = f"the files beside {file} are not a valid tokenizer config and chat template"
+        raise CorruptData(why) from None
     if eos_token is None:
         eos_token = _token_text(config.get("eos_token"))
     return _ready(tokenizer, files, eos_token)
@@ -161,7 +162,8 @@ def _ready(
     if eos_token is not None:
         eos_token_id = tokenizer.token_to_id(eos_token)
         if eos_token_id is None:
-            raise InvalidRequest(f"{eos_token!r} is no token of this tokenizer", field="eos_token")
+            why = f"this tokenizer has no token {eos_token!r}; set --eos-token to one that it has"
+            raise InvalidRequest(why, field="eos_token")
     return DatasetTokenizer(
         tokenizer,
         files[TOKENIZER_NAME],
@@ -172,10 +174,10 @@ def _ready(
 
 
 def _config(config_json: bytes | None) -> dict[str, Any]:
-    """Returns tokenizer_config.json, {} where there is none. Raises ValueError."""
+    """Returns tokenizer_config.json, {} if there is none. Raises ValueError."""
     config = {} if config_json is None else json.loads(config_json)
     if not isinstance(config, dict):
-        raise ValueError("no mapping")
+        raise ValueError("not a mapping")
     return config
 
 

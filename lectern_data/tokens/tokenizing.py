@@ -1,12 +1,12 @@
-"""Pieces, tokenised by several processes.
+"""Tokenises pieces in several processes, and restarts the ones that die.
 
-Processes rather than threads: the tokenizers library lets threads run side by side, but reading,
-hashing and the way from its results to arrays do not, 4 % of the work for texts, and neither does
-the rendering of chats. `make bench ARGS=data` has the figures.
+Processes rather than threads: the tokenizers library runs in parallel threads, but reading, hashing
+and converting its results to arrays do not (4 % of the work for texts), and neither does rendering
+chats. `make bench ARGS=data` has the figures.
 
-A process that ends is started again and its piece tried anew; the same piece fails the whole after
-a few times. Nothing waits for a process without noticing its end: what it would say comes through a
-pipe that its end closes. One that lives and says nothing (it is stopped, or its disk is) is waited
+If a process dies, it is restarted and its piece retried; after a few tries of the same piece the
+whole call fails. The death of a process is always noticed, because it closes the pipe that its
+answers come through. A process that is alive but silent (it is stopped, or its disk is) is waited
 for, and named every minute.
 """
 
@@ -35,7 +35,7 @@ Said = Piece | str | LecternError
 
 
 def default_workers() -> int:
-    """Returns the cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -47,20 +47,20 @@ def tokenize(
     on_done: Callable[[Piece], None] = lambda piece: None,
     on_event: Callable[[str], None] = lambda sentence: None,
 ) -> None:
-    """Writes the file of every piece into `folder`; those that are there stay.
+    """Writes the file of every piece into `folder`, unless it exists.
 
     Args:
         pieces: in any order; equal names are done once.
-        files: what turns documents into ids.
+        files: what the encoder is built from.
         folder: exists.
-        workers: processes; 1 works in this one.
-        on_done: told of each piece, in the order of their ends; what it raises ends the work.
-        on_event: told in a sentence of each process that ended, and of those waited for when
-            nothing came for a minute.
+        workers: number of processes; 1 uses this one.
+        on_done: called with each finished piece; if it raises, the work ends.
+        on_event: called with one sentence about each process that died, and about those that are
+            awaited after a minute of silence.
 
     Raises:
-        LecternError: a document changed, or the same piece ended a process three times.
-        OSError: no room in the folder.
+        LecternError: a document changed, or the same piece killed its process three times.
+        OSError: no space in the folder.
     """
     todo = dict[str, Piece]()
     for piece in pieces:
@@ -69,7 +69,7 @@ def tokenize(
         else:
             todo[piece.name] = piece
     sizes = [sum(entry.text_bytes for entry in piece.documents) for piece in todo.values()]
-    # Starting a process costs more than it brings where there is less than a piece for each.
+    # With less than a piece for each, starting a process costs more than it saves.
     workers = min(workers, sum(sizes) // max([*sizes, 1]))
     if workers > 1:
         _in_processes(list(todo.values()), files, folder, workers, on_done, on_event)
@@ -92,18 +92,20 @@ def _in_processes(
     said: queue.SimpleQueue[Said] = queue.SimpleQueue()
     for piece in todo:
         waiting.put(piece)
-    hands: list[_Worker] = []
+    processes: list[_Worker] = []
     left, silent_seconds = len(todo), 0.0
     try:
         for _ in range(workers):
-            hands.append(_Worker(greeting(files, folder), waiting, said))
+            processes.append(_Worker(greeting(files, folder), waiting, said))
         while left:
             try:
                 news = said.get(timeout=_SILENCE_SECONDS)
             except queue.Empty:
                 silent_seconds += _SILENCE_SECONDS
-                awaited = "; ".join(hand.described() for hand in hands if hand.is_at_work)
-                on_event(f"nothing came back for {silent_seconds:.0f} s from {awaited}")
+                awaited = "; ".join(
+                    process.described() for process in processes if process.is_at_work
+                )
+                on_event(f"no answer for {silent_seconds:.0f} s from {awaited}")
                 continue
             silent_seconds = 0.0
             if isinstance(news, LecternError):
@@ -114,12 +116,12 @@ def _in_processes(
                 left -= 1
                 on_done(news)
     finally:
-        for hand in hands:
-            hand.end()
+        for process in processes:
+            process.end()
 
 
 class _Worker:
-    """A process, and the thread that gives it pieces and hears what comes of them."""
+    """A process, and the thread that sends it pieces and receives its answers."""
 
     def __init__(
         self, greeting: str, waiting: "queue.SimpleQueue[Piece]", said: "queue.SimpleQueue[Said]"
@@ -138,21 +140,21 @@ class _Worker:
         return self._thread.is_alive()
 
     def described(self) -> str:
-        """Returns which process it is, how it is, and what to do where it was stopped."""
+        """Returns the process and, if it is stopped, what to do about it."""
         pid = self._process.pid
         try:
             is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
-        except psutil.NoSuchProcess:  # ended this moment; its end is on the way
+        except psutil.NoSuchProcess:  # just ended; its thread will notice
             is_stopped = False
         if not is_stopped:
             return f"process {pid}"
         return (
-            f"process {pid}, which was stopped (kill -CONT {pid} lets it go on; after kill -KILL "
-            f"{pid} another takes its place)"
+            f"process {pid}, which is stopped (kill -CONT {pid} continues it; kill -KILL {pid} "
+            "makes another take its place)"
         )
 
     def end(self) -> None:
-        """Ends the process at once; what it was writing is hidden and never read."""
+        """Kills the process; a half-written file is hidden and never read."""
         with self._lock:
             self._ended = True
             self._process.kill()
@@ -169,7 +171,7 @@ class _Worker:
             return
         except LecternError as error:
             self._said.put(error)
-        except Exception as error:  # whatever it is, whoever waits must hear of it
+        except Exception as error:  # the waiting thread must learn of any failure
             self._said.put(LecternError(f"{type(error).__name__}: {error}"))
 
     def _make(self, piece: Piece) -> None:
@@ -186,15 +188,16 @@ class _Worker:
                 how = _how_it_ended(self._process)
                 self._close()
                 self._process = self._started()
-            self._said.put(f"a process that was tokenising ended ({how}); started again")
+            self._said.put(f"a tokenising process died ({how}) and was restarted")
         first, last = piece.documents[0].name, piece.documents[-1].name
         raise LecternError(
-            f"a process that tokenises {first} to {last} ended {_TRIES} times ({how}). Out of "
-            "memory? Lower --workers; what is done is kept, so the same command goes on from here"
+            f"the process that tokenises {first} to {last} died {_TRIES} times ({how}). If memory "
+            "ran out, lower --workers; finished pieces are kept, so run the same command again to "
+            "continue from here"
         )
 
     def _asked(self, line: str) -> str:
-        """Returns the answer, "" where the process ended."""
+        """Returns the answer, "" if the process ended."""
         process = self._process
         if process.stdin is None or process.stdout is None:
             return ""
@@ -213,11 +216,11 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            # One core each: there are as many processes as are wanted.
+            # One core each: the number of processes is the parallelism.
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
         if process.stdin is not None:
-            with suppress(OSError):  # it has ended already, which whoever asks it notices
+            with suppress(OSError):  # it has already ended; the first request notices that
                 process.stdin.write(self._greeting)
                 process.stdin.flush()
         return process
@@ -225,7 +228,7 @@ class _Worker:
     def _close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what was still to be said to a process that is gone
+                with suppress(OSError):  # unsent requests to a process that has ended
                     pipe.close()
         self._process.wait()
 

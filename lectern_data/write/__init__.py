@@ -1,1 +1,1 @@
-"""A dataset folder put together from pieces, and published whole."""
+"""Assembles a dataset folder from pieces, and publishes it atomically."""

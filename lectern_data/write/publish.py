@@ -1,4 +1,4 @@
-"""Dataset folders that appear whole or not at all."""
+"""Publishes dataset folders, which appear whole or not at all."""
 
 import os
 import shutil
@@ -18,13 +18,14 @@ def published(targets: list[Path], *, replace: bool = False) -> Iterator[list[Pa
     """Yields one new hidden folder for each target, and renames them into place at the end.
 
     A hidden folder left empty publishes nothing. After an error none is published and the hidden
-    folders are gone; after a kill they are swept by the next call for the same target.
+    folders are removed; after a kill the next call for the same target removes them.
 
     Args:
-        replace: datasets that are there give way, also for a target that publishes nothing.
+        targets: the folders to publish.
+        replace: existing datasets are replaced, or removed if their target publishes nothing.
 
     Raises:
-        Conflict: a target exists and `replace` is False, or it is no dataset.
+        Conflict: a target exists and `replace` is False, or it is not a dataset.
     """
     for target in targets:
         _require_free(target, replace=replace)
@@ -55,9 +56,9 @@ def _require_free(target: Path, *, replace: bool) -> None:
     if not target.exists():
         return
     if not (target / MANIFEST_NAME).is_file():
-        raise Conflict(f"{target} exists and is no dataset; take another name")
+        raise Conflict(f"{target} exists and is not a dataset; choose another name")
     if not replace:
-        raise Conflict(f"dataset {target} exists; take another name, or --force to replace it")
+        raise Conflict(f"dataset {target} exists; choose another name, or --force to replace it")
 
 
 def _hidden(target: Path, role: str) -> Path:
@@ -65,7 +66,7 @@ def _hidden(target: Path, role: str) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Removes the hidden folders of processes that are gone."""
+    """Removes the hidden folders of processes that no longer exist."""
     if not target.parent.is_dir():
         return
     for role in ("new", "old"):

@@ -1,4 +1,4 @@
-"""Token shards: the fixed-size files, what stands beside them, and the manifest's share of it."""
+"""Writes token shards and masks, documents.bin, and the manifest's fields about them."""
 
 import hashlib
 from pathlib import Path
@@ -12,13 +12,14 @@ from lectern_common.tokens.shards import DOCUMENTS_NAME, mask_path, shard_path
 
 
 class ShardWriter:
-    """Appends ids to shard-00000.bin, shard-00001.bin, ... of exactly `shard_tokens` ids each; the
-    last one may be shorter. With a mask, mask-00000.bin, ... hold a byte for each. Use as a context
-    manager.
+    """Appends ids to shard-00000.bin, shard-00001.bin, ... of exactly `shard_tokens` ids each.
+
+    The last one may be shorter. With a mask, mask-00000.bin, ... hold one byte per id. Use as a
+    context manager.
 
     Attributes:
         total_tokens: ids written.
-        shard_count: files begun.
+        shard_count: files started.
     """
 
     def __init__(
@@ -41,22 +42,22 @@ class ShardWriter:
         mask: npt.NDArray[np.uint8] | None,
         starts: npt.NDArray[np.int64],
     ) -> None:
-        """Writes `ids` [tokens] behind what is written.
+        """Appends `ids` [tokens].
 
         Args:
             ids: of whole documents.
-            mask: 1 where a token is learnt, [tokens]; None exactly where there is no mask.
-            starts: where in `ids` documents begin, rising.
+            mask: 1 for tokens to learn, [tokens]; None if and only if the shards have no mask.
+            starts: index in `ids` of each document's first token, rising.
 
         Raises:
-            CorruptData: an id is not below the vocabulary's size.
+            CorruptData: an id is not below the vocabulary size.
         """
         if len(ids) and int(ids.max()) >= self._vocab_size:
             raise CorruptData(
-                f"the tokenizer gave id {ids.max()}, beyond its vocabulary of {self._vocab_size}"
+                f"the tokenizer gave id {ids.max()}, outside its vocabulary of {self._vocab_size}"
             )
         if (mask is not None) != self._masked:
-            raise ValueError("a mask belongs to every token or to none")
+            raise ValueError("either all tokens have a mask, or none")
         self._starts.append((starts + self.total_tokens).astype("<u8"))
         first = 0
         while first < len(ids):
@@ -75,7 +76,7 @@ class ShardWriter:
             first += room
 
     def finished(self) -> dict[str, Any]:
-        """Writes documents.bin; returns the manifest's fields about all that was written."""
+        """Writes documents.bin; returns the manifest's fields about all written files."""
         starts = np.concatenate(self._starts) if self._starts else np.empty(0, "<u8")
         data = starts.tobytes()
         (self._folder / DOCUMENTS_NAME).write_bytes(data)

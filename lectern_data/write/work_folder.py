@@ -1,4 +1,4 @@
-"""The hidden folder of what is done so far, beside the dataset that is being made."""
+"""The hidden work folder beside a dataset in preparation, which survives a kill."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from lectern_common.files import take_lock
 
 @dataclass
 class Work:
-    """The hidden folder of what is done so far. It outlives a failure while it `is_needed`."""
+    """The hidden work folder. It survives a failure while it `is_needed`."""
 
     path: Path
     is_needed: bool = True
@@ -21,10 +21,10 @@ class Work:
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Work]:
-    """Gives the folder beside `output`, held against other processes; removed when done or empty.
+    """Yields the locked folder beside `output`; removes it when it is done or empty.
 
     Raises:
-        Conflict: another process prepares the same dataset.
+        Conflict: another process is preparing the same dataset.
     """
     work = Work(output.with_name(f".{output.name}.work"))
     work.path.mkdir(parents=True, exist_ok=True)

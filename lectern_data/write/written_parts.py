@@ -1,4 +1,4 @@
-"""A dataset folder, put together from tokenised pieces: shards, what is beside them, manifest."""
+"""Assembles a dataset folder from tokenised pieces: shards, masks, manifest and tokenizer."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """How ids are laid out in files. `content` is what rows were taken for."""
+    """How ids are laid out in files. `content` is what a row held."""
 
     eos_policy: EosPolicy
     shard_tokens: int
@@ -59,17 +59,17 @@ def write_part(
     """Writes the dataset of `pieces`, in order, into `folder`, which becomes `target`.
 
     Args:
-        folder: exists, empty.
+        folder: exists and is empty.
         target: for messages.
-        pieces: each with its file.
-        pieces_folder: where the files are.
-        tokenizer: that the ids are of.
-        layout: see there.
-        on_progress: told (documents done, documents).
+        pieces: each has its file in `pieces_folder`.
+        pieces_folder: the folder with the files.
+        tokenizer: the one that made the ids.
+        layout: see Layout.
+        on_progress: called with (documents done, documents).
 
     Raises:
-        InvalidRequest: not one token comes of them.
-        CorruptData: a piece's file is not whole.
+        InvalidRequest: the pieces give no token at all.
+        CorruptData: a piece's file is incomplete.
     """
     written = _write_shards(
         folder, target.name, pieces, pieces_folder, tokenizer, layout, on_progress
@@ -90,7 +90,7 @@ def write_part(
 
 @dataclass(frozen=True)
 class _Written:
-    """What stands in the shards. `fields` are the manifest's about the files."""
+    """The content of the shards. `fields` are the manifest's fields about the files."""
 
     documents: list[Document]
     learnt_tokens: int
@@ -106,12 +106,12 @@ def _write_shards(
     layout: Layout,
     on_progress: Callable[[int, int], None],
 ) -> _Written:
-    """Writes the ids of all pieces, and what stands beside them. Raises as `write_part`."""
+    """Writes the ids of all pieces, masks and documents.bin. Raises like `write_part`."""
     used, done, learnt = list[Document](), 0, 0
     total = sum(len(piece.documents) for piece in pieces)
     masked = layout.content.is_chat
     eos = _eos_token_id(tokenizer, layout)
-    ends = _Ends(layout.eos_policy, eos, tokenizer.tokenizer if masked else None)
+    ends = _EndTokens(layout.eos_policy, eos, tokenizer.tokenizer if masked else None)
     with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size, masked=masked) as writer:
         for piece in pieces:
             encoded = read_piece(pieces_folder, piece)
@@ -124,7 +124,7 @@ def _write_shards(
             done += len(piece.documents)
             on_progress(done, total)
         if writer.total_tokens == 0:
-            raise InvalidRequest(f"the tokenizer makes no token of the text of {name}", "inputs")
+            raise InvalidRequest(f"the tokenizer makes no tokens from the text of {name}", "inputs")
         return _Written(used, learnt, writer.finished())
 
 
@@ -144,22 +144,22 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
 
 
 def _eos_token_id(tokenizer: DatasetTokenizer, layout: Layout) -> int | None:
-    """Returns the token that the layout puts among documents; None: it puts none."""
+    """Returns the end-of-text token that the layout inserts; None means that it inserts none."""
     return None if layout.eos_policy == "none" else tokenizer.eos_token_id
 
 
-class _Ends:
-    """Puts the end-of-text tokens among documents, piece after piece.
+class _EndTokens:
+    """Inserts the end-of-text tokens between or after documents, piece by piece.
 
-    One belongs to the document that it ends, and is not learnt where there is a mask: an
-    assistant's turn has ended before it. A chat that its template ends with that token, or with it
-    and white space, gets no second one. With "between", a piece begins with the one that the
-    document before it is owed.
+    An end-of-text token belongs to the document that it ends. With a mask it is not learnt: the
+    assistant's turn has ended before it. A chat whose template already ends with that token,
+    perhaps followed by white space, gets no second one. With "between", a piece starts with the
+    token that is still due for the document before it.
     """
 
     def __init__(self, policy: EosPolicy, eos: int | None, chats_of: Tokenizer | None) -> None:
-        """`chats_of` is the tokenizer where documents are chats; None: nothing in a document is a
-        control token.
+        """`chats_of` is the tokenizer if documents are chats; None means that documents contain no
+        control tokens.
         """
         self._policy = policy
         self._eos = eos
@@ -170,9 +170,9 @@ class _Ends:
     def put_into(
         self, encoded: EncodedPiece, kept: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
-        """Returns (ids, mask, where the kept documents begin) of a piece with the tokens in it.
+        """Returns a piece's (ids, mask, starts of the kept documents) with end-of-text inserted.
 
-        A document without any token has no beginning.
+        A document without tokens has no start.
         """
         lengths = encoded.lengths[kept].astype(np.int64)
         begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -195,7 +195,7 @@ class _Ends:
     def _lacks_end(
         self, ids: npt.NDArray[np.uint32], begins: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:
-        """Returns of each document whether it does not end itself."""
+        """Returns for each document whether it lacks an end-of-text token of its own."""
         lacks = np.ones(len(begins) - 1, np.bool_)
         if self._chats_of is None:
             return lacks
@@ -214,7 +214,7 @@ class _Ends:
 
 
 def _producer_sha256(documents: list[Document], layout: Layout) -> str:
-    """Returns the hash over the settings, and the content of each document in order."""
+    """Returns the hash of the settings and of each document's content, in order."""
     digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode())
     for document in documents:
         digest.update(bytes.fromhex(document.sha256))

@@ -1,4 +1,4 @@
-"""Who is on this machine, and what is a token."""
+"""Which callers are on this machine, and what a token is."""
 
 from pathlib import Path
 
@@ -9,29 +9,29 @@ from lectern_common.errors import Misconfigured
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_known(host: str) -> None:
+def test_loopback_hosts_are_recognised(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
-def test_what_is_beyond_loopback_is_known(host: str) -> None:
+def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
 @pytest.mark.parametrize(
     ("bind", "known"), [("127.0.0.1:80", False), ("[::1]:80", False), ("0.0.0.0:80", True)]
 )
-def test_a_server_knows_its_callers_or_they_are_on_this_machine(bind: str, known: bool) -> None:
+def test_callers_on_this_machine_or_with_a_token_are_accepted(bind: str, known: bool) -> None:
     require_known_callers(bind, known=known, remedy="set it")
 
 
-def test_strangers_are_kept_out_by_naming_the_option_and_what_to_set() -> None:
+def test_an_open_bind_is_refused_naming_the_option_and_what_to_set() -> None:
     with pytest.raises(Misconfigured) as refused:
         require_known_callers(
             "[::]:80", known=False, remedy="set --key FILE", option="--some-bind", may="read"
         )
     assert str(refused.value) == (
-        "--some-bind [::]:80 can be reached from other machines, and anyone may read: "
+        "--some-bind [::]:80 can be reached from other machines, so anyone could read: "
         "set --key FILE, or bind 127.0.0.1"
     )
 
@@ -43,7 +43,7 @@ def test_a_token_is_read_without_the_space_around_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 15, "two words in one file", "", "\xfc" * 20, "a" * 5000])
-def test_what_is_no_token_is_refused_by_the_option_and_not_shown(tmp_path: Path, text: str) -> None:
+def test_an_unusable_token_is_refused_by_option_and_not_shown(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file"
     path.write_text(text)
     with pytest.raises(Misconfigured, match=f"--some-file {path}") as refused:

@@ -15,7 +15,7 @@ from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, 
 
 
 def tree(root: type[errors.LecternError] = errors.LecternError) -> Iterator[type]:
-    """The errors of errors.py; what other packages derive for themselves crosses no boundary."""
+    """The errors of errors.py; subclasses in other packages cross no boundary."""
     yield root
     for child in root.__subclasses__():
         if child.__module__ == errors.__name__:
@@ -49,12 +49,12 @@ def test_every_error_names_valid_codes(error: type[errors.LecternError]) -> None
     assert 0 < error.exit_code < 126
 
 
-def test_reasons_tell_errors_apart() -> None:
+def test_every_error_has_its_own_reason() -> None:
     reasons = [error.reason for error in tree()]
     assert len(set(reasons)) == len(reasons)
 
 
-def test_the_drawn_tree_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_is_the_class_tree() -> None:
     drawn = errors.__doc__ or ""
     for error in tree():
         assert error.__name__ in drawn
@@ -87,7 +87,7 @@ def test_an_error_comes_back_from_the_wire_as_itself(error: type[errors.LecternE
         assert back.retry_after_seconds == 0.25
 
 
-def test_a_full_teacher_that_names_no_time_is_asked_again_in_a_second() -> None:
+def test_a_full_teacher_without_a_retry_time_is_retried_after_a_second() -> None:
     trailing = [Entry(REASON_KEY, "overloaded")]
     back = translated(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailing), "host:1")
     assert isinstance(back, errors.Overloaded) and back.retry_after_seconds == 1.0
@@ -118,13 +118,13 @@ def test_a_reason_comes_back_as_its_error(error: type[errors.LecternError]) -> N
 
 
 @pytest.mark.parametrize(("word", "kept"), [("teapot", "teapot"), ("", "internal")])
-def test_a_word_that_is_not_known_is_kept(word: str, kept: str) -> None:
+def test_an_unknown_reason_is_kept(word: str, kept: str) -> None:
     back = errors.error_of(word, "the sentence")
     assert (type(back), back.reason, str(back)) == (errors.LecternError, kept, "the sentence")
     assert errors.LecternError.reason == "internal"
 
 
-def test_what_other_modules_derive_is_not_looked_up() -> None:
+def test_subclasses_of_other_modules_are_not_looked_up() -> None:
     child = client.ControlPlaneUnavailable.reason
     assert type(errors.error_of(child, "the sentence")) is errors.LecternError
 
@@ -137,7 +137,7 @@ def test_what_other_modules_derive_is_not_looked_up() -> None:
         (grpc.StatusCode.FAILED_PRECONDITION, errors.TeacherError),
     ],
 )
-def test_of_a_newer_teachers_word_the_status_decides(code: grpc.StatusCode, expected: type) -> None:
+def test_the_status_decides_if_the_reason_is_unknown(code: grpc.StatusCode, expected: type) -> None:
     back = translated(FailedCall(code, "d", [Entry(REASON_KEY, "teapot")]), "host:1")
     assert type(back) is expected
 
@@ -161,7 +161,7 @@ def test_a_bare_status_gets_a_sentence_with_the_address(
     assert word in str(back) and "host:1" in str(back)
 
 
-def test_a_fault_of_the_teacher_itself_is_not_asked_again() -> None:
+def test_an_internal_fault_of_the_teacher_is_not_retried() -> None:
     trailing = [Entry(REASON_KEY, "internal")]
     back = translated(FailedCall(grpc.StatusCode.INTERNAL, "a fault", trailing), "host:1")
     assert type(back) is errors.TeacherError

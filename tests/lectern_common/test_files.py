@@ -1,4 +1,4 @@
-"""Files and folders: old or new and never half, whatever ends in between; locks; ends of files."""
+"""Files and folders are old or new and never half, even after a kill; locks; ends of files."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ _STEPS = (
 def killed_before_each_step(
     work: Callable[[Path], None], fresh: Callable[[], Path], look: Callable[[Path], object]
 ) -> list[object]:
-    """Returns what `look` sees where `work` was killed before each step; last: where it was not."""
+    """Returns what `look` sees if `work` is killed before each step, and last if it is not."""
     seen: list[object] = []
     status = 9
     while status:
@@ -52,7 +52,7 @@ def killed_before_each_step(
 
 
 def _end_after(steps: int) -> None:
-    """Lets this process end itself, with nothing tidied up, where it would take one more step."""
+    """Makes this process exit without any clean-up instead of taking one more step."""
     left = steps
 
     def step(call: Callable[..., object]) -> Callable[..., object]:
@@ -71,7 +71,7 @@ def _end_after(steps: int) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what is fsynced and renamed, in order."""
+    """Names of the files and folders that are fsynced and renamed, in order."""
     made: list[str] = []
 
     def synced(path: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_atomic_write_that_fails_leaves_no_temporary(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_file_half_written_when_an_error_comes_is_as_it_was(tmp_path: Path) -> None:
+def test_an_error_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     write_atomic(target, b"old")
     with pytest.raises(OSError, match="full"), replaced_file(target) as hidden:
@@ -119,7 +119,7 @@ def test_a_file_half_written_when_an_error_comes_is_as_it_was(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_is_on_disk_before_its_name_is_and_the_name_at_the_end(
+def test_a_file_is_fsynced_before_the_rename_and_its_folder_after(
     tmp_path: Path, calls: list[str]
 ) -> None:
     write_atomic(tmp_path / "file", b"one")
@@ -130,7 +130,7 @@ def test_a_file_is_on_disk_before_its_name_is_and_the_name_at_the_end(
     assert calls == ["rename to file"]
 
 
-def test_a_folder_is_on_disk_before_its_name_is_and_the_name_at_the_end(
+def test_a_folder_is_fsynced_before_the_rename_and_its_parent_after(
     tmp_path: Path, calls: list[str]
 ) -> None:
     with new_folder(tmp_path / "it", tmp_path / ".new") as hidden:
@@ -148,7 +148,7 @@ def test_a_folder_is_on_disk_before_its_name_is_and_the_name_at_the_end(
     assert calls == ["rename to last", f"fsync {tmp_path.name}"]
 
 
-def test_a_file_killed_at_any_step_is_the_old_one_or_the_new(
+def test_a_kill_at_any_step_leaves_the_old_file_or_the_new(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     def fresh() -> Path:
@@ -164,7 +164,7 @@ def test_a_file_killed_at_any_step_is_the_old_one_or_the_new(
     assert seen == [b"old"] * 3 + [b"new"] * 2
 
 
-def test_a_folder_killed_at_any_step_is_whole_and_never_gone(
+def test_a_kill_at_any_step_leaves_a_whole_folder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     def fresh() -> Path:
@@ -206,7 +206,7 @@ def test_a_new_folder_begins_empty_and_a_failed_one_leaves_nothing(tmp_path: Pat
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_there_is_replaced_only_if_asked(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_if_asked(tmp_path: Path) -> None:
     target, aside = tmp_path / "it", tmp_path / ".old"
     for content in ("old", "new"):
         folder = tmp_path / content
@@ -254,7 +254,7 @@ def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
     os.close(held)
 
 
-def test_a_lock_is_waited_for_no_longer_than_asked(
+def test_waiting_for_a_lock_ends_after_the_given_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -273,7 +273,7 @@ def test_a_lock_is_waited_for_no_longer_than_asked(
     os.close(take_lock(tmp_path / "lock", patience_seconds=3.0))
 
 
-def test_a_lock_where_no_file_can_be_says_so(tmp_path: Path) -> None:
+def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         take_lock(tmp_path / "gone" / "lock")
 
@@ -300,14 +300,14 @@ def test_the_end_of_a_file(
     assert end_of(path, at_most, first) == expected
 
 
-def test_the_end_of_no_file_and_of_an_empty_one_is_nothing(tmp_path: Path) -> None:
+def test_the_end_of_a_missing_or_empty_file_is_empty(tmp_path: Path) -> None:
     assert end_of(tmp_path / "none", 5) == (b"", False)
     (tmp_path / "empty").touch()
     assert end_of(tmp_path / "empty", 5) == (b"", False)
 
 
 def test_the_end_of_a_file_may_begin_within_a_character(tmp_path: Path) -> None:
-    """Bytes, so that the callers decide what half a character becomes."""
+    """It returns bytes, so that the callers decide what half a character becomes."""
     path = tmp_path / "file"
     path.write_bytes("\N{EURO SIGN}1".encode())
     data, is_cut = end_of(path, 2)

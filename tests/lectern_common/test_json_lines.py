@@ -1,4 +1,4 @@
-"""Lines of JSON: appended whole, read while they grow, and told when they were cut back."""
+"""JSON lines are appended whole, read while they grow, and a truncation is reported."""
 
 import errno
 import json
@@ -62,8 +62,8 @@ except OSError:
 """
 
 
-def test_a_line_that_fits_in_part_is_an_error_not_a_torn_line_in_silence(tmp_path: Path) -> None:
-    """A full disk takes a part of a write without an error."""
+def test_a_line_that_only_fits_in_part_is_an_error_not_a_torn_line(tmp_path: Path) -> None:
+    """A full disk accepts a part of a write without an error."""
     path = tmp_path / "metrics.jsonl"
     done = subprocess.run([sys.executable, "-c", _APPENDS_BEYOND_A_LIMIT, str(path)], check=False)
     assert done.returncode == 7
@@ -85,7 +85,9 @@ def test_lines_of_the_resumed_step_and_later_are_cut_off(tmp_path: Path) -> None
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_lines_that_cannot_be_cut_off_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cut_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(path, 0, 1)
     before = path.read_bytes()
 
@@ -98,7 +100,7 @@ def test_lines_that_cannot_be_cut_off_stay(path: Path, monkeypatch: pytest.Monke
     assert path.read_bytes() == before
 
 
-def test_the_last_lines_are_whole_ones_without_what_is_not_json(path: Path) -> None:
+def test_the_last_lines_are_complete_and_valid_json(path: Path) -> None:
     assert last_json_lines(path, 100) == []
     path.write_bytes(b'{"a": 1}\ngarbage\n\xff\n[2]\n{"b": NaN}\n{"torn": 1}')
     assert last_json_lines(path, 1000) == [{"a": 1}, [2], {"b": None}]
@@ -144,7 +146,7 @@ def test_a_torn_line_is_read_when_it_is_whole(path: Path) -> None:
     assert (steps(first), steps(read_after(path, first.end))) == ([0], [1])
 
 
-def test_lines_that_are_no_records_are_left_out(path: Path) -> None:
+def test_lines_that_are_not_records_are_skipped(path: Path) -> None:
     path.write_bytes(b'garbage\n[1]\n{"loss": 1}\n\xff\xfe\n{"step": 4, "loss/total": NaN}\n')
     new = read_after(path, Position())
     assert [record for record, _ in new.records] == [{"step": 4, "loss/total": None}]
@@ -152,7 +154,7 @@ def test_lines_that_are_no_records_are_left_out(path: Path) -> None:
 
 
 @pytest.mark.parametrize("rewrite", ["truncate", "replace"])
-def test_a_file_that_went_back_is_read_anew_and_said_so(path, rewrite):
+def test_a_rewound_file_is_read_from_its_start_and_reported(path, rewrite):
     add(path, *range(10))
     position = read_after(path, Position()).end
     kept = b"".join(path.read_bytes().splitlines(keepends=True)[:6])
@@ -168,7 +170,7 @@ def test_a_file_that_went_back_is_read_anew_and_said_so(path, rewrite):
     assert (new.rewound, steps(new)) == (True, list(range(20)))
 
 
-def test_a_file_that_went_back_behind_the_position_is_read_on(path: Path) -> None:
+def test_a_file_cut_only_after_the_position_is_read_on(path: Path) -> None:
     add(path, *range(4))
     position = read_after(path, Position()).end
     add(path, *range(4, 10))
@@ -179,7 +181,7 @@ def test_a_file_that_went_back_behind_the_position_is_read_on(path: Path) -> Non
     assert (new.rewound, steps(new)) == (False, [4, 5])
 
 
-def test_a_file_that_is_gone_went_back(path: Path) -> None:
+def test_a_removed_file_counts_as_rewound(path: Path) -> None:
     add(path, 0)
     position = read_after(path, Position()).end
     path.unlink()
@@ -200,7 +202,7 @@ def test_long_files_are_read_in_parts(path: Path) -> None:
     assert parts > 5
 
 
-def test_a_line_beyond_every_limit_is_passed_and_does_not_look_like_a_rewind(path: Path) -> None:
+def test_a_line_longer_than_its_checked_part_is_not_taken_for_a_rewind(path: Path) -> None:
     path.write_text(json.dumps({"step": 0, "x": "y" * 300_000}) + "\n")
     add(path, 1)
     new = read_after(path, Position())
@@ -215,6 +217,6 @@ def test_a_position_reads_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "1.2", "-1.00000000", "1.zzzzzzzz", "9" * 30])
-def test_what_is_no_position_is_refused(text: str) -> None:
+def test_an_invalid_position_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="not a position"):
         Position.parse(text)

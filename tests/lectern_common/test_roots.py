@@ -1,4 +1,4 @@
-"""Paths stay under their roots, and what is under one is found and named."""
+"""Paths stay under their roots, and the folders under a root are found and named."""
 
 from pathlib import Path
 
@@ -32,10 +32,8 @@ def test_folders_are_found_in_order_and_not_below_each_other(tmp_path: Path) -> 
     ]
 
 
-def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    assert what_is_there(tmp_path / "none", "code", "it") == (
-        f"({tmp_path}/none); there is none at all"
-    )
+def test_a_missing_folder_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
+    assert what_is_there(tmp_path / "none", "code", "it") == (f"({tmp_path}/none); there are none")
     for number in range(7):
         (tmp_path / f"text-{number}").mkdir()
         (tmp_path / f"text-{number}" / "it").touch()

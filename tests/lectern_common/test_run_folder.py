@@ -1,4 +1,4 @@
-"""The run folder: created whole, its status, the lock."""
+"""The run folder: atomic creation, status and lock."""
 
 import contextlib
 import subprocess
@@ -28,16 +28,16 @@ def test_a_folder_is_created_once(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, "a-1", SPEC)
 
 
-def test_the_teacher_of_the_acceptance_is_kept_beside_the_spec(tmp_path: Path) -> None:
+def test_the_teacher_that_the_run_was_accepted_with_is_kept(tmp_path: Path) -> None:
     teacher = TeacherIdentity("coder", "ab" * 32)
     assert RunFolder.create(tmp_path, "a-1", SPEC, teacher).read_teacher() == teacher
     assert RunFolder.create(tmp_path, "a-2", SPEC).read_teacher() is None
     (tmp_path / "a-1/teacher.json").write_text('{"model_id": "coder"}')
-    with pytest.raises(CorruptData, match="names no teacher"):
+    with pytest.raises(CorruptData, match="does not name a teacher"):
         RunFolder(tmp_path / "a-1").read_teacher()
 
 
-def test_a_folder_whose_spec_cannot_be_written_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_whose_spec_cannot_be_written_does_not_appear(tmp_path: Path) -> None:
     class Broken:
         def model_dump(self, **_: object) -> dict[str, object]:
             raise OSError("no space left")
@@ -81,7 +81,7 @@ def test_the_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> Non
     assert not folder.is_locked()
 
 
-def test_a_lock_is_waited_for_while_its_holder_is_ending(
+def test_locking_waits_while_the_holder_is_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder.create(tmp_path, "a-1", SPEC)

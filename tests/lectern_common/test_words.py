@@ -1,4 +1,4 @@
-"""One is not many, and an address comes back as it was."""
+"""Counts, sizes and times in words; an address survives formatting and parsing."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from lectern_common.errors import Misconfigured
 from lectern_common.words import address_of, bracketed, counted, duration, gib, host_and_port, size
 
 
-def test_a_number_takes_its_noun() -> None:
+def test_a_count_comes_with_its_noun() -> None:
     assert [counted(number, "row") for number in (0, 1, 2, 1200)] == [
         "0 rows",
         "1 row",
@@ -41,7 +41,7 @@ def test_memory_is_in_units_of_1024() -> None:
     assert [gib(number) for number in (0, 3 << 29, 5 << 30)] == ["0.00 GiB", "1.50 GiB", "5.00 GiB"]
 
 
-def test_an_ipv6_host_alone_is_bracketed() -> None:
+def test_only_an_ipv6_host_is_bracketed() -> None:
     assert [bracketed(host) for host in ("::1", "127.0.0.1", "A.b")] == [
         "[::1]",
         "127.0.0.1",
@@ -61,11 +61,11 @@ def test_addresses_are_split_at_the_last_colon_and_joined_again(
 
 
 @pytest.mark.parametrize("address", ["", "8080", "host", ":80", "host:", "host:x", "host:-1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(Misconfigured, match=f"--some-bind '{address}' is not host:port"):
         host_and_port(address, "--some-bind")
 
 
-def test_a_port_that_there_is_not_is_called_so() -> None:
-    with pytest.raises(Misconfigured, match=r"port of --bind '127\.0\.0\.1:65536' is beyond 65535"):
+def test_a_port_above_65535_is_refused_with_a_message_that_says_so() -> None:
+    with pytest.raises(Misconfigured, match=r"port in --bind '127\.0\.0\.1:65536' is greater than"):
         host_and_port("127.0.0.1:65536")

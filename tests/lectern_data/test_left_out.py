@@ -1,4 +1,4 @@
-"""What is said of what cannot be used: under its reason, and with what to do about it."""
+"""Unusable documents are reported by reason, with what to do about them."""
 
 import pytest
 
@@ -17,33 +17,33 @@ def rows(count: int, reason: str) -> list[LeftOut]:
     return [LeftOut(f"rows.jsonl#{number}", reason) for number in range(1, count + 1)]
 
 
-def test_rows_stand_under_their_reason_with_what_to_do() -> None:
+def test_rows_are_listed_by_reason_with_what_to_do() -> None:
     assert refused(0.01, 1990, rows(7, "not JSON") + rows(1234, "no text")) == (
         "1,241 of 3,231 documents cannot be used, more than --max-fault-fraction 0.01 allows "
         "(rows.jsonl#1, rows.jsonl#2, rows.jsonl#3, rows.jsonl#4, rows.jsonl#5 and 2 more: not "
         "JSON; rows.jsonl#1, rows.jsonl#2, rows.jsonl#3, rows.jsonl#4, rows.jsonl#5 and 1,229 "
-        "more: no text); mend these rows, or set --max-fault-fraction 0.385 to go on without them"
+        "more: no text); fix these rows, or set --max-fault-fraction 0.385 to skip them"
     )
 
 
 def test_the_fraction_that_is_named_is_enough() -> None:
     faults = rows(1, "not JSON")
-    assert refused(0.0, 2, faults).endswith("set --max-fault-fraction 0.334 to go on without them")
+    assert refused(0.0, 2, faults).endswith("set --max-fault-fraction 0.334 to skip them")
     Faults(0.334, 2, faults).require_few()
 
 
 def test_files_can_be_left_out() -> None:
     said = refused(0.0, 1, [LeftOut("src/a.bin", "not text"), LeftOut("b.jsonl#2", "not JSON")])
-    assert "; mend these rows and leave these files out (below folders by --exclude), or" in said
+    assert "; fix these rows and leave these files out (inside folders with --exclude), or" in said
     assert "; leave these files out" in refused(0.0, 1, [LeftOut("src/a.bin", "not text")])
 
 
-def test_of_many_reasons_the_first_are_named() -> None:
+def test_only_the_first_of_many_reasons_are_named() -> None:
     said = refused(0.0, 1, [LeftOut(f"{number}", f"reason {number}") for number in range(7)])
     assert "4: reason 4; and 2 other reasons)" in said and "reason 5" not in said
 
 
-def test_where_nothing_can_be_used_it_says_why() -> None:
+def test_if_nothing_is_usable_the_message_says_why() -> None:
     assert refused(1.0, 0, []) == "no text in the inputs"
     empty = [LeftOut("a.txt", "empty", is_fault=False)]
     assert refused(1.0, 0, empty) == "no text in the inputs (a.txt: empty)"

@@ -42,13 +42,13 @@ def prepared(corpus: Path, output: Path, on_progress=lambda stage, done, total: 
 
 
 def ids_of(dataset: Path) -> np.ndarray:
-    """Reads the shards by the specification alone: flat uint32 little-endian, in name order."""
+    """Reads the shards only by the specification: flat uint32 little-endian, in name order."""
     files = sorted(dataset.glob("shard-*.bin"))
     return np.concatenate([np.frombuffer(file.read_bytes(), "<u4") for file in files])
 
 
 def documents_of(dataset: Path, eos: int) -> list[str]:
-    """Cuts the ids at each end-of-text token and decodes, with the tokenizers library alone."""
+    """Splits the ids at each end-of-text token and decodes them with the tokenizers library."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     ids = ids_of(dataset).tolist()
     texts, current = [], []
@@ -87,7 +87,7 @@ def test_every_shard_is_a_whole_number_of_ids_and_all_but_the_last_are_full(corp
     assert sum(sizes) == 4 * manifest["total_tokens"] == 4 * result.training.tokens
 
 
-def test_ids_decode_to_the_very_texts_that_went_in(corpus, tmp_path):
+def test_ids_decode_to_the_input_texts(corpus, tmp_path):
     """PRETOK-003"""
     prepared(corpus, tmp_path / "data")
 
@@ -140,7 +140,7 @@ def test_manifest_hashes_hold(corpus, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap", "manifest"])
 def test_tampering_is_detected(corpus, tmp_path, damage):
-    """PRETOK-006: by what the trainer opens a dataset with."""
+    """PRETOK-006: by the code with which the trainer opens a dataset."""
     prepared(corpus, tmp_path / "data", shard_tokens=1000)
     folder = tmp_path / "data"
     open_stream(folder)
@@ -168,7 +168,7 @@ def test_tampering_is_detected(corpus, tmp_path, damage):
     ("policy", "expected"),
     [("none", [1, 2]), ("between", [1, 0, 2]), ("after", [1, 0, 2, 0])],
 )
-def test_end_of_text_stands_where_the_policy_says(tmp_path, policy, expected):
+def test_the_end_of_text_token_is_where_the_policy_says(tmp_path, policy, expected):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")
     inputs = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -218,7 +218,7 @@ def test_a_given_tokenizer_is_used_and_copied_unchanged(corpus, tmp_path):
         assert tree(tmp_path / name) == tree(second)
 
 
-def test_the_tokenizer_is_trained_on_the_training_part_alone(corpus, tmp_path):
+def test_the_tokenizer_is_trained_only_on_the_training_part(corpus, tmp_path):
     result = prepared(corpus, tmp_path / "data")
     assert result.validation is not None
     training_texts = documents_of(tmp_path / "data", 0)
@@ -278,7 +278,7 @@ def test_one_document_cannot_be_split(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_too_many_faults_refuse_the_whole_and_name_them(corpus, tmp_path):
+def test_too_many_faults_are_refused_and_named(corpus, tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_bytes(b"\xff\xfe")
 
@@ -308,7 +308,9 @@ def test_inputs_without_text_are_refused(tmp_path):
         prepare(PrepareSettings([tmp_path / "empty.txt"], tmp_path / "data", train_vocab_size=300))
 
 
-def test_a_dataset_is_replaced_only_on_request_and_a_stale_validation_set_goes(corpus, tmp_path):
+def test_a_dataset_is_replaced_only_on_request_and_a_stale_validation_set_is_removed(
+    corpus, tmp_path
+):
     prepared(corpus, tmp_path / "data")
     before = tree(tmp_path)
 
@@ -320,16 +322,16 @@ def test_a_dataset_is_replaced_only_on_request_and_a_stale_validation_set_goes(c
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_folder_that_is_no_dataset_is_never_replaced(corpus, tmp_path):
+def test_a_folder_that_is_not_a_dataset_is_never_replaced(corpus, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/thesis.txt").write_text("years of work")
 
-    with pytest.raises(Conflict, match="is no dataset"):
+    with pytest.raises(Conflict, match="is not a dataset"):
         prepared(corpus, tmp_path / "data", force=True)
     assert (tmp_path / "data/thesis.txt").exists()
 
 
-def test_an_error_half_way_leaves_the_old_dataset_and_nothing_else(corpus, tmp_path):
+def test_an_error_halfway_leaves_only_the_old_dataset(corpus, tmp_path):
     prepared(corpus, tmp_path / "data")
     before = tree(tmp_path)
 
@@ -344,7 +346,7 @@ def test_an_error_half_way_leaves_the_old_dataset_and_nothing_else(corpus, tmp_p
     assert left == [".data.work", "data", "data-validation"]  # the work goes on from there
 
 
-def test_what_a_killed_process_left_is_swept(corpus, tmp_path):
+def test_the_leftovers_of_a_killed_process_are_removed(corpus, tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     leftover = tmp_path / f".data.new.{child.pid}"
@@ -381,7 +383,7 @@ def test_a_tokenizer_without_end_of_text_token_needs_one_named(corpus, tmp_path)
 
     with pytest.raises(InvalidRequest, match="set --eos-token"):
         prepare(PrepareSettings([corpus], tmp_path / "second", **given))
-    with pytest.raises(InvalidRequest, match="no token of this tokenizer"):
+    with pytest.raises(InvalidRequest, match="this tokenizer has no token"):
         prepare(PrepareSettings([corpus], tmp_path / "second", eos_token=UNKNOWN, **given))
     prepare(PrepareSettings([corpus], tmp_path / "second", eos_token=KNOWN, **given))
     prepare(PrepareSettings([corpus], tmp_path / "third", eos_policy="none", **given))

@@ -336,7 +336,11 @@ def test_a_stopped_run_goes_on_with_the_changes_of_its_resume(client, processes)
         ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate", "may not change"),
         ({"schedule": {"stepz": 3}}, "schedule.stepz", "did you mean steps?"),
         ({"schedule": {"steps": 0}}, "schedule.steps", "greater than or equal to 1"),
-        ({"schedule": {"steps": 3}}, "schedule.steps", "is 3, but 4 steps are made"),
+        (
+            {"schedule": {"steps": 3}},
+            "schedule.steps",
+            "is 3, but the run has already made 4 steps",
+        ),
         ({"device": {"count": 1, "max_restarts": 3}}, "device", "no effect with count 1"),
         ({"teacher": {"address": "127.0.0.1:1"}}, "", "remove it"),
     ],
@@ -387,9 +391,13 @@ def test_a_run_that_succeeded_is_extended_by_more_steps_alone(client, processes)
     assert client.get(f"/runs/{run['id']}").json()["resumable"] is False
 
     body = problem_of(client.post(f"/runs/{run['id']}/resume"), 409, "conflict")
-    assert "has made all 20 steps; to go on, resume with a higher schedule.steps" in body["detail"]
+    detail = "has made all 20 steps; to continue, resume with a higher schedule.steps"
+    assert detail in body["detail"]
     fewer = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 19}})
-    assert "is 19, but 20 steps are made" in problem_of(fewer, 422, "invalid_spec")["detail"]
+    assert (
+        "is 19, but the run has already made 20 steps"
+        in problem_of(fewer, 422, "invalid_spec")["detail"]
+    )
     assert len(processes.started) == 1
 
     more = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 21}})
@@ -409,7 +417,7 @@ def test_a_run_that_ended_early_goes_on_with_another_patience(client, processes)
 
     same = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 40}})
     said = problem_of(same, 409, "conflict")["detail"]
-    assert "its evaluation.patience was over at step 8" in said
+    assert "its evaluation.patience ran out at step 8" in said
     other = client.post(f"/runs/{run['id']}/resume", json={"evaluation": {"patience": 3}})
     assert (other.status_code, other.json()["steps"]) == (202, 20)
 

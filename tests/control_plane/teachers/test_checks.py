@@ -125,7 +125,7 @@ def test_what_is_over_the_teacher_s_limits_is_refused(client, plane, teacher, ad
     write_student(plane)
     teacher.model.limits.max_sequence_tokens = 8
     said = refused(client, plane, distilling(address), 422, "incompatible")
-    assert "data.seq_len 16 exceeds the 8 tokens" in said
+    assert "data.seq_len 16 exceeds the teacher's limit of 8 tokens" in said
 
 
 def test_a_teacher_that_wants_a_token_is_no_fault_of_the_client_s(client, plane, teacher, address):
@@ -173,7 +173,7 @@ def test_a_resume_with_another_teacher_is_refused_at_once(
     found = problem_of(client.post(f"/runs/{run['id']}/resume"), 422, "wrong_model")
     assert found["detail"] == (
         f"teacher.address {address} serves other (fingerprint dddddddddddd), but the run was "
-        "accepted with fake-teacher (fingerprint eeeeeeeeeeee); serve that one there again and "
+        "accepted with fake-teacher (fingerprint eeeeeeeeeeee); serve that model there again and "
         "resume the run, or create a new run for the other"
     )
     assert client.get(f"/runs/{run['id']}").json()["state"] == "stopped"

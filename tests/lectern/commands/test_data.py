@@ -123,7 +123,7 @@ def test_a_second_time_needs_force(lectern, texts, tmp_path):
         (("--shard-tokens", "0"), "--shard-tokens must be at least 1"),
         (("--seq-length-hint", "0"), "--seq-length-hint must be at least 1"),
         (("--max-document-bytes", "-1"), "--max-document-bytes must be at least 1"),
-        (("--max-fault-fraction", "1.5"), "--max-fault-fraction must lie from 0 to 1"),
+        (("--max-fault-fraction", "1.5"), "--max-fault-fraction must be from 0 to 1"),
         (("--validation-fraction", "nan"), "--validation-fraction must be at least 0 and below 1"),
     ],
 )
@@ -163,4 +163,4 @@ def test_chats_are_told_by_what_is_learnt_of_them(lectern, tmp_path):
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
     assert f", {learnt} tokens of the assistant" in ended.out
-    assert "chats.jsonl#6: spells the control token" in ended.err
+    assert "chats.jsonl#6: contains the control token" in ended.err

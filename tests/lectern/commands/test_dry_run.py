@@ -234,7 +234,10 @@ def test_a_resume_is_estimated_from_where_it_goes_on(lectern, home, stand_in):
     assert (found["estimate"]["first_step"], found["estimate"]["tokens"]) == (20, 10 * 32)
     assert found["estimate"]["checkpoints"] == 2  # at steps 25 and 30
     assert shorter.code == 2
-    assert "fail  folder     schedule.steps: is 19, but 20 steps are made" in shorter.err
+    assert (
+        "fail  folder     schedule.steps: is 19, but the run has already made 20 steps"
+        in shorter.err
+    )
 
 
 def test_a_disk_that_is_too_small_is_told(lectern, home, stand_in):

@@ -27,19 +27,19 @@ CASES = {
     "held-out-share": Case(
         {"data": {"path": "one-row"}},
         InvalidSpec,
-        "data.validation_fraction: 0.1 of 1 row leaves none to train on; lower it, or "
+        "data.validation_fraction: holding out 0.1 of 1 row leaves none to train on; lower it, or "
         "data.seq_len, or prepare more data",
     ),
     "rows-a-step": Case(
         {"batch": {"sequences_per_step": 500}},
         InvalidSpec,
-        "batch.sequences_per_step: a step takes 500 rows, the training data has 224; lower it, or "
-        "data.seq_len, or prepare more data",
+        "batch.sequences_per_step: a step needs 500 rows, but the training data has only 224; "
+        "lower it, or data.seq_len, or prepare more data",
     ),
     "row-length": Case(
         {"data": {"path": "short"}},
         InvalidSpec,
-        "data.seq_len: {data}/short has 8 tokens; a row needs 8 + 1; lower it, or prepare more "
+        "data.seq_len: {data}/short has 8 tokens, but a row needs 8 + 1; lower it, or prepare more "
         "data",
     ),
     "positions": Case(
@@ -50,7 +50,7 @@ CASES = {
     "tokenizers-of-both-sets": Case(
         {"data": {"validation_fraction": None, "validation_path": "foreign"}},
         Incompatible,
-        "data.validation_path foreign was prepared with another tokenizer than data.path text; "
+        "data.validation_path foreign was prepared with a different tokenizer than data.path text; "
         "prepare both with the same one",
     ),
     "tokenizer-beside-shards": Case(
@@ -62,14 +62,14 @@ CASES = {
     "document-starts": Case(
         {"data": {"attention_across_documents": False}},
         InvalidSpec,
-        "data.attention_across_documents: false needs to know where documents begin, and "
-        "{data}/text does not say; prepare it again with `lectern data prepare`, or set true",
+        "data.attention_across_documents: false needs the start of each document, which "
+        "{data}/text does not record; prepare it again with `lectern data prepare`, or set true",
     ),
     "one-layer": Case(
         {"student": {"config": None, "init": "shallow", "keep_every_nth_layer": 2}},
         InvalidSpec,
         "student.keep_every_nth_layer: the student has 1 layer, so none can be left out; remove "
-        "this setting, or take another student.init",
+        "this setting, or choose another student.init",
     ),
 }
 

@@ -153,8 +153,8 @@ def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_
     same = lectern("train", write_spec(home), *words)
 
     assert (fewer.code, same.code) == (2, 4)
-    assert "schedule.steps: is 2, but 3 steps are made" in fewer.err
-    assert "has made all 3 steps; to go on, resume with a higher schedule.steps" in same.err
+    assert "schedule.steps: is 2, but the run has already made 3 steps" in fewer.err
+    assert "has made all 3 steps; to continue, resume with a higher schedule.steps" in same.err
     assert (folder.spec_path.read_bytes(), folder.status_path.read_bytes()) == before
 
     folder.status_path.write_bytes(b"")  # as a power cut may leave it: the run can do without

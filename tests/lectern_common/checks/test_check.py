@@ -1,4 +1,4 @@
-"""One checked thing, and how it crosses from one process to another."""
+"""A check, and how it crosses from one process to another."""
 
 import json
 

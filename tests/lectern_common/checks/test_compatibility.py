@@ -1,4 +1,4 @@
-"""Teacher, student and data that do not belong together are refused, each with its own words."""
+"""Teacher, student and data that do not fit together are refused, each with its own message."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_a_wider_teacher_with_the_same_tokens_passes() -> None:
     check(teacher(logit_width=12), StudentFacts(8, TOKENS, None))
 
 
-def test_padded_rows_are_no_tokens() -> None:
+def test_padded_rows_are_not_tokens() -> None:
     """S7: Qwen2.5-Coder-7B has 152,064 logits, the 0.5B 151,936, and 151,665 ids are tokens."""
     large = teacher(logit_width=152_064, num_tokens=151_665)
     check(large, StudentFacts(151_936, TOKENS, None))
@@ -104,12 +104,12 @@ CASES: list[tuple[dict[str, Any], type[LecternError], str]] = [
         TokenizerMismatch,
         'id 0: teacher "b", student "a"',
     ),
-    ({"model": teacher(logit_width=7)}, Incompatible, "8 logits, the teacher 7"),
+    ({"model": teacher(logit_width=7)}, Incompatible, "8 logits, but the teacher only 7"),
     ({"model": teacher(num_tokens=9, logit_width=9)}, Incompatible, "too few"),
     (
         {"model": teacher(), "data": {"path": "t", "seq_len": 129}},
         Incompatible,
-        "exceeds the 128 tokens",
+        "limit of 128 tokens per sequence",
     ),
     (
         {"model": teacher(), "batch": {"sequences_per_step": 65}},
@@ -125,7 +125,7 @@ CASES: list[tuple[dict[str, Any], type[LecternError], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "words"), CASES)
-def test_what_does_not_fit_is_refused(
+def test_a_teacher_that_does_not_fit_is_refused(
     arguments: dict[str, Any], error: type[LecternError], words: str
 ) -> None:
     """TEACHER-DIVERGENCE: the teacher's own weights as the student are refused."""
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused(
         check(**arguments)
 
 
-def test_the_same_weights_pass_where_allowed() -> None:
+def test_the_same_weights_pass_if_allowed() -> None:
     """TEACHER-DIVERGENCE: unless explicitly allowed."""
     check(teacher(weights_sha256="s" * 64), teacher={"allow_same_weights": True})
 
@@ -151,7 +151,7 @@ SAMPLED = [teacher_pb2.RepresentationOffer(kind=teacher_pb2.REPRESENTATION_SAMPL
 
 def test_draws_are_bounded_by_the_teachers_limit() -> None:
     check(teacher(representations=SAMPLED), teacher={"representation": "sampled", "num_draws": 100})
-    with pytest.raises(Incompatible, match="num_draws 101 exceeds the 100"):
+    with pytest.raises(Incompatible, match="num_draws 101 exceeds the teacher's limit of 100"):
         check(
             teacher(representations=SAMPLED),
             teacher={"representation": "sampled", "num_draws": 101},
@@ -194,7 +194,7 @@ def test_without_a_student_tokenizer_the_data_must_match_the_teacher(tmp_path: P
             "producer_sha256": "2" * 64,
         }
     )
-    with pytest.raises(Incompatible, match="another tokenizer"):
+    with pytest.raises(Incompatible, match="a different tokenizer"):
         check(teacher(), StudentFacts(8, None, None), manifest=manifest)
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "x": 1, "c": 2}, "a"))
     other.save(str(tmp_path / TOKENIZER_NAME))

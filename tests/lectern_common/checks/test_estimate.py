@@ -1,4 +1,4 @@
-"""What a run will come to, by hand."""
+"""The estimate of a run, compared with numbers computed by hand."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_tokens_epochs_and_hours() -> None:
     assert estimate.teacher_hours == 189 / 3600
 
 
-def test_of_a_run_that_goes_on_the_rest_is_counted() -> None:
+def test_a_resumed_run_counts_only_the_remaining_steps() -> None:
     estimate = estimate_run(spec(), RowCounts(900, 30), MODEL, SHAPE, 100, first_step=250)
     assert (estimate.first_step, estimate.tokens) == (250, 80_000)
     assert estimate.epochs == 200 * 8 / 900
@@ -62,7 +62,7 @@ def test_of_a_run_that_goes_on_the_rest_is_counted() -> None:
     assert estimate.checkpoints == 1
 
 
-def test_what_is_not_known_is_none() -> None:
+def test_unknown_figures_are_none() -> None:
     alone = spec(teacher=None, objective={"alpha": 1})
     estimate = estimate_run(alone, None, None, None, None)
     assert estimate.epochs is estimate.wire is estimate.teacher_hours is None
@@ -92,7 +92,7 @@ def test_the_wire_by_representation(
     assert (wire.head_bytes, wire.at_most) == (head, at_most)
 
 
-def test_a_checkpoint_is_what_is_trained_and_its_moments() -> None:
+def test_a_checkpoint_holds_the_trained_weights_and_their_moments() -> None:
     kept = {"keep_last": 3, "keep_best": 2, "every_steps": 10}
     estimate = estimate_run(spec(checkpoint=kept), RowCounts(900, 30), MODEL, SHAPE, 100)
     assert (estimate.checkpoint_bytes, estimate.checkpoints) == (12_000, 6)
@@ -112,7 +112,7 @@ def test_a_device_computes_its_share() -> None:
     assert (computed.answer_bytes, computed.steps_ahead) == (4 * 50 * 128, 4)
 
 
-def test_the_cpu_widens_the_head_and_computes_in_float32() -> None:
+def test_the_cpu_converts_the_head_to_float32_and_computes_in_it() -> None:
     computed = computation_of(spec(objective={"chunk_tokens": 5}), MODEL, 100, 77, on_cuda=False)
     assert computed.head_bytes == 4 * 100 * 65
     assert (computed.compute_bytes, computed.chunk_tokens) == (4, 5)

@@ -1,4 +1,4 @@
-"""The arithmetic of memory, by a case small enough for a pencil; and what does not fit is said."""
+"""The memory estimate, checked by hand on a small case, and the messages if it does not fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ SHAPE = ModelShape(
 COMPUTED = Computation(sequences=2, seq_len=8, chunk_tokens=6)
 
 
-def test_every_part_is_what_a_pencil_gives() -> None:
+def test_every_part_equals_the_computation_by_hand() -> None:
     estimate = estimate_memory(
         SHAPE, replace(COMPUTED, head_bytes=440, answer_bytes=500, steps_ahead=3)
     )
@@ -63,7 +63,7 @@ def test_devices_share_parameters_gradients_and_moments_and_nothing_else() -> No
         assert shared[name] == alone[name]
 
 
-def test_each_of_several_devices_holds_what_it_works_on_whole_beside_its_share() -> None:
+def test_each_of_several_devices_also_holds_the_parameters_that_it_gathers() -> None:
     shared = estimate_memory(SHAPE, replace(COMPUTED, devices=3))
     assert shared.gathered == 4 * (100 + 450)
     rest = sum(shared.parts().values()) - shared.gathered - shared.answers
@@ -120,7 +120,7 @@ def cpu(gib: float) -> FreeMemory:
     return FreeMemory("cpu", int(gib * GIB), int(gib * GIB))
 
 
-def test_what_fits_needs_no_words() -> None:
+def test_a_run_that_fits_has_neither_problem_nor_warning() -> None:
     fit = memory_fit(NEEDS, cpu(9))
     assert (fit.needed_bytes, fit.problem, fit.warning) == (9 * GIB, None, None)
     assert memory_fit(NEEDS, GPU).needed_bytes == 8 * GIB  # answers are the host's
@@ -129,22 +129,22 @@ def test_what_fits_needs_no_words() -> None:
 def test_the_certain_part_is_refused_with_its_parts_and_what_to_set() -> None:
     fit = memory_fit(NEEDS, cpu(3.99))
     assert fit.problem == (
-        "the student takes 4.00 GiB of memory to train (parameters 1.00 GiB, gradients 1.00 GiB, "
-        "optimizer 2.00 GiB), and 3.99 GiB are free on cpu; take a smaller student, set "
+        "the student needs 4.00 GiB of memory to train (parameters 1.00 GiB, gradients 1.00 GiB, "
+        "optimizer 2.00 GiB), but only 3.99 GiB is free on cpu; choose a smaller student, set "
         "student.lora"
     )
     assert memory_fit(NEEDS, cpu(4)).problem is None
     gpu = memory_fit(replace(NEEDS, teacher_head=6 * GIB), GPU).problem
     assert gpu is not None
     assert "teacher head 6.00 GiB" in gpu
-    assert "raise device.count, or take another teacher.representation" in gpu
+    assert "raise device.count, or choose another teacher.representation" in gpu
 
 
-def test_activations_alone_are_a_warning() -> None:
+def test_only_activations_are_a_warning() -> None:
     fit = memory_fit(NEEDS, cpu(8.9))
     assert fit.problem is None
     assert fit.warning == (
-        "the run may need 9.00 GiB of memory (3.00 GiB of it activations), and 8.90 GiB are free "
+        "the run may need 9.00 GiB of memory (activations 3.00 GiB), but only 8.90 GiB is free "
         "on cpu; lower batch.micro_batch_sequences, or set device.activation_checkpointing"
     )
 
@@ -158,7 +158,7 @@ def test_answers_are_in_the_hosts_memory() -> None:
 def test_processes_share_the_hosts_memory_and_have_a_gpu_each() -> None:
     assert memory_fit(NEEDS, cpu(12), processes=3).problem is None
     refused = memory_fit(NEEDS, cpu(11.9), processes=3).problem
-    assert refused is not None and "takes 12.00 GiB" in refused
+    assert refused is not None and "needs 12.00 GiB" in refused
     assert memory_fit(NEEDS, GPU, processes=3).problem is None
     assert memory_fit(NEEDS, GPU, processes=3).warning is not None  # 3 GiB of answers on one host
 

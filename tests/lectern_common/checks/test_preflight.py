@@ -1,4 +1,4 @@
-"""What a run that cannot work is told before it starts."""
+"""A run that cannot work is refused before it starts, with a message that says why."""
 
 import json
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def write_dataset(folder: Path, tokens: list[str], total: int = 100) -> None:
 
 
 def write_student(folder: Path, tokens: list[str], fill: float = 1.0, **config: Any) -> None:
-    """Writes a model folder by the safetensors format itself: length, header, bytes."""
+    """Writes a model folder in plain safetensors format: length, header, bytes."""
     write_tokenizer(folder / "tokenizer.json", tokens)
     (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), **config}))
     data = np.full(4, fill, "<f4").tobytes()
@@ -154,7 +154,7 @@ def fields(error: LecternError) -> list[str]:
 
 @pytest.fixture
 def ready(roots) -> Roots:
-    """Roots with a dataset and a student of one tokenizer."""
+    """Roots with a dataset and a student that share a tokenizer."""
     write_dataset(roots.data / "text", ["a", "b", "c"])
     write_student(roots.models / "student", ["a", "b", "c"])
     return roots
@@ -247,7 +247,7 @@ def test_a_teacher_that_is_down_is_named(ready):
     assert NOBODY in str(error)
 
 
-def test_every_replica_is_checked_and_one_that_is_down_is_told(ready):
+def test_every_replica_is_checked_and_one_that_is_down_is_named(ready):
     def teacher_check(address):
         checks, _ = examine(spec(teacher={"address": address}), ready)
         return next(check for check in checks if check.subject == "teacher")
@@ -255,9 +255,9 @@ def test_every_replica_is_checked_and_one_that_is_down_is_told(ready):
     with teacher_serving(["a", "b", "c"]) as one, teacher_serving(["a", "b", "c"]) as two:
         both, half = teacher_check(f"{one},{two}"), teacher_check(f"{one},{NOBODY}")
     assert (both.outcome, half.outcome) == (Outcome.PASS, Outcome.PASS)
-    assert f"at {one}, {two}: " in both.message and "left out" not in both.message
+    assert f"at {one}, {two}: " in both.message and "skipped" not in both.message
     assert f"at {one}: " in half.message
-    assert f"left out for now: no teacher at {NOBODY}" in half.message
+    assert f"skipped for now: no teacher at {NOBODY}" in half.message
     with teacher_serving(["a", "b", "c"]) as one, teacher_serving(["a", "B", "c"]) as two:
         differing = teacher_check(f"{one},{two}")
     assert isinstance(differing.error, WrongModel)
@@ -341,10 +341,10 @@ def test_validation_data_of_another_tokenizer_is_refused(ready):
         spec(data={"path": "text", "seq_len": 8, "validation_path": "foreign"}), ready
     )
     assert isinstance(error, Incompatible)
-    assert "data.validation_path foreign was prepared with another tokenizer" in str(error)
+    assert "data.validation_path foreign was prepared with a different tokenizer" in str(error)
 
 
-def test_documents_are_kept_apart_only_where_it_is_known_where_they_begin(ready):
+def test_documents_are_kept_apart_only_if_their_starts_are_known(ready):
     apart = spec(
         data={"path": "text", "seq_len": 8, "attention_across_documents": False},
         teacher=None,
@@ -381,7 +381,7 @@ def test_the_only_layer_cannot_be_left_out(ready):
     assert fields(first_error(cut, ready)) == ["student.keep_every_nth_layer"]
 
 
-def test_adapters_on_layers_that_are_not_there_are_refused_naming_those_that_are(ready):
+def test_adapters_on_missing_layers_are_refused_naming_the_existing_ones(ready):
     def adapted(*targets: str) -> RunSpec:
         lora = {"rank": 2, "targets": list(targets)}
         return spec(student={"init": "student", "lora": lora}, teacher=None, objective={"alpha": 1})
@@ -422,7 +422,7 @@ def test_prompts_need_a_tokenizer_of_student_or_data(ready):
 
 
 def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers_are_not(ready):
-    """TEACHER-DIVERGENCE: with adapters a run begins as the teacher itself; cut it does not."""
+    """TEACHER-DIVERGENCE: with adapters a run starts as the teacher, with fewer layers not."""
     write_student(ready.models / "student", ["a", "b", "c"], num_hidden_layers=4)
     own = weights_sha256(safetensors_files(ready.models / "student"))
     with teacher_serving(["a", "b", "c"], weights=own) as address:
@@ -436,7 +436,7 @@ def test_adapters_on_the_teachers_own_weights_are_refused_and_some_of_its_layers
         require_startable(spec(student=cut, teacher=teacher), ready)
 
 
-def test_what_was_found_is_handed_on(ready):
+def test_examine_returns_what_it_found(ready):
     with teacher_serving(["a", "b", "c"]) as address:
         _, found = examine(spec(teacher={"address": address}), ready)
     assert found.rows == RowCounts(training=11, validation=1)

@@ -1,4 +1,4 @@
-"""Each rule at its edge; tests/lectern/commands/test_eight_rules.py has the sentences."""
+"""Each rule at its limit; tests/lectern/commands/test_eight_rules.py checks the messages."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 HERE = Path("data/text")
 
 
-def test_the_least_that_is_enough_is_not_refused() -> None:
+def test_the_smallest_sufficient_amount_is_accepted() -> None:
     rules.require_row(HERE, 9, 8)
     rules.require_document_starts(HERE, are_known=True, needs_them=True)
     rules.require_document_starts(HERE, are_known=False, needs_them=False)
@@ -45,7 +45,7 @@ def test_one_less_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rows", "fraction", "held_out"), [(2, 0.001, 1), (50, 0.1, 5), (249, 0.1, 25), (3, 0.5, 2)]
 )
-def test_a_share_of_the_rows_is_held_out_and_at_least_one(
+def test_a_share_of_the_rows_but_at_least_one_is_held_out(
     rows: int, fraction: float, held_out: int
 ) -> None:
     assert rules.rows_held_out(rows, fraction) == held_out

@@ -1,4 +1,4 @@
-"""The run spec: what is accepted, what is refused in which words, what a resume may change."""
+"""The run spec: what is accepted, what is refused with which message, what a resume may change."""
 
 import math
 from contextlib import nullcontext
@@ -54,7 +54,7 @@ def test_a_dumped_spec_reads_back_equal(tmp_path: Path) -> None:
     assert spec.teacher.num_draws is None
 
 
-def test_an_empty_file_is_told_what_to_write_and_that_is_a_spec(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused_with_an_example_that_is_a_spec(tmp_path: Path) -> None:
     for text in ("", "# later\n", "[]"):
         (tmp_path / "spec.yaml").write_text(text)
         with pytest.raises(InvalidSpec, match=r"docs/run-spec.md") as caught:
@@ -64,7 +64,7 @@ def test_an_empty_file_is_told_what_to_write_and_that_is_a_spec(tmp_path: Path) 
     assert load_spec(tmp_path / "spec.yaml").teacher is not None
 
 
-def test_a_wrong_name_is_told_what_a_name_is() -> None:
+def test_a_wrong_name_is_refused_with_the_rule_for_names() -> None:
     for name in ("My_Run", "-x", "", "a" * 64):
         assert problems(name=name) == [
             (
@@ -83,11 +83,11 @@ def test_several_devices_share_the_rows_of_a_step() -> None:
     assert (one.rows_per_device, one.micro_batch, one.device.max_restarts) == (24, 4, None)
     assert resume_differences(one, spec) == []
     whole = parse_spec(body(device={"count": 4}))
-    assert whole.micro_batch == 2  # all rows of a device, where the spec does not say
+    assert whole.micro_batch == 2  # all rows of a device, if the spec does not say
 
 
 @pytest.mark.parametrize(("given", "resolved"), [({}, 50), ({"num_draws": MAX_DRAWS}, MAX_DRAWS)])
-def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: int) -> None:
+def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: int) -> None:
     spec = parse_spec(body(teacher={"representation": "sampled", **given}))
     assert spec.teacher is not None and spec.teacher.num_draws == resolved
     assert f"num_draws: {resolved}" in dump_spec(spec)
@@ -109,7 +109,7 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
         (
             {"objective": {"alpha": 1, "temperature": 9}},
             "objective",
-            "temperature has no effect with objective.alpha 1 (cross entropy alone); remove it",
+            "temperature has no effect with objective.alpha 1 (only cross entropy); remove it",
         ),
         (
             {"objective": {"alpha": 1, "divergence": "jsd"}},
@@ -124,7 +124,7 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
         (
             {"data": {"path": "text", "validation_path": "./text"}},
             "data",
-            "the run would be judged by rows that it learns from",
+            "the run would be validated on its training rows",
         ),
         ({"teacher": {"top_k": 8}}, "teacher", "top_k has no effect"),
         ({"teacher": {"num_draws": 8}}, "teacher", "num_draws has no effect"),
@@ -217,7 +217,7 @@ def test_draws_are_50_unless_said_and_visible(given: dict[str, int], resolved: i
             "",
             "checkpoint.keep_best 0 keeps none",
         ),
-        ({"report_to": ["wandb", "wandb"]}, "report_to", "each once"),
+        ({"report_to": ["wandb", "wandb"]}, "report_to", "must not repeat"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_wrong(
@@ -241,7 +241,7 @@ def test_a_key_given_twice_in_yaml_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "\x00", "!!python/object:os.system {}"])
-def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_spec_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text)
     with pytest.raises(InvalidSpec):
@@ -281,19 +281,21 @@ def test_a_resume_may_change_the_listed_fields_and_nothing_else() -> None:
     ]
 
 
-def test_what_has_no_effect_may_have_its_default() -> None:
-    alone = {"teacher": None, "objective": {"alpha": 1}, "schedule": {"decay": "constant"}}
-    spec = parse_spec(body(**alone))
+def test_a_field_without_effect_may_have_its_default() -> None:
+    only_ce = {"teacher": None, "objective": {"alpha": 1}, "schedule": {"decay": "constant"}}
+    spec = parse_spec(body(**only_ce))
     assert parse_spec(spec.model_dump()) == spec
-    given = parse_spec(body(**{**alone, "objective": {"alpha": 1, "temperature": 2}}))
+    given = parse_spec(body(**{**only_ce, "objective": {"alpha": 1, "temperature": 2}}))
     assert given == spec
 
 
-def test_a_resume_may_not_ask_for_fewer_steps_than_are_made() -> None:
+def test_a_resume_may_not_ask_for_fewer_steps_than_the_run_has_made() -> None:
     old, new = (parse_spec(body(schedule={"steps": steps})) for steps in (4000, 600))
     with pytest.raises(InvalidSpec) as caught:
         require_resumable(old, new, 601)
-    assert caught.value.problems == [("schedule.steps", "is 600, but 601 steps are made")]
+    assert caught.value.problems == [
+        ("schedule.steps", "is 600, but the run has already made 601 steps")
+    ]
     require_resumable(old, new, 600)
     require_resumable(old, new, None)
 
@@ -310,16 +312,16 @@ def test_a_resume_with_patience_compares_losses_of_the_same_rows() -> None:
 @pytest.mark.parametrize(
     ("early", "steps", "patience", "refusal"),
     [
-        (False, 1000, None, "has made all 1000 steps; to go on, resume with a higher schedule"),
+        (False, 1000, None, "has made all 1000 steps; to continue, resume with a higher schedule"),
         (False, 1001, None, None),
         (False, 1001, 2, None),
-        (True, 2000, 2, "its evaluation.patience was over at step 700"),
+        (True, 2000, 2, "its evaluation.patience ran out at step 700"),
         (True, 1000, 3, None),
         (True, 1000, None, None),
         (True, 700, None, "has made all 700 steps"),
     ],
 )
-def test_a_run_that_succeeded_goes_on_where_it_makes_a_further_step(
+def test_a_run_that_succeeded_resumes_only_if_it_makes_a_further_step(
     early: bool, steps: int, patience: int | None, refusal: str | None
 ) -> None:
     old = parse_spec(body(evaluation={"patience": 2 if early else None}))

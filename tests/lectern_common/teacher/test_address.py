@@ -13,7 +13,7 @@ from lectern_common.teacher.address import MAX_REPLICAS, checked_address, replic
         ("dns:///teachers:50051", ["dns:///teachers:50051"]),
     ],
 )
-def test_an_address_names_one_server_several_or_a_name_for_several(address, servers):
+def test_an_address_is_one_server_several_or_a_name_for_several(address, servers):
     assert checked_address(address) == address
     assert list(replica_addresses(address)) == servers
 
@@ -60,6 +60,6 @@ def test_an_address_names_one_server_several_or_a_name_for_several(address, serv
         ",".join(f"a:{port}" for port in range(1, MAX_REPLICAS + 2)),
     ],
 )
-def test_what_is_no_address_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(ValueError, match=r"^(must|names)"):
         checked_address(address)

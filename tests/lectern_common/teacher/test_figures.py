@@ -1,4 +1,4 @@
-"""What is shown of a teacher: shares and means, also where it says little or nonsense."""
+"""A teacher's figures: shares and means, even if it reports little or nonsense."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def test_a_teacher_that_has_done_nothing_yet_has_counts_of_0_and_no_shares() -> 
     assert (figures["accounts"], figures["num_accounts"]) == ([], 0)
 
 
-def test_what_an_earlier_server_does_not_say_is_not_known() -> None:
+def test_figures_that_an_older_server_does_not_report_are_none() -> None:
     runs = [pb.RunStats(run_id="run-1", requests=2, tokens=50, compute_seconds=1.0)]
     stats = pb.Stats(scored_tokens=50, compute_seconds=1.0, cache=pb.CacheStats(), runs=runs)
     figures = teacher_figures(pb.Model(mode="independent"), stats)
@@ -57,13 +57,13 @@ def test_what_an_earlier_server_does_not_say_is_not_known() -> None:
     assert (account["weight"], account["hit_share"], account["compute_share"]) == (None, None, 1.0)
 
 
-def test_a_server_that_keeps_nothing_still_has_sequences_computed_once_for_several() -> None:
+def test_a_server_without_a_cache_still_has_shared_sequences() -> None:
     stats = pb.Stats(cache=pb.CacheStats(hits=1, misses=3))
     cache = teacher_figures(pb.Model(), stats)["cache"]
     assert (cache["capacity_bytes"], cache["hit_share"]) == (0, 0.25)
 
 
-def test_the_runs_that_took_most_are_listed_and_all_are_counted() -> None:
+def test_the_runs_with_the_most_compute_are_listed_and_all_are_counted() -> None:
     runs = [pb.RunStats(run_id=f"run-{n:03}", compute_seconds=n % 500) for n in range(700)]
     figures = teacher_figures(pb.Model(), pb.Stats(runs=runs, compute_seconds=100_000))
     assert figures["num_accounts"] == 700
@@ -74,7 +74,7 @@ def test_the_runs_that_took_most_are_listed_and_all_are_counted() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_does_not_have_are_taken_for_not_given(value: float) -> None:
+def test_numbers_that_are_not_finite_count_as_missing(value: float) -> None:
     model = pb.Model(measured_tokens_per_second=value)
     stats = pb.Stats(tokens_per_second=value, compute_seconds=value, device_utilization=value)
     stats.runs.add(run_id="run-1", compute_seconds=value, queue_seconds=value, requests=1)

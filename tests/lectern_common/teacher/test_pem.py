@@ -1,4 +1,4 @@
-"""Certificates and keys in files: usable, or refused before anything starts."""
+"""Certificates and keys in files are usable, or refused before anything starts."""
 
 from pathlib import Path
 
@@ -31,13 +31,13 @@ def test_a_file_without_a_certificate_is_refused(tmp_path: Path, content: bytes)
         read_key_pair(path, path)
 
 
-def test_a_key_is_no_authority(tmp_path: Path) -> None:
+def test_a_key_is_not_an_authority(tmp_path: Path) -> None:
     _, key = Authority(tmp_path).sign("server", "127.0.0.1")
     with pytest.raises(BadPem, match="no certificate"):
         read_authorities(key)
 
 
-def test_an_encrypted_key_is_refused_and_asks_for_no_password(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_a_password_prompt(tmp_path: Path) -> None:
     certificate, key = Authority(tmp_path).sign("server", "127.0.0.1")
     private = load_pem_private_key(key.read_bytes(), None)
     encryption = BestAvailableEncryption(b"password")

@@ -1,4 +1,4 @@
-"""Several servers behind one address, each over a real socket; the turn they take by a clock."""
+"""Several servers behind one address, over real sockets; their turns follow a fake clock."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ A, B, C = "a:1", "b:1", "c:1"
 
 
 class Asked:
-    """An `ask` that notes whom it was called with, and fails for those named in `errors`."""
+    """An `ask` that records the servers it is called with, and fails for those in `errors`."""
 
     def __init__(self, **errors: Exception) -> None:
         self.errors = errors
@@ -56,7 +56,7 @@ def test_servers_are_asked_in_turn(three: TeacherReplicas) -> None:
     assert [three.first_answer(Asked()) for _ in range(7)] == [A, B, C, A, B, C, A]
 
 
-def test_a_server_that_is_away_is_passed_over_and_then_asked_last(
+def test_a_server_that_is_away_is_skipped_and_then_asked_last(
     three: TeacherReplicas, clock: FakeClock
 ) -> None:
     asked = Asked(a=TeacherUnavailable("a is away"))
@@ -97,7 +97,7 @@ def test_all_away_is_one_error_that_names_each(three: TeacherReplicas) -> None:
     assert three.first_answer(Asked()) in (A, B, C)
 
 
-def test_a_full_server_is_passed_over_without_a_rest(three: TeacherReplicas) -> None:
+def test_a_full_server_is_skipped_without_a_rest(three: TeacherReplicas) -> None:
     full = Asked(a=Overloaded("a is full", 9.0))
     assert [three.first_answer(full) for _ in range(4)] == [B, B, C, B]
     assert full.order == [A, B, B, C, A, B]
@@ -113,7 +113,7 @@ def test_all_full_or_away_is_overloaded_with_the_shortest_wait(three: TeacherRep
     assert sorted(asked.order) == [A, B, C]
 
 
-def test_what_another_server_would_say_as_well_is_raised_at_once(three: TeacherReplicas) -> None:
+def test_an_error_that_every_server_would_give_is_raised_at_once(three: TeacherReplicas) -> None:
     asked = Asked(a=InvalidRequest("no such id"))
     with pytest.raises(InvalidRequest, match="no such id"):
         three.first_answer(asked)
@@ -145,7 +145,7 @@ def test_a_name_is_asked_again_since_grpc_picks_the_server() -> None:
 # ---- over sockets ------------------------------------------------------------------------------
 
 
-def test_what_the_teacher_is_comes_from_every_server() -> None:
+def test_every_server_is_asked_for_its_model() -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(serving(FakeTeacher())) for _ in range(2))
         replicas = stack.enter_context(TeacherReplicas(f"{first},{second}"))
@@ -168,13 +168,13 @@ def test_a_server_with_another_model_is_refused_by_name() -> None:
     assert f"{second} serves other-teacher with fingerprint dddddddddddd" in said
 
 
-def test_a_server_that_is_down_is_tolerated_where_another_answers() -> None:
+def test_a_server_that_is_down_is_tolerated_if_another_answers() -> None:
     with serving(FakeTeacher()) as up, TeacherReplicas(f"{NOBODY},{up}") as replicas:
         models, away = replicas.get_models(30)
         assert list(models) == [up]
         (error,) = away
         assert NOBODY in str(error)
-    none = f"none of the teachers answers: .*{NOBODY}"
+    none = f"no server of the teacher answers: .*{NOBODY}"
     with (
         TeacherReplicas(f"{NOBODY},127.0.0.1:2") as replicas,
         pytest.raises(TeacherUnavailable, match=none),
@@ -194,7 +194,7 @@ def test_a_server_that_refuses_this_client_is_not_tolerated() -> None:
         replicas.get_model(30)
 
 
-def test_every_server_of_a_name_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_server_behind_a_name_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     other = FakeTeacher(fingerprint="d" * 64)
     with serving(FakeTeacher()) as first, serving(other) as second:
         port = first.rpartition(":")[2]
@@ -209,7 +209,7 @@ def test_every_server_of_a_name_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
             assert replicas.first_answer(lambda channel: channel.get_model(30)).engine == "fixture"
 
 
-def test_a_name_is_balanced_over_its_servers_and_goes_on_without_one() -> None:
+def test_calls_to_a_name_are_balanced_over_its_servers_and_survive_the_loss_of_one() -> None:
     with ExitStack() as stack:
         first = stack.enter_context(grpc_at("127.0.0.1:0", FakeTeacher(model_id="one")))
         try:
@@ -234,7 +234,7 @@ def test_a_name_is_balanced_over_its_servers_and_goes_on_without_one() -> None:
         assert second.port == first.port
 
 
-def test_a_name_that_stands_for_nothing_is_unavailable() -> None:
+def test_a_name_that_does_not_resolve_is_unavailable() -> None:
     assert "127.0.0.1:5" in resolved("localhost", 5)
     assert resolved("::1", 5) == ["[::1]:5"]
     with pytest.raises(TeacherUnavailable, match=r"dns:///nowhere\.invalid:5"):
@@ -242,7 +242,7 @@ def test_a_name_that_stands_for_nothing_is_unavailable() -> None:
 
 
 def test_a_host_is_never_taken_for_a_scheme(tmp_path: Path) -> None:
-    """gRPC alone would open the socket `1` in the working folder."""
+    """By itself gRPC would open the socket `1` in the working folder."""
     with grpc_at(f"unix:{tmp_path / '1'}", FakeTeacher()):
         before = Path.cwd()
         os.chdir(tmp_path)

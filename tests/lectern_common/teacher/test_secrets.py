@@ -1,4 +1,4 @@
-"""What a spec names under the secrets root: read whole, or refused by its field."""
+"""The files that a spec names under the secrets root are read, or refused by field."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def roots(tmp_path: Path) -> Roots:
     return roots
 
 
-def test_what_is_named_is_read(roots: Roots) -> None:
+def test_the_named_files_are_read(roots: Roots) -> None:
     secrets = read_secrets(roots, SecretFiles("token", "authority.pem", "mine.pem", "mine.key"))
     assert secrets.token == TOKEN
     assert secrets.tls is not None
@@ -39,7 +39,7 @@ def test_what_is_named_is_read(roots: Roots) -> None:
     assert read_secrets(roots, SecretFiles()).tls is None
 
 
-def test_secrets_stand_in_no_representation(roots: Roots) -> None:
+def test_secrets_do_not_appear_in_repr(roots: Roots) -> None:
     secrets = read_secrets(roots, SecretFiles("token", "authority.pem", "mine.pem", "mine.key"))
     shown = f"{secrets!r} {secrets.tls!r}"
     assert TOKEN not in shown and "PRIVATE" not in shown
@@ -53,12 +53,12 @@ def test_secrets_stand_in_no_representation(roots: Roots) -> None:
         (
             SecretFiles(None, "authority.pem", "mine.pem", "other.key"),
             "tls_cert_file",
-            "do not belong together",
+            "certificate and key do not match",
         ),
         (
             SecretFiles(None, "authority.pem", "garbage", "mine.key"),
             "tls_cert_file",
-            "no certificate and unencrypted private key",
+            "not a certificate and an unencrypted private key",
         ),
         (SecretFiles(None, "authority.pem", "mine.pem", "none"), "tls_cert_file", "No such file"),
     ],
@@ -79,7 +79,7 @@ def test_a_link_out_of_the_secrets_root_is_refused(roots: Roots, tmp_path: Path)
         read_secrets(roots, SecretFiles(tls_ca_file="linked"))
 
 
-def test_a_teachers_spec_names_them() -> None:
+def test_the_files_come_from_the_teachers_spec() -> None:
     files = {"token_file": "t", "tls_ca_file": "a", "tls_cert_file": "c", "tls_key_file": "k"}
     assert SecretFiles.of(TeacherSpec(**files)) == SecretFiles("t", "a", "c", "k")
     assert SecretFiles.of(TeacherSpec(**files)).named() == files

@@ -1,4 +1,4 @@
-"""Token maps: one hash a map, and the first ids that differ."""
+"""Token maps: their hash, and the first ids that differ."""
 
 import pytest
 

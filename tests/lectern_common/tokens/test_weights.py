@@ -65,14 +65,14 @@ def test_a_renamed_or_reshaped_tensor_changes_the_hash(tmp_path: Path) -> None:
     assert weights_sha256([saved(tmp_path / "b.safetensors", reshaped)]) != before
 
 
-def test_rounding_to_bfloat16_is_torchs(tmp_path: Path) -> None:
+def test_rounding_to_bfloat16_equals_torchs(tmp_path: Path) -> None:
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(1)) * 1e3
     ours = _bfloat16_bits(values.numpy())
     theirs = values.bfloat16().view(torch.int16).numpy().astype(np.uint16)
     assert (ours == theirs).all()
 
 
-def test_the_exact_hash_sees_what_the_rounded_one_does_not(tmp_path: Path) -> None:
+def test_the_exact_hash_sees_changes_that_rounding_hides(tmp_path: Path) -> None:
     values = tensors()
     first = saved(tmp_path / "a.safetensors", values)
     values["norm.weight"][0] = torch.nextafter(values["norm.weight"][0], torch.tensor(9.0))
@@ -112,7 +112,7 @@ def test_weight_files_come_from_the_index_or_the_single_file(tmp_path: Path) -> 
         weights_sha256(safetensors_files(tmp_path))
 
 
-def test_the_remembered_hash_follows_the_file(tmp_path: Path) -> None:
+def test_the_cached_hash_follows_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", tensors())
     first = cached_weights_sha256([path])
     assert first == cached_weights_sha256([path]) == weights_sha256([path])

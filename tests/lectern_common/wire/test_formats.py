@@ -24,14 +24,14 @@ from protos import teacher_pb2 as pb
 NUMBERS = {"top_k": 3, "num_draws": 9, "seed": 2**64 - 1}
 
 
-def test_every_representation_of_the_contract_has_one_entry() -> None:
+def test_every_representation_in_the_proto_has_one_entry() -> None:
     assert get_args(RepresentationName) == tuple(FORMATS)
     contract = {number for number in pb.RepresentationKind.values() if number}
     assert {form.enum for form in FORMATS.values()} == contract
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_asked_survives_the_wire(name: str) -> None:
+def test_a_representation_survives_the_wire(name: str) -> None:
     taken = {key: NUMBERS[key] for key in FORMATS[name].parameters}
     asked = Representation(name, **taken)
     assert Representation.of_message(asked.message()) == asked
@@ -43,10 +43,10 @@ def test_what_is_asked_survives_the_wire(name: str) -> None:
         assert caught.value.field == f"representation.{key}"
 
 
-def test_a_representation_that_there_is_not_is_refused() -> None:
-    with pytest.raises(RepresentationNotOffered, match="logprobs is none of dense, hidden"):
+def test_an_unknown_representation_is_refused() -> None:
+    with pytest.raises(RepresentationNotOffered, match="logprobs is not one of dense, hidden"):
         Representation("logprobs")
-    with pytest.raises(InvalidRequest, match="kind 9 is none of dense, hidden") as caught:
+    with pytest.raises(InvalidRequest, match="kind 9 is not one of dense, hidden") as caught:
         Representation.of_message(pb.Representation(kind=9))  # type: ignore[arg-type]
     assert caught.value.field == "representation.kind"
 
@@ -115,7 +115,9 @@ def test_sampled_records_survive_packing(rows: list[tuple[int, int, float]]) -> 
         (0, 257, "representation.num_draws"),
     ],
 )
-def test_what_a_sampled_record_cannot_hold_is_refused(number: int, count: int, field: str) -> None:
+def test_values_that_do_not_fit_a_sampled_record_are_refused(
+    number: int, count: int, field: str
+) -> None:
     with pytest.raises(InvalidRequest, match="sampled answers hold") as caught:
         pack_sampled(np.array([0, number]), np.array([1, count]), np.zeros(2))
     assert caught.value.field == field

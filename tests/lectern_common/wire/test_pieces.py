@@ -1,4 +1,4 @@
-"""Pieces written and read by hand are those of protobuf, byte for byte and field for field."""
+"""The hand-written encoding of pieces equals protobuf's, byte for byte and field for field."""
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -40,7 +40,7 @@ def test_a_piece_is_written_as_protobuf_writes_it_and_read_back(
     assert (reply.part, reply.num_bytes) == ("piece", len(message))
 
 
-def test_a_payload_is_looked_at_where_it_arrived() -> None:
+def test_a_payload_is_a_view_of_its_message() -> None:
     message = piece_message(3, 2, [memoryview(b"x" * 1000)])
     piece = received(message).piece
     assert piece is not None and piece.payload.obj is message
@@ -81,7 +81,7 @@ def test_header_and_trailer_are_read_by_protobuf() -> None:
         bytes.fromhex("1282 0010 02".replace(" ", "")),  # a length with a zero more than it needs
     ],
 )
-def test_another_layout_means_what_protobuf_says(message: bytes) -> None:
+def test_any_other_layout_is_read_like_protobuf(message: bytes) -> None:
     theirs = pb.LogitsForBatchReply.FromString(message).piece
     assert fields(received(message)) == (
         theirs.first_row,
@@ -101,7 +101,7 @@ def test_another_layout_means_what_protobuf_says(message: bytes) -> None:
         lambda made: made[0][: made[1]]
     )
 )
-def test_whatever_arrives_is_read_as_protobuf_reads_it(message: bytes) -> None:
+def test_any_bytes_are_read_like_protobuf(message: bytes) -> None:
     try:
         theirs = pb.LogitsForBatchReply.FromString(message)
     except DecodeError:

@@ -42,7 +42,7 @@ def test_it_renders_what_transformers_renders(source: str, prompt: bool) -> None
     assert template.marks_turns is (source == MARKED)
 
 
-def test_what_a_template_marks_is_where_it_says() -> None:
+def test_the_marked_spans_are_the_assistants_text() -> None:
     text, spans = ChatTemplate(MARKED, SPECIAL).render_marked(CHAT)
     assert [text[start:end] for start, end in spans] == ["Yes.\nTwo lines.</s>", "No.</s>"]
 
@@ -70,22 +70,22 @@ def test_a_template_reaches_nothing_but_its_messages(source: str) -> None:
         ChatTemplate(source, SPECIAL).render(CHAT)
 
 
-def test_what_the_sandbox_hides_is_nothing_at_all() -> None:
+def test_hidden_attributes_are_undefined() -> None:
     source = "{{ '{0.__class__}'.format(messages) }}{{ ''.__class__ }}{{ namespace.__init__ }}"
     assert ChatTemplate(source, SPECIAL).render(CHAT) == ""
 
 
-def test_what_is_no_template_is_refused() -> None:
-    with pytest.raises(CorruptData, match="no Jinja template"):
+def test_an_invalid_template_is_refused() -> None:
+    with pytest.raises(CorruptData, match="not a Jinja template"):
         ChatTemplate("{% for %}", {})
-    with pytest.raises(CorruptData, match="over 1,048,576 bytes"):
+    with pytest.raises(CorruptData, match="larger than 1,048,576 bytes"):
         ChatTemplate("x" * (1 << 20) + "y", {})
 
 
-def test_marks_within_a_text_that_is_put_elsewhere_are_refused() -> None:
+def test_marks_in_text_that_the_template_moves_are_refused() -> None:
     source = (
         "{% set later %}{% generation %}{{ messages[2].content }}{% endgeneration %}{% endset %}"
         "before {{ later }}"
     )
-    with pytest.raises(UnusableError, match="marks the assistant's turns elsewhere"):
+    with pytest.raises(UnusableError, match="moves text that it marks as the assistant's"):
         ChatTemplate(source, {}).render_marked(CHAT)

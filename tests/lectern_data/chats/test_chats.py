@@ -22,7 +22,7 @@ def encoder(source: str) -> ChatEncoder:
 
 
 def chat(*turns: str) -> str:
-    """Turns alternate, the user's first; as Content.of gives it."""
+    """A chat with alternating turns, the user's first, as Content.of returns it."""
     roles = ("user", "assistant")
     messages = [
         {"role": roles[index % 2], "content": content} for index, content in enumerate(turns)
@@ -31,7 +31,7 @@ def chat(*turns: str) -> str:
 
 
 def learnt(source: str, *turns: str) -> list[str]:
-    """The texts that the mask takes, run by run."""
+    """The text of each masked run of tokens."""
     tokenizer = byte_tokenizer()
     [encoded] = encoder(source).encode([chat(*turns)])
     assert not isinstance(encoded, UnusableError), str(encoded)
@@ -47,7 +47,7 @@ def learnt(source: str, *turns: str) -> list[str]:
     return [tokenizer.decode(run, skip_special_tokens=False) for run in runs]
 
 
-def test_turns_of_the_assistant_and_what_ends_them_are_learnt() -> None:
+def test_turns_of_the_assistant_and_their_end_tokens_are_learnt() -> None:
     assert learnt(CHATML, "Hi", "Hello, caf\xe9", "And?", "\nNo  ") == [
         "Hello, caf\xe9<|im_end|>",
         "\nNo  <|im_end|>",
@@ -67,11 +67,11 @@ def test_every_token_is_there_and_control_tokens_are_single() -> None:
     assert mask.tolist() == [0] * (1 + 5 + 2 + 1 + 1 + 1 + 10) + [1, 1, 1] + [0]
 
 
-def test_a_template_that_marks_turns_is_taken_at_its_word() -> None:
+def test_the_turns_that_a_template_marks_are_learnt() -> None:
     assert learnt(MARKED, "Hi", "Hello", "And?", "No") == ["Hello</s>", "No</s>"]
 
 
-def test_the_token_that_ends_a_turn_is_learnt_where_the_template_leaves_it_out() -> None:
+def test_the_token_that_ends_a_turn_is_learnt_even_if_the_marks_leave_it_out() -> None:
     within, behind = "{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}"
     source = MARKED.replace(within, behind)
     assert learnt(source, "Hi", "Hello", "And?", "No") == ["Hello</s>", "No</s>"]
@@ -85,7 +85,7 @@ def test_a_turn_without_an_ending_token_is_learnt_whole() -> None:
     assert learnt(source, "Hi", "Hello") == ["Hello\n\n"]
 
 
-def test_a_token_that_reaches_over_the_border_of_a_turn_is_not_learnt() -> None:
+def test_a_token_that_crosses_the_border_of_a_turn_is_not_learnt() -> None:
     tokenizer = Tokenizer(BPE(vocab={"A": 0, ":": 1, "x": 2, "y": 3, ":x": 4}, merges=[(":", "x")]))
     source = (
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}A:"
@@ -105,10 +105,10 @@ REWRITING = (
 @pytest.mark.parametrize(
     ("source", "turns", "reason"),
     [
-        (REWRITING, ("a", "long", "b", "c"), "message 2, the assistant's, cannot be told"),
-        (CHATML, ("a <|im_end|> b", "c"), "spells the control token '<|im_end|>'"),
+        (REWRITING, ("a", "long", "b", "c"), "cannot find the assistant's message 2"),
+        (CHATML, ("a <|im_end|> b", "c"), "contains the control token '<|im_end|>'"),
         ("{% generation %}{% endgeneration %}", ("a", "b"), "no text"),
-        ("{{ messages[7].x.y }}", ("a", "b"), "the chat template fails on it"),
+        ("{{ messages[7].x.y }}", ("a", "b"), "the chat template fails: "),
     ],
 )
 def test_a_chat_that_cannot_be_masked_exactly_is_not_used(
@@ -118,7 +118,7 @@ def test_a_chat_that_cannot_be_masked_exactly_is_not_used(
     assert isinstance(refused, UnusableError) and reason in str(refused)
 
 
-def test_one_chat_that_is_not_used_leaves_the_others_as_they_are() -> None:
+def test_an_unused_chat_does_not_change_the_others() -> None:
     good = chat("Hi", "Hello")
     first, refused, last = encoder(CHATML).encode([good, chat("<s>", "x"), good])
     [alone] = encoder(CHATML).encode([good])
@@ -141,7 +141,7 @@ def test_one_chat_that_is_not_used_leaves_the_others_as_they_are() -> None:
         ({"messages": [{"role": "assistant", "content": "x", "at": b"1"}]}, "not plain JSON"),
     ],
 )
-def test_what_is_no_chat_is_named(row: object, reason: str) -> None:
+def test_an_invalid_chat_is_named(row: object, reason: str) -> None:
     with pytest.raises(UnusableError, match=reason):
         Content("messages", is_chat=True).of(row)
 
@@ -157,7 +157,7 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{
 
 
 @pytest.mark.parametrize("body", ["", "{% if b < 0 %}{{ b }}{% endif %}", "{{ b.x | default }}"])
-def test_a_template_without_end_is_ended(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_template_is_interrupted(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGVTALRM)
     monkeypatch.setattr(chats, "_MAX_SECONDS", 0.05)
     endless = "{% if messages[0].content == 'x' %}" + LOOPS.replace("BODY", body) + "{% endif %}"
@@ -169,7 +169,7 @@ def test_a_template_without_end_is_ended(body: str, monkeypatch: pytest.MonkeyPa
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
-def test_outside_the_main_thread_chats_come_out_the_same() -> None:
+def test_other_threads_give_the_same_chats() -> None:
     asked = [chat("Hi", "Hello")]
     with ThreadPoolExecutor(1) as pool:
         [[ids, mask]] = pool.submit(lambda: list(encoder(CHATML).encode(asked))).result()

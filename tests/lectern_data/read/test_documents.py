@@ -28,7 +28,7 @@ def names(files: list[tuple[str, Path]]) -> list[str]:
     return [name for name, _ in files]
 
 
-def test_files_below_a_folder_come_sorted_and_named_after_it(tmp_path):
+def test_files_in_a_folder_are_sorted_and_named_after_it(tmp_path):
     folder = write(tmp_path / "src", b_dot_py="b", a_dot_py="a", sub__c_dot_py="c")
 
     assert names(find_files([folder], [], [])) == ["src/a.py", "src/b.py", "src/sub/c.py"]
@@ -43,7 +43,7 @@ def test_include_and_exclude_match_names_and_paths(tmp_path):
     assert names(find_files([folder], ["sub/*"], [])) == ["src/sub/c.py"]
 
 
-def test_hidden_files_and_linked_folders_are_not_entered(tmp_path):
+def test_hidden_files_and_linked_folders_are_skipped(tmp_path):
     outside = write(tmp_path / "outside", x_dot_py="x")
     folder = write(tmp_path / "src", a_dot_py="a", _dot_git__config="c")
     (folder / "loop").symlink_to(outside, target_is_directory=True)
@@ -56,7 +56,7 @@ def test_a_missing_input_is_refused(tmp_path):
         find_files([tmp_path / "nowhere"], [], [])
 
 
-def test_what_is_no_text_is_left_out_by_name_and_reason(tmp_path):
+def test_files_that_are_not_text_are_left_out_by_name_and_reason(tmp_path):
     folder = write(
         tmp_path / "src",
         binary_dot_py=b"a\0b",
@@ -74,7 +74,7 @@ def test_what_is_no_text_is_left_out_by_name_and_reason(tmp_path):
         "src/binary.py": ("not text (it has a NUL byte)", True),
         "src/empty.py": ("empty", False),
         "src/gone.py": ("not a regular file", True),
-        "src/huge.py": ("over 100 bytes; split it, or raise --max-document-bytes", True),
+        "src/huge.py": ("larger than 100 bytes; split it, or raise --max-document-bytes", True),
         "src/latin.py": ("not UTF-8 (byte 3)", True),
     }
 
@@ -101,7 +101,7 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path):
         "rows.jsonl#2": "not JSON",
         "rows.jsonl#3": "has no text under 'text', but 'other'; set --text-field",
         "rows.jsonl#4": "empty",
-        "rows.jsonl#5": "over 100 bytes; split it, or raise --max-document-bytes",
+        "rows.jsonl#5": "larger than 100 bytes; split it, or raise --max-document-bytes",
         "rows.jsonl#6": "its text has a lone surrogate",
         "rows.jsonl#7": "has no text under 'text'",
         "rows.jsonl#8": "not JSON",

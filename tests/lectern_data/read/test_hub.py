@@ -1,4 +1,4 @@
-"""Rows of a hub's dataset: streamed once, gone on with after a break."""
+"""Rows of a hub dataset are streamed once, and continued after a break."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 class Stream:
-    """Rows that break off; counts those given. With `state_dict`, as `datasets` has it."""
+    """Rows that break off; counts those given. Has `state_dict`, like a stream of `datasets`."""
 
     def __init__(self, break_at: int | None = None) -> None:
         self.given = 0
@@ -54,7 +54,7 @@ def texts_in(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-def test_a_stream_that_breaks_is_gone_on_with_where_it_was_saved(tmp_path: Path) -> None:
+def test_a_broken_stream_continues_from_its_last_save(tmp_path: Path) -> None:
     dataset = HubDataset("owner/name")
     broken, whole = Stream(break_at=2300), Stream()
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_a_stream_that_breaks_is_gone_on_with_where_it_was_saved(tmp_path: Path)
     assert again.given == 0
 
 
-def test_rows_without_a_place_to_go_on_from_are_skipped(tmp_path: Path) -> None:
+def test_a_stream_without_a_saved_position_skips_the_rows_it_has(tmp_path: Path) -> None:
     dataset = HubDataset("owner/name")
     with pytest.raises(LecternError, match="broke off"):
         fetch(dataset, Content(), tmp_path, load=lambda _: iter(Stream(1200)), pin=same)
@@ -97,11 +97,11 @@ def local_parquet(folder: Path) -> Path:
     return folder
 
 
-def test_the_datasets_library_streams_and_goes_on_in_the_middle(tmp_path: Path) -> None:
+def test_a_stream_of_the_datasets_library_continues_in_the_middle(tmp_path: Path) -> None:
     source = HubDataset(str(local_parquet(tmp_path / "source")))
 
     class Breaking:
-        """What `datasets` streams, breaking off in the second file."""
+        """A stream of `datasets` that breaks off in the second file."""
 
         def __init__(self) -> None:
             self._rows: Any = load_stream(source)
@@ -131,7 +131,7 @@ def test_a_hub_dataset_gives_the_same_shards_as_its_files(tmp_path: Path) -> Non
     assert not (tmp_path / ".hub.work").exists()
 
 
-def test_rows_without_the_field_are_refused_at_the_first(tmp_path: Path) -> None:
+def test_rows_without_the_field_are_refused_at_the_first_row(tmp_path: Path) -> None:
     stream = Stream()
     with pytest.raises(
         InvalidRequest, match=r"first row has no 'body', but 'text', 'n'; set --text"
@@ -144,7 +144,7 @@ def test_rows_without_the_field_are_refused_at_the_first(tmp_path: Path) -> None
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Says of every dataset what its name is."""
+    """Answers every request for a dataset with the error that its name asks for."""
 
     def do_GET(self) -> None:
         reason = self.path.partition("?")[0].split("/")[4]
@@ -154,12 +154,12 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a hub that has nothing for anybody."""
+    """The address of a hub that refuses every request."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -176,14 +176,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("RepoNotFound", "no folder owner/RepoNotFound here, and {hub} shows no dataset"),
+        ("RepoNotFound", "no folder owner/RepoNotFound, and {hub} has no dataset"),
         ("RepoNotFound", r"check the spelling \(OWNER/NAME\), and if it is private, set HF_TOKEN"),
-        ("GatedRepo", "owner/GatedRepo is given out by {hub} to those who agreed.* HF_TOKEN"),
-        ("RevisionNotFound", "dataset owner/RevisionNotFound at {hub} has no revision v2"),
-        ("Anything", "asking {hub} for dataset owner/Anything failed: .*404.*name a folder"),
+        ("GatedRepo", "owner/GatedRepo on {hub} is gated: accept its terms.* HF_TOKEN"),
+        ("RevisionNotFound", "dataset owner/RevisionNotFound on {hub} has no revision v2"),
+        ("Anything", "requesting dataset owner/Anything from {hub} failed: .*404.*local folder"),
     ],
 )
-def test_what_a_hub_does_not_give_is_told_with_what_to_try(
+def test_a_refusal_of_the_hub_is_reported_with_what_to_try(
     tmp_path: Path, hub: str, reason: str, said: str
 ) -> None:
     dataset = HubDataset(f"owner/{reason}", revision="v2")
@@ -192,10 +192,10 @@ def test_what_a_hub_does_not_give_is_told_with_what_to_try(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hub_out_of_reach_is_named_and_so_is_the_network(tmp_path: Path) -> None:
-    """The tests' own setting: no call leaves this machine."""
+def test_an_unreachable_hub_is_named_with_advice_about_the_network(tmp_path: Path) -> None:
+    """Tests are configured so that no call leaves this machine."""
     with pytest.raises(
-        NotFound, match=r"asking http.* for dataset o/n failed: .*check the network"
+        NotFound, match=r"requesting dataset o/n from http.* failed: .*check the network"
     ):
         fetch(HubDataset("o/n"), Content(), tmp_path)
 
@@ -203,11 +203,11 @@ def test_a_hub_out_of_reach_is_named_and_so_is_the_network(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("dataset", "reason"),
     [
-        (HubDataset("./nowhere"), r"no folder ./nowhere here, and it is no id"),
+        (HubDataset("./nowhere"), r"no folder ./nowhere, nor is it a valid hub"),
         (HubDataset(".", revision="main"), "has no revisions"),
     ],
 )
-def test_a_name_of_neither_kind_is_refused(
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(
     tmp_path: Path, dataset: HubDataset, reason: str
 ) -> None:
     with pytest.raises(NotFound, match=reason):
@@ -218,10 +218,10 @@ def test_a_name_of_neither_kind_is_refused(
     ("wrong", "said"),
     [
         ({"split": "tset"}, r"source, split tset: Bad split: tset. Available splits: \['train'\]"),
-        ({"config": "other"}, "source, configuration other, split train: .*; --hub-config and"),
+        ({"config": "other"}, "source, configuration other, split train: .*--hub-config and"),
     ],
 )
-def test_a_split_or_config_that_is_not_there_is_refused(
+def test_a_missing_split_or_config_is_refused(
     tmp_path: Path, wrong: dict[str, str], said: str
 ) -> None:
     source = local_parquet(tmp_path / "source")
@@ -229,9 +229,9 @@ def test_a_split_or_config_that_is_not_there_is_refused(
         fetch(HubDataset(str(source), **wrong), Content(), tmp_path)
 
 
-def test_without_the_package_it_says_what_to_install(
+def test_without_the_package_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(LecternError, match=r"install lectern\[data\]"):
+    with pytest.raises(LecternError, match=r"install .lectern\[data\]"):
         fetch(HubDataset("owner/name"), Content(), tmp_path, pin=same)

@@ -1,4 +1,4 @@
-"""What is found below folders, and what is said where that is nothing."""
+"""Which files are found inside folders, and the messages if there are none."""
 
 from pathlib import Path
 
@@ -25,11 +25,11 @@ def refused(inputs: list[Path], include: list[str], exclude: list[str]) -> str:
     return str(caught.value)
 
 
-def test_a_pattern_that_matches_nothing_is_told_with_the_endings_that_are_there(
+def test_a_pattern_that_matches_nothing_is_refused_with_the_existing_endings(
     source: Path,
 ) -> None:
     assert refused([source], ["*.pyy", "*.pyx"], []) == (
-        f"--include '*.pyy' --include '*.pyx' matches no file below {source}; the files there end "
+        f"--include '*.pyy' --include '*.pyx' matches no file in {source}; the files there end "
         "in .py (2), nothing (1), .txt (1)"
     )
 
@@ -43,32 +43,32 @@ def test_of_many_endings_the_most_frequent_are_named(source: Path) -> None:
     )
 
 
-def test_a_folder_of_which_nothing_is_left_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_folder_without_selected_files_is_refused(source: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / ".git").mkdir(parents=True)
     (empty / ".git/config").touch()
-    assert refused([source], [], ["*"]) == f"--exclude '*' leaves no file below {source}"
-    assert refused([empty], [], []).startswith(f"no file below {empty} (hidden ones")
+    assert refused([source], [], ["*"]) == f"--exclude '*' leaves no file in {source}"
+    assert refused([empty], [], []).startswith(f"no file in {empty} (hidden ones")
     assert len(find_files([empty, source], ["*.py"], [])) == 2
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
-def test_a_pattern_without_a_folder_to_choose_in_is_refused(source: Path, option: str) -> None:
+def test_a_pattern_without_a_folder_is_refused(source: Path, option: str) -> None:
     patterns = {"include": [], "exclude": [], option: ["*.py"]}
     assert f"--{option} '*.py' has no effect" in refused([source / "a.py"], **patterns)
 
 
-def test_a_folder_that_was_prepared_already_is_no_text(source: Path, tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_refused_as_input(source: Path, tmp_path: Path) -> None:
     prepare(
         PrepareSettings([source], source / "made/data", train_vocab_size=300, validation_fraction=0)
     )
     dataset = source / "made/data"
     for inputs in ([dataset], [source]):
         said = refused(inputs, [], [])
-        assert said.startswith(f"{dataset} is a prepared dataset already; name it in a run's")
+        assert said.startswith(f"{dataset} is already a prepared dataset; set it as a run's")
     assert len(find_files([source], [], ["made"])) == len(find_files([source], ["*.py"], [])) + 2
 
 
-def test_a_manifest_of_something_else_is_text_like_any_other(source: Path) -> None:
+def test_a_manifest_of_something_else_is_read_as_text(source: Path) -> None:
     (source / "manifest.json").write_text('{"name": "an app"}')
     assert len(find_files([source], [], [])) == 5

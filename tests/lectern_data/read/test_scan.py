@@ -15,12 +15,12 @@ from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
 
 TEN_MB = "x" * (10 << 20)
-TOO_LARGE = "over 8,388,608 bytes; split it, or raise --max-document-bytes"
+TOO_LARGE = "larger than 8,388,608 bytes; split it, or raise --max-document-bytes"
 Reasons = dict[str, tuple[str, int]]
 
 
 def scanned(path: Path, content: Content | None = None) -> tuple[list[str], Reasons]:
-    """The texts of the usable documents, and (reason, documents) of what is left out."""
+    """The texts of the usable documents, and (reason, documents) of those left out."""
     documents, left_out = scan([(path.name, path)], content=content)
     texts = list(texts_of(documents, content or Content()))
     return texts, {entry.name: (entry.reason, entry.documents) for entry in left_out}
@@ -81,7 +81,7 @@ def test_every_kind_of_broken_parquet_row_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_a_parquet_column_that_is_missing_or_no_text_loses_every_row(tmp_path: Path) -> None:
+def test_a_parquet_column_that_is_missing_or_not_text_loses_every_row(tmp_path: Path) -> None:
     numbers = write_parquet(tmp_path / "numbers.parquet", {"text": [1, 2]})
     assert scanned(numbers)[1] == {
         "numbers.parquet#1": ("has no text under 'text'", 1),
@@ -120,13 +120,13 @@ def test_a_parquet_file_that_is_damaged_in_the_middle_loses_the_rest(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.parquet", b'{"text": "x"}\n', "no Parquet file"),
-        ("rows.parquet", b"PAR1 and no more", "no Parquet file"),
-        ("rows.jsonl", b"PAR1\x00\x01", "a Parquet file; name it .parquet"),
+        ("rows.parquet", b'{"text": "x"}\n', "not a Parquet file"),
+        ("rows.parquet", b"PAR1 and no more", "not a Parquet file"),
+        ("rows.jsonl", b"PAR1\x00\x01", "a Parquet file; rename it to .parquet"),
         ("rows.txt", b"PAR1\x00\x01", "not text (it has a NUL byte)"),
     ],
 )
-def test_a_file_under_the_name_of_another_kind_is_named(
+def test_a_file_with_the_ending_of_another_kind_is_named(
     tmp_path: Path, name: str, content: bytes, reason: str
 ) -> None:
     path = tmp_path / name
@@ -141,7 +141,7 @@ def test_endings_in_capitals_and_ndjson_are_rows_too(tmp_path: Path) -> None:
         assert scanned(tmp_path / name) == (["one", "two"], {})
 
 
-def test_chats_are_in_rows_alone(tmp_path: Path) -> None:
+def test_chats_are_only_in_rows(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
     content = Content("messages", is_chat=True)
     parquet = write_parquet(tmp_path / "chats.parquet", {"messages": [turns, [], None]})
@@ -154,10 +154,10 @@ def test_chats_are_in_rows_alone(tmp_path: Path) -> None:
         "chats.parquet#2": ("has no messages under 'messages'", 1),
         "chats.parquet#3": ("has no messages under 'messages'", 1),
     }
-    assert "no rows of messages" in scanned(tmp_path / "chats.txt", content)[1]["chats.txt"][0]
+    assert "not a file of chats" in scanned(tmp_path / "chats.txt", content)[1]["chats.txt"][0]
 
 
-def test_rows_of_a_misnamed_column_count_each_towards_the_cap(tmp_path: Path) -> None:
+def test_every_row_of_a_misnamed_column_counts_towards_the_limit(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
     write_parquet(tmp_path / "rows.parquet", {"body": ["a"] * 80})
@@ -177,5 +177,5 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     path = write_parquet(tmp_path / "rows.parquet", {"text": ["a"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(LecternError, match=r"rows.parquet .*install lectern\[data\]"):
+    with pytest.raises(LecternError, match=r"rows.parquet .*install .lectern\[data\]"):
         scan([("rows.parquet", path)])

@@ -1,4 +1,4 @@
-"""Many processes, some of them killed: the same bytes, and nothing done twice."""
+"""Several processes, some of them killed, write the same bytes and repeat no work."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(corpus: Path, output: Path, workers: int) -> dict[str, bytes]:
-    """Everything that was written, by name below the folder of `output`."""
+    """All written files, by name in the folder of `output`."""
     prepare(
         PrepareSettings(
             [corpus],
@@ -82,7 +82,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def pieces_of(corpus: Path, folder: Path | None = None) -> tuple[list[Piece], EncoderFiles]:
-    """The pieces of `folder` (the corpus), by the corpus's tokenizer."""
+    """The pieces of `folder` (the corpus), with the corpus's tokenizer."""
     files = EncoderFiles(corpus.parent / "tokenizer/tokenizer.json", Content(), None, {})
     documents, _ = scan([(path.name, path) for path in sorted((folder or corpus).iterdir())])
     return list(cut(documents, files.sha256(), PIECE_BYTES)), files
@@ -94,10 +94,8 @@ def test_any_number_of_processes_writes_the_same_bytes(corpus: Path, tmp_path: P
     assert "data-validation/documents.bin" in alone
 
 
-def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(
-    corpus: Path, tmp_path: Path
-) -> None:
-    """S13: kill -9 of the whole."""
+def test_after_a_kill_it_continues_and_writes_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    """S13: kill -9 of the main process."""
     undisturbed = prepared(corpus, tmp_path / "undisturbed/data", workers=1)
     output = tmp_path / "killed/data"
     command = [sys.executable, "-c", PROGRAM, str(corpus), str(output), "20"]
@@ -141,7 +139,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(
     assert tree(output.parent) == undisturbed
 
 
-def test_a_process_that_is_killed_is_started_again(
+def test_a_killed_process_is_restarted(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S13: kill -9 of a worker while the others go on."""
@@ -161,16 +159,16 @@ def test_a_process_that_is_killed_is_started_again(
     assert all(process.poll() is not None for process in started)
 
 
-def test_a_piece_that_ends_its_process_every_time_ends_the_work_in_a_sentence(
+def test_a_piece_that_always_kills_its_process_fails_the_work_with_a_message(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces, files = pieces_of(corpus)
     collected_processes(monkeypatch, program="import sys; sys.stdin.readline(); sys.exit(9)")
-    with pytest.raises(LecternError, match=r"file_.*ended 3 times \(exit status 9\).*--workers"):
+    with pytest.raises(LecternError, match=r"file_.*died 3 times \(exit status 9\).*--workers"):
         tokenize(pieces, files, tmp_path, 2)
 
 
-def test_what_goes_wrong_in_a_process_comes_back_as_itself(corpus: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_process_is_raised_as_itself(corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "corpus"
     shutil.copytree(corpus, other)
     pieces, files = pieces_of(corpus, other)
@@ -179,7 +177,7 @@ def test_what_goes_wrong_in_a_process_comes_back_as_itself(corpus: Path, tmp_pat
         tokenize(pieces, files, tmp_path, 2)
 
 
-def test_a_process_that_is_stopped_is_named_until_it_goes_on(
+def test_a_stopped_process_is_named_until_it_continues(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces, files = pieces_of(corpus)
@@ -195,12 +193,12 @@ def test_a_process_that_is_stopped_is_named_until_it_goes_on(
 
     def on_event(sentence: str) -> None:
         pid = started[0].pid
-        if f"from process {pid}, which was stopped (kill -CONT {pid} lets" in sentence:
+        if f"from process {pid}, which is stopped (kill -CONT {pid} " in sentence:
             events.append(sentence)
             os.kill(pid, signal.SIGCONT)
 
     tokenize(pieces, files, tmp_path, 2, on_done, on_event)
-    assert events and events[0].startswith("nothing came back for ")
+    assert events and events[0].startswith("no answer for ")
     assert all((tmp_path / f"{piece.name}.piece").exists() for piece in pieces)
     assert len(started) == 2
 
@@ -212,12 +210,12 @@ def endless_chats(folder: Path) -> tuple[Path, Path]:
     return chats_with_tokenizer(folder, template)
 
 
-def test_a_template_without_end_is_told_with_the_row_that_it_was_on(
+def test_an_endless_template_is_reported_with_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, tokenizer = endless_chats(tmp_path / "chats")
     monkeypatch.setattr(chats, "_MAX_SECONDS", 0.1)
-    with pytest.raises(CorruptData, match=r"does not come to an end on chats\.jsonl#8; mend"):
+    with pytest.raises(CorruptData, match=r"does not finish on chats\.jsonl#8; fix"):
         prepare(
             PrepareSettings(
                 [source],
@@ -231,7 +229,7 @@ def test_a_template_without_end_is_told_with_the_row_that_it_was_on(
         )
 
 
-def test_a_process_tells_of_rows_by_their_names(
+def test_a_process_reports_rows_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, tokenizer = endless_chats(tmp_path / "chats")
@@ -287,7 +285,7 @@ def test_two_at_once_into_the_same_dataset_are_refused(corpus: Path, tmp_path: P
 def collected_processes(
     monkeypatch: pytest.MonkeyPatch, program: str | None = None
 ) -> list["subprocess.Popen[str]"]:
-    """Returns the list that every process started from now on is put into."""
+    """Returns a list that collects every process started from now on."""
     started: list[subprocess.Popen[str]] = []
     start = subprocess.Popen
 

@@ -1,4 +1,4 @@
-"""What stands beside the shards: where documents begin, and which tokens are learnt."""
+"""Document starts and masks beside the shards, and end-of-text tokens."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def ids_of(dataset: Path, kind: str = "shard", dtype: str = "<u4") -> np.ndarray
 
 
 def documents_of(dataset: Path) -> list[str]:
-    """The ids between the boundaries, decoded by the tokenizers library alone."""
+    """The ids between the boundaries, decoded only with the tokenizers library."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     starts = np.frombuffer((dataset / "documents.bin").read_bytes(), "<u8").astype(int)
     parts = np.split(ids_of(dataset), starts[1:])
@@ -48,7 +48,7 @@ def write_texts(folder: Path) -> Path:
         ("between", ["<|endoftext|>"] * 4 + [""]),
     ],
 )
-def test_boundaries_are_where_documents_begin_whatever_the_policy_and_the_pieces(
+def test_boundaries_are_the_document_starts_for_any_policy_and_pieces(
     tmp_path: Path, policy: Any, ends: list[str], piece_bytes: int
 ) -> None:
     source = write_texts(tmp_path / "texts")
@@ -83,7 +83,7 @@ def prepared_chats(source: Path, tokenizer: Path, output: Path, **settings: Any)
     )
 
 
-def test_the_mask_beside_the_shards_is_of_what_the_assistant_wrote(tmp_path: Path) -> None:
+def test_the_mask_beside_the_shards_covers_what_the_assistant_wrote(tmp_path: Path) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     told = prepared_chats(source, tokenizer, tmp_path / "data", shard_tokens=100)
 
@@ -96,7 +96,7 @@ def test_the_mask_beside_the_shards_is_of_what_the_assistant_wrote(tmp_path: Pat
     sizes = [path.stat().st_size for path in sorted((tmp_path / "data").glob("mask-*.bin"))]
     assert sizes[:-1] == [100] * (len(sizes) - 1)
     assert [(entry.name, entry.reason) for entry in told.left_out] == [
-        ("chats.jsonl#6", "spells the control token '<|im_end|>'")
+        ("chats.jsonl#6", "contains the control token '<|im_end|>'")
     ]
     assert len(documents_of(tmp_path / "data")) == told.training.documents == 11
     assert documents_of(tmp_path / "data")[5].startswith("<|im_start|>user\nQuestion 6.<|im_end|>")
@@ -119,7 +119,7 @@ PROMPT = "{% if add_generation_prompt %}assistant: {% endif %}"
     ids=["at once", "before white space"],
 )
 @pytest.mark.parametrize("policy", ["after", "between", "none"])
-def test_a_chat_that_its_template_ends_is_ended_once(
+def test_a_chat_that_its_template_ends_gets_one_end_token(
     tmp_path: Path, template: str, chat: str, policy: str, piece_bytes: int
 ) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats", template)
@@ -131,10 +131,8 @@ def test_a_chat_that_its_template_ends_is_ended_once(
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
-def test_chats_that_do_not_end_themselves_are_ended_and_the_others_not(
-    tmp_path: Path, piece_bytes: int
-) -> None:
-    """The template leaves the end out of every chat of an even number."""
+def test_only_chats_without_an_end_token_get_one(tmp_path: Path, piece_bytes: int) -> None:
+    """The template leaves out the end of every chat with an even number."""
     open_end = ENDS_WITH_EOS.replace(
         "{{ eos_token }}", "{% if m.content[-2] in '13579' %}{{ eos_token }}{% endif %}"
     )
@@ -149,7 +147,7 @@ def test_chats_that_do_not_end_themselves_are_ended_and_the_others_not(
 
 
 def test_a_run_counts_the_labels_that_the_assistant_wrote(tmp_path: Path) -> None:
-    """Label i counts where token i + 1 is the assistant's."""
+    """Label i counts if token i + 1 is the assistant's."""
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     prepared_chats(source, tokenizer, tmp_path / "data")
     mask = ids_of(tmp_path / "data", "mask", "u1")
@@ -160,7 +158,7 @@ def test_a_run_counts_the_labels_that_the_assistant_wrote(tmp_path: Path) -> Non
         assert counted.tolist() == (mask[row * 50 + 1 : row * 50 + 51] == 1).tolist()
 
 
-def test_chats_come_out_the_same_from_any_number_of_processes(tmp_path: Path) -> None:
+def test_any_number_of_processes_gives_the_same_chats(tmp_path: Path) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     for workers in (1, 2):
         output = tmp_path / f"{workers}/data"
@@ -173,12 +171,12 @@ def test_chats_come_out_the_same_from_any_number_of_processes(tmp_path: Path) ->
 
 def test_chats_that_cannot_be_masked_count_towards_the_cap(tmp_path: Path) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
-    with pytest.raises(InvalidRequest, match=r"1 of 12 documents .*chats\.jsonl#6: spells"):
+    with pytest.raises(InvalidRequest, match=r"1 of 12 documents .*chats\.jsonl#6: contains"):
         prepared_chats(source, tokenizer, tmp_path / "data", max_fault_fraction=0.01)
     assert not (tmp_path / "data").exists()
 
 
-def test_chats_need_a_template_and_a_tokenizer_that_was_given(tmp_path: Path) -> None:
+def test_chats_need_a_given_tokenizer_with_a_template(tmp_path: Path) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats", template=None)
     with pytest.raises(InvalidRequest, match=r"put chat_template\.jinja beside"):
         prepared_chats(source, tokenizer, tmp_path / "data")

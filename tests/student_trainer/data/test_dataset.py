@@ -49,7 +49,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, np.arange(100) % 10)
     path = folder / "shard-00000.bin"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CorruptData, match="holds 99 tokens, its manifest says 100"):
+    with pytest.raises(CorruptData, match="holds 99 tokens, but its manifest says 100"):
         open_dataset(folder, 4, 10, 0.0)
 
 
@@ -92,7 +92,7 @@ def test_ids_are_found_wherever_the_scan_is_cut(
 
 def test_too_few_tokens_for_a_row_are_refused(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, np.zeros(8, np.int64))
-    with pytest.raises(InvalidSpec, match=r"data.seq_len: .* has 8 tokens; a row needs 8 \+ 1"):
+    with pytest.raises(InvalidSpec, match=r"data.seq_len: .* has 8 tokens, but a row needs 8 \+ 1"):
         open_dataset(folder, 8, 10, 0.0)
 
 

@@ -71,7 +71,7 @@ def test_the_order_is_the_same_in_every_numpy() -> None:
 
 
 def test_data_smaller_than_a_step_is_refused() -> None:
-    with pytest.raises(InvalidSpec, match="a step takes 8 rows, the training data has 7"):
+    with pytest.raises(InvalidSpec, match="a step needs 8 rows, but the training data has only 7"):
         ShuffledBatches(rows_of(7), 8, 0)
 
 

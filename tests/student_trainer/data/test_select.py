@@ -81,7 +81,7 @@ def test_distinct_rows_lose_nothing(tmp_path: Path) -> None:
 
 def test_documents_that_are_to_be_kept_apart_must_be_known(tmp_path: Path) -> None:
     write_shards(tmp_path / "data/text", np.arange(81))
-    with pytest.raises(InvalidSpec, match=r"attention_across_documents: .*text does not say"):
+    with pytest.raises(InvalidSpec, match=r"attention_across_documents: .*text does not record"):
         opened(tmp_path, attention_across_documents=False)
 
 

@@ -513,7 +513,7 @@ def test_missing_things_are_named(home: Home) -> None:
 
 
 def test_a_step_larger_than_the_data_is_refused(home: Home) -> None:
-    refused(home, InvalidSpec, "a step takes 500 rows", batch={"sequences_per_step": 500})
+    refused(home, InvalidSpec, "a step needs 500 rows", batch={"sequences_per_step": 500})
 
 
 def test_bad_rows_are_left_out_up_to_the_cap(home: Home) -> None:
@@ -531,7 +531,7 @@ def test_a_validation_set_of_another_tokenizer_is_refused(home: Home) -> None:
     refused(
         home,
         Incompatible,
-        "prepared with another tokenizer than data.path",
+        "prepared with a different tokenizer than data.path",
         data={"validation_fraction": None, "validation_path": "foreign"},
     )
 

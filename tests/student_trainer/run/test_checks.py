@@ -64,7 +64,9 @@ def distilling(address: str, **teacher: Any) -> dict[str, Any]:
 
 
 def test_what_is_certain_and_does_not_fit_is_refused() -> None:
-    with pytest.raises(Misconfigured, match=r"takes 5\.00 GiB .* 4\.90 GiB are free on cpu; take"):
+    with pytest.raises(
+        Misconfigured, match=r"needs 5\.00 GiB .* only 4\.90 GiB is free on cpu; choose"
+    ):
         require_memory(ESTIMATE, free(4.9))
     assert require_memory(ESTIMATE, free(10))["warning"] is None
     told = require_memory(ESTIMATE, free(5.1))
@@ -102,7 +104,7 @@ def test_the_hosts_memory_is_shared_by_the_ranks_of_this_machine_alone(
     if here == 1:
         check()  # a quarter of parameters, gradients and two moments
     else:
-        with pytest.raises(Misconfigured, match="the student takes"):
+        with pytest.raises(Misconfigured, match="the student needs"):
             check()
     assert held == [here * bytes_of_one]
 

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_a_failed_check(home: Home) -> None:
     found = looked(home, free=FreeMemory("cpu", 1000, 1000))
     outcome, message = by_subject(found)["memory"]
     assert outcome == "fail"
-    assert "take a smaller student, set student.lora" in message
+    assert "choose a smaller student, set student.lora" in message
     assert found["free"] == {"device": "cpu", "device_bytes": 1000, "host_bytes": 1000}
 
 

@@ -57,7 +57,7 @@ def test_a_resume_may_lengthen_the_run_and_not_cut_off_what_is_made(home: Home) 
                 assert (run.progress.step, run.settings.steps) == (6, 8)
         else:
             with (
-                pytest.raises(InvalidSpec, match="is 5, but 6 steps are made"),
+                pytest.raises(InvalidSpec, match="is 5, but the run has already made 6 steps"),
                 assembled(home, folder, resume=True),
             ):
                 pass

@@ -502,7 +502,7 @@ def test_beyond_loopback_a_token_is_wanted(bind: str) -> None:
     ("bind", "why"),
     [
         *((bind, "is not host:port") for bind in ("127.0.0.1", ":50051", "localhost:port", "")),
-        ("127.0.0.1:70000", "is beyond 65535"),
+        ("127.0.0.1:70000", "is greater than 65535"),
     ],
 )
 def test_an_address_that_is_none_is_refused(bind: str, why: str) -> None:

@@ -83,7 +83,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "unknown representation",
         change(representation=pb.Representation(kind=9)),
         "representation.kind",
-        "9 is none of",
+        "9 is not one of",
     ),
     ("top_k 0", change(representation=top_k(0)), "representation.top_k", "between 1 and 20"),
     ("top_k over the limit", change(representation=top_k(21)), "representation.top_k", "20"),
@@ -184,7 +184,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "position_mask",
         "leave it out",
     ),
-    ("mask absent", change(positions=pb.POSITIONS_MASK), "position_mask", "0 bytes; 5 tokens"),
+    ("mask absent", change(positions=pb.POSITIONS_MASK), "position_mask", "0 bytes, but 5 tokens"),
     (
         "mask too long",
         change(positions=pb.POSITIONS_MASK, position_mask=b"\x01\x00"),
