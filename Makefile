@@ -1,11 +1,11 @@
-# Every target works on a fresh clone by itself: it makes .venv and installs what it needs.
+# Every target works on a fresh clone: it makes .venv and installs what it needs.
 #
 #   make install                     the locked packages into .venv
 #   make install TORCH_INDEX=URL     with torch from another wheel index (PyTorch's CPU or CUDA one)
 #   make demo  [ARGS=--exit]         one teacher, three students, on this machine
 #   make test  [ARGS='-k kd_loss']   the test suite
-#   make faults [ARGS='T5 --json']   what must survive what, tried on real processes
-#   make lint                        ruff, mypy and the types of the page; needs npm (Node.js 20)
+#   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
+#   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
 #   make bench | protos
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ TYPESCRIPT := node_modules/.installed
 install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
-	@echo "installing the locked packages into .venv; the first time this takes some minutes ..."
+	@echo "installing the locked packages into .venv; the first time, this takes a few minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,dev]'
@@ -40,18 +40,18 @@ lint: $(STAMP) $(TYPESCRIPT)
 	$(BIN)/mypy
 	node_modules/.bin/tsc
 
-# The page has no build step; only the check of its types needs npm. To renew package-lock.json:
+# The page has no build step; only checking its types needs npm. To update package-lock.json:
 # npm install --package-lock-only --omit-lockfile-registry-resolved
 $(TYPESCRIPT): package.json package-lock.json
 	@command -v npm >/dev/null || \
-	  { echo "make lint needs npm for the types of the page: install Node.js 20 or later" >&2; exit 1; }
+	  { echo "make lint needs npm for the page's types: install Node.js 20 or later" >&2; exit 1; }
 	npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Liger asks for triton, which its CUDA kernels need and torch for CUDA brings; its plain parts do not.
+# Liger is installed without triton: only its CUDA kernels need that, and torch for CUDA brings it.
 $(PEERS): $(STAMP)
 	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock -e '.[bench]'
 	$(BIN)/pip install --disable-pip-version-check -q -c requirements.lock --no-deps liger-kernel
@@ -60,7 +60,7 @@ $(PEERS): $(STAMP)
 faults: $(STAMP)
 	$(BIN)/python -m faults $(ARGS)
 
-# Pages that are made of the source.
+# Pages that are generated from the source.
 docs: $(STAMP)
 	$(BIN)/python -m lectern_common.spec.page > docs/run-spec.md
 	$(BIN)/python docs/make_map.py

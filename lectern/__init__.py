@@ -1,7 +1,7 @@
-"""Lectern from Python: `from lectern import Pipeline, connect_teacher, Client`, and the command.
+"""The Python interface: everything that programs import with `from lectern import ...`.
 
 A name is loaded when it is first used, so importing `lectern` loads neither torch nor anything
-else. docs/python.md shows what to do with each.
+else. docs/python.md shows how to use each.
 """
 
 from importlib import import_module
@@ -51,7 +51,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Loads what `name` stands for. Raises ImportError if it needs torch and there is none."""
+    """Loads a name on first use. Raises ImportError if it needs torch, which is not installed."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,7 +1,7 @@
-"""The `lectern` command: its commands put together, and every error turned into one sentence.
+"""The `lectern` command: registers the subcommands and prints each error as one sentence.
 
-A command's module declares its options and imports what does the work only when it is called, so
-that `lectern --help` loads nothing but typer.
+A command's module declares its options, and imports the code that does the work only when it is
+called, so `lectern --help` loads nothing but typer.
 """
 
 import os
@@ -71,25 +71,33 @@ def lectern(
 @app.command(epilog="Example: lectern demo --exit --seed 1")
 def demo(
     exit_when_done: Annotated[
-        bool, typer.Option("--exit", help="End the services when the runs are done.")
+        bool, typer.Option("--exit", help="Stop the services when the runs are done.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the students' initial weights and rows.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the students' initial weights and row order.")
+    ] = 0,
     folder: Annotated[
-        Path, typer.Option(help="Where data, teacher, runs and summary.json go.")
+        Path, typer.Option(help="Folder for data, teacher, runs and summary.json.")
     ] = Path("demo"),
     teacher_steps: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Training steps of the teacher [default: the demo's].", show_default=False
+        ),
     ] = None,
     student_steps: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the demo's own.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Training steps of each student [default: the demo's].", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Show it all: one teacher, three students, real text.
+    """Run a complete example: one teacher, three students, real text.
 
     Trains a small teacher and distils three students from it, on this machine. Takes about five
-    minutes on two CPU cores, with nothing downloaded.
+    minutes on two CPU cores and downloads nothing.
     """
-    console.note("loading; the first time Python compiles its packages, which takes a while ...")
+    console.note("loading; the first time takes a while, as Python compiles its packages ...")
     from lectern.demo.command import run_demo
     from lectern.demo.specs import STUDENT_STEPS, TEACHER_STEPS
 
@@ -105,10 +113,10 @@ def demo(
 def main() -> None:
     """Runs the command line and exits with one of `console.EXIT_CODES`.
 
-    A traceback is printed only where LECTERN_DEBUG is set.
+    A traceback is printed only if LECTERN_DEBUG is set.
     """
     try:
-        app(prog_name="lectern")  # also as `python -m lectern`: completion is by this name
+        app(prog_name="lectern")  # for `python -m lectern` too: completion goes by this name
     except LecternError as error:
         _debug()
         console.print_error(error)
@@ -122,7 +130,7 @@ def main() -> None:
             message = f"{where}{error.strerror}"
         else:
             what = f"{type(error).__name__}: {error}"
-            message = f"{what}; this is a fault of lectern, LECTERN_DEBUG=1 shows the traceback"
+            message = f"{what}; this is a bug in lectern; LECTERN_DEBUG=1 shows the traceback"
         console.note(console.inert(f"error: {message}"))
         raise SystemExit(1) from None
 

@@ -1,4 +1,4 @@
-"""The control plane's REST interface, as Python: for `lectern runs`, the demo and your programs.
+"""A Python client of the control plane, for `lectern runs`, the demo and your programs.
 
 with Client("http://127.0.0.1:8080") as client:
     run = client.create_run(load_spec(Path("run.yaml")))
@@ -29,7 +29,7 @@ _MAX_NAMED = 3
 
 
 class ControlPlaneUnavailable(LecternError):
-    """No answer from the control plane, or one that is not the control plane's."""
+    """The control plane does not answer, or something else answers at its address."""
 
     reason = "control_plane_unavailable"
     exit_code = 7
@@ -41,18 +41,18 @@ class RunStatus:
     """A run as the control plane reports it; `json` is the whole answer.
 
     Attributes:
-        id: the name and some letters more.
-        name: of the spec.
+        id: the name with a random suffix.
+        name: the spec's name.
         state: queued, running, succeeded, ...
-        reason: a word for why it is in this state.
+        reason: a stable word for why the run is in this state.
         message: the same in a sentence.
         step: steps done.
-        steps: that the spec asks for.
-        device: that it trains on.
-        tokens_per_second: of the last steps.
-        teacher_wait_share: share of a step's time that it waits for its teacher.
+        steps: steps in the spec.
+        device: the device it trains on.
+        tokens_per_second: over the last steps.
+        teacher_wait_share: share of the step time spent waiting for the teacher.
         latest: the last metrics (`loss/total`, `loss/val`, ...); None means not finite.
-        resumes_at: when an interrupted run goes on by itself, in Unix seconds; None means never.
+        resumes_at: when an interrupted run resumes by itself, in Unix seconds; None means never.
     """
 
     id: str
@@ -71,12 +71,12 @@ class RunStatus:
 
     @property
     def rests(self) -> bool:
-        """True if no process works on it, or will without being asked."""
+        """True if no process works on the run and none will start by itself."""
         return self.state in RESTING and self.resumes_at is None
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "RunStatus":
-        """Returns the run of an answer. Raises ControlPlaneUnavailable if it is not one."""
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes a run."""
         try:
             return cls(
                 id=data["id"],
@@ -103,13 +103,13 @@ class TeacherStatus:
 
     Attributes:
         address: host:port.
-        reachable: it answered the last time it was asked.
+        reachable: whether it answered when last asked.
         problem: why it is not reachable.
-        configured: named when the control plane started, not only by a run.
-        model: what it serves; None, as everything below, if it has never answered.
-        num_parameters: of the model.
-        fingerprint: a hash that promises equal answers.
-        weights_sha256: of the model's weights.
+        configured: named when the control plane was started, not only by a run.
+        model: the model it serves; this and everything below is None if it has never answered.
+        num_parameters: the model's parameters.
+        fingerprint: a hash; teachers with the same fingerprint give equal answers.
+        weights_sha256: hash of the model's weights.
     """
 
     address: str
@@ -124,7 +124,7 @@ class TeacherStatus:
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "TeacherStatus":
-        """Returns the teacher of an answer. Raises ControlPlaneUnavailable if it is not one."""
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes a teacher."""
         try:
             return cls(
                 address=data["address"],
@@ -143,13 +143,13 @@ class TeacherStatus:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run's student wrote on after a prompt at an evaluation.
+    """What a run's student wrote after a prompt at an evaluation.
 
     Attributes:
-        step: of the evaluation.
-        prompt: as the spec has it.
+        step: the evaluation's step.
+        prompt: as in the spec.
         student: what the student wrote.
-        teacher: what the teacher wrote; None if the run has no teacher, or until it has answered.
+        teacher: what the teacher wrote; None if the run has no teacher, or none has answered yet.
     """
 
     step: int
@@ -159,7 +159,7 @@ class Sample:
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "Sample":
-        """Returns the sample of an answer. Raises ControlPlaneUnavailable if it is not one."""
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes a sample."""
         try:
             return cls(data["step"], data["prompt"], data["student"], data["teacher"])
         except (KeyError, TypeError) as error:
@@ -168,12 +168,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class MetricsBatch:
-    """Some metric records of a run, in the order of their steps.
+    """Metric records of a run, in step order.
 
     Attributes:
-        cursor: where the next ones follow.
-        rewound: the run went back to a checkpoint; these records begin at its start.
-        more: further ones can be read at once.
+        cursor: where the next records start.
+        rewound: the run went back to a checkpoint; these records start over from its first step.
+        more: further records can be read right away.
     """
 
     records: list[dict[str, Any]]
@@ -183,12 +183,11 @@ class MetricsBatch:
 
 
 class Client:
-    """One control plane, over REST.
+    """A client of one control plane, over REST.
 
-    Every method that asks the server may also raise ControlPlaneUnavailable (nobody answers, or
-    not as a control plane does), Unauthenticated (the token is missing or wrong), InvalidRequest
-    (what is asked for is not well formed) and whatever else of `lectern_common.errors` the server
-    names.
+    Every method that calls the server may also raise ControlPlaneUnavailable (no answer, or not
+    from a control plane), Unauthenticated (the token is missing or wrong), InvalidRequest (the
+    request is malformed) and any other error of `lectern_common.errors` that the server names.
     """
 
     def __init__(
@@ -199,13 +198,13 @@ class Client:
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Connects at the first call, not here.
+        """Makes a client that connects at its first call.
 
         Args:
             url: such as http://127.0.0.1:8080.
             token: bearer token, if the server asks for one.
-            timeout_seconds: for each answer; what makes the server check a run may take longer.
-            transport: instead of the network; for tests.
+            timeout_seconds: for each answer; calls that make the server check a run get longer.
+            transport: replaces the network; for tests.
 
         Raises:
             InvalidRequest: the URL does not begin with http:// or https://.
@@ -228,20 +227,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; the client cannot be used any more."""
+        """Closes the connections; the client cannot be used afterwards."""
         self._http.close()
 
     def create_run(self, spec: RunSpec, idempotency_key: str | None = None) -> RunStatus:
-        """Returns the accepted run.
+        """Creates a run; returns it once the control plane has accepted it.
 
         Args:
-            spec: its paths are below the control plane's roots.
-            idempotency_key: a call with the same key returns the run that the first one made; None
+            spec: its paths are relative to the control plane's roots.
+            idempotency_key: a second call with the same key returns the run of the first; None
                 takes a new key.
 
         Raises:
-            InvalidSpec: a field is wrong, or what it names is not there.
-            InvalidRequest: the key made another run from another spec.
+            InvalidSpec: a field is wrong, or names something that does not exist.
+            InvalidRequest: the key was used before with another spec.
             LecternError: the teacher does not answer, or does not fit the student and the data.
         """
         headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
@@ -263,15 +262,15 @@ class Client:
             params["cursor"] = cursor
 
     def get_run(self, run_id: str) -> RunStatus:
-        """Returns one run; its `json` has the spec and the history too.
+        """Returns one run; its `json` also has the spec and the history.
 
         Raises:
-            NotFound: there is no such run; the message names ids that are like it.
+            NotFound: there is no such run; the message names similar ids.
         """
         return RunStatus.of_json(self._json("GET", f"/runs/{_segment(run_id)}"))
 
     def stop_run(self, run_id: str) -> RunStatus:
-        """Asks a run to write a checkpoint and stop; returns it, which may still be at work.
+        """Asks a run to write a checkpoint and stop; returns it, possibly still running.
 
         Raises:
             NotFound: there is no such run.
@@ -280,17 +279,17 @@ class Client:
         return RunStatus.of_json(self._json("POST", f"/runs/{_segment(run_id)}/stop"))
 
     def resume_run(self, run_id: str, changes: dict[str, Any] | None = None) -> RunStatus:
-        """Asks a resting run to go on from its newest checkpoint; returns it.
+        """Resumes a resting run from its newest checkpoint; returns it.
 
         Args:
-            run_id: of the run.
-            changes: the part of its spec that changes, such as {"schedule": {"steps": 2000}}; see
+            run_id: the run's id.
+            changes: what to change in its spec, such as {"schedule": {"steps": 2000}}; see
                 `run_spec.RESUME_MAY_CHANGE`.
 
         Raises:
             NotFound: there is no such run.
-            Conflict: it does not rest, or has nothing more to do.
-            InvalidSpec: the changes are not what a resume may change.
+            Conflict: it is not at rest, or has nothing left to do.
+            InvalidSpec: a resume may not change these fields, or not to these values.
         """
         path = f"/runs/{_segment(run_id)}/resume"
         return RunStatus.of_json(
@@ -298,20 +297,20 @@ class Client:
         )
 
     def delete_run(self, run_id: str) -> None:
-        """Deletes a resting run with its folder, for good.
+        """Deletes a resting run and its folder for good.
 
         Raises:
             NotFound: there is no such run.
-            Conflict: it does not rest, or would go on by itself.
+            Conflict: it is not at rest, or would resume by itself.
         """
         self._ask("DELETE", f"/runs/{_segment(run_id)}", timeout=CHECKS_SECONDS)
 
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
-        """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in rising order.
+        """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in step order.
 
         Args:
-            run_id: of the run.
-            after_step: only the steps above it; None means all.
+            run_id: the run's id.
+            after_step: returns only later steps; None means all.
 
         Raises:
             NotFound: there is no such run.
@@ -328,12 +327,12 @@ class Client:
     def metrics_since(
         self, run_id: str, cursor: str | None, max_points: int = MAX_POINTS
     ) -> MetricsBatch:
-        """Returns the metric records that followed; for displays that watch a run.
+        """Returns the metric records since the last batch; for displays that watch a run.
 
         Args:
-            run_id: of the run.
-            cursor: of the batch before; None means everything so far, thinned.
-            max_points: about how many records are left of it then.
+            run_id: the run's id.
+            cursor: the last batch's cursor; None means all records so far, thinned.
+            max_points: about how many records to keep when thinning.
 
         Raises:
             NotFound: there is no such run.
@@ -343,7 +342,7 @@ class Client:
         return self._metrics(run_id, {"cursor": cursor})
 
     def logs(self, run_id: str, tail: int = 100) -> str:
-        """Returns the last lines that the trainer logged. Raises NotFound."""
+        """Returns the last `tail` lines of the trainer's log. Raises NotFound."""
         path = f"/runs/{_segment(run_id)}/logs"
         return self._ask("GET", path, params={"tail": tail}).text
 
@@ -353,13 +352,13 @@ class Client:
         return [Sample.of_json(sample) for sample in answer["samples"]]
 
     def teachers(self) -> list[TeacherStatus]:
-        """Returns what the control plane knows of each teacher."""
+        """Returns what the control plane knows about each teacher."""
         return [
             TeacherStatus.of_json(entry) for entry in self._json("GET", "/teachers")["teachers"]
         ]
 
     def is_ready(self) -> bool:
-        """Returns True if the control plane takes runs; False also if nobody answers."""
+        """Returns True if the control plane accepts runs; False also if nothing answers."""
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.TransportError:
@@ -373,17 +372,17 @@ class Client:
         poll_seconds: float = 0.5,
         on_poll: Callable[[list[RunStatus]], None] = lambda runs: None,
     ) -> list[RunStatus]:
-        """Returns the runs once all of them rest.
+        """Waits until all runs are at rest; returns them.
 
         Args:
-            run_ids: of the runs.
-            timeout_seconds: for all of them together; None waits as long as it takes.
-            poll_seconds: between two looks.
-            on_poll: called with the runs after each look.
+            run_ids: the runs' ids.
+            timeout_seconds: for all of them together; None means no limit.
+            poll_seconds: pause between two polls.
+            on_poll: called with the runs after each poll.
 
         Raises:
             NotFound: one of them does not exist.
-            TimeoutError: they do not rest within `timeout_seconds`.
+            TimeoutError: they are not all at rest after `timeout_seconds`.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
@@ -393,7 +392,7 @@ class Client:
                 return runs
             if deadline is not None and time.monotonic() > deadline:
                 states = ", ".join(f"{run.id} {run.state}" for run in runs if not run.rests)
-                raise TimeoutError(f"still going after {timeout_seconds:g} s: {states}")
+                raise TimeoutError(f"not at rest after {timeout_seconds:g} s: {states}")
             time.sleep(poll_seconds)
 
     def _metrics(self, run_id: str, params: dict[str, str | int]) -> MetricsBatch:
@@ -409,8 +408,8 @@ class Client:
         return data
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Returns a successful response. Asks again where no connection came about: then nothing
-        was sent."""
+        """Returns a successful response. Retries only if no connection was made, so that no
+        request is sent twice."""
         for attempt in range(_CONNECT_TRIES):
             try:
                 response = self._http.request(method, path, **request)
@@ -434,14 +433,14 @@ class Client:
 
 
 def _did_you_mean(client: Client, run_id: str) -> str:
-    """Returns what ends the message on a run that is not there: ids that are like its own.
+    """Returns the end of the message about a missing run: similar ids, or "" if there are none.
 
-    An id is a name and some letters more: a name alone stands for its newest runs.
+    An id is a name with a random suffix; a name without one matches its newest runs.
     """
     try:
         runs = client.list_runs()
     except LecternError:
-        return ""  # the run is missing all the same
+        return ""  # the run is missing either way
     like = [run.id for run in runs if run.name == run_id]
     like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
     return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""
@@ -449,12 +448,12 @@ def _did_you_mean(client: Client, run_id: str) -> str:
 
 def _unknown_form(what: str, error: Exception) -> ControlPlaneUnavailable:
     return ControlPlaneUnavailable(
-        f"the answer is not {what} of this version ({error!r}); are both sides up to date?"
+        f"the answer does not describe {what} ({error!r}); are both sides up to date?"
     )
 
 
 def problem(response: httpx.Response) -> LecternError:
-    """Returns the error that a problem+json response stands for."""
+    """Returns the error that a problem+json response describes."""
     data = _mapping_of(response)
     if data is None or "reason" not in data:
         return ControlPlaneUnavailable(
@@ -481,7 +480,7 @@ def _mapping_of(response: httpx.Response) -> dict[str, Any] | None:
 
 
 def _segment(run_id: str) -> str:
-    """Returns a run id as one segment of a path; refuses what could be another path."""
+    """Returns a run id as one URL path segment. Raises InvalidRequest unless it is one."""
     if re.fullmatch(NAME_PATTERN, run_id) is None:
         raise InvalidRequest(f"{run_id!r} is not a run id; `lectern runs list` shows them", "run")
     return run_id

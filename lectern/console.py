@@ -1,4 +1,4 @@
-"""What the command line prints: results on standard output, everything else on standard error."""
+"""Printing: results go to standard output, everything else to standard error."""
 
 import json
 import sys
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Rich is imported where something is drawn, so that `--json` and errors do without it.
+# Rich is imported only where something is drawn, so that `--json` and errors do not load it.
 
 EXIT_CODES = {
-    0: "done (a run that was stopped on request also ends so)",
+    0: "done, or the run was stopped on request",
     1: "failed; the message says why",
-    2: "wrong options, settings or spec, also one that names what is not there",
+    2: "wrong options, settings or spec, or the spec names something missing",
     3: "no such run, folder or file",
-    4: "its present state does not allow that",
-    5: "no token, or a wrong one",
+    4: "not possible in the current state",
+    5: "missing or wrong token, or a TLS certificate that is not accepted",
     6: "teacher, student and data do not fit together",
-    7: "teacher or control plane cannot be reached, or is full; try again",
+    7: "the teacher or the control plane is unreachable or full; try again",
     8: "the teacher's answers cannot be used",
     75: "the run was interrupted and can be resumed unchanged",
     130: "ended by Ctrl-C",
@@ -51,13 +51,13 @@ def print_json(value: Any) -> None:
 
 
 def note(message: str) -> None:
-    """Prints one line about what is going on to standard error."""
+    """Prints a line about progress to standard error."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
 def inert(text: str) -> str:
-    """Returns text that does nothing to a terminal: what is not printable becomes "?"."""
+    """Returns text that is safe on a terminal: unprintable characters become "?"."""
     return "".join(
         character if character.isprintable() or character in "\t\n" else "?" for character in text
     )
@@ -79,9 +79,9 @@ def print_error(error: LecternError) -> None:
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """Yields a Rich progress display on standard error, gone once its block ends.
+    """Yields a Rich progress display on standard error; it disappears when the block ends.
 
-    It draws nothing where standard error is no terminal.
+    Draws nothing unless standard error is a terminal.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Home = Annotated[
     Path | None,
     typer.Option(
         "--home",
-        help="Folder of data, models, runs, secrets and cache [default: LECTERN_HOME, else "
+        help="Folder for data, models, runs, secrets and cache [default: LECTERN_HOME, else "
         "~/.lectern].",
         show_default=False,
     ),
@@ -47,7 +47,8 @@ TeacherTlsCa = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="File there with the authority of the teacher's certificate (PEM); turns TLS on.",
+        help="File under the secrets root with the CA of the teacher's certificate (PEM); turns "
+        "TLS on.",
         show_default=False,
     ),
 ]
@@ -55,18 +56,23 @@ TeacherTlsCert = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="File there with the client's own certificate (PEM), where the teacher asks for one.",
+        help="File under the secrets root with the client certificate (PEM), if the teacher asks "
+        "for one.",
         show_default=False,
     ),
 ]
 TeacherTlsKey = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the client's private key (PEM).",
+        show_default=False,
+    ),
 ]
 
 
 def command_group(help_text: str) -> typer.Typer:
-    """Returns an empty group of commands, with help as plain text."""
+    """Returns an empty group of commands, with plain-text help."""
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
 
 

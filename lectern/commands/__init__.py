@@ -1,1 +1,1 @@
-"""The commands of `lectern`, a file each."""
+"""The commands of `lectern`, one file each."""

@@ -1,4 +1,4 @@
-"""`lectern data`: datasets on this machine."""
+"""`lectern data`: prepares datasets on this machine."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lectern_data.settings import PrepareSettings
     from lectern_data.write.written_parts import Part
 
-app = command_group("Make datasets.")
+app = command_group("Prepare datasets.")
 NAMES_SHOWN = 20
 
 
@@ -53,11 +53,11 @@ def prepare(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Turn text into token shards with a manifest and the tokenizer: what runs train on.
+    """Turn text into token shards to train on.
 
-    Writes OUTPUT and, of held-out documents, OUTPUT-validation. Both appear whole or not at all,
-    and the same input gives the same bytes. Killed at any instant, the same command goes on from
-    what is done.
+    Writes a dataset (shards, manifest, tokenizer) to OUTPUT, and the held-out documents to
+    OUTPUT-validation. Both appear whole or not at all, and the same input gives the same bytes. If
+    the command is killed, run it again: it continues where it was.
     """
     from lectern_data.settings import PrepareSettings
 
@@ -106,8 +106,8 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
         return
     for part in (prepared.training, prepared.validation):
         if part is not None:
-            print(_told(part, chat=chat))
-    print(f"vocabulary of {prepared.vocab_size:,}, {prepared.seconds:,.1f} s")
+            print(_summary(part, chat=chat))
+    print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
 
 
 def _output_folder(output: str, home: Path | None) -> Path:
@@ -139,11 +139,11 @@ def _hub_dataset(
     return None
 
 
-def _told(part: "Part", *, chat: bool) -> str:
-    learnt = f", {counted(part.learnt_tokens, 'token')} of the assistant" if chat else ""
+def _summary(part: "Part", *, chat: bool) -> str:
+    learnt = f", {counted(part.learnt_tokens, 'token')} from the assistant" if chat else ""
     return (
-        f"{part.path}: {counted(part.tokens, 'token')} of {counted(part.documents, 'document')} "
-        f"({part.text_bytes / part.tokens:.2f} bytes a token), {counted(part.shards, 'shard')}"
+        f"{part.path}: {counted(part.tokens, 'token')} from {counted(part.documents, 'document')} "
+        f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
         f"{learnt}"
     )
 
@@ -157,4 +157,4 @@ def _report_left_out(prepared: "Prepared") -> None:
     for entry in left_out[:NAMES_SHOWN]:
         console.note(f"  {entry.name}: {entry.reason}")
     if len(left_out) > NAMES_SHOWN:
-        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json names all)")
+        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json lists them all)")

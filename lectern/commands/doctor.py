@@ -1,4 +1,4 @@
-"""`lectern doctor`: is this machine ready? Every check is made; none stops the others."""
+"""`lectern doctor`: checks whether this machine is ready. One failed check stops no other."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
-from lectern_common.words import GIB, gib
+from lectern_common.words import GIB, counted, gib
 
 _NO_SECRETS = SecretFiles()
 _TRAINING_PACKAGES = ("transformers", "safetensors", "tokenizers", "huggingface_hub")
@@ -37,7 +37,8 @@ def doctor(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="A teacher that must answer [default: look at 127.0.0.1:50051, which need not].",
+            help="Address of a teacher that must answer [default: 127.0.0.1:50051, which need not "
+            "answer].",
             show_default=False,
         ),
     ] = None,
@@ -48,15 +49,18 @@ def doctor(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, and say what to do.
+    """Check this machine and say what to fix.
 
-    Python, torch, GPU, folders, disk, ports, teacher: all at once.
+    Checks Python, torch, GPU, folders, disk, ports and teacher.
 
-    Exit status 1 where something must be mended before Lectern works.
+    Exits with 1 if something must be fixed before Lectern works.
     """
     secrets = SecretFiles(teacher_token_file, teacher_tls_ca, teacher_tls_cert, teacher_tls_key)
     if secrets.named() and teacher is None:
-        raise typer.BadParameter("set the teacher that they are for", param_hint="--teacher")
+        raise typer.BadParameter(
+            "--teacher-token-file and --teacher-tls-* need a teacher to ask; set it",
+            param_hint="--teacher",
+        )
     findings = list(examine(roots_of(home), teacher, secrets))
     failed = any(finding.outcome is Outcome.FAIL for finding in findings)
     if as_json:
@@ -70,7 +74,7 @@ def doctor(
 def examine(
     roots: Roots, teacher: str | None = None, secrets: SecretFiles = _NO_SECRETS
 ) -> Iterator[Check]:
-    """Yields every check; asks `teacher`, an address as in a spec, if it is given."""
+    """Yields every check; asks the teacher at the address `teacher` (as in a spec), if given."""
     yield _python()
     yield from _torch()
     yield from _folders(roots)
@@ -97,12 +101,13 @@ def _torch() -> Iterator[Check]:
         yield Check(
             "torch",
             Outcome.WARN,
-            facts.problem or "missing",
+            facts.problem or "not installed",
             "teacher and trainers cannot run here: make install, or pip install 'lectern[torch]'",
         )
         return
     build = f"built for CUDA {facts.cuda}" if facts.cuda else "CPU build"
-    yield Check("torch", Outcome.PASS, f"{facts.version}, {build}, {facts.threads} threads")
+    threads = counted(facts.threads, "thread")
+    yield Check("torch", Outcome.PASS, f"{facts.version}, {build}, {threads}")
     missing = [name for name in _TRAINING_PACKAGES if _version(name) is None]
     if missing:
         advice = "make install, or pip install 'lectern[torch]'"
@@ -111,12 +116,12 @@ def _torch() -> Iterator[Check]:
         yield Check("gpu", Outcome.PASS, "; ".join(facts.devices))
     elif has_nvidia_driver():
         advice = (
-            "make install with TORCH_INDEX set to PyTorch's wheel index for your CUDA version"
+            "run make install with TORCH_INDEX set to PyTorch's wheel index for your CUDA version"
             if facts.cuda is None
             else "the driver may be too old for this torch, or CUDA_VISIBLE_DEVICES hides the GPU"
         )
         yield Check(
-            "gpu", Outcome.FAIL, "this machine has an NVIDIA driver, torch sees no GPU", advice
+            "gpu", Outcome.FAIL, "this machine has an NVIDIA driver, but torch sees no GPU", advice
         )
     else:
         yield Check(
@@ -125,7 +130,7 @@ def _torch() -> Iterator[Check]:
 
 
 def has_nvidia_driver() -> bool:
-    """Returns True where the NVIDIA kernel driver is loaded."""
+    """Returns True if the NVIDIA kernel driver is loaded."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
@@ -134,7 +139,7 @@ def _folders(roots: Roots) -> Iterator[Check]:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if not existing.is_dir():
             advice = f"remove it, or set LECTERN_{name.upper()}_ROOT"
-            yield Check(f"{name} root", Outcome.FAIL, f"{existing} is no folder", advice)
+            yield Check(f"{name} root", Outcome.FAIL, f"{existing} is not a folder", advice)
         elif not os.access(existing, os.W_OK | os.X_OK):
             advice = f"change its permissions, or set LECTERN_{name.upper()}_ROOT"
             yield Check(f"{name} root", Outcome.FAIL, f"{existing} is not writable", advice)
@@ -142,15 +147,15 @@ def _folders(roots: Roots) -> Iterator[Check]:
             advice = f"chmod 700 {path}"
             yield Check(f"{name} root", Outcome.WARN, f"{path} is open to other users", advice)
         else:
-            made = "" if path.exists() else " (made when needed)"
-            yield Check(f"{name} root", Outcome.PASS, f"{path}{made}")
+            later = "" if path.exists() else " (created when needed)"
+            yield Check(f"{name} root", Outcome.PASS, f"{path}{later}")
 
 
 def _disk(roots: Roots) -> Check:
     path = next(parent for parent in (roots.runs, *roots.runs.parents) if parent.exists())
     free = shutil.disk_usage(path).free
     message = f"{gib(free)} free for runs"
-    advice = "a checkpoint takes 12 bytes a parameter; free some, or move LECTERN_RUNS_ROOT"
+    advice = "a checkpoint takes 12 bytes per parameter; free some space, or set LECTERN_RUNS_ROOT"
     if free < GIB // 4:
         return Check("disk", Outcome.FAIL, message, advice)
     return Check("disk", Outcome.WARN if free < 10 * GIB else Outcome.PASS, message, advice)
@@ -171,7 +176,7 @@ def _control_plane(address: str) -> Check:
         return free
     with Client(f"http://{address}", timeout_seconds=2.0) as service:
         if service.is_ready():
-            return Check("control plane", Outcome.PASS, f"it runs at {service.url}")
+            return Check("control plane", Outcome.PASS, f"running at {service.url}")
     return free
 
 

@@ -1,6 +1,6 @@
-"""`lectern train --dry-run`: the resolved spec, every check, and what the run will come to.
+"""`lectern train --dry-run`: the resolved spec, every check, and an estimate of the run.
 
-Nothing is made. What needs torch is found out by a child process (student_trainer/run/dry_run.py).
+Writes nothing. A child process (student_trainer/run/dry_run.py) does what needs torch.
 """
 
 import json
@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 300.0
 
 
 def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None:
-    """Prints it all to standard output. Raises typer.Exit with the first failed check's status."""
+    """Prints spec, checks and estimate. Raises typer.Exit with the first failed check's status."""
     checks = [_folder(spec, roots, resume=resume)]
     folder = RunFolder(roots.runs / spec.name)
     taught_by = folder.read_teacher() if resume else None
@@ -46,8 +46,9 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     free_disk = _free_disk(roots)
     if estimate.disk_bytes is not None and estimate.disk_bytes > free_disk:
         message = (
-            f"checkpoints and export may take {size(estimate.disk_bytes)}, and {size(free_disk)} "
-            "are free where runs are kept; lower checkpoint.keep_last or checkpoint.keep_best"
+            f"checkpoints and export may need {size(estimate.disk_bytes)}, but only "
+            f"{size(free_disk)} is free under the runs root; lower checkpoint.keep_last or "
+            "checkpoint.keep_best"
         )
         checks.append(Check("disk", Outcome.WARN, message))
     failed = [check for check in checks if check.error is not None]
@@ -73,7 +74,7 @@ def _line(check: Check) -> str:
 def look_with_torch(
     spec: RunSpec, roots: Roots, *, asks_teacher: bool, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> dict[str, Any]:
-    """Returns what student_trainer/run/dry_run.py finds; takes as long as importing torch."""
+    """Returns the findings of student_trainer/run/dry_run.py; takes as long as importing torch."""
     command = [sys.executable, "-m", "student_trainer.run.dry_run"]
     environment = {**os.environ, **waiting_environment(), **roots.environment()}
     try:
@@ -87,10 +88,10 @@ def look_with_torch(
         )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        problem = f"the trainer did not say within {timeout_seconds:g} s what it would do"
+        problem = f"the trainer did not finish its checks within {timeout_seconds:g} s"
     except (IndexError, ValueError):
-        said = done.stderr.splitlines()[-1:] or [b"it said nothing"]
-        problem = f"the trainer does not start: {printable(said[0])}; see `lectern doctor`"
+        last_line = done.stderr.splitlines()[-1:] or [b"no output"]
+        problem = f"the trainer does not start: {printable(last_line[0])}; see `lectern doctor`"
     else:
         return found
     return {"checks": [Check.failed("device", Misconfigured(problem)).as_json()]}
@@ -136,25 +137,25 @@ def _as_json(
 def _lines(
     spec: RunSpec, found: Found, estimate: RunEstimate, looked: dict[str, Any], free_disk: int
 ) -> Iterator[tuple[str, str, str]]:
-    """Yields (subject, figure, what it is) for people."""
+    """Yields lines of the estimate: (subject, figure, explanation)."""
     first, steps = estimate.first_step, spec.schedule.steps
     words = f"in {counted(max(0, steps - first), 'step')} of {estimate.tokens_per_step:,}"
     if first:
-        words += f"; the run goes on from step {first:,} of {steps:,}"
+        words += f"; the run resumes from step {first:,} of {steps:,}"
     yield "tokens", f"{estimate.tokens:,}", words
     if estimate.epochs is not None and found.rows is not None:
         yield "", f"{estimate.epochs:.2f}", f"epochs over {counted(found.rows.training, 'row')}"
     if "shape" in looked:
         trained = looked["shape"]["num_trainable"]
         frozen = looked["shape"]["num_parameters"] - trained
-        words = "parameters that are trained" + (f"; {frozen:,} more stay" if frozen else "")
+        words = "trainable parameters" + (f"; {frozen:,} more are frozen" if frozen else "")
         yield "student", f"{trained:,}", words
     yield from _wire_lines(spec, found, estimate)
     yield from _memory_lines(spec, looked)
     if estimate.checkpoint_bytes is not None and estimate.disk_bytes is not None:
-        yield "disk", size(estimate.checkpoint_bytes), "a checkpoint"
-        words = f"for up to {estimate.checkpoints} at once and the export"
-        yield "", size(estimate.disk_bytes), f"{words}; {size(free_disk)} are free"
+        yield "disk", size(estimate.checkpoint_bytes), "per checkpoint"
+        words = f"for up to {counted(estimate.checkpoints, 'checkpoint')} and the export"
+        yield "", size(estimate.disk_bytes), f"{words}; {size(free_disk)} free"
     yield from _time_lines(spec, found, estimate)
 
 
@@ -165,14 +166,14 @@ def _wire_lines(
         return
     wire, kind = estimate.wire, spec.teacher.representation
     if wire is None:
-        missing = "the student is not here" if found.teacher else "the teacher did not answer"
-        yield "wire", "?", f"not known: {missing}"
+        missing = "the student was not found" if found.teacher else "the teacher did not answer"
+        yield "wire", "?", f"unknown: {missing}"
         return
-    most = "at most, " if wire.at_most else ""
-    words = f"a step of {kind}: {most}{wire.bytes_per_token:,} bytes a token"
+    most = "at most " if wire.at_most else ""
+    words = f"per step of {kind}: {most}{wire.bytes_per_token:,} bytes per token"
     yield "wire", size(wire.bytes_per_step), words
     if wire.head_bytes:
-        yield "", size(wire.head_bytes), "the teacher's output head, once a machine"
+        yield "", size(wire.head_bytes), "the teacher's output head, once per machine"
 
 
 def _memory_lines(spec: RunSpec, looked: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -184,37 +185,37 @@ def _memory_lines(spec: RunSpec, looked: dict[str, Any]) -> Iterator[tuple[str, 
     where = f"on {free['device']}"
     if count > 1:
         where = f"for {count} processes on the CPU" if on_host else f"on each of {count} devices"
-    words = f"in tensors, {where}; {size(free['device_bytes'])} are free"
+    words = f"in tensors, {where}; {size(free['device_bytes'])} free"
     yield "memory", size(looked["needed_bytes"]), words
     each = " of each" if count > 1 and on_host else ""
     for name, num_bytes in parts.items():
         if num_bytes:
             yield "", size(num_bytes), name.replace("_", " ") + each
     if answers:
-        host = "" if on_host else f", in the host's memory; {size(free['host_bytes'])} are free"
-        yield "", size(answers), f"the teacher's answers for coming steps{each}{host}"
+        host = "" if on_host else f", in host memory; {size(free['host_bytes'])} free"
+        yield "", size(answers), f"prefetched teacher answers{each}{host}"
 
 
 def _time_lines(
     spec: RunSpec, found: Found, estimate: RunEstimate
 ) -> Iterator[tuple[str, str, str]]:
-    unknown = "the student's speed is not known before the first step"
+    unknown = "the student's speed is unknown before the first step"
     if spec.teacher is None:
         yield "time", "?", unknown
     elif estimate.teacher_hours is None or found.teacher is None:
-        yield "time", "?", "the teacher's speed is not known"
+        yield "time", "?", "the teacher's speed is unknown"
     else:
         speed = found.teacher.measured_tokens_per_second
         yield (
             "time",
             duration(estimate.teacher_hours),
-            (f"for the teacher alone, {estimate.teacher_tokens:,} tokens at {speed:,.0f} a second"),
+            f"for the teacher only: {estimate.teacher_tokens:,} tokens at {speed:,.0f} a second",
         )
-        yield "", "", f"less for rows that it remembers, more if others ask it too; {unknown}"
+        yield "", "", f"less for cached rows, more if other runs use it too; {unknown}"
 
 
 def table(lines: list[tuple[str, str, str]]) -> list[str]:
-    """Returns aligned lines: subject, figure to the right, words."""
+    """Returns aligned lines: subject, right-aligned figure, words."""
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     return [
         f"{subject:<{widths[0]}}  {figure:>{widths[1]}}  {words}".rstrip()

@@ -1,4 +1,4 @@
-"""The options of `lectern data prepare`: what each takes, and what its help says."""
+"""The options of `lectern data prepare`, with their help."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,49 +8,48 @@ import typer
 Inputs = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Text files, .jsonl and Parquet files (a document a row), and folders of them.",
+        help="Text files, .jsonl or Parquet files (one document per row), or folders of them.",
         show_default=False,
     ),
 ]
 Output = Annotated[
     str,
-    typer.Option(help="Name below the data root, or a folder (anything with a slash)."),
+    typer.Option(help="Name under the data root, or a folder (anything with a slash)."),
 ]
 TokenizerPath = Annotated[
     Path | None,
-    typer.Option(help="The teacher's tokenizer.json, or its folder.", show_default=False),
+    typer.Option(help="The teacher's tokenizer.json, or the folder it is in.", show_default=False),
 ]
 TrainTokenizer = Annotated[
     int | None,
     typer.Option(
         metavar="VOCAB_SIZE",
-        help="Train a byte-level BPE of this size instead.",
+        help="Instead of --tokenizer: train a byte-level BPE tokenizer of this size.",
         show_default=False,
     ),
 ]
 Eos = Annotated[
     Literal["none", "between", "after"],
-    typer.Option(help="Where the end-of-text token stands among documents."),
+    typer.Option(help="Put the end-of-text token after each document, between them, or nowhere."),
 ]
 EosToken = Annotated[
     str | None,
     typer.Option(
-        help="End-of-text token [default: what the tokenizer says; <|endoftext|> for a "
-        "trained one].",
+        help="End-of-text token [default: the tokenizer's own; <|endoftext|> for a trained one].",
         show_default=False,
     ),
 ]
 ValidationFraction = Annotated[
     float,
     typer.Option(
-        help="Share of the text, as whole documents, that goes to OUTPUT-validation; 0: none."
+        help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Draws the documents held out.")]
+Seed = Annotated[int, typer.Option(help="Seed for choosing the held-out documents.")]
 Include = Annotated[
     list[str] | None,
     typer.Option(
-        help="Below folders, only files whose name or path matches; may be repeated "
+        help="From folders, take only files whose name or path matches; may be repeated "
         "[default: all but hidden ones].",
         show_default=False,
     ),
@@ -64,54 +63,58 @@ Exclude = Annotated[
 ]
 TextField = Annotated[
     str | None,
-    typer.Option(help="Where a row holds its text [default: text].", show_default=False),
+    typer.Option(help="Field of a row that holds its text [default: text].", show_default=False),
 ]
 Chat = Annotated[
     bool,
     typer.Option(
         "--chat",
-        help="A row holds a chat, [{role, content}, ...]: it goes through the tokenizer's chat "
-        "template, and the assistant's turns alone are learnt.",
+        help="Read rows as chats, [{role, content}, ...], and apply the tokenizer's chat template; "
+        "only the assistant's turns are learnt.",
     ),
 ]
 MessagesField = Annotated[
     str | None,
-    typer.Option(help="Where a row holds its chat [default: messages].", show_default=False),
+    typer.Option(
+        help="Field of a row that holds its chat [default: messages].", show_default=False
+    ),
 ]
 Hub = Annotated[
     str | None,
     typer.Option(
         metavar="OWNER/NAME",
-        help="A dataset of a hub, streamed; or a folder that `datasets` reads.",
+        help="A hub dataset, streamed, or a folder that the datasets library reads.",
         show_default=False,
     ),
 ]
-HubConfig = Annotated[str | None, typer.Option(help="Its configuration.", show_default=False)]
+HubConfig = Annotated[
+    str | None, typer.Option(help="Configuration of the hub dataset.", show_default=False)
+]
 HubSplit = Annotated[
-    str | None, typer.Option(help="Its split [default: train].", show_default=False)
+    str | None, typer.Option(help="Split of the hub dataset [default: train].", show_default=False)
 ]
 HubRevision = Annotated[
     str | None,
     typer.Option(
-        help="Its commit, tag or branch; a commit gives the same text for ever.",
+        help="Commit, tag or branch of the hub dataset; a commit always gives the same text.",
         show_default=False,
     ),
 ]
-ShardTokens = Annotated[int, typer.Option(help="Tokens of one shard file.")]
+ShardTokens = Annotated[int, typer.Option(help="Tokens per shard file.")]
 SeqLengthHint = Annotated[
     int | None,
-    typer.Option(help="Row length to note in the manifest.", show_default=False),
+    typer.Option(help="Row length to record in the manifest.", show_default=False),
 ]
-MaxDocumentBytes = Annotated[int, typer.Option(help="A larger document is left out, and named.")]
+MaxDocumentBytes = Annotated[int, typer.Option(help="Leave out larger documents, and name them.")]
 MaxFaultFraction = Annotated[
     float,
     typer.Option(
-        help="Share of documents that may be unreadable, no text or too large; above it "
-        "nothing is written."
+        help="Share of documents that may be unreadable, not text or too large; above it, nothing "
+        "is written."
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Processes that tokenise [default: one a core].", show_default=False),
+    typer.Option(help="Processes that tokenise [default: one per core].", show_default=False),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace datasets of this name.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing datasets of this name.")]

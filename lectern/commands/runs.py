@@ -1,4 +1,4 @@
-"""`lectern runs`: runs of a control plane, over REST."""
+"""`lectern runs`: creates, shows and controls the runs of a control plane, over REST."""
 
 import json
 import sys
@@ -17,25 +17,25 @@ from lectern_common.errors import LecternError
 if TYPE_CHECKING:
     from lectern.client import Client, RunStatus
 
-app = command_group("Create, list, watch, stop, resume and delete runs of a control plane.")
+app = command_group("Create, watch, stop, resume and delete runs.")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, such as coder-7t2k9q.")]
-RunIds = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Run ids, such as coder-7t2k9q.")
-]
+RunIds = Annotated[list[str], typer.Argument(metavar="RUN", help="Run ids, such as coder-7t2k9q.")]
 POLL_SECONDS = 1.0
 
 
 @app.command(epilog="Example: lectern runs create run.yaml --watch")
 def create(
-    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run.")],
-    watch_it: Annotated[bool, typer.Option("--watch", help="Watch it until it rests.")] = False,
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The run spec.")],
+    watch_it: Annotated[
+        bool, typer.Option("--watch", help="Watch the run until it has ended.")
+    ] = False,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Create a run. Its paths are below the control plane's roots."""
+    """Create a run on the control plane. Paths in the spec are relative to its roots."""
     from lectern_common.spec.load import load_spec
 
     spec = load_spec(spec_file)
@@ -68,15 +68,18 @@ def list_runs(
     known = [str(state) for state in RunState]
     if unknown := [state for state in states or [] if state not in known]:
         raise typer.BadParameter(
-            f"no state {unknown[0]}; known: {', '.join(known)}", param_hint="--state"
+            f"unknown state {unknown[0]}; expected one of {', '.join(known)}", param_hint="--state"
         )
     with control_plane(url, token_file) as service:
         runs = service.list_runs([RunState(state) for state in states or []])
     if as_json:
         console.print_json([run.json for run in runs])
     elif not runs:
-        none = f"no run is {' or '.join(states)}" if states else "no runs yet"
-        console.note(f"{none}; `lectern runs create SPEC.yaml` makes one")
+        console.note(
+            f"no run is {' or '.join(states)}"
+            if states
+            else "no runs yet; `lectern runs create SPEC.yaml` creates one"
+        )
     else:
         terminal = console.out()
         print("\n".join(list_lines(runs, terminal.width if terminal.is_terminal else None)))
@@ -86,7 +89,7 @@ def list_runs(
 def show(
     run_id: RunId, url: Url = DEFAULT_URL, token_file: TokenFile = None, as_json: Json = False
 ) -> None:
-    """Show one run: its state, why, its last metrics and its spec."""
+    """Show one run: state, reason, last metrics, spec, history."""
     with control_plane(url, token_file) as service:
         run = service.get_run(run_id)
     if as_json:
@@ -102,21 +105,22 @@ def show(
 @app.command(epilog="Example: lectern runs watch")
 def watch(
     run_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN...]", help="Run ids; none: all.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Run ids [default: all that have not ended]."),
     ] = None,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show runs live, with loss curves, until all of them rest.
+    """Show runs live, with loss curves, until all have ended.
 
-    Exit status 0 where all succeeded or were stopped, 75 where one can be resumed unchanged, 1
-    where one failed. Ctrl-C ends the watching, not the runs.
+    Exits with 0 if all succeeded or were stopped, 1 if one failed, 75 if one was interrupted and
+    can be resumed unchanged. Ctrl-C stops the watching, not the runs.
     """
     with control_plane(url, token_file) as service:
         wanted = run_ids or [run.id for run in service.list_runs() if not run.rests]
         if not wanted:
-            console.note("no run is going")
+            console.note("no runs to watch: all have ended")
             return
         _watch(service, wanted, as_json=as_json)
 
@@ -124,12 +128,12 @@ def watch(
 @app.command(epilog="Example: lectern runs logs coder-7t2k9q --tail 50")
 def logs(
     run_id: RunId,
-    tail: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 100,
+    tail: Annotated[int, typer.Option(min=1, help="Lines to print, from the end.")] = 100,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Print the end of what a run's trainer logged."""
+    """Print the end of a run's trainer log."""
     from lectern.local.processes import printable
 
     with control_plane(url, token_file) as service:
@@ -144,36 +148,38 @@ def logs(
 @app.command(epilog="Example: lectern runs samples coder-7t2k9q")
 def samples(
     run_id: RunId,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Samples from the end.")] = 8,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1000, help="Samples to print, from the end.")
+    ] = 8,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a run's student wrote on at the last evaluations, beside its teacher."""
+    """Print what student and teacher wrote at a run's last evaluations."""
     with control_plane(url, token_file) as service:
         found = service.samples(run_id, limit)
     if as_json:
         console.print_json({"run_id": run_id, "samples": [asdict(sample) for sample in found]})
     elif not found:
-        console.note("no samples; the prompts are evaluation.prompts of the spec")
+        console.note("no samples; set evaluation.prompts in the spec to get some")
     for sample in [] if as_json else found:
         print(f"step {sample.step}")
-        for who in ("prompt", "student", "teacher"):
-            written = getattr(sample, who)
+        for name in ("prompt", "student", "teacher"):
+            written = getattr(sample, name)
             if written is not None:
                 text = console.inert(written).replace("\n", "\n           ")
-                print(f"  {who:<8} {text}")
+                print(f"  {name:<8} {text}")
 
 
 @app.command(epilog="Example: lectern runs stop coder-7t2k9q --wait")
 def stop(
     run_ids: RunIds,
-    wait: Annotated[bool, typer.Option("--wait", help="Return once they rest.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until they have stopped.")] = False,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Ask runs to write a checkpoint and stop. One that cannot does not keep the others."""
+    """Ask runs to write a checkpoint and stop. If one cannot be stopped, the others still are."""
     with control_plane(url, token_file) as service:
         runs, refusals = _ask_each(run_ids, service.stop_run)
         if wait:
@@ -190,7 +196,7 @@ def resume(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change a field of the spec that a resume may change; may be repeated.",
+            help="Change a field of the spec, one marked * in docs/run-spec.md; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -198,9 +204,7 @@ def resume(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Let resting runs go on from their newest checkpoint. One that cannot does not keep the
-    others.
-    """
+    """Resume runs from their newest checkpoint. If one cannot be resumed, the others still are."""
     changed = _as_mapping(changes or [])
     with control_plane(url, token_file) as service:
         runs, refusals = _ask_each(run_ids, lambda run_id: service.resume_run(run_id, changed))
@@ -211,13 +215,14 @@ def resume(
 @app.command(epilog="Example: lectern runs delete coder-7t2k9q --yes")
 def delete(
     run_ids: RunIds,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Delete resting runs for good: checkpoints, metrics, export, all of their folders. One that
-    cannot does not keep the others.
+    """Delete ended runs and their folders for good.
+
+    Checkpoints, metrics and exports go too. If one cannot be deleted, the others still are.
     """
     with control_plane(url, token_file) as service:
         runs, refusals = _ask_each(run_ids, service.get_run)
@@ -238,11 +243,15 @@ def delete(
 
 
 def _confirm_deletion(runs: "list[RunStatus]") -> None:
-    """Returns where a person at the terminal agrees. Raises typer.Abort, typer.BadParameter."""
+    """Asks at the terminal. Raises typer.Abort if the answer is no, BadParameter if nobody can be
+    asked.
+    """
     for run in runs:
         console.note(f"{run.id}  {run.state} at step {run.step} of {run.steps}")
     if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask at; set it", param_hint="--yes")
+        raise typer.BadParameter(
+            "standard input is not a terminal, so nobody can confirm; set it", param_hint="--yes"
+        )
     them = "it with its checkpoints and its export"
     if len(runs) > 1:
         them = f"these {len(runs)} with their checkpoints and exports"
@@ -250,7 +259,7 @@ def _confirm_deletion(runs: "list[RunStatus]") -> None:
 
 
 def watch_runs(service: "Client", run_ids: list[str], *, draw: bool = True) -> "list[RunStatus]":
-    """Shows runs until all of them rest; returns them as they are then."""
+    """Shows runs until all are at rest; returns their last state."""
     from lectern.terminal import live
 
     views = {run_id: live.LiveRun(run_id) for run_id in run_ids}
@@ -292,7 +301,7 @@ def _watch(service: "Client", run_ids: list[str], *, as_json: bool) -> None:
 def _ask_each(
     run_ids: list[str], ask: "Callable[[str], RunStatus]"
 ) -> "tuple[list[RunStatus], list[LecternError]]":
-    """Returns the runs that took what was asked of them, and the errors of the others."""
+    """Calls `ask` for each run; returns the runs that accepted, and the errors of the others."""
     from lectern.client import ControlPlaneUnavailable
 
     runs: list[RunStatus] = []
@@ -308,7 +317,7 @@ def _ask_each(
 
 
 def _exit_with(refusals: list[LecternError]) -> None:
-    """Prints each error; exits with the first one's status. Returns where there are none."""
+    """Prints each error and exits with the first one's status; does nothing if there are none."""
     for error in refusals:
         console.print_error(error)
     if refusals:
@@ -316,7 +325,7 @@ def _exit_with(refusals: list[LecternError]) -> None:
 
 
 def _as_mapping(changes: list[str]) -> dict[str, Any]:
-    """Returns {"schedule": {"steps": 2000}} of "schedule.steps=2000"; values are YAML."""
+    """Returns {"schedule": {"steps": 2000}} for "schedule.steps=2000"; values are YAML."""
     result: dict[str, Any] = {}
     for change in changes:
         field, _, value = change.partition("=")
@@ -328,22 +337,22 @@ def _as_mapping(changes: list[str]) -> dict[str, Any]:
             section[name] = _json_value(value)
             usable = "=" in change and all([*sections, name])
         except (AttributeError, TypeError, ValueError):
-            usable = False  # a section that is a value, or a value that JSON does not have
+            usable = False  # the section is a value already, or JSON cannot hold the value
         if not usable:
             raise typer.BadParameter(f"{change!r} is not FIELD=VALUE", param_hint="--set")
     return result
 
 
 def _json_value(text: str) -> Any:
-    """Returns what the YAML stands for. Raises ValueError where JSON cannot say it."""
+    """Returns the value that the YAML stands for. Raises ValueError if JSON cannot hold it."""
     import yaml
 
     try:
         value = yaml.safe_load(text)
         json.dumps(value, allow_nan=False)
     except (yaml.YAMLError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        # Not YAMLError alone: `!!bool x` is a KeyError; a date is no JSON, a TypeError.
-        raise ValueError(f"{text!r} is no value") from error
+        # Not only YAMLError: `!!bool x` is a KeyError; a date, which JSON lacks, a TypeError.
+        raise ValueError(f"{text!r} is not a JSON value") from error
     return value
 
 

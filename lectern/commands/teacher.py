@@ -1,7 +1,7 @@
-"""`lectern teacher`: serve one, and ask one how it is.
+"""`lectern teacher`: serves a teacher, checks its health, shows its status.
 
-`serve` becomes `python -m teacher_server`: options, help, signals, logs and exit status are its own
-(teacher_server/options.py).
+`serve` becomes `python -m teacher_server`: options, help, signals, logs and exit status are the
+server's own (teacher_server/options.py).
 """
 
 import os
@@ -18,22 +18,26 @@ from lectern_common.threads import waiting_environment
 if TYPE_CHECKING:
     from lectern_common.teacher.tls import ClientTls
 
-app = command_group("Serve a teacher model to student trainers.")
+app = command_group("Serve a teacher, check its health, show its status.")
 
-Address = Annotated[str, typer.Argument(help="HOST:PORT.")]
+Address = Annotated[str, typer.Argument(help="Address of the teacher, HOST:PORT.")]
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-TimeoutSeconds = Annotated[float, typer.Option(min=0.1, help="For the answer.")]
+TimeoutSeconds = Annotated[float, typer.Option(min=0.1, help="How long to wait for an answer.")]
 TlsCa = Annotated[
     Path | None,
-    typer.Option(
-        help="Authority of the server's certificate (PEM); turns TLS on.", show_default=False
-    ),
+    typer.Option(help="CA of the teacher's certificate (PEM); turns TLS on.", show_default=False),
 ]
 TlsCert = Annotated[
     Path | None,
-    typer.Option(help="Certificate to show (PEM); with --tls-key.", show_default=False),
+    typer.Option(
+        help="Client certificate (PEM), if the teacher asks for one; with --tls-key.",
+        show_default=False,
+    ),
 ]
-TlsKey = Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(help="Private key of the client certificate (PEM).", show_default=False),
+]
 
 
 @app.command(
@@ -57,7 +61,10 @@ def health(
     tls_key: TlsKey = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether a teacher takes calls; exit status 0 where it does. Needs no token."""
+    """Check whether a teacher accepts calls.
+
+    Exits with 0 if it does, 7 if not. Needs no token.
+    """
     from lectern_common.teacher.channel import serving_state
 
     state = serving_state(address, timeout_seconds, _tls(tls_ca, tls_cert, tls_key))
@@ -82,7 +89,7 @@ def status(
     tls_key: TlsKey = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a teacher does now, and what each run has had of it."""
+    """Show a teacher's speed, queue and cache, and each run's use of it."""
     from lectern.terminal.status import print_status
     from lectern_common.teacher.channel import TeacherChannel
     from lectern_common.teacher.figures import teacher_figures
@@ -112,7 +119,7 @@ def _token(path: Path) -> str:
 
 
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "ClientTls | None":
-    """Returns what the files hold; None without files. Raises Misconfigured."""
+    """Reads the TLS files; returns None if none are given. Raises Misconfigured."""
     from lectern_common.errors import Misconfigured
     from lectern_common.teacher.pem import BadPem, read_authorities, read_key_pair
     from lectern_common.teacher.tls import ClientTls
@@ -120,7 +127,7 @@ def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "Client
     if ca is None and certificate is None and key is None:
         return None
     if ca is None or (certificate is None) != (key is None):
-        raise Misconfigured("TLS needs --tls-ca, and --tls-cert and --tls-key together or neither")
+        raise Misconfigured("TLS needs --tls-ca; set --tls-cert and --tls-key together or neither")
     try:
         authorities = read_authorities(ca)
     except BadPem as error:

@@ -1,4 +1,4 @@
-"""A command beside the teacher server's own: it knows which options are the teacher's."""
+"""Points out teacher options that were given to a command before its "--"."""
 
 from typing import Any
 
@@ -11,9 +11,7 @@ _TEACHERS = frozenset(option.flag for option in TEACHER_OPTIONS.values())
 
 
 class PointsToTeacher(TyperCommand):
-    """A command whose words after "--" go to the teacher, and which says so of options that are the
-    teacher's alone.
-    """
+    """A command that passes words after "--" to the teacher, and refuses teacher options before."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Returns what TyperCommand does. Raises typer.BadParameter."""
@@ -23,7 +21,7 @@ class PointsToTeacher(TyperCommand):
         for name in names:
             if name not in own and name in _TEACHERS:
                 raise typer.BadParameter(
-                    'it is the teacher\'s; write it after "--", as in: '
+                    'this is an option of the teacher; write it after "--", as in: '
                     f"{ctx.command_path} --model MODEL -- {name} ...",
                     param_hint=name,
                 )

@@ -1,4 +1,4 @@
-"""`lectern token`: bearer tokens under the secrets root."""
+"""`lectern token`: creates bearer tokens under the secrets root."""
 
 import os
 import secrets
@@ -11,21 +11,23 @@ from lectern.options import Home, command_group, roots_of
 
 TOKEN_BYTES = 32
 
-app = command_group("Make bearer tokens.")
+app = command_group("Create bearer tokens.")
 
 
 @app.callback()
 def _group() -> None:
-    """Makes `create` a command of its own, though it is the only one."""
+    """Keeps `create` a subcommand, although it is the only one."""
 
 
 @app.command(epilog="Example: lectern token create teacher")
 def create(
-    name: Annotated[str, typer.Argument(help="File under the secrets root.")], home: Home = None
+    name: Annotated[str, typer.Argument(help="Name of the file under the secrets root.")],
+    home: Home = None,
 ) -> None:
-    """Make a random token, readable by you alone, unless one of that name is there already.
+    """Create a random token that only you can read.
 
-    A teacher server takes it with --token-file, a run spec names it as teacher.token_file.
+    An existing token of that name is kept. Start a teacher server with it as --token-file, and name
+    it in a run spec as teacher.token_file.
     """
     from lectern_common.roots import resolve_under
 
@@ -35,7 +37,7 @@ def create(
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        console.note(f"{path} is there already; it is kept")
+        console.note(f"{path} exists already; kept as it is")
         return
     with open(descriptor, "w") as file:
         file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")

@@ -1,4 +1,4 @@
-"""`lectern train`: one run on this machine, without a server."""
+"""`lectern train`: trains one run on this machine, without a control plane."""
 
 import shlex
 from dataclasses import asdict
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run.")],
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The run spec.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -34,17 +34,17 @@ def train(
 ) -> None:
     """Train one run in this terminal, without a control plane.
 
-    The run folder is RUNS/<name of the spec>. Everything that can be checked is checked before it
-    is made. Ctrl-C writes a checkpoint and stops; --resume goes on from there.
+    The run folder is RUNS/NAME, after the name in the spec; everything that can be checked is
+    checked before it is made. Ctrl-C writes a checkpoint and stops; --resume continues from there.
     """
     from lectern_common.spec.load import load_spec
 
     roots = roots_of(home)
     spec = load_spec(spec_file)
     if dry_run:
-        from lectern.commands.dry_run import dry_run as say_what_would_be
+        from lectern.commands.dry_run import dry_run as print_dry_run
 
-        say_what_would_be(spec, roots, resume=resume, as_json=as_json)
+        print_dry_run(spec, roots, resume=resume, as_json=as_json)
     else:
         words = given({"--resume": True, "--home": home})
         again = shlex.join(["lectern", "train", str(spec_file), *words])
@@ -77,7 +77,7 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
 
 
 def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> None:
-    """Says how the run ended, and with `again`, a command, how it goes on."""
+    """Prints how the run ended, and `again`, the command that resumes it."""
     from lectern_common.run_folder import RunState
 
     status = folder.read_status()
@@ -94,7 +94,7 @@ def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> Non
         where = f", {result['export']}" if result["export"] else ""
         console.note(f"{status.state} at step {status.step} of {status.steps}{where}")
         if status.state is RunState.STOPPED:
-            console.note(f"go on with: {again}")
+            console.note(f"resume with: {again}")
         elif status.message:
             console.note(status.message)
         return
@@ -104,8 +104,9 @@ def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> Non
         from lectern.local.processes import tail
 
         console.note(
-            f"error: the trainer ended early; its last words:\n{tail(folder.log_path, 20)}"
+            "error: the trainer ended unexpectedly; the end of its log:\n"
+            f"{tail(folder.log_path, 20)}"
         )
     if code == console.INTERRUPTED_EXIT_CODE:
-        console.note(f"go on with: {again}")
+        console.note(f"resume with: {again}")
     console.note(f"log: {folder.log_path}")

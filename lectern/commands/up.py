@@ -1,4 +1,4 @@
-"""`lectern up`: teacher server and control plane in one terminal."""
+"""`lectern up`: runs a teacher server and a control plane in one terminal."""
 
 import sys
 from pathlib import Path
@@ -20,24 +20,28 @@ WAIT_NOTE_SECONDS = 15.0
 Model = Annotated[
     str | None,
     typer.Option(
-        help="The teacher: a folder, a name under the models root, or a hub id; not needed "
+        help="The teacher model: a folder, a name under the models root, or a hub id; not needed "
         "with --engine fixture.",
         show_default=False,
     ),
 ]
-Engine = Annotated[EngineName, typer.Option(help="What computes the answers.")]
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="What computes the answers; fixture needs no model, for trying things out."),
+]
 VocabSize = Annotated[
-    int | None, typer.Option(min=1, help="Of the fixture engine.", show_default=False)
+    int | None,
+    typer.Option(min=1, help="Vocabulary size of the fixture engine.", show_default=False),
 ]
 TeacherBind = Annotated[
     str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
 ]
 Bind = Annotated[
-    str, typer.Option(help="HOST:PORT of page and REST interface; port 0 takes a free one.")
+    str, typer.Option(help="HOST:PORT of the page and REST interface; port 0 takes a free one.")
 ]
 MaxRunningRuns = Annotated[
     int | None,
-    typer.Option(help="Runs that train at one time; the rest queue.", show_default=False),
+    typer.Option(help="Runs that train at once; others wait in a queue.", show_default=False),
 ]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads of the teacher.", show_default=False)
@@ -46,8 +50,8 @@ ServedTokenFile = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="File under the secrets root with the teacher's token; required where it is bound "
-        "beyond loopback. Runs name it in teacher.token_file.",
+        help="File under the secrets root with the teacher's token; required if the teacher is "
+        "bound beyond loopback. Runs name it in teacher.token_file.",
         show_default=False,
     ),
 ]
@@ -55,19 +59,23 @@ ServedTlsCert = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="File there with the teacher's certificate (PEM): the teacher speaks TLS.",
+        help="File under the secrets root with the teacher's certificate (PEM); turns TLS on.",
         show_default=False,
     ),
 ]
 ServedTlsKey = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="File there with its private key.", show_default=False),
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the certificate's private key (PEM).",
+        show_default=False,
+    ),
 ]
 ServedTlsCa = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="File there with the authority of that certificate. Runs name it in "
+        help="File under the secrets root with the certificate's CA (PEM). Runs name it in "
         "teacher.tls_ca_file.",
         show_default=False,
     ),
@@ -75,12 +83,12 @@ ServedTlsCa = Annotated[
 PlaneTokenFile = Annotated[
     Path | None,
     typer.Option(
-        help="File with the control plane's token; required beyond loopback.",
+        help="File with the control plane's token; required if --bind is beyond loopback.",
         show_default=False,
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Leave the logs in HOME/logs; do not print them.")
+    bool, typer.Option("--quiet", help="Write the logs only to HOME/logs; do not print them.")
 ]
 
 
@@ -101,21 +109,23 @@ def up(
     quiet: Quiet = False,
     home: Home = None,
 ) -> None:
-    """Start a teacher server and the control plane.
+    """Start a teacher server and a control plane.
 
-    Ctrl-C ends both. Runs that train then write a checkpoint, and go on at the next `lectern up`.
-    Where one of the two dies, the end of its log is shown and the other ends too. What follows a
-    "--" goes to the teacher: see `lectern teacher serve --help`.
+    Ctrl-C stops both; runs then write a checkpoint and resume at the next `lectern up`. If one of
+    the two dies, the end of its log is shown and the other is stopped. Options after "--" go to the
+    teacher: see `lectern teacher serve --help`.
     """
     from lectern.local.services import PlaneOptions, TeacherOptions
 
     if model is None and engine != "fixture":
         raise typer.BadParameter(
-            "set the teacher: a model folder or a hub id", param_hint="--model"
+            "name the teacher model: a folder or a hub id", param_hint="--model"
         )
     tls = (teacher_tls_cert, teacher_tls_key, teacher_tls_ca)
     if any(tls) and not all(tls):
-        raise typer.BadParameter("set all three", param_hint="--teacher-tls-cert, -key and -ca")
+        raise typer.BadParameter(
+            "set all three or none", param_hint="--teacher-tls-cert, -key and -ca"
+        )
     secrets = roots_of(home).secrets
     teacher = TeacherOptions(
         model=model,
@@ -136,7 +146,7 @@ def up(
 def _run(
     teacher: "TeacherOptions", plane: "PlaneOptions", home: Path | None, *, quiet: bool
 ) -> None:
-    """Starts both and shows their logs until an interrupt, which ends them."""
+    """Starts both and shows their logs until an interrupt, which stops them."""
     from lectern.local.processes import signals_interrupt
     from lectern.local.services import services
 
@@ -146,17 +156,17 @@ def _run(
             with services(teacher, plane, roots=roots, logs=logs, on_wait=wait_notes()) as running:
                 console.note(f"page     {running.url}")
                 console.note(f"teacher  {running.teacher_address}")
-                console.note("Ctrl-C ends both; runs then checkpoint and go on at the next start")
+                console.note("Ctrl-C stops both; runs checkpoint and resume at the next start")
                 _stay(running, quiet=quiet)
         except KeyboardInterrupt:
-            console.note("ended")
+            console.note("stopped")
 
 
 def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> None:
-    """Raises unless both are for this machine only, or have a token that can be used.
+    """Raises unless both are bound to loopback or have a usable token.
 
-    Both servers would say so themselves, the control plane minutes later: once a model is loaded.
-    The further words of the teacher may tell it otherwise who calls.
+    Both servers check this themselves, but the control plane only once the model is loaded, minutes
+    later. The teacher's further options may authenticate its callers in another way.
 
     Raises:
         Misconfigured: naming the option to set.
@@ -178,12 +188,12 @@ def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> 
 
 
 def wait_notes() -> "OnWait":
-    """Returns a callback that says on standard error what is waited for, now and then."""
-    said: dict[str, float] = {}
+    """Returns a callback that prints what is awaited, at most every WAIT_NOTE_SECONDS."""
+    noted: dict[str, float] = {}
 
     def on_wait(name: str, seconds: float) -> None:
-        if name not in said or seconds - said[name] >= WAIT_NOTE_SECONDS or seconds < said[name]:
-            said[name] = seconds
+        if name not in noted or seconds - noted[name] >= WAIT_NOTE_SECONDS or seconds < noted[name]:
+            noted[name] = seconds
             since = f" ({seconds:.0f} s)" if seconds >= 1 else ""
             console.note(f"waiting for the {name}{since}")
 
@@ -191,7 +201,7 @@ def wait_notes() -> "OnWait":
 
 
 def _stay(running: "Services", *, quiet: bool) -> None:
-    """Prints both logs, prefixed, until an interrupt; raises where one of the two dies."""
+    """Prints both logs, prefixed, until an interrupt; raises if one of the two dies."""
     import time
 
     logs = [(child.name, child.log_lines()) for child in running.children]
@@ -201,5 +211,5 @@ def _stay(running: "Services", *, quiet: bool) -> None:
                 for line in lines.new():
                     sys.stdout.write(f"{name:<14} | {line}\n")
             sys.stdout.flush()
-        running.require_alive("run `lectern up` again with the same options; the runs go on")
+        running.require_alive("run `lectern up` again with the same options; the runs resume")
         time.sleep(POLL_SECONDS)

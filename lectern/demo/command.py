@@ -8,7 +8,7 @@
       5. creates three runs over REST and shows them until they rest  client.py, live.py
       6. shows and writes the summary                                 report.py
 
-Everything is the code that a user's own runs go through; only the specs are the demo's.
+Everything goes through the same code as a user's own runs; only the specs are the demo's.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class TrainedTeacher:
 def run_demo(
     *, folder: Path, seed: int, exit_when_done: bool, teacher_steps: int, student_steps: int
 ) -> None:
-    """Runs the whole demo in `folder`; what an earlier one left there (data, teacher) is kept.
+    """Runs the whole demo in `folder`; reuses the data and teacher of an earlier demo there.
 
     Raises:
         LecternError: a step failed; the message says where to look.
@@ -107,7 +107,7 @@ def distil(
     teacher: TrainedTeacher,
     roots: Roots,
 ) -> dict[str, Any]:
-    """Creates the three runs, shows them until they rest, and returns the summary.
+    """Creates the three runs, shows them until all are at rest, and returns the summary.
 
     Raises:
         LecternError: a run did not succeed.
@@ -152,7 +152,7 @@ def _prepare_data(data: Path) -> None:
 
 
 def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
-    """Trains the teacher as a run without a teacher, unless the very same one is there already."""
+    """Trains the teacher as a run without a teacher, unless the same one exists already."""
     spec = teacher_spec(steps, threads=os.cpu_count() or 1)
     manifest = (roots.data / DATASET / MANIFEST_NAME).read_bytes()
     config = json.dumps(MODEL_CONFIGS["teacher-config"], sort_keys=True)
@@ -175,7 +175,7 @@ def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
         )
     shutil.rmtree(training_root, ignore_errors=True)
     folder = RunFolder.create(training_root, TEACHER, spec)
-    console.note(f"teacher: training it once, {steps} steps; kept for the next time")
+    console.note(f"teacher: training it for {steps} steps; the next demo will reuse it")
     with display() as show:
         code = run_trainer(folder, roots, show=lambda view: show([view]))
     status = folder.read_status()
@@ -195,7 +195,7 @@ def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
 
 
 def _page_bind() -> str:
-    """Returns the page's usual address, or one with a free port where that is taken."""
+    """Returns the page's usual address, or one with a free port if that is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -206,11 +206,11 @@ def _page_bind() -> str:
 
 
 def _stay_up(up: Services) -> None:
-    """Returns on Ctrl-C or SIGTERM; raises where a service dies."""
-    console.note(f"the service stays up at {up.url}; Ctrl-C ends it")
+    """Waits for Ctrl-C or SIGTERM; raises if a service dies."""
+    console.note(f"the services keep running at {up.url}; Ctrl-C stops them")
     try:
         while True:
             time.sleep(0.5)
             up.require_alive()
     except KeyboardInterrupt:
-        console.note("ending the service ...")
+        console.note("stopping the services ...")

@@ -1,6 +1,6 @@
-"""The demo in containers: its two halves as commands that docker/compose.cpu.yaml runs.
+"""The two halves of the demo, as hidden commands that docker/compose.cpu.yaml runs.
 
-Neither is listed by `lectern --help`; on one machine `lectern demo` is both.
+On one machine, `lectern demo` does both.
 """
 
 from typing import Annotated
@@ -14,7 +14,7 @@ from lectern.options import Url, roots_of
 def prepare(
     teacher_steps: Annotated[int, typer.Option(min=1, help="Steps of the teacher's training.")],
 ) -> None:
-    """Make text shards, model configs and teacher under LECTERN_HOME, unless they are there."""
+    """Make text shards, model configs and teacher under LECTERN_HOME, unless they exist."""
     from lectern.demo.command import prepare_demo
 
     prepare_demo(roots_of(None).data.parent, teacher_steps)
@@ -22,11 +22,13 @@ def prepare(
 
 def runs(
     url: Url,
-    teacher: Annotated[str, typer.Option(help="HOST:PORT for the runs' spec.")],
-    teacher_token_file: Annotated[str, typer.Option(help="Under the secrets root.")],
+    teacher: Annotated[str, typer.Option(help="HOST:PORT of the teacher, for the runs' specs.")],
+    teacher_token_file: Annotated[
+        str, typer.Option(help="File under the secrets root with the teacher's token.")
+    ],
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")],
 ) -> None:
-    """Create the demo's three runs over REST, once, and show all of them until they rest."""
+    """Create the demo's three runs over REST, unless they exist, and show them until all end."""
     from lectern.client import Client
     from lectern.commands.runs import watch_runs
     from lectern.demo.specs import student_specs

@@ -1,4 +1,4 @@
-"""What the demo found: the table, the summary, and what each student writes."""
+"""The demo's results: the summary, the table, and what each student writes."""
 
 import json
 import subprocess
@@ -28,11 +28,11 @@ def summarise(
     teacher_val_loss: float,
     runs_root: Path,
 ) -> dict[str, Any]:
-    """Returns summary.json: the teacher, and one entry a run, from what the runs themselves wrote.
+    """Returns summary.json: the teacher and one entry per run, from the runs' own files.
 
     Losses are nats per token on the validation set; teacher_wait_share is the share of the steps'
-    wall time; wire_bytes_per_token counts received reply messages, head and requests apart, and is
-    null for a run that asked no teacher.
+    wall time; wire_bytes_per_token counts received replies, without the head and the requests, and
+    is null for a run without a teacher.
     """
     addresses = {spec.teacher.address for spec in specs if spec.teacher is not None}
     served = next(entry for entry in client.teachers() if entry.address in addresses)
@@ -93,7 +93,7 @@ def continuations(summary: dict[str, Any], runs_root: Path) -> dict[str, str]:
         check=False,
     )
     if done.returncode != 0:
-        raise LecternError(f"the students cannot be tried: {done.stderr.strip()}")
+        raise LecternError(f"cannot run the exported students: {done.stderr.strip()}")
     return dict(zip(ids, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
@@ -105,7 +105,7 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
     teacher = summary["teacher"]
     table = Table(
         title=f"teacher: {teacher['parameters'] / 1e6:.1f} M parameters, validation loss "
-        f"{teacher['val_loss']:.3f} nats a token"
+        f"{teacher['val_loss']:.3f} nats per token"
     )
     table.add_column("run", no_wrap=True)
     for name in ("loss\nbefore", "loss\nafter", "tokens/s", "teacher\nwait", "bytes/\ntoken"):

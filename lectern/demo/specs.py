@@ -1,8 +1,8 @@
-"""What the demo trains: the text, two small models, and the specs of its four runs.
+"""The demo's text, its two small models, and the specs of its four runs.
 
-The numbers are fixed so that two people see the same thing; `--seed` moves the students' initial
-weights and row order. The students' learning rate is the best for cross entropy alone on the grid
-in benchmarks/trainer/demo_learning_rate.json, so that the baseline is no straw man.
+The numbers are fixed so that everyone sees the same results; `--seed` changes the students' initial
+weights and row order. The students' learning rate is the best for plain cross entropy on the grid
+in benchmarks/trainer/demo_learning_rate.json, so that the baseline is a strong one.
 """
 
 import sysconfig
@@ -69,7 +69,7 @@ MODEL_CONFIGS = {
 
 
 def teacher_spec(steps: int, threads: int) -> RunSpec:
-    """Returns the run that makes the teacher: cross entropy alone, so it needs none itself."""
+    """Returns the spec that trains the teacher: cross entropy only, so it needs no teacher."""
     return parse_spec(
         {
             **_common("demo-teacher", seed=0, steps=steps, learning_rate=4e-3),
@@ -83,7 +83,7 @@ def teacher_spec(steps: int, threads: int) -> RunSpec:
 def student_specs(
     teacher_address: str, seed: int, steps: int, *, token_file: str | None = None
 ) -> list[RunSpec]:
-    """Returns the three runs: alike but for what they learn from."""
+    """Returns the specs of the three runs, which differ only in what they learn from."""
     teacher = {"address": teacher_address, "token_file": token_file}
     choices: dict[str, dict[str, Any]] = {
         "cross-entropy": {"objective": {"alpha": 1}},
@@ -92,7 +92,7 @@ def student_specs(
             "teacher": {**teacher, "representation": "hidden"},
         },
         "distilled-top-k": {
-            # The labels say some of what the top 64 leave out.
+            # The labels supply some of what the top 64 leave out.
             "objective": {"alpha": 0.1, "temperature": 1},
             "teacher": {**teacher, "representation": "top_k", "top_k": 64},
         },

@@ -1,1 +1,1 @@
-"""Processes on this machine: servers and trainers as children, the torch there is."""
+"""Processes on this machine: services and trainers as children, and a look at torch."""

@@ -1,4 +1,4 @@
-"""The folder of a run that `lectern train` makes, or goes on with."""
+"""The run folder that `lectern train` makes or resumes."""
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
@@ -7,35 +7,39 @@ from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_re
 
 
 def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
-    """Returns what will be done with the run's folder, where that can be done.
+    """Checks that the run's folder can be made or resumed; returns in words what will be done.
 
     Raises:
-        Conflict: a new run's folder exists, a trainer works in the one to be resumed, or its run
-            has nothing more to do.
+        Conflict: a new run's folder exists already, another trainer works in the folder to resume,
+            or its run has nothing left to do.
         NotFound: there is nothing to resume.
-        InvalidSpec: the spec differs from the run's in what a resume may not change, or has fewer
-            steps than are made.
+        InvalidSpec: the spec changes a field that a resume may not change, or has fewer steps than
+            the run has done.
     """
     folder = RunFolder(roots.runs / spec.name)
     if not resume:
         if folder.path.exists():
-            raise Conflict(f"run folder {folder.path} exists; --resume it, or change the name")
+            raise Conflict(
+                f"run folder {folder.path} exists already; set --resume to continue that run, or "
+                "change name in the spec"
+            )
         return f"will be {folder.path}"
     if not folder.path.is_dir():
-        raise NotFound(f"no run folder {folder.path}; start it without --resume")
+        raise NotFound(f"there is no run folder {folder.path}; start the run without --resume")
     if folder.is_locked():
         raise Conflict(f"run {spec.name} is being trained by another process")
-    before, made = folder.read_spec(), folder.newest_step
-    require_resumable(before, spec, made)
+    before, done = folder.read_spec(), folder.newest_step
+    require_resumable(before, spec, done)
     status = _status(folder)
     if status is not None and status.state is RunState.SUCCEEDED:
         early = status.reason == EARLY_STOPPED
         require_more_to_do(spec.name, before, spec, status.step, early=early)
-    return f"{folder.path} " + ("begins anew" if made is None else f"goes on from step {made}")
+    from_step = "from the start" if done is None else f"from step {done}"
+    return f"{folder.path} will be resumed {from_step}"
 
 
 def _status(folder: RunFolder) -> Status | None:
-    """Returns the last status; None for one that cannot be read, which the run can do without."""
+    """Returns the last status; None if it cannot be read, which does not stop a resume."""
     try:
         return folder.read_status()
     except CorruptData:

@@ -1,4 +1,4 @@
-"""A trainer in the foreground of a terminal: watched from its run folder, stopped by Ctrl-C."""
+"""Runs a trainer in the foreground, shows its run folder, and stops it on Ctrl-C."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, Status, checkpoint_steps
 
 POLL_SECONDS = 0.2
-# Time for the step at hand and its checkpoint.
+# Time to finish the current step and write its checkpoint.
 STOP_GRACE_SECONDS = 120.0
 
 
@@ -25,14 +25,13 @@ def run_trainer(
     resume: bool = False,
     show: Callable[[LiveRun], None] = lambda view: None,
 ) -> int:
-    """Trains until the trainer ends; calls `show` a few times a second with how the run stands.
+    """Runs the trainer until it ends; calls `show` a few times a second with the run's state.
 
-    Ctrl-C (or SIGTERM, SIGHUP) asks the trainer to checkpoint and stop; a second one kills it and
-    raises KeyboardInterrupt.
+    Ctrl-C (or SIGTERM, SIGHUP) asks the trainer to write a checkpoint and stop; a second one kills
+    it and raises KeyboardInterrupt.
 
     Returns:
-        Exit status: 0 succeeded or stopped, 1 failed, 75 interrupted (also where the trainer was
-        killed).
+        Exit status: 0 succeeded or stopped, 1 failed, 75 interrupted (or the trainer was killed).
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
     argv += ["--resume"] if resume else []
@@ -62,7 +61,7 @@ def run_trainer(
         except KeyboardInterrupt:
             if child is None:
                 raise
-            note("stopping: the run writes a checkpoint (Ctrl-C again ends it at once)")
+            note("stopping: the run writes a checkpoint (Ctrl-C again kills it at once)")
             child.stop(STOP_GRACE_SECONDS)
         except BaseException:
             if child is not None:
@@ -74,8 +73,8 @@ def run_trainer(
 
 
 def status_of(folder: RunFolder, child: Child) -> Status | None:
-    """Returns what this child has written of itself; None before it did (not a former trainer's
-    words).
+    """Returns the status that this child wrote; None before its first, even if an earlier trainer
+    left one.
     """
     try:
         status = folder.read_status()
@@ -85,10 +84,10 @@ def status_of(folder: RunFolder, child: Child) -> Status | None:
 
 
 class MetricsReader:
-    """Reads a growing metrics.jsonl from where it stood at the last call.
+    """Reads the new records of a growing metrics.jsonl.
 
-    A trainer that resumes cuts the file back to its checkpoint; it is then read again from the
-    start, and steps come a second time.
+    A resuming trainer cuts the file back to its checkpoint; the file is then read again from the
+    start, and steps are returned a second time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +95,7 @@ class MetricsReader:
         self._position = Position()
 
     def new(self) -> list[Record]:
-        """Returns the records that were completed since the last call."""
+        """Returns the records completed since the last call."""
         records: list[Record] = []
         more = True
         while more:

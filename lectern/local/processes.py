@@ -1,4 +1,4 @@
-"""A child process of the command line: started, watched, ended, and the tail of what it said."""
+"""Child processes of the command line: start, stop, and read what they log."""
 
 import os
 import signal
@@ -25,15 +25,15 @@ _PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
 class ChildDied(LecternError):
-    """A child ended that should have gone on; the message carries the tail of its log."""
+    """A child ended unexpectedly; the message has the tail of its log."""
 
     reason = "child_died"
 
 
 class Child:
-    """A process in a session of its own, so that a Ctrl-C at the terminal reaches its parent alone.
+    """A process in its own session, so that Ctrl-C at the terminal reaches only its parent.
 
-    Its output is appended to `log_path`, not piped: it outlives a killed parent unharmed.
+    Its output is appended to `log_path`, not piped, so it survives the death of its parent.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class Child:
         return LogLines(self.log_path, self._log_start)
 
     def tail(self, lines: int = TAIL_LINES) -> str:
-        """Returns the last lines it logged."""
+        """Returns the last lines of its log."""
         return tail(self.log_path, lines, start=self._log_start)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the child alone; a child that is gone is no error."""
+        """Sends a signal to the child only; does nothing if it has ended."""
         if self.is_alive:
             self.process.send_signal(number)
 
     def stop(self, grace_seconds: float) -> int:
-        """Asks it to end, waits, and kills its whole session after the grace. Returns its exit
-        status (negative: ended by that signal).
+        """Sends SIGTERM, waits, and kills the child after the grace. Returns its exit status
+        (negative: the signal that ended it).
 
-        An interrupt while waiting kills at once, and is raised again.
+        An interrupt while waiting kills it at once and is raised again.
         """
         self.signal(signal.SIGTERM)
         try:
@@ -86,25 +86,25 @@ class Child:
             raise
 
     def kill(self) -> int:
-        """Kills it and every process of its session that is still in its group."""
+        """Kills the child and every process in its group; returns its exit status."""
         if self.is_alive:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
 
     def death(self, advice: str = "") -> ChildDied:
-        """Returns the error that its end is, with the tail of its log.
+        """Waits for the end of the child; returns it as an error with the tail of its log.
 
         Args:
-            advice: said last, where a reader of a long log looks, after what ended.
+            advice: what to do; comes last, where the eye lands after a long log.
         """
         code = self.process.wait()
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
         how = f"the {self.name} {ended}"
-        said = self.tail()
+        lines = self.tail()
         error = ChildDied(
             f"{how}; "
-            + (f"its last words:\n{said}" if said else "it said nothing")
-            + f"\n(all of it: {self.log_path})"
+            + (f"the end of its log:\n{lines}" if lines else "its log is empty")
+            + f"\n(full log: {self.log_path})"
             + (f"\n{how}: {advice}" if advice else "")
         )
         if 0 < code < 64:
@@ -113,7 +113,7 @@ class Child:
 
 
 class LogLines:
-    """Reads complete lines of a growing file, from an offset on. Over-long lines are cut."""
+    """Reads complete lines of a growing file, starting at an offset. Overlong lines are cut."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
@@ -121,7 +121,7 @@ class LogLines:
         self._partial = b""
 
     def new(self) -> list[str]:
-        """Returns the lines that were completed since the last call."""
+        """Returns the lines completed since the last call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -135,13 +135,13 @@ class LogLines:
 
 
 def tail(path: Path, lines: int, start: int = 0) -> str:
-    """Returns the last lines of a file, at most 64 KiB of it, none from before byte `start`."""
+    """Returns the last lines of a file: at most 64 KiB, nothing from before byte `start`."""
     data, _ = end_of(path, _READ_BYTES, first_byte=start)
     return "\n".join(printable(line) for line in data.splitlines()[-lines:])
 
 
 def printable(line: bytes) -> str:
-    """Returns a log line that does nothing to a terminal: no escapes, no endless length."""
+    """Returns a log line that is safe on a terminal: no escape sequences, bounded length."""
     text = inert(line[:_MAX_LINE_BYTES].decode(errors="replace"))
     return text + (" ... (cut)" if len(line) > _MAX_LINE_BYTES else "")
 
@@ -149,7 +149,7 @@ def printable(line: bytes) -> str:
 def wait_until(
     ready: Callable[[], bool], timeout_seconds: float | None, poll_seconds: float = POLL_SECONDS
 ) -> bool:
-    """Returns True once `ready()` does, False after `timeout_seconds` (None: never)."""
+    """Returns True once `ready()` does, False after `timeout_seconds` (None means no limit)."""
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while not ready():
         if deadline is not None and time.monotonic() >= deadline:
@@ -160,7 +160,7 @@ def wait_until(
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: by KeyboardInterrupt."""
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -177,16 +177,16 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Holds back Ctrl-C, SIGTERM and SIGHUP within the block; what came arrives at its end.
+    """Delays Ctrl-C, SIGTERM and SIGHUP until the end of the block.
 
-    For starting a child: one whose start was interrupted half-way would be known to nobody.
+    For starting a child: if its start was interrupted half-way, nobody would know its process id.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals arrive in the main thread alone
+        yield  # signals arrive only in the main thread
         return
-    came: list[int] = []
+    delayed: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: delayed.append(number))
         for number in _INTERRUPTS
     }
     try:
@@ -194,5 +194,5 @@ def interrupts_held() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for arrived in came:
+        for arrived in delayed:
             signal.raise_signal(arrived)

@@ -1,4 +1,4 @@
-"""A teacher server and a control plane as children of this process: what `lectern up` runs."""
+"""Runs a teacher server and a control plane as child processes of this one."""
 
 import errno
 import socket
@@ -29,12 +29,12 @@ TEACHER_DRAIN_SECONDS = 15.0
 TEACHER_GRACE_SECONDS = 20.0
 
 OnWait = Callable[[str, float], None]
-"""Told (what is waited for, seconds so far) while a service starts or ends."""
+"""Called with (what is awaited, seconds so far) while a service starts or stops."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Both services, ready.
+    """Both services, once they are ready.
 
     Attributes:
         teacher_address: host:port for `teacher.address` of a run spec.
@@ -47,10 +47,10 @@ class Services:
     children: tuple[Child, Child]
 
     def require_alive(self, advice: str = "") -> None:
-        """Raises ChildDied, with the tail of its log, where one of the two has ended.
+        """Raises ChildDied, with the tail of its log, if either has ended.
 
         Args:
-            advice: what to do then; the last words of the error, with what ended.
+            advice: what to do then; ends the message.
         """
         for child in self.children:
             if not child.is_alive:
@@ -59,19 +59,18 @@ class Services:
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """What the teacher server is started with; the fields are options of its own, by their names
-    in `teacher_options.TEACHER_OPTIONS`.
+    """How to start the teacher server; each field but `further` is one of `TEACHER_OPTIONS`.
 
     Attributes:
-        model: what it is asked to load; None only for an engine that needs none.
-        engine: what computes the answers.
+        model: the model to load; None only for an engine that needs none.
+        engine: the engine that computes the answers.
         bind: host:port; port 0 takes a free one.
         threads: CPU threads; None means torch's default.
-        token_file: with the bearer token that callers send.
-        tls_cert: certificate (PEM); with `tls_key`.
+        token_file: file with the bearer token that callers must send.
+        tls_cert: certificate (PEM); needs `tls_key`.
         tls_key: its private key.
-        vocab_size: of the fixture engine.
-        further: words that are handed on as they are.
+        vocab_size: vocabulary size of the fixture engine.
+        further: command-line words to pass on unchanged.
     """
 
     model: str | None
@@ -85,7 +84,7 @@ class TeacherOptions:
     further: Sequence[str] = ()
 
     def words(self, port_file: Path) -> list[str]:
-        """Returns the server's command line; options that are None are left out.
+        """Returns the server's command-line words; options that are None are left out.
 
         Args:
             port_file: where the server writes its address once it is ready.
@@ -99,14 +98,14 @@ class TeacherOptions:
 
 @dataclass(frozen=True)
 class PlaneOptions:
-    """What the control plane is started with.
+    """How to start the control plane.
 
     Attributes:
         bind: host:port; port 0 takes a free one.
-        max_running_runs: that train at one time; None leaves it to the control plane.
-        token_file: with the bearer token that callers send.
-        teacher_token_file: name under the secrets root of the file with the teacher's token.
-        teacher_tls_ca: name there of the authority of the teacher's certificate.
+        max_running_runs: how many runs train at once; None leaves it to the control plane.
+        token_file: file with the bearer token that callers must send.
+        teacher_token_file: file under the secrets root with the teacher's token.
+        teacher_tls_ca: file under the secrets root with the CA of the teacher's certificate.
     """
 
     bind: str = DEFAULT_BIND
@@ -116,11 +115,11 @@ class PlaneOptions:
     teacher_tls_ca: str | None = None
 
     def words(self, port_file: Path, teacher_address: str) -> list[str]:
-        """Returns the control plane's command line; options that are None are left out.
+        """Returns the control plane's command-line words; options that are None are left out.
 
         Args:
             port_file: where the control plane writes its address once it is ready.
-            teacher_address: host:port of the teacher that it shows.
+            teacher_address: host:port of the teacher to show.
         """
         return given(
             {
@@ -148,21 +147,22 @@ def services(
 ) -> Iterator[Services]:
     """Starts the teacher server, then the control plane; yields once both are ready.
 
-    On leaving, the control plane ends first (its runs write checkpoints and go on at the next
-    start), then the teacher. An interrupt during that kills both at once; the runs then train on
+    On leaving, stops the control plane first (its runs write checkpoints and resume at the next
+    start), then the teacher. An interrupt while stopping kills both at once; the runs then train on
     without them, and the next start adopts them.
 
     Args:
-        teacher: how the teacher is started.
-        plane: how the control plane is started.
-        roots: what run specs are relative to.
+        teacher: how to start the teacher.
+        plane: how to start the control plane.
+        roots: the roots that paths in run specs are relative to.
         logs: folder for teacher-server.log and control-plane.log; appended to.
-        ready_timeout_seconds: for each of the two; None waits as long as a download takes.
+        ready_timeout_seconds: for each of the two; None means no limit, as a model may have to be
+            downloaded.
         on_wait: see OnWait.
 
     Raises:
         Misconfigured: a port is taken.
-        ChildDied: one of the two ended before it was ready.
+        ChildDied: either ended before it was ready.
     """
     require_free(teacher.bind, "--teacher-bind")
     require_free(plane.bind, "--bind")
@@ -185,7 +185,7 @@ def services(
 
 
 def _child(name: str, module: str, words: list[str], logs: Path, roots: Roots) -> Child:
-    """Starts `python -m module words`; it logs to a file of its name."""
+    """Starts `python -m module words`; its log file is named after `name`."""
     log = logs / f"{name.replace(' ', '-')}.log"
     return Child(name, [sys.executable, "-m", module, *words], log, roots.environment())
 
@@ -200,7 +200,7 @@ def _bound(child: Child, port_file: Path, timeout_seconds: float | None, on_wait
 
     if not wait_until(is_settled, timeout_seconds):
         raise ChildDied(
-            f"the {child.name} was not ready within {timeout_seconds:g} s; it said last:\n"
+            f"the {child.name} was not ready within {timeout_seconds:g} s; the end of its log:\n"
             f"{child.tail()}"
         )
     if not child.is_alive:
@@ -209,12 +209,12 @@ def _bound(child: Child, port_file: Path, timeout_seconds: float | None, on_wait
 
 
 def _stop(started: list[Child], on_wait: OnWait) -> None:
-    """Ends the control plane, then the teacher."""
+    """Stops the control plane, then the teacher."""
     graces = {CONTROL_PLANE: CONTROL_PLANE_GRACE_SECONDS, TEACHER: TEACHER_GRACE_SECONDS}
     try:
         for child in reversed(started):
             if child.is_alive:
-                on_wait(f"{child.name} to end", 0.0)
+                on_wait(f"{child.name} to stop", 0.0)
             child.stop(graces[child.name])
     finally:
         for child in started:
@@ -222,7 +222,7 @@ def _stop(started: list[Child], on_wait: OnWait) -> None:
 
 
 def require_free(address: str, option: str) -> None:
-    """Raises Misconfigured where host:port is taken, naming the process where that is known."""
+    """Raises Misconfigured if host:port is taken; names the process that holds it, if known."""
     host, port = host_and_port(address, option)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -231,14 +231,15 @@ def require_free(address: str, option: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            what = f"{error.strerror}{_holder(port)}; end it, or" if taken else f"{error.strerror};"
+            remedy = "stop the process that uses it, or set" if taken else "set"
             raise Misconfigured(
-                f"cannot listen on {address}: {what} set {option} (port 0 takes a free one)"
+                f"cannot listen on {address}: {error.strerror}{_holder(port) if taken else ''}; "
+                f"{remedy} {option} (port 0 takes a free one)"
             ) from None
 
 
 def _holder(port: int) -> str:
-    """Returns " (held by pid 12: python -m ...)", or "" where that cannot be seen."""
+    """Returns " (held by pid 12: python -m ...)", or "" if the process cannot be seen."""
     try:
         for connection in psutil.net_connections("tcp"):
             taken = connection.laddr and connection.laddr.port == port
@@ -251,6 +252,6 @@ def _holder(port: int) -> str:
 
 
 def _reachable(bound: str) -> str:
-    """Returns an address for clients on this machine of one that was bound."""
+    """Returns the address at which clients on this machine reach a bound one."""
     host, port = host_and_port(bound)
     return address_of("127.0.0.1", port) if host in ("0.0.0.0", "::") else bound  # noqa: S104

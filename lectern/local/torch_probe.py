@@ -1,4 +1,4 @@
-"""What torch there is and what it sees, asked in a child process: this one never loads it."""
+"""Asks a child process about torch and its devices, so that this one never loads torch."""
 
 import json
 import subprocess
@@ -30,10 +30,10 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """`version` is None where torch cannot be loaded; `problem` then says why.
+    """What a Python process found out about torch.
 
-    `cuda` is the CUDA version torch was built for, None for a CPU build; `devices` are the CUDA
-    devices it sees.
+    `version` is None if torch cannot be loaded; `problem` then says why. `cuda` is the CUDA version
+    torch was built for, None for a CPU build; `devices` are the CUDA devices it sees.
     """
 
     version: str | None = None
@@ -44,7 +44,7 @@ class TorchFacts:
 
 
 def probe_torch(timeout_seconds: float = TIMEOUT_SECONDS) -> TorchFacts:
-    """Returns what a new Python process finds; takes as long as importing torch."""
+    """Asks a new Python process; takes as long as importing torch."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
@@ -56,8 +56,8 @@ def probe_torch(timeout_seconds: float = TIMEOUT_SECONDS) -> TorchFacts:
     except subprocess.TimeoutExpired:
         return TorchFacts(problem=f"importing torch took over {timeout_seconds:g} s")
     except (IndexError, ValueError):
-        said = done.stderr.splitlines()[-1:] or [b"it said nothing"]
-        return TorchFacts(problem=f"importing torch failed: {printable(said[0])}")
+        last_line = done.stderr.splitlines()[-1:] or [b"no output"]
+        return TorchFacts(problem=f"importing torch failed: {printable(last_line[0])}")
     return TorchFacts(
         version=facts.get("version"),
         cuda=facts.get("cuda"),

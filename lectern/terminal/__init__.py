@@ -1,1 +1,1 @@
-"""What a terminal shows: runs drawn live, tables, a teacher's status, time left."""
+"""Terminal output: live runs, lists of runs, a teacher's status, time left."""

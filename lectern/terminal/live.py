@@ -1,4 +1,4 @@
-"""Runs drawn in a terminal: a table with curves while they go, one line each where none is drawn.
+"""The live display of runs: a table with loss curves on a terminal, plain lines elsewhere.
 
 Used by `lectern train` (from the run folder), `lectern runs watch` and the demo (over REST).
 """
@@ -46,10 +46,10 @@ class Curve:
     _seen: int = 0
 
     def add(self, step: int, value: float | None) -> None:
-        """Takes the next value; None (it was not finite) leaves no point.
+        """Adds the next value; None (it was not finite) adds no point.
 
-        A step that is not above the last one means that the run went back to a checkpoint: what was
-        shown of the steps from there on goes.
+        A step that is not above the last one means that the run went back to a checkpoint: the
+        points from that step on are dropped.
         """
         while self.steps and self.steps[-1] >= step:
             self.steps.pop()
@@ -68,7 +68,7 @@ class Curve:
 
 @dataclass
 class LiveRun:
-    """What is shown of one run. `curves` are by metric name; only those of `CURVES` are kept."""
+    """What is shown of one run. `curves` are keyed by metric name; only `CURVES` are kept."""
 
     run_id: str
     state: RunState = RunState.QUEUED
@@ -80,21 +80,21 @@ class LiveRun:
     tokens_per_second: float | None = None
     teacher_wait_share: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
-    metrics_cursor: str | None = None  # over REST: where the next records follow
+    metrics_cursor: str | None = None  # over REST: where the next records start
     pace: Pace = field(default_factory=Pace)
 
     CURVES = ("loss/total", "loss/ce", "loss/kd", "loss/val")
 
     def show_status(self, status: Status) -> None:
-        """Takes what the trainer says of itself."""
+        """Updates from the status that the trainer wrote."""
         self._show(status)
 
     def show_run(self, run: "RunStatus") -> None:
-        """Takes what the control plane says of it."""
+        """Updates from the control plane's answer."""
         self._show(run)
 
     def add_metrics(self, records: Sequence[dict[str, Any]]) -> None:
-        """Takes further metric records, in the order of their steps."""
+        """Adds further metric records, in step order."""
         for record in records:
             step = int(record["step"])
             for name in self.CURVES:
@@ -102,13 +102,13 @@ class LiveRun:
                     self.curves.setdefault(name, Curve()).add(step, record[name])
 
     def last(self, name: str) -> float | None:
-        """Returns the last value of a metric, None where there is none or it was not finite."""
+        """Returns the last value of a metric, None if there is none or it was not finite."""
         curve = self.curves.get(name)
         return None if curve is None else curve.last
 
     @property
     def time_left(self) -> str:
-        """Returns "3 min left" by the pace so far, "" where that is not known."""
+        """Returns "3 min left" at the pace so far, "" if unknown."""
         seconds = self.pace.seconds_left(self.steps)
         return "" if seconds is None else f"{duration(seconds / 3600)} left"
 
@@ -165,8 +165,8 @@ def sparkline(
 
 
 def drawing(views: Sequence[LiveRun], title: str | None = None, width: int = 80) -> "Group":
-    """Returns the runs for a Rich display of `width` columns: a table with a row each, then their
-    loss curves, then what the runs that do not train have to say.
+    """Renders the runs for a Rich display of `width` columns: a table with a row each, then their
+    loss curves, then the messages of the runs that are not training.
     """
     from rich import box
     from rich.console import Group
@@ -199,9 +199,7 @@ def drawing(views: Sequence[LiveRun], title: str | None = None, width: int = 80)
 
 
 def _curve_lines(views: Sequence[LiveRun], width: int) -> Iterator[str]:
-    """Yields a line for each run that has a loss: its id, the curve, first value -> last, and how
-    long it has still to go.
-    """
+    """Yields a line for each run that has a loss: id, curve, first value -> last, time left."""
     ascii_only = not _can_draw_blocks()
     label = max((len(view.run_id) for view in views), default=0)
     for view in views:
@@ -217,10 +215,10 @@ def _curve_lines(views: Sequence[LiveRun], width: int) -> Iterator[str]:
 
 @contextmanager
 def display(title: str | None = None) -> Iterator[Callable[[Sequence[LiveRun]], None]]:
-    """Yields a function that shows the runs as they are now; call it as often as you like.
+    """Yields a function that shows the current state of runs; call it as often as you like.
 
-    A terminal gets a table that is redrawn, and keeps its last state. Elsewhere a run gets a line
-    when its state changes, and at most one every LINE_SECONDS while its step does.
+    On a terminal it redraws a table, whose last state stays. Elsewhere it prints a line when a
+    run's state changes, and at most one every LINE_SECONDS while its step changes.
     """
     terminal = out()
     if not terminal.is_terminal:
@@ -234,7 +232,7 @@ def display(title: str | None = None) -> Iterator[Callable[[Sequence[LiveRun]], 
 
 @contextmanager
 def nothing() -> Iterator[Callable[[Sequence[LiveRun]], None]]:
-    """Yields what `display` does, and shows nothing."""
+    """Like `display`, but shows nothing."""
     yield lambda views: None
 
 

@@ -1,32 +1,33 @@
-"""How long a run has still to go, by the steps that were seen."""
+"""A run's time left, estimated from the steps seen so far."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Pace:
-    """The steps seen since the run last began to move; a run that stands still has no pace."""
+    """The steps seen since the run last started to progress; a stalled run has no pace."""
 
     _first: tuple[int, float] | None = None
     _last: tuple[int, float] | None = None
 
     def saw(self, step: int, now: float) -> None:
-        """Takes how far the run is, at a time in seconds that never goes back."""
+        """Records the run's step at `now`, in seconds of a clock that never goes back."""
         if self._first is None or step < self._first[0]:
             self._first = self._last = step, now
         elif self._last is None or step != self._last[0]:
             self._last = step, now
 
     def stands_still(self) -> None:
+        """Forgets the pace: the run is not progressing."""
         self._first = self._last = None
 
     def seconds_left(self, steps: int) -> float | None:
-        """Returns the time that the steps up to `steps` take at the pace so far; None: not known,
-        or none left.
+        """Returns the time left until step `steps` at the pace so far; None if it is unknown or
+        that step is done.
         """
         if self._first is None or self._last is None or steps <= self._last[0]:
             return None
-        made = self._last[0] - self._first[0]
-        if made < 1:
+        done = self._last[0] - self._first[0]
+        if done < 1:
             return None
-        return (steps - self._last[0]) * (self._last[1] - self._first[1]) / made
+        return (steps - self._last[0]) * (self._last[1] - self._first[1]) / done

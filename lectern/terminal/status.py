@@ -1,4 +1,4 @@
-"""What a teacher does now, for a terminal: speed, queue, cache, and what each run has had of it."""
+"""A teacher's status as text: speed, queue, cache, and each run's use of it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _UNKNOWN = "-"
 
 
 def print_status(figures: Mapping[str, Any]) -> None:
-    """Prints what `teacher_figures` returned, with the teacher's `address`."""
+    """Prints the figures that `teacher_figures` returns, plus the teacher's `address`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -36,7 +36,7 @@ def print_status(figures: Mapping[str, Any]) -> None:
     console.out().print(table)
     left_out = figures["num_accounts"] - len(figures["accounts"])
     if left_out > 0:
-        print(f"and {counted(left_out, 'run')} that had less")
+        print(f"and {counted(left_out, 'run')} with a smaller share")
 
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -51,20 +51,20 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "speed",
         (f"{speed:,.0f} tokens/s" if speed else "idle")
         + " in the last minute"
-        + ("" if measured is None else f"; {measured:,.0f} measured at its start"),
+        + ("" if measured is None else f"; {measured:,.0f} measured at startup"),
     )
     yield (
         "requests",
-        f"{figures['queued_requests']:,} wait, with {counted(figures['queued_tokens'], 'token')}; "
-        f"{figures['running_requests']:,} being answered; room for "
-        f"{figures['max_queued_requests']:,}",
+        f"{figures['queued_requests']:,} of at most {figures['max_queued_requests']:,} queued, "
+        f"with {counted(figures['queued_tokens'], 'token')}; "
+        f"{figures['running_requests']:,} in progress",
     )
     yield "scored", _scored(figures)
     yield "cache", _cache(figures["cache"])
     yield (
         "answers",
         f"{size(figures['sent_bytes'])} sent; "
-        f"{counted(figures['refused_requests'], 'request')} turned away as it was full, "
+        f"{counted(figures['refused_requests'], 'request')} refused, "
         f"{figures['failed_requests']:,} failed",
     )
     yield "up for", _duration(figures["uptime_seconds"])
@@ -87,9 +87,9 @@ def _cache(cache: Mapping[str, Any] | None) -> str:
         return "none"
     looked_up = cache["hits"] + cache["misses"]
     text = (
-        f"{_percent(cache['hit_share'])} of {counted(looked_up, 'sequence')} came from it"
+        f"{_percent(cache['hit_share'])} hits of {counted(looked_up, 'sequence')}"
         if looked_up
-        else "not asked yet"
+        else "not used yet"
     )
     text += f"; {size(cache['used_bytes'])} of {size(cache['capacity_bytes'])} used"
     if not cache["disk_capacity_bytes"]:

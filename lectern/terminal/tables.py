@@ -1,4 +1,4 @@
-"""Runs as plain text: the lines of a list, and all there is to say of one."""
+"""Runs as plain text: the lines of a list, and one run with readable times."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,10 +16,11 @@ _CUT = "..."
 
 
 def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[str]:
-    """Returns a header and a line a run.
+    """Returns a header and one line per run.
 
     Args:
-        width: longest line, in characters: what is over it is cut, but no run id is. None: whole.
+        width: longest line, in characters; longer ones are cut, but never inside the run id. None
+            means uncut.
     """
     rows = [_HEADER, *(_row(run) for run in runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
@@ -53,7 +54,7 @@ def _number(value: float | None) -> str:
 
 
 def with_dates(value: Any) -> Any:
-    """Returns a run's JSON with dates and times of this machine's zone for its Unix seconds."""
+    """Returns a run's JSON with its Unix seconds as local dates and times."""
     if isinstance(value, Mapping):
         return {
             key: _local(inner)

@@ -1,4 +1,4 @@
-"""The containers, on a real Docker engine: one life of docker/compose.cpu.yaml."""
+"""docker/compose.cpu.yaml on a real Docker engine: up, train, down, up again."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ HOME = "/var/lib/lectern"
 
 
 def compose_command() -> list[str]:
-    """Compose v2 where the client has it, else v1."""
+    """Returns the command of Compose v2 if the client has it, else v1."""
     has_v2 = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
     return ["docker", "compose"] if has_v2 else ["docker-compose"]
 
 
 class Stack:
-    """The services of one compose file under a project name of its own."""
+    """The services of one compose file, under their own project name."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -133,7 +133,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
         done = service.wait([long.id], timeout_seconds=300)[0]
         assert done.state is RunState.SUCCEEDED, done.message
         steps = [record["step"] for record in service.metrics(long.id)]
-        assert steps == sorted(set(steps)), "a step stands twice in the metrics"
+        assert steps == sorted(set(steps)), "a step appears twice in the metrics"
         assert steps[-1] == 200
 
 

@@ -1,4 +1,4 @@
-"""What every test of the whole service has: no process of its own outlives it."""
+"""Checks after every test of the whole service that it left no process behind."""
 
 import contextlib
 import uuid

@@ -1,4 +1,4 @@
-"""connect_teacher: what a user calls, against a teacher server that is a process of its own."""
+"""connect_teacher, which users call, against a teacher server in its own process."""
 
 import socket
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ def address(tmp_path_factory: pytest.TempPathFactory, token_file: Path) -> Itera
         yield teacher.address
 
 
-def test_a_connected_teacher_says_what_it_is_and_answers(address: str, token_file: Path) -> None:
+def test_a_connected_teacher_describes_itself_and_answers(address: str, token_file: Path) -> None:
     with connect_teacher(address, V, token_file=token_file) as teacher:
         assert teacher.model.logit_width == V
         assert teacher.vocab_size() == V
         tokens = [np.array([3, 7, 5], np.uint32)]
         targets = teacher.score(tokens, [np.ones(3, bool)], Representation("dense"), 1.0)
     assert isinstance(targets, DenseTargets)
-    # The fixture's likeliest token is the one before.
+    # The fixture's most likely token is the previous one.
     assert targets.logits_NV.argmax(-1).tolist() == [3, 7, 5]
 
 
@@ -63,7 +63,7 @@ def test_a_caller_without_the_token_is_turned_away(address: str) -> None:
         connect_teacher(address, V)
 
 
-def test_a_server_that_is_not_there_is_given_up_after_the_budget() -> None:
+def test_an_absent_server_is_given_up_after_the_outage_budget() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
@@ -71,7 +71,7 @@ def test_a_server_that_is_not_there_is_given_up_after_the_budget() -> None:
             connect_teacher(nobody, V, outage_budget_seconds=0)
 
 
-def test_arguments_that_cannot_be_meant_are_refused_before_anything_is_asked(
+def test_invalid_arguments_are_refused_before_any_request(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"address 'teacher' must be host:port"):

@@ -1,4 +1,4 @@
-"""`lectern runs create` with what cannot work: one clear message, and nothing is left behind."""
+"""`lectern runs create` with impossible specs: one clear message, and nothing left behind."""
 
 import contextlib
 import copy
@@ -35,7 +35,7 @@ class Service:
     mark: str
 
     def create(self, folder: Path, changes: dict[str, Any]) -> Ended:
-        """Runs `lectern runs create`; changes are over sections of the spec."""
+        """Runs `lectern runs create`; `changes` are merged into the sections of the spec."""
         spec = copy.deepcopy(self.spec)
         for section, values in changes.items():
             merges = isinstance(values, dict) and section in spec
@@ -160,7 +160,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_cannot_work_is_one_message_and_leaves_nothing(
+def test_an_impossible_spec_gives_one_message_and_leaves_nothing(
     service: Service, tmp_path: Path, case: Case
 ) -> None:
     """TEACHER-DIVERGENCE: the teacher's own weights are refused, whatever their dtype."""

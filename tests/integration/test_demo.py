@@ -1,4 +1,4 @@
-"""`lectern demo` as a user starts it, with few steps: what it writes, keeps and leaves running."""
+"""`lectern demo` as a user starts it, with few steps: what it writes, reuses and stops."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def require_runs(runs: list[dict[str, Any]], folder: Path) -> None:
 
 
 def require_loads(export: Path) -> None:
-    """FALSIFY-TRAIN-001: plain transformers loads it, and what was trained is in it."""
+    """FALSIFY-TRAIN-001: plain transformers loads it, and it holds the trained weights."""
     model = AutoModelForCausalLM.from_pretrained(export)
     tokenizer = AutoTokenizer.from_pretrained(export)
     text = "def read(self, size=-1):\n    return"
@@ -101,7 +101,7 @@ def require_loads(export: Path) -> None:
 
 
 def require_kept(folder: Path) -> None:
-    """A second start makes neither data nor teacher again; Ctrl-C ends it and all it started."""
+    """A second start reuses data and teacher; Ctrl-C stops it and all its processes."""
     before = stamps(folder)
     said = folder.parent / "second-start"
     with said.open("wb") as output:

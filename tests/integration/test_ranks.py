@@ -1,4 +1,4 @@
-"""A run on two ranks over gloo: what one process computes, whoever dies or stops meanwhile."""
+"""A run on two ranks over gloo matches one process, even if a rank dies or the run is stopped."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def teacher() -> Iterator[dict[str, Any]]:
 
 
 def agree(folder: RunFolder, other: RunFolder) -> None:
-    """Losses of every step, and the exported weights, are the same but for the order of sums."""
+    """Requires that all losses and the exported weights agree up to the order of sums."""
     ours, theirs = compared(folder), compared(other)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, expected in zip(ours, theirs, strict=True):
@@ -61,10 +61,10 @@ def ranks_of(trainer: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(trainer.pid).children()
 
 
-def test_a_rank_is_killed_and_the_losses_are_those_of_one_process(
+def test_a_killed_rank_leaves_the_losses_those_of_one_process(
     home: Home, teacher: dict[str, Any]
 ) -> None:
-    """S11: all end, start again from the checkpoint, and nobody is left behind."""
+    """S11: all ranks end and restart from the checkpoint; no process is left behind."""
     run: dict[str, Any] = {
         "student": {"config": "tied"},
         "objective": {"alpha": 0.3},
@@ -97,7 +97,7 @@ def test_a_rank_is_killed_and_the_losses_are_those_of_one_process(
 
 
 def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
-    """S10: checkpoints hold whole tensors, so any number of ranks goes on from them."""
+    """S10: checkpoints hold whole tensors, so any number of ranks can resume from them."""
     run: dict[str, Any] = {
         "schedule": {"steps": 6, "warmup_steps": 1, "decay": "constant"},
         "student": {"config": "tied"},

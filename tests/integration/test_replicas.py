@@ -54,13 +54,13 @@ def asking(
 
 
 def answer(teacher: RemoteTeacher) -> list[int]:
-    """The most likely token after each: the fixture says the token itself."""
+    """Returns the most likely token after each position; the fixture repeats the token itself."""
     targets = teacher.score(TOKENS, EVERY, Representation("dense"), 1.0)
     assert isinstance(targets, DenseTargets)
     return [int(token) for token in targets.logits_NV.argmax(-1)]
 
 
-def test_one_of_two_killed_is_no_error_in_200_calls(
+def test_killing_one_of_two_replicas_causes_no_error_in_200_calls(
     pair: list[TeacherProcess], tmp_path: Path
 ) -> None:
     told: list[str | None] = []
@@ -72,7 +72,7 @@ def test_one_of_two_killed_is_no_error_in_200_calls(
     assert told == []
 
 
-def test_one_of_two_that_hangs_is_no_error(pair: list[TeacherProcess], tmp_path: Path) -> None:
+def test_a_hung_replica_causes_no_error(pair: list[TeacherProcess], tmp_path: Path) -> None:
     told: list[str | None] = []
     with asking(pair, tmp_path, told, deadline=2.0) as teacher:
         assert answer(teacher) == answer(teacher) == [3, 7, 5]
@@ -85,7 +85,7 @@ def test_one_of_two_that_hangs_is_no_error(pair: list[TeacherProcess], tmp_path:
     assert told == []
 
 
-def test_both_gone_are_an_outage_until_one_is_back(
+def test_with_both_replicas_gone_there_is_an_outage_until_one_is_back(
     pair: list[TeacherProcess], tmp_path: Path
 ) -> None:
     told: list[str | None] = []

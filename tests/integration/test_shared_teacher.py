@@ -1,4 +1,4 @@
-"""One teacher process, several runs: what is computed once, kept, limited, batched."""
+"""One teacher process and several runs: caching, sharing, batching, quotas."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +38,7 @@ def together(address: str, messages: list) -> Iterator[bytes]:
         return clients.map(lambda message: score(address, message).payload, messages)
 
 
-def test_what_one_process_computed_the_next_one_answers_from_disk(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_restarted_teacher_answers_from_the_disk_cache(folder: Path, tmp_path: Path) -> None:
     options = ["--model", str(folder), "--threads", "1", "--cache-folder", str(tmp_path / "cache")]
     batch = sequences(0, [40, 17, 64])
     messages = [request(batch, kind, run_id=f"run-{kind[0]}", **more) for kind, more in KINDS]
@@ -48,10 +46,10 @@ def test_what_one_process_computed_the_next_one_answers_from_disk(
         first = [score(teacher.address, message).payload for message in messages]
         assert stats(teacher.address).scored_sequences == 3
         while stats(teacher.address).cache.disk_used_bytes < 3 * 17 * 32 * 4:
-            pass  # rows are written behind the answers
+            pass  # rows are written to disk after the answers
         files = {path: path.stat().st_size for path in (tmp_path / "cache").glob("*/*/*")}
         assert len(files) == 3
-        teacher.kill()  # no chance to put anything in order
+        teacher.kill()  # no chance to clean up
     with teacher_process(tmp_path, *options) as teacher:
         again = [score(teacher.address, message).payload for message in messages]
         now = stats(teacher.address)
@@ -59,7 +57,7 @@ def test_what_one_process_computed_the_next_one_answers_from_disk(
     assert (now.forwards, now.cache.disk_hits, now.cache.hits) == (0, 3, 12)
     with teacher_process(tmp_path, *options, "--mode", "throughput") as teacher:
         score(teacher.address, messages[0])
-        assert stats(teacher.address).scored_sequences == 3  # rows of another mode are not its own
+        assert stats(teacher.address).scored_sequences == 3  # modes do not share cached rows
 
 
 def test_runs_over_the_same_data_cost_one_pass(folder: Path, tmp_path: Path) -> None:
@@ -96,7 +94,7 @@ def test_throughput_pads_little_and_agrees_with_standalone_forwards(
     assert now.forwards < len(batch) / 2
 
 
-def test_a_quota_and_a_weight_hold_for_the_runs_they_name(folder: Path, tmp_path: Path) -> None:
+def test_a_quota_and_a_weight_apply_to_the_runs_they_name(folder: Path, tmp_path: Path) -> None:
     options = ["--run-quota", "greedy-*=50", "--run-weight", "big-*=3"]
     batch = sequences(3, [40, 40])
     with teacher_process(tmp_path, "--model", str(folder), *options) as teacher:
@@ -110,7 +108,7 @@ def test_a_quota_and_a_weight_hold_for_the_runs_they_name(folder: Path, tmp_path
     assert weights == {"greedy-1": 1.0, "big-1": 3.0}
 
 
-def test_a_cache_folder_that_cannot_be_made_ends_the_start_in_one_sentence(
+def test_an_unusable_cache_folder_stops_the_start_with_one_message(
     folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

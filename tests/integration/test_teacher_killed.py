@@ -1,6 +1,6 @@
-"""A teacher that goes away while three runs train, and a network that cuts its replies.
+"""A teacher that is killed while three runs train, and a network that cuts its replies.
 
-The runs wait, go on where they were, and their losses are those of runs that nothing happened to.
+The runs wait, then continue where they were; their losses equal those of undisturbed runs.
 """
 
 import os
@@ -37,7 +37,7 @@ REPLY_BYTES = {
     "hidden": SEQUENCES * SEQ_LEN * TEACHER_HIDDEN * 4,
     "top_k": SEQUENCES * SEQ_LEN * (8 * TOP_K + 8),
 }
-# What a teacher sends when it is asked what it is, and more: no cut falls into that.
+# More than a teacher sends in reply to GetModel, so that no cut falls into that reply.
 MODEL_BYTES = 8192
 
 
@@ -56,14 +56,14 @@ def options_of(home: Home) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def teacher(home: Home) -> Iterator[TeacherProcess]:
-    """A teacher that nothing happens to."""
+    """A teacher that is never disturbed."""
     with teacher_process(home.path, *options_of(home)) as teacher:
         yield teacher
 
 
 @pytest.fixture(scope="module")
 def undisturbed(home: Home, teacher: TeacherProcess) -> dict[str, RunFolder]:
-    """The run of each representation, from start to end in one go."""
+    """One uninterrupted run for each representation."""
     folders = {}
     for kind in REPLY_BYTES:
         spec = spec_of(home, kind, teacher.address)
@@ -90,7 +90,7 @@ def spec_of(home: Home, kind: str, address: str) -> RunSpec:
 
 
 @pytest.mark.slow
-def test_three_runs_outlive_their_teacher(home: Home, undisturbed: dict[str, RunFolder]) -> None:
+def test_three_runs_survive_their_teacher(home: Home, undisturbed: dict[str, RunFolder]) -> None:
     """T1: kill -9 of the teacher that three runs share; the same one comes back."""
     step = random_source().randint(1, STEPS // 2)
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def is_waiting(plane: Client, run_id: str) -> bool:
 
 
 def gather(folders: list[RunFolder], step: int) -> None:
-    """Returns when each run has made so many steps, and none all: the first wait for the others."""
+    """Waits until every run has made `step` steps and none is done; early runs are paused."""
     held: dict[str, int] = {}
 
     def all_there() -> bool:
@@ -134,12 +134,14 @@ def gather(folders: list[RunFolder], step: int) -> None:
             os.kill(pid, signal.SIGCONT)
     print(f"at steps {before}")
     assert max(before) < STEPS
-    # The teacher is at work again when it is killed.
+    # The teacher is busy again when it is killed.
     wait_for(lambda: [made_steps(folder) for folder in folders] != before)
 
 
 def require_same_as(undisturbed: RunFolder, folder: RunFolder, run: RunStatus) -> None:
-    """The run was never started again, waited, lost and repeated nothing, and changed no bit."""
+    """Requires that the run waited without a restart, lost and repeated no step, and changed no
+    bit.
+    """
     assert run.state is RunState.SUCCEEDED, run.message
     assert run.json["attempt"] == 1
     states = [line.get("state") for line in read_json_lines(folder.events_path)]

@@ -100,9 +100,9 @@ def exact(teacher_NV, k, temperature, name, beta) -> tuple[float, torch.Tensor, 
 def test_the_loss_over_the_wire_is_that_of_the_models_own_distribution(
     teacher: RemoteTeacher, own_logits_NV, temperature, k, name, beta
 ) -> None:
-    """Down to rests of 1e-12: 1e-5 of the loss, 5e-5 of the gradient.
+    """Within 1e-5 of the loss and 5e-5 of the gradient, down to a rest of 1e-12.
 
-    The model's float32 logits differ by 1e-6 from one forward to another, over T in the exponent.
+    The model's float32 logits differ by 1e-6 between forwards; the exponent divides that by T.
     """
     targets = teacher.score(SEQUENCES, EVERY, Representation("top_k", k), temperature)
     loss, gradient_NV = loss_and_gradient(targets, temperature, name, beta)

@@ -1,4 +1,4 @@
-"""kill -9 of trainers under a real control plane: what comes out is what would have come out."""
+"""kill -9 of trainers under a real control plane does not change their results."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ KILLS_OF_EACH = 5
 
 
 @pytest.mark.slow
-def test_runs_killed_ten_times_end_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_runs_killed_ten_times_equal_undisturbed_runs(tmp_path: Path) -> None:
     """S1: one run on cross entropy, one distilled; each killed five times, at random steps."""
     home, draw = Home(tmp_path), random_source()
     fixture = ("--engine", "fixture", "--vocab-size", str(VOCAB_SIZE))
@@ -77,9 +77,9 @@ class Victim:
         self._draw = draw
 
     def life(self) -> Iterator[int]:
-        """Yields 1 while there is nothing to do, and ends with the last kill's resume.
+        """Kills the trainer again and again; yields 1 while it waits, ends after the last kill.
 
-        Every second time the run is resumed by the user's command, else by the control plane.
+        Every second time, the user's command resumes the run; otherwise the control plane does.
         """
         pid: int | None = None
         for attempt in range(1, KILLS_OF_EACH + 1):
@@ -96,7 +96,7 @@ class Victim:
                 self._resume()
 
     def _of_new_trainer(self, old_pid: int | None) -> Status | None:
-        """Returns what the trainer says, once it is another one and trains."""
+        """Returns the status of a new trainer once it is training, else None."""
         run, status = self._plane.get_run(self._run_id), self.folder.read_status()
         assert run.state not in (RunState.SUCCEEDED, RunState.FAILED), run.message
         trains = status is not None and status.state is RunState.RUNNING
@@ -107,7 +107,7 @@ class Victim:
         return run.state is RunState.INTERRUPTED or run.json["attempt"] > attempt
 
     def _resume(self) -> None:
-        """`lectern runs resume`, unless the run went on by itself a moment before."""
+        """Calls `lectern runs resume`; does nothing if the run has just resumed by itself."""
         with contextlib.suppress(Conflict):
             runs.resume([self._run_id], url=self._plane.url)
             self.resumed_by_command += 1

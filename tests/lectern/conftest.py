@@ -1,4 +1,4 @@
-"""Stand-ins for the three processes: `python -m` finds them before the real ones."""
+"""Stand-ins for the three processes, which `python -m` finds before the real ones."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 
 from lectern.__main__ import main
 
-# Ready once the port file is written; --model says how it goes wrong ("dies-later": once the file
-# $STAND_IN_DIES is there).
+# Ready once the port file is written; --model selects how it fails ("dies-later": once the file
+# $STAND_IN_DIES exists).
 _TEACHER_SERVER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -57,8 +57,8 @@ while True:
     time.sleep(0.02)
 """
 
-# The spec's seed says how it goes: 0 succeeds, 1 fails, 2 trains until it is stopped, 3 dies by a
-# signal, 4 dies without a word of status, 5 is interrupted.
+# The spec's seed selects how it ends: 0 succeeds, 1 fails, 2 trains until it is stopped, 3 dies by
+# a signal, 4 dies without writing a status, 5 is interrupted.
 _STUDENT_TRAINER = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
@@ -105,7 +105,7 @@ say(RunState.SUCCEEDED, 3)
 
 @pytest.fixture
 def stand_in_trainer(tmp_path_factory, monkeypatch) -> Path:
-    """Puts the stand-in trainer alone before the real one, for child processes."""
+    """Puts only the stand-in trainer before the real package, for child processes."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)

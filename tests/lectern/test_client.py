@@ -1,4 +1,4 @@
-"""The client against answers as the control plane's contract has them."""
+"""The client, against answers that follow the control plane's contract."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def problem(status: int, reason: str, detail: str = "why", **more: Any) -> Clien
     return always(status, {**body, "reason": reason, **more})
 
 
-def test_creating_sends_the_resolved_spec_with_a_key_of_its_own():
+def test_creating_sends_the_resolved_spec_with_a_fresh_idempotency_key():
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -60,7 +60,7 @@ def test_creating_sends_the_resolved_spec_with_a_key_of_its_own():
     assert keys[0] != keys[1] and keys[2] == "mine"
 
 
-def test_a_list_is_read_to_its_end():
+def test_listing_runs_reads_every_page():
     pages = {
         None: {"runs": [run_json("c"), run_json("b")], "next_cursor": "2"},
         "2": {"runs": [run_json("a")], "next_cursor": None},
@@ -80,7 +80,7 @@ def test_a_list_is_read_to_its_end():
         ("other", "no run other"),
     ],
 )
-def test_a_run_that_is_not_there_is_told_with_those_like_it(asked: str, said: str):
+def test_an_unknown_run_is_reported_with_similar_ids(asked: str, said: str):
     ids = {"topk-yxgk7t": "topk", "dense-qqqqqq": "dense", "topk-abcdef": "topk"}
     runs = [run_json(run_id, name=name) for run_id, name in ids.items()]
 
@@ -105,7 +105,7 @@ def test_field_problems_come_back_field_by_field():
         problem(422, "invalid_request", errors=fields[:1]).create_run(SPEC)
 
 
-def test_a_word_of_a_newer_server_is_still_an_error_with_its_sentence():
+def test_an_unknown_reason_of_a_newer_server_keeps_its_message():
     with pytest.raises(LecternError, match="why") as caught:
         problem(418, "teapot").get_run("run-1")
     assert (caught.value.reason, caught.value.exit_code) == ("teapot", 1)
@@ -122,12 +122,12 @@ def test_a_word_of_a_newer_server_is_still_an_error_with_its_sentence():
         httpx.Response(200, json=run_json(state="dreaming")),
     ],
 )
-def test_what_is_no_control_plane_is_said_to_be_none(response):
+def test_an_answer_that_is_not_a_control_planes_is_refused(response):
     with pytest.raises(ControlPlaneUnavailable):
         service(lambda request: response).get_run("run-1")
 
 
-def test_teachers_and_samples_are_told_by_name():
+def test_teachers_and_samples_are_parsed():
     teacher = {"address": "127.0.0.1:1", "reachable": True, "configured": False, "model": "big"}
     sample = {"step": 4, "prompt": "def", "student": " f", "teacher": None}
 
@@ -145,7 +145,7 @@ def test_teachers_and_samples_are_told_by_name():
             ask()
 
 
-def test_nobody_there_is_one_sentence_that_says_what_to_do():
+def test_without_a_control_plane_the_error_says_what_to_do():
     with pytest.raises(ControlPlaneUnavailable, match="start one with `lectern up`") as caught:
         Client("http://127.0.0.1:1").list_runs()
     assert caught.value.exit_code == 7
@@ -165,12 +165,12 @@ def test_a_request_that_was_sent_is_not_sent_again():
 
 
 @pytest.mark.parametrize("run_id", ["", "..", "a/b", "a?b", "a#b", "a%2e", "a b", "\n"])
-def test_what_is_no_run_id_is_never_part_of_an_address(run_id):
+def test_an_invalid_run_id_never_becomes_part_of_a_url(run_id):
     with pytest.raises(InvalidRequest, match="not a run id"):
         always(200, run_json()).stop_run(run_id)
 
 
-def test_waiting_ends_when_every_run_rests():
+def test_waiting_ends_when_every_run_is_at_rest():
     states = {"a": ["running", "succeeded"], "b": ["queued", "running", "failed"]}
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -187,12 +187,12 @@ def test_waiting_ends_when_every_run_rests():
     assert polls == [2, 2, 2]
 
 
-def test_waiting_gives_up_in_time_and_says_for_whom():
+def test_waiting_times_out_and_names_the_runs():
     with pytest.raises(TimeoutError, match="run-1 running"):
         always(200, run_json()).wait(["run-1"], timeout_seconds=0.0, poll_seconds=0.0)
 
 
-def test_a_run_that_resumes_by_itself_does_not_rest():
+def test_a_run_that_resumes_by_itself_is_not_at_rest():
     interrupted = run_json(state="interrupted", resumes_at=5.0)
 
     assert not always(200, interrupted).get_run("run-1").rests

@@ -1,4 +1,4 @@
-"""`from lectern import ...`: what programs import, loaded when it is used, typed."""
+"""`from lectern import ...`: the names that programs import are typed and loaded on first use."""
 
 import ast
 import os
@@ -18,13 +18,13 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", lectern.__all__)
-def test_every_name_is_what_its_home_has(name: str) -> None:
+def test_every_name_is_loaded_from_its_module(name: str) -> None:
     found = getattr(lectern, name)
     if name != "__version__":
         assert found.__module__ == lectern._HOMES[name]
 
 
-def test_the_names_that_types_are_checked_with_are_those_that_are_loaded() -> None:
+def test_type_checkers_see_the_names_that_are_loaded() -> None:
     tree = ast.parse((ROOT / "lectern" / "__init__.py").read_text())
     (typed,) = (node for node in tree.body if isinstance(node, ast.If))
     imported = {
@@ -37,7 +37,7 @@ def test_the_names_that_types_are_checked_with_are_those_that_are_loaded() -> No
     assert sorted([*imported, "__version__"]) == sorted(lectern.__all__) == dir(lectern)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
         lectern.Pipelin  # noqa: B018
 
@@ -48,7 +48,7 @@ def test_importing_it_loads_neither_torch_nor_the_client() -> None:
     assert not loaded & {"torch", "transformers", "grpc", "numpy", "httpx", "student_trainer"}
 
 
-def test_the_client_is_there_without_torch() -> None:
+def test_the_client_needs_no_torch() -> None:
     done = run("from lectern import Client, RunSpec, load_spec; import sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stdout.split()
@@ -78,7 +78,9 @@ with connect_teacher("127.0.0.1:50051", vocab_size=16) as teacher:
     [(_PROGRAM, 0), (_PROGRAM.replace("width: int", "width: str"), 1)],
     ids=["right", "wrong"],
 )
-def test_a_program_is_checked_against_its_types(tmp_path: Path, program: str, status: int) -> None:
+def test_mypy_checks_programs_against_the_real_signatures(
+    tmp_path: Path, program: str, status: int
+) -> None:
     """mypy does not find an editable install, so it is told where the packages are."""
     (tmp_path / "program.py").write_text(program)
     options = ["--strict", "--follow-imports", "silent", "--cache-dir", str(tmp_path / "cache")]

@@ -35,7 +35,7 @@ def commands() -> dict[tuple[str, ...], object]:
     return dict(below(typer.main.get_command(app), ()))
 
 
-def test_every_command_of_the_design_is_there():
+def test_the_commands_are_exactly_these():
     assert {" ".join(words) for words in commands()} == {
         "demo",
         "up",
@@ -58,7 +58,7 @@ def test_every_command_of_the_design_is_there():
     }
 
 
-def test_every_command_and_every_option_explains_itself():
+def test_every_command_and_option_has_a_help_text():
     for words, command in commands().items():
         assert command.help, words
         assert command.epilog.startswith("Example: lectern " + " ".join(words)), words
@@ -104,7 +104,7 @@ def test_a_shell_completes_commands_options_and_values(lectern, monkeypatch, typ
     assert lectern().out.split() == [known]
 
 
-def test_completion_is_shown_and_installed_for_the_shell_at_hand(lectern, tmp_path, monkeypatch):
+def test_completion_is_shown_and_installed_for_the_current_shell(lectern, tmp_path, monkeypatch):
     monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -140,7 +140,7 @@ def test_every_error_ends_with_a_documented_exit_status():
         (["up", "--model", "x", "--bind", "nonsense"], 2),
     ],
 )
-def test_what_goes_wrong_ends_with_its_exit_status_and_one_message(
+def test_a_failing_command_prints_one_message_and_exits_with_its_status(
     lectern, tmp_path, monkeypatch, arguments, code
 ):
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,7 @@ def test_a_traceback_is_printed_only_for_debugging(lectern, tmp_path, monkeypatc
     assert ended.err.endswith("No such file or directory\n")
 
 
-def test_an_unforeseen_error_is_one_line_too(lectern, monkeypatch):
+def test_an_unexpected_error_is_one_line_too(lectern, monkeypatch):
     def fail(*options: object) -> None:
         raise ValueError("no such thing\x1b[2J")
 
@@ -196,12 +196,12 @@ def test_an_unforeseen_error_is_one_line_too(lectern, monkeypatch):
 
     assert ended.code == 1
     assert ended.err == (
-        "error: ValueError: no such thing?[2J; this is a fault of lectern, LECTERN_DEBUG=1 shows "
+        "error: ValueError: no such thing?[2J; this is a bug in lectern; LECTERN_DEBUG=1 shows "
         "the traceback\n"
     )
 
 
-def test_an_error_of_the_system_is_told_in_its_words(lectern, tmp_path):
+def test_a_system_error_keeps_its_own_message(lectern, tmp_path):
     (tmp_path / "data").write_text("a file where the data root should be")
     (tmp_path / "a.txt").write_text("text")
 
@@ -221,7 +221,7 @@ def test_an_error_of_the_system_is_told_in_its_words(lectern, tmp_path):
     assert re.fullmatch(rf"error: {tmp_path}/data\S*: Not a directory\n", ended.err)
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback():
+def test_a_closed_output_pipe_causes_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([*MAIN, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
@@ -231,7 +231,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback():
     assert done.returncode == 1
 
 
-def test_errors_that_only_the_command_line_raises_stand_in_its_own_files():
+def test_the_command_line_defines_only_two_errors_of_its_own():
     ours = {error.__name__: error.__module__ for error in every_error()}
 
     # The trainer has some of its own; they are here if its tests ran in this process.

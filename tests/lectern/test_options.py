@@ -11,7 +11,7 @@ def authorization(token_file) -> str | None:
         return service._http.headers.get("authorization")
 
 
-def test_the_token_comes_from_the_file_else_the_environment_else_not_at_all(tmp_path, monkeypatch):
+def test_the_token_comes_from_the_file_else_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("LECTERN_TOKEN", raising=False)
     path = tmp_path / "token"
     path.write_text("from-the-file\n")
@@ -32,7 +32,7 @@ def test_a_token_file_without_a_token_is_refused(tmp_path, content):
         control_plane(URL, path)
 
 
-def test_only_options_that_are_set_are_handed_on():
+def test_only_options_that_are_set_are_passed_on():
     assert given({"--a": 1, "--b": None, "--c": "x y", "--d": 0}) == [
         "--a",
         "1",

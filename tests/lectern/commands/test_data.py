@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_settings():
     assert len(shared) == 7
 
 
-def test_one_of_a_thing_is_not_called_many(lectern, tmp_path):
+def test_counts_of_one_are_singular(lectern, tmp_path):
     (tmp_path / "one.txt").write_text("text")
     options = ("--train-tokenizer", "300", "--validation-fraction", "0", "--eos-policy", "none")
 
@@ -53,10 +53,10 @@ def test_one_of_a_thing_is_not_called_many(lectern, tmp_path):
         "data", "prepare", tmp_path / "one.txt", "--output", tmp_path / "data", *options
     )
 
-    assert ": 1 token of 1 document (4.00 bytes" in ended.out and ", 1 shard\n" in ended.out
+    assert ": 1 token from 1 document (4.00 bytes" in ended.out and ", 1 shard\n" in ended.out
 
 
-def test_chats_without_the_option_are_told_of_it(lectern, tmp_path):
+def test_chats_without_the_option_are_refused_with_a_hint(lectern, tmp_path):
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     common = ("--tokenizer", tokenizer, "--output", tmp_path / "data")
 
@@ -78,7 +78,7 @@ def test_a_name_is_a_dataset_under_the_data_root(lectern, texts, tmp_path):
         "code-validation",
     ]
     assert ended.out.splitlines()[0].startswith(f"{tmp_path}/data/code: ")
-    assert "of 8 documents" in ended.out and "of 2 documents" in ended.out
+    assert "from 8 documents" in ended.out and "from 2 documents" in ended.out
     assert ended.err == "left out: 1 document\n  texts/empty.txt: empty\n"
 
 
@@ -90,7 +90,7 @@ def test_anything_with_a_slash_is_a_folder(lectern, texts, tmp_path, monkeypatch
     assert (tmp_path / "here/manifest.json").exists()
 
 
-def test_json_says_what_was_written_and_what_was_not(lectern, texts, tmp_path):
+def test_json_lists_what_was_written_and_what_was_left_out(lectern, texts, tmp_path):
     told = prepare(lectern, texts, "--output", "code", "--home", tmp_path, "--json").json
 
     assert told["training"]["documents"] == 8
@@ -100,7 +100,7 @@ def test_json_says_what_was_written_and_what_was_not(lectern, texts, tmp_path):
     ]
 
 
-def test_a_second_time_needs_force(lectern, texts, tmp_path):
+def test_replacing_a_dataset_needs_force(lectern, texts, tmp_path):
     options = ("--output", "code", "--home", tmp_path)
     prepare(lectern, texts, *options)
 
@@ -127,14 +127,16 @@ def test_a_second_time_needs_force(lectern, texts, tmp_path):
         (("--validation-fraction", "nan"), "--validation-fraction must be at least 0 and below 1"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(lectern, texts, tmp_path, options, message):
+def test_an_option_without_effect_or_out_of_range_is_refused(
+    lectern, texts, tmp_path, options, message
+):
     refused = prepare(lectern, texts, "--output", "code", "--home", tmp_path, *options)
 
     assert refused.code == 2
     assert message in refused.err
 
 
-def test_inputs_may_be_left_out_for_a_dataset_of_a_hub(lectern, tmp_path):
+def test_a_hub_dataset_needs_no_inputs(lectern, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     rows = [json.dumps({"body": f"text number {number}\n" * 20}) for number in range(10)]
@@ -149,7 +151,7 @@ def test_inputs_may_be_left_out_for_a_dataset_of_a_hub(lectern, tmp_path):
     assert nothing.code == 2 and "with --hub" in nothing.err
 
 
-def test_chats_are_told_by_what_is_learnt_of_them(lectern, tmp_path):
+def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     ended = lectern(
         "data",
@@ -162,5 +164,5 @@ def test_chats_are_told_by_what_is_learnt_of_them(lectern, tmp_path):
     # A token a byte, and one that ends the turn; numbers 10 and 11 have two digits.
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
-    assert f", {learnt} tokens of the assistant" in ended.out
+    assert f", {learnt} tokens from the assistant" in ended.out
     assert "chats.jsonl#6: contains the control token" in ended.err

@@ -15,21 +15,21 @@ from tests.support.training.wire_teacher import Serving, WireTeacher
 
 @pytest.fixture
 def torch_is(monkeypatch):
-    """Returns a function that sets what torch is said to be, and whether there is a driver."""
+    """Returns a function that sets what is found out about torch and the NVIDIA driver."""
 
-    def say(facts: TorchFacts, driver: bool = False) -> None:
+    def pretend(facts: TorchFacts, driver: bool = False) -> None:
         monkeypatch.setattr("lectern.local.torch_probe.probe_torch", lambda: facts)
         monkeypatch.setattr(doctor, "has_nvidia_driver", lambda: driver)
 
-    say(TorchFacts("2.13", None, (), 2))
-    return say
+    pretend(TorchFacts("2.13", None, (), 2))
+    return pretend
 
 
 def findings(home, teacher=None) -> dict[str, Check]:
     return {finding.subject: finding for finding in doctor.examine(Roots.of_home(home), teacher)}
 
 
-def test_everything_is_checked_at_once(tmp_path, torch_is):
+def test_every_check_is_made(tmp_path, torch_is):
     assert list(findings(tmp_path)) == [
         "python",
         "torch",
@@ -47,7 +47,7 @@ def test_everything_is_checked_at_once(tmp_path, torch_is):
     ]
 
 
-def test_looking_makes_nothing(tmp_path, torch_is):
+def test_checking_creates_nothing(tmp_path, torch_is):
     findings(tmp_path / "home")
 
     assert not (tmp_path / "home").exists()
@@ -62,7 +62,7 @@ def test_looking_makes_nothing(tmp_path, torch_is):
         (TorchFacts("2.13", "12.8", (), 2), True, "fail"),
     ],
 )
-def test_a_gpu_that_torch_does_not_see_is_a_fault(tmp_path, torch_is, facts, driver, outcome):
+def test_a_gpu_that_torch_does_not_see_fails_the_check(tmp_path, torch_is, facts, driver, outcome):
     torch_is(facts, driver)
 
     assert findings(tmp_path)["gpu"].outcome == outcome
@@ -77,7 +77,7 @@ def test_without_torch_the_control_plane_can_still_run(tmp_path, torch_is):
     assert "gpu" not in found
 
 
-def test_folders_that_cannot_be_used_are_faults_with_a_way_out(tmp_path, torch_is):
+def test_unusable_folders_fail_with_advice(tmp_path, torch_is):
     (tmp_path / "data").write_text("a file")
     (tmp_path / "secrets").mkdir(mode=0o755)
 
@@ -90,7 +90,7 @@ def test_folders_that_cannot_be_used_are_faults_with_a_way_out(tmp_path, torch_i
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_not_writable_is_a_fault(tmp_path, torch_is):
+def test_a_folder_that_is_not_writable_fails(tmp_path, torch_is):
     (tmp_path / "runs").mkdir(mode=0o500)
 
     assert findings(tmp_path)["runs root"].outcome == "fail"
@@ -103,7 +103,7 @@ def test_a_named_teacher_must_answer(tmp_path, torch_is):
     assert "127.0.0.1:1" in found["teacher"].message
 
 
-def test_a_teacher_is_asked_over_mutual_tls_and_every_replica_of_it(lectern, tmp_path, torch_is):
+def test_every_replica_of_a_teacher_is_asked_over_mutual_tls(lectern, tmp_path, torch_is):
     secrets = Roots.of_home(tmp_path).secrets
     authority = Authority(secrets)
     certificate, key = authority.sign("server", "127.0.0.1")
@@ -125,7 +125,7 @@ def test_a_teacher_is_asked_over_mutual_tls_and_every_replica_of_it(lectern, tmp
         ended = lectern("doctor", "--home", tmp_path, "--teacher", both, *options, "--json")
         found = {entry["subject"]: entry for entry in ended.json["findings"]}["teacher"]
         assert found["outcome"] == "warn" and two.address in found["message"]
-    assert lectern("doctor", "--home", tmp_path, *options).code == 2  # for which teacher?
+    assert lectern("doctor", "--home", tmp_path, *options).code == 2  # no teacher named
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_a_teacher_is_asked_over_mutual_tls_and_every_replica_of_it(lectern, tmp
         (SecretFiles(tls_cert_file="none"), "together"),
     ],
 )
-def test_secrets_that_cannot_be_used_are_a_fault(tmp_path, torch_is, files, says):
+def test_unusable_secrets_fail(tmp_path, torch_is, files, says):
     found = doctor._teacher("127.0.0.1:1", Roots.of_home(tmp_path), files)
     assert found.outcome == "fail" and says in found.message
     assert doctor._teacher("nowhere", Roots.of_home(tmp_path), SecretFiles()).outcome == "fail"
 
 
-def test_a_port_that_another_program_holds_is_named():
+def test_a_process_that_holds_a_port_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -152,7 +152,7 @@ def test_a_port_that_another_program_holds_is_named():
     assert f"pid {os.getpid()}" in found.message
 
 
-def test_a_fault_ends_with_1_and_json_says_the_same_as_the_table(lectern, tmp_path, torch_is):
+def test_a_failed_check_exits_with_1_and_json_agrees_with_the_table(lectern, tmp_path, torch_is):
     assert lectern("doctor", "--home", tmp_path, "--json").json["ok"] is True
 
     torch_is(TorchFacts("2.13", None, (), 2), driver=True)
@@ -165,7 +165,7 @@ def test_a_fault_ends_with_1_and_json_says_the_same_as_the_table(lectern, tmp_pa
     assert "TORCH_INDEX" in table.out
 
 
-def test_torch_is_looked_at_in_another_process():
+def test_torch_is_probed_in_another_process():
     facts = probe_torch()
 
     assert facts.version is not None
@@ -173,5 +173,5 @@ def test_torch_is_looked_at_in_another_process():
     assert facts.problem is None
 
 
-def test_a_torch_that_does_not_come_up_in_time_is_a_finding():
+def test_a_torch_import_that_takes_too_long_is_reported():
     assert probe_torch(timeout_seconds=0.001).problem == "importing torch took over 0.001 s"

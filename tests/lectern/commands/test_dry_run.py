@@ -1,5 +1,7 @@
-"""What a dry run prints, and that it makes nothing. Its child is mostly a stand-in: see there
-(tests/student_trainer/run/test_dry_run.py) what the real one finds."""
+"""What a dry run prints, and that it writes nothing.
+
+Its child is mostly a stand-in; tests/student_trainer/run/test_dry_run.py tests the real one.
+"""
 
 import json
 import os
@@ -69,7 +71,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 
 def stand_in_package(tmp_path: Path, program: str) -> Path:
-    """Returns a package student_trainer of which only run.dry_run can be run."""
+    """Returns a package student_trainer in which only run.dry_run can be run."""
     package = tmp_path / "stand-in/student_trainer"
     (package / "run").mkdir(parents=True, exist_ok=True)
     for folder in (package, package / "run"):
@@ -102,7 +104,7 @@ def everything_under(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_numbers_are_printed_as_json_and_nothing_is_made(lectern, home, stand_in):
+def test_the_estimate_is_printed_as_json_and_nothing_is_written(lectern, home, stand_in):
     asked, spec, before = stand_in(), write_spec(home), everything_under(home)
 
     ended = lectern("train", spec, "--home", home, "--dry-run", "--json")
@@ -133,7 +135,7 @@ def test_numbers_are_printed_as_json_and_nothing_is_made(lectern, home, stand_in
     assert sent == found["spec"]
 
 
-def test_people_read_an_aligned_table(lectern, home, stand_in):
+def test_without_json_the_estimate_is_an_aligned_table(lectern, home, stand_in):
     stand_in()
 
     ended = lectern("train", write_spec(home), "--home", home, "--dry-run")
@@ -144,11 +146,11 @@ def test_people_read_an_aligned_table(lectern, home, stand_in):
     assert figures.splitlines()[:5] == [
         "tokens       960  in 30 steps of 32",
         "            5.00  epochs over 24 rows",
-        "student    1,000  parameters that are trained; 200 more stay",
-        "memory   10.3 kB  in tensors, on cpu; 8 MB are free",
+        "student    1,000  trainable parameters; 200 more are frozen",
+        "memory   10.3 kB  in tensors, on cpu; 8 MB free",
         "          4.8 kB  parameters",
     ]
-    assert "the student's speed is not known before the first step" in figures.splitlines()[-1]
+    assert "the student's speed is unknown before the first step" in figures.splitlines()[-1]
     assert "time           ?" in figures
 
 
@@ -176,9 +178,9 @@ def test_a_teacher_adds_the_wire_and_the_hours(lectern, home, stand_in):
     }
     assert found["estimate"]["teacher_tokens"] == 30 * 32 + 2 * 6 * 8
     assert found["estimate"]["teacher_hours"] == (30 * 32 + 2 * 6 * 8) / 2 / 3600
-    assert "wire     2.05 kB  a step of hidden: 64 bytes a token" in said
-    assert "2.56 kB  the teacher's output head, once a machine" in said
-    assert "time       9 min  for the teacher alone, 1,056 tokens at 2 a second" in said
+    assert "wire     2.05 kB  per step of hidden: 64 bytes per token" in said
+    assert "2.56 kB  the teacher's output head, once per machine" in said
+    assert "time       9 min  for the teacher only: 1,056 tokens at 2 a second" in said
     assert drawn["estimate"]["wire"]["at_most"] is True
     assert drawn["estimate"]["wire"]["bytes_per_token"] == 8 * 40  # 50 draws of 40 ids
     assert drawn["estimate"]["wire"]["head_bytes"] == 0
@@ -203,7 +205,7 @@ def test_what_the_child_finds_is_among_the_checks(lectern, home, stand_in, check
     assert ended.err == (last if code else "")
 
 
-def test_a_fault_ends_with_its_exit_status_and_the_rest_is_still_said(lectern, home, stand_in):
+def test_a_failed_check_sets_the_exit_status_and_the_rest_is_still_printed(lectern, home, stand_in):
     asked = stand_in()
 
     ended = lectern(
@@ -212,13 +214,13 @@ def test_a_fault_ends_with_its_exit_status_and_the_rest_is_still_said(lectern, h
 
     assert ended.code == 7
     assert "fail  teacher    no teacher at 127.0.0.1:1" in ended.out
-    assert "wire           ?  not known: the teacher did not answer" in ended.out
+    assert "wire           ?  unknown: the teacher did not answer" in ended.out
     assert "tokens       960  in 30 steps of 32" in ended.out
-    assert json.loads(asked.read_text())[0] == []  # a teacher that is away is not probed
+    assert json.loads(asked.read_text())[0] == []  # an absent teacher is not probed
     assert ended.err.startswith("error: 1 of 5 checks failed\nfail  teacher    no teacher at")
 
 
-def test_a_resume_is_estimated_from_where_it_goes_on(lectern, home, stand_in):
+def test_a_resume_is_estimated_from_its_checkpoint(lectern, home, stand_in):
     stand_in()
     spec = write_spec(home)
     folder = RunFolder.create(home / "runs", "run", load_spec(spec))
@@ -229,8 +231,8 @@ def test_a_resume_is_estimated_from_where_it_goes_on(lectern, home, stand_in):
     found = lectern("train", spec, *words, "--json").json
     shorter = lectern("train", write_spec(home, schedule={"steps": 19, "warmup_steps": 1}), *words)
 
-    assert "runs/run goes on from step 20" in ended.out
-    assert "in 10 steps of 32; the run goes on from step 20 of 30" in ended.out
+    assert "runs/run will be resumed from step 20" in ended.out
+    assert "in 10 steps of 32; the run resumes from step 20 of 30" in ended.out
     assert (found["estimate"]["first_step"], found["estimate"]["tokens"]) == (20, 10 * 32)
     assert found["estimate"]["checkpoints"] == 2  # at steps 25 and 30
     assert shorter.code == 2
@@ -240,17 +242,17 @@ def test_a_resume_is_estimated_from_where_it_goes_on(lectern, home, stand_in):
     )
 
 
-def test_a_disk_that_is_too_small_is_told(lectern, home, stand_in):
+def test_a_disk_that_is_too_small_is_a_warning(lectern, home, stand_in):
     stand_in(shape={**SHAPE, "num_trainable": 10**15})
 
     ended = lectern("train", write_spec(home), "--home", home, "--dry-run")
 
     assert ended.code == 0
-    assert "warn  disk       checkpoints and export may take 48 PB" in ended.out
+    assert "warn  disk       checkpoints and export may need 48 PB, but only" in ended.out
     assert "lower checkpoint.keep_last" in ended.out
 
 
-def test_a_trainer_that_does_not_start_is_told(lectern, home, tmp_path, monkeypatch):
+def test_a_trainer_that_does_not_start_is_a_failed_check(lectern, home, tmp_path, monkeypatch):
     package = tmp_path / "broken/student_trainer"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('no torch here')")
@@ -264,8 +266,8 @@ def test_a_trainer_that_does_not_start_is_told(lectern, home, tmp_path, monkeypa
     )
 
 
-def test_the_real_child_says_what_it_finds(lectern, tmp_path):
-    """One process that loads torch; all else is of the stand-in."""
+def test_the_real_child_reports_its_findings(lectern, tmp_path):
+    """Starts the child that loads torch; only the teacher is a stand-in."""
     home = tmp_path / "home"
     write_tiny_model(home / "models/tiny", weights=False, hidden=16, layers=1, vocab_size=40)
     write_shards(home / "data/text", [index % 40 for index in range(241)], vocab_size=40)
@@ -282,5 +284,5 @@ def test_the_real_child_says_what_it_finds(lectern, tmp_path):
     assert everything_under(home) == before
 
 
-def test_figures_of_a_table_stand_to_the_right():
+def test_figures_of_a_table_are_right_aligned():
     assert table([("a", "1", "x"), ("", "100", "y")]) == ["a    1  x", "   100  y"]

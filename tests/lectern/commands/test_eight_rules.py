@@ -1,4 +1,4 @@
-"""Whoever finds one of eight rules broken says the same: REST, the command line, the trainer."""
+"""Each of eight broken rules gives one message everywhere: REST, command line and trainer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tests.support.training.shards import write_shards
 
 @dataclass(frozen=True)
 class Case:
-    """A spec that breaks a rule, and what is said of it; `{data}` stands for the data root."""
+    """A spec that breaks a rule, and the message; `{data}` stands for the data root."""
 
     sections: dict[str, Any]
     error: type[LecternError]
@@ -95,7 +95,7 @@ def client(home: Home) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_broken_rule_is_told_in_one_sentence_by_all(
+def test_a_broken_rule_gives_the_same_message_everywhere(
     case: Case, home: Home, client: TestClient, lectern: Any, stand_in_trainer: Any
 ) -> None:
     spec = home.spec("broken", **case.sections)

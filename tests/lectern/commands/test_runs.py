@@ -62,7 +62,7 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     assert [(run["id"], run["state"]) for run in listed] == [(run_id, "succeeded")]
     assert "succeeded" in runs("list").out
     assert runs("list", "--state", "failed", "--json").json == []
-    assert runs("list", "--state", "failed").err.startswith("no run is failed; ")
+    assert runs("list", "--state", "failed").err == "no run is failed\n"
 
     shown = runs("show", run_id, "--json").json
     assert shown["spec"]["schedule"]["steps"] == 3
@@ -71,7 +71,7 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     assert runs("logs", run_id, "--tail", "1", "--json").json["run_id"] == run_id
 
 
-def test_a_run_is_deleted_once_it_rests(runs, tmp_path):
+def test_a_run_is_deleted_once_it_is_at_rest(runs, tmp_path):
     run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
     asked = runs("delete", run_id)
     assert (asked.code, "--yes" in asked.err) == (2, True)
@@ -88,7 +88,7 @@ def test_a_run_is_deleted_once_it_rests(runs, tmp_path):
     assert f"stop it first (`lectern runs stop {going}`)" in refused.err
 
 
-def test_samples_are_printed_inert_and_beside_each_other(runs, tmp_path):
+def test_samples_are_printed_side_by_side_without_escape_sequences(runs, tmp_path):
     run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
     assert runs("samples", run_id).err.startswith("no samples")
     sample = {"step": 3, "prompt": "def", "student": " add(\x1b[31m\n  one", "teacher": None}
@@ -106,7 +106,7 @@ def test_samples_are_printed_inert_and_beside_each_other(runs, tmp_path):
     ]
 
 
-def test_a_run_that_fails_ends_the_watching_with_1(runs, tmp_path):
+def test_watching_a_run_that_fails_exits_with_1(runs, tmp_path):
     ended = runs("create", write_spec(tmp_path, FAILS), "--watch")
 
     assert ended.code == 1
@@ -137,7 +137,7 @@ def test_a_run_is_stopped_and_resumed_with_more_steps(runs, tmp_path, url):
         assert [record["step"] for record in service.metrics(run_id, after_step=2)][:1] == [3]
 
 
-def test_what_cannot_work_is_refused_and_leaves_nothing(runs, tmp_path):
+def test_an_impossible_run_is_refused_and_leaves_nothing(runs, tmp_path):
     for extra, words in (
         ("teachr: {}\n", "teachr: unknown field; did you mean teacher?"),
         ("optimizer: {weight_decay: -1}\n", "optimizer.weight_decay: "),
@@ -164,7 +164,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(runs, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []
 
 
-def test_one_run_that_cannot_does_not_keep_the_others(runs, tmp_path):
+def test_one_refused_run_does_not_hold_up_the_others(runs, tmp_path):
     first, second = (
         runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"] for _ in range(2)
     )
@@ -186,12 +186,12 @@ def test_an_unknown_run_is_not_found(runs):
         assert ended.err == "error: no run no-such-run\n"
 
 
-def test_with_nothing_to_watch_there_is_nothing_to_wait_for(runs):
+def test_watching_without_runs_returns_at_once(runs):
     assert runs("watch").code == 0
     assert "no runs yet" in runs("list").err
 
 
-def test_a_state_that_is_none_is_refused_before_anything_is_asked(lectern):
+def test_an_unknown_state_is_refused_before_any_request(lectern):
     assert lectern("runs", "list", "--state", "dreaming", "--url", "http://127.0.0.1:1").code == 2
 
 
@@ -210,7 +210,7 @@ def test_a_state_that_is_none_is_refused_before_anything_is_asked(lectern):
         ["schedule=1", "schedule.steps=2"],
     ],
 )
-def test_a_change_that_means_nothing_is_refused_before_anything_is_asked(lectern, changes):
+def test_an_invalid_change_is_refused_before_any_request(lectern, changes):
     words = [word for change in changes for word in ("--set", change)]
     ended = lectern("runs", "resume", "run-1", *words, "--url", "http://127.0.0.1:1")
     assert ended.code == 2

@@ -74,7 +74,7 @@ def test_a_model_is_looked_for_under_the_models_root_of_the_home(tmp_path):
     )
 
 
-def test_the_health_of_nobody_is_unavailable(lectern):
+def test_an_absent_teacher_is_reported_as_unavailable(lectern):
     ended = lectern("teacher", "health", "127.0.0.1:1", "--timeout-seconds", "1", "--json")
 
     assert ended.code == 7

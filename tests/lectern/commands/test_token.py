@@ -3,7 +3,7 @@ import stat
 import pytest
 
 
-def test_a_token_is_made_once_and_for_its_owner_alone(lectern, tmp_path):
+def test_a_token_is_created_once_and_readable_only_by_its_owner(lectern, tmp_path):
     path = tmp_path / "secrets/teacher"
 
     first = lectern("token", "create", "teacher", "--home", tmp_path)

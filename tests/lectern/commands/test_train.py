@@ -49,7 +49,7 @@ def test_a_run_that_succeeds_ends_with_0_and_names_its_export(lectern, home, sta
     assert "loss/total 1.0000" in ended.out
 
 
-def test_json_is_all_that_standard_output_holds(lectern, home, stand_ins):
+def test_with_json_nothing_else_is_printed_to_standard_output(lectern, home, stand_ins):
     ended = lectern("train", write_spec(home), "--home", home, "--json")
 
     assert ended.json["exit_code"] == 0
@@ -62,7 +62,7 @@ def test_json_is_all_that_standard_output_holds(lectern, home, stand_ins):
         (FAILS, 1, "error: run run: the loss is not finite"),
         (INTERRUPTED, 75, "error: run run: the teacher is gone"),
         (DIES_MUTE, 1, "ImportError: no torch here"),
-        (DIES, 75, "go on with: lectern train"),
+        (DIES, 75, "resume with: lectern train"),
     ],
 )
 def test_a_run_that_ends_otherwise_says_why(lectern, home, stand_ins, how, code, said):
@@ -92,11 +92,11 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert command.returncode == 0
     assert "stopping: the run writes a checkpoint" in said
     assert "stopped at step 2 of 3" in said
-    again = f"go on with: lectern train {home}/spec.yaml --resume --home {home}\n"
+    again = f"resume with: lectern train {home}/spec.yaml --resume --home {home}\n"
     assert said.endswith(again)
 
 
-def test_a_former_trainers_words_are_not_taken_for_this_ones(home, stand_ins):
+def test_the_status_of_an_earlier_trainer_is_ignored(home, stand_ins):
     spec = load_spec(write_spec(home, DIES_MUTE))
     roots = Roots.of_home(home)
     folder = RunFolder.create(roots.runs, "run", spec)
@@ -122,7 +122,7 @@ def test_a_second_run_of_the_same_name_is_refused(lectern, home, stand_ins):
     ended = lectern("train", write_spec(home), "--home", home)
 
     assert ended.code == 4
-    assert "--resume it, or change the name" in ended.err
+    assert "exists already; set --resume to continue that run, or change name" in ended.err
 
 
 def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins):
@@ -157,7 +157,7 @@ def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_
     assert "has made all 3 steps; to continue, resume with a higher schedule.steps" in same.err
     assert (folder.spec_path.read_bytes(), folder.status_path.read_bytes()) == before
 
-    folder.status_path.write_bytes(b"")  # as a power cut may leave it: the run can do without
+    folder.status_path.write_bytes(b"")  # as a power cut may leave it: it is not needed
     more = lectern("train", write_spec(home, schedule="{steps: 4, warmup_steps: 1}"), *words)
     assert more.code == 0, more
     assert folder.read_spec().schedule.steps == 4
@@ -187,7 +187,7 @@ def test_there_must_be_something_to_resume(lectern, home, stand_ins):
     assert not (home / "runs").exists()
 
 
-def test_what_cannot_work_is_refused_before_a_folder_is_made(lectern, home, stand_ins):
+def test_an_impossible_run_is_refused_before_its_folder_is_made(lectern, home, stand_ins):
     spec = write_spec(home)
     spec.write_text(spec.read_text().replace("config: tiny", "config: nothing"))
 

@@ -28,10 +28,10 @@ def log(home: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_both_cleanly(tmp_path, stand_ins, number):
+def test_a_signal_stops_both_cleanly(tmp_path, stand_ins, number):
     with start(tmp_path, "--model", "some/model") as command:
         said = ""
-        while "Ctrl-C ends both" not in said:
+        while "Ctrl-C stops both" not in said:
             line = command.stderr.readline()
             assert line, "ended early: " + said
             said += line
@@ -42,13 +42,15 @@ def test_a_signal_ends_both_cleanly(tmp_path, stand_ins, number):
     assert command.returncode == 0
     assert "page     http://127.0.0.1:8001" in said
     assert "teacher  127.0.0.1:50001" in said
-    assert rest.endswith("ended\n")
+    assert rest.endswith("stopped\n")
     assert "teacher server | started with --model some/model" in first_log_line
     assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
     assert log(tmp_path, "teacher-server").endswith("teacher ended\n")
 
 
-def test_a_death_is_shown_with_its_last_words_and_ends_the_other(tmp_path, stand_ins, monkeypatch):
+def test_a_death_is_shown_with_the_end_of_its_log_and_the_other_is_stopped(
+    tmp_path, stand_ins, monkeypatch
+):
     go = tmp_path / "go"
     monkeypatch.setenv("STAND_IN_DIES", str(go))
     with start(tmp_path, "--model", "dies-later") as command:
@@ -57,11 +59,11 @@ def test_a_death_is_shown_with_its_last_words_and_ends_the_other(tmp_path, stand
         _, said = command.communicate(timeout=DEADLINE_SECONDS)
 
     assert command.returncode == 1
-    assert "error: the teacher server ended with exit status 1; its last words:" in said
+    assert "error: the teacher server ended with exit status 1; the end of its log:" in said
     assert "out of memory" in said
     assert said.splitlines()[-1] == (
         "the teacher server ended with exit status 1: run `lectern up` again with the same "
-        "options; the runs go on"
+        "options; the runs resume"
     )
     assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
 
@@ -86,10 +88,10 @@ def test_what_follows_two_dashes_goes_to_the_teacher(tmp_path, stand_ins):
     assert started.endswith("--mode throughput")
 
 
-def test_an_option_that_is_the_teachers_alone_is_pointed_to_its_place(lectern, tmp_path):
+def test_a_teacher_option_before_the_dashes_is_refused_with_its_right_place(lectern, tmp_path):
     ended = lectern("up", "--model", "m", "--home", tmp_path, "--mode", "throughput")
     assert ended.code == 2
-    assert 'it is the teacher\'s; write it after "--", as in: ' in ended.err
+    assert 'this is an option of the teacher; write it after "--", as in: ' in ended.err
     assert ended.err.endswith("up --model MODEL -- --mode ...\n")
 
     ended = lectern("up", "--modle", "m", "--home", tmp_path)
@@ -97,7 +99,7 @@ def test_an_option_that_is_the_teachers_alone_is_pointed_to_its_place(lectern, t
     assert "No such option: --modle" in ended.err
 
 
-def test_the_teacher_is_told_where_the_models_are(tmp_path, stand_ins):
+def test_the_teacher_gets_the_models_root(tmp_path, stand_ins):
     with start(tmp_path, "--model", "team/small") as command:
         assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
         command.send_signal(signal.SIGINT)
@@ -117,7 +119,7 @@ def test_the_teacher_is_told_where_the_models_are(tmp_path, stand_ins):
         (["--token-file", "gone"], "cannot read --token-file gone: No such file"),
     ],
 )
-def test_callers_that_nobody_knows_are_refused_before_anything_starts(
+def test_a_bind_without_authentication_is_refused_before_anything_starts(
     lectern, tmp_path, stand_ins, options, said
 ):
     ended = lectern("up", "--model", "some/model", "--home", tmp_path, *options)
@@ -126,9 +128,7 @@ def test_callers_that_nobody_knows_are_refused_before_anything_starts(
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_teacher_that_knows_its_callers_otherwise_may_be_bound_beyond_loopback(
-    tmp_path, stand_ins
-):
+def test_a_teacher_with_client_certificates_may_be_bound_beyond_loopback(tmp_path, stand_ins):
     options = ("--teacher-bind", "0.0.0.0:0", "--", "--tls-client-ca", "ca.pem")
     with start(tmp_path, "--model", "m", *options) as command:
         assert wait_until(lambda: "started" in log(tmp_path, "teacher-server"), DEADLINE_SECONDS)
@@ -136,7 +136,7 @@ def test_a_teacher_that_knows_its_callers_otherwise_may_be_bound_beyond_loopback
         command.communicate(timeout=DEADLINE_SECONDS)
 
 
-def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
+def test_one_option_gives_the_teachers_token_to_both(tmp_path, stand_ins):
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/teacher.token").write_text("0123456789abcdef")
     with start(tmp_path, "--model", "m", "--teacher-token-file", "teacher.token") as command:
@@ -148,7 +148,7 @@ def test_the_teachers_token_is_named_once_for_both(tmp_path, stand_ins):
     assert "--teacher-token-file teacher.token" in log(tmp_path, "control-plane")
 
 
-def test_the_teachers_certificate_and_its_authority_go_where_they_belong(tmp_path, stand_ins):
+def test_the_certificate_goes_to_the_teacher_and_its_ca_to_the_control_plane(tmp_path, stand_ins):
     files = {"--teacher-tls-cert": "crt", "--teacher-tls-key": "key", "--teacher-tls-ca": "ca"}
     options = [word for pair in files.items() for word in pair]
     with start(tmp_path, "--model", "m", *options) as command:
@@ -164,7 +164,7 @@ def test_the_teachers_certificate_and_its_authority_go_where_they_belong(tmp_pat
     assert command.returncode == 2 and "set all three" in said
 
 
-def test_waiting_is_mentioned_at_first_and_then_now_and_then(capsys):
+def test_waiting_is_mentioned_at_first_and_then_every_15_seconds(capsys):
     on_wait = wait_notes()
     for seconds in (0.0, 0.05, 1.0, 14.9, 15.1, 16.0, 31.0):
         on_wait("teacher server", seconds)
@@ -178,10 +178,10 @@ def test_waiting_is_mentioned_at_first_and_then_now_and_then(capsys):
     ]
 
 
-def test_the_real_services_come_up_know_each_other_and_go(tmp_path):
+def test_the_real_services_start_know_each_other_and_stop(tmp_path):
     with start(tmp_path, "--engine", "fixture", "--vocab-size", "97", "--quiet") as command:
         said = ""
-        while "Ctrl-C ends both" not in said:
+        while "Ctrl-C stops both" not in said:
             line = command.stderr.readline()
             assert line, "ended early: " + said
             said += line

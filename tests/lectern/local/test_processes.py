@@ -37,7 +37,7 @@ def test_a_child_lives_in_a_session_of_its_own(tmp_path):
     assert not child.is_alive
 
 
-def test_stop_asks_first(tmp_path):
+def test_stop_sends_sigterm_first(tmp_path):
     program = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
@@ -50,7 +50,7 @@ def test_stop_asks_first(tmp_path):
     assert child.stop(grace_seconds=DEADLINE_SECONDS) == 7
 
 
-def test_a_child_that_does_not_listen_is_killed_with_its_own_children(tmp_path):
+def test_a_child_that_ignores_sigterm_is_killed_with_its_own_children(tmp_path):
     program = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -69,7 +69,7 @@ def test_a_child_that_does_not_listen_is_killed_with_its_own_children(tmp_path):
     )
 
 
-def test_a_death_is_told_with_the_last_words_and_the_exit_status(tmp_path):
+def test_a_death_is_reported_with_the_end_of_the_log_and_the_exit_status(tmp_path):
     (tmp_path / "log").write_text("words of an earlier life\n")
     child = python("print('no such model'); raise SystemExit(3)", tmp_path / "log")
 
@@ -98,7 +98,7 @@ def test_children_import_nothing_from_the_folder_they_are_started_in(tmp_path, m
     assert child.process.wait(DEADLINE_SECONDS) == 0
 
 
-def test_log_lines_come_once_and_only_when_complete(tmp_path):
+def test_log_lines_are_returned_once_and_only_when_complete(tmp_path):
     log = tmp_path / "log"
     reader = LogLines(log)
     assert reader.new() == []
@@ -121,7 +121,7 @@ def test_log_lines_come_once_and_only_when_complete(tmp_path):
         (b"x" * 5000, "x" * 4000 + " ... (cut)"),
     ],
 )
-def test_a_logged_line_does_nothing_to_the_terminal(line, shown):
+def test_escape_sequences_of_a_log_do_not_reach_the_terminal(line, shown):
     assert printable(line) == shown
 
 

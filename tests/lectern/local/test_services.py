@@ -27,7 +27,7 @@ def log(tmp_path: Path, name: str) -> str:
     return (tmp_path / "logs" / f"{name}.log").read_text()
 
 
-def test_both_services_are_ready_inside_and_ended_after(tmp_path, stand_ins):
+def test_both_services_are_ready_inside_the_block_and_stopped_after_it(tmp_path, stand_ins):
     with started(tmp_path, {"threads": 1}, {"max_running_runs": 2}) as running:
         assert running.teacher_address == "127.0.0.1:50001"
         assert running.url == "http://127.0.0.1:8001"
@@ -42,15 +42,15 @@ def test_both_services_are_ready_inside_and_ended_after(tmp_path, stand_ins):
     assert control_plane.endswith("runs checkpointed\n")
 
 
-def test_the_control_plane_ends_before_the_teacher(tmp_path, stand_ins):
+def test_the_control_plane_stops_before_the_teacher(tmp_path, stand_ins):
     waited = []
     with started(tmp_path, on_wait=lambda name, seconds: waited.append(name)):
         waited.clear()
 
-    assert waited == ["control plane to end", "teacher server to end"]
+    assert waited == ["control plane to stop", "teacher server to stop"]
 
 
-def test_a_teacher_that_dies_at_start_is_reported_with_its_words(tmp_path, stand_ins):
+def test_a_teacher_that_dies_at_start_is_reported_with_its_log(tmp_path, stand_ins):
     with (
         pytest.raises(ChildDied, match="no such model") as caught,
         started(tmp_path, {"model": "dies-at-start"}),
@@ -60,7 +60,9 @@ def test_a_teacher_that_dies_at_start_is_reported_with_its_words(tmp_path, stand
     assert not (tmp_path / "logs" / "control-plane.log").exists()
 
 
-def test_a_teacher_that_dies_later_is_reported_and_ends_the_other(tmp_path, stand_ins, monkeypatch):
+def test_a_teacher_that_dies_later_is_reported_and_the_other_is_stopped(
+    tmp_path, stand_ins, monkeypatch
+):
     go = tmp_path / "go"
     monkeypatch.setenv("STAND_IN_DIES", str(go))
     with (
@@ -75,7 +77,7 @@ def test_a_teacher_that_dies_later_is_reported_and_ends_the_other(tmp_path, stan
     assert log(tmp_path, "control-plane").endswith("runs checkpointed\n")
 
 
-def test_an_interrupt_while_waiting_ends_what_was_started(tmp_path, stand_ins):
+def test_an_interrupt_while_waiting_stops_what_was_started(tmp_path, stand_ins):
     def interrupt(name: str, seconds: float) -> None:
         if "started with" in log(tmp_path, "teacher-server") and seconds > 0:
             raise KeyboardInterrupt
@@ -88,7 +90,7 @@ def test_an_interrupt_while_waiting_ends_what_was_started(tmp_path, stand_ins):
     assert log(tmp_path, "teacher-server").endswith("teacher ended\n")
 
 
-def test_waiting_has_an_end(tmp_path, stand_ins):
+def test_a_service_that_is_never_ready_times_out(tmp_path, stand_ins):
     with (
         pytest.raises(ChildDied, match=r"not ready within 0\.2 s"),
         started(tmp_path, {"model": "never-ready"}, ready_timeout_seconds=0.2),
@@ -110,7 +112,7 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path, stand_ins, sid
     assert not (tmp_path / "logs").exists()
 
 
-def test_what_the_teacher_is_started_with_is_what_its_parser_reads(tmp_path):
+def test_the_teachers_parser_reads_back_its_command_line(tmp_path):
     files = {name: tmp_path / name for name in ("token_file", "tls_cert", "tls_key")}
     options = TeacherOptions(
         "some/model", "fixture", "127.0.0.1:0", 2, vocab_size=97, **files, further=["--compile"]

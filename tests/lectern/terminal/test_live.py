@@ -45,7 +45,7 @@ def test_a_sparkline_shows_the_means_of_equal_shares():
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.integers(1, 40))
-def test_a_sparkline_has_a_block_a_value_up_to_its_width(values, width):
+def test_a_sparkline_has_one_block_per_value_up_to_its_width(values, width):
     assert len(sparkline(values, width)) == min(width, len(values))
 
 
@@ -68,7 +68,7 @@ def test_a_value_that_was_not_finite_leaves_no_point():
     assert (curve.steps, curve.values) == ([0, 3], [1.0, 2.0])
 
 
-def test_a_run_that_goes_back_to_a_checkpoint_takes_its_curve_back():
+def test_a_run_that_goes_back_to_a_checkpoint_cuts_its_curve_back():
     shown = view()
     shown.add_metrics([{"step": step, "loss/total": 10.0 - step} for step in (1, 2, 3, 4)])
     shown.add_metrics([{"step": step, "loss/total": 20.0 - step} for step in (3, 4)])
@@ -77,7 +77,7 @@ def test_a_run_that_goes_back_to_a_checkpoint_takes_its_curve_back():
     assert (curve.steps, curve.values) == ([1, 2, 3, 4], [9.0, 8.0, 17.0, 16.0])
 
 
-def test_a_line_says_all_that_is_known():
+def test_a_line_shows_all_that_is_known():
     shown = view()
     shown.add_metrics(
         [{"step": 1, "loss/total": 3.0, "loss/kd": 0.5}, {"step": 2, "loss/val": 2.0}]
@@ -89,7 +89,7 @@ def test_a_line_says_all_that_is_known():
     )
 
 
-def test_a_run_that_rests_says_why():
+def test_a_run_at_rest_shows_its_reason():
     shown = view(state=RunState.FAILED, reason="diverged", message="the loss is not finite")
 
     assert shown.line().endswith("(diverged) the loss is not finite")
@@ -120,7 +120,7 @@ def test_the_drawing_fits_eighty_columns_with_every_number_whole():
     assert chr(0x2026) not in text  # nothing was cut short
 
 
-def test_the_drawing_shows_what_a_run_says_as_plain_text():
+def test_a_runs_message_is_drawn_as_plain_text():
     lines = drawn([view(state=RunState.FAILED, message="[bold]not markup[/bold]")], width=80)
 
     assert "run-1: [bold]not markup[/bold]" in lines

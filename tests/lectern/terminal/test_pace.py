@@ -1,4 +1,4 @@
-"""How long a run has still to go."""
+"""A run's time left."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from lectern.terminal.pace import Pace
 from lectern_common.run_folder import RunState, Status
 
 
-def test_the_time_left_follows_from_the_steps_that_were_seen():
+def test_the_time_left_follows_from_the_steps_seen():
     pace = Pace()
     assert pace.seconds_left(10) is None
     for step, now in ((2, 100.0), (2, 101.0), (4, 106.0), (4, 109.0)):
@@ -17,7 +17,7 @@ def test_the_time_left_follows_from_the_steps_that_were_seen():
     assert pace.seconds_left(4) is None
 
 
-def test_a_run_that_stood_still_or_went_back_begins_anew():
+def test_a_stall_or_a_rewind_resets_the_pace():
     pace = Pace()
     pace.saw(1, 0.0)
     pace.saw(5, 4.0)

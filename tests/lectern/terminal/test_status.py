@@ -1,4 +1,4 @@
-"""`lectern teacher status`, of a teacher that says what the test wants."""
+"""`lectern teacher status`, mostly of a fake teacher."""
 
 import pytest
 
@@ -65,11 +65,11 @@ def test_a_teacher_is_shown_with_its_runs(lectern, teacher, monkeypatch):
         "device cpu (fake), 93 % in use",
         "dtype float32, int8",
         "mode throughput",
-        "speed 9,876 tokens/s in the last minute; 12,346 measured at its start",
-        "requests 2 wait, with 4,800 tokens; 1 being answered; room for 16",
+        "speed 9,876 tokens/s in the last minute; 12,346 measured at startup",
+        "requests 2 of at most 16 queued, with 4,800 tokens; 1 in progress",
         "scored 123,456 tokens of 900 sequences in 77 forwards, 1 % padding",
-        "cache 75 % of 4 sequences came from it; 1.2 GB of 4 GB used, on disk 5 MB of 90 GB",
-        "answers 3 GB sent; 12 requests turned away as it was full, 0 failed",
+        "cache 75 % hits of 4 sequences; 1.2 GB of 4 GB used, on disk 5 MB of 90 GB",
+        "answers 3 GB sent; 12 requests refused, 0 failed",
         "up for 26:03:31",
     ]
     rows = [line.strip(f"{BAR} ").split(BAR) for line in shown.out.splitlines() if "abcdef" in line]
@@ -87,7 +87,7 @@ def test_programs_get_json(lectern, teacher):
     assert [account["compute_share"] for account in figures["accounts"]] == [0.75, 0.0]
 
 
-def test_a_teacher_that_says_little_is_shown_too(lectern, teacher):
+def test_a_teacher_that_reports_little_is_shown_too(lectern, teacher):
     teacher.stats.CopyFrom(pb.Stats(scored_tokens=5))
     teacher.model.ClearField("measured_tokens_per_second")
     teacher.model.ClearField("quantization")
@@ -98,7 +98,7 @@ def test_a_teacher_that_says_little_is_shown_too(lectern, teacher):
     assert "run" not in shown.out
 
 
-def test_what_a_teacher_says_does_nothing_to_the_terminal(lectern, teacher):
+def test_escape_sequences_of_a_teacher_do_not_reach_the_terminal(lectern, teacher):
     teacher.model.model_id = "\x1b[31mred"
     teacher.model.device = "cpu\x1b]0;title\x07"
     teacher.stats.runs[0].run_id = "\x1b[2Jgone[bold]"
@@ -108,7 +108,7 @@ def test_what_a_teacher_says_does_nothing_to_the_terminal(lectern, teacher):
     assert "?[2Jgone[bold]" in shown.out
 
 
-def test_nobody_there_and_files_that_cannot_be_used_are_told(lectern, tmp_path):
+def test_an_absent_teacher_and_unusable_files_are_reported(lectern, tmp_path):
     away = lectern("teacher", "status", NOBODY, "--timeout-seconds", "1", "--json")
     assert (away.code, away.out) == (7, "")
     (tmp_path / "empty").write_text("")
@@ -117,7 +117,7 @@ def test_nobody_there_and_files_that_cannot_be_used_are_told(lectern, tmp_path):
         assert refused.code == 2 and says in refused.err and refused.err.count("\n") == 1
 
 
-def test_a_real_teacher_with_token_and_tls_is_shown_to_who_has_them(lectern, tmp_path):
+def test_a_real_teacher_is_shown_only_to_clients_with_its_token(lectern, tmp_path):
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server", "127.0.0.1")
     token_file = tmp_path / "token"

@@ -1,4 +1,4 @@
-"""Runs as plain text: ids are whole, and times can be read."""
+"""Runs as plain text: ids are never cut, and times are readable."""
 
 from datetime import datetime
 
@@ -21,7 +21,7 @@ def test_without_a_terminal_nothing_is_cut():
     assert lines[0].index("state") == lines[1].index("queued") == lines[2].index("queued")
 
 
-def test_in_a_terminal_lines_are_cut_but_no_id():
+def test_on_a_terminal_lines_are_cut_but_never_ids():
     runs = [run(LONG, message="a long reason " * 9), run("b")]
     for width in (20, 60, 100):
         lines = list_lines(runs, width)
@@ -30,11 +30,11 @@ def test_in_a_terminal_lines_are_cut_but_no_id():
         assert lines[1].endswith("...")
 
 
-def test_what_a_run_says_does_nothing_to_a_terminal():
+def test_escape_sequences_of_a_run_do_not_reach_the_terminal():
     assert "\x1b" not in list_lines([run("b", message="\x1b[2J")])[1]
 
 
-def test_times_are_dates_of_this_machines_zone():
+def test_times_are_shown_as_local_dates():
     data = {"since": 0.5, "step": 3, "resumes_at": None, "history": [{"at": 60.0, "attempt": 1}]}
     shown = with_dates(data)
     assert shown["since"] == datetime.fromtimestamp(0).astimezone()
