@@ -1,4 +1,4 @@
-"""Causal language models as both teacher and student need them: loading, head, parity probe.
+"""Causal language models for both teacher and student: loading, output head, parity probe.
 
-The one package with torch that two processes share; it knows neither wire nor run.
+The only package with torch that two processes share; it knows nothing of the wire or of runs.
 """

@@ -1,10 +1,10 @@
-"""A causal language model as body (token ids to hidden states) and head (hidden states to logits).
+"""Splits a causal language model into body (ids to hidden states) and head (those to logits).
 
 Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 
-Teachers serve hidden states and students train on them, so both rest on one claim: head(body(ids))
-is what the model itself computes. `parity_probe` checks it for the model at hand, because no list
-of architectures stays complete.
+Teachers serve hidden states and students train on them, so both depend on one fact: head(body(ids))
+is what the model itself computes. `parity_probe` checks it for each model, because no list of
+architectures stays complete.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _PROBE_SHAPE = (2, 9)
 
 @dataclass(frozen=True)
 class BodyAndHead:
-    """A view on a model: its parameters are the model's own, live, and gradients flow."""
+    """A view of a model: the parameters are the model's own, and gradients flow to them."""
 
     body: nn.Module
     projection: nn.Linear
@@ -37,12 +37,12 @@ class BodyAndHead:
     def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
         """Returns final-norm hidden states [B, S, D] in the model's dtype; no KV cache is kept.
 
-        On the head's device, wherever the body's last layer is.
+        The result is on the head's device, wherever the body's last layer is.
 
         Args:
             input_ids_BS: int64.
-            position_ids_BS: int64; where they begin anew a document begins, which sees nothing
-                before it, if the model can do that (packing.py).
+            position_ids_BS: int64; where they restart at 0, a document begins, which attends to
+                nothing before it, if the model can do that (packing.py).
         """
         if position_ids_BS is None:
             output = self.body(input_ids=input_ids_BS, use_cache=False)
@@ -54,12 +54,12 @@ class BodyAndHead:
         return hidden.to(self.projection.weight.device)
 
     def head(self) -> OutputHead:
-        """Returns the head over the live parameters; ask again after they were replaced."""
+        """Returns the head over the live parameters; call again after they were replaced."""
         return OutputHead(self.projection.weight, self.projection.bias, self.transform)
 
 
 def split(model: PreTrainedModel) -> BodyAndHead:
-    """Returns the model's two halves. Nothing is copied; whether they fit, `parity_probe` says.
+    """Returns the model's body and head, without copies; `parity_probe` checks that they fit.
 
     Raises:
         Misconfigured: the model has no output projection that is a plain linear layer.
@@ -68,16 +68,16 @@ def split(model: PreTrainedModel) -> BodyAndHead:
     if not isinstance(projection, nn.Linear):
         raise Misconfigured(
             f"{type(model).__name__} has no linear output projection "
-            f"({type(projection).__name__}), so it has no body and head"
+            f"({type(projection).__name__}), so it cannot be split into body and head"
         )
     body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     if body is model:
-        raise Misconfigured(f"{type(model).__name__} has no decoder apart from its head")
+        raise Misconfigured(f"{type(model).__name__} has no decoder separate from its head")
     return BodyAndHead(body, projection, head_transform(model.config))
 
 
 def split_or_why(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None]:
-    """Returns (the halves, probed, None), or (None, why they cannot be had apart)."""
+    """Returns (body and head, checked, None), or (None, why the model cannot be split)."""
     try:
         parts = split(model)
     except Misconfigured as error:
@@ -87,7 +87,7 @@ def split_or_why(model: PreTrainedModel) -> tuple[BodyAndHead | None, str | None
 
 
 def head_transform(config: PreTrainedConfig) -> HeadTransform:
-    """Returns what the model does to its projection's output, as its config names it."""
+    """Returns what the model does to its projection's output, according to its config."""
     text = config.get_text_config()
 
     def setting(name: str, absent: float) -> float:
@@ -107,11 +107,11 @@ def head_transform(config: PreTrainedConfig) -> HeadTransform:
 
 @torch.no_grad()
 def parity_probe(model: PreTrainedModel, parts: BodyAndHead) -> str | None:
-    """Returns None where body and head reproduce the model's own logits, else why they do not.
+    """Returns None if body and head reproduce the model's own logits, else the reason.
 
     Compared in the model's own head arithmetic, bit for bit on the CPU and to 2 units in the last
-    place elsewhere: once as the model is, once with the hidden states scaled up, because a soft-cap
-    or another curve does not show on small logits. Costs two short forwards of each.
+    place elsewhere: once as the model is and once with the hidden states scaled up, because a
+    soft-cap or another curve does not show on small logits. Costs two short forwards of each.
     """
     was_training = model.training
     model.train(False)
@@ -121,7 +121,7 @@ def parity_probe(model: PreTrainedModel, parts: BodyAndHead) -> str | None:
             if reason is not None:
                 return reason
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        return f"{type(model).__name__}: body and head do not run apart: {error}"
+        return f"{type(model).__name__}: body and head do not run separately: {error}"
     finally:
         model.train(was_training)
     return None
@@ -140,17 +140,17 @@ def _difference(model: PreTrainedModel, parts: BodyAndHead, logit: float | None)
     ours = head.transform(F.linear(hidden, head.weight_VD, head.bias_V))
     name = type(model).__name__
     if own.shape != ours.shape:
-        return f"{name}: body and head give {list(ours.shape)}, the model {list(own.shape)}"
+        return f"{name}: body and head give {list(ours.shape)}, but the model {list(own.shape)}"
     if not bool(own.isfinite().all()):
         return f"{name}: the model's own logits are not finite"
     difference = (own.float() - ours.float()).abs()
     allowed = 0 if device.type == "cpu" else 2 * _unit_in_the_last_place(own.float(), ours.dtype)
-    if not bool((difference <= allowed).all()):  # also where ours is not finite
+    if not bool((difference <= allowed).all()):  # also if ours is not finite
         largest = difference.max().item()
         return (
             f"{name}: body and head differ from the model's own logits by up to {largest:.3g}"
             + (f" (hidden states scaled by {factor:g})" if logit else "")
-            + "; it does something to its logits that is not known here"
+            + "; it transforms its logits in an unknown way"
         )
     return None
 
@@ -166,14 +166,14 @@ def _factor_to_reach(logit: float, parts: BodyAndHead, input_ids: Tensor) -> flo
     projected = F.linear(hidden, parts.projection.weight).float().abs().max().item()
     if not math.isfinite(projected) or projected == 0:
         return 1.0
-    # Half of the largest number of their dtype is as far as hidden states may go.
+    # Hidden states may reach half of the largest number of their dtype.
     room = torch.finfo(hidden.dtype).max / 2 / max(hidden.float().abs().max().item(), 1e-30)
     return float(2.0 ** math.floor(math.log2(min(logit / projected, room))))
 
 
 @contextlib.contextmanager
 def _output_scaled(body: nn.Module, factor: float) -> Iterator[None]:
-    """Within, the body's hidden states are multiplied by `factor`, whoever calls it."""
+    """Within the block, the body's hidden states are multiplied by `factor` in every call."""
 
     def scale(_module: nn.Module, _args: object, output: Any) -> Any:
         if isinstance(output, tuple):

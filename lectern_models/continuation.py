@@ -1,7 +1,9 @@
-"""python -m lectern_models.continuation --prompt TEXT --tokens N FOLDER...: what models write on.
+"""Prints how models continue a text: `python -m lectern_models.continuation`.
 
-Prints a JSON list with one continuation for each model folder, in order. Greedy: the most probable
-token each time, so that equal models say the same.
+    python -m lectern_models.continuation --prompt TEXT --tokens N FOLDER...
+
+Prints a JSON list with one continuation for each model folder, in order. Decoding is greedy: the
+most probable token each time, so that equal models write the same.
 """
 
 import argparse
@@ -23,14 +25,14 @@ def greedy_continuations(
     likeliest: Callable[[list[list[int]]], Sequence[int]],
     ends: Collection[int] = (),
 ) -> list[list[int]]:
-    """Returns the ids put after each prompt: the likeliest one each time, `num_tokens` at most.
+    """Returns the continuation of each prompt: the likeliest id each time, up to `num_tokens`.
 
     Args:
         prompts: token ids; none is empty.
-        num_tokens: at most so many for each.
-        likeliest: for each of some sequences the id that comes next. It is called at most
-            `num_tokens` times, with the sequences that go on.
-        ends: ids that end a sequence; they are left out.
+        num_tokens: maximum length of each continuation.
+        likeliest: returns the next id of each given sequence. Called at most `num_tokens` times,
+            with the sequences that have not ended.
+        ends: ids that end a sequence; not part of the continuation.
     """
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -47,10 +49,10 @@ def greedy_continuations(
 
 
 def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
-    """Returns the text of the `num_tokens` tokens that the model in `folder` puts after `prompt`.
+    """Returns the `num_tokens` tokens with which the model in `folder` continues `prompt`, as text.
 
     Raises:
-        NotFound: no model, or no tokenizer.json, in the folder.
+        NotFound: the folder has no model or no tokenizer.json.
         CorruptData: its weights cannot be read.
     """
     path = folder / "tokenizer.json"
@@ -69,7 +71,7 @@ def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lectern_models.continuation")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--prompt", required=True)

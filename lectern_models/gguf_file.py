@@ -1,8 +1,8 @@
-"""A GGUF file: what it says of its model, and whether transformers has read all of it.
+"""Reads a GGUF file's facts, and checks that transformers used every setting and tensor.
 
-transformers turns the blocks of a GGUF file into plain numbers when it loads it, so the file is
-small on disk and as large as any model in memory. It passes over settings and tensors that it does
-not know without a word; a file of which something was passed over is refused here.
+transformers converts the blocks of a GGUF file into plain numbers when it loads it, so the file is
+small on disk but as large as any model in memory. It silently ignores settings and tensors that it
+does not know; such a file is refused here.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from lectern_models.quantization import require_packages
 _BLOCK_VALUES = 1 << 22
 _INSTEAD = "take the model's safetensors weights"
 
-# Stored numbers, not blocks.
+# Types that store plain numbers, not blocks.
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-# Settings that loading checks by itself, because they are the shapes of tensors.
+# Settings that loading checks anyway, because they are the shapes of tensors.
 _SHAPES = {
     "block_count",
     "embedding_length",
@@ -47,11 +47,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 
 class GgufFile:
-    """One file; opened when it is first asked.
+    """One GGUF file, opened at its first use.
 
     Raises (everything but the constructor):
         Misconfigured: the package gguf is missing, or the file is one part of several.
-        CorruptData: it is no GGUF file, or is cut off.
+        CorruptData: it is not a GGUF file, or is truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class GgufFile:
     def dtype(self) -> str:
         """The 16-bit dtype that its matrices are stored in, if any; "float32" for blocks.
 
-        float32 holds the numbers of the common blocks exactly, a 16-bit dtype rounds them.
+        float32 represents the numbers of the common blocks exactly, a 16-bit dtype rounds them.
         """
         stored = {str(tensor.tensor_type.name) for tensor in self._reader.tensors}
         if not stored <= set(_PLAIN):
@@ -70,7 +70,7 @@ class GgufFile:
 
     @cached_property
     def tokens(self) -> dict[str, int] | None:
-        """Token -> id, without the unused ids that only fill the vocabulary; None without any."""
+        """Token -> id, without unused padding ids; None if the file has no tokenizer."""
         from gguf import TokenType
 
         spelled = self._value("tokenizer.ggml.tokens")
@@ -94,23 +94,23 @@ class GgufFile:
         return digest.hexdigest()
 
     def options(self) -> dict[str, Any]:
-        """Returns what transformers' from_pretrained is given, beside the folder and the dtype.
+        """Returns the arguments of transformers' from_pretrained besides the folder and the dtype.
 
         Raises:
-            Misconfigured: the architecture is unknown, or a setting of the file is passed over.
+            Misconfigured: the architecture is unknown, or a setting of the file is ignored.
         """
         require_packages("gguf", "a GGUF file", "accelerate")
         self._require_settings_read()
-        # Otherwise it fetches kernels from the model hub where its package for them is installed.
+        # Otherwise it fetches kernels from the model hub if its package for them is installed.
         return {
             "gguf_file": self.path.name,
             "quantization_config": GgufConfig(dequantize=True),
         }
 
     def require_tensors_read(self, model: PreTrainedModel) -> None:
-        """Raises Misconfigured where the loaded model does not hold all numbers of the file."""
-        # Loading renames, permutes and fuses tensors, but keeps the number of their values. Blocks
-        # past the last layer only predict tokens further ahead.
+        """Raises Misconfigured unless the loaded model has all numbers of the file."""
+        # Loading renames, permutes and fuses tensors, but keeps their number of values. Blocks past
+        # the last layer only predict tokens further ahead.
         past_last = f"blk.{model.config.get_text_config().num_hidden_layers}."
         stored = {
             str(tensor.name): int(tensor.n_elements)
@@ -120,8 +120,8 @@ class GgufFile:
         loaded = sum(tensor.numel() for _, tensor in _own_tensors(model))
         if sum(stored.values()) != loaded:
             raise Misconfigured(
-                f"{self.path.name} holds {sum(stored.values())} numbers, the model loaded from it "
-                f"{loaded}: tensors were passed over{_named(stored, 'rope_')}; {_INSTEAD}"
+                f"{self.path.name} has {sum(stored.values())} numbers, the model loaded from it "
+                f"{loaded}: tensors were ignored{_named(stored, 'rope_')}; {_INSTEAD}"
             )
 
     def _require_settings_read(self) -> None:
@@ -137,11 +137,11 @@ class GgufFile:
         for key in self._reader.fields:
             if key.startswith(prefix):
                 self._require_read(key, key.removeprefix(prefix), config)
-        # Gemma's scale of attention: no file has it, and transformers takes that of one model.
+        # Gemma's attention scale: no file has it, and transformers assumes that of one model.
         scale = getattr(config, "query_pre_attn_scalar", None)
         if scale is not None and scale != _head_dim(config):
             raise Misconfigured(
-                f"{name} does not say how its attention is scaled, and transformers takes {scale} "
+                f"{name} does not say how its attention is scaled; transformers assumes {scale} "
                 f"for heads of {_head_dim(config)}; {_INSTEAD}"
             )
 
@@ -151,7 +151,7 @@ class GgufFile:
             return
         read = _READ[setting](config) if setting in _READ else None
         if not _equal(value, read):
-            taken = "it knows no such setting" if read is None else f"it takes {read}"
+            taken = "it has no such setting" if read is None else f"it uses {read}"
             raise Misconfigured(
                 f"{self.path.name} sets {key} to {value}, which transformers does not read "
                 f"({taken}); {_INSTEAD}"
@@ -165,10 +165,10 @@ class GgufFile:
         try:
             reader = gguf.GGUFReader(self.path)
             size = self.path.stat().st_size
-        except Exception as error:  # whatever the bytes make it stumble over
+        except Exception as error:  # arbitrary bytes can raise anything
             raise CorruptData(f"cannot read {self.path}: {error or type(error).__name__}") from None
         if "general.architecture" not in reader.fields:
-            raise CorruptData(f"{self.path} does not say its architecture")
+            raise CorruptData(f"{self.path} does not name its architecture")
         ends = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
         if ends > size:
             raise CorruptData(f"{self.path} is truncated: {size} of {ends} bytes")
@@ -187,9 +187,9 @@ class GgufFile:
 def loaded_weights_sha256(model: PreTrainedModel) -> str:
     """Returns weights_sha256 (see lectern_common.tokens.weights) of the tensors of a loaded model.
 
-    Equal to that of the safetensors folder which a GGUF file was made from where the file holds
-    the same numbers to bfloat16: always for F32 and BF16 files, for F16 files where float16 can
-    hold every weight; never for blocks (q8_0, q4_K, ...), whose numbers are others, nor for
+    For a GGUF file it equals the hash of the safetensors folder that the file was made from if both
+    have the same numbers to bfloat16: always for F32 and BF16 files, for F16 files if float16 can
+    represent every weight; never for blocks (q8_0, q4_K, ...), whose numbers differ, nor for
     architectures whose tensors transformers fuses or whose norms a GGUF file shifts by one.
     """
     digest = hashlib.sha256()
@@ -203,7 +203,7 @@ def loaded_weights_sha256(model: PreTrainedModel) -> str:
 
 
 def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, tensor) of what is stored of a model; of tied ones, the first name alone."""
+    """Yields (name, tensor) of a model's stored tensors; tied ones only by their first name."""
     seen = set()
     for name, tensor in model.state_dict().items():
         place = (tensor.device, tensor.data_ptr())
@@ -213,7 +213,7 @@ def _own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _first(*names: str) -> Callable[[Any], Any]:
-    """Returns what reads the first of these settings that a config has."""
+    """Returns a function that reads the first of these settings that a config has."""
 
     def read(config: Any) -> Any:
         values = (getattr(config, name, None) for name in names)
@@ -237,7 +237,7 @@ def _rotated(config: Any) -> int:
     return int(_head_dim(config) * _rope(config).get("partial_rotary_factor", 1.0))
 
 
-# Setting of the file -> the same setting of the loaded model.
+# Setting in the file -> how to read it from the loaded model's config.
 _READ: dict[str, Callable[[Any], Any]] = {
     "attention.head_count": _first("num_attention_heads"),
     "attention.head_count_kv": _first("num_key_value_heads", "num_attention_heads"),

@@ -1,10 +1,10 @@
-"""The layers of a model: where it keeps them, for whoever splits, cuts or counts them."""
+"""Finds the layers of a model, to split, remove or count them."""
 
 from torch import nn
 
 
 def layer_lists(root: nn.Module) -> dict[str, nn.ModuleList]:
-    """Returns by its name every nn.ModuleList that is `root` or in it, and in no other list."""
+    """Returns every outermost nn.ModuleList in `root` (or `root` itself), by name."""
     outermost: dict[str, nn.ModuleList] = {}
     for name, module in root.named_modules():
         in_another = any(not outer or name.startswith(f"{outer}.") for outer in outermost)

@@ -1,6 +1,6 @@
-"""Causal language models from folders: data only, no code of theirs.
+"""Loads causal language models from folders: only data, never a model's own code.
 
-What is loaded is config.json with safetensors, or one GGUF file.
+Loads config.json with safetensors, or one GGUF file.
 """
 
 import json
@@ -37,19 +37,19 @@ def load_causal_lm(
 
     Args:
         folder: holds config.json and safetensors weights, or `gguf_file`.
-        dtype: "float32", "bfloat16", "float16", or "auto" for the one the config names (of a GGUF
-            file see GgufFile.dtype).
+        dtype: "float32", "bfloat16", "float16", or "auto" for the config's own (for a GGUF file see
+            GgufFile.dtype).
         device: a torch device, "cpu", "cuda", "cuda:1", or BALANCED.
         quantization: "none", "int8" or "int4": see bitsandbytes_config.
         attention: one of placement.ATTENTION.
-        gguf_file: load this file of the folder instead. Its blocks are turned into numbers of
-            `dtype`, so the model takes the memory of an unquantised one.
+        gguf_file: load this file of the folder instead. Its blocks are converted to `dtype`, so
+            the model takes as much memory as an unquantised one.
 
     Raises:
-        NotFound: no config.json or no safetensors (a pickle beside it is named and refused).
-        CorruptData: weights are truncated, or lack tensors that the config asks for.
-        Misconfigured: the architecture is unknown, or needs code of its own; what is asked needs a
-            package or a device that is not there; the model does not fit into the memory.
+        NotFound: no config.json or no safetensors (the message names a pickle, if there is one).
+        CorruptData: weights are truncated, or lack tensors that the config needs.
+        Misconfigured: the architecture is unknown or needs code of its own; a package or a device
+            is missing; the model does not fit into memory.
     """
     require_attention(attention, dtype, device)
     gguf = GgufFile(folder / gguf_file) if gguf_file else None
@@ -72,8 +72,8 @@ def load_causal_lm(
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise CorruptData(
-            f"{folder} lacks {len(names)} of the model's tensors, {names[0]} the first; they would "
-            "be random numbers"
+            f"{folder} lacks {len(names)} of the model's tensors, {names[0]} first; they would be "
+            "random numbers"
         )
     if gguf is not None:
         gguf.require_tensors_read(model)
@@ -82,7 +82,7 @@ def load_causal_lm(
 
 
 def _safetensors_options(folder: Path, quantization: str, dtype: str) -> dict[str, Any]:
-    safetensors_files(folder)  # there are any
+    safetensors_files(folder)  # raises if there are none
     config = _read_config(folder)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, dtype), "use_safetensors": True}
     stored = stored_quantization(config)
@@ -100,7 +100,7 @@ def _safetensors_options(folder: Path, quantization: str, dtype: str) -> dict[st
 def _loaded(
     folder: Path, device: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Returns (the model on its device, what transformers found missing)."""
+    """Returns (the model on its device, transformers' report of missing tensors)."""
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, info = load(
@@ -121,7 +121,7 @@ def _loaded(
         raise Misconfigured(f"cannot load {folder}: {_one_line(error)}") from error
     except (OSError, RuntimeError) as error:
         raise CorruptData(f"cannot load {folder}: {_one_line(error)}") from error
-    except Exception as error:  # safetensors raises an exception class of its own, a bare Exception
+    except Exception as error:  # safetensors' own class derives from Exception
         raise CorruptData(f"cannot read the weights in {folder}: {_one_line(error)}") from error
     return cast(PreTrainedModel, model), info
 
@@ -129,7 +129,7 @@ def _loaded(
 def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
     """Returns a float32 model on the CPU with weights drawn from `seed`, in eval mode.
 
-    Equal (config.json, seed) give equal weights. The caller's random state is kept.
+    Equal (config.json, seed) give equal weights. The caller's random state is left unchanged.
 
     Raises:
         NotFound: no config.json.
@@ -152,7 +152,7 @@ def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
 
 
 def tokenizer_map(folder: Path) -> dict[str, int] | None:
-    """Returns token -> id from tokenizer.json; None where the folder has none.
+    """Returns token -> id from tokenizer.json; None if the folder has none.
 
     Raises:
         CorruptData: the file cannot be read.
@@ -162,17 +162,17 @@ def tokenizer_map(folder: Path) -> dict[str, int] | None:
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    """Returns the number of parameters, trainable and frozen, tied ones once."""
+    """Returns the number of parameters, trainable and frozen; tied ones count once."""
     total = 0
     for parameter in model.parameters():
-        # A 4-bit parameter packs two into a byte, and keeps the shape that it stands for.
+        # A 4-bit parameter packs two numbers into a byte; quant_state has the real shape.
         packed = getattr(parameter, "quant_state", None)
         total += int((parameter if packed is None else packed).shape.numel())
     return total
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns the longest sequence of the position encoding; None where it has no end (Mamba)."""
+    """Returns the longest sequence of the position encoding; None if unlimited (Mamba)."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 
@@ -186,7 +186,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        raise NotFound(f"no config.json in {folder}: it is no model folder") from None
+        raise NotFound(f"no config.json in {folder}: it is not a model folder") from None
     except (OSError, ValueError) as error:
         raise CorruptData(f"cannot read {folder / 'config.json'}: {error}") from None
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""The output head: the map from final hidden states to logits, apart from its model.
+"""The output head: maps final hidden states to logits, independent of the model.
 
 Legend: N tokens, D hidden size, V vocabulary.
 
@@ -26,7 +26,7 @@ class HeadTransform:
     soft_cap: float | None = None
 
     def __call__(self, projected: Tensor) -> Tensor:
-        """Returns the logits of the projection's output, same shape and dtype; the input is kept.
+        """Returns the logits from the projection's output, same shape and dtype; the input is kept.
 
         The operations and their order are the models' own, so results are bit-equal to theirs.
         """
@@ -64,9 +64,9 @@ class OutputHead:
         return OutputHead(self.weight_VD[:vocab_size], bias, self.transform)
 
     def widened(self) -> "OutputHead":
-        """Returns the head in float32, for the CPU, where every product would convert it again.
+        """Returns the head in float32 on the CPU, where every product would convert it again.
 
-        On CUDA the head itself: there a copy costs memory, and converting takes no time.
+        On CUDA returns the head itself: a copy would cost memory, and converting takes no time.
         """
         if self.weight_VD.is_cuda:
             return self
@@ -76,7 +76,7 @@ class OutputHead:
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Returns float32 logits [N, V], accumulated in float32 whatever the stored dtype.
 
-        A 16-bit logit spoils the KD gradient where student and teacher are close (bfloat16 by
+        A 16-bit logit spoils the KD gradient if student and teacher are close (bfloat16 by
         20 %), so nothing here rounds below float32. float64 hidden states give float64 logits.
 
         Args:
@@ -85,9 +85,9 @@ class OutputHead:
         return self.transformed(projected(hidden_ND, self.weight_VD))
 
     def transformed(self, projected_NV: Tensor) -> Tensor:
-        """Returns the logits of hidden @ weight.T, which is kept; itself where nothing is done.
+        """Returns the logits from hidden @ weight.T, which is left unchanged.
 
-        Elementwise, so that rows may come in parts.
+        The same tensor if there is nothing to do. Elementwise, so rows may come in parts.
         """
         if self.bias_V is not None:
             projected_NV = projected_NV + self.bias_V.to(projected_NV.dtype)

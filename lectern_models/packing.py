@@ -1,24 +1,24 @@
-"""Can a model keep the documents of a row apart, when it is told where they begin?
+"""Checks whether a model can keep the documents of a packed row apart, given position ids.
 
-Position ids that begin anew tell an attention model of transformers which tokens belong together,
+Position ids that restart at 0 tell an attention model of transformers which tokens belong together,
 and it masks the rest. A model that carries a state along (Mamba, and those that mix its layers with
-attention) or computes places from distances alone (Bloom) does not hear it. No list of
-architectures stays complete, so the model at hand is tried.
+attention) or computes positions only from distances (Bloom) ignores them. No list of architectures
+stays complete, so each model is tested.
 """
 
 import torch
 
 from lectern_models.body_and_head import BodyAndHead
 
-# Lengths of the documents tried: the last begins late, one is a single token.
+# Lengths of the test documents: the last begins late, one is a single token.
 _DOCUMENTS = (5, 1, 8, 3)
-# Of the largest hidden state. What leaks in from another document is far more.
+# Share of the largest hidden state. A leak from another document is far larger.
 _TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def packing_probe(parts: BodyAndHead, vocab_size: int) -> str | None:
-    """Returns None where each document of a row comes out as it does alone, else why not.
+    """Returns None if each document of a row gives the same result as by itself, else the reason.
 
     Costs a few short forwards. Dropout must be off.
     """
@@ -35,7 +35,7 @@ def packing_probe(parts: BodyAndHead, vocab_size: int) -> str | None:
     except (TypeError, ValueError, RuntimeError) as error:
         return f"{type(parts.body).__name__} does not take position ids: {error}"
     difference = (together - alone).abs().max() / alone.abs().max()
-    if bool(difference <= _TOLERANCE):  # not where it is not a number
+    if bool(difference <= _TOLERANCE):  # false if it is not a number
         return None
     return (
         f"{type(parts.body).__name__} lets a document see the one before it (hidden states differ "

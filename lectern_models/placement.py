@@ -1,4 +1,4 @@
-"""Where a model runs and how its forward is computed: as asked, or refused."""
+"""Checks where a model runs and how its forward is computed: as requested, or an error."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lectern_common.errors import Misconfigured
 
-# Layer by layer over the GPUs of this host, by accelerate, about as much on each.
+# accelerate spreads the layers over the GPUs of this host, about as much on each.
 BALANCED = "balanced"
 
 # "auto" is transformers' own choice.
@@ -18,7 +18,7 @@ def resolved_device(device: str) -> str:
     """Returns "cpu", "cuda", "cuda:1" or BALANCED.
 
     Args:
-        device: one of these, or "auto": CUDA where there is one.
+        device: one of these, or "auto": CUDA if there is one.
 
     Raises:
         Misconfigured: this machine has no such device.
@@ -29,7 +29,7 @@ def resolved_device(device: str) -> str:
     kind, _, index = device.partition(":")
     known = device in ("cpu", "cuda", BALANCED) or (kind == "cuda" and index.isdecimal())
     if not known:
-        raise Misconfigured(f"--device {device} is none of auto, cpu, cuda, cuda:1, balanced")
+        raise Misconfigured(f"--device {device} is not one of auto, cpu, cuda, cuda:1, balanced")
     if device != "cpu" and not has_cuda:
         raise Misconfigured(
             f"--device {device}, but this torch ({torch.__version__}) sees no CUDA device"
@@ -42,13 +42,12 @@ def resolved_device(device: str) -> str:
 
 
 def require_attention(attention: str, dtype: str, device: str) -> None:
-    """Raises Misconfigured where `attention` cannot be had.
+    """Raises Misconfigured unless `attention` works here.
 
-    Asked here and not left to transformers, which fetches kernels from the model hub in place of a
-    missing package.
+    Not left to transformers, which fetches kernels from the model hub if the package is missing.
     """
     if attention not in ATTENTION:
-        raise Misconfigured(f"--attention {attention} is none of {', '.join(ATTENTION)}")
+        raise Misconfigured(f"--attention {attention} is not one of {', '.join(ATTENTION)}")
     if attention != "flash_attention_2":
         return
     if device == "cpu" or not is_flash_attn_2_available():
@@ -61,10 +60,10 @@ def require_attention(attention: str, dtype: str, device: str) -> None:
 
 
 def require_all_on_gpus(device_map: dict[str, Any]) -> None:
-    """Raises Misconfigured where layers of a balanced model found no room on the GPUs.
+    """Raises Misconfigured unless all layers of a balanced model fit on the GPUs.
 
     Args:
-        device_map: module name to place, as accelerate laid it out; may be empty.
+        device_map: module name to device, as accelerate assigned it; may be empty.
     """
     places = {str(place) for place in device_map.values()}
     if len(places) > 1 and places & {"cpu", "disk"}:
@@ -75,10 +74,10 @@ def require_all_on_gpus(device_map: dict[str, Any]) -> None:
 
 
 def compile_in_place(module: torch.nn.Module) -> None:
-    """Has the module's forwards run through torch.compile, one graph for every length.
+    """Compiles the module's forwards with torch.compile, with one graph for all lengths.
 
     Raises:
-        Misconfigured: it cannot be compiled here.
+        Misconfigured: torch.compile does not work here.
     """
     device = next(module.parameters()).device
     try:
@@ -88,13 +87,13 @@ def compile_in_place(module: torch.nn.Module) -> None:
             for shape in ((2, 16), (1, 16)):
                 ids = torch.zeros(shape, dtype=torch.long, device=device)
                 module(input_ids=ids, use_cache=False)
-    except Exception as error:  # of the compiler, of the C compiler that it calls, of the driver
+    except Exception as error:  # from torch, the C compiler that it calls, or the driver
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"--compile does not work here; leave it out: {reason}") from error
 
 
 def device_names(model: torch.nn.Module) -> str:
-    """Returns where the parameters are: "cpu", or "cuda:0, cuda:1 (name of the card)"."""
+    """Returns the devices of the parameters: "cpu", or "cuda:0, cuda:1 (name of the card)"."""
     devices = sorted(
         {parameter.device for parameter in model.parameters()},
         key=lambda device: (device.type, device.index or 0),

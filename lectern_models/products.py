@@ -1,10 +1,10 @@
-"""The three products with an output head's weight, in float32 whatever the factors are stored in.
+"""The three products with an output head's weight, in float32 for factors of any dtype.
 
 Legend: N tokens, V vocabulary, D hidden size.
 
-The CPU multiplies float32 alone: 16-bit factors are widened, which is exact, and a weight is
-widened a piece at a time, so that no copy of it exists. CUDA multiplies 16-bit factors exactly and
-adds in float32. With float64 hidden states all is float64.
+The CPU multiplies only float32: 16-bit factors are widened, which is exact, and a weight is widened
+a piece at a time, so that no copy of it exists. CUDA multiplies 16-bit factors exactly and adds in
+float32. With float64 hidden states everything is float64.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# With fewer rows the CPU's product adds in another order: no difference to a row's logits, but to
-# the small difference between student and teacher.
+# With fewer rows the CPU's product adds in another order: negligible for a row's logits, but not
+# for the small difference between student and teacher.
 _MIN_ROWS = 16
-# Numbers of a weight that are widened at a time: many for the product, few for the memory.
+# Numbers of a weight widened at a time: many for a fast product, few to save memory.
 _PIECE_NUMEL = 1 << 20
 
 
 def product_dtype(hidden_ND: Tensor) -> torch.dtype:
-    """Returns the dtype that factors take beside these hidden states.
+    """Returns the dtype for the factors of products with these hidden states.
 
-    bfloat16 on CUDA: only the gradient by the logits is rounded to it, 0.2 % of its norm. Not
-    float16, in which a gradient's smallest parts would be 0.
+    bfloat16 on CUDA if they are: only the gradient by the logits is rounded to it, an error of
+    0.2 % of its norm. Never float16, in which a gradient's smallest parts would be 0.
     """
     if hidden_ND.is_cuda and hidden_ND.dtype == torch.bfloat16:
         return torch.bfloat16
@@ -34,11 +34,11 @@ def product_dtype(hidden_ND: Tensor) -> torch.dtype:
 def projected(hidden_ND: Tensor, weight_VD: Tensor, out: Tensor | None = None) -> Tensor:
     """Returns hidden @ weight.T [N, V], float32 or float64.
 
-    Without `out` it is differentiable, and a weight in 16 bits is widened as a whole on the CPU.
-    With it, a row's result on the CPU does not depend on how many other rows there are.
+    Without `out` it is differentiable, and on the CPU a 16-bit weight is widened as a whole. With
+    `out`, a row's result on the CPU does not depend on how many other rows there are.
 
     Args:
-        out: [N, V] of the result's dtype, taken for the result.
+        out: [N, V] of the result's dtype, overwritten with the result.
     """
     if hidden_ND.is_cuda and hidden_ND.dtype in (torch.bfloat16, torch.float16):
         weight_DV = weight_VD.to(hidden_ND.dtype).T
@@ -83,7 +83,7 @@ def add_gradient_by_weight(sum_VD: Tensor, gradient_NV: Tensor, hidden_ND: Tenso
 
 
 def _pieces(weight_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yields ids and their rows in that dtype; all at once where there is nothing to widen."""
+    """Yields (ids, their rows in that dtype); all at once if there is nothing to widen."""
     vocab_size, hidden_size = weight_VD.shape
     size = vocab_size
     if weight_VD.dtype != dtype:

@@ -1,7 +1,7 @@
-"""8- and 4-bit weights, by bitsandbytes.
+"""8- and 4-bit weights by bitsandbytes.
 
 Only the linear layers of the body are quantised: embeddings, norms and the output head keep the
-model's dtype, so hidden states and the head travel as they do for any model.
+model's dtype, so hidden states and the head are sent as for any model.
 """
 
 import importlib.util
@@ -17,21 +17,21 @@ from lectern_common.errors import Misconfigured
 def bitsandbytes_config(
     quantization: str, config: dict[str, Any], dtype: torch.dtype | None
 ) -> BitsAndBytesConfig:
-    """Returns how the body's linear layers are stored and multiplied.
+    """Returns the config of how the body's linear layers are stored and multiplied.
 
-    "int8" is LLM.int8() (Dettmers et al., 2022): 8-bit rows and columns, and the columns in which
-    some token of the forward reaches 6.0 in 16 bits. Which columns those are depends on every token
-    of the forward, so a position's values depend a little on the tokens after it, and on whatever
-    is computed beside it. "int4" is NF4 (Dettmers et al., 2023), multiplied in the model's dtype;
-    there every position is computed by itself.
+    "int8" is LLM.int8() (Dettmers et al., 2022): 8-bit rows and columns, but 16 bits for columns in
+    which some token of the forward reaches 6.0. Which columns those are depends on every token of
+    the forward, so a position's values depend slightly on the tokens after it and on the rest of
+    the batch. "int4" is NF4 (Dettmers et al., 2023), multiplied in the model's dtype; there every
+    position is computed independently.
 
     Args:
         quantization: "int8" or "int4".
         config: the model's config.json.
-        dtype: what the rest of the model computes in; None for what the config names.
+        dtype: of the rest of the model; None means the config's own.
 
     Raises:
-        Misconfigured: a package is missing, or does not run on this machine.
+        Misconfigured: a package is missing or does not work on this machine.
     """
     require_packages("quantized", f"--quantization {quantization}", "accelerate", "bitsandbytes")
     _require_bitsandbytes_runs(quantization)
@@ -51,7 +51,7 @@ def stored_quantization(config: dict[str, Any]) -> str:
         config: its config.json.
 
     Raises:
-        Misconfigured: they are stored in a way that is not loaded here.
+        Misconfigured: they are stored in an unsupported way.
     """
     stored = config.get("quantization_config")
     if stored is None:
@@ -60,20 +60,20 @@ def stored_quantization(config: dict[str, Any]) -> str:
         return "int4" if stored.get("load_in_4bit") else "int8"
     method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else "unknown"
     raise Misconfigured(
-        f"the weights are stored quantised ({method}), which is not loaded here; take the model's "
-        "unquantised weights, with --quantization int8 or int4 where memory is short"
+        f"the weights are stored quantised ({method}), which is not supported; use the model's "
+        "unquantised weights, with --quantization int8 or int4 if memory is short"
     )
 
 
 def quantization_of(model: PreTrainedModel) -> str:
-    """Returns what a loaded model's body is stored in: "none", "int8" or "int4"."""
+    """Returns how a loaded model's body is quantised: "none", "int8" or "int4"."""
     if getattr(model, "is_loaded_in_4bit", False):
         return "int4"
     return "int8" if getattr(model, "is_loaded_in_8bit", False) else "none"
 
 
 def require_packages(extra: str, what_for: str, *packages: str) -> None:
-    """Raises Misconfigured, naming the extra to install, where a package is missing."""
+    """Raises Misconfigured, naming the extra to install, if a package is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise Misconfigured(
@@ -89,5 +89,5 @@ def _require_bitsandbytes_runs(quantization: str) -> None:
         raise Misconfigured(
             f"--quantization {quantization}: bitsandbytes does not load on this machine: {reason}"
         ) from None
-    # It says at every multiplication that it casts to float16.
+    # It warns at every multiplication that it casts to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

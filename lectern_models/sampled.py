@@ -1,14 +1,14 @@
-"""Draws from the teacher's distribution, the same for the same tokens whoever asks.
+"""Draws ids from the teacher's distribution, reproducibly from a seed and the tokens.
 
 Legend: S tokens of a sequence, N asked positions, C rows of a chunk, V vocabulary, U draws of a
-row, R records: the distinct ids of all rows, one row after the other.
+row, R records: the distinct ids of all rows, row after row.
 
-The draws' frequencies in place of the distribution leave the KD gradient right on average
-(Anshumann et al. 2025, "Sparse Logit Sampling"), which the k largest alone do not.
+With the draws' frequencies in place of the distribution the KD gradient is unbiased (Anshumann et
+al. 2025, "Sparse Logit Sampling"); with only the k largest it is not.
 
 Uniforms come from SHAKE-256, whose output is the same on every machine, and are turned into ids by
-the inverse of the cumulative distribution, in float64. Machines whose logits agree to the bit then
-draw the same ids, but where a uniform lies within float64's rounding of a step.
+the inverse of the cumulative distribution, in float64. Machines with bit-equal logits draw the same
+ids, unless a uniform lies within float64's rounding of a step.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
 
-# Keeps these bytes apart from any other use of SHAKE-256 over a seed and tokens.
+# Separates these bytes from any other use of SHAKE-256 over a seed and tokens.
 _PREFIX = b"lectern draws 1\n"
 
 
 class Draws(NamedTuple):
-    """The draws of some rows: a record for each distinct id of a row, by rising id.
+    """The draws of some rows: one record per distinct id of a row, in ascending id order.
 
     `counts_R` of a row sum to the number of draws; `log_probs_R` are log softmax(logits / T).
     """
@@ -45,14 +45,14 @@ def uniforms(
 ) -> npt.NDArray[np.float64]:
     """Returns float64 [N, num_draws] in [0, 1), a row for each asked position.
 
-    A row is a function of (seed, the tokens up to its position) alone, and its first draws are the
-    same whatever `num_draws` is: SHAKE-256 over a prefix, the seed as 8 little-endian bytes and
-    each token as 4; of each 8 little-endian bytes that come out the upper 53 bits.
+    A row depends only on the seed and the tokens up to its position, and its first draws are the
+    same for any `num_draws`: SHAKE-256 over a prefix, the seed as 8 little-endian bytes and each
+    token as 4; each draw is the upper 53 bits of 8 little-endian bytes of output.
 
     Args:
         seed: 0 <= seed < 2**64.
         token_ids_S: the sequence.
-        asked_S: True where a row is wanted.
+        asked_S: True where a row is requested.
         num_draws: >= 1.
     """
     state = hashlib.shake_256(_PREFIX + seed.to_bytes(8, "little"))
@@ -70,8 +70,8 @@ def uniforms(
 def draw(logits_CV: Tensor, uniforms_CU: Tensor, temperature: float) -> Draws:
     """Returns independent draws from softmax(logits / temperature), one for each uniform.
 
-    An id of probability 0 is never drawn. A row depends on its own logits and uniforms alone.
-    Leaves its inputs unchanged, and takes memory for one more [C, V] in float64.
+    An id of probability 0 is never drawn. A row depends only on its own logits and uniforms.
+    Leaves its inputs unchanged; needs memory for one more [C, V] in float64.
 
     Args:
         logits_CV: finite (an id ruled out by -inf has probability 0); V is the asked vocabulary.

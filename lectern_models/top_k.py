@@ -1,4 +1,4 @@
-"""The k largest logits in an order that does not depend on who looks for them, and the rest's mass.
+"""The k largest logits in a reproducible order, and the mass of the rest.
 
 Legend: C rows, V vocabulary, K top-k.
 """
@@ -12,16 +12,16 @@ from lectern_common.errors import InvalidRequest
 
 
 def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the k largest logits, falling, and their ids; of equal logits the lower ids.
+    """Returns the k largest logits, descending, and their ids; of equal logits the lower ids.
 
-    torch.topk picks any of equal logits, so the same answer could name another id elsewhere.
+    torch.topk picks any of equal logits, so equal logits could give other ids elsewhere.
     """
     values_CK, ids_CK = torch.topk(logits_CV, k, dim=-1)
     ids_CK = ids_CK.sort(dim=-1).values
     values_CK, order_CK = logits_CV.gather(-1, ids_CK).sort(dim=-1, descending=True, stable=True)
     ids_CK = ids_CK.gather(-1, order_CK)
     last_C1 = values_CK[:, -1:]
-    # Rows in which more ids carry the last value than were taken: there topk had a choice.
+    # Rows in which more ids have the last value than were taken: topk had a choice there.
     chosen_C = (logits_CV == last_C1).sum(-1) > (values_CK == last_C1).sum(-1)
     if bool(chosen_C.any()):
         full_values, full_ids = logits_CV[chosen_C].sort(dim=-1, descending=True, stable=True)
@@ -32,8 +32,8 @@ def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns logsumexp(logits / temperature) [C] over the ids not in `ids_CK`, then over all.
 
-    The first is a sum of its own, exact also where the rest has next to no mass; -inf where K = V.
-    Leaves its inputs unchanged, and takes memory for one more [C, V].
+    The first is summed separately, so it is exact even if the rest has almost no mass; -inf if
+    K = V. Leaves its inputs unchanged; needs memory for one more [C, V].
 
     Args:
         logits_CV: finite.

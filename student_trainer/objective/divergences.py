@@ -7,14 +7,14 @@ A divergence takes (log_q, log_p), both [N, O], and may overwrite them. It retur
     d_N    D(p, q) in nats
     g_NO   q_o (f_o - sum_j q_j f_j) with f = dD/dq
 
-g is how D moves with the outcomes' logits: dD/ds = g / T where every token is an outcome of its
-own, and a token within a larger outcome takes its share q_token / q_outcome of it.
+g is the derivative of D by the outcomes' logits: dD/ds = g / T if every token is an outcome by
+itself; a token within a larger outcome gets its share of that, q_token / q_outcome.
 
 Every logarithm must be finite. An outcome with p = 0 contributes 0 to forward_kl and jsd.
 
 For dense and hidden targets every token is an outcome. For top_k the outcomes are the teacher's K
-largest and one more, any other token, which is never renormalised away; at K = V there is none.
-Sampled targets give an estimate of forward_kl and of its gradient, both right on average.
+most likely tokens and one for all other tokens, the rest, which is never renormalised away; at
+K = V there is no rest. Sampled targets give unbiased estimates of forward_kl and of its gradient.
 """
 
 import math
@@ -28,14 +28,14 @@ from torch import Tensor
 from lectern_common.errors import InvalidRequest
 from student_trainer.targets import DenseTargets, SampledTargets, TopKTargets
 
-# A teacher's -inf (a token ruled out) becomes this: probability 0, and a finite logarithm.
+# Replaces a teacher's -inf (a token ruled out): probability 0, but a finite logarithm.
 _LOWEST_LOGIT = -1e30
 
 Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SampledRows(NamedTuple):
-    """The draws of some rows as tensors alone: a record for each distinct id of a row."""
+    """The draws of some rows, as tensors only: one record per distinct id of a row."""
 
     rows_R: Tensor  # int64, the record's row
     ids_R: Tensor  # int64
@@ -67,7 +67,7 @@ def jsd(log_q: Tensor, log_p: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
     g = (1 - beta) q (log(q / m) - KL(q || m)).
     """
     p, q = log_p.exp(), log_q.exp()
-    # Where p and q both vanish m would too; any finite log m does there, as it is multiplied by 0.
+    # If p and q are both 0, so is m; any finite log m will do then, as it is multiplied by 0.
     log_m = torch.lerp(q, p, beta).clamp_(min=torch.finfo(q.dtype).tiny).log_()
     p_to_m_N = log_p.sub_(log_m).mul_(p).sum(-1)
     log_ratio = log_q.sub_(log_m)
@@ -77,10 +77,10 @@ def jsd(log_q: Tensor, log_p: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def divergence_named(name: str, beta: float | None) -> Divergence:
-    """Returns the divergence of that name; beta (0 < beta < 1) belongs to jsd alone.
+    """Returns the divergence called `name`; beta (0 < beta < 1) is only for jsd.
 
     Raises:
-        InvalidRequest: no such name, or beta is missing, out of range or of no effect.
+        InvalidRequest: the name is unknown, or beta is missing, out of range or has no effect.
     """
     plain: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
     if name in plain:
@@ -95,7 +95,7 @@ def divergence_named(name: str, beta: float | None) -> Divergence:
 
 
 def teacher_rows(targets: DenseTargets | TopKTargets | SampledTargets) -> TeacherRows:
-    """Returns what `divergence_from_teacher` takes; draws as tensors alone."""
+    """Returns the targets as `divergence_from_teacher` takes them: draws as SampledRows."""
     if not isinstance(targets, SampledTargets):
         return targets
     frequencies_R = targets.counts_R.to(torch.float64) / targets.num_draws
@@ -108,16 +108,16 @@ def divergence_from_teacher(
     """Returns D [n] and T dD/ds [n, V], where s are the student's logits.
 
     Args:
-        logits_nV: s, float32 or float64; kept.
-        teacher: the teacher at the same rows; kept.
-        temperature: T; that of top_k and sampled targets.
-        divergence: from `divergence_named`; forward_kl for draws.
+        logits_nV: s, float32 or float64; left unchanged.
+        teacher: the teacher at the same rows; left unchanged.
+        temperature: T; the targets' own for top_k and sampled.
+        divergence: from `divergence_named`; must be forward_kl for draws.
     """
     if isinstance(teacher, TopKTargets):
         return _top_k_divergence(logits_nV, teacher, temperature, divergence)
     if isinstance(teacher, SampledRows):
         if divergence is not forward_kl:
-            raise ValueError("sampled targets serve forward_kl alone")
+            raise ValueError("sampled targets work only with forward_kl")
         return _sampled_forward_kl(logits_nV, teacher, temperature)
     teacher_nV = teacher.logits_NV.to(logits_nV.dtype).clamp(min=_LOWEST_LOGIT)
     log_p = _scaled(teacher_nV, temperature).log_softmax(-1)
@@ -131,13 +131,13 @@ def _scaled(logits_nV: Tensor, temperature: float) -> Tensor:
 def _top_k_divergence(
     logits_nV: Tensor, targets: TopKTargets, temperature: float, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
-    """The same over K + 1 outcomes, the last of them any other token; over K where K = V."""
+    """As `divergence_from_teacher`, over K + 1 outcomes, the last the rest; over K if K = V."""
     ids_nK = targets.ids_NK
     num_kept, has_rest = ids_nK.shape[1], ids_nK.shape[1] < targets.vocab_size
     logits_nV = logits_nV * (1 / temperature)
     outcomes_nO = logits_nV.gather(1, ids_nK)
     if has_rest:
-        # The rest has its own shift, so that its mass is exact also where it is tiny.
+        # The rest gets its own shift, so that its mass is exact even if tiny.
         logits_nV.scatter_(1, ids_nK, -math.inf)
         largest_n1 = logits_nV.amax(-1, keepdim=True)
         logits_nV.sub_(largest_n1).exp_()
@@ -152,10 +152,10 @@ def _top_k_divergence(
 
 
 def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) -> Tensor:
-    """Returns log p of each outcome, float64; the few values of a row are worth it.
+    """Returns log p of each outcome, in float64, which costs little for so few values a row.
 
-    The rest is one more logit, and the normaliser the sum of all: not the targets' own, whose
-    rounding would leave p with another sum than 1.
+    The rest is one more logit, and the normaliser is summed over all of them here: the targets'
+    own is rounded, so p would not sum to 1.
     """
     outcomes_nO = targets.logits_NK.to(torch.float64) / temperature
     if has_rest:
@@ -169,7 +169,7 @@ def _sampled_forward_kl(
 ) -> tuple[Tensor, Tensor]:
     """KL(p || q) = E_p[log p - log q] as the mean over the draws; T dD/ds = q - count / draws.
 
-    Each is right on average over draws, and the second is the first's own gradient.
+    Both are unbiased over draws, and the second is T times the first's own gradient.
     """
     rows_R, ids_R = teacher.rows_R, teacher.ids_R
     log_q_nV = _scaled(logits_nV, temperature).log_softmax(-1)

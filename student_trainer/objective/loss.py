@@ -6,11 +6,11 @@ distribution at T.
 
     total = [alpha * sum CE + (1 - alpha) * T^2 * sum D(p, q)] / normalizer
 
-`reference.py` is the same in float64, a row at a time. Here the logits of a chunk exist, are turned
-in place into the gradient, multiplied into the gradients of hidden states and head, and their
-memory taken by the next chunk: [N, V] never exists, and the backward pass has nothing left to
-recompute. Arithmetic is float32 whatever the model computes in (float64 where it does);
-`lectern_models/products.py` says which factors are 16 bits wide on CUDA.
+`reference.py` computes the same in float64, a row at a time. Here only one chunk's logits exist at
+a time: they are turned in place into their gradient, which is multiplied into the gradients of
+hidden states and head, and the next chunk reuses their memory. So [N, V] never exists, and the
+backward pass recomputes nothing. Arithmetic is float32 whatever the model computes in (float64 if
+the model does); `lectern_models/products.py` says which factors are 16 bits wide on CUDA.
 """
 
 import math
@@ -43,18 +43,18 @@ from student_trainer.targets import (
 _Number = TypeVar("_Number", float, Tensor)
 
 # Rows of a chunk. For each number of the head's gradient a chunk reads and writes 8 bytes and does
-# 2 operations a row: half the time is arithmetic at 4 x (FLOP/s over bytes/s) rows, which is 1,181
-# on an H100 and 824 on an H200. A CPU core is there at 64, and at its full speed at 256.
+# 2 operations a row, so arithmetic takes half the time at 4 x (FLOP/s over bytes/s) rows: 1,181 on
+# an H100, 824 on an H200. A CPU core gets there at 64 rows, and to its full speed at 256.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1280}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised; see the module's head.
+    """What is minimised; the formula is in the module's docstring.
 
     `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
-    and memory, and results by the order of float sums alone; None chooses it. `compiled` has
-    torch.compile translate the elementwise part at its first use.
+    and memory, and results only by the order of float sums; None means `auto_chunk_tokens`.
+    `compiled` has torch.compile compile the elementwise part at its first use.
     """
 
     alpha: float
@@ -81,10 +81,10 @@ class Objective:
 
 
 class StepLoss(NamedTuple):
-    """Scalars in float64. Sums over rows, in nats; 0 where the objective gives them no weight.
+    """Float64 scalars. `ce_sum` and `kd_sum` are sums over rows, in nats; 0 if without weight.
 
     `kd_sum` is D at T, without T^2: over K + 1 outcomes with top_k targets, an unbiased estimate
-    with sampled ones. `total` is what to call `backward()` on, once.
+    with sampled ones. Call `backward()` on `total`, once.
     """
 
     total: Tensor
@@ -102,19 +102,19 @@ def distillation_loss(
 ) -> StepLoss:
     """Returns the loss of N rows; gradients reach `hidden_ND` and the head's weight and bias.
 
-    Under `torch.no_grad()`, or where nothing requires a gradient, none is computed.
+    Under `torch.no_grad()`, or if nothing requires a gradient, none is computed.
 
     Args:
         hidden_ND: the student's final-norm hidden states at the valid positions.
-        head: the student's live parameters; tied ones need nothing special.
+        head: over the student's live parameters; tied ones need no special treatment.
         labels_N: int64, the token that follows each row; 0 <= label < V (no mask value).
-        targets: the teacher at the same N positions; None exactly when alpha is 1.
-        normalizer: valid positions of the whole optimizer step.
+        targets: the teacher's at the same N positions; None if and only if alpha is 1.
+        normalizer: number of valid positions in the whole optimizer step.
 
     Raises:
-        InvalidRequest: targets are missing or of no effect, their rows, vocabulary or temperature
-            are not the student's, they are draws and the divergence is not forward KL, or a count
-            is off.
+        InvalidRequest: targets are missing or have no effect; their number of rows, vocabulary or
+            temperature does not match; they are draws and the divergence is not forward KL; the
+            number of labels does not match, or the normalizer is below 1.
     """
     _require_consistent(hidden_ND, head, labels_N, targets, objective, normalizer)
     call = _Call(head, labels_N, targets, objective, normalizer)
@@ -128,16 +128,16 @@ def distillation_loss(
 
 
 def auto_chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """Returns the rows whose float32 logits are computed at a time, whatever the vocabulary.
+    """Returns how many rows' float32 logits to compute at a time, whatever the vocabulary.
 
-    Their memory is two times 4 * vocab_size bytes a row, student's and teacher's.
+    They take 2 * 4 * vocab_size bytes a row: the student's and the teacher's.
     """
     return _CHUNK_TOKENS.get(device.type, _CHUNK_TOKENS["cuda"])
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of `distillation_loss` that autograd does not look at."""
+    """The arguments of `distillation_loss` that autograd does not track."""
 
     head: OutputHead
     labels_N: Tensor
@@ -147,7 +147,7 @@ class _Call:
 
 
 class _LossWithGradients(torch.autograd.Function):
-    """Computes the gradients in `forward`; `backward` hands them over, times the incoming one."""
+    """Computes the gradients in `forward`; `backward` returns them times the incoming one."""
 
     @staticmethod
     def forward(
@@ -162,8 +162,8 @@ class _LossWithGradients(torch.autograd.Function):
     def backward(ctx: Any, total: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("the gradients of a StepLoss were handed over before")
-        if total.is_cpu and total.item() == 1:  # a CUDA device would have to be waited for
+            raise RuntimeError("backward() was already called on this StepLoss")
+        if total.is_cpu and total.item() == 1:  # on CUDA, item() would wait for the device
             return (*gradients, None)
         return (*(None if part is None else part.mul_(total) for part in gradients), None)
 
@@ -173,8 +173,9 @@ def _evaluate(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Returns (total, ce_sum, kd_sum) and the wanted gradients of hidden, weight and bias.
 
-    For each chunk: (1) both sides' products with their heads, (2) the losses, and in place of the
-    student's product their gradient by it, (3) into the gradients of hidden states and head.
+    For each chunk: (1) multiply both sides' hidden states by their heads, (2) compute the losses
+    and overwrite the student's product with their gradient by it, (3) add that to the gradients of
+    hidden states and head.
     """
     objective, targets, num_rows = call.objective, call.targets, len(hidden_ND)
     device = hidden_ND.device
@@ -185,7 +186,7 @@ def _evaluate(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         student_nV = torch.empty(chunk_shape, dtype=dtype, device=device)
         teacher_nV = torch.empty_like(student_nV) if isinstance(targets, HiddenTargets) else None
-        # On CUDA converted here, once; on the CPU the products widen it a piece at a time.
+        # Converted once, here, on CUDA; on the CPU the products widen it a piece at a time.
         weight_VD = call.head.weight_VD.detach()
         if hidden_ND.is_cuda:
             weight_VD = weight_VD.to(hidden_ND.dtype)
@@ -219,7 +220,7 @@ def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerm
         temperature=objective.temperature,
         divergence=divergence_named(objective.divergence, objective.beta),
         ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
-        # T^2 of the objective, 1 / T of dD/ds.
+        # T^2 from the objective, 1 / T from dD/ds.
         kd_weight=None
         if targets is None
         else scalar((1 - objective.alpha) * objective.temperature),
@@ -229,7 +230,7 @@ def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerm
 def _chunk_targets(
     targets: TeacherTargets | None, rows: slice, teacher_nV: Tensor | None
 ) -> DenseTargets | TopKTargets | SampledTargets | None:
-    """Returns the teacher's rows of a chunk; for hidden ones their product, in `teacher_nV`."""
+    """Returns the teacher's rows of a chunk; hidden states times the head, in `teacher_nV`."""
     chunk = None if targets is None else targets.rows(rows.start, rows.stop)
     if not isinstance(chunk, HiddenTargets):
         return chunk
@@ -272,16 +273,16 @@ def _require_consistent(
     if len(labels_N) != len(hidden_ND):
         raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(labels_N)} labels", "labels")
     if normalizer < 1:
-        raise InvalidRequest(f"normalizer is {normalizer}; a step has valid positions")
+        raise InvalidRequest(f"normalizer is {normalizer}; it must be >= 1")
     if (targets is None) != (objective.alpha == 1):
         raise InvalidRequest(
             f"alpha is {objective.alpha}: "
-            + ("a teacher's targets are missing" if targets is None else "targets have no effect")
+            + ("the teacher's targets are missing" if targets is None else "targets have no effect")
         )
     if targets is None:
         return
     if len(targets) != len(hidden_ND):
-        raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(targets)} of the teacher", "targets")
+        raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(targets)} teacher rows", "targets")
     if isinstance(targets, HiddenTargets):
         teacher_vocab = targets.head.vocab_size
     elif isinstance(targets, DenseTargets):
@@ -292,19 +293,19 @@ def _require_consistent(
         if targets.temperature != objective.temperature:
             raise InvalidRequest(
                 f"{'sampled' if sampled else 'top_k'} targets are at temperature "
-                f"{targets.temperature}, the loss at {objective.temperature}; they hold at their "
-                "own alone",
+                f"{targets.temperature}, the loss at {objective.temperature}; they are valid only "
+                "at their own",
                 "temperature",
             )
         if sampled and objective.divergence != "forward_kl":
             raise InvalidRequest(
                 f"divergence {objective.divergence} needs the teacher's probability of every "
-                "token, and draws tell it of those drawn alone; take forward_kl, or another "
+                "token, but draws give it only for the tokens drawn; use forward_kl, or another "
                 "representation than sampled",
                 "divergence",
             )
     if teacher_vocab != head.vocab_size:
         raise InvalidRequest(
-            f"teacher rows cover {teacher_vocab} ids, the student has {head.vocab_size}",
+            f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size}",
             "vocab_size",
         )

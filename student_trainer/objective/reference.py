@@ -1,24 +1,25 @@
-"""The objective in plain float64, one row at a time: what every faster version is compared with.
+"""The objective in plain float64, one row at a time: the reference for every faster version.
 
 Legend: V vocabulary, O outcomes, B sequences. s are the student's logits, t the teacher's, T the
 temperature, p = softmax(t / T), q = softmax(s / T).
 
     loss = alpha * CE(s, label) + (1 - alpha) * T^2 * D(p, q)
 
-The T^2 keeps the gradient of the second term the same size at any T (Hinton, Vinyals and Dean 2015,
-"Distilling the Knowledge in a Neural Network", section 2: they shrink as 1/T^2, their eq. 4). D is
+T^2 keeps the second term's gradient the same size at any T: without it the gradient shrinks as
+1/T^2 (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 2,
+eq. 4). D is
 
-    forward_kl   KL(p || q), which is Hinton et al.'s soft-target cross entropy less p's entropy
+    forward_kl   KL(p || q), which is Hinton et al.'s soft-target cross entropy minus p's entropy
     reverse_kl   KL(q || p)                           (Gu et al. 2024, "MiniLLM", section 2.1)
     jsd          beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
                                     (Agarwal et al. 2024, "On-Policy Distillation", section 2)
 
-With `top_k` the outcomes are the teacher's k most likely tokens and one more, "any other token": p
-and q are summed over that rest, never renormalised without it. At k = V there is no rest.
+With `top_k` the outcomes are the teacher's k most likely tokens and one for all other tokens, the
+rest: p and q are summed over the rest, never renormalised without it. At k = V there is no rest.
 
-With `draws`, ids drawn from p, D is forward_kl's estimate from them, the mean of log(p / q) at the
-ids drawn: its expectation is KL(p || q), and its gradient's (q - p) / T (Anshumann et al. 2025,
-"Sparse Logit Sampling").
+With `draws`, ids drawn from p, D is an estimate of forward_kl: the mean of log(p / q) over the
+draws. Its expectation is KL(p || q), and that of its gradient is (q - p) / T (Anshumann et al.
+2025, "Sparse Logit Sampling").
 """
 
 from collections.abc import Sequence
@@ -49,14 +50,14 @@ def kd_loss(
     Args:
         student_logits: [V].
         teacher_logits: [V], not divided by any temperature.
-        label: id of the token that follows, 0 <= label < V.
-        temperature: T > 0; enters D alone, the cross entropy is at T = 1.
+        label: id of the next token, 0 <= label < V.
+        temperature: T > 0; only for the D term, the cross entropy is at T = 1.
         alpha: weight of the cross entropy, 0 to 1.
         divergence: "forward_kl", "reverse_kl" or "jsd".
         beta: weight of the teacher in jsd's mixture, 0 < beta < 1; None otherwise.
-        top_k: outcomes kept; None keeps all.
-        draws: at least one id drawn from p, repeated as often as drawn; None: D is computed from p
-            itself. With forward_kl and without top_k alone.
+        top_k: number of tokens kept; None keeps all.
+        draws: ids drawn from p, at least one, each repeated as often as drawn; only with forward_kl
+            and without top_k. None means D is computed from p itself.
 
     Raises:
         InvalidRequest: an argument is out of its range.
@@ -88,8 +89,8 @@ def kd_logit_gradient(
 
         alpha (softmax(s) - onehot(label)) + (1 - alpha) T^2 dD/ds
 
-    For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2); with draws their
-    frequencies stand for p.
+    For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2); with draws,
+    their frequencies replace p.
     """
     s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
     cross_entropy = np.exp(log_softmax(s))
@@ -101,7 +102,7 @@ def kd_logit_gradient(
         return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
     log_p, log_q, outcome_V = _outcomes(s / temperature, t / temperature, top_k)
     by_outcome = _divergence_gradient(log_p, log_q, divergence, beta)
-    # A token moves its outcome by its share of it: 1, but for the tokens of the rest.
+    # A token moves its outcome by its share of that outcome: 1 for all but the rest's tokens.
     share_V = np.exp(log_softmax(s / temperature) - log_q[outcome_V])
     distance = by_outcome[outcome_V] * share_V / temperature
     return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
@@ -109,7 +110,7 @@ def kd_logit_gradient(
 
 @dataclass(frozen=True)
 class KdStep:
-    """Loss [B] and logit gradient [B, V] of each sequence; the mean over B is the batch's."""
+    """Losses [B] and logit gradients [B, V], a row per sequence; the batch's are means over B."""
 
     losses: Vector
     gradients: npt.NDArray[np.float64]
@@ -127,23 +128,23 @@ def kd_step(
     alpha: float,
     student_logits: Sequence[npt.ArrayLike],
 ) -> KdStep:
-    """Returns loss and logit gradient of each sequence, at its last position, by forward KL.
+    """Returns each sequence's loss and logit gradient at its last position, with forward KL.
 
     Args:
-        teacher: asked once, for the whole batch.
+        teacher: called once, for the whole batch.
         input_ids: B >= 1 sequences.
-        labels: for each sequence the token that follows it.
+        labels: the token that follows each sequence.
         temperature: as in `kd_loss`.
         alpha: as in `kd_loss`.
-        student_logits: for each sequence the student's row [V] at its last position.
+        student_logits: the student's logits [V] at the last position of each sequence.
 
     Raises:
         InvalidRequest: lengths differ, or an argument is out of its range.
     """
     if not len(input_ids) == len(labels) == len(student_logits) or not len(labels):
         raise InvalidRequest(
-            f"{len(input_ids)} sequences, {len(labels)} labels and {len(student_logits)} student "
-            "rows; give as many of each, at least one"
+            f"got {len(input_ids)} sequences, {len(labels)} labels and {len(student_logits)} "
+            "student rows; expected the same number of each, at least one"
         )
     rows = list(zip(student_logits, teacher.logits_for_batch(input_ids), labels, strict=True))
     return KdStep(
@@ -169,7 +170,7 @@ def _divergence(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> 
 
 
 def _divergence_gradient(log_p: Vector, log_q: Vector, name: str, beta: float | None) -> Vector:
-    """Returns q_o (f_o - sum_j q_j f_j) [O] with f = dD/dq: dD over d(log-odds of outcome o)."""
+    """Returns q_o (f_o - sum_j q_j f_j) [O] with f = dD/dq: dD/d(logit of outcome o)."""
     weight = _mixture_weight(name, beta)
     p, q = np.exp(log_p), np.exp(log_q)
     if name == "forward_kl":  # f = -p / q
@@ -194,7 +195,7 @@ def _log_mixture(log_p: Vector, log_q: Vector, beta: float) -> Vector:
 def _outcomes(
     s_V: Vector, t_V: Vector, top_k: int | None
 ) -> tuple[Vector, Vector, npt.NDArray[np.intp]]:
-    """Returns log p [O], log q [O], and the outcome that each token belongs to [V]."""
+    """Returns log p [O], log q [O], and each token's outcome [V]."""
     vocab_size = len(t_V)
     kept = vocab_size if top_k is None else top_k
     if not 1 <= kept <= vocab_size:
@@ -235,16 +236,16 @@ def _drawn(
 ) -> npt.NDArray[np.intp]:
     _mixture_weight(divergence, beta)
     if divergence != "forward_kl" or top_k is not None:
-        raise InvalidRequest("draws serve forward_kl alone, without top_k", "draws")
+        raise InvalidRequest("draws work only with forward_kl and without top_k", "draws")
     if not draws or not all(0 <= drawn < vocab_size for drawn in draws):
-        raise InvalidRequest(f"draws must be ids below {vocab_size}, at least one", "draws")
+        raise InvalidRequest(f"draws must be one or more ids below {vocab_size}", "draws")
     return np.asarray(draws, np.intp)
 
 
 def _mixture_weight(name: str, beta: float | None) -> float:
-    """Returns jsd's beta; 0, which nobody reads, for the others."""
+    """Returns beta for jsd; else 0, which is not used."""
     if name not in ("forward_kl", "reverse_kl", "jsd"):
-        raise InvalidRequest(f"divergence {name} is not known", "divergence")
+        raise InvalidRequest(f"unknown divergence {name}", "divergence")
     if name != "jsd":
         if beta is not None:
             raise InvalidRequest(f"beta has no effect with divergence {name}", "beta")

@@ -1,10 +1,10 @@
-"""Losses of a few rows, their gradient by the logits, and what that adds to the head's gradients.
+"""Losses of a few rows, their gradients by the logits, and the sums of the head's gradients.
 
 Legend: N tokens, n tokens (rows) of a chunk, V vocabulary, D hidden size.
 
-Elementwise work on the logits is a dozen passes over [n, V]. A few rows at a time stay in the CPU's
-cache from the first pass to the last, which takes a third of the time; with torch.compile the
-passes are few, and all rows are given at once.
+Elementwise work on the logits makes a dozen passes over [n, V]. A few rows at a time stay in the
+CPU's cache from the first pass to the last, which takes a third of the time. With torch.compile
+there are few passes, so all rows are processed at once.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,21 @@ from lectern_models.products import add_gradient_by_weight, gradient_by_hidden, 
 from student_trainer.objective.divergences import Divergence, TeacherRows, divergence_from_teacher
 from student_trainer.targets import DenseTargets
 
-# Elements of [n, V] that the passes are over at a time. On CUDA a kernel should outlast its launch.
+# Elements of [n, V] processed at a time. On CUDA a kernel should run longer than its launch.
 _BLOCK_NUMEL = {"cpu": 1 << 17, "cuda": 1 << 25}
-# A process compiles one graph for an objective's first chunk and one for any other number of rows.
+# A process compiles one graph for an objective's first chunk and one for all other numbers of rows.
 _MAX_GRAPHS = 64
 
 
 class RowTerms(NamedTuple):
-    """What is the same for all rows of a call; a weight of None leaves its term out.
+    """What all rows of a call share; a weight of None leaves its term out.
 
-    Weights are float32 or float64 scalars: of the cross entropy, and of T dD/ds.
+    `ce_weight` multiplies the cross entropy, `kd_weight` T dD/ds; both are float32 or float64
+    scalars.
     """
 
     student: OutputHead
-    teacher: OutputHead | None  # where the teacher's rows are projections by it
+    teacher: OutputHead | None  # if the teacher's rows are projections by it
     temperature: float
     divergence: Divergence
     ce_weight: Tensor | None
@@ -41,7 +42,7 @@ class RowTerms(NamedTuple):
 
 
 def block_rows(vocab_size: int, device: torch.device) -> int:
-    """Returns how many rows are best given at a time."""
+    """Returns how many rows to process at a time, for speed."""
     return max(1, _BLOCK_NUMEL.get(device.type, _BLOCK_NUMEL["cuda"]) // vocab_size)
 
 
@@ -50,13 +51,13 @@ def row_losses(
 ) -> tuple[Tensor, Tensor]:
     """Returns CE [n] and D [n]; overwrites `projected_nV` with d total / d projected.
 
-    The total is ce_weight * sum CE + T * kd_weight * sum D; a term that is left out is 0.
+    The total is ce_weight * sum CE + T * kd_weight * sum D; a term left out is 0.
 
     Args:
         projected_nV: the student's hidden states times its weight, before bias and transform.
-        labels_n: the token that follows each row.
-        teacher: at the same rows; DenseTargets hold projections where `terms.teacher` is one.
-        terms: see there.
+        labels_n: int64, the token that follows each row.
+        teacher: at the same rows; DenseTargets hold projections if `terms.teacher` is given.
+        terms: see RowTerms.
     """
     logits_nV = terms.student.transformed(projected_nV)
     ce_n = kd_n = logits_nV.new_zeros(len(logits_nV))
@@ -84,10 +85,10 @@ def row_losses(
 def compiled_row_losses(
     projected_nV: Tensor, labels_n: Tensor, teacher: TeacherRows | None, terms: RowTerms
 ) -> tuple[Tensor, Tensor]:
-    """The same by torch.compile; results differ by the rounding of float sums alone.
+    """As `row_losses`, by torch.compile; results differ only by the rounding of float sums.
 
     Raises:
-        Misconfigured: it cannot be compiled here.
+        Misconfigured: torch.compile does not work here.
     """
     try:
         with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
@@ -115,15 +116,18 @@ def _cross_entropy(logits_nV: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]
 
 
 class HeadGradients:
-    """The sums, float32 (float64 where the hidden states are); None where not wanted."""
+    """The gradients of hidden states, weight and bias, gathered chunk by chunk, if requested.
+
+    Weight and bias are summed in float32 (float64 if the hidden states are).
+    """
 
     def __init__(
         self, hidden_ND: Tensor, head: OutputHead, wanted: tuple[bool, bool, bool]
     ) -> None:
         """Args:
         hidden_ND: all hidden states; only shape, dtype and device are used.
-        head: the same of weight and bias.
-        wanted: whether the gradients of hidden states, weight and bias are.
+        head: likewise, its weight and bias.
+        wanted: whether the gradients of (hidden states, weight, bias) are requested.
         """
         hidden, weight, bias = wanted
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
@@ -136,7 +140,7 @@ class HeadGradients:
             self._bias_V = torch.zeros_like(head.bias_V, dtype=dtype)
 
     def add(self, rows: slice, hidden_nD: Tensor, weight_VD: Tensor, gradient_nV: Tensor) -> None:
-        """Takes in the gradient by hidden_nD @ weight.T, a chunk's `rows` of all."""
+        """Adds one chunk's gradient by hidden_nD @ weight.T; `rows` is its place among all rows."""
         if self._bias_V is not None:
             self._bias_V += gradient_nV.sum(0)
         gradient_nV = gradient_nV.to(self._factor_dtype)
@@ -146,7 +150,7 @@ class HeadGradients:
             add_gradient_by_weight(self._weight_VD, gradient_nV, hidden_nD)
 
     def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the gradients of hidden states, weight and bias in their parameters' dtypes."""
+        """Returns the gradients of hidden states, weight and bias, each in its tensor's dtype."""
         weight, bias = self._weight_VD, self._bias_V
         return (
             self._hidden_ND,

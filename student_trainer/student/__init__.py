@@ -1,1 +1,1 @@
-"""The student: where it comes from, what of it is trained, and its export."""
+"""The student: where it comes from, which parameters are trained, and its export."""

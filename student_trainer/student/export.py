@@ -1,11 +1,11 @@
-"""The trained student as a folder that plain transformers loads.
+"""Exports the trained student as a folder that plain transformers loads.
 
     export/  config.json, generation_config.json, model.safetensors, tokenizer files,
              distillation_metadata.json
-             adapter/ (adapter_config.json, adapter_model.safetensors; of a student with adapters,
-             which are merged into model.safetensors too)
+             adapter/ (adapter_config.json, adapter_model.safetensors; only with adapters, which
+             are merged into model.safetensors too)
 
-It appears whole or not at all, and only after it was loaded back and compared.
+The folder appears whole or not at all, and only after it was loaded back and compared.
 """
 
 import json
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 
 METADATA_NAME = "distillation_metadata.json"
 ADAPTER_FOLDER = "adapter"
-# What makes up a tokenizer in a model folder, whichever kind it is.
+# The files of a tokenizer in a model folder, of any kind.
 _TOKENIZER_FILES = (
     TOKENIZER_NAME,
     "tokenizer_config.json",
@@ -55,20 +55,20 @@ def export_student(
     metadata: dict[str, Any],
     adapters: Adapters | None = None,
 ) -> str:
-    """Writes the folder, replacing an earlier one; returns the weights' hash (weights.py).
+    """Writes the folder, replacing an earlier one; returns the hash of the weights (weights.py).
 
     Args:
-        model: the trained one; left as it is.
-        target: the folder to be.
-        student_folder: where the student came from; its tokenizer is taken.
-        dataset: whose tokenizer.json is taken where the student came without one.
-        eos_token_id: the dataset's end-of-document token; goes with the dataset's tokenizer.
-        metadata: distillation_metadata.json, to which `student_weights_sha256` is added.
+        model: the trained model; left unchanged.
+        target: the folder to write.
+        student_folder: where the student came from; its tokenizer is exported.
+        dataset: its tokenizer.json is exported if the student has none.
+        eos_token_id: the dataset's end-of-document token; used with the dataset's tokenizer.
+        metadata: for distillation_metadata.json; `student_weights_sha256` is added.
         adapters: those in the model, if any.
 
     Raises:
-        CorruptData: what was written does not load as what was trained.
-        DiskFull: no space; an earlier export is untouched.
+        CorruptData: the export does not load as the trained model.
+        DiskFull: no space left; an earlier export is left unchanged.
     """
     hidden = target.with_name(f".{target.name}.writing")
     replaced = target.with_name(f".{target.name}.replaced")
@@ -89,14 +89,14 @@ def export_student(
 
 
 def _require_written(model: PreTrainedModel, folder: Path) -> None:
-    """Raises CorruptData where the folder does not load as the model, bit for bit."""
+    """Raises CorruptData unless the folder loads as the model, bit for bit."""
     written = all_tensors(load_causal_lm(folder, "float32"))
     trained = all_tensors(model)
     if different := written.keys() ^ trained.keys():
-        raise CorruptData(f"the export lacks, or has too much: {min(different)}")
+        raise CorruptData(f"the export and the trained model do not both have {min(different)}")
     for name, tensor in trained.items():
         if not torch.equal(written[name], tensor.cpu()):
-            raise CorruptData(f"{name} in the export is not what was trained")
+            raise CorruptData(f"{name} in the export differs from the trained tensor")
 
 
 def _write_tokenizer(
@@ -109,11 +109,11 @@ def _write_tokenizer(
         return
     source = None if dataset is None else dataset / TOKENIZER_NAME
     if source is None or not source.exists():
-        _log.warning("export_without_tokenizer", why="neither student nor data have one")
+        _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
         return
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(source))  # type: ignore[no-untyped-call]
     if eos_token_id is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
     tokenizer.save_pretrained(str(folder))
-    # The very file that the data was made with.
+    # The exact file that the dataset was made with.
     shutil.copyfile(source, folder / TOKENIZER_NAME)

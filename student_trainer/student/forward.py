@@ -1,4 +1,4 @@
-"""Between a batch and the objective: the valid positions, of the student and of the teacher.
+"""Computes the student and asks the teacher at a batch's valid positions.
 
 Legend: B sequences, S tokens, N valid positions, D hidden size.
 """
@@ -26,10 +26,10 @@ def at_valid_positions(
     device: torch.device,
     compute: Callable[[Tensor, OutputHead, Tensor], _Result],
 ) -> _Result:
-    """Returns compute(hidden_ND, head, labels_N), rows by sequence, then by position.
+    """Returns compute(hidden_ND, head, labels_N), with rows by sequence, then by position.
 
-    It is called within the student's forward, where parameters that are split among several
-    devices are whole. Tensors in its result must be tensors or tuples of them, for `backward()`.
+    `compute` is called within the student's forward, where parameters that are split among devices
+    are whole. For `backward()`, it must return its tensors by themselves or in tuples.
     """
     valid_BS = torch.from_numpy(batch.valid_BS).to(device)
     labels_N = torch.from_numpy(batch.labels_BS).to(device)[valid_BS]
@@ -47,8 +47,8 @@ def ask(
 ) -> TeacherTargets:
     """Returns the teacher's targets at the same positions, in the same order.
 
-    Documents that do not see each other are a sequence each, and one without a valid position is
-    not sent: nothing of it is asked.
+    Documents that do not attend to each other are sent as one sequence each; a sequence without a
+    valid position is not sent.
 
     Raises:
         LecternError: as TargetsProvider.score says.
@@ -66,7 +66,7 @@ def ask(
 
 
 def _later_documents(batch: Batch, row: int) -> npt.NDArray[np.int64]:
-    """Returns where documents begin within a row, its own beginning apart."""
+    """Returns where documents begin within a row, except at its start."""
     if batch.position_ids_BS is None:
         return np.empty(0, np.int64)
     starts: npt.NDArray[np.int64] = np.flatnonzero(batch.position_ids_BS[row] == 0)

@@ -1,8 +1,8 @@
-"""A shallower student out of a deeper model: every n-th layer is kept, at its width.
+"""Makes a shallower student from a deeper model by keeping every n-th layer.
 
-What is left is a model of the same kind with a new number of layers, whose config says so: it can
-be saved and loaded like any other. That it computes what the kept layers compute is tried, not
-taken from a list of architectures.
+The result is a model of the same architecture and width with fewer layers and a config that says
+so: it can be saved and loaded like any other. A test forward checks that it computes what the kept
+layers compute; there is no list of architectures.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,20 +23,20 @@ _log = structlog.get_logger()
 
 _FIELD = "student.keep_every_nth_layer"
 _PROBE_SHAPE = (2, 9)
-# The settings of a module that a rebuilt one may have otherwise.
+# Settings that may differ in a rebuilt module.
 _OTHERWISE = {"training"}
 
 
 def keep_every_nth_layer(model: PreTrainedModel, n: int) -> list[int]:
-    """Cuts all layers but 0, n, 2n, ... out of the model, in place; returns those kept.
+    """Removes all layers but 0, n, 2n, ... from the model, in place; returns the kept ones.
 
     Args:
-        model: on the CPU, in eval mode. Its kept tensors are those that it had.
+        model: on the CPU, in eval mode. The remaining tensors are the same objects as before.
         n: 2 or more.
 
     Raises:
-        InvalidSpec: the model has no list of layers, or is not, without the others, what a model
-            built from its new config would be.
+        InvalidSpec: the model has no single list of its layers, or after the cut it differs from a
+            model built from its new config.
     """
     name, layers = _layers_of(model)
     require_layers_to_leave_out(len(layers))
@@ -54,13 +54,13 @@ def keep_every_nth_layer(model: PreTrainedModel, n: int) -> list[int]:
     _require_as_built_from_config(model)
     if not torch.equal(_logits(model), expected):
         raise _refused(
-            f"{type(model).__name__} computes something else in its layers when others are missing"
+            f"the layers of {type(model).__name__} compute something else when others are missing"
         )
     return kept
 
 
 def _layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Returns the name of the one list of all layers in the model's body, and it."""
+    """Returns the single list of all layers in the model's body, with its name."""
     body, count = split(model).body, model.config.get_text_config().num_hidden_layers
     inside = set(body.modules())
     outermost = {name: layers for name, layers in layer_lists(model).items() if layers in inside}
@@ -68,7 +68,7 @@ def _layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(lists) != 1:
         raise _refused(
             f"{type(model).__name__} has {len(lists)} lists of its {count} layers "
-            f"({', '.join(outermost) or 'no lists at all'}), so which to cut is not known"
+            f"({', '.join(outermost) or 'no lists at all'}); expected exactly 1"
         )
     return lists[0]
 
@@ -80,7 +80,7 @@ def _renumber(layer: nn.Module, index: int) -> None:
 
 
 def _shorten(config: Any, count: int, kept: Sequence[int]) -> None:
-    """Sets the number of layers, and cuts the settings that have one entry for each layer."""
+    """Sets the number of layers, and shortens the settings with one entry per layer."""
     for key, value in config.to_dict().items():
         if isinstance(value, list | tuple) and len(value) == count:
             setattr(config, key, [value[index] for index in kept])
@@ -88,16 +88,18 @@ def _shorten(config: Any, count: int, kept: Sequence[int]) -> None:
 
 
 def _require_as_built_from_config(model: PreTrainedModel) -> None:
-    """Raises InvalidSpec where its config would build another model: tensors, or plain settings.
+    """Raises InvalidSpec unless its config builds the same tensor shapes and plain settings.
 
-    Compared with one without memory for its tensors.
+    The model to compare with is built on the meta device, without memory for its tensors.
     """
     try:
         with torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
             built: nn.Module = build(model.config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise _refused(f"{type(model).__name__} cannot be built without them: {error}") from error
+        raise _refused(
+            f"{type(model).__name__} cannot be built with fewer layers: {error}"
+        ) from error
     modules = {name: None for one in (model, built) for name, _ in one.named_modules()}
     for name in modules:
         own, other = dict(_settings_of(model, name)), dict(_settings_of(built, name))
@@ -105,13 +107,13 @@ def _require_as_built_from_config(model: PreTrainedModel) -> None:
             is_now, would_be = own.get(key, "nothing"), other.get(key, "nothing")
             if is_now != would_be:
                 raise _refused(
-                    f"{type(model).__name__}: {name}.{key} is {is_now}, and would be {would_be} in "
-                    "a model of the layers that are kept"
+                    f"{type(model).__name__}: {name}.{key} is {is_now}, but would be {would_be} in "
+                    "a model built with only the kept layers"
                 )
 
 
 def _settings_of(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields the class, plain attributes and shapes of tensors of a module; none of one missing."""
+    """Yields a module's class, plain attributes and tensor shapes; nothing if it is missing."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -137,7 +139,7 @@ def _logits(model: PreTrainedModel) -> Tensor:
 def _logits_with_only(
     model: PreTrainedModel, kept: Sequence[nn.Module], layers: nn.ModuleList
 ) -> Tensor:
-    """Returns the whole model's logits where all other layers hand on what they were given."""
+    """Returns the whole model's logits with all other layers passing on their input."""
     with ExitStack() as stack:
         for layer in layers:
             if layer not in kept:
@@ -159,4 +161,4 @@ def _handing_on(layer: nn.Module) -> Iterator[None]:
 
 
 def _refused(why: str) -> InvalidSpec:
-    return InvalidSpec([(_FIELD, f"{why}; leave it out, or take another student.init")])
+    return InvalidSpec([(_FIELD, f"{why}; leave it out, or choose another student.init")])

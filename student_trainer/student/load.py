@@ -1,7 +1,7 @@
-"""Where a student comes from: a model folder, a hub id, or a config and a seed.
+"""Loads the student of a run: from a model folder, a hub id, or a config and a seed.
 
-Of a folder's or hub id's weights all layers are taken or every n-th; they are trained themselves,
-or stay and carry adapters. Every process of a run loads its student by itself, and gets the same
+From a folder or hub id it takes all layers or every n-th. Either the weights are trained, or they
+stay frozen and carry adapters. Every process of a run loads its student by itself and gets the same
 one. Nothing is written.
 """
 
@@ -35,14 +35,14 @@ from student_trainer.student.student import CausalStudent, compute_dtype_named
 
 @dataclass(frozen=True)
 class LoadedStudent:
-    """A student as it is before the run, and what there is to say of it.
+    """A student before the run, and the facts about it.
 
     Attributes:
         student: on the run's device.
         folder: where it came from, with its tokenizer, if it has one.
-        tokens: its token-to-id map; None where the folder has none.
-        initial_sha256: of its weights, see lectern_common/tokens/weights.py; of the file if they
-            are taken from one as they are, so it equals that of a teacher with the same weights.
+        tokens: its token-to-id map; None if the folder has none.
+        initial_sha256: hash of its weights, see lectern_common/tokens/weights.py; that of the file
+            if the weights are used unchanged, so it equals that of a teacher with the same weights.
         facts: for the run's events, its checkpoints and the export's metadata.
     """
 
@@ -61,15 +61,15 @@ def load_student(
     Args:
         spec: the run's.
         roots: `models` holds the folders.
-        device: where it is trained.
-        begun: state of the checkpoint that the run goes on from. A hub id is taken at the commit
-            that it was taken at then. Weights that stay as they are, and so are in no checkpoint,
-            must be what they were; those that a checkpoint replaces are not hashed again.
+        device: where to train the student.
+        begun: state of the checkpoint to resume from; None means a new run. A resume takes a hub id
+            at the commit that the run began with. Frozen weights, which no checkpoint contains,
+            must be unchanged; weights that a checkpoint replaces are not hashed again.
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
-        InvalidSpec: the model's layers cannot be cut, or take no adapters.
-        Incompatible: rows are longer than what it takes, or a resume finds other weights.
+        InvalidSpec: layers cannot be removed from the model, or its layers take no adapters.
+        Incompatible: rows are longer than the model's positions, or a resume finds other weights.
     """
     origin, folder = spec.student, _folder(spec.student, roots, begun)
     facts: dict[str, Any] = {"student_revision": folder.revision or None}
@@ -111,7 +111,7 @@ def _initial_sha256(
     folder: ModelFolder,
     begun: Mapping[str, Any] | None,
 ) -> str:
-    """Returns the hash of the weights as they are before training, without adapters."""
+    """Returns the hash of the weights before training, without adapters."""
     if begun is not None and origin.lora is None:
         return str(begun["initial_weights_sha256"])
     if origin.init is None or origin.keep_every_nth_layer is not None:
@@ -120,8 +120,8 @@ def _initial_sha256(
         digest = weights_sha256(safetensors_files(folder.path))
     if begun is not None and digest != begun["initial_weights_sha256"]:
         raise Incompatible(
-            f"the weights of student.init {origin.init} are not what they were when the run began, "
-            "and its adapters belong to those; put them back, or start another run"
+            f"the weights of student.init {origin.init} have changed since the run began, and its "
+            "adapters belong to the old ones; restore those, or start a new run"
         )
     return digest
 
@@ -130,7 +130,7 @@ def _add_adapters(model: PreTrainedModel, spec: RunSpec, folder: ModelFolder) ->
     origin, lora = spec.student, spec.student.lora
     if lora is None:
         return None
-    # A model of which layers were cut out lies nowhere: on the whole one the adapters would sit on
+    # A model with layers removed has no folder: on the whole model the adapters would end up on
     # other layers than those they were trained on.
     is_whole = origin.keep_every_nth_layer is None
     return add_adapters(

@@ -1,10 +1,10 @@
-"""Low-rank adapters (LoRA; Hu et al., 2021), by peft: few numbers are trained, the rest stays.
+"""Low-rank adapters (LoRA; Hu et al., 2021) by peft: only few parameters are trained.
 
 Legend: R rank of an adapter, I and O the widths of its layer.
 
     y_O = W_OI x_I + alpha / R * B_OR (A_RI dropout(x_I))
 
-A is drawn and B is 0 at first, so a new adapter changes nothing; W and all other weights are
+At first A is random and B is 0, so a new adapter changes nothing; W and all other weights are
 frozen.
 """
 
@@ -31,21 +31,21 @@ _log = structlog.get_logger()
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 _FIELD = "student.lora.targets"
-# Of the one adapter; peft puts it into the names of live tensors, and leaves it out of files.
+# Name of the only adapter; peft uses it in the names of live tensors, but not in files.
 _NAME = "default"
-# What peft finds a model under when it loads an adapter.
+# Prefix of tensor names that peft expects in an adapter file.
 _FILE_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters in a model. `tuner` is peft's LoraModel around it; `targets` says on what."""
+    """The adapters in a model. `tuner` is peft's LoraModel; `targets` names the adapted layers."""
 
     tuner: Any
     targets: list[str]
 
     def facts(self) -> dict[str, Any]:
-        """Returns what was asked, what it came to, and how many numbers that trains."""
+        """Returns the settings, the adapted layers and the number of trained parameters."""
         config = self.tuner.peft_config[_NAME]
         return {
             "rank": config.r,
@@ -56,7 +56,7 @@ class Adapters:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns A and B of every layer by their names in an adapter file; no copies."""
+        """Returns A and B of every adapted layer by their names in an adapter file; no copies."""
         return {
             _FILE_PREFIX + name.replace(f".{_NAME}.", "."): parameter.detach()
             for name, parameter in self.tuner.model.named_parameters()
@@ -69,10 +69,10 @@ class Adapters:
         return model
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that peft loads onto the weights the adapters were trained on.
+        """Writes a folder that peft loads onto the weights that the adapters were trained on.
 
         Raises:
-            CorruptData: it does not hold what was trained.
+            CorruptData: the file differs from the trained adapters.
         """
         folder.mkdir()
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
@@ -80,12 +80,12 @@ class Adapters:
         written = safetensors.torch.load_file(folder / WEIGHTS_NAME)
         for name, tensor in tensors.items():
             if not torch.equal(written[name], tensor):
-                raise CorruptData(f"{name} in the adapter is not what was trained")
+                raise CorruptData(f"{name} in the adapter file differs from the trained tensor")
         config = copy.copy(self.tuner.peft_config[_NAME])
-        config.inference_mode = True  # loads frozen, unless asked otherwise
+        config.inference_mode = True  # loads frozen by default
         config.save_pretrained(str(folder))
         path = folder / CONFIG_NAME
-        # A set of names comes out in another order in every process.
+        # peft stores a set, whose order differs between processes.
         settings = {**json.loads(path.read_text()), "target_modules": self.targets}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
@@ -102,14 +102,14 @@ def add_adapters(
 
     Args:
         model: on the CPU, so that equal seeds give equal adapters on any device.
-        lora: R, alpha, the share of x that A does not see in training, and names of linear layers,
-            whole or their last parts ("q_proj", "mlp.up_proj").
-        seed: A is drawn from it; the caller's random state is kept.
-        base: what the adapter's folder calls the model under it; None for one that nobody has.
-        revision: of `base`.
+        lora: rank R, alpha, dropout, and names of linear layers, whole or their last parts
+            ("q_proj", "mlp.up_proj").
+        seed: A is drawn from it; the caller's random state is left unchanged.
+        base: the base model's name in the adapter's folder; None if no stored model is the base.
+        revision: the revision of `base`.
 
     Raises:
-        InvalidSpec: a target names no layer, or one that takes no adapter.
+        InvalidSpec: a target names no layer, or a layer that takes no adapter.
         Misconfigured: peft is not installed.
     """
     require_packages("lora", "student.lora", "peft")
@@ -126,7 +126,7 @@ def add_adapters(
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=chosen,
-        # GPT-2's layers hold their weight the other way round.
+        # GPT-2's layers store their weight transposed.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         base_model_name_or_path=base,
         revision=revision,
@@ -138,12 +138,12 @@ def add_adapters(
     except ValueError as error:
         why = f"{' '.join(str(error).split())}; there are: {_names(linear)}"
         raise InvalidSpec([(_FIELD, why)]) from error
-    _tell_what_is_left_out(model)
+    _warn_of_unadapted_matrices(model)
     return Adapters(tuner, chosen)
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Returns the linear layers of the body by name; the output head is none of them."""
+    """Returns the linear layers of the body by name; the output head is not among them."""
     body = set(split(model).body.modules())
     return {
         name: module
@@ -153,7 +153,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _require_linear(model: PreTrainedModel, linear: dict[str, nn.Module], target: str) -> None:
-    """Raises InvalidSpec where not all modules that peft finds by this name take an adapter."""
+    """Raises InvalidSpec unless all modules that peft finds by this name take an adapter."""
     found = [
         name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")
     ]
@@ -167,16 +167,16 @@ def _require_linear(model: PreTrainedModel, linear: dict[str, nn.Module], target
         elif module is model.get_input_embeddings():
             why = f"{name} is the embedding, which takes no adapter"
         elif name not in linear:
-            why = f"{name} is no linear layer ({type(module).__name__})"
+            why = f"{name} is not a linear layer ({type(module).__name__})"
         else:
             continue
         raise InvalidSpec([(_FIELD, f"{why}; there are: {_names(linear)}")])
 
 
-def _tell_what_is_left_out(model: PreTrainedModel) -> None:
-    """Says which matrices inside the layers are no linear layers (experts of a mixture) and stay.
+def _warn_of_unadapted_matrices(model: PreTrainedModel) -> None:
+    """Warns of matrices in the layers that are not linear layers (mixture of experts).
 
-    Their share may be nearly all weights of a model.
+    They stay frozen, and may be nearly all weights of a model.
     """
     left = {
         ".".join(name.split(".")[-2:])
@@ -184,11 +184,11 @@ def _tell_what_is_left_out(model: PreTrainedModel) -> None:
         if parameter.ndim >= 3 and not parameter.requires_grad
     }
     if left:
-        _log.warning("lora_leaves_out", weights=sorted(left), why="they are no linear layers")
+        _log.warning("lora_leaves_out", weights=sorted(left), why="they are not linear layers")
 
 
 def _on_cpu(tuner: Any) -> Any:
-    """Returns a deep copy whose tensors are on the CPU, without a second one on the device."""
+    """Returns a deep copy with its tensors on the CPU, without another copy on the device."""
     memo: dict[int, Any] = {}
     for parameter in tuner.parameters():
         values = parameter.detach().to("cpu", copy=True)

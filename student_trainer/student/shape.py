@@ -1,6 +1,6 @@
-"""What lectern_common/checks/memory.py needs to know of a model, read off the model itself.
+"""Reads from a model the shape that lectern_common/checks/memory.py needs.
 
-Its parameters need no memory: a model on the meta device has the same shape.
+The parameters need no memory: a model on the meta device has the same shape.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ from lectern_models.layers import layer_lists, layers_of
 from lectern_models.loading import build_causal_lm
 from student_trainer.student.lora import add_adapters
 
-# An MLP's width, by whoever names it; four times the hidden size where nobody does.
+# Names that configs use for the MLP's width; without one it is 4 times the hidden size.
 _MLP_SIZES = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
-    """Returns the model's shape, with the layers and adapters that it has now."""
+    """Returns the model's shape, with its current layers and adapters."""
     config: Any = model.config.get_text_config()
     parameters = list(model.parameters())
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
@@ -50,11 +50,11 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 
 
 def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
-    """Returns the shape of the student that a spec asks for, by its config alone.
+    """Returns the shape of the student that a spec asks for, from its config only.
 
     Raises:
         NotFound, Misconfigured: as build_causal_lm says.
-        InvalidSpec: it takes no adapters.
+        InvalidSpec: the model takes no such adapters.
     """
     with torch.device("meta"):
         model = build_causal_lm(folder, seed=0)
@@ -70,7 +70,7 @@ def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """Returns the body's list of layers; None where there is not one that holds them all."""
+    """Returns the body's list of layers; None unless there is exactly one list."""
     body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     lists = list(layer_lists(body).values())
     return lists[0] if len(lists) == 1 else None

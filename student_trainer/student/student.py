@@ -1,4 +1,4 @@
-"""Students: what the loop trains, and what the original specification's callers see.
+"""Students: what the loop trains, and the view of the original specification's callers.
 
 Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 """
@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 
 class Student(nn.Module):
-    """What the training loop trains: a module whose head stays apart, for objective/loss.py."""
+    """What the training loop trains: a body and a separate head, for objective/loss.py."""
 
     vocab_size: int
 
@@ -35,7 +35,7 @@ class Student(nn.Module):
     def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
         """Returns hidden states [B, S, D] after the final norm, with gradient; ids are int64.
 
-        Where `position_ids_BS` begin anew, so does a document, which sees nothing before it.
+        Where `position_ids_BS` restart at 0, a document begins, which attends to nothing before it.
         """
 
     @abstractmethod
@@ -50,14 +50,14 @@ class Student(nn.Module):
     ) -> _Result:
         """Returns compute(hidden_BSD, head).
 
-        All that uses parameters, the objective too, happens in a forward: where parameters are
-        split among devices (FSDP), they are whole in here alone.
+        Everything that uses parameters, the objective included, runs within a forward: parameters
+        that are split among devices (FSDP) are whole only in here.
         """
         return compute(self.hidden_states(input_ids_BS, position_ids_BS), self.output_head())
 
 
 class StudentLogitsProvider(Protocol):
-    """A student as the original specification's callers see it."""
+    """The student interface of the original specification's callers."""
 
     @property
     def vocab_size(self) -> int:
@@ -65,7 +65,7 @@ class StudentLogitsProvider(Protocol):
         ...
 
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Returns one row of logits a sequence, at its last position. An empty batch gives []."""
+        """Returns one row of logits per sequence, at its last position; [] for an empty batch."""
         ...
 
     def apply_kd_gradient(
@@ -74,28 +74,28 @@ class StudentLogitsProvider(Protocol):
         gradients: Sequence[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
-        """Makes one step of plain gradient descent on the mean loss over all given rows.
+        """Takes one step of plain gradient descent on the mean loss over all given rows.
 
         Args:
-            input_ids: sequences, of any lengths.
+            input_ids: sequences of any lengths.
             gradients: for each sequence d loss / d logits: [V] at its last position (as `kd_step`
-                returns them), or [S, V] at every position. Every row has part in the step.
+                returns them), or [S, V] at every position. Every row takes part in the step.
             learning_rate: of this step.
 
         Raises:
-            InvalidRequest: the shapes do not fit the sequences; nothing was changed.
+            InvalidRequest: the shapes do not match the sequences; nothing was changed.
         """
         ...
 
 
 class CausalStudent(Student):
-    """A transformers model that learns: float32 parameters, computed with in `compute_dtype`.
+    """A transformers model that learns: float32 parameters, computed in `compute_dtype`.
 
-    Tied embeddings are one parameter. `model` is the whole model, for export; with `adapters` in it
-    they alone are trained.
+    Tied embeddings are one parameter. `model` is the whole model, for export; if it has `adapters`,
+    only those are trained.
 
     Raises:
-        Misconfigured: body and head do not make up the model, or a parameter is not float32.
+        Misconfigured: body and head do not reproduce the model, or a parameter is not float32.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class CausalStudent(Student):
         super().__init__()
         narrow = [name for name, p in model.named_parameters() if p.dtype != torch.float32]
         if narrow:
-            raise Misconfigured(f"a student's parameters are float32; {narrow[0]} is not")
+            raise Misconfigured(f"a student's parameters must be float32; {narrow[0]} is not")
         self.model = model
         self.adapters = adapters
         self._parts = split(model)
@@ -121,11 +121,11 @@ class CausalStudent(Student):
     def from_pretrained(
         cls, folder: Path, device: torch.device, compute_dtype: str = "auto"
     ) -> "CausalStudent":
-        """Returns the student whose weights are in a model folder (see find_model).
+        """Returns a student with the weights of a model folder (see find_model).
 
         Args:
             folder: holds config.json and safetensors weights.
-            device: where it is trained.
+            device: where to train the student.
             compute_dtype: "float32", "bfloat16", or "auto": bfloat16 on CUDA, float32 elsewhere.
 
         Raises:
@@ -148,43 +148,43 @@ class CausalStudent(Student):
             return self._parts.hidden_states(input_ids_BS, position_ids_BS)
         with torch.autocast(input_ids_BS.device.type, self._compute_dtype):
             hidden_BSD = self._parts.hidden_states(input_ids_BS, position_ids_BS)
-        # A norm's float32 weight widens its result again; a head under autocast narrows it too.
+        # A norm's float32 weight widens its result; a head under autocast narrows it again too.
         return hidden_BSD.to(self._compute_dtype)
 
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
     def require_documents_apart(self) -> None:
-        """Returns where the documents of a row can be kept from seeing each other.
+        """Raises unless the model can keep the documents of a row from attending to each other.
 
         Raises:
-            Incompatible: the model lets them, whatever position ids it is given.
+            Incompatible: they attend to each other, whatever the position ids.
         """
         with _evaluating(self):
             reason = packing_probe(self._parts, self.vocab_size)
         if reason is not None:
             raise Incompatible(
-                f"data.attention_across_documents false cannot be had of this student: {reason}. "
-                "Set it to true, or take another student"
+                f"data.attention_across_documents false does not work with this student: {reason}. "
+                "Set it to true, or choose another student"
             )
 
     def compile_body(self, backend: str = "inductor") -> None:
-        """Has torch.compile translate the body at its next use; parameter names stay."""
+        """Has torch.compile compile the body at its next use; parameter names stay the same."""
         self._parts.body.compile(backend=backend)
 
     def checkpoint_activations(self) -> None:
-        """Has each layer keep its input alone, and compute the rest again in the backward pass.
+        """Makes each layer keep only its input and recompute the rest in the backward pass.
 
         Gradients stay the same: dropout draws the same numbers again.
 
         Raises:
-            Misconfigured: the architecture has no way to.
+            Misconfigured: the architecture does not support it.
         """
         try:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise Misconfigured(f"{error}; set device.activation_checkpointing to false") from error
-        # What reentrant checkpointing needs: frozen embeddings would get gradients.
+        # Only reentrant checkpointing needs this: frozen embeddings would get gradients.
         self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -213,7 +213,7 @@ class CausalStudent(Student):
         gradients: Sequence[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
-        """See StudentLogitsProvider. One sequence a forward, dropout off; `.grad` is kept."""
+        """See StudentLogitsProvider. One sequence a forward, dropout off; `.grad` is unchanged."""
         sequences = token_arrays(input_ids, self.vocab_size)
         rows = gradient_rows(sequences, gradients, self.vocab_size)
         num_rows = sum(len(rows_SV) for rows_SV in rows)
@@ -238,9 +238,9 @@ class CausalStudent(Student):
 
 
 class FixtureStudent(Student):
-    """A student that is one row of logits, whatever the input. For tests and plumbing.
+    """A student that is one row of logits for any input. For tests and plumbing.
 
-    Trained by the loop like any other: its hidden states are its logits, its head the identity.
+    The loop trains it like any other: its hidden states are its logits, its head the identity.
     """
 
     def __init__(self, vocab_size: int, initial_value: float = 0.0) -> None:
@@ -257,7 +257,7 @@ class FixtureStudent(Student):
         return OutputHead(self.get_buffer("_identity_VV"))
 
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See StudentLogitsProvider; token ids are not looked at."""
+        """See StudentLogitsProvider; token ids are ignored."""
         return [self.logits_V.tolist() for _ in token_arrays(input_ids)]
 
     def apply_kd_gradient(
@@ -266,7 +266,7 @@ class FixtureStudent(Student):
         gradients: Sequence[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
-        """See StudentLogitsProvider; token ids are not looked at."""
+        """See StudentLogitsProvider; token ids are ignored."""
         rows = gradient_rows(token_arrays(input_ids), gradients, self.vocab_size)
         if not rows:
             return
@@ -283,7 +283,7 @@ def gradient_rows(
     """Returns each sequence's gradient as [1, V] (its last position) or [S, V] (every position).
 
     Raises:
-        InvalidRequest: another number of gradients than sequences, or another shape.
+        InvalidRequest: the number of gradients is not that of sequences, or a shape is wrong.
     """
     if len(sequences) != len(gradients):
         raise InvalidRequest(
@@ -303,7 +303,7 @@ def gradient_rows(
 
 
 def compute_dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of "float32", "bfloat16" or "auto": bfloat16 on CUDA, else float32."""
+    """Returns the dtype for "float32", "bfloat16" or "auto": bfloat16 on CUDA, else float32."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     return DTYPES[name]

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a student and its optimizer: named tensors, and back.
+"""Saves and restores the state of a student and its optimizer as named tensors.
 
 A tied tensor has one name, that of its first use.
 """
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from lectern_common.errors import CorruptData
 from student_trainer.ranks.sharding import placed_like
 
-# What AdamW keeps of each parameter.
+# AdamW's state for each parameter.
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def model_tensors(student: nn.Module) -> dict[str, Tensor]:
-    """Returns what training changes: parameters that are not frozen, and saved buffers, by name.
+    """Returns what training changes, by name: parameters that are not frozen, and saved buffers.
 
     The tensors are the student's own.
     """
@@ -23,7 +23,7 @@ def model_tensors(student: nn.Module) -> dict[str, Tensor]:
 
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Returns parameters and saved buffers by name; the tensors are the module's own."""
+    """Returns all parameters and saved buffers by name; the tensors are the module's own."""
     kept = module.state_dict(keep_vars=True)
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach() for name, tensor in named if name in kept}
@@ -31,25 +31,25 @@ def all_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(student: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copies what `model_tensors` returned into the student.
+    """Copies tensors from `model_tensors` into the student.
 
     Raises:
-        CorruptData: names or shapes are not the student's.
+        CorruptData: names or shapes differ from the student's.
     """
     own = model_tensors(student)
     if different := own.keys() ^ tensors.keys():
-        raise CorruptData(f"the checkpoint is of another model: {min(different)} is not in both")
+        raise CorruptData(f"the checkpoint is of another model: only one has {min(different)}")
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             raise CorruptData(
-                f"the checkpoint is of another model: {name} is {list(tensors[name].shape)} there, "
-                f"{list(tensor.shape)} here"
+                f"the checkpoint is of another model: {name} has shape "
+                f"{list(tensors[name].shape)}, expected {list(tensor.shape)}"
             )
         tensor.copy_(tensors[name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, student: nn.Module) -> dict[str, Tensor]:
-    """Returns AdamW's state as "<parameter>/exp_avg" and so on; no copies. {} before a step."""
+    """Returns AdamW's state as "<parameter>/exp_avg" etc., no copies; {} before the first step."""
     return {
         f"{name}/{key}": optimizer.state[parameter][key]
         for name, parameter in student.named_parameters()
@@ -61,10 +61,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, student: nn.Module) -> d
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, student: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Sets the state that `optimizer_tensors` returned, whole; takes the tensors over.
+    """Sets the whole state that `optimizer_tensors` returned; the optimizer owns the tensors then.
 
     Raises:
-        CorruptData: a tensor is missing, left over, or has another shape than its parameter.
+        CorruptData: a tensor is missing, unexpected, or shaped differently from its parameter.
     """
     left = dict(tensors)
     for name, parameter in student.named_parameters():
@@ -75,7 +75,9 @@ def load_optimizer_tensors(
             raise CorruptData(f"the optimizer's state of {name} is incomplete")
         step, exp_avg, exp_avg_sq = (left.pop(key) for key in keys)
         if exp_avg.shape != parameter.shape or exp_avg_sq.shape != parameter.shape:
-            raise CorruptData(f"the optimizer's state of {name} has another shape than it")
+            raise CorruptData(
+                f"the optimizer's state of {name} differs in shape from the parameter"
+            )
         # The fused AdamW keeps its step count beside the parameter.
         optimizer.state[parameter] = {
             "step": step.to(parameter.device),
@@ -83,4 +85,6 @@ def load_optimizer_tensors(
             "exp_avg_sq": placed_like(exp_avg_sq, parameter),
         }
     if left:
-        raise CorruptData(f"the optimizer's state names no parameter of the student: {min(left)}")
+        raise CorruptData(
+            f"the optimizer's state has {min(left)}, but the student no such parameter"
+        )

@@ -1,1 +1,1 @@
-"""The teacher as the loop sees it: remote or local, asked ahead, its replies checked."""
+"""The teacher as the loop sees it: remote or local, with prefetching and checked replies."""

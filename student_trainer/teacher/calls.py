@@ -1,8 +1,8 @@
-"""Calls to the servers of one teacher, each made again, whole, until it is answered.
+"""Calls to the servers of one teacher; a failed call is retried as a whole.
 
-gRPC does not retry a stream that broke after its first message, so a request is made again, whole:
-to the next server where there are several (`replicas.py`), then for as long as `outage.py` allows.
-Every attempt has a deadline. A reply that was damaged on its way is asked for again at once.
+gRPC does not retry a stream that broke after its first message, so the whole request is made again:
+to the next server if there are several (`replicas.py`), then for as long as `outage.py` allows.
+Every attempt has a deadline. A reply that was damaged in transit is requested again at once.
 """
 
 import threading
@@ -24,12 +24,12 @@ _log = structlog.get_logger()
 _Answer = TypeVar("_Answer")
 
 _SHORT_CALL_SECONDS = 10.0
-# Damage that comes so often in a row is no accident of the network.
+# Damage this often in a row is not an accident of the network.
 MAX_DAMAGED_REPLIES = 3
 
 
 class TeacherCalls:
-    """The calls under way to one teacher, and what becomes of them. Safe to use from any thread.
+    """Makes calls to one teacher, with retries and cancellation. Safe to use from any thread.
 
     Args:
         replicas: the servers to ask; closed with this object.
@@ -65,14 +65,14 @@ class TeacherCalls:
         return self._replicas.address
 
     def close(self) -> None:
-        """Ends calls under way and the connections."""
+        """Cancels the calls in flight and closes the connections."""
         self._closed.set()
         self.cancel()
         self._watch.join()
         self._replicas.close()
 
     def cancel(self) -> None:
-        """Ends calls under way, and every later one, with StopRequested. For good."""
+        """Ends the calls in flight and all later ones with StopRequested; cannot be undone."""
         self._ended.request()
         with self._lock:
             calls = list(self._calls)
@@ -80,7 +80,7 @@ class TeacherCalls:
             call.cancel()
 
     def model(self) -> teacher_pb2.Model:
-        """Returns what the teacher is, the same on all servers. Raises LecternError."""
+        """Returns the teacher's description, equal on all servers. Raises LecternError."""
         return self._outage.until_answered(
             lambda left: self._replicas.get_model(_within(_SHORT_CALL_SECONDS, left))
         )
@@ -92,13 +92,13 @@ class TeacherCalls:
         )
 
     def answered(self, ask: Callable[[TeacherChannel, float | None], _Answer]) -> _Answer:
-        """Returns what `ask` makes of the answer of one server, asking again as the module says.
+        """Returns what `ask` returns for one server, with retries as the module's docstring says.
 
         Args:
-            ask: makes the whole request once, to one server; the seconds as in outage.py.
+            ask: makes the whole request once, to one server; the seconds are as in outage.py.
 
         Raises:
-            DamagedReply: MAX_DAMAGED_REPLIES in a row.
+            DamagedReply: MAX_DAMAGED_REPLIES replies in a row were damaged.
             LecternError: as TargetsProvider.score.
         """
 
@@ -116,10 +116,10 @@ class TeacherCalls:
     def replies(
         self, channel: TeacherChannel, method: Any, request: Any, left: float | None
     ) -> Iterator[Iterator[Any]]:
-        """Gives the replies of one attempt; within, errors of gRPC become those of errors.py.
+        """Yields the replies of one attempt; in the block, gRPC errors become those of errors.py.
 
-        The first attempt fails at once where there is no connection, so that an outage is noticed;
-        later ones wait for it, unless another server may be back first.
+        The first attempt fails at once if there is no connection, so that an outage is noticed;
+        later ones wait for a connection, unless another server may be back first.
         """
         self._ended.check()
         call = method(

@@ -1,10 +1,10 @@
-"""The teacher's output head, out of its reply stream: nothing believed unchecked; and kept on disk.
+"""The teacher's output head: assembled from its reply stream, checked, and cached on disk.
 
     CACHE/heads/<fingerprint>-<vocab_size>.safetensors
 
-On disk, so that it crosses the wire once a machine and not once a run. Fingerprints name answers,
-so an entry never goes stale. An entry that cannot be read, or whose checksum differs, counts as
-absent; a cache that cannot be written is done without.
+Cached, so that it crosses the wire once per machine and not once per run. Entries are named by
+fingerprint, so they never go stale. An entry that cannot be read, or whose checksum differs, counts
+as absent; if the cache cannot be written, the run goes on without it.
 """
 
 import json
@@ -33,12 +33,12 @@ _log = structlog.get_logger()
 def assemble_head(
     replies: Iterable[teacher_pb2.OutputHeadReply], model: teacher_pb2.Model, vocab_size: int
 ) -> OutputHead:
-    """Returns the head [vocab_size, hidden size] of `model`, the stream read to its end.
+    """Reads the stream to its end; returns the head [vocab_size, hidden size] of `model`.
 
     Raises:
         WrongModel: another model answers.
         DamagedReply: the checksum differs.
-        TeacherError: header, order or byte count are not as they must be.
+        TeacherError: header, order or byte count are wrong.
         grpc.RpcError: the stream broke.
     """
     header: teacher_pb2.OutputHeadHeader | None = None
@@ -57,11 +57,11 @@ def assemble_head(
         elif part == "trailer" and trailer is None:
             trailer = reply.trailer
         else:
-            raise TeacherError(f"the teacher's output head has its {part} misplaced")
+            raise TeacherError(f"the teacher's output head has its {part} in the wrong place")
     if header is None or trailer is None or filled != len(buffer):
         raise TeacherError(f"the teacher's output head ended after {filled} bytes")
     if trailer.crc32 != crc:
-        raise DamagedReply("the teacher's output head was damaged on its way: checksum differs")
+        raise DamagedReply("the teacher's output head was damaged in transit: its checksum differs")
     _log.info("output_head_received", bytes=filled)
     values = tensor_of(buffer, header.dtype)
     num_weights = vocab_size * model.hidden_size
@@ -76,14 +76,17 @@ def assemble_head(
 def _bytes_to_come(
     header: teacher_pb2.OutputHeadHeader, model: teacher_pb2.Model, vocab_size: int
 ) -> int:
-    """Returns what follows the header. Raises WrongModel or TeacherError."""
+    """Returns the number of bytes after the header. Raises WrongModel or TeacherError."""
     require_fingerprint(header.fingerprint, model.fingerprint)
     widths = Widths.of_model(model, vocab_size)
     num_bytes = widths.head_bytes(has_bias=header.transform.has_bias)
     theirs = (header.dtype, header.vocab_size, header.hidden_size, header.total_bytes)
     ours = (model.hidden_dtype, vocab_size, model.hidden_size, num_bytes)
     if theirs != ours:
-        raise TeacherError(f"the teacher's output head is {theirs}, asked for was {ours}")
+        raise TeacherError(
+            "the teacher's output head has (dtype, vocab_size, hidden_size, "
+            f"total_bytes) {theirs}; expected {ours}"
+        )
     return num_bytes
 
 
@@ -92,7 +95,7 @@ def cached_head_path(cache_root: Path, fingerprint: str, vocab_size: int) -> Pat
 
 
 def read_cached_head(path: Path) -> OutputHead | None:
-    """Returns the head as it was stored, on the CPU, or None where there is no intact one."""
+    """Returns the head as it was stored, on the CPU; None if there is no intact one."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["lectern"])
@@ -110,14 +113,14 @@ def read_cached_head(path: Path) -> OutputHead | None:
 
 
 def write_cached_head(path: Path, head: OutputHead) -> None:
-    """Stores a head; it appears whole or not at all. A failure is logged, and that is all."""
+    """Stores a head; it appears whole or not at all. A failure is only logged."""
     tensors = {"weight": head.weight_VD}
     if head.bias_V is not None:
         tensors["bias"] = head.bias_V
     facts = {"crc32": _crc32(head.weight_VD, head.bias_V), "transform": asdict(head.transform)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not fsynced: a head that is not whole is found by its checksum.
+        # Not fsynced: the checksum finds a head that is not whole.
         with replaced_file(path, durable=False) as hidden:
             safetensors.torch.save_file(tensors, hidden, metadata={"lectern": json.dumps(facts)})
     except (OSError, SafetensorError) as error:

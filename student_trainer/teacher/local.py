@@ -1,4 +1,4 @@
-"""Teachers in the trainer's own process.
+"""Teachers that run in the trainer's own process.
 
 Legend: S tokens of a sequence, N asked positions, V the student's vocabulary, D the teacher's
 hidden size, K top-k, R records of draws.
@@ -31,7 +31,7 @@ from student_trainer.targets import (
     TopKTargets,
 )
 
-# The fixture's preferred token, over 0 for all others.
+# The logit of the fixture's preferred token; all others have 0.
 _FIXTURE_PEAK = 10.0
 # Rows drawn at a time, in float64.
 _DRAW_ROWS = 64
@@ -67,9 +67,9 @@ class FixtureTeacher:
         representation: Representation,
         temperature: float,
     ) -> TeacherTargets:
-        """See TargetsProvider; "hidden" is not offered."""
+        """See TargetsProvider; does not offer "hidden"."""
         if representation.kind == "hidden":
-            raise RepresentationNotOffered("the fixture has no model, and no hidden states")
+            raise RepresentationNotOffered("the fixture has no model, so it has no hidden states")
         asked = [ids_S[asked_S] for ids_S, asked_S in zip(sequences, positions, strict=True)]
         tokens_N = torch.from_numpy(np.concatenate(asked).astype(np.int64))
         peaks_N = torch.where(tokens_N < self._vocab_size, tokens_N, 0)
@@ -91,17 +91,18 @@ class FixtureTeacher:
 
 
 class InProcessTeacher:
-    """A transformers model that teaches in this process, with the arithmetic of the server's.
+    """A transformers model that teaches in this process, with the server's arithmetic.
 
-    One sequence a forward, so that an answer depends on its own sequence alone.
+    Computes one sequence per forward, so that an answer depends only on its own sequence.
 
     Args:
         model: in any dtype, on any device; its parameters are frozen and it is put in eval mode.
-        vocab_size: V, the student's: rows cover ids 0 .. V - 1. None: all of the model's.
+        vocab_size: V, the student's; rows cover ids 0 .. V - 1. None means all of the model's.
 
     Raises:
-        Misconfigured: the model has no head apart and computes in 16 bits, which spoils its logits.
-        InvalidRequest: vocab_size is over the model's logit width.
+        Misconfigured: the model's head cannot be split off and it computes in 16 bits, which spoils
+            its logits.
+        InvalidRequest: vocab_size exceeds the model's logit width.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
@@ -120,7 +121,7 @@ class InProcessTeacher:
         self._vocab_size = width if vocab_size is None else vocab_size
         if not 1 <= self._vocab_size <= width:
             raise InvalidRequest(
-                f"vocab_size is {vocab_size}, the teacher has {width} logits", "vocab_size"
+                f"vocab_size is {vocab_size}, but the teacher has {width} logits", "vocab_size"
             )
         self._head = None if parts is None else parts.head().sliced(self._vocab_size).widened()
 
@@ -153,7 +154,7 @@ class InProcessTeacher:
             if asked_S.any()
         ]
         if not asked:
-            raise InvalidRequest("no position is asked", "positions")
+            raise InvalidRequest("no position is requested", "positions")
         if representation.kind == "hidden":
             if self._head is None:
                 raise RepresentationNotOffered(str(self._not_split))
@@ -192,7 +193,7 @@ class InProcessTeacher:
 
     def _hidden(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
         if self._parts is None:
-            raise ValueError("the model has no body apart from its head")
+            raise ValueError("the model cannot be split into body and head")
         hidden_SD = self._parts.hidden_states(self._ids(ids_S))[0]
         return _finite(hidden_SD[asked_S.to(hidden_SD.device)])
 
@@ -220,7 +221,7 @@ def _draws(
     representation: Representation,
     temperature: float,
 ) -> list[Draws]:
-    """Returns the draws of one sequence's rows, some rows at a time."""
+    """Returns the draws of one sequence's rows, in chunks of rows."""
     num_draws = representation.num_draws
     if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
         raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
@@ -246,7 +247,7 @@ def _sampled_targets(
 
 def _checked_k(representation: Representation, vocab_size: int) -> int:
     if representation.kind != "top_k":
-        raise RepresentationNotOffered(f"this teacher does not give {representation.kind}")
+        raise RepresentationNotOffered(f"this teacher does not offer {representation.kind}")
     k = representation.top_k
     if k is None or not 1 <= k <= vocab_size:
         raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")

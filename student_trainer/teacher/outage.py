@@ -1,11 +1,11 @@
-"""Asking again until the teacher answers, or has been away for too long.
+"""Retries requests until the teacher answers or its outage has lasted too long.
 
-    Overloaded            the teacher is there: wait as long as it says, ask again
-    TeacherUnavailable    an outage begins, or goes on: ask again, until its budget is spent
-    any other error       asking again would not help: raised at once
+    Overloaded            the teacher is up: wait as long as it says, then retry
+    TeacherUnavailable    an outage begins or continues: retry until its budget is spent
+    any other error       a retry would not help: raised at once
 
-One Outage is shared by all threads that ask one teacher: it begins with the first failure of any of
-them and ends with the first answer.
+All threads that ask one teacher share one Outage: it begins with the first failure of any of them
+and ends with the first answer.
 """
 
 import threading
@@ -27,15 +27,15 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 
 class Outage:
-    """How long the teacher has been away, and who is told.
+    """Measures how long the teacher has been away, and reports when that changes.
 
     Args:
-        budget_seconds: an outage of this length ends the waiting.
-        stop: ends the waiting at once.
-        on_change: called when an outage begins, with what is wrong and until when it is waited,
-            and with None when it is over; from the thread that noticed, one at a time.
-        clock: seconds, never going back.
-        wall_clock: Unix seconds, for people.
+        budget_seconds: an outage of this length ends the retries.
+        stop: ends the retries at once.
+        on_change: called when an outage begins, with the error and how long the run will wait, and
+            with None when it is over; from the thread that noticed, never from two at once.
+        clock: monotonic seconds.
+        wall_clock: Unix seconds, for messages.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Outage:
         self._lock = threading.Lock()
 
     def until_answered(self, ask: Callable[[float | None], _Answer]) -> _Answer:
-        """Returns what `ask` returns, calling it again as the module says.
+        """Returns what `ask` returns, with retries as the module's docstring says.
 
         Args:
-            ask: makes the whole request once. It gets None at first, then the seconds that are left
+            ask: makes the whole request once. Called with None at first, then with the seconds left
                 of the budget, in which it may also wait for a connection.
 
         Raises:
             TeacherUnavailable: the budget is spent.
             StopRequested: a stop was requested meanwhile.
-            LecternError: what `ask` raised.
+            LecternError: any other error of `ask`.
         """
         pause = _FIRST_PAUSE_SECONDS
         left: float | None = None
@@ -97,17 +97,17 @@ class Outage:
             away = now - self._began
         if away >= self._budget_seconds:
             raise TeacherUnavailable(
-                f"{error}. It has been away for {away:.0f} seconds, and teacher."
+                f"{error}. The teacher has been away for {away:.0f} seconds, and teacher."
                 f"outage_budget_seconds is {self._budget_seconds:g}; start the same teacher again "
                 "and resume the run"
             )
         return self._budget_seconds - away
 
     def _patience(self) -> str:
-        """Says how long an outage that begins now may last, and until when."""
+        """Returns a sentence on how long an outage that begins now may last."""
         end = datetime.fromtimestamp(self._wall_clock() + self._budget_seconds, UTC)
         return (
-            f"The run waits for it until {end:%Y-%m-%d %H:%M:%S} UTC: "
+            f"The run waits for the teacher until {end:%Y-%m-%d %H:%M:%S} UTC: "
             f"teacher.outage_budget_seconds is {self._budget_seconds:g}"
         )
 

@@ -1,7 +1,7 @@
-"""Teacher's answers for coming steps, asked while the student computes.
+"""Requests the teacher's answers for coming steps while the student computes.
 
-The same requests are made, in the same order, whatever the number of threads or steps ahead; so
-answers, and with them losses, do not depend on timing.
+The requests and their order are the same for any number of threads or steps ahead, so answers, and
+with them losses, do not depend on timing.
 """
 
 import queue
@@ -35,16 +35,16 @@ class TrainingBatches(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows computed at one time; `answer` gives the teacher's targets at their valid positions.
+    """Rows computed at one time; `answer()` returns the teacher's targets at their valid positions.
 
-    `answer` is None without a teacher, and where no position is valid.
+    `answer` is None without a teacher, or if no position is valid.
     """
 
     batch: Batch
     answer: Callable[[], TeacherTargets] | None
 
     def answered(self) -> "MicroBatch":
-        """Returns it with the answer here; waits for that, and raises what `answer` does."""
+        """Waits for the answer; returns the micro-batch with it. Raises what `answer` raises."""
         if self.answer is None:
             return self
         targets = self.answer()
@@ -52,19 +52,19 @@ class MicroBatch:
 
 
 class Prefetch:
-    """The micro-batches of each step, asked of the teacher `prefetch_steps` ahead.
+    """The micro-batches of each step, with teacher answers requested `prefetch_steps` ahead.
 
-    Use as a context manager. Steps are taken in rising order.
+    Use as a context manager. Take steps in rising order.
 
     Args:
         batches: training data.
         ask: asks the teacher for one micro-batch of a step, blocking; called from up to MAX_THREADS
-            threads. None: there is no teacher.
+            threads. None means there is no teacher.
         micro_batch_sequences: rows of a micro-batch.
-        prefetch_steps: 0 asks when the answer is needed, in the caller's thread.
-        end: one past the last step; nothing is asked for it or beyond.
+        prefetch_steps: 0 means to ask when the answer is needed, in the caller's thread.
+        end: one past the last step; nothing is requested for it or later steps.
         stop: ends every wait.
-        cancel: makes calls of `ask` that are under way end soon.
+        cancel: makes calls of `ask` in flight end soon.
     """
 
     def __init__(
@@ -105,18 +105,18 @@ class Prefetch:
 
     @property
     def waited_seconds(self) -> float:
-        """Time that callers of `answer` spent waiting, since the start."""
+        """Seconds that callers of `answer` have waited so far."""
         return self._waited_seconds
 
     def take(self, step: int) -> list[MicroBatch]:
-        """Returns the micro-batches of `step`, having asked for those of the coming steps too."""
+        """Returns the micro-batches of `step`; first requests those of the coming steps too."""
         for coming in range(step, min(step + self._prefetch_steps, self._end - 1) + 1):
             if coming not in self._ready:
                 self._ready[coming] = self._asked(coming)
         return self._ready.pop(step)
 
     def close(self) -> None:
-        """Ends the threads; answers not yet taken are dropped. Returns within a few seconds."""
+        """Ends the threads and drops answers not yet taken. Returns within a few seconds."""
         for _ in self._threads:
             self._jobs.put(None)
         for micro_batches in self._ready.values():
@@ -155,7 +155,7 @@ class Prefetch:
                 continue
             try:
                 future.set_result(self._ask(batch, step))
-            except BaseException as error:  # whatever it is, the loop gets to see it
+            except BaseException as error:  # re-raised in the loop
                 future.set_exception(error)
 
     def _timed(self, wait: Callable[[], TeacherTargets]) -> TeacherTargets:
@@ -166,7 +166,7 @@ class Prefetch:
             self._waited_seconds += time.perf_counter() - began
 
     def wait_for(self, future: "Future[TeacherTargets]") -> TeacherTargets:
-        """Returns the future's result, or raises its error; StopRequested on a stop."""
+        """Returns the future's result or raises its error; raises StopRequested on a stop."""
 
         def wait() -> TeacherTargets:
             while True:
@@ -174,7 +174,7 @@ class Prefetch:
                 try:
                     return future.result(timeout=SLICE_SECONDS)
                 except FutureTimeout:
-                    # By now an answer may have come, or an error, if only another TimeoutError.
+                    # The answer may have come by now, or an error, even another TimeoutError.
                     if future.done():
                         return future.result()
 

@@ -1,14 +1,13 @@
-"""One small batch through the wire, held against what its representation promises.
+"""Checks before the first step, with one small batch, that the teacher's answers are consistent.
 
-Asked before the first step: a teacher that answers something else than it says would teach it for
-the whole run. That a reply is whole, finite, in order and within bounds is checked with every reply
-(reply.py, sampled_reply.py). Here, at a few positions of the run's own first rows, its
-numbers are:
+A teacher with wrong answers would spoil the whole run. Every reply is checked to be whole, finite,
+in order and within bounds (reply.py, sampled_reply.py). The probe checks the numbers at a few
+positions of the run's own first rows:
 
-    top_k       its log-normaliser is that of its logits and its rest
-    asked again with the rows in another order, it says the same: the same bytes where the teacher
-                promises that
-    two kinds   of the same rows are the same distribution, where it offers a second one
+    top_k       the log-normaliser equals that of the logits and the rest
+    order       a second request with the rows in another order gives the same answer: the same
+                bytes if the teacher promises that
+    two kinds   of the same rows give the same distribution, if the teacher offers a second one
 
 Legend: N probed positions, V the student's vocabulary, K top-k, R records of draws.
 """
@@ -37,10 +36,10 @@ PROBE_SEQUENCES = 2
 PROBE_POSITIONS = 4  # of each sequence
 PROBE_TOP_K = 64
 
-# Log-probabilities of the same hidden states, projected here and there in float32: so far apart, in
-# nats, or relative to themselves where they are larger than 1.
+# How far apart float32 log-probabilities of the same hidden states may be, projected here and by
+# the teacher: in nats, or relative if they are larger than 1.
 _SAME_STATES = 1e-3
-# Of the same rows in other company, which a teacher in mode `throughput` rounds otherwise.
+# The same for rows batched with others, which round differently in mode `throughput`.
 _OTHER_COMPANY = {"float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
 _Floats = npt.NDArray[np.float64]
@@ -48,13 +47,13 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answering:
-    """What a teacher says of itself, as far as its answers are held against it.
+    """What a teacher promises about its answers, as far as the probe checks it.
 
     Attributes:
-        offered: the kinds that it offers.
-        max_top_k: it keeps no more; at most the student's vocabulary.
-        dtype: what it computes in.
-        same_bytes: it promises equal bytes whatever else it computes: one server, in mode
+        offered: the representations that it offers.
+        max_top_k: its largest top_k; at most the student's vocabulary.
+        dtype: the dtype it computes in.
+        same_bytes: whether its bytes do not depend on what else it computes: one server, in mode
             `independent`.
     """
 
@@ -67,7 +66,7 @@ class Answering:
     def of_model(
         cls, model: teacher_pb2.Model, vocab_size: int, *, one_server: bool
     ) -> "Answering":
-        """Returns it for the student's `vocab_size`."""
+        """Returns what `model` promises for the student's `vocab_size`."""
         return cls(
             offered=offered_by(model),
             max_top_k=min(model.limits.max_top_k, vocab_size),
@@ -78,15 +77,17 @@ class Answering:
 
 @dataclass(frozen=True)
 class ProbeRows:
-    """Rows of a run, and the few positions of each that are asked about."""
+    """Rows of a run, and the few positions of each that are probed."""
 
     sequences: list[npt.NDArray[np.uint32]]
     positions: list[npt.NDArray[np.bool_]]
 
     @classmethod
     def of_batch(cls, batch: Batch) -> "ProbeRows":
-        """Returns the first rows with valid positions: whole, so that the teacher's forward of them
-        serves the first step too; and some of these positions, the first and the last included.
+        """Returns the first rows with valid positions, and a few of those positions.
+
+        The rows are whole, so that the teacher's forward of them also serves the first step; the
+        first and the last valid position are included.
         """
         sequences: list[npt.NDArray[np.uint32]] = []
         positions: list[npt.NDArray[np.bool_]] = []
@@ -101,14 +102,14 @@ class ProbeRows:
         return cls(sequences, positions)
 
     def turned(self) -> tuple["ProbeRows", list[int]]:
-        """Returns the rows in reverse order, and where each of N positions then is."""
+        """Returns the rows in reverse order, and the new index of each of the N positions."""
         ends = np.cumsum([int(asked_S.sum()) for asked_S in self.positions])
         blocks = np.split(np.arange(ends[-1]), ends[:-1])
         order = np.concatenate(blocks[::-1])
         return ProbeRows(self.sequences[::-1], self.positions[::-1]), np.argsort(order).tolist()
 
     def place(self, index: int) -> str:
-        """Returns in words which of the N positions it is."""
+        """Returns position `index` of the N in words."""
         found = [
             (row, int(position))
             for row, asked_S in enumerate(self.positions)
@@ -124,17 +125,18 @@ def probe_teacher(
     temperature: float,
     answering: Answering,
 ) -> str:
-    """Returns in words what was found to be as promised.
+    """Returns in words what was checked. Raises unless the answers are consistent.
 
     Args:
-        teacher: asked two times, and a third time where it offers a kind to compare with.
-        rows: what about; at least one position.
-        representation: the run's; `temperature` too.
-        answering: what the teacher says of itself.
+        teacher: asked twice, and a third time if it offers another representation to compare with.
+        rows: what to ask about; at least one position.
+        representation: the run's.
+        temperature: the run's.
+        answering: what the teacher promises.
 
     Raises:
-        TeacherError: an answer is not what was promised; names the position, what was expected and
-            what was seen.
+        TeacherError: an answer is inconsistent; the message names the position, the expected and
+            the actual value.
         LecternError: as TargetsProvider.score says.
     """
     kind = representation.kind
@@ -147,17 +149,17 @@ def probe_teacher(
     if answering.same_bytes:
         _require_same_bytes(first, moved, rows)
     else:
-        _require_agreeing(first, moved, f"{kind}, asked again", temperature, answering, rows)
+        _require_agreeing(first, moved, "its second reply", temperature, answering, rows)
 
     kinds = [name for name in ("top_k", "dense") if name in answering.offered and name != kind]
     if not kinds:
-        return f"{kind} of {len(first)} positions is as promised; it offers no other to compare"
+        return f"{kind} at {len(first)} positions is consistent; there is no other to compare with"
     top_k = min(PROBE_TOP_K, answering.max_top_k) if kinds[0] == "top_k" else None
     wanted = Representation(kinds[0], top_k)
     second = teacher.score(rows.sequences, rows.positions, wanted, temperature)
     others = [second.rows(index, index + 1) for index in range(len(second))]
     _require_agreeing(first, others, kinds[0], temperature, answering, rows)
-    return f"{kind} of {len(first)} positions is as promised, and agrees with its {kinds[0]}"
+    return f"{kind} at {len(first)} positions is consistent and agrees with {kinds[0]}"
 
 
 def _require_normalised(targets: TopKTargets, rows: ProbeRows) -> None:
@@ -169,7 +171,7 @@ def _require_normalised(targets: TopKTargets, rows: ProbeRows) -> None:
         if not abs(seen - expected) <= _SAME_STATES * max(1.0, abs(expected)):
             raise _broken(
                 rows.place(index),
-                f"a log-normaliser of {expected:.6g}, as its logits and its rest have it",
+                f"a log-normaliser of {expected:.6g}, computed from its logits and its rest",
                 f"{seen:.6g}",
             )
 
@@ -181,8 +183,8 @@ def _require_same_bytes(
         if not _same_bytes(first.rows(index, index + 1), two):
             raise _broken(
                 rows.place(index),
-                "the same bytes when asked again, in another order (mode independent)",
-                "others",
+                "the same bytes for rows in another order (mode independent)",
+                "different bytes",
             )
 
 
@@ -194,7 +196,7 @@ def _require_agreeing(
     answering: Answering,
     rows: ProbeRows,
 ) -> None:
-    """Raises TeacherError where two answers about one position are of other distributions."""
+    """Raises TeacherError if two answers at one position are different distributions."""
     tolerance = _SAME_STATES
     if not answering.same_bytes:
         tolerance = _OTHER_COMPANY.get(answering.dtype, _OTHER_COMPANY["float32"])
@@ -206,16 +208,16 @@ def _require_agreeing(
         allowed = tolerance * np.maximum(1.0, np.abs(expected))
         beyond = np.flatnonzero(~(np.abs(seen - expected) <= allowed))
         if len(beyond):
-            worst = beyond[np.argmax(expected[beyond])]  # the likeliest: people know that token
+            worst = beyond[np.argmax(expected[beyond])]  # the likeliest, to check by hand
             raise _broken(
                 f"{rows.place(index)}, token {ids[worst]}",
-                f"a log-probability of {expected[worst]:.5g} (T {temperature:g}) by {others_name}",
+                f"a log-probability of {expected[worst]:.5g} (T {temperature:g}) in {others_name}",
                 f"{seen[worst]:.5g}",
             )
 
 
 def _known(targets: TeacherTargets, temperature: float) -> tuple[npt.NDArray[np.int64], _Floats]:
-    """Returns the ids that an answer about one position knows of, and their log-probabilities."""
+    """Returns the ids that an answer at one position covers, and their log-probabilities."""
     if isinstance(targets, TopKTargets):
         log_probs = targets.logits_NK.double() / temperature - targets.log_normalizer_t_N.double()
         return targets.ids_NK[0].cpu().numpy(), log_probs[0].cpu().numpy()
@@ -243,6 +245,6 @@ def _same_bytes(one: TeacherTargets, two: TeacherTargets) -> bool:
 
 def _broken(where: str, expected: str, seen: str) -> TeacherError:
     return TeacherError(
-        f"the teacher's answers are not what they promise: at {where} of the first step expected "
-        f"was {expected}, seen was {seen}. Set another teacher.representation, or another teacher"
+        f"the teacher's answers are inconsistent at {where} of the first step: expected "
+        f"{expected}, got {seen}. Set another teacher.representation, or use another teacher"
     )

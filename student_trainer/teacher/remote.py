@@ -1,4 +1,4 @@
-"""A teacher behind gRPC, as the training loop sees it.
+"""The client of a teacher server, as the training loop sees it.
 
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size.
 """
@@ -47,10 +47,10 @@ class RemoteTeacher:
     """Scores through a teacher server. Use as a context manager, or call close().
 
     Args:
-        calls: to the teacher's servers; closed with this object.
-        run_id: whose account the work goes to.
+        calls: the calls to the teacher's servers; closed with this object.
+        run_id: the run that the teacher's work is charged to.
         vocab_size: V, the student's; rows cover ids 0 .. V - 1.
-        device: where the output head is wanted.
+        device: where to put the output head.
         cache_root: where output heads are kept.
     """
 
@@ -71,7 +71,7 @@ class RemoteTeacher:
         self._model: teacher_pb2.Model | None = None
         self._head: OutputHead | None = None
         self._lock = threading.Lock()
-        self._head_lock = threading.Lock()  # Held while it is fetched: it crosses the wire once.
+        self._head_lock = threading.Lock()  # Held during the fetch: the head crosses the wire once.
         self._received_bytes = 0
         self._received_positions = 0
         self._request_numbers = itertools.count()
@@ -83,17 +83,17 @@ class RemoteTeacher:
         self.close()
 
     def close(self) -> None:
-        """Ends calls under way and the connections."""
+        """Cancels the calls in flight and closes the connections."""
         self._calls.close()
 
     def cancel(self) -> None:
-        """Ends calls under way, and every later one, with StopRequested. For good."""
+        """Ends the calls in flight and all later ones with StopRequested; cannot be undone."""
         self._calls.cancel()
 
     def take_received(self) -> tuple[int, int]:
         """Returns (bytes, positions) of the LogitsForBatch replies since the last call.
 
-        Bytes are those of the messages of complete answers, head and requests apart.
+        Counts the messages of complete answers only, without the head and the requests.
         """
         with self._lock:
             taken = self._received_bytes, self._received_positions
@@ -102,27 +102,27 @@ class RemoteTeacher:
 
     @property
     def model(self) -> teacher_pb2.Model:
-        """What the teacher is. Raises ValueError before connect()."""
+        """The teacher's description. Raises ValueError before connect()."""
         if self._model is None:
-            raise ValueError("connect() comes first")
+            raise ValueError("call connect() first")
         return self._model
 
     def connect(self, expected: TeacherIdentity | None = None) -> teacher_pb2.Model:
-        """Returns what the teacher is, waiting for it within the outage budget.
+        """Returns the teacher's description, waiting for it within the outage budget.
 
         Args:
-            expected: the model that the run was accepted with.
+            expected: the teacher that the run was accepted with.
 
         Raises:
-            WrongModel: another model answers than expected, or the servers bear different ones.
-            TeacherError: its fingerprint is none.
+            WrongModel: another model answers than expected, or the servers have different ones.
+            TeacherError: its fingerprint is invalid.
             LecternError: as TargetsProvider.score.
         """
         model = self._calls.model()
-        # The server's word, which becomes a file name: see head.py.
+        # Checked because it becomes a file name: see head.py.
         if not _FINGERPRINT.fullmatch(model.fingerprint):
             raise TeacherError(
-                f"the teacher at {self._calls.address} says its fingerprint is "
+                f"the teacher at {self._calls.address} sent the fingerprint "
                 f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
             )
         if expected is not None:
@@ -143,7 +143,7 @@ class RemoteTeacher:
     ) -> TeacherTargets:
         """See TargetsProvider; also raises StopRequested after cancel().
 
-        More sequences than the teacher takes at once are asked in several requests.
+        If there are more sequences than the teacher takes at once, sends several requests.
         """
         limit = max(1, self.model.limits.max_sequences)
         if len(sequences) > limit:
@@ -189,9 +189,9 @@ class RemoteTeacher:
         return self._calls.answered(ask)
 
     def output_head(self) -> OutputHead:
-        """Returns the teacher's head cut to V rows, on the device: from the cache, else fetched.
+        """Returns the teacher's head, first V rows, on the device: from the cache, else fetched.
 
-        On the CPU it is float32, so that no projection converts it again; the products are the
+        On the CPU it is float32, so that no projection has to convert it; the products are the
         same. Raises LecternError.
         """
         with self._head_lock:
@@ -249,22 +249,22 @@ def connect_teacher(
     outage_budget_seconds: float = 60.0,
     cache_root: Path | None = None,
 ) -> RemoteTeacher:
-    """Returns a teacher server's client, connected. Use as a context manager, or call close().
+    """Returns a connected client of a teacher server. Use as a context manager, or call close().
 
     Args:
         address: host:port; several with commas, or dns:///name:port, are replicas.
         vocab_size: V, the student's; rows cover ids 0 .. V - 1.
-        token_file: holds the bearer token; None means the server asks for none.
+        token_file: holds the bearer token; None means the server needs none.
         tls: None means plaintext.
-        device: where targets are used.
-        run_id: whose account the work goes to.
+        device: where the targets are used.
+        run_id: the run that the teacher's work is charged to.
         deadline_seconds: longest wait for one answer.
-        outage_budget_seconds: how long to ask again while the teacher cannot be reached.
-        cache_root: where output heads are kept; None means cache/ of the home folder.
+        outage_budget_seconds: how long to retry while the teacher cannot be reached.
+        cache_root: where output heads are kept; None means cache/ in the home folder.
 
     Raises:
-        InvalidRequest: the address names no server, or vocab_size is below 1.
-        Misconfigured: the token file cannot be read, or holds no usable token.
+        InvalidRequest: the address is invalid, or vocab_size is below 1.
+        Misconfigured: the token file cannot be read, or has no usable token.
         LecternError: no server answers in time, or as RemoteTeacher.connect says.
     """
     if vocab_size < 1:

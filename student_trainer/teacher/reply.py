@@ -1,9 +1,9 @@
-"""A reply stream of LogitsForBatch turned into targets: nothing of it is believed unchecked.
+"""Turns a LogitsForBatch reply stream into targets, with every part checked.
 
 Legend: N asked positions, V the student's vocabulary, D the teacher's hidden size, K top-k.
 
-Pieces of rows of equal size go straight into one buffer, which the tensors then share; there is no
-second copy. Rows of draws differ in size: see sampled_reply.py.
+Pieces with rows of equal size go straight into one buffer, which the tensors then share; there is
+no second copy. Rows of draws differ in size: see sampled_reply.py.
 """
 
 import zlib
@@ -39,7 +39,7 @@ from student_trainer.teacher.sampled_reply import RaggedRows, sampled_targets
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reply must be, known before it is asked for."""
+    """What the reply must be; known before the request."""
 
     fingerprint: str
     representation: Representation
@@ -56,15 +56,15 @@ class Expected:
 
     @property
     def row_bytes(self) -> int:
-        """Of each row; 0 if rows differ."""
+        """Bytes of each row; 0 if rows differ in size."""
         return self.representation.header_row_bytes(self.widths)
 
 
 @dataclass(frozen=True)
 class Payload:
-    """All rows of one reply. `received_bytes` are those of the messages that brought them.
+    """All rows of one reply. `received_bytes` is the size of the messages that carried them.
 
-    `row_lengths` are the records of each row, for "sampled" alone.
+    `row_lengths` is the number of records of each row; only for "sampled".
     """
 
     data: npt.NDArray[np.uint8]
@@ -73,16 +73,16 @@ class Payload:
 
 
 class DamagedReply(TeacherError):
-    """The bytes that arrived are not those that were sent; sent again, they may be."""
+    """The bytes that arrived are not those that were sent; a retry may help."""
 
 
 def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
-    """Returns the payload of a whole stream, read to its end.
+    """Reads the stream to its end; returns its payload.
 
     Raises:
         WrongModel: another model answers.
         DamagedReply: the checksum differs.
-        TeacherError: header, row coverage, row lengths or byte count are not as they must be.
+        TeacherError: header, row coverage, row lengths or byte count are wrong.
         grpc.RpcError: the stream broke.
     """
     rows: _EqualRows | RaggedRows | None = None
@@ -111,10 +111,11 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
         )
     if trailer.total_bytes != payload_bytes:
         raise TeacherError(
-            f"the teacher's reply is {payload_bytes} bytes, it says it sent {trailer.total_bytes}"
+            f"the teacher's reply is {payload_bytes} bytes, but its trailer says "
+            f"{trailer.total_bytes}"
         )
     if trailer.crc32 != crc:
-        raise DamagedReply("the teacher's reply was damaged on its way: its checksum differs")
+        raise DamagedReply("the teacher's reply was damaged in transit: its checksum differs")
     if isinstance(rows, RaggedRows):
         data, row_lengths = rows.joined()
         return Payload(data, received_bytes, row_lengths)
@@ -122,22 +123,22 @@ def assemble(replies: Iterable[Reply], expected: Expected) -> Payload:
 
 
 class _EqualRows:
-    """The pieces of a reply whose rows are of `row_bytes` each, in one buffer."""
+    """Gathers the pieces of a reply with rows of `row_bytes` each in one buffer."""
 
     def __init__(self, num_rows: int, row_bytes: int) -> None:
         self.buffer = np.empty(num_rows * row_bytes, np.uint8)
         self._row_bytes = row_bytes
 
     def add(self, piece: ReplyPiece) -> None:
-        """Takes a piece in. Raises TeacherError where it is not of its rows' size."""
+        """Adds a piece. Raises TeacherError unless its size is that of its rows."""
         if piece.row_lengths:
             raise TeacherError(
-                "the teacher's reply has row_lengths, but its rows are of one length"
+                "the teacher's reply has row_lengths, but its rows are of equal length"
             )
         if len(piece.payload) != piece.num_rows * self._row_bytes:
             raise TeacherError(
-                f"{piece.num_rows} rows of the teacher's reply are {len(piece.payload)} bytes, not "
-                f"{piece.num_rows * self._row_bytes}"
+                f"{piece.num_rows} rows of the teacher's reply are {len(piece.payload)} bytes; "
+                f"expected {piece.num_rows * self._row_bytes}"
             )
         start = piece.first_row * self._row_bytes
         payload = np.frombuffer(piece.payload, np.uint8)
@@ -153,24 +154,24 @@ def _rows_to_come(expected: Expected) -> _EqualRows | RaggedRows:
 def to_targets(
     payload: Payload, expected: Expected, temperature: float, head: OutputHead | None
 ) -> TeacherTargets:
-    """Returns the targets that a payload holds; their tensors are views of it, on the CPU.
+    """Returns the targets in a payload; their tensors are views of it, on the CPU.
 
     Args:
         payload: as `assemble` returned it for `expected`.
-        expected: what was asked.
-        temperature: what was asked; top_k and sampled targets carry it.
+        expected: what was requested.
+        temperature: the requested one; top_k and sampled targets carry it.
         head: the teacher's, for `hidden`.
 
     Raises:
-        TeacherError: a value is not finite, an id is beyond the vocabulary, a row's ids are not
+        TeacherError: a value is not finite, an id is outside the vocabulary, a row's ids are not
             distinct or not in the order of their logits, there is a rest at K = V, or draws are
-            not as sampled_reply.py says.
+            invalid (see sampled_reply.py).
     """
     return _TARGETS[expected.representation.kind](payload, expected, temperature, head)
 
 
 def tensor_of(data: npt.NDArray[np.uint8], dtype: "teacher_pb2.DType") -> Tensor:
-    """Returns the numbers that little-endian bytes hold, 1-D, sharing their memory."""
+    """Returns little-endian bytes as a 1-D tensor of `dtype` that shares their memory."""
     name = DTYPE_NAMES[dtype]
     carried = torch.from_numpy(data.view(CARRIERS[name]))
     return carried.view(torch.bfloat16) if name == "bfloat16" else carried
@@ -201,7 +202,7 @@ def _sampled_targets(
     payload: Payload, expected: Expected, temperature: float, _head: OutputHead | None
 ) -> SampledTargets:
     if payload.row_lengths is None:
-        raise ValueError("sampled targets need the lengths of their rows")
+        raise ValueError("sampled targets need row lengths")
     return sampled_targets(
         payload.data,
         payload.row_lengths,
@@ -216,17 +217,17 @@ def _top_k_targets(
 ) -> TopKTargets:
     targets = _top_k_of(payload, expected, temperature)
     if int(targets.ids_NK.max()) >= expected.vocab_size:
-        raise TeacherError(f"the teacher sent an id beyond the {expected.vocab_size} asked for")
+        raise TeacherError(f"the teacher sent an id beyond the vocabulary of {expected.vocab_size}")
     _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
     _require_order(targets)
     if targets.ids_NK.shape[1] < expected.vocab_size:
         _require_finite(targets.log_rest_t_N)
     elif not bool(targets.log_rest_t_N.isneginf().all()):
-        raise TeacherError("the teacher's reply has a rest, but every token was asked for")
+        raise TeacherError("the teacher's reply has a rest, but its top_k covers every token")
     return targets
 
 
-# How each representation is read: what arrived, what was expected, temperature, head.
+# How each representation is read, from (payload, expected, temperature, head).
 _TARGETS: dict[str, Callable[[Payload, Expected, float, OutputHead | None], TeacherTargets]] = {
     "dense": _dense_targets,
     "hidden": _hidden_targets,
@@ -252,18 +253,18 @@ def _top_k_of(payload: Payload, expected: Expected, temperature: float) -> TopKT
 
 
 def _require_order(targets: TopKTargets) -> None:
-    """Raises TeacherError where a row's logits do not fall, or its ids are not distinct.
+    """Raises TeacherError unless each row's logits are descending and its ids distinct.
 
-    Of equal logits the lower id comes first. An id that came twice would count its mass twice.
+    Of equal logits the lower id comes first. A repeated id would count its mass twice.
     """
     logits_NK, ids_NK = targets.logits_NK.numpy(), targets.ids_NK.numpy()
     falls = logits_NK[:, :-1] > logits_NK[:, 1:]
     ties = (logits_NK[:, :-1] == logits_NK[:, 1:]) & (ids_NK[:, :-1] < ids_NK[:, 1:])
     if not (falls | ties).all():
-        raise TeacherError("the logits of a row of the teacher's reply do not fall")
+        raise TeacherError("the logits of a row of the teacher's reply are not in descending order")
     rising_NK = np.sort(ids_NK.astype(np.uint32), axis=1)
     if (rising_NK[:, :-1] == rising_NK[:, 1:]).any():
-        raise TeacherError("a row of the teacher's reply has an id twice")
+        raise TeacherError("a row of the teacher's reply has the same id twice")
 
 
 def _require_header(header: teacher_pb2.LogitsHeader, expected: Expected) -> None:
@@ -278,28 +279,26 @@ def _require_header(header: teacher_pb2.LogitsHeader, expected: Expected) -> Non
         ("vocab_size", header.vocab_size, expected.vocab_size),
     ):
         if theirs != ours:
-            raise TeacherError(f"the teacher's reply has {name} {theirs}, asked for was {ours}")
+            raise TeacherError(f"the teacher's reply has {name} {theirs}; expected {ours}")
 
 
 def require_fingerprint(theirs: str, expected: str) -> None:
-    """Raises WrongModel where another model answered."""
+    """Raises WrongModel unless the expected model answered."""
     if theirs != expected:
-        raise WrongModel(
-            f"its answer has fingerprint {theirs[:12]}, not the expected {expected[:12]}"
-        )
+        raise WrongModel(f"its reply has fingerprint {theirs[:12]}, expected {expected[:12]}")
 
 
 def _require_place(piece: ReplyPiece, next_row: int, expected: Expected) -> None:
     if piece.first_row != next_row or piece.num_rows < 1:
         raise TeacherError(
-            f"the teacher's reply goes on at row {piece.first_row}, expected was {next_row}"
+            f"the teacher's reply continues at row {piece.first_row}; expected row {next_row}"
         )
     if next_row + piece.num_rows > expected.num_rows:
-        raise TeacherError(f"the teacher's reply has more than the {expected.num_rows} rows asked")
+        raise TeacherError(f"the teacher's reply has more than {expected.num_rows} rows")
 
 
 def _require_finite(*parts: Tensor) -> None:
     for part in parts:
-        lowest, highest = torch.aminmax(part)  # both are nan where one value is
+        lowest, highest = torch.aminmax(part)  # both are nan if any value is
         if not (lowest.isfinite() and highest.isfinite()):
             raise TeacherError("the teacher's reply has values that are not finite")

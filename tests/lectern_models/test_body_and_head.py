@@ -1,4 +1,4 @@
-"""Body and head against the models' own forward, and what the probe catches."""
+"""Body and head, compared with the models' own forward, and what the probe catches."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ KNOWN = tuple(name for name in ARCHITECTURES if name != "hyperclovax")
 
 
 def plain(folder: Path, **kwargs: object) -> PreTrainedModel:
-    """The model as a user of transformers loads it."""
+    """Returns the model as a user of transformers loads it."""
     return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
 
 
@@ -51,7 +51,7 @@ def test_float32_head_gives_the_models_logits(tmp_path: Path, architecture: str)
     torch.testing.assert_close(few, own[:, :11], atol=1e-5, rtol=1e-5)
 
 
-def test_probe_catches_a_transform_that_the_config_names_otherwise(tmp_path: Path) -> None:
+def test_probe_catches_a_transform_that_the_config_misnames(tmp_path: Path) -> None:
     """HyperCLOVA X multiplies by the setting that Granite divides by."""
     model = plain(write_tiny_model(tmp_path, "hyperclovax"))
     assert parity_probe(model, split(model)) is not None
@@ -89,7 +89,7 @@ def test_probe_refuses_a_model_whose_logits_are_not_finite(tmp_path: Path) -> No
     assert reason is not None and "not finite" in reason
 
 
-def test_probe_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_probe_leaves_the_model_unchanged(tmp_path: Path) -> None:
     model = plain(write_tiny_model(tmp_path)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = split(model)
@@ -127,7 +127,7 @@ def test_a_model_without_a_linear_head_is_refused(tmp_path: Path) -> None:
         split(model)
 
 
-def test_halves_that_cannot_be_had_come_with_the_reason(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_split_gives_the_reason(tmp_path: Path) -> None:
     model = plain(write_tiny_model(tmp_path))
     parts, reason = split_or_why(model)
     assert parts is not None and reason is None
@@ -140,7 +140,8 @@ def test_halves_that_cannot_be_had_come_with_the_reason(tmp_path: Path) -> None:
     model.lm_head = torch.nn.Sequential(model.lm_head)
     assert split_or_why(model) == (
         None,
-        "Qwen2ForCausalLM has no linear output projection (Sequential), so it has no body and head",
+        "Qwen2ForCausalLM has no linear output projection (Sequential), so it cannot be split into "
+        "body and head",
     )
 
 

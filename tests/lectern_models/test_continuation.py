@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("model"), vocab_size=300, tokenizer=True)
 
 
-def test_a_continuation_is_what_transformers_generates_greedily(folder):
+def test_a_continuation_equals_greedy_generation_by_transformers(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -48,7 +48,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path, capsys):
     assert "no tokenizer.json" in capsys.readouterr().err
 
 
-def test_each_sequence_goes_on_until_its_end_or_the_last_token():
+def test_each_sequence_continues_until_its_end_or_the_last_token():
     asked = []
 
     def counting_up(sequences):
@@ -61,7 +61,7 @@ def test_each_sequence_goes_on_until_its_end_or_the_last_token():
     assert asked == [[[1], [7, 2], [4]], [[1, 2], [7, 2, 3]], [[1, 2, 3]]]
 
 
-def test_no_more_is_asked_than_tokens_are_wanted():
+def test_likeliest_is_called_no_more_than_once_per_token():
     calls = []
 
     def zeros(sequences):

@@ -1,4 +1,4 @@
-"""GGUF files against the safetensors model they were made from, and what of them is refused."""
+"""GGUF files, compared with the safetensors model they were made from, and refusals."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.support.gguf_models import write_gguf
 from tests.support.models import write_tiny_model
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
-# What transformers assumes of these architectures where it reads a GGUF file.
+# What transformers assumes about these architectures when it reads a GGUF file.
 SHAPES = {"qwen3": {"head_dim": 128}, "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256}}
 # Of gemma2.
 SETTINGS: dict[str, Any] = {
@@ -35,7 +35,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def standalone(folder: Path, held: dict[str, np.ndarray]) -> torch.Tensor:
-    """Logits of the safetensors model by plain transformers, with these numbers for its weights."""
+    """Returns the logits of the safetensors model in plain transformers with these weights."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.load_state_dict({name: torch.from_numpy(data) for name, data in held.items()}, False)
     return logits(model)
@@ -52,7 +52,7 @@ def test_a_gguf_model_computes_with_the_numbers_of_the_file(
     model = load_causal_lm(folder, "float32", gguf_file="model.gguf")
     torch.testing.assert_close(logits(model), standalone(folder, held), atol=2e-5, rtol=0)
     assert not model.training
-    # Not the numbers of the safetensors file, which lies in the same folder.
+    # Not the numbers of the safetensors file in the same folder.
     original = logits(load_causal_lm(folder, "float32"))
     assert torch.allclose(logits(model), original, atol=2e-5, rtol=0) == (kind == "f32")
 
@@ -61,7 +61,7 @@ def test_a_gguf_model_computes_with_the_numbers_of_the_file(
     ("kind", "dtype"),
     [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16"), ("q8_0", "float32")],
 )
-def test_dtype_auto_is_the_files_and_float32_for_blocks(
+def test_dtype_auto_is_the_files_own_or_float32_for_blocks(
     tmp_path: Path, kind: str, dtype: str
 ) -> None:
     folder = write_tiny_model(tmp_path)
@@ -82,7 +82,7 @@ def test_dtype_auto_is_the_files_and_float32_for_blocks(
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_same_weights_are_known_again_unless_they_were_quantised(
+def test_equal_weights_have_equal_hashes_unless_they_were_quantised(
     tmp_path: Path, kind: str, stored: str, equal: bool, tied: bool
 ) -> None:
     folder = write_tiny_model(tmp_path, dtype=stored, tied=tied)
@@ -93,7 +93,7 @@ def test_the_same_weights_are_known_again_unless_they_were_quantised(
         assert (loaded_weights_sha256(model) == theirs) == equal
 
 
-def test_the_exact_hash_tells_files_apart_that_hold_the_same_weights(tmp_path: Path) -> None:
+def test_the_exact_hash_differs_between_files_with_equal_weights(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, dtype="bfloat16")
     digests = set()
     for kind in ("f32", "bf16", "q8_0"):
@@ -105,7 +105,7 @@ def test_the_exact_hash_tells_files_apart_that_hold_the_same_weights(tmp_path: P
     assert len(digests) == 3
 
 
-def test_tokens_are_those_of_the_tokenizer_without_the_ids_that_fill_up(tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_tokenizer_without_padding_ids(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, tokenizer=True, vocab_size=448)
     write_gguf(folder, tmp_path / "model.gguf", "f16")
     expected = read_tokenizer_map(folder / "tokenizer.json")
@@ -131,7 +131,7 @@ def test_a_file_without_a_tokenizer_has_no_tokens(tmp_path: Path) -> None:
         ({"rope.dimension_count": 4}, "rope.dimension_count to 4"),
     ],
 )
-def test_a_setting_that_is_passed_over_is_refused_by_name(
+def test_an_ignored_setting_is_refused_by_name(
     tmp_path: Path, settings: dict[str, Any], says: str
 ) -> None:
     folder = write_tiny_model(tmp_path)
@@ -143,12 +143,12 @@ def test_a_setting_that_is_passed_over_is_refused_by_name(
 @pytest.mark.parametrize(
     ("architecture", "shape", "settings", "says"),
     [
-        ("gemma2", {}, {"final_logit_softcapping": 20.0}, r"softcapping to 20\.0.*takes 30\.0"),
-        ("gemma2", {"head_dim": 64}, SETTINGS, "not say how its attention is scaled.*takes 256"),
-        ("qwen3", {"head_dim": 64}, {}, "attention.key_length to 64.*takes 128"),
+        ("gemma2", {}, {"final_logit_softcapping": 20.0}, r"softcapping to 20\.0.*uses 30\.0"),
+        ("gemma2", {"head_dim": 64}, SETTINGS, "not say how its attention is scaled.*assumes 256"),
+        ("qwen3", {"head_dim": 64}, {}, "attention.key_length to 64.*uses 128"),
     ],
 )
-def test_what_transformers_assumes_against_the_file_is_refused(
+def test_assumptions_of_transformers_that_contradict_the_file_are_refused(
     tmp_path: Path, architecture: str, shape: dict[str, int], settings: dict[str, Any], says: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture, **{**SHAPES[architecture], **shape})
@@ -157,7 +157,7 @@ def test_what_transformers_assumes_against_the_file_is_refused(
         load_causal_lm(folder, gguf_file="model.gguf")
 
 
-def test_settings_that_change_nothing_are_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_settings_that_change_nothing_are_accepted(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     neutral = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.dimension_count": 8}
     held = write_gguf(folder, tmp_path / "model.gguf", "f16", settings=neutral)
@@ -168,12 +168,12 @@ def test_settings_that_change_nothing_are_no_reason_to_refuse(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("architecture", "tensors", "says"),
     [
-        # The frequencies of Llama 3.1's long context; a bias that a llama of transformers has not.
+        # Llama 3.1's long-context frequencies; a bias that transformers' llama does not have.
         ("llama", {"rope_freqs.weight": np.ones(4, np.float32)}, r"\(rope_freqs\.weight\)"),
-        ("llama", {"blk.0.attn_q.bias": np.ones(32, np.float32)}, "tensors were passed over"),
+        ("llama", {"blk.0.attn_q.bias": np.ones(32, np.float32)}, "tensors were ignored"),
     ],
 )
-def test_a_tensor_that_is_passed_over_is_refused(
+def test_an_ignored_tensor_is_refused(
     tmp_path: Path, architecture: str, tensors: dict[str, np.ndarray], says: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture)
@@ -194,7 +194,7 @@ def test_an_architecture_that_transformers_does_not_read_is_refused(tmp_path: Pa
         load_causal_lm(tmp_path, gguf_file="model.gguf")
 
 
-def test_a_missing_tensor_is_refused_not_drawn_at_random(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_refused_not_filled_with_random_numbers(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = write_tiny_model(tmp_path)
@@ -207,7 +207,7 @@ def test_a_missing_tensor_is_refused_not_drawn_at_random(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 1000, -50])
-def test_bytes_that_are_cut_off_are_corrupt_data(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_corrupt_data(tmp_path: Path, keep: int) -> None:
     folder = write_tiny_model(tmp_path)
     path = tmp_path / "model.gguf"
     write_gguf(folder, path, "q8_0")

@@ -1,4 +1,4 @@
-"""Each thing that a model does to its logits, taken away in turn: the probe must see it."""
+"""Each transform of a model's logits, removed in turn: the probe must notice."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ TRANSFORMS: list[tuple[str, dict[str, Any], HeadTransform]] = [
     ("gemma2", {"final_logit_softcapping": 1024.0}, HeadTransform(soft_cap=1024.0)),
 ]
 IDS = [f"{name}-{next(iter(settings.values()))}" for name, settings, _ in TRANSFORMS]
-# Of the initial weights: plain, transformers' own, and so small that logits are about 1e-5.
+# Spread of the initial weights: large, transformers' own, and so small that logits are about 1e-5.
 SPREADS = [0.2, 0.02, 0.0002]
 
 
@@ -38,7 +38,7 @@ def projected_by(parts: BodyAndHead, projection: torch.nn.Linear) -> BodyAndHead
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("architecture", "settings", "transform"), TRANSFORMS, ids=IDS)
-def test_a_transform_that_is_taken_away_is_caught(
+def test_a_missing_transform_is_caught(
     tmp_path: Path,
     architecture: str,
     settings: dict[str, Any],
@@ -64,7 +64,7 @@ def test_a_transform_that_is_taken_away_is_caught(
     [HeadTransform(scale=0.5), HeadTransform(divisor=2.0), HeadTransform(soft_cap=1024.0)],
     ids=["scale", "divisor", "soft_cap"],
 )
-def test_a_transform_that_the_model_has_not_is_caught(
+def test_a_transform_that_the_model_does_not_have_is_caught(
     tmp_path: Path, transform: HeadTransform, spread: float
 ) -> None:
     model = plain(tmp_path, "qwen2", spread=spread)
@@ -74,7 +74,7 @@ def test_a_transform_that_the_model_has_not_is_caught(
     assert reason is not None and "differ from the model's own logits" in reason
 
 
-def test_the_soft_cap_of_the_smallest_logits_shows_only_where_they_are_scaled_up(
+def test_the_soft_cap_of_the_smallest_logits_shows_only_when_they_are_scaled_up(
     tmp_path: Path,
 ) -> None:
     model = plain(tmp_path, "gemma2", spread=0.0002, final_logit_softcapping=1024.0)
@@ -89,8 +89,8 @@ def test_the_soft_cap_of_the_smallest_logits_shows_only_where_they_are_scaled_up
 
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_bias_that_is_taken_away_is_caught(tmp_path: Path, dtype: str, spread: float) -> None:
-    """A small one does not show beside logits that were scaled up."""
+def test_a_missing_bias_is_caught(tmp_path: Path, dtype: str, spread: float) -> None:
+    """A small bias does not show beside scaled-up logits."""
     model = plain(tmp_path, "phi", spread=spread, dtype=dtype)
     with torch.no_grad():
         model.lm_head.bias.normal_(std=spread, generator=torch.Generator().manual_seed(0))
@@ -105,7 +105,7 @@ def test_a_bias_that_is_taken_away_is_caught(tmp_path: Path, dtype: str, spread:
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "mixtral", "gpt2"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_embedding_is_the_head_only_where_they_are_tied(
+def test_the_embedding_is_the_head_only_if_they_are_tied(
     tmp_path: Path, architecture: str, tied: bool, spread: float
 ) -> None:
     model = plain(tmp_path, architecture, tied=tied, spread=spread)
@@ -118,8 +118,8 @@ def test_the_embedding_is_the_head_only_where_they_are_tied(
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-def test_experts_that_are_not_asked_are_caught(tmp_path: Path, spread: float) -> None:
-    """The body of a mixture of experts, once with all of its experts and once with one fewer."""
+def test_unused_experts_are_caught(tmp_path: Path, spread: float) -> None:
+    """The body of a mixture of experts, with all of its experts and with one fewer."""
     model = plain(tmp_path / "whole", "mixtral", spread=spread)
     parts = split(model)
     assert parity_probe(model, parts) is None

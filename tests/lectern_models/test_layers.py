@@ -1,4 +1,4 @@
-"""Where layers are found, and that lists inside of layers are not taken for them."""
+"""Layers are found, and lists inside layers are not mistaken for them."""
 
 from pathlib import Path
 

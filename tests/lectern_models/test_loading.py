@@ -1,4 +1,4 @@
-"""Loading: safetensors only, no code of the model's, equal seeds equal weights."""
+"""Loading: only safetensors, no code of the model's own, equal weights for equal seeds."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from lectern_models.loading import (
 from tests.support.models import write_tiny_model
 
 
-def test_loaded_weights_are_the_stored_ones(tmp_path: Path) -> None:
+def test_loaded_weights_equal_the_stored_ones(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     ours = load_causal_lm(folder).state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(folder).state_dict()
@@ -26,7 +26,7 @@ def test_loaded_weights_are_the_stored_ones(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_dtype_is_the_stored_one_unless_asked(tmp_path: Path) -> None:
+def test_dtype_is_the_stored_one_by_default(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, dtype="bfloat16")
     assert load_causal_lm(folder).dtype is torch.bfloat16
     assert load_causal_lm(folder, "float32").dtype is torch.float32
@@ -40,7 +40,7 @@ def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
         load_causal_lm(folder)
 
 
-def test_code_of_the_models_own_is_not_run(tmp_path: Path) -> None:
+def test_a_models_own_code_is_not_run(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     marker = tmp_path / "it_ran"
     source = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
@@ -59,7 +59,7 @@ def test_code_of_the_models_own_is_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_missing_tensors_are_refused_not_drawn_at_random(tmp_path: Path) -> None:
+def test_missing_tensors_are_refused_not_filled_with_random_numbers(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = write_tiny_model(tmp_path)
@@ -87,7 +87,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "error"), [(None, NotFound), ("{", CorruptData)])
-def test_a_folder_that_is_no_model_is_refused(
+def test_a_folder_that_is_not_a_model_is_refused(
     tmp_path: Path, text: str | None, error: type[Exception]
 ) -> None:
     folder = write_tiny_model(tmp_path)
@@ -109,7 +109,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path: Path) -> Non
     assert {value.dtype for value in first.values()} == {torch.float32}
 
 
-def test_parameters_that_are_tied_count_once(tmp_path: Path) -> None:
+def test_tied_parameters_count_once(tmp_path: Path) -> None:
     tied = load_causal_lm(write_tiny_model(tmp_path / "tied", tied=True))
     untied = load_causal_lm(write_tiny_model(tmp_path / "untied", tied=False))
     assert num_parameters(untied) - num_parameters(tied) == 97 * 32

@@ -1,4 +1,4 @@
-"""Models by their name: folders, files, and the hub's cache with its commits, without a network."""
+"""Finding models by name: folders, files and the hub's cache of commits, without a network."""
 
 import errno
 import json
@@ -43,11 +43,11 @@ def test_a_folder_is_found_and_has_no_revision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/folder/here", "nobody/no-such-model"])
 def test_an_unknown_name_is_not_found(name: str) -> None:
-    with pytest.raises(NotFound, match=f"^student.init {name} is no folder here, and "):
+    with pytest.raises(NotFound, match=f"^student.init {name} is not a folder here, and "):
         find_model(name, field="student.init")
 
 
-def test_a_name_is_looked_for_here_then_under_the_models_root(
+def test_a_name_is_searched_here_then_under_the_models_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, here = tmp_path / "models", tmp_path / "here"
@@ -62,7 +62,7 @@ def test_a_name_is_looked_for_here_then_under_the_models_root(
     assert find_model("team/small", models=models).path == near
 
 
-def test_a_revision_is_of_the_hub_whatever_is_under_the_models_root(
+def test_a_revision_means_the_hub_whatever_is_under_the_models_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "small").mkdir()
@@ -71,7 +71,7 @@ def test_a_revision_is_of_the_hub_whatever_is_under_the_models_root(
     assert (found.path, found.revision) == (Path("/hub/commit"), "commit")
 
 
-def test_a_name_that_is_nowhere_is_told_with_the_one_like_it(tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_a_similar_one(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "tiny-teacher", weights=False)
     said = rf", nor under the models root \({tmp_path}\); did you mean tiny-teacher\?( And |$)"
     for name in ("tiny-techer", "tiny-teacher.gguf"):
@@ -82,10 +82,10 @@ def test_a_name_that_is_nowhere_is_told_with_the_one_like_it(tmp_path: Path) -> 
     assert "models root (" not in str(refused.value)
 
 
-def test_a_folder_that_is_no_models_is_called_what_it_is(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_refused_with_what_it_is(tmp_path: Path) -> None:
     for name, said in (
-        ("notes.txt", r"has no config\.json: it is no model's folder"),
-        ("tiny.gguf", r"has no config\.json; name the GGUF file itself: .*/tiny\.gguf"),
+        ("notes.txt", r"has no config\.json: it is not a model folder"),
+        ("tiny.gguf", r"has no config\.json; give the GGUF file itself: .*/tiny\.gguf"),
         ("manifest.json", r"is a dataset \(it has a manifest\.json of token shards\)"),
     ):
         (tmp_path / name).touch()
@@ -99,10 +99,10 @@ def test_a_folder_that_is_no_models_is_called_what_it_is(tmp_path: Path) -> None
         (RepositoryNotFoundError, "correct the name, or set HF_TOKEN"),
         (GatedRepoError, "is gated: ask for access"),
         (RevisionNotFoundError, "has no such revision"),
-        (LocalEntryNotFoundError, "cannot be asked (nobody there): check the network"),
+        (LocalEntryNotFoundError, "cannot be reached (nobody there): check the network"),
     ],
 )
-def test_what_the_hub_does_not_give_is_told_with_what_to_do(
+def test_each_refusal_of_the_hub_is_reported_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception], said: str
 ) -> None:
     def refusing(*_: object, **__: object) -> str:
@@ -113,7 +113,7 @@ def test_what_the_hub_does_not_give_is_told_with_what_to_do(
     monkeypatch.setattr("lectern_models.model_folder.snapshot_download", refusing)
     with pytest.raises(NotFound) as refused:
         find_on_hub("a/b", "v1", "student.init")
-    assert str(refused.value).startswith("student.init a/b at v1 is no folder here, and the hub")
+    assert str(refused.value).startswith("student.init a/b at v1 is not a folder here, and the ")
     assert said in str(refused.value)
 
 
@@ -127,12 +127,12 @@ def test_a_gguf_file_is_found_by_itself_and_in_its_folder(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["../m.gguf", "/etc/m.gguf", "*.gguf", "m[0].gguf", "a/b.gguf"])
-def test_a_gguf_file_is_a_name_and_no_path_or_pattern(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Misconfigured, match="is not the name of a file"):
+def test_a_gguf_file_is_a_name_not_a_path_or_pattern(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Misconfigured, match="is not a file name"):
         find_model(str(tmp_path), gguf_file=name)
 
 
-def test_what_is_not_there_or_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+def test_missing_files_and_conflicting_arguments_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     with pytest.raises(NotFound, match="no file"):
         find_model(str(path))
@@ -147,7 +147,7 @@ def test_what_is_not_there_or_does_not_fit_together_is_refused(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def from_hub(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """[folder, commit, public name] or [error] of LOOKUPS in a hub cache as downloads leave it.
+    """Returns [folder, commit, public name] or [error] of each of LOOKUPS in a hub cache.
 
     Found by one process of its own: the hub's library reads its settings once.
     """
@@ -185,14 +185,15 @@ def test_a_gguf_file_of_the_hub_is_named_with_its_model(from_hub: list[list[str]
     assert from_hub[2] == [COMMIT, COMMIT, "someone/tiny/tiny.gguf"]
 
 
-def test_a_revision_or_a_file_that_is_not_there_is_not_found(from_hub: list[list[str]]) -> None:
+def test_a_missing_revision_or_file_is_not_found(from_hub: list[list[str]]) -> None:
     assert from_hub[3][0].startswith(
-        "NotFound: --model someone/tiny at v2.0 is no folder here, and the hub cannot be asked ("
+        "NotFound: --model someone/tiny at v2.0 is not a folder here, and the hub cannot be "
+        "reached ("
     )
     assert from_hub[4] == ["NotFound: someone/tiny has no file other.gguf"]
 
 
-def test_a_hub_model_that_does_not_fit_is_a_full_disk_and_no_network(
+def test_a_hub_model_that_does_not_fit_on_disk_is_a_full_disk_not_a_network_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object, **__: object) -> str:

@@ -11,7 +11,7 @@ from lectern_models.packing import packing_probe
 from tests.support.models import ARCHITECTURES, write_tiny_model
 
 VOCAB_SIZE = 97
-# A state or a place is carried on from document to document, whatever the position ids.
+# These carry a state or positions from document to document, whatever the position ids.
 CANNOT = {"opt", "falcon_h1"}
 
 
@@ -25,7 +25,7 @@ def parts_of(folder: Path, architecture: str, attention: str = "sdpa") -> BodyAn
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.filterwarnings("ignore:.*falling back to its reference")
-def test_it_is_known_which_architectures_keep_documents_apart(
+def test_the_probe_finds_which_architectures_keep_documents_apart(
     tmp_path: Path, architecture: str
 ) -> None:
     reason = packing_probe(parts_of(tmp_path, architecture), VOCAB_SIZE)
@@ -35,7 +35,7 @@ def test_it_is_known_which_architectures_keep_documents_apart(
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states_of_a_packed_row_are_those_of_each_document_alone(
+def test_hidden_states_of_a_packed_row_equal_those_of_each_document_by_itself(
     tmp_path: Path, attention: str
 ) -> None:
     parts = parts_of(tmp_path, "qwen2", attention)
@@ -53,7 +53,7 @@ def test_hidden_states_of_a_packed_row_are_those_of_each_document_alone(
     assert (whole[:, 7:] - alone[:, 7:]).abs().amax(-1).min() > 1e-3
 
 
-def test_a_model_without_position_ids_says_so(tmp_path: Path) -> None:
+def test_a_model_without_position_ids_is_reported(tmp_path: Path) -> None:
     parts = parts_of(tmp_path, "qwen2")
 
     class NoPlaces(torch.nn.Module):

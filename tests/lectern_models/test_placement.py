@@ -1,4 +1,4 @@
-"""Devices, attention and compilation: used as asked, or refused with what to set."""
+"""Devices, attention and compilation: used as requested, or refused with what to set."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tests.support.models import write_tiny_model
 
 
 @pytest.mark.parametrize("device", ["", "tpu", "cpu:1", "cuda:", "cuda:x", "gpu", "Balanced"])
-def test_a_device_that_is_none_is_refused(device: str) -> None:
-    with pytest.raises(Misconfigured, match="is none of auto, cpu, cuda, cuda:1, balanced"):
+def test_an_invalid_device_is_refused(device: str) -> None:
+    with pytest.raises(Misconfigured, match="is not one of auto, cpu, cuda, cuda:1, balanced"):
         resolved_device(device)
 
 
@@ -34,7 +34,7 @@ def test_without_cuda_auto_is_the_cpu_and_the_rest_is_refused() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_is_what_was_asked(tmp_path: Path, attention: str) -> None:
+def test_attention_is_as_requested(tmp_path: Path, attention: str) -> None:
     folder = write_tiny_model(tmp_path)
     model = load_causal_lm(folder, attention=attention)
     assert model.config._attn_implementation == attention
@@ -47,19 +47,19 @@ def test_attention_is_what_was_asked(tmp_path: Path, attention: str) -> None:
 @pytest.mark.parametrize(
     ("attention", "dtype", "device", "says"),
     [
-        ("flash", "auto", "cpu", "is none of auto, sdpa, eager, flash_attention_2"),
-        ("kernels-community/flash-attn", "auto", "cuda", "is none of"),
+        ("flash", "auto", "cpu", "is not one of auto, sdpa, eager, flash_attention_2"),
+        ("kernels-community/flash-attn", "auto", "cuda", "is not one of"),
         ("flash_attention_2", "auto", "cpu", "needs a CUDA device"),
     ],
 )
-def test_attention_that_cannot_be_had_is_refused(
+def test_unavailable_attention_is_refused(
     attention: str, dtype: str, device: str, says: str
 ) -> None:
     with pytest.raises(Misconfigured, match=says):
         require_attention(attention, dtype, device)
 
 
-def test_layers_beside_the_gpus_are_refused() -> None:
+def test_layers_that_are_not_on_a_gpu_are_refused() -> None:
     require_all_on_gpus({})
     require_all_on_gpus({"": "cpu"})
     require_all_on_gpus({"model.embed_tokens": 0, "model.layers.0": 1, "lm_head": 1})
@@ -73,7 +73,7 @@ def test_the_device_of_a_model_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's jit
-def test_what_cannot_be_compiled_is_refused() -> None:
+def test_a_model_that_cannot_be_compiled_is_refused() -> None:
     class Breaking(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,7 +108,7 @@ def test_a_balanced_model_answers_like_one_on_a_single_gpu(tmp_path: Path) -> No
 
 
 @pytest.mark.gpu
-def test_flash_attention_is_near_sdpa(tmp_path: Path) -> None:
+def test_flash_attention_agrees_with_sdpa(tmp_path: Path) -> None:
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     if not torch.cuda.is_available() or not is_flash_attn_2_available():

@@ -1,4 +1,4 @@
-"""Products with a head's weight: float32 whatever is stored, a 16-bit weight in pieces.
+"""Products with a head's weight: float32 for any stored dtype, a 16-bit weight in pieces.
 
 Legend: N tokens, V vocabulary, D hidden size.
 """
@@ -17,7 +17,7 @@ N, V, D = 40, 300, 24
 
 
 def factors(dtype=torch.float32, weight_dtype=torch.float32):
-    """Returns hidden states [N, D], weight [V, D] and gradient [N, V], all bfloat16's numbers."""
+    """Returns hidden states [N, D], weight [V, D] and gradient [N, V], all exact in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     hidden_ND, weight_VD, gradient_NV = (
         torch.randn(*shape, generator=generator).bfloat16() for shape in ((N, D), (V, D), (N, V))
@@ -34,7 +34,7 @@ def error(ours, exact):
 
 
 @pytest.mark.parametrize("piece_numel", [1, 7 * D, 299 * D, 1 << 20])
-def test_a_16_bit_weight_in_pieces_gives_what_its_float32_copy_gives(piece_numel, monkeypatch):
+def test_a_16_bit_weight_in_pieces_gives_the_same_as_its_float32_copy(piece_numel, monkeypatch):
     monkeypatch.setattr(products, "_PIECE_NUMEL", piece_numel)
     hidden_ND, weight_VD, gradient_NV = factors()
     exact_NV = hidden_ND.double() @ weight_VD.double().T
@@ -54,7 +54,7 @@ def test_float64_hidden_states_give_float64():
     assert error(result_ND, gradient_NV @ weight_VD.double()) < 1e-15
 
 
-def test_the_weight_gradient_is_added_to_what_is_there():
+def test_the_weight_gradient_is_added_to_the_existing_sum():
     hidden_ND, _, gradient_NV = factors()
     sum_VD = torch.ones(V, D)
     for hidden in (hidden_ND, hidden_ND.bfloat16()):
@@ -64,7 +64,7 @@ def test_the_weight_gradient_is_added_to_what_is_there():
 
 @pytest.mark.parametrize("size", [(300, 24), (1500, 256), (777, 896)])
 def test_a_rows_logits_do_not_depend_on_how_many_rows_there_are(size):
-    """To the last bit: what student and teacher differ by is small, and chunks end anywhere."""
+    """To the last bit: student and teacher differ only slightly, and chunks end anywhere."""
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(40, size[1], generator=generator)
     weight_VD = torch.randn(*size, generator=generator)

@@ -1,4 +1,4 @@
-"""8- and 4-bit bodies by bitsandbytes' CPU kernels, against what the stored codes stand for."""
+"""8- and 4-bit bodies by bitsandbytes' CPU kernels, compared with the dequantised weights."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def logits(model: PreTrainedModel, length: int = 23) -> torch.Tensor:
 
 
 def with_the_numbers_of(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The unquantised model of plain transformers, its layers set to what the codes stand for."""
+    """Returns the unquantised model of plain transformers, with dequantised weights."""
     import bitsandbytes.functional as bnb
 
     plain = AutoModelForCausalLM.from_pretrained(folder)
@@ -48,7 +48,7 @@ def with_the_numbers_of(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     return plain
 
 
-def test_int4_computes_with_the_numbers_that_its_codes_stand_for(folder: Path) -> None:
+def test_int4_computes_with_the_dequantised_weights(folder: Path) -> None:
     model = load_causal_lm(folder, quantization="int4")
     assert model.model.layers[0].mlp.up_proj.weight.quant_state.quant_type == "nf4"
     stands_for = with_the_numbers_of(model, folder)
@@ -61,7 +61,7 @@ def test_int8_is_within_a_tenth_of_the_spread_of_the_logits(folder: Path) -> Non
     own = logits(load_causal_lm(folder))
     error = logits(model) - own
     assert 0 < error.std() < 0.1 * own.std()
-    # The weights are nearer than that: the states are rounded to 8 bits as well.
+    # The weights alone are closer than that, but the states are rounded to 8 bits as well.
     stands_for = logits(with_the_numbers_of(model, folder))
     assert (stands_for - own).std() < error.std()
 
@@ -82,15 +82,13 @@ def test_the_head_is_not_quantised_and_the_probe_holds(
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-def test_parameters_are_counted_not_the_bytes_that_hold_them(
-    folder: Path, quantization: str
-) -> None:
+def test_parameters_are_counted_not_their_packed_bytes(folder: Path, quantization: str) -> None:
     model = load_causal_lm(folder, quantization=quantization)
     assert quantization_of(model) == quantization
     assert num_parameters(model) == num_parameters(AutoModelForCausalLM.from_pretrained(folder))
 
 
-def test_int4_computes_every_position_by_itself(folder: Path) -> None:
+def test_int4_computes_every_position_independently(folder: Path) -> None:
     model = load_causal_lm(folder, quantization="int4")
     torch.testing.assert_close(logits(model)[:9], logits(model, 9), atol=1e-4, rtol=0)
 
@@ -100,9 +98,7 @@ def stored_in_4_bits(folder: Path, target: Path) -> Path:
     return target
 
 
-def test_weights_stored_in_4_bits_are_loaded_where_that_is_asked(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_weights_stored_in_4_bits_are_loaded_if_requested(folder: Path, tmp_path: Path) -> None:
     stored = stored_in_4_bits(folder, tmp_path / "stored")
     with pytest.raises(
         Misconfigured, match="is stored in int4; a teacher loads it with --quantization int4"
@@ -116,16 +112,16 @@ def test_weights_stored_in_4_bits_are_loaded_where_that_is_asked(
     )
 
 
-def test_weights_stored_in_another_way_are_refused_by_its_name(tmp_path: Path) -> None:
+def test_weights_quantised_in_another_way_are_refused_by_name(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Misconfigured, match=r"stored quantised \(gptq\), which is not loaded here"):
+    with pytest.raises(Misconfigured, match=r"stored quantised \(gptq\), which is not supported"):
         load_causal_lm(folder)
 
 
-def test_a_missing_package_names_the_extra_that_brings_it() -> None:
+def test_a_missing_package_is_refused_with_the_extra_to_install() -> None:
     require_packages("gguf", "a GGUF file", "gguf")
     with pytest.raises(Misconfigured, match=r"needs no_such_package: pip install 'lectern\[quan"):
         require_packages("quantized", "--quantization int8", "torch", "no_such_package")
@@ -133,7 +129,7 @@ def test_a_missing_package_names_the_extra_that_brings_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_quantised_on_a_gpu_is_near_the_cpu(folder: Path, quantization: str) -> None:
+def test_quantised_on_a_gpu_agrees_with_the_cpu(folder: Path, quantization: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     on_gpu = load_causal_lm(folder, "float16", "cuda", quantization=quantization)

@@ -33,7 +33,7 @@ def rows_of(draws: Draws) -> list[tuple[list[int], list[int], list[float]]]:
 def by_numpy(
     logits_V: npt.NDArray[Any], uniforms_U: npt.NDArray[Any], temperature: float
 ) -> tuple[list[int], list[int], list[float]]:
-    """The same, draw by draw: the first id at which the cumulative probability passes u."""
+    """Returns the same, draw by draw: the first id whose cumulative probability exceeds u."""
     scaled_V = logits_V.astype(np.float64) / temperature
     weights_V = np.exp(scaled_V - scaled_V.max())
     cumulative_V = np.cumsum(weights_V)
@@ -53,8 +53,8 @@ def test_uniforms_are_shake_256_of_seed_and_tokens_by_hand() -> None:
     assert uniforms(9, TOKENS, np.arange(7) == 2, 2).tolist() == [expected]
 
 
-def test_uniforms_are_these_on_every_machine() -> None:
-    """Numbers written down once: a change here changes every sampled run."""
+def test_uniforms_are_the_same_on_every_machine() -> None:
+    """Recorded numbers: a change here changes every sampled run."""
     first = uniforms(2**64 - 1, TOKENS, EVERY, 3)
     assert first.shape == (7, 3)
     assert first.dtype == np.float64
@@ -63,7 +63,7 @@ def test_uniforms_are_these_on_every_machine() -> None:
     )
 
 
-def test_uniforms_of_a_position_depend_on_seed_and_tokens_up_to_it_alone() -> None:
+def test_uniforms_of_a_position_depend_only_on_seed_and_tokens_up_to_it() -> None:
     whole = uniforms(1, TOKENS, EVERY, 4)
     for position in range(7):
         alone = np.arange(7) == position
@@ -81,7 +81,7 @@ def test_uniforms_of_a_position_depend_on_seed_and_tokens_up_to_it_alone() -> No
     assert not (uniforms(2, TOKENS, EVERY, 4) == whole).any()
 
 
-def test_more_uniforms_begin_with_the_fewer() -> None:
+def test_more_uniforms_begin_with_the_same_ones() -> None:
     assert np.array_equal(uniforms(1, TOKENS, EVERY, 256)[:, :50], uniforms(1, TOKENS, EVERY, 50))
 
 
@@ -107,7 +107,7 @@ def test_uniforms_are_uniform() -> None:
     spread=st.sampled_from([0.0, 0.1, 3.0, 100.0]),
     temperature=st.sampled_from([0.05, 1.0, 2.0, 50.0]),
 )
-def test_draws_are_those_of_plain_numpy(
+def test_draws_equal_those_of_plain_numpy(
     seed: int, vocab: int, num_draws: int, spread: float, temperature: float
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -176,14 +176,14 @@ def test_rows_do_not_depend_on_their_chunk() -> None:
 
 
 def test_a_likely_id_keeps_the_digits_of_its_log_probability() -> None:
-    """log p = -log(1 + e^-25), at a large logit: not lost beside it."""
+    """log p = -log(1 + e^-25) is not lost next to a large logit."""
     values = torch.tensor([[0.5]], dtype=torch.float64)
     [(ids, _, log_probs)] = rows_of(draw(torch.tensor([[5000.0, 4975.0]]), values, 1.0))
     assert ids == [0]
     assert log_probs == pytest.approx([-np.log1p(np.exp(-25.0))], rel=1e-4, abs=0)
 
 
-def test_inputs_are_kept() -> None:
+def test_inputs_are_left_unchanged() -> None:
     for dtype in (torch.float32, torch.float64):
         logits, values = torch.randn(4, 9, dtype=dtype), torch.rand(4, 5, dtype=torch.float64)
         kept = logits.clone(), values.clone()
@@ -194,7 +194,9 @@ def test_inputs_are_kept() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_quotients_out_of_range_are_the_temperatures_fault(temperature: float, sign: int) -> None:
+def test_quotients_out_of_range_are_blamed_on_the_temperature(
+    temperature: float, sign: int
+) -> None:
     logits = sign * torch.tensor([[1e10, 2e10]])
     with pytest.raises(InvalidRequest, match="out of float64's range") as refusal:
         draw(logits, torch.zeros(1, 1, dtype=torch.float64), temperature)

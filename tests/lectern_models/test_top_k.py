@@ -1,4 +1,4 @@
-"""The k largest: falling, of equal logits the lower id first; and the mass of the rest."""
+"""The k largest logits: descending, of equal ones the lower id first; and the rest's mass."""
 
 import math
 
@@ -10,13 +10,13 @@ from lectern_models.top_k import log_normalizers, ordered_top_k
 
 
 def by_hand(row: list[float], k: int) -> tuple[list[float], list[int]]:
-    """The k largest, falling, equal ones by rising id: Python's sort is stable."""
+    """Returns the k largest, descending, equal ones by ascending id: Python's sort is stable."""
     ids = sorted(range(len(row)), key=lambda i: -row[i])[:k]
     return [row[i] for i in ids], ids
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
-def test_equal_logits_come_in_rising_id_order(k: int) -> None:
+def test_equal_logits_come_in_ascending_id_order(k: int) -> None:
     rows = [
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
         [0.0, 2.0, 1.0, 2.0, 1.0, 2.0, 0.0, 1.0],
@@ -29,7 +29,7 @@ def test_equal_logits_come_in_rising_id_order(k: int) -> None:
 
 
 def test_ties_over_a_wide_row_take_the_lowest_ids() -> None:
-    """torch.topk alone picks others here."""
+    """torch.topk by itself picks others here."""
     logits = torch.randint(0, 4, (20, 5000), generator=torch.Generator().manual_seed(1)).float()
     _, ids = ordered_top_k(logits, 50)
     for row, taken in zip(logits.tolist(), ids.tolist(), strict=True):
@@ -37,7 +37,7 @@ def test_ties_over_a_wide_row_take_the_lowest_ids() -> None:
 
 
 def by_definition(values: list[float]) -> float:
-    """math.fsum, so that a tiny rest keeps all its digits; the sum of nothing has no logarithm."""
+    """Uses math.fsum, so that a tiny rest keeps its digits; an empty sum has no logarithm."""
     if not values:
         return -math.inf
     return max(values) + math.log(math.fsum(math.exp(value - max(values)) for value in values))
@@ -45,7 +45,7 @@ def by_definition(values: list[float]) -> float:
 
 @pytest.mark.parametrize("gap", [0.0, 20.0, 60.0, 600.0])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_the_rest_is_known_however_little_it_is(gap: float, temperature: float) -> None:
+def test_the_rest_is_accurate_however_small(gap: float, temperature: float) -> None:
     logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(2))
     logits[:, :5] += gap + 10
     _, ids = ordered_top_k(logits, 5)
@@ -68,7 +68,7 @@ def test_the_rest_of_the_whole_vocabulary_is_minus_infinity() -> None:
 @pytest.mark.parametrize(
     ("logits", "temperature"), [([1.0, 2.0], 1e-300), ([0.0, -1e30], 1e-30), ([0.0, 0.0], 1e-300)]
 )
-def test_quotients_out_of_range_are_the_temperatures_fault(
+def test_quotients_out_of_range_are_blamed_on_the_temperature(
     logits: list[float], temperature: float
 ) -> None:
     with pytest.raises(InvalidRequest, match="out of float32's range") as refusal:

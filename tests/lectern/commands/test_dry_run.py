@@ -157,7 +157,7 @@ def test_without_json_the_estimate_is_an_aligned_table(lectern, home, stand_in):
 def test_a_teacher_adds_the_wire_and_the_hours(lectern, home, stand_in):
     """2 k tokens a second for 30 steps of 32 tokens, and two evaluations of 6 rows."""
     asked = stand_in(
-        checks=[{"subject": "answers", "outcome": "pass", "message": "hidden is as promised"}]
+        checks=[{"subject": "answers", "outcome": "pass", "message": "hidden is consistent"}]
     )
     teacher = WireTeacher()
     teacher.model.measured_tokens_per_second = 2.0
@@ -278,7 +278,7 @@ def test_the_real_child_reports_its_findings(lectern, tmp_path):
 
     assert ended.code == 0, ended
     checks = {check["subject"]: check["message"] for check in ended.json["checks"]}
-    assert checks["answers"] == "hidden of 8 positions is as promised, and agrees with its top_k"
+    assert checks["answers"] == "hidden at 8 positions is consistent and agrees with top_k"
     assert checks["memory"] == "what the run needs is free"
     assert ended.json["estimate"]["memory"]["teacher_head"] == 4 * 40 * 16
     assert everything_under(home) == before

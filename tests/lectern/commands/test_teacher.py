@@ -69,7 +69,7 @@ def test_a_model_is_looked_for_under_the_models_root_of_the_home(tmp_path):
 
     assert f"{tmp_path}/models/tiny-teacher" in said["tiny-teacher"]
     assert said["tiny-techer"].startswith(
-        "lectern teacher: --model tiny-techer is no folder here, nor under the models root "
+        "lectern teacher: --model tiny-techer is not a folder here, nor under the models root "
         f"({tmp_path}/models); did you mean tiny-teacher? And "
     )
 

@@ -1,7 +1,7 @@
-"""How far loss and gradients are from float64 where student and teacher are close.
+"""How far loss and gradients are from float64 when student and teacher are close.
 
-At KL about 0.02 nats the gradient is a small difference of two nearly equal distributions: what is
-rounded before that difference spoils it, what is rounded after it does not.
+At KL about 0.02 nats the gradient is a small difference of two nearly equal distributions: rounding
+before the subtraction spoils it, rounding after it does not.
 
 Legend: N rows, V vocabulary, D hidden size of both sides, O outcomes, R records of draws.
 """
@@ -35,7 +35,7 @@ CASES = [
 
 @dataclass
 class Pair:
-    """A student and a teacher that it is close to; every number is one of bfloat16."""
+    """A student close to its teacher; every number is exact in bfloat16."""
 
     hidden_ND: torch.Tensor
     weight_VD: torch.Tensor
@@ -74,7 +74,7 @@ def close_pair():
 
 
 def computed(pair, case, dtype, temperature=1.0, alpha=0.0, chunk_tokens=40):
-    """Returns (StepLoss, dX, dW) of the objective on factors stored in that dtype."""
+    """Returns (StepLoss, dX, dW) of the objective with factors stored in that dtype."""
     representation, divergence, beta = case
     hidden_ND = pair.hidden_ND.to(dtype, copy=True).requires_grad_()
     weight_VD = pair.weight_VD.to(dtype, copy=True).requires_grad_()
@@ -138,22 +138,22 @@ def divergence_sum(log_p_NO, log_q_NO, divergence, beta):
 
 
 def error(ours, exactly):
-    """Returns the norm of the difference over the norm of what is exact."""
+    """Returns the norm of the difference over the norm of the exact value."""
     return ((ours.double() - exactly).norm() / exactly.norm()).item()
 
 
-def test_the_pair_is_as_close_as_these_tests_say():
+def test_the_pair_is_as_close_as_these_tests_assume():
     _, kd_sum, *_ = exact(close_pair(), ("hidden", "forward_kl", None))
     assert 0.015 < kd_sum / N < 0.025
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bfloat16_factors_cost_half_a_percent_of_the_gradients_at_most(case, temperature):
+def test_bfloat16_factors_cost_at_most_half_a_percent_of_the_gradients(case, temperature):
     pair = close_pair()
     loss, dx, dw = computed(pair, case, torch.bfloat16, temperature)
     total, _, exact_dx, exact_dw = exact(pair, case, temperature)
-    # A mean of draws of both signs may be small against its parts.
+    # A mean of draws of both signs may be small compared with its parts.
     scale = abs(total) if case[0] != "sampled" else max(abs(total), 0.02)
     assert abs(loss.total.item() - total) < 1e-4 * scale
     assert dx.dtype == dw.dtype == torch.bfloat16
@@ -177,7 +177,7 @@ def test_float32_parameters_behind_bfloat16_states_get_a_float32_gradient(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_factors_of_16_bits_cost_half_a_percent_of_the_gradients_at_most(case, monkeypatch):
+def test_16_bit_factors_cost_at_most_half_a_percent_of_the_gradients(case, monkeypatch):
     """What CUDA does: the gradient by the logits is rounded to bfloat16 before its two products."""
     monkeypatch.setattr(rows, "product_dtype", lambda _: torch.bfloat16)
     pair = close_pair()

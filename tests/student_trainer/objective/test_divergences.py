@@ -1,4 +1,4 @@
-"""The rest of top_k, from a thousandth of the mass down to next to nothing, against float64.
+"""The rest of top_k, from a thousandth of the mass to almost nothing, compared with float64.
 
 Legend: N rows, V vocabulary, K top-k, O = K + 1 outcomes.
 """
@@ -38,7 +38,7 @@ def with_rest(logits_NV, mass, temperature):
 
 
 def as_on_the_wire(logits_NV, temperature, k=K):
-    """Float32 targets of which each number is float64's, rounded once."""
+    """Returns float32 targets whose numbers are float64's, rounded once."""
     values_NV, ids_NV = logits_NV.double().sort(descending=True, stable=True)
     return TopKTargets(
         values_NV[:, :k].float(),
@@ -83,7 +83,9 @@ def ours(student_NV, targets, temperature, name, beta):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize(("name", "beta"), DIVERGENCES)
 @pytest.mark.parametrize("exponent", range(3, 13))
-def test_value_and_gradient_hold_however_little_is_left(exponent, name, beta, temperature, student):
+def test_value_and_gradient_are_accurate_however_small_the_rest(
+    exponent, name, beta, temperature, student
+):
     """Errors in float32: 1e-6 of D or 1e-6 nats; 1e-5 of the rows' gradient (by its norm)."""
     teacher_NV = with_rest(2 * normal(exponent), 10.0**-exponent, temperature)
     student_NV = 2 * normal(100) if student == "broad" else teacher_NV + normal(100) / 2
@@ -97,7 +99,7 @@ def test_value_and_gradient_hold_however_little_is_left(exponent, name, beta, te
 
 
 @pytest.mark.parametrize(("name", "beta"), DIVERGENCES)
-def test_the_whole_vocabulary_equals_dense_and_has_no_tail(name, beta):
+def test_top_k_of_the_whole_vocabulary_equals_dense_and_has_no_rest(name, beta):
     student_NV, teacher_NV = normal(1).float(), normal(2).float()
     targets = as_on_the_wire(teacher_NV, 2.0, k=V)
     assert targets.log_rest_t_N.isneginf().all()
@@ -108,7 +110,7 @@ def test_the_whole_vocabulary_equals_dense_and_has_no_tail(name, beta):
 
 
 @pytest.mark.parametrize(("name", "beta"), DIVERGENCES)
-def test_a_rest_that_is_ruled_out_leaves_finite_numbers(name, beta):
+def test_a_rest_of_probability_zero_gives_finite_numbers(name, beta):
     teacher_NV = normal(3).float()
     targets = as_on_the_wire(teacher_NV, 1.0)
     targets.log_rest_t_N.fill_(-math.inf)

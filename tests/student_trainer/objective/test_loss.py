@@ -1,4 +1,4 @@
-"""The chunked loss, against autograd in float64 on the plain formula over whole logits.
+"""The chunked loss, compared with float64 autograd on the plain formula over whole logits.
 
 Legend: N rows, V vocabulary, D and E hidden sizes of student and teacher, K top-k.
 """
@@ -83,7 +83,7 @@ def make_case(rows=13, vocab=29, student=8, teacher=16, transform="plain", dtype
 
 
 def top_k_targets(logits_NV, temperature, k, dtype=torch.float32):
-    # Of equal logits the lower id, as on the wire.
+    # Of equal logits the lower id comes first, as on the wire.
     falling = logits_NV.sort(descending=True, stable=True)
     values_NK, ids_NK = falling.values[:, :k], falling.indices[:, :k]
     rest_NR = falling.values[:, k:]
@@ -235,7 +235,7 @@ def test_hidden_and_whole_top_k_targets_equal_dense_ones(divergence, beta, alpha
             torch.testing.assert_close(ours, dense, rtol=1e-6, atol=1e-6)
 
 
-def test_the_total_weighs_the_terms_of_numbers_and_of_tensors_alike():
+def test_total_weighs_numbers_and_tensors_alike():
     objective = Objective(0.25, 2.0)
     # 0.25 * 3 + 0.75 * 4 * 0.5
     assert objective.total(3.0, 0.5) == 2.25
@@ -261,7 +261,7 @@ def test_alpha_one_is_torchs_cross_entropy_and_takes_no_targets():
 
 
 def test_alpha_zero_does_no_cross_entropy_work():
-    """FALSIFY-TRAIN-004, for the training path: the labels have no part in the result."""
+    """FALSIFY-TRAIN-004, for the training path: the labels do not affect the result."""
     results = []
     for label in (0, 28):
         case = make_case()
@@ -280,7 +280,7 @@ def test_alpha_zero_does_no_cross_entropy_work():
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_divergence_and_gradient_vanish_where_student_equals_teacher(
+def test_divergence_and_gradient_are_zero_when_student_equals_teacher(
     temperature, divergence, beta, representation
 ):
     """F-DISTILL-KDSTEP-002, for the training path."""
@@ -306,7 +306,7 @@ def test_divergence_and_gradient_vanish_where_student_equals_teacher(
 @pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("teacher", ["opposite", "equal", "one_hot"])
-def test_extreme_logits_stay_finite_and_right(
+def test_extreme_logits_give_finite_and_accurate_results(
     teacher, temperature, divergence, beta, representation
 ):
     vocab = 12
@@ -335,7 +335,7 @@ def test_extreme_logits_stay_finite_and_right(
     expected = sum(kd_loss(*row) for row in rows) / 2
     assert loss.total.item() == pytest.approx(expected, rel=1e-5, abs=1e-4)
     by_logit_NV = torch.tensor([kd_logit_gradient(*row).tolist() for row in rows]) / 2
-    # reverse_kl's gradient holds log(q / p), up to 2e4 / T: float32's share of that, times T.
+    # reverse_kl's gradient contains log(q / p), up to 2e4 / T: float32's share of that, times T.
     torch.testing.assert_close(logits_NV.grad, by_logit_NV.float(), rtol=1e-5, atol=2e4 * 1e-7)
 
 
@@ -359,7 +359,7 @@ def test_tokens_that_the_teacher_rules_out_contribute_nothing(divergence, beta):
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_inputs_are_kept(representation):
+def test_inputs_are_left_unchanged(representation):
     case = make_case()
     targets = case.targets(representation, 2.0)
     tensors = [value for value in vars(targets).values() if isinstance(value, torch.Tensor)]
@@ -422,7 +422,7 @@ def test_a_second_backward_is_refused():
         case.hidden_ND, case.head, case.labels_N, None, Objective(1.0, 1.0), normalizer=13
     )
     loss.total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="handed over before"):
+    with pytest.raises(RuntimeError, match="already called"):
         loss.total.backward()
 
 
@@ -485,10 +485,10 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("representation", [None, *REPRESENTATIONS])
-def test_no_tensor_of_all_tokens_times_vocabulary_is_made(representation, transform):
+def test_no_tensor_has_all_tokens_times_vocabulary(representation, transform):
     rows, vocab, chunk = 96, 400, 16
     case = make_case(rows=rows, vocab=vocab, transform=transform)
-    # A dense teacher's rows are [N, V] when they arrive: handed in here, and only cut from then on.
+    # A dense teacher's rows are [N, V] when they arrive; from then on they are only sliced.
     targets = None if representation is None else case.targets(representation, 2.0)
     alpha = 1.0 if representation is None else 0.5
     for divergence, beta in DIVERGENCES:
@@ -502,8 +502,8 @@ def test_no_tensor_of_all_tokens_times_vocabulary_is_made(representation, transf
     assert case.weight_VD.grad.any()
 
 
-def test_auto_chunk_is_of_rows_enough_that_products_are_not_bound_by_memory():
-    """Rows >= 4 x peak FLOP/s over bytes/s: of an H100, and of a core with 512-bit vectors."""
+def test_auto_chunk_has_enough_rows_that_products_are_not_memory_bound():
+    """Rows >= 4 x peak FLOP/s over bytes/s, for an H100 and for a core with 512-bit vectors."""
     for vocab in (100, 2048, 32768, 151936):
         assert 4 * 989e12 / 3.35e12 <= auto_chunk_tokens(vocab, torch.device("cuda")) <= 2048
         assert max(96, 4 * 170e9 / 12e9) <= auto_chunk_tokens(vocab, torch.device("cpu")) <= 512
@@ -620,7 +620,7 @@ def test_top_k_at_another_temperature_is_refused():
         ({"objective": Objective(1.0, 2.0)}, "targets have no effect"),
         ({"labels_N": torch.zeros(12, dtype=torch.int64)}, "13 rows, but 12 labels"),
         ({"normalizer": 0}, "normalizer is 0"),
-        ({"targets": DenseTargets(torch.zeros(12, 29))}, "13 rows, but 12 of the teacher"),
+        ({"targets": DenseTargets(torch.zeros(12, 29))}, "13 rows, but 12 teacher rows"),
         ({"targets": DenseTargets(torch.zeros(13, 30))}, "teacher rows cover 30 ids"),
         (
             {"targets": HiddenTargets(torch.zeros(13, 2), OutputHead(torch.zeros(28, 2)))},
@@ -628,7 +628,7 @@ def test_top_k_at_another_temperature_is_refused():
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused(change, message):
+def test_inconsistent_arguments_are_refused(change, message):
     case = make_case()
     arguments = {
         "hidden_ND": case.hidden_ND,

@@ -55,7 +55,7 @@ def test_kd_loss_agrees_with_torch_kl_div_loss(seed, temperature):
         )
 
 
-def test_losses_are_the_hand_worked_ones_for_two_tokens():
+def test_losses_equal_hand_worked_values_for_two_tokens():
     # At T = 2 the student's odds are 3 : 1 and the teacher's 1 : 1.
     student, teacher = [2 * math.log(3), 0.0], [0.0, 0.0]
     forward = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
@@ -97,7 +97,7 @@ def test_at_alpha_one_the_gradient_is_the_cross_entropy_gradient():
 
 @pytest.mark.parametrize("top_k", [None, 4])
 @pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
-def test_loss_and_gradient_vanish_where_student_equals_teacher(divergence, beta, top_k):
+def test_loss_and_gradient_are_zero_when_student_equals_teacher(divergence, beta, top_k):
     """F-DISTILL-KDSTEP-002."""
     _, teacher = random_rows(2)
     arguments = (teacher, teacher, 0, 2.0, 0.0, divergence, beta, top_k)
@@ -124,7 +124,7 @@ def test_temperature_keeps_the_most_likely_token():
             assert np.exp(log_softmax(row / temperature)).argmax() == row.argmax()
 
 
-def test_at_alpha_zero_the_loss_is_the_divergence_alone():
+def test_at_alpha_zero_the_loss_is_only_the_divergence():
     """FALSIFY-TRAIN-004."""
     student, teacher = random_rows(5)
     p, q = (np.exp(row / 3) / np.exp(row / 3).sum() for row in (teacher, student))
@@ -140,7 +140,7 @@ def test_top_k_merges_the_rest_and_does_not_renormalise():
     p, q = np.array([0.5, 0.25, 0.25]), np.array([0.3, 0.1, 0.6])
     expected = np.sum(p * np.log(p / q))
     assert kd_loss(student, teacher, 0, 1.0, 0.0, top_k=2) == pytest.approx(expected)
-    # Each token of the rest takes its share of the outcome's gradient.
+    # Each token of the rest gets its share of the outcome's gradient.
     gradient = kd_logit_gradient(student, teacher, 0, 1.0, 0.0, top_k=2)
     assert gradient == pytest.approx([0.35 * 4 / 6, -0.2, 0.35 * 2 / 6, -0.15])
 
@@ -173,8 +173,8 @@ def test_gradient_from_draws_agrees_with_finite_differences(temperature):
         assert gradient[token] == pytest.approx(rise / (2 * step), rel=1e-6, abs=1e-8)
 
 
-def test_over_all_that_can_be_drawn_loss_and_gradient_are_the_full_ones():
-    """No sampling: the expectation over every sequence of three draws from four ids."""
+def test_averages_over_all_possible_draws_are_the_full_loss_and_gradient():
+    """Exact, without sampling: the expectation over every sequence of three draws from four ids."""
     student, teacher = random_rows(8, vocab_size=4, spread=1.0)
     full = (student, teacher, 1, 2.0, 0.3)
     p = np.exp(teacher / 2) / np.exp(teacher / 2).sum()

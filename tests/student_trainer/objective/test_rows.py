@@ -1,4 +1,4 @@
-"""The elementwise part of the objective: some rows at a time, and compiled."""
+"""The elementwise part of the objective, a few rows at a time and compiled."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from student_trainer.objective.loss import Objective, distillation_loss
 from tests.student_trainer.objective.test_loss import largest_error, make_case
 from tests.student_trainer.objective.test_sampled_loss import sampled_targets
 
-# torch's own, while it compiles.
+# torch's own warning, while it compiles.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def computed(representation, objective, vocab=300):
 
 
 @pytest.mark.parametrize("representation", ["dense", "hidden", "top_k", "sampled"])
-def test_results_do_not_depend_on_how_many_rows_are_passed_over_at_a_time(
+def test_results_do_not_depend_on_how_many_rows_are_processed_at_a_time(
     representation, monkeypatch
 ):
     objective = Objective(0.5, 2.0, chunk_tokens=16)
@@ -47,8 +47,8 @@ def test_a_block_of_rows_fits_a_cpu_cache_and_has_at_least_one():
 
 
 @pytest.mark.slow
-def test_compiled_results_are_those_of_the_same_operations_one_by_one(tmp_path, monkeypatch):
-    """Two chunks of one graph."""
+def test_compiled_results_agree_with_eager_ones(tmp_path, monkeypatch):
+    """Two chunks, computed by one graph."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain = computed("hidden", Objective(0.5, 2.0, chunk_tokens=20))
     compiled = computed("hidden", Objective(0.5, 2.0, chunk_tokens=20, compiled=True))
@@ -57,7 +57,7 @@ def test_compiled_results_are_those_of_the_same_operations_one_by_one(tmp_path, 
         assert not torch.equal(ours, torch.zeros_like(ours))
 
 
-def test_where_nothing_compiles_that_is_said(tmp_path, monkeypatch):
+def test_a_failure_to_compile_is_refused_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     import torch._inductor.config as config
 

@@ -1,4 +1,4 @@
-"""Distillation from draws: the loss and gradient of given draws, and what they are on average.
+"""Distillation from draws: the loss and gradient of given draws, and their averages over draws.
 
 Legend: N rows, V vocabulary, U draws of a row, S seeds, R records.
 """
@@ -38,7 +38,7 @@ def targets_of(draws, num_draws, temperature, vocab_size, dtype=torch.float32):
 
 
 def sampled_targets(logits_NV, num_draws, temperature, seed=0, dtype=torch.float32):
-    """Returns targets drawn at each row, as if each was a position of one sequence."""
+    """Returns targets drawn at each row, as if the rows were the positions of one sequence."""
     num_rows, vocab_size = logits_NV.shape
     values = uniforms(
         seed, np.arange(num_rows, dtype=np.uint32), np.ones(num_rows, bool), num_draws
@@ -52,13 +52,13 @@ def sampled_targets(logits_NV, num_draws, temperature, seed=0, dtype=torch.float
 
 
 def drawn_ids(targets):
-    """Returns each row's draws, an id as often as drawn."""
+    """Returns each row's draws, each id as often as drawn."""
     rows = [targets.rows(row, row + 1) for row in range(len(targets))]
     return [torch.repeat_interleave(row.ids_R, row.counts_R).tolist() for row in rows]
 
 
 def by_logit(logits_NV, targets, objective, labels_N=None):
-    """Returns (StepLoss, d total / d logits [N, V]), the normaliser being 1."""
+    """Returns (StepLoss, d total / d logits [N, V]) with a normalizer of 1."""
     logits_NV = logits_NV.clone().requires_grad_()
     head = OutputHead(torch.eye(logits_NV.shape[1], dtype=logits_NV.dtype))
     labels_N = torch.zeros(len(logits_NV), dtype=torch.int64) if labels_N is None else labels_N
@@ -79,7 +79,7 @@ def by_logit(logits_NV, targets, objective, labels_N=None):
     alpha=st.sampled_from([0.0, 0.4]),
     chunk_tokens=st.integers(1, 7),
 )
-def test_loss_and_gradient_are_those_of_the_reference_at_each_position(
+def test_loss_and_gradient_equal_the_reference_at_each_position(
     seed, vocab, num_draws, temperature, alpha, chunk_tokens
 ):
     generator = torch.Generator().manual_seed(seed)
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_the_reference_at_each_position(
 
 @pytest.mark.parametrize("transform", ["plain", "scale", "divisor", "soft_cap"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_every_gradient_is_that_of_the_estimate_itself(alpha, transform):
+def test_every_gradient_is_the_exact_gradient_of_the_estimate(alpha, transform):
     """Against autograd in float64 on the plain formula, through the head."""
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
         case = make_case(transform=transform, dtype=dtype)
@@ -137,7 +137,7 @@ def test_every_gradient_is_that_of_the_estimate_itself(alpha, transform):
             assert largest_error(ours, exact.grad) < tolerance
 
 
-def test_frequencies_that_are_the_probabilities_give_the_dense_result():
+def test_frequencies_equal_to_the_probabilities_give_the_dense_result():
     """p of 1/2, 1/4, 1/8, 1/8 drawn exactly as often in 16 draws."""
     p_V = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     student_1V = torch.tensor([[0.3, -1.0, 2.0, 0.7]], dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_any_chunk_size_gives_the_whole_batch_result(chunk_tokens):
         torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-7)
 
 
-def test_rows_cut_out_are_the_same_rows():
+def test_sliced_rows_equal_the_original_rows():
     targets = sampled_targets(
         torch.randn(9, 30, generator=torch.Generator().manual_seed(0)), 7, 1.0
     )
@@ -179,7 +179,7 @@ def test_rows_cut_out_are_the_same_rows():
     assert drawn_ids(targets.to(torch.device("cpu"))) == drawn_ids(targets)
 
 
-def test_estimate_and_loss_are_zero_where_student_equals_teacher():
+def test_estimate_and_loss_are_zero_when_student_equals_teacher():
     case = make_case(student=16)
     case.teacher_NE = case.hidden_ND.detach()
     case.teacher_head = OutputHead(case.weight_VD.detach(), case.bias_V.detach())
@@ -190,7 +190,7 @@ def test_estimate_and_loss_are_zero_where_student_equals_teacher():
     assert abs(loss.kd_sum.item()) / 13 < 1e-6
 
 
-def test_inputs_are_kept_and_equal_inputs_give_equal_bytes():
+def test_inputs_are_left_unchanged_and_equal_inputs_give_equal_bytes():
     results = []
     for _ in range(2):
         case = make_case(rows=200, vocab=150)
@@ -214,7 +214,7 @@ def test_no_rows_give_zero_loss():
     assert distillation_loss(case.hidden_ND[:0], *arguments).total.item() == 0
 
 
-def test_no_tensor_of_all_tokens_times_vocabulary_is_made():
+def test_no_tensor_has_all_tokens_times_vocabulary():
     rows, vocab, chunk = 96, 400, 16
     case = make_case(rows=rows, vocab=vocab)
     targets = sampled_targets(case.teacher_logits_NV, 50, 2.0)
@@ -229,11 +229,11 @@ def test_no_tensor_of_all_tokens_times_vocabulary_is_made():
     ("objective", "field", "message"),
     [
         (Objective(0, 1.0), "temperature", r"sampled targets are at temperature 2\.0, the loss at"),
-        (Objective(0, 2.0, "reverse_kl"), "divergence", "draws tell it of those drawn alone"),
-        (Objective(0, 2.0, "jsd", 0.5), "divergence", "take forward_kl, or another"),
+        (Objective(0, 2.0, "reverse_kl"), "divergence", "draws give it only for the tokens drawn"),
+        (Objective(0, 2.0, "jsd", 0.5), "divergence", "use forward_kl, or another"),
     ],
 )
-def test_what_draws_do_not_serve_is_refused(objective, field, message):
+def test_objectives_that_draws_cannot_serve_are_refused(objective, field, message):
     case = make_case()
     targets = sampled_targets(case.teacher_logits_NV, 5, 2.0)
     with pytest.raises(InvalidRequest, match=message) as refusal:
@@ -252,7 +252,7 @@ def test_another_vocabulary_is_refused():
 
 TEACHERS = {"flat": 0.5, "peaked": 3.0}
 ROWS, VOCAB, DRAWS, TEMPERATURE = 6, 40, 10, 1.5
-# Ever more of them, each taken once.
+# More and more of them, each used once.
 SEEDS = [range(20), range(20, 120), range(120, 620), range(620, 3020)]
 
 
@@ -264,7 +264,7 @@ def pair_of(teacher):
 
 
 def mean_over(seeds, student_NV, teacher_NV):
-    """Returns the estimates of D [N] and of T dD/ds [N, V], through the loss, in the mean."""
+    """Returns the estimates of D [N] and T dD/ds [N, V], averaged over seeds, through the loss."""
     tokens, asked = np.arange(ROWS, dtype=np.uint32), np.ones(ROWS, bool)
     values_SNU = torch.from_numpy(np.stack([uniforms(s, tokens, asked, DRAWS) for s in seeds]))
     kd, gradients = [], []
@@ -299,7 +299,7 @@ def gradient_misfit(mean_NV, num_seeds, student_NV, teacher_NV):
 
 
 def value_misfit(mean_N, num_seeds, student_NV, teacher_NV):
-    """Returns the mean of squared errors over their variances: 1 on average where unbiased."""
+    """Returns the mean of squared errors over their variances: 1 on average if unbiased."""
     d_N, _, _, variance_N = exact(student_NV, teacher_NV)
     return (num_seeds * DRAWS * (mean_N - d_N) ** 2 / variance_N).mean().item()
 
@@ -312,7 +312,7 @@ VALUE_MISFIT = 4.7
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_mean_gradient_converges_to_the_dense_one(teacher):
-    """The error falls as 1 / sqrt(draws): over what that leaves, its square stays about 1."""
+    """The error falls as 1 / sqrt(draws): its square over the variance stays about 1."""
     pair = pair_of(teacher)
     for seeds in SEEDS:
         _, gradient_NV = mean_over(seeds, *pair)
@@ -330,7 +330,7 @@ def test_mean_kl_estimate_converges_to_the_true_kl(teacher):
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_renormalised_top_k_of_the_same_size_would_not_pass(teacher):
-    """The judge above can say no: the gradient and value of a biased estimator."""
+    """The check above rejects the gradient and value of a biased estimator."""
     student_NV, teacher_NV = pair_of(teacher)
     _, gradient_NV, p_NV, _ = exact(student_NV, teacher_NV)
     kept_NK = p_NV.topk(DRAWS).indices
@@ -366,7 +366,7 @@ def test_each_step_has_its_own_draws_as_a_function_of_seed_and_step():
     ("kind", "settings_of_it"),
     [("dense", {"top_k": 3}), ("sampled", {"top_k": 3}), ("top_k", {"num_draws": 3})],
 )
-def test_a_number_without_effect_is_refused(kind, settings_of_it):
+def test_a_setting_without_effect_is_refused(kind, settings_of_it):
     with pytest.raises(InvalidRequest, match=f"no effect with representation {kind}"):
         Representation(kind, **settings_of_it)
 

@@ -1,4 +1,4 @@
-"""The mean over a whole step's valid positions, and what masked positions take part in: nothing.
+"""The mean runs over a whole step's valid positions; masked positions have no part in it.
 
 Legend: B sequences, S tokens, N valid positions, V vocabulary, D hidden size.
 """
@@ -50,7 +50,7 @@ class Embedding(torch.nn.Module):
 
 
 def uneven_batch():
-    """Rows with from none to all of their positions valid."""
+    """Rows of which none, some or all positions are valid."""
     generator = np.random.default_rng(0)
     inputs_BS = generator.integers(V, size=(B, S))
     labels_BS = generator.integers(V, size=(B, S))
@@ -67,7 +67,7 @@ def teacher_targets(batch):
 
 
 def step(student, batch, sequences, objective=Objective(0.4, 2.0, chunk_tokens=7)):  # noqa: B008
-    """Does one step's micro-batches; returns its loss."""
+    """Computes one step's micro-batches; returns its loss."""
     total = 0.0
     for part in batch.micro_batches(sequences):
         loss = at_valid_positions(
@@ -86,7 +86,7 @@ def step(student, batch, sequences, objective=Objective(0.4, 2.0, chunk_tokens=7
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("sequences", [1, 5, 8, 16])
 def test_micro_batches_give_the_gradients_of_the_whole_step(sequences, tied):
-    """32 sequences at once, as 4 x 8, 2 x 16, 32 x 1, with masks so uneven that 8 have none."""
+    """32 sequences at once, as 4 x 8, 2 x 16, 32 x 1; masks so uneven that 8 have no position."""
     batch = uneven_batch()
     whole, parts = Embedding(tied), Embedding(tied)
     assert step(parts, batch, sequences) == pytest.approx(step(whole, batch, B), rel=1e-6)
@@ -97,7 +97,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_step(sequences, tied):
 @pytest.mark.parametrize("soft_cap", [None, 3.0])
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_and_untied_heads_with_bias_and_transform_equal_float64_autograd(tied, soft_cap):
-    """Through the body: a tied weight has the gradients of both its uses."""
+    """Through the body: a tied weight gets the gradients of both its uses."""
     batch, objective = uneven_batch(), Objective(0.4, 2.0, chunk_tokens=7)
     transform = HeadTransform(scale=1.5, divisor=2.0, soft_cap=soft_cap)
     ours, exact = Embedding(tied, transform=transform), Embedding(tied, torch.float64, transform)
@@ -131,7 +131,7 @@ def test_masked_positions_are_never_computed():
 
 
 def test_masked_positions_cost_nothing():
-    """The objective is given the rows of valid positions alone."""
+    """The objective is given only the rows of valid positions."""
     batch, given = uneven_batch(), []
     at_valid_positions(Embedding(), batch, CPU, lambda *rows: given.append([*map(len, rows[::2])]))
     assert given == [[batch.num_valid, batch.num_valid]]
@@ -139,7 +139,7 @@ def test_masked_positions_cost_nothing():
 
 
 def test_a_micro_batch_without_a_valid_position_has_zero_gradients_for_every_parameter():
-    """A rank may have none, and has to take part in the step all the same."""
+    """A rank may have none, but has to take part in the step."""
     empty = uneven_batch().micro_batches(8)[1]
     assert empty.num_valid == 0
     student = Embedding()

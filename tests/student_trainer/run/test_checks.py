@@ -120,7 +120,7 @@ def test_an_assembled_run_tells_its_memory_and_what_the_teacher_was_probed_for(h
     assert event["memory"]["answers"] == 5 * 4 * 8 * (8 * 5 + 8)  # steps x rows x tokens x record
     assert event["memory"]["free"] > event["memory"]["parameters"]
     assert event["memory"]["warning"] is None
-    assert event["probe"] == "top_k of 8 positions is as promised, and agrees with its dense"
+    assert event["probe"] == "top_k at 8 positions is consistent and agrees with dense"
     assert asked > 3
     requests = serving.teacher.requests
     first = requests[0]
@@ -151,7 +151,7 @@ def test_a_teacher_that_breaks_its_promise_ends_the_run_before_its_first_step(ho
     status = status_of(folder)
     assert (status.state, status.reason, status.step) == ("failed", "teacher_error", 0)
     assert status.message is not None
-    assert "the teacher's answers are not what they promise: at row 0, position" in status.message
+    assert "the teacher's answers are inconsistent at row 0, position" in status.message
     assert not folder.metrics_path.exists() or not folder.metrics_path.read_text()
 
 

@@ -88,7 +88,7 @@ def test_the_teachers_answers_are_probed(home: Home, kind: str) -> None:
     assert "answers" not in by_subject(quiet)
     outcome, message = by_subject(found)["answers"]
     assert outcome == "pass"
-    assert message.startswith(f"{kind} of 8 positions is as promised, and agrees with its ")
+    assert message.startswith(f"{kind} at 8 positions is consistent and agrees with ")
     tokens = np.frombuffer(requests[0].token_ids, "<u4")
     stream = np.fromfile(home.path / "data/text/shard-00000.bin", "<u4")
     assert tokens.tolist() == stream[:16].tolist()
@@ -128,7 +128,7 @@ def test_answers_that_break_their_promise_are_a_failed_check(home: Home) -> None
         found = looked(home, asks_teacher=True, **sections)
     (check,) = [check for check in found["checks"] if check["subject"] == "answers"]
     assert (check["outcome"], check["reason"]) == ("fail", "teacher_error")
-    assert "not what they promise: at row 0, position 0, token" in check["message"]
+    assert "answers are inconsistent at row 0, position 0, token" in check["message"]
 
 
 def test_a_hub_id_that_is_not_here_is_left_open(home: Home) -> None:

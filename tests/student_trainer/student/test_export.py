@@ -1,4 +1,4 @@
-"""The export: what plain transformers makes of it."""
+"""The export, as plain transformers loads it."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from tests.support.training.parts import tiny_student
 
 
 def changed_student(folder: Path, **settings: Any) -> CausalStudent:
-    """A student whose weights are no longer those of its folder."""
+    """Returns a student whose weights differ from those of its folder."""
     student = tiny_student(folder, **settings)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -69,7 +69,7 @@ def test_the_students_own_tokenizer_is_exported(tmp_path: Path) -> None:
     assert ours.eos_token == theirs.eos_token
 
 
-def test_the_data_sets_tokenizer_is_exported_where_the_student_has_none(tmp_path: Path) -> None:
+def test_the_datasets_tokenizer_is_exported_if_the_student_has_none(tmp_path: Path) -> None:
     student = tiny_student(tmp_path / "student", vocab_size=300)
     dataset = tmp_path / "dataset"
     write_tiny_tokenizer(dataset, 300)
@@ -107,10 +107,10 @@ def test_an_earlier_export_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "one", "two"]
 
 
-def test_an_export_that_is_not_what_was_trained_is_an_error(
+def test_an_export_that_differs_from_the_trained_model_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requirements, what went wrong there, 5: an export of other weights is never a success."""
+    """Requirements, what went wrong there, 5: exporting other weights is never a success."""
     student = changed_student(tmp_path / "student")
     original = PreTrainedModel.save_pretrained
 
@@ -118,7 +118,7 @@ def test_an_export_that_is_not_what_was_trained_is_an_error(
         original(AutoModelForCausalLM.from_pretrained(tmp_path / "student"), folder, **settings)
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", stale)
-    with pytest.raises(CorruptData, match="is not what was trained"):
+    with pytest.raises(CorruptData, match="differs from the trained tensor"):
         exported(student.model, tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_the_earlier_export(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "one", "two"]
 
 
-def test_the_hash_of_drawn_weights_is_that_of_the_folder_they_would_make(tmp_path: Path) -> None:
+def test_the_hash_of_random_weights_is_that_of_the_folder_they_would_make(tmp_path: Path) -> None:
     student = changed_student(tmp_path / "student")
     digest = loaded_weights_sha256(student.model)
     assert digest == exported(student.model, tmp_path / "export")

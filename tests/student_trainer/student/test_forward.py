@@ -1,4 +1,4 @@
-"""Documents of a row that do not see each other: what the student computes, what is asked."""
+"""Separate documents in a row: what the student computes, what the teacher is asked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ STARTS = [0, 3, 4, 11, 12, 20]
 
 
 def batch(*, apart: bool, learnt: npt.NDArray[np.uint8] | None = None) -> Batch:
-    """Two rows of documents; row 1 begins in one."""
+    """Returns two rows of documents; row 1 begins within one."""
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 2 * S + 1).astype(np.uint32)
     mask = None if learnt is None else TokenStream([learnt])  # type: ignore[list-item]
     rows = StreamRows(TokenStream([tokens]), S, mask, np.array(STARTS) if apart else None)
@@ -37,7 +37,7 @@ def batch(*, apart: bool, learnt: npt.NDArray[np.uint8] | None = None) -> Batch:
 
 
 def documents(whole: Batch) -> list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """(row, inputs, valid) of each document's part of a row, cut by hand."""
+    """Returns (row, inputs, valid) of each document's part of a row, split by hand."""
     cuts = {0: [(0, 3), (3, 4), (4, 11), (11, 12)], 1: [(0, 8), (8, 12)]}
     return [
         (row, whole.inputs_BS[row, first:last], whole.valid_BS[row, first:last])
@@ -54,7 +54,7 @@ def hidden_and_labels(student: object, given: Batch) -> tuple[Tensor, Tensor]:
 
 
 class Listening:
-    """Passes questions on, and keeps them."""
+    """Passes requests on and records them."""
 
     def __init__(self, teacher: object) -> None:
         self._teacher = teacher
@@ -78,7 +78,7 @@ def test_labels_across_a_boundary_do_not_count() -> None:
     assert batch(apart=False).valid_BS.all()
 
 
-def test_the_student_sees_each_document_alone(tmp_path: Path) -> None:
+def test_the_student_computes_each_document_separately(tmp_path: Path) -> None:
     student = tiny_student(tmp_path, layers=2)
     given = batch(apart=True)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_the_student_sees_each_document_alone(tmp_path: Path) -> None:
     ],
     ids=lambda representation: representation.kind,
 )
-def test_the_teacher_is_asked_about_each_document_alone(
+def test_the_teacher_is_asked_about_each_document_separately(
     tmp_path: Path, representation: Representation
 ) -> None:
     teacher = tiny_teacher(tmp_path, layers=2)
@@ -116,18 +116,18 @@ def test_the_teacher_is_asked_about_each_document_alone(
     assert len(together) == given.num_valid == sum(len(part) for part in alone)
     for ours, theirs in zip(tensors(together), zip(*map(tensors, alone), strict=True), strict=True):
         torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-6, rtol=0)
-    # The documents of one token, none of whose labels counts, are not sent.
+    # Documents of one token have no valid label, so they are not sent.
     assert [len(ids) for ids in listening.sequences] == [3, 7, 8, 4]
 
 
-def test_a_row_goes_whole_where_documents_see_each_other(tmp_path: Path) -> None:
+def test_a_row_is_sent_whole_if_documents_attend_to_each_other(tmp_path: Path) -> None:
     listening = Listening(tiny_teacher(tmp_path))
     given = batch(apart=False)
     ask(listening, given, Representation("dense"), 1.0)
     assert listening.sequences == given.inputs_BS.tolist()
 
 
-def test_what_is_not_learnt_is_not_asked(tmp_path: Path) -> None:
+def test_positions_that_are_not_learnt_are_not_requested(tmp_path: Path) -> None:
     listening = Listening(tiny_teacher(tmp_path))
     learnt = np.zeros(2 * S + 1, np.uint8)
     learnt[[6, 7, 22]] = 1
@@ -137,7 +137,7 @@ def test_what_is_not_learnt_is_not_asked(tmp_path: Path) -> None:
 
 
 def tensors(targets: TeacherTargets) -> list[Tensor]:
-    """What the targets hold, row by row."""
+    """Returns the tensors of the targets, row by row."""
     if isinstance(targets, DenseTargets):
         return [targets.logits_NV]
     if isinstance(targets, HiddenTargets):

@@ -1,4 +1,4 @@
-"""Shallower students: every tensor against its source, and what cannot be cut is refused."""
+"""Shallower students: every tensor equals its source, and unsuitable models are refused."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.support.models import write_tiny_model
 
 torch.set_num_threads(1)
 
-# Of the whole model, (keys of) the config on top of tests/support/models.py.
+# Settings of the whole model, on top of the config in tests/support/models.py.
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}
 CUT: dict[str, dict[str, Any]] = {
     "qwen2": SLIDING,
@@ -37,19 +37,19 @@ _LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
 def logits(model: PreTrainedModel) -> Tensor:
-    """Of rows that are longer than any window above."""
+    """Returns the logits of rows that are longer than any window above."""
     ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         return model.eval()(input_ids=ids, use_cache=False).logits
 
 
 def source_name(name: str, n: int) -> str:
-    """The name that a tensor of the cut model had before."""
+    """Returns the name that a tensor of the cut model had before."""
     return _LAYER.sub(lambda match: str(int(match.group(1)) * n), name, count=1)
 
 
 @pytest.mark.parametrize("architecture", CUT)
-def test_every_kept_tensor_is_its_source_and_nothing_else_is_left(
+def test_every_kept_tensor_equals_its_source_and_there_are_no_others(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = write_tiny_model(tmp_path / "whole", architecture, layers=5, **CUT[architecture])
@@ -65,7 +65,7 @@ def test_every_kept_tensor_is_its_source_and_nothing_else_is_left(
     assert len(cut) == len(outside) + 2 * len(of_one)
     assert len(whole) == len(outside) + 5 * len(of_one)
 
-    # What is saved is what plain transformers makes of the new config.
+    # The saved model is what plain transformers builds from the new config.
     model.save_pretrained(tmp_path / "cut")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
     assert loaded.config.num_hidden_layers == 2
@@ -75,8 +75,8 @@ def test_every_kept_tensor_is_its_source_and_nothing_else_is_left(
         assert torch.equal(tensor, source[source_name(name, 3)]), name
 
 
-def test_kept_layers_compute_what_they_did(tmp_path: Path) -> None:
-    """Layer by layer, by hand: a window of 4 on layer 3 alone."""
+def test_kept_layers_compute_the_same_as_before(tmp_path: Path) -> None:
+    """Layer by layer, by hand: only layer 3 has a window, of 4."""
     folder = write_tiny_model(tmp_path / "whole", layers=4, **SLIDING)
     whole, model = load_causal_lm(folder, "float32"), load_causal_lm(folder, "float32")
     assert whole.config.layer_types == [*["full_attention"] * 3, "sliding_attention"]
@@ -85,14 +85,14 @@ def test_kept_layers_compute_what_they_did(tmp_path: Path) -> None:
     assert model.model.layers[1].self_attn.sliding_window == 4
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]
     for layer in (whole.model.layers[1], whole.model.layers[2]):
-        # A residual layer whose last products are zero hands on what it was given.
+        # A residual layer whose last products are zero passes on its input.
         with torch.no_grad():
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
     assert torch.equal(logits(model), logits(whole))
 
 
-def test_a_cut_of_which_one_kind_of_layer_is_gone_is_told(tmp_path: Path) -> None:
+def test_losing_a_kind_of_layer_gives_a_warning(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "whole", "gemma2", layers=4, sliding_window=4)
     with capture_logs() as logs:
         assert keep_every_nth_layer(load_causal_lm(folder, "float32"), 3) == [0, 3]
@@ -118,12 +118,12 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
         (
             "gpt_neo",
             {"attention_types": [[["global", "local"], 2]]},
-            r"attn\.layer_id is 2, and would be 1",
+            r"attn\.layer_id is 2, but would be 1",
         ),
         ("qwen2", {"layers": 1}, "the student has 1 layer, so none can be left out"),
     ],
 )
-def test_what_depends_on_the_number_of_a_layer_is_refused_by_name(
+def test_settings_that_depend_on_the_layer_index_are_refused_by_name(
     tmp_path: Path, architecture: str, settings: dict[str, Any], why: str
 ) -> None:
     folder = write_tiny_model(tmp_path / "whole", architecture, **{"layers": 4, **settings})
@@ -132,7 +132,7 @@ def test_what_depends_on_the_number_of_a_layer_is_refused_by_name(
     assert refusal.value.field == "student.keep_every_nth_layer"
 
 
-def test_a_forward_that_looks_at_the_number_of_a_layer_is_refused(tmp_path: Path) -> None:
+def test_a_forward_that_depends_on_the_layer_index_is_refused(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "whole", layers=4)
     for looks, refused in ((False, False), (True, True)):
         model = load_causal_lm(folder, "float32")
@@ -143,13 +143,13 @@ def test_a_forward_that_looks_at_the_number_of_a_layer_is_refused(tmp_path: Path
                 )
             )
         if refused:
-            with pytest.raises(InvalidSpec, match="computes something else"):
+            with pytest.raises(InvalidSpec, match="compute something else"):
                 keep_every_nth_layer(model, 2)
         else:
             keep_every_nth_layer(model, 2)
 
 
-def test_a_model_without_one_list_of_its_layers_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_a_single_list_of_layers_is_refused(tmp_path: Path) -> None:
     model = load_causal_lm(write_tiny_model(tmp_path / "two", layers=2), "float32")
     model.model.others = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(2))
     with pytest.raises(InvalidSpec, match=r"has 2 lists of its 2 layers \(model\.layers, model\.o"):
@@ -167,5 +167,5 @@ def test_a_config_that_builds_another_model_is_refused(
         config.layer_types = whole.layer_types[: len(kept)]
 
     monkeypatch.setattr(kept_layers, "_shorten", count_alone)
-    with pytest.raises(InvalidSpec, match=r"has_sliding_layers is True, and would be False"):
+    with pytest.raises(InvalidSpec, match=r"has_sliding_layers is True, but would be False"):
         keep_every_nth_layer(model, 3)

@@ -1,4 +1,4 @@
-"""Where students come from: pinned, the same in every process, and trained in every tensor."""
+"""Loading students: pinned, the same in every process, and trained in every tensor."""
 
 import shutil
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_training_changes_every_trainable_tensor_and_the_export_carries_them(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_process_loads_the_same_student(home: Home, kind: str) -> None:
-    """Nothing is written, so that several may do it at a time."""
+    """Nothing is written, so that several processes may load at the same time."""
     files = sorted(home.path.rglob("*"))
     one, other = loaded(home, **KINDS[kind]), loaded(home, **KINDS[kind])
     assert sorted(home.path.rglob("*")) == files
@@ -115,7 +115,7 @@ def test_every_process_loads_the_same_student(home: Home, kind: str) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def test_the_initial_hash_is_that_of_what_the_run_begins_with(home: Home) -> None:
+def test_the_initial_hash_is_that_of_the_weights_that_the_run_begins_with(home: Home) -> None:
     whole = weights_sha256(safetensors_files(home.path / "models" / "untied"))
     assert loaded(home, init="untied").initial_sha256 == whole
     assert loaded(home, init="untied", lora=LORA).initial_sha256 == whole
@@ -128,7 +128,7 @@ def test_the_initial_hash_is_that_of_what_the_run_begins_with(home: Home) -> Non
     assert len({cut.initial_sha256, drawn.initial_sha256, whole}) == 3
 
 
-def test_facts_say_what_became_of_the_folder(home: Home) -> None:
+def test_facts_describe_how_the_student_was_made(home: Home) -> None:
     assert loaded(home, init="tied").facts == {"student_revision": None}
     cut = loaded(home, init="tied", keep_every_nth_layer=2, lora=LORA)
     assert cut.facts["kept_layers"] == [0, 2]
@@ -137,7 +137,7 @@ def test_facts_say_what_became_of_the_folder(home: Home) -> None:
         parameter.numel() for parameter in cut.student.parameters() if parameter.requires_grad
     )
     config = cut.student.adapters.tuner.peft_config["default"]  # type: ignore[union-attr]
-    # No folder holds the model that its adapters belong to.
+    # The model that its adapters belong to is in no folder.
     assert config.base_model_name_or_path is None
     whole = loaded(home, init="tied", lora=LORA).student.adapters
     assert whole is not None
@@ -166,7 +166,7 @@ def test_a_shallower_student_may_learn_from_the_model_it_was_cut_from(home: Home
 
 @pytest.fixture
 def hub(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with someone/tiny at two commits; main is the first."""
+    """Returns a hub cache with someone/tiny at two commits; main is the first."""
     repository = tmp_path / "cache" / "models--someone--tiny"
     for seed, commit in enumerate(COMMITS):
         model = home.model("of-the-hub", seed=seed)
@@ -188,7 +188,7 @@ def test_a_hub_id_is_pinned_to_its_commit_for_the_whole_run(home: Home, hub: Pat
     spec = folder.read_spec()
     longer = spec.schedule.model_copy(update={"steps": 3})
     folder.write_spec(spec.model_copy(update={"schedule": longer}))
-    # A folder of that name is not what the run began with either.
+    # Nor does the resumed run use a folder of that name.
     appeared = home.model("someone/tiny", seed=9)
     assert trained(home, folder, resume=True) == 0
     shutil.rmtree(appeared)
@@ -208,7 +208,7 @@ def test_a_hub_id_is_pinned_to_its_commit_for_the_whole_run(home: Home, hub: Pat
         loaded(home, init="someone/tiny", revision="v2")
 
 
-def test_a_hub_id_is_no_folder_of_the_working_directory(
+def test_a_hub_id_is_never_a_folder_in_the_working_directory(
     home: Home, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here" / "someone" / "tiny").mkdir(parents=True)
@@ -222,9 +222,9 @@ def test_adapters_are_not_resumed_on_other_weights(home: Home) -> None:
     begun = {"initial_weights_sha256": first.initial_sha256, **first.facts}
     assert loaded(home, begun, init="moving", lora=LORA).facts == first.facts
     home.model("moving", seed=2)
-    with pytest.raises(Incompatible, match="are not what they were when the run began"):
+    with pytest.raises(Incompatible, match="have changed since the run began"):
         loaded(home, begun, init="moving", lora=LORA)
-    # A checkpoint replaces weights that are trained themselves.
+    # Weights that are trained are replaced by the checkpoint.
     assert loaded(home, begun, init="moving").initial_sha256 == first.initial_sha256
     assert folder.is_dir()
 

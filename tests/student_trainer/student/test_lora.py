@@ -70,7 +70,7 @@ def after_steps(folder: Path, steps: int = 3, **asked: Any) -> CausalStudent:
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2", "phi", "opt", "mixtral"])
-def test_new_adapters_change_nothing_and_steps_change_them_all_and_nothing_else(
+def test_new_adapters_change_nothing_and_steps_change_all_of_them_and_nothing_else(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = base_folder(tmp_path / "base", architecture)
@@ -96,7 +96,7 @@ def test_new_adapters_change_nothing_and_steps_change_them_all_and_nothing_else(
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
 def test_merged_weights_are_the_base_plus_b_times_a(tmp_path: Path, architecture: str) -> None:
-    """W + alpha / R * B A, bit for bit; GPT-2 holds W the other way round."""
+    """W + alpha / R * B A, bit for bit; GPT-2 stores W transposed."""
     student = after_steps(base_folder(tmp_path / "base", architecture))
     before = copied(student)
     merged = dict(adapters_of(student).merged().named_parameters())
@@ -115,14 +115,14 @@ def test_merged_weights_are_the_base_plus_b_times_a(tmp_path: Path, architecture
         assert torch.equal(merged[name], weight + delta), name
         changed.add(name.split(".")[-2])
     assert sorted(changed) == adapters_of(student).targets
-    # The student goes on as it was.
+    # The student itself is unchanged.
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("architecture", "tied"), [("qwen2", True), ("qwen2", False), ("gpt2", True)]
 )
-# Peft asks transformers something under an old name.
+# peft uses an old name in transformers.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_the_export_is_merged_for_plain_transformers_and_an_adapter_for_peft(
     tmp_path: Path, architecture: str, tied: bool
@@ -162,7 +162,7 @@ def test_the_export_is_merged_for_plain_transformers_and_an_adapter_for_peft(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "export"]
 
 
-def test_an_adapter_that_is_not_what_was_trained_is_an_error(
+def test_an_adapter_file_that_differs_from_the_trained_one_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = after_steps(base_folder(tmp_path / "base"), 1)
@@ -170,11 +170,11 @@ def test_an_adapter_that_is_not_what_was_trained_is_an_error(
     first = min(held)
     changed = {**held, first: held[first] + 1}
     monkeypatch.setattr("safetensors.torch.load_file", lambda _path: changed)
-    with pytest.raises(CorruptData, match=r"lora_A\.weight in the adapter is not what was"):
+    with pytest.raises(CorruptData, match=r"lora_A\.weight in the adapter file differs"):
         adapters_of(student).save(tmp_path / "adapter")
 
 
-def test_checkpoints_and_optimizer_hold_the_adapters_alone_and_resume_bit_for_bit(
+def test_checkpoints_and_optimizer_hold_only_the_adapters_and_resume_bit_for_bit(
     tmp_path: Path,
 ) -> None:
     folder = base_folder(tmp_path / "base")
@@ -255,8 +255,8 @@ def test_adapters_sit_on_the_named_layers(
         ("qwen2", ["proj"], "has no layer proj"),
         ("qwen2", ["lm_head"], "lm_head is the output head"),
         ("qwen2", ["embed_tokens"], r"model\.embed_tokens is the embedding"),
-        ("qwen2", ["self_attn"], r"layers\.0\.self_attn is no linear layer \(Qwen2Attention\)"),
-        ("gpt2", ["wpe"], r"transformer\.wpe is no linear layer \(Embedding\)"),
+        ("qwen2", ["self_attn"], r"layers\.0\.self_attn is not a linear layer \(Qwen2Attention\)"),
+        ("gpt2", ["wpe"], r"transformer\.wpe is not a linear layer \(Embedding\)"),
         ("falcon_h1", None, r"out_proj.*incompatible with Mamba.*there are: .*q_proj"),
     ],
 )
@@ -269,7 +269,7 @@ def test_targets_that_take_no_adapter_are_refused_by_name(
     assert refusal.value.field == "student.lora.targets"
 
 
-def test_matrices_that_are_no_linear_layers_are_named(
+def test_matrices_that_are_not_linear_layers_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapted(base_folder(tmp_path / "dense"))
@@ -293,9 +293,9 @@ def test_recomputed_activations_change_no_bit_and_leave_frozen_embeddings_alone(
     assert not embedding(torch.tensor([1])).requires_grad
 
 
-# Torch's own, on importing its compiler.
+# torch's own warning, on importing its compiler.
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
-def test_adapters_go_with_a_compiled_body_and_recomputed_activations(tmp_path: Path) -> None:
+def test_adapters_work_with_a_compiled_body_and_recomputed_activations(tmp_path: Path) -> None:
     folder = base_folder(tmp_path / "base", layers=1)
     plain, both = adapted(folder, dropout=0.1), adapted(folder, dropout=0.1)
     both.checkpoint_activations()

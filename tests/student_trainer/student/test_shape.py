@@ -1,4 +1,4 @@
-"""The estimate of activations against what autograd really keeps."""
+"""The estimate of activations, compared with what autograd really keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ OPT = {"ffn_dim": 80}
 
 
 def model(folder: Path, architecture: str, **settings: Any) -> PreTrainedModel:
-    """A tiny model that trains, its config alone from disk."""
+    """Returns a tiny model to train, with only its config from disk."""
     write_tiny_model(
         folder,
         architecture,
@@ -31,7 +31,7 @@ def model(folder: Path, architecture: str, **settings: Any) -> PreTrainedModel:
 
 
 def kept_bytes(trained: PreTrainedModel, narrow: bool) -> int:
-    """Returns the bytes that autograd keeps of the body's forward, parameters apart."""
+    """Returns the bytes that autograd keeps of the body's forward, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in trained.parameters()}
     kept: dict[int, int] = {}
 
@@ -75,7 +75,7 @@ def test_the_estimate_is_within_its_factor_of_what_is_kept(
     assert 1 / factor < ratio < factor
 
 
-def test_a_shape_is_read_off_the_model_as_it_is_now(tmp_path: Path) -> None:
+def test_a_shape_is_that_of_the_model_as_it_is_now(tmp_path: Path) -> None:
     trained = model(tmp_path, "qwen2", tied=True)
     whole = shape_of(trained)
     assert whole.num_parameters == whole.num_trainable == trained.num_parameters()

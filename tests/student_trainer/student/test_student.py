@@ -1,4 +1,4 @@
-"""Students, against transformers' own forward and float64 gradient descent."""
+"""Students, compared with transformers' own forward and float64 gradient descent."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from tests.support.training.parts import parts_of, settings_of, trained
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-# hyperclovax multiplies its logits where its config names a divisor: body and head do not make it.
+# hyperclovax multiplies its logits by what its config calls a divisor: no body and head fit.
 SPLITTABLE = [name for name in ARCHITECTURES if name != "hyperclovax"]
 SEQUENCES = [[5, 3, 90], [7], [1, 2, 3, 4, 5, 6, 96, 0]]
 
@@ -42,7 +42,7 @@ def test_uniform_student_moves_to_the_token_that_the_teacher_prefers():
     assert all(after[0][token] < before[0][token] for token in range(16) if token != 5)
 
 
-def test_ten_steps_lower_the_loss_every_time():
+def test_each_of_ten_steps_lowers_the_loss():
     """F-DISTILL-STUDENT-002."""
     teacher, student = FixtureTeacher(16), FixtureStudent(16)
     losses = []
@@ -54,7 +54,7 @@ def test_ten_steps_lower_the_loss_every_time():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_fixture_takes_the_mean_over_the_rows_of_the_batch():
+def test_fixture_averages_over_the_rows_of_the_batch():
     student = FixtureStudent(2, initial_value=1.0)
     student.apply_kd_gradient([[0], [1], [1]], [[3.0, 0.0], [0.0, -6.0], [0.0, 0.0]], 0.5)
     assert student.logits_for_batch([[0], [1]]) == [[0.5, 2.0], [0.5, 2.0]]
@@ -100,7 +100,7 @@ def test_logits_equal_a_standalone_forward(tmp_path, architecture):
 def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
     tmp_path, architecture
 ):
-    """The embedding moves too, and a tied one gets both of its gradients."""
+    """The embedding changes too, and a tied one gets both of its gradients."""
     folder = write_tiny_model(tmp_path / architecture, architecture, spread=0.1)
     student = CausalStudent.from_pretrained(folder, CPU)
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
@@ -125,7 +125,7 @@ def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
         scale = theirs[name].grad.abs().max().item()
         error = (parameter.grad.double() - theirs[name].grad).abs().max().item()
         assert error < 2e-4 * scale + 2e-8, name
-        # A key's bias moves all scores of a query alike: its gradient is 0.
+        # A key's bias shifts all scores of a query equally: its gradient is 0.
         assert scale > 1e-7 or name.endswith("k_proj.bias"), name
 
 
@@ -146,7 +146,7 @@ def test_tied_embeddings_stay_one_parameter(folder):
 def test_apply_kd_gradient_is_a_descent_step_on_the_mean_over_all_given_rows(
     folder, every_position
 ):
-    """Every row and every position learns: against float64 descent on the plain model."""
+    """Every row and position counts: compared with float64 descent on the plain model."""
     student = CausalStudent.from_pretrained(folder, CPU)
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     generator = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_real_student_learns_the_fixture_teacher(folder):
         [np.zeros(97), np.zeros((1, 1, 97)), np.zeros(97)],
     ],
 )
-def test_gradients_of_another_shape_are_refused_and_nothing_moves(folder, gradients):
+def test_gradients_of_a_wrong_shape_are_refused_and_nothing_changes(folder, gradients):
     for student in (CausalStudent.from_pretrained(folder, CPU), FixtureStudent(97)):
         before = student.logits_for_batch([[1]])
         with pytest.raises(InvalidRequest) as refusal:
@@ -219,7 +219,7 @@ def test_gradients_of_another_shape_are_refused_and_nothing_moves(folder, gradie
 
 
 @pytest.mark.parametrize("sequences", [[[]], [[97]], [[-1]]])
-def test_ids_that_the_student_does_not_have_are_refused(folder, sequences):
+def test_ids_outside_the_students_vocabulary_are_refused(folder, sequences):
     student = CausalStudent.from_pretrained(folder, CPU)
     with pytest.raises(InvalidRequest):
         student.logits_for_batch(sequences)
@@ -267,13 +267,13 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients(folder):
     assert math.isfinite(sum(p.grad.abs().sum().item() for p in student.parameters()))
 
 
-def test_a_model_that_body_and_head_do_not_make_up_is_refused(tmp_path):
+def test_a_model_that_body_and_head_do_not_reproduce_is_refused(tmp_path):
     folder = write_tiny_model(tmp_path / "odd", "hyperclovax")
     with pytest.raises(Misconfigured, match="body and head differ"):
         CausalStudent.from_pretrained(folder, CPU)
 
 
-def test_views_leave_the_mode_as_it_was_and_dropout_out(tmp_path):
+def test_views_keep_the_training_mode_and_use_no_dropout(tmp_path):
     folder = write_tiny_model(tmp_path / "dropout", "gpt2", embd_pdrop=0.5, resid_pdrop=0.5)
     student = CausalStudent.from_pretrained(folder, CPU)
     student.train()
@@ -285,7 +285,7 @@ def test_views_leave_the_mode_as_it_was_and_dropout_out(tmp_path):
 
 
 def gradients(student, seed=0):
-    """Of all parameters, in training mode, with dropout of that seed."""
+    """Returns those of all parameters, in training mode, with dropout from that seed."""
     student.train()
     student.zero_grad()
     ids_BS = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -299,7 +299,7 @@ def gradients(student, seed=0):
 
 
 def activations_recomputed(student):
-    """Whether the backward pass computes a layer again: its forwards in one step."""
+    """Returns whether the backward pass recomputes a layer, by its forwards in one step."""
     calls = []
     layer = next(module for module in student.modules() if type(module).__name__.endswith("MLP"))
     handle = layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -339,7 +339,7 @@ def test_a_model_that_cannot_recompute_is_refused_by_name(folder):
     assert not activations_recomputed(student)
 
 
-def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_wide(folder):
+def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_float32(folder):
     curves, computed = [], []
     for dtype in ("float32", "bfloat16"):
         student = CausalStudent.from_pretrained(folder, CPU, dtype)
@@ -352,7 +352,7 @@ def test_losses_in_bfloat16_stay_near_those_in_float32_and_parameters_stay_wide(
     half = len(computed) // 2
     assert computed == half * [torch.float32] + half * [torch.bfloat16]
     wide, narrow = curves
-    # 8 bits of mantissa, so 0.4 % of a logit; far less of a mean loss, far more than float32 has.
+    # 8 bits of mantissa: 0.4 % of a logit, far less of a mean loss, far more than in float32.
     assert narrow == pytest.approx(wide, rel=0.01)
     assert narrow != pytest.approx(wide, rel=1e-5)
     assert wide[-1] < wide[0] - 0.5

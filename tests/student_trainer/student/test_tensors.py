@@ -41,7 +41,7 @@ def test_tensors_are_the_parameters_once_and_the_saved_buffers() -> None:
     assert set(model_tensors(Small(0))) == {"embedding.weight", "head.bias", "kept"}
 
 
-def test_a_restored_student_goes_on_bit_for_bit() -> None:
+def test_a_restored_student_continues_bit_for_bit() -> None:
     straight = Small(0)
     optimizer = build_adamw(straight, (0.9, 0.95), 0.1)
     trained(straight, optimizer, 3)
@@ -60,7 +60,7 @@ def test_a_restored_student_goes_on_bit_for_bit() -> None:
         assert torch.equal(value, model_tensors(resumed)[name]), name
 
 
-def test_an_optimizer_that_made_no_step_has_no_state() -> None:
+def test_an_optimizer_before_its_first_step_has_no_state() -> None:
     model = Small(0)
     optimizer = build_adamw(model, (0.9, 0.95), 0.1)
     assert optimizer_tensors(optimizer, model) == {}
@@ -70,9 +70,9 @@ def test_an_optimizer_that_made_no_step_has_no_state() -> None:
 def test_tensors_of_another_model_are_refused() -> None:
     model = Small(0)
     tensors = model_tensors(model)
-    with pytest.raises(CorruptData, match="more is not in both"):
+    with pytest.raises(CorruptData, match="only one has more"):
         load_model_tensors(model, {**tensors, "more": torch.zeros(1)})
-    with pytest.raises(CorruptData, match=r"head.bias is \[4\] there, \[5\] here"):
+    with pytest.raises(CorruptData, match=r"head.bias has shape \[4\], expected \[5\]"):
         load_model_tensors(model, {**tensors, "head.bias": torch.zeros(4)})
 
 
@@ -84,14 +84,14 @@ def test_an_optimizer_state_that_does_not_fit_is_refused() -> None:
     fresh = build_adamw(model, (0.9, 0.95), 0.1)
     for broken, message in (
         ({k: v for k, v in tensors.items() if k != "head.bias/step"}, "incomplete"),
-        ({**tensors, "head.bias/exp_avg": torch.zeros(2)}, "another shape"),
-        ({**tensors, "other/step": torch.zeros(())}, "names no parameter"),
+        ({**tensors, "head.bias/exp_avg": torch.zeros(2)}, "differs in shape"),
+        ({**tensors, "other/step": torch.zeros(())}, "the student no such parameter"),
     ):
         with pytest.raises(CorruptData, match=message):
             load_optimizer_tensors(fresh, model, broken)
 
 
-def test_what_is_frozen_is_not_saved_nor_asked_for() -> None:
+def test_frozen_parameters_are_neither_saved_nor_expected() -> None:
     model, other = Small(0), Small(1)
     for frozen in (model, other):
         frozen.embedding.weight.requires_grad_(False)
@@ -102,5 +102,5 @@ def test_what_is_frozen_is_not_saved_nor_asked_for() -> None:
     load_model_tensors(other, tensors)
     assert torch.equal(other.embedding.weight, before)
     assert torch.equal(other.head.bias, model.head.bias)
-    with pytest.raises(CorruptData, match=r"embedding\.weight is not in both"):
+    with pytest.raises(CorruptData, match=r"only one has embedding\.weight"):
         load_model_tensors(other, all_tensors(model))

@@ -1,4 +1,4 @@
-"""When a run that waits for its teacher is told so, and what it is told."""
+"""When a run that waits for its teacher gets advice, and what the advice is."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def said(waits: WaitAdvice, *shares: float, steps: int = OVER_STEPS) -> list[Tea
     return [one for one in heard if one is not None]
 
 
-def test_a_share_above_the_limit_over_fifty_steps_is_said_once() -> None:
+def test_a_share_above_the_limit_over_fifty_steps_gives_advice_once() -> None:
     waits = WaitAdvice(HIDDEN)
     assert said(waits, 0.5, steps=49) == []
     [bound] = said(waits, 0.5, steps=1)
@@ -34,7 +34,7 @@ def test_a_share_above_the_limit_over_fifty_steps_is_said_once() -> None:
     assert said(waits, 0.5, 0.9, 0.2, 0.6) == []
 
 
-def test_it_is_said_again_after_it_was_well_below() -> None:
+def test_advice_comes_again_after_the_share_was_well_below() -> None:
     waits = WaitAdvice(HIDDEN)
     assert len(said(waits, 0.5)) == 1
     assert said(waits, 0.1) == []
@@ -42,16 +42,16 @@ def test_it_is_said_again_after_it_was_well_below() -> None:
 
 
 def test_the_speed_without_the_wait_is_that_of_all_fifty_steps() -> None:
-    """25 steps of 1,000 tokens in a second, 25 of 1,000 in three, two of them waited."""
+    """25 steps of 1,000 tokens in 1 second, 25 of 1,000 in 3, of which 2 were waited."""
     waits = WaitAdvice(TeacherFacts("top_k", prefetch_steps=4, tokens_per_second=5000.0))
     quick = step(0.0, seconds=1.0, **{"perf/tokens_per_second": 1000.0})
     slow = step(2 / 3, seconds=3.0, **{"perf/tokens_per_second": 1000.0 / 3})
     heard = [waits.after(quick if index % 2 else slow) for index in range(OVER_STEPS)]
     assert heard[-1] is not None
-    assert "this run would take 1,000" in heard[-1].advice
+    assert "this run needs 1,000" in heard[-1].advice
 
 
-def test_a_share_at_the_limit_is_nothing_to_say() -> None:
+def test_a_share_at_the_limit_gives_no_advice() -> None:
     assert said(WaitAdvice(HIDDEN), SAID_ABOVE - 1e-9, 0.0) == []
 
 
@@ -64,7 +64,7 @@ def test_the_share_is_of_the_time_not_the_mean_of_the_steps_shares() -> None:
     assert set(heard) == {None}
 
 
-def test_metrics_of_an_evaluation_alone_count_as_no_step() -> None:
+def test_metrics_of_only_an_evaluation_are_not_a_step() -> None:
     waits = WaitAdvice(HIDDEN)
     assert said(waits, 0.9, steps=49) == []
     assert waits.after({"loss/val": 3.0}) is None
@@ -83,13 +83,13 @@ FAST = {"perf/tokens_per_second": 1000.0, "wire/bytes_per_token": 7168.0}
             ["prefetch_steps to 4", "a second server"],
             ["throughput", "representation"],
         ),
-        (TeacherFacts("hidden", prefetch_steps=2), FAST, ["prefetch_steps, it is 2"], []),
+        (TeacherFacts("hidden", prefetch_steps=2), FAST, ["prefetch_steps (now 2)"], []),
         (
             TeacherFacts("hidden", 4, mode="independent", tokens_per_second=1500.0),
             FAST,
             [
-                "--mode throughput (it scores 1,500 tokens a second, and this run alone would take "
-                "2,000)"
+                "--mode throughput (it scores 1,500 tokens per second, and this run by itself "
+                "needs 2,000)"
             ],
             ["prefetch_steps", "representation"],
         ),
@@ -102,22 +102,27 @@ FAST = {"perf/tokens_per_second": 1000.0, "wire/bytes_per_token": 7168.0}
         (
             TeacherFacts("hidden", 4, mode="independent", tokens_per_second=9000.0),
             FAST,
-            ["fewer runs ask it at a time: alone it scores 9,000 tokens a second"],
+            ["fewer runs use the teacher at a time: it scores 9,000 tokens per second"],
             ["--mode", "server"],
         ),
         (
             TeacherFacts("dense", 4),
             {**FAST, "wire/bytes_per_token": 607_744.0},
-            ["representation hidden", "608 kB a token"],
+            ["representation to hidden", "608 kB per token"],
             [],
         ),
         (
             HIDDEN,
             {"perf/tokens_per_second": 50_000.0, "wire/bytes_per_token": 7168.0},
-            ["representation top_k or sampled: 358 MB a second", "7.17 kB a token"],
+            ["representation to top_k or sampled: the wire carries 358 MB", "7.17 kB per token"],
             [],
         ),
-        (TeacherFacts("top_k", 4), {}, ["a second server"], ["representation", "tokens a second"]),
+        (
+            TeacherFacts("top_k", 4),
+            {},
+            ["a second server"],
+            ["representation", "tokens per second"],
+        ),
     ],
 )
 def test_the_advice_follows_the_settings(
@@ -130,5 +135,5 @@ def test_the_advice_follows_the_settings(
         assert word not in text
 
 
-def test_a_student_that_only_waits_is_advised_too() -> None:
+def test_a_student_that_only_waits_gets_advice_too() -> None:
     assert "100% of" in advice(HIDDEN, 1.0, {"perf/tokens_per_second": 0.0})

@@ -1,4 +1,4 @@
-"""The teacher's output head: its reply stream, whole or refused, and its place on disk."""
+"""The teacher's output head: its reply stream is whole or refused; the cache on disk."""
 
 import zlib
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Stream = list[teacher_pb2.OutputHeadReply]
 
 
 def stream() -> Stream:
-    """A right one, in two pieces."""
+    """Returns a valid stream, in two pieces."""
     data = VALUES.astype("<f4").tobytes()
     header = teacher_pb2.OutputHeadHeader(
         fingerprint="the model",
@@ -76,26 +76,26 @@ def another_byte(replies: Stream) -> Stream:
 @pytest.mark.parametrize(
     ("spoilt", "error", "said"),
     [
-        (another_model, WrongModel, "not the expected the model"),
-        (another_width, TeacherError, "asked for was"),
+        (another_model, WrongModel, "expected the model"),
+        (another_width, TeacherError, r"total_bytes\) .*; expected \("),
         (another_byte, DamagedReply, "checksum differs"),
-        (lambda replies: replies[1:], TeacherError, "its piece misplaced"),
-        (lambda replies: [replies[0], *replies], TeacherError, "its header misplaced"),
-        (lambda replies: [*replies, replies[3]], TeacherError, "its trailer misplaced"),
-        (lambda replies: [*replies[:3], *replies[2:]], TeacherError, "its piece misplaced"),
+        (lambda replies: replies[1:], TeacherError, "its piece in the wrong place"),
+        (lambda replies: [replies[0], *replies], TeacherError, "its header in the wrong place"),
+        (lambda replies: [*replies, replies[3]], TeacherError, "its trailer in the wrong place"),
+        (lambda replies: [*replies[:3], *replies[2:]], TeacherError, "its piece in the wrong pl"),
         (lambda replies: replies[:2] + replies[3:], TeacherError, "ended after 10 bytes"),
         (lambda replies: replies[:3], TeacherError, "ended after 36 bytes"),
         (lambda _: [], TeacherError, "ended after 0 bytes"),
     ],
 )
-def test_a_stream_that_is_not_as_it_must_be_is_refused(
+def test_an_invalid_stream_is_refused(
     spoilt: Callable[[Stream], Stream], error: type[LecternError], said: str
 ) -> None:
     with pytest.raises(error, match=said):
         assemble_head(spoilt(stream()), MODEL, V)
 
 
-def test_a_head_comes_back_as_it_was_stored(tmp_path: Path) -> None:
+def test_a_cached_head_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     transform = HeadTransform(scale=0.5, divisor=3.0, soft_cap=30.0)
     head = OutputHead(torch.randn(7, 3).bfloat16(), torch.randn(7).bfloat16(), transform)
     path = cached_head_path(tmp_path, "f" * 64, 7)
@@ -110,7 +110,7 @@ def test_a_head_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_a_head_without_bias_has_none_again(tmp_path: Path) -> None:
+def test_a_head_without_bias_is_read_back_without_one(tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     write_cached_head(path, OutputHead(torch.randn(4, 2)))
     again = read_cached_head(path)
@@ -140,7 +140,7 @@ def test_a_damaged_head_counts_as_absent(tmp_path: Path, damage: str) -> None:
     assert read_cached_head(path) is None
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path) -> None:
     (tmp_path / "heads").write_text("a file where the folder should be")
     path = cached_head_path(tmp_path, "f" * 64, 4)
     write_cached_head(path, OutputHead(torch.randn(4, 2)))

@@ -1,4 +1,4 @@
-"""Teachers in this process, against transformers' own forward and against each other."""
+"""In-process teachers, compared with transformers' own forward and with each other."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ def test_fixture_prefers_the_last_token(vocab_size):
     assert all(len(row) == vocab_size for row in rows)
 
 
-def test_fixture_takes_a_token_out_of_its_vocabulary_for_id_0():
+def test_fixture_treats_a_token_outside_its_vocabulary_as_id_0():
     """F-DISTILL-FIXTURE-001."""
     rows = FixtureTeacher(8).logits_for_batch([[3, 8], [2**32 - 1]])
     assert [int(np.argmax(row)) for row in rows] == [0, 0]
@@ -72,7 +72,7 @@ def test_no_sequences_give_no_rows(model):
         assert teacher.logits_per_position([]) == []
 
 
-def test_fixture_is_deterministic_and_looks_at_the_last_token_alone():
+def test_fixture_is_deterministic_and_looks_only_at_the_last_token():
     first, second = FixtureTeacher(16), FixtureTeacher(16)
     assert first.logits_for_batch([[1, 2, 5], [5]]) == second.logits_for_batch([[5], [9, 5]])
 
@@ -89,7 +89,7 @@ def test_sequences_without_usable_ids_are_refused(sequences):
     assert refusal.value.field == "input_ids"
 
 
-def test_fixture_serves_top_k_and_says_why_it_serves_no_hidden_states():
+def test_fixture_serves_top_k_and_says_why_it_has_no_hidden_states():
     teacher, ids = FixtureTeacher(6), arrays([[4, 2]])
     targets = teacher.score(ids, everywhere(ids), Representation("top_k", 3), 2.0)
     assert targets.ids_NK.tolist() == [[4, 0, 1], [2, 0, 1]]
@@ -189,7 +189,7 @@ def by_inverse_cdf(logits_V, uniforms_U, temperature):
 
 @pytest.mark.parametrize("kind", ["in_process", "fixture"])
 def test_sampled_rows_are_inverse_cdf_draws_by_the_uniforms_of_seed_and_prefix(model, kind):
-    """Over 70 positions, so that more than one chunk of rows is drawn."""
+    """With 70 positions, so that more than one chunk of rows is drawn."""
     teacher = InProcessTeacher(model, 80) if kind == "in_process" else FixtureTeacher(80)
     generator = np.random.default_rng(0)
     ids = [generator.integers(0, 80, length).astype(np.uint32) for length in (70, 1, 9)]
@@ -208,7 +208,7 @@ def test_sampled_rows_are_inverse_cdf_draws_by_the_uniforms_of_seed_and_prefix(m
 
 
 @pytest.mark.parametrize("kind", ["in_process", "fixture"])
-def test_draws_of_a_position_do_not_depend_on_what_else_is_asked(model, kind):
+def test_draws_of_a_position_do_not_depend_on_other_positions(model, kind):
     teacher = InProcessTeacher(model) if kind == "in_process" else FixtureTeacher(97)
     sampled = Representation("sampled", num_draws=40, seed=3)
     sequences = arrays(SEQUENCES)
@@ -218,7 +218,7 @@ def test_draws_of_a_position_do_not_depend_on_what_else_is_asked(model, kind):
         for position in range(len(sequence)):
             mask = np.arange(len(sequence)) == position
             alone += draws_by_position(teacher.score([sequence], [mask], sampled, 2.0))
-    # A row of logits computed alone differs in its last bit: no id, no count does.
+    # A row of logits computed alone differs in its last bit, but the ids and counts do not.
     assert [row[:2] for row in alone] == [row[:2] for row in together]
     again = draws_by_position(
         teacher.score(sequences[::-1], everywhere(sequences[::-1]), sampled, 2.0)
@@ -230,7 +230,7 @@ def test_draws_of_a_position_do_not_depend_on_what_else_is_asked(model, kind):
     assert all(theirs != ours for theirs, ours in zip(other, together, strict=True))
 
 
-def test_an_answer_depends_on_its_own_sequence_alone(model):
+def test_an_answer_depends_only_on_its_own_sequence(model):
     teacher = InProcessTeacher(model)
     together = teacher.logits_for_batch(SEQUENCES)
     assert together == [teacher.logits_for_batch([sequence])[0] for sequence in SEQUENCES]
@@ -246,12 +246,12 @@ def test_bfloat16_teacher_gives_float32_logits_of_its_bfloat16_states(tmp_path):
     (rows_SV,) = teacher.logits_per_position(SEQUENCES[:1])
     exact_SV = targets.hidden_ND.double() @ model.lm_head.weight.double().T
     np.testing.assert_allclose(rows_SV, exact_SV.detach().numpy(), rtol=0, atol=1e-5)
-    # The model's own logits are rounded to bfloat16: further off than float32's.
+    # The model's own logits are rounded to bfloat16, so they are further off than float32's.
     own_SV = own_logits(model, SEQUENCES[0])
     assert (own_SV - exact_SV).abs().max() > 1e-3
 
 
-def test_a_model_that_does_not_split_serves_its_own_logits_and_no_hidden_states(tmp_path):
+def test_a_model_that_cannot_be_split_serves_its_own_logits_and_no_hidden_states(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "odd", "hyperclovax"))
     teacher = InProcessTeacher(model)
     ids = arrays(SEQUENCES[:1])
@@ -263,7 +263,7 @@ def test_a_model_that_does_not_split_serves_its_own_logits_and_no_hidden_states(
         InProcessTeacher(model.to(torch.bfloat16))
 
 
-def test_logits_that_are_not_finite_are_never_given(tmp_path):
+def test_logits_that_are_not_finite_are_refused(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "nan"))
     teacher = InProcessTeacher(model)
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_logits_that_are_not_finite_are_never_given(tmp_path):
         (Representation("sampled", num_draws=257), InvalidRequest),
     ],
 )
-def test_representations_that_cannot_be_given_are_refused(model, representation, error):
+def test_representations_that_are_not_offered_are_refused(model, representation, error):
     ids = arrays([[1]])
     with pytest.raises(error):
         InProcessTeacher(model).score(ids, everywhere(ids), representation, 1.0)

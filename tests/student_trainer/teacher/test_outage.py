@@ -1,4 +1,4 @@
-"""Asking again: what counts as an outage, when it ends, who is told. The clock is a number."""
+"""Retries: what counts as an outage, when it ends, how it is reported. With a fake clock."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from student_trainer.teacher.outage import Outage
 
 
 class Time(Stop):
-    """A clock that only sleeping moves."""
+    """A clock that moves only when someone sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Time(Stop):
 
 
 def asked(*answers: Exception | str) -> tuple[Callable[[float | None], str], list[float | None]]:
-    """Gives each answer in turn; the list collects the seconds left that came with each call."""
+    """Returns a function that gives each answer in turn, and the seconds left of each call."""
     calls: list[float | None] = []
 
     def ask(left: float | None) -> str:
@@ -48,13 +48,13 @@ def test_an_answer_is_returned_at_once() -> None:
     assert (calls, time.slept, told) == ([None], [], [])
 
 
-def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends() -> None:
+def test_an_outage_is_reported_once_when_it_begins_and_once_when_it_ends() -> None:
     time, told = Time(), list[str | None]()
     ask, calls = asked(gone(), gone(), gone(), "answer")
     outage = Outage(10, time, told.append, lambda: time.now, wall_clock=lambda: 1_800_000_000.0)
     assert outage.until_answered(ask) == "answer"
     assert told == [
-        "no teacher at here. The run waits for it until 2027-01-15 08:00:10 UTC: "
+        "no teacher at here. The run waits for the teacher until 2027-01-15 08:00:10 UTC: "
         "teacher.outage_budget_seconds is 10",
         None,
     ]
@@ -63,7 +63,7 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends() -> None:
     assert calls[1:] == pytest.approx([10, 9.9, 9.7])
 
 
-def test_an_outage_beyond_its_budget_ends_the_waiting() -> None:
+def test_an_outage_beyond_its_budget_ends_the_retries() -> None:
     time, told = Time(), list[str | None]()
     outage = Outage(2.5, time, told.append, lambda: time.now)
     ask, _ = asked(*[gone()] * 20)
@@ -73,7 +73,7 @@ def test_an_outage_beyond_its_budget_ends_the_waiting() -> None:
     assert len(told) == 1
 
 
-def test_a_budget_of_zero_does_not_ask_again() -> None:
+def test_a_budget_of_zero_makes_no_retry() -> None:
     time = Time()
     ask, calls = asked(gone(), "answer")
     with pytest.raises(TeacherUnavailable):
@@ -90,7 +90,7 @@ def test_only_continuous_absence_counts() -> None:
     assert sum(time.slept) == pytest.approx(1.5)
 
 
-def test_a_full_teacher_is_there_and_is_asked_again_when_it_says() -> None:
+def test_an_overloaded_teacher_is_asked_again_when_it_says_and_is_no_outage() -> None:
     time, told = Time(), list[str | None]()
     busy = Overloaded("queue full", retry_after_seconds=7)
     ask, calls = asked(gone(), busy, busy, busy, "answer")
@@ -101,7 +101,7 @@ def test_a_full_teacher_is_there_and_is_asked_again_when_it_says() -> None:
 
 
 @pytest.mark.parametrize("error", [TeacherError("bad bytes"), LecternError("what")])
-def test_other_errors_surface_at_once(error: LecternError) -> None:
+def test_other_errors_are_raised_at_once(error: LecternError) -> None:
     time = Time()
     ask, calls = asked(error, "answer")
     with pytest.raises(type(error)):
@@ -109,7 +109,7 @@ def test_other_errors_surface_at_once(error: LecternError) -> None:
     assert len(calls) == 1
 
 
-def test_a_stop_ends_the_waiting() -> None:
+def test_a_stop_ends_the_retries() -> None:
     time = Time()
 
     def ask(left: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Answers asked ahead: order, errors, waiting, stopping."""
+"""Prefetched answers: order, errors, waiting, stopping."""
 
 import threading
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_every_micro_batch_gets_its_own_answer_in_order(ahead: int) -> None:
                 assert targets.logits_NV.tolist() == part.batch.inputs_BS.astype(float).tolist()
 
 
-def test_coming_steps_are_asked_while_the_first_is_computed() -> None:
+def test_coming_steps_are_requested_while_the_first_is_computed() -> None:
     asked: list[int] = []
     all_in = threading.Event()
 
@@ -89,13 +89,13 @@ def test_coming_steps_are_asked_while_the_first_is_computed() -> None:
 
     with prefetch(ask, ahead=2) as answers:
         answers.take(0)
-        # Nobody takes an answer, and still those of steps 0, 1 and 2 come in.
+        # No answer is taken, but those of steps 0, 1 and 2 still come in.
         assert all_in.wait(DEADLINE)
     assert sorted(asked) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_whoever_asks_is_told_the_step_of_the_rows(ahead: int) -> None:
+def test_ask_is_called_with_the_step_of_the_rows(ahead: int) -> None:
     told: list[tuple[int, int]] = []
 
     def tell(batch: Batch, step: int) -> None:
@@ -109,7 +109,7 @@ def test_whoever_asks_is_told_the_step_of_the_rows(ahead: int) -> None:
     assert sorted(told) == [(step, step) for step in range(6) for _ in range(2)]
 
 
-def test_nothing_is_asked_beyond_the_end_and_no_step_twice() -> None:
+def test_nothing_is_requested_beyond_the_end_and_no_step_twice() -> None:
     batches = Steps()
     with prefetch(marked, ahead=4, end=3, batches=batches) as answers:
         for step in range(3):
@@ -141,7 +141,7 @@ def test_without_a_teacher_there_are_no_answers() -> None:
         assert [part.answer for part in answers.take(0)] == [None, None]
 
 
-def test_a_micro_batch_without_a_valid_position_is_not_asked_about() -> None:
+def test_a_micro_batch_without_a_valid_position_is_not_requested() -> None:
     asked: list[Batch] = []
 
     def ask(batch: Batch) -> TeacherTargets:
@@ -157,7 +157,7 @@ def test_a_micro_batch_without_a_valid_position_is_not_asked_about() -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_an_error_reaches_the_one_who_takes_that_answer(ahead: int) -> None:
+def test_an_error_is_raised_where_its_answer_is_taken(ahead: int) -> None:
     def ask(batch: Batch) -> TeacherTargets:
         if batch.inputs_BS[0, 0] == 1:
             raise TeacherError("no good")
@@ -189,7 +189,7 @@ def test_waiting_is_measured() -> None:
         assert answers.waited_seconds > 0
 
 
-def test_a_stop_ends_the_wait_for_an_answer_and_cancels_what_is_asked() -> None:
+def test_a_stop_ends_the_wait_for_an_answer_and_cancels_the_requests() -> None:
     stop, cancelled = Stop(), threading.Event()
 
     def ask(batch: Batch) -> TeacherTargets:
@@ -206,7 +206,7 @@ def test_a_stop_ends_the_wait_for_an_answer_and_cancels_what_is_asked() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch-")]
 
 
-def test_at_most_a_few_requests_are_under_way() -> None:
+def test_at_most_a_few_requests_are_in_flight() -> None:
     lock, release = threading.Lock(), threading.Event()
     running = most = 0
     full = threading.Event()
@@ -231,7 +231,7 @@ def test_at_most_a_few_requests_are_under_way() -> None:
 
 
 class LateFuture(Future):  # type: ignore[type-arg]
-    """Answered in the instant between the end of a wait and the look at it."""
+    """A future that is answered just after a wait for it timed out."""
 
     def result(self, timeout: float | None = None) -> TeacherTargets:
         if not self.done():
@@ -240,6 +240,6 @@ class LateFuture(Future):  # type: ignore[type-arg]
         return super().result(timeout)
 
 
-def test_an_answer_that_comes_as_the_wait_times_out_is_no_error() -> None:
+def test_an_answer_that_comes_as_the_wait_times_out_is_not_an_error() -> None:
     with prefetch(marked) as ahead:
         assert len(ahead.wait_for(LateFuture())) == 1

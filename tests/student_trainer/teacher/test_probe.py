@@ -1,4 +1,4 @@
-"""A teacher whose answers are not what they promise is found out before the first step."""
+"""A teacher with inconsistent answers is found before the first step."""
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ def probed(
     return probe_teacher(teacher, rows, KINDS[kind], TEMPERATURE, answering)
 
 
-def test_the_rows_are_the_first_with_valid_positions_and_few_of_these() -> None:
+def test_rows_are_the_first_with_valid_positions_and_few_of_those() -> None:
     inputs_BS = batch().inputs_BS
     assert [row.tolist() for row in ROWS.sequences] == inputs_BS[1:].tolist()
     asked = [np.flatnonzero(asked_S).tolist() for asked_S in ROWS.positions]
@@ -89,9 +89,9 @@ def test_the_rows_are_the_first_with_valid_positions_and_few_of_these() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_that_keeps_its_promises_passes(teacher: InProcessTeacher, kind: str) -> None:
+def test_a_consistent_teacher_passes(teacher: InProcessTeacher, kind: str) -> None:
     other = "dense" if kind == "top_k" else "top_k"
-    words = f"{kind} of 8 positions is as promised, and agrees with its {other}"
+    words = f"{kind} at 8 positions is consistent and agrees with {other}"
     assert probed(teacher, kind) == words
     alone = replace(ANSWERING, offered=[kind])
     assert "no other to compare" in probed(teacher, kind, alone)
@@ -99,13 +99,11 @@ def test_a_teacher_that_keeps_its_promises_passes(teacher: InProcessTeacher, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_passes_over_the_wire(tmp_path: Path, kind: str, dtype: str) -> None:
+def test_a_consistent_teacher_passes_over_the_wire(tmp_path: Path, kind: str, dtype: str) -> None:
     with served(tmp_path, WireTeacher(dtype=dtype)) as (remote, _):
         answering = Answering.of_model(remote.model, VOCAB_SIZE, one_server=True)
         assert answering == replace(ANSWERING, dtype=dtype, offered=list(KINDS))
-        assert f"{kind} of 8 positions is as promised, and agrees" in probed(
-            remote, kind, answering
-        )
+        assert f"{kind} at 8 positions is consistent and agrees" in probed(remote, kind, answering)
 
 
 @contextmanager
@@ -119,10 +117,10 @@ def served(folder: Path, teacher: WireTeacher) -> Iterator[tuple[RemoteTeacher, 
         yield remote, serving
 
 
-def test_a_head_that_is_not_the_teachers_is_named_with_position_and_both_numbers(
+def test_a_wrong_head_is_reported_with_position_and_both_numbers(
     teacher: InProcessTeacher,
 ) -> None:
-    """What a scale, a soft-cap or rows of another model do to `hidden`."""
+    """As a wrong scale or soft-cap, or another model's rows, would do to `hidden`."""
 
     def half_the_head(_call: int, kind: str, answer: Any) -> Any:
         if kind != "hidden":
@@ -138,9 +136,9 @@ def test_a_head_that_is_not_the_teachers_is_named_with_position_and_both_numbers
     with pytest.raises(TeacherError) as caught:
         probed(Changing(teacher, half_the_head), "hidden")
     assert str(caught.value) == (
-        f"the teacher's answers are not what they promise: at row 0, position 2, token {token} of "
-        f"the first step expected was a log-probability of {right[token]:.5g} (T 2) by top_k, "
-        f"seen was {wrong[token]:.5g}. Set another teacher.representation, or another teacher"
+        f"the teacher's answers are inconsistent at row 0, position 2, token {token} of the first "
+        f"step: expected a log-probability of {right[token]:.5g} (T 2) in top_k, "
+        f"got {wrong[token]:.5g}. Set another teacher.representation, or use another teacher"
     )
 
 
@@ -166,17 +164,21 @@ def shifted(field: str, by: float, call: int = 1) -> Callable[[int, str, Any], A
         ("dense", shifted("logits_NV", 1e-4, call=2), r"row 1, position 2 .* the same bytes"),
         ("sampled", shifted("log_probs_R", -1e-4, call=2), r"row 1, position 0 .* the same bytes"),
         ("sampled", shifted("counts_R", 1, call=2), r"row 1, position 0 .* the same bytes"),
-        ("dense", shifted("log_normalizer_t_N", 5.0, call=3), r"position 3, token \d+ .* by top_k"),
+        (
+            "dense",
+            shifted("log_normalizer_t_N", 5.0, call=3),
+            r"position 3, token \d+ .* in top_k",
+        ),
     ],
 )
-def test_what_is_not_as_promised_is_named(
+def test_inconsistent_answers_are_reported(
     teacher: InProcessTeacher, kind: str, change: Callable[[int, str, Any], Any], words: str
 ) -> None:
     with pytest.raises(TeacherError, match=words):
         probed(Changing(teacher, change), kind)
 
 
-def test_draws_at_another_temperature_than_asked_are_found_out(teacher: InProcessTeacher) -> None:
+def test_draws_at_another_temperature_than_requested_are_refused(teacher: InProcessTeacher) -> None:
     def at_temperature_1(_call: int, kind: str, answer: Any) -> Any:
         if kind != "sampled":
             return answer
@@ -188,12 +190,12 @@ def test_draws_at_another_temperature_than_asked_are_found_out(teacher: InProces
         return replace(answer, log_probs_R=log_probs_NV[rows_R, answer.ids_R])
 
     alike = replace(ANSWERING, same_bytes=False)
-    with pytest.raises(TeacherError, match=r"a log-probability of .* \(T 2\) by "):
+    with pytest.raises(TeacherError, match=r"a log-probability of .* \(T 2\) in "):
         probed(Changing(teacher, at_temperature_1), "sampled", alike)
 
 
-def test_rows_in_another_order_than_asked_are_found_out(teacher: InProcessTeacher) -> None:
-    """Sorted by something of the server's own, whatever order they were asked in."""
+def test_rows_in_another_order_than_requested_are_refused(teacher: InProcessTeacher) -> None:
+    """A server that sorts the rows by a key of its own, whatever the requested order."""
 
     class Sorting:
         def score(
@@ -211,7 +213,7 @@ def test_rows_in_another_order_than_asked_are_found_out(teacher: InProcessTeache
             probed(Sorting(), "hidden", replace(ANSWERING, same_bytes=same_bytes))
 
 
-def test_other_company_may_round_otherwise_in_mode_throughput(teacher: InProcessTeacher) -> None:
+def test_rounding_may_depend_on_the_batch_in_mode_throughput(teacher: InProcessTeacher) -> None:
     def rounded(call: int, _kind: str, answer: Any) -> Any:
         if call == 1:
             return answer
@@ -222,7 +224,7 @@ def test_other_company_may_round_otherwise_in_mode_throughput(teacher: InProcess
     with pytest.raises(TeacherError, match="the same bytes"):
         probed(Changing(teacher, rounded), "hidden")
     throughput = replace(ANSWERING, dtype="bfloat16", same_bytes=False)
-    assert "as promised" in probed(Changing(teacher, rounded), "hidden", throughput)
+    assert "is consistent" in probed(Changing(teacher, rounded), "hidden", throughput)
 
 
 def test_top_k_of_every_token_has_no_rest_and_passes(teacher: InProcessTeacher) -> None:
@@ -233,7 +235,7 @@ def test_top_k_of_every_token_has_no_rest_and_passes(teacher: InProcessTeacher) 
     assert bool(answer.log_rest_t_N.isneginf().all())
 
 
-def test_what_every_reply_is_checked_for_is_found_here_first(tmp_path: Path) -> None:
+def test_faults_that_every_reply_is_checked_for_are_found_in_the_probe(tmp_path: Path) -> None:
     """Not finite; draws that do not add up; a log-probability over 0."""
 
     def patched(place: int, value: float) -> Callable[[list[Any]], None]:
@@ -266,7 +268,7 @@ def test_what_every_reply_is_checked_for_is_found_here_first(tmp_path: Path) -> 
 
 
 def recomputed(wire: WireTeacher, change: Callable[[list[Any]], None]) -> Any:
-    """A changed reply whose checksum is right: the server means it."""
+    """Returns a change of a reply that also corrects the checksum, as if the server meant it."""
 
     def whole(replies: list[Any]) -> None:
         change(replies)

@@ -85,7 +85,7 @@ def oracle(serving: Serving, vocab_size: int = 30) -> np.ndarray:
     return np.asarray(serving.teacher.logits(states, vocab_size))
 
 
-def test_dense_rows_are_the_teachers_logits_cut_to_the_students_vocabulary(
+def test_dense_rows_are_the_teachers_logits_over_the_students_vocabulary(
     serving: Serving, tmp_path: Path
 ) -> None:
     with remote(serving, tmp_path) as teacher:
@@ -133,10 +133,10 @@ def test_top_k_rows_carry_the_largest_logits_and_the_temperature(
     assert targets.temperature == 2.0
 
 
-def test_sampled_rows_are_those_of_a_teacher_in_this_process(
+def test_sampled_rows_equal_those_of_an_in_process_teacher(
     serving: Serving, tmp_path: Path
 ) -> None:
-    """Draws over the wire, by a server of its own making, and by lectern_models: the same."""
+    """The test server draws with code of its own; lectern_models draws the same."""
     positions = [np.array([False, True, True]), np.array([True]), np.array([True, False])]
     with remote(serving, tmp_path) as teacher:
         teacher.connect()
@@ -180,7 +180,7 @@ def test_logits_for_batch_gives_last_positions(serving: Serving, tmp_path: Path)
     np.testing.assert_array_equal(np.array(rows, np.float32), oracle(serving)[[2, 3, 5]])
 
 
-def test_received_bytes_are_those_of_the_reply_messages(serving: Serving, tmp_path: Path) -> None:
+def test_received_bytes_count_the_reply_messages(serving: Serving, tmp_path: Path) -> None:
     with remote(serving, tmp_path) as teacher:
         teacher.connect()
         teacher.score(SEQUENCES, EVERY, HIDDEN, 1.0)
@@ -200,14 +200,14 @@ def test_the_head_is_fetched_once_and_then_read_from_disk(serving: Serving, tmp_
             teacher.output_head()
     assert serving.teacher.head_requests == 1
     np.testing.assert_array_equal(head.weight_VD.numpy(), serving.teacher.head_VD[:30])
-    # Another width is another head.
+    # Another vocab_size is another head.
     with remote(serving, tmp_path, vocab_size=20) as teacher:
         teacher.connect()
         assert teacher.output_head().vocab_size == 20
     assert serving.teacher.head_requests == 2
 
 
-def test_the_head_is_fetched_once_where_several_requests_need_it_first(
+def test_the_head_is_fetched_once_when_several_requests_need_it_first(
     serving: Serving, tmp_path: Path
 ) -> None:
     with remote(serving, tmp_path) as teacher, ThreadPoolExecutor(4) as pool:
@@ -237,7 +237,7 @@ def test_a_damaged_cached_head_is_fetched_again(serving: Serving, tmp_path: Path
     assert serving.teacher.head_requests == 2
 
 
-def test_a_stream_that_breaks_half_way_is_asked_again_whole(
+def test_a_stream_that_breaks_half_way_is_requested_again_whole(
     serving: Serving, tmp_path: Path
 ) -> None:
     told: list[str | None] = []
@@ -301,7 +301,9 @@ def test_connecting_waits_for_a_teacher_that_is_not_there_yet(
         assert teacher.connect().model_id == "wire"
 
 
-def test_a_full_teacher_is_asked_again_and_is_no_outage(serving: Serving, tmp_path: Path) -> None:
+def test_an_overloaded_teacher_is_asked_again_and_is_no_outage(
+    serving: Serving, tmp_path: Path
+) -> None:
     told: list[str | None] = []
     busy = refused(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -331,7 +333,7 @@ def test_a_full_teacher_is_asked_again_and_is_no_outage(serving: Serving, tmp_pa
         (grpc.StatusCode.UNIMPLEMENTED, "", TeacherError),
     ],
 )
-def test_what_asking_again_cannot_mend_surfaces_at_once(
+def test_errors_that_a_retry_cannot_fix_are_raised_at_once(
     serving: Serving,
     tmp_path: Path,
     code: grpc.StatusCode,
@@ -353,7 +355,7 @@ def flip(replies: list[Any]) -> None:
     replies[1].piece.payload = bytes(payload)
 
 
-def test_a_reply_damaged_on_its_way_is_asked_for_again(serving: Serving, tmp_path: Path) -> None:
+def test_a_reply_damaged_in_transit_is_requested_again(serving: Serving, tmp_path: Path) -> None:
     told: list[str | None] = []
     serving.teacher.faults += [changed(serving.teacher, flip)] * 2
     with remote(serving, tmp_path, told=told) as teacher:
@@ -374,7 +376,7 @@ def test_replies_damaged_three_times_in_a_row_are_refused(serving: Serving, tmp_
     assert len(serving.teacher.requests) == 4
 
 
-def test_a_damaged_head_is_asked_for_again(serving: Serving, tmp_path: Path) -> None:
+def test_a_damaged_head_is_requested_again(serving: Serving, tmp_path: Path) -> None:
     class Damaging(WireTeacher):
         def GetOutputHead(self, request: Any, context: Any) -> Iterator[Any]:
             for reply in super().GetOutputHead(request, context):
@@ -404,7 +406,7 @@ def test_replicas_share_the_requests(pair: tuple[Serving, Serving], tmp_path: Pa
     assert [len(serving.teacher.requests) for serving in pair] == [2, 2]
 
 
-def test_a_replica_that_is_gone_is_no_outage_and_both_gone_are_one(
+def test_one_replica_gone_is_not_an_outage_but_both_gone_are(
     pair: tuple[Serving, Serving], tmp_path: Path
 ) -> None:
     told: list[str | None] = []
@@ -463,7 +465,7 @@ def test_a_replica_with_another_model_is_refused_by_name(tmp_path: Path) -> None
         with remote(one, two, tmp_path) as teacher, pytest.raises(WrongModel) as caught:
             teacher.connect()
         assert one.address in str(caught.value) and two.address in str(caught.value)
-        # One that comes back as another model later on.
+        # A replica that comes back later as another model.
         two.down()
         with remote(one, two, tmp_path) as teacher:
             teacher.connect()
@@ -491,7 +493,7 @@ def test_another_model_at_the_address_is_refused(serving: Serving, tmp_path: Pat
     "fingerprint",
     ["", "/evil", "../../evil", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "\u0661" * 64],
 )
-def test_a_fingerprint_that_is_none_is_refused_before_it_names_a_file(
+def test_an_invalid_fingerprint_is_refused_before_it_names_a_file(
     serving: Serving, tmp_path: Path, fingerprint: str
 ) -> None:
     serving.teacher.model.fingerprint = fingerprint
@@ -519,7 +521,7 @@ def test_a_teacher_that_hangs_is_noticed_within_the_deadline(
 
 
 @pytest.mark.parametrize("piece_first", [False, True])
-def test_a_stop_ends_a_call_under_way(serving: Serving, tmp_path: Path, piece_first: bool) -> None:
+def test_a_stop_ends_a_call_in_flight(serving: Serving, tmp_path: Path, piece_first: bool) -> None:
     stop, asked, release = Stop(), threading.Event(), threading.Event()
 
     def hang(request: Any, context: Any) -> Iterator[Any]:
@@ -560,14 +562,14 @@ def test_a_stop_ends_the_wait_for_an_absent_teacher(serving: Serving, tmp_path: 
             teacher.connect()
 
 
-def test_the_token_goes_with_every_call(serving: Serving, tmp_path: Path) -> None:
+def test_every_call_carries_the_token(serving: Serving, tmp_path: Path) -> None:
     with remote(serving, tmp_path, token="secret") as teacher:
         teacher.connect()
         dense(teacher)
     assert {entry["authorization"] for entry in serving.teacher.metadata} == {"Bearer secret"}
 
 
-def test_threads_may_ask_at_the_same_time(serving: Serving, tmp_path: Path) -> None:
+def test_several_threads_may_ask_at_the_same_time(serving: Serving, tmp_path: Path) -> None:
     with remote(serving, tmp_path) as teacher:
         teacher.connect()
         answers: list[np.ndarray] = []
@@ -588,10 +590,10 @@ def test_threads_may_ask_at_the_same_time(serving: Serving, tmp_path: Path) -> N
     [DENSE, HIDDEN, Representation("top_k", top_k=4), Representation("sampled", num_draws=6)],
     ids=lambda representation: representation.kind,
 )
-def test_more_sequences_than_a_request_holds_are_asked_in_several(
+def test_more_sequences_than_a_request_takes_are_split_into_several(
     serving: Serving, tmp_path: Path, representation: Representation
 ) -> None:
-    """Documents of a row that do not see each other are a sequence each."""
+    """Documents of a row that do not attend to each other are one sequence each."""
     with remote(serving, tmp_path) as teacher:
         teacher.connect()
         whole = teacher.score(SEQUENCES, EVERY, representation, 2.0)

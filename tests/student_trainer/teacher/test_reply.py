@@ -1,4 +1,4 @@
-"""Reply streams: what is put together, and everything that is refused."""
+"""Reply streams: valid ones are assembled, all others refused."""
 
 import dataclasses
 import math
@@ -71,7 +71,7 @@ def test_bfloat16_states_keep_their_bits() -> None:
     assert targets.head is head
 
 
-def test_top_k_records_are_taken_apart() -> None:
+def test_top_k_records_are_unpacked() -> None:
     rows = [struct.pack("<2f2I2f", 3 + n, 1 + n, n, 5 - n, 10 + n, 20 + n) for n in range(N)]
     replies = reply_stream(
         rows,
@@ -118,18 +118,18 @@ def flip_a_bit(replies: list[Any]) -> None:
     [
         (header("kind", pb.REPRESENTATION_HIDDEN), "has kind"),
         (header("dtype", pb.DTYPE_FLOAT16), "has dtype"),
-        (header("num_rows", N + 1), "has num_rows 6, asked for was 5"),
+        (header("num_rows", N + 1), "has num_rows 6; expected 5"),
         (header("row_bytes", 4), "has row_bytes"),
         (header("total_bytes", 1 << 40), "has total_bytes"),
         (header("vocab_size", V - 1), "has vocab_size"),
-        (piece(2, "first_row", 3), "goes on at row 3, expected was 2"),
-        (piece(1, "first_row", 1), "goes on at row 1, expected was 0"),
-        (piece(2, "num_rows", 0), "goes on at row"),
-        (piece(2, "num_rows", 4), "more than the 5 rows"),
-        (piece(2, "num_rows", 1), "1 rows of the teacher's reply are 48 bytes, not 24"),
+        (piece(2, "first_row", 3), "continues at row 3; expected row 2"),
+        (piece(1, "first_row", 1), "continues at row 1; expected row 0"),
+        (piece(2, "num_rows", 0), "continues at row"),
+        (piece(2, "num_rows", 4), "more than 5 rows"),
+        (piece(2, "num_rows", 1), "1 rows of the teacher's reply are 48 bytes; expected 24"),
         (piece(2, "payload", b"123"), "are 3 bytes"),
         (trailer("crc32", 5), "checksum differs"),
-        (trailer("total_bytes", 5), "says it sent 5"),
+        (trailer("total_bytes", 5), "its trailer says 5"),
         (flip_a_bit, "checksum differs"),
         (lambda replies: replies[:-1], "ended after 5 of 5 rows without an error"),
         (lambda replies: replies[:2], "ended after 2 of 5 rows"),
@@ -137,14 +137,14 @@ def flip_a_bit(replies: list[Any]) -> None:
         (lambda replies: [replies[0], replies[0], *replies[1:]], "header in the wrong place"),
         (lambda replies: [*replies, replies[1]], "piece in the wrong place"),
         (lambda replies: [*replies, replies[-1]], "trailer in the wrong place"),
-        (lambda replies: [replies[0], replies[2], replies[1], *replies[3:]], "goes on at row 2"),
-        (lambda replies: [replies[0], replies[1], replies[3], replies[4]], "goes on at row 4"),
+        (lambda replies: [replies[0], replies[2], replies[1], *replies[3:]], "continues at row 2"),
+        (lambda replies: [replies[0], replies[1], replies[3], replies[4]], "continues at row 4"),
         (lambda replies: [replies[0], replies[-1]], "ended after 0 of 5 rows"),
         (lambda replies: [pb.LogitsForBatchReply()], "None in the wrong place"),
         (lambda replies: [], "ended after 0"),
     ],
 )
-def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> None:
+def test_an_invalid_reply_is_refused(change: Change, message: str) -> None:
     replies = dense_stream()
     changed = change(replies)
     with pytest.raises(TeacherError, match=message):
@@ -152,7 +152,7 @@ def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> N
 
 
 def test_another_models_reply_is_refused_as_such() -> None:
-    with pytest.raises(WrongModel, match=r"has fingerprint .*, not the expected someone"):
+    with pytest.raises(WrongModel, match=r"has fingerprint .*, expected someone"):
         assemble(arriving(dense_stream()), expected(fingerprint="someone else"))
 
 
@@ -168,15 +168,15 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ((3, 1, 0, V, 9, 9), "an id beyond the 6"),
+        ((3, 1, 0, V, 9, 9), "beyond the vocabulary of 6"),
         ((math.nan, 1, 0, 1, 9, 9), "not finite"),
         ((3, 1, 0, 1, 9, math.inf), "not finite"),
         ((3, 1, 0, 1, -math.inf, 9), "not finite"),
         ((3, 1, 0, 1, math.nan, 9), "not finite"),
-        ((1, 3, 0, 1, 9, 9), "do not fall"),
-        ((3, 3, 1, 0, 9, 9), "do not fall"),  # equal logits: the lower id first
-        ((3, 3, 1, 1, 9, 9), "do not fall"),
-        ((3, 1, 2, 2, 9, 9), "has an id twice"),
+        ((1, 3, 0, 1, 9, 9), "not in descending order"),
+        ((3, 3, 1, 0, 9, 9), "not in descending order"),  # equal logits: the lower id first
+        ((3, 3, 1, 1, 9, 9), "not in descending order"),
+        ((3, 1, 2, 2, 9, 9), "has the same id twice"),
     ],
 )
 def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], message: str) -> None:
@@ -191,7 +191,7 @@ def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], messag
         to_targets(assemble(arriving(replies), expected("top_k")), expected("top_k"), 1.0, None)
 
 
-def test_top_k_rows_in_order_are_taken_and_one_row_out_of_it_is_found() -> None:
+def test_top_k_rows_in_order_are_accepted_and_one_row_out_of_order_is_refused() -> None:
     three = expected("top_k", representation=Representation("top_k", 3))
     logits, ids = [[5, 5, 2], [0.0, -0.0, -1], [9, 8, 7]], [[0, 4, 1], [2, 3, 0], [5, 0, 4]]
 
@@ -206,10 +206,10 @@ def test_top_k_rows_in_order_are_taken_and_one_row_out_of_it_is_found() -> None:
 
     assert taken(ids).ids_NK.tolist() == ids
     for row, wrong, message in (
-        (0, [4, 0, 1], "do not fall"),
-        (0, [0, 4, 0], "has an id twice"),
-        (1, [3, 2, 0], "do not fall"),
-        (2, [5, 0, 5], "has an id twice"),
+        (0, [4, 0, 1], "not in descending order"),
+        (0, [0, 4, 0], "has the same id twice"),
+        (1, [3, 2, 0], "not in descending order"),
+        (2, [5, 0, 5], "has the same id twice"),
     ):
         with pytest.raises(TeacherError, match=message):
             taken([*ids[:row], wrong, *ids[row + 1 :]])
@@ -229,11 +229,11 @@ def whole_vocabulary(log_rest: float) -> TopKTargets:
     return targets
 
 
-def test_the_whole_vocabulary_leaves_minus_infinity() -> None:
+def test_the_rest_of_the_whole_vocabulary_is_minus_infinity() -> None:
     assert whole_vocabulary(-math.inf).log_rest_t_N.isneginf().all()
 
 
 @pytest.mark.parametrize("log_rest", [-80.0, math.inf, math.nan])
 def test_a_rest_of_the_whole_vocabulary_is_refused(log_rest: float) -> None:
-    with pytest.raises(TeacherError, match="has a rest, but every token was asked for"):
+    with pytest.raises(TeacherError, match="has a rest, but its top_k covers every token"):
         whole_vocabulary(log_rest)

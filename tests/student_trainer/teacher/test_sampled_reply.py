@@ -1,4 +1,4 @@
-"""Sampled replies: what is put together, and everything that is refused."""
+"""Sampled replies: valid ones are assembled, all others refused."""
 
 import math
 import struct
@@ -108,21 +108,21 @@ def flip_a_bit(replies: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (header("row_bytes", 8), "has row_bytes 8, asked for was 0"),
-        (header("total_bytes", 88), "has total_bytes 88, asked for was 0"),
+        (header("row_bytes", 8), "has row_bytes 8; expected 0"),
+        (header("total_bytes", 88), "has total_bytes 88; expected 0"),
         (header("kind", pb.REPRESENTATION_TOP_K), "has kind"),
         (header("dtype", pb.DTYPE_BFLOAT16), "has dtype"),
-        (piece(1, "row_lengths", b""), "have 0 bytes of row_lengths, not 8"),
-        (piece(1, "row_lengths", lengths(3)), "have 4 bytes of row_lengths, not 8"),
+        (piece(1, "row_lengths", b""), "have 0 bytes of row_lengths; expected 8"),
+        (piece(1, "row_lengths", lengths(3)), "have 4 bytes of row_lengths; expected 8"),
         (piece(1, "row_lengths", lengths(3, 1, 1)), "have 12 bytes of row_lengths"),
         (piece(1, "row_lengths", lengths(4, 0)), "has 0 or 4 ids; it must have 1 to 4"),
         (piece(1, "row_lengths", lengths(5, 1)), "has 1 or 5 ids; it must have 1 to 4"),
         (piece(1, "row_lengths", lengths(2**32 - 1, 5)), "has 5 or 4294967295 ids"),
-        (piece(1, "row_lengths", lengths(3, 2)), "are 32 bytes, not the 40 of"),
-        (piece(1, "row_lengths", lengths(1, 3)), "does not hold the 4 draws"),
-        (piece(1, "payload", b"1234567"), "are 7 bytes, not the 32 of"),
-        (piece(2, "first_row", 3), "goes on at row 3, expected was 2"),
-        (lambda replies: setattr(replies[-1].trailer, "total_bytes", 5), "says it sent 5"),
+        (piece(1, "row_lengths", lengths(3, 2)), "are 32 bytes, but their row_lengths make 40"),
+        (piece(1, "row_lengths", lengths(1, 3)), "does not have 4 draws"),
+        (piece(1, "payload", b"1234567"), "are 7 bytes, but their row_lengths make 32"),
+        (piece(2, "first_row", 3), "continues at row 3; expected row 2"),
+        (lambda replies: setattr(replies[-1].trailer, "total_bytes", 5), "trailer says 5"),
         (lambda replies: setattr(replies[-1].trailer, "crc32", 5), "checksum differs"),
         (flip_a_bit, "checksum differs"),
         (lambda replies: replies[:-1], "ended after 5 of 5 rows"),
@@ -130,7 +130,7 @@ def flip_a_bit(replies: list[Any]) -> None:
         (lambda replies: replies[1:], "piece in the wrong place"),
     ],
 )
-def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> None:
+def test_an_invalid_sampled_reply_is_refused(change: Change, message: str) -> None:
     replies = stream(ROWS)
     changed = change(replies)
     with pytest.raises(TeacherError, match=message):
@@ -140,12 +140,12 @@ def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> N
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([(0, 3, -1.0)], "does not hold the 4 draws"),
-        ([(0, 3, -1.0), (1, 2, -1.0)], "does not hold the 4 draws"),
-        ([(3, 2, -1.0), (1, 2, -1.0)], "do not rise"),
-        ([(3, 2, -1.0), (3, 2, -1.0)], "do not rise"),
-        ([(V, 4, -1.0)], "an id beyond the 6"),
-        ([(2, 2, -1.0), (2**24 - 1, 2, -1.0)], "an id beyond the 6"),
+        ([(0, 3, -1.0)], "does not have 4 draws"),
+        ([(0, 3, -1.0), (1, 2, -1.0)], "does not have 4 draws"),
+        ([(3, 2, -1.0), (1, 2, -1.0)], "not in ascending order"),
+        ([(3, 2, -1.0), (3, 2, -1.0)], "not in ascending order"),
+        ([(V, 4, -1.0)], "beyond the vocabulary of 6"),
+        ([(2, 2, -1.0), (2**24 - 1, 2, -1.0)], "beyond the vocabulary of 6"),
         ([(2, 4, math.nan)], "not finite"),
         ([(2, 4, -math.inf)], "not finite"),
         ([(2, 4, math.inf)], "not finite"),
@@ -154,13 +154,13 @@ def test_a_reply_that_is_not_whole_is_refused(change: Change, message: str) -> N
         ([(2, 2, -0.1), (3, 2, -0.1)], "sum to more than 1"),
     ],
 )
-def test_a_row_that_no_draws_can_give_is_refused(row: list[Record], message: str) -> None:
+def test_an_impossible_row_of_draws_is_refused(row: list[Record], message: str) -> None:
     for place in (0, 2, 4):
         with pytest.raises(TeacherError, match=message):
             targets_of(stream([*ROWS[:place], row, *ROWS[place + 1 :]]))
 
 
-def test_log_probabilities_a_rounding_above_zero_pass() -> None:
+def test_log_probabilities_slightly_above_zero_by_rounding_are_accepted() -> None:
     rows = [*ROWS[:4], [(5, 4, float(np.float32(1e-7)))]]
     assert rows_of(targets_of(stream(rows))) == rows
 
@@ -173,7 +173,7 @@ def test_a_vocabulary_smaller_than_the_draws_bounds_a_row() -> None:
         targets_of(replies, num_rows=1, widths=Widths(2, 8, "bfloat16"))
 
 
-def test_lengths_without_need_are_refused() -> None:
+def test_row_lengths_of_equal_rows_are_refused() -> None:
     dense = reply_stream(
         [np.zeros(V, "<f4").tobytes()],
         fingerprint="me",
@@ -182,12 +182,12 @@ def test_lengths_without_need_are_refused() -> None:
         vocab_size=V,
     )
     dense[1].piece.row_lengths = lengths(6)
-    with pytest.raises(TeacherError, match="its rows are of one length"):
+    with pytest.raises(TeacherError, match="its rows are of equal length"):
         assemble(arriving(dense), expected(representation=Representation("dense"), num_rows=1))
 
 
 @st.composite
-def proper_rows(draw: st.DrawFn) -> list[list[Record]]:
+def valid_rows(draw: st.DrawFn) -> list[list[Record]]:
     rows: list[list[Record]] = []
     for _ in range(len(ROWS)):
         drawn = draw(st.lists(st.integers(0, V - 1), min_size=U, max_size=U))
@@ -198,7 +198,7 @@ def proper_rows(draw: st.DrawFn) -> list[list[Record]]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(proper_rows(), st.integers(1, 5))
+@given(valid_rows(), st.integers(1, 5))
 def test_any_rows_of_draws_arrive_as_they_were_sent(
     rows: list[list[Record]], piece_rows: int
 ) -> None:
@@ -207,8 +207,8 @@ def test_any_rows_of_draws_arrive_as_they_were_sent(
 
 @st.composite
 def broken_replies(draw: st.DrawFn) -> list[pb.LogitsForBatchReply]:
-    """Proper rows, then changed here and there; the checksum fits: wrong at the teacher's end."""
-    rows = draw(proper_rows())
+    """Draws valid rows with a few changes; the checksum fits, so the teacher itself is wrong."""
+    rows = draw(valid_rows())
     for _ in range(draw(st.integers(0, 3))):
         row = draw(st.sampled_from(rows))
         what = draw(st.sampled_from(["id", "count", "log_prob", "drop", "repeat", "swap", "merge"]))
