@@ -257,7 +257,7 @@ def test_a_run_that_lost_its_ranks_reports_its_progress(
         with Recorder(folder, Stop()) as first_rank:
             first_rank.set_progress(step=41, steps=60, checkpoint_step=40, device="cpu")
             first_rank.set_state(RunState.RUNNING)
-        raise RanksLost("rank 1 of 2 was ended by SIGKILL")
+        raise RanksLost("rank 1 of 2 was killed by SIGKILL")
 
     monkeypatch.setattr("student_trainer.run.life.supervise", lost)
     assert main([str(folder.path), "--home", str(home.path)]) == 75
@@ -272,9 +272,9 @@ def test_a_run_that_lost_its_ranks_reports_its_progress(
     [
         ({}, None, "starting again from step 6"),
         (
-            {"LECTERN_RESTARTED": "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"},
+            {"LECTERN_RESTARTED": "rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)"},
             "rank_lost",
-            "starting again from step 6: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)",
+            "starting again from step 6: rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)",
         ),
     ],
 )
