@@ -146,7 +146,7 @@ def require_same_as(undisturbed: RunFolder, folder: RunFolder) -> None:
     assert compared(folder) == compared(undisturbed)
 
 
-# ---- whole runs ----------------------------------------------------------------------------------
+# ---- whole runs --------------------------------------------------------------------------------
 
 
 def test_a_run_goes_from_starting_to_succeeded(home: Home, undisturbed: RunFolder) -> None:
@@ -182,7 +182,7 @@ def test_metrics_go_to_tensorboard_on_request(home: Home) -> None:
     assert list((folder.path / "tensorboard").glob("events.out.*"))
 
 
-# ---- runs that may not start ---------------------------------------------------------------------
+# ---- runs that may not start -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_missing_folder_is_reported(home: Home, tmp_path: Path) -> None:
     assert main([str(tmp_path / "nothing"), "--home", str(home.path)]) == 1
 
 
-# ---- how a run ends ------------------------------------------------------------------------------
+# ---- how a run ends ----------------------------------------------------------------------------
 
 
 def test_a_finished_rank_cannot_be_aborted_by_its_interpreter(tmp_path: Path) -> None:
@@ -270,11 +270,11 @@ def test_a_run_that_lost_its_ranks_reports_its_progress(
 @pytest.mark.parametrize(
     ("environment", "reason", "message"),
     [
-        ({}, None, "starting again from step 6"),
+        ({}, None, "restarting from step 6"),
         (
             {"LECTERN_RESTARTED": "rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)"},
             "rank_lost",
-            "starting again from step 6: rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)",
+            "restarting from step 6: rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)",
         ),
     ],
 )
