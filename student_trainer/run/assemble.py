@@ -8,16 +8,13 @@ checkpoints checkpoint.*
 (device.threads and report_to are applied by life.py)
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lectern_common.errors import CorruptData, Incompatible
-from lectern_common.run_folder import EARLY_STOPPED
-from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.errors import Incompatible
+from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_models.loading import num_parameters
 from student_trainer.data.rows import ShuffledBatches, in_order
@@ -27,118 +24,15 @@ from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
 from student_trainer.ranks.sharding import shard
+from student_trainer.run.assembled import Assembly
 from student_trainer.run.checks import check_before_training
 from student_trainer.run.connect import open_teaching, teacher_facts
 from student_trainer.run.optim import Schedule, build_adamw
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings, Teaching
-from student_trainer.run.resume import (
-    best_saved,
-    newest_of_all,
-    taught_by,
-)
-from student_trainer.student.export import export_student
+from student_trainer.run.resume import best_saved, newest_of_all, taught_by
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """A run that is ready to be trained from `progress` on, and then exported."""
-
-    context: RunContext
-    parts: Parts
-    settings: Settings
-    progress: Progress
-    loaded: LoadedStudent
-    data: Data
-
-    @property
-    def spec(self) -> RunSpec:
-        return self.context.spec
-
-    @property
-    def student(self) -> CausalStudent:
-        return self.loaded.student
-
-    def export(self) -> None:
-        """Writes export/: with patience of the lowest validation loss, else of the last step.
-
-        Raises:
-            CorruptData: the checkpoint with these weights is gone, or broken.
-            DiskFull and others: as export.py says.
-        """
-        folder = self.context.folder
-        student, progress = self._to_export()
-        facts, record = self.parts.checkpoint_facts, progress.record
-        rows_seen = progress.step * self.spec.batch.sequences_per_step
-        manifest = self.data.manifest
-        export_student(
-            student.model,
-            folder.export_path,
-            adapters=student.adapters,
-            student_folder=self.loaded.folder,
-            dataset=self.data.folder,
-            eos_token_id=None if manifest is None else manifest.eos_token_id,
-            metadata={
-                "run_id": folder.run_id,
-                "teacher_model": facts["teacher_model"],
-                "teacher_fingerprint": facts["teacher_fingerprint"],
-                "teacher_weights_sha256": facts["teacher_weights_sha256"],
-                "student_model": self.spec.student.init or self.spec.student.config,
-                "initial_weights_sha256": facts["initial_weights_sha256"],
-                **self.loaded.facts,
-                "alpha": self.spec.objective.alpha,
-                "temperature": self.spec.objective.temperature,
-                "divergence": self.spec.objective.divergence,
-                "representation": self.spec.teacher.representation if self.spec.teacher else None,
-                "final_loss": record.get("loss/total"),
-                "validation_loss": record.get("loss/val"),
-                "validation_kl": record.get("val/kl"),
-                "validation_top1_agreement": record.get("val/top1_agreement"),
-                "epoch": round(rows_seen / len(self.data.training), 4),
-                "step": progress.step,
-                "steps_made": self.progress.step,
-                "tokens_seen": progress.tokens_seen,
-                "seed": self.spec.seed,
-                "data_sha256": None if manifest is None else manifest.corpus_sha256,
-                "spec_sha256": hashlib.sha256(dump_spec(self.spec).encode()).hexdigest(),
-            },
-        )
-        self.parts.recorder.event(
-            "exported", step=progress.step, validation_loss=record.get("loss/val")
-        )
-
-    def ending(self) -> tuple[str | None, str | None]:
-        """Returns why a finished run ended before its last step: a word and a sentence, or None."""
-        early = self.progress.best.is_over(self.spec.evaluation.patience)
-        if not early or self.progress.step >= self.spec.schedule.steps:
-            return None, None
-        return EARLY_STOPPED, self.progress.best.sentence()
-
-    def _to_export(self) -> tuple[CausalStudent, Progress]:
-        """Returns the trained student in one piece, and where it was in the run.
-
-        Of several ranks each holds but a part; the weights of an earlier step are nowhere but in
-        its checkpoint.
-        """
-        step, best = self.progress.step, self.progress.best.step
-        if self.spec.evaluation.patience is not None and best is not None:
-            step = best
-        is_whole = self.parts.ranks.size == 1
-        if is_whole and step == self.progress.step:
-            return self.student, self.progress
-        store, begun = self.parts.checkpoints, self.parts.checkpoint_facts
-        if store is None:
-            raise CorruptData(f"run {self.context.folder.run_id} has no checkpoint to export")
-        checkpoint = store.at(step)
-        student = self.student
-        if not is_whole:
-            student = load_student(
-                self.spec, self.context.roots, torch.device("cpu"), begun
-            ).student
-        load_model_tensors(student, checkpoint.model_tensors())
-        return student, Progress.of_state(checkpoint.state)
 
 
 def assemble(run: RunContext, *, resume: bool) -> Assembly:

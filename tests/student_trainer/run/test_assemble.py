@@ -25,7 +25,7 @@ from lectern_common.errors import (
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.evaluation.samples import Prompts
-from student_trainer.run.assemble import Assembly
+from student_trainer.run.assembled import Assembly
 from tests.support.certificates import Authority
 from tests.support.spec_fields import spec_fields
 from tests.support.training.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of

@@ -17,7 +17,8 @@ from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sh
 from student_trainer.journal.recorder import Recorder
 from student_trainer.ranks.device import choose_device
 from student_trainer.ranks.world import Ranks
-from student_trainer.run.assemble import Assembly, assemble
+from student_trainer.run.assemble import assemble
+from student_trainer.run.assembled import Assembly
 from student_trainer.run.life import live
 from student_trainer.run.loop import train
 from student_trainer.run.parts import RunContext
