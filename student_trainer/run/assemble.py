@@ -1,4 +1,4 @@
-"""A run spec turned into the parts of a run: every field of the spec is read here, or refused.
+"""Assembles a run's parts from its spec: every field is applied here, or refused.
 
 student     student.*, device.kind, device.compile, seed
 data        data.*, evaluation.max_sequences (select.py), batch.sequences_per_step, seed
@@ -36,18 +36,18 @@ from student_trainer.student.tensors import load_model_tensors, load_optimizer_t
 
 
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
-    """Returns a run's parts, everything checked that can be checked before the first step.
+    """Returns a run's parts, after every check that is possible before the first step.
 
-    What may end one rank happens within `together()`; nothing is exchanged in there (world.py).
+    Whatever may end one rank happens within `together()`, without any exchange (world.py).
 
     Args:
-        run: whose parts they are.
-        resume: go on from the newest intact checkpoint, if there is one.
+        run: the run to assemble.
+        resume: continue from the newest intact checkpoint, if there is one.
 
     Raises:
         StopRequested: a stop was requested meanwhile.
-        InvalidSpec: a resume changes what it may not.
-        LecternError: student, data and teacher do not exist, are broken, or do not fit together.
+        InvalidSpec: the spec changes something that a resume must not change.
+        LecternError: student, data or teacher is missing, broken, or incompatible with the others.
     """
     spec, ranks, recorder = run.spec, run.ranks, run.recorder
     recorder.set_progress(device=device_name(run.device))
@@ -107,7 +107,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
 
 
 def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Checkpoint | None]:
-    """Returns the run's checkpoints, and the one that it goes on from, if it does."""
+    """Returns the run's checkpoints, and the one to resume from, if any."""
     store = CheckpointStore(
         run.folder.checkpoints_path,
         keep_last=run.spec.checkpoint.keep_last,
@@ -118,22 +118,22 @@ def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Che
 
 
 def _student(run: RunContext, begun: Mapping[str, Any] | None) -> LoadedStudent:
-    """Returns the student as it is before the run, not yet the checkpoint's."""
+    """Returns the student with its initial weights; a checkpoint's are loaded later."""
     loaded = load_student(run.spec, run.roots, run.device, begun)
     run.stop.check()
     return loaded
 
 
 def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | None) -> Data:
-    """Returns the run's rows. Raises Incompatible unless they are those that it began with."""
+    """Returns the run's rows. Raises Incompatible if they have changed since the run began."""
     student, spec = loaded.student, run.spec
     data = open_data(spec, run.roots, student.vocab_size, loaded.tokens)
     if not spec.data.attention_across_documents:
         student.require_documents_apart()
     if begun is not None and begun["data_sha256s"] != data.sha256s:
         raise Incompatible(
-            f"the data of run {run.folder.run_id} is not what it was when the run began "
-            "(corpus_sha256 differs); put it back, or start another run"
+            f"the data of run {run.folder.run_id} has changed since the run began (corpus_sha256 "
+            "differs); restore it, or start another run"
         )
     run.stop.check()
     return data
@@ -142,7 +142,7 @@ def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | Non
 def _teacher(
     run: RunContext, loaded: LoadedStudent, data: Data, begun: Mapping[str, Any] | None
 ) -> Teaching | None:
-    """Returns how the run is taught, by the teacher that it began with; None if it is not."""
+    """Returns the connection to the teacher that the run began with; None without a teacher."""
     if run.spec.teacher is None:
         return None
     return open_teaching(run, run.spec.teacher, loaded, data.manifest, taught_by(run.folder, begun))
@@ -151,7 +151,7 @@ def _teacher(
 def _optimizer(
     run: RunContext, student: CausalStudent, checkpoint: Checkpoint | None
 ) -> torch.optim.Optimizer:
-    """Returns AdamW over the student, which is split among the ranks first; as it was saved."""
+    """Shards the student among the ranks, and returns AdamW over it, as saved if resumed."""
     if run.ranks.mesh is not None:
         shard(student, run.ranks.mesh)
     optimizer = build_adamw(student, run.spec.optimizer.betas, run.spec.optimizer.weight_decay)
@@ -161,7 +161,7 @@ def _optimizer(
 
 
 def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | None) -> Progress:
-    """Returns where the run goes on from, having told the recorder."""
+    """Returns the progress to continue from, and passes it to the recorder."""
     progress = Progress()
     if checkpoint is None:
         run.recorder.no_checkpoint()
@@ -179,9 +179,9 @@ def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | 
 def _samples(
     run: RunContext, prompts: Prompts | None, teaching: Teaching | None, progress: Progress
 ) -> Samples | None:
-    """Returns what samples the run, its teacher asked from now on; None without prompts.
+    """Returns the run's samples, and starts asking the teacher; None without prompts.
 
-    All ranks write on; the first asks the teacher, and keeps what was written.
+    All ranks generate the student's texts; the first asks the teacher and writes the file.
     """
     if prompts is None:
         return None
@@ -191,7 +191,7 @@ def _samples(
         teacher = TeacherTexts(teaching.provider, prompts)
     samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():
-        # Those of a step that is evaluated already are there.
+        # The samples of a step that is already evaluated are kept.
         samples.keep_before(progress.step + ("loss/val" in progress.record))
     return samples
 
@@ -199,7 +199,7 @@ def _samples(
 def _facts(
     run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
 ) -> dict[str, Any]:
-    """Returns what every checkpoint says of the run beside its progress."""
+    """Returns what every checkpoint stores about the run, besides its progress."""
     return {
         "spec": run.spec.model_dump(mode="json"),
         "initial_weights_sha256": loaded.initial_sha256,
@@ -212,7 +212,7 @@ def _facts(
 def _described(
     run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
 ) -> dict[str, Any]:
-    """Returns what the run's events say of its parts."""
+    """Returns the description of the run's parts for its event `assembled`."""
     model = None if teaching is None else teaching.model
     return {
         "device": device_name(run.device),
@@ -225,7 +225,7 @@ def _described(
         "validation_duplicates": data.validation_duplicates,
         "teacher": None if model is None else model.model_id,
         "teacher_device": None if model is None else model.device,
-        # Of loss/kd, and of val/kl.
+        # What loss/kd and val/kl measure.
         "kd_is": None if teaching is None else teaching.representation.kd_is,
     }
 

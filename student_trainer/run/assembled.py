@@ -1,4 +1,4 @@
-"""A run ready to be trained, and the export of the student that comes out of it."""
+"""An assembled run, ready to train, and the export of its student."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from student_trainer.student.tensors import load_model_tensors
 
 @dataclass(frozen=True)
 class Assembly:
-    """A run that is ready to be trained from `progress` on, and then exported."""
+    """A run that is ready to train from `progress` on, and to export its student afterwards."""
 
     context: RunContext
     parts: Parts
@@ -38,10 +38,10 @@ class Assembly:
         return self.loaded.student
 
     def export(self) -> None:
-        """Writes export/: with patience of the lowest validation loss, else of the last step.
+        """Writes export/: the weights of the last step, or with patience of the best validation.
 
         Raises:
-            CorruptData: the checkpoint with these weights is gone, or broken.
+            CorruptData: the checkpoint with these weights is missing or broken.
             DiskFull and others: as export.py says.
         """
         student, progress = self._to_export()
@@ -59,17 +59,17 @@ class Assembly:
         self.parts.recorder.event("exported", step=progress.step, validation_loss=validation_loss)
 
     def ending(self) -> tuple[str | None, str | None]:
-        """Returns why a finished run ended before its last step: a word and a sentence, or None."""
+        """Returns why a run ended before its last step, as (reason, message); else (None, None)."""
         early = self.progress.best.is_over(self.spec.evaluation.patience)
         if not early or self.progress.step >= self.spec.schedule.steps:
             return None, None
         return EARLY_STOPPED, self.progress.best.sentence()
 
     def _to_export(self) -> tuple[CausalStudent, Progress]:
-        """Returns the trained student in one piece, and where it was in the run.
+        """Returns the whole student to export, and the progress of its weights.
 
-        Of several ranks each holds but a part; the weights of an earlier step are nowhere but in
-        its checkpoint.
+        With several ranks, each holds only a part; the weights of an earlier step are only in its
+        checkpoint. Both are loaded from there.
         """
         step, best = self.progress.step, self.progress.best.step
         if self.spec.evaluation.patience is not None and best is not None:
@@ -90,7 +90,7 @@ class Assembly:
         return student, Progress.of_state(checkpoint.state)
 
     def _metadata(self, progress: Progress) -> dict[str, Any]:
-        """Returns what the export says of the run; `progress` is that of the exported weights."""
+        """Returns the export's metadata; `progress` is that of the exported weights."""
         facts, record = self.parts.checkpoint_facts, progress.record
         rows_seen = progress.step * self.spec.batch.sequences_per_step
         manifest = self.data.manifest

@@ -339,7 +339,7 @@ def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("went", "level", "event"),
-    [(True, "warning", "ended because another rank went"), (False, "error", "ended")],
+    [(True, "warning", "ended because another rank ended"), (False, "error", "ended")],
 )
 def test_a_rank_that_ended_with_another_says_so_without_a_traceback(
     home: Home, monkeypatch: pytest.MonkeyPatch, went: bool, level: str, event: str
