@@ -1,4 +1,4 @@
-"""Rows by index, split, ordered and batched; those of step s are a pure function of (seed, s).
+"""Rows by index, split, ordered and batched; step s is a pure function of (seed, s).
 
 So a resumed run sets one number and replays nothing, and runs with the same seed, data and sizes
 see the same rows in the same order, whatever else differs. That includes the number of ranks, which

@@ -1,4 +1,4 @@
-"""Validation metrics of a student on held-out rows: its loss, and how close it is to its teacher.
+"""Validation metrics on held-out rows: the loss, and how close the student is to its teacher.
 
     loss/val             cross entropy, in nats per token
     val/kl               KL(teacher || student), in nats per token; with top_k over k + 1 outcomes,

@@ -1,4 +1,4 @@
-"""The ranks of a run, one process per device, and what they exchange; usually there is only one.
+"""The ranks of a run, one process per device, and what they exchange; usually only one.
 
 Ranks exchange sums and short texts here; FSDP exchanges parameters and gradients (sharding.py).
 Texts travel as JSON of a fixed size, never pickled.

@@ -1,4 +1,4 @@
-"""The life of a run in its process: started or resumed, trained, exported, ended with a reason.
+"""The life of a run in its process: started or resumed, trained, exported, ended.
 
 Whatever ends a run, status.json says why; the exit status tells the parent process what to do next.
 """

@@ -1,4 +1,4 @@
-"""The metrics of a step's line in metrics.jsonl: losses, counts, speed, memory, wire traffic."""
+"""The metrics of a step's line in metrics.jsonl: losses, counts, speed, memory, wire."""
 
 import psutil
 import torch
