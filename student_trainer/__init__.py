@@ -1,1 +1,1 @@
-"""Process 2: one process a run, learning from a teacher over the network."""
+"""Process 2: trains one student per process, from a teacher over the network."""

@@ -1,15 +1,16 @@
 """python -m student_trainer RUN_FOLDER [--resume] [--home DIR]: trains one run.
 
-It holds the folder's lock while it lives, says in status.json where it is, and exits with
+It holds the folder's lock while it runs, keeps status.json up to date, and exits with
 
     0   succeeded, or stopped on request (SIGTERM or SIGINT: a checkpoint at the step boundary)
-    1   failed: something has to change before it can go on
+    1   failed: something has to change before the run can continue
     75  interrupted: it can be resumed unchanged
 
-With device.count above 1 it starts a process a device and watches them (ranks/supervisor.py). Over
-several machines that share a file system `torchrun ... -m student_trainer RUN_FOLDER --resume`
-starts them. A second signal ends it at once. Where it may not begin (another process trains the
-run, or there are checkpoints and no --resume) the folder is left as it is.
+If device.count is above 1, it starts one process per device and watches them
+(ranks/supervisor.py). On several machines that share a file system, start them with
+`torchrun ... -m student_trainer RUN_FOLDER --resume`. A second signal ends the process at once. If
+it may not start (another process trains the run, or there are checkpoints and --resume is not
+given), it leaves the folder untouched.
 """
 
 import argparse
@@ -54,17 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m student_trainer", description="Trains one run."
     )
     parser.add_argument("run_folder", type=Path, help="holds spec.yaml")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--home", type=Path, help="see lectern_common/roots.py")
     return parser
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends this process; that of a rank without taking the interpreter down.
+    """Ends this process; a rank skips the interpreter's shutdown.
 
-    Threads of torch's outlive the process group, and now and then abort a rank whose interpreter
-    ends under them ("terminate called without an active exception"), all of its work done: its
-    watcher would take that for a loss.
+    Threads of torch outlive the process group. Now and then they abort a rank during shutdown
+    ("terminate called without an active exception"), after all its work is done, and the
+    supervisor would count that as a lost rank.
     """
     if "RANK" not in os.environ:
         sys.exit(status)

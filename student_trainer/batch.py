@@ -1,4 +1,4 @@
-"""What the loop computes on: rows of equal length with their labels, and who hands them out.
+"""Batches, rows of equal length with their labels, and the interface of their sources.
 
 Legend: B sequences, S tokens of a sequence.
 """
@@ -17,10 +17,10 @@ Tokens = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the one mask. All int64.
+    """Sequences of equal length; labels_BS may hold IGNORE_INDEX, the only mask. All int64.
 
-    `position_ids_BS` counts from 0 in every document where a row holds several that do not see each
-    other, so it is 0 exactly where one begins. None: each row is one sequence.
+    `position_ids_BS` is given if documents in a row do not attend to each other: it restarts at 0
+    with each document, and nowhere else. None means each row is one sequence.
     """
 
     inputs_BS: npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ def batch_of(rows: Sequence[Tokens]) -> Batch:
 
 
 class BatchSource(Protocol):
-    """Batches one after another, without end."""
+    """An endless sequence of batches."""
 
     def next_batch(
         self, batch_size: int, seq_len: int

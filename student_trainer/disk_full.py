@@ -1,4 +1,4 @@
-"""Running out of space, recognised however it is said."""
+"""Recognises a full disk, however it is reported, and keeps room for a last status."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from lectern_common.errors import DiskFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# A status and an event take a block of a file system each.
+# A status and an event each take one block of a file system.
 _RESERVE_BYTES = 1 << 14
 
 
 @contextmanager
 def disk_full_as_error(what: str) -> Iterator[None]:
-    """Within, running out of space raises DiskFull, naming what could not be written."""
+    """Turns running out of space into DiskFull, naming what could not be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -30,20 +30,20 @@ def disk_full_as_error(what: str) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Returns True for "no space left", also as safetensors words it, which keeps no errno."""
+    """Returns True for "no space left", also from safetensors, whose error carries no errno."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 class Reserve:
-    """Room on the disk, kept in a file, and given up for the words that a run must still say."""
+    """Disk space held by a file, released so that a run can still write its last status."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self) -> None:
-        """Keeps room, where there is any. The bytes are random: no file system shrinks them."""
+        """Reserves space if there is any. Random bytes, so that no file system compresses them."""
         try:
             self._path.write_bytes(os.urandom(_RESERVE_BYTES))
         except OSError:
@@ -53,7 +53,7 @@ class Reserve:
         self._path.unlink(missing_ok=True)
 
     def spent_on(self, write: Callable[[], None]) -> None:
-        """Writes; where the disk is full, once more without the reserve. Raises OSError."""
+        """Writes; if the disk is full, releases the reserve and retries once. Raises OSError."""
         try:
             write()
         except OSError as error:

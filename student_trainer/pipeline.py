@@ -1,4 +1,4 @@
-"""A distillation from Python, without a server: the same loop and objective as `lectern train`.
+"""Distillation from Python, without a server: the same loop and objective as `lectern train`.
 
 result = (
     Pipeline(epochs=3, batches_per_epoch=50, batch_size=8, seq_len=128, learning_rate=1e-3)
@@ -44,13 +44,13 @@ from student_trainer.targets import (
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What came of it.
+    """The outcome of `Pipeline.execute`.
 
     Attributes:
-        metrics: "loss", "loss/ce" and "loss/kd" (without those of weight 0): over all batches of an
-            epoch, before the first epoch and after each, so that first and last compare. "steps":
-            the metrics of each step, as loop.py records them.
-        output_path: folder of the trained student; None where none was asked for.
+        metrics: "loss", "loss/ce" and "loss/kd" (without terms of weight 0): means over all batches
+            of an epoch, before the first epoch and after each, so that first and last are
+            comparable. "steps": the metrics of each step, as loop.py records them.
+        output_path: folder of the trained student; None if none was requested.
         duration_seconds: of `execute`.
     """
 
@@ -61,10 +61,10 @@ class PipelineResult:
 
 @dataclass
 class Pipeline:
-    """Teacher, student and batches put together. The student is trained in place.
+    """Trains a student, in place, from a teacher and a source of batches.
 
-    Every epoch goes over the same first `batches_per_epoch` batches of the source. The learning
-    rate is constant.
+    Every epoch uses the same first `batches_per_epoch` batches of the source. The learning rate is
+    constant.
     """
 
     epochs: int = 1
@@ -92,10 +92,10 @@ class Pipeline:
         top_k: int | None = None,
         num_draws: int | None = None,
     ) -> Self:
-        """Sets the teacher: any that scores, or one that gives lists of logits ("dense" alone).
+        """Sets the teacher: one with `score`, or one that returns lists of logits (only "dense").
 
-        `top_k` belongs to representation "top_k", `num_draws` to "sampled", whose draws are others
-        in every step.
+        `top_k` belongs to representation "top_k", `num_draws` to "sampled", which draws anew in
+        every step.
         """
         if hasattr(teacher, "score"):
             self._teacher = cast(TargetsProvider, teacher)
@@ -111,12 +111,12 @@ class Pipeline:
         return self
 
     def with_batch_source(self, source: BatchSource) -> Self:
-        """Sets where the batches come from; it is reset first."""
+        """Sets the source of the batches; it is reset first."""
         self._source = source
         return self
 
     def execute(self) -> PipelineResult:
-        """Trains, and writes the student where `output_path` says.
+        """Trains the student, and writes it to `output_path` if that is set.
 
         Raises:
             InvalidRequest: a part is missing, or a number is out of range.
@@ -194,7 +194,7 @@ class Pipeline:
 
 
 class _FirstBatches:
-    """The first so many batches of a source, again in every epoch."""
+    """The first `count` batches of a source, repeated in every epoch."""
 
     def __init__(self, source: BatchSource, count: int, batch_size: int, seq_len: int) -> None:
         source.reset()
@@ -209,7 +209,7 @@ class _FirstBatches:
 
 
 class _ListTeacher:
-    """A teacher of lists of logits, asked about every asked position's prefix."""
+    """Adapts a teacher that returns lists of logits: asks it for the prefix of each position."""
 
     def __init__(self, teacher: TeacherLogitsProvider) -> None:
         self._teacher = teacher
@@ -223,7 +223,7 @@ class _ListTeacher:
     ) -> TeacherTargets:
         """See TargetsProvider."""
         if representation.kind != "dense":
-            raise RepresentationNotOffered("a teacher of lists of logits offers dense alone")
+            raise RepresentationNotOffered("a teacher that returns lists offers only dense")
         prefixes = [
             sequence[: last + 1].tolist()
             for sequence, asked in zip(sequences, positions, strict=True)
@@ -252,14 +252,14 @@ class _Records:
 
 @torch.no_grad()
 def _losses(parts: Parts, objective: Objective, batches: _FirstBatches) -> dict[str, float]:
-    """Returns the objective over all batches, dropout off, its terms under their usual names."""
+    """Returns the objective and its terms over all batches, with dropout off."""
     ce, kd, teaching = 0.0, 0.0, parts.teaching
     num_positions = sum(batch.num_valid for batch in batches.batches)
     parts.student.eval()
     for batch in batches.batches:
         targets = None
         if teaching is not None:
-            # Sampled ones by the representation's own seed, the same ones every time.
+            # Draws use the representation's own seed, so they are the same every time.
             targets = ask(teaching.provider, batch, teaching.representation, objective.temperature)
             targets = targets.to(parts.device)
         compute = partial(

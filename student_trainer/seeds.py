@@ -1,7 +1,7 @@
-"""What a run draws at random, each under a key of its own, so that no two draws are the same bits.
+"""Everything a run draws at random, each under its own key, so that no two share bits.
 
-A draw is a pure function of its key and of the numbers it is for, such as (seed, step). The keys
-are the spawn keys of numpy's SeedSequence: with another one, every run would see other numbers.
+A draw is a pure function of its key and its numbers, such as (seed, step). The keys are spawn keys
+of numpy's SeedSequence: changing one would change what every run draws.
 """
 
 from enum import Enum
@@ -11,24 +11,24 @@ import numpy.typing as npt
 
 
 class Key(Enum):
-    """What is drawn, and from which numbers."""
+    """What is drawn: (the numbers it is a function of)."""
 
     ORDER = ()
     """The order of an epoch's rows: (seed, epoch)."""
     SYNTHETIC = (1,)
     """A row of synthetic tokens: (seed, index)."""
     DROPOUT = (2,)
-    """The dropout of a step: (seed, step), and the rank above 0."""
+    """The dropout of a step: (seed, step), and the rank if it is not 0."""
     DRAWS = (3,)
-    """The seed of the draws that a teacher makes for a step: (seed, step)."""
+    """The seed of the teacher's draws for a step: (seed, step)."""
     ROW_HASH = (4,)
-    """The factors of the rows' hash: (0,), the same in every run."""
+    """The factors of the row hash: (0,), the same in every run."""
 
 
 def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:
     """Returns `count` random 64-bit words, the same in every numpy release.
 
-    Raw Philox output is stable by numpy's policy (NEP 19); what Generator makes of it is not.
+    Raw Philox output is stable by numpy's policy (NEP 19); what Generator derives from it is not.
     """
     return np.asarray(np.random.Philox(_sequence(key, numbers)).random_raw(count), np.uint64)
 

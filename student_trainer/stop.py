@@ -1,20 +1,20 @@
-"""Being asked to stop: a flag that every wait of the trainer looks at."""
+"""A request to stop: a flag that every wait of the trainer checks."""
 
 import time
 
-# How soon a wait notices.
+# A wait notices a stop within this time.
 SLICE_SECONDS = 0.1
 
 
 class StopRequested(Exception):
-    """Raised out of a wait or a computation, up to the last step boundary. Not an error."""
+    """Unwinds a wait or a computation to the last step boundary. Not an error."""
 
 
 class Stop:
     """Set once, by a signal handler or another thread; never cleared.
 
-    A plain attribute, looked at in short sleeps: a handler that runs while its own thread holds the
-    lock of a threading.Event would wait for itself.
+    A plain attribute, polled: a signal handler that interrupts its own thread while that holds the
+    lock of a threading.Event would deadlock.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class Stop:
         return self._requested
 
     def check(self) -> None:
-        """Raises StopRequested once a stop was requested."""
+        """Raises StopRequested if a stop was requested."""
         if self._requested:
             raise StopRequested
 
     def sleep(self, seconds: float) -> None:
-        """Returns after `seconds`. Raises StopRequested soon after a stop is requested."""
+        """Sleeps `seconds`. Raises StopRequested soon after a stop is requested."""
         end = time.monotonic() + seconds
         self.check()
         while (left := end - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""The seam between trainer and teacher: what is asked for, and what comes back.
+"""The interface between trainer and teacher: what is requested, and the targets it returns.
 
 Legend: N asked positions ("rows"), V the student's vocabulary, D the teacher's hidden size, K
 top-k, R records (distinct ids drawn, of all rows).
@@ -18,16 +18,16 @@ from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.seeds import Key, derived_seed
 
-# The one mask: a label of IGNORE_INDEX takes part in nothing.
+# The only mask: a label of IGNORE_INDEX takes part in nothing.
 IGNORE_INDEX = -100
 
 
 def of_step(representation: Representation, run_seed: int, step: int) -> Representation:
-    """Returns what is asked for the rows of optimizer step `step`.
+    """Returns what to ask for the rows of optimizer step `step`.
 
-    The draws' seed is a function of (run_seed, step): every epoch sees fresh draws, so that the
-    noise of the few averages out, and a resumed run sees those of an undisturbed one. A teacher
-    that keeps hidden states makes fresh draws without a forward.
+    The seed of the draws is a function of (run_seed, step): every epoch sees fresh draws, whose
+    noise averages out, and a resumed run sees the same draws as an uninterrupted one. A teacher
+    that caches hidden states makes fresh draws without a forward.
     """
     if "seed" not in representation.format.parameters:
         return representation
@@ -36,7 +36,7 @@ def of_step(representation: Representation, run_seed: int, step: int) -> Represe
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The teacher's logits themselves, float32, not divided by any temperature."""
+    """The teacher's logits, float32, not divided by any temperature."""
 
     logits_NV: Tensor
 
@@ -52,7 +52,7 @@ class DenseTargets:
 
 @dataclass(frozen=True)
 class HiddenTargets:
-    """Final-norm hidden states in the teacher's own dtype; times `head` they are its logits.
+    """Final-norm hidden states in the teacher's own dtype; `head` maps them to its logits.
 
     `head` is sliced to the student's vocabulary and already on the trainer's device.
     """
@@ -72,17 +72,17 @@ class HiddenTargets:
 
 @dataclass(frozen=True)
 class TopKTargets:
-    """The K largest logits and the mass of the rest, as one further outcome.
+    """The K largest logits, and the mass of all other ids as one further outcome.
 
-    log p_T is logits / T - log_normalizer_t of an id kept, log_rest_t - log_normalizer_t of the
-    rest. At K = V there is no rest, and log_rest_t is -inf.
+    log p_T is logits / T - log_normalizer_t for an id kept, and log_rest_t - log_normalizer_t for
+    the rest. At K = V there is no rest, and log_rest_t is -inf.
     """
 
     logits_NK: Tensor  # float32, falling
     ids_NK: Tensor  # int64
     log_rest_t_N: Tensor  # float32, logsumexp over the other V - K ids of logits / temperature
     log_normalizer_t_N: Tensor  # float32, the same over V
-    temperature: float  # the one asked for; a loss at another is refused
+    temperature: float  # as requested; a loss at another temperature is refused
     vocab_size: int
 
     def __len__(self) -> int:
@@ -112,10 +112,10 @@ class TopKTargets:
 
 @dataclass(frozen=True)
 class SampledTargets:
-    """Draws from the teacher's distribution: a record for each distinct id of a row, rows ragged.
+    """Draws from the teacher's distribution: one record per distinct id of a row; rows are ragged.
 
-    The records of row n are `row_starts[n]` to `row_starts[n + 1]`, by rising id. Counts of a row
-    sum to `num_draws`.
+    The records of row n are `row_starts[n]` to `row_starts[n + 1]`, in ascending order of id. The
+    counts of a row sum to `num_draws`.
     """
 
     ids_R: Tensor  # int64
@@ -123,7 +123,7 @@ class SampledTargets:
     log_probs_R: Tensor  # float32, log p_T, <= 0
     row_starts: npt.NDArray[np.int64]  # [N + 1], on the CPU wherever the tensors are
     num_draws: int
-    temperature: float  # the one asked for; a loss at another is refused
+    temperature: float  # as requested; a loss at another temperature is refused
     vocab_size: int
 
     def __len__(self) -> int:
@@ -158,10 +158,10 @@ TeacherTargets = DenseTargets | HiddenTargets | TopKTargets | SampledTargets
 
 
 def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
-    """Returns the rows of all parts, in order: the reverse of `rows`.
+    """Returns the rows of all parts, in order: the inverse of `rows`.
 
     Args:
-        parts: at least one; of one representation, temperature and vocabulary, on one device.
+        parts: at least one; all of one representation, temperature, vocabulary and device.
     """
     first = parts[0]
     tensors = [
@@ -186,37 +186,37 @@ class TargetsProvider(Protocol):
         representation: Representation,
         temperature: float,
     ) -> TeacherTargets:
-        """Returns the teacher's distribution at the asked positions, over the student's vocabulary.
+        """Returns the teacher's distribution at the given positions, over the student's vocabulary.
 
         Args:
-            sequences: token ids, one array a sequence, ragged.
-            positions: for each sequence, True where the distribution after that token is asked.
+            sequences: token ids, one array per sequence, ragged.
+            positions: for each sequence, True if the distribution after that token is wanted.
             representation: what to return.
-            temperature: distillation temperature; enters top_k's rest and normaliser, and what is
-                sampled, nothing else.
+            temperature: distillation temperature; affects only top_k's rest and normaliser, and
+                the draws.
 
         Raises:
             TeacherUnavailable: no answer within the outage budget.
-            WrongModel: another model answers than the first time.
+            WrongModel: the model that answers is not the one that answered first.
             TeacherError: the answer cannot be used (checksum, shape, not finite).
-            InvalidRequest, RepresentationNotOffered: asked for what the teacher does not give.
+            InvalidRequest, RepresentationNotOffered: the teacher does not offer this.
         """
         ...
 
 
 class TeacherLogitsProvider(Protocol):
-    """A teacher as the original specification's callers see it; a thin view on `score`."""
+    """A teacher in the original specification's interface; a thin layer over `score`."""
 
     def vocab_size(self) -> int:
         """Returns the width of every row."""
         ...
 
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Returns one row of logits a sequence, at its last position. An empty batch gives []."""
+        """Returns one row of logits per sequence, at its last position; [] for an empty batch."""
         ...
 
     def logits_per_position(
         self, input_ids: Sequence[Sequence[int]]
     ) -> list[npt.NDArray[np.float32]]:
-        """Returns for each sequence of S tokens the logits [S, vocab_size] after every token."""
+        """Returns the logits after every token, [S, vocab_size] for each sequence of S tokens."""
         ...

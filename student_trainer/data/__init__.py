@@ -1,1 +1,1 @@
-"""The rows of a run: datasets opened and checked, held out, walked in order."""
+"""The rows of a run: datasets opened and checked, split, shuffled and batched."""

@@ -1,8 +1,8 @@
-"""A dataset folder opened for a run: every byte checked, and what cannot be used left out.
+"""Opens a dataset folder for a run: checks every byte and leaves out unusable rows.
 
-One pass over the data does it all: the hashes of the manifest, ids that are too large, rows without
-a label that counts, and a hash of each row. By these hashes, 8 bytes a row, rows that stand in two
-sets are found, and then compared, so that what is called a duplicate is one.
+One pass over the data checks the manifest's hashes, finds ids that are too large and rows without a
+label that counts, and hashes each row. These hashes, 8 bytes per row, find rows that are in two
+sets; their tokens are then compared, so no row is wrongly called a duplicate.
 """
 
 import hashlib
@@ -29,21 +29,21 @@ from student_trainer.seeds import Key, raw_bits
 
 _log = structlog.get_logger()
 
-# Tokens looked at together.
+# Tokens scanned at a time.
 _SCAN_TOKENS = 1 << 22
 _NAMED_BAD_ROWS = 5
 
 
 @dataclass(frozen=True)
 class OpenedDataset:
-    """The rows that are used, and what was left out.
+    """The usable rows of a dataset, and what was left out.
 
     Attributes:
-        rows: whose ids the student has, and which have a label that counts.
-        hashes: of each of `rows`, see `row_hashes`.
-        bad_rows: numbers of those with ids that the student lacks.
-        unlabelled: number of those without a label that counts; they would teach nothing, and a
-            step of nothing else would have no loss.
+        rows: those whose ids the student has, and with a label that counts.
+        hashes: one per row of `rows`, see `row_hashes`.
+        bad_rows: indices of rows with ids that the student lacks.
+        unlabelled: number of rows without a label that counts; they teach nothing, and a step of
+            only such rows would have no loss.
     """
 
     rows: ChosenRows
@@ -64,11 +64,11 @@ def open_dataset(
     """Returns the rows of a shard folder whose ids are all below `vocab_size`.
 
     Raises:
-        NotFound: no dataset there.
-        CorruptData: sizes, hashes or ids are not what the manifest says, or more than
+        NotFound: there is no dataset.
+        CorruptData: sizes, hashes or ids do not match the manifest, or more than
             `max_bad_rows_fraction` of the rows have ids that the student lacks.
-        InvalidSpec: there is not one row of seq_len + 1 tokens; or documents are to be kept apart,
-            and the folder does not say where they begin.
+        InvalidSpec: there are too few tokens for one row of seq_len + 1, or documents must be kept
+            apart but the folder does not say where they begin.
     """
     started = time.monotonic()
     manifest = read_manifest(folder)
@@ -100,7 +100,7 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class _Seen:
-    """Of every row."""
+    """What the scan found, one value per row."""
 
     hashes: npt.NDArray[np.uint64]
     is_bad: npt.NDArray[np.bool_]
@@ -108,7 +108,7 @@ class _Seen:
 
 
 def _scan(rows: StreamRows, folder: Path, manifest: ShardManifest, vocab_size: int) -> _Seen:
-    """Reads everything once."""
+    """Reads and checks everything in one pass. Raises CorruptData as open_dataset says."""
     size, total, count = rows.seq_len, len(rows.stream), len(rows)
     seen = _Seen(np.empty(count, np.uint64), np.zeros(count, bool), np.ones(count, bool))
     shards_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
@@ -135,18 +135,18 @@ def _scan(rows: StreamRows, folder: Path, manifest: ShardManifest, vocab_size: i
             seen.is_labelled[here] = rows.labels_counted(row, num_rows).any(1)
     if shards_digest.hexdigest() != manifest.corpus_sha256:
         raise CorruptData(
-            f"the shards in {folder} are not those that its manifest describes (corpus_sha256 "
-            "differs); prepare the data again"
+            f"the shards in {folder} do not match its manifest (corpus_sha256 differs); prepare "
+            "the data again"
         )
     if rows.learnt is not None and mask_digest.hexdigest() != manifest.mask_sha256:
         raise CorruptData(
-            f"the mask in {folder} is not the one that its manifest describes (mask_sha256 "
-            "differs); prepare the data again"
+            f"the mask in {folder} does not match its manifest (mask_sha256 differs); prepare the "
+            "data again"
         )
     if beyond is not None:
         raise CorruptData(
-            f"token {beyond[0]} of {folder} is {beyond[1]}, its manifest says every id is below "
-            f"{manifest.vocab_size}; prepare the data again"
+            f"token {beyond[0]} of {folder} has id {beyond[1]}, but its manifest says every id is "
+            f"below {manifest.vocab_size}; prepare the data again"
         )
     return seen
 
@@ -160,9 +160,10 @@ def _require_few(
     named = ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
     if share > max_bad_rows_fraction:
         raise CorruptData(
-            f"{len(bad)} of {num_rows} rows of {folder} ({share:.2%}) have ids beyond the "
-            f"student's {vocab_size}, the first are rows {named}; data.max_bad_rows_fraction is "
-            f"{max_bad_rows_fraction}. Prepare the data with the student's tokenizer"
+            f"{len(bad)} of {num_rows} rows of {folder} ({share:.2%}) have ids outside the "
+            f"student's vocabulary of {vocab_size}; the first are rows {named}. "
+            f"data.max_bad_rows_fraction allows {max_bad_rows_fraction}; prepare the data with the "
+            "student's tokenizer"
         )
     _log.warning("rows_left_out", folder=str(folder), rows=len(bad), first=named)
 
@@ -170,12 +171,12 @@ def _require_few(
 def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.uint64]:
     """Returns a hash of each row of seq_len + 1 tokens; row i begins at token i * seq_len.
 
-    Multilinear: the sum of random factors times tokens, modulo 2^64. Two different rows have the
-    same one with a probability of at most 2^-32, whatever is in them.
+    Multilinear: the sum of random factors times tokens, modulo 2^64. Two different rows collide
+    with a probability of at most 2^-32, whatever their tokens.
 
     Args:
-        tokens: a whole number of rows, and the last label: [n * seq_len + 1].
-        seq_len: labels of a row.
+        tokens: whole rows and the last label, [n * seq_len + 1].
+        seq_len: labels per row.
     """
     factors = raw_bits(Key.ROW_HASH, (0,), seq_len + 1)
     inputs_NS = tokens[:-1].reshape(-1, seq_len)
@@ -193,8 +194,8 @@ def in_both(
     """Returns for each of `rows` whether one of `others` has the same tokens, [len(rows)].
 
     Args:
-        rows, others: of equal length.
-        hashes, other_hashes: theirs, as `row_hashes` gives them.
+        rows, others: of the same seq_len.
+        hashes, other_hashes: their `row_hashes`.
     """
     order = np.argsort(other_hashes, kind="stable")
     ordered = other_hashes[order]

@@ -1,4 +1,4 @@
-"""Between lists of token ids, as the original specification has them, and `TargetsProvider`."""
+"""Adapts the original specification's lists of token ids and logits to `TargetsProvider`."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,19 @@ _MAX_ID = (1 << 32) - 1
 def token_arrays(
     input_ids: Sequence[Sequence[int]], vocab_size: int | None = None
 ) -> list[npt.NDArray[np.uint32]]:
-    """Returns one array a sequence.
+    """Returns one array per sequence.
 
     Raises:
-        InvalidRequest: a sequence is empty, or an id is negative, or not below vocab_size.
+        InvalidRequest: a sequence is empty, or an id is negative or not below vocab_size.
     """
     limit = _MAX_ID if vocab_size is None else vocab_size - 1
     arrays = []
     for sequence in input_ids:
         array = np.asarray(sequence, np.int64)
         if array.ndim != 1 or not len(array):
-            raise InvalidRequest("a sequence is empty, or no list of token ids", "input_ids")
+            raise InvalidRequest("a sequence is empty or not a list of token ids", "input_ids")
         if array.min() < 0 or array.max() > limit:
-            raise InvalidRequest(f"a token id is not 0 to {limit}", "input_ids")
+            raise InvalidRequest(f"token ids must be from 0 to {limit}", "input_ids")
         arrays.append(array.astype(np.uint32))
     return arrays
 
@@ -35,7 +35,7 @@ def token_arrays(
 def last_position_logits(
     teacher: TargetsProvider, input_ids: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """Returns the teacher's logits [V] of each sequence at its last position; [] of none.
+    """Returns the teacher's logits [V] at the last position of each sequence; [] if there is none.
 
     Raises:
         LecternError: as `token_arrays` and `TargetsProvider.score` say.
@@ -67,6 +67,6 @@ def _dense_rows(
         return np.empty((0, 0), np.float32)
     targets = teacher.score(sequences, positions, Representation("dense"), temperature=1.0)
     if not isinstance(targets, DenseTargets):
-        raise TeacherError("dense rows were asked for, others came")
+        raise TeacherError(f"the teacher sent {type(targets).__name__}; expected DenseTargets")
     rows_NV: npt.NDArray[np.float32] = targets.logits_NV.cpu().numpy()
     return rows_NV

@@ -1,8 +1,8 @@
-"""Rows by index; the rows of step s are a pure function of (seed, s).
+"""Rows by index, split, ordered and batched; step s is a pure function of (seed, s).
 
-So resuming sets a number and replays nothing, and every run with the same seed, data and sizes
-sees the same rows in the same order, whatever else differs: also the number of ranks, which share
-a step's rows out among them. `dataset.py` makes rows of a dataset folder.
+So a resumed run sets one number and replays nothing, and runs with the same seed, data and sizes
+see the same rows in the same order, whatever else differs. That includes the number of ranks, which
+share the rows of a step. `dataset.py` makes rows from a dataset folder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ class Rows(Protocol):
 
     @property
     def seq_len(self) -> int:
-        """Labels of a row."""
+        """Labels per row."""
         ...
 
     def row(self, index: int) -> Tokens:
@@ -34,13 +34,13 @@ class Rows(Protocol):
         ...
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
-        """Returns which labels of a row count, [seq_len]; None: all. Reads no tokens."""
+        """Returns which labels of a row count, [seq_len]; None means all. Reads no tokens."""
         ...
 
     def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
-        """Returns the place of each input in its document, [seq_len], from 0 at a row's start too.
+        """Returns each input's position in its document, [seq_len]; a row also starts at 0.
 
-        None: the row is one sequence, whatever documents it holds.
+        None means the row is one sequence, whatever documents it holds.
         """
         ...
 
@@ -50,9 +50,9 @@ class StreamRows:
     """Row i begins at token i * seq_len; the last token of a row is the first of the next.
 
     Attributes:
-        learnt: a byte a token; a label counts where that of its token is not 0. None: all count.
-        document_starts: rising; given where documents do not see each other: positions begin anew
-            in each, and the first token of a document is no label of the one before.
+        learnt: one byte per token; a label counts if its byte is not 0. None means all count.
+        document_starts: ascending; given if documents do not attend to each other: positions
+            restart in each, and a document's first token is not a label of the one before.
     """
 
     stream: TokenStream
@@ -90,7 +90,7 @@ class StreamRows:
         return np.arange(self.seq_len) - np.maximum.accumulate(begins_at)
 
     def _documents_within(self, start: int, size: int) -> npt.NDArray[np.int64]:
-        """Returns where documents begin, counted from token `start`."""
+        """Returns where documents begin, as offsets from token `start`."""
         if self.document_starts is None:
             return np.empty(0, np.int64)
         first, last = np.searchsorted(self.document_starts, [start, start + size])
@@ -99,7 +99,7 @@ class StreamRows:
 
 @dataclass(frozen=True)
 class SyntheticRows:
-    """Random tokens: nothing is read."""
+    """Random tokens, drawn without reading any data."""
 
     seed: int
     seq_len: int
@@ -120,7 +120,7 @@ class SyntheticRows:
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Some rows of another set, by index into it."""
+    """A subset of other rows, given by indices."""
 
     rows: Rows
     indices: npt.NDArray[np.int64]
@@ -143,12 +143,12 @@ class ChosenRows:
 
 
 def batch_from(rows: Rows, indices: Sequence[int]) -> Batch:
-    """Returns the rows of these indices; labels that do not count are IGNORE_INDEX."""
+    """Returns the rows at these indices; labels that do not count are IGNORE_INDEX."""
     tokens = np.stack([rows.row(index) for index in indices]).astype(np.int64)
     inputs_BS, labels_BS = tokens[:, :-1], tokens[:, 1:]
     counted = [rows.counted(index) for index in indices]
     if any(counted_S is not None for counted_S in counted):
-        labels_BS = labels_BS.copy()  # the inputs look at the same numbers
+        labels_BS = labels_BS.copy()  # the inputs share this memory
         for labels_S, counted_S in zip(labels_BS, counted, strict=True):
             if counted_S is not None:
                 labels_S[~counted_S] = IGNORE_INDEX
@@ -158,10 +158,10 @@ def batch_from(rows: Rows, indices: Sequence[int]) -> Batch:
 
 
 def held_out(rows: Rows, fraction: float) -> tuple[ChosenRows, ChosenRows]:
-    """Returns (training rows, validation rows): the last `fraction`, at least one row, held out.
+    """Returns (training rows, validation rows): the last `fraction`, at least one row, is held out.
 
     Raises:
-        InvalidSpec: one of them would be empty.
+        InvalidSpec: either would be empty.
     """
     first = len(rows) - rows_held_out(len(rows), fraction)
     indices = np.arange(len(rows))
@@ -169,7 +169,7 @@ def held_out(rows: Rows, fraction: float) -> tuple[ChosenRows, ChosenRows]:
 
 
 def spread(rows: Rows, at_most: int) -> ChosenRows:
-    """Returns up to `at_most` rows, evenly spaced: always the same ones."""
+    """Returns up to `at_most` evenly spaced rows, always the same ones."""
     count = min(len(rows), at_most)
     return ChosenRows(rows, np.arange(count) * len(rows) // count)
 
@@ -177,18 +177,19 @@ def spread(rows: Rows, at_most: int) -> ChosenRows:
 class ShuffledBatches:
     """Training batches by step: each epoch is a permutation of the rows, drawn from (seed, epoch).
 
-    Epochs follow each other without a gap; a batch may span two. Not safe for several threads.
+    Epochs follow each other without a gap; a batch may span two. Not thread-safe.
     """
 
     def __init__(
         self, rows: Rows, sequences_per_step: int, seed: int, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Of each step's rows `batch_at` gives the share of `rank`, the rank-th of `ranks` equal
-        parts in order; which rows a step has does not depend on it.
+        """Batches of one rank: `batch_at` returns part `rank` of the `ranks` equal parts of a step.
+
+        The rows of a step do not depend on the number of ranks.
 
         Raises:
-            InvalidSpec: there are fewer rows than one step takes.
-            ValueError: the ranks cannot share a step's rows equally.
+            InvalidSpec: there are fewer rows than one step needs.
+            ValueError: the ranks cannot share the rows of a step equally.
         """
         require_step(len(rows), sequences_per_step)
         if sequences_per_step % ranks or not 0 <= rank < ranks:
@@ -202,13 +203,13 @@ class ShuffledBatches:
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def batch_at(self, step: int) -> Batch:
-        """Returns this rank's rows of optimizer step `step` (the first is 0)."""
+        """Returns this rank's rows of optimizer step `step` (0-based)."""
         drawn = step * self._sequences_per_step + self._first_of_share
         return batch_from(self._rows, [self._index(drawn + i) for i in range(self._share)])
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every row is seen once."""
+        """Steps that it takes to see every row once."""
         return len(self._rows) / self._sequences_per_step
 
     def _index(self, drawn: int) -> int:
@@ -221,8 +222,8 @@ class ShuffledBatches:
 def in_order(rows: Rows, sequences: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
     """Yields all rows once, in order, `sequences` at a time; the last batch may be smaller.
 
-    Of several ranks each yields every ranks-th batch, and all yield equally many: one that has no
-    rows left yields a row none of whose labels counts.
+    With several ranks, each yields every ranks-th batch, and all yield equally many: a rank without
+    rows left yields one row whose labels do not count.
     """
     for first in range(0, len(rows), sequences * ranks):
         begin = first + rank * sequences

@@ -1,9 +1,10 @@
-"""The rows that a run spec asks for."""
+"""Selects the training and validation rows that a run spec asks for."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
@@ -24,12 +25,12 @@ class Data:
     """Training and validation rows.
 
     Attributes:
-        training: the rows that are learnt.
-        validation: rows that are in no other place, at most evaluation.max_sequences.
+        training: the rows to train on.
+        validation: rows that are not in the training set, at most evaluation.max_sequences.
         folder: of the training data; None for synthetic data.
-        manifest: of the same.
-        sha256s: the hashes of what was read.
-        validation_duplicates: rows left out of the validation set, because the training set has
+        manifest: of the training data; None for synthetic data.
+        sha256s: the hashes of everything that was read.
+        validation_duplicates: rows left out of the validation set because the training set has
             them too, token for token.
     """
 
@@ -48,11 +49,11 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         spec: the run's.
         roots: what its paths are relative to.
         vocab_size: the student's.
-        tokens: the student's tokenizer; None where it came without one.
+        tokens: the student's tokenizer; None if it came without one.
 
     Raises:
-        InvalidSpec: there are too few rows, or all of the validation set are learnt too.
-        Incompatible: tokenizers differ, of student, training or validation data.
+        InvalidSpec: there are too few rows, or every validation row is also a training row.
+        Incompatible: the tokenizers of student, training data and validation data differ.
         NotFound, CorruptData: as open_dataset says.
     """
     most = spec.evaluation.max_sequences
@@ -79,9 +80,11 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         training, row_hashes = opened.rows, opened.hashes
         held, held_hashes = theirs.rows, theirs.hashes
         hashes += theirs.manifest.hashes
-    learnt_too = in_both(held, held_hashes, training, row_hashes)
-    own = _only_held_out(spec, held, learnt_too)
-    return Data(training, spread(own, most), folder, opened.manifest, hashes, int(learnt_too.sum()))
+    duplicates = in_both(held, held_hashes, training, row_hashes)
+    unseen = _without(duplicates, held, spec)
+    return Data(
+        training, spread(unseen, most), folder, opened.manifest, hashes, int(duplicates.sum())
+    )
 
 
 def _open(spec: RunSpec, folder: Path, vocab_size: int) -> OpenedDataset:
@@ -95,25 +98,27 @@ def _open(spec: RunSpec, folder: Path, vocab_size: int) -> OpenedDataset:
     )
     if not len(opened.rows):
         raise CorruptData(
-            f"no row of {folder} can be used: {len(opened.bad_rows)} have ids that the student "
-            f"lacks, {opened.unlabelled} no label that counts"
+            f"{folder} has no usable row: {len(opened.bad_rows)} rows have ids that the student "
+            f"lacks, and {opened.unlabelled} have no label that counts"
         )
     return opened
 
 
-def _only_held_out(
-    spec: RunSpec, held: ChosenRows, learnt_too: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> ChosenRows:
-    """Returns the validation rows that are not learnt, having said how many are."""
-    count, total = int(learnt_too.sum()), len(held)
+def _without(duplicates: npt.NDArray[np.bool_], held: ChosenRows, spec: RunSpec) -> ChosenRows:
+    """Returns the held-out rows that are not training rows; logs how many were left out.
+
+    Raises:
+        InvalidSpec: all of them are training rows.
+    """
+    count, total = int(duplicates.sum()), len(held)
     if not count:
         return held
     if count == total:
         field = "validation_path" if spec.data.validation_path else "validation_fraction"
         why = (
-            f"all {total} rows held out ({getattr(spec.data, field)}) are also among the training "
-            "rows, token for token: nothing would be measured. Take other text for validation"
+            f"all {total} held-out rows ({getattr(spec.data, field)}) are also training rows, "
+            "token for token, so validation would measure nothing; use other text for validation"
         )
         raise InvalidSpec([(f"data.{field}", why)])
-    _log.warning("validation_rows_left_out", rows=count, of=total, because="learnt too")
-    return ChosenRows(held.rows, held.indices[~learnt_too])
+    _log.warning("validation_rows_left_out", rows=count, of=total, because="also training rows")
+    return ChosenRows(held.rows, held.indices[~duplicates])

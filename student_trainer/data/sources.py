@@ -1,11 +1,10 @@
-"""Where rows of tokens come from: token shards, or random numbers; and two ways to walk them.
+"""Sources of token rows: token shards or random numbers, by index or batch after batch.
 
 Legend: B sequences, S tokens of a sequence.
 
 A row is seq_len + 1 consecutive tokens: the first S are the inputs, the last S the labels, so
-labels[i] is the token after inputs[i] and nothing shifts again. `rows.py` addresses rows by
-index, which is what training does; a `BatchSource` (batch.py) hands the same rows out one after
-another.
+labels[i] is the token after inputs[i], and nothing is shifted later. Training addresses rows by
+index (`rows.py`); a `BatchSource` (batch.py) returns the same rows one batch after another.
 """
 
 from collections.abc import Sequence
@@ -28,14 +27,14 @@ from student_trainer.seeds import Key, raw_bits
 
 _log = structlog.get_logger()
 
-# Synthetic data has an end, so that a share of it can be held out.
+# Synthetic data is finite, so that a share of it can be held out.
 SYNTHETIC_ROWS = 1 << 16
 
 
 class TokenStream:
-    """All tokens of a dataset as one sequence, whatever shards they lie in. Changes nothing.
+    """All tokens of a dataset as one sequence, across its shards. Read-only.
 
-    Also of what stands beside the tokens, a value a token (shards.py); read() is of its type.
+    Also used for values beside the tokens, one per token (shards.py); read() has their dtype.
     """
 
     def __init__(self, shards: Sequence[Tokens | ShardFile]) -> None:
@@ -49,8 +48,8 @@ class TokenStream:
         """Returns tokens start .. start + count - 1, uint32.
 
         Raises:
-            IndexError: they are not all there.
-            DataUnavailable: a file is not what it was, or cannot be read.
+            IndexError: the range goes beyond the stream.
+            DataUnavailable: a file has changed, or cannot be read.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
@@ -65,7 +64,7 @@ class TokenStream:
 
 
 def synthetic_row(seed: int, index: int, seq_len: int, vocab_size: int) -> Tokens:
-    """Returns seq_len + 1 even random ids: a pure function of its arguments, on every machine."""
+    """Returns seq_len + 1 uniform random ids, a pure function of the arguments on every machine."""
     bits = raw_bits(Key.SYNTHETIC, (seed, index), seq_len + 1)
     return np.asarray(bits % np.uint64(vocab_size), np.uint32)
 
@@ -74,22 +73,22 @@ def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:
     """Returns all tokens of a dataset folder, every byte checked against its manifest.
 
     Raises:
-        NotFound: no dataset there.
-        CorruptData: sizes or hash are not what the manifest says.
+        NotFound: there is no dataset.
+        CorruptData: sizes or hash do not match the manifest.
     """
     manifest = read_manifest(folder)
     shards = open_shards(folder, manifest)
     _log.info("checking_data", folder=str(folder), tokens=manifest.total_tokens)
     if corpus_sha256(shards) != manifest.corpus_sha256:
         raise CorruptData(
-            f"the shards in {folder} are not those that its manifest describes (corpus_sha256 "
-            "differs); prepare the data again"
+            f"the shards in {folder} do not match its manifest (corpus_sha256 differs); prepare "
+            "the data again"
         )
     return TokenStream(shards), manifest
 
 
 class ShardBatchSource:
-    """Rows of a token stream in order; at the end, where no whole row is left, from the start."""
+    """Rows of a token stream in order; starts over when no whole row is left."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
@@ -97,7 +96,7 @@ class ShardBatchSource:
 
     @classmethod
     def open(cls, folder: Path) -> "ShardBatchSource":
-        """Returns the source of a dataset folder. Raises as `open_stream` says."""
+        """Opens a dataset folder. Raises as `open_stream` says."""
         return cls(open_stream(folder)[0])
 
     def next_batch(
@@ -107,7 +106,7 @@ class ShardBatchSource:
         _require_sizes(batch_size, seq_len)
         if len(self._stream) < seq_len + 1:
             raise InvalidRequest(
-                f"{len(self._stream)} tokens are fewer than a row of {seq_len} and its last label",
+                f"expected at least {seq_len + 1} tokens for one row, got {len(self._stream)}",
                 "seq_len",
             )
         batch = batch_of([self._next_row(seq_len) for _ in range(batch_size)])
@@ -125,7 +124,7 @@ class ShardBatchSource:
 
 
 class SyntheticBatchSource:
-    """Random tokens; equal seeds give equal batches."""
+    """Batches of random tokens; equal seeds give equal batches."""
 
     def __init__(self, vocab_size: int, seed: int = 0) -> None:
         if vocab_size < 1:

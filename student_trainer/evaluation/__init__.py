@@ -1,1 +1,1 @@
-"""How good a student is: validation, the best so far, samples to read."""
+"""How good a student is: validation metrics, the best so far, sample texts."""

@@ -1,14 +1,14 @@
-"""How good a student is on rows held out for it: alone, and beside its teacher.
+"""Validation metrics on held-out rows: the loss, and how close the student is to its teacher.
 
     loss/val             cross entropy, in nats per token
-    val/kl               KL(teacher || student), in nats per token; with top_k answers that over
-                         k + 1 outcomes, a lower bound; with sampled ones an estimate, from the same
-                         draws at every evaluation (Representation.kd_is says which)
-    val/top1_agreement   share of the positions where both sides' likeliest token is the same
+    val/kl               KL(teacher || student), in nats per token; with top_k over k + 1 outcomes,
+                         a lower bound; with sampled an estimate, from the same draws at every
+                         evaluation (Representation.kd_is says which)
+    val/top1_agreement   share of positions where student and teacher have the same likeliest token
 
-All at temperature 1, whatever the run distils at, so that runs compare. A teacher is asked for what
-it is asked for in training, so nothing further crosses the wire than a row of it; draws do not tell
-the likeliest token, which then is one more request.
+All at temperature 1, whatever the run's temperature, so that runs can be compared. The teacher is
+asked for the same representation as in training, so each position costs one row of it on the wire.
+Sampled draws do not reveal the likeliest token, which takes a second request.
 
 Legend: N valid positions, n positions of a chunk, V vocabulary, D hidden size.
 """
@@ -39,15 +39,16 @@ from student_trainer.targets import (
 from student_trainer.teacher.prefetch import Prefetch
 
 _CROSS_ENTROPY = Objective(alpha=1.0, temperature=1.0)
-# The weights are of no account: both terms are read off apart.
+# The weights do not matter: each term is read separately.
 _BOTH = Objective(alpha=0.5, temperature=1.0)
 _LIKELIEST = Representation("top_k", top_k=1)
 
 
 class EvaluationSums(NamedTuple):
-    """Sums over valid positions. Those of several batches, or ranks, are added up field by field.
+    """Sums over valid positions. Batches and ranks are added up field by field.
 
-    `kl` and `agreeing` are over `kl_positions` and `compared_positions`, 0 where nothing was asked.
+    `kl` and `agreeing` are over `kl_positions` and `compared_positions`, which are 0 if the teacher
+    was not asked.
     """
 
     positions: float = 0
@@ -61,7 +62,7 @@ class EvaluationSums(NamedTuple):
         return EvaluationSums(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """Returns the means by name; none of what was not measured.
+        """Returns the means by name, without those that were not measured.
 
         Raises:
             InvalidRequest: there is no valid position.
@@ -77,7 +78,7 @@ class EvaluationSums(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The teacher at the valid positions of a batch; None: not asked, or not told."""
+    """The teacher's answers at the valid positions of a batch; None if not asked or not offered."""
 
     targets: TeacherTargets | None = None
     likeliest: TeacherTargets | None = None
@@ -85,13 +86,13 @@ class Answers(NamedTuple):
 
 @dataclass
 class ValidationTeacher:
-    """The teacher, as it is asked about validation rows.
+    """Asks the teacher about validation rows.
 
     Attributes:
-        representation: asked for in training, and here.
-        prefetch_steps: batches asked about while the student computes.
-        cancel: ends calls under way for good; called where an evaluation is broken off.
-        on_left_out: told once of a metric that cannot be had, and why.
+        representation: the same as in training.
+        prefetch_steps: batches requested ahead while the student computes.
+        cancel: cancels pending calls for good; called if an evaluation is interrupted.
+        on_left_out: called once with (metric, reason) if a metric is not available.
     """
 
     provider: TargetsProvider
@@ -105,9 +106,9 @@ class ValidationTeacher:
     def asked_about(
         self, batches: Sequence[Batch], stop: Stop
     ) -> Iterator[Callable[[int], Answers]]:
-        """Gives a function of a batch's index, called in rising order, that returns its answers.
+        """Yields a function that returns the answers for a batch, by index in ascending order.
 
-        It raises as TargetsProvider.score, and StopRequested.
+        The function raises what TargetsProvider.score raises, and StopRequested.
         """
         draws = self.representation.kind == "sampled"
         with ExitStack() as stack:
@@ -161,18 +162,18 @@ def evaluation_sums(
     chunk_tokens: int | None = None,
     together: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> EvaluationSums:
-    """Returns the sums over all valid positions of all batches, dropout off.
+    """Returns the sums over all valid positions of all batches, with dropout off.
 
-    The student is left in the mode that it was in. Each batch is one forward of it, also where it
-    has no valid position: ranks that share a student make equally many.
+    The student's training mode is restored. Each batch is one forward, even without a valid
+    position, because ranks that share a student must make equally many.
 
     Args:
         student: on `device`.
-        batches: held in memory at once.
-        teacher: to compare with; None: the cross entropy alone.
-        chunk_tokens: positions whose logits exist at one time; None chooses.
-        together: what may end an evaluation happens within it: reading the batches, then once a
-            batch (Ranks.together).
+        batches: all held in memory.
+        teacher: to compare with; None means only the cross entropy.
+        chunk_tokens: positions whose logits exist at a time; None means automatic.
+        together: wraps everything that may end an evaluation: reading the batches, then each batch
+            (Ranks.together).
 
     Raises:
         StopRequested: a stop was requested.
@@ -238,7 +239,7 @@ class _Listed:
 
 
 def _taken(asked: Prefetch, index: int) -> TeacherTargets | None:
-    """Returns the answer for a batch; None where it has no valid position."""
+    """Returns the answer for a batch; None if it has no valid position."""
     [micro_batch] = asked.take(index)
     return None if micro_batch.answer is None else micro_batch.answer()
 
@@ -247,22 +248,24 @@ def _taken(asked: Prefetch, index: int) -> TeacherTargets | None:
 def num_agreeing(
     hidden_ND: Tensor, head: OutputHead, targets: TeacherTargets, chunk_tokens: int | None = None
 ) -> Tensor:
-    """Returns at how many of N positions both sides' largest logit is of the same id; int64 [].
+    """Returns at how many of N positions student and teacher have the same likeliest id; int64 [].
 
-    Of equal logits the lower id counts. [N, V] never exists.
+    Of equal logits the lower id counts. [N, V] is never materialised.
 
     Args:
         hidden_ND: the student's final-norm hidden states.
         head: the student's.
-        targets: the teacher at the same positions, of any kind but draws.
-        chunk_tokens: positions whose logits exist at one time; None chooses.
+        targets: the teacher's, at the same positions; anything but draws.
+        chunk_tokens: positions whose logits exist at a time; None means automatic.
 
     Raises:
-        InvalidRequest: the targets are draws, which do not tell the likeliest id, or are of other
-            positions.
+        InvalidRequest: the targets are draws, which do not reveal the likeliest id, or their number
+            differs from N.
     """
     if len(targets) != len(hidden_ND):
-        raise InvalidRequest(f"{len(hidden_ND)} rows, but {len(targets)} of the teacher", "targets")
+        raise InvalidRequest(
+            f"expected {len(hidden_ND)} teacher rows, got {len(targets)}", "targets"
+        )
     size = chunk_tokens or auto_chunk_tokens(head.vocab_size, hidden_ND.device)
     agreeing = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
     with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -281,4 +284,4 @@ def _likeliest(targets: TeacherTargets) -> Tensor:
         return targets.logits_NV.argmax(-1)
     if isinstance(targets, HiddenTargets):
         return targets.head.logits(targets.hidden_ND).argmax(-1)
-    raise InvalidRequest("draws do not tell the teacher's likeliest token", "targets")
+    raise InvalidRequest("draws do not reveal the teacher's likeliest token", "targets")

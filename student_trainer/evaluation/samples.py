@@ -1,12 +1,12 @@
-"""What student and teacher write on, given the same prompts, for people to read.
+"""Samples for people to read: how student and teacher continue the same prompts.
 
-    samples.jsonl    {"step", "prompt", "student", "teacher"}, a line for each prompt at each
-                     evaluation; "teacher" is null until it has answered, and what it says later
-                     holds for the earlier lines of that prompt too
+    samples.jsonl    {"step", "prompt", "student", "teacher"}, one line per prompt and evaluation;
+                     "teacher" is null until it has answered, and its later text also holds for the
+                     earlier lines of that prompt
 
-Greedy: the likeliest token each time, so that equal models write the same. The teacher does not
-change: it is asked once in the life of a trainer, a token of all prompts in one request, in a
-thread; the loop waits for it at the last evaluation alone.
+Decoding is greedy, so that equal models write the same text. The teacher does not change, so each
+trainer process asks it only once: in a thread, one token of all prompts per request. The loop waits
+for it only at the last evaluation.
 
 Legend: B sequences, S tokens, D hidden size.
 """
@@ -44,7 +44,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts and their token ids; `ends` are ids that end a text, `num_tokens` are written on."""
+    """Prompts and their token ids, to be continued by `num_tokens`; an id in `ends` ends a text."""
 
     texts: Sequence[str]
     ids: Sequence[Sequence[int]]
@@ -53,7 +53,7 @@ class Prompts:
     decode: Callable[[Sequence[int]], str]
 
     def continued(self, likeliest: Callable[[list[list[int]]], Sequence[int]]) -> list[str]:
-        """Returns what is put after each prompt; `likeliest` as in greedy_continuations."""
+        """Returns the continuation of each prompt; `likeliest` as in greedy_continuations."""
         written = greedy_continuations(self.ids, self.num_tokens, likeliest, self.ends)
         return [self.decode(ids) for ids in written]
 
@@ -71,15 +71,15 @@ def encoded_prompts(
 
     Args:
         texts: prompts.
-        num_tokens: to be written for each.
-        tokenizer: tokenizer.json of student or data; None: neither has one.
+        num_tokens: to generate for each.
+        tokenizer: tokenizer.json of student or data; None means neither has one.
         ends: ids that end a text.
         vocab_size: the student's.
-        max_tokens: of a sequence, for student and teacher.
+        max_tokens: longest sequence that both student and teacher take.
 
     Raises:
-        InvalidSpec: there is no tokenizer, or a prompt is no token, too long, or has ids that the
-            student lacks.
+        InvalidSpec: there is no tokenizer, or a prompt has no tokens, is too long, or has ids that
+            the student lacks.
     """
     field = "evaluation.prompts"
     if tokenizer is None:
@@ -94,14 +94,14 @@ def encoded_prompts(
     encoded = [reader.encode(text, add_special_tokens=False).ids for text in texts]
     for index, ids in enumerate(encoded):
         if not ids:
-            raise InvalidSpec([(f"{field}.{index}", "is not one token")])
+            raise InvalidSpec([(f"{field}.{index}", "has no tokens")])
         if max(ids) >= vocab_size:
             why = f"has token {max(ids)}; the student's ids are below {vocab_size}"
             raise InvalidSpec([(f"{field}.{index}", why)])
         if len(ids) + num_tokens > max_tokens:
             why = (
-                f"has {len(ids)} tokens; with evaluation.prompt_tokens {num_tokens} more they "
-                f"exceed the {max_tokens} that student and teacher take"
+                f"has {len(ids)} tokens; with the {num_tokens} of evaluation.prompt_tokens it "
+                f"exceeds the {max_tokens} that both student and teacher take"
             )
             raise InvalidSpec([(f"{field}.{index}", why)])
 
@@ -112,11 +112,11 @@ def encoded_prompts(
 
 
 class TeacherTexts:
-    """The teacher's continuations, made in a thread that begins at once.
+    """The teacher's continuations, generated in a thread that starts at once.
 
     Args:
         provider: asked for the likeliest token after each sequence.
-        prompts: to go on with.
+        prompts: to continue.
     """
 
     def __init__(self, provider: TargetsProvider, prompts: Prompts) -> None:
@@ -129,17 +129,17 @@ class TeacherTexts:
         thread.start()
 
     def get(self, wait: Stop | None) -> list[str] | None:
-        """Returns the text for each prompt; None: not yet, or never.
+        """Returns the text for each prompt; None means not yet, or never.
 
         Args:
-            wait: until they are there, or this stop is requested; None does not wait.
+            wait: waits for the texts, or until this stop is requested; None means no wait.
         """
         while wait is not None and not wait.requested and not self._ended.wait(SLICE_SECONDS):
             pass
         return self._texts
 
     def take_problem(self) -> str | None:
-        """Returns once why there are none; None: they are there, or on their way."""
+        """Returns, only once, why there are no texts; None means there are or may still be."""
         problem, self._problem = self._problem, None
         return None if problem is None else f"{problem}" or type(problem).__name__
 
@@ -148,7 +148,7 @@ class TeacherTexts:
             self._texts = self._prompts.continued(self._likeliest)
         except StopRequested:
             pass
-        except Exception as error:  # told to the loop, whatever it is
+        except Exception as error:  # any error is passed on to the loop
             self._problem = error
         finally:
             self._ended.set()
@@ -161,24 +161,24 @@ class TeacherTexts:
             1.0,
         )
         if not isinstance(targets, TopKTargets):
-            raise TypeError("the likeliest tokens were asked for, others came")
+            raise TypeError(f"expected TopKTargets, got {type(targets).__name__}")
         return [int(token) for token in targets.ids_NK[:, 0].tolist()]
 
 
 class Samples:
-    """samples.jsonl of one run. Every rank makes the student's; the one with a `path` writes.
+    """samples.jsonl of one run. All ranks generate the student's texts; the one with `path` writes.
 
-    The ranks' own tokens may differ where two are equally likely but for the last bit: all go on
-    with those of the first, so that all make as many forwards.
+    The ranks' tokens may differ if two are equally likely except for the last bit, so all continue
+    with those of rank 0 and make equally many forwards.
 
     Args:
-        prompts: to go on with.
+        prompts: to continue.
         device: the student's.
-        path: of the file; None: nothing is written.
-        teacher: None: the run has none, or another rank asks it.
-        stop: ends the student's writing between two tokens, and the wait for the teacher.
-        on_event: told where there is nothing to come from the teacher, and why.
-        ranks: that make the student's samples together; None: this process alone.
+        path: of the file; None means nothing is written.
+        teacher: None means the run has no teacher, or another rank asks it.
+        stop: ends the student's generation between two tokens, and the wait for the teacher.
+        on_event: called if the teacher's texts will not come, with the reason.
+        ranks: that generate the student's texts together; None means only this process.
     """
 
     def __init__(
@@ -200,10 +200,10 @@ class Samples:
         self._ranks = ranks or Ranks()
 
     def keep_before(self, step: int) -> None:
-        """Drops the lines of `step` and later ones, and a torn last one: a resume writes them.
+        """Drops lines of `step` and later, and an incomplete last line; a resume rewrites them.
 
         Raises:
-            DiskFull: no space; they are as they were.
+            DiskFull: no space; the file is unchanged.
         """
         if self._path is not None:
             with disk_full_as_error(self._path.name):
@@ -211,7 +211,7 @@ class Samples:
 
     @torch.no_grad()
     def lines(self, student: Student, *, is_last: bool) -> list[Line]:
-        """Returns a line for each prompt, dropout off; waits for the teacher at the last ones.
+        """Returns a line for each prompt, with dropout off; if `is_last`, waits for the teacher.
 
         Raises:
             StopRequested: a stop was requested.
@@ -235,19 +235,19 @@ class Samples:
         ]
 
     def write(self, step: int, lines: Sequence[Line]) -> None:
-        """Appends the lines, on disk when it returns. Raises DiskFull."""
+        """Appends the lines and fsyncs the file. Raises DiskFull."""
         if self._path is None:
             return
         problem = None if self._teacher is None else self._teacher.take_problem()
         if problem is not None:
-            self._on_event("left_out", metric="samples of the teacher", message=problem)
+            self._on_event("left_out", metric="the teacher's samples", message=problem)
         with disk_full_as_error("samples.jsonl"):
             for line in lines:
                 append_json_line(self._path, {"step": step, **line})
             fsync(self._path)
 
     def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
-        """Returns the student's likeliest next id of each; what stands to the right is unseen."""
+        """Returns the student's likeliest next id of each; padding on the right is not attended."""
         with self._ranks.together():
             self._stop.check()
         lengths = [len(ids) for ids in sequences]
@@ -269,13 +269,13 @@ _UNLIMITED = 1 << 30
 def checked_prompts(
     spec: RunSpec, loaded: LoadedStudent, data: Data, model: teacher_pb2.Model | None
 ) -> Prompts | None:
-    """Returns the prompts of evaluation.* as tokens; None where there are none.
+    """Returns the prompts of evaluation.* as tokens; None if there are none.
 
     Args:
         spec: the run's.
-        loaded: the student; its tokenizer is taken, else that of the data.
-        data: of the run; where its manifest has an end of text, one ends a sample.
-        model: what the teacher says of itself; None: the run has none.
+        loaded: the student; its tokenizer is used, else that of the data.
+        data: the run's; an end-of-text id in its manifest also ends a sample.
+        model: the teacher's description of itself; None means the run has no teacher.
 
     Raises:
         InvalidSpec: as encoded_prompts says.

@@ -1,1 +1,1 @@
-"""What a run keeps: status, events, metrics, checkpoints."""
+"""What a run writes to its folder: status, events, metrics, checkpoints."""

@@ -1,14 +1,15 @@
-"""Checkpoints: whole or absent, verified before use, and never the last good one deleted.
+"""Checkpoints: complete or absent, verified before use; the last good one is never deleted.
 
     checkpoints/step-00000500/
-      model.safetensors      what is trained, by name (LoRA: the adapters alone), and buffers
+      model.safetensors      trained parameters (LoRA: only the adapters) and buffers, by name
       optimizer.safetensors  AdamW's moments, by parameter (optim.py)
       state.json             step, spec, counters, metrics of the step, hashes
       manifest.json          {"files": {name: {"bytes", "sha256"}}}
 
-Written to a hidden folder, every file fsynced, renamed, the parent fsynced. A reader checks sizes
-and hashes first; a folder that fails is set aside as broken-step-..., and the one before it used.
-There is no random state in it: what is random is drawn anew from (seed, step).
+A checkpoint is written to a hidden folder, every file is fsynced, the folder renamed and its parent
+fsynced. A reader first checks sizes and hashes; a folder that fails is set aside as
+broken-step-..., and the one before it is used. A checkpoint holds no random state: everything
+random is drawn from (seed, step).
 """
 
 import hashlib
@@ -40,7 +41,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that was verified. `state` is what was given to `save`."""
+    """A verified checkpoint. `state` is what was passed to `save`."""
 
     path: Path
     step: int
@@ -54,15 +55,16 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Used by the one process that holds the run's lock.
+    """The checkpoints of one run. Only the process that holds the run's lock uses it.
 
     Args:
-        folder: checkpoints/; made at the first save.
-        keep_last: newest ones kept, at least one.
-        keep_best: further ones kept for the lowest `val_loss` in their state; those saved at a step
-            without an evaluation have none. Unless it is 0, that of `best.step` in the state of the
-            newest is kept too: what a broken-off evaluation left has no loss in its own state.
-        on_event: told of what happens, as (kind, details).
+        folder: checkpoints/; created at the first save.
+        keep_last: how many of the newest to keep, at least one.
+        keep_best: how many more to keep for the lowest `val_loss` in their state; one saved at a
+            step without an evaluation has none. Unless this is 0, the checkpoint at `best.step` of
+            the newest state is kept too: if its evaluation was interrupted, its own state has no
+            loss.
+        on_event: called with (kind, details).
         save_tensors: writes a safetensors file.
     """
 
@@ -82,7 +84,7 @@ class CheckpointStore:
         self._save_tensors = save_tensors
 
     def steps(self) -> list[int]:
-        """Returns the steps of all checkpoints that have appeared, rising; verifies none."""
+        """Returns the steps of all checkpoints, ascending, without verifying them."""
         return checkpoint_steps(self._folder)
 
     def save(
@@ -92,13 +94,13 @@ class CheckpointStore:
         optimizer: dict[str, Tensor],
         state: dict[str, Any],
     ) -> Path:
-        """Returns the folder of the new checkpoint; then deletes those that need not be kept.
+        """Writes a checkpoint, deletes those that are no longer kept, and returns the new folder.
 
         An intact checkpoint of the same step stays as it is; a broken one is set aside.
         `optimizer_state_sha` is added to the state.
 
         Raises:
-            DiskFull: no space; nothing of the attempt is left, older ones are untouched.
+            DiskFull: no space; nothing of the attempt is left, and older checkpoints are untouched.
         """
         target = self._path(step)
         if target.exists():
@@ -119,7 +121,7 @@ class CheckpointStore:
         return target
 
     def newest(self) -> Checkpoint | None:
-        """Returns the newest intact checkpoint; broken ones on the way to it are set aside."""
+        """Returns the newest intact checkpoint; newer broken ones are set aside."""
         for step in reversed(self.steps()):
             path = self._path(step)
             found = self._verified(path)
@@ -129,16 +131,16 @@ class CheckpointStore:
         return None
 
     def verified_before(self, step: int) -> Checkpoint:
-        """Returns a checkpoint that another process of this run has just verified."""
+        """Returns a checkpoint that another process of this run has verified already."""
         path = self._path(step)
         return Checkpoint(path, step, json.loads((path / STATE_NAME).read_bytes()))
 
     def at(self, step: int) -> Checkpoint:
-        """Returns the checkpoint of a step. Raises CorruptData where it is not intact, or gone."""
+        """Returns the checkpoint of a step. Raises CorruptData if it is missing or not intact."""
         return read_checkpoint(self._path(step))
 
     def best(self) -> tuple[float, int] | None:
-        """Returns (validation loss, step) of the one with the lowest; of equal ones the oldest."""
+        """Returns the lowest (validation loss, step) of all checkpoints; the oldest on a tie."""
         losses = ((self._val_loss(step), step) for step in self.steps())
         return min(((loss, step) for loss, step in losses if loss is not None), default=None)
 
@@ -152,7 +154,7 @@ class CheckpointStore:
         return self._folder / f"step-{step:08d}"
 
     def _verified(self, path: Path) -> Checkpoint | None:
-        """Returns the checkpoint in a folder, or None (said in the log) where it is not intact."""
+        """Returns the checkpoint in a folder, or None, with a log line, if it is not intact."""
         try:
             return read_checkpoint(path)
         except CorruptData as error:
@@ -178,7 +180,7 @@ class CheckpointStore:
             kept.add(best_step)
         for step in steps:
             if step not in kept:
-                # Out of sight first: half a checkpoint must not be seen.
+                # Hidden first: nobody must see half a checkpoint.
                 doomed = self._path(step).with_name(f"{_TEMPORARY}deleted-{step:08d}")
                 self._path(step).rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -192,10 +194,10 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Returns a checkpoint whose files all have the size and hash that its manifest says.
+    """Returns a checkpoint whose files all match the sizes and hashes in its manifest.
 
     Raises:
-        CorruptData: they have not, or a file is missing.
+        CorruptData: a file does not match, or is missing.
     """
     try:
         files = json.loads((path / MANIFEST_NAME).read_bytes())["files"]
@@ -204,13 +206,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CorruptData(f"the manifest of {path} does not list {min(missing)}")
         for name, facts in files.items():
             if (path / name).stat().st_size != facts["bytes"]:
-                raise CorruptData(f"{path / name} is not {facts['bytes']} bytes")
+                raise CorruptData(f"{path / name} does not have {facts['bytes']} bytes")
             if _sha256(path / name) != facts["sha256"]:
                 raise CorruptData(f"{path / name} is damaged: its SHA-256 differs")
         state = json.loads((path / STATE_NAME).read_bytes())
         return Checkpoint(path, int(state["step"]), state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptData(f"{path} is not a whole checkpoint: {error}") from None
+        raise CorruptData(f"{path} is not a complete checkpoint: {error}") from None
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
-"""What a run says of itself while it trains: status, events, metrics. The loop never waits for it.
+"""Records a run's status, events and metrics while it trains, without making the loop wait.
 
-status.json     rewritten every second by a thread of its own, and at every change of state
-events.jsonl    state changes, checkpoints, warnings; few, written at once
-metrics.jsonl   one line a step; through a queue and a thread
-tensorboard/    the same numbers, where report_to asks for it; through another
+status.json     rewritten every second by its own thread, and at every change of state
+events.jsonl    state changes, checkpoints, warnings; few, written immediately
+metrics.jsonl   one line per step; through a queue and a thread
+tensorboard/    the same numbers, if report_to asks for it; through a second queue
 wandb/          and to Weights & Biases; through a third, which may fail without ending the run
 
-Times are of the wall clock, for people. It may jump: durations are measured by clocks that never go
-back (loop.py), and metrics are ordered by their steps.
+Times are wall-clock times, for people, and may jump. Durations are measured with monotonic clocks
+(loop.py), and metrics are ordered by step.
 """
 
 import os
@@ -36,13 +36,13 @@ from student_trainer.stop import Stop
 
 _log = structlog.get_logger()
 
-# Steps that tokens_per_second and teacher_wait_share are taken over.
+# Steps over which tokens_per_second and teacher_wait_share are averaged.
 _RECENT_STEPS = 20
 
 
 @dataclass
-class _Said:
-    """The part of a Status that changes; guarded by the recorder's lock."""
+class _Current:
+    """The changing part of a Status; guarded by the recorder's lock."""
 
     state: RunState = RunState.STARTING
     since: float = 0.0
@@ -61,9 +61,9 @@ class Recorder:
     Args:
         folder: of the run; this process holds its lock.
         stop: once requested, a running run is `stopping`.
-        known_by: pid by which others know, watch and stop the run; None: this process's.
+        known_by: the pid by which others watch and stop the run; None means this process.
         heartbeat_seconds: time between two writes of status.json.
-        clock: Unix seconds.
+        clock: returns Unix seconds.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Recorder:
         self._heartbeat_seconds = heartbeat_seconds
         self._pid = known_by or os.getpid()
         self._create_time = psutil.Process(self._pid).create_time()
-        self._said = _Said()
+        self._current = _Current()
         self._published: RunState | None = None
         self._latest: dict[str, float | None] = {}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
         self._lock = threading.Lock()
-        # Held while a status is written, in order; the loop waits for the other one alone.
+        # Held while a status is written, to keep the order; the loop only waits for `_lock`.
         self._writing = threading.Lock()
         self._reserve = Reserve(folder.path / ".reserve")
         self._sinks: list[QueuedSink] = []
-        self._dropped_said = 0
+        self._dropped_reported = 0
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
 
@@ -106,15 +106,15 @@ class Recorder:
         for sink in self._sinks:
             sink.close()
         self._publish()
-        self._say_dropped(more_than=self._dropped_said)
+        self._report_dropped(more_than=self._dropped_reported)
         self._reserve.give_up()
 
     def open_metrics(self, report_to: Sequence[str], first_step: int) -> None:
-        """Begins metrics at `first_step`: lines of it and later ones are cut off.
+        """Starts metrics at `first_step`; removes lines of that and later steps.
 
         Raises:
-            DiskFull: no space to cut lines off; they are as they were.
-            Misconfigured: a further place is not installed.
+            DiskFull: no space to rewrite the file, which is unchanged.
+            Misconfigured: a package that report_to needs is not installed.
         """
         path = self._folder.metrics_path
         with disk_full_as_error(path.name):
@@ -124,7 +124,7 @@ class Recorder:
             sinks.append(TensorBoard(self._folder.path / "tensorboard", first_step))
         self._sinks = [QueuedSink(sink) for sink in sinks]
         if "wandb" in report_to:
-            # Others may keep it waiting for ever: neither the run nor a checkpoint waits for it.
+            # A remote service may block forever: neither the run nor a checkpoint waits for it.
             spec = self._folder.read_spec().model_dump(mode="json")
             report = WeightsAndBiases(self._folder.path, self._folder.run_id, spec)
             self._sinks.append(QueuedSink(report, may_fail=True))
@@ -132,9 +132,13 @@ class Recorder:
     def set_state(
         self, state: RunState, reason: str | None = None, message: str | None = None
     ) -> None:
-        """Says a new state, at once."""
+        """Sets and writes a new state."""
         with self._lock:
-            self._said.state, self._said.reason, self._said.message = state, reason, message
+            self._current.state, self._current.reason, self._current.message = (
+                state,
+                reason,
+                message,
+            )
         self._publish()
 
     def set_progress(
@@ -145,48 +149,48 @@ class Recorder:
         checkpoint_step: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Sets what the next status says; None leaves a value as it is."""
+        """Sets values of the next status; None leaves a value unchanged."""
         with self._lock:
-            said = self._said
-            said.step = said.step if step is None else step
-            said.steps = said.steps if steps is None else steps
-            said.device = device or said.device
+            current = self._current
+            current.step = current.step if step is None else step
+            current.steps = current.steps if steps is None else steps
+            current.device = device or current.device
             if checkpoint_step is not None:
-                said.checkpoint_step = checkpoint_step
+                current.checkpoint_step = checkpoint_step
 
     def go_on_from(self, status: Status | None) -> None:
-        """Keeps what another process last said of the run's progress."""
+        """Takes over the progress in another process's last status."""
         if status is not None:
             with self._lock:
-                self._said.step, self._said.steps = status.step, status.steps
-                self._said.checkpoint_step, self._said.device = (
+                self._current.step, self._current.steps = status.step, status.steps
+                self._current.checkpoint_step, self._current.device = (
                     status.checkpoint_step,
                     status.device,
                 )
                 self._latest = dict(status.latest)
 
     def start_again_from(self, checkpoint_step: int | None, why: str | None) -> None:
-        """Has a resumed run stand at its newest checkpoint from the first status on.
+        """Makes the first status of a resumed run show its newest checkpoint.
 
         Args:
             checkpoint_step: None without a checkpoint.
-            why: processes were started again that nobody had stopped; None: on request.
+            why: why the supervisor restarted the ranks; None means the resume was requested.
         """
         with self._lock:
-            said = self._said
-            said.step, said.checkpoint_step = checkpoint_step or 0, checkpoint_step
-            said.reason = None if why is None else "rank_lost"
-            said.message = f"starting again from step {said.step}" + (f": {why}" if why else "")
+            current = self._current
+            current.step, current.checkpoint_step = checkpoint_step or 0, checkpoint_step
+            current.reason = None if why is None else "rank_lost"
+            current.message = f"restarting from step {current.step}" + (f": {why}" if why else "")
 
     def no_checkpoint(self) -> None:
-        """Takes back that there is one: none of them is intact."""
+        """Clears the checkpoint in the status: none is intact."""
         with self._lock:
-            self._said.checkpoint_step = None
+            self._current.checkpoint_step = None
 
     def teacher_away(self, message: str | None) -> None:
-        """Says that the teacher cannot be reached, or (None) that it is back. Any thread."""
+        """Reports that the teacher cannot be reached, or (None) that it is back. Thread-safe."""
         with self._lock:
-            self._said.teacher_away = message
+            self._current.teacher_away = message
         self._publish()
 
     def event(self, kind: str, **details: Any) -> None:
@@ -196,16 +200,16 @@ class Recorder:
             self._folder.append_event(kind, **details)
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step, complete; never waits.
+        """Records the complete metrics of a step; never waits.
 
         Raises:
             DiskFull: an earlier line could not be written.
         """
-        dropped = self._say_dropped(more_than=10 * self._dropped_said)
+        dropped = self._report_dropped(more_than=10 * self._dropped_reported)
         if dropped:
             metrics = {**metrics, "telemetry/dropped_lines": dropped}
         with self._lock:
-            self._said.step = step
+            self._current.step = step
             self._latest.update(finite_record(dict(metrics)))
             self._latest.pop("non_finite", None)
             if "time/step_seconds" in metrics:
@@ -215,10 +219,10 @@ class Recorder:
                 sink.put(step, metrics)
 
     def before_checkpoint(self) -> None:
-        """Returns when the metrics handed over so far are on disk, however long that takes.
+        """Waits until all metrics recorded so far are on disk, however long that takes.
 
         Raises:
-            DiskFull: one could not be written, or is not while a stop is requested.
+            DiskFull: a line could not be written, or is still not written once a stop is requested.
         """
         for sink in self._sinks:
             sink.flush(self._stop)
@@ -226,15 +230,15 @@ class Recorder:
                 sink.raise_error()
 
     def after_checkpoint(self, step: int) -> None:
-        """Says which checkpoint is the newest; as many steps are finished, recorded or not yet."""
+        """Sets the newest checkpoint, and the number of finished steps to its step."""
         self.set_progress(step=step, checkpoint_step=step)
 
-    def _say_dropped(self, more_than: int) -> int:
-        """Returns how many lines were dropped; an event says so where they are more than that."""
+    def _report_dropped(self, more_than: int) -> int:
+        """Returns how many lines were dropped; writes an event if they exceed `more_than`."""
         dropped = {sink.name: sink.dropped for sink in self._sinks if sink.dropped}
         lines = sum(dropped.values())
         if lines > more_than:
-            self._dropped_said = lines
+            self._dropped_reported = lines
             problems = [sink.problem for sink in self._sinks if sink.problem]
             self.event("metrics_dropped", lines=lines, by=dropped, message="; ".join(problems))
         return lines
@@ -244,7 +248,7 @@ class Recorder:
             self._publish()
 
     def _publish(self) -> None:
-        """Writes status.json, and an event where the state has changed. Never raises OSError."""
+        """Writes status.json, and an event if the state has changed. Never raises OSError."""
         with self._writing:
             with self._lock:
                 status, changed = self._next_status()
@@ -265,28 +269,28 @@ class Recorder:
                 _log.error("status_not_written", error=str(error))
 
     def _next_status(self) -> tuple[Status, bool]:
-        """Returns what is to be said now, and whether the state is another than was said last."""
-        said, now = self._said, self._clock()
+        """Returns the next status, and whether its state differs from the last one written."""
+        current, now = self._current, self._clock()
         state, message = self._visible()
         changed = state is not self._published
         if changed:
-            said.since, self._published = now, state
-        # Where the clock has jumped back the state is as old as that.
-        said.since = min(said.since, now)
+            current.since, self._published = now, state
+        # If the clock has jumped back, the state is as old as the new time.
+        current.since = min(current.since, now)
         seconds = sum(pace[1] for pace in self._recent)
         status = Status(
             run_id=self._folder.run_id,
             state=state,
-            since=said.since,
+            since=current.since,
             heartbeat=now,
             pid=self._pid,
             process_create_time=self._create_time,
-            reason=said.reason,
+            reason=current.reason,
             message=message,
-            step=said.step,
-            steps=said.steps,
-            checkpoint_step=said.checkpoint_step,
-            device=said.device,
+            step=current.step,
+            steps=current.steps,
+            checkpoint_step=current.checkpoint_step,
+            device=current.device,
             tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
             teacher_wait_share=sum(p[2] for p in self._recent) / seconds if seconds else None,
             latest=dict(self._latest),
@@ -294,18 +298,18 @@ class Recorder:
         return status, changed
 
     def _visible(self) -> tuple[RunState, str | None]:
-        """Returns the state as others see it, with its message."""
-        said = self._said
-        if said.state in (RunState.STARTING, RunState.RUNNING):
+        """Returns the state to show, with its message."""
+        current = self._current
+        if current.state in (RunState.STARTING, RunState.RUNNING):
             if self._stop.requested:
-                return RunState.STOPPING, said.message
-            if said.teacher_away is not None:
-                return RunState.WAITING_FOR_TEACHER, said.teacher_away
-        return said.state, said.message
+                return RunState.STOPPING, current.message
+            if current.teacher_away is not None:
+                return RunState.WAITING_FOR_TEACHER, current.teacher_away
+        return current.state, current.message
 
 
 def _pace(metrics: Metrics) -> tuple[float, float, float]:
-    """Returns (tokens, seconds, seconds waited) of a step."""
+    """Returns (tokens, seconds, seconds spent waiting for the teacher) of a step."""
     seconds = metrics["time/step_seconds"] or 0.0
     tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
     return tokens, seconds, metrics.get("time/teacher_wait_seconds") or 0.0

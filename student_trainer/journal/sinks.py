@@ -1,8 +1,8 @@
-"""Where metrics go: files and services, each behind a queue and a thread; the loop waits for none.
+"""Sinks for metrics: files and services, each behind its own queue and thread.
 
-A queue that is full drops what does not fit and counts it. Before a checkpoint the loop waits until
-all that it handed over is on disk (`QueuedSink.flush`): a run that resumes finds the metrics of
-every step before its checkpoint.
+The loop never waits for a sink: a full queue drops lines and counts them. Only before a checkpoint
+does it wait until every line is on disk (`QueuedSink.flush`), so that a resumed run finds the
+metrics of every step before its checkpoint.
 """
 
 import os
@@ -25,13 +25,13 @@ _log = structlog.get_logger()
 Metrics = Mapping[str, float | None]
 
 _QUEUED_LINES = 100_000
-# How long a disk may take before it is said, or at the end given up.
+# How long a disk may take before a warning, or, on closing, before lines are given up.
 _PATIENCE_SECONDS = 30.0
 _SHORT_PATIENCE_SECONDS = 10.0
 
 
 class Sink(Protocol):
-    """Somewhere that metrics go; called from one thread of its own."""
+    """A destination for metrics; called only from its own thread."""
 
     def write(self, step: int, metrics: Metrics) -> None: ...
 
@@ -63,7 +63,7 @@ class TensorBoard:
     """tensorboard/ in the run folder."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Raises Misconfigured where TensorBoard is not installed."""
+        """Raises Misconfigured if TensorBoard is not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -71,7 +71,7 @@ class TensorBoard:
                 "report_to: tensorboard needs the package tensorboard; install lectern[tensorboard]"
                 ", or remove it from report_to"
             ) from None
-        # What an earlier process wrote from this step on is hidden.
+        # Hides what an earlier process wrote from this step on.
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, step: int, metrics: Metrics) -> None:
@@ -91,10 +91,10 @@ class QueuedSink:
 
     Args:
         sink: where lines go.
-        limit: lines that wait at most; further ones are dropped and counted.
-        wait: returns whether the event is set within so many seconds.
-        may_fail: an error is said and further lines count as dropped, and `flush` waits for none:
-            for places that others keep.
+        limit: most lines that may wait; further ones are dropped and counted.
+        wait: waits up to so many seconds for the event, and returns whether it is set.
+        may_fail: for remote services: an error is only logged, further lines count as dropped, and
+            `flush` does not wait.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class QueuedSink:
         self._closed = threading.Event()
         self._error: Exception | None = None
         self._taken = self._written = 0  # lines
-        self._refused = 0  # by the loop's thread
-        self._lost = 0  # by the sink's
+        self._refused = 0  # lines; written by the loop's thread
+        self._lost = 0  # lines; written by the sink's thread
         name = f"write-{self.name}"
         self._thread = threading.Thread(target=self._work, daemon=True, name=name)
         self._thread.start()
 
     def put(self, step: int, metrics: Metrics) -> None:
-        """Hands one line over, or counts it as dropped. Raises what an earlier write raised."""
+        """Queues one line, or counts it as dropped. Raises the error of an earlier write."""
         self.raise_error()
         if self._queue.qsize() < self._limit:
             self._queue.put((step, metrics))
@@ -138,7 +138,7 @@ class QueuedSink:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is written any more; None: it is."""
+        """The error that ended the sink; None means it still writes."""
         return None if self._error is None else f"{type(self._error).__name__}: {self._error}"
 
     def raise_error(self) -> None:
@@ -146,10 +146,10 @@ class QueuedSink:
             raise self._error
 
     def flush(self, stop: Stop) -> None:
-        """Returns when everything handed over is written, however long that takes; says so.
+        """Waits until every queued line is written, however long that takes; warns if it stalls.
 
         Raises:
-            DiskStalled: a stop is requested, and half a minute was not enough.
+            DiskStalled: a stop was requested, and half a minute was not enough.
         """
         if self._may_fail:
             return
@@ -161,14 +161,14 @@ class QueuedSink:
             _log.warning("disk_stalled", sink=self.name, seconds=seconds, lines=self._left)
             if stop.requested:
                 raise DiskStalled(
-                    f"{self.name} took no line for {seconds:g} s, so no checkpoint was written "
-                    "either; see to the disk, then resume the run from its last checkpoint"
+                    f"{self.name} could not finish writing for {seconds:g} s, so no checkpoint was "
+                    "written either; check the disk, then resume the run from its last checkpoint"
                 )
 
     def close(self) -> None:
-        """Returns when everything is written, or when it took too long: what is left is dropped.
+        """Waits until everything is written; drops what is left after half a minute.
 
-        That is half a minute; ten seconds for what may fail: a stop must not take long.
+        A sink that may fail gets only ten seconds: a stop must not take long.
         """
         self._queue.put(None)
         patience = _SHORT_PATIENCE_SECONDS if self._may_fail else _PATIENCE_SECONDS
@@ -191,7 +191,7 @@ class QueuedSink:
                     self._sink.write(*entry)
                 else:
                     self._lost += 1
-            except Exception as error:  # told to the loop, whatever it is
+            except Exception as error:  # any error is passed on to the loop
                 self._error = error
                 self._lost += isinstance(entry, tuple)
                 _log.error("sink_failed", sink=self.name, error=self.problem)
@@ -210,17 +210,17 @@ class QueuedSink:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases with the run's own id, so that a resumed one goes on there.
+    """A Weights & Biases run with the run's own id, so that a resumed run continues it.
 
-    Steps that a resume makes again are there already, and are ignored there. The API key is taken
-    from the environment alone; with WANDB_MODE=offline lines stay in wandb/ for `wandb sync`.
+    Weights & Biases ignores steps that it already has, which a resumed run may repeat. The API key
+    comes only from the environment; with WANDB_MODE=offline lines stay in wandb/ for `wandb sync`.
 
     Args:
-        folder: of the run; lines are kept under wandb/ in it.
+        folder: of the run; lines are kept in its folder wandb/.
         run_id: of the run.
         config: the resolved spec, shown beside the curves.
-        init: makes the run there, as wandb.init; called with the first line, in the sink's thread:
-            it waits for the network.
+        init: creates the run there, like wandb.init. Called with the first line, in the sink's
+            thread, because it waits for the network.
 
     Raises:
         Misconfigured: the package is not installed, or there is no key.
@@ -271,7 +271,7 @@ def _wandb_init() -> Callable[..., Any]:
             "report_to: wandb needs WANDB_API_KEY in the trainer's environment; set it, or "
             "WANDB_MODE=offline, or remove wandb from report_to"
         )
-    # What is not asked for stays here: console, code, packages, the machine's figures and name.
+    # Everything else stays here: console, code, packages, the machine's figures and name.
     settings = wandb.Settings(
         console="off",
         disable_code=True,

@@ -1,1 +1,1 @@
-"""The processes that train one run together: who they are, who watches them, split weights."""
+"""The processes that train one run together: started, watched, and their sharded weights."""

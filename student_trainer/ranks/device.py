@@ -7,10 +7,10 @@ from student_trainer.ranks.world import local_rank, local_ranks
 
 
 def choose_device(kind: str) -> torch.device:
-    """Returns the device of `device.kind`; among several ranks, that of this one.
+    """Returns the device that `device.kind` asks for; each rank of a machine gets its own GPU.
 
     Raises:
-        Misconfigured: cuda is asked for, and there is none, or fewer than ranks here.
+        Misconfigured: cuda is requested but absent, or this machine has fewer GPUs than ranks.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and not count:
@@ -20,17 +20,17 @@ def choose_device(kind: str) -> torch.device:
         )
     if not count or kind == "cpu":
         return torch.device("cpu")
-    # Asked of all, so that every rank says the same: one alone would count as lost.
+    # Every rank checks this, so that all fail alike; a single failing rank would count as lost.
     if local_ranks() > count:
         raise Misconfigured(
-            f"{local_ranks()} ranks of this machine need a GPU each, and torch sees {count}; lower "
-            "device.count, or set device.kind cpu"
+            f"the {local_ranks()} ranks on this machine need a GPU each, but torch sees {count}; "
+            "lower device.count, or set device.kind cpu"
         )
     return torch.device("cuda", local_rank())
 
 
 def device_name(device: torch.device) -> str:
-    """Returns "cpu", or "cuda:0 (name of the card)"."""
+    """Returns "cpu", or for example "cuda:0 (NAME OF THE CARD)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)

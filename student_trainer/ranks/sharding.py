@@ -1,11 +1,11 @@
-"""A student's parameters split among the devices of a run (FSDP2), and put together again.
+"""Shards a student's parameters over the devices of a run (FSDP2), and gathers them again.
 
-Legend: whole tensors are what one process would hold; a sharded one is a DTensor, of which each
-rank holds a slice of the first dimension.
+A whole tensor is what a single process would hold; a sharded one is a DTensor, of which each rank
+holds a slice of the first dimension.
 
-Each layer's parameters are gathered for its forward and backward, and the gradients of all ranks
-added up, slice by slice. They are sums, not means: each rank has divided its part by the valid
-positions of the whole step, so what comes out is one process's gradient.
+FSDP gathers each layer's parameters for its forward and backward, and reduces the gradients of all
+ranks slice by slice. They are summed, not averaged: each rank has already divided by the number of
+valid positions of the whole step, so the result is the gradient that one process would compute.
 """
 
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from lectern_models.layers import layers_of
 
 
 def shard(student: nn.Module, mesh: DeviceMesh) -> None:
-    """Splits the parameters, the same ones on every rank, in place. Do so before the optimizer.
+    """Shards the parameters, equal on every rank, in place. Call it before making the optimizer.
 
-    What is gathered together: each layer, that is each child of an outermost nn.ModuleList, and
-    whatever is in none (embedding, norm, head), which stays whole through forward and backward.
+    Gathered as a unit: each layer, that is each child of an outermost nn.ModuleList; and all
+    parameters outside of layers (embedding, norm, head), which stay whole through forward and
+    backward.
     """
     for layer in layers_of(student):
         fully_shard(layer, mesh=mesh)
@@ -33,9 +34,10 @@ def shard(student: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def split_again(student: nn.Module) -> None:
-    """Lets go of what a forward without a backward has left whole, where an update is to come.
+    """Frees the parameters that a forward without a backward left gathered.
 
-    An optimizer changes slices: the next forward would take what is whole, and so of before.
+    Call it before an update: the optimizer changes only slices, so the next forward would use the
+    stale gathered parameters.
     """
     for module in student.modules():
         if isinstance(module, FSDPModule):
@@ -43,9 +45,9 @@ def split_again(student: nn.Module) -> None:
 
 
 def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Returns whole tensors on the CPU where `keep`, else none. All ranks call it, in one order.
+    """Returns whole tensors on the CPU if `keep`, else nothing. All ranks call it in one order.
 
-    One tensor at a time is whole on the device. What is whole already is no copy.
+    Only one tensor at a time is whole on the device. A tensor that is already whole is not copied.
     """
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -56,12 +58,12 @@ def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Returns the tensor with all its slices; all ranks call it."""
+    """Returns the tensor gathered from all ranks; all ranks call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Returns a whole tensor, the same on every rank, as the parameter is: device and slice."""
+    """Returns a whole tensor, equal on every rank, moved and sharded like the parameter."""
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return tensor

@@ -1,16 +1,18 @@
-"""A run on several devices: this process holds the lock, starts one process a device, and watches.
+"""Supervises a run on several devices: starts one process per device, and watches them.
 
-    ends by itself              rank 0's exit status is the run's
-    any rank dies               all are killed, and started again from the last checkpoint, up to
+The supervisor holds the run's lock.
+
+    the run ends                rank 0's exit status is the run's
+    a rank dies                 all are killed and restarted from the last checkpoint, up to
                                 max_restarts times; then the run is interrupted, `rank_lost`
-    this process is asked to stop    every rank is told, through the pipe that is its stdin
-    this process dies           the pipes close, and every rank ends at once
+    a stop is requested         every rank is told through a pipe, its stdin
+    the supervisor dies         the pipes close, and every rank ends at once
 
-The ranks meet through a file in a folder that only this user can read: no port is opened for it,
-and what FSDP exchanges is bound to the loopback interface. Over several machines `torchrun` starts
-the ranks (`python -m student_trainer` finds RANK and WORLD_SIZE set), with its own restarts.
+The ranks meet through a file in a folder that only this user can read, so no port is opened for
+that; the traffic of FSDP is bound to the loopback interface. On several machines `torchrun` starts
+the ranks (`python -m student_trainer` finds RANK and WORLD_SIZE set) and restarts them.
 
-No torch is imported here.
+This module does not import torch.
 """
 
 import math
@@ -36,20 +38,20 @@ RENDEZVOUS = "LECTERN_RENDEZVOUS"
 _SUPERVISOR = "LECTERN_SUPERVISOR"
 _RESTARTED = "LECTERN_RESTARTED"
 _KEPT_OPEN = "LECTERN_KEPT_OPEN"
-# Exit status of a rank that ended for a reason which is no answer of the run's.
+# Exit status of a rank that ended for a reason that says nothing about the run.
 RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
 _STDIN = 0
 _STOP_WORD = b"stop\n"
 _POLL_SECONDS = 0.1
-# From rank 0's end until the others are ended, and from another's failure until all are.
+# From rank 0's end until the others are killed, and from another's failure until all are.
 _GRACE_SECONDS = 20.0
-# From the first rank that ended with an error of its own until that counts as a loss.
+# From the first rank that exits with an unexpected status until that counts as a loss.
 _BROKEN_SECONDS = 5.0
 
 
 class RanksLost(Exception):
-    """A rank died, and max_restarts are used up. The message is for people."""
+    """A rank died, and max_restarts is used up. The message is for people."""
 
 
 def supervise(
@@ -62,47 +64,47 @@ def supervise(
     keep_open: tuple[int, ...],
     on_lost: Callable[[str, int], None],
 ) -> int:
-    """Returns rank 0's exit status once all ranks are gone.
+    """Returns rank 0's exit status once all ranks have ended.
 
     Args:
         command: starts a rank; `--resume` is added for a restart.
-        environment: of the ranks, which find in it what they are.
+        environment: of the ranks; each rank's own variables are added.
         count: number of ranks.
-        max_restarts: see the module's head.
+        max_restarts: see the module docstring.
         stop: passed on to the ranks.
-        keep_open: descriptors that ranks inherit, and what they start does not (the run's lock: it
-            is free when all of them are gone).
-        on_lost: told (what happened, restart number) before each restart.
+        keep_open: file descriptors that ranks inherit, but not their child processes (the run's
+            lock, so that it is free once all ranks have ended).
+        on_lost: called with (what happened, restart number) before each restart.
 
     Raises:
-        RanksLost: one died once too often, or while a stop was under way.
+        RanksLost: a rank died once too often, or during a stop.
     """
     again: dict[str, str] = {}
     for restart in range(max_restarts + 1):
         arguments = [*command, "--resume"] if restart and "--resume" not in command else command
         with _started(arguments, {**environment, **again}, count, keep_open) as ranks:
-            code = _watched(ranks, stop)
+            code = _wait_for_end(ranks, stop)
             if code is not None:
                 return code
-            lost = _what_was_lost(ranks)
+            lost = _describe_loss(ranks)
         if stop.requested or restart == max_restarts:
             break
         _log.warning("rank_lost", what=lost, restart=restart + 1)
         on_lost(lost, restart + 1)
         again = {_RESTARTED: f"{lost} ({restart + 1} of {max_restarts} restarts)"}
-    raise RanksLost(f"{lost}; {restart} of {max_restarts} restarts were made; see trainer.log")
+    raise RanksLost(f"{lost}; {restart} of {max_restarts} restarts used; see trainer.log")
 
 
 def listen_to_supervisor(stop: Stop) -> None:
-    """Has a rank stop when its supervisor says so, and end at once when that is gone.
+    """Makes this rank stop when its supervisor says so, and end at once if the supervisor dies.
 
-    From then on what the rank starts inherits nothing of what it was given to keep open.
+    From now on, child processes do not inherit the descriptors that the rank keeps open.
     """
     for descriptor in os.environ[_KEPT_OPEN].split():
         os.set_inheritable(int(descriptor), False)
 
     def listen() -> None:
-        # Not through sys.stdin, whose lock a thread may not hold when the interpreter ends.
+        # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
         while os.read(_STDIN, len(_STOP_WORD)):
             stop.request()
         os._exit(RANK_LOST)
@@ -111,21 +113,21 @@ def listen_to_supervisor(stop: Stop) -> None:
 
 
 def is_supervised() -> bool:
-    """Returns True in a rank that `supervise` started, False in one of torchrun's or in none."""
+    """Returns True in a rank that `supervise` started; False under torchrun or without ranks."""
     return supervisor_pid() is not None
 
 
 def supervisor_pid() -> int | None:
-    """Returns the pid of the process that started this rank; None where `supervise` did not."""
+    """Returns the supervisor's pid; None if `supervise` did not start this process."""
     pid = os.environ.get(_SUPERVISOR)
     return None if pid is None else int(pid)
 
 
 def another_rank_went(patience_seconds: float) -> bool:
-    """Returns True in a rank beside which another has ended, or does within `patience_seconds`.
+    """Returns True if another rank has ended, or ends within `patience_seconds`.
 
-    A killed process closes its connections, which breaks the others', a moment before it has ended.
-    False in a rank that `supervise` did not start.
+    A killed process closes its connections, which breaks those of the others, a moment before it
+    has ended. Always False if `supervise` did not start this process.
     """
     pid, deadline = supervisor_pid(), time.monotonic() + patience_seconds
     if pid is None:
@@ -146,7 +148,7 @@ def _living_children(pid: int) -> int:
 
 
 def why_restarted() -> str | None:
-    """Returns why `supervise` started this rank again; None in one that it started first."""
+    """Returns why `supervise` restarted this rank; None if it was not restarted."""
     return os.environ.get(_RESTARTED)
 
 
@@ -167,13 +169,13 @@ def _started(
                     _SUPERVISOR: str(os.getpid()),
                     _KEPT_OPEN: " ".join(str(descriptor) for descriptor in keep_open),
                 }
-                # Unless somebody says how many, each has its part of the cores.
+                # Unless the environment sets it, each rank gets its share of the cores.
                 threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-                with _held_back(signal.SIGTERM, signal.SIGINT):
+                with _signals_blocked(signal.SIGTERM, signal.SIGINT):
                     ranks.append(
                         subprocess.Popen(
                             command,
-                            env={**threads, **environment, **_loopback_alone(), **place},
+                            env={**threads, **environment, **_loopback_only(), **place},
                             stdin=subprocess.PIPE,
                             pass_fds=keep_open,
                         )
@@ -189,11 +191,11 @@ def _started(
 
 
 @contextmanager
-def _held_back(*signals: signal.Signals) -> Iterator[None]:
-    """Within, signals wait; a process that is started keeps them waiting for all of its life.
+def _signals_blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Blocks signals; a process started meanwhile keeps them blocked for its whole life.
 
-    So a rank hears of what concerns all by its pipe alone, not by a Ctrl-C that reaches the whole
-    terminal, or by a SIGTERM to the group.
+    So a rank learns of a stop only through its pipe, not from a Ctrl-C in the terminal or a SIGTERM
+    to the process group.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -202,17 +204,17 @@ def _held_back(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
-    """Returns rank 0's exit status; None where a rank was lost. Others may still be alive."""
-    told, deadline, broken_until = False, math.inf, math.inf
+def _wait_for_end(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
+    """Returns rank 0's exit status; None if a rank was lost. Others may still be alive."""
+    stop_sent, deadline, broken_until = False, math.inf, math.inf
     while True:
-        if stop.requested and not told:
-            told = True
-            _tell(ranks)
+        if stop.requested and not stop_sent:
+            stop_sent = True
+            _send_stop(ranks)
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
-        # Once rank 0 has said how the run ended, nobody's end is a loss. Its end breaks the others'
-        # connections, and theirs may be seen first; a signal needs no such patience.
+        # Once rank 0 has ended with a status of the run, no other end is a loss. Its end breaks the
+        # connections of the others, whose ends may be seen first; a signal needs no such patience.
         if codes[0] not in _ORDINARY:
             if any(code < 0 for code in ended) or time.monotonic() > broken_until:
                 return None
@@ -220,7 +222,7 @@ def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
                 broken_until = min(broken_until, time.monotonic() + _BROKEN_SECONDS)
         if len(ended) == len(ranks):
             return codes[0]
-        # Rank 0 alone exports; that another is done is no reason for haste.
+        # Only rank 0 exports; another rank that is done does not set a deadline.
         if codes[0] is not None or any(ended):
             deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
         if time.monotonic() > deadline:
@@ -228,30 +230,30 @@ def _watched(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
         time.sleep(_POLL_SECONDS)
 
 
-def _tell(ranks: list["subprocess.Popen[bytes]"]) -> None:
+def _send_stop(ranks: list["subprocess.Popen[bytes]"]) -> None:
     for rank in ranks:
         if rank.stdin is not None:
             try:
                 rank.stdin.write(_STOP_WORD)
                 rank.stdin.flush()
             except BrokenPipeError:
-                continue  # it has ended; the next look says how
+                continue  # it has ended; the next poll says how
 
 
-def _what_was_lost(ranks: list["subprocess.Popen[bytes]"]) -> str:
-    """Says how the first lost rank ended: one killed by a signal before those it took along."""
+def _describe_loss(ranks: list["subprocess.Popen[bytes]"]) -> str:
+    """Returns how the lost rank ended; a rank killed by a signal comes before those that exited."""
     codes = [(rank, process.poll()) for rank, process in enumerate(ranks)]
     signalled = [(rank, code) for rank, code in codes if code is not None and code < 0]
     failed = [(rank, code) for rank, code in codes if code is not None and code > 0]
     for rank, code in signalled:
-        return f"rank {rank} of {len(ranks)} was ended by {signal.Signals(-code).name}"
+        return f"rank {rank} of {len(ranks)} was killed by {signal.Signals(-code).name}"
     for rank, code in failed:
-        return f"rank {rank} of {len(ranks)} ended with status {code}"
-    return f"a rank of {len(ranks)} did not end"
+        return f"rank {rank} of {len(ranks)} exited with status {code}"
+    return f"one of {len(ranks)} ranks did not end"
 
 
-def _loopback_alone() -> dict[str, str]:
-    """Returns settings that bind what ranks exchange to the loopback interface."""
+def _loopback_only() -> dict[str, str]:
+    """Returns settings that bind the traffic between ranks to the loopback interface."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in addresses):
             return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}

@@ -1,11 +1,11 @@
-"""The processes that train one run together, one a device; one alone is the usual case.
+"""The ranks of a run, one process per device, and what they exchange; usually only one.
 
-What is exchanged here are sums and words; parameters and gradients are FSDP's (sharding.py). Words
-travel as text of a fixed size, never pickled.
+Ranks exchange sums and short texts here; FSDP exchanges parameters and gradients (sharding.py).
+Texts travel as JSON of a fixed size, never pickled.
 
-An exchange among ranks takes part of all of them: a rank that left, for a stop or an error of its
-own, would leave the others waiting. So whatever may end a rank happens within `together()`, at
-whose end all hear of it and all leave at the same place.
+Every rank has to take part in every exchange: if one left, because of a stop or an error of its
+own, the others would wait forever. So whatever may end a rank happens within `together()`: at its
+end all ranks learn of it, and all leave at the same place.
 """
 
 import json
@@ -22,14 +22,14 @@ from lectern_common.errors import Incompatible, LecternError, Misconfigured, err
 from student_trainer.ranks.supervisor import RENDEZVOUS
 from student_trainer.stop import StopRequested
 
-# Longer than any wait for a teacher (its outage budget is added): a lost rank is noticed by its
-# closed connection, or by who started it, long before.
+# Longer than any wait for a teacher (its outage budget is added). A lost rank is noticed long
+# before, through its closed connection or by its supervisor.
 _PATIENCE_SECONDS = 900.0
 _WORDS_BYTES = 2048
 
 
 class Ranks:
-    """One rank's view of all. `Ranks()` is a run in one process; nothing is exchanged.
+    """One rank's view of all ranks. `Ranks()` is a run in one process; it exchanges nothing.
 
     Attributes:
         rank: 0 <= rank < size; rank 0 writes the run's folder.
@@ -56,10 +56,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What ends one rank within, ends all: errors before stops, the lowest rank's first.
+        """Ends all ranks if the body ends one: errors before stops, the lowest rank's error first.
 
-        Nothing may be exchanged within. Raises on every rank what is the same word and sentence as
-        the first one's error, or StopRequested.
+        The body must not exchange anything. Every rank raises an error of the same reason and
+        message as the first, or StopRequested.
         """
         if self.mesh is None:
             yield
@@ -79,10 +79,10 @@ class Ranks:
             raise StopRequested
 
     def require_same(self, **facts: str | None) -> None:
-        """Returns where every rank gives the same facts (a hash, a name).
+        """Raises unless every rank gives the same facts (a hash, a name).
 
         Raises:
-            Incompatible: on all ranks; names the first that differs, and two ranks.
+            Incompatible: on all ranks; names the first fact that differs, and two ranks.
         """
         if self.mesh is None:
             return
@@ -91,20 +91,20 @@ class Ranks:
             for rank, theirs in enumerate(given):
                 if theirs[name] != given[0][name]:
                     raise Incompatible(
-                        f"{name} of rank {rank} is {theirs[name]}, that of rank 0 is "
-                        f"{given[0][name]}; every rank needs the same"
+                        f"rank {rank} has {name} {theirs[name]}, but rank 0 has {given[0][name]}; "
+                        "every rank needs the same"
                     )
 
     def from_first(self, values: Sequence[int]) -> list[int]:
-        """Returns rank 0's values, each below 2 ** 53, on every rank; all give as many."""
+        """Returns rank 0's values, each below 2 ** 53, on every rank; all pass equally many."""
         own = values if self.is_first else [0] * len(values)
         return [round(value) for value in self.totals(*own)]
 
     def _gathered(self, words: str) -> list[str]:
-        """Returns every rank's words, in order of ranks."""
+        """Returns the text of every rank, in order of ranks."""
         data = words.encode()
         if len(data) > _WORDS_BYTES:
-            raise ValueError(f"{len(data)} bytes are more than ranks tell each other")
+            raise ValueError(f"{len(data)} bytes exceed the {_WORDS_BYTES} that ranks exchange")
         own = torch.tensor(list(data.ljust(_WORDS_BYTES)), dtype=torch.uint8)
         every = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(every, own)
@@ -112,15 +112,15 @@ class Ranks:
 
 
 def join_ranks(device: torch.device, count: int, patience_seconds: float) -> Ranks:
-    """Returns this process's place among the ranks that its environment names, having met them.
+    """Joins the ranks that the environment names, and returns this process's view of them.
 
     Args:
         device: of this rank.
-        count: ranks that the spec asks for.
+        count: number of ranks in the spec.
         patience_seconds: how long a rank may wait for its teacher.
 
     Raises:
-        Misconfigured: there are more or fewer.
+        Misconfigured: more or fewer ranks were started.
     """
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None or size is None:
@@ -142,13 +142,13 @@ def join_ranks(device: torch.device, count: int, patience_seconds: float) -> Ran
 
 
 def leave_ranks(ranks: Ranks) -> None:
-    """Lets go of what `join_ranks` made."""
+    """Closes the process group that `join_ranks` opened."""
     if ranks.mesh is not None:
         dist.destroy_process_group()
 
 
 def local_rank() -> int:
-    """Returns which of this machine's devices is this process's."""
+    """Returns the index of this process's device on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -1,1 +1,1 @@
-"""A run from spec to end: assembled, checked, trained, resumed."""
+"""A run from its spec to its end: assembled, checked, trained, exported, resumed."""

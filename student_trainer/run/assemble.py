@@ -1,4 +1,4 @@
-"""A run spec turned into the parts of a run: every field of the spec is read here, or refused.
+"""Assembles a run's parts from its spec: every field is applied here, or refused.
 
 student     student.*, device.kind, device.compile, seed
 data        data.*, evaluation.max_sequences (select.py), batch.sequences_per_step, seed
@@ -8,16 +8,13 @@ checkpoints checkpoint.*
 (device.threads and report_to are applied by life.py)
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lectern_common.errors import CorruptData, Incompatible
-from lectern_common.run_folder import EARLY_STOPPED
-from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.errors import Incompatible
+from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_models.loading import num_parameters
 from student_trainer.data.rows import ShuffledBatches, in_order
@@ -27,133 +24,30 @@ from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
 from student_trainer.ranks.sharding import shard
+from student_trainer.run.assembled import Assembly
 from student_trainer.run.checks import check_before_training
 from student_trainer.run.connect import open_teaching, teacher_facts
 from student_trainer.run.optim import Schedule, build_adamw
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings, Teaching
-from student_trainer.run.resume import (
-    best_saved,
-    newest_of_all,
-    taught_by,
-)
-from student_trainer.student.export import export_student
+from student_trainer.run.resume import best_saved, newest_of_all, taught_by
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
 
 
-@dataclass(frozen=True)
-class Assembly:
-    """A run that is ready to be trained from `progress` on, and then exported."""
-
-    context: RunContext
-    parts: Parts
-    settings: Settings
-    progress: Progress
-    loaded: LoadedStudent
-    data: Data
-
-    @property
-    def spec(self) -> RunSpec:
-        return self.context.spec
-
-    @property
-    def student(self) -> CausalStudent:
-        return self.loaded.student
-
-    def export(self) -> None:
-        """Writes export/: with patience of the lowest validation loss, else of the last step.
-
-        Raises:
-            CorruptData: the checkpoint with these weights is gone, or broken.
-            DiskFull and others: as export.py says.
-        """
-        folder = self.context.folder
-        student, progress = self._to_export()
-        facts, record = self.parts.checkpoint_facts, progress.record
-        rows_seen = progress.step * self.spec.batch.sequences_per_step
-        manifest = self.data.manifest
-        export_student(
-            student.model,
-            folder.export_path,
-            adapters=student.adapters,
-            student_folder=self.loaded.folder,
-            dataset=self.data.folder,
-            eos_token_id=None if manifest is None else manifest.eos_token_id,
-            metadata={
-                "run_id": folder.run_id,
-                "teacher_model": facts["teacher_model"],
-                "teacher_fingerprint": facts["teacher_fingerprint"],
-                "teacher_weights_sha256": facts["teacher_weights_sha256"],
-                "student_model": self.spec.student.init or self.spec.student.config,
-                "initial_weights_sha256": facts["initial_weights_sha256"],
-                **self.loaded.facts,
-                "alpha": self.spec.objective.alpha,
-                "temperature": self.spec.objective.temperature,
-                "divergence": self.spec.objective.divergence,
-                "representation": self.spec.teacher.representation if self.spec.teacher else None,
-                "final_loss": record.get("loss/total"),
-                "validation_loss": record.get("loss/val"),
-                "validation_kl": record.get("val/kl"),
-                "validation_top1_agreement": record.get("val/top1_agreement"),
-                "epoch": round(rows_seen / len(self.data.training), 4),
-                "step": progress.step,
-                "steps_made": self.progress.step,
-                "tokens_seen": progress.tokens_seen,
-                "seed": self.spec.seed,
-                "data_sha256": None if manifest is None else manifest.corpus_sha256,
-                "spec_sha256": hashlib.sha256(dump_spec(self.spec).encode()).hexdigest(),
-            },
-        )
-        self.parts.recorder.event(
-            "exported", step=progress.step, validation_loss=record.get("loss/val")
-        )
-
-    def ending(self) -> tuple[str | None, str | None]:
-        """Returns why a finished run ended before its last step: a word and a sentence, or None."""
-        early = self.progress.best.is_over(self.spec.evaluation.patience)
-        if not early or self.progress.step >= self.spec.schedule.steps:
-            return None, None
-        return EARLY_STOPPED, self.progress.best.sentence()
-
-    def _to_export(self) -> tuple[CausalStudent, Progress]:
-        """Returns the trained student in one piece, and where it was in the run.
-
-        Of several ranks each holds but a part; the weights of an earlier step are nowhere but in
-        its checkpoint.
-        """
-        step, best = self.progress.step, self.progress.best.step
-        if self.spec.evaluation.patience is not None and best is not None:
-            step = best
-        is_whole = self.parts.ranks.size == 1
-        if is_whole and step == self.progress.step:
-            return self.student, self.progress
-        store, begun = self.parts.checkpoints, self.parts.checkpoint_facts
-        if store is None:
-            raise CorruptData(f"run {self.context.folder.run_id} has no checkpoint to export")
-        checkpoint = store.at(step)
-        student = self.student
-        if not is_whole:
-            student = load_student(
-                self.spec, self.context.roots, torch.device("cpu"), begun
-            ).student
-        load_model_tensors(student, checkpoint.model_tensors())
-        return student, Progress.of_state(checkpoint.state)
-
-
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
-    """Returns a run's parts, everything checked that can be checked before the first step.
+    """Returns a run's parts, after every check that is possible before the first step.
 
-    What may end one rank happens within `together()`; nothing is exchanged in there (world.py).
+    Whatever may end one rank happens within `together()`, without any exchange (world.py).
 
     Args:
-        run: whose parts they are.
-        resume: go on from the newest intact checkpoint, if there is one.
+        run: the run to assemble.
+        resume: continue from the newest intact checkpoint, if there is one.
 
     Raises:
         StopRequested: a stop was requested meanwhile.
-        InvalidSpec: a resume changes what it may not.
-        LecternError: student, data and teacher do not exist, are broken, or do not fit together.
+        InvalidSpec: the spec changes something that a resume must not change.
+        LecternError: student, data or teacher is missing, broken, or incompatible with the others.
     """
     spec, ranks, recorder = run.spec, run.ranks, run.recorder
     recorder.set_progress(device=device_name(run.device))
@@ -213,7 +107,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
 
 
 def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Checkpoint | None]:
-    """Returns the run's checkpoints, and the one that it goes on from, if it does."""
+    """Returns the run's checkpoints, and the one to resume from, if any."""
     store = CheckpointStore(
         run.folder.checkpoints_path,
         keep_last=run.spec.checkpoint.keep_last,
@@ -224,22 +118,22 @@ def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Che
 
 
 def _student(run: RunContext, begun: Mapping[str, Any] | None) -> LoadedStudent:
-    """Returns the student as it is before the run, not yet the checkpoint's."""
+    """Returns the student with its initial weights; a checkpoint's are loaded later."""
     loaded = load_student(run.spec, run.roots, run.device, begun)
     run.stop.check()
     return loaded
 
 
 def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | None) -> Data:
-    """Returns the run's rows. Raises Incompatible unless they are those that it began with."""
+    """Returns the run's rows. Raises Incompatible if they have changed since the run began."""
     student, spec = loaded.student, run.spec
     data = open_data(spec, run.roots, student.vocab_size, loaded.tokens)
     if not spec.data.attention_across_documents:
         student.require_documents_apart()
     if begun is not None and begun["data_sha256s"] != data.sha256s:
         raise Incompatible(
-            f"the data of run {run.folder.run_id} is not what it was when the run began "
-            "(corpus_sha256 differs); put it back, or start another run"
+            f"the data of run {run.folder.run_id} has changed since the run began (corpus_sha256 "
+            "differs); restore it, or start another run"
         )
     run.stop.check()
     return data
@@ -248,7 +142,7 @@ def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | Non
 def _teacher(
     run: RunContext, loaded: LoadedStudent, data: Data, begun: Mapping[str, Any] | None
 ) -> Teaching | None:
-    """Returns how the run is taught, by the teacher that it began with; None if it is not."""
+    """Returns the connection to the teacher that the run began with; None without a teacher."""
     if run.spec.teacher is None:
         return None
     return open_teaching(run, run.spec.teacher, loaded, data.manifest, taught_by(run.folder, begun))
@@ -257,7 +151,7 @@ def _teacher(
 def _optimizer(
     run: RunContext, student: CausalStudent, checkpoint: Checkpoint | None
 ) -> torch.optim.Optimizer:
-    """Returns AdamW over the student, which is split among the ranks first; as it was saved."""
+    """Shards the student among the ranks, and returns AdamW over it, as saved if resumed."""
     if run.ranks.mesh is not None:
         shard(student, run.ranks.mesh)
     optimizer = build_adamw(student, run.spec.optimizer.betas, run.spec.optimizer.weight_decay)
@@ -267,7 +161,7 @@ def _optimizer(
 
 
 def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | None) -> Progress:
-    """Returns where the run goes on from, having told the recorder."""
+    """Returns the progress to continue from, and passes it to the recorder."""
     progress = Progress()
     if checkpoint is None:
         run.recorder.no_checkpoint()
@@ -285,9 +179,9 @@ def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | 
 def _samples(
     run: RunContext, prompts: Prompts | None, teaching: Teaching | None, progress: Progress
 ) -> Samples | None:
-    """Returns what samples the run, its teacher asked from now on; None without prompts.
+    """Returns the run's samples, and starts asking the teacher; None without prompts.
 
-    All ranks write on; the first asks the teacher, and keeps what was written.
+    All ranks generate the student's texts; the first asks the teacher and writes the file.
     """
     if prompts is None:
         return None
@@ -297,7 +191,7 @@ def _samples(
         teacher = TeacherTexts(teaching.provider, prompts)
     samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():
-        # Those of a step that is evaluated already are there.
+        # The samples of a step that is already evaluated are kept.
         samples.keep_before(progress.step + ("loss/val" in progress.record))
     return samples
 
@@ -305,7 +199,7 @@ def _samples(
 def _facts(
     run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
 ) -> dict[str, Any]:
-    """Returns what every checkpoint says of the run beside its progress."""
+    """Returns what every checkpoint stores about the run, besides its progress."""
     return {
         "spec": run.spec.model_dump(mode="json"),
         "initial_weights_sha256": loaded.initial_sha256,
@@ -318,7 +212,7 @@ def _facts(
 def _described(
     run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
 ) -> dict[str, Any]:
-    """Returns what the run's events say of its parts."""
+    """Returns the description of the run's parts for its event `assembled`."""
     model = None if teaching is None else teaching.model
     return {
         "device": device_name(run.device),
@@ -331,7 +225,7 @@ def _described(
         "validation_duplicates": data.validation_duplicates,
         "teacher": None if model is None else model.model_id,
         "teacher_device": None if model is None else model.device,
-        # Of loss/kd, and of val/kl.
+        # What loss/kd and val/kl measure.
         "kd_is": None if teaching is None else teaching.representation.kd_is,
     }
 

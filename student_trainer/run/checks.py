@@ -1,12 +1,11 @@
-"""What is checked of a run before its first update: memory, the teacher's answers, and whether the
-student is its teacher already.
+"""Checks before a run's first update: memory, the teacher's answers, something to learn.
 
-Memory and teacher are checked the same way by `lectern train --dry-run`, of a student without
-weights (dry_run.py).
+`lectern train --dry-run` checks memory and teacher in the same way, with a student without weights
+(dry_run.py).
 
-Is a student its teacher before it has learnt anything, there is nothing to distil. Equal weights
-have equal hashes, whatever they are loaded in (compatibility.py). This finds out what hashes do not
-show: adapters that change nothing yet, converted files, a copy under another name.
+If the student equals its teacher before it has learnt anything, there is nothing to distil. Equal
+weights have equal hashes, whatever dtype they are loaded in (compatibility.py). The check here
+finds what hashes do not show: adapters that change nothing yet, converted files, renamed copies.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +47,7 @@ _log = structlog.get_logger()
 def memory_needed(
     spec: RunSpec, shape: ModelShape, model: teacher_pb2.Model | None, device: torch.device
 ) -> MemoryEstimate:
-    """Returns what each device needs for the run; `model` is the teacher's, None without one."""
+    """Returns what each device needs for the run; `model` is the teacher, None without one."""
     chunk_tokens = auto_chunk_tokens(shape.vocab_size, device)
     on_cuda = device.type == "cuda"
     computed = computation_of(spec, model, shape.vocab_size, chunk_tokens, on_cuda=on_cuda)
@@ -56,12 +55,12 @@ def memory_needed(
 
 
 def free_memory(device: torch.device, held_bytes: int = 0) -> FreeMemory:
-    """Returns what there is on the device and on the host, `held_bytes` of the run included."""
+    """Returns the free memory of device and host, counting `held_bytes` of the run as free."""
     host = free_host_bytes()
     if device.type != "cuda":
         return FreeMemory("cpu", host + held_bytes, host + held_bytes)
     free, _ = torch.cuda.mem_get_info(device)
-    # What torch has taken and does not use is free for the run.
+    # What torch has reserved but does not use is free for the run.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return FreeMemory(str(device), free + unused + held_bytes, host)
 
@@ -69,10 +68,10 @@ def free_memory(device: torch.device, held_bytes: int = 0) -> FreeMemory:
 def require_memory(
     estimate: MemoryEstimate, free: FreeMemory, processes: int = 1
 ) -> dict[str, Any]:
-    """Returns the estimate's parts and what is free, for the run's events; warns where it is tight.
+    """Returns the estimate's parts and what is free, for the run's events; warns if it is tight.
 
     Raises:
-        Misconfigured: what is certain to be needed does not fit; says what to set.
+        Misconfigured: what is certainly needed does not fit; the message says what to set.
     """
     fit = memory_fit(estimate, free, processes)
     if fit.problem is not None:
@@ -89,12 +88,12 @@ def require_promises(
     representation: Representation,
     temperature: float,
 ) -> str | None:
-    """Returns in words what the teacher's answers were found to be, see teacher/probe.py.
+    """Probes the teacher, and returns the finding in words (teacher/probe.py).
 
-    None where no row of `batch`, the run's first, has a valid position: nothing is asked.
+    Returns None, without asking, if no row of `batch`, the run's first, has a valid position.
 
     Raises:
-        TeacherError: they are not what they promise.
+        TeacherError: the teacher's answers are inconsistent.
         LecternError: as TargetsProvider.score says.
     """
     rows = ProbeRows.of_batch(batch)
@@ -112,25 +111,25 @@ def check_before_training(
     *,
     asks_teacher: bool,
 ) -> dict[str, Any]:
-    """Returns what was found, for the run's events.
+    """Checks memory and teacher, and returns the findings for the run's events.
 
     Args:
         spec: the run's.
         student: whole, on its device.
-        teaching: by its teacher; None without one.
-        batch_at: gives the rows of a step.
-        device: where it is trained.
-        asks_teacher: probe the teacher too: one rank of all does, and a resumed run has done so.
+        teaching: the run's teacher; None without one.
+        batch_at: returns the rows of a step.
+        device: that the student is trained on.
+        asks_teacher: also probe the teacher; only one rank does, and not in a resumed run.
 
     Raises:
-        Misconfigured: memory does not suffice.
-        TeacherError: the teacher's answers are not what they promise.
+        Misconfigured: there is not enough memory.
+        TeacherError: the teacher's answers are inconsistent.
         LecternError: as TargetsProvider.score says.
     """
     model = None if teaching is None else teaching.model
     estimate = memory_needed(spec, shape_of(student.model), model, device)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
-    # On the CPU all of this machine's processes of the run are about here, and hold as much each.
+    # On the CPU, all ranks of this machine are at about this point, and hold equally much.
     processes = local_ranks()
     held *= 1 if device.type == "cuda" else processes
     found: dict[str, Any] = {
@@ -149,34 +148,33 @@ def check_before_training(
         spec.objective.temperature,
     )
     if teaching.take_received is not None:
-        teaching.take_received()  # no part of any step
+        teaching.take_received()  # resets the count: the probe is not part of a step
     return found
 
 
-# Divergence (in nats, times T^2) at or under which a student that has not learnt yet is the
-# teacher.
+# Divergence (in nats, times T^2) up to which an untrained student counts as equal to its teacher.
 SAME_DISTRIBUTION_NATS = 1e-5
 
 
 def require_something_to_learn(
     kd: float, objective: Objective, forward_kl: Callable[[], float]
 ) -> None:
-    """Returns where the first step's distributions differ.
+    """Raises SameWeights unless the distributions of the first step differ.
 
-    Whatever differs does so by 1 / T^2 of it at a high temperature. An estimate from draws is 0
-    between equal distributions, and may be below 0 between others. jsd vanishes between any two as
-    its beta nears 0 or 1, so that one alone proves nothing.
+    At a high temperature a divergence shrinks by 1 / T^2. An estimate from draws is 0 between equal
+    distributions, and may be below 0 between different ones. jsd vanishes between any two
+    distributions as its beta approaches 0 or 1, so a small jsd alone proves nothing.
 
     Args:
         kd: the divergence of the objective, before any update.
         objective: the run's.
-        forward_kl: gives KL(teacher || student) of the same step at the same temperature.
+        forward_kl: returns KL(teacher || student) of the same step at the same temperature.
 
     Raises:
-        SameWeights: they do not.
+        SameWeights: the distributions are equal.
     """
     weight = max(1.0, objective.temperature**2)
-    # NaN is no sign of equal ones either: the loop skips such a step.
+    # NaN does not count as equal: the loop skips such a step.
     if not abs(kd) * weight <= SAME_DISTRIBUTION_NATS:
         return
     if objective.divergence == "jsd":
@@ -184,8 +182,8 @@ def require_something_to_learn(
         if abs(kd) * weight > SAME_DISTRIBUTION_NATS:
             return
     raise SameWeights(
-        f"the student already gives the teacher's distribution ({kd:.1e} nats apart before the "
-        "first update): there is nothing to distil. Take another student or teacher, or set "
+        f"the student already matches the teacher's distribution ({kd:.1e} nats apart before the "
+        "first update), so there is nothing to distil; use another student or teacher, or set "
         "teacher.allow_same_weights"
     )
 

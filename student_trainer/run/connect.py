@@ -1,4 +1,4 @@
-"""The teacher that a run spec asks for, connected and held against student and data."""
+"""Connects the teacher of a run spec, and checks that it fits student and data."""
 
 from typing import Any
 
@@ -24,17 +24,18 @@ def open_teaching(
     manifest: ShardManifest | None,
     taught_by: TeacherIdentity | None,
 ) -> Teaching:
-    """Returns how the run is taught, its teacher connected.
+    """Connects the run's teacher, and returns it with how the run asks it.
 
     Args:
-        run: `secrets`, `cache` and `data` of its roots are used; its stack closes the connection.
+        run: its roots `secrets`, `cache` and `data` are used; its stack closes the connection.
         teacher: the spec's.
         loaded: the student.
         manifest: of the training shards; None for synthetic data.
-        taught_by: what the run was accepted with, or begun with; None: not known yet.
+        taught_by: the teacher that the run was accepted with, or began with; None means not known
+            yet.
 
     Raises:
-        LecternError: it cannot be reached, is another one, or does not fit.
+        LecternError: the teacher cannot be reached, is a different model, or does not fit.
     """
     remote = _remote(run, teacher, loaded.student.vocab_size)
     model = remote.connect(taught_by)
@@ -54,7 +55,7 @@ def open_teaching(
 
 
 def teacher_facts(model: teacher_pb2.Model | None) -> dict[str, Any]:
-    """Returns what checkpoints and exports say of the teacher; None: the run has none."""
+    """Returns what checkpoints and exports store about the teacher; None without a teacher."""
     return {
         "teacher_model": None if model is None else model.model_id,
         "teacher_fingerprint": None if model is None else model.fingerprint,

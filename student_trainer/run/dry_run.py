@@ -1,8 +1,8 @@
-"""`python -m student_trainer.run.dry_run`: what can be known of a run only with torch loaded.
+"""`python -m student_trainer.run.dry_run`: the checks of a dry run that need torch.
 
-Started by `lectern train --dry-run`, with the resolved spec on its standard input. Prints one JSON
-object: checks (device, memory, answers), and the numbers that they rest on. Reads no weights,
-starts no run, and leaves no file.
+`lectern train --dry-run` starts it, with the resolved spec on standard input. It prints one JSON
+object: checks (device, memory, answers), and the numbers behind them. It reads no weights, starts
+no run, and leaves no file.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.shards import open_shards, read_manifest
 from protos import teacher_pb2
 
-# Of the teacher's vocabulary: its whole head may be a gigabyte, and a few ids show what is wrong.
+# Rows of the teacher's head: the whole may be a gigabyte, and a few ids show what is wrong.
 _PROBED_HEAD_ROWS = 1024
-# Of each probed row: longer ones would only take longer.
+# Tokens of each probed row: more would only take longer.
 _PROBED_TOKENS = 128
 _DEADLINE_SECONDS = 30.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0: what is wrong is among the checks."""
+    """Prints the checks and returns 0, even if a check has failed."""
     arguments = _parser().parse_args(argv)
     configure_logs("error")
     spec = parse_spec(json.load(sys.stdin))
@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
 def look(
     spec: RunSpec, roots: Roots, *, asks_teacher: bool, free: FreeMemory | None = None
 ) -> dict[str, Any]:
-    """Returns {"checks": [...]}, and what is known of "shape", "memory", "needed_bytes" and "free".
+    """Returns {"checks": [...]} and, if known, "shape", "memory", "needed_bytes" and "free".
 
     Args:
-        spec: the run's; its data has been found to be there.
+        spec: the run's; its data is known to exist.
         roots: what its paths are relative to.
-        asks_teacher: probe its answers, too.
-        free: memory to count with, instead of what is free now.
+        asks_teacher: also probe the teacher's answers.
+        free: memory to assume instead of what is free now.
     """
     from student_trainer.ranks.device import choose_device, device_name
     from student_trainer.run.checks import free_memory
@@ -84,18 +84,18 @@ def look(
 
 
 def _require_devices(spec: RunSpec, kind: str) -> None:
-    """Raises Misconfigured where one machine has fewer GPUs than are asked for."""
+    """Raises Misconfigured if this machine has fewer GPUs than device.count."""
     import torch
 
     if kind == "cuda" and spec.device.count > torch.cuda.device_count():
         raise Misconfigured(
-            f"device.count is {spec.device.count}, torch sees {torch.cuda.device_count()} CUDA "
+            f"device.count is {spec.device.count}, but torch sees {torch.cuda.device_count()} CUDA "
             "devices; lower it, or start the ranks on several machines with torchrun"
         )
 
 
 def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None]:
-    """Returns the student's shape; without it, the check that says why it is not known."""
+    """Returns the student's shape, or a check that says why it is not known."""
     from student_trainer.student.shape import shape_without_weights
 
     origin = spec.student
@@ -106,9 +106,9 @@ def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None
             return shape_without_weights(origin, folder), None
     except LecternError as error:
         return None, Check.failed("memory", error)
-    what = "the student is not here, so its size is not known"
+    what = "the student is not on this machine, so its size is not known"
     if origin.init is not None:
-        what = "the size of a hub id's model is not known here"
+        what = "the student is a hub id, so its size is not known yet"
     return None, Check("memory", Outcome.SKIP, what)
 
 
@@ -119,12 +119,12 @@ def _memory(
     device: Any,
     free: FreeMemory,
 ) -> tuple[Check, dict[str, Any]]:
-    """Returns whether the run fits into memory, and the numbers that this rests on."""
+    """Returns the check of memory, and the numbers behind it."""
     from student_trainer.run.checks import memory_needed
 
     estimate = memory_needed(spec, shape, model, device)
     fit = memory_fit(estimate, free, spec.device.count)
-    check = Check("memory", Outcome.PASS, "what the run needs is free")
+    check = Check("memory", Outcome.PASS, "the run fits into free memory")
     if fit.problem is not None:
         check = Check.failed("memory", Misconfigured(fit.problem))
     elif fit.warning is not None:
@@ -140,7 +140,7 @@ def _memory(
 def _probed(
     spec: RunSpec, teacher: TeacherSpec, roots: Roots, shape: ModelShape | None
 ) -> tuple[teacher_pb2.Model, str]:
-    """Returns what the teacher says of itself, and what its answers were found to be."""
+    """Returns the teacher's description of itself, and the finding of the probe."""
     import torch
 
     from student_trainer.stop import Stop
@@ -155,7 +155,7 @@ def _probed(
     asked = vocab_size
     if teacher.asks_for.format.needs_head:
         asked = min(asked, _PROBED_HEAD_ROWS)
-    # The head is fetched into a folder that goes: it is a few rows of it.
+    # The head goes to a temporary folder: these are only a few of its rows.
     with (
         tempfile.TemporaryDirectory(prefix="lectern-dry-run-") as cache,
         RemoteTeacher(
@@ -183,7 +183,7 @@ def _probed(
 
 
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
-    """Returns the beginning of the dataset's first rows, to be asked about."""
+    """Returns the start of the dataset's first rows, for the probe."""
     from student_trainer.batch import Batch
     from student_trainer.data.sources import TokenStream
     from student_trainer.teacher.probe import PROBE_SEQUENCES, ProbeRows
@@ -203,7 +203,7 @@ def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m student_trainer.run.dry_run")
-    parser.add_argument("--ask-teacher", action="store_true", help="probe its answers")
+    parser.add_argument("--ask-teacher", action="store_true", help="probe the teacher's answers")
     return parser
 
 

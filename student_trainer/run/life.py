@@ -1,6 +1,6 @@
-"""The life of one run in a process: started or resumed, trained, exported, ended with a reason.
+"""The life of a run in its process: started or resumed, trained, exported, ended.
 
-Whatever ends it, status.json says why; the exit status tells who started it what to do next.
+Whatever ends a run, status.json says why; the exit status tells the parent process what to do next.
 """
 
 import os
@@ -32,24 +32,24 @@ _log = structlog.get_logger()
 # Exit statuses; see __main__.py.
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
 _STOPPED = RunState.STOPPED, "stopped", "stopped on request"
-# A resume may come while the ranks of a trainer that was killed are still ending.
+# A resume may start while the ranks of a killed trainer are still ending.
 _RANKS_END_SECONDS = 10.0
-# From a rank's error until another, whose end would explain it, is seen to have ended.
+# How long a rank with an error waits for another rank's end, which would explain the error.
 _OTHERS_END_SECONDS = 2.0
 
 
 def run_trainer(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
-    """Trains the run in this process, or in one for each device; returns the exit status.
+    """Trains the run in this process, or in one process per device; returns the exit status.
 
     Args:
-        folder: of the run; it is locked meanwhile.
+        folder: of the run; locked meanwhile.
         roots: what the spec's paths are relative to.
-        stop: ends it at the next step boundary.
-        resume: go on from the newest checkpoint.
+        stop: ends the run at the next step boundary.
+        resume: continue from the newest checkpoint.
     """
     try:
         if "RANK" in os.environ:
-            return _one_of_several(folder, roots, stop, resume=resume)
+            return _as_rank(folder, roots, stop, resume=resume)
         with folder.locked(_RANKS_END_SECONDS if resume else 0.0) as lock:
             _require_fresh_or_resume(folder, resume=resume)
             if _device_count(folder) > 1:
@@ -64,7 +64,7 @@ def run_trainer(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) ->
 def _on_several_devices(
     folder: RunFolder, roots: Roots, stop: Stop, lock: int, *, resume: bool
 ) -> int:
-    """Starts a rank a device and watches them; returns the exit status."""
+    """Starts one rank per device and watches them; returns the exit status."""
     spec = folder.read_spec()
     command = [sys.executable, "-m", "student_trainer", str(folder.path)]
     try:
@@ -75,25 +75,25 @@ def _on_several_devices(
             max_restarts=spec.device.max_restarts or 0,
             stop=stop,
             keep_open=(lock,),
-            on_lost=lambda what, restart: _say_lost(folder, what, restart),
+            on_lost=lambda what, restart: _record_lost(folder, what, restart),
         )
     except RanksLost as error:
-        said = folder.read_status()  # a recorder writes its own as soon as it begins
+        last_status = folder.read_status()  # read first: the recorder overwrites it
         recorder = Recorder(folder, stop)
-        recorder.go_on_from(said)
+        recorder.go_on_from(last_status)
         with recorder:
             return _ended(recorder, "rank_lost", str(error), can_resume=True)
 
 
-def _say_lost(folder: RunFolder, what: str, restart: int) -> None:
+def _record_lost(folder: RunFolder, what: str, restart: int) -> None:
     try:
         folder.append_event("rank_lost", what=what, restart=restart)
-    except OSError as error:  # a full disk is no reason not to start again
+    except OSError as error:  # a full disk must not prevent the restart
         _log.error("event_not_written", error=str(error))
 
 
-def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
-    """Is the rank that the environment says; returns its exit status."""
+def _as_rank(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool) -> int:
+    """Trains as the rank that the environment names; returns its exit status."""
     first = os.environ["RANK"] == "0"
     with ExitStack() as stack:
         if is_supervised():
@@ -101,7 +101,7 @@ def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool
         elif first:
             stack.enter_context(folder.locked())
             _require_fresh_or_resume(folder, resume=resume)
-        # The process that others know the run by is the one that ends it.
+        # The process that ends the run is the one by which others know it.
         known_by = supervisor_pid() or os.getpid()
         recorder: RunRecorder = QuietRecorder()
         if first:
@@ -113,9 +113,9 @@ def _one_of_several(folder: RunFolder, roots: Roots, stop: Stop, *, resume: bool
 def _recorder(
     folder: RunFolder, stop: Stop, known_by: int | None = None, *, resume: bool
 ) -> Recorder:
-    """Returns what says where the run is: one that is resumed, where it goes on from, and why."""
+    """Returns the run's recorder; in a resumed run it starts at the newest checkpoint."""
     recorder = Recorder(folder, stop, known_by)
-    with suppress(InvalidSpec):  # who reads it next says what is wrong with it
+    with suppress(InvalidSpec):  # the next reader of the spec reports what is wrong
         recorder.set_progress(steps=folder.read_spec().schedule.steps)
     if resume:
         newest = max(checkpoint_steps(folder.checkpoints_path), default=None)
@@ -126,7 +126,7 @@ def _recorder(
 def live(
     folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
 ) -> int:
-    """Trains a run whose lock is held; returns the exit status, having said the last state."""
+    """Trains a run whose lock is held, and records its last state; returns the exit status."""
     try:
         outcome = _train_and_export(folder, roots, recorder, stop, resume=resume)
     except StopRequested:
@@ -136,16 +136,16 @@ def live(
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
     except Exception as error:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        # What breaks a connection is a RuntimeError to torch.
+        # Torch raises RuntimeError for a broken connection.
         patience = _OTHERS_END_SECONDS if isinstance(error, RuntimeError) else 0.0
         if not is_disk_full(error) and another_rank_went(patience):
-            _log.warning("ended because another rank went", error=what)
+            _log.warning("ended because another rank ended", error=what)
             return RANK_LOST
         _log.error("ended", reason="internal", error=what, exception=traceback.format_exc())
         if is_disk_full(error):
             return _ended(recorder, "disk_full", str(error), can_resume=True)
         if "RANK" in os.environ:
-            return RANK_LOST  # who started the ranks knows which of them began it
+            return RANK_LOST  # the supervisor knows which rank failed first
         return _ended(recorder, "internal", f"{what}; see trainer.log", can_resume=False)
     recorder.set_state(*outcome)
     return SUCCEEDED
@@ -154,11 +154,11 @@ def live(
 def _train_and_export(
     folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
 ) -> tuple[RunState, str | None, str | None]:
-    """Returns how it ended, exported or stopped on request: state, reason and message."""
+    """Trains and exports; returns how the run ended: state, reason and message."""
     spec = folder.read_spec()
     if spec.device.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(spec.device.threads)
-    # Takes seconds: the run has said that it is starting, and hears signals.
+    # Imported late, because it takes seconds: the status is written, and signals are handled.
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -198,9 +198,9 @@ def _device_count(folder: RunFolder) -> int:
     try:
         return folder.read_spec().device.count
     except InvalidSpec:
-        return 1  # and that one says what is wrong with it
+        return 1  # the trainer itself reports what is wrong with the spec
 
 
 def _require_fresh_or_resume(folder: RunFolder, *, resume: bool) -> None:
     if not resume and checkpoint_steps(folder.checkpoints_path):
-        raise Conflict(f"run {folder.run_id} has checkpoints; go on from them with --resume")
+        raise Conflict(f"run {folder.run_id} has checkpoints; use --resume to continue from them")

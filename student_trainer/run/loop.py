@@ -34,31 +34,30 @@ from student_trainer.student.tensors import model_tensors, optimizer_tensors
 from student_trainer.targets import TeacherTargets, of_step
 from student_trainer.teacher.prefetch import MicroBatch, Prefetch
 
-# Steps without a finite gradient, one after the other, that end a run.
+# Steps in a row without a finite gradient that end a run.
 MAX_SKIPPED_IN_A_ROW = 3
-# The loss of no rows at all, which needs no teacher.
+# The objective for no rows at all, which needs no teacher.
 _NOTHING = Objective(alpha=1.0, temperature=1.0)
 
 
 def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
-    """Makes the steps that are left, changing `progress`. Returns False where it was stopped.
+    """Makes the remaining steps, updating `progress`. Returns False if it was stopped.
 
-    With s steps finished it goes round like this:
+    With s steps finished, each iteration does this:
 
-      1. evaluate, where it is due: before the first step, every so many, after the last;
+      1. evaluate if due: before the first step, every so many steps, and after the last;
       2. record the metrics of the step just finished;
-      3. save a checkpoint, where it is due: every so many steps, after the last, and, with
-         patience, of the lowest validation loss;
-      4. return, after the last step, where the patience with the validation loss is over, or on
-         request;
-      5. else make step s, as `_train_step` says.
+      3. save a checkpoint if due: every so many steps, after the last, and, with patience, at
+         every new lowest validation loss;
+      4. return after the last step, or once patience is used up;
+      5. otherwise make step s, as described in `_train_step`.
 
-    A stop, or a teacher that does not answer, ends a step anywhere. Parameters change at its very
-    end, so the checkpoint that is then saved is that of the last step boundary. Among several
-    ranks it ends all of them at one place, before anything of the step is computed (world.py).
+    A stop, or a teacher that does not answer, may end a step anywhere. Parameters change only at
+    its very end, so the checkpoint that is then saved is that of the last step boundary. With
+    several ranks, all end at the same place, before anything of the step is computed (world.py).
 
     Raises:
-        SameWeights: before any update the student already gives the teacher's distribution.
+        SameWeights: the student matches the teacher's distribution before any update.
         Diverged: three steps in a row without a finite gradient.
         DiskFull: a checkpoint or a record could not be written.
         LecternError: what the teacher raised; a checkpoint was saved.
@@ -104,11 +103,11 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
 
 def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], bool] | None:
-    """Returns what evaluates; None where nothing is held out.
+    """Returns the function that evaluates; None without validation rows.
 
-    It adds the metrics of an evaluation to the record of the step just finished, whole or not at
-    all, and returns True where the validation loss is the lowest so far. Its second argument says
-    that no step comes after it.
+    It adds an evaluation's metrics, all or none, to the record of the step just finished, and
+    returns True if the validation loss is the lowest so far. Its second argument says that no step
+    follows.
     """
     validation, teaching = parts.validation, parts.teaching
     if validation is None:
@@ -152,17 +151,17 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
 def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
     """Makes step s = progress.step:
 
-      1. take its rows (of several ranks each takes a share), a pure function of (seed, s), in
-         micro-batches; the teacher was asked about them some steps ago, and is asked now about
-         those of the coming steps;
-      2. for each micro-batch: hidden states, the teacher's answer, loss and gradients over its
-         valid positions, divided by the number of valid positions of the whole step, of all ranks;
+      1. take its rows (each rank its share), a pure function of (seed, s), in micro-batches; the
+         teacher was asked about them some steps ago, and is now asked about coming steps;
+      2. for each micro-batch: compute hidden states, take the teacher's answer, and compute loss
+         and gradients over its valid positions, divided by the number of valid positions of the
+         whole step on all ranks;
       3. clip the gradient;
       4. set the learning rate of s and update; if loss or gradient is not finite, skip the update
-         and count that instead, and end after three in a row;
-      5. count, and collect the metrics.
+         and count the skip, and end the run after three in a row;
+      5. count the step, and collect its metrics.
 
-    A step that is skipped still counts: the next one has its own rows and learning rate.
+    A skipped step still counts: the next one has its own rows and learning rate.
     """
     began, waited = time.perf_counter(), prefetch.waited_seconds
     step, ranks = progress.step, parts.ranks
@@ -179,7 +178,7 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
         losses = [
             _micro_step(parts, part, settings.objective, normalizer)
             for part in micro_batches
-            # Every rank takes part in as many exchanges as the others.
+            # Every rank must take part in equally many exchanges.
             if part.batch.num_valid or ranks.size > 1
         ]
     metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
@@ -210,12 +209,12 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
 
 def _take(parts: Parts, prefetch: Prefetch, step: int) -> list[MicroBatch]:
-    """Returns this rank's rows of the step in micro-batches, or raises what ends all ranks."""
+    """Returns this rank's micro-batches of the step; an error or a stop ends all ranks."""
     with parts.ranks.together():
         parts.stop.check()
         micro_batches = prefetch.take(step)
         if parts.ranks.size > 1:
-            # What a teacher's absence may end has to end before anything is exchanged.
+            # Wait for the answers now: a missing teacher must end the ranks before any exchange.
             micro_batches = [part.answered() for part in micro_batches]
     return micro_batches
 
@@ -223,7 +222,7 @@ def _take(parts: Parts, prefetch: Prefetch, step: int) -> list[MicroBatch]:
 def _micro_step(
     parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
 ) -> StepLoss:
-    """Returns the loss of a micro-batch, its gradients added to the parameters'."""
+    """Returns the loss of a micro-batch, and accumulates its gradients in the parameters."""
     answer = micro_batch.answer
 
     def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
@@ -244,7 +243,7 @@ def _require_another_student(
     metrics: dict[str, float],
     normalizer: int,
 ) -> None:
-    """Raises SameWeights if the student, not yet updated, already gives what the teacher gives."""
+    """Raises SameWeights if the student matches the teacher's distribution before any update."""
     if parts.teaching is None or parts.teaching.allow_same_weights:
         return
     temperature = settings.objective.temperature
@@ -258,14 +257,14 @@ def _require_another_student(
 def _forward_kl(
     parts: Parts, micro_batches: list[MicroBatch], temperature: float, normalizer: int
 ) -> float:
-    """Returns KL(teacher || student) of a step, in nats per valid position."""
+    """Returns KL(teacher || student) of a step, in nats per valid position, over all ranks."""
     own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature)
     split_again(parts.student)  # the update is still to come
     return parts.ranks.totals(own)[0] / normalizer
 
 
 def _skip(parts: Parts, progress: Progress) -> None:
-    """Counts a step without update. Raises Diverged where it is one too many."""
+    """Counts a step without an update. Raises Diverged after too many in a row."""
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1
     with parts.ranks.together():
@@ -275,8 +274,8 @@ def _skip(parts: Parts, progress: Progress) -> None:
     saved = parts.checkpoints.steps() if parts.checkpoints is not None else []
     where = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
     raise Diverged(
-        f"loss or gradient of {progress.skipped_in_a_row} steps in a row were not finite, the last "
-        f"of them step {progress.step}; {where}. Start a run with a lower learning rate"
+        f"loss or gradient was not finite in {progress.skipped_in_a_row} steps in a row, the last "
+        f"of them step {progress.step}; {where}. Start a new run with a lower learning rate"
     )
 
 
@@ -315,7 +314,7 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
 
 
 def _advise(parts: Parts, progress: Progress) -> None:
-    """Says what to change, where the run waits too long for its teacher."""
+    """Records an event with advice if the run waits too long for its teacher."""
     if parts.teaching is None or parts.teaching.advice is None:
         return
     bound = parts.teaching.advice.after(progress.record)
@@ -326,7 +325,7 @@ def _advise(parts: Parts, progress: Progress) -> None:
 
 @contextmanager
 def _dropout_of(step: int, rank: int, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, dropout is a pure function of (seed, step, rank); the random state is kept."""
+    """Makes dropout a pure function of (seed, step, rank), and restores the random state."""
     devices = [device] if device.type == "cuda" else []
     numbers = (seed, step, rank) if rank else (seed, step)
     with torch.random.fork_rng(devices=devices):

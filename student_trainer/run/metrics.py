@@ -1,4 +1,4 @@
-"""What a step's line in metrics.jsonl says: losses, counts, pace, memory and the wire."""
+"""The metrics of a step's line in metrics.jsonl: losses, counts, speed, memory, wire."""
 
 import psutil
 import torch
@@ -11,11 +11,11 @@ from student_trainer.run.parts import Parts, Progress
 def loss_metrics(
     losses: list[StepLoss], objective: Objective, normalizer: int, ranks: Ranks
 ) -> dict[str, float]:
-    """Returns the losses of a step, in nats per valid position; a term of weight 0 has none.
+    """Returns the losses of a step, in nats per valid position, without terms of weight 0.
 
-    loss/kd is the divergence at the temperature T, without T^2; with top_k it is that over k + 1
-    outcomes, a lower bound of the divergence over all tokens; with sampled an unbiased estimate of
-    it, which may be below 0. loss/total contains the same. Which it is says Representation.kd_is.
+    loss/kd is the divergence at temperature T, without the factor T^2. With top_k it is over k + 1
+    outcomes, a lower bound of the divergence over all tokens; with sampled it is an unbiased
+    estimate, which may be below 0. loss/total uses the same value. Representation.kd_is says which.
     """
     sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
     ce, kd = (total / normalizer for total in ranks.totals(*sums.tolist()))
@@ -28,7 +28,7 @@ def loss_metrics(
 
 
 def count_metrics(parts: Parts, progress: Progress, num_valid: int) -> dict[str, float]:
-    """Returns what was counted up to the end of a step, and its valid positions on all ranks."""
+    """Returns the counts up to the end of a step, and its valid positions on all ranks."""
     metrics: dict[str, float] = {
         "optim/skipped_steps": progress.skipped_steps,
         "data/tokens_seen": progress.tokens_seen,
@@ -42,7 +42,7 @@ def count_metrics(parts: Parts, progress: Progress, num_valid: int) -> dict[str,
 def pace_metrics(
     parts: Parts, num_tokens: int, seconds: float, waited_seconds: float
 ) -> dict[str, float]:
-    """Returns how fast a step was, and how much of its time the teacher was waited for."""
+    """Returns how fast a step was, and how long it waited for the teacher."""
     metrics = {
         "perf/tokens_per_second": num_tokens / seconds,
         "time/step_seconds": seconds,
@@ -54,9 +54,9 @@ def pace_metrics(
 
 
 def wire_metrics(parts: Parts) -> dict[str, float]:
-    """Returns what has come over the wire since the last step.
+    """Returns what was received over the wire since the last step.
 
-    That is for this step, for some to come, and for an evaluation between the two.
+    That includes prefetched answers for coming steps, and those of an evaluation in between.
     """
     teaching = parts.teaching
     if teaching is None or teaching.take_received is None:

@@ -13,8 +13,8 @@ def build_adamw(
 ) -> torch.optim.AdamW:
     """Returns AdamW over the trainable parameters; the loop sets its learning rate at every step.
 
-    Matrices decay; norms, biases and whatever else has one dimension do not. A tied tensor is one
-    parameter. One kernel updates all state of a tensor.
+    Weight decay applies to matrices, but not to norms, biases and other parameters of one
+    dimension. A tied tensor is one parameter. A fused kernel updates all state of a tensor.
     """
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -28,7 +28,7 @@ def build_adamw(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of the next step for every parameter."""
+    """Sets the learning rate of the next step for every parameter."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -43,7 +43,7 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up to `peak`, then `decay` down to final_fraction * peak at the last step."""
+    """Linear warm-up to `peak`, then `decay` to final_fraction * peak at the last step."""
 
     peak: float
     steps: int
@@ -54,8 +54,8 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """Returns the rate of step `step`, 0 <= step < steps.
 
-        Step 0 gets peak / warmup_steps and not 0: a step that moves nothing is a step wasted. The
-        last warm-up step gets the peak, the last step of the run final_fraction * peak.
+        Step 0 gets peak / warmup_steps instead of 0, because a step with rate 0 would be wasted.
+        The last warm-up step gets the peak, the last step of the run final_fraction * peak.
         """
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps

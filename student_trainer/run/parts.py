@@ -1,4 +1,4 @@
-"""What a run is made of, what it is told, and where it is: the arguments of `loop.train`."""
+"""The parts, settings and progress of a run: the arguments of `loop.train`."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -29,15 +29,15 @@ from student_trainer.teacher.prefetch import TrainingBatches
 
 @dataclass(frozen=True)
 class RunContext:
-    """Whose run it is, where it lives and who takes part: what each of its parts is made with.
+    """A run's spec, folder, device and ranks: what its parts are made with.
 
     Attributes:
-        spec: the run's, as it is now.
-        roots: what its paths are relative to.
-        folder: its folder; this process, or who started it, holds the lock.
+        spec: the run's current one.
+        roots: what the spec's paths are relative to.
+        folder: of the run; this process or its supervisor holds the lock.
         device: of this rank.
-        ranks: the processes that train it together; each makes its own parts.
-        recorder: told of checkpoints, outages and what was loaded.
+        ranks: the processes that train the run together; each makes its own parts.
+        recorder: records checkpoints, outages and what was loaded.
         stop: ends every wait.
         stack: closes the connection to the teacher.
     """
@@ -53,14 +53,14 @@ class RunContext:
 
 
 class StepRecorder(Protocol):
-    """What the loop tells of its steps. Nothing but `before_checkpoint` may wait."""
+    """Records the loop's steps. Only `before_checkpoint` may wait."""
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of the step after which `step` are finished."""
+        """Records the metrics after `step` finished steps."""
         ...
 
     def before_checkpoint(self) -> None:
-        """Makes the records up to now outlive this process."""
+        """Makes all records so far outlive this process."""
         ...
 
     def after_checkpoint(self, step: int) -> None: ...
@@ -70,12 +70,12 @@ class StepRecorder(Protocol):
 
 @dataclass(frozen=True)
 class Teaching:
-    """The teacher, and how it is asked.
+    """The teacher, and how the run asks it.
 
-    `take_received` gives (bytes, positions) that came over a wire since its last call; None: no
-    wire.
-    `cancel` ends calls under way. `advice` looks out for a run that waits too long; None: nobody.
-    `model` is what the teacher says of itself; None: it was not asked.
+    `take_received` returns the (bytes, positions) received since its last call; None means the
+    teacher is in this process. `cancel` ends pending calls. `advice` watches for a run that waits
+    too long; None means no advice. `model` is the teacher's description of itself; None means it
+    was not asked.
     """
 
     provider: TargetsProvider
@@ -90,9 +90,10 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run; `learning_rate` gives that of a step (0-based).
+    """The numbers of a run; `learning_rate` returns the rate of a step (0-based).
 
-    `patience`: evaluations in a row without a new lowest loss that end it; None: never.
+    `patience`: how many evaluations in a row without a new lowest loss end the run; None means
+    they never do.
     """
 
     steps: int
@@ -108,20 +109,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """Everything that a run is made of.
 
     Attributes:
         student: trained in place, on `device`.
         optimizer: over the student's parameters; the loop sets its learning rate.
         batches: training data; this rank's rows of each step.
-        validation: gives the held-out batches, the same at every call; None: never evaluate.
-        teaching: None exactly when the objective's alpha is 1.
-        recorder: told of every step.
-        checkpoints: None: none are saved.
+        validation: returns the held-out batches, the same in every call; None means never evaluate.
+        teaching: None exactly if the objective's alpha is 1.
+        recorder: records every step.
+        checkpoints: None means none are saved.
         checkpoint_facts: further content of every checkpoint's state.
-        ranks: the processes that train the run together; each has Parts of its own.
-        steps_per_epoch: in which every training row is seen once; None: not counted.
-        samples: writes what student and teacher go on with; None: no prompts.
+        ranks: the processes that train the run together; each has its own Parts.
+        steps_per_epoch: steps that it takes to see every row once; None means epochs are not
+            counted.
+        samples: the sample texts; None without prompts.
     """
 
     student: Student
@@ -141,10 +143,10 @@ class Parts:
 
 @dataclass
 class Progress:
-    """Where a run is: all that a checkpoint holds beside tensors and facts.
+    """How far a run has come: all that a checkpoint holds besides tensors and facts.
 
-    `record` are the metrics of the step after which `step` were finished; `best` is the lowest
-    validation loss up to then.
+    `record` holds the metrics after `step` finished steps; `best` is the lowest validation loss so
+    far.
     """
 
     step: int = 0
@@ -156,7 +158,7 @@ class Progress:
     best: Best = field(default_factory=Best)
 
     def state(self) -> dict[str, Any]:
-        """Returns it as JSON can hold it, its losses also under the specification's names."""
+        """Returns the progress as JSON values, with losses also under the specification's names."""
         record = finite_record(self.record)
         return {
             **asdict(self),

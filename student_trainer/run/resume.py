@@ -1,4 +1,4 @@
-"""Where a resumed run goes on, and what it has to find as it was."""
+"""Which checkpoint a run resumes from, and which teacher and best loss go with it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from student_trainer.ranks.world import Ranks
 
 
 def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
-    """Returns the newest intact checkpoint; the first rank looks, for all of them."""
+    """Returns the newest intact checkpoint; rank 0 verifies it for all ranks."""
     found: Checkpoint | None = None
     with ranks.together():
         if ranks.is_first:
@@ -25,16 +25,16 @@ def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
 
 
 def taught_by(folder: RunFolder, begun: Mapping[str, Any] | None) -> TeacherIdentity | None:
-    """Returns the teacher that the run has to be taught by, None where any will do."""
+    """Returns the teacher that the run must keep; None means any."""
     if begun is None:
         return folder.read_teacher()
     return TeacherIdentity(begun["teacher_model"], begun["teacher_fingerprint"])
 
 
 def best_saved(spec: RunSpec, best: Best, store: CheckpointStore) -> Best:
-    """Returns `best`, or the lowest loss that a checkpoint has where its own has none.
+    """Returns `best`, or, if no checkpoint holds its weights, the best that a checkpoint holds.
 
-    So it is where the run had no patience before, or a newer checkpoint was found broken.
+    That happens if the run had no patience before, or if a newer checkpoint was found broken.
     """
     if spec.evaluation.patience is None or best.step is None or best.step in store.steps():
         return best

@@ -88,7 +88,7 @@ def test_a_killed_rank_leaves_the_losses_those_of_one_process(
         assert trainer.wait(400) == 0, folder.log_path.read_text()[-3000:]
     assert not any(rank.is_running() for rank in doomed)
     (lost,) = events_of(folder, "rank_lost")
-    assert lost["what"] == "rank 1 of 2 was ended by SIGKILL"
+    assert lost["what"] == "rank 1 of 2 was killed by SIGKILL"
     assert status_of(folder).state is RunState.SUCCEEDED
     assert [line["data/tokens_seen"] for line in lines_of(folder)[1:]] == [
         line["data/tokens_seen"] for line in lines_of(alone)[1:]

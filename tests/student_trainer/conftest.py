@@ -1,4 +1,4 @@
-"""A student and a teacher that most files begin with."""
+"""The student and teacher that most test files use."""
 
 import pytest
 

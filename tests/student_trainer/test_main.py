@@ -40,7 +40,7 @@ from tests.support.training.runs import (
 from tests.support.training.wire_teacher import PROBES, Serving, WireTeacher, of_training, refused
 
 ROOT = Path(__file__).parent.parent.parent
-# Long enough to be killed in: about 10 ms a step.
+# Long enough to be killed midway: about 10 ms per step.
 LONG: dict[str, Any] = {
     "schedule": {"steps": 60, "warmup_steps": 5},
     "evaluation": {"every_steps": 20},
@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @contextlib.contextmanager
 def process(home: Home, folder: RunFolder, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs the trainer as a process of its own; ends it by its pid."""
+    """Runs the trainer in its own process; kills it by its pid."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with folder.log_path.open("ab") as log:
         child = subprocess.Popen(
@@ -102,7 +102,7 @@ def final_bytes(folder: RunFolder) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(home: Home) -> RunFolder:
-    """The long run, from start to end in one go."""
+    """The long run, uninterrupted."""
     folder = home.run("undisturbed", **LONG)
     assert trained(home, folder) == 0
     return folder
@@ -110,7 +110,7 @@ def undisturbed(home: Home) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def distilled(home: Home) -> RunFolder:
-    """The long run again, with a teacher."""
+    """The long run with a teacher, uninterrupted."""
     with Serving(WireTeacher()) as serving:
         folder = home.run("distilled", **with_teacher(serving))
         assert trained(home, folder) == 0
@@ -118,14 +118,14 @@ def distilled(home: Home) -> RunFolder:
 
 
 def with_teacher(serving: Serving, **changes: Any) -> dict[str, Any]:
-    """Sections of a run that asks step by step, so that the n-th answer is that of step n."""
+    """Spec sections of a run without prefetch, so that the n-th answer is for step n."""
     teacher = {"address": serving.address, "prefetch_steps": 0, **changes}
     return {"teacher": teacher, "objective": {"alpha": 0.5}, **LONG}
 
 
 @contextlib.contextmanager
 def held_at(serving: Serving, step: int) -> Iterator[None]:
-    """Within, the teacher does not answer for `step` and later ones: a run comes to stand there."""
+    """Keeps the teacher from answering for `step` and later, so that a run waits there."""
     go = threading.Event()
 
     def hold(request: Any, context: Any) -> Iterator[Any]:
@@ -146,7 +146,7 @@ def require_same_as(undisturbed: RunFolder, folder: RunFolder) -> None:
     assert compared(folder) == compared(undisturbed)
 
 
-# ---- one go ------------------------------------------------------------------------------------
+# ---- whole runs --------------------------------------------------------------------------------
 
 
 def test_a_run_goes_from_starting_to_succeeded(home: Home, undisturbed: RunFolder) -> None:
@@ -182,12 +182,12 @@ def test_metrics_go_to_tensorboard_on_request(home: Home) -> None:
     assert list((folder.path / "tensorboard").glob("events.out.*"))
 
 
-# ---- it may not begin ----------------------------------------------------------------------------
+# ---- runs that may not start -------------------------------------------------------------------
 
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Puts back the signal handlers that main() replaces."""
+    """Restores the signal handlers that main() replaces."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in kept.items():
@@ -195,7 +195,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_run_that_is_being_trained_is_left_alone(home: Home) -> None:
+def test_a_run_that_another_process_trains_is_left_alone(home: Home) -> None:
     folder = home.run()
     with folder.locked():
         assert main([str(folder.path), "--home", str(home.path)]) == 1
@@ -210,14 +210,14 @@ def test_checkpoints_without_resume_are_left_alone(home: Home, undisturbed: RunF
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_missing_folder_is_said(home: Home, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(home: Home, tmp_path: Path) -> None:
     assert main([str(tmp_path / "nothing"), "--home", str(home.path)]) == 1
 
 
-# ---- how it ends ---------------------------------------------------------------------------------
+# ---- how a run ends ----------------------------------------------------------------------------
 
 
-def test_the_interpreter_of_a_rank_that_is_done_cannot_abort_it(tmp_path: Path) -> None:
+def test_a_finished_rank_cannot_be_aborted_by_its_interpreter(tmp_path: Path) -> None:
     program = (
         "import atexit, os, runpy\n"
         "atexit.register(os.abort)\n"
@@ -233,7 +233,7 @@ def test_the_interpreter_of_a_rank_that_is_done_cannot_abort_it(tmp_path: Path) 
     assert "not_started" in done.stdout + done.stderr
 
 
-def test_what_is_wrong_is_said_in_the_status(home: Home) -> None:
+def test_the_status_says_what_is_wrong(home: Home) -> None:
     folder = home.run(data={"path": "nothing"})
     assert trained(home, folder) == 1
     status = status_of(folder)
@@ -241,14 +241,14 @@ def test_what_is_wrong_is_said_in_the_status(home: Home) -> None:
     assert "lectern data prepare" in str(status.message)
 
 
-def test_a_broken_spec_is_said_in_the_status(home: Home) -> None:
+def test_the_status_says_that_the_spec_is_broken(home: Home) -> None:
     folder = home.run()
     folder.spec_path.write_text("name: [")
     assert trained(home, folder) == 1
     assert status_of(folder).reason == "invalid_spec"
 
 
-def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
+def test_a_run_that_lost_its_ranks_reports_its_progress(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = home.run(device={"kind": "cpu", "threads": 1, "count": 2})
@@ -257,7 +257,7 @@ def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
         with Recorder(folder, Stop()) as first_rank:
             first_rank.set_progress(step=41, steps=60, checkpoint_step=40, device="cpu")
             first_rank.set_state(RunState.RUNNING)
-        raise RanksLost("rank 1 of 2 was ended by SIGKILL")
+        raise RanksLost("rank 1 of 2 was killed by SIGKILL")
 
     monkeypatch.setattr("student_trainer.run.life.supervise", lost)
     assert main([str(folder.path), "--home", str(home.path)]) == 75
@@ -270,15 +270,15 @@ def test_a_run_that_lost_its_ranks_says_how_far_it_had_come(
 @pytest.mark.parametrize(
     ("environment", "reason", "message"),
     [
-        ({}, None, "starting again from step 6"),
+        ({}, None, "restarting from step 6"),
         (
-            {"LECTERN_RESTARTED": "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"},
+            {"LECTERN_RESTARTED": "rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)"},
             "rank_lost",
-            "starting again from step 6: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)",
+            "restarting from step 6: rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)",
         ),
     ],
 )
-def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
+def test_the_first_status_of_a_resumed_run_is_at_its_checkpoint(
     home: Home,
     monkeypatch: pytest.MonkeyPatch,
     environment: dict[str, str],
@@ -309,7 +309,7 @@ def test_a_resumed_run_stands_at_its_checkpoint_from_the_first_status_on(
     assert first == [(6, folder.read_spec().schedule.steps)]
 
 
-def test_a_run_whose_checkpoints_are_all_broken_has_none(
+def test_a_run_whose_checkpoints_are_all_broken_reports_none(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, seen = home.run(), list[Status]()
@@ -339,9 +339,9 @@ def test_an_unexpected_error_is_a_failed_run(home: Home, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("went", "level", "event"),
-    [(True, "warning", "ended because another rank went"), (False, "error", "ended")],
+    [(True, "warning", "ended because another rank ended"), (False, "error", "ended")],
 )
-def test_a_rank_that_another_took_along_says_so_without_a_traceback(
+def test_a_rank_that_ended_with_another_says_so_without_a_traceback(
     home: Home, monkeypatch: pytest.MonkeyPatch, went: bool, level: str, event: str
 ) -> None:
     def cut_off(*_: object, **__: object) -> None:
@@ -373,7 +373,7 @@ def test_a_failed_export_is_a_failed_run(home: Home, monkeypatch: pytest.MonkeyP
     assert folder.export_path.exists()
 
 
-def test_a_full_disk_interrupts_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_interrupts_a_run_that_continues_once_there_is_space(
     home: Home, undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = CheckpointStore.save
@@ -394,7 +394,9 @@ def test_a_full_disk_interrupts_and_the_run_goes_on_when_there_is_room(
     require_same_as(undisturbed, folder)
 
 
-def test_no_space_for_a_metric_interrupts_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_for_a_metric_interrupts_the_run_too(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -426,7 +428,7 @@ def test_a_teacher_that_stays_away_interrupts_the_run(home: Home, distilled: Run
 
 
 @pytest.mark.slow
-def test_sigterm_stops_at_a_step_boundary_and_the_run_goes_on_bit_for_bit(
+def test_sigterm_stops_at_a_step_boundary_and_a_resume_is_bit_equal(
     home: Home, distilled: RunFolder
 ) -> None:
     with Serving(WireTeacher()) as serving, held_at(serving, 23):
@@ -447,7 +449,7 @@ def test_sigterm_stops_at_a_step_boundary_and_the_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(home: Home, distilled: RunFolder) -> None:
+def test_a_killed_run_resumes_bit_equal(home: Home, distilled: RunFolder) -> None:
     """S1: kill -9 at some step; the final weights are byte-identical, metrics have no gap."""
     with Serving(WireTeacher()) as serving, held_at(serving, 37):
         folder = home.run("killed", **with_teacher(serving))
@@ -457,7 +459,7 @@ def test_a_killed_run_goes_on_bit_for_bit(home: Home, distilled: RunFolder) -> N
             child.kill()
             child.wait(60)
     assert not folder.is_locked()
-    assert status_of(folder).state is RunState.RUNNING  # it could not say so itself
+    assert status_of(folder).state is RunState.RUNNING  # a killed process cannot update it
     with Serving(WireTeacher()) as serving:
         move(folder, serving)
         assert trained(home, folder, resume=True) == 0
@@ -466,7 +468,7 @@ def test_a_killed_run_goes_on_bit_for_bit(home: Home, distilled: RunFolder) -> N
 
 
 def move(folder: RunFolder, serving: Serving) -> None:
-    """Gives the run the teacher's new address."""
+    """Sets the teacher's new address in the run's spec."""
     spec = folder.read_spec()
     assert spec.teacher is not None
     teacher = spec.teacher.model_copy(update={"address": serving.address})
@@ -510,7 +512,7 @@ def watch(condition: Callable[[], object], stop: Stop) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_a_stop_while_waiting_for_the_teacher_is_heard(home: Home) -> None:
+def test_a_stop_is_obeyed_while_waiting_for_the_teacher(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         folder = home.run("stopped-waiting", **with_teacher(serving, outage_budget_seconds=3600))
         serving.down()
@@ -521,12 +523,12 @@ def test_a_stop_while_waiting_for_the_teacher_is_heard(home: Home) -> None:
         assert not list(folder.checkpoints_path.glob("*"))
 
 
-def test_a_second_signal_ends_it_at_once(home: Home) -> None:
+def test_a_second_signal_ends_the_trainer_at_once(home: Home) -> None:
     folder = home.run("impatient", student={"config": "stuck"})
     stuck = home.path / "models" / "stuck"
     shutil.copytree(home.path / "models" / "small", stuck)
     (stuck / "config.json").unlink()
-    os.mkfifo(stuck / "config.json")  # reading it waits for ever
+    os.mkfifo(stuck / "config.json")  # reading it blocks forever
     with process(home, folder) as child:
         wait_for(lambda: (folder.events_path).exists())
         child.send_signal(signal.SIGTERM)
@@ -535,7 +537,7 @@ def test_a_second_signal_ends_it_at_once(home: Home) -> None:
         assert child.wait(60) == 75
 
 
-def test_what_a_stop_within_the_first_moments_leaves_can_be_resumed(
+def test_a_run_stopped_in_its_first_moments_can_be_resumed(
     home: Home, undisturbed: RunFolder
 ) -> None:
     folder = home.run("early", **LONG)
@@ -547,7 +549,7 @@ def test_what_a_stop_within_the_first_moments_leaves_can_be_resumed(
     require_same_as(undisturbed, folder)
 
 
-def test_a_resumed_runs_events_tell_its_whole_life(home: Home) -> None:
+def test_the_events_of_a_resumed_run_cover_its_whole_life(home: Home) -> None:
     folder = home.run("told", **LONG)
     stop = Stop()
     watch(lambda: made_steps(folder) >= 5, stop)

@@ -58,7 +58,7 @@ def test_the_divergence_falls_over_the_epochs(tmp_path: Path) -> None:
     assert divergences[-1] < 0.7 * divergences[0]
 
 
-def test_a_folder_of_shards_and_model_folders_make_a_trained_folder(tmp_path: Path) -> None:
+def test_shards_and_model_folders_give_a_folder_with_the_trained_student(tmp_path: Path) -> None:
     dataset = write_shards(tmp_path / "data", np.arange(500) % 40)
     tiny_student(tmp_path / "student")
     result = (
@@ -86,7 +86,7 @@ def test_a_fixture_student_is_written_too(tmp_path: Path) -> None:
 
 
 class Lists:
-    """A teacher as the original specification's callers know it: lists in, lists out."""
+    """A teacher in the original specification's interface: lists in, lists out."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
@@ -99,7 +99,7 @@ class Lists:
         return [[10.0 * (token == sequence[-1]) for token in range(8)] for sequence in input_ids]
 
 
-def test_a_teacher_of_lists_teaches_the_same() -> None:
+def test_a_teacher_that_returns_lists_gives_the_same_result() -> None:
     lists = Lists()
     of_lists = fixtures(learning_rate=0.05).with_teacher(lists).execute()
     scored = fixtures(learning_rate=0.05).execute()
@@ -110,8 +110,8 @@ def test_a_teacher_of_lists_teaches_the_same() -> None:
         fixtures().with_teacher(lists, "top_k", top_k=2).execute()
 
 
-def test_draws_teach_and_are_others_in_every_step(tmp_path: Path) -> None:
-    """Epochs over the same batches: the estimates before and after each come from equal draws."""
+def test_a_student_learns_from_draws_that_differ_in_every_step(tmp_path: Path) -> None:
+    """The estimates before and after each epoch use the same draws on the same batches."""
     teacher = tiny_teacher(tmp_path / "teacher")
     seeds: list[int] = []
 
@@ -141,7 +141,7 @@ def test_a_number_of_draws_without_sampling_is_refused() -> None:
         fixtures().with_teacher(FixtureTeacher(8), "sampled").execute()
 
 
-def test_cross_entropy_alone_needs_no_teacher() -> None:
+def test_pure_cross_entropy_needs_no_teacher() -> None:
     result = (
         Pipeline(alpha=1.0, learning_rate=0.05)
         .with_student(FixtureStudent(8))
@@ -159,7 +159,7 @@ def test_a_missing_part_is_named() -> None:
         fixtures(epochs=0).execute()
 
 
-def test_a_student_that_is_the_teacher_is_refused(tmp_path: Path) -> None:
+def test_a_student_equal_to_its_teacher_is_refused(tmp_path: Path) -> None:
     """TEACHER-DIVERGENCE, from Python."""
     student = tiny_student(tmp_path / "student")
     pipeline = (

@@ -8,7 +8,7 @@ import pytest
 from student_trainer.stop import Stop, StopRequested
 
 
-def test_a_stop_is_seen_from_then_on() -> None:
+def test_a_stop_stays_requested() -> None:
     stop = Stop()
     stop.check()
     assert not stop.requested
@@ -18,7 +18,7 @@ def test_a_stop_is_seen_from_then_on() -> None:
         stop.check()
 
 
-def test_a_sleep_lasts_as_long_as_asked() -> None:
+def test_a_sleep_lasts_as_long_as_requested() -> None:
     began = time.monotonic()
     Stop().sleep(0.15)
     assert time.monotonic() - began >= 0.15
@@ -31,7 +31,7 @@ def test_a_stop_ends_a_long_sleep() -> None:
         stop.sleep(3600)
 
 
-def test_a_sleep_after_a_stop_does_not_begin() -> None:
+def test_a_sleep_after_a_stop_does_not_start() -> None:
     stop = Stop()
     stop.request()
     with pytest.raises(StopRequested):

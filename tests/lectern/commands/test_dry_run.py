@@ -279,7 +279,7 @@ def test_the_real_child_reports_its_findings(lectern, tmp_path):
     assert ended.code == 0, ended
     checks = {check["subject"]: check["message"] for check in ended.json["checks"]}
     assert checks["answers"] == "hidden at 8 positions is consistent and agrees with top_k"
-    assert checks["memory"] == "what the run needs is free"
+    assert checks["memory"] == "the run fits into free memory"
     assert ended.json["estimate"]["memory"]["teacher_head"] == 4 * 40 * 16
     assert everything_under(home) == before
 

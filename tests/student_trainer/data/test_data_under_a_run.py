@@ -1,4 +1,4 @@
-"""Runs whose data changes under them, and runs over documents that do not see each other."""
+"""Runs whose data changes while they read it, and runs that keep documents apart."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from tests.support.training.shards import write_shards
 INTERRUPTED = 75
 
 
-def test_a_shard_that_is_cut_off_under_a_run_ends_it_resumable(
+def test_a_shard_truncated_during_a_run_ends_it_resumable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S13: and put back, the run goes on as if nothing had been."""
+    """S13: once the shard is restored, the run continues as if nothing had happened."""
     home = Home(tmp_path)
     undisturbed = home.run("undisturbed")
     trained(home, undisturbed)
@@ -49,7 +49,7 @@ def test_a_shard_that_is_cut_off_under_a_run_ends_it_resumable(
 
 
 def with_documents(home: Home) -> None:
-    """Writes dataset `documents`: of 1 to 11 tokens, each a cycle from a start of its own."""
+    """Writes dataset `documents`: 1 to 11 tokens each, a cycle from a random start."""
     draw = np.random.default_rng(2)
     lengths = draw.integers(1, 12, 150)
     parts = [(draw.integers(VOCAB_SIZE) + np.arange(length)) % VOCAB_SIZE for length in lengths]
@@ -59,7 +59,7 @@ def with_documents(home: Home) -> None:
     write_shards(folder, tokens, vocab_size=VOCAB_SIZE, documents=starts, shards=2)
 
 
-def test_a_run_learns_from_documents_that_do_not_see_each_other(tmp_path: Path) -> None:
+def test_a_run_learns_from_documents_kept_apart(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with_documents(home)
     spec = {"path": "documents", "attention_across_documents": False}
@@ -67,7 +67,7 @@ def test_a_run_learns_from_documents_that_do_not_see_each_other(tmp_path: Path) 
     apart = home.run(data=spec, schedule=schedule, evaluation={"every_steps": 60})
     assert trained(home, apart) == 0
     first, last = curve(apart, "loss/val")
-    # Every label that counts follows from its own document; the first tokens of others do not.
+    # A label that counts follows from its own document; the first token of another does not.
     assert last < 1.0 < 3.0 < first
 
 

@@ -1,4 +1,4 @@
-"""A dataset folder opened: what is refused, what is left out, rows that stand in two sets."""
+"""Opening a dataset folder: what is refused, what is left out, and duplicate rows."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_ids_beyond_the_manifests_own_vocabulary_are_refused(tmp_path: Path) -> 
     tokens = np.arange(100) % 10
     tokens[37] = 11
     folder = write_shards(tmp_path, tokens, vocab_size=10)
-    with pytest.raises(CorruptData, match=r"token 37 of .* is 11"):
+    with pytest.raises(CorruptData, match=r"token 37 of .* has id 11"):
         open_dataset(folder, 4, 100, 1.0)
 
 
@@ -77,7 +77,7 @@ def test_rows_with_ids_that_the_student_lacks_are_left_out_and_counted(tmp_path:
         open_dataset(folder, 4, 9, 0.29)
 
 
-def test_ids_are_found_wherever_the_scan_is_cut(
+def test_bad_ids_are_found_whatever_the_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = np.zeros(41, np.int64)
@@ -121,7 +121,7 @@ def test_rows_without_a_label_that_counts_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scan", [1, 9, 1 << 20])
-def test_hashes_and_labels_are_the_same_wherever_the_scan_is_cut(
+def test_hashes_and_labels_do_not_depend_on_the_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan: int
 ) -> None:
     draw = np.random.default_rng(0)
@@ -154,14 +154,14 @@ def test_a_changed_mask_or_boundary_is_refused(tmp_path: Path, name: str, damage
         open_dataset(folder, 4, 8, 0.0)
 
 
-def test_documents_can_be_kept_apart_only_where_they_are_known(tmp_path: Path) -> None:
+def test_documents_can_be_kept_apart_only_if_their_starts_are_known(tmp_path: Path) -> None:
     old = write_shards(tmp_path / "old", np.arange(40) % 8)
     assert len(open_dataset(old, 4, 8, 0.0).rows) == 9
     with pytest.raises(InvalidSpec, match=r"data.attention_across_documents: .*prepare it again"):
         open_dataset(old, 4, 8, 0.0, attention_across_documents=False)
 
 
-def test_documents_see_each_other_unless_it_is_asked_otherwise(tmp_path: Path) -> None:
+def test_documents_attend_to_each_other_by_default(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, np.arange(40) % 8, documents=[0, 6])
     rows = open_dataset(folder, 4, 8, 0.0).rows
     assert rows.position_ids(1) is None and rows.counted(1) is None
@@ -172,8 +172,8 @@ def test_documents_see_each_other_unless_it_is_asked_otherwise(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["cut", "replace", "touch", "remove"])
-def test_a_shard_that_changes_under_a_run_ends_it_resumable(tmp_path: Path, damage: str) -> None:
-    """S13: no SIGBUS, no other text without a word."""
+def test_a_shard_that_changes_during_a_run_ends_it_resumable(tmp_path: Path, damage: str) -> None:
+    """S13: no SIGBUS, and no silently changed text."""
     folder = write_shards(tmp_path, np.arange(400) % 8, shards=2)
     rows = open_dataset(folder, 4, 8, 0.0).rows
     rows.row(80)
@@ -199,12 +199,12 @@ S = 4
 
 
 def rows_and_hashes(*rows: list[int]) -> tuple[StreamRows, npt.NDArray[np.uint64]]:
-    """Rows of S + 1 tokens, each of which begins with the last of the one before."""
+    """Rows of S + 1 tokens, each starting with the last token of the row before."""
     tokens = np.array([rows[0][0], *(token for row in rows for token in row[1:])], np.uint32)
     return StreamRows(TokenStream([tokens]), S), row_hashes(tokens, S)
 
 
-def test_equal_rows_have_equal_hashes_and_one_token_makes_another() -> None:
+def test_equal_rows_have_equal_hashes_and_one_token_changes_the_hash() -> None:
     tokens = np.random.default_rng(0).integers(0, 1 << 32, 10 * S + 1, dtype=np.uint32)
     hashes = row_hashes(tokens, S)
     assert len(set(hashes.tolist())) == 10
@@ -215,12 +215,12 @@ def test_equal_rows_have_equal_hashes_and_one_token_makes_another() -> None:
         assert row_hashes(changed, S)[0] != hashes[0]
 
 
-def test_the_order_of_tokens_matters() -> None:
+def test_the_hash_depends_on_the_order_of_tokens() -> None:
     one, other = (np.array(row, np.uint32) for row in ([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]))
     assert row_hashes(one, S)[0] != row_hashes(other, S)[0]
 
 
-def test_a_row_is_a_duplicate_where_every_token_is_the_same() -> None:
+def test_a_row_is_a_duplicate_if_every_token_is_equal() -> None:
     rows, hashes = rows_and_hashes([0, 1, 2, 3, 4], [4, 9, 9, 9, 5], [5, 6, 7, 8, 9])
     others, other_hashes = rows_and_hashes(
         [5, 6, 7, 8, 9], [9, 1, 2, 3, 4], [4, 9, 9, 9, 5], [5, 6, 7, 8, 9]
@@ -228,7 +228,7 @@ def test_a_row_is_a_duplicate_where_every_token_is_the_same() -> None:
     assert in_both(rows, hashes, others, other_hashes).tolist() == [False, True, True]
 
 
-def test_an_equal_hash_alone_is_no_duplicate() -> None:
+def test_an_equal_hash_does_not_make_a_duplicate() -> None:
     rows, _ = rows_and_hashes([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])
     others, _ = rows_and_hashes([9, 9, 9, 9, 4], [4, 5, 6, 7, 8])
     same = np.array([7, 7], np.uint64)

@@ -1,4 +1,4 @@
-"""Splitting, ordering and sharing of rows."""
+"""Splitting, ordering and sharing rows."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ from student_trainer.targets import IGNORE_INDEX
 
 
 def rows_of(count: int, seq_len: int = 4) -> StreamRows:
-    """`count` rows; row i begins with token i * seq_len."""
+    """`count` rows; row i starts with token i * seq_len."""
     return StreamRows(TokenStream([np.arange(count * seq_len + 1, dtype=np.uint32)]), seq_len)
 
 
-def test_validation_rows_come_from_the_end_and_overlap_nothing() -> None:
+def test_validation_rows_come_from_the_end_and_do_not_overlap() -> None:
     training, validation = held_out(rows_of(50), 0.1)
     assert [int(training.row(i)[0]) // 4 for i in range(len(training))] == list(range(45))
     assert [int(validation.row(i)[0]) // 4 for i in range(len(validation))] == list(range(45, 50))
@@ -34,13 +34,13 @@ def test_at_least_one_row_is_held_out_and_one_is_left() -> None:
         held_out(rows_of(1), 0.001)
 
 
-def test_evaluated_rows_are_evenly_spaced_and_at_most_so_many() -> None:
+def test_evaluated_rows_are_evenly_spaced_and_limited() -> None:
     rows = rows_of(10)
     assert [int(row) for row in spread(rows, 5).indices] == [0, 2, 4, 6, 8]
     assert [int(row) for row in spread(rows, 99).indices] == list(range(10))
 
 
-def test_every_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_visits_every_row_once_in_its_own_order() -> None:
     batches = ShuffledBatches(rows_of(12), sequences_per_step=4, seed=5)
     epochs = [
         np.concatenate([batches.batch_at(step).inputs_BS[:, 0] // 4 for step in range(e, e + 3)])
@@ -51,7 +51,7 @@ def test_every_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_rows_of_a_step_do_not_depend_on_what_was_read_before() -> None:
+def test_rows_of_a_step_do_not_depend_on_earlier_reads() -> None:
     straight = ShuffledBatches(rows_of(10), sequences_per_step=4, seed=1)
     seen = [straight.batch_at(step).inputs_BS for step in range(9)]
     for step in (8, 2, 5, 0):  # steps 2, 5 and 7 span two epochs
@@ -65,7 +65,7 @@ def test_another_seed_gives_another_order() -> None:
     assert (one != other).any()
 
 
-def test_the_order_is_the_same_in_every_numpy() -> None:
+def test_the_order_is_the_same_in_every_numpy_release() -> None:
     assert permutation(0, 0, 10).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert permutation(5, 1, 10).tolist() == [2, 9, 0, 6, 1, 5, 8, 7, 4, 3]
 
@@ -90,14 +90,14 @@ def test_in_order_yields_every_row_once() -> None:
 
 
 def masked_rows(count: int = 5, seq_len: int = 6) -> StreamRows:
-    """Every third token is learnt, and documents of 4 tokens are kept apart."""
+    """The label of every third token counts, and documents of 4 tokens are kept apart."""
     total = count * seq_len + 1
     tokens = np.arange(total, dtype=np.uint32)
     learnt = TokenStream([(np.arange(total) % 3 == 0).astype(np.uint8)])  # type: ignore[list-item]
     return StreamRows(TokenStream([tokens]), seq_len, learnt, np.arange(0, total, 4))
 
 
-def test_a_label_counts_where_its_token_is_learnt_and_begins_no_document() -> None:
+def test_a_label_counts_unless_masked_or_first_of_a_document() -> None:
     rows = masked_rows()
     for index in range(len(rows)):
         labels = rows.row(index)[1:]
@@ -110,7 +110,7 @@ def test_a_label_counts_where_its_token_is_learnt_and_begins_no_document() -> No
     assert (batch.inputs_BS.ravel() == np.arange(30)).all()
 
 
-def test_positions_begin_anew_with_a_document_and_with_a_row() -> None:
+def test_positions_restart_with_each_document_and_each_row() -> None:
     rows = masked_rows()
     positions = [rows.position_ids(index) for index in range(2)]
     assert [list(row) for row in positions if row is not None] == [
@@ -127,7 +127,7 @@ def test_positions_begin_anew_with_a_document_and_with_a_row() -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_shares_of_all_ranks_are_the_step_in_order(ranks: int) -> None:
+def test_the_shares_of_all_ranks_make_up_the_step_in_order(ranks: int) -> None:
     rows = masked_rows(10)
     whole = ShuffledBatches(rows, 4, seed=3)
     shares = [ShuffledBatches(rows, 4, 3, rank, ranks) for rank in range(ranks)]
@@ -151,7 +151,7 @@ def test_epochs_are_counted_in_rows_seen() -> None:
     assert ShuffledBatches(rows_of(10), 4, 0).steps_per_epoch == 2.5
 
 
-def test_ranks_walk_the_validation_rows_side_by_side() -> None:
+def test_ranks_share_the_validation_batches() -> None:
     rows = rows_of(5)
     parts = [list(in_order(rows, 1, rank, 2)) for rank in range(2)]
     assert [len(part) for part in parts] == [3, 3]

@@ -1,4 +1,4 @@
-"""The rows that a spec asks for."""
+"""Selecting the rows that a spec asks for."""
 
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,11 @@ def inputs_of(data: Data) -> list[list[int]]:
     return [row for batch in in_order(data.validation, 2) for row in batch.inputs_BS.tolist()]
 
 
-def test_rows_held_out_that_are_learnt_too_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_validation_rows_that_are_training_rows_too_are_left_out_and_counted(
+    tmp_path: Path,
+) -> None:
     rows = [[0, number, 1, 2] for number in range(3, 11)]
-    rows[6] = rows[2]  # held out, and learnt
+    rows[6] = rows[2]  # held out, and a training row
     write_shards(tmp_path / "data/text", rows_to_tokens(rows))
     with capture_logs() as logs:
         data = opened(tmp_path, validation_fraction=0.25)
@@ -52,7 +54,7 @@ def test_rows_held_out_that_are_learnt_too_are_left_out_and_counted(tmp_path: Pa
     assert said["rows"] == 1 and said["of"] == 2
 
 
-def test_rows_of_another_validation_folder_are_compared_too(tmp_path: Path) -> None:
+def test_a_separate_validation_folder_is_checked_for_duplicates_too(tmp_path: Path) -> None:
     rows = [[0, number, 1, 2] for number in range(3, 11)]
     other = [[0, 50, 1, 2], rows[5], [0, 51, 1, 2]]
     write_shards(tmp_path / "data/text", rows_to_tokens(rows))
@@ -62,30 +64,30 @@ def test_rows_of_another_validation_folder_are_compared_too(tmp_path: Path) -> N
     assert data.validation_duplicates == 1 and len(data.training) == 8
 
 
-def test_a_validation_set_that_is_learnt_whole_is_refused(tmp_path: Path) -> None:
+def test_a_validation_set_of_only_training_rows_is_refused(tmp_path: Path) -> None:
     rows = [[0, number % 2, 1, 2] for number in range(8)]
     write_shards(tmp_path / "data/text", rows_to_tokens(rows))
-    with pytest.raises(InvalidSpec, match=r"data.validation_fraction: all 2 rows .*\(0\.25\)"):
+    with pytest.raises(InvalidSpec, match=r"validation_fraction: all 2 held-out rows \(0\.25\)"):
         opened(tmp_path, validation_fraction=0.25)
     write_shards(tmp_path / "data/same", rows_to_tokens(rows))
-    with pytest.raises(InvalidSpec, match=r"data.validation_path: all 8 rows .*\(same\)"):
+    with pytest.raises(InvalidSpec, match=r"data.validation_path: all 8 held-out rows \(same\)"):
         opened(tmp_path, validation_path="same")
 
 
-def test_distinct_rows_lose_nothing(tmp_path: Path) -> None:
+def test_distinct_rows_are_all_kept(tmp_path: Path) -> None:
     write_shards(tmp_path / "data/text", np.arange(81))
     data = opened(tmp_path, validation_fraction=0.25)
     assert data.validation_duplicates == 0
     assert [row[0] for row in inputs_of(data)] == [60, 64, 68, 72, 76]
 
 
-def test_documents_that_are_to_be_kept_apart_must_be_known(tmp_path: Path) -> None:
+def test_document_starts_must_be_known_to_keep_documents_apart(tmp_path: Path) -> None:
     write_shards(tmp_path / "data/text", np.arange(81))
     with pytest.raises(InvalidSpec, match=r"attention_across_documents: .*text does not record"):
         opened(tmp_path, attention_across_documents=False)
 
 
-def test_the_hashes_are_of_everything_that_was_read(tmp_path: Path) -> None:
+def test_the_hashes_cover_everything_that_was_read(tmp_path: Path) -> None:
     write_shards(tmp_path / "data/text", np.arange(81))
     write_shards(tmp_path / "data/chats", np.arange(81), mask=np.ones(81), documents=[0, 9])
     [plain] = opened(tmp_path).sha256s
@@ -93,7 +95,7 @@ def test_the_hashes_are_of_everything_that_was_read(tmp_path: Path) -> None:
     assert len(opened(tmp_path, path="chats").sha256s) == 3
 
 
-def test_data_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+def test_data_without_a_usable_row_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "data/text", np.arange(81), mask=np.zeros(81))
-    with pytest.raises(CorruptData, match=r"no row of .* 20 no label that counts"):
+    with pytest.raises(CorruptData, match=r"no usable row: .* 20 have no label that counts"):
         opened(tmp_path)

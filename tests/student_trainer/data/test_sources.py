@@ -21,7 +21,7 @@ def counting(*sizes: int) -> TokenStream:
     return TokenStream(np.split(tokens, ends[:-1]))
 
 
-def test_shard_rows_have_the_right_shapes_and_next_token_labels() -> None:
+def test_shard_rows_have_the_right_shape_and_next_token_labels() -> None:
     """F-DISTILL-SHARD-BATCH-001: the shard 0..4095."""
     source = ShardBatchSource(counting(4096))
     inputs, labels = source.next_batch(4, 128)
@@ -63,7 +63,7 @@ def test_reset_goes_back_to_the_first_batch() -> None:
 
 
 def test_a_stream_shorter_than_a_row_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="10 tokens are fewer than a row of 10") as caught:
+    with pytest.raises(InvalidRequest, match="at least 11 tokens for one row, got 10") as caught:
         ShardBatchSource(counting(10)).next_batch(1, 10)
     assert caught.value.field == "seq_len"
 
@@ -98,7 +98,7 @@ def test_reading_beyond_the_stream_is_an_error() -> None:
         stream.read(6, 3)
 
 
-def test_micro_batches_are_the_batch_in_pieces_and_know_their_valid_positions() -> None:
+def test_micro_batches_split_a_batch_and_count_their_valid_positions() -> None:
     batch = batch_of([np.arange(start, start + 4, dtype=np.uint32) for start in (0, 10, 20)])
     labels = batch.labels_BS.copy()
     labels[1, 0] = IGNORE_INDEX

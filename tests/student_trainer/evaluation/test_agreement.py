@@ -43,9 +43,7 @@ def targets_of(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["dense", "hidden", "top_k"])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, N, 1000, None])
-def test_it_counts_equal_likeliest_tokens_at_any_chunk_size(
-    kind: str, chunk_tokens: int | None
-) -> None:
+def test_agreement_is_the_same_at_any_chunk_size(kind: str, chunk_tokens: int | None) -> None:
     assert 0 < expected() < N
     assert num_agreeing(HIDDEN, STUDENT, targets_of(kind), chunk_tokens).item() == expected()
 
@@ -59,15 +57,15 @@ def test_of_equal_logits_the_lower_id_counts_on_both_sides() -> None:
     assert num_agreeing(HIDDEN, flat, DenseTargets(other)).item() == 0
 
 
-def test_no_position_is_no_agreement() -> None:
+def test_no_positions_give_no_agreement() -> None:
     nothing = DenseTargets(torch.empty(0, V))
     assert num_agreeing(HIDDEN[:0], STUDENT, nothing).item() == 0
 
 
-def test_draws_and_other_rows_are_refused() -> None:
+def test_draws_and_a_wrong_number_of_rows_are_refused() -> None:
     ids = torch.zeros(N, dtype=torch.int64)
     draws = SampledTargets(ids, ids + 1, torch.zeros(N), np.arange(N + 1), 1, 1.0, V)
-    with pytest.raises(InvalidRequest, match="draws do not tell"):
+    with pytest.raises(InvalidRequest, match="draws do not reveal"):
         num_agreeing(HIDDEN, STUDENT, draws)
-    with pytest.raises(InvalidRequest, match="23 rows, but 22"):
+    with pytest.raises(InvalidRequest, match="expected 23 teacher rows, got 22"):
         num_agreeing(HIDDEN, STUDENT, targets_of("dense").rows(0, 22))

@@ -1,4 +1,4 @@
-"""Patience with the validation loss: how it counts, and what a whole run makes of it."""
+"""Early stopping on the validation loss: how patience counts, and how whole runs end."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def after(*losses: float) -> Best:
     return best
 
 
-def test_the_best_is_the_lowest_loss_and_the_first_of_equal_ones() -> None:
+def test_the_best_is_the_lowest_loss_and_the_first_on_a_tie() -> None:
     assert after(3.0, 2.0, 2.5, 2.0) == Best(2.0, 100, 2)
     assert after(3.0, 2.0, 2.5, 1.5) == Best(1.5, 300, 0)
 
@@ -66,7 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def drifting(steps: int = 30, **evaluation: Any) -> dict[str, Any]:
-    """A rate that learns while it rises, and then is too high: the loss falls, then climbs."""
+    """A learning rate that rises until it is too high: the loss falls, then climbs."""
     return {
         "schedule": {"steps": steps, "warmup_steps": steps, "decay": "constant"},
         "optimizer": {"learning_rate": 1.0},
@@ -82,7 +82,7 @@ def exported(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def require_exported(folder: RunFolder, step: int) -> None:
-    """The export is, bit for bit, what the checkpoint of `step` holds."""
+    """Asserts that the export is bit-equal to the checkpoint of `step`."""
     tensors, metadata = exported(folder)
     saved = load_file(folder.checkpoints_path / f"step-{step:08d}" / "model.safetensors")
     assert {f"model.{name}" for name in tensors} <= saved.keys()
@@ -110,7 +110,7 @@ def test_a_run_whose_loss_no_longer_falls_succeeds_early_with_its_best_weights(h
     assert event["step"] == best
 
 
-def test_with_patience_the_best_is_exported_also_where_all_steps_are_made(home: Home) -> None:
+def test_with_patience_the_best_is_exported_even_after_all_steps(home: Home) -> None:
     whole = home.run(**drifting(steps=12, patience=50))
     assert trained(home, whole) == 0
     status = status_of(whole)
@@ -123,7 +123,7 @@ def test_with_patience_the_best_is_exported_also_where_all_steps_are_made(home: 
     assert curve(without, "loss/val") == curve(whole, "loss/val")
 
 
-def test_an_early_end_that_is_started_again_is_the_same_end(home: Home) -> None:
+def test_a_resumed_early_stop_ends_the_same(home: Home) -> None:
     folder = home.run(**drifting(patience=1))
     assert trained(home, folder) == 0
     before, status = exported(folder), status_of(folder)
@@ -134,8 +134,8 @@ def test_an_early_end_that_is_started_again_is_the_same_end(home: Home) -> None:
     assert (again.reason, again.message, again.step) == (status.reason, status.message, status.step)
 
 
-def test_patience_that_begins_at_a_resume_goes_by_what_is_saved(home: Home) -> None:
-    """The best evaluation so far may have no checkpoint: its weights are nowhere."""
+def test_patience_added_at_a_resume_uses_the_saved_checkpoints(home: Home) -> None:
+    """The best evaluation so far may have no checkpoint, so that its weights are lost."""
     folder = home.run(**{**drifting(steps=12), "checkpoint": {"every_steps": 6, "keep_last": 9}})
     assert trained(home, folder) == 0
     losses = {line["step"]: line["loss/val"] for line in lines_of(folder) if "loss/val" in line}
@@ -171,7 +171,7 @@ def test_other_validation_rows_are_refused_while_patience_compares_them(home: Ho
     assert "evaluation.max_sequences: was 200, is 7" in str(status_of(folder).message)
 
 
-def test_the_store_tells_its_best(tmp_path: Path) -> None:
+def test_the_store_returns_its_best(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep_last=9, keep_best=0)
     assert store.best() is None
     for step, loss in ((1, None), (2, 3.0), (3, 2.0), (4, 2.0)):

@@ -69,11 +69,11 @@ def at_valid(model: Any, batches: list[Batch]) -> Any:
     return torch.cat(rows).numpy()
 
 
-# ---- the student alone -------------------------------------------------------------------------
+# ---- without a teacher -------------------------------------------------------------------------
 
 
-def test_it_is_the_mean_over_all_valid_positions(student: CausalStudent) -> None:
-    """Not the mean of the batches' means: they differ in valid positions, the last in rows."""
+def test_the_loss_is_the_mean_over_all_valid_positions(student: CausalStudent) -> None:
+    """Not the mean of batch means: batches differ in valid positions, and the last in rows."""
     batches = masked_batches()
     labels = np.concatenate([batch.labels_BS[batch.valid_BS] for batch in batches])
     logits = torch.from_numpy(at_valid(student.model, batches))
@@ -94,13 +94,13 @@ def test_dropout_is_off_and_the_mode_is_kept(student: CausalStudent, training: b
     assert student.training is training
 
 
-def test_no_gradient_is_left(student: CausalStudent) -> None:
+def test_no_gradient_is_left_behind(student: CausalStudent) -> None:
     student.zero_grad(set_to_none=True)
     validation_loss(student, masked_batches())
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_a_stop_ends_it_between_batches(student: CausalStudent) -> None:
+def test_a_stop_ends_an_evaluation_between_batches(student: CausalStudent) -> None:
     stop = Stop()
     stop.request()
     student.train()
@@ -109,7 +109,7 @@ def test_a_stop_ends_it_between_batches(student: CausalStudent) -> None:
     assert student.training
 
 
-def test_rows_that_cannot_be_read_end_it_at_a_place_that_all_ranks_come_by(
+def test_unreadable_rows_end_an_evaluation_where_all_ranks_can_leave(
     student: CausalStudent,
 ) -> None:
     def batches() -> Iterator[Batch]:
@@ -146,10 +146,10 @@ class Counting(CausalStudent):
         return super().forward(*arguments, **named)
 
 
-def test_a_batch_without_a_valid_position_is_a_forward_all_the_same(
+def test_a_batch_without_a_valid_position_still_makes_a_forward(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """Ranks that share a student make equally many."""
+    """Ranks that share a student must make equally many forwards."""
     counting = Counting(student.model)
     batches = masked_batches()
     empty = Batch(batches[0].inputs_BS, np.full_like(batches[0].labels_BS, IGNORE_INDEX))
@@ -159,7 +159,7 @@ def test_a_batch_without_a_valid_position_is_a_forward_all_the_same(
     assert with_it == evaluation_sums(student, batches, CPU, Stop(), asked)
 
 
-# ---- beside the teacher --------------------------------------------------------------------------
+# ---- with a teacher ----------------------------------------------------------------------------
 
 
 def measured(
@@ -170,7 +170,7 @@ def measured(
 
 
 def reference(student: CausalStudent, teacher: InProcessTeacher, **asked: Any) -> dict[str, float]:
-    """The same in float64, a position at a time."""
+    """Returns the same metrics in float64, one position at a time."""
     batches = masked_batches()
     ours, theirs = at_valid(student.model, batches), at_valid(teacher._model, batches)
     kls = [kd_loss(s, t, 0, 1.0, 0.0, **asked) for s, t in zip(ours, theirs, strict=True)]
@@ -183,10 +183,10 @@ def reference(student: CausalStudent, teacher: InProcessTeacher, **asked: Any) -
 @pytest.mark.parametrize(
     ("kind", "asked"), [("dense", {}), ("hidden", {}), ("top_k", {"top_k": 5})]
 )
-def test_kl_and_agreement_are_those_of_the_models_own_logits(
+def test_kl_and_agreement_match_the_models_own_logits(
     student: CausalStudent, teacher: InProcessTeacher, kind: str, asked: dict[str, Any]
 ) -> None:
-    """With top_k the KL is that over k + 1 outcomes, a lower bound."""
+    """With top_k the KL is over k + 1 outcomes, a lower bound."""
     metrics, expected = measured(student, teacher, kind, **asked), reference(student, teacher)
     assert metrics["val/top1_agreement"] == expected["val/top1_agreement"]
     assert 0 < metrics["val/top1_agreement"] < 1
@@ -197,7 +197,7 @@ def test_kl_and_agreement_are_those_of_the_models_own_logits(
     assert bound < exact if kind == "top_k" else bound == exact
 
 
-def test_the_loss_is_the_same_with_a_teacher_and_without(
+def test_the_loss_is_the_same_with_and_without_a_teacher(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     alone = validation_loss(student, masked_batches())
@@ -212,7 +212,7 @@ def test_a_student_equal_to_its_teacher_is_0_nats_away_and_agrees_everywhere(
     assert metrics["val/top1_agreement"] == 1
 
 
-def test_draws_estimate_the_kl_and_a_further_request_tells_the_likeliest(
+def test_draws_estimate_the_kl_and_a_second_request_gives_the_likeliest(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     expected = reference(student, teacher)
@@ -225,7 +225,7 @@ def test_draws_estimate_the_kl_and_a_further_request_tells_the_likeliest(
 
 
 class Teacher:
-    """Passes questions on, keeps them, and refuses or fails as it is told."""
+    """Forwards and keeps requests, and refuses or fails as configured."""
 
     def __init__(self, teacher: Any, refuses: str = "", fails_at: int = -1) -> None:
         self._teacher, self._refuses, self._fails_at = teacher, refuses, fails_at
@@ -249,7 +249,7 @@ class Teacher:
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
-def test_a_metric_that_cannot_be_had_is_left_out_and_said_once(
+def test_an_unavailable_metric_is_left_out_and_reported_once(
     student: CausalStudent, teacher: InProcessTeacher, prefetch_steps: int
 ) -> None:
     said: list[tuple[str, str]] = []
@@ -266,7 +266,7 @@ def test_a_metric_that_cannot_be_had_is_left_out_and_said_once(
 
 
 @pytest.mark.parametrize("kind", ["hidden", "sampled"])
-def test_asking_ahead_changes_no_bit_and_asks_at_temperature_1(
+def test_prefetching_changes_no_bit_and_asks_at_temperature_1(
     student: CausalStudent, teacher: InProcessTeacher, kind: str
 ) -> None:
     asked = {"num_draws": 4} if kind == "sampled" else {}
@@ -282,7 +282,7 @@ def test_asking_ahead_changes_no_bit_and_asks_at_temperature_1(
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
-def test_what_the_teacher_raises_ends_the_evaluation_and_its_calls(
+def test_an_error_of_the_teacher_ends_the_evaluation_and_its_calls(
     student: CausalStudent, teacher: InProcessTeacher, prefetch_steps: int
 ) -> None:
     cancelled: list[bool] = []
@@ -299,10 +299,10 @@ def test_what_the_teacher_raises_ends_the_evaluation_and_its_calls(
     assert student.training
 
 
-def test_a_whole_evaluation_leaves_the_teachers_calls_alone(
+def test_a_complete_evaluation_does_not_cancel_the_teachers_calls(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """`cancel` is for good, and the answers of coming steps are under way."""
+    """`cancel` is permanent, and answers for coming steps are still being fetched."""
     cancelled: list[bool] = []
     answers = ValidationTeacher(
         teacher, Representation("hidden"), 2, cancel=lambda: cancelled.append(True)
@@ -311,10 +311,10 @@ def test_a_whole_evaluation_leaves_the_teachers_calls_alone(
     assert cancelled == []
 
 
-def test_sums_of_parts_add_up_to_those_of_all(
+def test_sums_of_parts_add_up_to_the_whole(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """As ranks add theirs up: not the mean of their means."""
+    """This is how ranks combine their sums: not as the mean of their means."""
     answers = ValidationTeacher(teacher, Representation("top_k", 3))
     batches = masked_batches()
     whole = evaluation_sums(student, batches, CPU, Stop(), answers)
@@ -362,7 +362,7 @@ def test_a_distilling_run_is_compared_with_its_teacher_at_every_evaluation(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_it_measures_what_the_cpu_does(
+def test_an_evaluation_on_cuda_matches_the_cpu(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     cuda, there = torch.device("cuda", 0), twin(student).to("cuda:0")

@@ -1,4 +1,4 @@
-"""What student and teacher write on: greedy, beside each other, and once of the teacher."""
+"""Greedy samples of student and teacher; the teacher is asked only once."""
 
 import json
 import threading
@@ -49,7 +49,7 @@ PROMPTS = Prompts(["one", "two", "three"], [[3, 1, 4], [1], [5, 9, 2, 6, 5]], 6,
 
 
 def generated(model: Any) -> list[str]:
-    """Returns what transformers itself puts after each prompt, one by one."""
+    """Returns what transformers itself generates after each prompt, one by one."""
     model.eval()
     texts = []
     for ids in PROMPTS.ids:
@@ -61,7 +61,7 @@ def generated(model: Any) -> list[str]:
 
 
 class Held:
-    """A teacher that answers when it is let, and counts what it is asked."""
+    """A teacher that answers only once released, and counts what it is asked."""
 
     def __init__(self, teacher: Any, error: Exception | None = None) -> None:
         self.go = threading.Event()
@@ -85,7 +85,7 @@ class Held:
         return targets
 
 
-def test_both_write_what_transformers_generates_greedily(
+def test_both_write_what_transformers_generates(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     texts = TeacherTexts(teacher, PROMPTS)
@@ -99,7 +99,7 @@ def test_both_write_what_transformers_generates_greedily(
     assert lines[0]["student"] != lines[0]["teacher"]
 
 
-def test_the_teacher_is_asked_once_a_token_for_all_prompts(
+def test_the_teacher_is_asked_once_per_token_for_all_prompts(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     held = Held(teacher)
@@ -110,7 +110,7 @@ def test_the_teacher_is_asked_once_a_token_for_all_prompts(
     assert held.asked == [[3 + made, 1 + made, 5 + made] for made in range(6)]
 
 
-def test_the_loop_waits_for_a_slow_teacher_at_the_last_evaluation_alone(
+def test_the_loop_waits_for_a_slow_teacher_only_at_the_last_evaluation(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     held = Held(teacher)
@@ -129,7 +129,7 @@ def test_a_stop_ends_the_wait_for_the_teacher(teacher: InProcessTeacher) -> None
     held.go.set()
 
 
-def test_a_stop_ends_the_students_writing_between_two_tokens(
+def test_a_stop_ends_the_students_generation_between_two_tokens(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     stop, forwards = Stop(), 0
@@ -157,7 +157,7 @@ def test_a_stop_ends_the_students_writing_between_two_tokens(
         (StopRequested(), []),
     ],
 )
-def test_a_teacher_that_writes_nothing_is_said_once(
+def test_missing_texts_of_the_teacher_are_reported_once(
     student: CausalStudent, tmp_path: Path, error: Exception, said: list[str]
 ) -> None:
     held, heard = Held(None, error), []
@@ -170,7 +170,7 @@ def test_a_teacher_that_writes_nothing_is_said_once(
     for step in (0, 7):
         samples.write(step, samples.lines(student, is_last=True))
     assert heard == [
-        ("left_out", {"metric": "samples of the teacher", "message": text}) for text in said
+        ("left_out", {"metric": "the teacher's samples", "message": text}) for text in said
     ]
     assert [line["teacher"] for line in read_json_lines(path)] == [None] * 6
 
@@ -186,7 +186,7 @@ def test_an_end_of_text_ends_a_sample(student: CausalStudent, tmp_path: Path) ->
     assert [line["teacher"] for line in lines] == [None] * 3
 
 
-def test_another_rank_makes_its_own_and_writes_none(student: CausalStudent) -> None:
+def test_other_ranks_generate_samples_but_do_not_write_them(student: CausalStudent) -> None:
     samples = Samples(PROMPTS, CPU, None, None, Stop())
     lines = samples.lines(student, is_last=True)
     assert [line["student"] for line in lines] == generated(student.model)
@@ -194,7 +194,7 @@ def test_another_rank_makes_its_own_and_writes_none(student: CausalStudent) -> N
     samples.keep_before(0)
 
 
-def test_a_resume_drops_what_it_writes_again_and_a_torn_line(
+def test_a_resume_drops_lines_that_it_rewrites_and_an_incomplete_one(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     path = tmp_path / "samples.jsonl"
@@ -235,7 +235,7 @@ def encoded(folder: Path, *texts: str, **limits: int) -> Prompts:
     return encoded_prompts(texts, 10, path, ends=[0], **limits)
 
 
-def test_prompts_become_the_tokenizers_ids_and_back(tmp_path: Path) -> None:
+def test_prompts_are_encoded_and_decoded_by_the_tokenizer(tmp_path: Path) -> None:
     prompts = encoded(tmp_path, "def add(", "<b>\u00e9</b>")
     assert [prompts.decode(ids) for ids in prompts.ids] == ["def add(", "<b>\u00e9</b>"]
     assert (prompts.num_tokens, prompts.ends) == (10, frozenset([0]))
@@ -245,7 +245,7 @@ def test_prompts_become_the_tokenizers_ids_and_back(tmp_path: Path) -> None:
     ("limits", "why"),
     [
         ({"vocab_size": 70}, r"prompts.1: has token \d+; the student's ids are below 70"),
-        ({"max_tokens": 12}, r"prompts.1: has \d+ tokens; with evaluation.prompt_tokens 10 more"),
+        ({"max_tokens": 12}, r"prompts.1: has \d+ tokens; with the 10 of evaluation.prompt_tokens"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused_by_its_number(
@@ -255,7 +255,7 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_number(
         encoded(tmp_path, "A", "zzzzzz", **limits)
 
 
-def test_prompts_without_a_tokenizer_are_refused_with_what_to_do() -> None:
+def test_prompts_without_a_tokenizer_are_refused_with_advice() -> None:
     with pytest.raises(InvalidSpec, match=r"needs a tokenizer\.json .* --tokenizer"):
         encoded_prompts(["A"], 10, None, ends=(), vocab_size=300, max_tokens=40)
 
@@ -294,14 +294,14 @@ def begins_with(request: teacher_pb2.LogitsForBatchRequest, ids: Sequence[int]) 
     return bool(tokens[: len(ids)].tolist() == list(ids))
 
 
-def test_a_run_keeps_its_samples_beside_the_teachers(home: Home) -> None:
+def test_a_run_writes_its_samples_and_the_teachers(home: Home) -> None:
     with Serving(WireTeacher(vocab_size=300)) as serving:
         sections = sampling(
             teacher={"address": serving.address}, objective={"alpha": 0.5, "temperature": 2.0}
         )
         folder = home.run(**sections)
         assert run_to_its_end(home, folder) == 0, status_of(folder).message
-        # The likeliest token after each prefix, by what the teacher is.
+        # The likeliest token after each prefix, computed from the teacher's definition.
         wire = serving.teacher
         prompts = prompts_of(home, "def add(", "import")
         expected = greedy_continuations(
@@ -326,7 +326,7 @@ def test_a_killed_run_writes_each_sample_once(home: Home) -> None:
     expected = lines_of(straight)
     assert [line["step"] for line in expected] == [0, 0, 3, 3, 6, 6]
 
-    # As a kill leaves it: a checkpoint of step 3, samples beyond it, a line half written.
+    # What a kill leaves: a checkpoint of step 3, samples beyond it, an incomplete line.
     folder = home.run(**sampling())
     stop = Stop()
     assert run_to_its_end(home, folder, stop=stop) == 0
@@ -339,7 +339,7 @@ def test_a_killed_run_writes_each_sample_once(home: Home) -> None:
     assert lines_of(folder) == expected
 
 
-def test_a_run_that_began_anew_writes_its_first_samples_once(home: Home) -> None:
+def test_a_run_that_starts_over_writes_its_first_samples_once(home: Home) -> None:
     folder = home.run(**sampling())
     stop = Stop()
     stop.request()
@@ -350,7 +350,7 @@ def test_a_run_that_began_anew_writes_its_first_samples_once(home: Home) -> None
     assert [line["step"] for line in lines_of(folder)] == [0, 0, 3, 3, 6, 6]
 
 
-def test_prompts_without_any_tokenizer_fail_the_run_with_a_sentence(home: Home) -> None:
+def test_prompts_without_any_tokenizer_fail_the_run_with_a_message(home: Home) -> None:
     folder = home.run(evaluation={"prompts": ["A"]})
     assert run_to_its_end(home, folder) == 1
     status = status_of(folder)
@@ -358,7 +358,7 @@ def test_prompts_without_any_tokenizer_fail_the_run_with_a_sentence(home: Home) 
     assert "evaluation.prompts: needs a tokenizer.json" in str(status.message)
 
 
-def test_a_teacher_that_does_not_offer_it_costs_its_samples_alone(home: Home) -> None:
+def test_a_teacher_without_top_k_only_costs_its_samples(home: Home) -> None:
     with Serving(WireTeacher(vocab_size=300)) as serving:
         answer, prompt = serving.teacher.answer, prompts_of(home, "def add(").ids[0]
         refusal = refused(
@@ -380,5 +380,5 @@ def test_a_teacher_that_does_not_offer_it_costs_its_samples_alone(home: Home) ->
         assert run_to_its_end(home, folder) == 0, status_of(folder).message
     assert {line["teacher"] for line in lines_of(folder)} == {None}
     [event] = events_of(folder, "left_out")
-    assert event["metric"] == "samples of the teacher"
+    assert event["metric"] == "the teacher's samples"
     assert "top_k is not on offer" in event["message"]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole, verified, kept, and what happens when they are not."""
+"""Checkpoints on disk: written completely, verified, kept or deleted, and set aside if broken."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "checkpoints")
     assert checkpoints.newest() is None
     path = save(checkpoints, 500)
@@ -52,7 +52,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert found.optimizer_tensors().keys() == OPTIMIZER.keys()
 
 
-def test_the_state_carries_the_hash_of_the_optimizers_state(tmp_path: Path) -> None:
+def test_the_state_holds_the_hash_of_the_optimizer_state(tmp_path: Path) -> None:
     import hashlib
 
     path = save(store(tmp_path), 1)
@@ -82,7 +82,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
     assert checkpoints.steps() == [2, 3, 6]
 
 
-def test_what_a_killed_save_left_is_swept_and_never_read(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_save_are_deleted_and_never_read(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     save(checkpoints, 1)
     half = tmp_path / ".writing-step-00000002"
@@ -140,7 +140,7 @@ def test_a_broken_newest_is_set_aside_and_the_one_before_is_used(tmp_path: Path,
     )
 
 
-def test_several_broken_ones_are_all_kept_aside(tmp_path: Path) -> None:
+def test_several_broken_checkpoints_are_all_set_aside(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     for _ in range(2):
         damage(save(checkpoints, 2), "flip")
@@ -148,7 +148,7 @@ def test_several_broken_ones_are_all_kept_aside(tmp_path: Path) -> None:
     assert names(tmp_path) == ["broken-step-00000002", "broken-step-00000002.2"]
 
 
-def test_saving_over_an_intact_checkpoint_is_no_error_and_changes_nothing(tmp_path: Path) -> None:
+def test_saving_over_an_intact_checkpoint_changes_nothing(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     path = save(checkpoints, 3)
     before = (path / "manifest.json").stat().st_mtime_ns
@@ -166,7 +166,7 @@ def test_saving_over_a_broken_checkpoint_sets_it_aside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("file_of_save", [1, 2])
-def test_a_full_disk_leaves_the_old_checkpoints_and_nothing_of_the_new_one(
+def test_a_full_disk_keeps_old_checkpoints_and_leaves_nothing_of_the_new_one(
     tmp_path: Path, number: int, file_of_save: int
 ) -> None:
     calls = 0
@@ -208,8 +208,8 @@ except DiskFull as error:
 """
 
 
-def test_a_disk_that_is_really_full_is_recognised(tmp_path: Path) -> None:
-    """On a tmpfs of 1 MiB, where this user may mount one in a namespace of its own."""
+def test_a_disk_that_is_actually_full_is_recognised(tmp_path: Path) -> None:
+    """On a tmpfs of 1 MiB, if this user may mount one in a namespace."""
     script = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c '$CODE' "
     command = script.replace("'$CODE'", '"$CODE"') + str(tmp_path)
     probe = subprocess.run(
@@ -225,7 +225,7 @@ def test_a_disk_that_is_really_full_is_recognised(tmp_path: Path) -> None:
     assert "full after" in done.stdout
 
 
-def test_other_errors_of_a_save_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+def test_other_errors_of_a_save_are_not_mistaken_for_a_full_disk(tmp_path: Path) -> None:
     def broken(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(errno.EACCES, "no")
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: states, heartbeat, metrics that never block."""
+"""The recorder: states, heartbeat, and metrics that never block."""
 
 import contextlib
 import errno
@@ -54,7 +54,7 @@ def step_metrics(tokens: float, seconds: float, waited: float) -> dict[str, floa
     }
 
 
-def test_a_run_is_starting_from_the_first_moment(folder: RunFolder) -> None:
+def test_a_run_is_starting_from_its_first_status(folder: RunFolder) -> None:
     with Recorder(folder, Stop()):
         status = said(folder)
     assert status.state is RunState.STARTING
@@ -62,21 +62,21 @@ def test_a_run_is_starting_from_the_first_moment(folder: RunFolder) -> None:
     assert status.process_create_time > 0
 
 
-def test_a_run_that_starts_again_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
+def test_a_restarting_run_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
     recorder = Recorder(folder, Stop())
-    recorder.start_again_from(40, "rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)")
+    recorder.start_again_from(40, "rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)")
     with recorder:
         status = said(folder)
         recorder.set_state(RunState.RUNNING)
     assert (status.state, status.reason) == (RunState.STARTING, "rank_lost")
     assert (status.step, status.checkpoint_step) == (40, 40)
-    why = "starting again from step 40: rank 1 of 2 was ended by SIGKILL (1 of 3 restarts)"
+    why = "restarting from step 40: rank 1 of 2 was killed by SIGKILL (1 of 3 restarts)"
     assert status.message == why
     assert [line["message"] for line in read_json_lines(folder.events_path)] == [why, None]
     assert (said(folder).step, said(folder).reason, said(folder).message) == (40, None, None)
 
 
-def test_a_checkpoint_before_the_first_step_is_one(folder: RunFolder) -> None:
+def test_a_checkpoint_at_step_0_counts(folder: RunFolder) -> None:
     for found in (0, None):
         recorder = Recorder(folder, Stop())
         recorder.start_again_from(found, None)
@@ -84,11 +84,11 @@ def test_a_checkpoint_before_the_first_step_is_one(folder: RunFolder) -> None:
             status = said(folder)
             recorder.after_checkpoint(0)
         assert (status.step, status.checkpoint_step) == (0, found)
-        assert status.message == "starting again from step 0"
+        assert status.message == "restarting from step 0"
         assert said(folder).checkpoint_step == 0
 
 
-def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> None:
+def test_the_last_state_stays_after_the_recorder_is_closed(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.set_progress(steps=9, device="cpu", checkpoint_step=4)
         recorder.set_state(RunState.RUNNING)
@@ -103,7 +103,7 @@ def test_the_last_state_stays_when_the_recorder_is_left(folder: RunFolder) -> No
     assert states(folder) == ["starting", "running", "failed"]
 
 
-def test_the_heart_beats_while_the_state_stays(folder: RunFolder) -> None:
+def test_the_heartbeat_goes_on_while_the_state_stays(folder: RunFolder) -> None:
     with Recorder(folder, Stop(), heartbeat_seconds=0.01):
         first = said(folder)
         wait_for(lambda: said(folder).heartbeat > first.heartbeat)
@@ -111,7 +111,7 @@ def test_the_heart_beats_while_the_state_stays(folder: RunFolder) -> None:
     assert states(folder) == ["starting"]
 
 
-def test_a_teacher_away_turns_the_run_to_waiting_and_back(folder: RunFolder) -> None:
+def test_a_run_waits_while_its_teacher_is_away(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.set_state(RunState.RUNNING)
         recorder.teacher_away("no teacher at here")
@@ -124,7 +124,7 @@ def test_a_teacher_away_turns_the_run_to_waiting_and_back(folder: RunFolder) -> 
     assert states(folder) == ["starting", "running", "waiting_for_teacher", "running"]
 
 
-def test_a_teacher_away_does_not_undo_an_end(folder: RunFolder) -> None:
+def test_an_absent_teacher_does_not_change_a_final_state(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.teacher_away("gone")
         recorder.set_state(RunState.INTERRUPTED, "teacher_unavailable", "gone for good")
@@ -132,7 +132,7 @@ def test_a_teacher_away_does_not_undo_an_end(folder: RunFolder) -> None:
     assert said(folder).state is RunState.INTERRUPTED
 
 
-def test_a_requested_stop_is_said_without_the_loops_help(folder: RunFolder) -> None:
+def test_a_requested_stop_shows_without_the_loop(folder: RunFolder) -> None:
     stop = Stop()
     with Recorder(folder, stop, heartbeat_seconds=0.01) as recorder:
         recorder.set_state(RunState.RUNNING)
@@ -163,7 +163,7 @@ def test_metrics_are_written_in_order_and_shown_in_the_status(folder: RunFolder)
 
 
 class Held:
-    """A sink that takes nothing before it is let."""
+    """A sink that writes only once released."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -176,12 +176,12 @@ class Held:
     def close(self) -> None: ...
 
 
-def test_dropped_lines_are_said_while_the_run_goes_on_and_at_its_end(folder: RunFolder) -> None:
-    """S14: at the first one, at ten times as many, and at the end; and in every line."""
+def test_dropped_lines_are_reported_during_the_run_and_at_its_end(folder: RunFolder) -> None:
+    """S14: at the first dropped line, at ten times as many, at the end, and in every line."""
     held = Held()
     with Recorder(folder, Stop()) as recorder:
         recorder.open_metrics([], 0)
-        # Holds one line, and one more waits: the third is the first that is dropped.
+        # One line is being written and one waits, so the third is the first to be dropped.
         slow = QueuedSink(held, limit=1, may_fail=True)
         recorder._sinks.append(slow)
         for step in range(40):
@@ -199,10 +199,10 @@ def test_dropped_lines_are_said_while_the_run_goes_on_and_at_its_end(folder: Run
     assert "telemetry/dropped_lines" not in lines[0]
     counts = [line["telemetry/dropped_lines"] for line in lines[-30:]]
     assert counts == sorted(counts)
-    assert counts[-1] == dropped - 1  # as it was before this very line
+    assert counts[-1] == dropped - 1  # counted before this line
 
 
-def test_a_place_that_fails_ends_no_run_and_says_why(folder: RunFolder) -> None:
+def test_a_sink_that_may_fail_does_not_end_the_run_and_says_why(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.open_metrics([], 0)
         recorder._sinks.append(
@@ -216,8 +216,8 @@ def test_a_place_that_fails_ends_no_run_and_says_why(folder: RunFolder) -> None:
     assert len(read_json_lines(folder.metrics_path)) == 3
 
 
-def test_a_clock_that_jumps_back_makes_no_state_younger_than_nothing(folder: RunFolder) -> None:
-    """S12: no negative duration; lines stay in the order of their steps."""
+def test_a_clock_that_jumps_back_gives_no_negative_age(folder: RunFolder) -> None:
+    """S12: no negative duration; lines stay in order of steps."""
     clock = FakeClock(5000.0)
     with Recorder(folder, Stop(), heartbeat_seconds=3600, clock=clock) as recorder:
         recorder.open_metrics([], 0)
@@ -236,7 +236,7 @@ def test_a_clock_that_jumps_back_makes_no_state_younger_than_nothing(folder: Run
     assert [line["step"] for line in read_json_lines(folder.metrics_path)] == [1, 2]
 
 
-def test_a_disk_that_takes_no_status_holds_up_no_step(
+def test_a_stalled_status_does_not_delay_a_step(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck, free = threading.Event(), threading.Event()
@@ -261,7 +261,7 @@ def test_a_disk_that_takes_no_status_holds_up_no_step(
         wait_for(lambda: said(folder).step == 1)
 
 
-def test_lines_that_cannot_be_cut_off_for_want_of_room_stay(
+def test_metrics_stay_unchanged_if_there_is_no_space_to_rewrite_them(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append_json_line(folder.metrics_path, {"step": 1})
@@ -289,7 +289,7 @@ class Failing:
     def close(self) -> None: ...
 
 
-def test_a_full_disk_under_the_metrics_reaches_the_loop(folder: RunFolder) -> None:
+def test_a_full_disk_of_the_metrics_is_raised_in_the_loop(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder._sinks = [QueuedSink(Failing(lambda: OSError(errno.ENOSPC, "full")))]
         recorder.record(1, {})
@@ -303,7 +303,7 @@ def test_a_status_that_cannot_be_written_does_not_end_the_heartbeat(folder: RunF
     with Recorder(folder, Stop(), heartbeat_seconds=0.01) as recorder:
         while not folder.status_path.is_dir():
             folder.status_path.unlink(missing_ok=True)
-            with contextlib.suppress(FileExistsError):  # the heart has just beaten
+            with contextlib.suppress(FileExistsError):  # a heartbeat has just been written
                 folder.status_path.mkdir()
         (folder.status_path / "in-the-way").touch()
         recorder.set_state(RunState.RUNNING)
@@ -329,7 +329,7 @@ def test_tensorboard_gets_the_same_numbers(folder: RunFolder) -> None:
     assert len(read_json_lines(folder.metrics_path)) == 2
 
 
-def test_a_missing_tensorboard_is_refused_with_what_to_install(
+def test_a_missing_tensorboard_is_refused_with_advice(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -340,7 +340,7 @@ def test_a_missing_tensorboard_is_refused_with_what_to_install(
         recorder.open_metrics(["tensorboard"], 0)
 
 
-def test_the_status_is_json_that_others_read(folder: RunFolder) -> None:
+def test_the_status_is_plain_json(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         recorder.open_metrics([], 0)
         recorder.record(1, {"loss/total": math.inf})
@@ -349,7 +349,7 @@ def test_the_status_is_json_that_others_read(folder: RunFolder) -> None:
 
 
 class FullWhileReserved(RunFolder):
-    """A folder on a disk that has room for nothing but what the reserve takes."""
+    """A folder on a disk that is full as long as the reserve exists."""
 
     def _require_room(self) -> None:
         if (self.path / ".reserve").exists():
@@ -364,7 +364,7 @@ class FullWhileReserved(RunFolder):
         super().append_event(kind, **details)
 
 
-def test_a_full_disk_has_room_for_the_state_that_a_run_ends_in(folder: RunFolder) -> None:
+def test_a_full_disk_still_has_space_for_the_final_state(folder: RunFolder) -> None:
     with Recorder(folder, Stop()) as recorder:
         assert (folder.path / ".reserve").stat().st_size > 0
         recorder._folder = FullWhileReserved(folder.path)

@@ -1,4 +1,4 @@
-"""Queues between the loop and where metrics go: files, TensorBoard, Weights & Biases."""
+"""Metric sinks and their queues: files, TensorBoard, Weights & Biases."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from student_trainer.stop import Stop
 
 
 class Slow:
-    """A sink that writes when it is let."""
+    """A sink that writes only once released."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -47,7 +47,7 @@ def test_a_sink_slower_than_the_loop_drops_and_counts_and_never_blocks() -> None
 
 
 class Patience:
-    """Waits like `threading.Event.wait`, but is over at once the first `impatient` times."""
+    """Like `threading.Event.wait`, but the first `impatient` waits time out at once."""
 
     def __init__(self, impatient: int, then: Callable[[], None] = lambda: None) -> None:
         self._impatient = impatient
@@ -62,7 +62,7 @@ class Patience:
         return event.wait(20)
 
 
-def test_a_stalled_disk_is_waited_for_and_said_each_half_minute() -> None:
+def test_a_stalled_disk_is_waited_for_with_a_warning_each_half_minute() -> None:
     slow = Slow()
     sink = QueuedSink(slow, wait=Patience(3, slow.go.set))
     for step in range(4):
@@ -93,7 +93,7 @@ def test_a_stop_during_a_stall_ends_the_wait_with_an_error() -> None:
     sink = QueuedSink(slow, wait=Patience(2))
     sink.put(0, {})
     stop.request()
-    with pytest.raises(DiskFull, match="took no line for 30 s") as caught:
+    with pytest.raises(DiskFull, match="could not finish writing for 30 s") as caught:
         sink.flush(stop)
     assert (caught.value.reason, caught.value.retryable) == ("disk_stalled", True)
     assert slow.steps == []
@@ -101,7 +101,7 @@ def test_a_stop_during_a_stall_ends_the_wait_with_an_error() -> None:
     sink.close()
 
 
-def test_what_is_left_when_the_end_cannot_wait_is_counted_and_said() -> None:
+def test_lines_left_at_the_end_are_counted_and_logged() -> None:
     slow = Slow()
     sink = QueuedSink(slow, wait=Patience(1))
     for step in range(5):
@@ -114,8 +114,8 @@ def test_what_is_left_when_the_end_cannot_wait_is_counted_and_said() -> None:
     sink._thread.join()
 
 
-def test_a_place_that_may_fail_never_keeps_the_loop_waiting() -> None:
-    """S14: it is not waited for at a checkpoint, and its lines drop where it is too slow."""
+def test_a_sink_that_may_fail_never_makes_the_loop_wait() -> None:
+    """S14: a checkpoint does not wait for it, and its lines are dropped if it is too slow."""
     slow = Slow()
     sink = QueuedSink(slow, limit=3, may_fail=True)
     for step in range(20):
@@ -137,7 +137,7 @@ class Failing(Slow):
             raise ConnectionError("no network")
 
 
-def test_a_place_that_may_fail_and_does_costs_its_own_lines_alone() -> None:
+def test_a_sink_that_may_fail_loses_only_its_own_lines() -> None:
     failing = Failing()
     sink = QueuedSink(failing, may_fail=True)
     with capture_logs() as logs:
@@ -152,7 +152,7 @@ def test_a_place_that_may_fail_and_does_costs_its_own_lines_alone() -> None:
     assert [entry["event"] for entry in logs] == ["sink_failed"]
 
 
-def test_a_place_that_may_not_fail_ends_the_loop_with_its_error() -> None:
+def test_a_sink_that_may_not_fail_ends_the_loop_with_its_error() -> None:
     failing = Failing()
     failing.go.set()
     sink = QueuedSink(failing)
@@ -165,7 +165,7 @@ def test_a_place_that_may_not_fail_ends_the_loop_with_its_error() -> None:
 
 
 class FakeRun:
-    """Stands for wandb.init and the run that it returns."""
+    """A fake of wandb.init and of the run that it returns."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class FakeRun:
         self.finished = True
 
 
-def test_weights_and_biases_gets_numbers_by_step_under_the_runs_own_id(tmp_path: Path) -> None:
+def test_weights_and_biases_gets_numbers_by_step_under_the_runs_id(tmp_path: Path) -> None:
     fake = FakeRun()
     report = WeightsAndBiases(tmp_path, "coder-1", {"seed": 3}, init=fake)
     assert fake.settings == {}  # nothing waits for a network before the first line
@@ -209,7 +209,7 @@ def test_weights_and_biases_without_a_key_is_refused(
         WeightsAndBiases(tmp_path, "r", {})
 
 
-def test_a_missing_wandb_is_refused_with_what_to_install(
+def test_a_missing_wandb_is_refused_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -238,7 +238,7 @@ def wandb_records(folder: Path) -> list[Any]:
     return records
 
 
-def test_wandb_itself_keeps_config_and_curves_offline(
+def test_the_real_wandb_keeps_config_and_curves_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -248,7 +248,7 @@ def test_wandb_itself_keeps_config_and_curves_offline(
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     config = {"seed": 3, "objective": {"alpha": 0.25}}
     report = WeightsAndBiases(tmp_path, "coder-1", config)
-    # A machine with much else to do may take longer than a run would wait.
+    # A busy machine may take longer than a run would wait.
     sink = QueuedSink(report, may_fail=True, wait=lambda event, _: event.wait(120))
     for step in range(3):
         sink.put(step, {"loss/total": 2.0 - step, "val/kl": math.nan})
@@ -269,7 +269,7 @@ def test_wandb_itself_keeps_config_and_curves_offline(
     totals = [(int(line["_step"]), float(line["loss/total"])) for line in lines]
     assert totals == [(0, 2.0), (1, 1.0), (2, 0.0)]
     assert [line["val/kl"] for line in lines] == ["NaN"] * 3
-    # Nothing of this machine goes along.
+    # Nothing about this machine is sent.
     assert run.host == "lectern"
     assert {"environment", "stats", "output_raw", "files"}.isdisjoint(
         record.WhichOneof("record_type") for record in records

@@ -8,7 +8,7 @@ from student_trainer.ranks.device import choose_device
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_every_rank_says_that_there_are_fewer_gpus_than_ranks(
+def test_every_rank_reports_that_there_are_fewer_gpus_than_ranks(
     monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""Ranks are started, told, watched, and started again; here they are small scripts."""
+"""Starting, stopping, watching and restarting ranks; the ranks are small scripts."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from student_trainer.ranks.supervisor import RANK_LOST, RENDEZVOUS, RanksLost, s
 from student_trainer.stop import Stop
 from tests.support.servers import ROOT, wait_for
 
-# What every script begins with: its rank, and a file in which it leaves words.
+# Every script starts with this: its rank, and a file for what it reports.
 BEGIN = """
 import os, signal, sys, time
 from pathlib import Path
@@ -54,7 +54,7 @@ def words(folder: Path, rank: int) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_every_rank_is_told_its_place_and_the_first_ones_status_is_the_runs(tmp_path: Path) -> None:
+def test_every_rank_gets_its_place_and_the_first_ones_status_is_the_runs(tmp_path: Path) -> None:
     script = f"""
     say(" ".join(os.environ[name] for name in
         ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
@@ -69,7 +69,7 @@ def test_every_rank_is_told_its_place_and_the_first_ones_status_is_the_runs(tmp_
     assert run(tmp_path, "sys.exit(75)") == 75
 
 
-def test_the_first_rank_may_go_on_alone_after_the_others_are_done(tmp_path: Path) -> None:
+def test_the_first_rank_may_outlive_the_others(tmp_path: Path) -> None:
     script = """
     if rank == 0:
         while not (folder / "go").exists():
@@ -81,7 +81,7 @@ def test_the_first_rank_may_go_on_alone_after_the_others_are_done(tmp_path: Path
     assert run(tmp_path, script) == 0
 
 
-def test_a_lost_rank_takes_all_along_and_all_start_again_to_resume(tmp_path: Path) -> None:
+def test_a_lost_rank_ends_all_ranks_and_all_restart_with_resume(tmp_path: Path) -> None:
     script = """
     say(" ".join(sys.argv[2:]) or "fresh")
     if rank == 1 and len((folder / "rank-1").read_text().splitlines()) < 3:
@@ -91,13 +91,13 @@ def test_a_lost_rank_takes_all_along_and_all_start_again_to_resume(tmp_path: Pat
     """
     (tmp_path / "rank-0").touch()
     lost: list[tuple[str, int]] = []
-    with pytest.raises(RanksLost, match="rank 1 of 2 was ended by SIGKILL; 1 of 1 restarts"):
+    with pytest.raises(RanksLost, match="rank 1 of 2 was killed by SIGKILL; 1 of 1 restarts used"):
         run(tmp_path, script, max_restarts=1, lost=lost)
-    assert lost == [("rank 1 of 2 was ended by SIGKILL", 1)]
+    assert lost == [("rank 1 of 2 was killed by SIGKILL", 1)]
     assert words(tmp_path, 1) == ["fresh", "--resume"]
 
 
-def test_a_rank_knows_that_another_went(tmp_path: Path) -> None:
+def test_a_rank_notices_that_another_has_ended(tmp_path: Path) -> None:
     script = """
     from student_trainer.ranks.supervisor import another_rank_went
     if rank == 1:
@@ -115,7 +115,7 @@ def test_a_rank_knows_that_another_went(tmp_path: Path) -> None:
     assert words(tmp_path, 0) == ["False", "True"]
 
 
-def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_a_run_whose_ranks_were_restarted_ends_normally(tmp_path: Path) -> None:
     script = f"""
     from student_trainer.ranks.supervisor import why_restarted
     say(str(why_restarted()))
@@ -127,12 +127,12 @@ def test_a_run_whose_ranks_start_again_ends_as_if_nothing_had_been(tmp_path: Pat
     (tmp_path / "rank-1").touch()
     lost: list[tuple[str, int]] = []
     assert run(tmp_path, script, max_restarts=3, lost=lost) == 0
-    assert lost == [(f"rank 1 of 2 ended with status {RANK_LOST}", 1)]
-    why = f"rank 1 of 2 ended with status {RANK_LOST} (1 of 3 restarts)"
+    assert lost == [(f"rank 1 of 2 exited with status {RANK_LOST}", 1)]
+    why = f"rank 1 of 2 exited with status {RANK_LOST} (1 of 3 restarts)"
     assert words(tmp_path, 1) == ["None", why]
 
 
-def test_a_rank_that_breaks_after_the_first_has_ended_is_no_loss(tmp_path: Path) -> None:
+def test_a_rank_that_breaks_after_the_first_has_ended_is_not_lost(tmp_path: Path) -> None:
     script = f"""
     import psutil
     pid = folder / "pid"
@@ -152,7 +152,7 @@ def test_a_rank_that_breaks_after_the_first_has_ended_is_no_loss(tmp_path: Path)
     assert not lost
 
 
-def test_the_first_ranks_own_end_counts_though_anothers_broken_connection_is_seen_first(
+def test_the_first_ranks_status_counts_even_if_another_broke_just_before(
     tmp_path: Path,
 ) -> None:
     script = f"""
@@ -178,7 +178,7 @@ say("stopped")
 """
 
 
-def test_a_stop_reaches_every_rank_and_signals_of_the_terminal_do_not(tmp_path: Path) -> None:
+def test_a_stop_reaches_every_rank_but_terminal_signals_do_not(tmp_path: Path) -> None:
     stop, codes = Stop(), list[int]()
     thread = threading.Thread(
         target=lambda: codes.append(run(tmp_path, textwrap.dedent(LISTENING), stop=stop))
@@ -194,7 +194,7 @@ def test_a_stop_reaches_every_rank_and_signals_of_the_terminal_do_not(tmp_path: 
     assert [words(tmp_path, rank)[1:] for rank in (0, 1)] == [["stopped"], ["stopped"]]
 
 
-def test_what_a_rank_starts_does_not_hold_the_lock(tmp_path: Path) -> None:
+def test_a_child_process_of_a_rank_does_not_hold_the_lock(tmp_path: Path) -> None:
     script = """
     from student_trainer.ranks.supervisor import listen_to_supervisor
     from student_trainer.stop import Stop

@@ -1,4 +1,4 @@
-"""Two processes over gloo: what one hears of the other, and whose gradients they have together."""
+"""Two processes over gloo: how errors and stops reach both, and that their gradients add up."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tests.support.training.rank_cases import (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the two ranks of rank_script.py left."""
+    """The output of the two ranks of rank_script.py."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks = [
         subprocess.Popen(
@@ -68,8 +68,8 @@ def test_ranks_know_their_place_and_add_up(folder: Path) -> None:
     assert said(folder, "from_first") == [[41, -1]] * 2
 
 
-def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
-    """One of the two has no label in any of its rows, and makes as many forwards."""
+def test_ranks_evaluate_and_sample_like_one_process(folder: Path) -> None:
+    """One of the two has rows without labels, and makes as many forwards as the other."""
     alone = evaluated(student(tied=False), Ranks())
     assert alone.keys() == {"loss/val", "val/kl", "val/top1_agreement"}
     first, second = said(folder, "evaluated")
@@ -77,12 +77,12 @@ def test_ranks_evaluate_and_sample_as_one_process_does(folder: Path) -> None:
     assert said(folder, "sampled") == [sampled(student(tied=False), Ranks())] * 2
 
 
-def test_ranks_whose_own_tokens_differ_write_those_of_the_first(folder: Path) -> None:
-    """The other one would end its samples sooner, and with them its part of the forwards."""
+def test_ranks_whose_tokens_differ_all_continue_with_the_firsts(folder: Path) -> None:
+    """Otherwise the other rank would end its samples sooner, and leave out forwards."""
     assert said(folder, "sampled apart") == [sampled(student(tied=False), Ranks())] * 2
 
 
-def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:
+def test_an_error_on_one_rank_ends_all_with_the_same_reason(folder: Path) -> None:
     assert said(folder, "nothing") == [[], []]
     gone = ["TeacherUnavailable", "teacher_unavailable", "no teacher; start one"]
     assert said(folder, "one") == [[*gone[:2], gone[2] + " (rank 1)"], gone]
@@ -90,7 +90,7 @@ def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:
     assert first == ["DiskFull", "disk_full", "full"]
     assert second == ["DiskFull", "disk_full", "full (rank 0)"]
     assert said(folder, "stop") == [["StopRequested", None, ""]] * 2
-    # An error is not lost in a stop of the same moment.
+    # A stop at the same moment does not hide an error.
     assert [heard[:2] for heard in said(folder, "stop and error")] == [
         ["DiskFull", "disk_full"]
     ] * 2
@@ -99,8 +99,8 @@ def test_what_ends_one_rank_ends_all_for_the_same_reason(folder: Path) -> None:
     assert 20 < len(told) < 2048 and told.startswith(whole[:20]) and told.endswith("... (rank 1)")
 
 
-def test_ranks_that_have_read_something_else_are_refused(folder: Path) -> None:
-    expected = "teacher of rank 1 is t1, that of rank 0 is t0; every rank needs the same"
+def test_ranks_that_have_read_different_things_are_refused(folder: Path) -> None:
+    expected = "rank 1 has teacher t1, but rank 0 has t0; every rank needs the same"
     assert said(folder, "different") == [expected] * 2
 
 
@@ -110,10 +110,10 @@ def test_split_parameters_are_whole_when_gathered(folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("micro_batches", [1, 4])
-def test_one_by_32_four_by_8_and_two_ranks_of_16_have_one_gradient(
+def test_one_by_32_four_by_8_and_two_ranks_of_16_give_equal_gradients(
     folder: Path, tied: bool, micro_batches: int
 ) -> None:
-    """The mean is over the valid positions of the step, whoever computes which of its rows."""
+    """The mean is over the valid positions of the step, however its rows are shared out."""
     expected = gradients(tied, micro_batches=1)
     for found in (gradients(tied, micro_batches=4), of_ranks(folder, tied, micro_batches)):
         require_equal(found, expected)
@@ -124,7 +124,7 @@ def test_a_rank_whose_rows_have_no_valid_position_adds_nothing(folder: Path, tie
     require_equal(of_ranks(folder, tied, 1, empty=True), gradients(tied, 1, empty=True))
 
 
-def test_one_process_exchanges_nothing_and_raises_what_was_raised() -> None:
+def test_one_process_exchanges_nothing_and_raises_the_original_error() -> None:
     ranks = Ranks()
     assert (ranks.totals(1.5, 2.0), ranks.from_first([7, -1])) == ([1.5, 2.0], [7, -1])
     full = DiskFull("full")
@@ -134,7 +134,7 @@ def test_one_process_exchanges_nothing_and_raises_what_was_raised() -> None:
     ranks.require_same(data="x")
 
 
-def test_more_ranks_than_the_spec_says_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_in_the_spec_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Misconfigured, match=r"device\.count is 2, but 4 ranks were started"):
@@ -142,7 +142,7 @@ def test_more_ranks_than_the_spec_says_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def gradients(tied: bool, micro_batches: int, empty: bool = False) -> dict[str, Tensor]:
-    """Those of one process."""
+    """The gradients of one process."""
     alone, batch, teacher_BSV = student(tied), rows(empty), targets()
     part = len(batch.inputs_BS) // micro_batches
     for first in range(0, len(batch.inputs_BS), part):

@@ -1,4 +1,4 @@
-"""Every field of a run spec is applied, or the run is refused. Assembled runs, mostly untrained."""
+"""Every field of a run spec is applied, or the run is refused. Most runs are assembled only."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ from lectern_common.errors import (
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.evaluation.samples import Prompts
-from student_trainer.run.assemble import Assembly
+from student_trainer.run.assembled import Assembly
 from tests.support.certificates import Authority
 from tests.support.spec_fields import spec_fields
 from tests.support.training.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home.model("deep", layers=3)
     home.model("wide", weights=False, vocab_size=300)
     home.tokenized()
-    tokens = np.arange(200) % 37  # no row twice
+    tokens = np.arange(200) % 37  # no duplicate rows
     other = np.random.default_rng(5).integers(0, VOCAB_SIZE, 100)
     write_shards(home.path / "data" / "held-out", other)
     write_shards(home.path / "data" / "documents", tokens, documents=range(0, 200, 5))
@@ -106,7 +106,7 @@ SAMPLED: dict[str, Any] = {
     "data": {"path": "bytes"},
     "evaluation": {"prompts": ["def", "import"], "prompt_tokens": 3},
 }
-# dotted field -> (sections of the spec, what shows it, what must be seen)
+# dotted field -> (sections of the spec, how to read the value, the expected value)
 APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "name": ({"name": "called-this"}, lambda run: run.spec.name, "called-this"),
     "seed": ({"seed": 5}, lambda run: run.settings.seed, 5),
@@ -203,7 +203,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     "data.validation_fraction": (
         {"data": {"validation_fraction": 0.5}},
         lambda run: (len(run.data.training), validation_rows(run)),
-        (125, 123),  # one of the 124 is learnt too
+        (125, 123),  # one of the 124 is also a training row
     ),
     "data.validation_path": (
         {"data": {"validation_fraction": None, "validation_path": "held-out"}},
@@ -320,7 +320,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         (True, True),
     ),
 }
-# Shown elsewhere: what is refused, or applied by __main__ (test_main.py).
+# Tested elsewhere: fields that are refused, or applied by __main__ (test_main.py).
 SHOWN_ELSEWHERE = {
     "teacher.tls_ca_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "teacher.tls_cert_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
@@ -334,7 +334,7 @@ SHOWN_ELSEWHERE = {
 }
 
 
-def test_every_field_has_its_test() -> None:
+def test_every_field_is_tested() -> None:
     assert set(spec_fields()) == APPLIED.keys() | SHOWN_ELSEWHERE.keys()
 
 
@@ -354,7 +354,7 @@ def test_a_field_is_applied(home: Home, serving: Serving, field: str) -> None:
         assert look(run) == expected
 
 
-def test_a_seed_moves_initial_weights_and_row_order(home: Home) -> None:
+def test_the_seed_changes_initial_weights_and_row_order(home: Home) -> None:
     seen = []
     for seed in (0, 0, 1):
         with assembled(home, home.run(seed=seed)) as run:
@@ -378,7 +378,7 @@ def test_a_run_learns_over_mutual_tls_from_two_replicas(home: Home) -> None:
         steps = {"schedule": {"steps": 4, "warmup_steps": 0}, "objective": DISTILLING}
         with assembled(home, home.run(teacher={**teacher, **own}, **steps), steps=4) as run:
             assert run.progress.step == 4
-        # In turn, so that both have had as many.
+        # Asked in turn, so that both have served equally many.
         asked = [len(one.teacher.requests), len(two.teacher.requests)]
         assert asked[0] == asked[1] >= 2
         for serving in (one, two):
@@ -400,7 +400,7 @@ def test_a_run_learns_over_mutual_tls_from_two_replicas(home: Home) -> None:
             pass
 
 
-def test_the_requests_carry_what_the_spec_says(home: Home) -> None:
+def test_the_requests_carry_the_settings_of_the_spec(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         folder = home.run(
             teacher={
@@ -429,8 +429,8 @@ def test_the_requests_carry_what_the_spec_says(home: Home) -> None:
     assert sum(line["wire/positions"] for line in lines_of(folder)[1:]) == 64 + evaluated
 
 
-def test_draws_are_asked_by_a_seed_of_run_and_step(home: Home) -> None:
-    """Equal for the micro-batches of a step, other in each step and with another run seed."""
+def test_draws_use_a_seed_of_run_and_step(home: Home) -> None:
+    """Equal for the micro-batches of a step, different in each step and for each run seed."""
     asked = {}
     for name, seed, prefetch_steps in (("a", 3, 0), ("b", 3, 4), ("c", 4, 4)):
         with Serving(WireTeacher()) as serving:
@@ -467,7 +467,7 @@ def test_draws_are_asked_by_a_seed_of_run_and_step(home: Home) -> None:
         ({"representation": "sampled"}, "unbiased estimate from 50 draws a position"),
     ],
 )
-def test_what_the_logged_divergence_is_is_told(
+def test_the_event_says_what_the_logged_divergence_is(
     home: Home, serving: Serving, teacher: dict[str, Any], words: str
 ) -> None:
     folder = home.run(teacher={"address": serving.address, **teacher}, objective=DISTILLING)
@@ -476,7 +476,7 @@ def test_what_the_logged_divergence_is_is_told(
     assert event["kd_is"].startswith(words)
 
 
-def test_what_was_assembled_is_told(home: Home, serving: Serving) -> None:
+def test_the_event_describes_the_assembled_run(home: Home, serving: Serving) -> None:
     folder = home.run(teacher={"address": serving.address}, objective=DISTILLING)
     with assembled(home, folder) as run:
         (event,) = events_of(folder, "assembled")
@@ -499,7 +499,7 @@ def test_a_revision_of_a_folder_is_refused(home: Home) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_is_refused_where_there_is_none(home: Home) -> None:
+def test_cuda_is_refused_if_there_is_none(home: Home) -> None:
     refused(home, Misconfigured, "torch sees no CUDA device", device={"kind": "cuda"})
 
 
@@ -526,7 +526,7 @@ def test_bad_rows_are_left_out_up_to_the_cap(home: Home) -> None:
         assert len(run.data.training) + len(run.data.validation) == 47
 
 
-def test_a_validation_set_of_another_tokenizer_is_refused(home: Home) -> None:
+def test_a_validation_set_with_another_tokenizer_is_refused(home: Home) -> None:
     write_shards(home.path / "data" / "foreign", np.arange(90) % 9, tokenizer_sha256="1" * 64)
     refused(
         home,
@@ -536,7 +536,7 @@ def test_a_validation_set_of_another_tokenizer_is_refused(home: Home) -> None:
     )
 
 
-def test_data_of_another_tokenizer_than_the_students_is_refused(home: Home) -> None:
+def test_data_with_another_tokenizer_than_the_students_is_refused(home: Home) -> None:
     home.tokenized("bytes", 300)
     home.model("tokenized", vocab_size=300, tokenizer=True)
     with assembled(home, home.run(student={"config": "tokenized"}, data={"path": "bytes"})):
@@ -607,7 +607,7 @@ def test_a_teacher_with_other_tokens_is_refused_naming_the_first(home: Home) -> 
                 refused(home, TokenizerMismatch, r'id 7: teacher "changed"', **sections)
 
 
-def test_what_the_teacher_does_not_give_is_refused(home: Home) -> None:
+def test_a_representation_that_the_teacher_does_not_offer_is_refused(home: Home) -> None:
     teacher = WireTeacher()
     del teacher.model.representations[1]
     with Serving(teacher) as serving:

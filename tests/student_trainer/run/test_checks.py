@@ -1,4 +1,4 @@
-"""Checked before the first update: memory, the teacher's answers, a student that is its teacher."""
+"""Checks before the first update: memory, the teacher's answers, something to learn."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def distilling(address: str, **teacher: Any) -> dict[str, Any]:
     }
 
 
-def test_what_is_certain_and_does_not_fit_is_refused() -> None:
+def test_a_certain_need_that_does_not_fit_is_refused() -> None:
     with pytest.raises(
         Misconfigured, match=r"needs 5\.00 GiB .* only 4\.90 GiB is free on cpu; choose"
     ):
@@ -74,17 +74,17 @@ def test_what_is_certain_and_does_not_fit_is_refused() -> None:
     assert (told["free"], told["activations"]) == (int(5.1 * GIB), 3 * GIB)
 
 
-def test_what_the_run_holds_already_counts_as_free() -> None:
+def test_memory_that_the_run_already_holds_counts_as_free() -> None:
     cpu = torch.device("cpu")
     assert free_memory(cpu, 1 << 50).device_bytes > 1 << 50
     assert free_memory(cpu).is_host
 
 
 @pytest.mark.parametrize("here", [1, 2])
-def test_the_hosts_memory_is_shared_by_the_ranks_of_this_machine_alone(
+def test_host_memory_is_shared_only_by_the_ranks_of_this_machine(
     home: Home, monkeypatch: pytest.MonkeyPatch, here: int
 ) -> None:
-    """Of four in all: torchrun has put the others on other machines."""
+    """Of four ranks: torchrun has started the others on other machines."""
     cpu, held = torch.device("cpu"), list[int]()
     student = CausalStudent.from_pretrained(home.model("counted"), cpu)
     bytes_of_one = 4 * sum(p.numel() for p in student.parameters())
@@ -109,7 +109,7 @@ def test_the_hosts_memory_is_shared_by_the_ranks_of_this_machine_alone(
     assert held == [here * bytes_of_one]
 
 
-def test_an_assembled_run_tells_its_memory_and_what_the_teacher_was_probed_for(home: Home) -> None:
+def test_an_assembled_run_reports_its_memory_and_the_probe(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         folder = home.run(**distilling(serving.address, representation="top_k", top_k=5))
         assert trained(home, folder) == 0
@@ -129,15 +129,15 @@ def test_an_assembled_run_tells_its_memory_and_what_the_teacher_was_probed_for(h
     assert (first.vocab_size, first.temperature) == (VOCAB_SIZE, 2.0)
 
 
-def test_a_run_without_a_teacher_asks_nobody(home: Home) -> None:
+def test_a_run_without_a_teacher_probes_nothing(home: Home) -> None:
     folder = home.run(schedule={"steps": 1, "warmup_steps": 0})
     assert trained(home, folder) == 0
     (event,) = events_of(folder, "assembled")
     assert "probe" not in event and event["memory"]["teacher_head"] == 0
 
 
-def test_a_teacher_that_breaks_its_promise_ends_the_run_before_its_first_step(home: Home) -> None:
-    """Its head is not the one that its logits come from."""
+def test_inconsistent_answers_end_the_run_before_its_first_step(home: Home) -> None:
+    """Its head does not match its logits."""
 
     class OtherHead(WireTeacher):
         def GetOutputHead(self, request: Any, context: Any) -> Any:
@@ -155,7 +155,7 @@ def test_a_teacher_that_breaks_its_promise_ends_the_run_before_its_first_step(ho
     assert not folder.metrics_path.exists() or not folder.metrics_path.read_text()
 
 
-def test_a_resumed_run_does_not_ask_again(home: Home, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_probe_again(home: Home, tmp_path: Path) -> None:
     with Serving(WireTeacher(seed=12)) as serving:
         folder = home.run(**distilling(serving.address, representation="dense"))
         assert trained(home, folder) == 0
@@ -192,11 +192,11 @@ def adapted(folder: Path, dropout: float = 0.0) -> CausalStudent:
 
 
 @pytest.mark.parametrize("kind", ["dense", "hidden"])
-def test_new_adapters_on_the_teachers_weights_are_the_teacher(folder: Path, kind: str) -> None:
-    """TEACHER-DIVERGENCE: found by what it computes, whatever its weights are called."""
+def test_new_adapters_on_the_teachers_weights_equal_the_teacher(folder: Path, kind: str) -> None:
+    """TEACHER-DIVERGENCE: found by its distribution, whatever its weights are called."""
     teacher = InProcessTeacher(load_causal_lm(folder, "float32"))
     parts = parts_of(adapted(folder, dropout=0.3), teacher=teacher, kind=kind, validation=None)
-    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+    with pytest.raises(SameWeights, match="already matches the teacher's distribution"):
         train(parts, settings_of(2, objective=KD), Progress())
 
     allowed = Teaching(teacher, Representation(kind), allow_same_weights=True)
@@ -204,8 +204,8 @@ def test_new_adapters_on_the_teachers_weights_are_the_teacher(folder: Path, kind
     assert train(parts, settings_of(1, objective=KD), Progress())
 
 
-def test_some_of_the_teachers_layers_are_another_model(folder: Path) -> None:
-    """TEACHER-DIVERGENCE: there is something to learn from the whole."""
+def test_a_student_of_some_of_the_teachers_layers_differs_from_it(folder: Path) -> None:
+    """TEACHER-DIVERGENCE: a student of some layers can learn from the whole model."""
     teacher = InProcessTeacher(load_causal_lm(folder, "float32"))
     model = load_causal_lm(folder, "float32")
     keep_every_nth_layer(model, 2)
@@ -222,10 +222,10 @@ def test_some_of_the_teachers_layers_are_another_model(folder: Path) -> None:
         ({"keep_every_nth_layer": 2, "lora": {"rank": 2}}, False),
     ],
 )
-def test_the_hash_of_the_weights_says_it_before_anything_is_asked(
+def test_equal_weight_hashes_are_refused_before_any_request(
     tmp_path: Path, student: dict[str, Any], refused: bool
 ) -> None:
-    """TEACHER-DIVERGENCE: the trainer itself holds them against each other."""
+    """TEACHER-DIVERGENCE: the trainer itself compares the hashes."""
     home = Home(tmp_path)
     digest = weights_sha256(safetensors_files(home.model("whole", layers=3, seed=4)))
     with Serving(WireTeacher(weights_sha256=digest)) as serving:
@@ -241,7 +241,7 @@ def test_the_hash_of_the_weights_says_it_before_anything_is_asked(
     assert (asked == 0) is refused
 
 
-def test_what_the_criterion_looks_at() -> None:
+def test_the_criterion_of_something_to_learn() -> None:
     def unasked() -> float:
         raise AssertionError("forward KL is for jsd alone")
 

@@ -1,4 +1,4 @@
-"""What a process with torch finds out of a run that does not begin."""
+"""The checks of a dry run that need torch."""
 
 from typing import Any
 
@@ -30,12 +30,12 @@ def by_subject(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {check["subject"]: (check["outcome"], check["message"]) for check in found["checks"]}
 
 
-def test_device_student_and_memory_are_told(home: Home) -> None:
+def test_device_student_and_memory_are_reported(home: Home) -> None:
     before = {str(path) for path in home.path.rglob("*")}
     found = looked(home)
     assert by_subject(found) == {
         "device": ("pass", "cpu"),
-        "memory": ("pass", "what the run needs is free"),
+        "memory": ("pass", "the run fits into free memory"),
     }
     assert found["memory"]["parameters"] == 4 * found["shape"]["num_parameters"]
     assert found["memory"]["teacher_head"] == 0
@@ -43,11 +43,14 @@ def test_device_student_and_memory_are_told(home: Home) -> None:
     assert {str(path) for path in home.path.rglob("*")} == before
 
 
-def test_the_size_of_a_student_that_is_not_here_is_skipped(home: Home) -> None:
+def test_the_size_of_an_absent_student_is_skipped(home: Home) -> None:
     gone = by_subject(looked(home, student={"config": "gone"}))
-    assert gone["memory"] == ("skip", "the student is not here, so its size is not known")
+    assert gone["memory"] == (
+        "skip",
+        "the student is not on this machine, so its size is not known",
+    )
     hub = by_subject(looked(home, student={"config": None, "init": "some/model"}))
-    assert hub["memory"] == ("skip", "the size of a hub id's model is not known here")
+    assert hub["memory"] == ("skip", "the student is a hub id, so its size is not known yet")
 
 
 def test_kept_layers_and_adapters_enter_the_shape(home: Home) -> None:
@@ -66,7 +69,7 @@ def test_kept_layers_and_adapters_enter_the_shape(home: Home) -> None:
     assert adapted["memory"]["optimizer"] == 8 * 3 * 2 * (16 + 32)
 
 
-def test_what_does_not_fit_is_a_failed_check(home: Home) -> None:
+def test_a_run_that_does_not_fit_is_a_failed_check(home: Home) -> None:
     found = looked(home, free=FreeMemory("cpu", 1000, 1000))
     outcome, message = by_subject(found)["memory"]
     assert outcome == "fail"
@@ -97,7 +100,7 @@ def test_the_teachers_answers_are_probed(home: Home, kind: str) -> None:
     assert not home.roots.cache.exists()
 
 
-def test_of_a_wide_head_a_part_is_probed(home: Home) -> None:
+def test_only_a_part_of_a_wide_head_is_probed(home: Home) -> None:
     home.model("wide", vocab_size=3000, weights=False)
     with Serving(WireTeacher(vocab_size=3000)) as serving:
         found = looked(
@@ -113,7 +116,7 @@ def test_of_a_wide_head_a_part_is_probed(home: Home) -> None:
     assert found["memory"]["teacher_head"] == 4 * 3000 * 16
 
 
-def test_answers_that_break_their_promise_are_a_failed_check(home: Home) -> None:
+def test_inconsistent_answers_are_a_failed_check(home: Home) -> None:
     class OtherHead(WireTeacher):
         def GetOutputHead(self, request: Any, context: Any) -> Any:
             own, self.head_VD = self.head_VD, -self.head_VD
@@ -131,14 +134,14 @@ def test_answers_that_break_their_promise_are_a_failed_check(home: Home) -> None
     assert "answers are inconsistent at row 0, position 0, token" in check["message"]
 
 
-def test_a_hub_id_that_is_not_here_is_left_open(home: Home) -> None:
+def test_the_size_of_an_absent_hub_id_is_left_open(home: Home) -> None:
     found = looked(home, student={"config": None, "init": "org/model"})
     assert by_subject(found)["memory"][0] == "skip"
     assert "shape" not in found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_gpu_that_is_not_there_is_a_failed_check_and_the_cpu_takes_several(home: Home) -> None:
+def test_a_missing_gpu_is_a_failed_check_and_the_cpu_takes_several_ranks(home: Home) -> None:
     assert by_subject(looked(home, device={"kind": "cuda"}))["device"][0] == "fail"
     several = looked(home, device={"count": 4})
     assert by_subject(several)["device"] == ("pass", "cpu, 4 of them")

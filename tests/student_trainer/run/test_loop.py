@@ -38,7 +38,7 @@ from tests.support.training.parts import (
 def plain_loop(
     student: CausalStudent, teacher_model: Any, batches: list[Batch], rates: Sequence[float]
 ) -> list[dict[str, float]]:
-    """The same training with nothing of ours: alpha 0.3, T 2, decay 0.1, clipped to 0.5."""
+    """The same training without our code: alpha 0.3, T 2, decay 0.1, clipped to 0.5."""
     model = student.model.train()
     decaying = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -107,7 +107,7 @@ def test_training_equals_a_plain_loop_over_the_models_own_logits(
 def test_micro_batches_change_nothing(
     student: CausalStudent, teacher: InProcessTeacher, objective: Objective
 ) -> None:
-    """One row at a time or all at once: 1e-6, with unequal numbers of valid positions too."""
+    """One row at a time or all at once: within 1e-6, also with uneven valid positions."""
     batch = ShuffledBatches(cyclic_rows(), 4, seed=0).batch_at(0)
     labels = batch.labels_BS.copy()
     labels[0, 1:] = IGNORE_INDEX
@@ -135,7 +135,7 @@ def test_micro_batches_change_nothing(
             torch.testing.assert_close(value, other, atol=1e-6, rtol=0)
 
 
-def test_ignored_positions_take_part_in_nothing(
+def test_ignored_positions_have_no_effect(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     """Rows whose tails are ignored train exactly as rows that end there."""
@@ -144,7 +144,7 @@ def test_ignored_positions_take_part_in_nothing(
     labels = long.labels_BS.copy()
     labels[:, 7:] = IGNORE_INDEX
     inputs = long.inputs_BS.copy()
-    inputs[:, 7:] = 0  # what stands there is of no account
+    inputs[:, 7:] = 0  # these values do not matter
     short = Batch(long.inputs_BS[:, :7], long.labels_BS[:, :7])
     lines, students = [], []
     for batch in (short, Batch(inputs, labels)):
@@ -160,7 +160,7 @@ def test_ignored_positions_take_part_in_nothing(
 
 
 class Listening:
-    """Passes questions on, and keeps them."""
+    """Forwards requests, and keeps them."""
 
     def __init__(self, teacher: Any) -> None:
         self._teacher = teacher
@@ -176,7 +176,7 @@ class Listening:
         return targets
 
 
-def test_ignored_positions_are_not_asked_of_the_teacher(
+def test_the_teacher_is_not_asked_about_ignored_positions(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     batch = ShuffledBatches(cyclic_rows(), 4, seed=0).batch_at(0)
@@ -208,7 +208,7 @@ def test_rows_without_any_valid_position_are_refused(student: CausalStudent) -> 
 def test_distillation_lowers_the_loss(
     student: CausalStudent, teacher: InProcessTeacher, kind: str
 ) -> None:
-    """F-DISTILL-KD-001: the loss at step 100 is below that at step 0, on the same batch."""
+    """F-DISTILL-KD-001: the loss at step 100 is below the loss at step 0, on the same batch."""
     batch = ShuffledBatches(cyclic_rows(), 4, seed=0).batch_at(0)
     parts = parts_of(
         student,
@@ -225,10 +225,10 @@ def test_distillation_lowers_the_loss(
     assert losses[100] < 0.5 * losses[0]
 
 
-def test_the_students_logits_turn_towards_the_teachers(
+def test_the_students_logits_approach_the_teachers(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """F-DISTILL-KD-002: the mean cosine of their logits on held-out rows rises all the way."""
+    """F-DISTILL-KD-002: the mean cosine of their logits on held-out rows rises throughout."""
     training, held = held_out(cyclic_rows(), 0.2)
     sequences = [row.tolist() for row in next(in_order(held, len(held))).inputs_BS]
     theirs = np.concatenate(teacher.logits_per_position(sequences))
@@ -257,7 +257,7 @@ def test_the_students_logits_turn_towards_the_teachers(
 def test_five_hundred_steps_lower_the_validation_loss(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """F-DISTILL-SMOKE-001: at step 500 below that at step 0, on rows that were held out."""
+    """F-DISTILL-SMOKE-001: the loss on held-out rows is lower at step 500 than at step 0."""
     training, held = held_out(cyclic_rows(), 0.2)
     parts = parts_of(
         student,
@@ -270,10 +270,10 @@ def test_five_hundred_steps_lower_the_validation_loss(
     assert last < first - 0.3
 
 
-def test_hidden_gives_the_loss_curve_of_dense(
+def test_hidden_and_dense_give_one_loss_curve(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
-    """fp32: 1e-5 at the first step, 1e-3 at every one of 200."""
+    """fp32: within 1e-5 at the first step, within 1e-3 at every one of 200."""
     curves = []
     for kind in ("dense", "hidden"):
         parts = parts_of(twin(student), teacher=teacher, kind=kind, validation=None)
@@ -285,7 +285,7 @@ def test_hidden_gives_the_loss_curve_of_dense(
     assert dense[-1] < dense[0]
 
 
-def test_epochs_are_counted_where_their_length_is_known(student: CausalStudent) -> None:
+def test_epochs_are_counted_if_their_length_is_known(student: CausalStudent) -> None:
     parts = parts_of(student, validation=None, steps_per_epoch=2.5)
     assert trained(parts, settings_of(5)).curve("data/epoch") == [0.4, 0.8, 1.2, 1.6, 2.0]
 
@@ -304,7 +304,7 @@ def test_terms_of_weight_zero_are_not_recorded(
     assert only_kd["loss/total"] == pytest.approx(9 * only_kd["loss/kd"])
 
 
-def test_each_step_has_its_metrics(student: CausalStudent, teacher: InProcessTeacher) -> None:
+def test_every_step_has_its_metrics(student: CausalStudent, teacher: InProcessTeacher) -> None:
     received = iter([(700, 32), (0, 0), (350, 16)])
     teaching = Teaching(teacher, Representation("dense"), take_received=lambda: next(received))
     parts = parts_of(student, validation=None, teaching=teaching)
@@ -340,7 +340,7 @@ def test_each_step_has_its_metrics(student: CausalStudent, teacher: InProcessTea
 
 
 @pytest.mark.parametrize("prefetch_steps", [1, 4])
-def test_asking_ahead_changes_no_bit(
+def test_prefetching_changes_no_bit(
     student: CausalStudent, teacher: InProcessTeacher, prefetch_steps: int
 ) -> None:
     learners = [twin(student), twin(student)]
@@ -356,15 +356,15 @@ def test_asking_ahead_changes_no_bit(
 # ---- evaluation --------------------------------------------------------------------------------
 
 
-def test_validation_comes_first_then_periodically_and_last(student: CausalStudent) -> None:
+def test_evaluations_are_made_first_periodically_and_last(student: CausalStudent) -> None:
     records = trained(parts_of(student), settings_of(7, evaluate_every=3))
     assert [line["step"] for line in records.lines] == list(range(8))
     assert [line["step"] for line in records.lines if "loss/val" in line] == [0, 3, 6, 7]
     assert records.curve("loss/val")[-1] < records.curve("loss/val")[0]
 
 
-def test_wall_seconds_are_those_of_steps_and_evaluations(student: CausalStudent) -> None:
-    """All by clocks that never go back, so none is negative."""
+def test_wall_seconds_cover_steps_and_evaluations(student: CausalStudent) -> None:
+    """All are measured with monotonic clocks, so none is negative."""
     progress = Progress(wall_seconds=100.0)
     records = trained(parts_of(student), settings_of(4, evaluate_every=2), progress)
     parts = [*records.curve("time/step_seconds"), *records.curve("time/evaluation_seconds")]

@@ -1,4 +1,4 @@
-"""What ends the loop between two checkpoints, and that it goes on as if nothing had been."""
+"""Whatever ends the loop between two checkpoints, it resumes as if nothing had happened."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_checkpoints_are_saved_periodically_and_at_the_end(
         (0.0, {"kind": "sampled", "num_draws": 3}),
     ],
 )
-def test_a_run_that_is_stopped_goes_on_bit_for_bit(
+def test_a_stopped_run_resumes_bit_equal(
     tmp_path: Path,
     teacher: InProcessTeacher,
     stop_step: int,
@@ -80,7 +80,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(
     parts = parts_of(
         first, teacher=teacher, checkpoints=store, stop=stop, recorder=recorder, **asked
     )
-    torch.manual_seed(1)  # the caller's random state is of no account
+    torch.manual_seed(1)  # the caller's random state does not matter
     assert not train(parts, settings, Progress())
     assert store.steps() == [stop_step]
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(
     assert lines == compared(undisturbed.lines)
 
 
-def test_dropout_is_drawn_from_seed_and_step_alone(tmp_path: Path) -> None:
+def test_dropout_depends_only_on_seed_and_step(tmp_path: Path) -> None:
     first = tiny_student(tmp_path, attention_dropout=0.5)
     batch = ShuffledBatches(cyclic_rows(), 4, seed=0).batch_at(0)
 
@@ -107,13 +107,13 @@ def test_dropout_is_drawn_from_seed_and_step_alone(tmp_path: Path) -> None:
     assert once[0] != losses(seed=1, callers=0)[0]
 
 
-def test_the_callers_random_state_is_kept(student: CausalStudent) -> None:
+def test_the_callers_random_state_is_restored(student: CausalStudent) -> None:
     before = torch.random.get_rng_state()
     trained(parts_of(student), settings_of(2))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_stop_within_an_evaluation_loses_no_point_of_the_curve(
+def test_a_stop_during_an_evaluation_loses_no_point_of_the_curve(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     settings = settings_of(6, evaluate_every=3)
@@ -131,7 +131,7 @@ def test_a_stop_within_an_evaluation_loses_no_point_of_the_curve(
 
 
 class Gone:
-    """A teacher that answers so many calls, then raises."""
+    """A teacher that answers `calls` calls, then raises."""
 
     def __init__(self, teacher: Any, calls: int, error: Exception) -> None:
         self._teacher, self._calls, self._error = teacher, calls, error
@@ -152,7 +152,7 @@ class Gone:
 @pytest.mark.parametrize(
     "error", [TeacherUnavailable("gone"), TeacherError("bad"), StopRequested()]
 )
-def test_a_teacher_that_fails_within_a_step_leaves_the_last_step_boundary(
+def test_a_teacher_that_fails_during_a_step_leaves_a_checkpoint_of_its_start(
     student: CausalStudent,
     teacher: InProcessTeacher,
     tmp_path: Path,
@@ -163,7 +163,7 @@ def test_a_teacher_that_fails_within_a_step_leaves_the_last_step_boundary(
     straight, again = twin(student), twin(student)
     trained(parts_of(straight, teacher=teacher), settings)
     store = CheckpointStore(tmp_path, keep_last=2, keep_best=0)
-    # 2 batches of validation, 4 micro-batches a step: the second of step 2 is not answered.
+    # 2 validation batches, 4 micro-batches per step: the second of step 2 is not answered.
     parts = parts_of(
         student,
         teacher=Gone(teacher, 2 + 9, error),
@@ -181,14 +181,14 @@ def test_a_teacher_that_fails_within_a_step_leaves_the_last_step_boundary(
     assert same(again, straight)
 
 
-def test_a_teacher_that_fails_within_an_evaluation_loses_no_point_of_the_curve(
+def test_a_teacher_that_fails_during_an_evaluation_loses_no_point_of_the_curve(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     settings = settings_of(4, objective=KD, evaluate_every=2)
     straight, again = twin(student), twin(student)
     undisturbed = trained(parts_of(straight, teacher=teacher), settings)
     store = CheckpointStore(tmp_path, keep_last=2, keep_best=0)
-    # 2 batches of validation, 2 steps: the second batch of the second evaluation is not answered.
+    # 2 validation batches, 2 steps: the second batch of the second evaluation is not answered.
     gone = Gone(teacher, 2 + 2 + 1, TeacherUnavailable("gone"))
     parts = parts_of(student, teacher=gone, checkpoints=store)
     with pytest.raises(TeacherUnavailable):
@@ -208,7 +208,7 @@ def test_a_teacher_that_fails_within_an_evaluation_loses_no_point_of_the_curve(
     assert "val/kl" in curves[0][2]
 
 
-def test_a_finished_run_that_is_resumed_with_more_steps_goes_on(
+def test_a_finished_run_resumed_with_more_steps_continues(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     straight, again = twin(student), twin(student)
@@ -220,9 +220,7 @@ def test_a_finished_run_that_is_resumed_with_more_steps_goes_on(
     assert same(again, straight)
 
 
-def test_a_finished_run_that_is_resumed_makes_no_step(
-    student: CausalStudent, tmp_path: Path
-) -> None:
+def test_a_finished_run_makes_no_step_when_resumed(student: CausalStudent, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep_last=2, keep_best=0)
     trained(parts_of(student, checkpoints=store), settings_of(3))
     parts, progress = resumed(store, twin(student))

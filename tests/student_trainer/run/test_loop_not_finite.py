@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: skipped, counted, and the end after three in a row."""
+"""A loss or gradient that is not finite: skipped, counted, and fatal after three in a row."""
 
 import contextlib
 import math
@@ -54,7 +54,7 @@ class NotFiniteAt:
         return DenseTargets(logits)
 
 
-def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(student: CausalStudent) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(student: CausalStudent) -> None:
     parts = parts_of(student, teacher=NotFiniteAt(1), validation=None)
     progress = Progress()
     assert train(parts, settings_of(1, objective=KD), progress)
@@ -75,7 +75,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(student: CausalS
 
 
 @pytest.mark.parametrize("divergence", [("forward_kl", None), ("jsd", 0.5)])
-def test_a_first_step_that_is_not_finite_is_no_equal_teacher(
+def test_a_first_step_that_is_not_finite_does_not_count_as_equal(
     student: CausalStudent, divergence: tuple[str, float | None]
 ) -> None:
     parts = parts_of(student, teacher=NotFiniteAt(0), validation=None)
@@ -86,7 +86,7 @@ def test_a_first_step_that_is_not_finite_is_no_equal_teacher(
 
 
 class Agreeing(Ranks):
-    """Keeps what ended it at places that all ranks come by."""
+    """Keeps the errors that ended `together()`, where all ranks can leave."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Agreeing(Ranks):
 
 
 @pytest.mark.parametrize("kind", ["step_skipped", "teacher_bound"])
-def test_an_event_that_finds_no_room_ends_all_ranks_at_one_place(
+def test_an_event_without_disk_space_ends_all_ranks_at_one_place(
     student: CausalStudent, teacher: InProcessTeacher, kind: str
 ) -> None:
     class Full(Records):
@@ -134,7 +134,7 @@ def optimizer_state(parts: Parts) -> dict[str, Tensor]:
     }
 
 
-def test_three_in_a_row_end_the_run_and_name_the_last_checkpoint(
+def test_three_skips_in_a_row_end_the_run_and_name_the_last_checkpoint(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     parts = parts_of(

@@ -1,4 +1,4 @@
-"""The loop with patience: when it ends, which checkpoints it leaves, and over stops."""
+"""The loop with patience: when it ends, which checkpoints it keeps, and across stops."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +22,14 @@ from tests.support.training.stops import StoppingAt, compared, resumed, stopped_
 
 
 def early(steps: int, **changes: Any) -> Any:
-    """Learns for four steps, then drifts away."""
+    """Settings that learn for four steps, then drift away."""
     rates = [1e-2] * 4 + [0.3] * (steps - 4)
     return settings_of(
         steps, evaluate_every=2, patience=2, learning_rate=lambda step: rates[step], **changes
     )
 
 
-def test_a_run_ends_when_its_patience_is_over_and_its_best_is_a_checkpoint(
+def test_a_run_ends_when_its_patience_is_used_up_and_keeps_its_best(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     store = CheckpointStore(tmp_path, keep_last=1, keep_best=1)
@@ -42,7 +42,7 @@ def test_a_run_ends_when_its_patience_is_over_and_its_best_is_a_checkpoint(
     assert store.steps() == [4, 8]
 
 
-def test_every_new_best_is_saved_and_the_first_evaluation_is_one(
+def test_every_new_best_is_saved_including_the_first_evaluation(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     store = CheckpointStore(tmp_path, keep_last=9, keep_best=1)
@@ -55,7 +55,7 @@ def test_every_new_best_is_saved_and_the_first_evaluation_is_one(
 
 
 @pytest.mark.parametrize("stop_step", [0, 2, 5, 6, 7, 8])
-def test_patience_goes_on_counting_where_a_stopped_run_left_off(
+def test_a_resumed_run_continues_to_count_its_patience(
     student: CausalStudent, tmp_path: Path, stop_step: int
 ) -> None:
     straight, again = twin(student), twin(student)
@@ -65,7 +65,7 @@ def test_patience_goes_on_counting_where_a_stopped_run_left_off(
     recorder = StoppingAt(stop, stop_step)
     parts = parts_of(student, checkpoints=store, stop=stop, recorder=recorder)
     ended = train(parts, early(40), Progress())
-    assert ended == (stop_step == 8)  # nothing is left to stop
+    assert ended == (stop_step == 8)  # at step 8 nothing is left to stop
     parts, progress = resumed(store, again)
     after = trained(parts, early(40), progress)
     assert (progress.step, progress.best) == (whole.step, whole.best)
@@ -74,10 +74,10 @@ def test_patience_goes_on_counting_where_a_stopped_run_left_off(
     assert lines == compared(undisturbed.lines)
 
 
-def test_a_best_whose_evaluation_was_broken_off_once_is_still_a_checkpoint_at_the_end(
+def test_a_best_whose_evaluation_was_interrupted_keeps_its_checkpoint(
     student: CausalStudent, tmp_path: Path
 ) -> None:
-    """The checkpoint of the stop stays as it is, without the loss that is measured afterwards."""
+    """The checkpoint of the stop is not updated with the loss that is measured afterwards."""
     stop, store = Stop(), CheckpointStore(tmp_path, keep_last=1, keep_best=1)
     parts = stopped_in_evaluation(3, student, checkpoints=store, stop=stop)
     assert not train(parts, early(40), Progress())
@@ -88,14 +88,14 @@ def test_a_best_whose_evaluation_was_broken_off_once_is_still_a_checkpoint_at_th
     assert {4, 8} <= set(store.steps())
 
 
-def test_without_patience_the_best_is_known_and_ends_nothing(student: CausalStudent) -> None:
+def test_without_patience_the_best_is_tracked_but_ends_nothing(student: CausalStudent) -> None:
     progress = Progress()
     trained(parts_of(student), replace(early(12), patience=None), progress)
     assert (progress.step, progress.best.step) == (12, 4)
     assert progress.best.is_over(2)
 
 
-def test_a_state_of_before_patience_is_read(student: CausalStudent) -> None:
+def test_a_state_from_before_patience_can_be_read(student: CausalStudent) -> None:
     state = Progress(step=3, tokens_seen=9).state()
     del state["best"]
     assert Progress.of_state(state) == Progress(step=3, tokens_seen=9)

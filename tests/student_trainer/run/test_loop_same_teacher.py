@@ -1,4 +1,4 @@
-"""A student that gives the teacher's distribution already is refused before any update."""
+"""A student that already matches the teacher's distribution is refused before any update."""
 
 import numpy as np
 import pytest
@@ -26,23 +26,25 @@ from tests.support.training.parts import (
 )
 
 
-def test_a_student_that_is_the_teacher_is_refused_before_any_update(student: CausalStudent) -> None:
-    """TEACHER-DIVERGENCE: by what it computes, whatever its files hash to."""
+def test_a_student_equal_to_the_teacher_is_refused_before_any_update(
+    student: CausalStudent,
+) -> None:
+    """TEACHER-DIVERGENCE: found by its distribution, whatever its files hash to."""
     before, same_teacher = twin(student), InProcessTeacher(twin(student).model)
     parts = parts_of(student, teacher=same_teacher, validation=None)
-    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+    with pytest.raises(SameWeights, match="already matches the teacher's distribution"):
         train(parts, settings_of(3, objective=KD), Progress())
     assert same(student, before)
 
 
-def test_a_student_that_is_the_teacher_is_refused_by_its_draws(student: CausalStudent) -> None:
+def test_a_student_equal_to_the_teacher_is_refused_with_draws_too(student: CausalStudent) -> None:
     same_teacher = InProcessTeacher(twin(student).model)
     parts = parts_of(student, teacher=same_teacher, kind="sampled", num_draws=5, validation=None)
-    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+    with pytest.raises(SameWeights, match="already matches the teacher's distribution"):
         train(parts, settings_of(3, objective=KD), Progress())
 
 
-def test_an_estimate_below_zero_is_no_equal_teacher(
+def test_an_estimate_below_zero_does_not_count_as_equal(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     """One draw at few positions says little: some seed gives a negative estimate."""
@@ -65,7 +67,7 @@ def test_an_estimate_below_zero_is_no_equal_teacher(
     assert min(estimates) < 0 < max(estimates)
 
 
-def test_another_teacher_is_not_taken_for_the_student_at_a_high_temperature(
+def test_a_different_teacher_at_a_high_temperature_does_not_count_as_equal(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
     parts = parts_of(student, teacher=teacher, validation=None)
@@ -75,7 +77,7 @@ def test_another_teacher_is_not_taken_for_the_student_at_a_high_temperature(
 
 
 @pytest.mark.parametrize("beta", [1e-6, 1 - 1e-6])
-def test_a_jsd_at_the_edge_is_tiny_between_any_two_and_tells_equal_ones_all_the_same(
+def test_a_jsd_with_extreme_beta_still_tells_equal_from_different(
     student: CausalStudent, teacher: InProcessTeacher, beta: float
 ) -> None:
     """TEACHER-DIVERGENCE."""
@@ -84,7 +86,7 @@ def test_a_jsd_at_the_edge_is_tiny_between_any_two_and_tells_equal_ones_all_the_
     parts = parts_of(twin(student), teacher=teacher, validation=None)
     [kd] = trained(parts, settings_of(1, objective=edge)).curve("loss/kd")
     assert abs(kd) < SAME_DISTRIBUTION_NATS
-    with pytest.raises(SameWeights, match="already gives the teacher's distribution"):
+    with pytest.raises(SameWeights, match="already matches the teacher's distribution"):
         train(
             parts_of(student, teacher=same_teacher, validation=None),
             settings_of(1, objective=edge),
@@ -102,6 +104,6 @@ def test_the_teachers_own_weights_are_allowed_on_request(student: CausalStudent)
     assert records.lines[0]["loss/kd"] <= 1e-5
 
 
-def test_a_student_that_came_to_equal_its_teacher_goes_on(student: CausalStudent) -> None:
+def test_a_student_that_has_come_to_equal_its_teacher_continues(student: CausalStudent) -> None:
     parts = parts_of(student, teacher=InProcessTeacher(twin(student).model), validation=None)
     assert train(parts, settings_of(6, objective=KD), Progress(step=5))

@@ -20,7 +20,7 @@ class Tied(nn.Module):
         self.frozen.requires_grad_(False)
 
 
-def test_matrices_decay_norms_and_biases_do_not_and_each_tensor_counts_once() -> None:
+def test_only_matrices_decay_and_each_tensor_counts_once() -> None:
     model = Tied()
     optimizer = build_adamw(model, betas=(0.8, 0.9), weight_decay=0.3)
     decaying, others = optimizer.param_groups
@@ -35,7 +35,7 @@ def test_matrices_decay_norms_and_biases_do_not_and_each_tensor_counts_once() ->
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
 
 
-def test_decay_without_a_gradient_moves_matrices_alone() -> None:
+def test_decay_without_a_gradient_changes_only_matrices() -> None:
     model = Tied()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = build_adamw(model, betas=(0.9, 0.95), weight_decay=0.5)
@@ -56,11 +56,11 @@ def test_the_learning_rate_is_set_for_every_group() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_a_model_of_matrices_alone_has_one_group() -> None:
+def test_a_model_of_only_matrices_has_one_group() -> None:
     assert len(build_adamw(nn.Embedding(2, 2), (0.9, 0.95), 0.1).param_groups) == 1
 
 
-def test_one_step_is_that_of_the_formula() -> None:
+def test_one_step_matches_the_formula() -> None:
     """AdamW (Loshchilov and Hutter, 2019) at step 1, by hand, in float64."""
     weight = nn.Linear(4, 3, bias=False)
     before = weight.weight.detach().double().clone()
@@ -69,13 +69,13 @@ def test_one_step_is_that_of_the_formula() -> None:
     set_learning_rate(optimizer, 0.01)
     weight.weight.grad = gradient.clone()
     optimizer.step()
-    # Both moments, corrected for their start at 0, are the gradient and its square.
+    # The bias-corrected moments are the gradient and its square.
     step = gradient.double() / (gradient.double().abs() + 1e-8)
     expected = before * (1 - 0.01 * 0.1) - 0.01 * step
     torch.testing.assert_close(weight.weight.detach().double(), expected, rtol=0, atol=1e-7)
 
 
-def test_one_kernel_updates_a_tensor_and_counts_beside_it() -> None:
+def test_one_kernel_updates_a_tensor_and_its_step_count() -> None:
     model = Tied()
     optimizer = build_adamw(model, betas=(0.9, 0.95), weight_decay=0.1)
     assert [group["fused"] for group in optimizer.param_groups] == [True, True]
@@ -98,7 +98,7 @@ def rates(**changes: object) -> list[float]:
     return [schedule.learning_rate(step) for step in range(schedule.steps)]
 
 
-def test_warm_up_rises_in_equal_parts_to_the_peak() -> None:
+def test_warm_up_rises_linearly_to_the_peak() -> None:
     assert rates()[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 

@@ -1,4 +1,4 @@
-"""What a resumed run may have changed, and what it has to find as it was."""
+"""What may change between a run and its resume, and what may not."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(tmp_path_factory.mktemp("home"))
 
 
-def test_a_resume_may_not_change_what_shaped_the_run(home: Home, tmp_path: Path) -> None:
+def test_a_resume_must_not_change_what_shaped_the_run(home: Home, tmp_path: Path) -> None:
     folder = home.run()
     with assembled(home, folder, steps=6):
         pass
@@ -44,7 +44,7 @@ def test_a_resume_may_not_change_what_shaped_the_run(home: Home, tmp_path: Path)
     ]
 
 
-def test_a_resume_may_lengthen_the_run_and_not_cut_off_what_is_made(home: Home) -> None:
+def test_a_resume_may_add_steps_but_not_remove_finished_ones(home: Home) -> None:
     folder = home.run()
     with assembled(home, folder, steps=6):
         pass
@@ -80,10 +80,10 @@ def test_a_resume_with_another_teacher_is_refused(home: Home) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_first_step_with_another_teacher_than_at_the_acceptance_is_refused(
+def test_a_first_step_with_another_teacher_than_accepted_is_refused(
     home: Home, resume: bool
 ) -> None:
-    """The run waited in a queue, or lost its trainer before the first checkpoint."""
+    """As when a run waited in a queue, or lost its trainer before the first checkpoint."""
     with Serving(WireTeacher(seed=0)) as serving:
         right = TeacherIdentity.of(serving.teacher.model)
         folder = home.run(teacher={"address": serving.address}, objective=DISTILLING)
@@ -106,13 +106,13 @@ def test_a_resume_on_other_data_is_refused(home: Home) -> None:
         pass
     write_shards(home.path / "data" / "moving", tokens[1:])
     with (
-        pytest.raises(Incompatible, match="is not what it was when the run began"),
+        pytest.raises(Incompatible, match="has changed since the run began"),
         assembled(home, folder, resume=True),
     ):
         pass
 
 
-def test_the_initial_hash_is_carried_over_a_resume(home: Home) -> None:
+def test_a_resume_keeps_the_initial_hash(home: Home) -> None:
     folder = home.run()
     with assembled(home, folder, steps=6) as run:
         first = run.parts.checkpoint_facts["initial_weights_sha256"]

@@ -1,4 +1,4 @@
-"""Whole runs: what training does to a student, and what a teacher's faults do not do to it."""
+"""Whole runs: training improves a student, and a teacher's faults change nothing."""
 
 import threading
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
 # ---- training --------------------------------------------------------------------------------
 
 
-def test_training_moves_every_tensor_and_the_export_carries_them(home: Home) -> None:
+def test_training_changes_every_tensor_and_the_export_has_them(home: Home) -> None:
     """FALSIFY-TRAIN-001."""
     home.model("tied", weights=False, tied=True)
     folder = home.run(student={"config": "tied"}, seed=4)
@@ -69,13 +69,13 @@ def test_training_moves_every_tensor_and_the_export_carries_them(home: Home) -> 
     saved = load_file(newest / "model.safetensors")
     for name, tensor in after.items():
         assert torch.equal(saved[f"model.{name}"], tensor), name
-    # Head and embedding stay one tensor.
+    # Head and embedding stay tied.
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
 
 
 @pytest.fixture(scope="module")
 def taught(home: Home) -> Iterator[str]:
-    """Address of Lectern's own server, with a model trained on the long data."""
+    """The address of Lectern's own server, with a model trained on the long data."""
     folder = home.run(
         "teacher",
         student={"config": "big"},
@@ -107,7 +107,7 @@ def student_run(home: Home, name: str, **sections: Any) -> RunFolder:
     return folder
 
 
-def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught: str) -> None:
+def test_a_distilled_student_beats_pure_cross_entropy(home: Home, taught: str) -> None:
     """FALSIFY-TRAIN-009: same size, steps, rows and initial weights; through the real server."""
     alone = student_run(home, "alone")
     objective = {"alpha": 0, "temperature": 1.0}
@@ -131,18 +131,18 @@ def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught
     for distilled in (hidden, top_k, sampled):
         assert curve(distilled, "loss/val")[-1] < curve(alone, "loss/val")[-1] - 0.1
 
-    # What a token costs on the wire: its row, and under 2 % (hidden: 32 float32; top_k: 8 k + 8).
+    # A token costs its row on the wire plus under 2 % (hidden: 32 float32; top_k: 8 k + 8).
     for folder, row_bytes in ((hidden, 32 * 4), (top_k, 8 * 8 + 8)):
         lines = lines_of(folder)[1:]
         positions = sum(line["wire/positions"] for line in lines)
         received = sum(line["wire/received_bytes"] for line in lines)
-        # Of 60 steps, and of two evaluations: the last one comes after the last step.
+        # For 60 steps and two evaluations; the last one comes after the last step.
         [assembled] = events_of(folder, "assembled")
         assert positions == 60 * 8 * 8 + 2 * assembled["validation_rows"] * 8
         assert received >= positions * row_bytes
-        # A micro-batch of 64 rows is small: allow its fixed cost beside the 2 %.
+        # A micro-batch of 64 rows is small: allow its fixed cost besides the 2 %.
         assert received <= positions * row_bytes * 1.02 + (60 + 50) * 160
-    # Sampled: 8 bytes for each distinct id, fewer than the draws, and 4 for the row's length.
+    # Sampled: 8 bytes per distinct id, fewer than the draws, and 4 for the row's length.
     per_token = [
         line["wire/bytes_per_token"] for line in lines_of(sampled)[1:] if line["wire/positions"]
     ]
@@ -150,7 +150,7 @@ def test_a_distilled_student_beats_one_of_cross_entropy_alone(home: Home, taught
 
 
 def test_dense_and_hidden_through_the_real_server_give_one_curve(home: Home, taught: str) -> None:
-    """fp32: 1e-5 at the first step, 1e-3 at each."""
+    """fp32: within 1e-5 at the first step, within 1e-3 at each."""
     objective = {"alpha": 0.3, "temperature": 2.0}
     curves = [
         curve(
@@ -194,17 +194,17 @@ def require_same(one: RunFolder, other: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("representation", ["dense", "hidden", "top_k", "sampled"])
-def test_streams_that_break_half_way_change_no_bit(home: Home, representation: str) -> None:
+def test_streams_that_break_midway_change_no_bit(home: Home, representation: str) -> None:
     with Serving(WireTeacher()) as serving:
         sections = distilling(serving, representation)
         undisturbed = home.run(f"whole-{representation}".replace("_", "-"), **sections)
         assert trained(home, undisturbed) == 0
         teacher = serving.teacher
         teacher.faults += [None] * PROBES + [broken_after(2, teacher), None]
-        # The first evaluation asks 13 times, with draws 26: among them, and in the steps after.
+        # The first evaluation asks 13 times, with draws 26: break some of these and later ones.
         teacher.faults += [broken_after(0, teacher)] + [None] * 30
         teacher.faults += [broken_after(5, teacher), broken_after(1, teacher)]
-        # Of the probe, three evaluations and 12 steps.
+        # For the probe, three evaluations and 12 steps.
         asked = len(teacher.requests)
         disturbed = home.run(f"broken-{representation}".replace("_", "-"), **sections)
         assert trained(home, disturbed) == 0
@@ -212,7 +212,7 @@ def test_streams_that_break_half_way_change_no_bit(home: Home, representation: s
     require_same(disturbed, undisturbed)
 
 
-def test_an_outage_in_the_middle_changes_no_bit_and_is_told(home: Home) -> None:
+def test_an_outage_midway_changes_no_bit_and_is_reported(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         sections = distilling(serving, "hidden")
         undisturbed = home.run("without-outage", **sections)
@@ -248,7 +248,7 @@ def test_an_outage_in_the_middle_changes_no_bit_and_is_told(home: Home) -> None:
     assert states[-2:] == ["running", "succeeded"]
 
 
-def test_a_full_teacher_delays_and_changes_no_bit(home: Home) -> None:
+def test_a_busy_teacher_delays_a_run_and_changes_no_bit(home: Home) -> None:
     with Serving(WireTeacher()) as serving:
         sections = distilling(serving, "top_k")
         undisturbed = home.run("not-full", **sections)
@@ -266,7 +266,7 @@ def test_a_full_teacher_delays_and_changes_no_bit(home: Home) -> None:
     assert "waiting_for_teacher" not in [event["state"] for event in events_of(folder, "state")]
 
 
-def test_another_model_in_the_teachers_place_ends_the_run(home: Home, tmp_path: Path) -> None:
+def test_another_model_in_place_of_the_teacher_ends_the_run(home: Home, tmp_path: Path) -> None:
     """T4: refused before any loss is computed from it."""
     with Serving(WireTeacher()) as serving:
 
@@ -276,11 +276,11 @@ def test_another_model_in_the_teachers_place_ends_the_run(home: Home, tmp_path: 
         serving.teacher.takes_fault = of_training
         serving.teacher.faults += [None] * (PROBES + 9) + [other] * 50
         sections = distilling(serving, "hidden")
-        sections["teacher"]["prefetch_steps"] = 0  # the n-th answer is the n-th asked for
+        sections["teacher"]["prefetch_steps"] = 0  # the n-th answer is for the n-th request
         folder = home.run("usurped", **sections)
         assert trained(home, folder) == 1
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.FAILED, "wrong_model")
     assert str(status.message).startswith(f"the teacher at {serving.address} is not the one")
-    # Steps of two micro-batches: four were answered by the right one, and they are kept.
+    # Steps of two micro-batches: the right model answered four, and these steps are kept.
     assert status.step == status.checkpoint_step == 4

@@ -1,4 +1,4 @@
-"""The loop's parts on tiny models, all in memory but for the model folders."""
+"""The training loop's parts on tiny models, in memory except for the model folders."""
 
 import copy
 from pathlib import Path
@@ -25,7 +25,7 @@ VOCAB_SIZE = 40
 
 
 class Records:
-    """Keeps what the loop tells."""
+    """A recorder that keeps everything in lists."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class Records:
 
 
 class Fixed:
-    """Given batches, over and over."""
+    """The same batches over and over."""
 
     def __init__(self, *batches: Batch) -> None:
         self._batches = batches
@@ -64,7 +64,7 @@ def tiny_student(folder: Path, seed: int = 1, **settings: Any) -> CausalStudent:
 
 
 def tiny_teacher(folder: Path, **settings: Any) -> InProcessTeacher:
-    """Twice as wide as the student, and with much to say."""
+    """Twice as wide as the student, with a less uniform distribution."""
     return InProcessTeacher(
         tiny_student(folder, **{"seed": 7, "hidden": 32, "spread": 0.3, **settings}).model
     )
@@ -89,7 +89,7 @@ def parts_of(
     prefetch_steps: int = 0,
     **changes: Any,
 ) -> Parts:
-    """A loop's parts around a student; without a teacher the objective must be alpha 1."""
+    """Returns a loop's parts around a student; without a teacher, use an objective of alpha 1."""
     rows = cyclic_rows()
     representation = Representation(kind, top_k, num_draws)
     teaching = Teaching(teacher, representation, prefetch_steps) if teacher else None
@@ -120,7 +120,7 @@ def settings_of(steps: int, **changes: Any) -> Settings:
 
 
 def trained(parts: Parts, settings: Settings, progress: Progress | None = None) -> Records:
-    """Trains to the end; returns what was told."""
+    """Trains to the end; returns what was recorded."""
     assert train(parts, settings, progress or Progress())
     recorder = parts.recorder
     assert isinstance(recorder, Records)

@@ -1,4 +1,4 @@
-"""A step of 32 rows with uneven masks, its student and its teacher: the same in every process."""
+"""A step of 32 rows with uneven masks, its student and teacher: the same in every process."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def student(tied: bool) -> CausalStudent:
 
 
 def rows(empty_half: bool = False) -> Batch:
-    """Masks are uneven: row i has about i / ROWS of its labels; one half may have none at all."""
+    """Returns rows with uneven masks: row i keeps i / ROWS of its labels; half may have none."""
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, VOCAB_SIZE, (ROWS, SEQ_LEN + 1))
     labels = tokens[:, 1:].copy()
@@ -56,7 +56,7 @@ def targets() -> Tensor:
 
 
 def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
-    """Metrics over rows half of which have no label: one rank's batches may be all of these."""
+    """Returns metrics over rows half of which have no label: those may be all that one rank has."""
     cpu, share = torch.device("cpu"), ROWS // ranks.size
     own = rows(empty_half=True).micro_batches(share)[ranks.rank].micro_batches(8)
     teacher = ValidationTeacher(FixtureTeacher(VOCAB_SIZE), Representation("dense"))
@@ -65,7 +65,7 @@ def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
 
 
 class Apart:
-    """A student whose likeliest ids are all 0 on every rank but the first: they end a text."""
+    """A student whose likeliest id, on every rank but the first, is always 0, an end of text."""
 
     def __init__(self, student: Student, ranks: Ranks) -> None:
         self._student, self._ranks = student, ranks
@@ -79,7 +79,7 @@ class Apart:
 
 
 def sampled(learner: Any, ranks: Ranks) -> list[Line]:
-    """What it writes on, of prompts that end at different tokens."""
+    """Returns the learner's samples for prompts of different lengths."""
     prompts = Prompts(["a", "b"], [[1, 2], [3]], 5, frozenset([0]), lambda ids: str(list(ids)))
     samples = Samples(prompts, torch.device("cpu"), None, None, Stop(), ranks=ranks)
     return samples.lines(learner, is_last=True)

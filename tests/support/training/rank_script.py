@@ -1,7 +1,7 @@
 """One of two ranks: `RANK=0 ... python -m tests.support.training.rank_script FOLDER`.
 
-It does what test_ranks.py asks about, and leaves it in FOLDER/rank-<rank>.json and, of the first
-rank, gradients.safetensors.
+Computes what test_world.py checks, and writes it to FOLDER/rank-<rank>.json; the first rank also
+writes gradients.safetensors.
 """
 
 import copy
@@ -39,7 +39,7 @@ from tests.support.training.rank_cases import (
 
 
 def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
-    """What a rank hears of what ended others: [class, reason, message]."""
+    """Returns what a rank raises if `problems` end some ranks: [class, reason, message]."""
     try:
         with ranks.together():
             if ranks.rank in problems:
@@ -50,9 +50,9 @@ def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
 
 
 def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict[str, torch.Tensor]:
-    """Gradients of a step whose rows are shared out, `micro_batches` forwards a rank.
+    """Returns the gradients of a step shared among the ranks, `micro_batches` forwards per rank.
 
-    Then one without gradients, as before the first update: it changes nothing.
+    Then makes a forward without gradients, as before the first update: it changes nothing.
     """
     split: Student = student(tied)
     assert ranks.mesh is not None

@@ -17,7 +17,8 @@ from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sh
 from student_trainer.journal.recorder import Recorder
 from student_trainer.ranks.device import choose_device
 from student_trainer.ranks.world import Ranks
-from student_trainer.run.assemble import Assembly, assemble
+from student_trainer.run.assemble import assemble
+from student_trainer.run.assembled import Assembly
 from student_trainer.run.life import live
 from student_trainer.run.loop import train
 from student_trainer.run.parts import RunContext
@@ -60,7 +61,7 @@ class Home:
         return write_shards(folder, tokens, vocab_size=257, tokenizer_sha256=digest)
 
     def spec(self, name: str, **sections: Any) -> RunSpec:
-        """Returns a spec; sections are over a short run on cross entropy alone."""
+        """Returns the spec of a short run on pure cross entropy, changed by `sections`."""
         spec: dict[str, Any] = {
             "name": name,
             "student": {"config": "small"},
@@ -79,7 +80,7 @@ class Home:
         return parse_spec(spec)
 
     def run(self, name: str | None = None, **sections: Any) -> RunFolder:
-        """Makes a run folder of such a spec."""
+        """Makes a run folder with such a spec."""
         self.runs += 1
         name = name or f"run-{self.runs}"
         return RunFolder.create(self.roots.runs, name, self.spec(name, **sections))
@@ -88,7 +89,7 @@ class Home:
 def trained(
     home: Home, folder: RunFolder, *, resume: bool = False, stop: Stop | None = None
 ) -> int:
-    """Trains in this process, as `python -m student_trainer` does; returns the exit status."""
+    """Trains in this process, like `python -m student_trainer`; returns the exit status."""
     stop = stop or Stop()
     with folder.locked(), Recorder(folder, stop) as recorder:
         return live(folder, home.roots, recorder, stop, resume=resume)
@@ -98,7 +99,7 @@ def trained(
 def assembled(
     home: Home, folder: RunFolder, *, resume: bool = False, steps: int | None = None
 ) -> Iterator[Assembly]:
-    """Gives the assembled run; `steps` trains that many first."""
+    """Yields the assembled run; with `steps`, trained for its steps first."""
     stop = Stop()
     with folder.locked(), Recorder(folder, stop) as recorder, ExitStack() as stack:
         spec = folder.read_spec()
@@ -129,7 +130,7 @@ def events_of(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_json_lines(folder.events_path) if line["kind"] == kind]
 
 
-# What must be the same in two runs of the same thing; times differ.
+# What must be equal in two runs of the same spec; times differ.
 COMPARED = ("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm")
 
 

@@ -1,4 +1,4 @@
-"""Token shards for tests, written by hand: what `lectern data prepare` writes is not under test."""
+"""Token shards for tests, written by hand, so that `lectern data prepare` is not under test."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ def write_shards(
 ) -> Path:
     """Writes a dataset folder of flat uint32 shards with its manifest; returns the folder.
 
-    vocab_size: what the manifest says; None: one more than the largest id.
-    documents: tokens that documents begin with; None: the manifest does not know, as old ones.
-    mask: a byte a token; None: there is none.
+    vocab_size: for the manifest; None means one more than the largest id.
+    documents: index of each document's first token; None for none in the manifest, as in old ones.
+    mask: one byte per token; None for no mask.
     """
     ids = np.asarray(tokens, "<u4")
     folder.mkdir(parents=True, exist_ok=True)

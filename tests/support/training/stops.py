@@ -1,4 +1,4 @@
-"""Loops that are stopped, and what goes on from their checkpoints."""
+"""Loops that are stopped, and resumed from their checkpoints."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.support.training.runs import COMPARED
 
 
 def resumed(store: CheckpointStore, fresh: CausalStudent, **changes: Any) -> tuple[Parts, Progress]:
-    """A new process's parts, from the newest checkpoint."""
+    """Returns parts and progress as a new process loads them from the newest checkpoint."""
     found = store.newest()
     assert found is not None
     parts = parts_of(fresh, checkpoints=store, **changes)
@@ -30,7 +30,7 @@ def compared(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class StoppingAt(Records):
-    """Asks for a stop when a step is told."""
+    """Requests a stop when a given step is recorded."""
 
     def __init__(self, stop: Stop, step: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class StoppingAt(Records):
 def stopped_in_evaluation(
     number: int, student: CausalStudent, *, stop: Stop, checkpoints: CheckpointStore
 ) -> Parts:
-    """Parts of a twin whose stop is requested when the numbered evaluation (from 1) begins."""
+    """Returns parts of a twin; a stop is requested when evaluation `number` (from 1) begins."""
     original = parts_of(student).validation
     assert original is not None
     evaluations = 0

@@ -1,4 +1,4 @@
-"""A teacher server of numpy and gRPC alone, with faults on request. Not Lectern's own server.
+"""A fake teacher server of only numpy and gRPC, with faults on request; not Lectern's own server.
 
 Legend: N tokens, V vocabulary, D hidden size.
 """
@@ -22,21 +22,20 @@ from protos import teacher_pb2_grpc
 Fault = Callable[[Any, Any], Iterator[Any]]
 
 
-# What a new run asks before its first step, at its own temperature (teacher/probe.py).
+# Requests of a new run before its first step, at its own temperature (teacher/probe.py).
 PROBES = 3
 
 
 def of_training(request: pb.LogitsForBatchRequest) -> bool:
-    """Returns True for what is asked to train, and by the probe: evaluations are at 1."""
+    """Returns True for requests of training and the probe; evaluations use temperature 1."""
     return request.temperature != 1
 
 
 class WireTeacher(teacher_pb2_grpc.TeacherServicer):
     """Hidden state i is a fixed function of tokens i and i - 1; the head is a fixed matrix.
 
-    `faults` are consumed one a LogitsForBatch call that `takes_fault` says yes to: None answers
-    properly, a Fault answers itself.
-    `piece_rows` is how many rows a piece carries.
+    Each LogitsForBatch call for which `takes_fault` returns True consumes one of `faults`: None
+    answers properly, a Fault answers in its own way. `piece_rows` is the number of rows per piece.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         self._lock = threading.Lock()
 
     def asked_in_training(self) -> list[pb.LogitsForBatchRequest]:
-        """Returns the requests of a new run's steps, without the probe's and the evaluations'."""
+        """Returns the requests of a new run's steps, without those of the probe and evaluations."""
         return [request for request in self.requests if of_training(request)][PROBES:]
 
     # ---- the mathematics, also for tests to compare with ----
@@ -170,7 +169,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         yield from self.answer(request) if fault is None else fault(request, context)
 
     def answer(self, request: Any) -> list[pb.LogitsForBatchReply]:
-        """Returns the whole proper reply stream."""
+        """Returns the complete, correct reply stream."""
         ids = np.frombuffer(request.token_ids, "<u4")
         ends = np.cumsum(request.sequence_lengths)
         sequences = np.split(ids, ends[:-1])
@@ -211,7 +210,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         for row in logits:
             top = np.argsort(-row, kind="stable")[: asked.top_k]
             scaled = row.astype(np.float64) / request.temperature
-            # Rest, then all; the sum of nothing is -inf.
+            # The rest, then all; an empty sum is -inf.
             sums = [np.logaddexp.reduce(part) for part in (np.delete(scaled, top), scaled)]
             rows.append(
                 row[top].astype("<f4").tobytes()
@@ -238,7 +237,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
 def sampled_row(
     prefix: npt.NDArray[np.uint32], logits: npt.NDArray[Any], asked: Any, temperature: float
 ) -> bytes:
-    """Returns the records of one row, by protos/teacher.proto and the head of sampled.py alone."""
+    """Returns the records of a row, following teacher.proto and the docstring of sampled.py."""
     hashed = b"lectern draws 1\n" + asked.seed.to_bytes(8, "little") + prefix.tobytes()
     words = np.frombuffer(hashlib.shake_256(hashed).digest(8 * asked.num_draws), "<u8")
     scaled = logits.astype(np.float64) / temperature
@@ -262,7 +261,7 @@ def reply_stream(
     vocab_size: int,
     piece_rows: int = 3,
 ) -> list[pb.LogitsForBatchReply]:
-    """Returns header, pieces and trailer of rows: of equal size, but for "sampled"."""
+    """Returns header, pieces and trailer of rows, which have equal sizes except for "sampled"."""
     payload = b"".join(rows)
     is_sampled = kind == pb.REPRESENTATION_SAMPLED
     header = pb.LogitsHeader(
@@ -296,14 +295,14 @@ def reply_stream(
 
 
 def arriving(replies: Iterable[pb.LogitsForBatchReply]) -> list[Reply]:
-    """Returns replies as a channel hands them out."""
+    """Returns replies as a channel returns them."""
     return [received(reply.SerializeToString()) for reply in replies]
 
 
 class Serving:
     """A WireTeacher behind a port. `down()` and `up()` take it away and bring it back.
 
-    It speaks TLS where there are credentials.
+    With credentials it speaks TLS.
     """
 
     def __init__(
@@ -340,14 +339,14 @@ class Serving:
         self._server = server
 
     def down(self) -> None:
-        """Breaks all connections at once, as a killed process does."""
+        """Breaks all connections at once, like a killed process."""
         if self._server is not None:
             self._server.stop(grace=None).wait()
             self._server = None
 
 
 def broken_after(num_messages: int, teacher: WireTeacher) -> Fault:
-    """Returns a fault: the stream breaks after so many messages."""
+    """Returns a fault: the stream breaks after `num_messages` messages."""
 
     def fault(request: Any, context: Any) -> Iterator[Any]:
         yield from teacher.answer(request)[:num_messages]
@@ -357,7 +356,7 @@ def broken_after(num_messages: int, teacher: WireTeacher) -> Fault:
 
 
 def refused(code: grpc.StatusCode, details: str, **trailing: str) -> Fault:
-    """Returns a fault: a status instead of an answer; trailing keys have - for _."""
+    """Returns a fault: a status instead of an answer; _ in trailing keys becomes -."""
 
     def fault(request: Any, context: Any) -> Iterator[Any]:
         context.set_trailing_metadata(
@@ -370,7 +369,7 @@ def refused(code: grpc.StatusCode, details: str, **trailing: str) -> Fault:
 
 
 def changed(teacher: WireTeacher, change: Callable[[list[pb.LogitsForBatchReply]], Any]) -> Fault:
-    """Returns a fault: a proper reply, changed in place by `change` (or what it returns)."""
+    """Returns a fault: a correct reply, changed in place by `change`, or what `change` returns."""
 
     def fault(request: Any, context: Any) -> Iterator[Any]:
         replies = teacher.answer(request)
