@@ -33,7 +33,7 @@ def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, S
         require_whole(files)
     except ValueError:
         raise Misconfigured(
-            "--teacher-tls-cert and --teacher-tls-key need each other, and --teacher-tls-ca"
+            "--teacher-tls-cert and --teacher-tls-key go together, with --teacher-tls-ca"
         ) from None
     found: dict[str, SecretFiles] = {}
     for text in addresses:
@@ -60,8 +60,8 @@ def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretF
         if address not in configured:
             options = " ".join(f"{OPTIONS[field]} {name}" for field, name in named.items())
             why = (
-                f"the control plane sends no secret to {address}, which it was not started with; "
-                f"start it with --teacher {address} {options}, or leave this out"
+                f"the control plane does not know {address}, so it sends no secret there; start it "
+                f"with --teacher {address} {options}, or leave this out"
             )
             raise InvalidSpec([(f"teacher.{field}", why) for field in named])
         theirs = configured[address].named()
