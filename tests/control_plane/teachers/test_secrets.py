@@ -86,8 +86,8 @@ def test_a_token_that_belongs_to_tls_is_not_sent_in_plaintext():
     configured = {KNOWN: SecretFiles("token", "ca")}
     said = problems(configured, address=KNOWN, token_file="token")
     assert said == {
-        "teacher.tls_ca_file": "the control plane was started with --teacher-tls-ca ca; set it to "
-        "this"
+        "teacher.tls_ca_file": "the control plane was started with --teacher-tls-ca ca; set this "
+        "value"
     }
 
 
