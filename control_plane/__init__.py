@@ -1,1 +1,1 @@
-"""Process 3: starts, watches and stops runs; REST, live page."""
+"""Process 3: starts, watches and stops runs; serves a REST API and a live page."""

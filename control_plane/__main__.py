@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINE
 
     Args:
         argv: command line without the program's name.
-        trainer_argv: what a run folder is appended to; tests bring another.
+        trainer_argv: command that trains the run folder appended to it; tests pass another.
     """
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
@@ -54,38 +54,38 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m control_plane", description="Starts, watches and stops distillation runs."
     )
     add = parser.add_argument
-    add("--bind", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 takes a free one")
+    add("--bind", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 picks a free one")
     add("--home", type=Path, help="folder of data, models and runs (LECTERN_HOME, ~/.lectern)")
-    add("--max-running-runs", type=_positive, metavar="N", help="runs that train at one time")
+    add("--max-running-runs", type=_positive, metavar="N", help="runs that train at the same time")
     add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
     add(
         "--teacher",
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="shown on the page; only to these do runs send secrets, and only those named here",
+        help="shown on the page; runs send secrets only to these, and only those named here",
     )
     add("--teacher-token-file", metavar="NAME", help="for --teacher, under the secrets root")
     add("--teacher-tls-ca", metavar="NAME", help="its certificate's authority; turns TLS on")
     add("--teacher-tls-cert", metavar="NAME", help="the client's own certificate, with its key")
     add("--teacher-tls-key", metavar="NAME", help="all four lie under the secrets root")
-    add("--token-file", type=Path, help="bearer token that clients must show")
+    add("--token-file", type=Path, help="bearer token that clients must send")
     add(
         "--published-on-loopback",
         action="store_true",
-        help="bound beyond loopback, but reachable from this machine alone (a container's port "
+        help="bound beyond loopback, but reachable only from this machine (a container's port "
         "published on 127.0.0.1): no token needed",
     )
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="further Host name")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="another Host name")
     add(
         "--on-exit",
         choices=["leave", "stop"],
         default="leave",
-        help="leave: trainers go on, and are adopted at the next start; stop: they write a "
-        "checkpoint and end, and go on at the next start",
+        help="leave: trainers keep running, and are adopted at the next start; stop: they write a "
+        "checkpoint and end, and resume at the next start",
     )
     add("--stop-grace-seconds", type=float, default=STOP_GRACE_SECONDS, metavar="S")
-    add("--port-file", type=Path, help="gets the bound host:port once it serves")
+    add("--port-file", type=Path, help="file for the bound host:port, written once it serves")
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     return parser
 
@@ -136,7 +136,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
             ws="none",
             http="h11",
         )
-        # uvicorn raises the signal that ended it once more when it is done: this is its end.
+        # uvicorn raises the signal that ended it again when it is done; ignore it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         _Server(config, plane, options.port_file).run(sockets=[listener])
@@ -144,7 +144,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says where it listens once it does, and ends event streams before it waits."""
+    """uvicorn that reports its address once it listens, and ends event streams before it waits."""
 
     def __init__(self, config: uvicorn.Config, plane: ControlPlane, port_file: Path | None) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The control plane put together: everything that a request or the loop needs, opened and closed.
+"""Assembles the control plane: opens, starts and closes all of its parts.
 
 store <- runs <- reconciler -> launcher        start checks, teacher monitor -> teachers
            `- changes -> event streams
@@ -65,8 +65,8 @@ class ControlPlane:
     _loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Looks after all runs once, then keeps doing so in the background."""
-        # Checks wait for teachers in threads; the loop and the streams must not wait behind them.
+        """Reconciles all runs once, then keeps doing so in the background."""
+        # Checks wait for teachers in threads; the loop and streams must not wait behind them.
         pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="plane")
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
@@ -74,7 +74,7 @@ class ControlPlane:
         self._loop_task = asyncio.create_task(self._loop())
 
     async def stop(self) -> None:
-        """Ends the loop and, where so chosen, every trainer; closes everything."""
+        """Ends the loop, stops the trainers if `stops_runs_on_exit`, and closes everything."""
         self.changes.close()
         if self._loop_task is not None:
             self._loop_task.cancel()
@@ -92,16 +92,16 @@ class ControlPlane:
         os.close(self.lock_descriptor)
 
     def is_ready(self) -> bool:
-        """Returns True while the loop goes round and streams are open to all."""
+        """Returns whether the loop is running and streams can be opened."""
         return not self.changes.closed and time.monotonic() - self.last_tick < READY_TICK_SECONDS
 
     def queue(self) -> dict[str, int]:
-        """Returns the position of every queued run; 1 is the next."""
+        """Returns the position of every queued run; 1 is next."""
         queued = self.runs.in_states([RunState.QUEUED])
         return {run.id: position for position, run in enumerate(queued, start=1)}
 
     def explained(self, runs: Sequence[Run]) -> list[Run]:
-        """Returns the runs, each that is queued with what it waits for as its message."""
+        """Returns the runs; the message of a queued run says what it waits for."""
         if all(run.state is not RunState.QUEUED for run in runs):
             return list(runs)
         taken = {run.id: run.slot for run in self.runs.in_states(ACTIVE) if run.slot}
@@ -115,17 +115,17 @@ class ControlPlane:
         return [explain(run) for run in runs]
 
     def run_view(self, run: Run) -> RunView:
-        """Returns a run as a client sees it now."""
+        """Returns the view of a run now."""
         return self.run_views([run])[0]
 
     def run_views(self, runs: Sequence[Run]) -> list[RunView]:
-        """Returns runs as a client sees them now."""
+        """Returns the views of runs now."""
         now = self.clock()
         queue = self.queue() if any(run.state is RunState.QUEUED for run in runs) else {}
         return [run_view(run, now, queue) for run in self.explained(runs)]
 
     def teachers_of_runs(self) -> dict[str, list[str]]:
-        """Returns for each teacher server that runs at work ask: those runs."""
+        """Returns the active and queued runs of each teacher server that they use."""
         found: dict[str, list[str]] = {}
         for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
             teacher = run.spec["teacher"]
@@ -137,11 +137,11 @@ class ControlPlane:
         return RunFolder(self.roots.runs / run.id)
 
     def has_folder(self, run_id: str) -> bool:
-        """Returns True where a folder has that id, whoever made it."""
+        """Returns whether a run folder has that id, even if not made by this control plane."""
         return (self.roots.runs / run_id).exists()
 
     def key_lock(self, key: str | None) -> asyncio.Lock:
-        """Returns the lock that requests with one Idempotency-Key take turns by."""
+        """Returns the lock that serialises requests with the same Idempotency-Key."""
         return asyncio.Lock() if key is None else self.keys.setdefault(key, asyncio.Lock())
 
     async def _loop(self) -> None:
@@ -153,7 +153,7 @@ class ControlPlane:
             await asyncio.sleep(self.tick_seconds / 5)  # changes come in bursts
 
     async def _tick(self) -> None:
-        """One look, in a thread. It is waited for even when the loop is told to end."""
+        """Runs one reconcile pass in a thread; on cancellation, waits for it to finish."""
         task = asyncio.create_task(asyncio.to_thread(self.reconciler.tick))
         try:
             await asyncio.shield(task)
@@ -161,7 +161,7 @@ class ControlPlane:
         except asyncio.CancelledError:
             await asyncio.gather(task, return_exceptions=True)
             raise
-        except Exception as error:  # the database may be busy or full: the next look may do
+        except Exception as error:  # the database may be busy or full: the next pass may succeed
             _log.error("look at the runs failed", error=repr(error))
 
 
@@ -175,15 +175,16 @@ def open_plane(
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
-    """Returns a control plane over `roots.runs`, alone there.
+    """Returns the only control plane over `roots.runs`.
 
     Args:
         teachers: configured servers, and the secrets that may be sent to each.
         processes: starts and ends trainers; None means a Launcher of the usual trainer.
-        stops_runs_on_exit: `stop` ends the trainers; otherwise they go on and are adopted later.
+        stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
+            later.
 
     Raises:
-        Misconfigured: another control plane is there, or the database cannot be used.
+        Misconfigured: another control plane uses the folder, or the database cannot be used.
     """
     lock = _lock(roots.runs)
     try:
@@ -218,8 +219,8 @@ def _lock(runs_root: Path) -> int:
         return take_lock(runs_root / LOCK_NAME)
     except BlockingIOError:
         raise Misconfigured(
-            f"another control plane looks after {runs_root}; stop it first, or choose another "
-            "place with --home"
+            f"another control plane manages {runs_root}; stop it first, or choose another "
+            "folder with --home"
         ) from None
     except OSError as error:
         raise Misconfigured(

@@ -1,4 +1,4 @@
-"""What the control plane answers: the models of every response, and how a run becomes one."""
+"""The model of every response, and how a run becomes one."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -27,9 +27,9 @@ class RunView(_View):
     reason: str | None
     """Machine-readable word for why it is in this state."""
     message: str | None
-    """The same in a sentence."""
+    """The reason as a sentence."""
     since: float
-    """Of the state."""
+    """When it entered this state."""
     created_at: float
     revision: int
     """Rises with every change of any run."""
@@ -37,23 +37,23 @@ class RunView(_View):
     """Processes started for it so far."""
     resumable: bool
     resumes_at: float | None
-    """When it goes on by itself; null where it does not."""
+    """When it resumes by itself; null if it does not."""
     queue_position: int | None
     """1 is the next to start; null unless queued."""
     alpha: float
     temperature: float | None
-    """Of the distillation; null where the run does not distil."""
+    """Distillation temperature; null if the run does not distil."""
     representation: str | None
     top_k: int | None
     num_draws: int | None
     teacher: str | None
-    """host:port; null where the run does not distil."""
+    """host:port; null if the run does not distil."""
     student: str
-    """Model that it starts from: weights, or with `config` in the spec a shape alone."""
+    """Model that it starts from: its weights, or only its shape if the spec sets `config`."""
     keep_every_nth_layer: int | None
-    """Of that model's layers; null: all of them."""
+    """Which layers of that model are kept; null means all."""
     lora_rank: int | None
-    """Of the adapters that are trained on it; null: its own weights are."""
+    """Rank of the trained adapters; null means that the student's own weights are trained."""
     dataset: str | None
     step: int
     steps: int
@@ -64,11 +64,11 @@ class RunView(_View):
     latest: dict[str, float | None]
     """Last metrics, `loss/val` included."""
     elapsed_seconds: float
-    """With a trainer, over all attempts."""
+    """Time with a trainer, over all attempts."""
     heartbeat: float | None
-    """When the trainer last said anything."""
+    """When the trainer last reported."""
     stale_since: float | None
-    """The heartbeat, where a trainer that should live has been silent since."""
+    """The last heartbeat, if a trainer that should be alive has been silent since."""
 
 
 class HistoryView(_View):
@@ -76,14 +76,14 @@ class HistoryView(_View):
 
     at: float
     kind: str
-    """`state`, or the trainer's word."""
+    """`state`, or the kind of the trainer's event."""
     state: RunState | None = None
     wanted: Wanted | None = None
     attempt: int | None = None
     reason: str | None = None
     message: str | None = None
     details: dict[str, Any] = {}
-    """What else the trainer said."""
+    """What else the trainer reported."""
 
 
 class RunDetail(RunView):
@@ -91,9 +91,9 @@ class RunDetail(RunView):
 
     spec: RunSpec
     history: list[HistoryView]
-    """Oldest first, the last 200."""
+    """The last 200 entries, oldest first."""
     folder: str
-    """On the control plane's machine."""
+    """Path on the control plane's machine."""
 
 
 class RunsPage(_View):
@@ -101,43 +101,43 @@ class RunsPage(_View):
 
     runs: list[RunView]
     next_cursor: str | None
-    """For `cursor`, to go on; null at the end."""
+    """Pass as `cursor` for the next page; null on the last page."""
     revision: int
-    """For `after` of /events: streams what changes after this answer."""
+    """Pass as `after` to /events, to stream what changes after this answer."""
 
 
 class MetricsView(_View):
-    """Metric records in the order of their steps; null stands for a number that was not finite."""
+    """Metric records in the order of their steps; null means that a number was not finite."""
 
     run_id: str
     metrics: list[dict[str, Any]]
     cursor: str
-    """For `cursor`, or a stream: goes on after the last record."""
+    """Pass as `cursor`, or to a stream, to continue after the last record."""
     rewound: bool
-    """The trainer went back to a checkpoint: forget all records, these begin at the start."""
+    """The trainer went back to a checkpoint: drop earlier records; these begin at the start."""
     more: bool
-    """Further records can be read at once."""
+    """More records can be read now."""
 
 
 class SampleView(_View):
-    """What a student put after a prompt at one evaluation, beside its teacher."""
+    """What the student generated for a prompt at one evaluation, and what its teacher did."""
 
     step: int
     prompt: str
     student: str
     teacher: str | None
-    """The same at every step; null where the run has none, and until it has answered."""
+    """The same at every step; null if the run has no teacher, and until it has answered."""
 
 
 class SamplesView(_View):
-    """Samples in the order of their steps, the newest last."""
+    """Samples in the order of their steps, newest last."""
 
     run_id: str
     samples: list[SampleView]
 
 
 class RepresentationView(_View):
-    """One representation of a teacher, and why it is not offered where it is not."""
+    """One representation, whether a teacher offers it, and if not, why."""
 
     name: str
     offered: bool
@@ -145,7 +145,7 @@ class RepresentationView(_View):
 
 
 class CacheView(_View):
-    """What a teacher need not compute again, since it started."""
+    """How well a teacher's cache has worked since the teacher started."""
 
     hits: int
     """Sequences answered without a forward of their own."""
@@ -154,36 +154,36 @@ class CacheView(_View):
     evictions: int
     used_bytes: int
     capacity_bytes: int
-    """0: nothing is kept; sequences asked at the same time are still computed once."""
+    """0 means no cache; equal sequences requested at the same time are still computed once."""
     disk_hits: int
-    """Among `hits`."""
+    """Included in `hits`."""
     disk_used_bytes: int
     disk_capacity_bytes: int
-    """0: nothing is kept on disk."""
+    """0 means no cache on disk."""
 
 
 class AccountView(_View):
-    """What one run has had of a teacher since that started."""
+    """What a teacher has done for one run since the teacher started."""
 
     run_id: str
     name: str | None = None
-    """Of the run; null where it is none of this control plane."""
+    """The run's name; null if it is not a run of this control plane."""
     requests: int
     tokens: int
-    """Computed for it; its part of those that several runs wanted."""
+    """Tokens computed for it; those shared with other runs count in equal parts."""
     sent_bytes: int
     compute_seconds: float
     compute_share: float | None
-    """Of all that the teacher has computed."""
+    """Its share of the teacher's total compute time."""
     mean_queue_seconds: float | None
     cache_hits: int
     hit_share: float | None
     weight: float | None
-    """Its share of the teacher while others ask too, relative to theirs."""
+    """Its share of the teacher relative to the other runs'."""
 
 
 class TeacherView(_View):
-    """One teacher as it answered last. Everything but the address may be unknown."""
+    """One teacher's last answer. Everything but the address may be unknown."""
 
     address: str
     reachable: bool
@@ -192,11 +192,11 @@ class TeacherView(_View):
     seen_at: float | None
     """When it last answered."""
     configured: bool
-    """Named at the control plane's start, not by a run alone."""
+    """Named by --teacher, not only by a run."""
     runs: list[str]
-    """Runs at work that ask it."""
+    """Active runs that use it."""
     warning: str | None
-    """What is wrong with it although it answers."""
+    """What is wrong with it, although it answers."""
     model: str | None = None
     revision: str | None = None
     engine: str | None = None
@@ -205,7 +205,7 @@ class TeacherView(_View):
     weights_sha256: str | None = None
     device: str | None = None
     device_utilization: float | None = None
-    """0 .. 1; null where the device does not say."""
+    """0 .. 1; null if the device does not report it."""
     dtype: str | None = None
     quantization: str | None = None
     mode: str | None = None
@@ -213,16 +213,16 @@ class TeacherView(_View):
     representations: list[RepresentationView] = []
     uptime_seconds: float | None = None
     measured_tokens_per_second: float | None = None
-    """At its start, with full batches."""
+    """Measured after loading, with full batches."""
     tokens_per_second: float | None = None
-    """Of the time it computed in the last minute."""
+    """Per second of compute time in the last minute."""
     scored_tokens: int | None = None
     scored_sequences: int | None = None
     sent_bytes: int | None = None
     compute_seconds: float | None = None
     forwards: int | None = None
     padding_share: float | None = None
-    """Of the tokens that went through the model."""
+    """Padding as a share of the tokens computed."""
     queued_requests: int | None = None
     queued_tokens: int | None = None
     running_requests: int | None = None
@@ -231,9 +231,9 @@ class TeacherView(_View):
     failed_requests: int | None = None
     cache: CacheView | None = None
     accounts: list[AccountView] = []
-    """By compute, the most first; at most 100."""
+    """By compute time, largest first; at most 100."""
     num_accounts: int | None = None
-    """Runs that the teacher keeps account of."""
+    """How many runs the teacher has accounts for."""
 
 
 class TeachersView(_View):
@@ -244,7 +244,7 @@ class DatasetView(_View):
     """One dataset folder under the data root."""
 
     path: str
-    """For `data.path` of a spec."""
+    """Value for `data.path` of a spec."""
     problem: str | None
     total_tokens: int | None = None
     shard_count: int | None = None
@@ -261,7 +261,7 @@ class ModelView(_View):
     """One model folder under the models root."""
 
     path: str
-    """For `student.init` (with weights) or `student.config` of a spec."""
+    """Value for `student.init` (if it has weights) or `student.config` of a spec."""
     problem: str | None
     architecture: str | None = None
     vocab_size: int | None = None
@@ -286,32 +286,32 @@ class ReadyView(_View):
 
 class FieldProblem(_View):
     field: str
-    """Dotted; empty for the whole."""
+    """Dotted path; empty for the whole request."""
     message: str
 
 
 class Problem(_View):
-    """RFC 9457 problem details; every error is one."""
+    """RFC 9457 problem details, the body of every error."""
 
     type: str
     title: str
     status: int
     detail: str
     reason: str
-    """Stable word for programs."""
+    """Stable, machine-readable word."""
     retryable: bool
     errors: list[FieldProblem] = []
 
 
 def run_view(run: Run, now: float, queue: Mapping[str, int]) -> RunView:
-    """Returns what is shown of a run. `queue` maps ids of queued runs to their positions."""
+    """Returns the view of a run. `queue` maps ids of queued runs to their positions."""
     return RunView(**_run_fields(run, now, queue))
 
 
 def run_detail(
     run: Run, now: float, queue: Mapping[str, int], history: list[HistoryView], folder: str
 ) -> RunDetail:
-    """Returns all there is to say of a run."""
+    """Returns the view of a run with its spec and history."""
     fields = _run_fields(run, now, queue)
     return RunDetail(**fields, spec=run.run_spec, history=history, folder=folder)
 

@@ -1,1 +1,1 @@
-"""The wire contract, `lectern.v1`: teacher.proto, and the stubs that `make protos` makes of it."""
+"""The wire contract, `lectern.v1`: teacher.proto, and the stubs that `make protos` generates."""

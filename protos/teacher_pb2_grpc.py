@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TeacherStub:
-    """Missing associated documentation comment in .proto file."""
+    """One model. Until it is loaded, and once the server drains, new calls get UNAVAILABLE.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,38 +63,39 @@ class TeacherStub:
 
 
 class TeacherServicer:
-    """Missing associated documentation comment in .proto file."""
+    """One model. Until it is loaded, and once the server drains, new calls get UNAVAILABLE.
+    """
 
     def GetModel(self, request, context):
-        """What the model is and which limits hold. Answered while the model serves; cheap.
+        """Returns what the model is and which limits hold. Cheap.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LogitsForBatch(self, request, context):
-        """The teacher's distribution at the asked positions of a ragged batch of token ids.
+        """Returns the teacher's distribution at the asked positions of a ragged batch of token ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOutputHead(self, request, context):
-        """The output projection, so that a trainer can turn `hidden` rows into logits. Once per trainer.
+        """Returns the output head, which turns `hidden` rows into logits. Called once per trainer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTokenizerMap(self, request, context):
-        """Token string to id, so that a trainer can compare vocabularies and name the ids that differ.
+        """Returns the token-to-id map, to compare vocabularies and name the ids that differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Queue, throughput, cache and per-run accounting since the server started.
+        """Returns queue, throughput, cache and per-run accounting since the server started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +138,8 @@ def add_TeacherServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Teacher:
-    """Missing associated documentation comment in .proto file."""
+    """One model. Until it is loaded, and once the server drains, new calls get UNAVAILABLE.
+    """
 
     @staticmethod
     def GetModel(request,

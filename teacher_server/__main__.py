@@ -1,7 +1,7 @@
-"""`python -m teacher_server`, which is `lectern teacher serve`: wiring and signals.
+"""`python -m teacher_server`, run by `lectern teacher serve`: wiring and signals.
 
-Exit status: 0 after a drain that let every call finish; 1 where calls were cut off or the server
-broke; 2 and more where it could not start, with one sentence that says what to set.
+Exit status: 0 after a drain that let every call finish; 1 if calls were cut off or the server
+broke; 2 or more if it could not start, with one sentence that says what to set.
 """
 
 import argparse
@@ -85,7 +85,7 @@ async def _serve(
         return 0  # a model that is half loaded has nothing to finish
 
     engine = loading.result()
-    utilization = utilization_of(engine.facts.device)  # watched to the end of the process
+    utilization = utilization_of(engine.facts.device)  # polled until the process ends
     limits = await server.open(engine, limits, sharing_of(options), utilization)
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
@@ -111,14 +111,14 @@ async def _serve(
 def _metrics_server(
     options: argparse.Namespace, server: TeacherServer, token: str | None, tls: ServerTls | None
 ) -> "MetricsServer | None":
-    """Returns what will serve /metrics to those who may call the teacher; None: not asked for."""
+    """Returns the server of /metrics, with the teacher's token and TLS; None if not asked for."""
     if options.metrics_bind is None:
         return None
     from teacher_server.observing.metrics_server import MetricsServer
 
     host, port = host_and_port(options.metrics_bind, "--metrics-bind")
     require_callers_known(options.metrics_bind, token, tls, "--metrics-bind")
-    if is_loopback(server.host):  # else it is said already
+    if is_loopback(server.host):  # otherwise `_serve` warns
         _warn(plaintext_warning(host, token, tls))
     context = None
     if tls is not None:
@@ -138,7 +138,7 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
 
 
 def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
-    """Returns what loads the engine, later and on the model thread: torch is imported there."""
+    """Returns the function that loads the engine; it imports torch, on the model thread."""
     if options.engine == "fixture":
 
         def load_fixture() -> Engine:
@@ -181,7 +181,7 @@ def _warn_of_idle_gpu(device: str) -> None:
     torch = sys.modules.get("torch")
     cuda_available = torch is not None and torch.cuda.is_available()
     warning = idle_gpu_warning(device, cuda_available, gpu_present())
-    if torch is not None:  # the fixture has no use for one
+    if torch is not None:  # the fixture needs no GPU
         _warn(warning)
 
 
@@ -192,7 +192,7 @@ def _warn(warning: str | None) -> None:
 
 
 def _require_folder_of(port_file: Path | None) -> None:
-    """Raises Misconfigured now, not when the model is loaded."""
+    """Raises Misconfigured now rather than after the model is loaded."""
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
 
@@ -201,5 +201,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: a forward that is still running would hold the interpreter's end.
+    # Not sys.exit, which would wait for a forward that is still running.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""The server's command line, and what it says as plain settings."""
+"""The server's command line, and the plain settings made of it."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from teacher_server.rpc.limits import Limits, request_bytes
 from teacher_server.scheduling.sharing import Sharing
 
 _LIMITS = [option.name for option in LIMIT_OPTIONS]
-# What a fixture has no use for, as its dtype, device and mode are what they are.
-_OF_A_MODEL = (
+# Options that have no effect on a fixture.
+_MODEL_ONLY = (
     *("model", "revision", "home", "gguf_file", "mode", "dtype", "device", "quantization"),
     *("attention", "compile", "threads"),
 )
@@ -35,15 +35,15 @@ def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lectern teacher serve",
         usage="%(prog)s --model MODEL [options]",
-        description="Serve a teacher over gRPC, until Ctrl-C or SIGTERM; calls in flight are then "
-        "finished. Prints model, device, speed and limits once it is ready.",
+        description="Serve a teacher over gRPC until Ctrl-C or SIGTERM, then finish the calls in "
+        "flight. Prints model, device, speed and limits when ready.",
         epilog="Example: lectern teacher serve --model Qwen/Qwen2.5-Coder-7B-Instruct "
         "--bind 0.0.0.0:50051 --token-file teacher.token",
     )
     _add(parser.add_argument_group("model"), MODEL_OPTIONS)
     _add(parser.add_argument_group("address and callers"), ADDRESS_OPTIONS)
     _add(parser.add_argument_group("sharing between runs"), SHARING_OPTIONS)
-    _add(parser.add_argument_group("limits, told to every client"), LIMIT_OPTIONS)
+    _add(parser.add_argument_group("limits, sent to every client"), LIMIT_OPTIONS)
     return parser
 
 
@@ -51,7 +51,7 @@ def limits_of(options: argparse.Namespace) -> Limits:
     """Returns the limits of a parsed command line.
 
     Raises:
-        Misconfigured: one is more than the wire can count.
+        Misconfigured: a limit is larger than its field in the protocol.
     """
     for name in _LIMITS:
         most = MAX_DRAWS if name == "max_draws" else _most(teacher_pb2.Limits, name)
@@ -66,7 +66,8 @@ def sharing_of(options: argparse.Namespace) -> Sharing:
     """Returns the sharing settings of a parsed command line.
 
     Raises:
-        Misconfigured: an option has no effect, is given twice, or is more than the wire can count.
+        Misconfigured: an option has no effect, is given twice, or is larger than its field in the
+            protocol.
     """
     cache_folder_bytes = options.cache_folder_bytes
     if cache_folder_bytes is None:
@@ -89,31 +90,31 @@ def sharing_of(options: argparse.Namespace) -> Sharing:
 
 
 def require_engine_fits(options: argparse.Namespace) -> None:
-    """Returns where no option is given that the engine does not apply, and none is missing.
+    """Raises unless every option needed by the engine is given, and none that it ignores.
 
     Raises:
-        Misconfigured: naming them.
+        Misconfigured: names the option.
     """
     if options.engine == "fixture":
         if options.vocab_size is None:
             raise Misconfigured("--engine fixture needs --vocab-size")
         _require_at_most(options, "vocab_size", _most(teacher_pb2.Model, "logit_width"))
         defaults = options_parser().parse_args([])
-        for name in _OF_A_MODEL:
+        for name in _MODEL_ONLY:
             if getattr(options, name) != getattr(defaults, name):
                 flag = TEACHER_OPTIONS[name].flag
                 raise Misconfigured(f"{flag} has no effect with --engine fixture; leave it out")
         return
     if options.model is None:
-        raise Misconfigured("--model is missing: a model folder, or a hub id")
+        raise Misconfigured("--model is missing; give a model folder or a hub id")
     if options.vocab_size is not None:
-        raise Misconfigured("--vocab-size is the fixture's alone; a model has its own")
+        raise Misconfigured("--vocab-size is only for --engine fixture; a model has its own")
 
 
 def _require_at_most(options: argparse.Namespace, name: str, most: int) -> None:
     value = getattr(options, name)
     if value > most:
-        raise Misconfigured(f"{TEACHER_OPTIONS[name].flag} {value}: the wire counts up to {most}")
+        raise Misconfigured(f"{TEACHER_OPTIONS[name].flag} {value}: it must be at most {most}")
 
 
 def _most(message: type[Message], name: str) -> int:
@@ -138,11 +139,11 @@ def _add(group: argparse._ArgumentGroup, options: Sequence[TeacherOption]) -> No
     defaults: dict[str, object] = {**vars(Limits()), "cache_bytes": sharing.cache_bytes}
     for option in options:
         default = defaults.get(option.name, option.default)
-        # Left out, it is None, so that one without --cache-folder is noticed.
+        # The parsed default is None, to notice the option without --cache-folder.
         shown = sharing.cache_folder_bytes if option.name == "cache_folder_bytes" else default
-        said = option.help and option.help.format(default=shown)
+        text = option.help and option.help.format(default=shown)
         if option.kind == "flag":
-            group.add_argument(option.flag, action="store_true", help=said)
+            group.add_argument(option.flag, action="store_true", help=text)
         elif option.kind in ("weights", "quotas"):
             group.add_argument(
                 option.flag,
@@ -150,7 +151,7 @@ def _add(group: argparse._ArgumentGroup, options: Sequence[TeacherOption]) -> No
                 action="append",
                 default=[],
                 metavar=option.metavar,
-                help=said,
+                help=text,
             )
         else:
             group.add_argument(
@@ -159,7 +160,7 @@ def _add(group: argparse._ArgumentGroup, options: Sequence[TeacherOption]) -> No
                 choices=option.choices or None,
                 default=default,
                 metavar=option.metavar,
-                help=said,
+                help=text,
             )
 
 

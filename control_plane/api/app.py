@@ -1,4 +1,4 @@
-"""The application: routes, page and gate around one control plane."""
+"""The FastAPI application: routes, page and access checks around one control plane."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -23,12 +23,12 @@ def create_app(
     token: str | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> FastAPI:
-    """Returns the application; its lifespan starts the plane's loop and ends the plane.
+    """Returns the application; its lifespan starts and stops the plane.
 
     Args:
         plane: opened, not started.
-        token: bearer token that every request but the page and health must carry.
-        allowed_hosts: names, besides those of the loopback, that the Host header may hold.
+        token: bearer token that every request must carry, except for the page and health.
+        allowed_hosts: names accepted in the Host header, besides those of the loopback.
     """
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Routes that tell what there is: teachers, datasets, models, and whether this process is ready."""
+"""Routes that list teachers, datasets and models, and tell whether this process is ready."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ router = APIRouter()
 
 @router.get("/teachers", response_model=views.TeachersView)
 async def list_teachers(plane: Plane) -> views.TeachersView:
-    """The configured teachers and those that runs ask, as they answer now."""
+    """Lists the configured teachers and those that runs use, with their current state."""
     asked_by = await asyncio.to_thread(plane.teachers_of_runs)
     teachers = await plane.teachers.views(asked_by)
     accounts = [account for teacher in teachers for account in teacher.accounts]
@@ -26,27 +26,27 @@ async def list_teachers(plane: Plane) -> views.TeachersView:
 
 @router.get("/datasets", response_model=views.DatasetsView)
 def list_datasets(plane: Plane) -> views.DatasetsView:
-    """The datasets under the data root."""
+    """Lists the datasets under the data root."""
     return views.DatasetsView(datasets=catalog.datasets(plane.roots.data))
 
 
 @router.get("/models", response_model=views.ModelsView)
 def list_models(plane: Plane) -> views.ModelsView:
-    """The model folders under the models root."""
+    """Lists the model folders under the models root."""
     return views.ModelsView(models=catalog.models(plane.roots.models))
 
 
 @router.get("/healthz", response_model=views.HealthView)
 async def healthz() -> views.HealthView:
-    """Answers while the process lives."""
+    """Answers 200 while the process is alive."""
     return views.HealthView(status="ok")
 
 
 @router.get("/readyz", response_model=views.ReadyView)
 def readyz(plane: Plane) -> views.ReadyView:
-    """Answers 200 while the control plane takes runs and looks after them."""
+    """Answers 200 while the control plane accepts and manages runs."""
     if not plane.is_ready():
-        raise Overloaded("the control plane is starting or ending", retry_after_seconds=1)
+        raise Overloaded("the control plane is starting or stopping", retry_after_seconds=1)
     plane.runs.newest_revision()
     return views.ReadyView(
         status="ready",

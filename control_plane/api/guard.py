@@ -1,8 +1,8 @@
-"""The gate before every route: who may ask, from where, and how much.
+"""Access checks before every route: host, origin, token and body size.
 
 In order: the Host header is one of ours (DNS rebinding), a write comes from our own page or from no
-page (CSRF), the bearer token is right where one is set, the body is no longer than the cap. What is
-not named in `PUBLIC` needs the token. Every answer gets the security headers.
+page (CSRF), the bearer token is right if one is set, the body is no larger than the cap. Every path
+not in `PUBLIC` needs the token. Every answer gets the security headers.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from lectern_common.spec.load import MAX_SPEC_BYTES
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MAX_BODY_BYTES = MAX_SPEC_BYTES
-# The page itself holds no data; it asks for the token. Health says that there is a process.
+# The page itself holds no data and prompts for the token. Health shows only that a process runs.
 PUBLIC = frozenset({"/", "/healthz", "/readyz"})
 PUBLIC_FOLDER = "/web/"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -40,9 +40,9 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Args:
-        app: what is guarded.
+        app: the guarded application.
         hosts: accepted names of the Host header, lower case, without port; IPv6 in brackets.
-        token: bearer token that is asked for; None asks for none.
+        token: the required bearer token; None means that none is required.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
@@ -77,7 +77,7 @@ class Guard:
         if not self._may_pass(scope["path"], headers):
             return problem(
                 401,
-                "this control plane needs its bearer token",
+                "this control plane requires its bearer token",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         length = headers.get("content-length", "0")
@@ -93,7 +93,7 @@ class Guard:
         return kind.lower() == "bearer" and is_right
 
 
-_TOO_LARGE = f"a body may have {MAX_BODY_BYTES} bytes"
+_TOO_LARGE = f"a body may have at most {MAX_BODY_BYTES} bytes"
 
 
 def _host_name(host: str) -> str:
@@ -105,7 +105,7 @@ def _host_name(host: str) -> str:
 
 
 def _is_same_origin(headers: Headers, host: str) -> bool:
-    """Returns True where a page of our own sent the request, or no page at all."""
+    """Returns True if our own page sent the request, or no page at all."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return False
     origin = headers.get("origin")

@@ -1,4 +1,4 @@
-"""Every error as problem+json (RFC 9457), whoever raised it; the one place that does so."""
+"""Turns every error into problem+json (RFC 9457), in this one place."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, Ove
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_SECONDS = 2
 PROBLEM = {"model": Problem, "content": {MEDIA_TYPE: {}}}
-# Answers of every route, of those about one run, of those that change one.
+# Errors of every route; of routes about one run; of routes that change one.
 OF_EVERY_ROUTE: dict[int | str, dict[str, Any]] = {
-    400: {**PROBLEM, "description": "The request is malformed, or its Host is not known"},
+    400: {**PROBLEM, "description": "The request is malformed, or its Host is unknown"},
     401: {**PROBLEM, "description": "The bearer token is missing or wrong"},
-    422: {**PROBLEM, "description": "A field is not valid; `errors` names each"},
+    422: {**PROBLEM, "description": "A field is invalid; `errors` names each invalid field"},
     503: {**PROBLEM, "description": "Try again later"},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {**PROBLEM, "description": "No such run"}}
 CONFLICT: dict[int | str, dict[str, Any]] = {
     **NOT_FOUND,
-    409: {**PROBLEM, "description": "Its state does not allow it; the message names the state"},
+    409: {**PROBLEM, "description": "The run's state does not allow it; `detail` says why"},
 }
 _REASONS = {
     400: "bad_request",
@@ -63,7 +63,7 @@ def problem(
         "retryable": retryable,
         "errors": [{"field": field, "message": message} for field, message in errors],
     }
-    # ASCII with escapes: a message may quote text that is no valid UTF-8.
+    # ASCII with escapes: a message may quote text that is not valid UTF-8.
     return Response(json.dumps(body), status, headers, media_type=MEDIA_TYPE)
 
 
@@ -90,7 +90,7 @@ def of_error(error: LecternError) -> Response:
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Makes every error that leaves a route a problem+json response."""
+    """Turns every error that leaves a route into a problem+json response."""
 
     @app.exception_handler(LecternError)
     async def _lectern(request: Request, error: LecternError) -> Response:
@@ -110,17 +110,17 @@ def handle_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = str(error.detail)
-        if detail == HTTPStatus.NOT_FOUND.phrase:  # no route, so nobody has said more
+        if detail == HTTPStatus.NOT_FOUND.phrase:  # no route, so there is no better message
             detail = f"there is nothing at {request.url.path}"
         return problem(error.status_code, detail, headers=error.headers)
 
     @app.exception_handler(sa.exc.DBAPIError)
     async def _database(request: Request, error: sa.exc.DBAPIError) -> Response:
-        # Locked, full, read-only: training goes on, and so does this process once it passes.
+        # Locked, full, read-only: training continues, and so does this process once it passes.
         _log.warning("database not usable", path=request.url.path, error=str(error.orig))
         return problem(
             503,
-            f"the database cannot be used now ({error.orig}); runs go on, ask again",
+            f"the database cannot be used now ({error.orig}); runs continue, try again",
             "database_unavailable",
             retryable=True,
             headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
@@ -129,4 +129,4 @@ def handle_problems(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
         _log.error("request failed", path=request.url.path, error=repr(error))
-        return problem(500, "an error in the control plane; its log says more")
+        return problem(500, "internal error in the control plane; see its log")

@@ -1,4 +1,4 @@
-"""What a request brings: the plane it asks, a run's id, JSON read strictly, changes of a spec."""
+"""What routes take from a request: the plane, a run's id, strict JSON, changes of a spec."""
 
 import json
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ def _plane(request: Request) -> ControlPlane:
 
 
 Plane = Annotated[ControlPlane, Depends(_plane)]
-RunId = Annotated[str, Path(pattern=NAME_PATTERN, description="As given by POST /runs.")]
+RunId = Annotated[str, Path(pattern=NAME_PATTERN, description="As returned by POST /runs.")]
 
 
 async def json_object(request: Request) -> dict[str, Any]:
     """Returns the body, which must be a JSON object of content type application/json.
 
-    A form that another site's page submits cannot have that type.
+    A form submitted by another site's page cannot have that type.
 
     Raises:
         HTTPException: 400 or 415.
-        InvalidRequest: it is JSON, but no object.
+        InvalidRequest: it is JSON, but not an object.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -45,7 +45,7 @@ async def json_object(request: Request) -> dict[str, Any]:
     except UnicodeError:
         raise HTTPException(400, "the body is not valid Unicode") from None
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"the body is not JSON that can be read: {error}") from None
+        raise HTTPException(400, f"the body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise InvalidRequest("the body must be a JSON object")
     return data
@@ -56,7 +56,7 @@ async def optional_json_object(request: Request) -> dict[str, Any]:
 
 
 def json_body(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
-    """Returns what the OpenAPI document says of a body that `json_object` reads."""
+    """Returns the OpenAPI description of a body that `json_object` reads."""
     content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": required, "content": content}}
 
@@ -66,15 +66,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{', '.join(twice)} given twice")
+        raise ValueError(f"{', '.join(twice)} is given twice")
     return found
 
 
 def with_changes(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
     """Returns the spec with the given fields of its sections replaced. Raises InvalidSpec.
 
-    A field that others give its effect is null again where they get their default; the spec as it
-    is stored has a value there that nobody may have set.
+    A field that has an effect only beside another one becomes null if the other gets its default:
+    the stored spec has a value there that the user may never have set.
     """
     merged = _merged(spec.model_dump(mode="json"), changes)
     for dependent, on in HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF.items():

@@ -1,6 +1,6 @@
-"""Routes that make a run, steer it, and tell what became of it.
+"""Routes that create, list, show, stop, resume and delete runs.
 
-Each function checks its input, asks one part of the plane, and answers. Those that only read are
+Each function checks its input, calls one part of the plane, and answers. Those that only read are
 plain functions: FastAPI runs them in threads, off the event loop.
 """
 
@@ -51,7 +51,7 @@ async def create_run(
     plane: Plane,
     idempotency_key: Annotated[
         str | None,
-        Header(description="A repeated request with the same key and body makes no second run."),
+        Header(description="Repeating a request with the same key and body creates no second run."),
     ] = None,
 ) -> views.RunView:
     """Checks a run spec, its data, student and teacher, and queues the run."""
@@ -90,7 +90,7 @@ def list_runs(
 
 @router.get("/runs/{run_id}", response_model=views.RunDetail, responses=NOT_FOUND)
 def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
-    """One run, with its whole spec and what happened to it."""
+    """Returns one run, with its whole spec and its history."""
     (run,) = plane.explained([plane.runs.get(run_id)])
     folder = plane.folder(run)
     history = run_history(plane.runs.history(run_id), folder)
@@ -101,7 +101,7 @@ def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     "/runs/{run_id}/stop", status_code=202, response_model=views.RunView, responses=CONFLICT
 )
 def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
-    """Asks a run to write a checkpoint and stop. Asking twice is the same as once."""
+    """Asks a run to write a checkpoint and stop. Repeating the request changes nothing."""
     return plane.run_view(plane.commands.request_stop(run_id))
 
 
@@ -114,16 +114,16 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
         {
             "type": "object",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change little; the rest is refused.',
+            '{"schedule": {"steps": 2000}}. A resume may change only a few fields.',
         },
         required=False,
     ),
 )
 async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
-    """Queues a run that rests, to go on from its newest checkpoint.
+    """Queues a run that is not active, to resume from its newest checkpoint.
 
-    One that has succeeded, where the changes make it go on: `schedule.steps` above those made, and
-    another `evaluation.patience` where that ended it.
+    A run that has succeeded needs changes that give it more to do: `schedule.steps` above the steps
+    made, and another `evaluation.patience` if early stopping ended it.
     """
     changes = await optional_json_object(request)
     before = await asyncio.to_thread(plane.runs.get, run_id)
@@ -142,7 +142,7 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
 
 @router.delete("/runs/{run_id}", status_code=204, responses=CONFLICT)
 def remove_run(plane: Plane, run_id: RunId) -> None:
-    """Deletes a run that rests, with its folder: checkpoints, metrics, export, all of it."""
+    """Deletes a run that is not active, with its whole folder: checkpoints, metrics, export."""
     delete_run(plane.commands, RunFolder(plane.roots.runs / run_id))
 
 
@@ -155,6 +155,6 @@ def remove_run(plane: Plane, run_id: RunId) -> None:
     },
 )
 def get_spec(plane: Plane, run_id: RunId) -> Response:
-    """The resolved spec as YAML, every default visible."""
+    """Returns the resolved spec as YAML, with every default filled in."""
     text = dump_spec(plane.runs.get(run_id).run_spec)
     return Response(text, media_type="application/yaml")

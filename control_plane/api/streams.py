@@ -1,4 +1,4 @@
-"""Routes that read what a run's trainer writes, and that stream every change as it comes."""
+"""Routes that read what a run's trainer writes, and stream changes as they happen."""
 
 import asyncio
 import json
@@ -32,13 +32,13 @@ def get_metrics(
     run_id: RunId,
     after_step: Annotated[int | None, Query(ge=-1, le=10**12)] = None,
     max_points: Annotated[int | None, Query(ge=16, le=MAX_RECORDS)] = None,
-    cursor: Annotated[str | None, Query(max_length=40, description="`cursor` of before")] = None,
+    cursor: Annotated[str | None, Query(max_length=40, description="`cursor` of an answer")] = None,
     keys: Annotated[str | None, Query(max_length=1000, description="Comma-separated")] = None,
 ) -> Response:
-    """Metric records in the order of their steps: from the start, a step or a cursor on.
+    """Returns metric records in the order of their steps, from the start, a step or a cursor on.
 
-    With `max_points` at most about so many, spread over all of them, lows and highs kept; else the
-    next few thousand.
+    With `max_points`, about that many at most, spread over all of them and keeping lows and highs;
+    otherwise the next few thousand.
     """
     path = plane.folder(plane.runs.get(run_id)).metrics_path
     wanted = frozenset(keys.split(",")) if keys else frozenset()
@@ -59,7 +59,7 @@ def get_metrics(
         "rewound": answer.rewound,
         "more": answer.more,
     }
-    # The model is for the documentation: records are as the trainer wrote them, escapes included.
+    # The model only documents: records are sent as the trainer wrote them, escapes included.
     return Response(json.dumps(body), media_type="application/json")
 
 
@@ -67,7 +67,7 @@ def get_metrics(
 def get_samples(
     plane: Plane, run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = 64
 ) -> views.SamplesView:
-    """What student and teacher wrote on at the last evaluations, for each of the run's prompts."""
+    """Returns what student and teacher generated for the run's prompts at the last evaluations."""
     path = plane.folder(plane.runs.get(run_id)).samples_path
     return views.SamplesView(run_id=run_id, samples=newest_samples(path, limit))
 
@@ -82,7 +82,7 @@ def get_logs(
     run_id: RunId,
     tail_lines: Annotated[int, Query(alias="tail", ge=1, le=5000)] = 200,
 ) -> PlainTextResponse:
-    """The last lines that the trainer wrote, without escapes, over-long lines cut."""
+    """Returns the last lines of the trainer's log, without escapes, with over-long lines cut."""
     lines = tail(plane.folder(plane.runs.get(run_id)).log_path, tail_lines)
     return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
@@ -94,7 +94,10 @@ async def stream_run(
     after: Annotated[str | None, Query(max_length=80, description="An event's id")] = None,
     last_event_id: Annotated[str | None, Header(max_length=80)] = None,
 ) -> StreamingResponse:
-    """Streams `state`, `metrics`, `rewind` and `deleted` of one run, from its start or an id on."""
+    """Streams a run's `state`, `metrics`, `rewind` and `deleted` events, from the start or an id.
+
+    The id of each event can be given as `after`, or as the Last-Event-ID header.
+    """
     given = last_event_id or after
     position = RunPosition.parse(given) if given else RunPosition()
     run = await asyncio.to_thread(plane.runs.get, run_id)
@@ -108,7 +111,7 @@ async def stream_list(
     after: Annotated[int | None, Query(ge=0, le=2**62, description="`revision`")] = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**62)] = None,
 ) -> StreamingResponse:
-    """Streams a `run` event for each run that changes, its id the run's revision, and `deleted`."""
+    """Streams a `run` event for each change of a run, with its revision as id, and `deleted`."""
     given = last_event_id if last_event_id is not None else after
     events = list_events(plane.runs, plane.changes, lambda found: [*plane.run_views(found)], given)
     return _stream(plane, events)

@@ -1,1 +1,1 @@
-"""What is read from run folders and roots, and streamed."""
+"""Reads run folders and roots, and streams what changes in them."""

@@ -1,4 +1,4 @@
-"""What a run can be made of: the datasets and models under the roots."""
+"""Lists the datasets and models under the roots, from which a run can be made."""
 
 import json
 from pathlib import Path

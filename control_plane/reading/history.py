@@ -1,4 +1,4 @@
-"""What happened to a run: changes of its state, and what its trainer reported, in one order."""
+"""The history of a run: changes of its state and events of its trainer, merged by time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from lectern_common.run_folder import RunFolder
 
 MAX_ENTRIES = 200
 MAX_EVENT_BYTES = 128 * 1024
-# The control plane keeps the states itself, with what was wanted.
-_OF_THE_ROW = frozenset({"state"})
+# The control plane records changes of state itself, with what was wanted.
+_RECORDED_HERE = frozenset({"state"})
 
 
 def run_history(changes: Sequence[dict[str, Any]], folder: RunFolder) -> list[HistoryView]:
-    """Returns the last MAX_ENTRIES things, oldest first.
+    """Returns the last MAX_ENTRIES entries, oldest first.
 
     Args:
-        changes: of the row, as run_queries.Runs.history returns them.
-        folder: whose events.jsonl holds the rest.
+        changes: changes of state, as runs.queries.Runs.history returns them.
+        folder: its events.jsonl holds the trainer's events.
     """
     states = [
         HistoryView(kind="state", **{key: change[key] for key in _KEYS}) for change in changes
@@ -33,7 +33,7 @@ _KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
 
 
 def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView]]:
-    """Yields each with a time that never falls: a clock set back does not change their order."""
+    """Yields each with a time that never falls, so that a clock set back keeps their order."""
     latest = float("-inf")
     for entry in entries:
         latest = max(latest, entry.at)
@@ -41,7 +41,7 @@ def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView
 
 
 def _trainer_events(folder: RunFolder) -> list[HistoryView]:
-    """Returns the last events of events.jsonl; lines that are none are left out."""
+    """Returns the last events of events.jsonl; invalid lines are left out."""
     found = []
     for line in last_json_lines(folder.events_path, MAX_EVENT_BYTES):
         try:
@@ -50,7 +50,7 @@ def _trainer_events(folder: RunFolder) -> list[HistoryView]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         message = event.pop("message", None)
-        if kind not in _OF_THE_ROW:
+        if kind not in _RECORDED_HERE:
             text = None if message is None else str(message)
             found.append(HistoryView(at=at, kind=kind, message=text, details=event))
     return found[-MAX_ENTRIES:]

@@ -1,4 +1,4 @@
-"""What a trainer wrote, made harmless to show: no escapes, no endless lines, no bad UTF-8."""
+"""The end of a trainer's log, made safe to show: no escapes, long lines or invalid UTF-8."""
 
 import json
 import re
@@ -13,9 +13,9 @@ _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """Returns the last lines of a log, at most MAX_TAIL_BYTES of it; no file gives none.
+    """Returns the last lines of a log, at most MAX_TAIL_BYTES of it; none if there is no file.
 
-    A line that redraws itself (a progress bar) counts as what it showed last.
+    Of a line that redraws itself (a progress bar), only the last text is kept.
     """
     data, is_cut = end_of(path, MAX_TAIL_BYTES)
     found = data.decode(errors="replace").split("\n")
@@ -34,7 +34,7 @@ def last_line(path: Path) -> str:
 
 
 def valid_unicode(value: Any) -> Any:
-    """Returns a JSON value with what cannot be encoded (a lone surrogate) replaced by "?"."""
+    """Returns a JSON value with lone surrogates, which cannot be encoded, replaced by "?"."""
     text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
     return json.loads(text)
 
@@ -42,7 +42,7 @@ def valid_unicode(value: Any) -> Any:
 def _inert(line: str) -> str:
     line = _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
     if len(line) > MAX_LINE_CHARACTERS:
-        # The end too: what was raised is at the end of a traceback.
+        # Keep the end too: a traceback ends with the error.
         line = f"{line[: MAX_LINE_CHARACTERS // 2]} [cut] {line[-MAX_LINE_CHARACTERS // 2 :]}"
     return "".join(
         character if character.isprintable() or character == "\t" else "\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""Metrics for a chart: some of the records from a position on, all that were asked for, thinned."""
+"""Metric records for a chart: from a position on, filtered by key, thinned if there are many."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lectern_common.json_lines import Position, Record, read_after
 
 @dataclass(frozen=True)
 class Answer:
-    """Some records of a file: all there are now, thinned ones, or the first of many."""
+    """Records of a file: all there are now, a thinned selection, or the first of many."""
 
     records: list[Record]
     end: Position
@@ -29,8 +29,8 @@ def read_many(
     """Returns the records of `first_step` and later that follow `start`.
 
     Args:
-        keys: only these of each record, and only records that have one; none: all there is.
-        max_points: thin all of them to about so many; None returns the first `max_records`.
+        keys: only these keys, of records that have any; empty means all keys and records.
+        max_points: thin the records to about this many; None returns the first `max_records`.
     """
     thinner = None if max_points is None else Thinner(max_points)
     records: list[Record] = []
@@ -38,7 +38,7 @@ def read_many(
     while True:
         new = read_after(path, position)
         if new.rewound and position is not start:
-            # Cut back between two reads: what was read is void.
+            # The file was truncated between two reads: what was read is void.
             return read_many(
                 path,
                 start,
@@ -64,11 +64,11 @@ def read_many(
 
 
 class Thinner:
-    """Keeps at most `max_points` records of a stream, spread over it: first, last, lows and highs.
+    """Keeps at most `max_points` records spread over a stream: first, last, lows and highs.
 
-    The stream is cut into equal runs of records; of each, those with the lowest and the highest
-    training loss stay, so that a spike is seen at any thinning. Records with a validation loss are
-    rare and dear; they are thinned among themselves.
+    The stream is cut into buckets of equal size; each keeps the records with the lowest and the
+    highest training loss, so that a spike is seen at any thinning. Records with a validation loss
+    are rare and valuable, so they are thinned separately.
     """
 
     def __init__(self, max_points: int) -> None:
@@ -92,7 +92,7 @@ class Thinner:
 
 
 class _Buckets:
-    """Lowest and highest entry of each of at most `limit` equal runs of entries."""
+    """The lowest and highest entry of each bucket; at most `limit` buckets of equal size."""
 
     def __init__(self, limit: int) -> None:
         self._limit = max(2, limit // 2 * 2)
@@ -135,7 +135,7 @@ def _value(keyed: _Keyed) -> float:
 
 
 def _training_loss(record: Record) -> float | None:
-    """Returns what a record is thinned by: the total loss, else the first number it has."""
+    """Returns the value to thin by: the record's total loss, else its first number."""
     numbers = (value for key, value in record.items() if key != "step")
     first = next((value for value in numbers if isinstance(value, int | float)), None)
     return record.get("loss/total", first)

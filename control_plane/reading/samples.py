@@ -1,4 +1,4 @@
-"""samples.jsonl: what a run's student and teacher wrote on, the newest of it."""
+"""Reads the newest samples of a run's student and teacher from samples.jsonl."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from lectern_common.json_lines import MAX_READ_BYTES, last_json_lines
 
 
 def newest_samples(path: Path, limit: int) -> list[SampleView]:
-    """Returns the last `limit` samples, oldest first; lines that are none are left out.
+    """Returns the last `limit` samples, oldest first; invalid lines are left out.
 
-    A teacher does not change: what it wrote for a prompt stands beside the samples that were
-    written before it had answered, too.
+    A teacher does not change, so its text for a prompt is also added to samples written before it
+    had answered.
 
     Args:
-        path: of the file; none there has no samples.
-        limit: at most so many, from the last MAX_READ_BYTES.
+        path: samples.jsonl; a missing file has no samples.
+        limit: at most this many, from the last MAX_READ_BYTES.
     """
     found: list[SampleView] = []
     theirs: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Server-sent events: what changes, as it changes, with an id to go on from after a cut.
+"""Server-sent events of changes, each with an id to resume from after a lost connection.
 
 Each stream reads the store and the run folder at its own pace, so a slow client costs no memory and
-loses nothing; `Changes` only says when it is worth looking.
+loses nothing; `Changes` only tells it when to look.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.json_lines import NewRecords, Position, read_after
 
 PING_SECONDS = 15.0
-POLL_SECONDS = 0.5  # metric files change without a word to the control plane
+POLL_SECONDS = 0.5  # metric files change without notice to the control plane
 MAX_STREAMS = 256
 _PING = b": still here\n\n"
 _RETRY = b"retry: 1000\n\n"
@@ -49,7 +49,7 @@ class Changes:
         self.notify()
 
     def next(self) -> asyncio.Event:
-        """Returns what is set at the next change: take it before looking, wait for it after."""
+        """Returns the event of the next change: take it before looking, wait for it after."""
         return self._event
 
     def _wake(self) -> None:
@@ -57,9 +57,9 @@ class Changes:
         self._event = asyncio.Event()
 
     def require_room(self) -> None:
-        """Raises Overloaded where there are as many streams as may be."""
+        """Raises Overloaded if MAX_STREAMS streams are open."""
         if self.streams >= MAX_STREAMS:
-            raise Overloaded(f"{MAX_STREAMS} event streams are open; close one, or ask again later")
+            raise Overloaded(f"{MAX_STREAMS} event streams are open; close one, or try again later")
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,26 @@ class RunPosition:
 
     @classmethod
     def parse(cls, text: str) -> "RunPosition":
-        """Raises InvalidRequest where `text` is no id of such a stream."""
+        """Returns the position of an event id. Raises InvalidRequest."""
         seq, _, metrics = text.partition("-")
         if not (seq.isascii() and seq.isdigit()) or len(seq) > 18:
-            raise InvalidRequest(f"{text[:60]!r} is no event id of a run", field="Last-Event-ID")
+            raise InvalidRequest(
+                f"{text[:60]!r} is not an event id of a run", field="Last-Event-ID"
+            )
         return cls(int(seq), Position.parse(metrics))
 
 
 async def list_events(
     runs: Runs, changes: Changes, view: Callable[[list[Run]], list[BaseModel]], after: int | None
 ) -> AsyncIterator[bytes]:
-    """Yields a `run` event for each run that changed, its id the run's revision, and `deleted` with
-    the run's id for each that is there no more.
+    """Yields a `run` event for each run that changed, with its revision as id, and a `deleted`
+    event with the run's id for each run that is gone.
 
-    A run that changed several times while the client was away is sent once, as it is. `rewind`
-    says that the store went back (a restored backup): ask for the whole list again.
+    A run that changed several times while the client was away is sent once, as it is now. `rewind`
+    means that the store went back (a restored backup): fetch the whole list again.
 
     Args:
-        after: revision to go on from; None begins with the next change.
+        after: revision to continue from; None begins with the next change.
     """
     newest = await asyncio.to_thread(runs.newest_revision)
     revision = newest if after is None else after
@@ -123,8 +125,8 @@ async def run_events(
 ) -> AsyncIterator[bytes]:
     """Yields `state` and `metrics` events of one run, from `position` on, each exactly once.
 
-    `rewind` says that the trainer went back to a checkpoint: all metric records before it are void,
-    and the file follows from its start. `deleted` is the last one: the run is there no more.
+    `rewind` means that the trainer went back to a checkpoint: all earlier metric records are void,
+    and the file follows from its start. `deleted` is the last event: the run is gone.
     """
     yield _RETRY
     signature: tuple[int, int, int] | None = None
@@ -182,7 +184,7 @@ class _counted:
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Returns what changes whenever the file does."""
+    """Returns a value that changes whenever the file does."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""What happens to runs: how one is made, every change of it, and how it is forgotten.
+"""Creates, changes and deletes runs, each in one transaction.
 
 Every change goes through `RunCommands._change`: one function, one transaction. It reads the row,
-asks what should become of it, refuses a step that `NEXT` does not allow, and writes row and history
-together. What becomes of a run is said by the functions below the class.
+decides the change, refuses a step that `NEXT` does not allow, and writes row and history together.
+The decisions are the functions below the class.
 """
 
 import secrets
@@ -33,7 +33,7 @@ from lectern_common.teacher.identity import TeacherIdentity
 
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
-HEARTBEAT_NEWS_SECONDS = 5.0  # a status that differs in its heartbeat alone is kept so rarely
+HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _NO_PROCESS = {"pid": None, "process_create_time": None, "slot": None}
@@ -42,12 +42,12 @@ _log = structlog.get_logger()
 
 
 class RunCommands:
-    """The only way to change a run; `Runs` reads them.
+    """The only way to change runs; `Runs` reads them.
 
     Args:
         store: where they are kept.
         clock: Unix seconds.
-        changed: called after each change that others may want to see; from any thread.
+        changed: called after each visible change; from any thread.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class RunCommands:
         id_taken: Callable[[str], bool] = lambda run_id: False,
         teacher: TeacherIdentity | None = None,
     ) -> Run:
-        """Returns a new queued run, or with a known key the run that it made before.
+        """Returns a new queued run, or the run that an earlier request with this key made.
 
         Args:
             key: the client's Idempotency-Key.
-            request_sha256: of the body that came with it.
-            id_taken: True for ids that something else than a row uses.
-            teacher: what the run is accepted with; it trains with no other.
+            request_sha256: hash of the body that came with it.
+            id_taken: returns True for ids in use outside the store, such as by a folder.
+            teacher: the teacher that the run is accepted with, the only one it trains with.
 
         Raises:
             InvalidRequest: the key was used with another body.
@@ -103,7 +103,7 @@ class RunCommands:
         return run
 
     def request_stop(self, run_id: str) -> Run:
-        """Returns the run, now to be stopped. Asking twice is the same as once.
+        """Returns the run, now to be stopped. Repeating the request changes nothing.
 
         Raises:
             NotFound: no such run.
@@ -114,14 +114,14 @@ class RunCommands:
     def request_resume(
         self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
     ) -> Run:
-        """Returns the run, queued to go on from its newest checkpoint.
+        """Returns the run, queued to resume from its newest checkpoint.
 
         Args:
-            new_spec: makes the spec to go on with from the present one.
+            new_spec: makes the spec to resume with from the present one.
 
         Raises:
             NotFound: no such run.
-            Conflict: it is not at rest, or has nothing more to do.
+            Conflict: it is active, or has nothing more to do.
             InvalidSpec: the new spec changes what a resume may not change.
         """
 
@@ -137,19 +137,19 @@ class RunCommands:
         return self._change(run_id, decide)
 
     def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
-        """Forgets a run that rests. Its id is in `changed_since`, as a DeletedRun.
+        """Deletes the rows of a run that is not active; `changed_since` then has a DeletedRun.
 
         Args:
-            set_aside: called once it is sure that the run may go, before it does.
+            set_aside: called once the run is known to be deletable, before its rows go.
 
         Raises:
             NotFound: no such run.
-            Conflict: it does not rest, or would go on by itself.
+            Conflict: it is active, or would resume by itself.
         """
         with self._store.writing() as connection:
             run = get_run(connection, run_id)
             if run.state not in RESTING or run.resumes_itself:
-                what = "goes on by itself" if run.state in RESTING else f"is {run.state}"
+                what = "resumes by itself" if run.state in RESTING else f"is {run.state}"
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
             set_aside()
             revision = newest_revision(connection) + 1
@@ -160,13 +160,13 @@ class RunCommands:
         _log.info("run deleted", run=run_id)
         self._changed()
 
-    # ---- done and seen by the reconcile loop ---------------------------------------------------
+    # ---- called by the reconcile loop ----------------------------------------------------------
 
     def claim(self, run_id: str, slot: str) -> Run | None:
-        """Returns the run as starting on `slot`, or None where it is queued no more, or deleted.
+        """Returns the run as starting on `slot`, or None if it is no longer queued, or deleted.
 
-        Comes before its process is made: whoever finds it starting without a pid looks for the
-        process before making one.
+        Called before its process is started: a later loop that finds a starting run without a pid
+        looks for the process before it starts one.
         """
         claimed = False
 
@@ -191,7 +191,7 @@ class RunCommands:
         return run if claimed else None
 
     def requeue(self, run_id: str) -> Run:
-        """Returns the interrupted run, queued again where it is still to resume by itself."""
+        """Returns the interrupted run, queued again if it still resumes by itself."""
         return self._change(run_id, _requeued)
 
     def has_process(self, run_id: str, pid: int, create_time: float) -> Run:
@@ -205,7 +205,7 @@ class RunCommands:
         return self._change(run_id, lambda run: Change.of_columns(run, stop_sent_at=self._clock()))
 
     def saw(self, run_id: str, status: Status) -> Run:
-        """Takes what a living trainer says of itself, where that is news."""
+        """Records the status of a living trainer, if there is news in it."""
         return self._change(run_id, lambda run: _told(run, status))
 
     def ended(
@@ -221,8 +221,8 @@ class RunCommands:
         """Records that the trainer is gone, and the state that the run rests in.
 
         Args:
-            status: its last words, of this attempt.
-            resumes: with INTERRUPTED, the run is queued again as soon as it may be.
+            status: its last status in this attempt.
+            resumes: with INTERRUPTED, the run is queued again as soon as possible.
         """
 
         def decide(run: Run) -> Change | None:
@@ -236,10 +236,10 @@ class RunCommands:
         return self._change(run_id, decide)
 
     def crashed(self, run_id: str, reason: str, message: str, status: Status | None = None) -> Run:
-        """Records that the trainer is gone although nobody asked it to go.
+        """Records that the trainer is gone without having been asked to stop.
 
-        The run is interrupted; where it is wanted, it goes on after a delay that doubles, and
-        fails after MAX_RESTARTS in a row that reached no new checkpoint.
+        The run is interrupted; if it is wanted, it resumes after a delay that doubles, and fails
+        after MAX_RESTARTS restarts in a row without a new checkpoint.
         """
         return self._change(
             run_id, lambda run: _crashed(run, reason, message, status, self._clock())
@@ -248,11 +248,11 @@ class RunCommands:
     # ---- the one way to change ---------------------------------------------------------------
 
     def _change(self, run_id: str, decide: Callable[[Run], Change | None]) -> Run:
-        """Returns the run after `decide` had its way, in one transaction.
+        """Returns the run after the change that `decide` returns, in one transaction.
 
         Raises:
             NotFound: no such run.
-            ValueError: `decide` asked for a state that may not follow the present one.
+            ValueError: `decide` chose a state that may not follow the present one.
         """
         now = self._clock()
         with self._store.writing() as connection:
@@ -290,11 +290,11 @@ class RunCommands:
 
 
 def require_goes_on(run: Run, spec: RunSpec) -> None:
-    """Refuses a resume with `spec` that could not work.
+    """Raises unless the run can resume with `spec`.
 
     Raises:
-        Conflict: the run does not rest, or has nothing more to do.
-        InvalidSpec: naming every field that a resume may not change, or not so.
+        Conflict: the run is active, or has nothing more to do.
+        InvalidSpec: names every field that a resume may not change, or not to that value.
     """
     if run.state is RunState.STOPPING:
         raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
@@ -325,12 +325,12 @@ def _stopped(run: Run) -> Change | None:
 def _requeued(run: Run) -> Change | None:
     if not run.resumes_itself:
         return None
-    message = f"goes on by itself; before: {run.message or run.reason}"
+    message = f"resumes by itself; before: {run.message or run.reason}"
     return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
 
 
 def _told(run: Run, status: Status) -> Change | None:
-    # A run that is told to stop stops, and one that lives has not ended, whatever it says.
+    # A run told to stop stays stopping, and a living one has not ended, whatever its status says.
     takes_state = (
         run.state in ACTIVE - {RunState.STOPPING}
         and status.state not in RESTING
@@ -363,7 +363,7 @@ def _crashed(
 
 
 def _seen(status: Status | None) -> dict[str, Any]:
-    """Returns the column that keeps a status; none where there was none."""
+    """Returns the column for a status; none for None."""
     return {} if status is None else {"status": {**asdict(status), "state": str(status.state)}}
 
 

@@ -1,10 +1,10 @@
-"""Deleting a run: its rows and its folder go together, whatever kills this process in between.
+"""Deletes a run's rows and folder together, even if this process is killed in between.
 
-    1. in one transaction the folder is renamed to `.deleted-<id>`, then the rows go
+    1. in one transaction, the folder is renamed to `.deleted-<id>`, then the rows are deleted
     2. the renamed folder is removed
 
-A kill before the commit leaves the rows, and the next start gives the folder its name back. One
-after it leaves what is under the other name, which the next start removes.
+A kill before the commit leaves the rows, and the next start renames the folder back. A kill after
+it leaves the renamed folder, which the next start removes.
 """
 
 import shutil
@@ -25,19 +25,19 @@ _log = structlog.get_logger()
 
 
 def delete_run(commands: RunCommands, folder: RunFolder) -> None:
-    """Deletes a run that rests, with its checkpoints, its export and all else in its folder.
+    """Deletes a run that is not active, with its checkpoints, export and everything in its folder.
 
     Raises:
         NotFound: no such run.
-        Conflict: it does not rest, a process that is not the control plane's trains it, or its
-            folder is a link, behind which nothing is removed.
+        Conflict: it is active, a process other than the control plane's trains it, or its folder
+            is a link, behind which nothing is removed.
     """
     aside = folder.path.with_name(_ASIDE + folder.run_id)
     with ExitStack() as stack:
 
         def set_aside() -> None:
             _require_no_link(folder)
-            # The lock comes after the look at the state: it would keep out a trainer that starts.
+            # Locked only after the state was checked: the lock would keep a new trainer out.
             if folder.path.exists():
                 stack.enter_context(folder.locked())
                 rename_durably(folder.path, aside)
@@ -53,13 +53,13 @@ def delete_run(commands: RunCommands, folder: RunFolder) -> None:
 def _require_no_link(folder: RunFolder) -> None:
     if folder.path.is_symlink():
         raise Conflict(
-            f"{folder.path} is a link to {folder.path.readlink()}; remove what it leads to, where "
-            "that may go, and the link; then delete the run"
+            f"{folder.path} is a link to {folder.path.readlink()}; remove its target, unless you "
+            "need it, and the link; then delete the run"
         )
 
 
 def finish_deletions(runs: Runs, runs_root: Path) -> None:
-    """Undoes or finishes what a process that was killed had begun."""
+    """Undoes or finishes the deletions of a process that was killed."""
     for aside in runs_root.glob(f"{_ASIDE}*"):
         run_id = aside.name.removeprefix(_ASIDE)
         try:
@@ -76,7 +76,7 @@ def _put_back(aside: Path, path: Path) -> None:
 
 
 def _remove(aside: Path) -> None:
-    """Removes the folder. What cannot be removed is left to the next start: the run is gone."""
+    """Removes the folder; if that fails, the next start tries again. The run is gone anyway."""
     if aside.exists():
         try:
             shutil.rmtree(aside)

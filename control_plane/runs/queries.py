@@ -1,4 +1,4 @@
-"""Reading runs: one, those in a state, a page of them, what has changed, what happened to one."""
+"""Reads runs: one, by state, a page of them, what has changed, the history of one."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +12,7 @@ from lectern_common.run_folder import RunState
 
 
 class Runs:
-    """All runs in the store, to be read; `RunCommands` changes them."""
+    """Reads the runs in the store; `RunCommands` changes them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -30,7 +30,7 @@ class Runs:
     def page(
         self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
     ) -> tuple[list[Run], int]:
-        """Returns up to `limit` runs created before one, newest first, and the newest revision."""
+        """Returns up to `limit` runs before a `seq`, newest first; and the newest revision."""
         conditions = [] if before_seq is None else [runs.c.seq < before_seq]
         if states:
             conditions.append(runs.c.state.in_(states))
@@ -39,13 +39,13 @@ class Runs:
             return found, newest_revision(connection)
 
     def names(self, run_ids: Collection[str]) -> dict[str, str]:
-        """Returns the name of each of the runs that there is, by id."""
+        """Returns the names of those of the runs that exist, by id."""
         query = sa.select(runs.c.id, runs.c.name).where(runs.c.id.in_(run_ids))
         with self._store.reading() as connection:
             return {row.id: row.name for row in connection.execute(query)}
 
     def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun]:
-        """Returns runs whose last change is after `revision`, in the order of those changes."""
+        """Returns runs whose last change came after `revision`, in the order of those changes."""
         gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
         gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
         with self._store.reading() as connection:
@@ -83,14 +83,14 @@ class Runs:
 
 
 def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:
-    """Returns what `Runs.made_by_key` does, within a transaction."""
+    """Does what `Runs.made_by_key` does, within a transaction."""
     query = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
     row = connection.execute(query).mappings().first()
     if row is None:
         return None
     if row["request_sha256"] != request_sha256:
         raise InvalidRequest(
-            f"this Idempotency-Key made run {row['run_id']} from another body; take a new key",
+            f"this Idempotency-Key made run {row['run_id']} from another body; use a new key",
             field="Idempotency-Key",
         )
     return get_run(connection, row["run_id"])

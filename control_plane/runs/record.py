@@ -1,11 +1,11 @@
-"""A run as the control plane keeps it: the row, the states it may go through, and reading rows.
+"""A run as the control plane stores it: its row, its states and transitions, reading rows.
 
 queued -> starting -> running <-> waiting_for_teacher
-             |           |  (from either of the three: stopping or an end)
+             |           |  (from any of the three: stopping or an end)
              `-> stopping -> stopped | succeeded | failed | interrupted
 running, waiting_for_teacher -> starting     its processes were lost, and are started again
 stopped, failed, interrupted -> queued
-succeeded -> queued    where the resume asks for further steps
+succeeded -> queued    if the resume asks for more steps
 """
 
 from collections.abc import Mapping
@@ -69,22 +69,22 @@ class Run:
     wanted: Wanted
     state: RunState
     since: float  # of `state`
-    revision: int  # rises with every change of any run: what a list stream goes on from
+    revision: int  # rises with every change of any run; a list stream continues from it
     reason: str | None = None
     message: str | None = None
     attempt: int = 0  # processes started for it so far
     restarts: int = 0  # automatic ones since the last new checkpoint or the last request
     restart_checkpoint: int | None = None  # newest checkpoint when it was last interrupted
     resume_at: float | None = None  # interrupted: when it is queued again by itself
-    slot: str | None = None  # device it has, while active
-    launched_at: float | None = None  # of the last attempt, before its process was made
+    slot: str | None = None  # its device, while active
+    launched_at: float | None = None  # of the last attempt, before its process was started
     pid: int | None = None  # of the last attempt; None until recorded
     process_create_time: float | None = None
     stop_sent_at: float | None = None  # when this attempt was sent SIGTERM
     active_since: float | None = None
     active_seconds: float = 0.0  # of earlier attempts
     status: dict[str, Any] | None = None  # last Status seen, of any attempt
-    teacher: dict[str, str] | None = None  # TeacherIdentity that it was accepted with
+    teacher: dict[str, str] | None = None  # the TeacherIdentity it was accepted with
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def resumable(self) -> bool:
-        """True where a resume without any change is accepted."""
+        """Whether a resume without any change is accepted."""
         return self.state in RESUMABLE
 
     @property
@@ -127,7 +127,7 @@ class Run:
 
 @dataclass(frozen=True)
 class DeletedRun:
-    """A run that is there no more; `revision` is that of its deletion."""
+    """A run that was deleted; `revision` is that of its deletion."""
 
     id: str
     revision: int
@@ -135,17 +135,17 @@ class DeletedRun:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a run: a next state with its reason, and columns to set."""
+    """A change of a run: its next state with a reason, and columns to set."""
 
-    state: RunState | None = None  # None: stays
-    wanted: Wanted | None = None  # None: stays
+    state: RunState | None = None  # None keeps it
+    wanted: Wanted | None = None  # None keeps it
     reason: str | None = None  # None clears
     message: str | None = None  # None clears
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_columns(cls, run: Run, **columns: Any) -> "Change":
-        """Returns a change of columns alone; state, reason and message stay."""
+        """Returns a change of only these columns; state, reason and message stay."""
         return cls(reason=run.reason, message=run.message, columns=columns)
 
 
@@ -173,7 +173,7 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
 
 
 def newest_revision(connection: sa.Connection) -> int:
-    """Returns the revision of the last change of any run, a deletion included; 0 before any."""
+    """Returns the revision of the last change or deletion of any run; 0 before any."""
     newest = (
         connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
         for table in (runs, deleted_runs)

@@ -1,8 +1,8 @@
 """The database of the control plane: SQLite through SQLAlchemy Core.
 
-It stands beside the run folders, so that one volume or one backup holds both. It is checked before
-it is used, brought to the newest schema, and copied to `<name>.backup` at every start. A damaged
-one stops the start: it is never replaced by an empty one.
+It lies beside the run folders, so that one volume or one backup holds both. At every start it is
+checked, migrated to the newest schema, and copied to `<name>.backup`. A damaged database stops the
+start: it is never replaced by an empty one.
 """
 
 import sqlite3
@@ -26,7 +26,7 @@ _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = sa.MetaData()
 
-# One row a run. What a column means is said at run_record.Run; `seq` orders runs by creation.
+# One row per run. See runs.record.Run for the columns; `seq` orders runs by creation.
 runs = sa.Table(
     "runs",
     metadata,
@@ -56,7 +56,7 @@ runs = sa.Table(
     sa.Column("teacher", sa.JSON(none_as_null=True)),
 )
 
-# One row a run that was deleted: its id, and the revision of that change.
+# One row per deleted run: its id, and the revision of the deletion.
 deleted_runs = sa.Table(
     "deleted_runs",
     metadata,
@@ -64,7 +64,7 @@ deleted_runs = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False, unique=True),
 )
 
-# One row for each change of state or of what is wanted, in the order they happened.
+# One row per change of `state` or `wanted`, in the order they happened.
 history = sa.Table(
     "history",
     metadata,
@@ -80,7 +80,7 @@ history = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Which run a client's key made, and of what body.
+# Which run a client's key made, and from which body.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
@@ -100,11 +100,11 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> "Store":
-        """Returns the checked, migrated and backed-up store at `path`, made where there is none.
+        """Returns the checked, migrated and backed-up store at `path`, created if missing.
 
         Raises:
-            Misconfigured: it is damaged, newer than this program, gone while its backup is there,
-                or the folder cannot be written. The message says what to do.
+            Misconfigured: it is damaged, newer than this program, missing although its backup
+                exists, or the folder cannot be written. The message says what to do.
         """
         backup = backup_path(path)
         try:
@@ -113,8 +113,8 @@ class Store:
                 _require_sound(path, backup)
             elif backup.exists():
                 raise Misconfigured(
-                    f"the database {path} is missing or empty, but its backup is there; restore it "
-                    f"(cp {backup} {path}), or remove the backup to begin with no runs"
+                    f"the database {path} is missing or empty, but its backup exists; restore it "
+                    f"(cp {backup} {path}), or remove the backup to start with no runs"
                 )
             store = cls(path)
             store._migrate()
@@ -138,9 +138,9 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """Yields a connection that alone may write, from the first statement on.
+        """Yields the only connection that may write, from the first statement on.
 
-        Commits on leaving; rolls back when an exception leaves it.
+        Commits on exit; rolls back on an exception.
         """
         with self._engine.connect() as connection:
             connection = connection.execution_options(lectern_begin="BEGIN IMMEDIATE")
@@ -166,7 +166,7 @@ class Store:
                 ) from None
 
     def _back_up(self, backup: Path) -> None:
-        """Replaces the backup by a copy of the database as it is now."""
+        """Replaces the backup with a copy of the database as it is now."""
         temporary = backup.with_name(f"{backup.name}.tmp")
         temporary.unlink(missing_ok=True)
         source = sqlite3.connect(self.path)
@@ -180,7 +180,7 @@ class Store:
 
 
 def backup_path(path: Path) -> Path:
-    """Returns where the copy of a database stands."""
+    """Returns the path of a database's backup."""
     return path.with_name(f"{path.name}.backup")
 
 
@@ -198,9 +198,9 @@ def _require_sound(path: Path, backup: Path) -> None:
         return
     sweep = f"rm -f {path}-wal {path}-shm"
     restore = (
-        f"restore the copy of the last start: {sweep}; cp {backup} {path}"
+        f"restore the backup made at the last start: {sweep}; cp {backup} {path}"
         if backup.exists()
-        else f"there is no copy of it; to begin with no runs: {sweep}; mv {path} {path}.damaged"
+        else f"there is no backup; to start with no runs: {sweep}; mv {path} {path}.damaged"
     )
     what = " ".join(found.split())
     raise Misconfigured(
@@ -214,7 +214,7 @@ def _engine(path: Path) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        # The driver begins no transactions of its own; the "begin" event below does.
+        # The driver begins no transactions by itself; the "begin" event below does.
         connection.isolation_level = None
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
@@ -226,8 +226,8 @@ def _engine(path: Path) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
-        # A transaction that reads and then writes fails at once when another wrote in between, so
-        # a writing one takes its lock first.
+        # A transaction that reads and then writes fails at once if another wrote in between, so a
+        # writing one takes its lock first.
         statement = connection.get_execution_options().get("lectern_begin", "BEGIN")
         connection.exec_driver_sql(statement)
 

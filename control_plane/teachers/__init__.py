@@ -1,1 +1,1 @@
-"""Teachers: checked before a run, watched while it goes, and which secret goes to which."""
+"""Teachers: start checks, monitoring, and which secret is sent to which teacher."""

@@ -1,6 +1,6 @@
-"""What is checked before a run is accepted, its teacher included.
+"""Checks a run before it is accepted, its teacher included.
 
-Nothing here waits on the event loop: checks run in threads, few at a time.
+Checks run in threads, a few at a time, so they never block the event loop.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ MAX_CHECKS_AT_ONCE = 4
 
 
 class StartChecks:
-    """What is asked before a run is accepted. Keeps few checks going at one time.
+    """Checks runs before they are accepted, at most MAX_CHECKS_AT_ONCE at a time.
 
     Args:
-        roots: what a spec's paths are relative to.
-        devices: what there is to train on.
-        teachers: servers given at the start, and the secrets that may be sent to each.
+        roots: the folders that a spec's paths are relative to.
+        devices: the devices to train on.
+        teachers: the configured servers, and the secrets that may be sent to each.
     """
 
     def __init__(self, roots: Roots, devices: Devices, teachers: Mapping[str, SecretFiles]) -> None:
@@ -36,10 +36,10 @@ class StartChecks:
     async def require_startable(
         self, spec: RunSpec, taught_by: TeacherIdentity | None = None
     ) -> TeacherIdentity | None:
-        """Returns the run's teacher where nothing is known to keep the run from working.
+        """Returns the run's teacher (None without one) if every check passes.
 
         Args:
-            taught_by: of a run that was accepted before; its teacher has to be this one still.
+            taught_by: the teacher of a run that was accepted before, which must not change.
 
         Raises:
             LecternError: the first check that fails.
@@ -53,7 +53,7 @@ class StartChecks:
                     require_startable, spec, self._roots, taught_by=taught_by
                 )
             except Unauthenticated as error:
-                # Towards the client it is the spec that is wrong, not the client's own token.
+                # The client's spec is at fault here, not the client's own token.
                 field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
-                why = f"the teacher refuses the run: {error}"
+                why = f"the teacher refused access: {error}"
                 raise InvalidSpec([(f"teacher.{field}", why)]) from None

@@ -1,6 +1,6 @@
-"""Teachers as the page shows them: how each is, and who asks it.
+"""The state of each teacher, as the page shows it, and which runs use it.
 
-Nothing here waits on the event loop: probes run in threads, each with a deadline.
+Probes run in threads, each with a deadline, so they never block the event loop.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ MAX_TEACHERS = 32
 
 @dataclass
 class _Teacher:
-    """One server, and the channel to it: there is none until its secrets could be read."""
+    """One server, and the channel to it, which is None until its secrets have been read."""
 
     channel: TeacherChannel | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     asked_at: float = float("-inf")
     seen_at: float | None = None
-    problem: str | None = "not asked yet"
+    problem: str | None = "not probed yet"
     facts: dict[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -40,14 +40,14 @@ class _Teacher:
 
 
 class TeacherMonitor:
-    """Asks teachers how they are, at most once a second each.
+    """Probes teachers, at most once a second each.
 
     Args:
         roots: for the secrets root.
-        configured: servers given at the start, each with its secrets. Others are asked without.
+        configured: the configured servers, each with its secrets. Others are probed without any.
         has_gpu: this machine has a GPU.
         clock: Unix seconds.
-        monotonic: seconds, for the age of an answer.
+        monotonic: monotonic seconds, for the age of an answer.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TeacherMonitor:
         """Returns every teacher server: configured ones first, then those of runs.
 
         Args:
-            asked_by: address of a server to the runs at work that ask it.
+            asked_by: address of a server -> the active runs that use it.
         """
         ordered = [
             *self._configured,
@@ -102,7 +102,7 @@ class TeacherMonitor:
                     files = self._configured.get(address, SecretFiles())
                     secrets = await asyncio.to_thread(read_secrets, self._roots, files)
                     if self._teachers.get(address) is not teacher:
-                        return  # another request has let it go, and nobody would close the channel
+                        return  # another request has dropped it: nothing would close the channel
                     teacher.channel = TeacherChannel(address, secrets.token, secrets.tls)
                 teacher.facts = await asyncio.to_thread(_facts, teacher.channel)
                 teacher.seen_at, teacher.problem = self._clock(), None
@@ -110,8 +110,8 @@ class TeacherMonitor:
                 teacher.problem = str(error) if address in self._configured else _not_known(address)
             except LecternError as error:
                 teacher.problem = str(error)
-            except ValueError:  # another request has closed the channel: nobody asks it any more
-                teacher.problem = "no run asks this teacher any more"
+            except ValueError:  # another request has closed the channel
+                teacher.problem = "no run uses this teacher any more"
             teacher.asked_at = self._monotonic()
 
     def _view(self, address: str, runs: Collection[str]) -> TeacherView:
@@ -130,18 +130,20 @@ class TeacherMonitor:
 
 def _not_known(address: str) -> str:
     options = " and ".join((OPTIONS["token_file"], OPTIONS["tls_ca_file"]))
-    return f"it wants a token or TLS; start the control plane with --teacher {address}, {options}"
+    return (
+        f"it requires a token or TLS; start the control plane with --teacher {address}, {options}"
+    )
 
 
 def _facts(channel: TeacherChannel) -> dict[str, Any]:
-    """Returns what a teacher says of itself. Raises LecternError."""
+    """Returns a teacher's model and statistics. Raises LecternError."""
     return teacher_figures(channel.get_model(PROBE_SECONDS), channel.get_stats(PROBE_SECONDS))
 
 
 def _warning(address: str, facts: Mapping[str, Any], has_gpu: bool) -> str | None:
-    """Returns what a person has to know of a teacher that works, else None.
+    """Returns a warning about a teacher on the CPU of a machine with a GPU, else None.
 
-    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    A large teacher on the CPU seems to work, but is hundreds of times too slow.
     """
     host = address.rpartition(":")[0].strip("[]")
     on_cpu = str(facts.get("device", "")).startswith("cpu") and facts.get("engine") != "fixture"

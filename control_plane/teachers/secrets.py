@@ -1,6 +1,6 @@
-"""Which secrets go to which teacher: those that this process was started with, and no others.
+"""Which secrets are sent to which teacher: only those given when this process started.
 
-A run is described by whoever may post one. Were its spec's word enough, it could have any file
+Any client that may post a run writes its spec. If the spec were enough, it could have any file
 under the secrets root sent to any address.
 """
 
@@ -21,10 +21,10 @@ OPTIONS = {
 
 
 def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, SecretFiles]:
-    """Returns the secrets of each server that `--teacher` names: for all of them the same.
+    """Returns the secrets of each server that `--teacher` names, the same for all.
 
     Raises:
-        Misconfigured: an address is none, or an option has no effect.
+        Misconfigured: an address is invalid, or an option has no effect.
     """
     named = files.named()
     if named and not addresses:
@@ -33,7 +33,7 @@ def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, S
         require_whole(files)
     except ValueError:
         raise Misconfigured(
-            "--teacher-tls-cert and --teacher-tls-key go together, and with --teacher-tls-ca"
+            "--teacher-tls-cert and --teacher-tls-key go together, with --teacher-tls-ca"
         ) from None
     found: dict[str, SecretFiles] = {}
     for text in addresses:
@@ -46,12 +46,12 @@ def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, S
 
 
 def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretFiles]) -> None:
-    """Returns where the spec names no file under the secrets root, or only those for its address.
+    """Raises unless the spec names only the secrets that its address was configured with.
 
-    Nothing is read before: a refusal does not tell which files there are.
+    No file is read, so a refusal does not reveal which files exist.
 
     Raises:
-        InvalidSpec: field by field, with what to set.
+        InvalidSpec: names each field and what to set.
     """
     named = SecretFiles.of(teacher).named()
     if not named:
@@ -60,7 +60,7 @@ def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretF
         if address not in configured:
             options = " ".join(f"{OPTIONS[field]} {name}" for field, name in named.items())
             why = (
-                f"no secret is sent to {address}, which the control plane does not know; start it "
+                f"the control plane does not know {address}, so it sends no secret there; start it "
                 f"with --teacher {address} {options}, or leave this out"
             )
             raise InvalidSpec([(f"teacher.{field}", why) for field in named])
@@ -77,4 +77,4 @@ def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretF
 def _difference(address: str, field: str, configured: str | None) -> str:
     if configured is None:
         return f"the control plane was started without {OPTIONS[field]} for {address}; leave it out"
-    return f"the control plane was started with {OPTIONS[field]} {configured}; set it to this"
+    return f"the control plane was started with {OPTIONS[field]} {configured}; set this value"

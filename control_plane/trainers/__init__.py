@@ -1,1 +1,1 @@
-"""Trainers as processes: which device each gets, starting, watching, stopping."""
+"""Trainer processes: which device each gets; starting, watching and stopping them."""

@@ -1,7 +1,7 @@
-"""Which device a run gets, and how many runs may train at one time. No torch.
+"""Decides which device a run gets, and how many runs train at the same time. No torch.
 
 A slot is "cuda:<device>" or "cpu". A CUDA device takes `runs_per_gpu` runs; CPU runs share the
-machine; all together are bounded by `max_running`.
+machine; `max_running` bounds their total number.
 """
 
 import os
@@ -21,20 +21,20 @@ _MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class Devices:
-    """The slots of this machine. `cuda` holds what CUDA_VISIBLE_DEVICES names each device by."""
+    """The slots of this machine. `cuda` holds each device's name for CUDA_VISIBLE_DEVICES."""
 
     cuda: tuple[str, ...]
     max_running: int
     runs_per_gpu: int = 1
 
     def require_has(self, spec: RunSpec) -> None:
-        """Raises InvalidSpec where the run asks for a kind of device that is not here."""
+        """Raises InvalidSpec if the run needs a kind of device that this machine lacks."""
         if spec.device.kind == "cuda" and not self.cuda:
             why = "there is no CUDA device on this machine; set auto or cpu"
             raise InvalidSpec([("device.kind", why)])
 
     def choose(self, kind: str, taken: Sequence[str]) -> str | None:
-        """Returns a free slot for a run, or None where it must wait.
+        """Returns a free slot for a run, or None if it must wait.
 
         Args:
             kind: `device.kind` of its spec.
@@ -49,27 +49,28 @@ class Devices:
         return f"cuda:{least}" if load[f"cuda:{least}"] < self.runs_per_gpu else None
 
     def why_none(self, kind: str, taken: Mapping[str, str]) -> str | None:
-        """Returns what a run waits for where `choose` has no slot for it, else None.
+        """Returns what a run waits for if `choose` has no slot for it, else None.
 
         Args:
+            kind: `device.kind` of its spec.
             taken: slot of each run that has one, by the run's id.
         """
         if self.choose(kind, [*taken.values()]) is not None:
             return None
         if len(taken) >= self.max_running:
-            holders, limit = [*taken], f"at most {self.max_running} train at one time"
+            holders, limit = [*taken], f"at most {self.max_running} runs train at once"
         else:
             holders = [run for run, slot in taken.items() if slot != CPU]
             limit = "every GPU is in use"
         named = ", ".join(holders[:_MAX_NAMED])
         more = len(holders) - _MAX_NAMED
-        return f"waits until one of these ends, as {limit}: {named}" + (
+        return f"{limit}; waits until one of these ends: {named}" + (
             f" and {more} more" if more > 0 else ""
         )
 
 
 def slot_environment(slot: str) -> dict[str, str]:
-    """Returns the variables that keep a trainer on its slot."""
+    """Returns the environment variables that keep a trainer on its slot."""
     kind, _, device = slot.partition(":")
     return {"CUDA_VISIBLE_DEVICES": device} if kind == "cuda" else {}
 

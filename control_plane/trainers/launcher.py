@@ -1,6 +1,6 @@
-"""Trainers as processes: started in a session of their own, found again, asked to stop, killed.
+"""Starts trainers in sessions of their own, finds them again, stops and kills them.
 
-A process is known by (pid, create time): pids are used again. A zombie counts as dead.
+A process is identified by (pid, create time), as pids are reused. A zombie counts as dead.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from lectern_common.run_folder import RunFolder
 from lectern_common.threads import waiting_environment
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
-# The create time is computed from the boot time, which moves when the clock is set.
+# The create time is computed from the boot time, which changes when the clock is set.
 CREATE_TIME_TOLERANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process, whatever happens to its pid later."""
+    """One process, even if its pid is reused later."""
 
     pid: int
     create_time: float
 
 
 class Launcher:
-    """Starts trainers on this machine and looks after them.
+    """Starts, finds, stops and kills trainers on this machine.
 
     Args:
-        argv: what the run folder, and `--resume`, are appended to.
+        argv: the command that the run folder and `--resume` are appended to.
         environment: added to this process's own.
     """
 
@@ -83,22 +83,22 @@ class Launcher:
         return None
 
     def is_alive(self, process: Identity) -> bool:
-        """Returns True while the process runs. Reaps it where it was started here and is gone."""
+        """Returns True while the process runs. Reaps a dead process that was started here."""
         child = self._children.get(process.pid)
         if child is not None and child.poll() is not None:
             return False
         return _living(process) is not None
 
     def exit_status(self, process: Identity) -> int | None:
-        """Returns how a process that was started here ended (negative: by that signal), or None."""
+        """Returns the exit status of a process started here (-N: by signal N), or None."""
         child = self._children.get(process.pid)
         return None if child is None else child.poll()
 
     def terminate(self, process: Identity) -> None:
-        """Sends SIGTERM to the process alone; it ends its own children. A dead one is no error.
+        """Sends SIGTERM only to the process, which ends its own children; ignores a dead process.
 
         Raises:
-            PermissionError: the process belongs to another user by now.
+            PermissionError: the process now belongs to another user.
         """
         living = _living(process)
         if living is not None:
@@ -107,11 +107,11 @@ class Launcher:
                     living.terminate()
                 except psutil.AccessDenied:
                     raise PermissionError(
-                        f"process {process.pid} may not be signalled: it belongs to another user"
+                        f"cannot signal process {process.pid}: it belongs to another user"
                     ) from None
 
     def kill(self, process: Identity) -> None:
-        """Kills the process and everything that it started, also where it is gone itself."""
+        """Kills the process and everything that it started, even if it is gone itself."""
         leader = _living(process)
         members = list(_session_members(process)) if leader is None else []
         if leader is not None:
@@ -123,7 +123,7 @@ class Launcher:
         self.forget(process)
 
     def forget(self, process: Identity) -> None:
-        """Lets go of a child that is gone, so that its pid may come again."""
+        """Forgets a child that is gone, so that its pid can be reused."""
         child = self._children.get(process.pid)
         if child is not None and child.poll() is not None:
             del self._children[process.pid]
@@ -155,10 +155,10 @@ def _leads_its_session(pid: int) -> bool:
 
 
 def _session_members(leader: Identity) -> Iterator[psutil.Process]:
-    """Yields the other living processes of the session that `leader` made.
+    """Yields the other living processes of the session that `leader` started.
 
-    While one of them lives, the kernel gives the leader's pid to no new process; a process of that
-    pid with another create time means that the session is another one.
+    While one of them lives, the kernel gives the leader's pid to no new process; so a process with
+    that pid but another create time belongs to another session.
     """
     with contextlib.suppress(psutil.Error):
         present = psutil.Process(leader.pid)

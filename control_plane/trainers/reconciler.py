@@ -1,14 +1,15 @@
-"""The loop that brings what is closer to what is wanted.
+"""The reconcile loop: starts, watches and stops trainers until every run is as wanted.
 
-One look (`Reconciler.tick`):
+One pass (`Reconciler.tick`):
     1. every run that should have a trainer: find its process, by the recorded (pid, create time),
-       by what its status says, or by its command line; take what it says of itself; where it is
-       gone, record how it ended; where it is to stop, signal it once, and kill it after the grace
+       by its status file, or by its command line; record its status; if it is gone, record how it
+       ended; if it should stop, signal it once, and kill it after the grace period
     2. interrupted runs whose delay is over are queued again
     3. queued runs get a device and a process, oldest first, up to the limit
 
-It may die between any two statements. A run is marked as starting before its process is made, and
-whoever finds it so looks for that process before making another. The folder's lock makes sure.
+The control plane may die between any two statements. A run is marked as starting before its process
+is started, and a later pass looks for that process before it starts another. The folder's lock
+rules out two trainers.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RESTING, RunFolder, RunState, Status
 
 STOP_GRACE_SECONDS = 60.0
-EXIT_GRACE_SECONDS = 30.0  # from a trainer's last word to the end of its process
+EXIT_GRACE_SECONDS = 30.0  # from a trainer's last status to the end of its process
 SIGNAL_AGAIN_SECONDS = 5.0
 KILL_SECONDS = 5.0  # from SIGKILL until the processes are gone
 POLL_SECONDS = 0.1
@@ -41,7 +42,7 @@ _log = structlog.get_logger()
 
 
 class Processes(Protocol):
-    """What the loop needs of launcher.Launcher; tests bring another."""
+    """What the loop needs of launcher.Launcher; tests pass a fake."""
 
     def start(
         self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
@@ -59,14 +60,14 @@ class Processes(Protocol):
 
 
 class Reconciler:
-    """Looks after all runs of one store. `tick` and `stop_all` are never called at the same time.
+    """Reconciles all runs of one store. `tick` and `stop_all` are never called at the same time.
 
     Args:
-        runs: the rows, read.
-        commands: changes them.
+        runs: reads the rows.
+        commands: changes the rows.
         roots: where run folders are.
         processes: starts and ends trainers.
-        devices: what there is to train on.
+        devices: the devices to train on.
         clock: Unix seconds.
         stop_grace_seconds: from SIGTERM to SIGKILL.
     """
@@ -93,10 +94,10 @@ class Reconciler:
         self._draining = False
 
     def tick(self) -> None:
-        """Looks at every run once. A run that cannot be looked after does not keep the others."""
+        """Reconciles every run once. A run that fails does not keep the others from it."""
         for run in self._runs.in_states(ACTIVE):
             try:
-                self._look_after(run)
+                self._reconcile(run)
             except (LecternError, OSError, ValueError, SQLAlchemyError) as error:
                 _log.error("run not looked after", run=run.id, error=str(error))
         if not self._draining:
@@ -108,9 +109,9 @@ class Reconciler:
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Stops every trainer with a checkpoint; the runs go on at the next start.
+        """Stops every trainer with a checkpoint; the runs resume at the next start.
 
-        Takes at most the grace, then kills what is left. Starts nothing any more.
+        After the grace period it kills the trainers that are left. No new ones are started.
         """
         self._draining = True
         deadline = monotonic() + self._grace
@@ -118,12 +119,12 @@ class Reconciler:
             try:
                 if not self._stop_active(kill=monotonic() >= deadline):
                     return
-            except Exception as error:  # the database may be busy: the trainers are still to stop
+            except Exception as error:  # the database may be busy; the trainers must still stop
                 _log.error("runs not stopped yet", error=repr(error))
             sleep(POLL_SECONDS)
 
     def _stop_active(self, *, kill: bool) -> bool:
-        """Signals or kills every trainer, then looks at the runs. Returns False where none is."""
+        """Signals or kills every trainer, then reconciles. Returns whether any run is active."""
         for run in self._runs.in_states(ACTIVE):
             process = self._process_of(run, self._status(run))
             try:
@@ -138,7 +139,7 @@ class Reconciler:
 
     # ---- one run with a trainer ----------------------------------------------------------------
 
-    def _look_after(self, run: Run) -> None:
+    def _reconcile(self, run: Run) -> None:
         status = self._status(run)
         process = self._process_of(run, status)
         if process is not None and (process.pid, process.create_time) != (
@@ -149,7 +150,7 @@ class Reconciler:
             run = self._commands.has_process(run.id, process.pid, process.create_time)
         said = status if status is not None and _is_of_attempt(run, status) else None
         if process is None:
-            self._look_after_gone(run, said)
+            self._handle_gone(run, said)
             return
         if said is not None and said.state in RESTING:
             if self._clock() - said.since > EXIT_GRACE_SECONDS:
@@ -158,19 +159,19 @@ class Reconciler:
             self._signal_once(run, process)
             if self._clock() - (run.stop_sent_at or run.since) > self._grace:
                 self._kill(run, process)
-        # After the signals: they go out also where nothing can be recorded.
+        # After the signals, which go out even if nothing can be recorded.
         if said is not None:
             self._commands.saw(run.id, said)
 
-    def _look_after_gone(self, run: Run, said: Status | None) -> None:
-        """Decides what it means that the run has no living process."""
+    def _handle_gone(self, run: Run, said: Status | None) -> None:
+        """Decides why the run has no living process, and starts it or records its end."""
         recorded = _recorded(run)
         exit_status = None
         if recorded is not None:
             exit_status = self._processes.exit_status(recorded)
             self._processes.kill(recorded)  # what it started and left behind
         if said is not None and said.state in RESTING:
-            self._record_last_word(run, said)
+            self._record_end(run, said)
         elif recorded is None and run.state is RunState.STARTING and not self._draining:
             self._launch(run)
         elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
@@ -187,7 +188,7 @@ class Reconciler:
             reason = "crashed" if exit_status is not None and exit_status > 0 else "killed"
             self._commands.crashed(run.id, reason, _how(exit_status, run.attempt), said)
 
-    def _record_last_word(self, run: Run, said: Status) -> None:
+    def _record_end(self, run: Run, said: Status) -> None:
         if said.state is RunState.STOPPED and run.wanted is Wanted.RUNNING:
             if self._draining:
                 self._interrupted_by_exit(run, said)
@@ -199,7 +200,7 @@ class Reconciler:
         self._commands.ended(run.id, said.state, reason, said.message, said)
 
     def _record_forced_stop(self, run: Run, said: Status | None) -> None:
-        """The user wanted the run stopped, and it went without a word of its own."""
+        """Records the end of a run that the user stopped and that wrote no last status."""
         if (run.id, run.attempt) in self._killed:
             message = f"did not stop within {self._grace:g} s and was killed; " + _left(said)
             self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
@@ -210,20 +211,20 @@ class Reconciler:
             self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
 
     def _interrupted_by_exit(self, run: Run, said: Status | None) -> None:
-        message = "the control plane was stopped; goes on when it is back"
+        message = "the control plane was stopped; the run resumes when it is back"
         self._commands.ended(
             run.id, RunState.INTERRUPTED, "control_plane_stopped", message, said, resumes=True
         )
 
     def _signal_once(self, run: Run, process: Identity) -> None:
-        """Sends SIGTERM; a trainer takes a second one as an order to drop everything.
+        """Sends SIGTERM once; a second one makes a trainer exit without a checkpoint.
 
         It is recorded before it is sent, so a control plane that died in between has sent none:
-        the next one sends it where the trainer does not say that it is stopping. It is sent also
-        where it cannot be recorded: a trainer that is not told to stop dies without a checkpoint.
+        the next one sends it unless the trainer's status says that it is stopping. It is sent even
+        if it cannot be recorded: a trainer that is not told to stop dies without a checkpoint.
 
         Raises:
-            OSError: the process may not be signalled.
+            OSError: the process cannot be signalled.
         """
         key = run.id, run.attempt
         status = self._status(run)
@@ -250,7 +251,7 @@ class Reconciler:
     def _requeue_interrupted(self) -> None:
         for run in self._runs.in_states([RunState.INTERRUPTED]):
             if run.resumes_itself and (run.resume_at or 0) <= self._clock():
-                with contextlib.suppress(NotFound):  # It was deleted since.
+                with contextlib.suppress(NotFound):  # it has been deleted since
                     self._commands.requeue(run.id)
 
     def _start_queued(self) -> None:
@@ -266,12 +267,12 @@ class Reconciler:
                 self._launch(claimed)
 
     def _launch(self, run: Run) -> None:
-        """Makes the folder where it is missing, and the process, unless there is one."""
+        """Creates the folder if it is missing, and starts the process unless there is one."""
         folder = RunFolder(self._roots.runs / run.id)
         try:
             found = self._processes.find(folder) if folder.path.exists() else None
             if found is None and folder.path.exists() and folder.is_locked():
-                raise Conflict(f"run {run.id} is being trained by a process of another owner")
+                raise Conflict(f"run {run.id} is being trained by another program's process")
             if found is None:
                 resume = _prepare(folder, run)
                 found = self._processes.start(
@@ -282,7 +283,7 @@ class Reconciler:
             return
         self._commands.has_process(run.id, found.pid, found.create_time)
 
-    # ---- what is ---------------------------------------------------------------------------------
+    # ---- reading the present state ---------------------------------------------------------------
 
     def _status(self, run: Run) -> Status | None:
         try:
@@ -315,7 +316,7 @@ def _recorded(run: Run) -> Identity | None:
 
 
 def _is_of_attempt(run: Run, status: Status) -> bool:
-    """Returns True where the status is of the run's last attempt, not of one before it."""
+    """Returns whether the status is from the run's last attempt, not from an earlier one."""
     if run.pid is not None and run.process_create_time is not None:
         age_differs = abs(status.process_create_time - run.process_create_time)
         return status.pid == run.pid and age_differs <= CREATE_TIME_TOLERANCE_SECONDS
@@ -327,7 +328,7 @@ def _is_of_attempt(run: Run, status: Status) -> bool:
 
 
 def _prepare(folder: RunFolder, run: Run) -> bool:
-    """Brings the folder in line with the row; returns True where a trainer has been here before."""
+    """Makes the folder agree with the row; returns whether a trainer has used it before."""
     if not folder.path.exists():
         RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
         return False

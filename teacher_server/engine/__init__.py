@@ -1,1 +1,1 @@
-"""What computes a teacher's answers: the interface of an engine, the engines, a model's facts."""
+"""Computes a teacher's answers: the Engine interface, its implementations, a model's facts."""

@@ -1,9 +1,9 @@
-"""Whether sequences of one length, computed together, come out as each would alone, to the bit.
+"""Finds out which batch shapes give bit-equal results to single sequences.
 
-It depends on the device and the very shape (which matrix kernels are taken), so it is not assumed:
-a shape is computed both ways when it first occurs, and taken on trust only after it came out equal
-each time. That tells for float32 alone, where other kernels show in almost every value; rounded to
-16 bits most differences are hidden, and would come out later.
+This depends on the device and the exact shape, which decide the matrix kernels, so it is not
+assumed: a new shape is computed both ways, and trusted only after it came out equal every time.
+Such trials work only in float32, where a different kernel shows in almost every value; rounding to
+16 bits hides most differences, and they would surface later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from transformers import PreTrainedModel
 
 from teacher_server.engine.seam import ComputedRows
 
-# Times that a shape must come out equal, each with other tokens.
+# How often a shape must come out equal, each time with other tokens.
 _TRIALS = 2
 
 Shape = tuple[int, int]  # sequences, tokens of each
 
 
 class EqualShapes:
-    """What is known of each shape. `never`: for models of which trials do not tell."""
+    """Remembers which shapes came out equal. `never`: trials prove nothing for this model."""
 
     def __init__(self, never: bool = False) -> None:
         self._never = never
         self._equal_trials: dict[Shape, int] = {}  # -1: came out different once
 
     def known(self, shape: Shape) -> bool | None:
-        """Returns whether the shape is computed together; None where it is still to be tried."""
+        """Returns whether the shape may be computed together; None means that a trial is due."""
         if self._never:
             return False
         trials = self._equal_trials.get(shape, 0)
@@ -40,7 +40,7 @@ class EqualShapes:
     def tried(
         self, shape: Shape, alone: Sequence[ComputedRows], together: Sequence[ComputedRows]
     ) -> None:
-        """Takes the outcome of one trial."""
+        """Records the outcome of one trial."""
         equal = all(
             np.array_equal(np.frombuffer(one.payload, "u1"), np.frombuffer(other.payload, "u1"))
             for one, other in zip(alone, together, strict=True)
@@ -49,10 +49,10 @@ class EqualShapes:
 
 
 def trials_tell(model: PreTrainedModel) -> bool:
-    """Returns whether a shape that came out equal will again, whatever the tokens.
+    """Returns whether a shape that came out equal will do so again with any tokens.
 
-    Not in 16 bits, and not where tokens are routed to experts: then neighbours share their matrix
-    products, and the shapes of these depend on the tokens.
+    Not in 16 bits, and not in a mixture of experts: there neighbours share matrix products, whose
+    shapes depend on the tokens.
     """
     return model.dtype == torch.float32 and not _names_experts(model.config.to_dict())
 

@@ -1,4 +1,4 @@
-"""What a loaded model tells of itself: its ModelFacts, its fingerprint among them."""
+"""The facts about a loaded model that clients see, such as its size and fingerprint."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from lectern_models.placement import device_names
 from lectern_models.quantization import quantization_of
 from teacher_server.engine.seam import REPRESENTATION_VERSION, HeadFacts, ModelFacts
 
-# What a config says about who wrote it, not about the model.
+# Config entries that say how the file was written, not what the model is.
 _CONFIG_NOT_IN_FINGERPRINT = (
     "_model_name_or_path",
     "_name_or_path",
@@ -43,17 +43,17 @@ def model_facts(
     """Returns the facts of a loaded model.
 
     Args:
-        head: None where body and head are not served apart.
-        not_split: why not; None where they are.
-        mode: see teacher_options.MODES.
+        head: the output head; None if body and head cannot be separated.
+        not_split: why they cannot; None if they can.
+        mode: see lectern_common.teacher.options.MODES.
         compiled: torch.compile was applied to the body.
 
     Raises:
-        Misconfigured: without its head apart, the model's own logits are rounded to 16 bits.
+        Misconfigured: the head cannot be separated, and the model's own logits have 16 bits.
     """
     dtype = dtype_name(model.dtype)
     if not_split is not None and dtype != "float32":
-        # Its own logits come rounded to 16 bits, which spoils the gradient of distillation.
+        # The model's own logits are rounded to 16 bits, which spoils the distillation gradient.
         raise Misconfigured(
             f"{folder.name} cannot teach in {dtype} ({not_split}); load it with --dtype float32"
         )
@@ -93,7 +93,7 @@ def model_facts(
 
 
 def _arithmetic(model: PreTrainedModel) -> str:
-    """Returns the software and, on the CPU, the threads: sums depend on how they are split."""
+    """Returns the software versions and, on the CPU, the threads: they decide how sums round."""
     names = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
     if model.device.type == "cpu":
         names.append(f"{torch.get_num_threads()} threads")
@@ -103,12 +103,12 @@ def _arithmetic(model: PreTrainedModel) -> str:
 def _not_sampled(logit_width: int) -> str | None:
     if logit_width <= MAX_SAMPLED_ID + 1:
         return None
-    return f"its records hold ids up to {MAX_SAMPLED_ID}, and the model has {logit_width} logits"
+    return f"its records hold ids up to {MAX_SAMPLED_ID}, but the model has {logit_width} logits"
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A model as it lies on disk. `exact_sha256` changes with every stored bit."""
+    """A model as stored on disk. `exact_sha256` changes with every stored bit."""
 
     weights_sha256: str
     exact_sha256: str
@@ -131,7 +131,7 @@ def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
 
 
 def _fingerprint(model: PreTrainedModel, stored: _Stored, quantization: str, compiled: bool) -> str:
-    """Returns the identity of the answers: everything that their bytes depend on but the device."""
+    """Returns a hash over everything that an answer's bytes depend on, except the device."""
     stamp = {
         "weights": stored.exact_sha256,
         "config": {

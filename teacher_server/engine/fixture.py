@@ -1,4 +1,4 @@
-"""A teacher without a model: the most likely next token is the last one. For tests and plumbing.
+"""A teacher without a model, for tests: it predicts that each token repeats.
 
 Legend: N asked rows, V asked vocabulary, K top-k.
 """
@@ -22,7 +22,7 @@ _PEAK = 10.0
 
 
 class FixtureEngine:
-    """Logits are 10 at the input token (at 0 for a token outside the asked vocabulary), else 0."""
+    """Logits are 10 at the input token (at id 0 if that is outside the vocabulary), else 0."""
 
     def __init__(self, vocab_size: int) -> None:
         name = f"fixture-{vocab_size}"
@@ -44,7 +44,7 @@ class FixtureEngine:
             head=HeadFacts(),
             not_offered={
                 "dense": None,
-                "hidden": "the fixture has no model, and no hidden states",
+                "hidden": "the fixture has no model, so no hidden states",
                 "top_k": None,
                 "sampled": "the fixture draws no samples",
             },
@@ -85,10 +85,10 @@ class FixtureEngine:
         records_N = np.zeros(len(peaks_N), top_k_record(k))
         records_N["logits"][:, 0] = _PEAK
         records_N["ids"][:, 0] = peaks_N
-        # The others are equal: rising ids, the peak left out.
+        # All other logits are equal, so their ids rise, without the peak's.
         rising_K = np.arange(k - 1)
         records_N["ids"][:, 1:] = rising_K + (rising_K >= peaks_N[:, None])
-        left_out = ask.vocab_size - k  # all of them have logit 0, as the peak is among the k
+        left_out = ask.vocab_size - k  # all have logit 0: the peak is among the k
         records_N["log_rest_t"] = np.log(left_out) if left_out else -np.inf
         scaled = _PEAK / ask.temperature  # factored out of the logarithm: it may be large
         records_N["log_normalizer_t"] = scaled + np.log1p(others * np.exp(-scaled))

@@ -1,7 +1,7 @@
-"""How fast a model is on this machine, measured once when it is loaded.
+"""Measures once, after loading, how fast a model is on this machine.
 
-A teacher that runs on the wrong device, in the wrong dtype or with too few threads looks like it
-works; the figure tells before a run of days does.
+A teacher on the wrong device, in the wrong dtype or with too few threads seems to work; this figure
+shows it before days are lost.
 """
 
 import time
@@ -19,7 +19,7 @@ SECONDS = 1.0
 # The sequence length of a run's default spec.
 _LONGEST = 1024
 _FIRST = 16
-# Asked where the model offers no hidden states.
+# Requested if the model offers no hidden states.
 _TOP_K = 64
 
 
@@ -30,10 +30,10 @@ def measured_tokens_per_second(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Returns tokens a second of the engine's forwards, in batches of its mode; 0 if none fits.
+    """Returns the tokens per second of the engine's forwards; 0 if no batch fits into memory.
 
     In mode "throughput" a batch holds `batch_tokens`, in mode "independent" one sequence. Runs on
-    the model's thread and takes about `seconds`, more only where a forward of 16 tokens does.
+    the model's thread and takes about `seconds`, longer only if a forward of 16 tokens does.
     """
     longest = min(_LONGEST, engine.facts.max_positions or _LONGEST)
     batches = (batch_tokens, 1) if engine.facts.mode == "throughput" else (1,)
@@ -48,15 +48,15 @@ def measured_tokens_per_second(
 def rate(
     score: Callable[[int], int], longest: int, seconds: float, clock: Callable[[], float]
 ) -> float:
-    """Returns tokens a second of `score`, at the longest sequences that leave time to measure.
+    """Returns the tokens per second of `score`, at the longest length that leaves time to measure.
 
     Lengths double from 16 up while the next one fits into half of `seconds`; the rest of the time
-    is measured at the length reached. The first forward of a length, which allocates and chooses
+    goes to measuring the length reached. The first forward of a length, which allocates and chooses
     kernels, does not count.
 
     Args:
         score: computes a batch of sequences of a length; returns the tokens in it.
-        longest: of a sequence.
+        longest: the longest sequence to try.
     """
     begun = clock()
 
@@ -81,7 +81,7 @@ def rate(
 
 
 def _score(engine: Engine, most: int, length: int) -> int:
-    """Scores one batch of random tokens, of at most `most` tokens but one sequence at least."""
+    """Scores a batch of random tokens: at most `most` tokens, but at least one sequence."""
     facts = engine.facts
     num_sequences = max(1, most // length)
     ids = np.random.default_rng(0).integers(facts.logit_width, size=(num_sequences, length))

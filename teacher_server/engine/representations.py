@@ -1,9 +1,9 @@
-"""Hidden states or logits into rows of bytes, a few rows at a time.
+"""Turns hidden states or logits into rows of bytes, a few rows at a time.
 
 Legend: S tokens, N asked rows, C rows of one chunk, V asked vocabulary, D hidden size, K top-k.
 
-Every function takes logits that are already sliced to the asked vocabulary: no id beyond it has
-part in a softmax.
+Every function takes logits that are already sliced to the asked vocabulary, so no id beyond it
+takes part in a softmax.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from teacher_server.engine.seam import ComputedRows, NoLongerWanted, SequenceAsk
 
-# float32 logits of a chunk, in bytes. On the CPU the passes over them should find them in the
-# cache; on CUDA the product needs many rows to fill the device.
+# Bytes of float32 logits in a chunk. On the CPU they should stay in its cache between passes; on
+# CUDA the product needs many rows to fill the device.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-# Fewer rows make poor matrix products: the head is read for each chunk.
+# Each chunk reads the whole head, so fewer rows make slow matrix products.
 _MIN_CHUNK_ROWS = 16
 
 
@@ -31,7 +31,7 @@ _MIN_CHUNK_ROWS = 16
 class Logits:
     """The asked logits of a sequence, computed a few rows at a time.
 
-    `of_rows(start, stop)` gives float32 [C, V]; `wanted` is asked before each chunk.
+    `of_rows(start, stop)` returns float32 [C, V]; `wanted` is called before each chunk.
     """
 
     num_rows: int
@@ -41,10 +41,10 @@ class Logits:
     wanted: Callable[[], bool]
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields the rows of a chunk and their logits, until all rows are done.
+        """Yields each chunk's slice of the rows and its logits.
 
         Raises:
-            NoLongerWanted: nobody waits for them any more.
+            NoLongerWanted: no client waits for them any more.
             TeacherError: a logit is not finite.
         """
         wanted_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cuda"])
@@ -66,12 +66,12 @@ class Logits:
 def rows_of_hidden(
     hidden_ND: Tensor, head: OutputHead, ask: SequenceAsk, wanted: Callable[[], bool]
 ) -> ComputedRows:
-    """Returns the answer to an ask for anything but "hidden", from the hidden states.
+    """Returns the answer to any ask but one for "hidden", computed from hidden states.
 
     Args:
-        hidden_ND: of the asked positions, on the head's device.
+        hidden_ND: hidden states of the asked positions, on the head's device.
         head: sliced to the asked vocabulary.
-        ask: what is asked.
+        ask: what to compute.
         wanted: see Logits.
 
     Raises:
@@ -86,7 +86,7 @@ def rows_of_hidden(
 
 
 def rows_of_logits(logits: Logits, ask: SequenceAsk) -> ComputedRows:
-    """Returns the answer to an ask for what is made of logits.
+    """Returns the answer to an ask for "dense", "top_k" or "sampled".
 
     Raises:
         NoLongerWanted, TeacherError: as Logits.chunks.
@@ -130,7 +130,7 @@ def _top_k_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
 
 
 def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
-    """Records of `sampled_record()`, a row's by rising id, and the records of each row."""
+    """Records of `sampled_record()`, by rising id within a row, and their number in each row."""
     asked = ask.representation
     seed, num_draws = asked.seed or 0, asked.num_draws or 0
     uniforms_NU = uniforms(seed, ask.token_ids_S, ask.asked_S, num_draws)
@@ -143,7 +143,7 @@ def _sampled_rows(logits: Logits, ask: SequenceAsk) -> ComputedRows:
     return ComputedRows(np.concatenate(records).view(np.uint8).data, np.concatenate(lengths))
 
 
-# Each takes the asked logits; what is made of the hidden states themselves has its own function.
+# All but "hidden", whose rows are the hidden states themselves.
 _OF_LOGITS: dict[str, Callable[[Logits, SequenceAsk], ComputedRows]] = {
     "dense": _dense_rows,
     "top_k": _top_k_rows,
@@ -158,6 +158,6 @@ def bits(values: Tensor) -> np.ndarray:
 
 
 def from_bits(payload: memoryview, dtype: str, num_rows: int) -> Tensor:
-    """Returns the rows that `bits` gave the bytes of, sharing their memory."""
+    """Returns the rows whose bytes `bits` made, sharing their memory."""
     carried = torch.from_numpy(np.frombuffer(payload, CARRIERS[dtype]).reshape(num_rows, -1))
     return carried.view(torch.bfloat16) if dtype == "bfloat16" else carried

@@ -1,9 +1,10 @@
-"""What a model has to offer to the server: the seam between queue and model. No torch, no gRPC.
+"""The interface between queue and model: what is asked, what is computed, and the Engine.
 
 Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size, K top-k.
 
-A forward answers a base ask (`base_ask`); every answer that needs no further forward is derived
-from it. So one forward serves all who ask the same sequence, whatever they ask of it.
+Imports no torch and no gRPC. A forward answers a base ask (see `base_ask`), from which other
+answers about the same sequence are derived. So one forward serves every request for a sequence,
+whatever representation each one asks for.
 """
 
 import dataclasses
@@ -25,16 +26,16 @@ REPRESENTATION_VERSION = 2
 
 
 class DeviceLost(Exception):
-    """The device computes nothing any more in this process; only another process may help."""
+    """The device has failed for good in this process; only a new process may help."""
 
 
 class NoLongerWanted(Exception):
-    """Whoever asked has gone, or its deadline has passed."""
+    """The client has gone, or its deadline has passed."""
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceAsk:
-    """One sequence and what is asked of it: all that its answer depends on."""
+    """One sequence and what is asked of it: everything that the answer depends on."""
 
     token_ids_S: npt.NDArray[np.uint32]
     asked_S: npt.NDArray[np.bool_]  # at least one is set
@@ -52,7 +53,7 @@ class SequenceAsk:
 
     @property
     def key(self) -> bytes:
-        """32 bytes: equal for equal asks alone."""
+        """32 bytes, equal only for equal asks."""
         digest = hashlib.sha256(
             repr((len(self.token_ids_S), self.vocab_size, self.representation)).encode()
         )
@@ -66,9 +67,9 @@ class SequenceAsk:
 class ComputedRows:
     """The bytes of the answer to one ask.
 
-    `row_lengths` are the records of each row, for "sampled" alone, whose rows differ in length.
-    `first_bad_row` is the first row of hidden states that is not finite; such a row, and those
-    after it, are never sent and nothing is derived from them.
+    `row_lengths` counts the records of each row, only for "sampled", whose rows differ in length.
+    `first_bad_row` is the first row of hidden states that is not finite; it and the rows after it
+    are never sent, and nothing is derived from them.
     """
 
     payload: memoryview
@@ -82,10 +83,10 @@ class ComputedRows:
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """A validated request. Its answer is its sequences' answers, one after the other.
+    """A validated request, answered one sequence after the other.
 
-    Sequences of which nothing is asked are not in it. `row_bytes` is the most that a row takes:
-    all take as much, but for "sampled".
+    Sequences without an asked position are left out. `row_bytes` is the size of a row, or the
+    largest possible one for "sampled".
     """
 
     run_id: str
@@ -104,7 +105,7 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """The output head's form: see protos/teacher.proto, HeadTransform."""
+    """How the output head makes logits: see protos/teacher.proto, HeadTransform."""
 
     scale: float = 1.0
     divisor: float = 1.0
@@ -114,10 +115,10 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What does not change while a model is loaded; the fields are those of the proto's Model.
+    """What does not change while a model is loaded; fields as in the proto's Model.
 
     `not_offered` maps representations to why they are not offered, None if they are; see `why_not`.
-    `tokens` is the token-to-id map, None where the model has no tokenizer.
+    `tokens` is the token-to-id map; None means that the model has no tokenizer.
     """
 
     model_id: str
@@ -138,17 +139,17 @@ class ModelFacts:
     mode: str
     num_parameters: int
     measured_tokens_per_second: float = 0.0
-    # What else the last bits of an answer depend on: the software, the number of threads.
+    # What else the last bits of an answer depend on: software versions, number of threads.
     arithmetic: str = ""
 
     @cached_property
     def num_tokens(self) -> int:
-        """Ids that a token stands behind; without a tokenizer every id counts as one."""
+        """The number of ids that are tokens; without a tokenizer, all of them."""
         return self.logit_width if self.tokens is None else len(set(self.tokens.values()))
 
     @cached_property
     def tokenizer_sha256(self) -> str:
-        """The hash of the token-to-id map, "" without one; a tenth of a second when first asked."""
+        """The hash of the token-to-id map, "" without one; the first call takes 0.1 s."""
         return "" if self.tokens is None else tokenizer_sha256(self.tokens)
 
     @property
@@ -157,17 +158,17 @@ class ModelFacts:
 
     def why_not(self, name: str) -> str | None:
         """Returns why a representation is not offered; None means that it is."""
-        return self.not_offered.get(name, f"the {self.engine} engine does not make it")
+        return self.not_offered.get(name, f"the {self.engine} engine does not support it")
 
     def widths(self, vocab_size: int) -> Widths:
-        """Returns what the bytes of a row depend on, if `vocab_size` ids are asked for."""
+        """Returns what the size of a row depends on, for `vocab_size` asked ids."""
         return Widths(vocab_size, self.hidden_size, self.hidden_dtype)
 
 
 def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
-    """Returns what the forward for `ask` answers: its key names the forward.
+    """Returns what the forward for `ask` answers; its key identifies the forward.
 
-    Hidden states at all positions where the model offers them, else the ask itself.
+    Hidden states at all positions if the model offers them, else the ask itself.
     """
     if not facts.offers_hidden:
         return ask
@@ -181,9 +182,9 @@ def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
 
 
 def selected(rows: ComputedRows, base: SequenceAsk, ask: SequenceAsk) -> ComputedRows:
-    """Returns the asked ones of a base ask's rows, where both ask for the same representation.
+    """Returns the rows of `base` that `ask` asks for; both are for the same representation.
 
-    Nothing is copied where all are asked.
+    Nothing is copied if all are asked for.
 
     Raises:
         TeacherError: an asked row is not finite.
@@ -196,7 +197,7 @@ def selected(rows: ComputedRows, base: SequenceAsk, ask: SequenceAsk) -> Compute
 
 
 def require_finite(rows: ComputedRows, ask: SequenceAsk) -> None:
-    """Raises TeacherError where an asked position is at or after the first bad row."""
+    """Raises TeacherError if an asked position is at or after the first bad row."""
     if rows.first_bad_row is not None and ask.asked_S[rows.first_bad_row :].any():
         raise TeacherError(
             f"the model's hidden states are not finite from position {rows.first_bad_row} of a "
@@ -205,7 +206,7 @@ def require_finite(rows: ComputedRows, ask: SequenceAsk) -> None:
 
 
 class Engine(Protocol):
-    """A loaded model. `score` and `derived` are called on one thread alone, `head_bytes` on any."""
+    """A loaded model. `score` and `derived` are called on a single thread, `head_bytes` on any."""
 
     @property
     def facts(self) -> ModelFacts: ...
@@ -213,11 +214,11 @@ class Engine(Protocol):
     def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the rows of base asks, in order; several are computed together.
 
-        In mode "independent" their bytes are those that each would have alone; then they are of
-        one length. No two of them share memory.
+        In mode "independent" they have one length, and their bytes are as if computed alone. No
+        two of them share memory.
 
         Raises:
-            TeacherError: a value is not finite (where the model offers no hidden states).
+            TeacherError: a value is not finite (only if the model offers no hidden states).
             InvalidRequest: the temperature takes logits / temperature out of float32's range.
             TeacherOutOfMemory: fewer tokens at a time may succeed.
             DeviceLost: no later call can succeed.
@@ -229,18 +230,18 @@ class Engine(Protocol):
     ) -> ComputedRows:
         """Returns the answer to `ask` from the rows of its base ask, which are hidden states.
 
-        Called only where "hidden" is offered and something else is asked. `wanted` is asked a few
-        times on the way.
+        Called only if "hidden" is offered and something else is asked. Calls `wanted` a few times
+        on the way.
 
         Raises:
             TeacherError, InvalidRequest, TeacherOutOfMemory, DeviceLost: as `score`.
-            NoLongerWanted: `wanted` said no.
+            NoLongerWanted: `wanted` returned False.
         """
         ...
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
-        """Returns the head's rows 0 .. vocab_size - 1, then its bias where it has one.
+        """Returns the head's rows 0 .. vocab_size - 1, then its bias if it has one.
 
-        Of dtype `facts.hidden_dtype`. Called only where "hidden" is offered.
+        Their dtype is `facts.hidden_dtype`. Called only if "hidden" is offered.
         """
         ...

@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 _Result = TypeVar("_Result")
 
-# What torch and the CUDA libraries say in a plain RuntimeError.
+# How torch and the CUDA libraries word it in a plain RuntimeError.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -54,12 +54,12 @@ _OUT_OF_MEMORY = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is loaded and computed with.
+    """How a model is loaded and run.
 
     Attributes:
         dtype: "auto" (as stored), "float32", "bfloat16", "float16".
         device: see placement.resolved_device.
-        mode: "independent" or "throughput"; see engine.MODES.
+        mode: "independent" or "throughput"; see lectern_common.teacher.options.MODES.
         quantization: "none", "int8", "int4"; see bitsandbytes_config.
         attention: one of placement.ATTENTION.
         compiled: run the body through torch.compile.
@@ -81,15 +81,15 @@ def load(
     gguf_file: str | None = None,
     models: Path | None = None,
 ) -> "TransformersEngine":
-    """Returns the engine of a model folder, GGUF file or hub id, its parity probed.
+    """Returns the engine of a model folder, GGUF file or hub id, after a parity probe.
 
     Args:
         name: see find_model; `revision`, `gguf_file` and `models` too.
 
     Raises:
         NotFound, CorruptData, Misconfigured: as find_model and load_causal_lm say.
-        Misconfigured: there is no such device; the settings exclude each other; or nothing could
-            be offered.
+        Misconfigured: there is no such device; the settings exclude each other; or no
+            representation could be offered.
     """
     settings = settings or Settings()
     device = resolved_device(settings.device)
@@ -110,32 +110,32 @@ def _require_fitting(settings: Settings, device: str) -> None:
     """Raises Misconfigured if a mode's promise would not hold on a resolved device."""
     if settings.quantization == "int8" and settings.mode == "throughput":
         raise Misconfigured(
-            "--quantization int8 looks at all tokens of a forward together, so neighbours in a "
-            "batch would change an answer; use --quantization int4, or --mode independent"
+            "--quantization int8 looks at all tokens of a forward together, so an answer would "
+            "depend on other requests; use --quantization int4, or --mode independent"
         )
     if not settings.compiled:
         return
     if settings.mode == "independent":
         raise Misconfigured(
-            "--compile picks its kernels by what was computed before, so an answer's bytes would "
-            "depend on others; it is for --mode throughput"
+            "--compile chooses kernels by what it computed before, so an answer's bytes would "
+            "depend on other requests; use it with --mode throughput"
         )
     if settings.quantization != "none" or device == BALANCED:
         raise Misconfigured(
-            "--compile is for an unquantised model on one device; leave out --quantization and "
+            "--compile needs an unquantised model on one device; leave out --quantization and "
             "--device balanced"
         )
 
 
 def _require_mixing_lengths(model: PreTrainedModel, mode: str) -> None:
-    """Raises Misconfigured where a sequence would feel the length of its neighbours."""
+    """Raises Misconfigured if the length of its neighbours would change a sequence's answer."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = {str(value) for key, value in _leaves(rope) if key in ("rope_type", "type")}
     if mode == "throughput" and kinds & {"longrope", "dynamic"}:
         raise Misconfigured(
-            f"--mode throughput: this model's rotary embedding ({', '.join(sorted(kinds))}) looks "
-            "at the longest sequence of a batch, so neighbours would change an answer; use --mode "
-            "independent"
+            f"--mode throughput: this model's rotary embedding ({', '.join(sorted(kinds))}) "
+            "depends on the longest sequence of a batch, so an answer would depend on other "
+            "requests; use --mode independent"
         )
 
 
@@ -153,11 +153,11 @@ class TransformersEngine:
     Args:
         folder: where the model came from.
         model: loaded, in eval mode.
-        mode: "independent" or "throughput"; see teacher_options.MODES.
+        mode: "independent" or "throughput"; see Settings.
         compiled: run the body through torch.compile, which is tried here.
 
     Raises:
-        Misconfigured: nothing could be offered, or the body cannot be compiled.
+        Misconfigured: no representation could be offered, or the body cannot be compiled.
     """
 
     def __init__(
@@ -171,14 +171,14 @@ class TransformersEngine:
         self._model = model.requires_grad_(False)
         self._parts, not_split = split_or_why(model)
         self._head = self._parts.head() if self._parts is not None else None
-        # Rows are projected in float32; on the CPU the cast is made once, here.
+        # Rows are projected in float32; on the CPU the head is cast once, here.
         self._wide_head = None if self._head is None else self._head.widened()
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
         if compiled:
             compile_in_place(self._parts.body if self._parts is not None else model)
         self._facts = model_facts(folder, model, self._head, not_split, mode, compiled)
-        # 8 bits: whether neighbours are felt depends on the tokens, not on the shape alone.
+        # int8: whether neighbours change an answer depends on the tokens, not only on the shape.
         self._equal_shapes = EqualShapes(
             never=not trials_tell(model) or quantization_of(model) == "int8"
         )
@@ -203,28 +203,28 @@ class TransformersEngine:
     def derived(
         self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
     ) -> ComputedRows:
-        """Returns an answer made of hidden states; see Engine."""
+        """Returns an answer derived from hidden states; see Engine."""
         require_finite(rows, ask)
         return self._of_the_device(lambda: self._projected(rows, ask, wanted))
 
     def _of_the_device(self, work: Callable[[], _Result]) -> _Result:
-        """Returns what `work` does; errors of the device become those of Engine."""
+        """Runs `work`, and turns errors of the device into those that Engine names."""
         try:
             with torch.inference_mode():
                 return work()
-        except torch.AcceleratorError as error:  # not raised where memory ran out
+        except torch.AcceleratorError as error:  # not raised if memory ran out
             raise DeviceLost(str(error)) from error
         except (torch.OutOfMemoryError, MemoryError):
             pass
         except RuntimeError as error:
             if not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
-        # Only here have the frames that held tensors gone.
+        # Only here, after the except blocks, are the frames that held tensors gone.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise TeacherOutOfMemory(
-            "the sequence does not fit into the teacher's memory; send shorter ones, or start the "
-            "teacher with a smaller --max-sequence-tokens so that it says so at once"
+            "the sequence does not fit into the teacher's memory; send shorter sequences, or start "
+            "the teacher with a smaller --max-sequence-tokens, which refuses them at once"
         )
 
     def _hidden_rows(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
@@ -241,7 +241,7 @@ class TransformersEngine:
         return alone
 
     def _hidden_together(self, sequences: Sequence[npt.NDArray[np.uint32]]) -> list[ComputedRows]:
-        """One forward. Shorter sequences are padded on the right, where no causal model looks."""
+        """Runs one forward, with padding on the right, which a causal model never sees."""
         if self._parts is None:
             raise ValueError("hidden is not offered")
         ids_BS = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
@@ -255,7 +255,7 @@ class TransformersEngine:
         return [hidden_rows(hidden_SD[: len(ids_S)].clone()) for hidden_SD, ids_S in own]
 
     def _own_rows(self, ask: SequenceAsk) -> ComputedRows:
-        """The answer from the model's own logits, which exist at all positions at once."""
+        """Returns the answer from the model's own logits, which exist at all positions at once."""
         ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(self._model.device)
         own_SV = self._model(input_ids=ids_1S, use_cache=False).logits[0]
         own_NV = own_SV[torch.from_numpy(ask.asked_S).to(own_SV.device), : ask.vocab_size]
@@ -273,7 +273,7 @@ class TransformersEngine:
     def _projected(
         self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
     ) -> ComputedRows:
-        """The answer from hidden states, by the output head, a chunk of rows at a time."""
+        """Returns the answer from hidden states and the output head, a chunk of rows at a time."""
         if self._wide_head is None:
             raise ValueError("hidden is not offered")
         head = self._wide_head.sliced(ask.vocab_size)

@@ -1,4 +1,4 @@
-"""What the server says when it is ready, for the person who started it."""
+"""The startup banner, printed when the server is ready."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def ready_text(
     Args:
         callers: who may call.
         encryption: what protects the connection.
-        metrics_url: where Prometheus finds its metrics; None: nowhere.
+        metrics_url: what Prometheus scrapes; None if metrics are not served.
     """
     reasons = {name: facts.why_not(name) for name in FORMATS}
     offered = [name for name, reason in reasons.items() if reason is None]
@@ -38,14 +38,14 @@ def ready_text(
         ("address", address),
         ("callers", callers),
         ("encryption", encryption),
-        ("metrics", metrics_url or "not served; --metrics-bind serves them"),
+        ("metrics", metrics_url or "not served; set --metrics-bind to serve them"),
         ("offers", ", ".join(offered)),
         *(("", f"not {name}: {reason}") for name, reason in missing),
         (
             "limits",
             f"{limits.max_sequences} sequences, {limits.max_tokens} tokens, "
-            f"{limits.max_sequence_tokens} tokens a sequence, {limits.max_reply_bytes >> 20} MiB "
-            f"a reply, {limits.max_queued_requests} requests at once",
+            f"{limits.max_sequence_tokens} tokens per sequence, {limits.max_reply_bytes >> 20} MiB "
+            f"per reply, {limits.max_queued_requests} requests at once",
         ),
         ("fingerprint", facts.fingerprint),
     ]
@@ -63,13 +63,13 @@ def _stored_as(quantization: str) -> str:
 def _speed(tokens_per_second: float) -> str:
     if not tokens_per_second:
         return "not measured"
-    return f"{tokens_per_second:,.0f} tokens/s, measured on this device without the wire"
+    return f"{tokens_per_second:,.0f} tokens/s, measured on this device, without the network"
 
 
 def idle_gpu_warning(device: str, cuda_available: bool, gpu_present: bool) -> str | None:
-    """Returns a loud line where a teacher runs on the CPU of a machine with a GPU, else None.
+    """Returns a loud warning if a teacher runs on the CPU of a machine with a GPU, else None.
 
-    A large teacher on the CPU is hundreds of times too slow, and looks like it works.
+    A large teacher on the CPU seems to work, but is hundreds of times too slow.
     """
     if not device.startswith("cpu") or not (cuda_available or gpu_present):
         return None
@@ -82,5 +82,5 @@ def idle_gpu_warning(device: str, cuda_available: bool, gpu_present: bool) -> st
 
 
 def gpu_present() -> bool:
-    """Returns whether this machine has an NVIDIA driver, whatever torch can use."""
+    """Returns whether this machine has an NVIDIA driver, even if torch cannot use it."""
     return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None

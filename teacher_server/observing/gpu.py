@@ -1,4 +1,4 @@
-"""How busy a teacher's GPUs are, by NVML; nothing where there is no NVIDIA driver."""
+"""How busy a teacher's GPUs are, from NVML; None without an NVIDIA driver."""
 
 import re
 import threading
@@ -9,14 +9,14 @@ _EVERY_SECONDS = 1.0
 
 
 class GpuUtilization:
-    """The share of the last second in which the GPUs computed, the mean over them.
+    """The share of the last second in which the GPUs computed, averaged over them.
 
-    A thread of its own asks the driver, which may take its time; whoever reads never waits.
+    A thread polls the driver, which may be slow; reading the value never waits.
 
     Args:
-        uuids: of the GPUs that hold the model, as the driver names them ("GPU-..."); indices
-            differ between torch and the driver, and with CUDA_VISIBLE_DEVICES.
-        nvml: the module pynvml; None imports it where it is installed.
+        uuids: the GPUs that hold the model, as the driver names them ("GPU-..."); indices differ
+            between torch and the driver, and with CUDA_VISIBLE_DEVICES.
+        nvml: the module pynvml; None imports it if it is installed.
     """
 
     def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
@@ -25,11 +25,11 @@ class GpuUtilization:
         self._latest: float | None = None
 
     def __call__(self) -> float | None:
-        """Returns 0 .. 1 as last seen; None where the driver does not say, or was not asked yet."""
+        """Returns the last value, 0 .. 1; None if the driver gave none, or was not polled yet."""
         return self._latest
 
     def watch(self) -> "GpuUtilization":
-        """Asks once a second from now on, if there is anything to ask; returns itself."""
+        """Polls once a second from now on, if there is a GPU to poll; returns itself."""
         if self._handles:
             threading.Thread(target=self._watch, name="gpu-utilization", daemon=True).start()
         return self
@@ -38,13 +38,13 @@ class GpuUtilization:
         self._stop.set()
 
     def ask(self) -> None:
-        """Asks the driver now."""
+        """Polls the driver now."""
         try:
             shares = [
                 float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
                 for handle in self._handles
             ]
-        except self._nvml.NVMLError:  # a slice of a card does not say, nor does a lost one
+        except self._nvml.NVMLError:  # as for a slice of a GPU, or a lost one
             self._latest = None
         else:
             self._latest = sum(shares) / len(shares)
@@ -57,7 +57,7 @@ class GpuUtilization:
 
 
 def utilization_of(device: str) -> GpuUtilization:
-    """Returns what watches the GPUs of ModelFacts.device, "cuda:0, cuda:1 (name of the card)"."""
+    """Returns the polled utilization of ModelFacts.device, "cuda:0, cuda:1 (name of the card)"."""
     indices = [int(index) for index in re.findall(r"\bcuda:(\d+)", device)]
     return GpuUtilization(_uuids(indices) if indices else []).watch()
 
@@ -69,7 +69,7 @@ def _uuids(torch_indices: Sequence[int]) -> list[str]:
 
 
 def _opened(uuids: Sequence[str], nvml: Any) -> tuple[Any, list[Any]]:
-    """Returns (the module, a handle for each GPU); (None, []) where NVML is not there."""
+    """Returns (the module, a handle for each GPU); (None, []) without NVML."""
     if not uuids:
         return None, []
     if nvml is None:

@@ -1,12 +1,12 @@
-"""What Prometheus reads of a teacher: the fields of GetStats, under the same names.
+"""A teacher's Prometheus metrics: the fields of GetStats, under the same names.
 
     lectern_teacher_<field>         of Stats
     lectern_teacher_cache_<field>   of CacheStats
     lectern_teacher_run_<field>     of RunStats, with the label run_id; as many runs as GetStats has
-    lectern_teacher_info            what the teacher is, as labels of a 1
-    lectern_teacher_serving         1 while it takes calls; without it there is nothing else
+    lectern_teacher_info            what the teacher is, as labels of a constant 1
+    lectern_teacher_serving         1 while it takes calls; at 0 it is the only metric
 
-A counter, which only rises while the server lives, ends in _total.
+Counters, which only rise while the server lives, end in _total.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,37 +24,37 @@ _COUNTER, _GAUGE = CounterMetricFamily, GaugeMetricFamily
 _Kind = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 _STATS: dict[str, tuple[_Kind, str]] = {
-    "uptime_seconds": (_GAUGE, "Since the model was loaded."),
-    "queued_requests": (_GAUGE, "Requests that wait for a forward."),
-    "queued_tokens": (_GAUGE, "Tokens of the requests that wait."),
-    "running_requests": (_GAUGE, "Requests that are being answered."),
-    "scored_tokens": (_COUNTER, "Tokens that went through the model, without padding."),
-    "scored_sequences": (_COUNTER, "Sequences that went through the model."),
-    "sent_bytes": (_COUNTER, "Payload of the answers."),
-    "compute_seconds": (_COUNTER, "Time that the model took."),
-    "tokens_per_second": (_GAUGE, "Of compute time, over the last minute."),
-    "refused_requests": (_COUNTER, "Requests turned away before any work."),
-    "failed_requests": (_COUNTER, "Requests that broke after they were accepted."),
-    "measured_tokens_per_second": (_GAUGE, "As measured when the model was loaded."),
+    "uptime_seconds": (_GAUGE, "Seconds since the model was loaded."),
+    "queued_requests": (_GAUGE, "Requests waiting for their first forward."),
+    "queued_tokens": (_GAUGE, "Tokens of the sequences not answered yet."),
+    "running_requests": (_GAUGE, "Requests being answered."),
+    "scored_tokens": (_COUNTER, "Tokens computed by the model, without padding."),
+    "scored_sequences": (_COUNTER, "Sequences computed by the model."),
+    "sent_bytes": (_COUNTER, "Payload bytes of the answers."),
+    "compute_seconds": (_COUNTER, "Seconds of compute time."),
+    "tokens_per_second": (_GAUGE, "Tokens per second of compute time, over the last minute."),
+    "refused_requests": (_COUNTER, "Requests refused before any work."),
+    "failed_requests": (_COUNTER, "Requests that failed after they were accepted."),
+    "measured_tokens_per_second": (_GAUGE, "Tokens per second, measured after loading."),
     "forwards": (_COUNTER, "Forwards of the model's body."),
-    "padding_tokens": (_COUNTER, "Padding that went through the model."),
+    "padding_tokens": (_COUNTER, "Padding tokens computed by the model."),
 }
 _CACHE: dict[str, tuple[_Kind, str]] = {
     "hits": (_COUNTER, "Sequences answered without a forward of their own."),
     "misses": (_COUNTER, "Sequences that needed a forward."),
     "evictions": (_COUNTER, "Sequences dropped for newer ones."),
-    "used_bytes": (_GAUGE, "Memory that cached sequences take."),
-    "capacity_bytes": (_GAUGE, "Memory that they may take; 0: no cache."),
-    "disk_hits": (_COUNTER, "Those of the hits that were read from disk."),
-    "disk_used_bytes": (_GAUGE, "Disk that cached sequences take."),
-    "disk_capacity_bytes": (_GAUGE, "Disk that they may take; 0: none."),
+    "used_bytes": (_GAUGE, "Memory used by cached sequences."),
+    "capacity_bytes": (_GAUGE, "Memory available to cached sequences; 0 means no cache."),
+    "disk_hits": (_COUNTER, "Hits that were read from disk."),
+    "disk_used_bytes": (_GAUGE, "Disk space used by cached sequences."),
+    "disk_capacity_bytes": (_GAUGE, "Disk space available to cached sequences; 0 means none."),
 }
 _RUN: dict[str, tuple[_Kind, str]] = {
-    "requests": (_COUNTER, "Requests of a run that were answered."),
-    "tokens": (_COUNTER, "Tokens computed for a run, its part of those that several wanted."),
-    "sent_bytes": (_COUNTER, "Payload of the answers to a run."),
-    "compute_seconds": (_COUNTER, "Time that the model took for a run."),
-    "queue_seconds": (_COUNTER, "Time that the requests of a run waited, added up."),
+    "requests": (_COUNTER, "Answered requests of a run."),
+    "tokens": (_COUNTER, "Tokens computed for a run, with its share of shared forwards."),
+    "sent_bytes": (_COUNTER, "Payload bytes of the answers to a run."),
+    "compute_seconds": (_COUNTER, "Seconds of compute time spent on a run."),
+    "queue_seconds": (_COUNTER, "Seconds that the requests of a run waited, summed."),
     "cache_hits": (_COUNTER, "Sequences of a run that needed no forward of their own."),
     "cache_misses": (_COUNTER, "Sequences of a run that needed a forward."),
     "weight": (_GAUGE, "A run's share of the teacher, relative to the others'."),
@@ -63,7 +63,7 @@ _INFO = ("fingerprint", "device", "dtype", "quantization", "mode")
 
 
 class StatsCollector(Collector):
-    """Metrics of what `stats` returns at that moment; None: the teacher takes no calls."""
+    """Metrics of what `stats` returns; None means that the teacher takes no calls."""
 
     def __init__(self, stats: Callable[[], teacher_pb2.Stats | None]) -> None:
         self._stats = stats
@@ -82,12 +82,12 @@ class StatsCollector(Collector):
         if stats.HasField("device_utilization"):
             yield GaugeMetricFamily(
                 f"{_PREFIX}_device_utilization_ratio",
-                "Share of the last second that the device was at work.",
+                "Share of the last second in which the device was busy.",
                 value=stats.device_utilization,
             )
         for name, (kind, text) in _CACHE.items():
             yield kind(f"{_PREFIX}_cache_{name}", text, value=getattr(stats.cache, name))
-        yield from _of_runs(stats.runs)
+        yield from _run_metrics(stats.runs)
 
 
 def exposition(stats: teacher_pb2.Stats | None) -> bytes:
@@ -95,7 +95,7 @@ def exposition(stats: teacher_pb2.Stats | None) -> bytes:
     return generate_latest(StatsCollector(lambda: stats))
 
 
-def _of_runs(runs: Sequence[teacher_pb2.RunStats]) -> Iterator[Metric]:
+def _run_metrics(runs: Sequence[teacher_pb2.RunStats]) -> Iterator[Metric]:
     for name, (kind, text) in _RUN.items():
         family = kind(f"{_PREFIX}_run_{name}", text, labels=["run_id"])
         for run in runs:

@@ -1,7 +1,7 @@
 """GET /metrics over HTTP on a port of its own, on the server's event loop.
 
-It asks of its callers what the teacher asks: the same bearer token, the same TLS. A connection gets
-one answer and a few seconds; what a slow client holds is one of a bounded number of connections.
+Callers need the same bearer token and TLS as for the teacher itself. A connection gets one answer
+and a few seconds, and the number of connections is bounded, so slow clients hold up nothing.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ class MetricsServer:
         host: where to listen.
         port: 0 picks a free one.
         stats: the counters now, None while the teacher takes no calls; called on the event loop.
-        token: bearer token that a scrape must carry; None: none.
-        tls: of the server's side; None: plaintext.
-        request_seconds: until the request must have come in whole.
+        token: bearer token that a scrape must carry; None means that none is needed.
+        tls: the server's TLS context; None means plaintext.
+        request_seconds: time limit for receiving the request.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class MetricsServer:
 
     @property
     def url(self) -> str:
-        """What to scrape, once started."""
+        """The URL to scrape, valid once started."""
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://{address_of(self._host, self._port)}{PATH}"
 
     async def start(self) -> None:
-        """Binds the port and answers.
+        """Binds the port and starts to answer.
 
         Raises:
             Misconfigured: the port is taken, or the address is not this machine's.
@@ -103,7 +103,7 @@ class MetricsServer:
         connection.add_done_callback(self._connections.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Reads one request, answers it, closes; whatever a client does, nothing else waits."""
+        """Reads one request, answers it, closes; a slow client delays nothing else."""
         try:
             async with asyncio.timeout(self._request_seconds):
                 request = await reader.readuntil(b"\r\n\r\n")
@@ -115,7 +115,7 @@ class MetricsServer:
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             log.debug("scrape cut off")
         finally:
-            writer.transport.abort()  # does nothing where it is closed
+            writer.transport.abort()  # does nothing if it is closed
 
     async def _answer(self, request: bytes) -> bytes:
         """Returns the whole response."""
@@ -134,7 +134,7 @@ class MetricsServer:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD")
         if not self._is_known(headers.get_all("authorization", [])):
             return _response(HTTPStatus.UNAUTHORIZED, "WWW-Authenticate: Bearer")
-        # The counters are the loop's; a thousand runs take a while to write down.
+        # Counters are read on the loop; formatting those of a thousand runs takes a while.
         body = await asyncio.to_thread(exposition, self._stats())
         return _response(
             HTTPStatus.OK, f"Content-Type: {CONTENT_TYPE}", body=body, with_body=method == "GET"

@@ -1,1 +1,1 @@
-"""The gRPC side: requests validated, replies cut into messages, the server's life."""
+"""The gRPC side: validates requests, cuts replies into messages, starts and drains the server."""

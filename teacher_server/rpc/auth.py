@@ -1,7 +1,7 @@
-"""Who may call, and whether what is said can be read on the way.
+"""Who may call the server, and warnings about unencrypted traffic.
 
-A bearer token is compared in constant time and never logged. TLS alone keeps readers out but lets
-every caller in; with --tls-client-ca it lets in holders of a certificate alone (mutual TLS).
+A bearer token is compared in constant time and never logged. TLS by itself keeps eavesdroppers out
+but lets every caller in; with --tls-client-ca, only holders of a certificate may call (mutual TLS).
 """
 
 import hmac
@@ -15,26 +15,26 @@ from lectern_common.errors import Unauthenticated
 from lectern_common.teacher.channel import REASON_KEY
 from teacher_server.rpc.tls import ServerTls
 
-# Probes carry no token, and learn nothing but that the server is up.
+# Health probes carry no token, and learn only whether the server is up.
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
 
 _DENIED = (
-    "this teacher wants a bearer token: set teacher.token_file to a file that holds the one the "
-    "server was started with"
+    "this teacher requires a bearer token: set teacher.token_file to a file with the token that "
+    "the server was started with"
 )
 
 
 def require_callers_known(
     bind: str, token: str | None, tls: ServerTls | None, option: str = "--bind"
 ) -> None:
-    """Raises Misconfigured unless callers show a token or a certificate, or are on this machine."""
-    unasked = "" if tls is None else " (TLS without --tls-client-ca does not ask who calls)"
+    """Raises Misconfigured unless callers need a token or a certificate, or are on this machine."""
+    unchecked = "" if tls is None else " (TLS without --tls-client-ca does not check who calls)"
     require_known_callers(
         bind,
         known=token is not None or (tls is not None and tls.client_ca is not None),
         remedy=f"{REMEDY}, set --tls-client-ca",
         option=option,
-        may=f"call{unasked}",
+        may=f"call{unchecked}",
     )
 
 
@@ -45,11 +45,11 @@ def callers_text(token: str | None, tls: ServerTls | None) -> str:
         known.append("the bearer token")
     if tls is not None and tls.client_ca is not None:
         known.append("a certificate of --tls-client-ca")
-    return f"those with {' and '.join(known)}" if known else "anyone who reaches the address"
+    return f"those with {' and '.join(known)}" if known else "anyone who can reach it"
 
 
 def plaintext_warning(host: str, token: str | None, tls: ServerTls | None) -> str | None:
-    """Returns a loud line where a token travels over networks unencrypted, else None."""
+    """Returns a loud warning if a token travels over networks unencrypted, else None."""
     if token is None or tls is not None or is_loopback(host):
         return None
     return (
@@ -59,7 +59,7 @@ def plaintext_warning(host: str, token: str | None, tls: ServerTls | None) -> st
 
 
 class BearerTokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Answers UNAUTHENTICATED to every call without the token, but for health checks."""
+    """Answers UNAUTHENTICATED to every call without the token, except health checks."""
 
     def __init__(self, token: str) -> None:
         self._expected = f"Bearer {token}".encode()
@@ -69,7 +69,7 @@ class BearerTokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
         continuation: Callable[[Any], Awaitable[Any]],
         handler_call_details: Any,
     ) -> Any:
-        """Returns the call's own handler, or one of its kind that refuses it."""
+        """Returns the call's own handler, or one of the same kind that refuses the call."""
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_OPEN_TO_ALL):
             return handler

@@ -1,4 +1,4 @@
-"""What is known and computed, as the messages of the wire. Pure; nothing here waits."""
+"""Makes reply messages from facts, rows and counters. Nothing here waits."""
 
 import dataclasses
 import zlib
@@ -31,11 +31,11 @@ class PieceCutter:
     """Gathers rows of sequences into pieces of about PIECE_BYTES, whole rows each.
 
     Args:
-        row_bytes: of every row; with "sampled" rows, which bring their lengths along, the most.
+        row_bytes: size of a row; the largest for "sampled" rows, which come with their lengths.
 
     Attributes:
         crc32: over all payloads so far, in order.
-        total_bytes: of them.
+        total_bytes: of all payloads so far.
     """
 
     def __init__(self, row_bytes: int) -> None:
@@ -49,7 +49,7 @@ class PieceCutter:
         self.total_bytes = 0
 
     def add(self, rows: ComputedRows) -> Iterator[bytes]:
-        """Yields, as messages, the pieces that the rows complete, and holds the rest back."""
+        """Yields the pieces that these rows complete, as messages, and holds back the rest."""
         if rows.row_lengths is None:
             ends = None
             num_rows = len(rows.payload) // self._row_bytes
@@ -71,7 +71,7 @@ class PieceCutter:
                 yield self._piece()
 
     def rest(self) -> Iterator[bytes]:
-        """Yields the last piece, where something is held back."""
+        """Yields the last piece, if any rows are held back."""
         if self._held_rows:
             yield self._piece()
 
@@ -114,10 +114,10 @@ def head_replies(
 
 
 def tokenizer_replies(facts: ModelFacts) -> Iterator[teacher_pb2.TokenizerMapReply]:
-    """Yields the token-to-id map in rising id order; nothing where there is no tokenizer."""
+    """Yields the token-to-id map in rising id order; nothing without a tokenizer."""
     tokens = facts.tokens or {}
     names, ids = list(tokens), np.fromiter(tokens.values(), np.int64, len(tokens))
-    rising = np.argsort(ids, kind="stable")  # of numbers alone: pairs take the loop five times it
+    rising = np.argsort(ids, kind="stable")  # sorting pairs would block the loop five times longer
     for start in range(0, len(names), _MAP_ENTRIES):
         part = rising[start : start + _MAP_ENTRIES]
         yield teacher_pb2.TokenizerMapReply(
@@ -127,7 +127,7 @@ def tokenizer_replies(facts: ModelFacts) -> Iterator[teacher_pb2.TokenizerMapRep
 
 
 def head_transform(facts: ModelFacts) -> teacher_pb2.HeadTransform:
-    """Returns the head's transform as it travels."""
+    """Returns the head's transform as a message."""
     head = facts.head
     return teacher_pb2.HeadTransform(
         scale=head.scale,
@@ -140,8 +140,8 @@ def head_transform(facts: ModelFacts) -> teacher_pb2.HeadTransform:
 def logits_header(
     request: teacher_pb2.LogitsForBatchRequest, scoring: ScoringRequest, facts: ModelFacts
 ) -> teacher_pb2.LogitsForBatchReply:
-    """Returns what a client needs to take the pieces apart."""
-    asked = scoring.asks[0].representation  # of every one
+    """Returns what a client needs to parse the pieces."""
+    asked = scoring.asks[0].representation  # the same in every ask
     widths = facts.widths(request.vocab_size)
     row_bytes = asked.header_row_bytes(widths)
     header = teacher_pb2.LogitsHeader(
@@ -157,7 +157,7 @@ def logits_header(
 
 
 def logits_trailer(cutter: PieceCutter, ticket: Ticket) -> teacher_pb2.LogitsForBatchReply:
-    """Returns the checksum and what the answer took."""
+    """Returns the checksum, the size, and how the answer was computed."""
     trailer = teacher_pb2.LogitsTrailer(
         crc32=cutter.crc32,
         total_bytes=cutter.total_bytes,
@@ -169,7 +169,7 @@ def logits_trailer(cutter: PieceCutter, ticket: Ticket) -> teacher_pb2.LogitsFor
 
 
 def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
-    """Returns what a client may know of the model and the server."""
+    """Returns what clients may know about the model and the server."""
     return teacher_pb2.Model(
         protocol_version=PROTOCOL_VERSION,
         model_id=facts.model_id,
@@ -208,7 +208,7 @@ def stats(
     accounting: Accounting,
     device_utilization: float | None = None,
 ) -> teacher_pb2.Stats:
-    """Returns the counters; `device_utilization` is 0 .. 1, None where the device does not say."""
+    """Returns the counters; `device_utilization` is 0 .. 1, None if the device does not say."""
     return teacher_pb2.Stats(
         fingerprint=facts.fingerprint,
         uptime_seconds=accounting.uptime_seconds,

@@ -1,8 +1,8 @@
-"""The server's life: bound, loading, serving, draining, gone.
+"""The server's life cycle: bound, loading, serving, draining, gone.
 
-start()  the port is bound and health answers; NOT_SERVING, other calls are UNAVAILABLE
-open()   the model is there: health says SERVING, then the first call is taken
-drain()  health says NOT_SERVING, new calls are UNAVAILABLE, those in flight finish
+start()  binds the port; health says NOT_SERVING, other calls get UNAVAILABLE
+open()   after loading: health says SERVING, then calls are taken
+drain()  health says NOT_SERVING, new calls get UNAVAILABLE, calls in flight finish
 """
 
 import asyncio
@@ -42,18 +42,18 @@ SERVICE_NAME = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 
 SERVER_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Of one connection; a trainer has a handful.
+    # Per connection; a trainer opens a handful.
     ("grpc.max_concurrent_streams", 128),
-    # By default two servers may bind one port, and answer in turn.
+    # By default two servers may bind one port and answer in turn.
     ("grpc.so_reuseport", 0),
-    # Clients ping every 15 s to notice a hung server; by default that is rude, and cut off.
+    # Clients ping every 15 s to notice a hung server; by default gRPC would cut them off.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # A client that vanished without a word gives its place back.
+    # A client that vanished without closing gives its place back.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
-# After the last call has finished: what health watchers get before they are cut off.
+# How long health watchers get after the last call has finished.
 _GRACE_SECONDS = 0.5
 
 
@@ -62,12 +62,12 @@ class TeacherServer:
 
     Args:
         bind: "host:port"; port 0 picks a free one.
-        token: bearer token that every call must carry; None: none.
-        tls: certificate, key, and whose clients are let in; None: plaintext.
-        max_request_bytes: a larger message is refused before it is taken in.
+        token: bearer token that every call must carry; None means that none is needed.
+        tls: certificate, key, and the authority of client certificates; None means plaintext.
+        max_request_bytes: larger messages are refused before they are read.
 
     Raises:
-        Misconfigured: the address is no address, or reaches beyond loopback and anyone may call.
+        Misconfigured: the address is invalid, or reaches beyond loopback and anyone may call.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TeacherServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, once started."""
+        """Where it listens, valid once started."""
         return address_of(self.host, self._port)
 
     async def start(self) -> None:
@@ -120,7 +120,7 @@ class TeacherServer:
         await self._server.start()
 
     def _reply_streams(self) -> dict[str, Any]:
-        """Returns what takes the generated handler's place: its pieces are bytes already."""
+        """Returns what replaces the generated handler: its pieces are already serialized."""
         scoring: Any = grpc.unary_stream_rpc_method_handler(
             self._servicer.LogitsForBatch,
             request_deserializer=teacher_pb2.LogitsForBatchRequest.FromString,
@@ -146,10 +146,10 @@ class TeacherServer:
         sharing: Sharing | None = None,
         utilization: Callable[[], float | None] = lambda: None,
     ) -> Limits:
-        """Says SERVING, then takes calls. Returns the limits that hold for this model.
+        """Reports SERVING, then takes calls. Returns the limits that hold for this model.
 
         Args:
-            utilization: tells how busy the device is, at once: see GpuUtilization.
+            utilization: returns how busy the device is, without waiting: see GpuUtilization.
 
         Raises:
             Misconfigured: the cache folder cannot be used.
@@ -159,7 +159,7 @@ class TeacherServer:
         if longest is not None:
             shorter = min(longest, limits.max_sequence_tokens)
             limits = dataclasses.replace(limits, max_sequence_tokens=shorter)
-        # Off the loop: a large folder is looked through, a large tokenizer hashed.
+        # Off the loop: scanning a large folder or hashing a large tokenizer takes time.
         cache, _ = await asyncio.gather(
             asyncio.to_thread(sharing.cache_for, engine.facts),
             asyncio.to_thread(lambda: (engine.facts.tokenizer_sha256, engine.facts.num_tokens)),
@@ -185,7 +185,7 @@ class TeacherServer:
         return limits
 
     def stats(self) -> teacher_pb2.Stats | None:
-        """Returns what GetStats answers, or None while calls are not taken. Event loop only."""
+        """Returns what GetStats answers, or None while no calls are taken. Event loop only."""
         return self._servicer.stats()
 
     async def drain(self, timeout_seconds: float) -> bool:

@@ -1,7 +1,7 @@
-"""lectern.v1.Teacher over gRPC: wire messages in, calls on the queue and the engine, messages out.
+"""The gRPC service `lectern.v1.Teacher`: translates calls for the queue and the engine.
 
-It only translates. A call's life: `_answering` opens it and turns errors into status codes;
-validation makes plain data of it; the batcher runs it; replies.py cuts the rows into messages.
+A call's life: `_answering` opens it and turns errors into status codes; validation.py makes plain
+data of it; the batcher runs it; replies.py cuts the rows into messages.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Context = Any  # grpc.aio.ServicerContext; its generic parameters say nothing he
 
 @dataclass(frozen=True)
 class Serving:
-    """What a loaded server answers from. `utilization` is of the device: see GpuUtilization."""
+    """What a loaded server answers from. `utilization` is the device's: see GpuUtilization."""
 
     engine: Engine
     batcher: Batcher
@@ -48,7 +48,7 @@ class Serving:
 
 
 class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
-    """Closed until `open`, and again from `close` on: then every call is answered UNAVAILABLE."""
+    """Answers calls between `open` and `close`; at any other time they get UNAVAILABLE."""
 
     def __init__(self) -> None:
         self._serving: Serving | None = None
@@ -62,7 +62,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
         self._serving = serving
 
     def close(self, because: str) -> None:
-        """Takes no new calls; those in flight go on."""
+        """Takes no new calls; calls in flight continue."""
         self._serving = None
         self._closed_because = because
 
@@ -72,7 +72,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
 
     @property
     def is_idle(self) -> bool:
-        """Is no call in flight."""
+        """Whether no call is in flight."""
         return self._idle.is_set()
 
     async def wait_until_idle(self) -> None:
@@ -146,7 +146,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
 
     @contextlib.asynccontextmanager
     async def _answering(self, context: Context, call: str) -> AsyncIterator[Serving]:
-        """Yields what to answer from; the one place where errors become status codes."""
+        """Yields what to answer from; the only place where errors become status codes."""
         serving = self._serving
         self._calls += 1
         self._idle.clear()
@@ -158,7 +158,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServicer):
             if serving is not None:
                 broke = isinstance(error, TeacherError)
                 serving.accounting.failed() if broke else serving.accounting.refused()
-            # A full queue refuses by the thousand.
+            # A full queue refuses thousands of calls.
             say = log.debug if error.retryable else log.warning
             say("refused", call=call, reason=error.reason, detail=str(error))
             await _abort(context, error)

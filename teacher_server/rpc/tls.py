@@ -1,4 +1,4 @@
-"""The server's certificate and key, and the authority of the clients that it takes."""
+"""The server's certificate and key, and the authority that signs client certificates."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lectern_common.teacher.pem import BadPem, read_authorities, read_key_pair
 
 @dataclass(frozen=True)
 class ServerTls:
-    """PEM texts. With `client_ca`, only clients with a certificate of that authority are let in."""
+    """PEM texts. With `client_ca`, clients need a certificate signed by that authority."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -18,7 +18,7 @@ class ServerTls:
 
 
 def ssl_context(certificate: Path, key: Path, client_ca: bytes | None) -> ssl.SSLContext:
-    """Returns what a server that is not gRPC's takes, of files that were read and checked."""
+    """Returns the context for a server other than gRPC's, from files already checked."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     if client_ca is not None:
@@ -30,10 +30,10 @@ def ssl_context(certificate: Path, key: Path, client_ca: bytes | None) -> ssl.SS
 def read_server_tls(
     certificate: Path | None, key: Path | None, client_ca: Path | None
 ) -> ServerTls | None:
-    """Returns what --tls-cert, --tls-key and --tls-client-ca name; None where none is set.
+    """Returns the files of --tls-cert, --tls-key and --tls-client-ca; None if none is set.
 
     Raises:
-        Misconfigured: one is missing beside another, cannot be read, or they do not fit.
+        Misconfigured: one is missing or cannot be read, or they do not belong together.
     """
     if certificate is None and key is None and client_ca is None:
         return None

@@ -1,4 +1,4 @@
-"""Requests into checked plain data, before any engine sees them. Every field, or a named refusal.
+"""Checks every field of a request and turns it into plain data, before any engine sees it.
 
 Legend: S tokens of one sequence, T tokens of all sequences.
 """
@@ -25,20 +25,20 @@ _REQUEST_ID = re.compile(r"[ -~]{0,64}")
 
 
 def require_protocol(version: int) -> None:
-    """Raises Incompatible where the client speaks another version of the contract."""
+    """Raises Incompatible unless the client speaks this version of the contract."""
     if version != PROTOCOL_VERSION:
         raise Incompatible(
-            f"protocol_version is {version}, this server speaks {PROTOCOL_VERSION}; use a client "
+            f"protocol_version is {version}; this server expects {PROTOCOL_VERSION}: use a client "
             "of the server's version"
         )
 
 
 def require_model(expected_fingerprint: str, facts: ModelFacts) -> None:
-    """Raises WrongModel where the client expects another model; "" expects none in particular."""
+    """Raises WrongModel if the client expects another model; "" accepts any model."""
     if expected_fingerprint not in ("", facts.fingerprint):
         raise WrongModel(
-            f"this server's model is {facts.model_id}, fingerprint {facts.fingerprint[:16]}..., "
-            f"not the expected {expected_fingerprint[:16]!a}..."
+            f"this server's model is {facts.model_id}, fingerprint {facts.fingerprint[:16]}...; "
+            f"expected {expected_fingerprint[:16]!a}..."
         )
 
 
@@ -48,8 +48,8 @@ def scoring_request(
     """Returns the request as plain data.
 
     Raises:
-        InvalidRequest: a field is wrong; names it and its limit.
-        Incompatible, WrongModel, RepresentationNotOffered: the request is right, but not here.
+        InvalidRequest: a field is invalid; names it and its limit.
+        Incompatible, WrongModel, RepresentationNotOffered: valid, but not on this server.
     """
     require_protocol(request.protocol_version)
     if not _RUN_ID.fullmatch(request.run_id):
@@ -79,7 +79,7 @@ def scoring_request(
 
 
 def require_vocab_size(vocab_size: int, facts: ModelFacts) -> None:
-    """Raises InvalidRequest where the head has no such width."""
+    """Raises InvalidRequest unless the head is at least that wide."""
     if not 1 <= vocab_size <= facts.logit_width:
         raise InvalidRequest(
             f"vocab_size is {vocab_size}; it must be between 1 and the model's {facts.logit_width}",
@@ -88,7 +88,7 @@ def require_vocab_size(vocab_size: int, facts: ModelFacts) -> None:
 
 
 def require_offered(kind: str, facts: ModelFacts) -> None:
-    """Raises RepresentationNotOffered, with the reason, where the model does not give it."""
+    """Raises RepresentationNotOffered, with the reason, unless the model offers it."""
     reason = facts.why_not(kind)
     if reason is not None:
         raise RepresentationNotOffered(f"{kind} is not offered: {reason}")
@@ -128,9 +128,9 @@ def _sequence_lengths(
 ) -> npt.NDArray[np.int64]:
     field = "sequence_lengths"
     num_sequences = len(request.sequence_lengths)
-    if not 1 <= num_sequences <= limits.max_sequences:  # before they are read: a message holds 16 M
+    if not 1 <= num_sequences <= limits.max_sequences:  # before reading up to 16 million of them
         raise InvalidRequest(
-            f"sequence_lengths names {num_sequences} sequences; it must be between 1 and "
+            f"sequence_lengths has {num_sequences} sequences; it must have between 1 and "
             f"{limits.max_sequences}",
             field=field,
         )
@@ -162,7 +162,8 @@ def _token_ids(data: bytes, num_tokens: int, facts: ModelFacts) -> npt.NDArray[n
     index = int(token_ids_T.argmax())
     if token_ids_T[index] >= facts.logit_width:
         raise InvalidRequest(
-            f"token_ids[{index}] is {token_ids_T[index]}; ids end at {facts.logit_width - 1}",
+            f"token_ids[{index}] is {token_ids_T[index]}; it must be at most "
+            f"{facts.logit_width - 1}",
             field="token_ids",
         )
     return token_ids_T
@@ -171,19 +172,19 @@ def _token_ids(data: bytes, num_tokens: int, facts: ModelFacts) -> npt.NDArray[n
 def _asked(
     request: teacher_pb2.LogitsForBatchRequest, lengths: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Returns which of all T tokens are asked."""
+    """Returns which of the T tokens are asked."""
     num_tokens = int(lengths.sum())
     if request.positions == teacher_pb2.POSITIONS_MASK:
         asked_T = unpack_mask(request.position_mask, num_tokens)
         if not asked_T.any():
             raise InvalidRequest(
-                "position_mask sets no bit: at least one position must be asked",
+                "position_mask has no bit set; ask for at least one position",
                 field="position_mask",
             )
         return asked_T
     if request.position_mask:
         raise InvalidRequest(
-            "position_mask has a meaning with POSITIONS_MASK alone; leave it out",
+            "position_mask is only for POSITIONS_MASK; leave it out",
             field="position_mask",
         )
     if request.positions == teacher_pb2.POSITIONS_ALL:
@@ -193,7 +194,8 @@ def _asked(
         asked_T[np.cumsum(lengths) - 1] = True
         return asked_T
     raise InvalidRequest(
-        f"positions {request.positions} is none of POSITIONS_ALL, POSITIONS_LAST, POSITIONS_MASK",
+        f"positions is {request.positions}; expected POSITIONS_ALL, POSITIONS_LAST or "
+        "POSITIONS_MASK",
         field="positions",
     )
 
@@ -213,8 +215,8 @@ def _require_reply_fits(
     fitting = int((rows_until * row_bytes <= limits.max_reply_bytes).sum())
     raise InvalidRequest(
         f"the reply would be {num_rows * row_bytes} bytes of {representation.kind} ({num_rows} "
-        f"positions of {row_bytes}), over the limit of {limits.max_reply_bytes}: at most "
+        f"positions of {row_bytes}), over the limit of {limits.max_reply_bytes}; at most "
         f"{limits.max_reply_bytes // row_bytes} positions fit, the first {fitting} of these "
-        f"{len(lengths)} sequences; send fewer, or ask for another representation",
+        f"{len(lengths)} sequences: send fewer, or ask for another representation",
         field="sequence_lengths",
     )

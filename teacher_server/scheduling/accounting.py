@@ -1,11 +1,11 @@
-"""What the server has done since it started, in all and for each run. Event loop only."""
+"""Counts what the server has done since it started, in total and per run. Event loop only."""
 
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Run ids come from clients: the longest idle ones are forgotten beyond this many.
+# Run ids come from clients: beyond this many, those idle longest are forgotten.
 MAX_RUNS = 1000
 
 _RATE_WINDOW_SECONDS = 60.0
@@ -13,9 +13,9 @@ _RATE_WINDOW_SECONDS = 60.0
 
 @dataclass
 class RunAccount:
-    """Work charged to one run; the fields are those of the proto's RunStats.
+    """Work charged to one run; fields as in the proto's RunStats.
 
-    A part of a forward may be a part of a token.
+    `tokens` need not be whole: runs share forwards.
     """
 
     requests: int = 0
@@ -28,13 +28,13 @@ class RunAccount:
 
 
 class Accounting:
-    """Counters. `clock` gives rising seconds."""
+    """Counters. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        # The last minute's forwards and their sums. Whole nanoseconds: what was added comes off
-        # again without a rest.
+        # The last minute's forwards and their sums, in whole nanoseconds: subtracting what was
+        # added leaves no rounding error.
         self._recent: deque[tuple[float, int, int]] = deque()  # (when, tokens, nanoseconds)
         self._recent_tokens = 0
         self._recent_nanoseconds = 0
@@ -55,7 +55,7 @@ class Accounting:
     def forward(
         self, num_tokens: int, num_sequences: int, computed_tokens: int, seconds: float
     ) -> None:
-        """Counts one forward; `computed_tokens` are those of the sequences and the padding."""
+        """Counts one forward; `computed_tokens` includes the padding."""
         self.forwards += 1
         self.scored_tokens += num_tokens
         self.scored_sequences += num_sequences
@@ -68,22 +68,22 @@ class Accounting:
         self._forget_old()
 
     def charged(self, run_id: str, tokens: float, seconds: float) -> None:
-        """Counts a run's part of a forward."""
+        """Counts a run's share of a forward."""
         run = self._run(run_id)
         run.tokens += tokens
         run.compute_seconds += seconds
 
     def derived(self, run_id: str, seconds: float) -> None:
-        """Counts the time it took to make a run's answer of what a forward gave."""
+        """Counts the time it took to derive a run's answer from a forward's rows."""
         self.compute_seconds += seconds
         self._run(run_id).compute_seconds += seconds
 
     def cache_hit(self, run_id: str) -> None:
-        """Counts a sequence that a run did not need a forward of its own for."""
+        """Counts a sequence of a run that needed no forward of its own."""
         self._run(run_id).cache_hits += 1
 
     def cache_miss(self, run_id: str) -> None:
-        """Counts a sequence that a run needed a forward for."""
+        """Counts a sequence of a run that needed a forward."""
         self._run(run_id).cache_misses += 1
 
     def answered(self, run_id: str, sent_bytes: int, queue_seconds: float) -> None:
@@ -95,15 +95,15 @@ class Accounting:
         run.queue_seconds += queue_seconds
 
     def refused(self) -> None:
-        """Counts a call that was turned away before any work: wrong, or the queue was full."""
+        """Counts a call refused before any work: invalid, or the queue was full."""
         self.refused_requests += 1
 
     def failed(self) -> None:
-        """Counts a call that broke after it was accepted."""
+        """Counts a call that failed after it was accepted."""
         self.failed_requests += 1
 
     def tokens_per_second(self) -> float:
-        """Returns tokens a second of forward time over the last minute; 0 where there were none."""
+        """Returns tokens per second of forward time over the last minute; 0 without forwards."""
         self._forget_old()
         if self._recent_nanoseconds <= 0:
             return 0.0

@@ -1,8 +1,8 @@
-"""Who is let into the queue: those for whom there is a place, and whose quota is not used up.
+"""Admits requests to the queue while it has a place and the run has quota left.
 
-A run that has a quota has a bucket of tokens. A request is admitted while its run's bucket is not
-in debt, and may take it there, so that one that is larger than a minute's quota still gets through,
-once in as many minutes.
+A run with a quota has a token bucket. A request is admitted while the bucket is above zero, and may
+take it below, so that a request larger than a minute's quota still gets through, once in as many
+minutes.
 """
 
 import math
@@ -16,7 +16,7 @@ from teacher_server.scheduling.accounting import Accounting
 from teacher_server.scheduling.fair_share import first_match
 from teacher_server.scheduling.requests import Ticket
 
-# Run ids come from clients: the longest idle buckets are forgotten beyond this many.
+# Run ids come from clients: beyond this many, the buckets idle longest are forgotten.
 _MAX_RUNS = 1000
 _MAX_QUOTA_PUSHBACK_SECONDS = 60.0
 _MIN_PUSHBACK_SECONDS, _MAX_PUSHBACK_SECONDS = 0.1, 10.0
@@ -26,9 +26,9 @@ class Quotas:
     """Token buckets.
 
     Args:
-        tokens_per_minute: shell pattern of run ids -> quota; the first that matches holds. Runs
-            that match none have no quota.
-        clock: seconds, rising.
+        tokens_per_minute: shell pattern of run ids -> quota; the first match applies. Runs that
+            match none have no quota.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Quotas:
         if left <= 0:
             raise Overloaded(
                 f"run {run_id} has used its quota of {quota:g} tokens a minute",
-                # Nobody should sleep through a change of quotas.
+                # No client should sleep through a change of quotas.
                 retry_after_seconds=min(max(0.1, -left * 60 / quota), _MAX_QUOTA_PUSHBACK_SECONDS),
             )
         self._buckets[run_id] = (left - tokens, now)
@@ -65,12 +65,12 @@ class Quotas:
 
 
 class Admission:
-    """Turns requests away that would wait too long.
+    """Refuses requests that would wait too long.
 
     Args:
         max_queued_requests: requests waiting, running or being read, before more are refused. A
-            run may have as many of them as are left free, so that another always finds a place.
-        accounting: tells how fast the queue empties.
+            run may have as many of them as are left free, so that others always find a place.
+        accounting: knows how fast the queue empties.
         quotas: how much a run may ask for.
     """
 
@@ -82,29 +82,29 @@ class Admission:
         self._quotas = quotas or Quotas()
 
     def require(self, request: ScoringRequest, tickets: Sequence[Ticket]) -> None:
-        """Raises unless there is a place for a request beside those that are here.
+        """Raises unless there is a place for a request beside `tickets`.
 
         Raises:
             Overloaded: the queue is full, or the run's part of it, or its quota is used up; says
-                when to ask again. Nothing was counted.
+                when to retry. Nothing was counted.
         """
         self.require_place(request.run_id, tickets)
         self._quotas.take(request.run_id, request.num_tokens)
 
     def require_place(self, run_id: str, tickets: Sequence[Ticket]) -> None:
-        """Raises Overloaded if a run gets no place in the queue now."""
+        """Raises Overloaded unless the queue has a place for the run now."""
         free = self._max_queued_requests - len(tickets)
         held = sum(ticket.request.run_id == run_id for ticket in tickets)
         if free <= 0:
-            what = f"{len(tickets)} requests are waiting or running, the most this server takes"
+            what = f"{len(tickets)} requests are waiting or running, the most this server accepts"
         elif held >= free and held > 0:
-            what = f"{held} requests of run {run_id} are here; {free} places are left for others"
+            what = f"run {run_id} already has {held} requests here; {free} places are for others"
         else:
             return
         raise Overloaded(what, retry_after_seconds=self._pushback_seconds(tickets))
 
     def _pushback_seconds(self, tickets: Sequence[Ticket]) -> float:
-        """Returns about how long half of the queue takes."""
+        """Returns roughly how long half of the queue takes."""
         tokens_per_second = self._accounting.tokens_per_second() or 1000.0
         seconds = sum(ticket.waiting_tokens for ticket in tickets) / tokens_per_second / 2
         return min(max(seconds, _MIN_PUSHBACK_SECONDS), _MAX_PUSHBACK_SECONDS)

@@ -1,4 +1,4 @@
-"""Which waiting sequences are computed together with the one whose turn it is. Pure.
+"""Chooses the waiting sequences to compute together with the leader, whose turn it is.
 
 equal_lengths   for "independent": sequences of the very same length
 near_lengths    for "throughput": sequences of nearly its length, padded to the longest of them
@@ -7,14 +7,14 @@ near_lengths    for "throughput": sequences of nearly its length, padded to the 
 import bisect
 from collections.abc import Sequence
 
-# Padding may be this share of all tokens computed, and five times that in a single batch: where
-# sequences are short, company is worth more than a few tokens.
+# Padding may be this share of all tokens computed, and five times that in a single batch: short
+# sequences gain more from a larger batch than a few tokens of padding cost.
 MAX_PADDING = 0.019
 _MAX_BATCH_PADDING = 5 * MAX_PADDING
 
 
 def equal_lengths(lengths: Sequence[int], leader: int, max_tokens: int) -> list[int]:
-    """Returns indices of sequences of the leader's length, itself first, at most `max_tokens`.
+    """Returns indices of sequences of the leader's length, leader first, at most `max_tokens`.
 
     Their number is a power of two, so that few shapes occur.
     """
@@ -31,10 +31,10 @@ class NearLengths:
         self._allowance = 0.0  # tokens of padding that earlier batches left unused
 
     def __call__(self, lengths: Sequence[int], leader: int, max_tokens: int) -> list[int]:
-        """Returns indices of the leader and those around it in length, at most `max_tokens`.
+        """Returns indices of the leader, first, and of sequences of nearly its length.
 
-        Padding counts as tokens: the longest times their number is at most `max_tokens`, unless
-        the leader alone has more.
+        Padding counts as tokens: the longest length times their number is at most `max_tokens`,
+        unless the leader by itself has more.
         """
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         by_length = [lengths[index] for index in order]

@@ -1,14 +1,14 @@
-"""The queue between many clients and one model: who waits, who is next, who is turned away.
+"""The queue between many clients and one model, and the loop that empties it.
 
 1. A request is admitted (admission.py), and each of its sequences joins the flight of its base ask
    (requests.py): one that is waiting or being computed, else a new one.
-2. The run whose turn it is (scheduler.py, fair_share.py) leads with its oldest sequence; those of
-   its own and of other runs with credit that fit it in length (batch_shapes.py) come along.
-3. The rows are kept (cache.py), turned into what each waiter asked for, and charged to their runs
+2. The run whose turn it is (scheduler.py, fair_share.py) leads with its oldest sequence; its other
+   sequences, and those of other runs with credit, join if they fit in length (batch_shapes.py).
+3. The rows are cached (cache.py), turned into what each waiter asked for, and charged to their runs
    in equal parts.
 
-Policy apart from execution: an Engine computes, and no torch is imported here. Everything but the
-engine's calls runs on the event loop, so nothing is locked.
+Policy is separate from execution: an Engine computes, and no torch is imported here. Everything but
+the engine's calls runs on the event loop, so nothing needs a lock.
 """
 
 import asyncio
@@ -37,17 +37,21 @@ from teacher_server.scheduling.scheduler import Scheduler
 _Result = TypeVar("_Result")
 
 
+def _device_failed() -> TeacherUnavailable:
+    return TeacherUnavailable("the teacher's device has failed")
+
+
 class Batcher:
     """A bounded queue and the loop that empties it.
 
     Args:
         engine: the model; its `score` and `derived` run on `model_thread`, one call at a time.
         model_thread: an executor with a single thread.
-        accounting: is told of every forward.
-        admission: who is let in.
-        scheduler: what is computed next.
+        accounting: counts every forward.
+        admission: decides which requests enter the queue.
+        scheduler: decides what is computed next.
         cache: rows that were computed before.
-        clock: seconds, rising.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -87,9 +91,9 @@ class Batcher:
 
     @contextlib.contextmanager
     def admitted(self, request: ScoringRequest, timeout_seconds: float | None) -> Iterator[Ticket]:
-        """Yields the ticket of a request; on leaving, whatever waits of it is dropped.
+        """Yields the ticket of a request; on exit, drops what of it still waits.
 
-        So a client that goes away frees its place at once, and no forward runs for it alone.
+        So a client that disconnects frees its place at once, and no forward runs only for it.
 
         Raises:
             Overloaded: as Admission.require. Nothing was queued.
@@ -112,20 +116,20 @@ class Batcher:
             self._tickets.remove(ticket)
 
     async def answers(self, ticket: Ticket) -> AsyncIterator[ComputedRows]:
-        """Yields the rows of one sequence after the other, as they are ready.
+        """Yields the rows of each sequence in order, as they are ready.
 
         Raises:
-            LecternError: or whatever else ended the request.
+            LecternError: or any other exception that ended the request.
         """
         for index in range(len(ticket.request.asks)):
             await self._answer_from_cache(ticket, index)
             yield await ticket.answer(index)
 
     async def run(self) -> None:
-        """Computes what is queued, for ever; cancel to end it.
+        """Computes what is queued until cancelled.
 
         Raises:
-            DeviceLost: as Engine.score; the process had better end.
+            DeviceLost: as Engine.score; the process should end.
         """
         while True:
             self._drop_expired()
@@ -135,21 +139,20 @@ class Batcher:
             else:
                 self._changed.clear()
                 await self._changed.wait()
-            # What comes from memory alone would keep the loop, and health with it, to itself.
+            # Answers from memory never yield: the event loop, and health checks, would starve.
             await asyncio.sleep(0)
 
     def _drop_expired(self) -> None:
         now = self._clock()
         for ticket in self._tickets:
             if ticket.pending and ticket.expired(now):
-                self._flights.fail(
-                    ticket, TeacherUnavailable("the call's deadline passed in the queue")
-                )
+                late = TeacherUnavailable("the call's deadline passed in the queue")
+                self._flights.fail(ticket, late)
 
     # ---- forwards ------------------------------------------------------------------------------
 
     async def _serve(self, batch: list[Flight]) -> None:
-        """Computes flights, or finds their rows, and answers all who wait for them."""
+        """Computes flights, or finds their rows in the cache, and answers their waiters."""
         now = self._clock()
         for flight in batch:
             self._flights.begin(flight)
@@ -165,7 +168,7 @@ class Batcher:
         await self._forward(missing)
 
     async def _forward(self, flights: list[Flight]) -> None:
-        """Computes flights together; where that fails in halves, and each alone in the end."""
+        """Computes flights together; after a failure in halves, in the end one by one."""
         for flight in flights:
             if not flight.waiters:
                 self._flights.drop(flight)
@@ -181,12 +184,10 @@ class Batcher:
             )
         except DeviceLost:
             for flight in flights:
-                self._flights.fail_all(
-                    flight, TeacherUnavailable("the teacher's device has failed")
-                )
+                self._flights.fail_all(flight, _device_failed())
             raise
         except Exception as error:
-            if len(flights) == 1:  # it is theirs who asked; the servicer says what it was
+            if len(flights) == 1:  # its waiters get the error; the servicer logs it
                 self._flights.fail_all(flights[0], error)
                 return
             if isinstance(error, TeacherOutOfMemory):
@@ -205,17 +206,10 @@ class Batcher:
     async def _finish(
         self, flight: Flight, rows: ComputedRows, seconds: float, from_cache: bool
     ) -> None:
-        """Charges a flight to those who take its rows, and answers them.
-
-        Args:
-            flight: is over afterwards.
-            rows: of its base ask.
-            seconds: of the forward, or this flight's part of it.
-            from_cache: there was no forward.
-        """
+        """Ends a flight: charges its part of the forward's seconds, and answers the waiters."""
         self._charge(flight, seconds, from_cache)
         takers = self._flights.end(flight)
-        derived: dict[bytes, ComputedRows] = {}  # by ask: equal ones have one answer
+        derived: dict[bytes, ComputedRows] = {}  # by key of the ask: equal asks share an answer
         for ticket, index in takers:
             began = self._clock()
             try:
@@ -223,9 +217,7 @@ class Batcher:
             except NoLongerWanted:
                 continue
             except DeviceLost:
-                self._flights.fail_all(
-                    flight, TeacherUnavailable("the teacher's device has failed")
-                )
+                self._flights.fail_all(flight, _device_failed())
                 raise
             except Exception as error:
                 self._flights.fail(ticket, error)
@@ -257,7 +249,7 @@ class Batcher:
         return answer
 
     async def _answer_from_cache(self, ticket: Ticket, index: int) -> None:
-        """Answers at once what needs nothing of the model."""
+        """Answers an ask at once if its rows are cached and need no work of the model."""
         flight = ticket.pending.get(index)
         ask = ticket.request.asks[index]
         if flight is None or ask.representation.kind != flight.base.representation.kind:
@@ -271,7 +263,7 @@ class Batcher:
         ticket.deliver(index, selected(rows, flight.base, ask))
 
     def _charge(self, flight: Flight, seconds: float, from_cache: bool) -> None:
-        """Charges tokens and seconds in equal parts; all payers but one had a hit, or all."""
+        """Charges payers equally; all but the first had a cache hit, or all if `from_cache`."""
         tokens = flight.base.num_tokens
         for number, ticket in enumerate(flight.payers):
             part = 1 / len(flight.payers)

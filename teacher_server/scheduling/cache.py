@@ -1,8 +1,8 @@
-"""ComputedRows that were computed, kept for whoever asks for the same sequence again: byte-bounded.
+"""Keeps computed rows for requests of the same sequence, in a bounded number of bytes.
 
 Keyed by the base ask (engine/seam.py), so one entry serves every run, representation, mask and
-temperature. The longest unused entries go first. With a second tier on disk (disk_cache.py) they
-can be had back from there, also by the next process.
+temperature. The least recently used entries are dropped first. With a second tier on disk
+(disk_cache.py) they can be read back from there, even by the next process.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from teacher_server.engine.seam import ComputedRows
 from teacher_server.scheduling.disk_cache import DiskCache
 
-# What an entry costs beside its rows: key, object, buffer header.
+# Memory of an entry beside its rows: key, object, buffer header.
 _ENTRY_BYTES = 512
 
 
@@ -57,7 +57,7 @@ class Cache:
         return await asyncio.shield(reading)  # others may wait for it
 
     async def find_each(self, keys: Sequence[bytes]) -> list[ComputedRows | None]:
-        """Returns `find` of each key; what is on disk is read together."""
+        """Returns `find` of each key; all disk reads are queued together."""
         if self.disk is None:
             return [self.get(key) for key in keys]
         return await asyncio.gather(*map(self.find, keys))
@@ -70,7 +70,7 @@ class Cache:
             self._keep(key, rows)
 
     def put(self, key: bytes, rows: ComputedRows) -> None:
-        """Keeps rows that were computed; what is not finite is not kept."""
+        """Keeps computed rows, unless some are not finite."""
         if rows.first_bad_row is not None:
             return
         self._keep(key, rows)

@@ -1,10 +1,10 @@
-"""Computed rows in files, so that an epoch's worth outlives memory, and the process.
+"""Keeps computed rows in files, so that an epoch's worth outlives memory and the process.
 
-    FOLDER/<model>/<2 hex>/<62 hex>     <model> names the fingerprint, the mode and the device
+    FOLDER/<model>/<2 hex>/<62 hex>     <model> hashes fingerprint, mode, device and arithmetic
 
 A file is a header (magic, CRC-32, sizes), the row lengths of sampled rows, and the rows. It appears
 whole, by rename; one that cannot be read or whose checksum differs is deleted and counts as absent.
-Writing never holds up an answer: what comes faster than the disk takes is not written.
+Writing never delays an answer: rows that come faster than the disk can take are not written.
 """
 
 import contextlib
@@ -31,33 +31,33 @@ _MAX_UNWRITTEN_BYTES = 256 << 20
 
 
 class DiskCache:
-    """Files of rows, at most `capacity_bytes` of them; the longest unused go first.
+    """Files of rows, at most `capacity_bytes` in all; the least recently used go first.
 
     Args:
-        folder: of this model alone; made where it is missing.
+        folder: only for this model; created if it is missing.
         capacity_bytes: over all files.
 
     Raises:
-        Misconfigured: the folder cannot be made or written, or another process uses it.
+        Misconfigured: the folder cannot be created or written, or another process uses it.
     """
 
     def __init__(self, folder: Path, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.not_written = 0
-        # Reads and writes; one at a time, beside the event loop.
+        # Reads and writes, one at a time, off the event loop.
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache")
         self._folder = folder
-        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # the longest unused first
+        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
         self._unwritten_bytes = 0
-        self._lock = threading.Lock()  # the loop looks at what the thread changes
+        self._lock = threading.Lock()  # the loop reads what the thread changes
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_descriptor = take_lock(folder / ".lock")
             self._find_files()
         except BlockingIOError:
             raise Misconfigured(
-                f"another teacher keeps its rows in {folder}; set another --cache-folder"
+                f"another teacher uses the cache folder {folder}; set another --cache-folder"
             ) from None
         except OSError as error:
             raise Misconfigured(
@@ -79,7 +79,7 @@ class DiskCache:
         os.close(self._lock_descriptor)
 
     def write_soon(self, key: bytes, rows: ComputedRows) -> None:
-        """Writes rows when the disk has time, unless it has fallen far behind."""
+        """Queues rows for writing, unless the disk has fallen far behind."""
         with self._lock:
             if key in self._sizes or _HEADER.size + rows.num_bytes > self.capacity_bytes:
                 return
@@ -90,14 +90,14 @@ class DiskCache:
         self.thread.submit(self._write, key, rows)
 
     def read(self, key: bytes) -> ComputedRows | None:
-        """Returns the rows of a key, or None; on the cache's thread."""
+        """Returns the rows of a key, or None. Runs on the cache's thread."""
         path = self._path(key)
         try:
             rows = _unpacked(np.fromfile(path, np.uint8))
             os.utime(path)
-        except Exception as error:  # whatever it is, the rows can be computed
+        except Exception as error:  # whatever failed, the rows can be computed
             log.warning("cached rows are unreadable", path=str(path), error=str(error))
-            if isinstance(error, FileNotFoundError | ValueError):  # it would be the same again
+            if isinstance(error, FileNotFoundError | ValueError):  # a retry would fail too
                 self._drop(key)
             return None
         with self._lock:
@@ -109,7 +109,7 @@ class DiskCache:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            # Not fsynced: a file that is not whole is found by its checksum.
+            # Not fsynced: the checksum detects an incomplete file.
             with replaced_file(path, durable=False) as hidden, hidden.open("wb") as file:
                 for part in _packed(rows):
                     file.write(part)
@@ -132,7 +132,7 @@ class DiskCache:
             self._path(key).unlink()
 
     def _find_files(self) -> None:
-        """Takes over what an earlier process left, the longest unused first."""
+        """Takes over the files of an earlier process, least recently used first."""
         found = []
         for path in self._folder.glob("*/*"):
             name = path.parent.name + path.name
@@ -160,13 +160,13 @@ def _packed(rows: ComputedRows) -> list[bytes | memoryview]:
 
 
 def _unpacked(data: np.ndarray) -> ComputedRows:
-    """Returns the rows of a file. Raises ValueError where it is not one of ours, whole."""
+    """Returns the rows of a file. Raises ValueError unless it is a complete cache file."""
     if len(data) < _HEADER.size:
         raise ValueError("it is truncated")
     magic, crc, num_lengths, num_bytes = _HEADER.unpack(data[: _HEADER.size].tobytes())
     start = _HEADER.size + 4 * num_lengths
     if magic != _MAGIC or len(data) != start + num_bytes:
-        raise ValueError("it is truncated or no cache file")
+        raise ValueError("it is truncated or not a cache file")
     if zlib.crc32(data[_HEADER.size :].data) != crc:
         raise ValueError("its checksum differs")
     lengths = data[_HEADER.size : start].view("<u4").astype(np.uint32) if num_lengths else None

@@ -1,10 +1,10 @@
-"""Whose turn it is: runs share the teacher by tokens, each in proportion to its weight.
+"""Decides which run is next: runs share the teacher's tokens in proportion to their weights.
 
 Deficit round robin (Shreedhar and Varghese, 1996) in its surplus form: a run is served while it has
-credit left, what was computed for it is taken off afterwards, and its credit may fall below zero. A
-round gives the heaviest run a quantum, the others in proportion. So a run that got more than its
-turn, as company in another one's batch, waits the longer for the next; and over any time each run
-that always has something waiting gets its share, to within a quantum and a batch.
+credit left; what was computed for it is subtracted afterwards, so its credit may fall below zero. A
+round gives the heaviest run a quantum, the others in proportion. So a run that got extra tokens, by
+joining another run's batch, waits longer for its next turn; and over any time each run that always
+has something waiting gets its share, to within a quantum and a batch.
 
 Pure and single-threaded: no clock, no asyncio.
 """
@@ -21,7 +21,7 @@ class FairShare:
     """Credits of runs.
 
     Args:
-        weights: shell pattern of run ids -> weight > 0; the first that matches holds, else 1.
+        weights: shell pattern of run ids -> weight > 0; the first match applies, else 1.
         quantum_tokens: credit that a round gives the heaviest run.
     """
 
@@ -37,7 +37,7 @@ class FairShare:
         return first_match(self._weights, run_id, 1.0)
 
     def next(self, waiting: Collection[str]) -> str:
-        """Returns the run to serve; `waiting` are those that could be served now, at least one."""
+        """Returns the run to serve; `waiting` holds those that can be served now, at least one."""
         for run_id in waiting:
             self._credit.setdefault(run_id, 0.0)
         while True:
@@ -47,11 +47,11 @@ class FairShare:
             self._give_rounds(waiting)
 
     def has_credit(self, run_id: str) -> bool:
-        """Returns whether a run may be served in another one's turn."""
+        """Returns whether a run may join another run's batch."""
         return self._credit.get(run_id, 0.0) > 0
 
     def charge(self, run_id: str, tokens: float) -> None:
-        """Takes what was computed for a run off its credit; once it has none it goes last."""
+        """Subtracts computed tokens from a run's credit; a run without credit goes last."""
         credit = self._credit.get(run_id, 0.0) - tokens
         self._credit[run_id] = credit
         if credit <= 0:
@@ -60,7 +60,7 @@ class FairShare:
     def _give_rounds(self, waiting: Collection[str]) -> None:
         """Gives as many rounds as it takes until a waiting run has credit.
 
-        A run with nothing waiting keeps its debt, and loses what it had left.
+        A run with nothing waiting keeps its debt, but loses its credit.
         """
         heaviest = max(self.weight(run_id) for run_id in self._credit)
         quanta = {

@@ -1,7 +1,7 @@
-"""Requests on their way through the queue, and the forwards that they wait for. Event loop only.
+"""Requests in the queue, and the forwards that they wait for. Event loop only.
 
-A ticket is one accepted request. A flight is one forward's worth of work, to come or under way: a
-base ask, and every ticket that waits for it. There is at most one flight for a base ask.
+A ticket is one accepted request. A flight is a base ask that is to be computed, or is being
+computed, with every ticket that waits for it. There is at most one flight for a base ask.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 
 from teacher_server.engine.seam import ComputedRows, ScoringRequest, SequenceAsk
 
-# Answered bytes that a client has not taken yet, beyond which no forward is begun for it, but for
-# the one that it waits for: a slow reader costs this much memory and one batch's rows, and holds up
-# nobody.
+# Answered bytes that a client has not read yet. Beyond this many, only the forward whose answer it
+# reads next is begun for it: a slow reader costs this much memory and one batch's rows, and holds
+# up nobody.
 MAX_UNREAD_BYTES = 16 << 20
 
 
 class Ticket:
-    """One accepted request; only Batcher.admitted makes one.
+    """One accepted request; made only by Batcher.admitted.
 
     Attributes:
         pending: index of each ask that is not answered yet -> the flight that it waits for; in
             rising order.
-        waiting_tokens: of those.
+        waiting_tokens: tokens of the asks that are not answered yet.
         queue_seconds: from arrival until the first of its sequences was begun.
-        compute_seconds: its share of forwards, and what was derived for it.
+        compute_seconds: its share of forwards, and the time to derive its answers.
         cache_hits: sequences answered without a forward of their own.
     """
 
@@ -61,15 +61,15 @@ class Ticket:
         return self.deadline is not None and self.deadline <= now
 
     def wanted(self, now: float) -> bool:
-        """Returns whether an answer is still waited for; also called on the model thread."""
+        """Returns whether the client still waits; also called on the model thread."""
         return not (self.gone or self.failed or self.expired(now))
 
     def takes(self, index: int) -> bool:
-        """Returns whether an answer may come: there is room, or it is the next to be read."""
+        """Returns whether there is room for an answer, or it is the next to be read."""
         return self._unread_bytes < MAX_UNREAD_BYTES or index == self._next_index
 
     def next_flights(self, most: int) -> Iterator["Flight"]:
-        """Yields the flights that may be begun for it now, in order; looks at `most` at most."""
+        """Yields the flights that may begin for it now, in order, among its first `most`."""
         if self._unread_bytes < MAX_UNREAD_BYTES:
             flights = itertools.islice(self.pending.values(), most)
             yield from (flight for flight in flights if not flight.running)
@@ -77,11 +77,11 @@ class Ticket:
             yield flight
 
     def sort_pending(self) -> None:
-        """Puts `pending` in rising order again."""
+        """Restores the rising order of `pending`."""
         self.pending = dict(sorted(self.pending.items()))
 
     def start(self, now: float) -> None:
-        """Counts the wait, once."""
+        """Records the time in the queue, once."""
         if not self.started:
             self.started = True
             self.queue_seconds = now - self._arrived
@@ -94,15 +94,15 @@ class Ticket:
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Ends it with an error; what waits of it is to be dropped."""
+        """Ends it with an error; the caller drops what it waits for."""
         self._error = error
         self._changed.set()
 
     async def answer(self, index: int) -> ComputedRows:
-        """Returns the rows of one ask when they are there; asks are read in rising order.
+        """Waits for the rows of one ask and returns them; asks are read in rising order.
 
         Raises:
-            LecternError: or whatever else ended the request.
+            LecternError: or any other exception that ended the request.
         """
         while index not in self._answers and self._error is None:
             self._changed.clear()
@@ -121,12 +121,12 @@ Waiter = tuple[Ticket, int]  # a ticket, and the index of its ask
 
 @dataclass(eq=False)
 class Flight:
-    """One forward's worth of work: a base ask, and every ticket that waits for it.
+    """A base ask to compute, and every ticket that waits for it.
 
     Attributes:
-        waiters: in order of arrival; once it runs, whether each takes the answer: one without room
-            for it when the forward began is to wait for another.
-        payers: those who take, or would have, had they not gone since.
+        waiters: in order of arrival -> whether it takes the answer, known once the forward runs; a
+            waiter without room when the forward begins has to wait for another one.
+        payers: the tickets that take the answer, even if they have gone since.
     """
 
     key: bytes
@@ -143,7 +143,7 @@ class Flights:
         self._by_key: dict[bytes, Flight] = {}
 
     def join(self, ticket: Ticket, index: int, base: SequenceAsk, key: bytes) -> Flight:
-        """Makes one ask of a ticket wait for the flight of its base ask, and returns that."""
+        """Makes one ask of a ticket wait for the flight of its base ask; returns the flight."""
         flight = self._by_key.get(key)
         if flight is None:
             flight = self._by_key[key] = Flight(key, base)
@@ -154,13 +154,13 @@ class Flights:
         return flight
 
     def begin(self, flight: Flight) -> None:
-        """From now on its forward runs: those with room for the answer take it, and pay for it."""
+        """Marks its forward as running: waiters with room for the answer take it and pay for it."""
         flight.running = True
         for ticket, index in flight.waiters:
             self._take(flight, ticket, index)
 
     def end(self, flight: Flight) -> list[Waiter]:
-        """Returns who takes the answer; those without room wait for a new flight."""
+        """Returns the waiters that take the answer; the others wait for a new flight."""
         self.drop(flight)
         for (ticket, index), takes in list(flight.waiters.items()):
             if not takes:
@@ -169,20 +169,20 @@ class Flights:
         return [waiter for waiter, takes in flight.waiters.items() if takes]
 
     def leave(self, ticket: Ticket, index: int) -> None:
-        """Takes a ticket off one of its flights; the ask stays pending."""
+        """Removes a ticket from one of its flights; the ask stays pending."""
         flight = ticket.pending[index]
         flight.waiters.pop((ticket, index), None)
         if not flight.waiters and not flight.running:
             self.drop(flight)
 
     def leave_all(self, ticket: Ticket) -> None:
-        """Takes a ticket off all of its flights; nothing of it is pending any more."""
+        """Removes a ticket from all of its flights; nothing of it is pending any more."""
         for index in ticket.pending:
             self.leave(ticket, index)
         ticket.pending.clear()
 
     def fail(self, ticket: Ticket, error: Exception) -> None:
-        """Ends a ticket with an error; nothing of it is waited for any more."""
+        """Ends a ticket with an error and removes it from all of its flights."""
         ticket.fail(error)
         self.leave_all(ticket)
 

@@ -1,6 +1,6 @@
-"""Which sequences the model computes next: whose turn it is, who comes along, how many fit.
+"""Chooses the next batch: which run leads, which sequences join, how many fit.
 
-Policy only: nothing is computed here, no torch is imported, and nothing is awaited.
+Policy only: computes nothing, imports no torch, awaits nothing.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from teacher_server.scheduling.requests import Flight, Ticket
 
 log = structlog.get_logger()
 
-# Sequences of one request that are looked at to fill a batch.
+# Sequences of one request that are considered for a batch.
 _WINDOW = 128
-# After a batch that ran out of memory batches are smaller, but no smaller than this part of what
-# was set, and grow again by this part of themselves with each that is full and fits.
+# After a batch that ran out of memory, batches shrink, but not below this part of the setting, and
+# grow again by this part with each full batch that fits.
 _SMALLEST_PART, _GROWTH = 1 / 16, 1 / 64
 
 
 class Scheduler:
-    """Chooses batches; how large they may be follows from which of them fitted into memory.
+    """Chooses batches, as large as the setting and the memory allow.
 
     Args:
         facts: of the model.
-        fair_share: whose turn it is.
-        batch_tokens: tokens of a forward, padding included; a longer sequence is computed alone.
+        fair_share: decides which run leads.
+        batch_tokens: tokens per forward, padding included; a longer sequence is computed alone.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Scheduler:
         self.fair_share = fair_share or FairShare()
         self._facts = facts
         self._batch_tokens = batch_tokens
-        self._fitting_tokens = batch_tokens  # what memory has room for, as far as is known
+        self._fitting_tokens = batch_tokens  # what fits into memory, as far as is known
         self._near_lengths = NearLengths()
 
     def next_batch(self, tickets: Sequence[Ticket]) -> list[Flight]:
-        """Returns the flights to compute now, the leader first; none if nothing can run."""
+        """Returns the flights to compute now, the leader first; empty if nothing can run."""
         heads: dict[str, Flight] = {}
         for ticket in tickets:
             if ticket.request.run_id not in heads:
@@ -55,8 +55,8 @@ class Scheduler:
             return [leader]
         flights = {leader.key: leader}
         for ticket in tickets:
-            company = ticket.request.run_id
-            if company == run_id or self.fair_share.has_credit(company):
+            other = ticket.request.run_id
+            if other == run_id or self.fair_share.has_credit(other):
                 flights.update((flight.key, flight) for flight in ticket.next_flights(_WINDOW))
         waiting = list(flights.values())
         lengths = [flight.base.num_tokens for flight in waiting]
@@ -64,13 +64,13 @@ class Scheduler:
         return [waiting[index] for index in choose(lengths, 0, self._fitting_tokens)]
 
     def ran_out_of_memory(self, failed_tokens: int) -> None:
-        """Makes batches smaller than one that had no room."""
+        """Makes batches smaller than one that did not fit."""
         smallest = max(1, int(self._batch_tokens * _SMALLEST_PART))
         self._fitting_tokens = max(smallest, min(self._fitting_tokens, failed_tokens) // 2)
         log.warning("out of memory", tokens=failed_tokens, batch_tokens=self._fitting_tokens)
 
     def fitted(self, fitted_tokens: int) -> None:
-        """Lets batches grow again if a full one had room."""
+        """Lets batches grow again if a full one fitted."""
         if fitted_tokens >= self._fitting_tokens // 2:
             larger = self._fitting_tokens + max(1, int(self._fitting_tokens * _GROWTH))
             self._fitting_tokens = min(self._batch_tokens, larger)

@@ -1,4 +1,4 @@
-"""How runs share one model: what is kept, what is computed together, who gets how much."""
+"""How runs share one model: batch size, caches, weights and quotas."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from teacher_server.engine.seam import ModelFacts
 from teacher_server.scheduling.cache import Cache
 from teacher_server.scheduling.disk_cache import DiskCache
 
-# Of a forward, padding included. A CPU core is at its best while a batch stays in its cache; a GPU
+# Tokens per forward, padding included. A CPU core is fastest while a batch fits its cache; a GPU
 # needs some ten thousand tokens to be busy.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 
@@ -19,10 +19,10 @@ class Sharing:
     """Settings; the defaults are those of the command line.
 
     Attributes:
-        batch_tokens: None chooses by device.
+        batch_tokens: tokens per forward; None chooses by device.
         cache_bytes: of memory; 0 keeps nothing.
-        cache_folder: of the second tier, for any number of models; None: no second tier.
-        cache_folder_bytes: over the files of one model.
+        cache_folder: the disk cache, for any number of models; None means no disk cache.
+        cache_folder_bytes: limit of the disk cache, for each model.
         weights: shell pattern of run ids -> share; see FairShare.
         quotas: shell pattern of run ids -> tokens a minute; see Quotas.
     """
@@ -35,7 +35,7 @@ class Sharing:
     quotas: Mapping[str, float] = field(default_factory=dict)
 
     def batch_tokens_for(self, facts: ModelFacts) -> int:
-        """Returns the tokens of a forward."""
+        """Returns the tokens per forward."""
         return self.batch_tokens or _BATCH_TOKENS[_device_type(facts)]
 
     def cache_for(self, facts: ModelFacts) -> Cache:
@@ -46,7 +46,7 @@ class Sharing:
         """
         if self.cache_folder is None:
             return Cache(self.cache_bytes)
-        # Rows that were computed in any other way differ in their last bits.
+        # Rows computed in any other way differ in their last bits.
         parts = (facts.fingerprint, facts.mode, facts.device, facts.arithmetic)
         name = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
         return Cache(self.cache_bytes, DiskCache(self.cache_folder / name, self.cache_folder_bytes))

@@ -46,7 +46,7 @@ def spec(name: str = "steady", **sections: Any) -> RunSpec:
 
 
 def make_home(folder: Path) -> Roots:
-    """Returns roots with one model folder, `tiny`, that has a config alone."""
+    """Returns roots with one model folder, `tiny`, that has only a config."""
     roots = Roots.of_home(folder)
     (roots.models / "tiny").mkdir(parents=True)
     (roots.models / "tiny" / "config.json").write_text('{"model_type": "qwen2", "vocab_size": 300}')
@@ -88,7 +88,7 @@ class Bench:
         return cls(roots, store, runs, commands, processes, reconciler, clock, devices)
 
     def restart(self) -> None:
-        """What a new control plane knows after the old one was killed."""
+        """Restarts as a new control plane does after the old one was killed."""
         self.processes.forgets_pids = True
         self.reconciler = Reconciler(
             self.runs,
@@ -108,7 +108,7 @@ class Bench:
         return self.commands.create(spec(name, **sections))
 
     def started(self, name: str = "steady", **sections: Any) -> Run:
-        """Returns a new run whose trainer says that it runs."""
+        """Returns a new run whose trainer reports that it is running."""
         run = self.create(name, **sections)
         self.tick()
         self.processes.last(run.id).say("running", step=1)

@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 from control_plane.api.app import WEB
 from tests.control_plane.conftest import ROOT
 
-# Interfaces of the page alone.
+# Interfaces that only the page has.
 OWN = {"Window", "ShownRun", "MetricsRecord"}
 MODEL_OF = {"HistoryEntry": "HistoryView"}
-# Known more closely than the schema says.
+# Types that the page knows more precisely than the schema.
 SPELLED = {"Metrics.metrics": "MetricsRecord[]", "RunDetail.spec": "Record<string, any>"}
 
 
@@ -41,7 +41,7 @@ def spelled(schema: dict[str, Any], names: dict[str, str]) -> str:
     return {"integer": "number"}.get(schema["type"], schema["type"])
 
 
-def test_the_interfaces_of_the_page_have_the_fields_of_what_is_sent(client: TestClient) -> None:
+def test_the_interfaces_of_the_page_have_the_fields_of_the_responses(client: TestClient) -> None:
     models = client.get("/openapi.json").json()["components"]["schemas"]
     sent = {name: fields for name, fields in interfaces().items() if name not in OWN}
     model_of = {
@@ -58,7 +58,7 @@ def test_the_interfaces_of_the_page_have_the_fields_of_what_is_sent(client: Test
         assert fields == expected, name
 
 
-def test_the_words_of_a_run_s_state_are_those_that_are_sent(client: TestClient) -> None:
+def test_the_page_knows_the_states_of_a_run_that_are_sent(client: TestClient) -> None:
     models = client.get("/openapi.json").json()["components"]["schemas"]
     text = (WEB / "types.d.ts").read_text()
     for name in ("RunState", "Wanted"):
@@ -67,7 +67,7 @@ def test_the_words_of_a_run_s_state_are_those_that_are_sent(client: TestClient) 
         assert re.findall(r'"(\w+)"', union[1]) == models[name]["enum"]
 
 
-def test_every_module_of_the_page_has_its_types_checked() -> None:
+def test_the_types_of_every_module_of_the_page_are_checked() -> None:
     modules = [path for path in WEB.rglob("*.js") if path.parent.name != "vendor"]
     assert len(modules) > 10
     for path in modules:
@@ -79,7 +79,7 @@ def test_the_types_of_uplot_are_those_of_the_copy_in_vendor() -> None:
     assert f"(v{pinned})" in (WEB / "vendor" / "uPlot.iife.min.js").read_text()[:100]
 
 
-def test_every_module_that_is_imported_is_served(client: TestClient) -> None:
+def test_every_imported_module_is_served(client: TestClient) -> None:
     seen: set[Path] = set()
     waiting = [WEB / "app.js"]
     while waiting:

@@ -1,4 +1,4 @@
-"""`python -m control_plane` as a process: killed, ended, started wrongly; with real trainers."""
+"""`python -m control_plane` as a process, with real trainers: kills, stops, refused starts."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ sys.exit(main(sys.argv[2:], json.loads(sys.argv[1])))
 
 
 class Service:
-    """A control plane of its own whose trainers are stand-ins. The fixture `home` ends it."""
+    """A control plane process whose trainers are stand-ins. The fixture `home` ends it."""
 
     started: ClassVar[list["Service"]] = []
 
@@ -170,7 +170,7 @@ def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_s
     assert second.end() == 0
 
 
-def test_ending_with_stop_checkpoints_runs_and_the_next_start_goes_on(home):
+def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     first = Service(home, "--on-exit", "stop")
     run_id = first.create(steps=100)
     wait_for(lambda: first.run(run_id)["step"] > 2)
@@ -188,7 +188,7 @@ def test_ending_with_stop_checkpoints_runs_and_the_next_start_goes_on(home):
     assert second.end() == 0
 
 
-def test_ending_with_leave_lets_trainers_go_on(home):
+def test_exit_with_leave_keeps_trainers_running(home):
     service = Service(home)
     run_id = service.create(steps=200)
     service.wait(run_id, "running")
@@ -200,7 +200,7 @@ def test_ending_with_leave_lets_trainers_go_on(home):
     assert again.end() == 0
 
 
-def test_a_trainer_that_does_not_stop_is_killed_with_all_it_started(home):
+def test_a_trainer_that_does_not_stop_is_killed_with_its_children(home):
     service = Service(home, "--stop-grace-seconds", "0.5")
     run_id = service.create("stubborn")
     service.wait(run_id, "running")
@@ -213,7 +213,7 @@ def test_a_trainer_that_does_not_stop_is_killed_with_all_it_started(home):
     assert service.end() == 0
 
 
-def test_open_streams_do_not_keep_it_from_ending(home):
+def test_open_streams_do_not_delay_the_exit(home):
     service = Service(home)
     run_id = service.create()
     service.wait(run_id, "running")
@@ -225,7 +225,7 @@ def test_open_streams_do_not_keep_it_from_ending(home):
         assert service.end() == 0
 
 
-def test_a_stream_over_http_goes_on_from_the_last_event(home):
+def test_a_stream_over_http_continues_after_the_last_event(home):
     service = Service(home)
     run_id = service.create(steps=30)
     service.wait(run_id, "succeeded")
@@ -251,7 +251,7 @@ def read_events(service, run_id, headers, until):
     raise AssertionError("the stream ended")
 
 
-def test_a_run_that_crashes_again_and_again_ends_as_failed_with_its_reason(home):
+def test_a_run_that_keeps_crashing_fails_with_its_reason(home):
     service = Service(home)
     run_id = service.create("silent")
     run = service.wait(run_id, "failed")
@@ -265,7 +265,7 @@ def test_a_run_that_crashes_again_and_again_ends_as_failed_with_its_reason(home)
 
 
 def refused(*options: str) -> str:
-    """Returns the one sentence that a start is refused with."""
+    """Returns the one sentence of a refused start."""
     done = subprocess.run(
         [sys.executable, "-m", "control_plane", *options],
         cwd=ROOT,
@@ -278,7 +278,7 @@ def refused(*options: str) -> str:
     return line
 
 
-def test_a_taken_port_is_told(home):
+def test_a_taken_port_is_refused(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = refused("--bind", address, "--home", str(home))
@@ -291,14 +291,14 @@ def test_a_taken_port_is_told(home):
 def test_a_second_control_plane_over_the_same_runs_is_refused(home):
     Service(home)
     said = refused("--bind", "127.0.0.1:0", "--home", str(home))
-    assert "another control plane looks after" in said
+    assert "another control plane manages" in said
 
 
 def test_an_address_beyond_loopback_needs_a_token(home):
     assert "--token-file" in refused("--bind", "0.0.0.0:0", "--home", str(home))
 
 
-def test_a_port_file_that_cannot_be_written_is_told(home):
+def test_a_port_file_that_cannot_be_written_is_refused(home):
     said = refused("--bind", "127.0.0.1:0", "--home", str(home), "--port-file", str(home / "a/b"))
     assert f"there is no folder {home / 'a'}" in said
 
@@ -314,7 +314,7 @@ def test_it_loads_no_torch(home):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_token_is_asked_for_and_is_in_no_log_and_no_process_table(home, tmp_path):
+def test_a_token_is_required_and_is_in_no_log_or_process_table(home, tmp_path):
     token = "a-secret-of-this-test-alone"
     (tmp_path / "token").write_text(f"{token}\n")
     service = Service(home, "--token-file", str(tmp_path / "token"), "--on-exit", "stop")

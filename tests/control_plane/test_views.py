@@ -1,9 +1,9 @@
-"""What is shown of a run that only its spec says."""
+"""Fields of a run's view that come only from its spec."""
 
 from control_plane.views import run_view
 
 
-def test_a_student_is_shown_with_what_is_made_of_its_model(bench):
+def test_a_student_is_shown_with_its_kept_layers_and_adapters(bench):
     made = {"init": "tiny", "keep_every_nth_layer": 2, "lora": {"rank": 8}}
     shown = [
         run_view(bench.create(student=student), 0.0, {})

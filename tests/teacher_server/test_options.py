@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_settings() -> None:
     assert sharing_of(parsed()) == Sharing()
 
 
-def test_every_limit_but_the_size_of_a_request_is_an_option() -> None:
+def test_every_limit_except_the_request_size_is_an_option() -> None:
     names = {field.name for field in dataclasses.fields(Limits)} - {"max_request_bytes"}
     assert {option.name for option in LIMIT_OPTIONS} == names
 
@@ -67,7 +67,7 @@ def test_weights_and_quotas_keep_their_order() -> None:
         ("--mode", "fast"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(
+def test_an_invalid_value_is_refused_by_name(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -91,7 +91,7 @@ def test_a_wrong_value_is_refused_by_name(
         ("--threads", "2"),
     ],
 )
-def test_what_a_fixture_does_not_apply_is_refused_by_name(given: tuple[str, ...]) -> None:
+def test_options_that_a_fixture_ignores_are_refused_by_name(given: tuple[str, ...]) -> None:
     require_engine_fits(parsed("--model", "some/model", *given))
     require_engine_fits(parsed(*FIXTURE, "--batch-tokens", "64", "--cache-bytes", "0"))
     says = f"^{given[0]} has no effect with --engine fixture; leave it out$"
@@ -99,7 +99,7 @@ def test_what_a_fixture_does_not_apply_is_refused_by_name(given: tuple[str, ...]
         require_engine_fits(parsed(*FIXTURE, *given))
 
 
-def test_a_size_of_the_cache_folder_wants_a_folder() -> None:
+def test_a_cache_folder_size_needs_a_cache_folder() -> None:
     with pytest.raises(Misconfigured, match="--cache-folder-bytes has no effect without"):
         sharing_of(parsed("--cache-folder-bytes", "1000"))
     folder = ("--cache-folder", "rows")
@@ -131,21 +131,21 @@ def test_weights_themselves_are_allowed() -> None:
         ("--max-queued-requests", 2**32 - 1),
     ],
 )
-def test_a_limit_is_at_most_what_the_wire_can_say(option: str, most: int) -> None:
+def test_a_limit_must_fit_its_field_in_the_protocol(option: str, most: int) -> None:
     limits = limits_of(parsed(option, str(most)))
     field = option.removeprefix("--").replace("-", "_")
     assert getattr(replies.model(FACTS, limits).limits, field) == most
-    with pytest.raises(Misconfigured, match=f"{option} {most + 1}: the wire counts up to {most}$"):
+    with pytest.raises(Misconfigured, match=f"{option} {most + 1}: it must be at most {most}$"):
         limits_of(parsed(option, str(most + 1)))
 
 
-def test_other_sizes_are_at_most_what_the_wire_can_say() -> None:
+def test_other_sizes_must_fit_their_fields_in_the_protocol() -> None:
     most = 2**64 - 1
     folder = ("--cache-folder", "rows")
     assert sharing_of(parsed("--cache-bytes", str(most))).cache_bytes == most
     teacher_pb2.CacheStats(capacity_bytes=most, disk_capacity_bytes=most)
     for option in ("--cache-bytes", "--cache-folder-bytes"):
-        with pytest.raises(Misconfigured, match=f"{option} {most + 1}: the wire counts up to"):
+        with pytest.raises(Misconfigured, match=f"{option} {most + 1}: it must be at most"):
             sharing_of(parsed(*folder, option, str(most + 1)))
-    with pytest.raises(Misconfigured, match="--vocab-size 4294967296: the wire counts up to"):
+    with pytest.raises(Misconfigured, match="--vocab-size 4294967296: it must be at most"):
         require_engine_fits(parsed("--engine", "fixture", "--vocab-size", str(2**32)))

@@ -39,7 +39,7 @@ def fixture_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teache
 
 
 def unread_request() -> pb.LogitsForBatchRequest:
-    """65 MB of rows, more than the transport holds: it stays in flight while nobody reads."""
+    """65 MB of rows, more than the transport holds: it stays in flight until it is read."""
     return request([[1] * 200] * 20, vocab_size=4096)
 
 
@@ -145,7 +145,9 @@ def test_the_fixture_engine_starts_without_torch(fixture_teacher: TeacherProcess
     assert "libtorch" not in maps.read_text()
 
 
-def test_a_taken_port_is_one_sentence(fixture_teacher: TeacherProcess) -> None:
+def test_a_port_taken_by_a_teacher_is_refused_in_one_sentence(
+    fixture_teacher: TeacherProcess,
+) -> None:
     address = fixture_teacher.address
     process = start_teacher("--engine", "fixture", "--vocab-size", "5", "--bind", address)
     status, errors = failed(process)
@@ -155,7 +157,7 @@ def test_a_taken_port_is_one_sentence(fixture_teacher: TeacherProcess) -> None:
     assert len(score(address, request([[1]])).floats) == 1  # the first goes on
 
 
-def test_a_port_that_something_else_holds_is_one_sentence() -> None:
+def test_a_port_taken_by_another_program_is_refused_in_one_sentence() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -180,7 +182,7 @@ def bad_starts(tmp_path: Path) -> list[tuple[list[str], str]]:
         ([], "--model is missing"),
         (["--engine", "fixture"], "needs --vocab-size"),
         ([*fixture, "127.0.0.1:0", "--threads", "1"], "--threads has no effect"),
-        ([*fixture, "127.0.0.1:0", "--max-tokens", "5000000000"], "the wire counts up to"),
+        ([*fixture, "127.0.0.1:0", "--max-tokens", "5000000000"], "it must be at most"),
         (["--model", str(pickled), "--cache-folder-bytes", "9"], "without --cache-folder"),
         ([*fixture, "127.0.0.1:0", "--port-file", str(missing / "port")], "there is no folder"),
         (["--model", str(missing), "--bind", "127.0.0.1:0"], "no folder"),
@@ -189,7 +191,7 @@ def bad_starts(tmp_path: Path) -> list[tuple[list[str], str]]:
     ]
 
 
-def test_what_cannot_start_says_why_in_one_sentence_and_exits_non_zero(tmp_path: Path) -> None:
+def test_a_failed_start_says_why_in_one_sentence_and_exits_non_zero(tmp_path: Path) -> None:
     cases = bad_starts(tmp_path)
     started = [start_teacher(*options) for options, _ in cases]
     for process, (options, says) in zip(started, cases, strict=True):
@@ -200,7 +202,7 @@ def test_what_cannot_start_says_why_in_one_sentence_and_exits_non_zero(tmp_path:
         assert "Traceback" not in errors
 
 
-def test_the_token_is_wanted_and_stands_nowhere(tmp_path: Path) -> None:
+def test_the_token_is_required_and_never_printed(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(f"{TOKEN}\n")
     options = ("--engine", "fixture", "--vocab-size", "97", "--log-level", "debug")
@@ -227,7 +229,7 @@ def test_the_port_file_appears_once_it_serves(fixture_teacher: TeacherProcess) -
         assert channel.get_model().model_id == "fixture-97"
 
 
-def test_a_teacher_on_the_cpu_beside_a_gpu_is_loud() -> None:
+def test_a_teacher_on_the_cpu_of_a_machine_with_a_gpu_warns_loudly() -> None:
     assert idle_gpu_warning("cpu", cuda_available=False, gpu_present=False) is None
     assert idle_gpu_warning("cuda:0 (X)", cuda_available=True, gpu_present=True) is None
     usable = idle_gpu_warning("cpu", cuda_available=True, gpu_present=True)
@@ -244,13 +246,13 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
-def test_a_message_larger_than_any_right_request_is_not_taken_in(tmp_path: Path) -> None:
+def test_a_message_larger_than_any_valid_request_is_refused(tmp_path: Path) -> None:
     options = ["--engine", "fixture", "--vocab-size", "97", "--max-tokens", "100000"]
     with teacher_process(tmp_path, *options) as teacher, connect(teacher.address) as channel:
         model = stub(channel).GetModel(pb.GetModelRequest(protocol_version=1))
         most = model.limits.max_request_bytes
         assert 400_000 < most < 500_000
-        # The largest right request fits: every token, every sequence, a mask, the longest names.
+        # The largest valid request fits: every token, every sequence, a mask, the longest names.
         lengths = [1] * 1000 + [99_000 // 24] * 24
         spare = 100_000 - sum(lengths)
         lengths[-1] += spare

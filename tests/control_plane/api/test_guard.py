@@ -1,4 +1,4 @@
-"""The gate: whose requests get through, and what every answer carries."""
+"""The access checks: which requests get through, and which headers every answer has."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def client(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    """A client of a control plane that asks for a token; it sends none by itself."""
+    """A client, which sends no token by itself, of a control plane that requires one."""
     app = {"token": TOKEN, "allowed_hosts": ["lectern.example"]}
     with serving(tmp_path_factory.mktemp("locked"), **app) as (client, _):
         yield client
@@ -102,19 +102,19 @@ def test_a_form_cannot_write(client, kind):
         {"x-token": TOKEN},
     ],
 )
-def test_nothing_is_told_without_the_token(locked, path, headers):
+def test_nothing_is_disclosed_without_the_token(locked, path, headers):
     response = locked.get(path, headers=headers)
     problem_of(response, 401, "unauthenticated")
     assert response.headers["www-authenticate"] == "Bearer"
     assert TOKEN not in response.text
 
 
-def test_a_token_in_the_address_does_not_count(locked):
+def test_a_token_in_the_url_does_not_count(locked):
     response = locked.get("/runs", params={"token": TOKEN, "authorization": f"Bearer {TOKEN}"})
     problem_of(response, 401, "unauthenticated")
 
 
-def test_every_route_asks_for_the_token(locked):
+def test_every_route_requires_the_token(locked):
     schema = locked.get("/openapi.json", headers=bearer(TOKEN)).json()
     public = {"/healthz", "/readyz"}
     for path, methods in schema["paths"].items():
@@ -123,13 +123,13 @@ def test_every_route_asks_for_the_token(locked):
             assert (status == 401) == (path not in public), (method, path)
 
 
-def test_the_token_opens_everything(locked):
+def test_the_token_opens_every_route(locked):
     assert locked.get("/runs", headers=bearer(TOKEN)).status_code == 200
     headers = {"authorization": f"bearer  {TOKEN} "}
     assert locked.post("/runs", json=spec_body(), headers=headers).status_code == 202
 
 
-def test_the_page_itself_is_shown_to_all(locked):
+def test_the_page_itself_needs_no_token(locked):
     assert locked.get("/").status_code == 200
     assert locked.get("/web/app.js").status_code == 200
     assert locked.get("/web/charts/chart.js").status_code == 200

@@ -44,7 +44,7 @@ def stopped(client, processes, **body) -> dict:
 
 
 def problem_of(response, status: int, reason: str) -> dict:
-    """Returns the body of a response that is the problem expected."""
+    """Returns the body of a response, which must be the expected problem."""
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
     assert set(body) == {"type", "title", "status", "detail", "reason", "retryable", "errors"}
@@ -63,7 +63,7 @@ def refusing(tmp_path_factory):
 # ---- POST /runs ----------------------------------------------------------------------------------
 
 
-def test_a_run_is_accepted_with_its_place(client):
+def test_a_run_is_accepted_with_its_location(client):
     response = client.post("/runs", json=spec_body())
     run = response.json()
     assert response.status_code == 202
@@ -83,7 +83,7 @@ def test_a_key_used_64_times_at_once_makes_one_run(client, plane):
     assert len(plane.runs.page(None, 10)[0]) == 1
 
 
-def test_a_key_means_the_spec_and_not_its_spelling(client):
+def test_a_key_compares_specs_and_not_their_spelling(client):
     key = {"Idempotency-Key": "k"}
     first = client.post("/runs", json=spec_body(), headers=key).json()
     full = parse_spec(spec_body()).model_dump(mode="json")
@@ -95,7 +95,7 @@ def test_a_key_means_the_spec_and_not_its_spelling(client):
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 201])
-def test_a_key_that_is_none_is_refused(refusing, key):
+def test_an_invalid_key_is_refused(refusing, key):
     client, _ = refusing
     response = client.post("/runs", json=spec_body(), headers={"Idempotency-Key": key})
     problem_of(response, 422, "invalid_request")
@@ -191,14 +191,14 @@ def test_a_number_that_is_not_finite_is_refused(refusing, number):
         b"9" * 5000,
     ],
 )
-def test_a_body_that_is_no_json_is_refused(refusing, text):
+def test_a_body_that_is_not_json_is_refused(refusing, text):
     client, _ = refusing
     response = client.post("/runs", content=text, headers={"content-type": "application/json"})
     problem_of(response, 400, "bad_request")
 
 
 @pytest.mark.parametrize("text", [b"[]", b"null", b"1", b'"spec"'])
-def test_a_body_that_is_no_object_is_refused(refusing, text):
+def test_a_body_that_is_not_an_object_is_refused(refusing, text):
     client, _ = refusing
     response = client.post("/runs", content=text, headers={"content-type": "application/json"})
     problem_of(response, 422, "invalid_request")
@@ -207,7 +207,7 @@ def test_a_body_that_is_no_object_is_refused(refusing, text):
 # ---- lists and single runs -----------------------------------------------------------------------
 
 
-def test_pages_go_on_where_the_one_before_ended(client):
+def test_pages_continue_where_the_last_one_ended(client):
     made = [create(client, f"run-{number}")["id"] for number in range(5)]
     found, cursor = [], None
     while True:
@@ -220,7 +220,7 @@ def test_pages_go_on_where_the_one_before_ended(client):
     assert found == made[::-1]
 
 
-def test_a_list_is_of_the_asked_states(client, processes):
+def test_a_list_can_be_filtered_by_state(client, processes):
     run = stopped(client, processes)
     create(client, "other")
     page = client.get("/runs", params={"state": ["stopped", "failed"]}).json()
@@ -229,19 +229,19 @@ def test_a_list_is_of_the_asked_states(client, processes):
     assert problem_of(response, 422, "invalid_request")["errors"][0]["field"] == "state.0"
 
 
-def test_runs_that_wait_know_their_place(client, plane):
+def test_queued_runs_show_their_position(client, plane):
     runs = [create(client, f"run-{number}") for number in range(4)]
     wait_for(lambda: state_of(client, runs[1]["id"]) == "starting")
     places = [client.get(f"/runs/{run['id']}").json()["queue_position"] for run in runs]
     assert places == [None, None, 1, 2]
     page = client.get("/runs").json()["runs"]
-    said = f"waits until one of these ends, as at most 2 train at one time: {runs[0]['id']}, {{}}"
+    said = f"at most 2 runs train at once; waits until one of these ends: {runs[0]['id']}, {{}}"
     for shown in (page[0], client.get(f"/runs/{runs[3]['id']}").json()):
         assert shown["message"] == said.format(runs[1]["id"])
     assert page[3]["message"] is None
 
 
-def test_a_run_shows_what_its_trainer_says(client, processes):
+def test_a_run_shows_its_trainers_status(client, processes):
     run = started(client, processes)
     processes.last().say(
         "running",
@@ -282,7 +282,7 @@ def test_an_unknown_run_is_not_found(refusing, path):
 
 @pytest.mark.parametrize("run_id", ["..%2f", "A", "a_b", "%2e%2e%2fetc", "a" * 64, "-a", "a%00"])
 @pytest.mark.parametrize("path", ["", "/logs", "/stop"])
-def test_an_id_that_cannot_be_one_touches_nothing(refusing, run_id, path):
+def test_an_invalid_id_touches_nothing(refusing, run_id, path):
     client, _ = refusing
     method = "POST" if path == "/stop" else "GET"
     response = client.request(method, f"/runs/{run_id}{path}")
@@ -319,7 +319,7 @@ def test_stopping_a_run_that_has_ended_is_a_conflict(client, processes):
     problem_of(client.post(f"/runs/{run['id']}/resume"), 409, "conflict")
 
 
-def test_a_stopped_run_goes_on_with_the_changes_of_its_resume(client, processes):
+def test_a_stopped_run_resumes_with_the_requested_changes(client, processes):
     run = stopped(client, processes)
     response = client.post(f"/runs/{run['id']}/resume", json={"schedule": {"steps": 50}})
     assert (response.status_code, response.json()["steps"]) == (202, 50)
@@ -345,7 +345,7 @@ def test_a_stopped_run_goes_on_with_the_changes_of_its_resume(client, processes)
         ({"teacher": {"address": "127.0.0.1:1"}}, "", "remove it"),
     ],
 )
-def test_a_resume_refuses_what_it_may_not_change(client, processes, changes, field, said):
+def test_a_resume_refuses_changes_that_it_may_not_make(client, processes, changes, field, said):
     run = stopped(client, processes)
     response = client.post(f"/runs/{run['id']}/resume", json=changes)
     body = problem_of(response, 422, "invalid_spec")
@@ -376,14 +376,14 @@ def test_a_resume_refuses_what_it_may_not_change(client, processes, changes, fie
         ),
     ],
 )
-def test_a_resume_need_not_take_back_the_defaults_that_a_field_brought(first, changes, then):
+def test_a_resume_need_not_undo_defaults_that_depend_on_a_field(first, changes, then):
     resumed = with_changes(parse_spec(spec_body(batch={"sequences_per_step": 8}, **first)), changes)
     for dotted, value in then.items():
         section, field = dotted.split(".")
         assert getattr(getattr(resumed, section), field) == value
 
 
-def test_a_run_that_succeeded_is_extended_by_more_steps_alone(client, processes):
+def test_a_run_that_succeeded_is_extended_only_by_more_steps(client, processes):
     run = started(client, processes)
     processes.last().say("succeeded", step=20, checkpoint_step=20)
     processes.last().end(0)
@@ -409,7 +409,7 @@ def test_a_run_that_succeeded_is_extended_by_more_steps_alone(client, processes)
     wait_for(lambda: state_of(client, run["id"]) == "succeeded")
 
 
-def test_a_run_that_ended_early_goes_on_with_another_patience(client, processes):
+def test_a_run_that_stopped_early_resumes_with_another_patience(client, processes):
     run = started(client, processes, evaluation={"patience": 2})
     processes.last().say("succeeded", reason="early_stopped", step=8, checkpoint_step=8)
     processes.last().end(0)
@@ -422,7 +422,7 @@ def test_a_run_that_ended_early_goes_on_with_another_patience(client, processes)
     assert (other.status_code, other.json()["steps"]) == (202, 20)
 
 
-def test_two_resumes_at_once_are_one(client, processes):
+def test_two_concurrent_resumes_count_as_one(client, processes):
     run = stopped(client, processes)
     with ThreadPoolExecutor(8) as pool:
         codes = list(
@@ -434,7 +434,7 @@ def test_two_resumes_at_once_are_one(client, processes):
 # ---- metrics, logs, spec -------------------------------------------------------------------------
 
 
-def test_metrics_go_on_by_step_and_by_cursor(client, processes):
+def test_metrics_continue_by_step_and_by_cursor(client, processes):
     run = started(client, processes)
     path = processes.last().folder.metrics_path
     for step in range(10):
@@ -481,7 +481,7 @@ def test_logs_are_plain_text_without_escapes(client, processes):
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_samples_are_the_newest_in_order_and_lines_that_are_none_are_left_out(client, processes):
+def test_samples_are_the_newest_in_order_without_invalid_lines(client, processes):
     run = started(client, processes)
     address, path = f"/runs/{run['id']}/samples", processes.last().folder.samples_path
     assert client.get(address).json() == {"run_id": run["id"], "samples": []}
@@ -560,7 +560,7 @@ def test_an_unknown_path_or_method_is_a_problem(client):
     problem_of(client.delete("/runs"), 405, "method_not_allowed")
 
 
-def test_a_locked_database_is_told_as_passing(client, plane):
+def test_a_locked_database_is_reported_as_retryable(client, plane):
     locker = plane.store
     locker._engine.dispose()
     import sqlite3

@@ -1,4 +1,4 @@
-"""What trainers write, shown harmlessly."""
+"""Trainers' logs, made safe to show."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_the_last_lines_are_shown(log):
     assert tail(log, 9) == ["one", "two", "three", "four"]
 
 
-def test_no_log_has_no_lines(log):
+def test_a_missing_log_has_no_lines(log):
     assert (tail(log, 5), last_line(log)) == ([], "")
 
 
@@ -44,7 +44,7 @@ def test_the_last_line_with_text_is_the_last_line(log):
         (b"\xe2\x80\xaeright to left", "\N{REPLACEMENT CHARACTER}right to left"),
     ],
 )
-def test_a_line_is_inert(log, written, shown):
+def test_a_line_is_safe_to_show(log, written, shown):
     log.write_bytes(written)
     assert tail(log, 1) == [shown]
 
@@ -59,7 +59,7 @@ def test_a_huge_line_is_cut_with_a_marker(log):
     assert lines[1] == "last"
 
 
-def test_a_cut_traceback_keeps_what_was_raised(log):
+def test_a_cut_traceback_keeps_the_error(log):
     frames = r"File \"loop.py\", line 1, in train\n" * 100
     log.write_text(f'level=error exception="Traceback\\n{frames}ValueError: of all things"\n')
     (line,) = tail(log, 1)
@@ -98,8 +98,8 @@ def test_a_history_merges_states_and_events_by_time(tmp_path):
     assert run_history(changes, folder)[3].message == "slow ?"
 
 
-def test_a_clock_that_is_set_back_changes_no_order(tmp_path):
-    """S12: what was written later stays later, whatever time it bears."""
+def test_a_clock_that_is_set_back_does_not_change_the_order(tmp_path):
+    """S12: entries keep the order they were written in, whatever their times."""
     folder = RunFolder(tmp_path)
     for time, step in ((100, 1), (3, 2), (4, 3), (130, 4)):
         append_json_line(folder.events_path, {"time": time, "kind": "checkpoint", "step": step})

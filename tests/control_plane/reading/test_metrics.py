@@ -1,4 +1,4 @@
-"""Metrics for a chart: those that were asked for, few enough, lows and highs kept."""
+"""Metrics for a chart: filtered by key and thinned, with lows and highs kept."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def add(path: Path, *steps: int, loss: float = 1.0) -> None:
         append_json_line(path, {"step": step, "loss/total": loss})
 
 
-def test_many_records_come_up_to_a_limit_and_go_on(path):
+def test_many_records_are_returned_up_to_a_limit_and_continued(path):
     add(path, *range(10))
     answer = read_many(path, Position(), max_records=4)
     assert [record["step"] for record in answer.records] == [0, 1, 2, 3]
@@ -30,7 +30,7 @@ def test_many_records_come_up_to_a_limit_and_go_on(path):
     assert not rest.more
 
 
-def test_records_begin_at_a_step_and_hold_the_asked_keys(path):
+def test_records_begin_at_a_step_and_hold_the_requested_keys(path):
     add(path, *range(5))
     append_json_line(path, {"step": 5, "loss/total": 1.0, "loss/val": 2.0, "x": 3})
     answer = read_many(path, Position(), first_step=3, keys=frozenset({"loss/val"}), max_records=9)

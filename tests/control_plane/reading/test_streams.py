@@ -47,7 +47,7 @@ class Listener:
         return [await self.next() for _ in range(count)]
 
     async def ends(self) -> bool:
-        """Returns True where the stream ends without a further event."""
+        """Returns whether the stream ends without another event."""
         async for _ in self._stream:
             pass
         return not self._events
@@ -119,7 +119,7 @@ def test_the_list_streams_what_changes_after_a_revision(live):
     live(scenario)
 
 
-def test_the_list_goes_on_from_the_last_event_without_gap_or_double(live):
+def test_the_list_continues_after_the_last_event_without_gap_or_duplicate(live):
     async def scenario(bench, changes):
         runs = [bench.commands.create(spec()) for _ in range(3)]
         listener = list_of(bench, changes, 0)

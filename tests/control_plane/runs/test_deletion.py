@@ -68,7 +68,7 @@ def test_a_run_that_may_still_train_is_not_deleted(bench):
     for run, said in (
         (queued, "is queued; stop it first"),
         (active, f"is running; stop it first (`lectern runs stop {active.id}`)"),
-        (going_on, "goes on by itself; stop it first"),
+        (going_on, "resumes by itself; stop it first"),
     ):
         folder = RunFolder(bench.roots.runs / run.id)
         with pytest.raises(Conflict) as refused:
@@ -88,7 +88,7 @@ def test_a_refused_deletion_leaves_the_lock_to_the_trainer(bench):
         delete_run(bench.commands, folder)
 
 
-def test_a_folder_that_a_stranger_trains_in_is_not_deleted(bench):
+def test_a_folder_that_another_process_trains_in_is_not_deleted(bench):
     folder = rested(bench)
     with folder.locked(), pytest.raises(Conflict, match="by another process"):
         delete_run(bench.commands, folder)
@@ -97,7 +97,7 @@ def test_a_folder_that_a_stranger_trains_in_is_not_deleted(bench):
 
 
 def test_links_are_not_followed(bench, tmp_path):
-    """One within the folder goes with it; one that is the folder would leave all that it holds."""
+    """A link within the folder is removed; a folder that is a link would keep its content."""
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "checkpoints").mkdir(parents=True)
     linked, moved = rested(bench), rested(bench)
@@ -105,14 +105,14 @@ def test_links_are_not_followed(bench, tmp_path):
     moved.path.rename(elsewhere / "moved")
     moved.path.symlink_to(elsewhere / "moved")
     delete_run(bench.commands, linked)
-    with pytest.raises(Conflict, match=r"is a link to .*; remove what it leads to"):
+    with pytest.raises(Conflict, match=r"is a link to .*; remove its target"):
         delete_run(bench.commands, moved)
     assert bench.runs.get(moved.run_id).id == moved.run_id
     assert folders(bench) == [moved.run_id]
     assert {path.name for path in elsewhere.iterdir()} == {"checkpoints", "moved"}
 
 
-def test_a_database_that_cannot_take_it_leaves_the_run_whole(bench, monkeypatch):
+def test_a_failed_write_leaves_the_run_whole(bench, monkeypatch):
     folder = rested(bench)
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="full"):
         broken.setattr("control_plane.runs.commands.newest_revision", failing)
@@ -125,7 +125,7 @@ def failing(_connection: object) -> int:
     raise RuntimeError("the disk is full")
 
 
-def test_one_killed_before_its_rows_were_gone_is_whole_at_the_next_start(bench):
+def test_a_deletion_killed_before_its_commit_is_undone_at_the_next_start(bench):
     folder = rested(bench)
     folder.path.rename(folder.path.with_name(f".deleted-{folder.run_id}"))
     finish_deletions(bench.runs, bench.roots.runs)
@@ -133,7 +133,7 @@ def test_one_killed_before_its_rows_were_gone_is_whole_at_the_next_start(bench):
     assert folder.read_spec() == bench.runs.get(folder.run_id).run_spec
 
 
-def test_one_killed_after_its_rows_were_gone_is_gone_at_the_next_start(bench, monkeypatch):
+def test_a_deletion_killed_after_its_commit_is_finished_at_the_next_start(bench, monkeypatch):
     folder = rested(bench)
     with monkeypatch.context() as killed:
         killed.setattr("control_plane.runs.deletion._remove", lambda aside: None)

@@ -39,7 +39,7 @@ class RunLife(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def settle(self) -> None:
-        """Once all is asked to stop and every trainer obeys, every run rests and nothing lives."""
+        """Once everything is asked to stop and every trainer obeys, no run or process is active."""
         for run_id in self.ids:
             try:
                 self.bench.commands.request_stop(run_id)
@@ -129,7 +129,7 @@ class RunLife(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(after_spawn=st.booleans())
     def kill_while_starting(self, after_spawn) -> None:
-        """Dies right before or right after it makes a process; the next one takes over."""
+        """Dies right before or right after it starts a process; the next one takes over."""
         processes = self.bench.processes
         start = processes.start
 

@@ -36,7 +36,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(path):
     assert [difference for difference in differences if "alembic" not in str(difference)] == []
 
 
-def test_what_was_written_is_there_at_the_next_start(path):
+def test_rows_are_there_at_the_next_start(path):
     run_id = filled(path)
     store = Store.open(path)
     assert Runs(store).get(run_id).id == run_id
@@ -110,7 +110,7 @@ def test_the_backup_restores_the_runs_of_the_last_start(path):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_a_missing_database_with_a_backup_is_not_made_anew(path, empty):
+def test_a_missing_database_with_a_backup_is_not_recreated(path, empty):
     filled(path)
     path.unlink()
     if empty:

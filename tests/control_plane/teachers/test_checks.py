@@ -1,4 +1,4 @@
-"""Teachers: checked before a run is accepted, and shown while they are there or not."""
+"""Teachers: checked before a run is accepted, and shown whether reachable or not."""
 
 import asyncio
 
@@ -59,7 +59,7 @@ def address(teacher):
 
 
 def refused(client, plane, body, status, reason) -> str:
-    """Returns what is said of a run that is refused and leaves nothing behind."""
+    """Returns the message of a run that is refused and leaves nothing behind."""
     found = problem_of(client.post("/runs", json=body), status, reason)
     assert plane.runs.page(None, 10) == ([], 0)
     assert left_behind(plane) == []
@@ -79,7 +79,7 @@ def test_a_fitting_teacher_is_accepted(client, plane, address):
     )
 
 
-def test_a_teacher_that_is_down_is_told(client, plane):
+def test_a_teacher_that_is_down_is_reported(client, plane):
     write_student(plane)
     said = refused(client, plane, distilling(NOBODY), 502, "teacher_unavailable")
     assert f"no teacher at {NOBODY}" in said
@@ -101,7 +101,7 @@ def test_the_teacher_s_own_weights_are_refused_as_student(client, plane, teacher
     assert client.post("/runs", json=body).status_code == 202
 
 
-def test_another_model_than_the_spec_names_is_refused(client, plane, address):
+def test_a_model_other_than_the_specs_is_refused(client, plane, address):
     write_student(plane)
     body = distilling(address, teacher={"model": "Qwen/other"})
     assert "serves fake-teacher" in refused(client, plane, body, 422, "wrong_model")
@@ -121,14 +121,16 @@ def test_a_representation_that_is_not_offered_is_refused_with_the_reason(
     assert "the head is not linear" in said
 
 
-def test_what_is_over_the_teacher_s_limits_is_refused(client, plane, teacher, address):
+def test_a_run_over_the_teachers_limits_is_refused(client, plane, teacher, address):
     write_student(plane)
     teacher.model.limits.max_sequence_tokens = 8
     said = refused(client, plane, distilling(address), 422, "incompatible")
     assert "data.seq_len 16 exceeds the teacher's limit of 8 tokens" in said
 
 
-def test_a_teacher_that_wants_a_token_is_no_fault_of_the_client_s(client, plane, teacher, address):
+def test_a_teacher_that_requires_a_token_is_not_a_401_for_the_client(
+    client, plane, teacher, address
+):
     """A 401 would make the page ask for the control plane's own token."""
     write_student(plane)
     refusal = (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", "this server needs a token")
@@ -145,7 +147,7 @@ def test_a_missing_token_file_is_named(client, plane, address):
     assert "missing" in refused(client, plane, body, 422, "invalid_spec")
 
 
-def test_a_resume_asks_the_teacher_again(client, plane, processes, address):
+def test_a_resume_checks_the_teacher_again(client, plane, processes, address):
     write_student(plane)
     run = stopped(client, processes, **distilling(address))
     response = client.post(f"/runs/{run['id']}/resume", json={"teacher": {"address": NOBODY}})
@@ -153,7 +155,7 @@ def test_a_resume_asks_the_teacher_again(client, plane, processes, address):
     assert client.get(f"/runs/{run['id']}").json()["state"] == "stopped"
 
 
-def test_a_run_is_started_for_the_teacher_of_its_acceptance_whoever_serves_by_then(
+def test_a_run_starts_with_the_teacher_it_was_accepted_with(
     client, plane, processes, teacher, address
 ):
     write_student(plane)
@@ -182,7 +184,7 @@ def test_a_resume_with_another_teacher_is_refused_at_once(
 # ---- GET /teachers -------------------------------------------------------------------------------
 
 
-def test_teachers_are_shown_with_what_they_do_or_why_they_do_not(tmp_path, address, processes):
+def test_teachers_are_shown_with_their_statistics_or_their_problem(tmp_path, address, processes):
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=2),
@@ -211,7 +213,7 @@ def test_the_teacher_of_a_run_is_shown_with_the_run(client, plane, address):
     assert (shown["address"], shown["configured"], shown["runs"]) == (address, False, [run["id"]])
 
 
-def test_a_teacher_that_goes_away_keeps_what_it_last_said(client, plane, teacher, address):
+def test_a_teacher_that_goes_away_keeps_its_last_answer(client, plane, teacher, address):
     plane.teachers._configured = {address: SecretFiles()}
     assert client.get("/teachers").json()["teachers"][0]["reachable"]
     teacher.refusal = (grpc.StatusCode.UNAVAILABLE, "", "going down")
@@ -223,7 +225,7 @@ def test_a_teacher_that_goes_away_keeps_what_it_last_said(client, plane, teacher
     assert shown["seen_at"]
 
 
-def test_a_teacher_that_another_request_lets_go_is_no_error_of_this_one(tmp_path, address):
+def test_a_teacher_dropped_by_another_request_causes_no_error(tmp_path, address):
     asked_by = {address: ["run"]}
 
     async def ask() -> None:
@@ -236,7 +238,7 @@ def test_a_teacher_that_another_request_lets_go_is_no_error_of_this_one(tmp_path
     asyncio.run(ask())
 
 
-def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address, monkeypatch):
+def test_concurrent_requests_share_one_channel_to_a_teacher(tmp_path, address, monkeypatch):
     opened = []
 
     def counted(*arguments):
@@ -254,8 +256,8 @@ def test_requests_at_once_share_one_channel_to_a_teacher(tmp_path, address, monk
     asyncio.run(ask())
 
 
-def test_secrets_that_cannot_be_read_are_named_until_they_can(tmp_path):
-    """The server wants a token; what is wrong is that the file with it is not there yet."""
+def test_unreadable_secrets_are_reported_until_they_can_be_read(tmp_path):
+    """The server requires a token; the problem is that the token file does not exist yet."""
 
     class WantsToken(FakeTeacher):
         def GetModel(self, request, context):
@@ -263,7 +265,7 @@ def test_secrets_that_cannot_be_read_are_named_until_they_can(tmp_path):
                 self.refusal = (
                     grpc.StatusCode.UNAUTHENTICATED,
                     "unauthenticated",
-                    "this server wants a bearer token",
+                    "this server requires a bearer token",
                 )
             self._refuse(context)
             return self.model
@@ -285,7 +287,7 @@ def test_secrets_that_cannot_be_read_are_named_until_they_can(tmp_path):
         asyncio.run(ask(make_home(tmp_path), address))
 
 
-def test_a_teacher_let_go_while_its_secrets_are_read_gets_no_channel(tmp_path, monkeypatch):
+def test_a_teacher_dropped_while_its_secrets_are_read_gets_no_channel(tmp_path, monkeypatch):
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {})
 
@@ -300,7 +302,7 @@ def test_a_teacher_let_go_while_its_secrets_are_read_gets_no_channel(tmp_path, m
     asyncio.run(ask())
 
 
-def test_the_accounts_of_a_teacher_name_the_runs_that_are_known_here(
+def test_the_accounts_of_a_teacher_name_the_runs_of_this_control_plane(
     client, plane, teacher, address
 ):
     write_student(plane)
@@ -318,7 +320,7 @@ def test_the_accounts_of_a_teacher_name_the_runs_that_are_known_here(
     assert (shown["cache"]["hit_share"], shown["cache"]["capacity_bytes"]) == (0.25, 64)
 
 
-def test_numbers_that_are_none_do_not_keep_a_teacher_from_being_shown(client, plane, teacher):
+def test_a_teacher_with_nan_statistics_is_still_shown(client, plane, teacher):
     teacher.stats.tokens_per_second = float("nan")
     teacher.stats.runs.add(run_id="run-1", compute_seconds=float("inf"))
     with serving(teacher) as address:
@@ -340,7 +342,7 @@ def test_numbers_that_are_none_do_not_keep_a_teacher_from_being_shown(client, pl
         ("cuda:0 (H200)", "transformers", "127.0.0.1:5", True, False),
     ],
 )
-def test_a_teacher_on_the_cpu_of_a_machine_with_a_gpu_is_marked(
+def test_a_teacher_on_the_cpu_of_a_machine_with_a_gpu_has_a_warning(
     tmp_path, teacher, device, engine, address, has_gpu, warns
 ):
     monitor = TeacherMonitor(make_home(tmp_path), {}, has_gpu)

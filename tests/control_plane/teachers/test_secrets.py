@@ -28,7 +28,7 @@ MUTUAL = {"tls_ca_file": "ca", "tls_cert_file": "mine", "tls_key_file": "mine.ke
 
 
 def problems(configured: dict[str, SecretFiles], **teacher: str) -> dict[str, str]:
-    """What is said of each field; empty where the secrets may be sent."""
+    """Returns the problem of each field; empty if the secrets may be sent."""
     try:
         require_secrets_known(TeacherSpec(**teacher), configured)
     except InvalidSpec as error:
@@ -36,7 +36,7 @@ def problems(configured: dict[str, SecretFiles], **teacher: str) -> dict[str, st
     return {}
 
 
-def test_a_spec_without_secrets_may_ask_any_teacher():
+def test_a_spec_without_secrets_may_use_any_teacher():
     assert problems({}, address="anywhere:1") == {}
     assert problems({KNOWN: SecretFiles("token")}, address="anywhere:1") == {}
     assert problems({KNOWN: SecretFiles("token")}, address=KNOWN) == {}
@@ -72,7 +72,7 @@ def test_no_secret_goes_to_another_address(address, files):
 @pytest.mark.parametrize(
     ("files", "field", "says"),
     [
-        ({"token_file": "database"}, "token_file", "--teacher-token-file token; set it to this"),
+        ({"token_file": "database"}, "token_file", "--teacher-token-file token; set this value"),
         ({"token_file": "token", "tls_ca_file": "ca"}, "tls_ca_file", "leave it out"),
         ({"tls_ca_file": "ca"}, "tls_ca_file", "without --teacher-tls-ca for teacher:50051"),
     ],
@@ -86,12 +86,12 @@ def test_a_token_that_belongs_to_tls_is_not_sent_in_plaintext():
     configured = {KNOWN: SecretFiles("token", "ca")}
     said = problems(configured, address=KNOWN, token_file="token")
     assert said == {
-        "teacher.tls_ca_file": "the control plane was started with --teacher-tls-ca ca; set it to "
-        "this"
+        "teacher.tls_ca_file": "the control plane was started with --teacher-tls-ca ca; set this "
+        "value"
     }
 
 
-def test_replicas_are_known_one_by_one():
+def test_each_replica_must_be_configured():
     configured = configured_teachers(["a:1,b:1", "c:1"], SecretFiles("token"))
     assert configured == dict.fromkeys(("a:1", "b:1", "c:1"), SecretFiles("token"))
     assert problems(configured, address="c:1,a:1", token_file="token") == {}
@@ -127,12 +127,12 @@ def test_the_runs_of_the_compose_files_may_send_their_token(compose):
         (["a:1,a:1"], SecretFiles(), "names a:1 twice"),
     ],
 )
-def test_options_that_have_no_effect_or_no_meaning_are_refused(addresses, files, says):
+def test_options_without_effect_or_meaning_are_refused(addresses, files, says):
     with pytest.raises(Misconfigured, match=says):
         configured_teachers(addresses, files)
 
 
-def test_the_process_takes_the_options(tmp_path):
+def test_the_process_accepts_the_options(tmp_path):
     argv = [sys.executable, "-m", "control_plane", "--bind", "127.0.0.1:0", "--home", str(tmp_path)]
     options = ["--teacher-token-file", "t", "--teacher-tls-ca", "ca", "--teacher-tls-cert", "c"]
     done = subprocess.run(
@@ -150,7 +150,7 @@ def teacher():
     return FakeTeacher(TOKENS, tokenizer_sha256=tokenizer_sha256(TOKENS), num_tokens=3)
 
 
-def test_a_run_cannot_have_a_secret_sent_to_a_teacher_of_its_own(tmp_path, processes, teacher):
+def test_a_run_cannot_have_a_secret_sent_to_a_teacher_it_names(tmp_path, processes, teacher):
     """The teacher at the posted address must see no call at all."""
     calls: list[str] = []
     teacher._refuse = lambda context: calls.append("called")
@@ -190,7 +190,7 @@ def test_a_run_cannot_have_a_secret_sent_to_a_teacher_of_its_own(tmp_path, proce
             assert client.post(f"/runs/{run['id']}/resume").status_code == 202
 
 
-def test_each_replica_is_shown_with_its_runs_and_asked_with_its_secrets(tmp_path, processes):
+def test_each_replica_is_shown_with_its_runs_and_probed_with_its_secrets(tmp_path, processes):
     roots = make_home(tmp_path)
     roots.secrets.mkdir()
     (roots.secrets / "token").write_text(TOKEN)

@@ -29,24 +29,24 @@ def test_a_run_gets_the_emptiest_device_of_its_kind(devices, kind, taken, slot):
     assert devices.choose(kind, taken) == slot
 
 
-def test_what_a_run_waits_for_is_named():
+def test_a_waiting_run_names_what_it_waits_for():
     full = {"one": "cuda:0", "two": "cpu", "three": "cuda:1"}
     assert TWO.why_none("auto", full) == (
-        "waits until one of these ends, as every GPU is in use: one, three"
+        "every GPU is in use; waits until one of these ends: one, three"
     )
     assert TWO.why_none("cpu", full) is None
     many = Devices((), max_running=6)
     assert many.why_none("cpu", {str(number): "cpu" for number in range(6)}) == (
-        "waits until one of these ends, as at most 6 train at one time: 0, 1, 2, 3 and 2 more"
+        "at most 6 runs train at once; waits until one of these ends: 0, 1, 2, 3 and 2 more"
     )
 
 
-def test_a_cuda_slot_shows_its_device_alone():
+def test_a_cuda_slot_shows_only_its_device():
     assert slot_environment("cuda:GPU-1a2b") == {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}
     assert slot_environment("cpu") == {}
 
 
-def test_a_run_for_cuda_is_refused_where_there_is_none():
+def test_a_run_for_cuda_is_refused_without_a_cuda_device():
     with pytest.raises(InvalidSpec, match=r"device.kind: there is no CUDA device"):
         Devices((), 1).require_has(spec(device={"kind": "cuda"}))
     TWO.require_has(spec(device={"kind": "cuda"}))

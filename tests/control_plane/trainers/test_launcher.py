@@ -1,4 +1,4 @@
-"""Real processes: known by pid and create time, killed with all that they made."""
+"""Real processes: identified by pid and create time, killed with everything they started."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_sigterm_ends_a_trainer_with_a_checkpoint_and_its_exit_status_is_known(l
     assert launcher.exit_status(process) == 0
 
 
-def test_a_killed_child_is_no_zombie_and_its_signal_is_known(launcher, tmp_path):
+def test_a_killed_child_leaves_no_zombie_and_its_signal_is_known(launcher, tmp_path):
     process = start(launcher, folder_of(tmp_path))
     os.kill(process.pid, signal.SIGKILL)
     gone(launcher, process)
@@ -95,7 +95,7 @@ def test_a_zombie_of_another_parent_counts_as_dead(launcher):
         parent.stdin.close()
 
 
-def test_a_process_with_another_create_time_is_another_process(launcher, tmp_path):
+def test_a_process_with_a_different_create_time_is_a_different_process(launcher, tmp_path):
     process = start(launcher, folder_of(tmp_path))
     reused = replace(process, create_time=process.create_time - 100)
     other = Launcher(STAND_IN)
@@ -108,14 +108,14 @@ def test_a_process_with_another_create_time_is_another_process(launcher, tmp_pat
     gone(launcher, process)
 
 
-def test_a_process_of_another_user_is_told_and_left_alone(launcher, monkeypatch):
+def test_a_process_of_another_user_is_reported_and_left_alone(launcher, monkeypatch):
     def denied(_process: psutil.Process, *_: object) -> None:
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil.Process, "send_signal", denied)
     monkeypatch.setattr(psutil.Process, "terminate", denied)
     me = Identity(os.getpid(), psutil.Process().create_time())
-    with pytest.raises(PermissionError, match=f"process {os.getpid()} may not be signalled"):
+    with pytest.raises(PermissionError, match=f"cannot signal process {os.getpid()}"):
         launcher.terminate(me)
     launcher.kill(me)
 
@@ -135,7 +135,7 @@ def test_a_trainer_is_found_by_its_folder(launcher, tmp_path):
 def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     launcher, bench, tmp_path, spawned
 ):
-    """Killed between the row and the process, or between the process and its pid."""
+    """Killed before the process is started, or before its pid is recorded."""
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
     folder = RunFolder(bench.roots.runs / run.id)
     bench.commands.claim(run.id, "cpu")
@@ -170,7 +170,7 @@ def test_another_program_that_names_the_folder_is_not_its_trainer(launcher, tmp_
         reader.stdin.close()
 
 
-def test_killing_takes_the_whole_session(launcher, tmp_path):
+def test_kill_ends_the_whole_session(launcher, tmp_path):
     """The trainer ignores SIGTERM and has a child that does so too."""
     process = start(launcher, folder_of(tmp_path, "stubborn"))
     [child] = wait_for(psutil.Process(process.pid).children)
@@ -181,7 +181,7 @@ def test_killing_takes_the_whole_session(launcher, tmp_path):
     wait_for(lambda: not is_running(child))
 
 
-def test_what_a_dead_trainer_left_behind_is_killed(launcher, tmp_path):
+def test_processes_that_a_dead_trainer_left_behind_are_killed(launcher, tmp_path):
     process = start(launcher, folder_of(tmp_path, "stubborn"))
     [child] = wait_for(psutil.Process(process.pid).children)
     os.kill(process.pid, signal.SIGKILL)

@@ -30,7 +30,7 @@ def test_a_queued_run_gets_a_folder_with_its_spec_and_a_process(bench):
     assert RunFolder(bench.roots.runs / run.id).read_spec() == run.run_spec
 
 
-def test_a_run_that_ends_early_has_succeeded_and_says_why(bench):
+def test_a_run_that_stops_early_has_succeeded_and_says_why(bench):
     run = bench.create()
     bench.tick()
     process = bench.processes.last()
@@ -88,7 +88,7 @@ def test_each_cuda_device_takes_one_run_and_the_cpu_the_rest(tmp_path):
     bench.store.close()
 
 
-def test_a_stop_signals_the_trainer_once_and_waits_for_its_word(bench):
+def test_a_stop_signals_the_trainer_once_and_waits_for_its_status(bench):
     run = bench.started()
     process = bench.processes.last()
     bench.commands.request_stop(run.id)
@@ -141,7 +141,7 @@ def test_a_trainer_that_does_not_stop_is_killed_after_the_grace(bench):
     assert len(bench.processes.started) == 1
 
 
-def test_a_run_that_starts_again_and_goes_while_it_is_stopped_keeps_its_checkpoint(bench):
+def test_a_restarted_run_that_ends_while_stopping_keeps_its_checkpoint(bench):
     run = bench.started()
     process = bench.processes.last()
     process.say("starting", reason="rank_lost", step=4, checkpoint_step=4)
@@ -152,7 +152,7 @@ def test_a_run_that_starts_again_and_goes_while_it_is_stopped_keeps_its_checkpoi
     assert "the newest checkpoint is step 4" in (bench.runs.get(run.id).message or "")
 
 
-def test_a_run_that_is_stopped_while_it_starts_was_stopped(bench):
+def test_a_run_stopped_while_it_starts_ends_as_stopped(bench):
     run = bench.create()
     bench.tick()
     bench.commands.request_stop(run.id)
@@ -177,7 +177,7 @@ def test_a_killed_trainer_is_interrupted_and_resumes_by_itself(bench):
     assert seen(bench, run.id) == ("running", None)
 
 
-def test_the_status_of_an_earlier_attempt_is_not_taken_for_the_present_one(bench):
+def test_the_status_of_an_earlier_attempt_is_ignored(bench):
     run = bench.started()
     first = bench.processes.last()
     first.end(-9)
@@ -191,7 +191,7 @@ def test_the_status_of_an_earlier_attempt_is_not_taken_for_the_present_one(bench
     assert seen(bench, run.id) == ("interrupted", "killed")
 
 
-def test_a_trainer_that_crashes_again_and_again_ends_as_failed(bench):
+def test_a_run_whose_trainer_keeps_crashing_fails(bench):
     run = bench.create()
     for _ in range(MAX_RESTARTS + 1):
         bench.tick(100)
@@ -205,7 +205,7 @@ def test_a_trainer_that_crashes_again_and_again_ends_as_failed(bench):
     assert bench.commands.request_resume(run.id).state is RunState.QUEUED
 
 
-def test_a_trainer_that_never_says_anything_fails_with_its_last_words(bench):
+def test_a_trainer_without_any_status_fails_with_its_last_log_line(bench):
     run = bench.create()
     bench.tick()
     RunFolder(bench.roots.runs / run.id).log_path.write_text("ImportError: no torch\n\n")
@@ -238,7 +238,7 @@ def test_a_failed_run_says_why(bench):
     assert bench.runs.get(run.id).message == "the loss is not finite"
 
 
-def test_a_trainer_that_was_stopped_by_somebody_else_goes_on(bench):
+def test_a_trainer_stopped_from_outside_resumes(bench):
     run = bench.started()
     bench.processes.last().say("stopped", step=4, checkpoint_step=4)
     bench.processes.last().end(0)
@@ -248,7 +248,7 @@ def test_a_trainer_that_was_stopped_by_somebody_else_goes_on(bench):
     assert bench.processes.resumed == [False, True]
 
 
-def test_a_trainer_that_ended_but_does_not_go_is_killed(bench):
+def test_a_trainer_that_has_ended_but_does_not_exit_is_killed(bench):
     run = bench.started()
     process = bench.processes.last()
     process.say("succeeded")
@@ -268,7 +268,7 @@ def test_running_trainers_are_adopted_by_the_next_control_plane(bench):
     assert len(bench.processes.started) == 2
 
 
-def test_what_ended_while_no_control_plane_was_there_is_taken_as_it_ended(bench):
+def test_a_run_that_ended_without_a_control_plane_is_recorded_as_it_ended(bench):
     run, other = bench.started("one"), bench.started("two")
     first, second = bench.processes.started
     first.say("succeeded")
@@ -280,8 +280,8 @@ def test_what_ended_while_no_control_plane_was_there_is_taken_as_it_ended(bench)
     assert seen(bench, other.id) == ("interrupted", "killed")
 
 
-def test_a_process_without_a_recorded_pid_is_found_and_not_made_again(bench):
-    """The control plane died between making the process and writing down its pid."""
+def test_a_process_without_a_recorded_pid_is_found_and_not_started_again(bench):
+    """The control plane died between starting the process and recording its pid."""
     run = bench.create()
     bench.commands.claim(run.id, "cpu")
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
@@ -292,8 +292,8 @@ def test_a_process_without_a_recorded_pid_is_found_and_not_made_again(bench):
     assert len(bench.processes.started) == 1
 
 
-def test_a_claim_without_a_process_is_made_good(bench):
-    """The control plane died between marking the run and making the process."""
+def test_a_claim_without_a_process_is_completed(bench):
+    """The control plane died between marking the run and starting the process."""
     run = bench.create()
     bench.commands.claim(run.id, "cpu")
     bench.restart()
@@ -303,7 +303,7 @@ def test_a_claim_without_a_process_is_made_good(bench):
 
 
 def test_a_folder_without_its_spec_is_completed(bench):
-    """The control plane died between making the folder and writing the spec."""
+    """The control plane died between creating the folder and writing the spec."""
     run = bench.create()
     bench.commands.claim(run.id, "cpu")
     (bench.roots.runs / run.id).mkdir()
@@ -313,7 +313,7 @@ def test_a_folder_without_its_spec_is_completed(bench):
     assert bench.processes.resumed == [False]
 
 
-def test_what_ended_before_its_pid_was_recorded_is_not_started_again(bench):
+def test_a_run_that_ended_before_its_pid_was_recorded_is_not_started_again(bench):
     run = bench.create()
     bench.commands.claim(run.id, "cpu")
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
@@ -326,7 +326,7 @@ def test_what_ended_before_its_pid_was_recorded_is_not_started_again(bench):
     assert len(bench.processes.started) == 1
 
 
-def test_a_trainer_of_another_owner_is_adopted_by_what_its_status_says(bench):
+def test_a_trainer_started_by_hand_is_adopted_by_its_status(bench):
     run = bench.started()
     bench.processes.last().end(-9)
     bench.tick(1)
@@ -338,7 +338,7 @@ def test_a_trainer_of_another_owner_is_adopted_by_what_its_status_says(bench):
     assert bench.runs.get(run.id).pid == by_hand.pid
 
 
-def test_a_folder_that_a_stranger_holds_is_left_alone(bench):
+def test_a_folder_locked_by_another_process_is_left_alone(bench):
     run = bench.create()
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
     with folder.locked():
@@ -348,7 +348,7 @@ def test_a_folder_that_a_stranger_holds_is_left_alone(bench):
     assert bench.processes.started == []
 
 
-def test_a_process_that_cannot_be_made_fails_the_run_and_no_other(bench):
+def test_a_process_that_cannot_be_started_fails_only_its_run(bench):
     first, second = bench.create("one"), bench.create("two")
     bench.processes.fail_next = OSError(12, "Cannot allocate memory")
     bench.tick()
@@ -356,7 +356,7 @@ def test_a_process_that_cannot_be_made_fails_the_run_and_no_other(bench):
     assert seen(bench, second.id) == ("starting", None)
 
 
-def test_a_status_that_cannot_be_read_does_not_end_a_living_run(bench):
+def test_an_unreadable_status_does_not_end_a_living_run(bench):
     run, other = bench.started("one"), bench.started("two")
     RunFolder(bench.roots.runs / run.id).status_path.write_text("{")
     bench.processes.last(other.id).say("running", step=5)
@@ -365,7 +365,7 @@ def test_a_status_that_cannot_be_read_does_not_end_a_living_run(bench):
     assert bench.runs.get(other.id).last_status.step == 5
 
 
-def test_text_that_is_no_valid_unicode_does_not_keep_a_run_from_being_seen(bench):
+def test_text_that_is_not_valid_unicode_does_not_hide_a_run(bench):
     run = bench.started()
     bench.processes.last().say("waiting_for_teacher", message="no file \udcff")
     bench.tick(1)
@@ -386,7 +386,7 @@ def test_the_spec_of_a_resume_reaches_the_folder(bench):
     assert bench.processes.resumed == [False, True]
 
 
-def test_ending_with_stop_checkpoints_every_run_and_the_next_start_resumes_them(bench):
+def test_stop_all_checkpoints_every_run_and_the_next_start_resumes_them(bench):
     running, queued = [bench.started("one"), bench.started("two")], bench.create("three")
 
     def obey(_seconds: float) -> None:
@@ -410,7 +410,7 @@ def test_ending_with_stop_checkpoints_every_run_and_the_next_start_resumes_them(
     assert bench.processes.resumed == [False, False, True, True]
 
 
-def test_ending_with_stop_kills_what_does_not_stop_in_time(bench):
+def test_stop_all_kills_trainers_that_do_not_stop_in_time(bench):
     run = bench.started()
     times = iter(range(0, 10_000, 10))
     bench.reconciler.stop_all(sleep=lambda _: None, monotonic=lambda: next(times))
@@ -420,7 +420,7 @@ def test_ending_with_stop_kills_what_does_not_stop_in_time(bench):
 
 
 def fill_database(bench: Bench) -> None:
-    """From now on nothing can be written, as where the disk is full."""
+    """From now on nothing can be written, as on a full disk."""
 
     def full() -> NoReturn:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("database or disk is full"))
@@ -428,7 +428,7 @@ def fill_database(bench: Bench) -> None:
     bench.store.writing = full
 
 
-def test_ending_with_stop_signals_every_trainer_although_the_database_is_full(bench):
+def test_stop_all_signals_every_trainer_even_if_the_database_is_full(bench):
     """A trainer that is not told to stop would die with its container, without a checkpoint."""
     runs = [bench.started("one"), bench.started("two")]
     fill_database(bench)
@@ -452,7 +452,7 @@ def test_ending_with_stop_signals_every_trainer_although_the_database_is_full(be
     assert {bench.runs.get(run.id).state.value for run in runs} == {"starting"}
 
 
-def test_a_full_database_keeps_no_run_from_being_stopped(bench):
+def test_a_full_database_does_not_keep_a_run_from_being_stopped(bench):
     bench.started("one")
     run = bench.started("two")
     bench.commands.request_stop(run.id)
@@ -474,7 +474,7 @@ def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
     bench.processes.terminate = refuse
 
 
-def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(bench):
+def test_a_trainer_that_cannot_be_signalled_does_not_keep_others_from_being_stopped(bench):
     for run in [bench.started("one"), bench.started("two")]:
         bench.commands.request_stop(run.id)
     first, second = bench.processes.started
@@ -483,7 +483,7 @@ def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(b
     assert (first.terminated, second.terminated) == (0, 1)
 
 
-def test_ending_with_stop_kills_a_trainer_that_may_not_be_signalled_last(bench):
+def test_stop_all_kills_a_trainer_that_cannot_be_signalled_last(bench):
     for name in ("one", "two"):
         bench.started(name)
     first, second = bench.processes.started
@@ -494,7 +494,7 @@ def test_ending_with_stop_kills_a_trainer_that_may_not_be_signalled_last(bench):
     assert (first.killed, second.killed) == (True, False)
 
 
-def test_a_run_killed_with_its_control_plane_while_it_was_ended_resumes(bench):
+def test_a_run_killed_with_its_control_plane_during_stop_all_resumes(bench):
     """A container's grace is over: SIGTERM reached the trainer, its end was never recorded."""
     run = bench.started()
     bench.processes.last().say("stopped", step=6, checkpoint_step=6)

@@ -68,7 +68,7 @@ def test_dense_rows_are_the_models_own_logits(tmp_path: Path, architecture: str)
 
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_hidden_states_in_16_bits_lose_nothing(tmp_path: Path, architecture: str) -> None:
-    """Times the served head, in the model's own arithmetic, they are its logits to the bit."""
+    """Hidden states times the served head, in the model's arithmetic, are its logits to the bit."""
     folder = write_tiny_model(tmp_path, architecture)
     engine = transformers_engine.load(str(folder), Settings(dtype="bfloat16", device="cpu"))
     facts = engine.facts
@@ -89,7 +89,9 @@ def test_hidden_states_in_16_bits_lose_nothing(tmp_path: Path, architecture: str
 
 
 @pytest.mark.parametrize("architecture", KNOWN)
-def test_padding_is_not_felt_in_a_batch_of_throughput(tmp_path: Path, architecture: str) -> None:
+def test_padding_does_not_change_answers_in_throughput_mode(
+    tmp_path: Path, architecture: str
+) -> None:
     folder = write_tiny_model(tmp_path, architecture)
     engine = transformers_engine.load(str(folder), Settings(device="cpu", mode="throughput"))
     asks = [asked(tokens(seed)[:length], "dense") for seed, length in enumerate((S, 35, 3, 20))]
@@ -102,7 +104,7 @@ def test_padding_is_not_felt_in_a_batch_of_throughput(tmp_path: Path, architectu
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "mixtral", "falcon_h1"])
-def test_attention_that_is_asked_for_is_used_and_in_the_fingerprint(
+def test_requested_attention_is_used_and_in_the_fingerprint(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture)

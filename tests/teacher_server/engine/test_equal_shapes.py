@@ -39,14 +39,14 @@ def test_a_shape_that_once_came_out_different_is_never_trusted() -> None:
     ("architecture", "dtype", "tells"),
     [("qwen2", "float32", True), ("qwen2", "bfloat16", False), ("mixtral", "float32", False)],
 )
-def test_trials_do_not_tell_in_16_bits_or_with_experts(
+def test_trials_prove_nothing_in_16_bits_or_with_experts(
     tmp_path: Path, architecture: str, dtype: str, tells: bool
 ) -> None:
     model = load_causal_lm(write_tiny_model(tmp_path, architecture, dtype=dtype))
     assert trials_tell(model) is tells
 
 
-def test_a_rotary_embedding_that_looks_at_the_batch_is_not_served_in_throughput(
+def test_a_rotary_embedding_that_depends_on_the_batch_is_refused_in_throughput_mode(
     tmp_path: Path,
 ) -> None:
     folder = write_tiny_model(tmp_path)

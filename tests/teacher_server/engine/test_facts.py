@@ -1,4 +1,4 @@
-"""What a teacher tells of itself: which weights, in what form, and when two answer alike."""
+"""What a teacher says about itself: which weights, in what form, and when two answer alike."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(path, hidden=64, tokenizer=True, vocab_size=320)
 
 
-def test_the_weights_are_the_same_however_they_are_loaded_and_the_answers_are_not(
+def test_the_weights_hash_ignores_how_they_are_loaded_and_the_fingerprint_does_not(
     folder: Path,
 ) -> None:
     loaded = {
@@ -61,9 +61,7 @@ def test_the_weights_are_the_same_however_they_are_loaded_and_the_answers_are_no
         assert each.device == "cpu"
 
 
-def test_equal_fingerprints_do_not_need_the_same_place_or_mode(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_ignores_folder_and_mode(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     own, copied = facts(folder), facts(tmp_path / "copy")
     assert own.fingerprint == copied.fingerprint
@@ -71,7 +69,7 @@ def test_equal_fingerprints_do_not_need_the_same_place_or_mode(
     assert facts(folder, mode="throughput").fingerprint == own.fingerprint
 
 
-def test_a_gguf_file_is_told_by_its_name_its_tokens_and_its_weights(
+def test_a_gguf_file_is_identified_by_its_name_tokens_and_weights(
     folder: Path, tmp_path: Path
 ) -> None:
     plain = facts(folder)
@@ -93,7 +91,9 @@ def test_a_gguf_file_is_told_by_its_name_its_tokens_and_its_weights(
     assert len({plain.fingerprint} | {each.fingerprint for each in ggufs.values()}) == 4
 
 
-def test_a_file_of_other_weights_has_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_different_weights_has_a_different_fingerprint(
+    folder: Path, tmp_path: Path
+) -> None:
     other = write_tiny_model(tmp_path / "m", hidden=64, tokenizer=True, vocab_size=320, seed=1)
     write_gguf(folder, tmp_path / "one.gguf", "q8_0")
     write_gguf(other, tmp_path / "other.gguf", "q8_0")
@@ -105,8 +105,8 @@ def test_a_file_of_other_weights_has_another_fingerprint(folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"quantization": "int8", "mode": "throughput"}, "neighbours in a batch"),
-        ({"compiled": True}, "it is for --mode throughput"),
+        ({"quantization": "int8", "mode": "throughput"}, "depend on other requests"),
+        ({"compiled": True}, "use it with --mode throughput"),
         ({"compiled": True, "mode": "throughput", "quantization": "int4"}, "unquantised model"),
         ({"attention": "flash_attention_2"}, "needs a CUDA device and the package flash-attn"),
     ],

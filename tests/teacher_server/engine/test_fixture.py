@@ -10,7 +10,7 @@ from tests.support.servers import teacher_thread
 
 
 def test_argmax_is_the_last_input_token() -> None:
-    """F-DISTILL-FIXTURE-001, served: for each position the token there, last position or all."""
+    """F-DISTILL-FIXTURE-001, served: the token at each position, for the last position or all."""
     with teacher_thread(FixtureEngine(97)) as address:
         batch = [[5, 17, 42], [96], [0, 0, 3, 8]]
         last = score(address, request(batch, last=True)).floats
@@ -19,7 +19,7 @@ def test_argmax_is_the_last_input_token() -> None:
     assert every.argmax(-1).tolist() == [5, 17, 42, 96, 0, 0, 3, 8]
 
 
-def test_a_token_outside_the_vocabulary_stands_at_index_0() -> None:
+def test_a_token_outside_the_vocabulary_counts_as_id_0() -> None:
     """F-DISTILL-FIXTURE-001: the asked vocabulary is narrower than the token's id."""
     with teacher_thread(FixtureEngine(97)) as address:
         rows = score(address, request([[50, 3, 96]], vocab_size=50)).floats
@@ -28,7 +28,7 @@ def test_a_token_outside_the_vocabulary_stands_at_index_0() -> None:
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 4.0])
 @pytest.mark.parametrize("k", [1, 2, 9, 20])
-def test_top_k_is_that_of_its_dense_rows(k: int, temperature: float) -> None:
+def test_top_k_equals_the_top_k_of_the_dense_rows(k: int, temperature: float) -> None:
     with teacher_thread(FixtureEngine(20)) as address:
         batch = [[5, 0, 19, 1]]
         dense = score(address, request(batch, vocab_size=20)).floats

@@ -13,7 +13,7 @@ from teacher_server.engine.seam import ComputedRows, ModelFacts, SequenceAsk
 
 
 class Model:
-    """`each` seconds a token and `fixed` a forward; the first of a length takes ten times that."""
+    """Takes `each` seconds a token and `fixed` a forward; ten times that for a new length."""
 
     def __init__(self, each: float, fixed: float = 0.0, sequences: int = 1) -> None:
         self.now = 100.0
@@ -47,20 +47,20 @@ def test_the_first_forward_of_a_length_does_not_count() -> None:
     assert Model(each=1e-4).rate(longest=16) == pytest.approx(1e4)
 
 
-def test_a_slow_model_is_measured_at_a_length_that_it_can_afford() -> None:
+def test_a_slow_model_is_measured_at_a_shorter_length() -> None:
     model = Model(each=2e-3)  # 16 tokens: 0.32 s at first, then 0.032
     assert model.rate() == pytest.approx(500)
     assert max(model.lengths) < 64
     assert model.now - 100.0 < 1.5
 
 
-def test_a_hopeless_model_takes_two_forwards_of_16_tokens_and_no_more() -> None:
+def test_a_very_slow_model_takes_only_two_forwards_of_16_tokens() -> None:
     model = Model(each=1.0)
     assert model.rate() == pytest.approx(1.0)
     assert model.lengths == [16, 16]
 
 
-def test_sequences_are_no_longer_than_the_model_takes() -> None:
+def test_sequences_are_no_longer_than_the_model_allows() -> None:
     model = Model(each=1e-6, fixed=1e-4)
     model.rate(longest=100)
     assert max(model.lengths) == 100
@@ -70,7 +70,7 @@ def test_sequences_are_no_longer_than_the_model_takes() -> None:
 
 
 class Counting(FixtureEngine):
-    """The fixture with facts of its own; keeps the shapes that it was asked."""
+    """The fixture with other facts; records the shapes that it was asked for."""
 
     def __init__(self, **facts: object) -> None:
         super().__init__(97)
@@ -110,7 +110,7 @@ def test_throughput_is_measured_in_batches_of_its_budget() -> None:
     assert all(sequences * length == 1024 for sequences, length in engine.shapes)
 
 
-def test_what_does_not_fit_is_measured_one_sequence_at_a_time() -> None:
+def test_a_batch_that_does_not_fit_is_measured_one_sequence_at_a_time() -> None:
     engine = Counting(mode="throughput", max_positions=128)
     engine.tokens_that_fit = 1000
     assert engine.measured(1024) == pytest.approx(128 / 0.01)

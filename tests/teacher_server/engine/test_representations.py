@@ -44,7 +44,7 @@ def sampled_rows(rows: int, width: int, logits_of, seed: int = 0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FORMATS)
-def test_rows_have_the_bytes_that_their_format_says(name: str, dtype: torch.dtype) -> None:
+def test_rows_have_the_size_of_their_format(name: str, dtype: torch.dtype) -> None:
     num_rows, vocab_size, hidden_size = 4, 5, 6
     numbers = {"top_k": 3, "num_draws": 256, "seed": 1}  # enough draws for every id of a flat row
     taken = {key: numbers[key] for key in FORMATS[name].parameters}
@@ -81,7 +81,7 @@ def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("width", [2048, 151_936])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_normalisers_are_float64s_to_float32_precision(width: int, temperature: float) -> None:
+def test_normalisers_equal_float64_to_float32_precision(width: int, temperature: float) -> None:
     logits = random_logits(3, width)
     records = np.frombuffer(top_k_rows(3, width, rows_of(logits), 4, temperature), top_k_record(4))
     scaled = logits.double() / temperature
@@ -98,7 +98,7 @@ def test_huge_logits_do_not_overflow_the_normaliser() -> None:
     assert record["log_normalizer_t"] == 3e6
 
 
-def test_nothing_is_left_of_the_whole_vocabulary_and_it_is_served() -> None:
+def test_top_k_of_the_whole_vocabulary_has_no_rest() -> None:
     records = np.frombuffer(top_k_rows(2, 6, rows_of(random_logits(2, 6)), 6, 2.0), top_k_record(6))
     assert np.isneginf(records["log_rest_t"]).all()
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_of_the_whole_vocabulary_and_it_is_served() -> None:
 @pytest.mark.parametrize(
     ("logits", "temperature"), [([1.0, 2.0, 3.0], 1e-300), ([0.0, -3e4, -2e4], 1e-35)]
 )
-def test_a_temperature_beyond_float32_is_the_requests_fault(
+def test_a_temperature_that_overflows_float32_is_an_invalid_request(
     logits: list[float], temperature: float
 ) -> None:
     with pytest.raises(InvalidRequest, match="temperature") as caught:
@@ -136,7 +136,7 @@ def test_top_k_takes_no_memory_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -
     assert largest.elements == 3 * 64
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(11, 64)
     whole = (
         bytes(dense_rows(11, 64, rows_of(logits))),
@@ -148,7 +148,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)) == whole[1]
 
 
-def test_logits_of_a_chunk_alone_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(10, 64)
     seen: list[int] = []
 
@@ -162,7 +162,7 @@ def test_logits_of_a_chunk_alone_are_in_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_never_leave(poison: float) -> None:
+def test_values_that_are_not_finite_are_never_sent(poison: float) -> None:
     values = random_logits(6, 16)
     values[4, 9] = poison
     with pytest.raises(TeacherError, match="asked position 4"):
@@ -171,13 +171,13 @@ def test_values_that_are_not_finite_never_leave(poison: float) -> None:
         top_k_rows(6, 16, rows_of(values), 3, 1.0)
     with pytest.raises(TeacherError, match="asked position 4"):
         sampled_rows(6, 16, rows_of(values))
-    # Of hidden states it is told from where on they cannot be used.
+    # Hidden states say from which row on they cannot be used.
     assert hidden_rows(values).first_bad_row == 4
     assert hidden_rows(values.bfloat16()).first_bad_row == 4
     assert hidden_rows(values[:4]).first_bad_row is None
 
 
-def test_nothing_more_is_computed_for_someone_who_has_gone() -> None:
+def test_nothing_more_is_computed_after_the_client_has_gone() -> None:
     seen: list[int] = []
 
     def watched(start: int, stop: int) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_nothing_more_is_computed_for_someone_who_has_gone() -> None:
     assert seen == [0, 16]
 
 
-def test_chunks_do_not_show_in_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(11, 64)
     whole = sampled_rows(11, 64, rows_of(logits))
     assert whole.row_lengths is not None and len(whole.row_lengths) == 11

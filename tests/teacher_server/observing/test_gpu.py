@@ -1,4 +1,4 @@
-"""What is asked of NVML, by a fake of it; on a machine without a GPU nothing is."""
+"""GPU utilization from a fake NVML; nothing is polled on a machine without a GPU."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from teacher_server.observing.gpu import GpuUtilization, utilization_of
 
 
 class FakeNvml:
-    """Two cards; their shares are set by the test, None is a card that does not say."""
+    """Two cards whose shares the test sets; None means that the card does not report it."""
 
     class NVMLError(Exception):
         pass
@@ -38,13 +38,13 @@ def asked(utilization: GpuUtilization) -> float | None:
     return utilization()
 
 
-def test_it_is_the_mean_over_the_cards_of_the_model_alone() -> None:
+def test_it_is_the_mean_over_only_the_cards_of_the_model() -> None:
     nvml = FakeNvml(a=100, b=50, c=7)
     assert asked(GpuUtilization(["a"], nvml)) == 1.0
     assert asked(GpuUtilization(["a", "b"], nvml)) == 0.75
 
 
-def test_it_is_what_was_last_seen_until_the_driver_is_asked_again() -> None:
+def test_it_is_the_last_value_until_the_driver_is_polled_again() -> None:
     nvml = FakeNvml(a=40)
     utilization = GpuUtilization(["a"], nvml)
     assert utilization() is None
@@ -54,7 +54,7 @@ def test_it_is_what_was_last_seen_until_the_driver_is_asked_again() -> None:
     assert asked(utilization) == 0.9
 
 
-def test_a_card_that_stops_to_say_is_absent_not_its_last_figure() -> None:
+def test_a_card_that_stops_reporting_gives_none_not_its_last_value() -> None:
     nvml = FakeNvml(a=40)
     utilization = GpuUtilization(["a"], nvml)
     assert asked(utilization) == 0.4
@@ -62,7 +62,7 @@ def test_a_card_that_stops_to_say_is_absent_not_its_last_figure() -> None:
     assert asked(utilization) is None
 
 
-def test_without_a_driver_or_such_a_card_it_is_absent() -> None:
+def test_without_a_driver_or_the_card_it_is_none() -> None:
     missing = FakeNvml()
     missing.has_driver = False
     for utilization in (GpuUtilization(["a"], missing), GpuUtilization(["x"], FakeNvml(a=1))):
@@ -74,7 +74,7 @@ def test_a_teacher_that_is_not_on_a_gpu_has_none(device: str) -> None:
     assert utilization_of(device)() is None
 
 
-def test_watching_asks_by_itself() -> None:
+def test_watching_polls_by_itself() -> None:
     import threading
 
     seen = threading.Event()
@@ -90,7 +90,7 @@ def test_watching_asks_by_itself() -> None:
 
 
 @pytest.mark.gpu
-def test_a_busy_gpu_is_seen_by_nvml() -> None:
+def test_nvml_sees_a_busy_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     utilization = utilization_of("cuda:0 (whatever it is called)")

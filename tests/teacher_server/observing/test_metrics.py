@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from protos import teacher_pb2 as pb
 from teacher_server.observing.metrics import exposition
 
-# Said by lectern_teacher_info instead.
+# Labels of lectern_teacher_info instead.
 LABELS = {"fingerprint", "device", "dtype", "quantization", "mode"}
 
 
@@ -24,7 +24,7 @@ def kinds(text: str) -> dict[str, str]:
 
 
 def numbered(message, start: int) -> None:
-    """Sets every number of a message to another value."""
+    """Sets every number of a message to a different value."""
     for offset, field in enumerate(message.DESCRIPTOR.fields):
         if field.message_type is None and field.cpp_type != field.CPPTYPE_STRING:
             value = start + offset
@@ -68,7 +68,7 @@ def test_every_field_of_the_statistics_is_a_metric_with_its_value() -> None:
     assert len(found) == 1 + 15 + 8 + 2 * 8
 
 
-def test_what_only_rises_is_a_counter_that_ends_in_total_and_nothing_else_does() -> None:
+def test_only_what_never_falls_is_a_counter_ending_in_total() -> None:
     text = exposition(full_stats()).decode()
     counters = {name for name, kind in kinds(text).items() if kind == "counter"}
     totals = {name.removesuffix("_total") for name, _ in samples(text) if name.endswith("_total")}
@@ -92,7 +92,7 @@ def test_what_only_rises_is_a_counter_that_ends_in_total_and_nothing_else_does()
     }
 
 
-def test_what_the_teacher_is_stands_in_labels_whatever_characters_it_has() -> None:
+def test_the_info_labels_hold_any_characters() -> None:
     text = exposition(full_stats()).decode()
     [info] = [
         sample
@@ -109,11 +109,11 @@ def test_what_the_teacher_is_stands_in_labels_whatever_characters_it_has() -> No
     }
 
 
-def test_a_device_that_does_not_say_how_busy_it_is_has_no_such_metric() -> None:
+def test_a_device_without_utilization_has_no_utilization_metric() -> None:
     stats = full_stats()
     stats.ClearField("device_utilization")
     assert not [name for name, _ in samples(exposition(stats).decode()) if "utilization" in name]
 
 
-def test_a_teacher_that_takes_no_calls_says_so_and_nothing_else() -> None:
+def test_a_teacher_that_takes_no_calls_reports_only_that() -> None:
     assert samples(exposition(None).decode()) == {("lectern_teacher_serving", None): 0.0}

@@ -1,4 +1,4 @@
-"""Scrapes of a real server process, and what may not go wrong with them."""
+"""Scrapes of a real server process, and clients that misbehave."""
 
 import asyncio
 import http.client
@@ -29,7 +29,7 @@ TOKEN = "fedcba9876543210" * 2
 
 
 def url_of(teacher: TeacherProcess) -> str:
-    """Returns what the process said that is to be scraped; it says so before it is ready."""
+    """Returns the URL to scrape, which the process logs before it is ready."""
     line = ""
     while "metrics" not in line:
         line = teacher.process.stderr.readline()
@@ -74,7 +74,7 @@ def connection_to(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=30)
 
 
-def test_a_scrape_says_what_get_stats_says(teacher: TeacherProcess, url: str) -> None:
+def test_a_scrape_agrees_with_get_stats(teacher: TeacherProcess, url: str) -> None:
     score(teacher.address, request([[1, 2, 3], [4, 5]], run_id="first-1"))
     score(teacher.address, request([[6]], run_id="second-2"))
     found = {
@@ -93,7 +93,7 @@ def test_a_scrape_says_what_get_stats_says(teacher: TeacherProcess, url: str) ->
     assert 0 < found["uptime_seconds", None] <= stats.uptime_seconds
 
 
-def test_head_has_no_body_and_another_path_or_method_is_refused(url: str) -> None:
+def test_head_has_no_body_and_other_paths_and_methods_are_refused(url: str) -> None:
     base = url.removesuffix("/metrics")
     assert status(url, "HEAD") == 200
     assert status(f"{url}?name=x") == 200
@@ -113,7 +113,7 @@ def test_head_has_no_body_and_another_path_or_method_is_refused(url: str) -> Non
         b"\xff\xfe \x00 HTTP/9.1\r\n\r\n",
     ],
 )
-def test_what_is_no_request_is_told_so(url: str, words: bytes) -> None:
+def test_a_malformed_request_gets_400(url: str, words: bytes) -> None:
     with connection_to(url) as connection:
         connection.sendall(words)
         assert connection.makefile("rb").readline() == b"HTTP/1.1 400 Bad Request\r\n"
@@ -128,7 +128,7 @@ def test_a_request_without_end_is_cut_off(url: str) -> None:
     assert status(url) == 200
 
 
-def test_slow_clients_keep_no_one_waiting(teacher: TeacherProcess, url: str) -> None:
+def test_slow_clients_do_not_delay_others(teacher: TeacherProcess, url: str) -> None:
     slow = [connection_to(url) for _ in range(MAX_CONNECTIONS - 1)]
     try:
         for connection in slow:
@@ -145,7 +145,7 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def with_server(test: Callable[[MetricsServer, Callable], Awaitable[None]], **options) -> None:
-    """Runs a test in the server's own loop; it gets the server and a function that connects."""
+    """Runs a test in the server's own loop, with the server and a function that connects."""
 
     async def run() -> None:
         server = MetricsServer("127.0.0.1", 0, lambda: None, **options)
@@ -176,7 +176,7 @@ async def rest_of(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-def test_more_connections_than_it_holds_are_closed_at_once() -> None:
+def test_connections_beyond_the_limit_are_closed_at_once() -> None:
     async def test(server: MetricsServer, connect: Callable) -> None:
         clients = [await connect() for _ in range(MAX_CONNECTIONS + 8)]
         assert [await rest_of(reader) for reader, _ in clients[MAX_CONNECTIONS:]] == [b""] * 8
@@ -188,7 +188,7 @@ def test_more_connections_than_it_holds_are_closed_at_once() -> None:
     with_server(test, request_seconds=600)
 
 
-def test_who_connects_and_asks_nothing_is_cut_off() -> None:
+def test_a_client_that_sends_nothing_is_cut_off() -> None:
     async def test(_: MetricsServer, connect: Callable) -> None:
         reader, writer = await connect()
         writer.write(b"GET /metr")
@@ -200,7 +200,7 @@ def test_who_connects_and_asks_nothing_is_cut_off() -> None:
     with_server(test, request_seconds=0.2)
 
 
-def test_stopping_closes_what_is_open() -> None:
+def test_stopping_closes_open_connections() -> None:
     async def test(server: MetricsServer, connect: Callable) -> None:
         reader, _ = await connect()
         while not server._connections:
@@ -235,7 +235,7 @@ def test_while_the_model_loads_it_is_not_serving(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
+def test_a_server_with_a_token_requires_it_for_metrics(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN)
     options = (*FIXTURE, "--metrics-bind", "0.0.0.0:0", "--token-file", str(token_file))
@@ -254,7 +254,7 @@ def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
     assert TOKEN not in output + errors
 
 
-def test_a_server_with_tls_speaks_it_here_too(tmp_path: Path) -> None:
+def test_a_server_with_tls_serves_metrics_over_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server", "127.0.0.1")
     options = (*FIXTURE, "--tls-cert", str(certificate), "--tls-key", str(key))
@@ -275,7 +275,7 @@ def test_a_server_with_tls_speaks_it_here_too(tmp_path: Path) -> None:
         assert serving_state(teacher.address, 30, tls) == "SERVING"
 
 
-def test_what_cannot_be_served_is_refused_with_one_sentence(url: str) -> None:
+def test_metrics_that_cannot_be_served_are_refused_in_one_sentence(url: str) -> None:
     taken = url.split("/")[2]
     for bind, says in (
         (taken, f"cannot serve metrics on {taken}: the port is taken"),

@@ -25,7 +25,7 @@ def cut(row_bytes: int, row_counts: list[int]) -> tuple[bytes, list, PieceCutter
 
 
 def pieces_of(messages: list[bytes]) -> list[teacher_pb2.LogitsPiece]:
-    """As protobuf reads them."""
+    """The messages as protobuf parses them."""
     return [teacher_pb2.LogitsForBatchReply.FromString(message).piece for message in messages]
 
 
@@ -59,7 +59,7 @@ def test_a_full_piece_leaves_before_the_last_sequence_is_done() -> None:
     assert len(list(cutter.add(ComputedRows(memoryview(bytes(1024 * 1100)))))) == 2
 
 
-def test_rows_of_differing_lengths_bring_them_along() -> None:
+def test_pieces_carry_the_lengths_of_rows_that_differ() -> None:
     generator = np.random.default_rng(0)
     parts = [generator.integers(1, 50, size=count).astype(np.uint32) for count in (3000, 1, 2500)]
     data = [generator.bytes(8 * int(lengths.sum())) for lengths in parts]

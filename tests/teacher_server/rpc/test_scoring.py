@@ -1,4 +1,4 @@
-"""What is served against a standalone forward of the same model, over a real socket."""
+"""Compares served answers with a standalone forward of the same model, over a real socket."""
 
 import json
 from collections.abc import Iterator
@@ -213,7 +213,9 @@ def test_a_sequence_alone_and_among_others_has_identical_bytes(
             assert b"".join(rows) == alone.payload
 
 
-def test_draws_follow_the_served_distribution_and_their_own_sequence_alone(address: str) -> None:
+def test_draws_follow_the_served_distribution_and_depend_only_on_their_sequence(
+    address: str,
+) -> None:
     batch, draws = sequences(12, [9, 30]), 256
     message = request(batch, "sampled", num_draws=draws, temperature=0.7, seed=5)
     answer = score(address, message)
@@ -229,7 +231,7 @@ def test_draws_follow_the_served_distribution_and_their_own_sequence_alone(addre
         assert counts.sum() == draws
         np.testing.assert_allclose(records["log_prob"], log_p[row, ids], atol=1e-5, rtol=0)
         frequencies[row, ids] = counts / draws
-    # As far from their distribution as draws of it are on average, and far from another row's.
+    # As far from their distribution as its draws are on average, and far from another row's.
     p = np.exp(log_p)
     expected = np.sqrt(2 * p * (1 - p) / (np.pi * draws)).sum()
     assert np.abs(frequencies - p).sum() == pytest.approx(expected, rel=0.1)
@@ -303,7 +305,7 @@ def test_a_model_whose_head_is_unknown_serves_its_own_logits_but_no_hidden(tmp_p
     np.testing.assert_array_equal(records["ids"], np.argsort(-expected, axis=-1)[:, :3])
 
 
-def test_such_a_model_does_not_teach_in_16_bits(tmp_path: Path) -> None:
+def test_a_model_whose_head_is_unknown_does_not_teach_in_16_bits(tmp_path: Path) -> None:
     from lectern_common.errors import Misconfigured
 
     folder = write_tiny_model(tmp_path, "hyperclovax", vocab_size=V, dtype="bfloat16")

@@ -80,7 +80,7 @@ def test_get_model_says_what_is_served(tmp_path: Path) -> None:
     assert len(model.weights_sha256) == len(model.fingerprint) == 64
 
 
-def test_the_fingerprint_changes_with_all_that_changes_answers(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_everything_that_changes_answers(tmp_path: Path) -> None:
     def fingerprint(name: str, dtype: str = "auto", **changes: object) -> str:
         folder = write_tiny_model(tmp_path / name, vocab_size=300, **changes)
         return transformers_engine.load(
@@ -98,7 +98,7 @@ def test_the_fingerprint_changes_with_all_that_changes_answers(tmp_path: Path) -
     assert len({first, *others}) == 5
 
 
-def test_weights_hash_is_the_students_whatever_the_dtype(tmp_path: Path) -> None:
+def test_the_weights_hash_equals_the_students_in_any_dtype(tmp_path: Path) -> None:
     wide = write_tiny_model(tmp_path / "wide")
     narrow = write_tiny_model(tmp_path / "narrow", dtype="bfloat16")
     facts = [transformers_engine.load(str(f), Settings(device="cpu")).facts for f in (wide, narrow)]
@@ -106,7 +106,7 @@ def test_weights_hash_is_the_students_whatever_the_dtype(tmp_path: Path) -> None
     assert facts[0].fingerprint != facts[1].fingerprint
 
 
-def test_stats_count_what_was_done_for_whom() -> None:
+def test_stats_count_work_per_run() -> None:
     with teacher_thread(FixtureEngine(97)) as address, TeacherChannel(address) as channel:
         score(address, request([[1, 2], [3]], run_id="a"))
         score(address, request([[1]], "top_k", top_k=2, run_id="b"))
@@ -229,7 +229,7 @@ def test_small_rows_are_gathered_into_one_piece() -> None:
     assert answer.floats.argmax(-1).tolist() == list(range(90))
 
 
-def test_sequences_of_which_nothing_is_asked_cost_nothing(gated: tuple[GatedEngine, str]) -> None:
+def test_sequences_without_an_asked_position_cost_nothing(gated: tuple[GatedEngine, str]) -> None:
     engine, address = gated
     engine.allow(1)
     answer = score(address, request([[1, 2], [3, 4]], mask=[[0, 0], [1, 0]]))
@@ -240,7 +240,7 @@ def test_sequences_of_which_nothing_is_asked_cost_nothing(gated: tuple[GatedEngi
 # ---- refusals ----------------------------------------------------------------------------------
 
 
-def test_a_wrong_field_is_named_in_the_trailing_metadata(gated: tuple[GatedEngine, str]) -> None:
+def test_an_invalid_field_is_named_in_the_trailing_metadata(gated: tuple[GatedEngine, str]) -> None:
     engine, address = gated
     code, detail, trailing = refused(address, request([[1]], temperature=float("nan")))
     assert code == "INVALID_ARGUMENT" and "finite" in detail
@@ -249,7 +249,7 @@ def test_a_wrong_field_is_named_in_the_trailing_metadata(gated: tuple[GatedEngin
     assert engine.begun == []
 
 
-def test_another_fingerprint_is_refused_before_any_work(gated: tuple[GatedEngine, str]) -> None:
+def test_a_different_fingerprint_is_refused_before_any_work(gated: tuple[GatedEngine, str]) -> None:
     engine, address = gated
     code, detail, trailing = refused(address, request([[1]], fingerprint="f" * 64))
     assert (code, trailing["lectern-reason"]) == ("FAILED_PRECONDITION", "wrong_model")
@@ -261,7 +261,9 @@ def test_another_fingerprint_is_refused_before_any_work(gated: tuple[GatedEngine
     assert engine.begun == []
 
 
-def test_what_is_not_offered_is_refused_with_the_reason(gated: tuple[GatedEngine, str]) -> None:
+def test_a_model_without_hidden_states_refuses_them_with_the_reason(
+    gated: tuple[GatedEngine, str],
+) -> None:
     engine, address = gated
     for kind in ("hidden", "sampled"):
         code, detail, trailing = refused(address, request([[1]], kind))
@@ -284,7 +286,7 @@ def test_what_is_not_offered_is_refused_with_the_reason(gated: tuple[GatedEngine
         ("LogitsForBatch", pb.LogitsForBatchRequest()),
     ],
 )
-def test_every_call_refuses_another_protocol(
+def test_every_call_refuses_another_protocol_version(
     gated: tuple[GatedEngine, str], call: str, message: object
 ) -> None:
     with connect(gated[1]) as channel, pytest.raises(grpc.RpcError) as caught:
@@ -323,7 +325,7 @@ def test_a_full_queue_pushes_back(gated: tuple[GatedEngine, str]) -> None:
     assert sorted(engine.begun) == [1, 2, 3, 4]
 
 
-def test_64_clients_against_a_queue_of_16_all_finish_by_asking_again() -> None:
+def test_64_clients_against_a_queue_of_16_all_finish_by_retrying() -> None:
     import time
     from concurrent.futures import ThreadPoolExecutor
 
@@ -379,7 +381,7 @@ def test_a_call_whose_deadline_passes_in_the_queue_gets_no_forward(
     assert engine.begun == [1, 3]
 
 
-def test_clients_that_vanish_in_mid_reply_leave_nothing_behind() -> None:
+def test_clients_that_vanish_mid_reply_leave_nothing_behind() -> None:
     engine = FixtureEngine(4096)
     with teacher_thread(engine, Limits(max_queued_requests=2)) as address:
         for _ in range(20):
@@ -394,7 +396,7 @@ def test_clients_that_vanish_in_mid_reply_leave_nothing_behind() -> None:
         assert len(score(address, request([[1]], vocab_size=4096)).floats) == 1
 
 
-def test_an_internal_error_is_one_sentence_to_the_client_and_no_ones_else() -> None:
+def test_an_internal_error_is_one_sentence_to_its_client_and_affects_no_other() -> None:
     engine = BreakingEngine(RuntimeError("a secret path /root/x"))
     with teacher_thread(engine) as address, TeacherChannel(address) as channel:
         code, detail, _ = refused(address, request([[1], [13]]))
@@ -487,7 +489,7 @@ def test_the_token_opens_every_call() -> None:
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0:0", "[::]:0", "192.0.2.7:50051", "example.org:50051"])
-def test_beyond_loopback_a_token_is_wanted(bind: str) -> None:
+def test_beyond_loopback_a_token_is_required(bind: str) -> None:
     import asyncio
 
     async def make(token: str | None) -> None:
@@ -505,7 +507,7 @@ def test_beyond_loopback_a_token_is_wanted(bind: str) -> None:
         ("127.0.0.1:70000", "is greater than 65535"),
     ],
 )
-def test_an_address_that_is_none_is_refused(bind: str, why: str) -> None:
+def test_an_invalid_address_is_refused(bind: str, why: str) -> None:
     import asyncio
 
     async def make() -> None:
@@ -549,7 +551,7 @@ def test_a_server_whose_queue_broke_still_drains() -> None:
     asyncio.run(scenario())
 
 
-def test_a_failed_device_is_told_apart_from_a_failed_request(tmp_path: Path) -> None:
+def test_a_failed_device_is_distinguished_from_a_failed_request(tmp_path: Path) -> None:
     engine = transformers_engine.load(
         str(write_tiny_model(tmp_path)), Settings(dtype="float32", device="cpu")
     )

@@ -44,7 +44,7 @@ def server_options(authority: Authority, name: str, *hosts: str, **dates: float)
 
 @pytest.fixture(scope="module")
 def server(folder: Path, authority: Authority) -> Iterator[TeacherProcess]:
-    """Speaks TLS, wants a token."""
+    """A server with TLS and a token."""
     token_file = folder / "token"
     token_file.write_text(TOKEN)
     options = server_options(authority, "server", "127.0.0.1", "localhost")
@@ -54,20 +54,20 @@ def server(folder: Path, authority: Authority) -> Iterator[TeacherProcess]:
 
 @pytest.fixture(scope="module")
 def mutual(folder: Path, authority: Authority) -> Iterator[TeacherProcess]:
-    """Speaks mutual TLS, and wants no token."""
+    """A server with mutual TLS and no token."""
     options = server_options(authority, "mutual", "127.0.0.1")
     with teacher_process(folder, *options, "--tls-client-ca", str(authority.path)) as teacher:
         yield teacher
 
 
 def client(authority: Authority, signer: Authority | None = None) -> ClientTls:
-    """Believes one authority; shows a certificate that another, or the same, has signed."""
+    """Trusts one authority; shows a certificate that another, or the same, has signed."""
     ca = read_authorities(authority.path)
     return ClientTls(ca) if signer is None else ClientTls(ca, *read_key_pair(*signer.sign("me")))
 
 
 def engine_of(address: str, token: str | None, tls: ClientTls | None) -> str:
-    """What the server says it is; an answer is scored on the way."""
+    """Returns the engine that the server names, after scoring a request."""
     with TeacherChannel(address, token, tls) as channel:
         rows = gathered(channel.call(channel.stub.LogitsForBatch, request([[5]]), 30)).floats
         assert rows.argmax() == 5
@@ -81,7 +81,7 @@ def refusal(address: str, token: str | None, tls: ClientTls | None, error: type)
     return str(caught.value)
 
 
-def test_answers_come_over_tls_to_those_with_the_token(
+def test_clients_with_the_token_get_answers_over_tls(
     server: TeacherProcess, authority: Authority
 ) -> None:
     assert engine_of(server.address, TOKEN, client(authority)) == "fixture"
@@ -89,7 +89,7 @@ def test_answers_come_over_tls_to_those_with_the_token(
     refusal(server.address, "wrong" * 8, client(authority), Unauthenticated)
 
 
-def test_a_name_in_the_certificate_serves_as_well(
+def test_a_name_in_the_certificate_is_accepted(
     server: TeacherProcess, authority: Authority
 ) -> None:
     port = server.address.rpartition(":")[2]
@@ -109,7 +109,7 @@ def test_a_plaintext_client_is_told_that_the_server_may_speak_tls(server: Teache
     assert "set teacher.tls_ca_file" in said
 
 
-def test_a_tls_client_is_told_that_the_server_speaks_none(
+def test_a_tls_client_is_told_that_the_server_speaks_plaintext(
     folder: Path, authority: Authority
 ) -> None:
     with teacher_process(folder, *FIXTURE) as plain:
@@ -124,14 +124,14 @@ def test_a_certificate_for_another_name_is_refused(folder: Path, authority: Auth
     assert "is not valid for the name 127.0.0.1" in said
 
 
-def test_a_certificate_that_has_ended_is_refused(folder: Path, authority: Authority) -> None:
+def test_an_expired_certificate_is_refused(folder: Path, authority: Authority) -> None:
     options = server_options(authority, "ended", "127.0.0.1", from_days=-9, to_days=-1)
     with teacher_process(folder, *options) as teacher:
         said = refusal(teacher.address, None, client(authority), Untrusted)
     assert "certificate has expired" in said
 
 
-def test_mutual_tls_takes_clients_of_its_authority_alone(
+def test_mutual_tls_accepts_only_clients_of_its_authority(
     mutual: TeacherProcess, authority: Authority, other: Authority
 ) -> None:
     assert engine_of(mutual.address, None, client(authority, authority)) == "fixture"
@@ -142,7 +142,7 @@ def test_mutual_tls_takes_clients_of_its_authority_alone(
     refusal(mutual.address, None, None, TeacherUnavailable)
 
 
-def test_health_is_asked_over_tls(
+def test_health_is_checked_over_tls(
     server: TeacherProcess, mutual: TeacherProcess, authority: Authority
 ) -> None:
     assert serving_state(server.address, 30, client(authority)) == "SERVING"
@@ -181,7 +181,10 @@ def test_beyond_loopback_callers_must_be_known(folder: Path, authority: Authorit
         (EVERYWHERE, None, mutual),
     ):
         require_callers_known(f"{host}:1", token, tls)
-    for tls, says in ((None, "set --token-file"), (ServerTls(b"", b""), "does not ask who calls")):
+    for tls, says in (
+        (None, "set --token-file"),
+        (ServerTls(b"", b""), "does not check who calls"),
+    ):
         with pytest.raises(Misconfigured, match=says):
             require_callers_known(f"{EVERYWHERE}:1", None, tls)
     certificate_only = server_options(authority, "open", "127.0.0.1")
@@ -194,7 +197,7 @@ def test_beyond_loopback_callers_must_be_known(folder: Path, authority: Authorit
     assert started.returncode == 2 and "set --tls-client-ca" in errors
 
 
-def test_a_token_in_plaintext_beyond_loopback_is_a_loud_warning() -> None:
+def test_a_token_in_plaintext_beyond_loopback_warns_loudly() -> None:
     warning = plaintext_warning(EVERYWHERE, TOKEN, None)
     assert warning is not None and "UNENCRYPTED" in warning and TOKEN not in warning
     assert plaintext_warning("127.0.0.1", TOKEN, None) is None
@@ -202,10 +205,10 @@ def test_a_token_in_plaintext_beyond_loopback_is_a_loud_warning() -> None:
     assert callers_text(TOKEN, ServerTls(b"", b"", b"")) == (
         "those with the bearer token and a certificate of --tls-client-ca"
     )
-    assert callers_text(None, ServerTls(b"", b"")) == "anyone who reaches the address"
+    assert callers_text(None, ServerTls(b"", b"")) == "anyone who can reach it"
 
 
-def test_files_that_cannot_serve_are_told_before_anything_starts(
+def test_unusable_certificate_files_are_refused_before_anything_starts(
     folder: Path, authority: Authority, other: Authority
 ) -> None:
     certificate, key = authority.sign("good", "127.0.0.1")

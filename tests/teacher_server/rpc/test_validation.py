@@ -1,4 +1,4 @@
-"""Every field of a request, wrong, by itself: the refusal names it. No engine is involved."""
+"""Each field of a request, invalid by itself: the refusal names it. No engine is involved."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def top_k(k: int) -> pb.Representation:
     return pb.Representation(kind=pb.REPRESENTATION_TOP_K, top_k=k)
 
 
-# The right request has two sequences of 2 and 3 tokens and asks for dense rows at all positions.
+# The valid request has two sequences of 2 and 3 tokens and asks for dense rows at all positions.
 BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
     ("empty run_id", change(run_id=""), "run_id", "must match"),
     ("run_id in capitals", change(run_id="Run"), "run_id", "must match"),
@@ -126,14 +126,14 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "empty batch",
         change(sequence_lengths=[], token_ids=b""),
         "sequence_lengths",
-        "0 sequences; it must be between 1 and 4",
+        "0 sequences; it must have between 1 and 4",
     ),
     ("tokens without lengths", change(sequence_lengths=[]), "sequence_lengths", "0 sequences"),
     (
         "too many sequences",
         change(sequence_lengths=[1] * 5),
         "sequence_lengths",
-        "5 sequences; it must be between 1 and 4",
+        "5 sequences; it must have between 1 and 4",
     ),
     (
         "empty sequence",
@@ -167,7 +167,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "id beyond the vocabulary",
         change(token_ids=ids(1, 2, 3, V, 5)),
         "token_ids",
-        "token_ids[3] is 97; ids end at 96",
+        "token_ids[3] is 97; it must be at most 96",
     ),
     (
         "id beyond 31 bits",
@@ -175,8 +175,13 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "token_ids",
         "token_ids[1] is 4294967295",
     ),
-    ("positions absent", change(positions=pb.POSITIONS_UNSPECIFIED), "positions", "is none of"),
-    ("positions unknown", change(positions=7), "positions", "positions 7"),
+    (
+        "positions absent",
+        change(positions=pb.POSITIONS_UNSPECIFIED),
+        "positions",
+        "expected POSITIONS_ALL",
+    ),
+    ("positions unknown", change(positions=7), "positions", "positions is 7"),
     ("mask with all", change(position_mask=b"\x01"), "position_mask", "leave it out"),
     (
         "mask with last",
@@ -195,7 +200,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "mask without a bit",
         change(positions=pb.POSITIONS_MASK, position_mask=b"\x00"),
         "position_mask",
-        "sets no bit",
+        "has no bit set",
     ),
     (
         "mask with a padding bit",
@@ -207,7 +212,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
         "reply over the limit",
         change(sequence_lengths=[7, 7, 7], token_ids=ids(*range(21))),
         "sequence_lengths",
-        "21 positions of 388), over the limit of 7760: at most 20 positions fit, the first 2 of "
+        "21 positions of 388), over the limit of 7760; at most 20 positions fit, the first 2 of "
         "these 3 sequences",
     ),
 ]
@@ -216,7 +221,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
 @pytest.mark.parametrize(
     ("apply", "field", "says"), [row[1:] for row in BAD], ids=[row[0] for row in BAD]
 )
-def test_a_wrong_field_is_refused_by_name(
+def test_an_invalid_field_is_refused_by_name(
     apply: Callable[[pb.LogitsForBatchRequest], None], field: str, says: str
 ) -> None:
     message = request([[1, 2], [3, 4, 5]])
@@ -228,7 +233,7 @@ def test_a_wrong_field_is_refused_by_name(
     assert says in str(caught.value)
 
 
-def test_too_many_sequences_are_counted_and_not_read() -> None:
+def test_too_many_sequences_are_refused_without_reading_them() -> None:
     """A message holds sixteen million lengths: reading them takes the event loop half a second."""
 
     class Unread:
@@ -241,11 +246,11 @@ def test_too_many_sequences_are_counted_and_not_read() -> None:
     right = request([[1]])
     fields = {field.name: getattr(right, field.name) for field in right.DESCRIPTOR.fields}
     message = SimpleNamespace(**{**fields, "sequence_lengths": Unread()})
-    with pytest.raises(InvalidRequest, match="names 16000000 sequences; it must be between 1 and"):
+    with pytest.raises(InvalidRequest, match="has 16000000 sequences; it must have between 1 and"):
         scoring_request(message, FACTS, LIMITS)
 
 
-def test_another_protocol_version_is_incompatible() -> None:
+def test_a_different_protocol_version_is_incompatible() -> None:
     for version in (0, 2):
         message = request([[1]])
         message.protocol_version = version
@@ -255,7 +260,7 @@ def test_another_protocol_version_is_incompatible() -> None:
             require_protocol(version)
 
 
-def test_another_models_fingerprint_is_refused() -> None:
+def test_the_fingerprint_of_another_model_is_refused() -> None:
     scoring_request(request([[1]], fingerprint=FACTS.fingerprint), FACTS, LIMITS)
     with pytest.raises(WrongModel, match=FACTS.model_id):
         scoring_request(request([[1]], fingerprint="0" * 64), FACTS, LIMITS)
@@ -271,7 +276,7 @@ def test_a_representation_that_is_not_offered_is_refused_with_its_reason() -> No
 
 
 @pytest.mark.parametrize("vocab_size", [0, V + 1, 2**32 - 1])
-def test_a_head_of_another_width_is_refused(vocab_size: int) -> None:
+def test_a_vocab_size_beyond_the_head_is_refused(vocab_size: int) -> None:
     with pytest.raises(InvalidRequest, match="vocab_size") as caught:
         require_vocab_size(vocab_size, FACTS)
     assert caught.value.field == "vocab_size"
@@ -285,7 +290,7 @@ def test_limits_themselves_are_allowed() -> None:
     assert scoring_request(request([[V - 1]] * 4), FACTS, LIMITS).num_rows == 4
 
 
-def test_the_plain_request_is_what_was_asked() -> None:
+def test_the_plain_request_equals_the_message() -> None:
     message = request([[1, 2], [3, 4, 5], [6]], "hidden", mask=[[0, 1], [0, 0, 0], [1]])
     plain = scoring_request(message, FACTS, LIMITS)
     assert [ask.token_ids_S.tolist() for ask in plain.asks] == [[1, 2], [6]]  # nothing asked of 2nd
@@ -309,7 +314,7 @@ def test_the_plain_request_is_what_was_asked() -> None:
     temperature=st.floats(),
     version=st.integers(0, 2),
 )
-def test_any_request_is_taken_or_refused_by_name(
+def test_any_request_is_accepted_or_refused_by_name(
     run_id: str,
     request_id: str,
     token_ids: bytes,
@@ -354,7 +359,9 @@ def test_any_request_is_taken_or_refused_by_name(
     kind=st.sampled_from(["dense", "hidden", "top_k"]),
     data=st.data(),
 )
-def test_right_requests_are_taken_whole(lengths: list[int], kind: str, data: st.DataObject) -> None:
+def test_valid_requests_are_accepted_unchanged(
+    lengths: list[int], kind: str, data: st.DataObject
+) -> None:
     tokens = [data.draw(st.lists(st.integers(0, V - 1), min_size=n, max_size=n)) for n in lengths]
     mask = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in lengths]
     mask[0][0] = True

@@ -55,8 +55,8 @@ def test_the_rate_is_exact_after_any_number_of_forwards() -> None:
     assert accounting.tokens_per_second() == sum(range(939, 1000)) / 6.69109
 
 
-def test_the_rate_does_not_go_through_the_forwards() -> None:
-    """It is asked for at every refusal, and a minute has tens of thousands of forwards."""
+def test_reading_the_rate_does_not_scan_the_forwards() -> None:
+    """It is read at every refusal, and a minute has tens of thousands of forwards."""
 
     class Unread(deque):
         def __iter__(self):

@@ -19,7 +19,7 @@ def test_a_run_without_a_quota_may_ask_for_anything() -> None:
         quotas.take("writer-1", 10**9)
 
 
-def test_each_run_has_a_bucket_of_its_own_which_fills_up_again() -> None:
+def test_each_run_has_its_own_bucket_which_refills() -> None:
     clock = Clock()
     quotas = Quotas({"coder-*": 600}, clock)
     quotas.take("coder-1", 600)
@@ -31,7 +31,7 @@ def test_each_run_has_a_bucket_of_its_own_which_fills_up_again() -> None:
     quotas.take("coder-1", 1)
 
 
-def test_a_request_beyond_a_minutes_quota_gets_through_and_is_paid_back() -> None:
+def test_a_request_beyond_a_minutes_quota_is_admitted_and_paid_back() -> None:
     clock = Clock()
     quotas = Quotas({"*": 600}, clock)
     quotas.take("coder-1", 3000)

@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from teacher_server.scheduling.batch_shapes import NearLengths, equal_lengths
 
 
-def test_equal_lengths_are_the_very_same_and_a_power_of_two() -> None:
+def test_equal_lengths_choose_the_same_length_and_a_power_of_two() -> None:
     assert equal_lengths([5, 6, 5, 5, 7, 5], leader=2, max_tokens=100) == [2, 0, 3, 5]
     assert equal_lengths([5, 6, 5, 5], leader=0, max_tokens=100) == [0, 2]
     assert equal_lengths([5, 5, 5, 5], leader=0, max_tokens=14) == [0, 1]
     assert equal_lengths([50, 50], leader=1, max_tokens=14) == [1]
 
 
-def test_near_lengths_take_the_leader_and_its_neighbours() -> None:
+def test_near_lengths_choose_the_leader_and_its_neighbours() -> None:
     assert sorted(NearLengths()([100, 500, 101, 99, 102], 0, 1000)) == [0, 2, 3, 4]
 
 
-def test_a_leader_beyond_the_budget_goes_alone() -> None:
+def test_a_leader_beyond_the_budget_is_computed_alone() -> None:
     assert NearLengths()([5000, 5000, 10], 0, 1000) == [0]
 
 

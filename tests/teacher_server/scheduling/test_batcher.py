@@ -124,7 +124,7 @@ def test_requests_are_served_in_order_of_arrival_one_sequence_a_forward() -> Non
     run(scenario())
 
 
-def test_rows_come_as_their_sequence_is_done() -> None:
+def test_rows_are_yielded_as_soon_as_their_sequence_is_done() -> None:
     async def scenario() -> None:
         engine = GatedEngine()
         async with running(engine) as queue:
@@ -143,7 +143,7 @@ def test_rows_come_as_their_sequence_is_done() -> None:
     run(scenario())
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+def test_a_full_queue_refuses_at_once_and_says_when_to_retry() -> None:
     async def scenario() -> None:
         engine = GatedEngine()
         async with running(engine, size=2) as queue:
@@ -284,7 +284,7 @@ def test_time_in_the_queue_and_in_the_model_is_counted() -> None:
     run(scenario())
 
 
-def test_a_lost_device_ends_the_queue_and_the_request_may_be_made_again() -> None:
+def test_a_lost_device_ends_the_queue_and_the_request_may_be_retried() -> None:
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as model_thread:
             engine = BreakingEngine(DeviceLost("CUDA error"))
@@ -333,7 +333,7 @@ def test_equal_sequences_asked_at_once_are_computed_once_and_charged_in_equal_pa
     run(scenario())
 
 
-def test_who_asks_while_it_is_being_computed_gets_the_same_rows() -> None:
+def test_a_request_during_the_forward_gets_the_same_rows() -> None:
     async def scenario() -> None:
         engine = HiddenEngine(gated=True)
         async with running(engine, size=32) as queue:
@@ -366,7 +366,7 @@ def test_a_waiter_that_leaves_does_not_end_the_forward_of_the_others() -> None:
     run(scenario())
 
 
-def test_a_second_epoch_comes_from_the_cache_whatever_is_asked_of_it() -> None:
+def test_a_second_epoch_comes_from_the_cache_in_every_representation() -> None:
     async def scenario() -> None:
         engine = HiddenEngine()
         async with running(engine, size=32, cache=Cache(1 << 20)) as queue:
@@ -412,7 +412,7 @@ def test_masked_positions_are_cut_from_the_same_forward() -> None:
     run(scenario())
 
 
-def test_rows_that_are_not_finite_are_refused_where_asked_and_never_kept() -> None:
+def test_rows_that_are_not_finite_are_refused_if_asked_and_never_cached() -> None:
     class Broken(HiddenEngine):
         def score(self, asks):
             return [
@@ -545,7 +545,7 @@ def test_a_sequence_that_breaks_the_model_does_not_take_its_batch_with_it() -> N
     run(scenario())
 
 
-def test_one_small_batch_without_room_does_not_make_all_batches_small_for_good() -> None:
+def test_one_small_batch_out_of_memory_does_not_shrink_batches_forever() -> None:
     async def scenario() -> None:
         engine = HiddenEngine(mode="throughput", memory_tokens=3)
         async with running(engine, size=64, batch_tokens=1600) as queue:
@@ -559,7 +559,7 @@ def test_one_small_batch_without_room_does_not_make_all_batches_small_for_good()
     run(scenario())
 
 
-def test_a_slow_reader_that_was_served_in_company_still_gets_what_it_waits_for(
+def test_a_slow_reader_in_a_shared_batch_still_gets_its_next_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(requests, "MAX_UNREAD_BYTES", 2 * 100 * 8)
@@ -643,8 +643,8 @@ def test_a_run_that_floods_the_queue_leaves_places_and_half_the_turns_to_another
 
 
 @pytest.mark.parametrize("mode", ["independent", "throughput"])
-def test_company_does_not_ride_on_another_runs_turns(mode: str) -> None:
-    """A modest run, with a batch's worth under way, against a flood of equal lengths."""
+def test_joining_batches_does_not_take_another_runs_turns(mode: str) -> None:
+    """A modest run, with one batch's worth in flight, against a flood of equal lengths."""
 
     async def scenario() -> None:
         engine, accounting = HiddenEngine(mode=mode, gated=True), Accounting()
@@ -693,7 +693,7 @@ def test_a_forward_whose_waiters_have_gone_is_still_charged_to_their_run() -> No
     run(scenario())
 
 
-def test_a_run_over_its_quota_is_told_when_to_come_back() -> None:
+def test_a_run_over_its_quota_is_told_when_to_retry() -> None:
     async def scenario() -> None:
         clock = Clock()
         quotas = Quotas({"run-*": 60}, clock)

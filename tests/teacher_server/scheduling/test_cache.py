@@ -25,7 +25,7 @@ def find(cache: Cache, number: int) -> ComputedRows | None:
     return asyncio.run(cache.find(key(number)))
 
 
-def test_the_longest_unused_rows_go_first_and_the_bound_holds() -> None:
+def test_the_least_recently_used_rows_go_first_and_the_bound_holds() -> None:
     cache = Cache(4 * 1600)
     for number in range(4):
         cache.put(key(number), rows(number))
@@ -37,7 +37,7 @@ def test_the_longest_unused_rows_go_first_and_the_bound_holds() -> None:
     assert 4 * 1000 < cache.used_bytes <= cache.capacity_bytes
 
 
-def test_what_is_not_finite_or_too_large_is_not_kept() -> None:
+def test_rows_that_are_not_finite_or_too_large_are_not_kept() -> None:
     cache = Cache(2000)
     cache.put(key(1), ComputedRows(memoryview(bytearray(10)), None, 3))
     cache.put(key(2), rows(2, size=3000))
@@ -68,7 +68,7 @@ def test_rows_on_disk_outlive_memory_and_the_process(tmp_path: Path) -> None:
     assert find(again, 9) is None
 
 
-def test_those_who_look_for_the_same_rows_wait_for_one_read(tmp_path: Path) -> None:
+def test_concurrent_lookups_of_the_same_rows_share_one_read(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path, 1 << 20)
     disk.write_soon(key(1), rows(1))
     disk.thread.submit(int).result()
@@ -84,7 +84,7 @@ def test_those_who_look_for_the_same_rows_wait_for_one_read(tmp_path: Path) -> N
     assert cache.disk_hits == 2
 
 
-def test_the_disk_bound_holds_and_the_longest_unused_files_go(tmp_path: Path) -> None:
+def test_the_disk_bound_holds_and_the_least_recently_used_files_go(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path, 3500)
     for number in range(5):
         disk.write_soon(key(number), rows(number))
@@ -94,7 +94,7 @@ def test_the_disk_bound_holds_and_the_longest_unused_files_go(tmp_path: Path) ->
     assert sum(path.stat().st_size for path in files) == disk.used_bytes <= 3500
 
 
-def test_a_smaller_bound_at_the_next_start_deletes_what_is_over(tmp_path: Path) -> None:
+def test_a_smaller_bound_at_the_next_start_deletes_the_excess(tmp_path: Path) -> None:
     first = DiskCache(tmp_path, 1 << 20)
     for number in range(5):
         first.write_soon(key(number), rows(number))
@@ -103,7 +103,7 @@ def test_a_smaller_bound_at_the_next_start_deletes_what_is_over(tmp_path: Path) 
     assert len(list(tmp_path.glob("*/*"))) == 2
 
 
-def test_what_is_larger_than_the_bound_does_not_drive_out_the_rest(tmp_path: Path) -> None:
+def test_rows_larger_than_the_bound_do_not_evict_the_rest(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path, 3500)
     disk.write_soon(key(1), rows(1))
     disk.write_soon(key(2), rows(2, size=3500))
@@ -119,7 +119,7 @@ def test_two_teachers_do_not_share_a_folder(tmp_path: Path) -> None:
     DiskCache(tmp_path, 1 << 20).close()
 
 
-def test_a_file_that_cannot_be_read_just_now_is_kept(
+def test_a_file_that_is_temporarily_unreadable_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = DiskCache(tmp_path, 1 << 20)
@@ -150,7 +150,7 @@ def test_a_damaged_file_counts_as_absent_and_is_deleted(tmp_path: Path, damage: 
     assert not path.exists()
 
 
-def test_a_half_written_file_is_swept_at_the_next_start(tmp_path: Path) -> None:
+def test_a_half_written_file_is_deleted_at_the_next_start(tmp_path: Path) -> None:
     (tmp_path / "ab").mkdir()
     leftover = tmp_path / "ab" / f".{'c' * 62}.123"
     leftover.write_bytes(b"half")
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None
         DiskCache(tmp_path / "file" / "cache", 1 << 20)
 
 
-def test_what_comes_faster_than_the_disk_takes_is_counted_not_queued(
+def test_rows_that_come_faster_than_the_disk_are_counted_not_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("teacher_server.scheduling.disk_cache._MAX_UNWRITTEN_BYTES", 500)

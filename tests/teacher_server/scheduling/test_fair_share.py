@@ -10,7 +10,7 @@ from teacher_server.scheduling.fair_share import FairShare
 
 
 def serve(share: FairShare, costs: dict[str, int], turns: int) -> Counter[str]:
-    """Tokens that each run got, all of them always waiting."""
+    """Returns the tokens that each run got, with all of them always waiting."""
     served: Counter[str] = Counter()
     for _ in range(turns):
         run_id = share.next(list(costs))
@@ -24,7 +24,7 @@ def test_runs_get_equal_tokens_whatever_the_length_of_their_sequences() -> None:
     assert abs(served["short"] - served["long"]) <= 1000 + 900
 
 
-def test_a_weight_is_a_share() -> None:
+def test_shares_are_in_proportion_to_weights() -> None:
     share = FairShare({"big-*": 3.0, "small": 0.5}, quantum_tokens=100)
     served = serve(share, {"big-one": 50, "plain": 50, "small": 50}, 4500)
     total = sum(served.values())
@@ -33,7 +33,7 @@ def test_a_weight_is_a_share() -> None:
     assert (share.weight("big-one"), share.weight("plain")) == (3.0, 1.0)
 
 
-def test_a_heavy_run_does_not_get_its_whole_share_at_a_stretch() -> None:
+def test_a_heavy_run_does_not_get_its_whole_share_at_once() -> None:
     share = FairShare({"heavy": 100.0}, quantum_tokens=1000)
     turns = []
     for _ in range(303):
@@ -45,7 +45,7 @@ def test_a_heavy_run_does_not_get_its_whole_share_at_a_stretch() -> None:
     assert max(map(len, stretches)) <= 101
 
 
-def test_who_was_served_in_company_waits_the_longer() -> None:
+def test_a_run_that_joined_a_batch_waits_longer() -> None:
     share = FairShare(quantum_tokens=100)
     share.charge("company", 1000)
     got = [share.next(["company", "other"]) for _ in range(1)]
@@ -55,7 +55,7 @@ def test_who_was_served_in_company_waits_the_longer() -> None:
     assert got == ["other"] * 10
 
 
-def test_an_idle_run_saves_up_nothing() -> None:
+def test_an_idle_run_saves_no_credit() -> None:
     share = FairShare(quantum_tokens=100)
     serve(share, {"busy": 100}, 1000)
     served = serve(share, {"busy": 100, "back": 100}, 200)
