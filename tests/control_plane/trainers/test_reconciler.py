@@ -425,7 +425,7 @@ def fill_database(bench: Bench) -> None:
     def full() -> NoReturn:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("database or disk is full"))
 
-    bench.store.writing = full
+    bench.store.writing = full  # type: ignore[method-assign]  # for the rest of the test
 
 
 def test_ending_with_stop_signals_every_trainer_although_the_database_is_full(bench):
@@ -471,7 +471,7 @@ def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
             raise PermissionError("it belongs to another user")
         terminate(process)
 
-    bench.processes.terminate = refuse
+    bench.processes.terminate = refuse  # type: ignore[method-assign]  # for the rest of the test
 
 
 def test_a_trainer_that_may_not_be_signalled_keeps_no_other_from_being_stopped(bench):
