@@ -65,7 +65,9 @@ def test_of_a_run_that_goes_on_the_rest_is_counted() -> None:
 def test_what_is_not_known_is_none() -> None:
     alone = spec(teacher=None, objective={"alpha": 1})
     estimate = estimate_run(alone, None, None, None, None)
-    assert estimate.epochs is estimate.wire is estimate.teacher_hours is None
+    assert estimate.epochs is None
+    assert estimate.wire is None
+    assert estimate.teacher_hours is None
     assert (estimate.teacher_tokens, estimate.checkpoint_bytes) == (0, None)
     assert estimate.disk_bytes is None
     assert estimate_run(spec(), None, None, SHAPE, 100).wire is None
