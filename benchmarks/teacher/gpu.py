@@ -13,6 +13,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ def _score(
         "top_k 64": Representation("top_k", 64),
     }
     for kind, asked in kinds.items():
-        client.score(sequences[:32], asked=asked, vocab=vocab_size)  # kernels are chosen
+        score = partial(client.score, asked=asked, vocab=vocab_size)
+        score(sequences[:32])  # kernels are chosen
         before = client.stats()
-        took = seconds(lambda asked=asked: client.score(sequences, asked=asked, vocab=vocab_size))
+        took = seconds(partial(score, sequences))
         after = client.stats()
         yield {
             "figure": f"{kind}, {mode}, {name}",
@@ -106,7 +108,8 @@ def _score(
 
 
 def _plain(model: Path, vocab_size: int, config: dict[str, Any], device: str) -> dict[str, Any]:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded.to(device)
     ids_BS = torch.randint(vocab_size, (8, 1024), device=device)
 
     @torch.inference_mode()
@@ -147,9 +150,10 @@ def _random(lengths: list[int], vocab_size: int, generator: np.random.Generator)
 
 def _body_flops(sequences: list[Tokens], config: dict[str, Any]) -> float:
     """Returns two FLOPs a weight and token of the linear layers, and causal attention's own."""
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads_share = config["num_key_value_heads"] / config["num_attention_heads"]
-    weights = hidden * hidden * (2 + 2 * heads_share) + 3 * hidden * config["intermediate_size"]
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads_share: float = config["num_key_value_heads"] / config["num_attention_heads"]
+    intermediate = int(config["intermediate_size"])
+    weights = hidden * hidden * (2 + 2 * heads_share) + 3 * hidden * intermediate
     tokens = sum(map(len, sequences))
     pairs = sum(len(ids) * (len(ids) + 1) / 2 for ids in sequences)
     return layers * (2.0 * weights * tokens + 4.0 * hidden * pairs)

@@ -293,13 +293,13 @@ def _batches(
     sequences: Sequence[Tokens], size: int
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Returns right-padded batches in order, with a mask where there is padding."""
-    batches = []
+    batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for start in range(0, len(sequences), size):
         part = sequences[start : start + size]
         ids_BS = np.zeros((len(part), max(map(len, part))), np.int64)
         mask_BS = np.zeros_like(ids_BS)
-        for row, mask, ids in zip(ids_BS, mask_BS, part, strict=True):
-            row[: len(ids)], mask[: len(ids)] = ids, 1
+        for row, row_mask, ids in zip(ids_BS, mask_BS, part, strict=True):
+            row[: len(ids)], row_mask[: len(ids)] = ids, 1
         mask = None if mask_BS.all() else torch.from_numpy(mask_BS)
         batches.append((torch.from_numpy(ids_BS), mask))
     return batches
@@ -309,7 +309,7 @@ def file_lengths() -> npt.NDArray[np.int64]:
     root = Path(sysconfig.get_path("stdlib"))
     own = (path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts)
     sizes = [path.stat().st_size for path in own if not {"test", "tests"} & set(path.parts)]
-    return np.clip(np.array(sizes) // 4, 1, MAX_TOKENS)
+    return np.clip(np.array(sizes, np.int64) // 4, 1, MAX_TOKENS)
 
 
 def _random_sequences(

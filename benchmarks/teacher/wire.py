@@ -159,7 +159,7 @@ def _measure_one(
 
 
 def _receive(plain: socket.socket, num_bytes: int) -> None:
-    buffer = memoryview(np.empty(num_bytes, np.uint8)).cast("B")
+    buffer = np.empty(num_bytes, np.uint8).data.cast("B")
     filled = 0
     while filled < num_bytes:
         filled += plain.recv_into(buffer[filled:])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lectern.demo.specs import STUDENT_STEPS, student_specs
 from lectern_common.json_lines import read_json_lines
@@ -34,17 +35,14 @@ def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: i
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return next(
-        line["loss/val"]
-        for line in reversed(read_json_lines(folder.metrics_path))
-        if "loss/val" in line
-    )
+    lines = reversed(read_json_lines(folder.metrics_path))
+    return float(next(line["loss/val"] for line in lines if "loss/val" in line))
 
 
 def main() -> None:
     """Prints the grid and its best as JSON."""
     roots = Roots.of_home(Path(sys.argv[1]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for rate in GRID:
             losses = [validation_loss(roots, Path(scratch), rate, seed) for seed in SEEDS]

@@ -147,8 +147,9 @@ def _trl(task: Task, scratch: Path) -> Turn:
     ends: list[float] = []
     losses: list[float] = []
 
-    class Notes(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+    class Notes(TrainerCallback):
+        def on_log(self, *_: Any, **given: Any) -> None:
+            logs = given["logs"]
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
                 ends.append(time.perf_counter())

@@ -95,16 +95,18 @@ def trl(given: Inputs) -> Tensor:
     # beta 0 is the forward KL.
     sides = (given.hidden_ND, given.weight_VD, None, given.teacher_NE, given.teacher_VE, None)
     divergence_N, _entropy_N = ChunkedDivergenceFunction.apply(*sides, 0.0)
-    return divergence_N.sum() / len(given.labels_N)
+    mean: Tensor = divergence_N.sum() / len(given.labels_N)
+    return mean
 
 
 def liger(given: Inputs) -> Tensor:
     """With its defaults: chunks of 1,024 tokens through torch.compile."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
+    divergence = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
     sides = (given.hidden_ND, given.weight_VD, given.teacher_NE, given.teacher_VE)
-    return loss(*sides, given.labels_N)
+    loss: Tensor = divergence(*sides, given.labels_N)
+    return loss
 
 
 WAYS: dict[str, Callable[[Inputs], Tensor]] = {
@@ -144,4 +146,4 @@ def error(computed: Tensor | None, exactly: Tensor) -> float:
     """Returns the norm of the difference over the norm of what is exact."""
     if computed is None:
         return float("nan")
-    return ((computed.double() - exactly).norm() / exactly.norm()).item()
+    return float((computed.double() - exactly).norm() / exactly.norm())

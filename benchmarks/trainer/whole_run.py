@@ -127,4 +127,4 @@ def _row(
 def loss_difference(turns: dict[str, Turn]) -> float:
     """Returns the largest difference between any two ways' losses of the first steps."""
     by_step = zip(*(turn.losses[:COMPARED_STEPS] for turn in turns.values()), strict=True)
-    return max(max(losses) - min(losses) for losses in by_step)
+    return max(float(max(losses) - min(losses)) for losses in by_step)
