@@ -25,7 +25,7 @@ def write_model(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     config = AutoConfig.for_model(
         "qwen2",
         vocab_size=vocab_size,
@@ -47,7 +47,7 @@ def write_model(
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
     with torch.no_grad():
