@@ -1,9 +1,9 @@
-"""The grid behind the demo's learning rate: cross entropy alone at each, so no straw man.
+"""Grid search for the demo's learning rate, on cross entropy only, to be a fair baseline.
 
     .venv/bin/python -m benchmarks.trainer.demo_learning_rate demo \
       > benchmarks/trainer/demo_learning_rate.json
 
-takes the data of a finished demo and trains its student on labels alone, seed by seed.
+takes a finished demo's data and trains its student on labels only, once per seed.
 """
 
 import json
@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 
 
 def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: int) -> float:
-    """Returns the loss after the demo's steps, in nats per token."""
+    """Returns the validation loss after the demo's steps, in nats per token."""
     body = student_specs("127.0.0.1:1", seed, STUDENT_STEPS)[0].model_dump(mode="json")
     body["optimizer"]["learning_rate"] = learning_rate
     folder = RunFolder.create(runs_root, f"rate-{learning_rate}-seed-{seed}", parse_spec(body))
@@ -40,7 +40,7 @@ def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: i
 
 
 def main() -> None:
-    """Prints the grid and its best as JSON."""
+    """Prints the grid and its best learning rate as JSON."""
     roots = Roots.of_home(Path(sys.argv[1]))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
