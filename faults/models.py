@@ -1,4 +1,4 @@
-"""Small random models on disk, written by transformers alone."""
+"""Writes small random models to disk, using only transformers."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def write_model(
 ) -> Path:
     """Writes config.json and (unless weights is False) model.safetensors; returns the folder.
 
-    bad_tokens: id -> value that its whole embedding has, such as nan.
+    bad_tokens: id -> the value that fills its embedding, such as nan.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -56,8 +56,8 @@ def main() -> None:
         estimated, taken = tensors["estimate"] / 1e6, tensors["peak"] / 1e6
         print(
             f"{case.name:<24} {estimated:6.0f} MB estimated "
-            f"({tensors['certain'] / 1e6:.0f} certain)  {taken:6.0f} MB taken  ratio {estimated / taken:.2f}  "
-            f"with glibc's defaults {kept['peak'] / 1e6:6.0f} MB",
+            f"({tensors['certain'] / 1e6:.0f} certain)  {taken:6.0f} MB taken  "
+            f"ratio {estimated / taken:.2f}  with glibc's defaults {kept['peak'] / 1e6:6.0f} MB",
             flush=True,
         )
 

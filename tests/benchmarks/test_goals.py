@@ -17,7 +17,7 @@ def test_a_missing_figure_meets_no_goal():
 
 
 def test_a_malformed_goal_is_refused():
-    with pytest.raises(ValueError, match="'>= 1.5' or '<= 1.5', got '> 1'"):
+    with pytest.raises(ValueError, match=r"'>= 1\.5' or '<= 1\.5', got '> 1'"):
         is_held(2.0, "> 1")
 
 
