@@ -1,1 +1,1 @@
-"""Every performance figure, as a ratio against a named baseline in the same run: `make bench`."""
+"""Performance figures, each against a baseline measured in the same run: `make bench`."""

@@ -1,10 +1,10 @@
-"""`make bench`: every performance figure, as a ratio against a named baseline in the same run.
+"""`make bench`: measures every performance figure against a named baseline in the same run.
 
     make bench                      all parts
     make bench ARGS='wire --json'   one part, as JSON
 
-Needs an idle machine; medians of paired turns, one thread a side. Where a figure has a goal, it is
-printed behind it, and whether it is held.
+Run it on an idle machine. Each figure is a median over paired turns, one thread per side. A figure
+with a goal is printed with the goal and whether it is met.
 """
 
 import argparse
@@ -67,30 +67,33 @@ def _data() -> Iterable[Row]:
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
-    "service": ("A KD step through the service / the same step in one process", _service),
-    "teacher": ("The teacher server: gRPC, padding, sharing, a large vocabulary", _teacher),
+    "service": ("A distillation step through the service, against one process", _service),
+    "teacher": (
+        "Teacher server: cost of gRPC, padding, sharing, a large vocabulary",
+        _teacher,
+    ),
     "gpu": ("A 7B teacher on one CUDA device", _gpu),
-    "gpu_student": ("A student of 0.5B on one CUDA device", _gpu_student),
+    "gpu_student": ("A 0.5B student on one CUDA device", _gpu_student),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
     "trainer": (
-        "Whole steps with a teacher server: against TRL, and what pipelining hides",
+        "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,
     ),
-    "data": ("data prepare: processes / the tokenizers library's own threads", _data),
+    "data": ("data prepare: worker processes against the tokenizers library's threads", _data),
     "objective": ("Chunked objective against plain PyTorch, TRL and Liger", _objective),
 }
 
 
 def main() -> None:
-    """Prints the figures of the named parts, or of all."""
+    """Prints the figures of the named parts; by default, of all but the GPU parts."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but gpu*")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     about, results = machine.about_this_machine(), dict[str, list[Row]]()
     if not options.json:
         print(machine.as_text(about))
-    # Those of a GPU are minutes of work on a card, and asked for by name.
+    # The GPU parts take minutes on a card, so they run only if named.
     for name in options.parts or [name for name in PARTS if not name.startswith("gpu")]:
         title, measure = PARTS[name]
         if not options.json:

@@ -1,7 +1,7 @@
-"""`lectern data prepare`: processes against the threads of the tokenizers library.
+"""Times `lectern data prepare`: worker processes against the tokenizers library's threads.
 
-Text: the source of the standard library, tokenised anew in every turn; chats: the same text as
-answers. Each turn is a whole `prepare`; what is compared is the time of its tokenising.
+Texts are source files of the standard library; chats have the same text as answers. Each turn runs
+a whole `prepare`; only its tokenising is compared.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""What a figure should be, beside what it is.
+"""Goals of the figures, and whether each is met.
 
-A row that has goals names them under "goals": {"speed_ratio": ">= 1.5"}, figure by figure.
+A row lists its goals by figure: "goals": {"speed_ratio": ">= 1.5"}.
 """
 
 import operator
@@ -12,14 +12,14 @@ _HOLDS = {">=": operator.ge, "<=": operator.le}
 
 
 def is_held(value: float | None, goal: str) -> bool:
-    """Returns whether a figure holds ">= bound" or "<= bound"; nan and None hold nothing.
+    """Returns True if the value meets ">= bound" or "<= bound"; nan and None meet none.
 
     Raises:
         ValueError: the goal is not of this form.
     """
     sign, _, bound = goal.partition(" ")
     if sign not in _HOLDS:
-        raise ValueError(f"a goal is '>= bound' or '<= bound', not {goal!r}")
+        raise ValueError(f"expected a goal such as '>= 1.5' or '<= 1.5', got {goal!r}")
     return value is not None and bool(_HOLDS[sign](value, float(bound)))
 
 
@@ -27,7 +27,7 @@ def judged(row: Row) -> Row:
     """Returns the row with {"goal": ..., "held": ...} for each of its goals.
 
     Raises:
-        KeyError: a goal is for a figure that the row does not have.
+        KeyError: a goal names a figure that the row lacks.
     """
     if "goals" not in row:
         return row
@@ -39,7 +39,7 @@ def judged(row: Row) -> Row:
 
 
 def as_text(row: Row) -> str:
-    """Returns a judged row as one line, each goal behind its figure."""
+    """Returns a judged row as one line, each goal after its figure."""
     verdicts = row.get("goals", {})
     return "  ".join(
         f"{figure}={_short(value)}" + _verdict(verdicts.get(figure))
@@ -51,7 +51,7 @@ def as_text(row: Row) -> str:
 def _verdict(verdict: dict[str, Any] | None) -> str:
     if verdict is None:
         return ""
-    return f" (goal {verdict['goal']}, {'held' if verdict['held'] else 'MISSED'})"
+    return f" (goal {verdict['goal']}, {'met' if verdict['held'] else 'MISSED'})"
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What figures were measured on, and when."""
+"""Describes the machine, the versions and the date that figures were measured with."""
 
 import datetime
 import os
@@ -6,12 +6,12 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
+# Dense bfloat16 peaks from the vendors' data sheets, FLOP/s.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 def about_this_machine() -> dict[str, Any]:
-    """Returns date, processor, cores, GPUs and versions, as JSON can hold them."""
+    """Returns date, processor, cores, GPUs and versions, ready for JSON."""
     import torch
 
     return {
@@ -27,7 +27,7 @@ def about_this_machine() -> dict[str, Any]:
 
 
 def as_text(about: dict[str, Any]) -> str:
-    """Returns it as one line; what is not there is left out."""
+    """Returns it as one line, without empty entries."""
     return ", ".join(
         f"{name} {value if isinstance(value, (str, int)) else ' + '.join(value)}"
         for name, value in about.items()
@@ -36,7 +36,7 @@ def as_text(about: dict[str, Any]) -> str:
 
 
 def peak_flops() -> float:
-    """Returns the card's dense bfloat16 peak, FLOP/s; nan where it is not known."""
+    """Returns the card's dense bfloat16 peak, FLOP/s; nan if it is unknown."""
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""

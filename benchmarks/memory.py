@@ -1,4 +1,4 @@
-"""How far work raises the memory of a process above what it held before."""
+"""Measures how far work raises the memory of a process."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def peak_bytes_of(module: str, *arguments: str) -> int:
-    """Returns what `python -m module arguments` prints: the growth in a process of its own."""
+    """Runs `python -m module arguments`; returns the memory growth that it prints."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True
     )
@@ -15,15 +15,15 @@ def peak_bytes_of(module: str, *arguments: str) -> int:
 
 
 class MemoryGrowth:
-    """Measures from its making on. Linux; the process is one's own or of the same user."""
+    """Measures growth from its creation on. Linux only; this process or one of the same user."""
 
     def __init__(self, pid: int | None = None) -> None:
         self._folder = Path(f"/proc/{pid or os.getpid()}")
-        (self._folder / "clear_refs").write_text("5")  # the high-water mark starts anew
+        (self._folder / "clear_refs").write_text("5")  # resets the high-water mark
         self._before = self._bytes("VmRSS")
 
     def peak_bytes(self) -> int:
-        """Returns by how much the most memory since the start exceeds that at the start."""
+        """Returns the peak memory since creation, minus the memory at creation."""
         return self._bytes("VmHWM") - self._before
 
     def _bytes(self, name: str) -> int:

@@ -1,6 +1,6 @@
-"""Paired measurement: two ways of doing one thing, in turns, and the median of their ratios.
+"""Times two ways of doing the same work in turns, and takes the median of their ratios.
 
-Machines are shared and noisy: a ratio within one run holds where seconds do not.
+Machines are shared and noisy: a ratio within one run is reliable even if seconds are not.
 """
 
 import statistics
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paired:
-    """Median seconds of each, and the median over the pairs of ours / baseline."""
+    """Median seconds of each side, and the median of ours / baseline over the pairs."""
 
     ours_seconds: float
     baseline_seconds: float
@@ -20,7 +20,7 @@ class Paired:
 
 
 def paired(ours: Callable[[], object], baseline: Callable[[], object], pairs: int = 7) -> Paired:
-    """Returns the measurement after one uncounted pair."""
+    """Returns the measurement over `pairs` pairs, after one warm-up pair."""
     times: list[tuple[float, float]] = []
     for turn in range(pairs + 1):
         one, other = seconds(ours), seconds(baseline)

@@ -1,4 +1,4 @@
-"""Teacher servers as processes of their own, and what asks them, for the benchmarks."""
+"""Starts teacher servers in their own processes, and clients that ask them."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Served:
 
 @contextmanager
 def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
-    """Runs a teacher server on one thread with these options; yields where it listens."""
+    """Runs a single-threaded teacher server with these options; yields its address and pid."""
     ready = folder / "port"
     ready.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "teacher_server", "--model", str(model), "--threads", "1"]
@@ -39,7 +39,7 @@ def served(model: Path, folder: Path, *options: str) -> Iterator[Served]:
         try:
             while not ready.exists():
                 if process.poll() is not None:
-                    raise RuntimeError("the teacher server ended")
+                    raise RuntimeError("the teacher server exited")
                 time.sleep(0.05)
             yield Served(ready.read_text().strip(), process.pid)
         finally:
@@ -54,7 +54,7 @@ def connected(
     stop: Stop | None = None,
     client: type[RemoteTeacher] = RemoteTeacher,
 ) -> Iterator[RemoteTeacher]:
-    """Gives a client of the server, connected, that waits for no teacher that is away."""
+    """Yields a connected client of the server, with an outage budget of 0."""
     calls = TeacherCalls(
         TeacherReplicas(address),
         deadline_seconds=120,
@@ -74,7 +74,7 @@ def connected(
 
 @contextmanager
 def on_cpus(cpus: Collection[int]) -> Iterator[None]:
-    """Binds what this thread starts within to these CPUs."""
+    """Binds the processes that this thread starts in the block to these CPUs."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
@@ -85,13 +85,13 @@ def on_cpus(cpus: Collection[int]) -> Iterator[None]:
 
 @contextmanager
 def far_away(target: str, latency_seconds: float) -> Iterator[str]:
-    """Runs a proxy to `target` that takes so long there and back; yields where it listens."""
+    """Runs a proxy to `target` that adds this latency per round trip; yields its address."""
     argv = [sys.executable, "-c", _PROXY, target, str(latency_seconds)]
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         if process.stdout is None:
-            raise ValueError("the proxy says where it listens through a pipe")
+            raise ValueError("the proxy's standard output must be a pipe")
         try:
             yield process.stdout.readline().strip()
         finally:

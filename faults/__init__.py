@@ -1,1 +1,1 @@
-"""What must survive what, tried on real processes over real sockets: `make faults`."""
+"""Fault tests on real processes over real sockets: `make faults`."""

@@ -1,11 +1,12 @@
-"""`make faults`: what must survive what, tried on real processes over real sockets.
+"""`make faults`: tries every fault of the table on real processes over real sockets.
 
     make faults                          the whole table; exit status 1 on any miss
-    make faults ARGS='T5 T6 --json'      some rows, for programs
-    make faults ARGS='S'                 those of the trainer; T: those of the teacher
+    make faults ARGS='T5 T6 --json'      some rows, as JSON
+    make faults ARGS='S'                 the trainer's rows; T: the teacher's
     make faults ARGS='--sabotage T5'     T5 without its protection: it must fail
 
-One line a row: id, tries, survived, figure. Time limits are judged here, never in the tests.
+Prints one line per row: id, survived/tries, figure. Time limits are judged here, never in the
+tests.
 """
 
 import argparse
@@ -19,21 +20,26 @@ from faults.table import ROWS
 
 
 def main(argv: list[str] | None = None, table: Mapping[str, Row] = ROWS) -> int:
-    """Returns the exit status: 0; 1 where a row was missed; 2 where a sabotaged one broke."""
+    """Returns the exit status: 0; 1 if a row was missed; 2 if a sabotaged check broke."""
     parser = argparse.ArgumentParser(prog="make faults")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="such as T5, or T; default: all")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="ROW",
+        help="a row such as T5, or T for all of the teacher's; default: all",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON array at the end")
     parser.add_argument("--quick", action="store_true", help="fewer tries, for development")
     parser.add_argument(
-        "--sabotage", metavar="ROW", help="switch off what protects this row, and try it"
+        "--sabotage", metavar="ROW", help="try this row with its protection switched off"
     )
     options = parser.parse_args(argv)
     asked = [row_id for name in options.rows for row_id in _named(name, table) or [name]]
     for name in [*asked, *([options.sabotage] if options.sabotage else [])]:
         if name not in table:
-            parser.error(f"there is no row {name}; there are {', '.join(table)}")
+            parser.error(f"no row {name}; the rows are {', '.join(table)}")
     if options.sabotage is not None and asked not in ([], [options.sabotage]):
-        parser.error("--sabotage tries its own row alone; leave the others out")
+        parser.error("--sabotage tries only its own row; leave out the others")
 
     names = [options.sabotage] if options.sabotage else asked or list(table)
     if options.sabotage and not options.json:
@@ -50,7 +56,7 @@ def main(argv: list[str] | None = None, table: Mapping[str, Row] = ROWS) -> int:
         print()
     missed = [result.row.id for result in results if not result.passed]
     if options.sabotage and any(result.broke for result in results):
-        print("the check broke, which says nothing of the protection", file=sys.stderr)
+        print("the check itself broke, which says nothing about the protection", file=sys.stderr)
         return 2
     if missed:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)
@@ -58,7 +64,7 @@ def main(argv: list[str] | None = None, table: Mapping[str, Row] = ROWS) -> int:
 
 
 def _named(name: str, table: Mapping[str, Row]) -> list[str]:
-    """Returns the rows of a letter, [] where it is none."""
+    """Returns the rows of a letter; [] if `name` is not one."""
     return [row_id for row_id in table if name.isalpha() and row_id.rstrip("0123456789") == name]
 
 

@@ -1,8 +1,8 @@
 """python -m faults.launcher teacher|trainer|lectern [--fault NAME] [--sabotage ROW] -- OPTIONS
 
-Runs a teacher server, a trainer or the command as `python -m` does, after changing what is named:
-faults that happen to it (injections.py of its side), and the one protection that
-`--sabotage` takes away (sabotage.py). So no such hook stands in the programs themselves.
+Runs a teacher server, a trainer or the command as `python -m` does, after injecting the named
+faults (injections.py of its side) and removing the one protection that `--sabotage` names
+(sabotage.py). So the programs themselves need no such hooks.
 """
 
 import argparse
@@ -18,7 +18,7 @@ FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "l
 
 
 def _launch_ranks_alike(words: list[str]) -> None:
-    """Has a trainer on several devices start its ranks with the same words."""
+    """Makes a trainer on several devices start its ranks through this launcher too."""
     from faults.replacing import put
     from student_trainer.ranks import supervisor as rank_processes
 
@@ -33,7 +33,7 @@ def _launch_ranks_alike(words: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Changes what is asked for, then is the program."""
+    """Makes the requested changes, then becomes the program."""
     split = argv.index("--")
     parser = argparse.ArgumentParser(prog="python -m faults.launcher")
     parser.add_argument("program", choices=tuple(_MODULES))

@@ -1,4 +1,4 @@
-"""Small random models on disk, written by transformers alone."""
+"""Writes small random models to disk, using only transformers."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def write_model(
 ) -> Path:
     """Writes config.json and (unless weights is False) model.safetensors; returns the folder.
 
-    bad_tokens: id -> value that its whole embedding has, such as nan.
+    bad_tokens: id -> the value that fills its embedding, such as nan.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     config = AutoConfig.for_model(
         "qwen2",
         vocab_size=vocab_size,
@@ -47,7 +47,7 @@ def write_model(
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Real processes: teacher servers and trainers, started through faults/launcher.py and ended."""
+"""Starts and ends real teacher servers and trainers, through faults/launcher.py."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import psutil
 from faults.trainer.runs.forked import Forked, ForkServer
 
 ROOT = Path(__file__).parent.parent
-# Far more than a start takes on busy cores.
+# Far longer than a start takes on busy cores.
 PATIENCE_SECONDS = 120.0
 
 
@@ -49,15 +49,15 @@ def start_module(module: str, *words: str, stdin: bytes | None = None) -> subpro
 
 
 class Launched:
-    """A process of Lectern's own, started with one thing changed, or none.
+    """A Lectern process, started with at most one thing changed.
 
     Args:
         program: "teacher" or "trainer".
-        folder: takes what it prints, in the file `log`.
-        options: of its command line.
-        faults: put into it; see injections.py.
+        folder: its output goes to the file `log` here.
+        options: its command-line options.
+        faults: injected into it; see injections.py.
         sabotage: the row whose protection is switched off, or None; see sabotage.py.
-        fork_server: starts it without the seconds of imports; None: started anew.
+        fork_server: starts it without seconds of imports; None starts a new interpreter.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Launched:
 
     @property
     def log(self) -> str:
-        """What it printed so far."""
+        """What it has printed so far."""
         return self.log_path.read_text(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
@@ -97,14 +97,14 @@ class Launched:
         self.signal(signal.SIGTERM)
 
     def wait(self, seconds: float = PATIENCE_SECONDS) -> int | None:
-        """Returns the exit status, or None where it did not end in time."""
+        """Returns the exit status, or None if it did not end in time."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kills it with SIGKILL, and waits until it is gone."""
         if self.alive:
             self.process.kill()
         self.process.wait()
@@ -141,7 +141,7 @@ class Server(Launched):
         self.address = ""
 
     def ready(self) -> "Server":
-        """Returns itself once it serves. Raises RuntimeError where it does not."""
+        """Returns itself once it serves. Raises RuntimeError if it does not start."""
         wait_for(lambda: self._port_file.exists() or not self.alive)
         if not self._port_file.exists():
             raise RuntimeError(f"the teacher server did not start: {self.log[-2000:]}")
@@ -149,7 +149,7 @@ class Server(Launched):
         return self
 
     def usage(self) -> "Usage":
-        """Returns what it holds now."""
+        """Returns the resources that it holds now."""
         process = psutil.Process(self.process.pid)
         with process.oneshot():
             return Usage(process.memory_info().rss, process.num_threads(), process.num_fds())
@@ -173,7 +173,7 @@ class Peak:
         self.before = self.after = 0
 
     def __enter__(self) -> "Peak":
-        self._clear.write_text("5")  # the kernel's own high-water mark starts anew
+        self._clear.write_text("5")  # resets the kernel's high-water mark
         self.before = self._read("VmRSS")
         return self
 

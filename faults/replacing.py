@@ -1,14 +1,14 @@
-"""Changing a program from outside, before it starts."""
+"""Changes a program from outside, before it starts."""
 
 from typing import Any
 
 
 def put(owner: Any, name: str, value: Any) -> None:
-    """Puts `value` in the place of an attribute of a module or class.
+    """Replaces an attribute of a module or class with `value`.
 
     Raises:
-        AttributeError: there is no such thing any more, so nothing would be changed.
+        AttributeError: the attribute no longer exists, so nothing would change.
     """
     if not hasattr(owner, name):
-        raise AttributeError(f"{owner} has no {name} to be changed")
+        raise AttributeError(f"{owner} has no {name} to replace")
     setattr(owner, name, value)

@@ -1,4 +1,4 @@
-"""What a row of the table is, and what it found out."""
+"""A row of the table, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ class Tally:
     """Counts of one row while it is tried.
 
     Attributes:
-        tries: how often the fault was put to it.
-        survived: how often it did what is required.
-        misses: what it did instead, one sentence each; any of them fails the row.
-        late: what it did, but not in time; fails the row too. The machine may have been busy with
-            something else, so the runner tries a row again that has no other miss.
+        tries: how often the fault was tried.
+        survived: how often the required behaviour was seen.
+        misses: what happened instead, one sentence each; any miss fails the row.
+        late: what was too slow; fails the row too. The machine may have been busy, so the runner
+            repeats a row without other misses.
         figure: what was measured, for people.
     """
 
@@ -29,7 +29,7 @@ class Tally:
     figure: str = ""
 
     def count(self, survived: bool, otherwise: str, tries: int = 1) -> bool:
-        """Counts one try, or several; `otherwise` says what is wrong where it did not survive."""
+        """Counts one or more tries; `otherwise` is the miss if they did not survive."""
         self.tries += tries
         if survived:
             self.survived += tries
@@ -38,12 +38,12 @@ class Tally:
         return survived
 
     def require(self, holds: bool, otherwise: str) -> None:
-        """Notes a miss of the row as a whole where something does not hold."""
+        """Notes a miss of the whole row unless the condition holds."""
         if not holds:
             self.misses.append(otherwise)
 
     def require_within(self, seconds: float, limit_seconds: float, what: str) -> None:
-        """Notes that `what` took longer than it may."""
+        """Notes `what` as late if it took longer than the limit."""
         if seconds > limit_seconds:
             self.late.append(
                 f"{what} took {1000 * seconds:.0f} ms; it may take {1000 * limit_seconds:.0f}"
@@ -51,12 +51,12 @@ class Tally:
 
     @property
     def only_late(self) -> bool:
-        """Is a time limit all that was missed?"""
+        """Whether time limits are all that was missed."""
         return bool(self.late) and not self.misses and 0 < self.tries == self.survived
 
     @property
     def passed(self) -> bool:
-        """Was it tried, and was nothing missed?"""
+        """Whether it was tried and nothing was missed."""
         return 0 < self.tries == self.survived and not self.misses and not self.late
 
 
@@ -65,10 +65,10 @@ class Row:
     """One line of the table.
 
     Attributes:
-        id: as T5.
-        title: the fault, and what must happen.
-        protection: what keeps the server or the trainer from it; `--sabotage` takes it away.
-        check: puts the fault to real processes and returns what came of it.
+        id: such as T5.
+        title: the fault.
+        protection: what protects against the fault; `--sabotage` switches it off.
+        check: tries the fault on real processes and returns the counts.
     """
 
     id: str
@@ -79,20 +79,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row came to."""
+    """The result of a row."""
 
     row: Row
     tally: Tally
     seconds: float
     attempts: int = 1
-    broke: bool = False  # the check itself: it says nothing of what it checks
+    broke: bool = False  # the check itself failed, which says nothing about the fault
 
     @property
     def passed(self) -> bool:
         return self.tally.passed
 
     def line(self) -> str:
-        """Returns it as one line: id, tries, survived, figure; below it what was missed."""
+        """Returns it as one line: id, tries, survived, figure; misses below it."""
         verdict = "ok  " if self.passed else "MISS"
         what = self.tally.figure if self.passed else self.row.title
         counts = f"{self.tally.survived}/{self.tally.tries}"
@@ -105,7 +105,7 @@ class Result:
         return text + "".join(lines) + more
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it for programs."""
+        """Returns it as a JSON object."""
         return {
             "id": self.row.id,
             "title": self.row.title,

@@ -1,7 +1,7 @@
-"""Tries rows one after the other and judges them.
+"""Tries rows one after another and judges them.
 
-A server that is too slow is so each time; a machine that was busy elsewhere is not. So a row that
-missed nothing but a time limit is tried again.
+A slow server is slow every time; a busy machine is not. So a row that missed only a time limit is
+tried again.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ from faults.row import Result, Row, Tally
 from faults.stage import Progress, Stage
 from faults.trainer.runs.forked import ForkServer
 
-# Of a row that did all it must, but not in time.
+# Attempts at a row that was only too slow.
 ATTEMPTS = 3
 
 
 def run_rows(
     rows: Iterable[Row], *, quick: bool = False, sabotage: str | None = None
 ) -> Iterator[Result]:
-    """Yields the result of each row as it is there.
+    """Yields the result of each row once it is known.
 
     Args:
         rows: tried in this order.
         quick: fewer tries.
-        sabotage: id of the row whose protection is off.
+        sabotage: id of the row whose protection is switched off.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lectern-faults-") as scratch,
@@ -53,7 +53,7 @@ def run_rows(
 
 
 def judged(row: Row, stage: Stage, attempt: int = 1) -> Result:
-    """Returns what a row came to; a check that breaks has missed."""
+    """Returns the result of a row; a check that breaks counts as missed."""
     begun = time.monotonic()
     broke = False
     try:

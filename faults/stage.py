@@ -1,4 +1,4 @@
-"""What a row is given: a scratch folder, servers, and whether its protection is taken away."""
+"""What a row works with: scratch folders, servers, and whether it is sabotaged."""
 
 import contextlib
 import itertools
@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Progress:
-    """Says how far a row is, on standard error: in place on a terminal, else now and then."""
+    """Shows progress on standard error: in place on a terminal, else now and then."""
 
     row_id: str = ""
     _said: float = field(default=0.0, init=False)
@@ -40,13 +40,13 @@ class Stage:
     """One row's surroundings.
 
     Attributes:
-        row_id: of the row.
-        folder: scratch, its own.
-        shared: scratch of the whole run of the program.
+        row_id: id of the row.
+        folder: the row's own scratch folder.
+        shared: scratch folder shared by all rows.
         quick: fewer tries.
-        sabotaged: the row's protection is switched off in every process that it starts.
+        sabotaged: the row's protection is off in every process that it starts.
         say: progress.
-        fork_server: starts trainers without the seconds of imports; one for all rows.
+        fork_server: starts trainers without seconds of imports; shared by all rows.
     """
 
     row_id: str
@@ -75,7 +75,7 @@ class Stage:
 
     @contextlib.contextmanager
     def server(self, *options: str, faults: tuple[str, ...] = ()) -> Iterator[Server]:
-        """Yields a teacher server that is ready, and ends it. See Server."""
+        """Yields a ready teacher server, and ends it. See Server."""
         server = Server(self.new_folder(), options, faults, self.sabotage)
         try:
             yield server.ready()

@@ -64,13 +64,13 @@ def split(model: PreTrainedModel) -> BodyAndHead:
     Raises:
         Misconfigured: the model has no output projection that is a plain linear layer.
     """
-    projection: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    projection: object = model.get_output_embeddings()
     if not isinstance(projection, nn.Linear):
         raise Misconfigured(
             f"{type(model).__name__} has no linear output projection "
             f"({type(projection).__name__}), so it cannot be split into body and head"
         )
-    body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    body: nn.Module = model.get_decoder()
     if body is model:
         raise Misconfigured(f"{type(model).__name__} has no decoder separate from its head")
     return BodyAndHead(body, projection, head_transform(model.config))

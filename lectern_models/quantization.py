@@ -36,10 +36,10 @@ def bitsandbytes_config(
     require_packages("quantized", f"--quantization {quantization}", "accelerate", "bitsandbytes")
     _require_bitsandbytes_runs(quantization)
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True)
     named = str(config.get("dtype", config.get("torch_dtype", "float32")))
     compute = dtype if dtype is not None else getattr(torch, named, torch.float32)
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
     )
 

@@ -154,7 +154,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
 
         from teacher_server.engine import transformers as transformers_engine
 
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         engine = transformers_engine.load(

@@ -13,7 +13,7 @@ STUBS = ["teacher_pb2.py", "teacher_pb2.pyi", "teacher_pb2_grpc.py"]
 
 
 @pytest.fixture(scope="module")
-def regenerated(tmp_path_factory) -> Path:
+def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stubs")
     flags = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "pyi")]
     program = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *flags]

@@ -1,18 +1,19 @@
-"""A 7B teacher on one CUDA device: tokens a second, share of the card's peak, memory.
+"""A 7B teacher on one CUDA device: tokens per second, share of the peak FLOP/s, memory.
 
     score   `hidden` and `top_k` 64 through the server, in both modes: sequences of 1,024 tokens,
             and the file lengths of the standard library (bytes / 4, at most 2,048 tokens)
     plain   dense log-probabilities by plain PyTorch: the whole model, 8 x 1,024 tokens a forward
 
-The model has the shape of Qwen2.5-7B and random weights in bfloat16; it is written to the
-temporary folder (15 GB) so that it is loaded as any other. The share of the peak counts the
-body's matrix products and attention, none of the head's, whatever was asked.
+The model has the shape of Qwen2.5-7B and random weights in bfloat16; it is written to a temporary
+folder (15 GB) and loaded like any other. The share of the peak counts the body's matrix products
+and attention, and nothing of the head.
 """
 
 import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ STUDENT_VOCAB_SIZE = 151_936
 
 
 def measure(config: dict[str, Any] = QWEN_7B, device: str = "cuda") -> Iterator[dict[str, Any]]:
-    """Yields one row a figure.
+    """Yields one row per figure.
 
     Args:
-        config: of the model; a small one tries the code out.
+        config: the model's; a small one tries the code out.
         device: "cuda"; "cpu" tries the code out.
     """
     configure_logs("warning")
@@ -88,9 +89,10 @@ def _score(
         "top_k 64": Representation("top_k", 64),
     }
     for kind, asked in kinds.items():
-        client.score(sequences[:32], asked=asked, vocab=vocab_size)  # kernels are chosen
+        score = partial(client.score, asked=asked, vocab=vocab_size)
+        score(sequences[:32])  # warm-up: chooses kernels
         before = client.stats()
-        took = seconds(lambda asked=asked: client.score(sequences, asked=asked, vocab=vocab_size))
+        took = seconds(partial(score, sequences))
         after = client.stats()
         yield {
             "figure": f"{kind}, {mode}, {name}",
@@ -106,7 +108,8 @@ def _score(
 
 
 def _plain(model: Path, vocab_size: int, config: dict[str, Any], device: str) -> dict[str, Any]:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded.to(device)
     ids_BS = torch.randint(vocab_size, (8, 1024), device=device)
 
     @torch.inference_mode()
@@ -146,17 +149,18 @@ def _random(lengths: list[int], vocab_size: int, generator: np.random.Generator)
 
 
 def _body_flops(sequences: list[Tokens], config: dict[str, Any]) -> float:
-    """Returns two FLOPs a weight and token of the linear layers, and causal attention's own."""
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads_share = config["num_key_value_heads"] / config["num_attention_heads"]
-    weights = hidden * hidden * (2 + 2 * heads_share) + 3 * hidden * config["intermediate_size"]
+    """Returns 2 FLOPs per weight and token of the linear layers, plus causal attention."""
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads_share: float = config["num_key_value_heads"] / config["num_attention_heads"]
+    intermediate = int(config["intermediate_size"])
+    weights = hidden * hidden * (2 + 2 * heads_share) + 3 * hidden * intermediate
     tokens = sum(map(len, sequences))
     pairs = sum(len(ids) * (len(ids) + 1) / 2 for ids in sequences)
     return layers * (2.0 * weights * tokens + 4.0 * hidden * pairs)
 
 
 def _used_gib(device: str) -> float:
-    """Returns what is in use on the card: weights, workspace, and what torch holds ready."""
+    """Returns the memory in use on the card: weights, workspace and torch's cache."""
     if device != "cuda":
         return 0.0
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]

@@ -1,8 +1,8 @@
-"""A distillation step through the service against the same step in one process.
+"""Times a distillation step through the service, against the same step in one process.
 
-The demo's models (2.2 M and 0.24 M parameters, random weights), its batch of 16 x 128 tokens, one
-thread for each model. In one process the teacher computes, then the student; through the service
-the teacher is another process, asked some steps ahead. The training loop is the same.
+Uses the demo's models (2.2 M and 0.24 M parameters, random weights) and its batch of 16 x 128
+tokens, one thread per model. In one process the teacher computes, then the student; through the
+service the teacher runs in another process, asked a few steps ahead. The training loop is the same.
 """
 
 import json
@@ -32,7 +32,7 @@ TOP_K = 64
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields one row a representation."""
+    """Yields one row per representation."""
     torch.set_num_threads(1)
     configure_logs("warning")
     disable_progress_bar()

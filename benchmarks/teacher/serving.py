@@ -1,15 +1,15 @@
-"""The teacher server: what gRPC, padding, sharing and a large vocabulary cost.
+"""Measures what gRPC, padding, sharing and a large vocabulary cost the teacher server.
 
-    engine      tokens scored through gRPC against the bare body forward of the same tokens, at the
-                batch size that is best for it
+    engine      tokens scored through gRPC against the bare body forward of the same tokens, at its
+                best batch size
     batching    `throughput` through gRPC against padded batches of 16 in arrival order, over the
                 file lengths of the standard library (bytes / 4, at most 2,048 tokens)
-    fairness    four clients' total against one that saturates the server, and the most served of
-                the four against the least, when each could have had 50 quanta
-    cache       forwards of a second epoch
+    fairness    four clients' total against one client that saturates the server; and the most
+                served of the four against the least, over 50 quanta each
+    cache       forwards in a second epoch
     memory      growth of the server's peak while it scores top_k, at V = 151,936 against V = 2,048
 
-A 3 M body with random weights; one thread a side, the server is a process of its own.
+The body has 3 M random weights. One thread per side; the server runs in its own process.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from teacher_server.scheduling.fair_share import QUANTUM_TOKENS
 
 VOCAB_SIZE, LARGE_VOCAB_SIZE = 2_048, 151_936
 MAX_TOKENS = 2_048
-# A request of every client; as many as the trainer has under way.
+# Tokens per request, and requests in flight, as in the trainer.
 REQUEST_TOKENS, IN_FLIGHT = 8_192, 4
 HIDDEN, TOP_K = Representation("hidden"), Representation("top_k", 64)
 
@@ -62,7 +62,7 @@ def config(vocab_size: int) -> dict[str, Any]:
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields one row a figure."""
+    """Yields one row per figure."""
     torch.set_num_threads(1)
     configure_logs("warning")
     disable_progress_bar()
@@ -158,9 +158,9 @@ def _fairness(server: Served, pairs: int) -> Iterator[dict[str, Any]]:
 
 
 def _served_while_all_wait(clients: Sequence["Client"], tokens_each: int) -> list[int]:
-    """Returns what each client's run was served while all of them always had something waiting.
+    """Returns the tokens served to each client while all of them keep requests waiting.
 
-    Each sends sequences of lengths of its own: short ones here, long ones there.
+    Each client sends its own range of lengths, from short to long.
     """
     enough, stop = tokens_each * len(clients), threading.Event()
     before = _tokens_by_run(clients[0])
@@ -220,7 +220,7 @@ def _memory(folder: Path) -> dict[str, Any]:
             Client(server.address) as client,
         ):
             for asked in (HIDDEN, TOP_K):
-                client.score([sequences[0][:1]], asked=asked, vocab=vocab_size)  # all is there
+                client.score([sequences[0][:1]], asked=asked, vocab=vocab_size)  # warm-up
             above = MemoryGrowth(server.pid)
             client.score(sequences, asked=TOP_K, vocab=vocab_size)
             growth[vocab_size] = above.peak_bytes()
@@ -234,7 +234,7 @@ def _memory(folder: Path) -> dict[str, Any]:
 
 
 class Client:
-    """Asks for rows and reads them, as the trainer does: several requests under way."""
+    """Requests rows and reads them as the trainer does, several requests in flight."""
 
     def __init__(self, address: str, run_id: str = "benchmark") -> None:
         self.run_id = run_id
@@ -256,7 +256,7 @@ class Client:
         asked: Representation = HIDDEN,
         vocab: int = VOCAB_SIZE,
     ) -> None:
-        """Scores sequences in requests of about REQUEST_TOKENS."""
+        """Scores sequences in requests of about REQUEST_TOKENS tokens."""
         requests: list[list[Tokens]] = [[]]
         for ids in sequences:
             if sum(map(len, requests[-1])) >= REQUEST_TOKENS:
@@ -292,14 +292,14 @@ def _forward(body: Any, batches: Sequence[tuple[torch.Tensor, torch.Tensor | Non
 def _batches(
     sequences: Sequence[Tokens], size: int
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Returns right-padded batches in order, with a mask where there is padding."""
-    batches = []
+    """Returns right-padded batches in order, with a mask if there is padding."""
+    batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     for start in range(0, len(sequences), size):
         part = sequences[start : start + size]
         ids_BS = np.zeros((len(part), max(map(len, part))), np.int64)
         mask_BS = np.zeros_like(ids_BS)
-        for row, mask, ids in zip(ids_BS, mask_BS, part, strict=True):
-            row[: len(ids)], mask[: len(ids)] = ids, 1
+        for row, row_mask, ids in zip(ids_BS, mask_BS, part, strict=True):
+            row[: len(ids)], row_mask[: len(ids)] = ids, 1
         mask = None if mask_BS.all() else torch.from_numpy(mask_BS)
         batches.append((torch.from_numpy(ids_BS), mask))
     return batches
@@ -309,7 +309,7 @@ def file_lengths() -> npt.NDArray[np.int64]:
     root = Path(sysconfig.get_path("stdlib"))
     own = (path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts)
     sizes = [path.stat().st_size for path in own if not {"test", "tests"} & set(path.parts)]
-    return np.clip(np.array(sizes) // 4, 1, MAX_TOKENS)
+    return np.clip(np.array(sizes, np.int64) // 4, 1, MAX_TOKENS)
 
 
 def _random_sequences(

@@ -1,8 +1,8 @@
-"""What a token costs on the wire, and how fast it travels: the service's reply stream against a
-unary protobuf reply and a raw TCP socket of the same bytes.
+"""Bytes per token on the wire, and the reply stream's speed against unary gRPC and raw TCP.
 
-The server is a process of its own: the real server around an engine that has its rows ready, so
-that the transport alone is measured. Shapes are those of a 7B Qwen2.5 teacher.
+The baselines carry the same bytes. The server runs in its own process: the real server around an
+engine whose rows are ready, so that only the transport is measured. Shapes are those of a 7B
+Qwen2.5 teacher.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ VOCAB_SIZE, HIDDEN_SIZE, TOP_K = 151_936, 3_584, 64
 UNARY = "/benchmark/Unary"
 _COUNT = struct.Struct("<Q")
 _HIDDEN_GOALS = {"speed_against_raw": ">= 0.6", "speed_against_unary": ">= 5"}
-# (representation, sequences, tokens of each): enough bytes to be measured.
+# (representation, sequences, tokens of each): enough bytes to measure.
 CASES = (
     (Representation("hidden"), 8, 512),
     (Representation("top_k", TOP_K), 8, 512),
@@ -46,7 +46,7 @@ CASES = (
 
 
 class ReadyEngine:
-    """An engine whose rows are there before they are asked for; their values mean nothing."""
+    """An engine whose rows are ready before a request; their values mean nothing."""
 
     facts = ModelFacts(
         model_id="ready",
@@ -71,7 +71,7 @@ class ReadyEngine:
     def __init__(self) -> None:
         self._bytes = bytes(80_000_000)
         records = np.zeros(8 * 512, top_k_record(TOP_K))
-        records["ids"] = np.arange(TOP_K)  # the trainer refuses a row that has an id twice
+        records["ids"] = np.arange(TOP_K)  # the trainer refuses a row that repeats an id
         self._top_k = memoryview(records.tobytes())
 
     def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
@@ -93,14 +93,14 @@ class ReadyEngine:
 
 
 class ReadyHead(RemoteTeacher):
-    """A RemoteTeacher that needs no output head: what is received is not computed with."""
+    """A RemoteTeacher with a dummy output head: replies are only received."""
 
     def output_head(self) -> OutputHead:
         return OutputHead(torch.zeros(1, HIDDEN_SIZE))
 
 
 def measure(pairs: int = 7) -> Iterator[dict[str, Any]]:
-    """Yields one row a representation."""
+    """Yields one row per representation."""
     with _server() as (address, plain_port, unary_address), tempfile.TemporaryDirectory() as cache:
         ready = connected(address, VOCAB_SIZE, Path(cache), client=ReadyHead)
         unary = grpc.insecure_channel(unary_address, options=_UNLIMITED)
@@ -159,7 +159,7 @@ def _measure_one(
 
 
 def _receive(plain: socket.socket, num_bytes: int) -> None:
-    buffer = memoryview(np.empty(num_bytes, np.uint8)).cast("B")
+    buffer = np.empty(num_bytes, np.uint8).data.cast("B")
     filled = 0
     while filled < num_bytes:
         filled += plain.recv_into(buffer[filled:])
@@ -182,7 +182,7 @@ def _server() -> Iterator[tuple[str, int, str]]:
             try:
                 while not ready.exists():
                     if process.poll() is not None:
-                        raise RuntimeError("the benchmark's server ended")
+                        raise RuntimeError("the benchmark's server exited")
                     time.sleep(0.05)
                 address, plain_port, unary_address = ready.read_text().split()
                 yield address, int(plain_port), unary_address

@@ -1,9 +1,9 @@
-"""The grid behind the demo's learning rate: cross entropy alone at each, so no straw man.
+"""Grid search for the demo's learning rate, on cross entropy only, to be a fair baseline.
 
     .venv/bin/python -m benchmarks.trainer.demo_learning_rate demo \
       > benchmarks/trainer/demo_learning_rate.json
 
-takes the data of a finished demo and trains its student on labels alone, seed by seed.
+takes a finished demo's data and trains its student on labels only, once per seed.
 """
 
 import json
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lectern.demo.specs import STUDENT_STEPS, student_specs
 from lectern_common.json_lines import read_json_lines
@@ -23,7 +24,7 @@ SEEDS = (0, 1, 2)
 
 
 def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: int) -> float:
-    """Returns the loss after the demo's steps, in nats per token."""
+    """Returns the validation loss after the demo's steps, in nats per token."""
     body = student_specs("127.0.0.1:1", seed, STUDENT_STEPS)[0].model_dump(mode="json")
     body["optimizer"]["learning_rate"] = learning_rate
     folder = RunFolder.create(runs_root, f"rate-{learning_rate}-seed-{seed}", parse_spec(body))
@@ -34,17 +35,14 @@ def validation_loss(roots: Roots, runs_root: Path, learning_rate: float, seed: i
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return next(
-        line["loss/val"]
-        for line in reversed(read_json_lines(folder.metrics_path))
-        if "loss/val" in line
-    )
+    lines = reversed(read_json_lines(folder.metrics_path))
+    return float(next(line["loss/val"] for line in lines if "loss/val" in line))
 
 
 def main() -> None:
-    """Prints the grid and its best as JSON."""
+    """Prints the grid and its best learning rate as JSON."""
     roots = Roots.of_home(Path(sys.argv[1]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for rate in GRID:
             losses = [validation_loss(roots, Path(scratch), rate, seed) for seed in SEEDS]

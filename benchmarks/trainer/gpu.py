@@ -1,19 +1,19 @@
-"""A student of the shape of Qwen2.5-0.5B on one CUDA device: whole steps, and the objective alone.
+"""A student shaped like Qwen2.5-0.5B on one CUDA device: whole steps, and only the objective.
 
     step       the trainer's loop, bfloat16 autocast, AdamW, no activation checkpointing, with and
-               without torch.compile: cross entropy alone (alpha 1) against exact distillation
+               without torch.compile: cross entropy only (alpha 1) against exact distillation
                (alpha 0, T = 1) from hidden states, 3,584 wide, and their head held in memory
     objective  forward and backward of the loss of 8,192 tokens in bfloat16, with and without
                torch.compile, against plain PyTorch with all logits, TRL's
-               ChunkedDivergenceFunction and Liger's chunked JSD, where these are installed
+               ChunkedDivergenceFunction and Liger's chunked JSD, if installed
 
-FLOPs of a token, for the share of the card's peak, P being the weights of the linear layers of the
-body, L its layers, D its width, V the vocabulary, S the length of a sequence:
+FLOPs per token, for the share of the card's peak. P: weights of the body's linear layers, L: its
+layers, D: its width, V: vocabulary, S: sequence length.
 
     6 P + 6 V D + 6 L D (S + 1)      body, head and causal attention, forward and backward
-    + 2 V 3,584                      the teacher's head, where there is one
+    + 2 V 3,584                      the teacher's head, if there is one
 
-Nothing else is counted: norms, softmax and the optimizer take time, and have no part in the share.
+Nothing else is counted: norms, softmax and the optimizer take time but add nothing to the share.
 
     python -m benchmarks gpu_student --json > benchmarks/gpu_student.json
 """
@@ -59,14 +59,14 @@ QWEN_05B: dict[str, Any] = {
     "rope_theta": 1_000_000.0,
     "tie_word_embeddings": True,
 }
-# Where a way to compute the objective comes from, and what ours is to be against it.
+# The package of each peer, and the goal for our speed against it.
 PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
 GOALS = {"plain": ">= 3.3", "trl": ">= 1.5"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured; smaller ones try the code out."""
+    """What is measured; small sizes try the code out."""
 
     config: dict[str, Any]
     teacher_width: int
@@ -94,7 +94,7 @@ WHOLE = Sizes(
 
 @dataclass(frozen=True)
 class HeldTeacher:
-    """Gives every micro-batch the same hidden states, which are in memory."""
+    """Answers every micro-batch with the same hidden states, held in memory."""
 
     targets: HiddenTargets
 
@@ -110,7 +110,7 @@ class HeldTeacher:
 
 
 def measure(sizes: Sizes = WHOLE, device: str = "cuda") -> Iterator[dict[str, Any]]:
-    """Yields one row a length, with and without torch.compile, and two of the objective alone.
+    """Yields one row per length, then one per peer of the objective, both also compiled.
 
     Args:
         sizes: of models and batches.
@@ -134,7 +134,7 @@ def measure(sizes: Sizes = WHOLE, device: str = "cuda") -> Iterator[dict[str, An
 
 
 def held_targets(sizes: Sizes, tokens: int, device: str) -> HiddenTargets:
-    """Returns random hidden states of so many tokens, and a head, in bfloat16 on the device."""
+    """Returns random hidden states of `tokens` tokens, and a head, in bfloat16 on the device."""
     generator = torch.Generator(device).manual_seed(0)
     width, vocab_size = sizes.teacher_width, sizes.config["vocab_size"]
     options: dict[str, Any] = {"generator": generator, "device": device, "dtype": torch.bfloat16}
@@ -143,7 +143,7 @@ def held_targets(sizes: Sizes, tokens: int, device: str) -> HiddenTargets:
 
 
 def flops_of_a_token(config: dict[str, Any], seq_len: int, teacher_width: int) -> float:
-    """Returns the FLOPs of the module's head; a teacher_width of 0 is no teacher."""
+    """Returns FLOPs per token, as defined above; a teacher_width of 0 means no teacher."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     groups = config["num_key_value_heads"] / config["num_attention_heads"]
     weights = hidden * hidden * (2 + 2 * groups) + 3 * hidden * config["intermediate_size"]
@@ -226,7 +226,7 @@ def _objectives(sizes: Sizes, device: str) -> Iterator[dict[str, Any]]:
 
 
 def _our_step(given: Inputs, compiled: bool) -> float:
-    """Returns the loss, its gradients in the inputs' `.grad`."""
+    """Returns the loss; its gradients are in the inputs' `.grad`."""
     given.hidden_ND.grad = given.weight_VD.grad = None
     targets = HiddenTargets(given.teacher_NE, OutputHead(given.teacher_VE))
     objective = Objective(alpha=0.0, temperature=1.0, compiled=compiled)

@@ -1,17 +1,17 @@
-"""Three ways to distil the same student from the same teacher, each in a process of its own.
+"""Three ways to distil the same student from the same teacher, each in its own process.
 
-    lectern  the trainer's loop; the teacher is a server that the process asks over gRPC
-    trl      GKDTrainer of TRL with lmbda 0, beta 0: forward KL on given text, one process
-    plain    a loop that anyone would write in PyTorch, all logits at once, one process
+    lectern  the trainer's loop, which asks a teacher server over gRPC
+    trl      TRL's GKDTrainer with lmbda 0, beta 0: forward KL on given text, one process
+    plain    a plain PyTorch loop, all logits at once, one process
 
-Every turn begins with the same weights and makes the same steps with the same AdamW, learning rate,
-weight decay (matrices alone) and clipping, in float32 and without dropout, at alpha 0 and T = 1.
+Every turn starts from the same weights and takes the same steps with the same AdamW, learning rate,
+weight decay (matrices only) and clipping, in float32 and without dropout, at alpha 0 and T = 1.
 
 GKDTrainer computes sum(KL(teacher || student)) over the positions whose shifted label counts,
-divided by their number in the step: the same loss. Its `temperature` reaches generation alone, and
-its loss is at T = 1 whatever it is set to. It shifts by itself, so it gets rows of S + 1 tokens
-where the others get S inputs and S labels. Activation checkpointing and bfloat16, which it switches
-on by default, are off; the attention mask, all ones, is part of its interface.
+divided by their number in the step: the same loss. Its `temperature` affects only generation; its
+loss is always at T = 1. It shifts the labels itself, so it gets rows of S + 1 tokens; the others
+get S inputs and S labels. Activation checkpointing and bfloat16, on by default, are switched off;
+the attention mask, all ones, is part of its interface.
 """
 
 import json
@@ -26,13 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# A turn's warm-up, whose steps are not timed.
+# Warm-up steps of a turn, not timed.
 WARM_UP_STEPS = 1
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a learner is to do in each turn; `address` is the teacher server's."""
+    """What a learner does in each turn; `address` is the teacher server's."""
 
     teacher: str
     student: str
@@ -45,15 +45,15 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """Of the steps that are timed."""
+        """Tokens of the timed steps."""
         return self.steps * self.sequences * self.seq_len
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of the steps after the warm-up, all losses, and the peak above the loaded models.
+    """Seconds of the timed steps, every loss, and the peak memory above the loaded models.
 
-    The last is of use in a process's first turn: later ones find memory that is kept.
+    The memory counts only in a process's first turn: later turns reuse what it kept.
     """
 
     seconds: float
@@ -62,26 +62,26 @@ class Turn:
 
 
 class Learner:
-    """A learner's process: it loads its libraries once, and makes one turn when told to."""
+    """A learner process, which loads its libraries once and runs one turn per request."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def turn(self) -> Turn:
-        """Makes one turn. Raises RuntimeError where the process ended."""
+        """Runs one turn. Raises RuntimeError if the process exited."""
         if self._process.stdin is None or self._process.stdout is None:
-            raise ValueError("a learner's process is talked to through pipes")
+            raise ValueError("a learner's standard input and output must be pipes")
         self._process.stdin.write("turn\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"a learner ended: {self._process.args!r}")
+            raise RuntimeError(f"a learner exited: {self._process.args!r}")
         return Turn(**json.loads(answer))
 
 
 @contextmanager
 def learning(way: str, task: Task) -> Iterator[Learner]:
-    """Runs the process of one way to learn; yields how it is told to make turns."""
+    """Runs the learner process of one of WAYS; yields its handle."""
     argv = [sys.executable, "-m", "benchmarks.trainer.learners", way, json.dumps(asdict(task))]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
@@ -147,8 +147,9 @@ def _trl(task: Task, scratch: Path) -> Turn:
     ends: list[float] = []
     losses: list[float] = []
 
-    class Notes(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+    class Notes(TrainerCallback):
+        def on_log(self, *_: Any, **given: Any) -> None:
+            logs = given["logs"]
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
                 ends.append(time.perf_counter())
@@ -265,7 +266,7 @@ def _rows(task: Task, steps: int) -> list[list[int]]:
 
 
 def _no_tokenizer() -> Any:
-    """Returns a tokenizer of two words: GKDTrainer wants one, and has no text to give it."""
+    """Returns a two-word tokenizer; GKDTrainer requires one but gets no text."""
     from tokenizers import Tokenizer, models
 
     return Tokenizer(models.WordLevel({"0": 0, "1": 1}, unk_token="0"))  # noqa: S106
@@ -275,7 +276,7 @@ WAYS: dict[str, Callable[[Task, Path], Turn]] = {"lectern": _lectern, "trl": _tr
 
 
 def _serve() -> None:
-    """Makes a turn for every line of the standard input."""
+    """Runs one turn per line of standard input."""
     way, task = WAYS[sys.argv[1]], Task(**json.loads(sys.argv[2]))
     import torch
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -287,7 +288,7 @@ def _serve() -> None:
     disable_progress_bar()
     set_verbosity_error()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     for _ in sys.stdin:
         with tempfile.TemporaryDirectory() as scratch:
             turn = way(task, Path(scratch))

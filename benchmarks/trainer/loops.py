@@ -1,4 +1,4 @@
-"""The trainer's loop as the benchmarks run it: the same rows for everyone, every step's end noted.
+"""Runs the trainer's loop on random rows, and notes when each step ends.
 
 Legend: B sequences of a step, S tokens of each.
 """
@@ -23,7 +23,7 @@ LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
 
 @dataclass(frozen=True)
 class RandomBatches:
-    """Random tokens; equal steps give equal rows, here and in every other process."""
+    """Random tokens; a step has the same rows in every process."""
 
     vocab_size: int
     sequences: int
@@ -38,7 +38,7 @@ class RandomBatches:
 
 @dataclass
 class StepNotes:
-    """A recorder that notes when each step ended, and its loss. `passed_on` is told the same."""
+    """A recorder that notes each step's end and loss, and passes records on to `passed_on`."""
 
     passed_on: StepRecorder | None = None
     ends: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class StepNotes:
     def event(self, kind: str, **details: Any) -> None: ...
 
     def seconds_after(self, warm_up: int) -> float:
-        """Returns the time from the end of step number `warm_up` to that of the last one."""
+        """Returns the time from the end of step number `warm_up` to the end of the last."""
         return self.ends[-1] - self.ends[warm_up - 1]
 
 
@@ -71,7 +71,7 @@ def train_noted(
     recorder: StepRecorder | None = None,
     device: str = "cpu",
 ) -> StepNotes:
-    """Trains the student for so many steps with the trainer's loop; it is on the device."""
+    """Trains the student, already on the device, for `steps` steps of the trainer's loop."""
     notes = StepNotes(recorder)
     parts = Parts(
         student=student,
@@ -90,5 +90,5 @@ def train_noted(
         max_grad_norm=MAX_GRAD_NORM,
     )
     if not train(parts, settings, Progress()):
-        raise RuntimeError("the steps were not made")
+        raise RuntimeError("the loop ended early")
     return notes

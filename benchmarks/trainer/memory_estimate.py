@@ -1,8 +1,10 @@
-"""`python -m benchmarks.trainer.memory_estimate`: memory that a run is said to need, and takes.
+"""Compares the estimated memory of training steps with what they take.
 
-A line a case: what lectern_common/checks/memory.py says of three training steps on the CPU; by
-how much they raise a fresh process's memory at most where freed tensors are given back at once, and
-the ratio; and the same as glibc is, which keeps freed memory for later. Nothing here is a speed.
+    python -m benchmarks.trainer.memory_estimate
+
+prints a line per case: the estimate of lectern_common/checks/memory.py for three training steps on
+the CPU; the growth of a fresh process's peak memory if freed tensors are given back at once, and
+the ratio; and the growth with glibc's defaults, which keep freed memory. Nothing here is a speed.
 """
 
 import json
@@ -17,7 +19,7 @@ SEQ_LEN = 256
 
 @dataclass(frozen=True)
 class Case:
-    """A student of `architecture`, and the hidden size of its teacher; 0 without one."""
+    """A student of `architecture`, and its teacher's hidden size; 0 means no teacher."""
 
     name: str
     architecture: str = "qwen2"
@@ -43,19 +45,19 @@ CASES = [
 ]
 
 
-# glibc then maps each tensor by itself, and unmaps it when it is freed.
+# Has glibc map each tensor separately, and unmap it once freed.
 GIVEN_BACK = {"MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def main() -> None:
-    """Measures each case in two processes of its own, and prints the table."""
+    """Measures each case in two fresh processes, and prints the table."""
     for index, case in enumerate(CASES):
         tensors, kept = _in_a_process(index, GIVEN_BACK), _in_a_process(index, {})
         estimated, taken = tensors["estimate"] / 1e6, tensors["peak"] / 1e6
         print(
-            f"{case.name:<24} {estimated:6.0f} MB estimated, {tensors['certain'] / 1e6:.0f} of it "
-            f"certain  {taken:6.0f} MB taken  ratio {estimated / taken:.2f}  "
-            f"glibc's own way {kept['peak'] / 1e6:6.0f} MB",
+            f"{case.name:<24} {estimated:6.0f} MB estimated "
+            f"({tensors['certain'] / 1e6:.0f} certain)  {taken:6.0f} MB taken  "
+            f"ratio {estimated / taken:.2f}  with glibc's defaults {kept['peak'] / 1e6:6.0f} MB",
             flush=True,
         )
 
@@ -72,7 +74,7 @@ def _in_a_process(index: int, settings: dict[str, str]) -> dict[str, float]:
 
 
 def measured(case: Case) -> dict[str, float]:
-    """Returns bytes: the peak of three steps above a process that has trained something small."""
+    """Returns the estimate and the peak of three steps in bytes, after a tiny warm-up."""
     import torch
 
     from benchmarks.memory import MemoryGrowth
@@ -130,7 +132,7 @@ def _student(case: Case) -> Any:
 
 
 def _train(student: Any, head: Any, vocab_size: int, sequences: int) -> None:
-    """Makes three steps, as the loop does, with a teacher of random hidden states."""
+    """Takes three steps as the loop does, with random hidden states as the teacher."""
     import numpy as np
     import torch
 

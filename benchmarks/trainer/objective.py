@@ -1,8 +1,8 @@
-"""The chunked objective against a plain one that makes all logits: time and peak memory.
+"""The chunked objective against plain PyTorch with all logits: time and peak memory.
 
-The baseline is what one would write in PyTorch: both heads' logits for all tokens,
+The baseline is the usual PyTorch: both heads' logits for all tokens,
 `cross_entropy` and `kl_div` of log-softmaxes, `backward()`. Same inputs, one thread. Each side's
-peak memory is that of a process of its own, above what its inputs take.
+peak memory is measured in its own process, above its inputs.
 """
 
 import json
@@ -28,7 +28,7 @@ ALPHA, TEMPERATURE, TOP_K = 0.3, 2.0, 64
 
 @dataclass(frozen=True)
 class Case:
-    """A vocabulary with as many tokens as a laptop has patience for."""
+    """A vocabulary, and few enough tokens for a laptop."""
 
     vocab_size: int
     tokens: int
@@ -53,7 +53,7 @@ class Inputs:
 
 
 def inputs(case: Case) -> Inputs:
-    """Returns random inputs of a case, the same at every call."""
+    """Returns random inputs of a case, the same on every call."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -81,7 +81,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def chunked(given: Inputs, targets: TeacherTargets) -> float:
-    """One loss with gradients through the objective of the trainer."""
+    """Returns the loss of the trainer's objective, after its backward pass."""
     given.hidden.grad = given.head.weight_VD.grad = None
     objective = Objective(ALPHA, TEMPERATURE)
     loss = distillation_loss(
@@ -92,7 +92,7 @@ def chunked(given: Inputs, targets: TeacherTargets) -> float:
 
 
 def plain(given: Inputs) -> float:
-    """The same loss with all logits at once, gradients by autograd."""
+    """Returns the same loss from all logits at once, after autograd's backward pass."""
     given.hidden.grad = given.head.weight_VD.grad = None
     student = given.hidden @ given.head.weight_VD.T
     teacher = given.hidden_targets.hidden_ND @ given.hidden_targets.head.weight_VD.T
@@ -121,7 +121,7 @@ def peak_bytes(way: str, case: Case) -> int:
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields one row a vocabulary and representation."""
+    """Yields one row per vocabulary and representation."""
     torch.set_num_threads(1)
     for case in CASES:
         given = inputs(case)

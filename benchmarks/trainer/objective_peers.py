@@ -1,7 +1,7 @@
 """The objective against TRL 1.16, Liger 0.8.5 and plain PyTorch: time, memory, error.
 
-Time in rounds of all ways, one thread, the ratio of each round; memory in a process of each way's
-own, above what its inputs take; errors of the gradients against float64. Losses are compared first.
+Times come from rounds over all of them on one thread, as ratios within a round; memory from one
+process for each, above its inputs; gradient errors against float64. Losses are compared first.
 """
 
 import json
@@ -22,14 +22,14 @@ SMALL = Case(32_768, 256, 1_024, 512)
 LARGE = Case(151_936, 896, 3_584, 256)
 PEERS = [way for way in WAYS if way != "ours"]
 _ERROR_TOKENS = 32
-# Against ours, relative. In bfloat16 plain PyTorch rounds logits, Liger also log-probabilities and
+# Relative to ours. In bfloat16 plain PyTorch rounds logits, Liger also log-probabilities and
 # the loss itself.
 _LOSS_TOLERANCE = {("plain", "bfloat16"): 2e-2, ("liger", "bfloat16"): 5e-2}
 _FLOAT32_TOLERANCE = 1e-3
 
 
 def measure(rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields times, errors and memory of each size and dtype."""
+    """Yields times and errors of each size and dtype, then memory."""
     torch.set_num_threads(1)
     for case in (SMALL, LARGE):
         for dtype in ("float32", "bfloat16"):
@@ -37,7 +37,7 @@ def measure(rounds: int = 5) -> Iterator[dict[str, Any]]:
             yield {**asdict(named), **_errors(named), **_times(named, rounds)}
     yield _memory(replace(SMALL, tokens=4_096))
     yield _memory(replace(SMALL, tokens=4_096, dtype="bfloat16"))
-    yield _memory(replace(LARGE, tokens=4_096))  # Of which plain PyTorch takes some 20 GB.
+    yield _memory(replace(LARGE, tokens=4_096))  # Plain PyTorch takes about 20 GB here.
 
 
 def _times(case: Case, rounds: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _times(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def _errors(case: Case) -> dict[str, float]:
-    """Returns the errors of each way's gradients, of hidden states and of weight, by their norm."""
+    """Returns each way's relative gradient errors, for hidden states and weight."""
     given = inputs(replace(case, tokens=_ERROR_TOKENS))
     _, hidden_ND, weight_VD = exact(given)
     found = {}
@@ -73,9 +73,9 @@ def _errors(case: Case) -> dict[str, float]:
 
 
 def _memory(case: Case) -> dict[str, Any]:
-    """Returns each way's peak, and ours over that at a quarter of the tokens.
+    """Returns each way's peak, and the ratio of ours to ours at a quarter of the tokens.
 
-    For that ratio its [N, D] result is taken out, which it has to give.
+    The ratio leaves out the [N, D] gradient, which has to be returned.
     """
     few = replace(case, tokens=case.tokens // 4)
     peaks = {way: _peak_bytes(way, case) for way in WAYS}
@@ -100,7 +100,7 @@ def _peak_bytes(way: str, case: Case) -> int:
 
 def _print_peak(way: str, case: Case) -> None:
     given: Inputs = inputs(case)
-    step(way, inputs(replace(case, vocab_size=64, tokens=2)))  # what is loaded at the first use
+    step(way, inputs(replace(case, vocab_size=64, tokens=2)))  # warm-up
     growth = MemoryGrowth()
     step(way, given)
     print(growth.peak_bytes())

@@ -1,7 +1,7 @@
-"""One job, done by the trainer, by plain PyTorch, by TRL and by Liger: forward KL at T = 1.
+"""Forward KL at T = 1, computed by the trainer, by plain PyTorch, by TRL and by Liger.
 
-From hidden states and heads of student and teacher to the loss, and to the gradients of the
-student's hidden states and head. No cross entropy: TRL's has none.
+Each goes from the hidden states and heads of student and teacher to the loss and the gradients of
+the student's hidden states and head. No cross entropy: TRL's kernel has none.
 
 Legend: N tokens, V vocabulary, D and E hidden sizes of student and teacher.
 """
@@ -18,7 +18,7 @@ from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import HiddenTargets
 
 _OBJECTIVE = Objective(alpha=0.0, temperature=1.0)
-# Vocabulary ids whose float64 logits and gradient exist at a time.
+# Vocabulary ids per float64 matrix product.
 _EXACT_IDS = 8192
 
 
@@ -43,9 +43,9 @@ class Inputs:
 
 
 def inputs(case: Case) -> Inputs:
-    """Returns a student and a teacher that differ by about 0.02 nats, the same at every call.
+    """Returns a student and a teacher that differ by about 0.02 nats, the same on every call.
 
-    Every number is one of bfloat16. The teacher's logits are the student's and noise of 0.2: its
+    Every number is exact in bfloat16. The teacher's logits are the student's plus noise of 0.2: its
     first D columns are the student's own.
     """
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def ours(given: Inputs) -> Tensor:
 
 
 def plain(given: Inputs) -> Tensor:
-    """All logits at once, as a loop over models has them: in the models' dtype, then float32."""
+    """All logits at once, as a plain loop computes them: in the models' dtype, then float32."""
     student = (given.hidden_ND @ given.weight_VD.T).float()
     teacher = (given.teacher_NE @ given.teacher_VE.T).float()
     return functional.kl_div(
@@ -95,16 +95,18 @@ def trl(given: Inputs) -> Tensor:
     # beta 0 is the forward KL.
     sides = (given.hidden_ND, given.weight_VD, None, given.teacher_NE, given.teacher_VE, None)
     divergence_N, _entropy_N = ChunkedDivergenceFunction.apply(*sides, 0.0)
-    return divergence_N.sum() / len(given.labels_N)
+    mean: Tensor = divergence_N.sum() / len(given.labels_N)
+    return mean
 
 
 def liger(given: Inputs) -> Tensor:
-    """With its defaults: chunks of 1,024 tokens through torch.compile."""
+    """Liger with its defaults: chunks of 1,024 tokens through torch.compile."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
+    divergence = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
     sides = (given.hidden_ND, given.weight_VD, given.teacher_NE, given.teacher_VE)
-    return loss(*sides, given.labels_N)
+    loss: Tensor = divergence(*sides, given.labels_N)
+    return loss
 
 
 WAYS: dict[str, Callable[[Inputs], Tensor]] = {
@@ -116,7 +118,7 @@ WAYS: dict[str, Callable[[Inputs], Tensor]] = {
 
 
 def step(way: str, given: Inputs) -> float:
-    """Returns the loss, its gradients in the inputs' `.grad`."""
+    """Returns the loss; its gradients are in the inputs' `.grad`."""
     given.hidden_ND.grad = given.weight_VD.grad = None
     loss = WAYS[way](given)
     loss.backward()
@@ -141,7 +143,7 @@ def exact(given: Inputs) -> tuple[float, Tensor, Tensor]:
 
 
 def error(computed: Tensor | None, exactly: Tensor) -> float:
-    """Returns the norm of the difference over the norm of what is exact."""
+    """Returns the norm of the difference over the norm of `exactly`."""
     if computed is None:
         return float("nan")
-    return ((computed.double() - exactly).norm() / exactly.norm()).item()
+    return float((computed.double() - exactly).norm() / exactly.norm())

@@ -1,11 +1,11 @@
-"""A pipelined step against the larger of its two halves, each on a core of its own.
+"""A pipelined step against the slower of student and teacher, each on its own core.
 
     student  the trainer's loop with the answers in memory
-    teacher  the server's answers to the same requests, asked as far ahead, and nobody learns
+    teacher  the server's answers to the same requests, as far ahead, without training
     both     the trainer's loop asking the server, four steps ahead
-    far      the same through a proxy that adds 50 ms there and back
+    far      the same through a proxy that adds 50 ms per round trip
 
-Where all of the teacher is hidden, both / max(student, teacher) is 1. One thread each; the server
+If the teacher is fully hidden, both / max(student, teacher) is 1. One thread each; the server
 is bound to one core, the trainer to another. Random weights, `hidden`, alpha 0, T = 1.
 """
 
@@ -53,19 +53,19 @@ PAIRS = {
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields one row a pair of models, measured in a process that is bound to one core."""
+    """Yields one row per pair of models, measured in a process bound to one core."""
     argv = [sys.executable, "-m", "benchmarks.trainer.pipelined", str(pairs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():
             yield json.loads(line)
     if process.returncode:
-        raise RuntimeError("the process that measures ended")
+        raise RuntimeError("the measuring process failed")
 
 
 @dataclass(frozen=True)
 class ReadyTeacher:
-    """Gives answers that were scored before, by the tokens that they are for."""
+    """Returns answers scored in advance, looked up by their tokens."""
 
     answers: dict[bytes, TeacherTargets]
 
@@ -86,7 +86,7 @@ def _measure_all(pairs: int) -> Iterator[dict[str, Any]]:
     disable_progress_bar()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        yield {"figure": "none", "reason": "there is one core only"}
+        yield {"figure": "none", "reason": "it needs two cores"}
         return
     os.sched_setaffinity(0, cores[:1])
     for name, (teacher_shape, student_shape) in PAIRS.items():
@@ -147,7 +147,7 @@ def _step_seconds(student: Path, batches: RandomBatches, teaching: Teaching) -> 
 
 
 def _answer_seconds(batches: RandomBatches, teacher: RemoteTeacher) -> float:
-    """Returns the time that an answer takes where the next ones are always asked for."""
+    """Returns the seconds per answer with prefetching."""
     ends = []
     with Prefetch(
         batches,

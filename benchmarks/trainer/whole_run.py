@@ -1,11 +1,11 @@
 """Whole training steps with a teacher server against TRL's GKDTrainer and a plain loop.
 
-The same teacher and student (6.9 M and 1.7 M parameters at V = 8,192; random weights), 8 x 256
-tokens a step. The server and the student's process have one thread each, the others two in their
-one process. See learners.py for what is made equal; the losses of the first steps are compared.
+All use the same teacher and student (6.9 M and 1.7 M parameters at V = 8,192; random weights) and
+8 x 256 tokens per step. Our server and student have one thread each; the others have two threads in
+one process. learners.py says what is kept equal; the losses of the first steps are compared.
 
-Tokens a second are of steps after a warm-up. Memory is the peak of a process's first turn above
-what it held with its models loaded; ours is that of student and server together.
+Tokens per second leave out the warm-up. Memory is the peak of a process's first turn above its
+loaded models; ours is the sum of student and server.
 """
 
 import statistics
@@ -26,11 +26,11 @@ from benchmarks.trainer.learners import Task, Turn, learning
 from lectern_common.logs import configure_logs
 
 SEQUENCES, SEQ_LEN = 8, 256
-# Steps of a turn by vocabulary.
+# Steps per turn, by vocabulary size.
 STEPS = {8_192: 6, 32_768: 3}
-# The first of a turn; later ones drift apart by what each rounds differently.
+# The first steps of a turn; later losses drift apart by rounding.
 COMPARED_STEPS = 4
-# With it the logits of a random teacher are as far apart as those of a trained one.
+# Spreads a random teacher's logits as far as a trained one's.
 _SHARPNESS = 8.0
 
 
@@ -53,7 +53,7 @@ def model_config(
 
 
 def write_teacher(folder: Path, config: dict[str, Any]) -> Path:
-    """Writes a teacher that prefers some tokens clearly; returns its folder."""
+    """Writes a teacher with clear preferences; returns its folder."""
     write_model(folder, config, seed=1)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def write_teacher(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
-    """Yields one row a vocabulary."""
+    """Yields one row per vocabulary."""
     configure_logs("warning")
     disable_progress_bar()
     for vocab_size, steps in STEPS.items():
@@ -125,6 +125,6 @@ def _row(
 
 
 def loss_difference(turns: dict[str, Turn]) -> float:
-    """Returns the largest difference between any two ways' losses of the first steps."""
+    """Returns the largest difference between any two learners' losses over the first steps."""
     by_step = zip(*(turn.losses[:COMPARED_STEPS] for turn in turns.values()), strict=True)
-    return max(max(losses) - min(losses) for losses in by_step)
+    return max(float(max(losses) - min(losses)) for losses in by_step)

@@ -1,1 +1,1 @@
-"""T1 to T22: what a teacher server must survive."""
+"""Rows T1 to T22: what a teacher server must survive."""

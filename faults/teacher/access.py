@@ -1,4 +1,4 @@
-"""T20 and T21: who may call, and where a server without an answer to that may listen."""
+"""T20 and T21: bearer tokens, and addresses that need authentication."""
 
 import datetime
 import secrets
@@ -29,7 +29,7 @@ _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 def _calls() -> dict[str, bytes]:
-    """Returns path -> a right request of every call that wants a token."""
+    """Returns path -> a valid request, for every call that needs a token."""
     return {
         f"{_SERVICE}GetModel": pb.GetModelRequest(protocol_version=1).SerializeToString(),
         f"{_SERVICE}GetStats": pb.GetStatsRequest(protocol_version=1).SerializeToString(),
@@ -45,7 +45,7 @@ def _calls() -> dict[str, bytes]:
 
 
 def _wrong_credentials(token: str) -> list[tuple[tuple[str, str | bytes], ...]]:
-    """Returns metadata of calls that must all be refused."""
+    """Returns metadata of calls that must be refused."""
     last = "0" if token[-1] != "0" else "1"
     return [
         (),
@@ -69,7 +69,7 @@ def _wrong_credentials(token: str) -> list[tuple[tuple[str, str | bytes], ...]]:
 
 
 def tokens(stage: Stage) -> Tally:
-    """T20: every call with no, a wrong or a misplaced token, and what the log says of it."""
+    """T20: every call with no, a wrong or a misplaced token; no token reaches the log."""
     tally = Tally()
     token = secrets.token_hex(32)
     token_file = stage.folder / "token"
@@ -92,17 +92,17 @@ def tokens(stage: Stage) -> Tally:
         log = server.log
     offered = [str(value) for metadata in wrong for _, value in metadata if len(value) > 12]
     said = [value for value in (token, *offered) if value in log]
-    tally.require(not said, f"the log has {len(said)} tokens in it")
+    tally.require(not said, f"the log contains {len(said)} tokens")
     tally.figure = (
-        "all UNAUTHENTICATED, no token in the log; wrong in the first or the last character: "
-        f"{1e6 * abs(early - late):.0f} us apart in {1000 * early:.1f} ms"
+        "all UNAUTHENTICATED, no token in the log; refusing a wrong first or last character "
+        f"differs by {1e6 * abs(early - late):.0f} us in {1000 * early:.1f} ms"
     )
     return tally
 
 
 def _code(channel: grpc.Channel, path: str, message: bytes, metadata: Any) -> str:
-    """Returns the status of a call; any kind of call can be made as one of streams."""
-    open_channel: Any = channel  # its stubs want serializers; bytes need none
+    """Returns the status of a call; every kind of call can be made as a streaming one."""
+    open_channel: Any = channel  # the stubs require serializers; bytes need none
     call = open_channel.stream_stream(path)
     try:
         list(call(iter([message]), timeout=10, metadata=metadata))
@@ -112,7 +112,7 @@ def _code(channel: grpc.Channel, path: str, message: bytes, metadata: Any) -> st
 
 
 def _comparison_times(channel: grpc.Channel, token: str, pairs: int) -> tuple[float, float]:
-    """Returns median seconds of refusals of tokens wrong at their start, and at their end."""
+    """Returns median seconds to refuse tokens wrong at their start, and at their end."""
     message = _calls()[f"{_SERVICE}GetModel"]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs):
@@ -129,7 +129,7 @@ T21_SECONDS = 5.0
 
 
 def beyond_loopback(stage: Stage) -> Tally:
-    """T21: addresses that other machines reach, without a way to know who calls."""
+    """T21: addresses that other machines can reach, without authentication."""
     tally = Tally()
     certificate, key = _self_signed(stage.folder)
     tls = ("--tls-cert", str(certificate), "--tls-key", str(key))
@@ -154,9 +154,9 @@ def beyond_loopback(stage: Stage) -> Tally:
         refused = status not in (None, 0) and "--token-file" in server.log
         tally.count(
             refused and not listened,
-            f"{' '.join(options)}: status {status} (None: it goes on), {server.log[-200:]!r}",
+            f"{' '.join(options)}: status {status} (None: still running), {server.log[-200:]!r}",
         )
-    tally.figure = f"refuses to start within {slowest:.1f} s, saying what to set"
+    tally.figure = f"refuses to start within {slowest:.1f} s, naming the option to set"
     return tally
 
 
@@ -166,7 +166,7 @@ def _listens(pid: int) -> bool:
 
 
 def _own_addresses() -> list[str]:
-    """Returns an IPv4 address of this machine that is not loopback, where it has one."""
+    """Returns at most one IPv4 address of this machine that is not loopback."""
     return [
         entry.address
         for entries in psutil.net_if_addrs().values()

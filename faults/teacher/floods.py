@@ -1,4 +1,4 @@
-"""T12: a thousand connections, pings, calls begun and taken back, readers that do not read."""
+"""T12: floods of connections, pings and cancelled calls, and clients that never read."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from faults.teacher.clients.asking import Refusal, request, score, shown, stats
 T12_HEALTH_SECONDS = 1.0
 T12_CONNECTIONS = 1000
 T12_READERS = 8
-# What may wait for one that does not read: 16 MiB (requests.py), a sequence's rows, a piece on its
-# way. They ask for 125 MiB each.
+# What may be held for a client that does not read: 16 MiB (requests.py), a sequence's rows, and a
+# piece in transit. Each client requests 125 MiB.
 T12_BYTES_OF_A_READER = 24 << 20
 _VOCAB_SIZE = 4096
 
 
 def floods(stage: Stage) -> Tally:
-    """T12: four floods, one after the other, health asked all the time."""
+    """T12: four floods, one after another, with health checked all the time."""
     tally = Tally()
     seconds = str(stage.tries(10, 3))
     slowest: dict[str, float] = {}
@@ -56,11 +56,11 @@ def floods(stage: Stage) -> Tally:
     limit = T12_READERS * T12_BYTES_OF_A_READER
     tally.require(
         peak.grown_bytes <= limit,
-        f"{T12_READERS} slow readers cost {peak.grown_bytes >> 20} MiB, not {limit >> 20} at most",
+        f"{T12_READERS} slow readers cost {peak.grown_bytes >> 20} MiB; the limit is {limit >> 20}",
     )
     tally.figure = (
         f"{counts['connections']} connections, {counts['pings']:,} pings, "
-        f"{counts['calls taken back']:,} calls taken back: health in "
+        f"{counts['calls taken back']:,} calls cancelled: health in "
         f"{1000 * max(slowest.values()):.0f} ms at most; {T12_READERS} slow readers cost "
         f"{peak.grown_bytes / T12_READERS / (1 << 20):.0f} MiB each"
     )
@@ -69,7 +69,7 @@ def floods(stage: Stage) -> Tally:
 
 @contextlib.contextmanager
 def _watched(server: Server, name: str, tally: Tally, slowest: dict[str, float]) -> Iterator[None]:
-    """Asks for health all the time; afterwards judges it, and whether calls are answered."""
+    """Checks health all the time; afterwards judges it, and that calls are answered."""
     probe = start_module("faults.teacher.clients.load", "probe", server.address)
     time.sleep(0.5)
     try:
@@ -85,7 +85,7 @@ def _watched(server: Server, name: str, tally: Tally, slowest: dict[str, float])
 
 
 def _asked_again(address: str) -> list[bytes] | Refusal:
-    """Asks as a trainer does: gRPC turns calls away while it works off thousands that are gone."""
+    """Retries as a trainer does: gRPC refuses calls while it clears thousands of dead ones."""
     message = request([[1, 2]], vocab_size=_VOCAB_SIZE, run_id="other")
     for _ in range(20):
         answer = score(address, message)
@@ -96,7 +96,7 @@ def _asked_again(address: str) -> list[bytes] | Refusal:
 
 
 def _counted(attacker: "Popen[bytes]", *, lasting: bool) -> int:
-    """Returns the number that an attacker prints; one that lasts is ended some seconds later."""
+    """Returns the count that an attacker prints; a lasting one is ended after 3 seconds."""
     if attacker.stdout is None:
         return 0
     number = int(attacker.stdout.readline() or b"0")
@@ -107,7 +107,7 @@ def _counted(attacker: "Popen[bytes]", *, lasting: bool) -> int:
 
 
 def _wait_until_steady(server: Server) -> None:
-    """Returns when no forward has run for a second, or after half a minute."""
+    """Waits until no forward has run for a second, at most half a minute."""
     before = -1
     for _ in range(30):
         forwards = stats(server.address).forwards
@@ -119,7 +119,7 @@ def _wait_until_steady(server: Server) -> None:
 
 def _slow_readers(server: Server, folder: Path, tally: Tally) -> "Popen[bytes]":
     """Returns a process that asks for eight large replies and does not read them."""
-    draw = random.Random(0)  # noqa: S311 - what is asked, not a secret
+    draw = random.Random(0)  # noqa: S311 - test data, not a secret
     paths = []
     for number in range(T12_READERS):
         ids = [[draw.randrange(_VOCAB_SIZE) for _ in range(128)] for _ in range(64)]
@@ -135,5 +135,5 @@ def _slow_readers(server: Server, folder: Path, tally: Tally) -> "Popen[bytes]":
         readers.communicate()
         time.sleep(0.1)
     else:
-        tally.require(False, "the slow readers did not get to read")
+        tally.require(False, "the slow readers received nothing")
     return readers

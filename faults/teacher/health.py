@@ -1,4 +1,4 @@
-"""T13 to T15 and T17: health under load, readiness, ending, and a device that breaks."""
+"""T13 to T15 and T17: health under load, readiness, draining, and a broken device."""
 
 import json
 import signal
@@ -22,10 +22,10 @@ T13_P99_SECONDS = 0.2
 
 
 def health_under_load(stage: Stage) -> Tally:
-    """T13: a real model, its queue full, health asked fifty times a second."""
+    """T13: a real model with a full queue, health checked fifty times a second."""
     tally = Tally()
     model = write_model(stage.folder / "model", vocab_size=1000, hidden=256, layers=12)
-    # A forward takes much longer than health may.
+    # A forward takes much longer than a health check may.
     queue = ("--max-queued-requests", "16", "--batch-tokens", "4096")
     with stage.server("--model", str(model), *queue, faults=("unmeasured",)) as server:
         load = start_module("faults.teacher.clients.load", "scoring", server.address, "32", "256")
@@ -53,7 +53,7 @@ def health_under_load(stage: Stage) -> Tally:
 
 
 def readiness(stage: Stage) -> Tally:
-    """T14: health and calls from the moment that the port answers until it is closed."""
+    """T14: health and calls agree from the time the port opens until it closes."""
     tally = Tally()
     answers = 0
     for number in range(stage.tries(5, 2)):
@@ -68,12 +68,12 @@ def readiness(stage: Stage) -> Tally:
             answers += _one_life(server, tally)
         finally:
             server.kill()
-    tally.figure = f"{answers} answers of health and calls agree, while loading and draining"
+    tally.figure = f"{answers} answers of health and calls agree while loading and draining"
     return tally
 
 
 def _one_life(server: Server, tally: Tally) -> int:
-    """Watches one server from its start to its end; returns how many answers were looked at."""
+    """Watches one server from start to end; returns how many answers were checked."""
     wait_for(lambda: "address=" in server.log or not server.alive)
     address = server.log.split("address=")[1].split()[0]
     looked_at = 0
@@ -86,8 +86,8 @@ def _one_life(server: Server, tally: Tally) -> int:
             if not isinstance(answer, Refusal):
                 break
             if answer.code != "UNAVAILABLE" or "loading" not in answer.detail:
-                wrong.add(f"while loading a call was answered {answer.code} {answer.detail}")
-            # Health may have turned since the call.
+                wrong.add(f"a call while loading was answered {answer.code} {answer.detail}")
+            # Health may have changed since the call.
             if said == "SERVING" and isinstance(ask(channel, request([[1]])), Refusal):
                 wrong.add("health was SERVING, and calls were still refused")
             if said not in ("SERVING", "NOT_SERVING"):
@@ -124,7 +124,7 @@ _T15_GRACE_SECONDS = 10.0
 
 
 def drain(stage: Stage) -> Tally:
-    """T15: SIGTERM with eight calls in flight; and a second one."""
+    """T15: SIGTERM with eight calls in flight; then a second SIGTERM."""
     tally = Tally()
     slowest = second = 0.0
     for number in range(stage.tries(5, 2)):
@@ -145,7 +145,7 @@ def drain(stage: Stage) -> Tally:
             )
         with ExitStack() as stack:
             server = stack.enter_context(stage.server(*options, faults=("slow-fixture=0.01",)))
-            streams = _calls_in_flight(server, stack)  # held, or they would be cancelled
+            streams = _calls_in_flight(server, stack)  # keeps the calls from being cancelled
             server.signal(signal.SIGTERM)
             time.sleep(0.3)
             waited = server.alive and len(streams) == T15_CALLS
@@ -155,7 +155,7 @@ def drain(stage: Stage) -> Tally:
             took = time.monotonic() - begun
             second = max(second, took)
             tally.count(waited, "it did not wait for the calls in flight")
-            tally.require_within(took, T15_SECOND_SIGNAL_SECONDS, "the end after a second signal")
+            tally.require_within(took, T15_SECOND_SIGNAL_SECONDS, "ending after a second signal")
     tally.figure = (
         f"{T15_CALLS} calls in flight finish, exit 0 after {slowest:.1f} s at most; "
         f"a second signal ends it in {1000 * second:.0f} ms at most"
@@ -187,7 +187,7 @@ _GOOD = [[3, 1, 4, 1, 5, 9, 2, 6]]
 
 
 def lost_device(stage: Stage) -> Tally:
-    """T17: a forward breaks the device; what it would compute afterwards is garbage."""
+    """T17: a forward breaks the device, which would return garbage from then on."""
     tally = Tally()
     model = write_model(stage.folder / "model")
     garbage = right = 0
@@ -213,18 +213,18 @@ def lost_device(stage: Stage) -> Tally:
             refused = isinstance(answer, Refusal)
             tally.count(
                 refused and status not in (None, 0) and others.garbage == 0,
-                f"it ended with status {status} (None: it goes on), and {others.garbage} answers "
+                f"it ended with status {status} (None: still running); {others.garbage} answers "
                 "were garbage",
             )
     tally.figure = (
-        f"exits non-zero {slowest:.1f} s after the loss at most; {garbage} of {right + garbage} "
+        f"exits non-zero at most {slowest:.1f} s after the loss; {garbage} of {right + garbage} "
         "answers around it were garbage"
     )
     return tally
 
 
 class _Others:
-    """Clients that ask the same all the time and look at each answer."""
+    """Clients that repeat one request and check every answer."""
 
     def __init__(self, address: str, expected: Any) -> None:
         self._address, self._expected = address, expected

@@ -1,12 +1,12 @@
-"""Faults that a teacher server's own model can have, put into the process before it starts.
+"""Faults of a teacher server's model, injected into the process before it starts.
 
-slow-load=SECONDS    the fixture takes so long to load
-slow-fixture=SECONDS a forward of the fixture takes so long a token
-slow-model=SECONDS   a forward of a model takes so much longer
+slow-load=SECONDS    loading the fixture takes this long
+slow-fixture=SECONDS a forward of the fixture takes this long per token
+slow-model=SECONDS   a forward of a model takes this much longer
 memory=TOKENS        a forward of a model over more tokens runs out of memory
 lost=TOKEN           a forward of a model with this token breaks the device: from then on its
                      results are garbage
-unmeasured           the model's speed is not measured at the start, which takes seconds
+unmeasured           skips measuring the model's speed at the start, which takes seconds
 """
 
 import time
@@ -42,7 +42,7 @@ def _slow_fixture(value: str) -> None:
 
 
 def _around_forwards(change: Callable[[Callable[[], Any], Any], Any]) -> None:
-    """Calls change(forward, ids_BS) in place of each forward, once the server is open."""
+    """Replaces each forward by change(forward, ids_BS) once the server is open."""
     from lectern_models.body_and_head import BodyAndHead
     from teacher_server.rpc.server import TeacherServer
 

@@ -1,4 +1,4 @@
-"""T9 to T11: wrong requests, replies that would be too large, bytes that are no request."""
+"""T9 to T11: invalid requests, replies that would be too large, and random bytes."""
 
 import random
 import socket
@@ -43,14 +43,14 @@ _REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
 
 
 def bad_fields(stage: Stage) -> Tally:
-    """T9: each field wrong by hand, then all fields at random, beside requests that are right."""
+    """T9: each field made invalid by hand, then random requests, beside valid ones."""
     tally = Tally()
     model = write_model(stage.folder / "model", vocab_size=VOCAB_SIZE)
     limits = (
         *("--max-sequences", str(MAX_SEQUENCES), "--max-tokens", str(MAX_TOKENS)),
         *("--max-sequence-tokens", str(MAX_SEQUENCE_TOKENS)),
         *("--max-top-k", str(MAX_TOP_K), "--max-draws", str(MAX_DRAWS)),
-        *("--cache-bytes", "0"),  # neighbours are computed anew each time
+        *("--cache-bytes", "0"),  # so that neighbours are computed every time
     )
     with stage.server("--model", str(model), *limits, faults=("unmeasured",)) as server:
         with connect(server.address) as channel:
@@ -69,35 +69,35 @@ def bad_fields(stage: Stage) -> Tally:
                     f"bad {field}: {shown(answer)}",
                 )
             forwards = stats(server.address).forwards - before
-            tally.require(forwards == 0, f"{forwards} forwards ran for what is wrong")
+            tally.require(forwards == 0, f"{forwards} forwards ran for invalid requests")
         neighbours = _Neighbours(server.address)
         broken = _property(stage, server.address, tally)
         neighbours.end()
         tally.require(server.alive, "the server crashed")
     tally.require(neighbours.wrong == 0, f"{neighbours.wrong} neighbours' answers changed")
     tally.figure = (
-        f"each refusal names its field; {broken} of the drawn requests broke anything; "
+        f"each refusal names its field; {broken} of the random requests broke anything; "
         f"{neighbours.right} answers to neighbours unchanged"
     )
     return tally
 
 
 def _property(stage: Stage, address: str, tally: Tally) -> int:
-    """Asks drawn requests: each is answered, or refused as the caller's fault."""
-    draw = random.Random(0)  # noqa: S311 - what is asked, not a secret
+    """Sends random requests: each is answered, or refused as the caller's fault."""
+    draw = random.Random(0)  # noqa: S311 - test data, not a secret
     broken = 0
     with connect(address) as channel:
         for number in range(stage.tries(2000, 200)):
-            stage.say(f"drawn request {number + 1}")
+            stage.say(f"random request {number + 1}")
             message = drawn(draw)
             answer = ask(channel, message)
             fine = not isinstance(answer, Refusal) or answer.code in _REFUSED
-            broken += not tally.count(fine, f"a drawn request: {shown(answer)}")
+            broken += not tally.count(fine, f"a random request: {shown(answer)}")
     return broken
 
 
 class _Neighbours:
-    """Clients with right requests, whose answers must stay the same."""
+    """A client with valid requests, whose answers must stay the same."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -125,9 +125,9 @@ T10_LIMIT_BYTES = 1 << 20
 
 
 def reply_too_large(stage: Stage) -> Tally:
-    """T10: a reply over the limit, and the largest batch that the refusal says fits."""
+    """T10: a reply over the limit, then the largest batch that the refusal says fits."""
     tally = Tally()
-    draw = random.Random(0)  # noqa: S311 - what is asked, not a secret
+    draw = random.Random(0)  # noqa: S311 - test data, not a secret
     limit = ("--max-reply-bytes", str(T10_LIMIT_BYTES), "--cache-bytes", "0")
     with stage.server(*_FIXTURE, *limit) as server, connect(server.address) as channel:
         for number in range(stage.tries(50, 10)):
@@ -149,24 +149,26 @@ def reply_too_large(stage: Stage) -> Tally:
                 and not isinstance(answered, Refusal),
                 f"{asked.kind}: {shown(refused)}, after {computed} forwards",
             )
-    tally.figure = "refused before any forward, naming the largest batch that fits, which is taken"
+    tally.figure = (
+        "refused before any forward; the largest batch, named in the refusal, is answered"
+    )
     return tally
 
 
 T11_MEMORY_BYTES = 64 << 20
 _PREFIX_BYTES = 1 << 30
-# As much of the promised GiB as is sent where the server takes it.
+# Bytes sent of the promised GiB, if the server takes them.
 _SENT_BYTES = 256 << 20
 
 
 def random_bytes(stage: Stage) -> Tally:
-    """T11: random frames, broken protobuf, and a message that says it is 1 GiB long."""
+    """T11: random frames, broken protobuf, and a message that claims to be 1 GiB long."""
     tally = Tally()
     draw = random.Random(0)  # noqa: S311 - noise, not a secret
     number = stage.tries(10_000, 1000)
     attacks: list[tuple[str, int, Callable[[Server, random.Random], object]]] = [
         ("random bytes on a connection", number // 4, _random_connection),
-        ("random frames after a right start", number // 4, _random_frames),
+        ("random frames after a valid start", number // 4, _random_frames),
         ("broken protobuf in a call", number // 2, _broken_protobuf),
         ("a message of 1 GiB", 10, _long_prefix),
     ]
@@ -181,12 +183,12 @@ def random_bytes(stage: Stage) -> Tally:
                 with connect(server.address) as channel:
                     said = health(channel, 5)
                 answer = score(server.address, request([[1, 2, 3]]))
-                tally.require(said == "SERVING", f"after {name} health is {said}")
-                tally.require(answer == expected, f"after {name} an answer has changed")
+                tally.require(said == "SERVING", f"after {name} health was {said}")
+                tally.require(answer == expected, f"after {name} an answer changed")
     tally.require(
         peak.grown_bytes <= T11_MEMORY_BYTES, f"memory grew by {peak.grown_bytes >> 20} MiB"
     )
-    tally.figure = f"alive, answers as before, memory +{peak.grown_bytes / (1 << 20):.0f} MiB"
+    tally.figure = f"alive, answers unchanged, memory +{peak.grown_bytes / (1 << 20):.0f} MiB"
     return tally
 
 
@@ -206,7 +208,7 @@ def _random_frames(server: Server, draw: random.Random) -> None:
 
 
 def _broken_protobuf(server: Server, draw: random.Random) -> None:
-    """A call whose message is a right request cut short, with bits turned, or noise."""
+    """Makes a call with a truncated request, one with flipped bits, or noise."""
     data = right().SerializeToString()
     way = draw.randrange(3)
     if way == 0:
@@ -219,7 +221,7 @@ def _broken_protobuf(server: Server, draw: random.Random) -> None:
     else:
         data = draw.randbytes(draw.randrange(400))
     with grpc.insecure_channel(server.address, options=OPTIONS) as opened:
-        channel: Any = opened  # its stubs want serializers; bytes need none
+        channel: Any = opened  # the stubs require serializers; bytes need none
         call = channel.unary_stream(frames.SCORE)
         try:
             list(call(data, timeout=10))
@@ -229,7 +231,7 @@ def _broken_protobuf(server: Server, draw: random.Random) -> None:
 
 
 def _long_prefix(server: Server, draw: random.Random) -> None:
-    """A call whose message says that it is 1 GiB long, and a part of it."""
+    """Makes a call whose message claims to be 1 GiB long, and sends part of it."""
     with frames.connected(server.address) as connection:
         _send(connection, frames.call(1, frames.SCORE))
         prefix = frames.message(b"", _PREFIX_BYTES)
@@ -237,7 +239,7 @@ def _long_prefix(server: Server, draw: random.Random) -> None:
 
 
 def _send(connection: socket.socket, data: bytes) -> bool:
-    """Sends, and returns whether the peer still takes it."""
+    """Sends the data; returns False if the peer has closed."""
     try:
         connection.sendall(data)
     except OSError:

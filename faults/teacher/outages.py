@@ -1,4 +1,4 @@
-"""T1 to T4 and T22: a teacher that dies, stays away, hangs, is another; a network that is bad."""
+"""T1 to T4 and T22: a teacher that dies, hangs or changes, and a bad network."""
 
 import random
 import signal
@@ -14,16 +14,16 @@ from faults.trainer.runs.run import STEPS, TEACHER_HIDDEN, VOCAB_SIZE, Ended, Ho
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunState
 
-# So that a call is under way at nearly every moment.
+# So that a call is in flight nearly all the time.
 _SLOW = ("unmeasured", "slow-model=0.02")
 
 T1_GOES_ON_SECONDS = 2.0
-# Later the run may have all its answers already.
+# After this step the run may have all its answers.
 _LAST_KILL = STEPS - 25
 
 
 def killed(stage: Stage) -> Tally:
-    """T1: kill -9 of the teacher in the middle of calls; it is back within seconds."""
+    """T1: kill -9 of the teacher during calls; it is back within seconds."""
     tally = Tally()
     kills = stage.tries(20, 3)
     draw = random.Random(0)  # noqa: S311 - when to strike
@@ -44,18 +44,20 @@ def killed(stage: Stage) -> Tally:
             server = _teacher(stage, stack, home, _SLOW, address)
             before = trainer.steps()
             seconds = trainer.wait_for_step(before + 1, 20)
-            if not tally.count(seconds is not None, f"after kill {number + 1} it did not go on"):
+            if not tally.count(
+                seconds is not None, f"the run did not continue after kill {number + 1}"
+            ):
                 break
             slowest = max(slowest, seconds or 0.0)
         problem = trainer.end()
         tally.require(not problem, problem)
         difference = undisturbed.difference(Ended.of(trainer.folder))
         tally.require(not difference, difference)
-    tally.require(tally.tries == kills, f"{tally.tries} of {kills} kills could be tried")
-    tally.require_within(slowest, T1_GOES_ON_SECONDS, "going on after the teacher was ready")
+    tally.require(tally.tries == kills, f"{tally.tries} of {kills} kills were tried")
+    tally.require_within(slowest, T1_GOES_ON_SECONDS, "continuing after the teacher was ready")
     tally.figure = (
-        f"goes on {slowest:.1f} s after ready at most; {STEPS} steps' losses and the weights are "
-        "bit-equal to the undisturbed run's"
+        f"continues at most {slowest:.1f} s after the teacher is ready; {STEPS} steps' losses and "
+        "the weights are bit-equal to the undisturbed run's"
     )
     return tally
 
@@ -64,7 +66,7 @@ _BUDGET_SECONDS = 3.0
 
 
 def gone(stage: Stage) -> Tally:
-    """T2: the teacher is gone for longer than the outage budget, and later back."""
+    """T2: the teacher is gone for longer than the outage budget, then back."""
     tally = Tally()
     home = Home(stage)
     undisturbed = home.undisturbed()
@@ -85,7 +87,7 @@ def gone(stage: Stage) -> Tally:
                 exit_status == 75
                 and said == (RunState.INTERRUPTED, "teacher_unavailable", step)
                 and 0 < step < STEPS,
-                f"at step {step} it ended with status {exit_status} and said {said}",
+                f"at step {step} it exited with status {exit_status} and state {said}",
             )
             if not ended_well:
                 continue
@@ -95,19 +97,19 @@ def gone(stage: Stage) -> Tally:
             problem = resumed.end() or undisturbed.difference(Ended.of(folder))
             tally.count(not problem, f"resumed: {problem}")
     tally.figure = (
-        f"ends after {_BUDGET_SECONDS:.0f} s as interrupted (teacher_unavailable), a checkpoint at "
-        "its last step; resumed, bit-equal"
+        f"ends after {_BUDGET_SECONDS:.0f} s as interrupted (teacher_unavailable), checkpointed at "
+        "its last step; bit-equal once resumed"
     )
     return tally
 
 
 T3_DEADLINE_SECONDS = 2.0
-# For the other replica to answer, and the student to make a step of it.
+# For the other replica to answer, and the student to take a step.
 _T3_ANSWER_SECONDS = 1.0
 
 
 def hanging(stage: Stage) -> Tally:
-    """T3: of two replicas one after the other is stopped by SIGSTOP: it takes calls, and hangs."""
+    """T3: two replicas are stopped in turn by SIGSTOP: each accepts calls, and hangs."""
     tally = Tally()
     home = Home(stage)
     undisturbed = home.undisturbed()
@@ -133,14 +135,14 @@ def hanging(stage: Stage) -> Tally:
         tally.require(not problem, problem)
     tally.require_within(slowest, T3_DEADLINE_SECONDS + _T3_ANSWER_SECONDS, "a step")
     tally.figure = (
-        f"no standstill over {slowest:.1f} s (deadline {T3_DEADLINE_SECONDS:.0f} s): the other "
+        f"no pause over {slowest:.1f} s (deadline {T3_DEADLINE_SECONDS:.0f} s): the other "
         "replica answers; losses bit-equal"
     )
     return tally
 
 
 def _longest_standstill(trainer: Trainer, steps: int) -> float:
-    """Returns the longest time between two of the coming steps, at most ten seconds."""
+    """Returns the longest pause before any of the next steps, at most ten seconds."""
     longest = 0.0
     for _ in range(steps):
         step = trainer.steps()
@@ -154,7 +156,7 @@ def _longest_standstill(trainer: Trainer, steps: int) -> float:
 
 
 def another_model(stage: Stage) -> Tally:
-    """T4: another model on the address of a run: while it trains, at its resume, as a replica."""
+    """T4: a different model at the run's address: while training, at a resume, as a replica."""
     tally = Tally()
     home = Home(stage)
     other = write_model(stage.folder / "other", vocab_size=VOCAB_SIZE, hidden=TEACHER_HIDDEN)
@@ -170,7 +172,7 @@ def another_model(stage: Stage) -> Tally:
             right.kill()
             step = trainer.steps()
             _started(stage, stack, options, address)
-            _require_refused(tally, trainer, step + _ANSWERED_AHEAD, "while it trains")
+            _require_refused(tally, trainer, step + _ANSWERED_AHEAD, "while training")
             resumed = Trainer(stage, home, trainer.folder, ("--resume",))
             stack.callback(resumed.kill)
             _require_refused(tally, resumed, trainer.steps(), "at the resume")
@@ -180,22 +182,24 @@ def another_model(stage: Stage) -> Tally:
             trainer = Trainer(stage, home, folder)
             stack.callback(trainer.kill)
             _require_refused(tally, trainer, 0, "as a replica")
-    tally.figure = "refused as wrong_model before a step of it, in the run, resumed, as a replica"
+    tally.figure = (
+        "refused as wrong_model before any step from it: in the run, at a resume, as a replica"
+    )
     return tally
 
 
-# Steps whose answers the right teacher had given already (prefetch_steps, and one being made).
+# Steps already answered by the right teacher (prefetch_steps, and the current one).
 _ANSWERED_AHEAD = 5
 
 
 def _require_refused(tally: Tally, trainer: Trainer, last_step: int, when: str) -> None:
-    """Counts whether a run ends, for the model's sake, without a step after `last_step`."""
+    """Counts whether a run ends as wrong_model without a step after `last_step`."""
     trainer.wait(30)
     status, steps = trainer.status, trainer.steps()
     said = None if status is None else (str(status.state), status.reason)
     tally.count(
         said is not None and said[1] == "wrong_model" and steps <= last_step,
-        f"{when}: {steps} steps, of which {last_step} may be; it said {said}",
+        f"{when}: {steps} steps, at most {last_step} allowed; its state is {said}",
     )
 
 
@@ -205,7 +209,7 @@ _RESETS, _STALLS, _STALL_SECONDS = 5, 3, 3.0
 
 
 def bad_network(stage: Stage) -> Tally:
-    """T22: a proxy between trainer and teacher: slow, far, resetting, stalling."""
+    """T22: a slow, distant network between trainer and teacher that resets and stalls."""
     tally = Tally()
     home = Home(stage)
     undisturbed = home.undisturbed()
@@ -242,7 +246,7 @@ def bad_network(stage: Stage) -> Tally:
         problem = trainer.end() or undisturbed.difference(Ended.of(trainer.folder))
         tally.require(not problem, problem)
         events_said = [line.get("state") for line in read_json_lines(trainer.folder.events_path)]
-    tally.require(tally.tries == len(events), f"{tally.tries} of {len(events)} could be tried")
+    tally.require(tally.tries == len(events), f"{tally.tries} of {len(events)} events were tried")
     tally.require("waiting_for_teacher" in events_said, "no reset was noticed")
     tally.figure = (
         f"{T22_LATENCY_SECONDS * 1000:.0f} ms, 1 MB/s: {events.count('reset')} resets and "
@@ -253,7 +257,7 @@ def bad_network(stage: Stage) -> Tally:
 
 
 def _most_waited(trainer: Trainer, after_step: int) -> float:
-    """Returns the longest wait for the teacher of any step after one."""
+    """Returns the longest wait for the teacher in any step after `after_step`."""
     lines = read_json_lines(trainer.folder.metrics_path)
     waits = [
         line["time/teacher_wait_seconds"]
@@ -270,7 +274,7 @@ def _teacher(
     faults: tuple[str, ...],
     address: str | None = None,
 ) -> Server:
-    """Starts the right teacher, also where one was killed; ended with `stack`."""
+    """Starts the right teacher, on `address` if given; ended with `stack`."""
     return _started(stage, stack, home.teacher_options, address, faults)
 
 

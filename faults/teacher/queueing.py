@@ -1,4 +1,4 @@
-"""T5 to T8: a queue that is full, a run that floods it, clients that give up or are killed."""
+"""T5 to T8: a full queue, a run that floods it, clients that give up or are killed."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ T5_MEMORY_BYTES = 64 << 20
 
 
 def full_queue(stage: Stage) -> Tally:
-    """T5: 64 clients against a queue of 16; each asks again when it is told to."""
+    """T5: 64 clients against a queue of 16; each retries when told to."""
     tally = Tally()
     rounds = stage.tries(5, 2)
     queue = ("--max-queued-requests", str(T5_QUEUE))
@@ -59,15 +59,15 @@ def full_queue(stage: Stage) -> Tally:
     refusals = [refusal for report in reports for refusal in report.get("refusals", [])]
     longest = max((seconds for seconds, _ in refusals), default=0.0)
     pushed_back = all(pushback_ms > 0 for _, pushback_ms in refusals)
-    tally.require(bool(refusals), "nobody was refused")
-    tally.require(pushed_back, "a refusal did not say when to ask again")
+    tally.require(bool(refusals), "no request was refused")
+    tally.require(pushed_back, "a refusal did not say when to retry")
     tally.require_within(longest, T5_REFUSED_SECONDS, "a refusal")
     tally.require(deepest <= T5_QUEUE, f"{deepest} requests were queued")
     tally.require(
         peak.grown_bytes <= T5_MEMORY_BYTES, f"memory grew by {peak.grown_bytes >> 20} MiB"
     )
     tally.figure = (
-        f"{len(refusals)} refusals, in {1000 * longest:.1f} ms at most; at most {deepest} queued; "
+        f"{len(refusals)} refusals within {1000 * longest:.1f} ms; at most {deepest} queued; "
         f"all requests answered; +{peak.grown_bytes >> 20} MiB"
     )
     return tally
@@ -78,7 +78,7 @@ T6_SHARE = 0.9 * 0.5
 
 
 def flooding_run(stage: Stage) -> Tally:
-    """T6: one run keeps as many requests queued as it may, another keeps four."""
+    """T6: one run keeps the queue as full as it may, another run keeps four requests queued."""
     tally = Tally()
     with stage.server(*_FIXTURE, "50000", faults=("slow-fixture=0.0001",)) as server:
         clients = [
@@ -102,7 +102,7 @@ def flooding_run(stage: Stage) -> Tally:
             for client in clients:
                 client.kill()
                 client.communicate()
-    tally.figure = f"beside a flood a run keeps {tally.figure} of its fair half"
+    tally.figure = f"beside a flood, the other run keeps {tally.figure} of its fair half"
     return tally
 
 
@@ -115,7 +115,7 @@ _T7_QUEUE = 16
 
 
 def gone_from_the_queue(stage: Stage) -> Tally:
-    """T7: a full queue whose clients cancel, or whose deadlines pass, before they are served."""
+    """T7: a full queue whose clients cancel or time out before they are served."""
     tally = Tally()
     slowest: dict[str, float] = {"cancel": 0.0, "deadline": 0.0}
     queue = ("--max-queued-requests", str(_T7_QUEUE), "--cache-bytes", "0")
@@ -126,11 +126,13 @@ def gone_from_the_queue(stage: Stage) -> Tally:
                 stage.say(f"{way} {turn + 1}")
                 freed, forwards = asyncio.run(_leave_the_queue(server.address, way, numbers))
                 slowest[way] = max(slowest[way], freed)
-                tally.count(forwards == 1, f"{way}: {forwards - 1} forwards ran for nobody")
+                tally.count(
+                    forwards == 1, f"{way}: {forwards - 1} forwards ran for clients that had gone"
+                )
                 tally.require_within(freed, T7_FREE_SECONDS, f"{way}: until a place was free")
     tally.figure = (
-        f"a place is free {1000 * slowest['cancel']:.0f} ms after a cancel, "
-        f"{1000 * slowest['deadline']:.0f} ms after a deadline, at most; no forward for them"
+        f"a place is free at most {1000 * slowest['cancel']:.0f} ms after a cancel, "
+        f"{1000 * slowest['deadline']:.0f} ms after a deadline; no forward runs for them"
     )
     return tally
 
@@ -138,7 +140,7 @@ def gone_from_the_queue(stage: Stage) -> Tally:
 async def _leave_the_queue(address: str, way: str, numbers: Any) -> tuple[float, int]:
     """Returns seconds until a place was free, and the forwards that ran meanwhile.
 
-    One request is computed for a second, fifteen wait behind it, all of different runs.
+    One request computes for a second and fifteen wait behind it, each of another run.
     """
     expires = 0.4
     async with aio_stub(address) as stub:
@@ -192,14 +194,14 @@ T8_LEAK = 1.05
 
 @dataclass
 class _Holdings:
-    """What a server holds while nobody asks."""
+    """What an idle server holds."""
 
     usage: Usage
     places: int
 
     @classmethod
     def of(cls, server: Server) -> "_Holdings":
-        """Returns the least of a second, in which what has ended is cleared away."""
+        """Returns the minimum over one second, in which ended calls are cleaned up."""
 
         def idle() -> bool:
             counters = stats(server.address)
@@ -218,7 +220,7 @@ class _Holdings:
 
 
 def killed_while_reading(stage: Stage) -> Tally:
-    """T8: processes that read a reply of 32 MiB are killed in the middle of it."""
+    """T8: processes are killed while they read a reply of 32 MiB."""
     tally = Tally()
     kills, warm_up = stage.tries(200, 20), 40
     message = request([[1, 2, 3, 4] * 32] * 16, vocab_size=4096)
@@ -235,9 +237,9 @@ def killed_while_reading(stage: Stage) -> Tally:
             if number >= warm_up:
                 tally.count(reading and server.alive, "the reader was not in the middle of a reply")
             if not reading:
-                break  # nor would the next one be
+                break  # the next one would not be reading either
         if before is None:
-            tally.count(False, f"the server took {number} readers, and no more")
+            tally.count(False, f"the server accepted only {number} readers")
             return tally
         after = _Holdings.of(server)
         answered = score(server.address, request([[1, 2]], vocab_size=4096))
@@ -256,7 +258,7 @@ def killed_while_reading(stage: Stage) -> Tally:
 
 
 def _killed_reader(address: str, path: str) -> bool:
-    """Returns whether a process read the first bytes of a reply, and was then killed."""
+    """Kills a process that reads a reply; returns whether it had begun to read."""
     reader = start_module("faults.teacher.clients.attackers", "read", address, path)
     try:
         return bool(reader.stdout and reader.stdout.readline() == b"reading\n")

@@ -1,7 +1,7 @@
-"""What each row's protection is, taken away: one function a row, run in a process before it starts.
+"""Switches off each row's protection: one function per row, run in a process before it starts.
 
-Each gets the program, "teacher", "trainer" or "lectern", and changes what is named in the row's
-`protection`, nothing else. Everything is imported late: the programs start with next to nothing.
+Each gets the program, "teacher", "trainer" or "lectern", and changes only what the row's
+`protection` names. Everything is imported late, so that the programs start with next to nothing.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ def _first_come_first_served(program: str) -> None:
     from teacher_server.scheduling.fair_share import FairShare
 
     def oldest(_self: FairShare, waiting: Any) -> str:
-        run_id: str = next(iter(waiting))  # in the order of arrival
+        run_id: str = next(iter(waiting))  # in order of arrival
         return run_id
 
     put(FairShare, "next", oldest)
@@ -118,7 +118,7 @@ def _places_of_the_gone_are_kept(program: str) -> None:
         admission = original(self, *arguments)
         ticket = admission.__enter__()
         kept.append(admission)
-        yield ticket  # not reached again where the client has gone
+        yield ticket  # does not return here if the client has gone
         admission.__exit__(None, None, None)
         kept.remove(admission)
 
@@ -294,7 +294,7 @@ def _any_token_is_right(program: str) -> None:
 
     put(auth, "hmac", Comparison())
     if hmac.compare_digest(b"a", b"b"):
-        raise RuntimeError("more was changed than the server's own comparison")
+        raise RuntimeError("more than the server's own comparison was changed")
 
 
 def _anyone_may_be_let_in(program: str) -> None:

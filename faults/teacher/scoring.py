@@ -1,4 +1,4 @@
-"""T16, T18 and T19: memory that runs out, values that are not finite, answers in company."""
+"""T16, T18 and T19: out of memory, values that are not finite, batch neighbours."""
 
 import random
 import threading
@@ -20,7 +20,7 @@ T16_MEMORY_TOKENS = 256
 
 
 def out_of_memory(stage: Stage) -> Tally:
-    """T16: batches, and single sequences, of more tokens than there is memory for."""
+    """T16: batches and single sequences of more tokens than memory can hold."""
     tally = Tally()
     model = write_model(stage.folder / "model")
     draw = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def out_of_memory(stage: Stage) -> Tally:
     with stage.server(*options, faults=(*_UNMEASURED, f"memory={T16_MEMORY_TOKENS}")) as server:
         for number in range(stage.tries(20, 4)):
             stage.say(f"batch {number + 1}")
-            # Together they are four times what fits, and each fits; the last one never does.
+            # The batch is four times what fits; each sequence fits, except the last request's.
             sequences = draw.integers(0, VOCAB_SIZE, (32, 32)).tolist()
             too_long = draw.integers(0, VOCAB_SIZE, (1, T16_MEMORY_TOKENS + 44)).tolist()
             alone = [score(server.address, request([one], "hidden")) for one in sequences[:2]]
@@ -55,8 +55,8 @@ def out_of_memory(stage: Stage) -> Tally:
             )
         tally.require(server.alive, "the server crashed")
     tally.figure = (
-        f"batches of {32 * 32} tokens in memory for {T16_MEMORY_TOKENS} were computed in "
-        f"{split / max(1, tally.tries / 2):.1f} parts; what never fits was refused alone"
+        f"batches of {32 * 32} tokens, with memory for {T16_MEMORY_TOKENS}, were computed in "
+        f"{split / max(1, tally.tries / 2):.1f} parts; only what never fits was refused"
     )
     return tally
 
@@ -79,7 +79,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def not_finite(stage: Stage) -> Tally:
-    """T18: a model whose states are NaN or infinite from certain tokens on."""
+    """T18: a model whose hidden states are NaN or infinite after certain tokens."""
     tally = Tally()
     model = write_model(stage.folder / "model", bad_tokens=_BAD)
     good = [[1, 2, 3, 4, 5], [6, 7, 8]]
@@ -104,18 +104,18 @@ def not_finite(stage: Stage) -> Tally:
                     for answer in answers[:2]:
                         tally.count(
                             isinstance(answer, Refusal) and answer.code == "DATA_LOSS",
-                            f"{kind} of what is not finite was answered: {shown(answer)}",
+                            f"{kind} that is not finite was answered: {shown(answer)}",
                         )
                     tally.count(
                         answers[2] == expected[kind], f"{kind}: a neighbour's answer changed"
                     )
         tally.require(server.alive, "the server crashed")
-    tally.figure = "NaN and infinity are DATA_LOSS in all representations; neighbours unharmed"
+    tally.figure = "NaN and infinity are DATA_LOSS in all representations; neighbours unchanged"
     return tally
 
 
 def _at_once(address: str, messages: Sequence[Any]) -> list[Answer]:
-    """Asks all at the same time, each over a connection of its own."""
+    """Sends all requests at the same time, each over its own connection."""
     answers: list[Answer] = [[] for _ in messages]
 
     def one(index: int) -> None:
@@ -133,21 +133,21 @@ _LENGTHS = (1, 2, 5, 16, 17, 31, 32, 64, 100)
 
 
 def other_company(stage: Stage) -> Tally:
-    """T19: the same sequences alone, and among others of the same run and of other runs."""
+    """T19: the same sequences alone, and batched with others of the same and other runs."""
     tally = Tally()
     for dtype in ("float32", "bfloat16"):
         model = write_model(stage.folder / dtype, dtype=dtype, hidden=64)
         with stage.server("--model", str(model), *_ALONE, faults=_UNMEASURED) as server:
             _compare_mixes(stage, server.address, tally, dtype)
     tally.figure = (
-        f"{tally.survived} answers in other company are those alone, to the byte "
-        "(float32 and bfloat16, cache off, never two equal sequences at once)"
+        f"{tally.survived} answers in other batches are byte-equal to those alone "
+        "(float32 and bfloat16, cache off, no two equal sequences at once)"
     )
     return tally
 
 
 def _compare_mixes(stage: Stage, address: str, tally: Tally, dtype: str) -> None:
-    draw = random.Random(0)  # noqa: S311 - what is asked, not a secret
+    draw = random.Random(0)  # noqa: S311 - test data, not a secret
     targets = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in _LENGTHS]
     with connect(address) as channel:
         alone = {
@@ -169,13 +169,13 @@ def _compare_mixes(stage: Stage, address: str, tally: Tally, dtype: str) -> None
                 and not isinstance(wanted, Refusal)
                 and answer[first_row : first_row + len(wanted)] == wanted
             )
-            tally.count(same, f"{dtype} {kind}: {_LENGTHS[index]} tokens differ in company")
+            tally.count(same, f"{dtype} {kind}: {_LENGTHS[index]} tokens differ in a batch")
 
 
 def _mix(
     draw: random.Random, targets: list[list[int]], kind: str
 ) -> tuple[list[Any], list[tuple[int, int] | None]]:
-    """Returns requests of several runs, and where in each a target is: (index, first row)."""
+    """Returns requests of several runs, and the place of each target: (index, first row)."""
     requests: list[Any] = []
     places: list[tuple[int, int] | None] = []
     for index in draw.sample(range(len(targets)), len(targets)):
@@ -192,5 +192,5 @@ def _mix(
 
 
 def _length_of_company(draw: random.Random, index: int) -> int:
-    """Often the very length, which may be computed together; else any."""
+    """Returns often the same length, which may be batched together; else any."""
     return _LENGTHS[index] if draw.random() < 0.6 else draw.choice(_LENGTHS)

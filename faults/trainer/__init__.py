@@ -1,1 +1,1 @@
-"""S1 to S14: what a trainer must survive."""
+"""Rows S1 to S14: what a trainer must survive."""

@@ -1,4 +1,4 @@
-"""S9: rows of data that are no documents, and rows of tokens that the student lacks."""
+"""S9: rows of data that are not documents, and rows of tokens that the student lacks."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from lectern_common.run_folder import RunState
 
 _ROWS = 2000
 _MAX_DOCUMENT_BYTES = 1 << 20
-# What each broken row is, and what is said of it.
+# Each kind of broken row, and the words that must name it.
 _BROKEN: dict[str, tuple[bytes, str]] = {
     "no JSON": (b'{"text": "cut of', "not JSON"),
     "a misnamed field": (b'{"txet": "a text"}', "no text under 'text'"),
@@ -33,20 +33,20 @@ _EMPTY: dict[str, bytes] = {
 
 
 def bad_rows(stage: Stage) -> Tally:
-    """S9: broken rows under the cap, each named; over the cap, nothing is made; bad ids alike."""
+    """S9: broken rows and bad ids: named under the limit; over it, nothing is made."""
     tally = Tally()
     home = stage.folder / "home"
     tokenizer = prepared(home, "pages") / "tokenizer.json"
-    draw = random.Random(0)  # noqa: S311 - where they stand
+    draw = random.Random(0)  # noqa: S311 - where they are
     _under_the_cap(stage, tally, home, tokenizer, draw)
     for what, (row, says) in list(_BROKEN.items())[:: stage.tries(1, 4)]:
-        stage.say(f"more than may be: {what}")
+        stage.say(f"over the limit: {what}")
         problem = _over_the_cap(stage, home, tokenizer, row, says)
-        tally.count(not problem, f"more than may be, {what}: {problem}")
+        tally.count(not problem, f"over the limit, {what}: {problem}")
     _bad_ids(stage, tally)
     tally.figure = (
-        "each broken row named with its number and reason and left out; over the cap refused, the "
-        "count and the first rows named, nothing made; rows of unknown ids alike"
+        "each broken row is named with number and reason, and left out; over the limit, count and "
+        "first rows are named and nothing is made; the same for rows of unknown ids"
     )
     return tally
 
@@ -54,7 +54,7 @@ def bad_rows(stage: Stage) -> Tally:
 def _under_the_cap(
     stage: Stage, tally: Tally, home: Path, tokenizer: Path, draw: random.Random
 ) -> None:
-    """One row of each kind among good ones: all are named, the good ones are as without them."""
+    """Prepares one row of each kind among good rows: all are named, good rows unchanged."""
     stage.say("one of each kind")
     good = list(_good_rows(_ROWS))
     broken = {what: row for what, (row, _) in _BROKEN.items()} | _EMPTY
@@ -85,14 +85,14 @@ def _under_the_cap(
             bool(entry) and says in entry["reason"],
             f"{what} in row {place + 1}: {entry or made.stderr[-300:]}",
         )
-    tally.require(len(named) == len(broken), f"{len(named)} rows are named, not {len(broken)}")
+    tally.require(len(named) == len(broken), f"{len(named)} rows are named; expected {len(broken)}")
     shards = [(home / "data" / name / "shard-00000.bin") for name in ("mixed", "alone")]
     same = all(path.exists() for path in shards) and len({p.read_bytes() for p in shards}) == 1
-    tally.require(same and not alone.returncode, "the good rows are not as without the broken")
+    tally.require(same and not alone.returncode, "the broken rows changed the good ones")
 
 
 def _over_the_cap(stage: Stage, home: Path, tokenizer: Path, row: bytes, says: str) -> str:
-    """Returns "" where more than one row in a hundred is refused."""
+    """Returns "" if more than one broken row in a hundred is refused."""
     rows = list(_good_rows(200))
     for place in (7, 50, 90):
         rows[place] = row
@@ -100,7 +100,7 @@ def _over_the_cap(stage: Stage, home: Path, tokenizer: Path, row: bytes, says: s
     path = _written(stage, rows, "many.jsonl")
     done = prepare(home, [path], name, *_options(tokenizer), sabotage=stage.sabotage)
     if not done.returncode:
-        return "it was made"
+        return "it was made anyway"
     expected = ("3 of 200", "many.jsonl#8", "many.jsonl#51", "many.jsonl#91", says)
     missing = [words for words in expected if words not in done.stderr.replace("\n", " ")]
     if missing:
@@ -131,13 +131,13 @@ _SEQ_LEN = 8
 
 
 def _bad_ids(stage: Stage, tally: Tally) -> None:
-    """Trainers on data of which one row, and many rows, have ids that the student lacks."""
+    """Trains on data with few rows, then many, of ids that the student lacks."""
     home = Home(stage)
     folder = prepared(home.path, "few-ids")
     ids = sorted(json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"].values())
-    # The rarest ids are the last merges'.
+    # The last merges have the rarest ids.
     for width, is_refused in ((ids[-1], False), (ids[-1] // 2, True)):
-        stage.say(f"a student of {width} ids")
+        stage.say(f"a student with {width} ids")
         model = write_model(
             home.roots.models / f"ids-{width}", vocab_size=width, layers=1, weights=False
         )
@@ -167,4 +167,4 @@ def _bad_ids(stage: Stage, tally: Tally) -> None:
             )
         else:
             survived = trainer.status_is(RunState.SUCCEEDED) and "rows_left_out" in trainer.log
-        tally.count(survived, f"a student of {width} ids: status {exit_status}, {status}")
+        tally.count(survived, f"a student with {width} ids: status {exit_status}, {status}")

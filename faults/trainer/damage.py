@@ -1,4 +1,4 @@
-"""S3 and S4: checkpoints that were damaged, and a disk that is full when one is written."""
+"""S3 and S4: damaged checkpoints, and a disk that fills up while one is written."""
 
 import random
 import shutil
@@ -20,7 +20,7 @@ _SECTIONS = {
     "checkpoint": {"every_steps": 10, "keep_last": 3, "keep_best": 0},
     "evaluation": {"every_steps": 20},
 }
-_STOPPED_AT = 33  # so that there are those of 10, 20 and 30
+_STOPPED_AT = 33  # after the checkpoints of steps 10, 20 and 30
 _NEWEST = 30
 
 Damage = Callable[[list[Path]], int]
@@ -53,7 +53,7 @@ def _several(count: int, draw: random.Random, found: list[Path]) -> int:
 
 
 def _damages() -> dict[str, Damage]:
-    """Returns every damage that is tried, by what it is."""
+    """Returns every damage to try, by its description."""
     draw = random.Random(0)  # noqa: S311 - where to strike
     kinds = {"a flipped bit in": _flipped, "a cut": _cut, "no": _missing}
     damages: dict[str, Damage] = {
@@ -68,7 +68,7 @@ def _damages() -> dict[str, Damage]:
 
 
 def damaged(stage: Stage) -> Tally:
-    """S3: the newest checkpoint is damaged in every file and way, and the run is resumed."""
+    """S3: damages the newest checkpoints, in every file and every way, and resumes the run."""
     tally = Tally()
     course = Course.tried(stage, Home(stage), **_SECTIONS)
     killed = _killed_at(stage, course, _STOPPED_AT)
@@ -84,8 +84,8 @@ def damaged(stage: Stage) -> Tally:
         for what, problem in pool.map(resumed, chosen.items()):
             tally.count(not problem, f"{what}: {problem}")
     tally.figure = (
-        "each found, kept aside as broken-step-... and said; the run goes on from the one before "
-        "(of all three broken: from its start) and ends bit-equal"
+        "each is found, reported and set aside as broken-step-...; the run continues from the one "
+        "before (from its start if all three are broken) and ends bit-equal"
     )
     return tally
 
@@ -98,7 +98,7 @@ def _killed_at(stage: Stage, course: Course, step: int) -> RunFolder:
     finally:
         trainer.kill()
     if checkpoints.newest_step(folder) != _NEWEST:
-        raise RuntimeError(f"it has {checkpoints.visible(folder)}")
+        raise RuntimeError(f"unexpected checkpoints: {checkpoints.visible(folder)}")
     return folder
 
 
@@ -118,14 +118,14 @@ def _resumed_after(stage: Stage, course: Course, killed: RunFolder, damage: Dama
     started = events_of(folder, "assembled")[-1]["step"]
     expected = checkpoints.step_of(found[-len(broken) - 1]) if len(broken) < len(found) else 0
     if started != expected:
-        return f"it went on from step {started}, not {expected}"
+        return f"it continued from step {started}; expected {expected}"
     said = sorted(event["path"] for event in events_of(folder, "checkpoint_set_aside"))
     if said != [f"checkpoints/broken-{path.name}" for path in broken]:
-        return f"it said that {said} were set aside"
+        return f"it reported {said} as set aside"
     if trainer.log.count("checkpoint_broken") != len(broken):
         return "the log does not say what is wrong"
     aside = {name: _files(folder.checkpoints_path / f"broken-{name}") for name in bytes_before}
-    return "" if aside == bytes_before else "what was set aside is not what was there"
+    return "" if aside == bytes_before else "the checkpoints set aside have other bytes than before"
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -133,12 +133,12 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 _PAGE_BYTES = 4096
-# Bytes left on the disk when it fills up: none, a page, what some files of a checkpoint need.
+# Bytes left on the full disk: none, a page, enough for some files of a checkpoint.
 _ROOM = (0, _PAGE_BYTES, 64 << 10, 256 << 10, 400 << 10, 560 << 10)
 
 
 def full_disk(stage: Stage) -> Tally:
-    """S4: a file system of its own fills up while a run trains there; later there is room again."""
+    """S4: a small file system fills up while a run trains on it, and is emptied later."""
     tally = Tally()
     course = Course.tried(stage, Home(stage), **_SECTIONS)
     with small_disk(stage) as disk:
@@ -147,14 +147,14 @@ def full_disk(stage: Stage) -> Tally:
             for problem in _ran_full(stage, course, disk, room):
                 tally.count(not problem, f"with {room} bytes left: {problem}")
     tally.figure = (
-        f"{disk.kind}: ends as interrupted (disk_full), older checkpoints whole, nothing of the "
-        "attempt left; with room again it goes on and ends bit-equal"
+        f"{disk.kind}: ends as interrupted (disk_full), older checkpoints intact, no partial one "
+        "left; with space again it continues and ends bit-equal"
     )
     return tally
 
 
 def _ran_full(stage: Stage, course: Course, disk: SmallDisk, room: int) -> tuple[str, str]:
-    """Returns what goes wrong when the disk fills up after step 20, and after it was emptied."""
+    """Returns what goes wrong while the disk is full after step 20, and once it is emptied."""
     folder = disk.begin(course)
     trainer = disk.trainer(stage, course, folder, "waiting-steps=0.02", *disk.faults)
     try:
@@ -175,11 +175,13 @@ def _ran_full(stage: Stage, course: Course, disk: SmallDisk, room: int) -> tuple
 
 def _ended_full(trainer: Trainer, exit_status: int | None) -> str:
     if exit_status != 75:
-        return f"it ended with status {exit_status}: {trainer.status}"
+        return f"it exited with status {exit_status}: {trainer.status}"
     status = trainer.status
     if status is None or (status.state, status.reason) != (RunState.INTERRUPTED, "disk_full"):
-        return f"its last word is {status}"
+        return f"its last status is {status}"
     if not 20 <= checkpoints.newest_step(trainer.folder) == status.checkpoint_step:
-        return f"it has {checkpoints.visible(trainer.folder)}, and says {status.checkpoint_step}"
+        return f"it has {checkpoints.visible(trainer.folder)} but reports {status.checkpoint_step}"
     left = checkpoints.leftovers(trainer.folder)
-    return checkpoints.first_problem(trainer.folder) or (f"{left[0]} is left" if left else "")
+    return checkpoints.first_problem(trainer.folder) or (
+        f"{left[0]} was left behind" if left else ""
+    )

@@ -1,4 +1,4 @@
-"""S13: processes that prepare data are killed; data that a trainer reads is cut under it."""
+"""S13: data workers are killed, and data is truncated under a trainer."""
 
 import contextlib
 import os
@@ -20,30 +20,30 @@ from faults.trainer.runs.datasets import prepared
 from faults.trainer.runs.run import Home, Trainer
 from lectern_common.run_folder import RunState
 
-# More than prepare gives to a process at a time, for each of two.
+# More than `prepare` gives to two workers at a time.
 _TEXT_FILES = 20
-_KILLS = 2  # in a go: what ends a process three times is given up
+_KILLS = 2  # per round: a piece that ends a worker three times is given up
 _PREPARE_SECONDS = 300.0
 _END_SECONDS = 60.0
 
 
 def data_is_lost(stage: Stage) -> Tally:
-    """S13: workers of `lectern data prepare` killed; shards cut under running trainers."""
+    """S13: kills workers of `lectern data prepare`; truncates shards under running trainers."""
     tally = Tally()
     home = Home(stage)
     slowest = _cut_shards(stage, tally, home)
     kills = _killed_workers(stage, tally)
-    tally.require_within(slowest, _END_SECONDS, "ending after its data was cut")
+    tally.require_within(slowest, _END_SECONDS, "ending after its data was truncated")
     tally.figure = (
-        f"{kills} of prepare's workers killed: their pieces made again, the same bytes; shards cut "
-        f"under a trainer: it ends in {slowest:.1f} s at most, with its checkpoints, and goes on "
-        "bit-equal with the data back"
+        f"{kills} of prepare's workers killed: their pieces are redone, byte-equal; shards "
+        f"truncated under a trainer: it ends within {slowest:.1f} s, keeps its checkpoints, and "
+        "continues bit-equal once the data is back"
     )
     return tally
 
 
 def _cut_shards(stage: Stage, tally: Tally, home: Home) -> float:
-    """Cuts the shard of runs at several lengths; returns the seconds they took to end, at most."""
+    """Truncates the shard of runs to several lengths; returns the most seconds they took to end."""
     shard = prepared(home.path, "cut") / "shard-00000.bin"
     whole = shard.read_bytes()
     course = Course.tried(
@@ -70,7 +70,7 @@ def _cut_shards(stage: Stage, tally: Tally, home: Home) -> float:
             trainer.kill()
         problem = checkpoints.first_problem(folder)
         if exit_status in (None, 0) or checkpoints.newest_step(folder) < 20:
-            problem = f"it ended with status {exit_status}: {trainer.status}"
+            problem = f"it exited with status {exit_status}: {trainer.status}"
         refused = Trainer(stage, home, folder, ("--resume",), forked=True)
         try:
             refused.wait()
@@ -78,7 +78,7 @@ def _cut_shards(stage: Stage, tally: Tally, home: Home) -> float:
             refused.kill()
             shard.write_bytes(whole)
         if not refused.status_is(RunState.FAILED):
-            problem = problem or f"resumed without its data it said {refused.status}"
+            problem = problem or f"resumed without its data, its status was {refused.status}"
         resumed = Trainer(stage, home, folder, ("--resume",), forked=True)
         try:
             problem = problem or course.problem_of_end(resumed)
@@ -89,17 +89,17 @@ def _cut_shards(stage: Stage, tally: Tally, home: Home) -> float:
 
 
 def _killed_workers(stage: Stage, tally: Tally) -> int:
-    """Kills processes that tokenise; returns how many."""
+    """Kills tokenizing workers; returns how many."""
     home, text = stage.folder / "home", stage.folder / "text"
     _write_text(text)
     tokenizer = prepared(home, "pages") / "tokenizer.json"
     words = ("--tokenizer", str(tokenizer), "--workers", "2", "--validation-fraction", "0")
-    stage.say("data prepared in peace")
+    stage.say("preparing data undisturbed")
     _prepare(stage, home, text, "in-peace", words).wait(_PREPARE_SECONDS)
     draw = random.Random(0)  # noqa: S311 - when to strike
     rounds, kills = stage.tries(2, 1), 0
     for number in range(rounds):
-        stage.say("workers killed")
+        stage.say("killing workers")
         name = f"disturbed-{number}"
         process = _prepare(stage, home, text, name, words)
         killed = _killed_while(process, draw)
@@ -107,17 +107,17 @@ def _killed_workers(stage: Stage, tally: Tally) -> int:
         same = _bytes(home / "data" / "in-peace") == _bytes(home / "data" / name) != {}
         tally.count(
             exit_status == 0 and same,
-            f"after {killed} kills it ended with status {exit_status}; the same bytes: {same}",
+            f"after {killed} kills it exited with status {exit_status}; byte-equal: {same}",
             max(1, killed),
         )
         kills += killed
     wanted = rounds * _KILLS
-    tally.require(kills == wanted, f"{kills} of {wanted} workers could be killed")
+    tally.require(kills == wanted, f"{kills} of {wanted} workers were killed")
     return kills
 
 
 def _killed_while(process: "subprocess.Popen[bytes]", draw: random.Random) -> int:
-    """Kills workers of a process while it lives, up to the number; returns how many."""
+    """Kills up to _KILLS workers of a process while it lives; returns how many."""
     killed = 0
     while killed < _KILLS and process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -147,7 +147,7 @@ def _prepare(
 
 
 def _write_text(folder: Path) -> None:
-    """Writes files of words of 1 MiB, none of them like another."""
+    """Writes files of random words, 1 MiB each, all different."""
     folder.mkdir()
     draw = random.Random(1)  # noqa: S311 - words
     words = [bytes(draw.choices(range(97, 123), k=draw.randrange(2, 9))) for _ in range(4000)]

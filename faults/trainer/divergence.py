@@ -14,14 +14,14 @@ from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunFolder, RunState
 
 _STEPS = 12
-# Every step, so that what a skipped one left can be looked at.
+# A checkpoint after every step, to inspect what a skipped step left.
 _SECTIONS = {
     "schedule": {"steps": _STEPS, "warmup_steps": 0},
     "checkpoint": {"every_steps": 1, "keep_last": 100},
     "evaluation": {"every_steps": 6},
 }
 _KINDS = ("loss", "infinite-loss", "gradient")
-# Steps that are not finite, and after which (if any) the run has diverged.
+# Steps that are not finite: cases that are skipped, and cases that diverge.
 _SKIPPED: tuple[tuple[int, ...], ...] = ((4,), (4, 5), (2, 4, 5, 7, 9, 10))
 _DIVERGED: tuple[tuple[int, ...], ...] = ((4, 5, 6), (1, 2, 4, 5, 6, 7), (0, 1, 2))
 
@@ -58,8 +58,8 @@ def not_finite(stage: Stage) -> Tally:
             for one, problem in zip(tries, pool.map(tried, tries), strict=True):
                 tally.count(not problem, f"{one.fault}: {problem}")
     tally.figure = (
-        "each step skipped, counted and without effect on weights and moments; after three in a "
-        "row failed (diverged), the last checkpoint named, and whole"
+        "each step is skipped and counted, without effect on weights and moments; after three in "
+        "a row the run fails (diverged), naming its last checkpoint, which is intact"
     )
     return tally
 
@@ -77,7 +77,7 @@ def _tried(stage: Stage, one: _Try) -> str:
     made = one.steps if not one.diverges else [step for step in one.steps if step <= _last(one)]
     told = [event["step"] for event in events_of(folder, "step_skipped")]
     if told != list(made):
-        return f"it said that {told} were skipped"
+        return f"it reported {told} as skipped"
     return _wrong_effect(folder, set(made)) or _wrong_lines(folder, set(made))
 
 
@@ -89,15 +89,15 @@ def _last(one: _Try) -> int:
 def _ended_well(trainer: Trainer, one: _Try) -> str:
     status, newest = trainer.status, checkpoints.newest_step(trainer.folder)
     if status is None or (status.state, status.reason) != (RunState.FAILED, "diverged"):
-        return f"it said {status}"
+        return f"its status is {status}"
     named = f"the last checkpoint is of step {newest}" if newest else "there is no checkpoint"
     if named not in str(status.message) or newest != _last(one):
-        return f"the newest is of step {newest}, it says {status.message}"
+        return f"the newest checkpoint is of step {newest}; it says {status.message}"
     return checkpoints.first_problem(trainer.folder)
 
 
 def _wrong_effect(folder: RunFolder, skipped: set[int]) -> str:
-    """Returns the first step that changed what it should not, or did not what it should."""
+    """Returns the first step with an effect that it should not have, or without its effect."""
     found = {checkpoints.step_of(path): path for path in checkpoints.visible(folder)}
     for step in range(1, max(found)):
         if step in found and (_tensors(found[step]) == _tensors(found[step + 1])) != (
@@ -113,9 +113,9 @@ def _tensors(checkpoint: Path) -> list[bytes]:
 
 
 def _wrong_lines(folder: RunFolder, skipped: set[int]) -> str:
-    """Returns the first line of metrics that does not tell what was skipped, and counted."""
+    """Returns the first line of metrics that is wrong about skipped steps or their count."""
     for line in read_json_lines(folder.metrics_path):
-        step = line["step"] - 1  # the step after which so many are made
+        step = line["step"] - 1  # steps count from 0 here
         if "loss/total" not in line:
             continue
         finite = line["loss/total"] is not None and line["optim/grad_norm"] is not None
@@ -123,5 +123,5 @@ def _wrong_lines(folder: RunFolder, skipped: set[int]) -> str:
         if finite == (step in skipped):
             return f"the metrics of step {step} are {line}"
         if line["optim/skipped_steps"] != len([s for s in skipped if s <= step]):
-            return f"after step {step} {line['optim/skipped_steps']} are counted"
+            return f"after step {step} it counts {line['optim/skipped_steps']} skipped steps"
     return ""

@@ -1,14 +1,14 @@
-"""Faults that can happen to a trainer, put into the process before it starts.
+"""Faults of a trainer, injected into the process before it starts.
 
-slow-saves=SECONDS      a line of a save takes so much longer, and tensors are written in small
-                        pieces; while it lasts the run folder has a file `saving`
-waiting-steps=SECONDS   each step waits so long first, as for a teacher
-deaf-steps=SECONDS      each step says `computing`, and computes so much longer
-not-finite=WHAT:STEPS   loss or gradient of these steps (as 3,4) is nan: `loss` or `gradient`; inf:
-                        `infinite-loss`
-clock-back=SECONDS      the time of day jumps back by so much, twice a second
-stalled-metrics=SECONDS:LINES   a line of metrics takes so long to write; so many may wait
-full-disk=STEPS         no space is left for the checkpoints of these steps
+slow-saves=SECONDS      each line of code in a save takes this much longer, and tensors are written
+                        in small pieces; meanwhile the run folder has a file `saving`
+waiting-steps=SECONDS   each step waits this long first, as for a teacher
+deaf-steps=SECONDS      each step prints `computing`, and computes this much longer
+not-finite=WHAT:STEPS   in these steps (such as 3,4) the `loss` or `gradient` is nan, or the loss
+                        inf (`infinite-loss`)
+clock-back=SECONDS      the time of day jumps back this much, twice a second
+stalled-metrics=SECONDS:LINES   each line of metrics takes this long to write; LINES may wait
+full-disk=STEPS         there is no space for the checkpoints of these steps
 """
 
 import errno
@@ -24,7 +24,7 @@ SAVING_NAME = "saving"
 COMPUTING = "computing"
 _PIECE_BYTES = 16 * 1024
 _ROOT = Path(__file__).parents[2]
-# What a save runs through: the folder is put in place by the last of them.
+# The code that a save runs; the last file puts the folder in place.
 _OWN_CODE = tuple(
     str(_ROOT / name) for name in ("faults", "student_trainer", "lectern_common/files.py")
 )
@@ -69,7 +69,7 @@ def _slow_saves(value: str) -> None:
 
 
 def _before_each_step(wait: Callable[[Any], None]) -> None:
-    """Calls wait(prefetch) before the rows of a step are taken."""
+    """Calls wait(prefetch) before each step takes its rows."""
     from student_trainer.teacher.prefetch import Prefetch
 
     take = Prefetch.take
@@ -139,7 +139,7 @@ def _clock_back(value: str) -> None:
     def jumping() -> float:
         return real() - float(value) * int(2 * (time.monotonic() - began))
 
-    # gRPC's core turns its deadlines into durations by the system's own clock, which does not jump.
+    # gRPC's core turns deadlines into durations by the system clock, which does not jump.
     for module in (_channel, _common, _utilities):
         put(module, "time", types.SimpleNamespace(**vars(time)))
     put(time, "time", jumping)

@@ -1,4 +1,4 @@
-"""S1 and S2: trainers killed at any instant, and in the middle of saves, until their runs end."""
+"""S1 and S2: trainers killed at any instant, and during saves, until their runs end."""
 
 import random
 import signal
@@ -24,22 +24,22 @@ _SECTIONS = {
     "evaluation": {"every_steps": 20},
 }
 _KILLED = -9
-# Of a life that ends with a kill, at most; a run that nothing happens to takes a little longer.
+# The longest life before a kill; an undisturbed run takes a little longer.
 _LONGEST_LIFE_SECONDS = 1.5
 
 Strike = Callable[[Trainer, random.Random], bool]
-"""Waits for the instant at which a trainer is to be killed; False where it came to no such."""
+"""Waits for the instant to kill a trainer; False if that instant did not come."""
 
 
 @dataclass
 class Lives:
-    """What came of the kills of one course.
+    """The outcome of the kills of one course.
 
     Attributes:
-        survived: kills after which the run went on, and ended as it should.
-        lost: kills in runs that did not; `problems` says why, one sentence a run.
-        instants: what the trainers were doing when they were killed.
-        steps_lost: by one kill, at most.
+        survived: kills in runs that continued and ended as they should.
+        lost: kills in runs that did not; `problems` says why, one sentence per run.
+        instants: what the trainers were doing when killed.
+        steps_lost: the most steps lost by one kill.
     """
 
     survived: int = 0
@@ -54,7 +54,7 @@ class Lives:
 
 
 class Victim:
-    """One run, whose trainers are killed one after the other; each is resumed."""
+    """One run, whose trainers are killed one after another; each is resumed."""
 
     def __init__(self, stage: Stage, course: Course, faults: tuple[str, ...] = ()) -> None:
         self._stage = stage
@@ -67,7 +67,7 @@ class Victim:
         self.steps_lost = 0
 
     def life(self, strike: Strike | None, draw: random.Random) -> bool:
-        """Returns whether the run has a further life; None lets it live on to its end."""
+        """Runs one life of the trainer; returns whether another follows. None lets it end."""
         start, begun = checkpoints.newest_step(self.folder), self._assembled()
         trainer = Trainer(
             self._stage,
@@ -85,7 +85,7 @@ class Victim:
             trainer.kill()
         since = self._assembled()[len(begun) :]
         if since and since != [start]:
-            self.problem = f"there was a checkpoint of step {start}, it resumed at {since[0]}"
+            self.problem = f"it resumed at step {since[0]}; the checkpoint was of step {start}"
         if exit_status != _KILLED:
             self.problem = self.problem or self._course.problem_of_end(trainer)
             return False
@@ -94,7 +94,7 @@ class Victim:
         return not self.problem
 
     def _look(self, trainer: Trainer, began: bool) -> None:
-        """Looks at what a killed trainer left."""
+        """Checks what a killed trainer left behind."""
         newest = checkpoints.newest_step(self.folder)
         self.instants[_instant(self.folder, newest) if began else "at the start"] += 1
         lost = max(0, trainer.steps() - newest)
@@ -114,18 +114,18 @@ def _instant(folder: RunFolder, newest: int) -> str:
 
 
 def killed_trainers(stage: Stage) -> Tally:
-    """S1: kill -9 at random instants of trainers' lives, until their runs end."""
+    """S1: kills trainers with -9 at random instants, until their runs end."""
     with both_courses(stage, **_SECTIONS) as both:
         each = _killed(stage, both, stage.tries(100, 16), _at_any_instant)
     tally = _tally_of(each, stage.tries(100, 16))
     instants = sum((lives.instants for lives in each), Counter[str]())
     told = ", ".join(f"{count} {instant}" for instant, count in instants.most_common())
     every = stage.quick or len(instants) == 4
-    tally.require(every, f"not killed at every kind of instant: {told}")
+    tally.require(every, f"not every kind of instant was hit: {told}")
     lost = max(lives.steps_lost for lives in each)
     tally.figure = (
-        f"killed {told}; resumed each time, {lost} steps lost at most, of {_INTERVAL} between "
-        "checkpoints; metrics and weights bit-equal"
+        f"killed {told}; resumed each time, at most {lost} steps lost of the {_INTERVAL} "
+        "between checkpoints; metrics and weights bit-equal"
     )
     return tally
 
@@ -137,14 +137,14 @@ def _at_any_instant(trainer: Trainer, draw: random.Random) -> bool:
 
 
 _SLOW_SAVES = "slow-saves=0.001"
-_SAVE_SECONDS = 0.3  # about as long as one takes then
-_SAVES_STRUCK = 3  # one of the first so many of a life
-# Fewer saves than that of S1: they take long.
+_SAVE_SECONDS = 0.3  # about how long such a save takes
+_SAVES_STRUCK = 3  # strikes one of the first saves of a life
+# Fewer saves than in S1, because they are slow.
 _SHORT = _SECTIONS | {"schedule": {"steps": 60}}
 
 
 def killed_in_saves(stage: Stage) -> Tally:
-    """S2: kill -9 at random moments of saves, slowed down line by line and piece by piece."""
+    """S2: kills trainers with -9 at random moments of saves, which are slowed down."""
     kills = stage.tries(50, 8)
     with both_courses(stage, **_SHORT) as both:
         each = _killed(stage, both, kills, _in_a_save, (_SLOW_SAVES,))
@@ -154,16 +154,16 @@ def killed_in_saves(stage: Stage) -> Tally:
             tally.count(not problem, f"saved twice: {problem}")
     instants = sum((lives.instants for lives in each), Counter[str]())
     tally.figure = (
-        f"{instants['in a save']} left half a checkpoint, out of sight, and swept at the resume; "
-        "the newest in sight was whole each time; one that exists already is no error"
+        f"{instants['in a save']} left a partial checkpoint, hidden, and removed at the resume; "
+        "the newest visible one was always complete; saving a step twice is not an error"
     )
     return tally
 
 
 def _in_a_save(trainer: Trainer, draw: random.Random) -> bool:
-    """Waits for a moment of a save of this trainer's life."""
+    """Waits for a moment within a save of this trainer."""
     sign = trainer.folder.path / SAVING_NAME
-    sign.unlink(missing_ok=True)  # an earlier life's
+    sign.unlink(missing_ok=True)  # from an earlier life
     for _ in range(draw.randrange(_SAVES_STRUCK) + 1):
         if trainer.wait_until(lambda: not sign.exists(), 60) is None:
             return False
@@ -175,9 +175,9 @@ def _in_a_save(trainer: Trainer, draw: random.Random) -> bool:
 
 
 def _saved_twice(stage: Stage, course: Course) -> str:
-    """Stops a run, resumes it, and stops it before a step of its own; returns what went wrong.
+    """Stops a run, resumes it, and stops it before its next step; returns what went wrong.
 
-    The second trainer saves a step that is saved already.
+    So the second trainer saves a step that is already saved.
     """
     folder = course.begin()
     for options in ((), ("--resume",)):
@@ -193,7 +193,7 @@ def _saved_twice(stage: Stage, course: Course) -> str:
         finally:
             trainer.kill()
         if exit_status != 0 or not trainer.status_is(RunState.STOPPED):
-            return f"stopped, it ended with status {exit_status}: {trainer.status}"
+            return f"once stopped, it exited with status {exit_status}: {trainer.status}"
         found = {path: path.stat().st_ino for path in checkpoints.visible(folder)}
         if not options:
             before = found
@@ -207,7 +207,7 @@ def _killed(
     strike: Strike,
     faults: tuple[str, ...] = (),
 ) -> list[Lives]:
-    """Returns what came of so many kills, of the two courses side by side."""
+    """Returns the outcome of `kills` kills, over the two courses side by side."""
     done: Counter[str] = Counter()
 
     def course_of(number: int) -> Lives:
@@ -240,11 +240,11 @@ def _add(lives: Lives, victim: Victim) -> None:
 
 
 def _left(folder: RunFolder) -> str:
-    """Returns what a run that has ended should not leave, or ""."""
+    """Returns what an ended run should not have left behind, or ""."""
     left = checkpoints.leftovers(folder) or [
         event["path"] for event in events_of(folder, "checkpoint_set_aside")
     ]
-    return f"{left[0]} is left" if left else ""
+    return f"{left[0]} was left behind" if left else ""
 
 
 def _tally_of(each: list[Lives], kills: int) -> Tally:
@@ -253,5 +253,5 @@ def _tally_of(each: list[Lives], kills: int) -> Tally:
         tally.tries += lives.kills
         tally.survived += lives.survived
         tally.misses += lives.problems
-    tally.require(tally.tries == kills, f"{tally.tries} of {kills} kills could be tried")
+    tally.require(tally.tries == kills, f"{tally.tries} of {kills} kills were tried")
     return tally

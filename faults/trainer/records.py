@@ -1,4 +1,4 @@
-"""S12 and S14: what a run says of itself while the clock jumps, and while nobody takes it."""
+"""S12 and S14: what a run records while the clock jumps, and while metrics are slow."""
 
 import json
 import random
@@ -21,7 +21,7 @@ _BACK_SECONDS = 3600
 
 
 def clock_jumps(stage: Stage) -> Tally:
-    """S12: the time of day jumps back an hour twice a second; each run is killed, and resumed."""
+    """S12: the clock jumps back an hour twice a second; each run is killed and resumed."""
     tally = Tally()
     draw = random.Random(0)  # noqa: S311 - when to strike
     with both_courses(stage, **_SECTIONS) as both:
@@ -31,8 +31,8 @@ def clock_jumps(stage: Stage) -> Tally:
                 problem = _through_jumps(stage, course, draw.randrange(25, 100))
                 tally.count(not problem, problem)
     tally.figure = (
-        f"the clock {_BACK_SECONDS} s back twice a second: no duration below 0, steps in order, "
-        "resumed at the highest; bit-equal"
+        f"clock set back {_BACK_SECONDS} s twice a second: no negative duration, steps in order, "
+        "resumed at the newest checkpoint; bit-equal"
     )
     return tally
 
@@ -53,15 +53,15 @@ def _through_jumps(stage: Stage, course: Course, kill_at: int) -> str:
             trainer.kill()
     started = events_of(folder, "assembled")[-1]["step"]
     if started != newest:
-        return f"it went on from step {started}, not {newest}"
+        return f"it continued from step {started}; expected {newest}"
     status = trainer.status
     if status is None or status.since > status.heartbeat:
-        return f"its state began after its last word: {status}"
+        return f"its state began after its last heartbeat: {status}"
     return problem or _below_zero(folder)
 
 
 def _below_zero(folder: RunFolder) -> str:
-    """Returns the first duration or speed below zero that a run has written anywhere."""
+    """Returns the first negative duration or speed that a run has written, or ""."""
     lines = read_json_lines(folder.metrics_path)
     states = [json.loads((p / "state.json").read_bytes()) for p in checkpoints.visible(folder)]
     timed = [
@@ -83,12 +83,12 @@ _S14_SECTIONS = {
     "checkpoint": {"every_steps": 10_000},
     "evaluation": {"every_steps": 1_000},
 }
-# Of the loop's time without it; a loop that waited would take many times as long.
+# Limit relative to an undisturbed loop; a loop that waits would take many times longer.
 S14_TIMES = 2.5
 
 
 def slow_telemetry(stage: Stage) -> Tally:
-    """S14: a line of metrics takes longer to write than ten steps take to make."""
+    """S14: writing one line of metrics takes longer than ten steps."""
     tally = Tally()
     course = Course.tried(stage, Home(stage), **_S14_SECTIONS)
     tensors = course.undisturbed.tensors
@@ -111,23 +111,24 @@ def slow_telemetry(stage: Stage) -> Tally:
         dropped.append(counted)
         own = [line for line in course.undisturbed.lines if line in ended.lines]
         problem = problem or (
-            f"{lost} lines are missing, {counted} were counted" if lost != counted else ""
+            f"{lost} lines are missing but {counted} were counted" if lost != counted else ""
         )
         problem = problem or ("no line was dropped: the loop waited" if not lost else "")
         problem = problem or ("lines differ" if len(own) != len(ended.lines) else "")
         tally.count(not problem and ended.tensors == tensors, problem or "the weights differ")
         slowest = max(slowest, _loop_seconds(folder) / _loop_seconds(in_peace))
     if slowest > S14_TIMES:
-        tally.late.append(f"the loop took {slowest:.1f} times as long; it may take {S14_TIMES}")
+        tally.late.append(f"the loop took {slowest:.1f} times as long; the limit is {S14_TIMES}")
     tally.figure = (
-        f"{1000 * _LINE_SECONDS:.0f} ms a line: the loop takes {slowest:.2f} of its time at most; "
-        f"{min(dropped)} to {max(dropped)} lines dropped, all counted; weights bit-equal"
+        f"{1000 * _LINE_SECONDS:.0f} ms per line: the loop takes at most {slowest:.2f} of its "
+        f"undisturbed time; {min(dropped)} to {max(dropped)} lines dropped, all counted; weights "
+        "bit-equal"
     )
     return tally
 
 
 def _loop_seconds(folder: RunFolder) -> float:
-    """Returns how long the loop of a run took, without what came after it."""
+    """Returns how long the loop of a run took, without what followed it."""
     state: dict[str, Any] = json.loads(
         (checkpoints.visible(folder)[-1] / "state.json").read_bytes()
     )

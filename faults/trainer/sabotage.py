@@ -1,4 +1,4 @@
-"""What protects each row of the trainer, taken away; see sabotage.py."""
+"""Switches off the protection of each trainer row; see faults/teacher/sabotage.py."""
 
 import time
 import types
@@ -115,7 +115,7 @@ def _own_rows_alone_are_counted(_program: str) -> None:
     def own(_self: Ranks, *values: float) -> list[float]:
         return list(values)
 
-    # No sum, though it is made by one.
+    # Not a sum, although it is computed by one.
     def from_first(self: Ranks, values: Sequence[int]) -> list[int]:
         return [round(sum_) for sum_ in totals(self, *(v if self.is_first else 0 for v in values))]
 

@@ -1,4 +1,4 @@
-"""S10 and S11: runs on several ranks: resumed on another number of them, and ranks that die."""
+"""S10 and S11: runs resumed on a different number of ranks, and ranks that die."""
 
 import shutil
 import time
@@ -29,7 +29,7 @@ S11_END_SECONDS = 60.0
 
 
 def other_ranks(stage: Stage) -> Tally:
-    """S10: runs that go on with one rank, two and one; the last time in another home folder."""
+    """S10: runs continue on one rank, two and one; the last time in another home folder."""
     tally = Tally()
     furthest = 0.0
     with both_courses(stage, **_SECTIONS) as both:
@@ -46,14 +46,14 @@ def other_ranks(stage: Stage) -> Tally:
             problem = problem or ("" if apart <= _CLOSE else f"losses are {apart:.1e} apart")
             tally.count(not problem, problem, 2)
     tally.figure = (
-        f"1 -> 2 -> 1 ranks, then in another folder: losses {furthest:.0e} from the undisturbed "
-        "run's at most, no step twice, no path in the state"
+        f"1 -> 2 -> 1 ranks, the last in another folder: losses within {furthest:.0e} of the "
+        "undisturbed run's, no step twice, no path in the state"
     )
     return tally
 
 
 def _went_on(stage: Stage, home: Home, folder: RunFolder, count: int, until: int | None) -> str:
-    """Lets a run go on with so many ranks, up to a stop or its end; returns what went wrong."""
+    """Continues a run on `count` ranks, up to a stop or its end; returns what went wrong."""
     _set_ranks(folder, count)
     start = checkpoints.newest_step(folder)
     with _trainer(stage, home, folder) as trainer:
@@ -67,7 +67,7 @@ def _went_on(stage: Stage, home: Home, folder: RunFolder, count: int, until: int
             problem = "" if stopped else f"stopped: status {exit_status}, {trainer.status}"
     begun = events_of(folder, "assembled")[-1:]
     if begun and begun[0]["step"] != start:
-        return f"with {count} ranks it went on from step {begun[0]['step']}, not {start}"
+        return f"on {count} ranks it continued from step {begun[0]['step']}; expected {start}"
     return problem and f"{count} ranks: {problem}"
 
 
@@ -78,7 +78,7 @@ def _set_ranks(folder: RunFolder, count: int, max_restarts: int | None = None) -
 
 
 def _moved(folder: RunFolder, target: Path) -> tuple[RunFolder, Home]:
-    """Returns a run, and its home, copied to another place."""
+    """Copies a run and its home to another place, and returns both."""
     home_path = folder.path.parent.parent
     shutil.copytree(home_path, target, ignore=shutil.ignore_patterns("run-*"))
     moved = RunFolder(target / "runs" / folder.run_id)
@@ -89,12 +89,12 @@ def _moved(folder: RunFolder, target: Path) -> tuple[RunFolder, Home]:
 def _absolute_path(folder: RunFolder, home: Path) -> str:
     for checkpoint in checkpoints.visible(folder):
         if str(home) in (checkpoint / "state.json").read_text():
-            return f"{checkpoint.name}/state.json has a path in it"
+            return f"{checkpoint.name}/state.json contains a path"
     return ""
 
 
 def _furthest_apart(one: Ended, other: Ended) -> float:
-    """Returns the largest relative difference of two runs' losses; inf where steps differ."""
+    """Returns the largest relative difference of two runs' losses; inf if the steps differ."""
     if [line["step"] for line in one.lines] != [line["step"] for line in other.lines]:
         return float("inf")
     return max(
@@ -106,7 +106,7 @@ def _furthest_apart(one: Ended, other: Ended) -> float:
 
 
 def lost_ranks(stage: Stage) -> Tally:
-    """S11: a rank of two is killed, and once more than may be; then the process that watches."""
+    """S11: kills one of two ranks, once more than allowed; then kills the supervisor."""
     tally = Tally()
     slowest = furthest = 0.0
     with both_courses(stage, **_SECTIONS) as both:
@@ -120,17 +120,17 @@ def lost_ranks(stage: Stage) -> Tally:
             apart = _furthest_apart(course.undisturbed, Ended.of(folder))
             furthest = max(furthest, apart)
             problem = problem or ("" if apart <= _CLOSE else f"losses are {apart:.1e} apart")
-            tally.count(not problem, f"the process that watches killed: {problem}")
+            tally.count(not problem, f"supervisor killed: {problem}")
     tally.require_within(slowest, S11_END_SECONDS, "the end of all ranks")
     tally.figure = (
-        f"all ranks gone {slowest:.1f} s after one is killed, started again once, then interrupted "
-        f"(rank_lost), no process left; resumed, losses {furthest:.0e} from one rank's"
+        f"all ranks end {slowest:.1f} s after one is killed, restart once, then end as interrupted "
+        f"(rank_lost); no process left; once resumed, losses within {furthest:.0e} of one rank's"
     )
     return tally
 
 
 def _ranks_killed(stage: Stage, course: Course, folder: RunFolder) -> tuple[str, float]:
-    """Kills a rank, and one of those started again; returns what went wrong, and how late."""
+    """Kills a rank, then one after the restart; returns what went wrong, and the seconds."""
     slowest = 0.0
     with _trainer(stage, course.home, folder) as trainer:
         for number, rank in enumerate((1, 0)):
@@ -139,7 +139,7 @@ def _ranks_killed(stage: Stage, course: Course, folder: RunFolder) -> tuple[str,
             trainer.wait_for_step(15 + 20 * number, 60)
             ranks = _ranks_of(trainer)
             if rank not in ranks:
-                return f"there are ranks {sorted(ranks)}: {trainer.status}", slowest
+                return f"the ranks are {sorted(ranks)}: {trainer.status}", slowest
             ranks[rank].kill()
             begun = time.monotonic()
             psutil.wait_procs(ranks.values(), 2 * S11_END_SECONDS)
@@ -149,12 +149,12 @@ def _ranks_killed(stage: Stage, course: Course, folder: RunFolder) -> tuple[str,
     said = None if status is None else (str(status.state), status.reason)
     if exit_status != 75 or said != ("interrupted", "rank_lost") or restarts != 1:
         return f"status {exit_status}, {status}, {restarts} restarts", slowest
-    return "" if _all_gone(folder, 5) else "a process is left", slowest
+    return "" if _all_gone(folder, 5) else "a process is left behind", slowest
 
 
 def _watcher_killed(stage: Stage, course: Course, folder: RunFolder) -> tuple[str, float]:
-    """Resumes, kills the process that watches, resumes; returns what went wrong, and how late."""
-    stage.say("kill of the process that watches")
+    """Resumes, kills the supervisor, resumes; returns what went wrong, and the seconds."""
+    stage.say("kill of the supervisor")
     starts = len(events_of(folder, "assembled"))
     with _trainer(stage, course.home, folder) as trainer:
         _wait_for_start(trainer, starts + 1)
@@ -165,7 +165,9 @@ def _watcher_killed(stage: Stage, course: Course, folder: RunFolder) -> tuple[st
         seconds = time.monotonic() - begun
     with _trainer(stage, course.home, folder) as trainer:
         problem = trainer.end()
-    return problem or ("" if is_gone and _all_gone(folder, 5) else "a process is left"), seconds
+    return problem or (
+        "" if is_gone and _all_gone(folder, 5) else "a process is left behind"
+    ), seconds
 
 
 def _wait_for_start(trainer: Trainer, starts: int) -> None:
@@ -179,7 +181,7 @@ def _ranks_of(trainer: Trainer) -> dict[int, psutil.Process]:
 
 
 def _all_gone(folder: RunFolder, seconds: float) -> bool:
-    """Returns True once no process names the run, False where one is left after `seconds`."""
+    """Returns True once no process names the run, False if one is left after `seconds`."""
     end = time.monotonic() + seconds
     while _of_run(folder):
         if time.monotonic() > end:
@@ -204,5 +206,5 @@ def _trainer(stage: Stage, home: Home, folder: RunFolder) -> Iterator[Trainer]:
         yield trainer
     finally:
         trainer.kill()
-        for pid in _of_run(folder):  # where the protection is off
+        for pid in _of_run(folder):  # left over if the protection is off
             psutil.Process(pid).kill()

@@ -1,4 +1,4 @@
-"""S6: every field of a run's spec, changed between a stop and the resume."""
+"""S6: every field of a run's spec, changed between a stop and a resume."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ _STOPPED_AT = 15
 _REFUSAL = "a resume may not change it"
 _SHARDS = {"data.kind": "shards", "data.path": "text"}
 
-# Field: another value, with whatever else it needs.
+# Field: another value, and whatever else that value needs.
 _REFUSED: dict[str, dict[str, Any]] = {
     "name": {"name": "other"},
     "seed": {"seed": 1},
@@ -71,7 +71,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "batch.micro_batch_sequences": {"batch.micro_batch_sequences": 2},
 }
 _ALLOWED: dict[str, dict[str, Any]] = {
-    "teacher.address": {},  # that of another server, which is known later
+    "teacher.address": {},  # the address of another server, known later
     "teacher.deadline_seconds": {"teacher.deadline_seconds": 60.0},
     "teacher.outage_budget_seconds": {"teacher.outage_budget_seconds": 60.0},
     "teacher.token_file": {"teacher.token_file": "token"},
@@ -103,20 +103,20 @@ _ALLOWED: dict[str, dict[str, Any]] = {
     "device.activation_checkpointing": {"device.activation_checkpointing": True},
     "report_to": {"report_to": ["tensorboard"]},
 }
-# The resume may make these changes; here they lack something else, and are refused for that.
+# A resume may change these; here they are refused because something else is missing.
 _LACKING = ("teacher.tls", "evaluation.prompt")
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that was stopped, of which copies are resumed with other specs."""
+    """A stopped run, whose copies are resumed with other specs."""
 
     stage: Stage
     course: Course
     folder: RunFolder
 
     def resumed(self, changes: Mapping[str, Any]) -> tuple[Trainer, RunFolder]:
-        """Starts a trainer on a copy whose spec has these values in its dotted fields."""
+        """Starts a trainer on a copy whose spec has these values, by dotted field."""
         folder = RunFolder(self.folder.path.with_name(f"copy-{self.stage.new_folder().name}"))
         shutil.copytree(self.folder.path, folder.path)
         folder.write_spec(parse_spec(_changed(folder.read_spec(), changes)))
@@ -125,7 +125,7 @@ class Stopped:
 
 
 def changed_specs(stage: Stage) -> Tally:
-    """S6: each field changed alone, all at once, and fewer steps than are made."""
+    """S6: changes each field separately, several at once, and the steps to fewer than made."""
     tally = Tally()
     home = Home(stage)
     write_model(home.roots.models / "init", vocab_size=VOCAB_SIZE, hidden=32, seed=3)
@@ -159,12 +159,12 @@ def changed_specs(stage: Stage) -> Tally:
         problem = _refused(stopped, at_once)
         tally.count(not problem, f"{len(at_once)} at once: {problem}")
         problem = _too_few_steps(stopped)
-        tally.count(not problem, f"fewer steps than are made: {problem}")
+        tally.count(not problem, f"fewer steps than already made: {problem}")
     untried = _fields(RunSpec) - _REFUSED.keys() - _ALLOWED.keys()
-    tally.require(not untried, f"no other value of {', '.join(sorted(untried))} is known here")
+    tally.require(not untried, f"no other value is listed here for {', '.join(sorted(untried))}")
     tally.figure = (
-        f"{len(_REFUSED)} fields refused, each named with what it was and is; {len(_ALLOWED)} "
-        "allowed, and gone on with"
+        f"{len(_REFUSED)} fields refused, each named with its old and new value; {len(_ALLOWED)} "
+        "allowed, and the run continues"
     )
     return tally
 
@@ -186,7 +186,7 @@ def _stopped(stage: Stage, course: Course) -> RunFolder:
 
 
 def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
-    """Returns "" where a resume with these changes is refused, each named, nothing touched."""
+    """Returns "" if a resume with these changes is refused by name, and changes nothing."""
     trainer, folder = stopped.resumed(changes)
     try:
         exit_status = trainer.wait(60)
@@ -194,7 +194,7 @@ def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
         trainer.kill()
     status = trainer.status
     if exit_status != 1 or status is None or status.reason != "invalid_spec":
-        return f"it ended with status {exit_status}: {status}"
+        return f"it exited with status {exit_status}: {status}"
     before, after = stopped.folder.read_spec().model_dump(), folder.read_spec().model_dump()
     for name in changes:
         was, now = _value(before, name), _value(after, name)
@@ -205,20 +205,22 @@ def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
 
 
 def _allowed(stopped: Stopped, name: str, changes: Mapping[str, Any]) -> str:
-    """Returns "" where a resume with these changes goes on from the checkpoint."""
+    """Returns "" if a resume with these changes continues from the checkpoint."""
     trainer, folder = stopped.resumed(changes)
     begun = len(events_of(folder, "assembled"))
     try:
         trainer.wait_until(lambda: len(events_of(folder, "assembled")) > begun, 120)
         status = trainer.status
     finally:
-        trainer.kill()  # its ranks, where it has some, end with it
+        trainer.kill()  # its ranks, if any, end with it
     assembled = events_of(folder, "assembled")[begun:]
     if assembled:
         step = checkpoints.newest_step(stopped.folder)
-        return "" if assembled[0]["step"] == step else f"it went on from {assembled[0]['step']}"
+        return (
+            "" if assembled[0]["step"] == step else f"it continued from step {assembled[0]['step']}"
+        )
     if status is None or not name.startswith(_LACKING) or _REFUSAL in str(status.message):
-        return f"it was not gone on with: {status}"
+        return f"it did not continue: {status}"
     return ""
 
 
@@ -255,7 +257,7 @@ def _value(data: Mapping[str, Any], name: str) -> Any:
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """Returns the dotted names of all fields; a section that may be absent alone counts as one."""
+    """Returns the dotted names of all fields; `lora`, which may be absent, counts as one."""
     names: set[str] = set()
     for name, field in model.model_fields.items():
         section = next(_sections_of(field.annotation), None)

@@ -1,4 +1,4 @@
-"""S5: trainers that are asked to stop, once and twice."""
+"""S5: trainers that get a stop signal, once and twice."""
 
 import random
 import signal
@@ -27,13 +27,13 @@ _STEP = "waiting-steps=0.01"
 
 @dataclass(frozen=True)
 class Request:
-    """When a trainer is asked to stop.
+    """When a trainer gets a stop signal.
 
     Attributes:
-        moment: for people.
-        faults: what makes that moment last.
-        is_there: has it come?
-        twice: a second signal follows, which ends it.
+        moment: description for people.
+        faults: faults that make the moment last.
+        is_there: returns true once the moment has come.
+        twice: a second signal follows, which ends the trainer.
     """
 
     moment: str
@@ -79,7 +79,7 @@ _REQUESTS = (
 
 
 def stopped(stage: Stage) -> Tally:
-    """S5: SIGTERM and SIGINT at every kind of moment, and twice; each run is then resumed."""
+    """S5: SIGTERM and SIGINT at every kind of moment, once and twice; each run is resumed."""
     tally = Tally()
     with both_courses(stage, **_SECTIONS) as both:
         requests = _REQUESTS[:: stage.tries(1, 3)]
@@ -105,8 +105,8 @@ def stopped(stage: Stage) -> Tally:
     tally.require_within(once, S5_STOP_SECONDS, "a stop")
     tally.require_within(twice, S5_SECOND_SIGNAL_SECONDS, "ending at the second signal")
     tally.figure = (
-        f"a checkpoint at the step boundary, `stopped` in {once:.1f} s at most; a second signal "
-        f"ends it in {1000 * twice:.0f} ms at most; resumed, bit-equal"
+        f"checkpointed at the step boundary and `stopped` within {once:.1f} s; a second signal "
+        f"ends it within {1000 * twice:.0f} ms; bit-equal once resumed"
     )
     return tally
 
@@ -114,7 +114,7 @@ def stopped(stage: Stage) -> Tally:
 def _stopped(
     stage: Stage, course: Course, request: Request, number: signal.Signals
 ) -> tuple[str, float]:
-    """Returns what went wrong, and the seconds from the last signal to the trainer's end."""
+    """Returns what went wrong, and the seconds from the last signal to the end."""
     folder = course.begin()
     trainer = Trainer(stage, course.home, folder, forked=True, faults=request.faults)
     draw = random.Random(0)  # noqa: S311 - when to ask
@@ -139,17 +139,17 @@ def _stopped(
 
 
 def _how(trainer: Trainer, exit_status: int | None, *, twice: bool) -> str:
-    """Returns "" where a trainer ended as one that was asked to stop does."""
+    """Returns "" if a trainer ended as it should after a stop signal."""
     status, newest = trainer.status, checkpoints.newest_step(trainer.folder)
     broken = checkpoints.first_problem(trainer.folder)
     if twice:
-        return broken or ("" if exit_status == 75 else f"it ended with status {exit_status}")
+        return broken or ("" if exit_status == 75 else f"it exited with status {exit_status}")
     if exit_status != 0 or status is None:
-        return f"it ended with status {exit_status}, and said {status}"
+        return f"it exited with status {exit_status} and state {status}"
     if trainer.status_is(RunState.SUCCEEDED) and status.step == status.steps:
         return broken
     if (status.state, status.reason) != (RunState.STOPPED, "stopped"):
-        return f"it said {status}"
+        return f"its status is {status}"
     if status.step != newest or trainer.steps() != newest:
-        return f"it had made {status.step} steps, and has a checkpoint of step {newest}"
+        return f"it made {status.step} steps but has a checkpoint of step {newest}"
     return broken

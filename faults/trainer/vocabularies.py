@@ -1,4 +1,4 @@
-"""S7: teachers, students and data whose token ids do not mean the same; heads of other widths."""
+"""S7: teachers, students and data with different token ids, and padded heads."""
 
 import json
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from faults.trainer.runs.run import Home, Trainer
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run_folder import RunState
 
-# Wider than the tokens there are, as heads padded to a round number are.
+# Wider than the number of tokens, like heads padded to a round number.
 _TEACHER_WIDTH, _STUDENT_WIDTH = 320, 312
 _FIRST, _SECOND = 270, 290
 _STEPS = 8
@@ -28,10 +28,10 @@ class _Refusal:
     """A run that must be refused.
 
     Attributes:
-        what: for people.
-        student, data: folders under the models and data roots; "" for random tokens.
-        reason: which the status gives.
-        says: what its message has in it, all of them.
+        what: description for people.
+        student, data: folders under the models and data roots; data "" means random tokens.
+        reason: the reason in the status.
+        says: words that its message must contain.
     """
 
     what: str
@@ -60,7 +60,7 @@ _REFUSALS = (
         (f"id {_FIRST}: data", f"id {_SECOND}: data"),
     ),
     _Refusal(
-        "a student without a tokenizer, on data of another one than its teacher's",
+        "a student without a tokenizer, on data of another tokenizer than its teacher's",
         "plain",
         "swapped",
         "padded",
@@ -68,7 +68,7 @@ _REFUSALS = (
         (f"id {_FIRST}: teacher", f"id {_SECOND}: teacher"),
     ),
     _Refusal(
-        "a student of fewer ids than there are tokens",
+        "a student with fewer ids than tokens",
         "narrow",
         "",
         "padded",
@@ -88,7 +88,7 @@ _PADDED = ("hidden", "top_k", "dense")
 
 
 def vocabularies(stage: Stage) -> Tally:
-    """S7: tokenizers with two ids exchanged, widths that do not fit, and padded ones that do."""
+    """S7: tokenizers with two ids exchanged, widths that do not fit, and padded heads."""
     tally = Tally()
     home = Home(stage)
     teachers = _written(home, stage.folder)
@@ -114,8 +114,8 @@ def vocabularies(stage: Stage) -> Tally:
                 f"padded heads, {representation}: {losses[0]} and {losses[1]}",
             )
     tally.figure = (
-        "each refused before a step, with the first ids that differ; a padded teacher gives the "
-        f"losses of one cut to the student's {_STUDENT_WIDTH} rows, to the bit"
+        "each is refused before a step, naming the first ids that differ; a padded teacher gives "
+        f"losses bit-equal to one cut to the student's {_STUDENT_WIDTH} rows"
     )
     return tally
 
@@ -141,7 +141,7 @@ def _written(home: Home, scratch: Path) -> dict[str, Path]:
 
 
 def _cut(teacher: Path, folder: Path) -> Path:
-    """Writes a teacher without the rows beyond the student's width; returns its folder."""
+    """Writes the teacher without rows beyond the student's width; returns its folder."""
     folder.mkdir()
     config = json.loads((teacher / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": _STUDENT_WIDTH}))
@@ -166,7 +166,7 @@ def _sections(student: str, data: str, teacher: dict[str, Any] | None) -> dict[s
 
 
 def _not_refused(stage: Stage, home: Home, addresses: dict[str, str], refusal: _Refusal) -> str:
-    """Returns "" where a run is refused before any step, for the reason that it should be."""
+    """Returns "" if a run is refused before any step, for the expected reason."""
     teacher = {"address": addresses[refusal.teacher]} if refusal.teacher else None
     folder = home.folder_of(**_sections(refusal.student, refusal.data, teacher))
     trainer = Trainer(stage, home, folder, forked=True)
@@ -176,9 +176,9 @@ def _not_refused(stage: Stage, home: Home, addresses: dict[str, str], refusal: _
         trainer.kill()
     status = trainer.status
     if exit_status != 1 or status is None or trainer.steps():
-        return f"it ended with status {exit_status} after {trainer.steps()} steps: {status}"
+        return f"it exited with status {exit_status} after {trainer.steps()} steps: {status}"
     if (status.state, status.reason) != (RunState.FAILED, refusal.reason):
-        return f"it said {status.state}, {status.reason}: {status.message}"
+        return f"its state is {status.state}, {status.reason}: {status.message}"
     missing = [words for words in refusal.says if words not in str(status.message)]
     return f"it does not say {missing[0]!r}: {status.message}" if missing else ""
 
@@ -186,7 +186,7 @@ def _not_refused(stage: Stage, home: Home, addresses: dict[str, str], refusal: _
 def _losses(
     stage: Stage, home: Home, address: str, representation: str
 ) -> list[tuple[int, float, float]] | str:
-    """Returns (step, loss/kd, loss/total) of a run, or why it has none."""
+    """Returns (step, loss/kd, loss/total) of a run, or why there are none."""
     teacher = {"address": address, "representation": representation}
     folder = home.folder_of(**_sections("right", "text", teacher))
     trainer = Trainer(stage, home, folder, forked=True)

@@ -170,7 +170,7 @@ def _train_and_export(
 
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     with ExitStack() as stack:
         patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
         device = choose_device(spec.device.kind)

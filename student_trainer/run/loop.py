@@ -232,7 +232,7 @@ def _micro_step(
         return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
 
     loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
-    loss.total.backward()  # type: ignore[no-untyped-call]
+    loss.total.backward()
     return loss
 
 

@@ -111,7 +111,7 @@ def _write_tokenizer(
     if source is None or not source.exists():
         _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
         return
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(source))  # type: ignore[no-untyped-call]
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(source))
     if eos_token_id is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
     tokenizer.save_pretrained(str(folder))

@@ -162,7 +162,7 @@ def _require_linear(model: PreTrainedModel, linear: dict[str, nn.Module], target
         raise InvalidSpec([(_FIELD, why)])
     for name in found:
         module = model.get_submodule(name)
-        if module is model.get_output_embeddings():  # type: ignore[no-untyped-call]
+        if module is model.get_output_embeddings():
             why = f"{name} is the output head, which takes no adapter"
         elif module is model.get_input_embeddings():
             why = f"{name} is the embedding, which takes no adapter"

@@ -71,6 +71,6 @@ def shape_without_weights(origin: StudentSpec, folder: Path) -> ModelShape:
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
     """Returns the body's list of layers; None unless there is exactly one list."""
-    body: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    body: nn.Module = model.get_decoder()
     lists = list(layer_lists(body).values())
     return lists[0] if len(lists) == 1 else None

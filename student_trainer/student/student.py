@@ -4,7 +4,7 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -71,7 +71,7 @@ class StudentLogitsProvider(Protocol):
     def apply_kd_gradient(
         self,
         input_ids: Sequence[Sequence[int]],
-        gradients: Sequence[npt.ArrayLike],
+        gradients: Collection[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
         """Takes one step of plain gradient descent on the mean loss over all given rows.
@@ -185,7 +185,7 @@ class CausalStudent(Student):
         except ValueError as error:
             raise Misconfigured(f"{error}; set device.activation_checkpointing to false") from error
         # Only reentrant checkpointing needs this: frozen embeddings would get gradients.
-        self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+        self.model.disable_input_require_grads()
 
     @torch.no_grad()
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -210,7 +210,7 @@ class CausalStudent(Student):
     def apply_kd_gradient(
         self,
         input_ids: Sequence[Sequence[int]],
-        gradients: Sequence[npt.ArrayLike],
+        gradients: Collection[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
         """See StudentLogitsProvider. One sequence a forward, dropout off; `.grad` is unchanged."""
@@ -263,7 +263,7 @@ class FixtureStudent(Student):
     def apply_kd_gradient(
         self,
         input_ids: Sequence[Sequence[int]],
-        gradients: Sequence[npt.ArrayLike],
+        gradients: Collection[npt.ArrayLike],
         learning_rate: float,
     ) -> None:
         """See StudentLogitsProvider; token ids are ignored."""
@@ -277,7 +277,7 @@ class FixtureStudent(Student):
 
 def gradient_rows(
     sequences: Sequence[npt.NDArray[np.uint32]],
-    gradients: Sequence[npt.ArrayLike],
+    gradients: Collection[npt.ArrayLike],
     vocab_size: int,
 ) -> list[npt.NDArray[np.float64]]:
     """Returns each sequence's gradient as [1, V] (its last position) or [S, V] (every position).

@@ -29,7 +29,7 @@ def interfaces() -> dict[str, dict[str, str]]:
 def spelled(schema: dict[str, Any], names: dict[str, str]) -> str:
     """Returns a schema as TypeScript. `names` maps models to interfaces."""
     if "$ref" in schema:
-        model = schema["$ref"].rpartition("/")[2]
+        model: str = schema["$ref"].rpartition("/")[2]
         return names.get(model, model)
     if "anyOf" in schema:
         return " | ".join(spelled(one, names) for one in schema["anyOf"])
@@ -38,7 +38,8 @@ def spelled(schema: dict[str, Any], names: dict[str, str]) -> str:
     if schema["type"] == "object":
         values = schema["additionalProperties"]
         return f"Record<string, {'any' if values is True else spelled(values, names)}>"
-    return {"integer": "number"}.get(schema["type"], schema["type"])
+    kind: str = schema["type"]
+    return {"integer": "number"}.get(kind, kind)
 
 
 def test_the_interfaces_of_the_page_have_the_fields_of_the_responses(client: TestClient) -> None:

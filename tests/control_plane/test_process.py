@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,13 +67,15 @@ class Service:
     def create(self, name: str = "steady", steps: int = 100_000, **sections) -> str:
         response = self.client.post("/runs", json=spec_body(name, steps, **sections))
         assert response.status_code == 202, response.text
-        return response.json()["id"]
+        return str(response.json()["id"])
 
     def run(self, run_id: str) -> dict:
-        return self.client.get(f"/runs/{run_id}").json()
+        run: dict = self.client.get(f"/runs/{run_id}").json()
+        return run
 
     def wait(self, run_id: str, state: str) -> dict:
-        return wait_for(lambda: (run := self.run(run_id))["state"] == state and run)
+        run: dict = wait_for(lambda: (run := self.run(run_id))["state"] == state and run)
+        return run
 
     def post(self, path: str) -> None:
         assert self.client.post(path).status_code == 202
@@ -135,10 +138,14 @@ def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(hom
     assert {process.pid for process in trainers(home)} == pids
 
     second = Service(home)
+
+    def goes_on(run_id: str) -> bool:
+        return bool(second.run(run_id)["step"] > before[run_id]["step"])
+
     for run_id in runs:
         run = second.run(run_id)
         assert (run["state"], run["attempt"]) == ("running", 1)
-        wait_for(lambda run_id=run_id: second.run(run_id)["step"] > before[run_id]["step"])
+        wait_for(partial(goes_on, run_id))
     for run_id in runs:
         second.post(f"/runs/{run_id}/stop")
     for run_id in runs:
@@ -177,7 +184,7 @@ def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     assert first.end() == 0
     assert trainers(home) == []
     status = folder_of(home, run_id).read_status()
-    assert status.state == "stopped"
+    assert status is not None and status.state == "stopped"
     assert status.checkpoint_step == status.step > 2
 
     second = Service(home, "--on-exit", "stop")

@@ -1,4 +1,4 @@
-"""The judgement of `make faults`. Its rows judge times, so only one without any is tried here."""
+"""How `make faults` judges. Its rows judge times, so only one without a time limit runs here."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def row(check: Callable[[Stage], Tally], row_id: str = "X1") -> dict[str, Row]:
-    return {row_id: Row(row_id, "something happens", "what keeps it off", check)}
+    return {row_id: Row(row_id, "something happens", "its protection", check)}
 
 
 def survived(_stage: Stage) -> Tally:
@@ -41,13 +41,13 @@ def kept_by_its_protection(stage: Stage) -> Tally:
 
 
 class Late:
-    """A row that is late a number of times, and then in time."""
+    """A row that is late `times` times, then in time."""
 
     def __init__(self, times: int) -> None:
         self.left, self.calls = times, 0
 
     def __call__(self, stage: Stage) -> Tally:
-        assert list(stage.folder.iterdir()) == []  # of this attempt alone
+        assert list(stage.folder.iterdir()) == []  # only this attempt's
         self.calls += 1
         self.left -= 1
         tally = survived(stage)
@@ -55,13 +55,13 @@ class Late:
         return tally
 
 
-def test_a_row_that_is_survived_is_one_line_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_survived_row_prints_one_line_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], row(survived)) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split() == ["X1", "ok", "3/3", "in", "5", "ms", "at", "most"]
 
 
-def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_miss_exits_1_and_names_what_was_missed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], {**row(survived), **row(missed, "X2")}) == 1
     out, errors = capsys.readouterr()
     first, second, why = out.splitlines()
@@ -72,18 +72,18 @@ def test_one_miss_exits_1_and_says_what_was_missed(capsys: pytest.CaptureFixture
     assert "missed: X2" in errors
 
 
-def test_only_the_rows_that_are_named_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_named_rows_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["X1"], {**row(survived), **row(missed, "X2")}) == 0
     assert "X2" not in capsys.readouterr().out
 
 
-def test_a_letter_names_all_rows_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_letter_names_all_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
     table = {**row(survived, "X1"), **row(survived, "X20"), **row(missed, "Y1")}
     assert main(["X"], table) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["X1", "X20"]
 
 
-def test_several_tries_may_be_counted_together() -> None:
+def test_several_tries_can_be_counted_at_once() -> None:
     tally = Tally()
     assert tally.count(True, "", 3)
     assert tally.passed
@@ -101,12 +101,12 @@ def test_several_tries_may_be_counted_together() -> None:
     ],
     ids=["never tried", "one died", "a miss of the whole", "late"],
 )
-def test_nothing_less_than_all_of_it_passes(tally: Tally) -> None:
+def test_a_tally_with_any_miss_does_not_pass(tally: Tally) -> None:
     assert not tally.passed
     assert Tally(tries=2, survived=2).passed
 
 
-def test_json_is_one_object_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_one_object_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"], {**row(survived), **row(missed, "X2")}) == 1
     first, second = json.loads(capsys.readouterr().out)
     assert first.pop("seconds") >= 0
@@ -132,7 +132,7 @@ def test_a_row_that_is_only_late_is_tried_again(capsys: pytest.CaptureFixture[st
     assert "(attempt 3)" in capsys.readouterr().out
 
 
-def test_a_row_that_is_late_each_time_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_is_always_late_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
     late = Late(3)
     assert main([], row(late)) == 1
     assert late.calls == 3
@@ -158,16 +158,16 @@ def test_a_row_with_another_miss_gets_no_second_chance() -> None:
     assert len(calls) == 1
 
 
-def test_a_check_that_breaks_is_a_miss(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_check_is_a_miss(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], row(broken)) == 1
     assert "RuntimeError: no such thing" in capsys.readouterr().out
 
 
-def test_a_check_that_breaks_says_nothing_of_a_protection() -> None:
+def test_a_broken_check_says_nothing_about_the_protection() -> None:
     assert main(["--sabotage", "X1"], row(broken)) == 2
 
 
-def test_sabotage_reaches_its_row_alone() -> None:
+def test_sabotage_reaches_only_its_row() -> None:
     table = row(kept_by_its_protection)
     assert main([], table) == 0
     assert main(["--sabotage", "X1"], table) == 1
@@ -176,12 +176,12 @@ def test_sabotage_reaches_its_row_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--sabotage", "T99"], "there is no row T99"),
-        (["T99"], "there is no row T99"),
-        (["T5", "--sabotage", "T6"], "leave the others out"),
+        (["--sabotage", "T99"], "no row T99"),
+        (["T99"], "no row T99"),
+        (["T5", "--sabotage", "T6"], "leave out the others"),
     ],
 )
-def test_what_cannot_be_tried_is_refused(
+def test_invalid_arguments_are_refused(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -190,7 +190,7 @@ def test_what_cannot_be_tried_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_every_row_is_there_in_order_and_has_a_sabotage_of_its_own() -> None:
+def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
     ids = [f"S{number}" for number in range(1, 15)] + [f"T{number}" for number in range(1, 23)]
     assert list(ROWS) == ids
     assert sabotage.ROWS.keys() == set(ids)
@@ -206,8 +206,7 @@ CHANGED_IN = {
 
 
 @pytest.mark.parametrize("program", list(CHANGED_IN))
-def test_what_sabotage_takes_away_is_still_there(program: str) -> None:
-    """Each one changes attributes that exist; so does each fault."""
+def test_every_sabotage_and_fault_changes_something_that_exists(program: str) -> None:
     code = (
         "from faults import launcher, replacing\n"
         "from faults.teacher import injections, sabotage\n"

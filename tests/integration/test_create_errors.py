@@ -78,7 +78,7 @@ def write_models(home: Home) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = {"vocab_size": VOCAB_SIZE, "hidden": 32, "tokenizer": True}
+    settings: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "hidden": 32, "tokenizer": True}
     teacher = write_tiny_model(home.path / "teacher", seed=1, **settings)
     models = home.roots.models
     home.model("student", vocab_size=VOCAB_SIZE, tokenizer=True, weights=False)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from tests.support.models import write_tiny_model
 from tests.support.servers import teacher_process
 
 V = 97
-KINDS = [("hidden", {}), ("dense", {}), ("top_k", {"top_k": 5}), ("sampled", {"num_draws": 20})]
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("hidden", {}),
+    ("dense", {}),
+    ("top_k", {"top_k": 5}),
+    ("sampled", {"num_draws": 20}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,8 @@ def sequences(seed: int, lengths: list[int]) -> list[list[int]]:
 
 def stats(address: str) -> pb.Stats:
     with connect(address) as channel:
-        return stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
+        found: pb.Stats = stub(channel).GetStats(pb.GetStatsRequest(protocol_version=1))
+        return found
 
 
 def together(address: str, messages: list) -> Iterator[bytes]:

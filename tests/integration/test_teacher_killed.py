@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ MODEL_BYTES = 8192
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(tmp_path_factory.mktemp("home"), seq_len=SEQ_LEN)
     home.model("wide", vocab_size=VOCAB_SIZE, weights=False)
-    teacher = {"vocab_size": VOCAB_SIZE, "hidden": TEACHER_HIDDEN, "seed": 1}
+    teacher: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "hidden": TEACHER_HIDDEN, "seed": 1}
     write_tiny_model(home.path / "teacher", **teacher)
     return home
 
@@ -120,8 +121,9 @@ def gather(folders: list[RunFolder], step: int) -> None:
     def all_there() -> bool:
         for folder in folders:
             status = folder.read_status()
-            there = status is not None and made_steps(folder) >= step
-            if there and folder.run_id not in held:
+            if status is None or made_steps(folder) < step:
+                continue
+            if folder.run_id not in held:
                 os.kill(status.pid, signal.SIGSTOP)
                 held[folder.run_id] = status.pid
         return len(held) == len(folders)

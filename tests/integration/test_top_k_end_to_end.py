@@ -69,6 +69,7 @@ def loss_and_gradient(targets, temperature, name, beta) -> tuple[float, torch.Te
         N,
     )
     loss.total.backward()
+    assert logits_NV.grad is not None
     return loss.total.item(), logits_NV.grad.double()
 
 
@@ -92,6 +93,7 @@ def exact(teacher_NV, k, temperature, name, beta) -> tuple[float, torch.Tensor, 
     else:
         divergence = kl(p_NO, q_NO) if name == "forward_kl" else kl(q_NO, p_NO)
     (temperature**2 * divergence).backward()
+    assert student_NV.grad is not None
     return (temperature**2 * divergence).item(), student_NV.grad, p_NO[:, -1]
 
 

@@ -99,8 +99,9 @@ class Victim:
         """Returns the status of a new trainer once it is training, else None."""
         run, status = self._plane.get_run(self._run_id), self.folder.read_status()
         assert run.state not in (RunState.SUCCEEDED, RunState.FAILED), run.message
-        trains = status is not None and status.state is RunState.RUNNING
-        return status if trains and status.pid != old_pid else None
+        if status is None or status.state is not RunState.RUNNING:
+            return None
+        return status if status.pid != old_pid else None
 
     def _has_noticed(self, attempt: int) -> bool:
         run = self._plane.get_run(self._run_id)

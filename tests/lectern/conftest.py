@@ -104,7 +104,7 @@ say(RunState.SUCCEEDED, 3)
 
 
 @pytest.fixture
-def stand_in_trainer(tmp_path_factory, monkeypatch) -> Path:
+def stand_in_trainer(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
     """Puts only the stand-in trainer before the real package, for child processes."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
@@ -113,7 +113,7 @@ def stand_in_trainer(tmp_path_factory, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def stand_ins(tmp_path_factory, monkeypatch) -> Path:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
     """Puts the stand-ins before the real packages, for child processes; returns their folder."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "teacher_server.py").write_text(_TEACHER_SERVER)

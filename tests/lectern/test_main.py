@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 import typer
@@ -22,7 +23,7 @@ def every_error(root: type[LecternError] = LecternError) -> Iterator[type[Lecter
         yield from every_error(child)
 
 
-def commands() -> dict[tuple[str, ...], object]:
+def commands() -> dict[tuple[str, ...], Any]:
     """Returns every command that help shows, by its words."""
 
     def below(group, words):

@@ -8,7 +8,8 @@ URL = "http://127.0.0.1:1"
 
 def authorization(token_file) -> str | None:
     with control_plane(URL, token_file) as service:
-        return service._http.headers.get("authorization")
+        value: str | None = service._http.headers.get("authorization")
+        return value
 
 
 def test_the_token_comes_from_the_file_else_from_the_environment(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import httpx
@@ -14,7 +14,9 @@ from lectern_common import errors
 from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY, translated
 
 
-def tree(root: type[errors.LecternError] = errors.LecternError) -> Iterator[type]:
+def tree(
+    root: type[errors.LecternError] = errors.LecternError,
+) -> Iterator[type[errors.LecternError]]:
     """The errors of errors.py; subclasses in other packages cross no boundary."""
     yield root
     for child in root.__subclasses__():
@@ -37,7 +39,7 @@ class FailedCall(grpc.RpcError):
     def details(self) -> str:
         return self._parts[1]
 
-    def trailing_metadata(self) -> list[Entry]:
+    def trailing_metadata(self) -> Any:
         return self._parts[2]
 
 

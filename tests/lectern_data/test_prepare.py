@@ -24,7 +24,7 @@ KNOWN, UNKNOWN = "<|endoftext|>", "</s>"
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty different files of code-like text, some of it not ASCII."""
     folder = tmp_path_factory.mktemp("inputs") / "corpus"
     folder.mkdir()
@@ -51,7 +51,8 @@ def documents_of(dataset: Path, eos: int) -> list[str]:
     """Splits the ids at each end-of-text token and decodes them with the tokenizers library."""
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer.json"))
     ids = ids_of(dataset).tolist()
-    texts, current = [], []
+    texts: list[str] = []
+    current: list[int] = []
     for token in ids:
         if token == eos:
             texts.append(tokenizer.decode(current, skip_special_tokens=False))

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_a_continuation_equals_greedy_generation_by_transformers(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     ids = model.generate(**prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)
     expected = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])

@@ -18,9 +18,12 @@ from lectern_models.loading import load_causal_lm
 from tests.support.gguf_models import write_gguf
 from tests.support.models import write_tiny_model
 
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 # What transformers assumes about these architectures when it reads a GGUF file.
-SHAPES = {"qwen3": {"head_dim": 128}, "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256}}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 128},
+    "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256},
+}
 # Of gemma2.
 SETTINGS: dict[str, Any] = {
     "attention.sliding_window": 4096,
@@ -31,7 +34,8 @@ SETTINGS: dict[str, Any] = {
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.arange(1, 40)[None], use_cache=False).logits[0]
+        logits_SV: torch.Tensor = model(torch.arange(1, 40)[None], use_cache=False).logits[0]
+    return logits_SV
 
 
 def standalone(folder: Path, held: dict[str, np.ndarray]) -> torch.Tensor:

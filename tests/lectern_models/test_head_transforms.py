@@ -51,9 +51,12 @@ def test_a_missing_transform_is_caught(
     parts = split(model)
     assert parts.transform == transform
     assert parity_probe(model, parts) is None
-    for name, nothing in (("scale", 1.0), ("divisor", 1.0), ("soft_cap", None)):
-        if getattr(transform, name) != nothing:
-            without = dataclasses.replace(transform, **{name: nothing})
+    for without in (
+        dataclasses.replace(transform, scale=1.0),
+        dataclasses.replace(transform, divisor=1.0),
+        dataclasses.replace(transform, soft_cap=None),
+    ):
+        if without != transform:
             reason = parity_probe(model, dataclasses.replace(parts, transform=without))
             assert reason is not None and "differ from the model's own logits" in reason
 
@@ -112,7 +115,8 @@ def test_the_embedding_is_the_head_only_if_they_are_tied(
     parts = split(model)
     assert parity_probe(model, parts) is None
     embedding = torch.nn.Linear(32, 97, bias=False)
-    embedding.weight = model.get_input_embeddings().weight
+    embeddings: Any = model.get_input_embeddings()
+    embedding.weight = embeddings.weight
     reason = parity_probe(model, projected_by(parts, embedding))
     assert (reason is None) == tied
 

@@ -25,8 +25,10 @@ def test_a_models_layers_are_its_one_outermost_list(
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture, layers=3)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert layer_lists(model) == {name: model.get_submodule(name)}
-    assert layers_of(model) == list(model.get_submodule(name))
+    layers = model.get_submodule(name)
+    assert isinstance(layers, nn.ModuleList)
+    assert layer_lists(model) == {name: layers}
+    assert layers_of(model) == list(layers)
     assert len(layers_of(model)) == 3
 
 

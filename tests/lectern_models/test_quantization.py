@@ -24,7 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(model: PreTrainedModel, length: int = 23) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.arange(1, length + 1)[None], use_cache=False).logits[0].float()
+        output = model(torch.arange(1, length + 1)[None], use_cache=False)
+    logits_SV: torch.Tensor = output.logits[0].float()
+    return logits_SV
 
 
 def with_the_numbers_of(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -35,7 +37,7 @@ def with_the_numbers_of(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     replaced = 0
     for name, layer in model.named_modules():
         weight = getattr(layer, "weight", None)
-        if getattr(weight, "quant_state", None) is not None:
+        if weight is not None and getattr(weight, "quant_state", None) is not None:
             values = bnb.dequantize_4bit(weight.data, weight.quant_state)
         elif weight is not None and weight.dtype is torch.int8:
             scale = weight.SCB if weight.SCB is not None else layer.state.SCB  # after a forward

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -128,7 +129,7 @@ def score(address: str, message: pb.LogitsForBatchRequest, timeout: float = 60.0
         return gathered(stub(channel).LogitsForBatch(message, timeout=timeout))
 
 
-def refused(address: str, message: pb.LogitsForBatchRequest) -> tuple[str, str, dict[str, str]]:
+def refused(address: str, message: pb.LogitsForBatchRequest) -> tuple[str, str, dict[str, Any]]:
     """Returns (status code, detail, trailing metadata) of a request that must fail."""
     try:
         score(address, message)

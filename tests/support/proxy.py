@@ -66,7 +66,8 @@ class CuttingProxy:
         back = threading.Thread(target=self._pump, args=(client, server), daemon=True)
         back.start()
         limit = self._cuts[0] if self._cuts else None
-        if self._pump(server, client, limit):
+        is_cut = self._pump(server, client, limit)
+        if is_cut and limit is not None:
             with self._lock:
                 self._cuts.remove(limit)
         for end in (client, server):

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from teacher_server.engine.seam import Engine
 from teacher_server.rpc.limits import Limits
@@ -26,6 +27,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the condition did not come to hold")
         time.sleep(0.005)
+
+
+_Result = TypeVar("_Result")
 
 
 class TeacherThread:
@@ -53,7 +57,7 @@ class TeacherThread:
         self._thread.join()
         self._loop.close()
 
-    def _do(self, coroutine):
+    def _do(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _started(self, token: str | None) -> TeacherServer:

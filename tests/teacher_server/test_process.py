@@ -120,8 +120,10 @@ def test_while_loading_it_is_live_but_not_ready_and_sigterm_exits_0(tmp_path: Pa
     os.mkfifo(folder / "config.json")  # whoever reads it waits for ever
     process = start_teacher("--model", str(folder), "--bind", "127.0.0.1:0")
     try:
-        line = process.stderr.readline()
-        address = re.search(r"address=(\S+)", line).group(1)
+        assert process.stderr is not None
+        found = re.search(r"address=(\S+)", process.stderr.readline())
+        assert found is not None
+        address = found.group(1)
         with connect(address) as channel:
             assert health(channel) == "NOT_SERVING"
             assert refused(address, request([[1]]))[1] == "the model is still loading"

@@ -1,1 +1,1 @@
-"""Who calls in these rows: honest, hostile, many, far away."""
+"""Clients of the teacher rows: honest, hostile, many at once, far away."""

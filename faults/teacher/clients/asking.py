@@ -1,4 +1,4 @@
-"""Requests to a teacher server over plain stubs, and what comes back, checked for completeness."""
+"""Sends requests over plain stubs, and checks that replies are complete."""
 
 import contextlib
 import time
@@ -21,7 +21,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+    ("grpc.use_local_subchannel_pool", 1),  # its own connection
 ]
 PATIENCE_SECONDS = 60.0
 
@@ -37,7 +37,7 @@ def request(
     request_id: str = "",
     last: bool = False,
 ) -> pb.LogitsForBatchRequest:
-    """Returns a right request for all positions of each sequence, or the last."""
+    """Returns a valid request for all positions of each sequence, or the last."""
     return pb.LogitsForBatchRequest(
         protocol_version=1,
         run_id=run_id,
@@ -82,11 +82,11 @@ def stub(channel: grpc.Channel) -> Any:
 
 
 def gathered(stream: Any) -> list[bytes]:
-    """Returns each row's bytes of a whole reply.
+    """Returns the bytes of each row of a complete reply.
 
     Raises:
-        RuntimeError: it ended without an error and is not whole.
-        grpc.RpcError: it broke.
+        RuntimeError: the reply ended without an error but is incomplete.
+        grpc.RpcError: the call failed.
     """
     rows: list[bytes] = []
     crc32 = total = 0
@@ -103,12 +103,12 @@ def gathered(stream: Any) -> list[bytes]:
         else:
             trailer = reply.trailer
     if trailer is None or (trailer.crc32, trailer.total_bytes) != (crc32, total):
-        raise RuntimeError("a reply ended without an error and is not whole")
+        raise RuntimeError("a reply ended without an error but is incomplete")
     return rows
 
 
 def score(address: str, message: Any, timeout: float = PATIENCE_SECONDS) -> list[bytes] | Refusal:
-    """Returns the rows of an answer, or how it was refused; over a connection of its own."""
+    """Returns the rows of an answer, or the refusal; uses its own connection."""
     with connect(address) as channel:
         return ask(channel, message, timeout)
 
@@ -116,7 +116,7 @@ def score(address: str, message: Any, timeout: float = PATIENCE_SECONDS) -> list
 def ask(
     channel: grpc.Channel, message: Any, timeout: float = PATIENCE_SECONDS
 ) -> list[bytes] | Refusal:
-    """Returns the rows of an answer, or how it was refused."""
+    """Returns the rows of an answer, or the refusal."""
     begun = time.perf_counter()
     try:
         return gathered(stub(channel).LogitsForBatch(message, timeout=timeout))
@@ -145,7 +145,7 @@ def health(channel: grpc.Channel, timeout: float = PATIENCE_SECONDS) -> str:
 
 @contextlib.contextmanager
 def held(channel: grpc.Channel, message: Any, timeout: float | None) -> Iterator[Any]:
-    """Yields a call that was admitted (its header has come), and cancels it."""
+    """Yields an admitted call (its header has arrived), and cancels it afterwards."""
     call = stub(channel).LogitsForBatch(message, timeout=timeout)
     try:
         next(call)
@@ -161,6 +161,6 @@ def _rows_of(piece: Any, row_bytes: int) -> list[bytes]:
             sampled_record().itemsize * int(length)
             for length in np.frombuffer(piece.row_lengths, "<u4")
         ]
-    payload: bytes = piece.payload  # a copy each time that it is named
+    payload: bytes = piece.payload  # each access copies it
     ends = np.cumsum([0, *sizes]).tolist()
     return [payload[start:end] for start, end in pairwise(ends)]

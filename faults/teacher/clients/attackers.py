@@ -1,12 +1,12 @@
 """python -m faults.teacher.clients.attackers HOW ADDRESS ...: a hostile client, in its own process.
 
-read ADDRESS FILE...         asks what each file holds, over connections of their own, prints
-                             "reading" when each has the first bytes, and reads no more
+read ADDRESS FILE...         sends the request in each file over its own connection, prints
+                             "reading" once each has received its first bytes, and reads no more
 idle ADDRESS N               holds N connections until standard input ends
-ping ADDRESS SECONDS         pings as fast as it can; a closed connection is opened again
-reset ADDRESS SECONDS        begins calls and takes them back at once
-Each prints a number at its end: connections, pings or calls. Standard library alone: they start
-fast and many.
+ping ADDRESS SECONDS         pings as fast as it can; reopens a closed connection
+reset ADDRESS SECONDS        begins calls and cancels them at once
+The last three print a count: connections, pings or calls. Uses only the standard library, to start
+fast.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from faults.teacher.clients import frames
 
 _PINGS_AT_ONCE = 64
 _CALLS_AT_ONCE = 50
-# The window that a client opens at first is 65,535 bytes; the server fills it, and waits.
+# A client's initial window is 65,535 bytes; the server fills it, then waits.
 _FIRST_WINDOW_BYTES = 60_000
 
 
@@ -46,7 +46,7 @@ def _in_frames(data: bytes) -> bytes:
 
 
 def _received(connection: socket.socket, number: int) -> bool:
-    """Reads so many bytes; returns whether they came."""
+    """Reads `number` bytes; returns whether they arrived."""
     connection.settimeout(10)
     while number > 0:
         part = connection.recv(min(number, 4096))
@@ -86,7 +86,7 @@ def reset(address: str, seconds: str) -> None:
 
 
 def _flood(address: str, seconds: float, burst: Callable[[int], bytes]) -> int:
-    """Sends bursts, on a new connection whenever one is closed; returns how many."""
+    """Sends bursts, reconnecting whenever the connection closes; returns how many."""
     deadline = time.monotonic() + seconds
     sent = 0
     while time.monotonic() < deadline:
@@ -108,7 +108,7 @@ def _flood(address: str, seconds: float, burst: Callable[[int], bytes]) -> int:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Takes in what has come; returns whether the peer has closed."""
+    """Reads what has arrived; returns whether the peer has closed."""
     connection.setblocking(False)
     try:
         while connection.recv(65_536):

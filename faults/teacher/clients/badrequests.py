@@ -1,4 +1,4 @@
-"""Requests that no server may take: 40 by hand, and any number drawn."""
+"""Requests that a server must refuse: some written by hand, and any number at random."""
 
 import random
 import struct
@@ -48,7 +48,7 @@ _TOP_K = pb.REPRESENTATION_TOP_K
 _SAMPLED = pb.REPRESENTATION_SAMPLED
 _DENSE = pb.REPRESENTATION_DENSE
 
-# (field that the answer must name, change to a right request)
+# (field that the refusal must name, change to a valid request)
 CASES: list[tuple[str, Change]] = [
     ("run_id", _set(run_id="")),
     ("run_id", _set(run_id="Upper")),
@@ -116,7 +116,7 @@ def bad_requests() -> Iterator[tuple[str, pb.LogitsForBatchRequest]]:
 
 
 def drawn(draw: random.Random) -> pb.LogitsForBatchRequest:
-    """Returns a request whose fields are right or wrong at random."""
+    """Returns a request whose fields are valid or invalid at random."""
     lengths = [
         draw.choice([0, 1, 2, 3, MAX_SEQUENCE_TOKENS, MAX_SEQUENCE_TOKENS + 1, 1 << 31])
         for _ in range(draw.choice([0, 1, 1, 2, 3, MAX_SEQUENCES + 1]))

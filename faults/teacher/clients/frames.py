@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, standard library alone: as much as it takes to misuse it.
+"""HTTP/2 frames by hand, with only the standard library: just enough to misuse it.
 
 A frame is 24 bits of length, a type, flags, a stream id, and a payload (RFC 9113, section 4.1).
 """
@@ -38,12 +38,12 @@ def call_headers(path: str) -> bytes:
 
 
 def call(stream: int, path: str) -> bytes:
-    """Returns the frame that begins a call."""
+    """Returns the frame that starts a call."""
     return frame(HEADERS, END_HEADERS, stream, call_headers(path))
 
 
 def message(payload: bytes, length: int | None = None) -> bytes:
-    """Returns a gRPC message with its prefix; `length` is what the prefix says instead."""
+    """Returns a gRPC message with its prefix; `length` overrides the length in the prefix."""
     size = len(payload) if length is None else length
     return b"\x00" + struct.pack(">I", size) + payload
 
@@ -53,7 +53,7 @@ def reset(stream: int) -> bytes:
 
 
 def connected(address: str) -> socket.socket:
-    """Returns a socket to host:port over which preface and settings were sent."""
+    """Returns a socket to host:port, with preface and settings sent."""
     host, _, port = address.rpartition(":")
     opened = socket.create_connection((host, int(port)), timeout=10)
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,10 +64,10 @@ def connected(address: str) -> socket.socket:
 def send_as_taken(
     connection: socket.socket, begin: bytes, number: int, patience_seconds: float = 2.0
 ) -> int:
-    """Sends `begin`, then zeros, on stream 1, as the peer's windows let through; returns how many.
+    """Sends `begin`, then zeros, on stream 1 as the peer's windows allow; returns how many zeros.
 
-    Ends after `number` zeros, when the peer ends the stream or the connection, or opens no window
-    for a while.
+    Ends after `number` zeros, if the peer ends the stream or the connection, or if it opens no
+    window for `patience_seconds`.
     """
     initial, sent, received = 65_535, 0, b""
     windows = {stream: initial - len(begin) for stream in (0, 1)}
@@ -100,7 +100,6 @@ def send_as_taken(
                     return sent
     except OSError:
         pass
-        pass
     return sent
 
 
@@ -118,5 +117,5 @@ def _closed() -> bytes:
 
 def _text(data: bytes) -> bytes:
     if len(data) > 126:
-        raise ValueError("only short headers are written here")
+        raise ValueError("headers must be at most 126 bytes")
     return bytes([len(data)]) + data

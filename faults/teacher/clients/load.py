@@ -1,13 +1,13 @@
-"""python -m faults.teacher.clients.load HOW ADDRESS ...: clients in a process of their own.
+"""python -m faults.teacher.clients.load HOW ADDRESS ...: clients in their own process.
 
-polite ADDRESS CLIENTS ROUNDS        each client asks so many times, waiting as it is told; prints
+polite ADDRESS CLIENTS ROUNDS        each client asks ROUNDS times, and waits when told to; prints
                                      {"answered": n, "refusals": [[seconds, push-back in ms], ...]}
-steady ADDRESS RUN CLIENTS TOKENS    each client asks for ever, 8 sequences of so many tokens, as
-                                     one run; ends when it is killed
-scoring ADDRESS CLIENTS TOKENS       each client asks for ever for hidden states
-probe ADDRESS                        asks for health until standard input ends, again at once where
-                                     that fails; prints {"checks": n, "failed": n, "max": seconds,
-                                     "p99": seconds}, seconds until SERVING was answered
+steady ADDRESS RUN CLIENTS TOKENS    each client asks forever, 8 sequences of TOKENS tokens, as
+                                     one run; ends when killed
+scoring ADDRESS CLIENTS TOKENS       each client asks forever for hidden states
+probe ADDRESS                        checks health until standard input ends, and retries at once
+                                     on failure; prints {"checks": n, "failed": n, "max": seconds,
+                                     "p99": seconds}: seconds until the answer SERVING
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from faults.teacher.clients.asking import OPTIONS, PATIENCE_SECONDS, request
 from protos import teacher_pb2_grpc
 
-_AIO: Any = grpc.aio  # its stubs do not know EOF
+_AIO: Any = grpc.aio  # the stubs lack EOF
 _PROBE_EVERY_SECONDS = 0.02
 _PROBE_GIVES_UP_SECONDS = 10.0
 
 
 @contextlib.asynccontextmanager
 async def aio_stub(address: str) -> AsyncIterator[Any]:
-    """Yields a stub over a connection of its own."""
+    """Yields a stub over its own connection."""
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         await channel.channel_ready()
         yield teacher_pb2_grpc.TeacherStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def read_to_end(call: Any) -> None:
-    """Takes in the rest of a reply. Raises grpc.aio.AioRpcError."""
+    """Reads the rest of a reply. Raises grpc.aio.AioRpcError."""
     while await call.read() is not _AIO.EOF:
         pass
 
@@ -58,7 +58,7 @@ async def polite(address: str, clients: str, rounds: str) -> None:
             await connected.wait()
             await asyncio.sleep(draw.uniform(0, 0.1))
             for _ in range(int(rounds)):
-                ids = draw.integers(0, 97, (2, 16))  # no two requests are equal
+                ids = draw.integers(0, 97, (2, 16))  # so that no two requests are equal
                 message = request(list(ids), run_id=run_id)
                 while (again := await _asked(stub, message, refusals)) is not None:
                     await asyncio.sleep(again)
@@ -71,7 +71,7 @@ async def polite(address: str, clients: str, rounds: str) -> None:
 async def _asked(
     stub: Any, message: Any, refusals: list[tuple[float, float]] | None = None
 ) -> float | None:
-    """Returns None after an answer, else the seconds to wait before asking again."""
+    """Returns None after an answer, else the seconds to wait before a retry."""
     begun = time.perf_counter()
     try:
         call = stub.LogitsForBatch(message, timeout=PATIENCE_SECONDS, wait_for_ready=True)
@@ -82,7 +82,7 @@ async def _asked(
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise
-        metadata: Any = error.trailing_metadata() or ()  # pairs, whatever the stubs say
+        metadata: Any = error.trailing_metadata() or ()  # pairs, contrary to the stubs
         trailing = dict(metadata)
         pushback_ms = float(trailing.get("grpc-retry-pushback-ms", -1))
         if refusals is not None:

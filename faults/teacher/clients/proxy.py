@@ -1,4 +1,4 @@
-"""A network that is far away, slow, stalls and resets: a TCP proxy."""
+"""A TCP proxy that acts as a bad network: distant, slow, stalling, resetting."""
 
 import contextlib
 import queue
@@ -16,8 +16,8 @@ class BadNetwork:
 
     Args:
         target: host:port.
-        latency_seconds: there and back; half of it each way.
-        bytes_per_second: of all connections, each way.
+        latency_seconds: per round trip; half of it each way.
+        bytes_per_second: over all connections, each way.
     """
 
     def __init__(self, target: str, latency_seconds: float, bytes_per_second: float) -> None:
@@ -42,14 +42,14 @@ class BadNetwork:
         self.reset()
 
     def reset(self) -> None:
-        """Resets every connection; new ones are let through."""
+        """Resets every connection; new ones are accepted."""
         with self._lock:
             ends, self._sockets = self._sockets, set()
         for end in ends:
             _reset(end)
 
     def stall(self, seconds: float) -> None:
-        """Nothing passes for so long, in either direction; nothing is lost."""
+        """Holds back all data for this long, in both directions; loses nothing."""
         self._stalled_until = time.monotonic() + seconds
 
     def _accept(self) -> None:
@@ -71,7 +71,7 @@ class BadNetwork:
                 self._forward(line, source, sink)
 
     def _forward(self, line: "_Line", source: socket.socket, sink: socket.socket) -> None:
-        """Starts one direction of a connection: a reader, and a writer that lags behind it."""
+        """Starts one direction of a connection: a reader, and a writer with a delay."""
         under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
 
         def read() -> None:
@@ -110,7 +110,7 @@ class _Line:
         self._lock = threading.Lock()
 
     def carry(self, number: int) -> None:
-        """Returns when so many bytes have gone over the line."""
+        """Waits until `number` bytes have gone over the line."""
         with self._lock:
             begin = max(self._free_at, time.monotonic())
             self._free_at = begin + number / self._bytes_per_second
@@ -124,7 +124,7 @@ def _start(work: Callable[[], None]) -> None:
 
 
 def _reset(end: socket.socket) -> None:
-    """Makes the peer see a reset, and wakes who reads here."""
+    """Sends the peer a reset, and wakes the thread that reads here."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         end.shutdown(socket.SHUT_RDWR)

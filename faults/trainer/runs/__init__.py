@@ -1,1 +1,1 @@
-"""Small real runs for these rows: started by forking, tried again and again, looked at."""
+"""Small real runs for the trainer rows: started by forking, then inspected."""

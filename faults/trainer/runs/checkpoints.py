@@ -1,4 +1,4 @@
-"""A run's checkpoints, looked at without the code that writes them."""
+"""Inspects a run's checkpoints without the code that writes them."""
 
 import hashlib
 import json
@@ -19,19 +19,19 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_step(folder: RunFolder) -> int:
-    """Returns the step of the newest one that is visible, 0 where there is none."""
+    """Returns the step of the newest visible checkpoint; 0 if there is none."""
     return max((step_of(path) for path in visible(folder)), default=0)
 
 
 def leftovers(folder: RunFolder) -> list[str]:
-    """Returns the names of what is neither a checkpoint nor one that was set aside."""
+    """Returns the names of entries that are neither checkpoints nor set aside."""
     known = ("step-", "broken-step-")
     names = [path.name for path in folder.checkpoints_path.glob("*")]
     return sorted(name for name in names if not name.startswith(known))
 
 
 def problem_of(checkpoint: Path) -> str:
-    """Returns "" where every file is there with the bytes that the manifest lists."""
+    """Returns "" if every file has the bytes that the manifest lists, else what is wrong."""
     try:
         listed = json.loads((checkpoint / "manifest.json").read_bytes())["files"]
         missing = set(FILES) - {"manifest.json"} - set(listed)
@@ -40,9 +40,9 @@ def problem_of(checkpoint: Path) -> str:
         for name, facts in listed.items():
             data = (checkpoint / name).read_bytes()
             if len(data) != facts["bytes"]:
-                return f"{checkpoint.name}/{name} is {len(data)} bytes, not {facts['bytes']}"
+                return f"{checkpoint.name}/{name} has {len(data)} bytes; expected {facts['bytes']}"
             if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-                return f"{checkpoint.name}/{name} has other bytes than were written"
+                return f"{checkpoint.name}/{name} does not match its hash"
         state = json.loads((checkpoint / "state.json").read_bytes())
     except (OSError, ValueError, KeyError) as error:
         return f"{checkpoint.name}: {error!r}"
@@ -50,5 +50,5 @@ def problem_of(checkpoint: Path) -> str:
 
 
 def first_problem(folder: RunFolder) -> str:
-    """Returns what is wrong with the first visible checkpoint that is not whole, or ""."""
+    """Returns what is wrong with the first incomplete visible checkpoint, or ""."""
     return next((problem for path in visible(folder) if (problem := problem_of(path))), "")

@@ -1,4 +1,4 @@
-"""Runs that are tried again and again, and how they end when nothing happens to them."""
+"""Kinds of runs to repeat under faults, and how each ends undisturbed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ class Course:
 
     @classmethod
     def tried(cls, stage: Stage, home: Home, **sections: dict[str, Any]) -> "Course":
-        """Returns it after one run in peace. Raises RuntimeError where that does not succeed."""
-        stage.say("a run that nothing happens to")
+        """Returns it after one undisturbed run. Raises RuntimeError unless that succeeds."""
+        stage.say("an undisturbed run")
         folder = home.folder_of(**sections)
         trainer = Trainer(stage, home, folder, forked=True)
         try:
@@ -38,7 +38,7 @@ class Course:
         return spec_of(**self.sections)
 
     def problem_of_end(self, trainer: Trainer) -> str:
-        """Returns "" where a trainer ends as the one did that nothing happened to."""
+        """Returns "" if a trainer ends exactly as the undisturbed one did."""
         return trainer.end() or self.undisturbed.difference(Ended.of(trainer.folder))
 
     def begin(self) -> RunFolder:
@@ -48,7 +48,7 @@ class Course:
 
 @contextmanager
 def both_courses(stage: Stage, **sections: dict[str, Any]) -> Iterator[list[Course]]:
-    """Yields a run on labels and one that is distilled, whose teacher serves meanwhile."""
+    """Yields a course on labels only and a distilled one, with its teacher serving."""
     home = Home(stage)
     with teacher(stage, home) as address:
         teaching: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Datasets of this repository's own pages, made by `lectern data prepare` as a process."""
+"""Makes datasets of this repository's own pages with `lectern data prepare`."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from faults.processes import PATIENCE_SECONDS, ROOT, environment
 from lectern_common.tokens.shards import TOKENIZER_NAME
 
-# Tokens of the tokenizer that is trained: every byte, some merges, the end of a text.
+# Tokens of the trained tokenizer: every byte, some merges, and the end of a text.
 NUM_TOKENS = 300
 _CONFIG_NAME = "tokenizer_config.json"  # says which token ends a text
 
@@ -18,7 +18,7 @@ _CONFIG_NAME = "tokenizer_config.json"  # says which token ends a text
 def prepare(
     home: Path, inputs: Sequence[Path], output: str, *options: str, sabotage: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs `lectern data prepare` to its end, whatever that is."""
+    """Runs `lectern data prepare` to its end, successful or not."""
     launched = [sys.executable, "-m", "faults.launcher", "lectern"]
     words = ["data", "prepare", *map(str, inputs), "--output", output, "--home", str(home)]
     if sabotage is not None:
@@ -34,10 +34,10 @@ def prepare(
 
 
 def prepared(home: Path, name: str, tokenizer: Path | None = None) -> Path:
-    """Returns the folder of a dataset of these pages; `tokenizer` None: one is trained.
+    """Returns the folder of a dataset of these pages; None trains a tokenizer.
 
     Raises:
-        RuntimeError: it could not be made.
+        RuntimeError: the dataset could not be made.
     """
     pages = [ROOT / "README.md", ROOT / "docs"]
     chosen = (
@@ -52,7 +52,7 @@ def prepared(home: Path, name: str, tokenizer: Path | None = None) -> Path:
 
 
 def swapped(tokenizer: Path, folder: Path, first: int, second: int) -> Path:
-    """Writes a tokenizer.json that has two ids exchanged; returns it."""
+    """Writes a tokenizer.json with two ids exchanged; returns its path."""
     data = json.loads(tokenizer.read_bytes())
     vocabulary: dict[str, int] = data["model"]["vocab"]
     tokens = {token_id: token for token, token_id in vocabulary.items()}

@@ -1,9 +1,9 @@
 """python -m faults.trainer.runs.fork_server FOLDER MODULE...: starts programs by forking.
 
-It has imported the modules, which takes a trainer seconds, and done nothing with them: no thread
-runs, no tensor exists. A line of JSON on its standard input names a program; what is forked then
-goes through faults/launcher.py as a program started anew does, and is killed, stopped and judged by
-its own pid. So a hundred lives of a trainer cost what they do, not what a hundred imports cost.
+It imports the modules once, which takes a trainer seconds, and does nothing else with them: no
+thread runs, no tensor exists. Each line of JSON on its standard input names a program; the forked
+process runs it through faults/launcher.py like a fresh one, and is killed, stopped and judged by
+its own pid. So a hundred lives of a trainer do not pay for a hundred imports.
 
     ready                                                         out, once
     {"number": 3, "words": ["trainer", "--", ...], "log": PATH}   in
@@ -25,7 +25,7 @@ _STDIN = 0
 
 
 def serve(statuses: Path) -> list[str]:
-    """Returns, in a forked process, the words of its program; [] here once the input ends."""
+    """Returns the program's words in a forked process; [] in the server once input ends."""
     running: dict[int, tuple[int, int]] = {}  # descriptor of a process: its pid and number
     poll = select.poll()
     poll.register(_STDIN)
@@ -53,7 +53,7 @@ def serve(statuses: Path) -> list[str]:
 
 
 def _take_over(log: str, descriptors: dict[int, tuple[int, int]]) -> None:
-    """Leaves the forked process with nothing of the server's but its memory."""
+    """Leaves the forked process nothing of the server's except its memory."""
     for descriptor in descriptors:
         os.close(descriptor)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -65,7 +65,7 @@ def _take_over(log: str, descriptors: dict[int, tuple[int, int]]) -> None:
 
 
 def main(statuses: Path, modules: list[str]) -> None:
-    """Imports and serves; in a forked process it is then the program."""
+    """Imports and serves; a forked process then becomes the program."""
     for name in modules:
         importlib.import_module(name)
     print("ready", flush=True)

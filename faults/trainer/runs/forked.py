@@ -1,4 +1,4 @@
-"""Processes that a fork server starts, with what a Popen has."""
+"""Starts processes through a fork server, with an interface like Popen's."""
 
 import contextlib
 import itertools
@@ -27,13 +27,13 @@ _PATIENCE_SECONDS = 30.0
 
 
 class ForkServer:
-    """See fork_server.py; started when it is first needed, and ended by `close`.
+    """Client of fork_server.py; starts it on first use, ends it on `close`.
 
     Args:
-        folder: takes exit statuses; made then.
-        environment, cwd: of everything that it starts.
-        prefix: words before its command, which that one replaces itself with.
-        modules: imported once, by the server.
+        folder: for exit statuses; created on first use.
+        environment, cwd: for every process that it starts.
+        prefix: words before its command, which must exec it.
+        modules: imported once by the server.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class ForkServer:
         self._server: subprocess.Popen[str] | None = None
 
     def seen_by_it(self, path: Path) -> Path:
-        """Returns a path under which this process finds what the server's own mounts have there."""
+        """Returns the path by which this process reaches `path` in the server's own mounts."""
         with self._lock:
             server = self._server = self._server or self._started()
         return Path(f"/proc/{server.pid}/root{path}")
 
     def start(self, words: Sequence[str], log: Path) -> "Forked":
-        """Starts `python -m faults.launcher words`; what it prints is appended to `log`.
+        """Starts `python -m faults.launcher words`; appends its output to `log`.
 
         Raises:
-            RuntimeError: the server did not start, or has ended.
+            RuntimeError: the server did not start, or has exited.
         """
         with self._lock:
             server = self._server = self._server or self._started()
@@ -81,11 +81,11 @@ class ForkServer:
             server.stdin.flush()
             answer = server.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the fork server ended with status {server.wait()}")
+            raise RuntimeError(f"the fork server exited with status {server.wait()}")
         return Forked(int(answer), self._folder / str(number))
 
     def close(self) -> None:
-        """Ends the server; what it started goes on."""
+        """Ends the server; processes that it started continue."""
         if self._server is not None:
             self._server.communicate()  # its input ends
             self._server = None
@@ -107,7 +107,7 @@ class ForkServer:
 
 
 class Forked:
-    """A process that a fork server started; the part of Popen that is used here."""
+    """A process that a fork server started, with the part of Popen that is used here."""
 
     def __init__(self, pid: int, status_path: Path) -> None:
         self.pid = pid
@@ -122,10 +122,10 @@ class Forked:
             os.close(self._descriptor)
 
     def poll(self) -> int | None:
-        """Returns its exit status, -N where signal N killed it, None while it lives.
+        """Returns its exit status, -N if signal N killed it, None while it lives.
 
         Raises:
-            RuntimeError: it has ended, and the fork server does not say how: that ended too.
+            RuntimeError: it has ended, and so has the fork server that knew its status.
         """
         try:
             return int(self._status_path.read_text())
@@ -133,7 +133,9 @@ class Forked:
             if self._is_gone():
                 self._gone_since = self._gone_since or time.monotonic()
                 if time.monotonic() - self._gone_since > _PATIENCE_SECONDS:
-                    raise RuntimeError(f"nobody says how process {self.pid} ended") from None
+                    raise RuntimeError(
+                        f"the exit status of process {self.pid} is unknown"
+                    ) from None
             return None
 
     def _is_gone(self) -> bool:
@@ -149,7 +151,7 @@ class Forked:
         return status
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to it, and to no other process of its number."""
+        """Sends it a signal, never another process with a reused pid."""
         if self._descriptor is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._descriptor, number)

@@ -1,4 +1,4 @@
-"""A small real run: random tokens, a tiny student, a teacher that gives hidden states."""
+"""A small real run: random tokens, a tiny student, a teacher of hidden states."""
 
 import json
 import secrets
@@ -26,12 +26,12 @@ TEACHER_HIDDEN = 64
 
 _TENSORS = "*.safetensors"
 
-# What must be the same in two runs of the same thing; times differ.
+# What must be equal in two equal runs; times differ.
 COMPARED = ("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm")
 
 
 def spec_of(**sections: dict[str, Any]) -> dict[str, Any]:
-    """Returns a run on labels alone, over random tokens; fields of `sections` are over its own."""
+    """Returns the spec of a run on labels only, over random tokens, with fields of `sections`."""
     own: dict[str, Any] = {
         "name": "small",
         "student": {"config": "student"},
@@ -50,7 +50,7 @@ def spec_of(**sections: dict[str, Any]) -> dict[str, Any]:
 class Home:
     """A home folder with a student's config and a teacher; one for the whole program.
 
-    The run that nothing happens to is made once, when it is first asked for.
+    The undisturbed run is made once, when first needed.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -70,7 +70,7 @@ class Home:
 
     @classmethod
     def at(cls, path: Path) -> "Home":
-        """Returns a home that is there already, for trainers to be started on it."""
+        """Returns an existing home, on which to start trainers."""
         home = cls.__new__(cls)
         home.path, home.roots, home.teacher = path, Roots.of_home(path), path / "teacher"
         return home
@@ -80,20 +80,20 @@ class Home:
         return ("--model", str(self.teacher), "--threads", "1")
 
     def create(self, address: str, **teacher: Any) -> RunFolder:
-        """Makes the folder of a run; `teacher` are fields of the spec's section."""
+        """Creates a distilled run's folder; `teacher` has fields of the spec's section."""
         budget = {"address": address, "outage_budget_seconds": 120, **teacher}
         return self.folder_of(teacher=budget, objective={"alpha": 0.25})
 
     def folder_of(self, **sections: dict[str, Any]) -> RunFolder:
-        """Makes the folder of a run on labels alone; fields of `sections` are over its own."""
+        """Creates the folder of a run on labels only, with fields of `sections`."""
         run_id = f"run-{secrets.token_hex(4)}"
         return RunFolder.create(self.roots.runs, run_id, parse_spec(spec_of(**sections)))
 
     def undisturbed(self) -> "Ended":
-        """Returns how a run ends that nothing happens to."""
+        """Returns how an undisturbed run ends."""
         path = self._stage.shared / "undisturbed"
         if not path.exists():
-            self._stage.say("the run that nothing happens to")
+            self._stage.say("the undisturbed run")
             folder = self._trained_in_peace()
             path.write_text(folder.run_id)
         return Ended.of(RunFolder(self.roots.runs / path.read_text()))
@@ -120,7 +120,7 @@ class Home:
 
 
 class Ended:
-    """What a run leaves: its losses by step, its last checkpoint's tensors, and its export's."""
+    """What a run leaves: losses by step, and the tensors of its last checkpoint and export."""
 
     def __init__(self, lines: list[dict[str, Any]], tensors: dict[str, bytes]) -> None:
         self.lines = lines
@@ -137,13 +137,13 @@ class Ended:
         return cls(lines, {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files})
 
     def difference(self, other: "Ended") -> str:
-        """Returns what is not the same in both, to the bit; "" where nothing is."""
+        """Returns the first bitwise difference, or ""."""
         steps = [line["step"] for line in other.lines]
         if steps != [line["step"] for line in self.lines]:
             return f"the steps recorded are {steps[:3]}...{steps[-3:]}, {len(steps)} of them"
         for own, theirs in zip(self.lines, other.lines, strict=True):
             if own != theirs:
-                return f"step {own['step']} has {json.dumps(theirs)}, not {json.dumps(own)}"
+                return f"step {own['step']} has {json.dumps(theirs)}; expected {json.dumps(own)}"
         names = sorted(self.tensors.keys() | other.tensors.keys())
         differing = [name for name in names if self.tensors.get(name) != other.tensors.get(name)]
         return f"the last weights differ: {', '.join(differing)}" if differing else ""
@@ -153,8 +153,8 @@ class Trainer(Launched):
     """`python -m student_trainer` on one run.
 
     Args:
-        forked: started without the seconds of imports, by `server` or the stage's fork server.
-        faults: put into it; see faults/trainer/injections.py.
+        forked: starts it without seconds of imports, by `server` or the stage's fork server.
+        faults: injected into it; see faults/trainer/injections.py.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class Trainer(Launched):
         return self.folder.read_status()
 
     def status_is(self, *states: RunState) -> bool:
-        """Does it say now that it is in one of these states?"""
+        """Whether its status now has one of these states."""
         status = self.status
         return status is not None and status.pid == self.process.pid and status.state in states
 
     def wait_for_state(self, state: RunState, seconds: float) -> float | None:
-        """Returns the seconds until it said so; None as `wait_until`."""
+        """Returns the seconds until it has this state; None as in `wait_until`."""
         return self.wait_until(lambda: self.status_is(state), seconds)
 
     def steps(self) -> int:
@@ -192,7 +192,7 @@ class Trainer(Launched):
         return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
     def wait_until(self, condition: Callable[[], object], seconds: float) -> float | None:
-        """Returns the seconds until it held, None where the trainer ended or time was up."""
+        """Returns the seconds until it held, None if the trainer ended or time was up."""
         begun = time.monotonic()
         while not condition():
             if not self.alive or time.monotonic() - begun > seconds:
@@ -201,19 +201,19 @@ class Trainer(Launched):
         return time.monotonic() - begun
 
     def wait_for_step(self, step: int, seconds: float) -> float | None:
-        """Returns the seconds until so many steps were recorded; None as `wait_until`."""
+        """Returns the seconds until `step` steps were recorded; None as in `wait_until`."""
         return self.wait_until(lambda: self.steps() >= step, seconds)
 
     def end(self) -> str:
-        """Returns "" where it succeeds, else how it ended."""
+        """Waits for the end; returns "" if it succeeded, else how it ended."""
         exit_status = self.wait(300)
         status = self.status
         if exit_status == 0 and status is not None and status.state is RunState.SUCCEEDED:
             return ""
         said = None if status is None else f"{status.state}, {status.reason}: {status.message}"
-        return f"the run ended with status {exit_status}, {said}"
+        return f"the run exited with status {exit_status}, {said}"
 
 
 def events_of(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    """Returns the events of a kind that a run has told."""
+    """Returns the events of a kind that a run has recorded."""
     return [line for line in read_json_lines(folder.events_path) if line["kind"] == kind]

@@ -1,4 +1,4 @@
-"""A file system that can be filled: a tmpfs that only trainers see, in a namespace of their own."""
+"""A file system to fill up: a tmpfs that only trainers see, in their own namespace."""
 
 import contextlib
 import errno
@@ -24,12 +24,12 @@ _MOUNTED = f"mount -t tmpfs -o size={_SIZE_MIB}m tmpfs"
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """Where runs can be trained until there is no space left.
+    """A disk on which runs train until no space is left.
 
     Attributes:
-        folder: on it, as this process sees it.
-        fork_server: starts trainers that see it too.
-        is_real: False: there is no such file system, and running out of space is injected.
+        folder: a folder on it, as this process sees it.
+        fork_server: starts trainers that also see it.
+        is_real: False means that there is no tmpfs, and the full disk is injected.
     """
 
     folder: Path
@@ -38,11 +38,11 @@ class SmallDisk:
 
     @property
     def kind(self) -> str:
-        return f"a tmpfs of {_SIZE_MIB} MiB" if self.is_real else "injected (no tmpfs to be had)"
+        return f"a tmpfs of {_SIZE_MIB} MiB" if self.is_real else "injected (no tmpfs available)"
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is put into a trainer that is to run out of space after its step 20."""
+        """Faults for a trainer that must run out of space after its step 20."""
         return () if self.is_real else ("full-disk=30",)
 
     def begin(self, course: Course) -> RunFolder:
@@ -77,13 +77,13 @@ class SmallDisk:
             file.truncate(max(0, file.tell() - room))
 
     def empty(self) -> None:
-        """Gives the space back."""
+        """Frees the space."""
         (self.folder / _BALLAST).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def small_disk(stage: Stage) -> Iterator[SmallDisk]:
-    """Yields a disk; gone with the processes that see it."""
+    """Yields a disk, which disappears with the processes that see it."""
     folder = stage.new_folder()
     if not _may_mount(folder):
         yield SmallDisk(folder, stage.fork_server, is_real=False)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import yaml
@@ -18,11 +19,12 @@ from tests.control_plane.conftest import serving, spec_body, wait_for
 def create(client, name: str = "steady", **sections) -> dict:
     response = client.post("/runs", json=spec_body(name, **sections))
     assert response.status_code == 202, response.text
-    return response.json()
+    run: dict = response.json()
+    return run
 
 
 def state_of(client, run_id: str) -> str:
-    return client.get(f"/runs/{run_id}").json()["state"]
+    return str(client.get(f"/runs/{run_id}").json()["state"])
 
 
 def started(client, processes, **body) -> dict:
@@ -46,7 +48,7 @@ def stopped(client, processes, **body) -> dict:
 def problem_of(response, status: int, reason: str) -> dict:
     """Returns the body of a response, which must be the expected problem."""
     assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
+    body: dict = response.json()
     assert set(body) == {"type", "title", "status", "detail", "reason", "retryable", "errors"}
     assert (response.status_code, body["status"], body["reason"]) == (status, status, reason)
     assert body["detail"]
@@ -107,7 +109,7 @@ def left_behind(plane) -> list[str]:
     return [path.name for path in plane.roots.runs.iterdir() if path.name not in known]
 
 
-BAD_SPECS = {
+BAD_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a misspelt field": ({"objectiv": {}}, "objectiv", "did you mean objective?"),
     "a misspelt field below": (
         {"schedule": {"step": 3}},

@@ -35,7 +35,7 @@ def test_datasets_are_the_folders_with_a_manifest(tmp_path):
     assert (good.path, good.total_tokens, good.seq_length_hint) == ("code/python", 1000, 128)
     assert good.problem is None
     assert (broken.path, broken.total_tokens) == ("broken", None)
-    assert "manifest.json" in broken.problem
+    assert broken.problem and "manifest.json" in broken.problem
 
 
 def test_models_are_the_folders_with_a_config(tmp_path):
@@ -53,8 +53,9 @@ def test_models_are_the_folders_with_a_config(tmp_path):
     assert (trained.has_weights, trained.has_tokenizer) == (True, True)
     assert trained.weights_bytes == (tmp_path / "a/trained/model.safetensors").stat().st_size
     assert (config.architecture, config.vocab_size, config.has_weights) == ("qwen2", 10, False)
-    assert "config.json" in broken.problem
+    assert broken.problem and "config.json" in broken.problem
 
 
 def test_roots_that_do_not_exist_hold_nothing(tmp_path):
-    assert datasets(tmp_path / "none") == models(tmp_path / "none") == []
+    assert datasets(tmp_path / "none") == []
+    assert models(tmp_path / "none") == []

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class Listener:
         return not self._events
 
     async def close(self) -> None:
+        assert isinstance(self._stream, AsyncGenerator)
         await self._stream.aclose()
 
 

@@ -1,11 +1,13 @@
 """Users, trainers, kills and restarts in any order: what holds at every step, and at the end."""
 
+import contextlib
 import shutil
 import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -138,13 +140,9 @@ class RunLife(RuleBasedStateMachine):
                 start(folder, resume=resume, environment=environment)
             raise Killed
 
-        processes.start = dying_start
-        try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(processes, "start", dying_start)
             self.bench.tick(1)
-        except Killed:
-            pass
-        finally:
-            del processes.start
         self.bench.restart()
 
     @rule()

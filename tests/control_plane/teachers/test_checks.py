@@ -63,7 +63,7 @@ def refused(client, plane, body, status, reason) -> str:
     found = problem_of(client.post("/runs", json=body), status, reason)
     assert plane.runs.page(None, 10) == ([], 0)
     assert left_behind(plane) == []
-    return found["detail"]
+    return str(found["detail"])
 
 
 def test_a_fitting_teacher_is_accepted(client, plane, address):
@@ -231,7 +231,9 @@ def test_a_teacher_dropped_by_another_request_causes_no_error(tmp_path, address)
     async def ask() -> None:
         monitor = TeacherMonitor(make_home(tmp_path), {}, monotonic=iter(range(0, 900, 9)).__next__)
         [before] = await monitor.views(asked_by)
-        monitor._teachers[address].channel.close()
+        channel = monitor._teachers[address].channel
+        assert channel is not None
+        channel.close()
         [after] = await monitor.views(asked_by)
         assert (before.reachable, after.reachable) == (True, False)
 
@@ -276,6 +278,7 @@ def test_unreadable_secrets_are_reported_until_they_can_be_read(tmp_path):
         for _ in range(2):
             [before] = await monitor.views({})
             assert not before.reachable
+            assert before.problem is not None
             assert "cannot read late.token under the secrets root" in before.problem
         roots.secrets.mkdir()
         (roots.secrets / "late.token").write_text("secret")
@@ -352,4 +355,4 @@ def test_a_teacher_on_the_cpu_of_a_machine_with_a_gpu_has_a_warning(
     monitor._teachers[address] = _Teacher(None, facts=facts)
     warning = monitor._view(address, []).warning
     assert (warning is not None) == warns
-    assert not warns or "while this machine has a GPU" in warning
+    assert warning is None or "while this machine has a GPU" in warning

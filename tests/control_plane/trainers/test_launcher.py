@@ -68,7 +68,8 @@ def test_sigterm_ends_a_trainer_with_a_checkpoint_and_its_exit_status_is_known(l
     process = start(launcher, folder)
     launcher.terminate(process)
     gone(launcher, process)
-    assert folder.read_status().state == "stopped"
+    status = folder.read_status()
+    assert status is not None and status.state == "stopped"
     assert launcher.exit_status(process) == 0
 
 
@@ -88,6 +89,7 @@ def test_a_zombie_of_another_parent_counts_as_dead(launcher):
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as parent:
+        assert parent.stdin and parent.stdout
         pid = int(parent.stdout.readline())
         zombie = psutil.Process(pid)
         wait_for(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
@@ -150,7 +152,9 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     for _ in range(3):
         reconciler.tick()
     found = bench.runs.get(run.id)
-    assert (found.state, found.pid) == ("running", folder.read_status().pid)
+    status = folder.read_status()
+    assert status is not None
+    assert (found.state, found.pid) == ("running", status.pid)
     assert len(read_json_lines(folder.path / "launches.jsonl")) == 1
     launcher.kill(Identity(found.pid, found.process_create_time))
     gone(launcher, Identity(found.pid, found.process_create_time))
@@ -165,6 +169,7 @@ def test_another_program_that_names_the_folder_is_not_its_trainer(launcher, tmp_
         stdout=subprocess.PIPE,
         start_new_session=True,
     ) as reader:
+        assert reader.stdin and reader.stdout
         reader.stdout.readline()
         assert launcher.find(folder) is None
         reader.stdin.close()

@@ -425,7 +425,7 @@ def fill_database(bench: Bench) -> None:
     def full() -> NoReturn:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("database or disk is full"))
 
-    bench.store.writing = full
+    bench.store.writing = full  # type: ignore[method-assign]  # for the rest of the test
 
 
 def test_stop_all_signals_every_trainer_even_if_the_database_is_full(bench):
@@ -471,7 +471,7 @@ def belongs_to_another_user(bench: Bench, of_another_user: FakeProcess) -> None:
             raise PermissionError("it belongs to another user")
         terminate(process)
 
-    bench.processes.terminate = refuse
+    bench.processes.terminate = refuse  # type: ignore[method-assign]  # for the rest of the test
 
 
 def test_a_trainer_that_cannot_be_signalled_does_not_keep_others_from_being_stopped(bench):

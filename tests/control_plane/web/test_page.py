@@ -56,15 +56,16 @@ def open_page(page, service, path: str = "/") -> None:
 
 def points(page) -> dict[str, int]:
     """Returns the number of drawn points of each line, by run name."""
-    return page.evaluate(
+    drawn: dict[str, int] = page.evaluate(
         """() => Object.fromEntries([...document.querySelectorAll("#legend li")].map((item) => [
             item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
     )
+    return drawn
 
 
 def colored_pixels(page) -> int:
     """Returns how many pixels of the chart are neither background nor grey."""
-    return page.evaluate(
+    colored: int = page.evaluate(
         """() => {
             const canvas = document.querySelector("#chart canvas");
             const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -77,6 +78,7 @@ def colored_pixels(page) -> int:
             return found;
         }"""
     )
+    return colored
 
 
 def test_three_live_curves_of_runs_that_share_one_teacher(page, home):  # noqa: F811

@@ -11,7 +11,7 @@ from tests.support.chat_files import chats_with_tokenizer
 
 
 @pytest.fixture
-def texts(tmp_path) -> Path:
+def texts(tmp_path: Path) -> Path:
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(10):

@@ -30,6 +30,7 @@ def log(home: Path, name: str) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_both_cleanly(tmp_path, stand_ins, number):
     with start(tmp_path, "--model", "some/model") as command:
+        assert command.stdout and command.stderr
         said = ""
         while "Ctrl-C stops both" not in said:
             line = command.stderr.readline()
@@ -180,6 +181,7 @@ def test_waiting_is_mentioned_at_first_and_then_every_15_seconds(capsys):
 
 def test_the_real_services_start_know_each_other_and_stop(tmp_path):
     with start(tmp_path, "--engine", "fixture", "--vocab-size", "97", "--quiet") as command:
+        assert command.stderr
         said = ""
         while "Ctrl-C stops both" not in said:
             line = command.stderr.readline()

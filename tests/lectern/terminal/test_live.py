@@ -96,9 +96,10 @@ def test_a_run_at_rest_shows_its_reason():
 
 
 def drawn(views: list[LiveRun], width: int) -> list[str]:
-    console = Console(width=width, file=io.StringIO())
+    written = io.StringIO()
+    console = Console(width=width, file=written)
     console.print(live.drawing(views, width=width))
-    return console.file.getvalue().splitlines()
+    return written.getvalue().splitlines()
 
 
 def test_the_drawing_fits_eighty_columns_with_every_number_whole():
@@ -128,7 +129,7 @@ def test_a_runs_message_is_drawn_as_plain_text():
 
 def test_without_a_terminal_a_line_is_printed_when_the_state_changes(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lectern.terminal.live.time.monotonic", lambda: now[0])
     with live.display() as show:
         for seconds, step, state in (
             (0, 1, RunState.RUNNING),

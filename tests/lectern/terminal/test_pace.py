@@ -1,5 +1,7 @@
 """A run's time left."""
 
+from typing import Any
+
 import pytest
 
 from lectern.terminal import live
@@ -33,11 +35,11 @@ def test_a_stall_or_a_rewind_resets_the_pace():
 @pytest.mark.parametrize(("state", "shown"), [("running", True), ("waiting_for_teacher", False)])
 def test_a_running_run_shows_its_time_left(monkeypatch, state, shown):
     now = [0.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lectern.terminal.live.time.monotonic", lambda: now[0])
     view = LiveRun("run-1")
+    words: dict[str, Any] = {"since": 0.0, "heartbeat": 0.0, "pid": 1, "process_create_time": 0.0}
     for step, at in ((0, 0.0), (10, 20.0)):
         now[0] = at
-        words = {"since": 0.0, "heartbeat": 0.0, "pid": 1, "process_create_time": 0.0}
         view.show_status(Status("run-1", RunState(state), step=step, steps=100, **words))
     assert ("3 min left" in view.line()) is shown
     view.add_metrics([{"step": 10, "loss/total": 2.0}])

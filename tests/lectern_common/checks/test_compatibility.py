@@ -163,9 +163,12 @@ def test_draws_are_bounded_by_the_teachers_limit() -> None:
 def test_a_reply_of_draws_is_bounded_by_all_of_them_distinct() -> None:
     """8 x 64 positions of 50 draws of 8 bytes: 204,800 bytes, of a wide vocabulary."""
     limits = teacher().limits
-    wide = {"logit_width": 60, "representations": SAMPLED}
+    wide: dict[str, Any] = {"logit_width": 60, "representations": SAMPLED}
     student = StudentFacts(60, TOKENS, None)
-    spec = {"teacher": {"representation": "sampled"}, "batch": {"sequences_per_step": 8}}
+    spec: dict[str, Any] = {
+        "teacher": {"representation": "sampled"},
+        "batch": {"sequences_per_step": 8},
+    }
     limits.max_reply_bytes = 204_800
     check(teacher(limits=limits, **wide), student, **spec)
     limits.max_reply_bytes = 204_799

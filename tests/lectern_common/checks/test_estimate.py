@@ -65,7 +65,9 @@ def test_a_resumed_run_counts_only_the_remaining_steps() -> None:
 def test_unknown_figures_are_none() -> None:
     alone = spec(teacher=None, objective={"alpha": 1})
     estimate = estimate_run(alone, None, None, None, None)
-    assert estimate.epochs is estimate.wire is estimate.teacher_hours is None
+    assert estimate.epochs is None
+    assert estimate.wire is None
+    assert estimate.teacher_hours is None
     assert (estimate.teacher_tokens, estimate.checkpoint_bytes) == (0, None)
     assert estimate.disk_bytes is None
     assert estimate_run(spec(), None, None, SHAPE, 100).wire is None

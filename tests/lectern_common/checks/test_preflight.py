@@ -153,7 +153,7 @@ def fields(error: LecternError) -> list[str]:
 
 
 @pytest.fixture
-def ready(roots) -> Roots:
+def ready(roots: Roots) -> Roots:
     """Roots with a dataset and a student that share a tokenizer."""
     write_dataset(roots.data / "text", ["a", "b", "c"])
     write_student(roots.models / "student", ["a", "b", "c"])

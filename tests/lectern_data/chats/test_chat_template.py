@@ -1,5 +1,7 @@
 """Chat templates: the same text as transformers', and nothing but text."""
 
+from typing import Any
+
 import pytest
 
 from lectern_common.errors import CorruptData
@@ -7,7 +9,7 @@ from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.read.rows import UnusableError
 from tests.support.chat_files import CHATML, MARKED
 
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+SPECIAL: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [
     {"role": "system", "content": "Be <b>brief</b>."},
     {"role": "user", "content": "caf\xe9 & 'quotes'?"},
@@ -27,13 +29,14 @@ COUNTING = (
 def test_it_renders_what_transformers_renders(source: str, prompt: bool) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [theirs], spans = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [CHAT],
         chat_template=source,
         add_generation_prompt=prompt,
         return_assistant_tokens_mask=source == MARKED,
         **SPECIAL,
     )
+    [theirs], spans = rendered
     template = ChatTemplate(source, SPECIAL)
     assert template.render_marked(CHAT, prompt=prompt) == (
         theirs,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -78,11 +78,13 @@ def test_a_stream_without_a_saved_position_skips_the_rows_it_has(tmp_path: Path)
 
 
 def test_another_revision_is_another_dataset(tmp_path: Path) -> None:
-    for revision in ("one", "two"):
+    def fetched(revision: str) -> list[str]:
         dataset = HubDataset("owner/name", revision=revision)
         stream = [{"text": revision}]
-        fetched = fetch(dataset, Content(), tmp_path, load=lambda _, s=stream: s, pin=same)
-        assert texts_in(fetched.path) == [revision]
+        return texts_in(fetch(dataset, Content(), tmp_path, load=lambda _: stream, pin=same).path)
+
+    for revision in ("one", "two"):
+        assert fetched(revision) == [revision]
 
 
 def local_parquet(folder: Path) -> Path:
@@ -104,7 +106,7 @@ def test_a_stream_of_the_datasets_library_continues_in_the_middle(tmp_path: Path
         """A stream of `datasets` that breaks off in the second file."""
 
         def __init__(self) -> None:
-            self._rows: Any = load_stream(source)
+            self._rows = cast(Any, load_stream(source))
             self.state_dict = self._rows.state_dict
 
         def __iter__(self) -> Iterator[Any]:

@@ -93,7 +93,7 @@ def masked_rows(count: int = 5, seq_len: int = 6) -> StreamRows:
     """The label of every third token counts, and documents of 4 tokens are kept apart."""
     total = count * seq_len + 1
     tokens = np.arange(total, dtype=np.uint32)
-    learnt = TokenStream([(np.arange(total) % 3 == 0).astype(np.uint8)])  # type: ignore[list-item]
+    learnt = TokenStream([(np.arange(total) % 3 == 0).astype(np.uint8)])
     return StreamRows(TokenStream([tokens]), seq_len, learnt, np.arange(0, total, 4))
 
 

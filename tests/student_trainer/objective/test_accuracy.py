@@ -69,8 +69,9 @@ def close_pair():
     teacher_ND, teacher_VD = normal(N, D), normal(V, D, spread=2 * D**-0.5)
     student = (teacher_ND + normal(N, D, spread=0.07), teacher_VD + normal(V, D, spread=0.02))
     tensors = (*student, teacher_ND, teacher_VD)
+    hidden_ND, weight_VD, teacher_ND, teacher_VD = (t.bfloat16().float() for t in tensors)
     labels_N = torch.randint(V, (N,), generator=generator)
-    return Pair(*(tensor.bfloat16().float() for tensor in tensors), labels_N)
+    return Pair(hidden_ND, weight_VD, teacher_ND, teacher_VD, labels_N)
 
 
 def computed(pair, case, dtype, temperature=1.0, alpha=0.0, chunk_tokens=40):

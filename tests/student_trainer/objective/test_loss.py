@@ -51,6 +51,7 @@ class Case:
     @property
     def teacher_logits_NV(self):
         head = self.teacher_head
+        assert head.bias_V is not None
         return self.teacher_NE.double() @ head.weight_VD.double().T + head.bias_V.double()
 
     def targets(self, representation, temperature, k=5):
@@ -328,7 +329,7 @@ def test_extreme_logits_give_finite_and_accurate_results(
     objective = Objective(0.5, temperature, divergence, beta)
     loss = distillation_loss(logits_NV, head, labels_N, targets, objective, normalizer=2)
     loss.total.backward()
-    assert logits_NV.grad.isfinite().all()
+    assert logits_NV.grad is not None and logits_NV.grad.isfinite().all()
     top_k = 3 if representation == "top_k" else None
     pairs = zip(student_NV.numpy(), teacher_NV.numpy(), [3, 0], strict=True)
     rows = [(*pair, temperature, 0.5, divergence, beta, top_k) for pair in pairs]
@@ -354,6 +355,7 @@ def test_tokens_that_the_teacher_rules_out_contribute_nothing(divergence, beta):
     loss.total.backward()
     row = (logits_NV.detach().numpy()[0], teacher_NV.numpy()[0], 0, 1.0, 0.0, divergence, beta)
     assert loss.total.item() == pytest.approx(kd_loss(*row), rel=1e-6)
+    assert logits_NV.grad is not None
     torch.testing.assert_close(logits_NV.grad[0].double(), torch.tensor(kd_logit_gradient(*row)))
     assert torch.isneginf(teacher_NV).sum() == 2  # the caller's tensor is kept
 
@@ -570,7 +572,8 @@ def test_top_k_equals_the_plain_formula_for_any_k(
     generator = torch.Generator().manual_seed(seed)
     case = make_case(rows=5, vocab=17, dtype=torch.float64)
     case.teacher_NE = torch.randn(5, 16, generator=generator, dtype=torch.float64) * spread
-    objective = Objective(0.0, temperature, *named, chunk_tokens)
+    divergence, beta = named
+    objective = Objective(0.0, temperature, divergence, beta, chunk_tokens)
     targets = case.targets("top_k", temperature, k)
     loss = distillation_loss(case.hidden_ND, case.head, case.labels_N, targets, objective, 5)
     loss.total.backward()
@@ -687,8 +690,8 @@ def test_cuda_agrees_with_the_cpu(dtype, representation):
             200,
         )
         loss.total.backward()
-        gradients = (hidden_ND.grad.double().cpu(), weight_VD.grad.double().cpu())
-        results.append((loss.total.item(), *gradients))
+        leaves = (hidden_ND, weight_VD)
+        results.append([loss.total.item(), *(leaf.grad.double().cpu() for leaf in leaves)])
     (total, *gradients), (cuda_total, *cuda_gradients) = results
     assert cuda_total == pytest.approx(total, rel=1e-5)
     for ours, theirs in zip(cuda_gradients, gradients, strict=True):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_at_alpha_one_the_gradient_is_the_cross_entropy_gradient():
     logits = torch.tensor(student[None], requires_grad=True)
     torch.nn.functional.cross_entropy(logits, torch.tensor([9])).backward()
     gradient = kd_logit_gradient(student, teacher, 9, 4.0, 1.0)
+    assert logits.grad is not None
     np.testing.assert_allclose(gradient, logits.grad[0].numpy(), atol=1e-6, rtol=0)
 
 
@@ -218,7 +220,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(student, teacher, consta
 
 def test_kd_step_asks_the_teacher_once_and_returns_every_row():
     rows = np.random.default_rng(7).normal(size=(2, 3, 11))
-    teacher = CountingTeacher([row.tolist() for row in rows[0]])
+    teacher: Any = CountingTeacher([row.tolist() for row in rows[0]])
     input_ids = [[1, 2], [3], [4, 5, 6]]
     step = kd_step(teacher, input_ids, [0, 5, 10], 2.0, 0.3, rows[1])
     assert teacher.asked == [input_ids]
@@ -263,5 +265,6 @@ def test_arguments_out_of_range_are_refused_by_name(change, field):
 def test_rows_of_different_length_are_refused():
     with pytest.raises(InvalidRequest):
         kd_loss(np.zeros(4), np.zeros(5), 0, 1.0, 0.5)
+    teacher: Any = CountingTeacher([[0.0]])
     with pytest.raises(InvalidRequest):
-        kd_step(CountingTeacher([[0.0]]), [[1]], [0, 0], 1.0, 0.5, [[0.0]])
+        kd_step(teacher, [[1]], [0, 0], 1.0, 0.5, [[0.0]])

@@ -4,6 +4,7 @@ Legend: B sequences, S tokens, N valid positions, V vocabulary, D hidden size.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,18 +67,22 @@ def teacher_targets(batch):
     return DenseTargets(logits_VV[torch.from_numpy(batch.inputs_BS[batch.valid_BS])])
 
 
+def loss_of(batch, normalizer, objective):
+    """Returns what at_valid_positions computes: the loss of the batch's rows."""
+
+    def compute(hidden_ND, head, labels_N):
+        targets = teacher_targets(batch)
+        return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
+
+    return compute
+
+
 def step(student, batch, sequences, objective=Objective(0.4, 2.0, chunk_tokens=7)):  # noqa: B008
     """Computes one step's micro-batches; returns its loss."""
     total = 0.0
     for part in batch.micro_batches(sequences):
-        loss = at_valid_positions(
-            student,
-            part,
-            CPU,
-            lambda *rows, part=part: distillation_loss(
-                *rows, teacher_targets(part), objective, batch.num_valid
-            ),
-        )
+        compute = loss_of(part, batch.num_valid, objective)
+        loss = at_valid_positions(student, part, CPU, compute)
         loss.total.backward()
         total += loss.total.item()
     return total
@@ -133,7 +138,8 @@ def test_masked_positions_are_never_computed():
 def test_masked_positions_cost_nothing():
     """The objective is given only the rows of valid positions."""
     batch, given = uneven_batch(), []
-    at_valid_positions(Embedding(), batch, CPU, lambda *rows: given.append([*map(len, rows[::2])]))
+    student: Any = Embedding()
+    at_valid_positions(student, batch, CPU, lambda *rows: given.append([*map(len, rows[::2])]))
     assert given == [[batch.num_valid, batch.num_valid]]
     assert 0 < batch.num_valid < B * S
 
@@ -142,13 +148,8 @@ def test_a_micro_batch_without_a_valid_position_has_zero_gradients_for_every_par
     """A rank may have none, but has to take part in the step."""
     empty = uneven_batch().micro_batches(8)[1]
     assert empty.num_valid == 0
-    student = Embedding()
-    loss = at_valid_positions(
-        student,
-        empty,
-        CPU,
-        lambda *rows: distillation_loss(*rows, teacher_targets(empty), Objective(0.4, 2.0), 90),
-    )
+    student: Any = Embedding()
+    loss = at_valid_positions(student, empty, CPU, loss_of(empty, 90, Objective(0.4, 2.0)))
     assert loss.total.item() == loss.kd_sum.item() == loss.ce_sum.item() == 0
     loss.total.backward()
     for name, parameter in student.named_parameters():

@@ -375,7 +375,10 @@ def test_a_run_learns_over_mutual_tls_from_two_replicas(home: Home) -> None:
     own = {"tls_cert_file": mine.name, "tls_key_file": my_key.name}
     with Serving(WireTeacher(), credentials) as one, Serving(WireTeacher(), credentials) as two:
         teacher = {"address": f"{one.address},{two.address}", **files}
-        steps = {"schedule": {"steps": 4, "warmup_steps": 0}, "objective": DISTILLING}
+        steps: dict[str, Any] = {
+            "schedule": {"steps": 4, "warmup_steps": 0},
+            "objective": DISTILLING,
+        }
         with assembled(home, home.run(teacher={**teacher, **own}, **steps), steps=4) as run:
             assert run.progress.step == 4
         # Asked in turn, so that both have served equally many.

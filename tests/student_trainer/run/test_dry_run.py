@@ -80,7 +80,7 @@ def test_a_run_that_does_not_fit_is_a_failed_check(home: Home) -> None:
 @pytest.mark.parametrize("kind", ["hidden", "top_k", "sampled", "dense"])
 def test_the_teachers_answers_are_probed(home: Home, kind: str) -> None:
     with Serving(WireTeacher()) as serving:
-        teacher = {"address": serving.address, "representation": kind}
+        teacher: dict[str, Any] = {"address": serving.address, "representation": kind}
         if kind == "top_k":
             teacher["top_k"] = 5
         sections: dict[str, Any] = {"teacher": teacher, "objective": {"alpha": 0.5}}

@@ -105,9 +105,11 @@ class Agreeing(Ranks):
 def test_an_event_without_disk_space_ends_all_ranks_at_one_place(
     student: CausalStudent, teacher: InProcessTeacher, kind: str
 ) -> None:
+    refused = kind
+
     class Full(Records):
-        def event(self, told: str, **details: Any) -> None:
-            if told == kind:
+        def event(self, kind: str, **details: Any) -> None:
+            if kind == refused:
                 raise DiskFull("full")
 
     class Bound(WaitAdvice):

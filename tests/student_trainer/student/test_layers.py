@@ -20,7 +20,7 @@ from tests.support.models import write_tiny_model
 torch.set_num_threads(1)
 
 # Settings of the whole model, on top of the config in tests/support/models.py.
-SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}
+SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}
 CUT: dict[str, dict[str, Any]] = {
     "qwen2": SLIDING,
     "qwen3": {},
@@ -40,7 +40,8 @@ def logits(model: PreTrainedModel) -> Tensor:
     """Returns the logits of rows that are longer than any window above."""
     ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return model.eval()(input_ids=ids, use_cache=False).logits
+        logits_BSV: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return logits_BSV
 
 
 def source_name(name: str, n: int) -> str:

@@ -27,7 +27,8 @@ def model(folder: Path, architecture: str, **settings: Any) -> PreTrainedModel:
     )
     config = AutoConfig.from_pretrained(folder)
     made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return made.train()
+    made.train()
+    return made
 
 
 def kept_bytes(trained: PreTrainedModel, narrow: bool) -> int:

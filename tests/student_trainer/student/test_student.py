@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_fixture_trains_through_the_objective_like_any_student():
     expected = np.mean([kd_logit_gradient(*row) for row in rows], axis=0)
     assert [name for name, _ in student.named_parameters()] == ["logits_V"]
     assert list(student.state_dict()) == ["logits_V"]
+    assert student.logits_V.grad is not None
     np.testing.assert_allclose(student.logits_V.grad, expected, atol=1e-6)
 
 
@@ -122,6 +124,7 @@ def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
     ours = dict(student.model.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, parameter in ours.items():
+        assert parameter.grad is not None, name
         scale = theirs[name].grad.abs().max().item()
         error = (parameter.grad.double() - theirs[name].grad).abs().max().item()
         assert error < 2e-4 * scale + 2e-8, name
@@ -131,14 +134,14 @@ def test_gradients_of_all_parameters_equal_those_of_the_plain_model_in_float64(
 
 def test_tied_embeddings_stay_one_parameter(folder):
     student = CausalStudent.from_pretrained(folder, CPU)
-    model = student.model
+    embeddings: Any = student.model.get_input_embeddings()
     head = student.output_head()
-    assert head.weight_VD is model.get_input_embeddings().weight
+    assert head.weight_VD is embeddings.weight
     names = [name for name, _ in student.named_parameters()]
     assert not any("lm_head" in name for name in names)
     with torch.no_grad():
         before = student.logits_for_batch([[1, 2]])
-        model.get_input_embeddings().weight.mul_(2.0)
+        embeddings.weight.mul_(2.0)
     assert student.logits_for_batch([[1, 2]]) != before  # the head is live
 
 
@@ -263,8 +266,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_gradients(folder):
         4,
     )
     assert loss.total.item() == pytest.approx(expected.total.item(), rel=0.05)
-    assert all(parameter.grad.dtype == torch.float32 for parameter in student.parameters())
-    assert math.isfinite(sum(p.grad.abs().sum().item() for p in student.parameters()))
+    gradients = [cast(torch.Tensor, parameter.grad) for parameter in student.parameters()]
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert math.isfinite(sum(float(gradient.abs().sum()) for gradient in gradients))
 
 
 def test_a_model_that_body_and_head_do_not_reproduce_is_refused(tmp_path):

@@ -26,7 +26,8 @@ class Small(nn.Module):
         self.register_buffer("derived", torch.zeros(2), persistent=False)
 
     def loss(self, ids: Tensor) -> Tensor:
-        return self.head(self.embedding(ids)).square().sum()
+        loss: Tensor = self.head(self.embedding(ids)).square().sum()
+        return loss
 
 
 def trained(model: Small, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_sequences_without_usable_ids_are_refused(sequences):
 def test_fixture_serves_top_k_and_says_why_it_has_no_hidden_states():
     teacher, ids = FixtureTeacher(6), arrays([[4, 2]])
     targets = teacher.score(ids, everywhere(ids), Representation("top_k", 3), 2.0)
+    assert isinstance(targets, TopKTargets)
     assert targets.ids_NK.tolist() == [[4, 0, 1], [2, 0, 1]]
     assert targets.log_normalizer_t_N.tolist() == pytest.approx([math.log(math.e**5 + 5)] * 2)
     assert targets.log_rest_t_N.tolist() == pytest.approx([math.log(3)] * 2)
@@ -109,8 +111,10 @@ def test_fixture_equals_the_fixture_engine_of_the_server(k):
         return rows.payload
 
     dense = teacher.score([tokens], [asked], Representation("dense"), 2.0)
+    assert isinstance(dense, DenseTargets)
     assert dense.logits_NV.numpy().tobytes() == bytes(served(Representation("dense")))
     top_k = teacher.score([tokens], [asked], Representation("top_k", k), 2.0)
+    assert isinstance(top_k, TopKTargets)
     theirs = np.frombuffer(served(Representation("top_k", top_k=k)), top_k_record(k))
     assert np.array_equal(top_k.logits_NK, theirs["logits"])
     assert np.array_equal(top_k.ids_NK, theirs["ids"])
@@ -143,6 +147,7 @@ def test_positions_are_answered_in_request_order(model):
     teacher = InProcessTeacher(model)
     targets = teacher.score(arrays(SEQUENCES), masks, Representation("dense"), 1.0)
     expected = [own_logits(model, SEQUENCES[s])[p] for s, p in ((0, 0), (0, 2), (2, 6))]
+    assert isinstance(targets, DenseTargets)
     torch.testing.assert_close(targets.logits_NV, torch.stack(expected), rtol=0, atol=1e-6)
 
 
@@ -165,6 +170,7 @@ def test_all_representations_come_from_the_same_logits(model):
     torch.testing.assert_close(top_k.log_normalizer_t_N.double(), exact_N, rtol=1e-6, atol=0)
     assert not dense.logits_NV.requires_grad
     few = teacher.score(*asked, Representation("top_k", 7), 3.0)
+    assert isinstance(few, TopKTargets)
     rest_NV = dense.logits_NV.double().scatter(1, top_k.ids_NK[:, :7], -math.inf) / 3
     torch.testing.assert_close(few.log_rest_t_N.double(), rest_NV.logsumexp(-1), rtol=1e-6, atol=0)
 
@@ -197,6 +203,8 @@ def test_sampled_rows_are_inverse_cdf_draws_by_the_uniforms_of_seed_and_prefix(m
     sampled = Representation("sampled", num_draws=30, seed=11)
     targets = teacher.score(ids, asked, sampled, 2.5)
     dense = teacher.score(ids, asked, Representation("dense"), 1.0)
+    assert isinstance(targets, SampledTargets)
+    assert isinstance(dense, DenseTargets)
     uniforms_NU = np.concatenate(
         [uniforms(11, tokens, mask, 30) for tokens, mask in zip(ids, asked, strict=True)]
     )
@@ -242,6 +250,7 @@ def test_bfloat16_teacher_gives_float32_logits_of_its_bfloat16_states(tmp_path):
     teacher = InProcessTeacher(model)
     ids = arrays(SEQUENCES[:1])
     targets = teacher.score(ids, everywhere(ids), Representation("hidden"), 1.0)
+    assert isinstance(targets, HiddenTargets)
     assert targets.hidden_ND.dtype == torch.bfloat16
     (rows_SV,) = teacher.logits_per_position(SEQUENCES[:1])
     exact_SV = targets.hidden_ND.double() @ model.lm_head.weight.double().T
@@ -252,7 +261,8 @@ def test_bfloat16_teacher_gives_float32_logits_of_its_bfloat16_states(tmp_path):
 
 
 def test_a_model_that_cannot_be_split_serves_its_own_logits_and_no_hidden_states(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "odd", "hyperclovax"))
+    folder = write_tiny_model(tmp_path / "odd", "hyperclovax")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     teacher = InProcessTeacher(model)
     ids = arrays(SEQUENCES[:1])
     with pytest.raises(RepresentationNotOffered, match="differ from the model's own logits"):

@@ -74,6 +74,7 @@ def test_every_micro_batch_gets_its_own_answer_in_order(ahead: int) -> None:
             for part in reversed(parts):
                 assert part.answer is not None
                 targets = part.answer()
+                assert isinstance(targets, DenseTargets)
                 assert targets.logits_NV.tolist() == part.batch.inputs_BS.astype(float).tolist()
 
 
@@ -230,7 +231,7 @@ def test_at_most_a_few_requests_are_in_flight() -> None:
     assert most == MAX_THREADS
 
 
-class LateFuture(Future):  # type: ignore[type-arg]
+class LateFuture(Future[TeacherTargets]):
     """A future that is answered just after a wait for it timed out."""
 
     def result(self, timeout: float | None = None) -> TeacherTargets:

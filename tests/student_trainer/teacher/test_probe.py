@@ -15,7 +15,7 @@ from lectern_common.errors import TeacherError
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from student_trainer.batch import Batch
-from student_trainer.targets import HiddenTargets, TargetsProvider, TopKTargets
+from student_trainer.targets import DenseTargets, HiddenTargets, TargetsProvider, TopKTargets
 from student_trainer.teacher.local import InProcessTeacher
 from student_trainer.teacher.probe import Answering, ProbeRows, probe_teacher
 from student_trainer.teacher.remote import RemoteTeacher, connect_teacher
@@ -129,9 +129,10 @@ def test_a_wrong_head_is_reported_with_position_and_both_numbers(
         return HiddenTargets(answer.hidden_ND, head)
 
     sequences, positions = ROWS.sequences, ROWS.positions
-    logits_NV = teacher.score(sequences, positions, KINDS["dense"], TEMPERATURE).logits_NV
-    right = torch.log_softmax(logits_NV[0].double() / TEMPERATURE, 0)
-    wrong = torch.log_softmax(logits_NV[0].double() / 2 / TEMPERATURE, 0)
+    dense = teacher.score(sequences, positions, KINDS["dense"], TEMPERATURE)
+    assert isinstance(dense, DenseTargets)
+    right = torch.log_softmax(dense.logits_NV[0].double() / TEMPERATURE, 0)
+    wrong = torch.log_softmax(dense.logits_NV[0].double() / 2 / TEMPERATURE, 0)
     token = int(right.argmax())
     with pytest.raises(TeacherError) as caught:
         probed(Changing(teacher, half_the_head), "hidden")
@@ -183,10 +184,9 @@ def test_draws_at_another_temperature_than_requested_are_refused(teacher: InProc
         if kind != "sampled":
             return answer
         rows_R = answer.row_of_record()
-        logits_NV = teacher.score(
-            ROWS.sequences, ROWS.positions, KINDS["dense"], TEMPERATURE
-        ).logits_NV
-        log_probs_NV = torch.log_softmax(logits_NV, 1)
+        dense = teacher.score(ROWS.sequences, ROWS.positions, KINDS["dense"], TEMPERATURE)
+        assert isinstance(dense, DenseTargets)
+        log_probs_NV = torch.log_softmax(dense.logits_NV, 1)
         return replace(answer, log_probs_R=log_probs_NV[rows_R, answer.ids_R])
 
     alike = replace(ANSWERING, same_bytes=False)

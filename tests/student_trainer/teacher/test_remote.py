@@ -109,7 +109,9 @@ def test_hidden_rows_times_the_head_are_the_dense_rows(
     ):
         teacher.connect()
         if bias and dtype == "bfloat16":
-            serving.teacher.bias_V = np.round(serving.teacher.bias_V)  # exact in bfloat16
+            drawn_V = serving.teacher.bias_V
+            assert drawn_V is not None
+            serving.teacher.bias_V = np.round(drawn_V).astype(np.float32)  # exact in bfloat16
         targets = teacher.score(SEQUENCES, EVERY, HIDDEN, 2.0)
         assert isinstance(targets, HiddenTargets)
         assert targets.hidden_ND.dtype == getattr(torch, dtype)

@@ -193,7 +193,8 @@ def test_top_k_values_out_of_range_are_refused(record: tuple[float, ...], messag
 
 def test_top_k_rows_in_order_are_accepted_and_one_row_out_of_order_is_refused() -> None:
     three = expected("top_k", representation=Representation("top_k", 3))
-    logits, ids = [[5, 5, 2], [0.0, -0.0, -1], [9, 8, 7]], [[0, 4, 1], [2, 3, 0], [5, 0, 4]]
+    logits: list[list[float]] = [[5, 5, 2], [0.0, -0.0, -1], [9, 8, 7]]
+    ids = [[0, 4, 1], [2, 3, 0], [5, 0, 4]]
 
     def taken(ids: list[list[int]]) -> TopKTargets:
         rows = [

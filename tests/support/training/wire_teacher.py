@@ -195,7 +195,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         states: npt.NDArray[np.float32],
         prefixes: list[npt.NDArray[np.uint32]],
         request: Any,
-    ) -> tuple[list[bytes], int]:
+    ) -> tuple[list[bytes], pb.DType]:
         asked = request.representation
         if asked.kind == pb.REPRESENTATION_HIDDEN:
             return [self._bytes(row) for row in states], self._dtype
@@ -225,7 +225,7 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
             self.metadata.append(entries)
 
     @property
-    def _dtype(self) -> int:
+    def _dtype(self) -> pb.DType:
         return {"float32": pb.DTYPE_FLOAT32, "bfloat16": pb.DTYPE_BFLOAT16}[self.dtype]
 
     def _bytes(self, values: npt.NDArray[np.float32]) -> bytes:
@@ -256,8 +256,8 @@ def reply_stream(
     rows: list[bytes],
     *,
     fingerprint: str,
-    kind: int,
-    dtype: int,
+    kind: pb.RepresentationKind,
+    dtype: pb.DType,
     vocab_size: int,
     piece_rows: int = 3,
 ) -> list[pb.LogitsForBatchReply]:

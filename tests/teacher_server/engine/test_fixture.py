@@ -36,7 +36,7 @@ def test_top_k_equals_the_top_k_of_the_dense_rows(k: int, temperature: float) ->
         records = score(address, message).records
     logits = torch.tensor(dense, dtype=torch.float64)
     for index, row in enumerate(dense.tolist()):
-        ids = sorted(range(20), key=lambda i, row=row: -row[i])[:k]
+        ids = sorted(range(20), key=lambda i: -row[i])[:k]
         assert records["ids"][index].tolist() == ids
         assert records["logits"][index].tolist() == [row[i] for i in ids]
     left_out = torch.ones_like(logits).scatter_(1, torch.tensor(records["ids"].astype(int)), 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_sequences_are_no_longer_than_the_model_allows() -> None:
 class Counting(FixtureEngine):
     """The fixture with other facts; records the shapes that it was asked for."""
 
-    def __init__(self, **facts: object) -> None:
+    def __init__(self, **facts: Any) -> None:
         super().__init__(97)
         self._own = dataclasses.replace(super().facts, **facts)
         self.shapes: list[tuple[int, int]] = []

@@ -1,5 +1,7 @@
 """What Prometheus reads: every field of GetStats, parsed back with Prometheus' own parser."""
 
+from typing import Any
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from protos import teacher_pb2 as pb
@@ -45,8 +47,8 @@ def full_stats() -> pb.Stats:
 
 def expected(stats: pb.Stats) -> dict[tuple[str, str | None], float]:
     """Every number of the message, by the name without _total or _ratio."""
-    values = {("serving", None): 1.0}
-    parts = [("", None, stats), ("cache_", None, stats.cache)]
+    values: dict[tuple[str, str | None], float] = {("serving", None): 1.0}
+    parts: list[tuple[str, str | None, Any]] = [("", None, stats), ("cache_", None, stats.cache)]
     parts += [("run_", run.run_id, run) for run in stats.runs]
     for prefix, run_id, message in parts:
         for field, value in message.ListFields():

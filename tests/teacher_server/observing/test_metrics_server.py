@@ -30,10 +30,13 @@ TOKEN = "fedcba9876543210" * 2
 
 def url_of(teacher: TeacherProcess) -> str:
     """Returns the URL to scrape, which the process logs before it is ready."""
+    assert teacher.process.stderr is not None
     line = ""
     while "metrics" not in line:
         line = teacher.process.stderr.readline()
-    return re.search(r"url=(\S+)", line).group(1)
+    found = re.search(r"url=(\S+)", line)
+    assert found is not None
+    return found.group(1)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,14 @@ def scrape(url: str, token: str | None = None, tls: ssl.SSLContext | None = None
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     asked = urllib.request.Request(url, headers=headers)  # noqa: S310
     with urllib.request.urlopen(asked, timeout=30, context=tls) as answer:  # noqa: S310
-        return answer.read().decode()
+        return str(answer.read().decode())
 
 
 def status(url: str, method: str = "GET", **headers: str) -> int:
     asked = urllib.request.Request(url, method=method, headers=headers)  # noqa: S310
     try:
         with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310
-            return answer.status
+            return int(answer.status)
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
@@ -227,9 +230,10 @@ def test_while_the_model_loads_it_is_not_serving(tmp_path: Path) -> None:
     options = ("--model", str(folder), "--bind", "127.0.0.1:0", "--metrics-bind", "127.0.0.1:0")
     process = start_teacher(*options)
     try:
-        line = process.stderr.readline()
-        url = re.search(r"url=(\S+)", line).group(1)
-        assert samples(scrape(url)) == {("lectern_teacher_serving", None): 0.0}
+        assert process.stderr is not None
+        found = re.search(r"url=(\S+)", process.stderr.readline())
+        assert found is not None
+        assert samples(scrape(found.group(1))) == {("lectern_teacher_serving", None): 0.0}
     finally:
         process.kill()
         process.communicate()

@@ -64,7 +64,7 @@ def test_pieces_carry_the_lengths_of_rows_that_differ() -> None:
     parts = [generator.integers(1, 50, size=count).astype(np.uint32) for count in (3000, 1, 2500)]
     data = [generator.bytes(8 * int(lengths.sum())) for lengths in parts]
     cutter = PieceCutter(8 * 50)
-    messages = []
+    messages: list[bytes] = []
     for payload, lengths in zip(data, parts, strict=True):
         messages.extend(cutter.add(ComputedRows(memoryview(payload), lengths)))
     messages.extend(cutter.rest())

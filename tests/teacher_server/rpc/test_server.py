@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,14 +35,14 @@ from tests.support.models import write_tiny_model
 from tests.support.servers import TeacherThread, teacher_thread, wait_for
 
 TOKEN = "0123456789abcdef" * 2
-VERSION = {"protocol_version": 1}
+VERSION: dict[str, Any] = {"protocol_version": 1}
 
 
 def health(channel: grpc.Channel, service: str = "") -> str:
     reply = health_pb2_grpc.HealthStub(channel).Check(
         health_pb2.HealthCheckRequest(service=service), timeout=30
     )
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
 @pytest.fixture
@@ -75,13 +76,15 @@ def test_get_model_says_what_is_served(tmp_path: Path) -> None:
 
     own = AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters == own.num_parameters()
-    offers = {offer.kind: (offer.offered, offer.reason) for offer in model.representations}
+    offers: dict[int, tuple[bool, str]] = {
+        offer.kind: (offer.offered, offer.reason) for offer in model.representations
+    }
     assert [offers[kind][0] for kind in (1, 2, 3, 4)] == [True] * 4
     assert len(model.weights_sha256) == len(model.fingerprint) == 64
 
 
 def test_the_fingerprint_changes_with_everything_that_changes_answers(tmp_path: Path) -> None:
-    def fingerprint(name: str, dtype: str = "auto", **changes: object) -> str:
+    def fingerprint(name: str, dtype: str = "auto", **changes: Any) -> str:
         folder = write_tiny_model(tmp_path / name, vocab_size=300, **changes)
         return transformers_engine.load(
             str(folder), Settings(dtype=dtype, device="cpu")
@@ -468,7 +471,9 @@ def test_a_call_without_the_token_is_refused(metadata: tuple) -> None:
                 call()
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert TOKEN not in (caught.value.details() or "")
-            trailing = {entry.key: entry.value for entry in caught.value.trailing_metadata()}
+            trailing: dict[str, Any] = {
+                entry.key: entry.value for entry in caught.value.trailing_metadata()
+            }
             assert trailing["lectern-reason"] == "unauthenticated"
         with pytest.raises(grpc.RpcError) as caught:
             ProtoReflectionDescriptorDatabase(channel).get_services()

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ LIMITS = Limits(
 )
 
 
-def change(**fields: object) -> Callable[[pb.LogitsForBatchRequest], None]:
+def change(**fields: Any) -> Callable[[pb.LogitsForBatchRequest], None]:
     """A change of top-level fields; lists replace what was there."""
 
     def apply(message: pb.LogitsForBatchRequest) -> None:
@@ -81,7 +82,7 @@ BAD: list[tuple[str, Callable[[pb.LogitsForBatchRequest], None], str, str]] = [
     ("no representation", change(representation=pb.Representation()), "representation.kind", "0"),
     (
         "unknown representation",
-        change(representation=pb.Representation(kind=9)),
+        change(representation=pb.Representation(kind=cast(pb.RepresentationKind, 9))),
         "representation.kind",
         "9 is not one of",
     ),
@@ -245,7 +246,7 @@ def test_too_many_sequences_are_refused_without_reading_them() -> None:
 
     right = request([[1]])
     fields = {field.name: getattr(right, field.name) for field in right.DESCRIPTOR.fields}
-    message = SimpleNamespace(**{**fields, "sequence_lengths": Unread()})
+    message: Any = SimpleNamespace(**{**fields, "sequence_lengths": Unread()})
     with pytest.raises(InvalidRequest, match="has 16000000 sequences; it must have between 1 and"):
         scoring_request(message, FACTS, LIMITS)
 
@@ -319,10 +320,10 @@ def test_any_request_is_accepted_or_refused_by_name(
     request_id: str,
     token_ids: bytes,
     lengths: list[int],
-    positions: int,
+    positions: Any,
     mask: bytes,
     vocab_size: int,
-    kind: int,
+    kind: Any,
     k: int,
     draws: int,
     temperature: float,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -236,6 +237,7 @@ def test_an_error_in_one_request_does_not_touch_the_others() -> None:
         async with running(BreakingEngine(RuntimeError("boom"))) as queue:
             calls = [through(queue, asks(*tokens)) for tokens in ((1, 2), (5, 13, 6), (7,))]
             before, broken, after = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(before, list) and isinstance(after, list)
             assert len(before) == 2 and len(after) == 1
             assert isinstance(broken, RuntimeError) and str(broken) == "boom"
             assert queue.running_requests == queue.queued_requests == 0
@@ -658,12 +660,15 @@ def test_joining_batches_does_not_take_another_runs_turns(mode: str) -> None:
                     some = [next(tokens) for _ in range(count)]
                     await through(queue, asks(*some, length=512, kind=HIDDEN, run=run_id))
 
+            def has_begun(turn: int) -> bool:
+                return len(engine.forwards) > turn
+
             calls = [asyncio.create_task(client("flood", 32)) for _ in range(16)]
             calls += [asyncio.create_task(client("modest", 8)) for _ in range(4)]
             await until(lambda: queue.queued_requests + queue.running_requests == 20)
             for turn in range(1, 200):
                 engine.allow(1)
-                await until(lambda turn=turn: len(engine.forwards) > turn)
+                await until(partial(has_begun, turn))
             for call in calls:
                 call.cancel()
             loop.cancel()

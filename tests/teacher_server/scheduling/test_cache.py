@@ -144,7 +144,8 @@ def test_a_damaged_file_counts_as_absent_and_is_deleted(tmp_path: Path, damage: 
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[500] ^= 1
-    path.write_bytes({"flip": data, "cut": data[:-1], "empty": b"", "foreign": b"x" * 2000}[damage])
+    damaged = {"flip": bytes(data), "cut": bytes(data[:-1]), "empty": b"", "foreign": b"x" * 2000}
+    path.write_bytes(damaged[damage])
     again = Cache(1 << 20, DiskCache(tmp_path, 1 << 20))
     assert find(again, 1) is None
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""The judge's own eyes for checkpoints."""
+"""How faults/ inspects checkpoints."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def write_checkpoint(folder: RunFolder, step: int) -> Path:
     return path
 
 
-def test_whole_checkpoints_are_found_and_half_ones_are_leftovers(tmp_path: Path) -> None:
+def test_complete_checkpoints_are_found_and_partial_ones_are_leftovers(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert (checkpoints.newest_step(folder), checkpoints.leftovers(folder)) == (0, [])
     write_checkpoint(folder, 5)
@@ -37,7 +37,7 @@ def test_whole_checkpoints_are_found_and_half_ones_are_leftovers(tmp_path: Path)
 
 @pytest.mark.parametrize("name", checkpoints.FILES)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
-def test_every_damage_is_seen(tmp_path: Path, name: str, damage: str) -> None:
+def test_every_damage_is_found(tmp_path: Path, name: str, damage: str) -> None:
     folder = RunFolder(tmp_path)
     write_checkpoint(folder, 5)
     path = write_checkpoint(folder, 10) / name
@@ -48,7 +48,7 @@ def test_every_damage_is_seen(tmp_path: Path, name: str, damage: str) -> None:
     assert "step-00000010" in checkpoints.first_problem(folder)
 
 
-def test_a_checkpoint_of_another_step_is_seen(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_step_is_found(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_checkpoint(folder, 5).rename(folder.checkpoints_path / "step-00000006")
     assert "another step" in checkpoints.first_problem(folder)

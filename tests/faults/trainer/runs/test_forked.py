@@ -1,4 +1,4 @@
-"""Processes that a fork server starts are told apart, signalled and judged as others are."""
+"""Forked processes are told apart, signalled and judged like any others."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ def test_a_forked_program_is_the_program_with_its_own_log_and_status(
     assert "nonsense" in (tmp_path / "wrong").read_text()
 
 
-def test_a_killed_one_says_which_signal_it_was_and_others_go_on(
+def test_a_killed_process_reports_its_signal_and_others_continue(
     server: ForkServer, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows"
@@ -44,7 +44,7 @@ def test_a_killed_one_says_which_signal_it_was_and_others_go_on(
     assert [process.poll() for process in processes] == [None, None]
     processes[0].kill()
     assert processes[0].wait(60) == -signal.SIGKILL
-    processes[0].send_signal(signal.SIGKILL)  # to nobody
+    processes[0].send_signal(signal.SIGKILL)  # reaches nobody
     with pytest.raises(subprocess.TimeoutExpired):
         processes[1].wait(0.01)
     processes[1].send_signal(signal.SIGKILL)
