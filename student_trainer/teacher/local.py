@@ -4,7 +4,8 @@ Legend: S tokens of a sequence, N asked positions, V the student's vocabulary, D
 hidden size, K top-k, R records of draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -75,19 +76,9 @@ class FixtureTeacher:
         peaks_N = torch.where(tokens_N < self._vocab_size, tokens_N, 0)
         logits_NV = torch.zeros(len(tokens_N), self._vocab_size)
         logits_NV.scatter_(1, peaks_N[:, None], _FIXTURE_PEAK)
-        if representation.kind == "dense":
-            return DenseTargets(logits_NV)
-        if representation.kind == "sampled":
-            rows = [int(np.count_nonzero(asked_S)) for asked_S in positions]
-            draws = [
-                part
-                for sequence, mask, logits in zip(
-                    sequences, positions, torch.split(logits_NV, rows), strict=True
-                )
-                for part in _draws(sequence, mask, logits, representation, temperature)
-            ]
-            return _sampled_targets(draws, representation, temperature, self._vocab_size)
-        return _top_k_targets(logits_NV, _checked_k(representation, self._vocab_size), temperature)
+        rows = [int(np.count_nonzero(asked_S)) for asked_S in positions]
+        scored = map(_Scored, sequences, positions, torch.split(logits_NV, rows))
+        return _OF_LOGITS[representation.kind](scored, representation, temperature)
 
 
 class InProcessTeacher:
@@ -159,31 +150,8 @@ class InProcessTeacher:
             if self._head is None:
                 raise RepresentationNotOffered(str(self._not_split))
             return HiddenTargets(torch.cat([self._hidden(*one) for one in asked]), self._head)
-        if representation.kind == "dense":
-            return DenseTargets(torch.cat([self._logits(*one) for one in asked]))
-        if representation.kind == "sampled":
-            draws = [
-                part
-                for ids_S, asked_S in asked
-                for part in _draws(
-                    ids_S,
-                    asked_S.numpy(),
-                    self._logits(ids_S, asked_S),
-                    representation,
-                    temperature,
-                )
-            ]
-            return _sampled_targets(draws, representation, temperature, self._vocab_size)
-        k = _checked_k(representation, self._vocab_size)
-        rows = [_top_k_targets(self._logits(*one), k, temperature) for one in asked]
-        return TopKTargets(
-            torch.cat([part.logits_NK for part in rows]),
-            torch.cat([part.ids_NK for part in rows]),
-            torch.cat([part.log_rest_t_N for part in rows]),
-            torch.cat([part.log_normalizer_t_N for part in rows]),
-            temperature,
-            self._vocab_size,
-        )
+        scored = (_Scored(ids, mask.numpy(), self._logits(ids, mask)) for ids, mask in asked)
+        return _OF_LOGITS[representation.kind](scored, representation, temperature)
 
     def _logits(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
         if self._head is not None:
@@ -201,57 +169,66 @@ class InProcessTeacher:
         return torch.from_numpy(ids_S.astype(np.int64))[None].to(self._model.device)
 
 
-def _top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> TopKTargets:
-    values_NK, ids_NK = ordered_top_k(logits_NV, k)
-    rest_N, normalizer_N = log_normalizers(logits_NV, ids_NK, temperature)
-    return TopKTargets(
-        logits_NK=values_NK,
-        ids_NK=ids_NK,
-        log_rest_t_N=rest_N,
-        log_normalizer_t_N=normalizer_N,
-        temperature=temperature,
-        vocab_size=logits_NV.shape[1],
-    )
+@dataclass(frozen=True)
+class _Scored:
+    """One sequence with the logits at its asked positions."""
+
+    ids_S: npt.NDArray[np.uint32]
+    asked_S: npt.NDArray[np.bool_]
+    logits_NV: Tensor
 
 
-def _draws(
-    ids_S: npt.NDArray[np.uint32],
-    asked_S: npt.NDArray[np.bool_],
-    logits_NV: Tensor,
-    representation: Representation,
-    temperature: float,
-) -> list[Draws]:
-    """Returns the draws of one sequence's rows, in chunks of rows."""
-    num_draws = representation.num_draws
-    if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
-        raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
-    values_NU = torch.from_numpy(uniforms(representation.seed or 0, ids_S, asked_S, num_draws))
-    chunks = [slice(first, first + _DRAW_ROWS) for first in range(0, len(logits_NV), _DRAW_ROWS)]
-    return [draw(logits_NV[rows], values_NU[rows], temperature) for rows in chunks]
+def _dense_targets(
+    scored: Iterable[_Scored], _representation: Representation, _temperature: float
+) -> DenseTargets:
+    return DenseTargets(torch.cat([one.logits_NV for one in scored]))
+
+
+def _top_k_targets(
+    scored: Iterable[_Scored], representation: Representation, temperature: float
+) -> TopKTargets:
+    k, parts, vocab_size = representation.top_k, [], 0
+    for one in scored:  # only one sequence's logits exist at a time
+        vocab_size = one.logits_NV.shape[1]
+        if k is None or not 1 <= k <= vocab_size:
+            raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
+        values_NK, ids_NK = ordered_top_k(one.logits_NV, k)
+        parts.append((values_NK, ids_NK, *log_normalizers(one.logits_NV, ids_NK, temperature)))
+    logits_NK, ids_NK, rest_N, normalizer_N = map(torch.cat, zip(*parts, strict=True))
+    return TopKTargets(logits_NK, ids_NK, rest_N, normalizer_N, temperature, vocab_size)
 
 
 def _sampled_targets(
-    parts: Sequence[Draws], representation: Representation, temperature: float, vocab_size: int
+    scored: Iterable[_Scored], representation: Representation, temperature: float
 ) -> SampledTargets:
+    num_draws, seed = representation.num_draws, representation.seed or 0
+    if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
+        raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
+    parts: list[Draws] = []
+    vocab_size = 0
+    for one in scored:
+        vocab_size = one.logits_NV.shape[1]
+        values_NU = torch.from_numpy(uniforms(seed, one.ids_S, one.asked_S, num_draws))
+        for first in range(0, len(one.logits_NV), _DRAW_ROWS):
+            rows = slice(first, first + _DRAW_ROWS)
+            parts.append(draw(one.logits_NV[rows], values_NU[rows], temperature))
     lengths_N = torch.cat([part.row_lengths_C for part in parts]).cpu().numpy()
     return SampledTargets(
         ids_R=torch.cat([part.ids_R for part in parts]),
         counts_R=torch.cat([part.counts_R for part in parts]),
         log_probs_R=torch.cat([part.log_probs_R for part in parts]),
         row_starts=np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64),
-        num_draws=representation.num_draws or 0,
+        num_draws=num_draws,
         temperature=temperature,
         vocab_size=vocab_size,
     )
 
 
-def _checked_k(representation: Representation, vocab_size: int) -> int:
-    if representation.kind != "top_k":
-        raise RepresentationNotOffered(f"this teacher does not offer {representation.kind}")
-    k = representation.top_k
-    if k is None or not 1 <= k <= vocab_size:
-        raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
-    return k
+_OF_LOGITS: dict[str, Callable[[Iterable[_Scored], Representation, float], TeacherTargets]] = {
+    "dense": _dense_targets,
+    "top_k": _top_k_targets,
+    "sampled": _sampled_targets,
+}
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from control_plane.api.app import WEB
+from lectern_common.wire.formats import FORMATS
 from tests.control_plane.conftest import ROOT
 
 # Interfaces that only the page has.
@@ -92,3 +93,11 @@ def test_every_imported_module_is_served(client: TestClient) -> None:
         found = re.findall(r'^(?:import .*|\} )from "(\.[^"]+)";$', answer.text, re.MULTILINE)
         waiting += {(path.parent / name).resolve() for name in found} - seen
     assert seen == {path for path in WEB.rglob("*.js") if path.parent.name != "vendor"}
+
+
+def test_the_page_marks_the_representations_whose_divergence_is_not_exact() -> None:
+    source = (WEB / "charts" / "metrics.js").read_text()
+    table = re.search(r"^const INEXACT = \{\n(.*?)^\};", source, re.DOTALL | re.MULTILINE)
+    assert table is not None
+    marked = set(re.findall(r"^  (\w+):", table[1], re.MULTILINE))
+    assert marked == {name for name, form in FORMATS.items() if form.kd_is != "exact"}

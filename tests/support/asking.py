@@ -11,11 +11,11 @@ import numpy as np
 from protos import teacher_pb2 as pb
 from protos import teacher_pb2_grpc
 
+# By the contract's own names: REPRESENTATION_TOP_K is "top_k".
 KINDS = {
-    "dense": pb.REPRESENTATION_DENSE,
-    "hidden": pb.REPRESENTATION_HIDDEN,
-    "top_k": pb.REPRESENTATION_TOP_K,
-    "sampled": pb.REPRESENTATION_SAMPLED,
+    name.removeprefix("REPRESENTATION_").lower(): number
+    for name, number in pb.RepresentationKind.items()
+    if number != pb.REPRESENTATION_UNSPECIFIED
 }
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0)]
 

@@ -16,10 +16,11 @@ from lectern_common.errors import (
     RepresentationNotOffered,
     TeacherError,
 )
-from lectern_common.wire.formats import Representation, top_k_record
+from lectern_common.wire.formats import FORMATS, Representation, top_k_record
 from lectern_models.sampled import uniforms
 from student_trainer.objective.reference import kd_step
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
+from student_trainer.teacher import local
 from student_trainer.teacher.local import FixtureTeacher, InProcessTeacher
 from teacher_server.engine.fixture import FixtureEngine
 from teacher_server.engine.seam import SequenceAsk
@@ -305,3 +306,8 @@ def test_representations_that_are_not_offered_are_refused(model, representation,
 def test_a_vocabulary_wider_than_the_teachers_is_refused(model, vocab_size):
     with pytest.raises(InvalidRequest):
         InProcessTeacher(model, vocab_size)
+
+
+def test_a_model_in_this_process_makes_every_format() -> None:
+    """From hidden states directly, or by the table of what is made of logits."""
+    assert {*local._OF_LOGITS, "hidden"} == set(FORMATS)

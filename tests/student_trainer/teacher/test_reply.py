@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from lectern_common.errors import LecternError, TeacherError, WrongModel
-from lectern_common.wire.formats import Representation, Widths
+from lectern_common.wire.formats import FORMATS, Representation, Widths
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2 as pb
 from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets
+from student_trainer.teacher import reply
 from student_trainer.teacher.reply import Expected, Payload, assemble, to_targets
 from tests.support.training.wire_teacher import arriving, reply_stream
 
@@ -238,3 +239,7 @@ def test_the_rest_of_the_whole_vocabulary_is_minus_infinity() -> None:
 def test_a_rest_of_the_whole_vocabulary_is_refused(log_rest: float) -> None:
     with pytest.raises(TeacherError, match="has a rest, but its top_k covers every token"):
         whole_vocabulary(log_rest)
+
+
+def test_every_format_becomes_targets() -> None:
+    assert set(reply._TARGETS) == set(FORMATS)

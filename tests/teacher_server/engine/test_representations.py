@@ -210,3 +210,7 @@ def test_hidden_rows_are_the_tensors_own_bytes(dtype: torch.dtype) -> None:
     assert len(rows) == 5 * 7 * values.element_size()
     back = torch.frombuffer(bytearray(rows), dtype=dtype).view(5, 7)
     assert torch.equal(back, values)
+
+
+def test_every_format_has_a_producer() -> None:
+    assert {*representations._OF_LOGITS, "hidden"} == set(FORMATS)
