@@ -29,7 +29,7 @@ def main() -> None:
         batches_per_epoch=options.batches,
         batch_size=options.batch_size,
         seq_len=options.seq_len,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         alpha=0.3,
         temperature=2.0,
         output_path=options.output,
@@ -50,8 +50,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the student is written [nowhere]")
     parser.add_argument("--seed", type=int, default=0, help="of the student's first weights")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=50, help="per epoch, the same in each")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=25, help="per epoch, the same in each")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=128)
     return parser.parse_args()
 
