@@ -1,0 +1,1 @@
+"""The specs and programs of examples/, on models that train in a second."""
