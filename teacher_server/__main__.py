@@ -159,7 +159,7 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
             torch.set_num_threads(options.threads)
         engine = transformers_engine.load(
             options.model,
-            transformers_engine.Settings(
+            transformers_engine.EngineSettings(
                 dtype=options.dtype,
                 device=options.device,
                 mode=options.mode,

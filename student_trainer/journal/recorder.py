@@ -134,11 +134,8 @@ class Recorder:
     ) -> None:
         """Sets and writes a new state."""
         with self._lock:
-            self._current.state, self._current.reason, self._current.message = (
-                state,
-                reason,
-                message,
-            )
+            current = self._current
+            current.state, current.reason, current.message = state, reason, message
         self._publish()
 
     def set_progress(

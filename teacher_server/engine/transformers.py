@@ -53,7 +53,7 @@ _OUT_OF_MEMORY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """How a model is loaded and run.
 
     Attributes:
@@ -75,7 +75,7 @@ class Settings:
 
 def load(
     name: str,
-    settings: Settings | None = None,
+    settings: EngineSettings | None = None,
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
@@ -91,7 +91,7 @@ def load(
         Misconfigured: there is no such device; the settings exclude each other; or no
             representation could be offered.
     """
-    settings = settings or Settings()
+    settings = settings or EngineSettings()
     device = resolved_device(settings.device)
     _require_fitting(settings, device)
     folder = find_model(name, revision, gguf_file, models=models)
@@ -106,7 +106,7 @@ def load(
     return TransformersEngine(folder, model, settings.mode, settings.compiled)
 
 
-def _require_fitting(settings: Settings, device: str) -> None:
+def _require_fitting(settings: EngineSettings, device: str) -> None:
     """Raises Misconfigured if a mode's promise would not hold on a resolved device."""
     if settings.quantization == "int8" and settings.mode == "throughput":
         raise Misconfigured(
@@ -153,7 +153,7 @@ class TransformersEngine:
     Args:
         folder: where the model came from.
         model: loaded, in eval mode.
-        mode: "independent" or "throughput"; see Settings.
+        mode: "independent" or "throughput"; see EngineSettings.
         compiled: run the body through torch.compile, which is tried here.
 
     Raises:

@@ -14,7 +14,7 @@ from lectern_common.spec.load import parse_spec
 from lectern_data.prepare import prepare
 from lectern_data.settings import PrepareSettings
 from teacher_server.engine import transformers as transformers_engine
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.servers import ROOT, teacher_thread
 from tests.support.training.runs import Home, status_of, trained
 
@@ -92,7 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHome]:
     home = TinyHome(tmp_path_factory.mktemp("home"))
     taught = home.learned("teacher", TEACHER_STEPS)
     home.publish(taught)
-    settings = Settings(dtype="float32", device="cpu")
+    settings = EngineSettings(dtype="float32", device="cpu")
     engine = transformers_engine.load(str(home.path / "models" / "teacher"), settings)
     with teacher_thread(engine) as address:
         home.teacher_address = address

@@ -19,7 +19,7 @@ from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import TopKTargets
 from student_trainer.teacher.remote import RemoteTeacher, connect_teacher
 from teacher_server.engine import transformers as transformers_engine
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.models import write_tiny_model
 from tests.support.servers import teacher_thread
 
@@ -40,7 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteTeacher]:
     with (
-        teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address,
+        teacher_thread(
+            transformers_engine.load(str(folder), EngineSettings(device="cpu"))
+        ) as address,
         connect_teacher(address, V, cache_root=tmp_path_factory.mktemp("cache")) as remote,
     ):
         yield remote

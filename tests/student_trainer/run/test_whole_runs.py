@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_models.loading import build_causal_lm
 from teacher_server.engine import transformers as transformers_engine
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.servers import teacher_thread, wait_for
 from tests.support.training.runs import (
     VOCAB_SIZE,
@@ -87,7 +87,7 @@ def taught(home: Home) -> Iterator[str]:
     )
     assert trained(home, folder) == 0
     engine = transformers_engine.load(
-        str(folder.export_path), Settings(dtype="float32", device="cpu")
+        str(folder.export_path), EngineSettings(dtype="float32", device="cpu")
     )
     with teacher_thread(engine) as address:
         yield address

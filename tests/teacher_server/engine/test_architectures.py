@@ -16,7 +16,7 @@ from lectern_models.loading import load_causal_lm
 from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ComputedRows, Engine, SequenceAsk, base_ask
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.asking import request, score
 from tests.support.gguf_models import write_gguf
 from tests.support.models import ARCHITECTURES, write_tiny_model
@@ -58,7 +58,7 @@ def standalone(folder: Path, ids_S: np.ndarray, dtype: str = "float32") -> torch
 @pytest.mark.parametrize("architecture", KNOWN)
 def test_dense_rows_are_the_models_own_logits(tmp_path: Path, architecture: str) -> None:
     folder = write_tiny_model(tmp_path, architecture, layers=3)
-    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     own = standalone(folder, tokens()).numpy()
     dense = floats(answer(engine, asked(tokens(), "dense")))
     np.testing.assert_allclose(dense, own, atol=1e-5, rtol=1e-6)
@@ -70,7 +70,7 @@ def test_dense_rows_are_the_models_own_logits(tmp_path: Path, architecture: str)
 def test_hidden_states_in_16_bits_lose_nothing(tmp_path: Path, architecture: str) -> None:
     """Hidden states times the served head, in the model's arithmetic, are its logits to the bit."""
     folder = write_tiny_model(tmp_path, architecture)
-    engine = transformers_engine.load(str(folder), Settings(dtype="bfloat16", device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(dtype="bfloat16", device="cpu"))
     facts = engine.facts
     rows = answer(engine, asked(tokens(), "hidden"))
     hidden = torch.frombuffer(bytearray(rows.payload), dtype=torch.bfloat16).view(S, D)
@@ -93,7 +93,7 @@ def test_padding_does_not_change_answers_in_throughput_mode(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture)
-    engine = transformers_engine.load(str(folder), Settings(device="cpu", mode="throughput"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu", mode="throughput"))
     asks = [asked(tokens(seed)[:length], "dense") for seed, length in enumerate((S, 35, 3, 20))]
     batch = engine.score([base_ask(ask, engine.facts) for ask in asks])
     for rows, ask in zip(batch, asks, strict=True):
@@ -108,9 +108,9 @@ def test_requested_attention_is_used_and_in_the_fingerprint(
     tmp_path: Path, architecture: str
 ) -> None:
     folder = write_tiny_model(tmp_path, architecture)
-    by_default = transformers_engine.load(str(folder), Settings(device="cpu"))
+    by_default = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     engines = {
-        name: transformers_engine.load(str(folder), Settings(device="cpu", attention=name))
+        name: transformers_engine.load(str(folder), EngineSettings(device="cpu", attention=name))
         for name in ("sdpa", "eager")
     }
     own = standalone(folder, tokens()).numpy()

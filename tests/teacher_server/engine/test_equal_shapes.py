@@ -11,7 +11,7 @@ from lectern_models.loading import load_causal_lm
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.equal_shapes import EqualShapes, trials_tell
 from teacher_server.engine.seam import ComputedRows
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.models import write_tiny_model
 
 
@@ -60,5 +60,5 @@ def test_a_rotary_embedding_that_depends_on_the_batch_is_refused_in_throughput_m
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Misconfigured, match="longrope"):
-        transformers_engine.load(str(folder), Settings(mode="throughput", device="cpu"))
-    transformers_engine.load(str(folder), Settings(device="cpu"))
+        transformers_engine.load(str(folder), EngineSettings(mode="throughput", device="cpu"))
+    transformers_engine.load(str(folder), EngineSettings(device="cpu"))

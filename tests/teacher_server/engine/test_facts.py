@@ -13,7 +13,7 @@ from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import Representation
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ModelFacts, SequenceAsk, base_ask
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from tests.support.gguf_models import write_gguf
 from tests.support.models import write_tiny_model
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:Depr
 
 
 def facts(model: Path, gguf_file: str | None = None, **options: Any) -> ModelFacts:
-    settings = Settings(device="cpu", **options)
+    settings = EngineSettings(device="cpu", **options)
     return transformers_engine.load(str(model), settings, gguf_file=gguf_file).facts
 
 
@@ -123,8 +123,8 @@ def test_options_that_exclude_each_other_are_refused(
 def test_a_compiled_body_answers_within_rounding_and_says_so(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, layers=1)
     options: dict[str, Any] = {"device": "cpu", "mode": "throughput"}
-    plain = transformers_engine.load(str(folder), Settings(**options))
-    compiled = transformers_engine.load(str(folder), Settings(compiled=True, **options))
+    plain = transformers_engine.load(str(folder), EngineSettings(**options))
+    compiled = transformers_engine.load(str(folder), EngineSettings(compiled=True, **options))
     assert compiled.facts.fingerprint != plain.facts.fingerprint
     ids = np.arange(1, 30, dtype=np.uint32)
     ask = SequenceAsk(ids, np.ones(29, bool), 97, Representation("hidden"), 1.0)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from teacher_server.scheduling.sharing import Sharing
 from tests.support.asking import connect, request, score, stub
 from tests.support.models import write_tiny_model
@@ -40,7 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    with teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address:
+    with teacher_thread(
+        transformers_engine.load(str(folder), EngineSettings(device="cpu"))
+    ) as address:
         yield address
 
 
@@ -152,7 +154,9 @@ def test_hidden_times_the_served_head_is_the_models_logits(
     folder = write_tiny_model(tmp_path, architecture, vocab_size=V)
     batch = sequences(7, [11, 3])
     expected = np.concatenate(standalone(folder, batch))[:, :80]
-    with teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address:
+    with teacher_thread(
+        transformers_engine.load(str(folder), EngineSettings(device="cpu"))
+    ) as address:
         hidden = score(address, request(batch, "hidden", vocab_size=80)).floats
         header, weight, bias = served_head(address, 80, "<f4")
     config = json.loads((folder / "config.json").read_text())
@@ -176,7 +180,9 @@ def bfloat16(bits: np.ndarray) -> np.ndarray:
 def test_hidden_states_travel_in_the_models_dtype_without_loss(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, vocab_size=V, dtype="bfloat16")
     batch = sequences(8, [10])
-    with teacher_thread(transformers_engine.load(str(folder), Settings(device="cpu"))) as address:
+    with teacher_thread(
+        transformers_engine.load(str(folder), EngineSettings(device="cpu"))
+    ) as address:
         answer = score(address, request(batch, "hidden"))
         _header, weight, _ = served_head(address, V, "<u2")
         dense = score(address, request(batch)).floats
@@ -203,7 +209,7 @@ def test_a_sequence_alone_and_among_others_has_identical_bytes(
     mine = sequences(9, [23])[0]
     others = sequences(10, [1, 23, 64, 23])
     num_draws = 7 if kind == "sampled" else 0
-    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
         alone = score(address, request([mine], kind, top_k=top_k, num_draws=num_draws))
         for _ in range(4):  # the first ones try the shape, the others rest on that
@@ -250,7 +256,7 @@ def test_draws_follow_the_served_distribution_and_depend_only_on_their_sequence(
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
 def test_throughput_agrees_with_a_standalone_forward(tmp_path: Path, architecture: str) -> None:
     folder = write_tiny_model(tmp_path, architecture, vocab_size=V)
-    engine = transformers_engine.load(str(folder), Settings(device="cpu", mode="throughput"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu", mode="throughput"))
     assert engine.facts.mode == "throughput"
     batch = sequences(13, [60, 59, 20, 60, 1, 58, 21])
     with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
@@ -276,10 +282,10 @@ def test_a_cached_sequence_is_answered_in_every_representation_without_a_forward
     ]
     fresh = []
     for message in messages:
-        engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+        engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
         with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
             fresh.append(score(address, message).payload)
-    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     with teacher_thread(engine) as address:
         for message, payload in zip(messages, fresh, strict=True):
             answer = score(address, message)
@@ -295,7 +301,7 @@ def test_a_cached_sequence_is_answered_in_every_representation_without_a_forward
 def test_a_model_whose_head_is_unknown_serves_its_own_logits_but_no_hidden(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, "hyperclovax", vocab_size=V)
     batch = sequences(11, [9])
-    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     assert "differ from the model's own logits" in (engine.facts.not_offered["hidden"] or "")
     with teacher_thread(engine) as address:
         dense = score(address, request(batch, vocab_size=60)).floats
@@ -310,6 +316,6 @@ def test_a_model_whose_head_is_unknown_does_not_teach_in_16_bits(tmp_path: Path)
 
     folder = write_tiny_model(tmp_path, "hyperclovax", vocab_size=V, dtype="bfloat16")
     with pytest.raises(Misconfigured, match="load it with --dtype float32"):
-        transformers_engine.load(str(folder), Settings(device="cpu"))
-    engine = transformers_engine.load(str(folder), Settings(dtype="float32", device="cpu"))
+        transformers_engine.load(str(folder), EngineSettings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(dtype="float32", device="cpu"))
     assert engine.facts.not_offered["dense"] is None

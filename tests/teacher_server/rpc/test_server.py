@@ -25,7 +25,7 @@ from protos import teacher_pb2 as pb
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.fixture import FixtureEngine
 from teacher_server.engine.seam import DeviceLost, SequenceAsk
-from teacher_server.engine.transformers import Settings
+from teacher_server.engine.transformers import EngineSettings
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.server import SERVICE_NAME, TeacherServer
 from teacher_server.scheduling.sharing import Sharing
@@ -59,7 +59,7 @@ def gated() -> Iterator[tuple[GatedEngine, str]]:
 
 def test_get_model_says_what_is_served(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, vocab_size=300, tokenizer=True, max_positions=64)
-    engine = transformers_engine.load(str(folder), Settings(dtype="bfloat16", device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(dtype="bfloat16", device="cpu"))
     with teacher_thread(engine) as address, TeacherChannel(address) as channel:
         model = channel.get_model()
         tokens = channel.get_tokenizer_map()
@@ -87,7 +87,7 @@ def test_the_fingerprint_changes_with_everything_that_changes_answers(tmp_path: 
     def fingerprint(name: str, dtype: str = "auto", **changes: Any) -> str:
         folder = write_tiny_model(tmp_path / name, vocab_size=300, **changes)
         return transformers_engine.load(
-            str(folder), Settings(dtype=dtype, device="cpu")
+            str(folder), EngineSettings(dtype=dtype, device="cpu")
         ).facts.fingerprint
 
     first = fingerprint("a")
@@ -104,7 +104,9 @@ def test_the_fingerprint_changes_with_everything_that_changes_answers(tmp_path: 
 def test_the_weights_hash_equals_the_students_in_any_dtype(tmp_path: Path) -> None:
     wide = write_tiny_model(tmp_path / "wide")
     narrow = write_tiny_model(tmp_path / "narrow", dtype="bfloat16")
-    facts = [transformers_engine.load(str(f), Settings(device="cpu")).facts for f in (wide, narrow)]
+    facts = [
+        transformers_engine.load(str(f), EngineSettings(device="cpu")).facts for f in (wide, narrow)
+    ]
     assert facts[0].weights_sha256 == facts[1].weights_sha256
     assert facts[0].fingerprint != facts[1].fingerprint
 
@@ -423,7 +425,7 @@ def test_a_model_with_a_poisoned_weight_sends_no_rows(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"][7, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    engine = transformers_engine.load(str(folder), Settings(device="cpu"))
+    engine = transformers_engine.load(str(folder), EngineSettings(device="cpu"))
     with teacher_thread(engine) as address:
         for kind, k in (("dense", 0), ("top_k", 3), ("hidden", 0)):
             if engine.facts.not_offered[kind] is None:
@@ -526,7 +528,7 @@ def test_answers_do_not_depend_on_who_else_asks(tmp_path: Path) -> None:
     """Many threads, one model: each gets the bytes that it gets alone."""
     from concurrent.futures import ThreadPoolExecutor
 
-    engine = transformers_engine.load(str(write_tiny_model(tmp_path)), Settings(device="cpu"))
+    engine = transformers_engine.load(str(write_tiny_model(tmp_path)), EngineSettings(device="cpu"))
     generator = np.random.default_rng(0)
     batches = [[generator.integers(97, size=n).tolist() for n in (3, 20)] for _ in range(12)]
     with teacher_thread(engine, sharing=Sharing(cache_bytes=0)) as address:
@@ -558,7 +560,7 @@ def test_a_server_whose_queue_broke_still_drains() -> None:
 
 def test_a_failed_device_is_distinguished_from_a_failed_request(tmp_path: Path) -> None:
     engine = transformers_engine.load(
-        str(write_tiny_model(tmp_path)), Settings(dtype="float32", device="cpu")
+        str(write_tiny_model(tmp_path)), EngineSettings(dtype="float32", device="cpu")
     )
 
     def fail(*_: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import lectern
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # protos <- lectern_common <- lectern_models <- {teacher_server | student_trainer}; the control
 # plane knows no model, and the three processes never import each other. Data is prepared without

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STUBS = ["teacher_pb2.py", "teacher_pb2.pyi", "teacher_pb2_grpc.py"]
 
 

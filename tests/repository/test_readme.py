@@ -9,7 +9,7 @@ import yaml
 
 from lectern_common.spec.load import parse_spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs/training.md").read_text()
 

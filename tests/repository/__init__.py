@@ -1,0 +1,1 @@
+"""What holds for the whole repository: import order, rules, pages, packages, stubs."""
