@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -13,7 +13,7 @@ from protos import teacher_pb2_grpc
 
 # By the contract's own names: REPRESENTATION_TOP_K is "top_k".
 KINDS = {
-    name.removeprefix("REPRESENTATION_").lower(): number
+    name.removeprefix("REPRESENTATION_").lower(): cast(pb.RepresentationKind, number)
     for name, number in pb.RepresentationKind.items()
     if number != pb.REPRESENTATION_UNSPECIFIED
 }
