@@ -56,7 +56,7 @@ class Section(BaseModel):
 
 
 class TeacherSpec(Section):
-    """Which teacher to ask, and how. Absent exactly when `objective.alpha` is 1."""
+    """Which teacher to ask, and how."""
 
     address: Address = "127.0.0.1:50051"
     """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port."""
