@@ -160,8 +160,10 @@ def sparkline(
         share = values[index * len(values) // count : (index + 1) * len(values) // count]
         means.append(sum(share) / len(share))
     low, high = min(means), max(means)
-    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
-    return "".join(blocks[round((mean - low) * scale)] for mean in means)
+    if high == low:
+        return blocks[0] * count
+    # Divided first: the inverse of a tiny range overflows.
+    return "".join(blocks[round((mean - low) / (high - low) * (len(blocks) - 1))] for mean in means)
 
 
 def drawing(views: Sequence[LiveRun], title: str | None = None, width: int = 80) -> "Group":

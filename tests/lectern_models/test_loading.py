@@ -36,7 +36,7 @@ def test_dtype_is_the_stored_one_by_default(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(NotFound, match=r"pytorch_model\.bin is a pickle and is not loaded"):
+    with pytest.raises(NotFound, match=r"pytorch_model\.bin is a pickle and is never loaded"):
         load_causal_lm(folder)
 
 

@@ -187,7 +187,7 @@ def bad_starts(tmp_path: Path) -> list[tuple[list[str], str]]:
         ([*fixture, "127.0.0.1:0", "--max-tokens", "5000000000"], "it must be at most"),
         (["--model", str(pickled), "--cache-folder-bytes", "9"], "without --cache-folder"),
         ([*fixture, "127.0.0.1:0", "--port-file", str(missing / "port")], "there is no folder"),
-        (["--model", str(missing), "--bind", "127.0.0.1:0"], "no folder"),
+        (["--model", str(missing), "--bind", "127.0.0.1:0"], "is not a folder here"),
         (["--model", str(pickled), "--device", "cuda:7", "--bind", "127.0.0.1:0"], "CUDA"),
         (["--model", str(pickled), "--bind", "127.0.0.1:0"], "pytorch_model.bin is a pickle"),
     ]

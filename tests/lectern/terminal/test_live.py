@@ -35,6 +35,7 @@ def test_a_sparkline_goes_from_the_lowest_block_to_the_highest():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BLOCKS
     assert sparkline([7, 0]) == BLOCKS[7] + BLOCKS[0]
     assert sparkline([3.0, 3.0]) == BLOCKS[0] * 2
+    assert sparkline([0.0, 2.2e-311]) == BLOCKS[0] + BLOCKS[7]
     assert sparkline([]) == ""
 
 
