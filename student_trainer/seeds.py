@@ -13,15 +13,15 @@ import numpy.typing as npt
 class Key(Enum):
     """What is drawn: (the numbers it is a function of)."""
 
-    ORDER = ()
+    ORDER = 0
     """The order of an epoch's rows: (seed, epoch)."""
-    SYNTHETIC = (1,)
+    SYNTHETIC = 1
     """A row of synthetic tokens: (seed, index)."""
-    DROPOUT = (2,)
+    DROPOUT = 2
     """The dropout of a step: (seed, step), and the rank if it is not 0."""
-    DRAWS = (3,)
+    DRAWS = 3
     """The seed of the teacher's draws for a step: (seed, step)."""
-    ROW_HASH = (4,)
+    ROW_HASH = 4
     """The factors of the row hash: (0,), the same in every run."""
 
 
@@ -39,4 +39,6 @@ def derived_seed(key: Key, numbers: tuple[int, ...]) -> int:
 
 
 def _sequence(key: Key, numbers: tuple[int, ...]) -> np.random.SeedSequence:
-    return np.random.SeedSequence(numbers, spawn_key=key.value)
+    # The keys' values are not tuples: Python 3.11.2 makes a bare object of the value `()`.
+    spawn_key = () if key is Key.ORDER else (key.value,)
+    return np.random.SeedSequence(numbers, spawn_key=spawn_key)
