@@ -205,12 +205,8 @@ class RemoteTeacher:
         if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
             head = self._calls.answered(self._fetch_head)
             write_cached_head(path, head)
-        dtype = torch.float32 if self._device.type == "cpu" else head.weight_VD.dtype
-        return OutputHead(
-            head.weight_VD.to(self._device, dtype),
-            None if head.bias_V is None else head.bias_V.to(self._device, dtype),
-            head.transform,
-        )
+        bias = None if head.bias_V is None else head.bias_V.to(self._device)
+        return OutputHead(head.weight_VD.to(self._device), bias, head.transform).widened()
 
     def vocab_size(self) -> int:
         """See TeacherLogitsProvider."""
