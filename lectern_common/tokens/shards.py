@@ -55,6 +55,14 @@ class ShardManifest(BaseModel):
     """Of documents.bin."""
     mask_sha256: Sha256 | None = None
     """Of all mask bytes in shard order; None means no mask: every token is learnt."""
+    content: Literal["text", "chats"] | None = None
+    """What a document is; None in older datasets, where a mask means chats."""
+    bos_policy: Literal["none", "document", "row"] = "none"
+    """Where bos_token_id stands: nowhere, at the start of each document, or at the start of each
+    row, where only a run can put it: then it is not in the shards."""
+    bos_token_id: int | None = None
+    rendered_date: str | None = None
+    """The date that a chat template was told, as YYYY-MM-DD; None if it was told none."""
 
     @model_validator(mode="after")
     def _document_fields_go_together(self) -> "ShardManifest":
