@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +11,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-# torch keeps compiled code in one folder per user; a test must not read what another session of
-# tests, or another worker of this one, left there.
-_COMPILED = tempfile.TemporaryDirectory(prefix="lectern-inductor-")
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = _COMPILED.name
 
 # A worker of pytest-xdist ignores Ctrl-C, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

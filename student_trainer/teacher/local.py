@@ -20,9 +20,9 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire.formats import MAX_DRAWS, Representation
+from lectern_models.blocks import AskedLogits, draws_of, first_bad_row, top_k_of
 from lectern_models.body_and_head import split_or_why
-from lectern_models.sampled import Draws, draw, uniforms
-from lectern_models.top_k import log_normalizers, ordered_top_k
+from lectern_models.sampled import Draws, uniforms
 from student_trainer.data.lists import every_position_logits, last_position_logits
 from student_trainer.targets import (
     DenseTargets,
@@ -34,8 +34,6 @@ from student_trainer.targets import (
 
 # The logit of the fixture's preferred token; all others have 0.
 _FIXTURE_PEAK = 10.0
-# Rows drawn at a time, in float64.
-_DRAW_ROWS = 64
 
 
 class FixtureTeacher:
@@ -71,14 +69,20 @@ class FixtureTeacher:
         """See TargetsProvider; does not offer "hidden"."""
         if representation.kind == "hidden":
             raise RepresentationNotOffered("the fixture has no model, so it has no hidden states")
-        asked = [ids_S[asked_S] for ids_S, asked_S in zip(sequences, positions, strict=True)]
-        tokens_N = torch.from_numpy(np.concatenate(asked).astype(np.int64))
-        peaks_N = torch.where(tokens_N < self._vocab_size, tokens_N, 0)
-        logits_NV = torch.zeros(len(tokens_N), self._vocab_size)
-        logits_NV.scatter_(1, peaks_N[:, None], _FIXTURE_PEAK)
-        rows = [int(np.count_nonzero(asked_S)) for asked_S in positions]
-        scored = map(_Scored, sequences, positions, torch.split(logits_NV, rows))
-        return _OF_LOGITS[representation.kind](scored, representation, temperature)
+        scored = (
+            _Scored(ids_S, asked_S, AskedLogits.of(asked_S, self._logits(ids_S)))
+            for ids_S, asked_S in zip(sequences, positions, strict=True)
+            if asked_S.any()
+        )
+        return _OF_LOGITS[representation.kind](
+            scored, self._vocab_size, representation, temperature
+        )
+
+    def _logits(self, ids_S: npt.NDArray[np.uint32]) -> Tensor:
+        tokens_S = torch.from_numpy(ids_S.astype(np.int64))
+        peaks_S = torch.where(tokens_S < self._vocab_size, tokens_S, 0)
+        logits_SV = torch.zeros(len(tokens_S), self._vocab_size)
+        return logits_SV.scatter_(1, peaks_S[:, None], _FIXTURE_PEAK)
 
 
 class InProcessTeacher:
@@ -140,7 +144,7 @@ class InProcessTeacher:
     ) -> TeacherTargets:
         """See TargetsProvider; the targets are on the model's device."""
         asked = [
-            (ids_S, torch.from_numpy(asked_S))
+            (ids_S, asked_S)
             for ids_S, asked_S in zip(sequences, positions, strict=True)
             if asked_S.any()
         ]
@@ -150,20 +154,28 @@ class InProcessTeacher:
             if self._head is None:
                 raise RepresentationNotOffered(str(self._not_split))
             return HiddenTargets(torch.cat([self._hidden(*one) for one in asked]), self._head)
-        scored = (_Scored(ids, mask.numpy(), self._logits(ids, mask)) for ids, mask in asked)
-        return _OF_LOGITS[representation.kind](scored, representation, temperature)
+        scored = (_Scored(*one, self._logits(*one)) for one in asked)
+        return _OF_LOGITS[representation.kind](
+            scored, self._vocab_size, representation, temperature
+        )
 
-    def _logits(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
+    def _logits(self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]) -> AskedLogits:
         if self._head is not None:
-            return self._head.logits(self._hidden(ids_S, asked_S))
+            return AskedLogits.of_hidden(asked_S, self._hidden_states(ids_S), self._head)
         own_SV = self._model(input_ids=self._ids(ids_S), use_cache=False).logits[0]
-        return _finite(own_SV[asked_S.to(own_SV.device), : self._vocab_size].float())
+        return AskedLogits.of(asked_S, own_SV[:, : self._vocab_size])
 
-    def _hidden(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
+    def _hidden(self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]) -> Tensor:
+        hidden_SD = self._hidden_states(ids_S)
+        hidden_ND = hidden_SD[torch.from_numpy(asked_S).to(hidden_SD.device)]
+        if first_bad_row(hidden_ND) is not None:
+            raise TeacherError("the teacher's output is not finite; it cannot be used as a target")
+        return hidden_ND
+
+    def _hidden_states(self, ids_S: npt.NDArray[np.uint32]) -> Tensor:
         if self._parts is None:
             raise ValueError("the model cannot be split into body and head")
-        hidden_SD = self._parts.hidden_states(self._ids(ids_S))[0]
-        return _finite(hidden_SD[asked_S.to(hidden_SD.device)])
+        return self._parts.hidden_states(self._ids(ids_S))[0]
 
     def _ids(self, ids_S: npt.NDArray[np.uint32]) -> Tensor:
         return torch.from_numpy(ids_S.astype(np.int64))[None].to(self._model.device)
@@ -175,43 +187,41 @@ class _Scored:
 
     ids_S: npt.NDArray[np.uint32]
     asked_S: npt.NDArray[np.bool_]
-    logits_NV: Tensor
+    logits: AskedLogits
 
 
 def _dense_targets(
-    scored: Iterable[_Scored], _representation: Representation, _temperature: float
+    scored: Iterable[_Scored], _vocab_size: int, _asked: Representation, _temperature: float
 ) -> DenseTargets:
-    return DenseTargets(torch.cat([one.logits_NV for one in scored]))
+    blocks = (block for one in scored for block in one.logits.blocks())
+    return DenseTargets(torch.cat([block.taken(block.logits_CV) for block in blocks]))
 
 
 def _top_k_targets(
-    scored: Iterable[_Scored], representation: Representation, temperature: float
+    scored: Iterable[_Scored], vocab_size: int, asked: Representation, temperature: float
 ) -> TopKTargets:
-    k, parts, vocab_size = representation.top_k, [], 0
-    for one in scored:  # only one sequence's logits exist at a time
-        vocab_size = one.logits_NV.shape[1]
-        if k is None or not 1 <= k <= vocab_size:
-            raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
-        values_NK, ids_NK = ordered_top_k(one.logits_NV, k)
-        parts.append((values_NK, ids_NK, *log_normalizers(one.logits_NV, ids_NK, temperature)))
+    k = asked.top_k
+    if k is None or not 1 <= k <= vocab_size:
+        raise InvalidRequest(f"top_k is {k}; it must be 1 to {vocab_size}", "top_k")
+    parts = [
+        top_k_of(block, k, temperature)
+        for one in scored  # only one block's logits exist at a time
+        for block in one.logits.blocks()
+    ]
     logits_NK, ids_NK, rest_N, normalizer_N = map(torch.cat, zip(*parts, strict=True))
     return TopKTargets(logits_NK, ids_NK, rest_N, normalizer_N, temperature, vocab_size)
 
 
 def _sampled_targets(
-    scored: Iterable[_Scored], representation: Representation, temperature: float
+    scored: Iterable[_Scored], vocab_size: int, asked: Representation, temperature: float
 ) -> SampledTargets:
-    num_draws, seed = representation.num_draws, representation.seed or 0
+    num_draws, seed = asked.num_draws, asked.seed or 0
     if num_draws is None or not 1 <= num_draws <= MAX_DRAWS:
         raise InvalidRequest(f"num_draws is {num_draws}; it must be 1 to {MAX_DRAWS}", "num_draws")
     parts: list[Draws] = []
-    vocab_size = 0
     for one in scored:
-        vocab_size = one.logits_NV.shape[1]
-        values_NU = torch.from_numpy(uniforms(seed, one.ids_S, one.asked_S, num_draws))
-        for first in range(0, len(one.logits_NV), _DRAW_ROWS):
-            rows = slice(first, first + _DRAW_ROWS)
-            parts.append(draw(one.logits_NV[rows], values_NU[rows], temperature))
+        uniforms_NU = uniforms(seed, one.ids_S, one.asked_S, num_draws)
+        parts += [draws_of(block, uniforms_NU, temperature) for block in one.logits.blocks()]
     lengths_N = torch.cat([part.row_lengths_C for part in parts]).cpu().numpy()
     return SampledTargets(
         ids_R=torch.cat([part.ids_R for part in parts]),
@@ -224,14 +234,9 @@ def _sampled_targets(
     )
 
 
-_OF_LOGITS: dict[str, Callable[[Iterable[_Scored], Representation, float], TeacherTargets]] = {
+_OfLogits = Callable[[Iterable[_Scored], int, Representation, float], TeacherTargets]
+_OF_LOGITS: dict[str, _OfLogits] = {
     "dense": _dense_targets,
     "top_k": _top_k_targets,
     "sampled": _sampled_targets,
 }
-
-
-def _finite(values: Tensor) -> Tensor:
-    if not bool(values.isfinite().all()):
-        raise TeacherError("the teacher's output is not finite; it cannot be used as a target")
-    return values

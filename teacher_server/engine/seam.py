@@ -22,7 +22,7 @@ from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import Representation, Widths
 
 # Part of the fingerprint: raise it when the bytes of any representation change.
-REPRESENTATION_VERSION = 2
+REPRESENTATION_VERSION = 3
 
 
 class DeviceLost(Exception):

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
+from lectern_models.blocks import AskedLogits
 from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import load_causal_lm
 from lectern_models.model_folder import ModelFolder, find_model
@@ -25,7 +26,6 @@ from teacher_server.engine.equal_shapes import EqualShapes, trials_tell
 from teacher_server.engine.facts import model_facts
 from teacher_server.engine.measure import measured_tokens_per_second
 from teacher_server.engine.representations import (
-    Logits,
     bits,
     from_bits,
     hidden_rows,
@@ -258,28 +258,17 @@ class TransformersEngine:
         """Returns the answer from the model's own logits, which exist at all positions at once."""
         ids_1S = torch.from_numpy(ask.token_ids_S.astype(np.int64))[None].to(self._model.device)
         own_SV = self._model(input_ids=ids_1S, use_cache=False).logits[0]
-        own_NV = own_SV[torch.from_numpy(ask.asked_S).to(own_SV.device), : ask.vocab_size]
-        return rows_of_logits(
-            Logits(
-                ask.num_rows,
-                ask.vocab_size,
-                own_NV.device,
-                lambda start, stop: own_NV[start:stop].float(),
-                wanted=lambda: True,
-            ),
-            ask,
-        )
+        return rows_of_logits(AskedLogits.of(ask.asked_S, own_SV[:, : ask.vocab_size]), ask)
 
     def _projected(
         self, rows: ComputedRows, ask: SequenceAsk, wanted: Callable[[], bool]
     ) -> ComputedRows:
-        """Returns the answer from hidden states and the output head, a chunk of rows at a time."""
+        """Returns the answer from hidden states and the output head, a block of rows at a time."""
         if self._wide_head is None:
             raise ValueError("hidden is not offered")
         head = self._wide_head.sliced(ask.vocab_size)
         hidden_SD = from_bits(rows.payload, self._facts.hidden_dtype, ask.num_tokens)
-        hidden_ND = hidden_SD[torch.from_numpy(ask.asked_S)].to(head.weight_VD.device)
-        return rows_of_hidden(hidden_ND, head, ask, wanted)
+        return rows_of_hidden(hidden_SD.to(head.weight_VD.device), head, ask, wanted)
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
         """Returns weight, then bias, as views, not copies; see Engine."""

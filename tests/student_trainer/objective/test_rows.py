@@ -61,6 +61,8 @@ def test_a_failure_to_compile_is_refused_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     import torch._inductor.config as config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
-    with pytest.raises(Misconfigured, match=r"device\.compile does not.* C\+\+ compiler"):
+    # Not monkeypatch: undoing it would delete the setting for the rest of the process.
+    no_compiler = config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))})
+    why = r"device\.compile does not.* C\+\+ compiler"
+    with no_compiler, pytest.raises(Misconfigured, match=why):
         computed("dense", Objective(0.0, 1.0, compiled=True), vocab=37)

@@ -8,38 +8,38 @@ from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.wire.formats import FORMATS, Representation, Widths, top_k_record
+from lectern_models import blocks
+from lectern_models.blocks import AskedLogits
 from lectern_models.output_head import OutputHead
 from teacher_server.engine import representations
 from teacher_server.engine.representations import (
-    Logits,
     hidden_rows,
     rows_of_hidden,
     rows_of_logits,
 )
-from teacher_server.engine.seam import NoLongerWanted, SequenceAsk
+from teacher_server.engine.seam import ComputedRows, NoLongerWanted, SequenceAsk
 
 
-def rows_of(logits: torch.Tensor):
-    return lambda start, stop: logits[start:stop]
+def answered(
+    logits: torch.Tensor, representation: Representation, temperature: float, asked=None
+) -> ComputedRows:
+    rows, width = logits.shape
+    asked = np.ones(rows, bool) if asked is None else asked
+    ids = np.arange(rows, dtype="<u4")
+    ask = SequenceAsk(ids, asked, width, representation, temperature)
+    return rows_of_logits(AskedLogits.of(asked, logits), ask)
 
 
-def answered(rows: int, width: int, logits_of, asked: Representation, temperature: float):
-    logits = Logits(rows, width, torch.device("cpu"), logits_of, wanted=lambda: True)
-    ask = SequenceAsk(np.arange(rows, dtype="<u4"), np.ones(rows, bool), width, asked, temperature)
-    return rows_of_logits(logits, ask)
+def dense_rows(logits: torch.Tensor, asked=None) -> memoryview:
+    return answered(logits, Representation("dense"), 1.0, asked).payload
 
 
-def dense_rows(rows: int, width: int, logits_of):
-    return answered(rows, width, logits_of, Representation("dense"), 1.0).payload
+def top_k_rows(logits: torch.Tensor, k: int, temperature: float, asked=None) -> memoryview:
+    return answered(logits, Representation("top_k", k), temperature, asked).payload
 
 
-def top_k_rows(rows: int, width: int, logits_of, k: int, temperature: float):
-    return answered(rows, width, logits_of, Representation("top_k", k), temperature).payload
-
-
-def sampled_rows(rows: int, width: int, logits_of, seed: int = 0):
-    asked = Representation("sampled", num_draws=9, seed=seed)
-    return answered(rows, width, logits_of, asked, 2.0)
+def sampled_rows(logits: torch.Tensor, seed: int = 0, asked=None) -> ComputedRows:
+    return answered(logits, Representation("sampled", num_draws=9, seed=seed), 2.0, asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,9 +70,8 @@ def test_rows_have_the_size_of_their_format(name: str, dtype: torch.dtype) -> No
         assert rows.row_lengths is None
 
 
-def chunks_of(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(representations, "_CHUNK_BYTES", {"cpu": rows * width * 4, "cuda": 0})
-    monkeypatch.setattr(representations, "_MIN_CHUNK_ROWS", 1)
+def blocks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks._BLOCK_ROWS, "cpu", rows)
 
 
 def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
@@ -83,7 +82,7 @@ def random_logits(rows: int, width: int, scale: float = 3.0) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_normalisers_equal_float64_to_float32_precision(width: int, temperature: float) -> None:
     logits = random_logits(3, width)
-    records = np.frombuffer(top_k_rows(3, width, rows_of(logits), 4, temperature), top_k_record(4))
+    records = np.frombuffer(top_k_rows(logits, 4, temperature), top_k_record(4))
     scaled = logits.double() / temperature
     rest = scaled.scatter(-1, logits.topk(4).indices, -torch.inf)
     for name, outcomes in (("log_rest_t", rest), ("log_normalizer_t", scaled)):
@@ -93,13 +92,13 @@ def test_normalisers_equal_float64_to_float32_precision(width: int, temperature:
 
 def test_huge_logits_do_not_overflow_the_normaliser() -> None:
     logits = torch.tensor([[3e4, -3e4, 2.9e4]])
-    record = np.frombuffer(top_k_rows(1, 3, rows_of(logits), 1, 0.01), top_k_record(1))[0]
+    record = np.frombuffer(top_k_rows(logits, 1, 0.01), top_k_record(1))[0]
     assert record["log_rest_t"] == 2.9e6
     assert record["log_normalizer_t"] == 3e6
 
 
 def test_top_k_of_the_whole_vocabulary_has_no_rest() -> None:
-    records = np.frombuffer(top_k_rows(2, 6, rows_of(random_logits(2, 6)), 6, 2.0), top_k_record(6))
+    records = np.frombuffer(top_k_rows(random_logits(2, 6), 6, 2.0), top_k_record(6))
     assert np.isneginf(records["log_rest_t"]).all()
 
 
@@ -110,7 +109,7 @@ def test_a_temperature_that_overflows_float32_is_an_invalid_request(
     logits: list[float], temperature: float
 ) -> None:
     with pytest.raises(InvalidRequest, match="temperature") as caught:
-        top_k_rows(1, 3, rows_of(torch.tensor([logits])), 1, temperature)
+        top_k_rows(torch.tensor([logits]), 1, temperature)
     assert caught.value.field == "temperature"
 
 
@@ -127,80 +126,85 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_top_k_takes_no_memory_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_takes_no_memory_beyond_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(12, 64)
-    chunks = [logits[row : row + 3].clone() for row in range(0, 12, 3)]
-    chunks_of(3, 64, monkeypatch)
+    blocks_of(3, monkeypatch)
+    parts = [logits[row : row + 3].clone() for row in range(0, 12, 3)]
+    ask = SequenceAsk(
+        np.arange(12, dtype="<u4"), np.ones(12, bool), 64, Representation("top_k", 5), 2.0
+    )
     with LargestTensor() as largest:
-        top_k_rows(12, 64, lambda start, stop: chunks[start // 3], 5, 2.0)
+        rows_of_logits(AskedLogits(ask.asked_S, "cpu", lambda start: parts[start // 3]), ask)
     assert largest.elements == 3 * 64
 
 
-def test_chunks_do_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_blocks_does_not_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(11, 64)
-    whole = (
-        bytes(dense_rows(11, 64, rows_of(logits))),
-        bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)),
-    )
-    for rows_a_chunk in (1, 2, 4):
-        chunks_of(rows_a_chunk, 64, monkeypatch)
-        assert bytes(dense_rows(11, 64, rows_of(logits))) == whole[0]
-        assert bytes(top_k_rows(11, 64, rows_of(logits), 5, 2.0)) == whole[1]
+    whole = bytes(dense_rows(logits)), bytes(top_k_rows(logits, 5, 2.0)), sampled_rows(logits)
+    for rows in (1, 2, 4):
+        blocks_of(rows, monkeypatch)
+        assert bytes(dense_rows(logits)) == whole[0]
+        assert bytes(top_k_rows(logits, 5, 2.0)) == whole[1]
+        assert sampled_rows(logits).payload == whole[2].payload
+    assert sampled_rows(logits, seed=1).payload != whole[2].payload
 
 
-def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_blocks_with_an_asked_position_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = random_logits(10, 64)
     seen: list[int] = []
 
-    def watched(start: int, stop: int) -> torch.Tensor:
-        seen.append(stop - start)
-        return logits[start:stop]
+    def watched(start: int) -> torch.Tensor:
+        seen.append(start)
+        return logits[start : start + 3]
 
-    chunks_of(3, 64, monkeypatch)
-    dense_rows(10, 64, watched)
-    assert seen == [3, 3, 3, 1]
+    blocks_of(3, monkeypatch)
+    asked = np.zeros(10, bool)
+    asked[[1, 2, 9]] = True
+    ask = SequenceAsk(np.arange(10, dtype="<u4"), asked, 64, Representation("dense"), 1.0)
+    rows = rows_of_logits(AskedLogits(asked, "cpu", watched), ask).payload
+    assert seen == [0, 9]
+    assert bytes(rows) == logits[[1, 2, 9]].numpy().tobytes()
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_never_sent(poison: float) -> None:
     values = random_logits(6, 16)
     values[4, 9] = poison
-    with pytest.raises(TeacherError, match="asked position 4"):
-        dense_rows(6, 16, rows_of(values))
-    with pytest.raises(TeacherError, match="asked position 4"):
-        top_k_rows(6, 16, rows_of(values), 3, 1.0)
-    with pytest.raises(TeacherError, match="asked position 4"):
-        sampled_rows(6, 16, rows_of(values))
+    for rows in (dense_rows, lambda logits: top_k_rows(logits, 3, 1.0), sampled_rows):
+        with pytest.raises(TeacherError, match="asked position 4"):
+            rows(values)
     # Hidden states say from which row on they cannot be used.
     assert hidden_rows(values).first_bad_row == 4
     assert hidden_rows(values.bfloat16()).first_bad_row == 4
     assert hidden_rows(values[:4]).first_bad_row is None
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
+def test_positions_that_are_not_asked_never_matter(poison: float) -> None:
+    values = random_logits(40, 16)
+    asked = np.zeros(40, bool)
+    asked[[0, 7, 33]] = True
+    clean = (
+        bytes(dense_rows(values, asked)),
+        bytes(top_k_rows(values, 3, 0.5, asked)),
+        bytes(sampled_rows(values, asked=asked).payload),
+    )
+    values[~asked] = poison
+    assert bytes(dense_rows(values, asked)) == clean[0]
+    assert bytes(top_k_rows(values, 3, 0.5, asked)) == clean[1]
+    drawn = sampled_rows(values, asked=asked)
+    assert bytes(drawn.payload) == clean[2]
+    assert drawn.row_lengths is not None and len(drawn.row_lengths) == 3
+
+
 def test_nothing_more_is_computed_after_the_client_has_gone() -> None:
-    seen: list[int] = []
-
-    def watched(start: int, stop: int) -> torch.Tensor:
-        seen.append(start)
-        return torch.zeros(stop - start, 1 << 20)
-
-    logits = Logits(1000, 1 << 20, torch.device("cpu"), watched, wanted=lambda: len(seen) < 2)
-    asked = Representation("dense")
-    ask = SequenceAsk(np.zeros(1000, "<u4"), np.ones(1000, bool), 1 << 20, asked, 1.0)
+    answers = iter([True, True, False])
+    ask = SequenceAsk(np.zeros(1000, "<u4"), np.ones(1000, bool), 8, Representation("dense"), 1.0)
     with pytest.raises(NoLongerWanted):
-        rows_of_logits(logits, ask)
-    assert seen == [0, 16]
-
-
-def test_chunks_do_not_change_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = random_logits(11, 64)
-    whole = sampled_rows(11, 64, rows_of(logits))
-    assert whole.row_lengths is not None and len(whole.row_lengths) == 11
-    chunks_of(2, 64, monkeypatch)
-    again = sampled_rows(11, 64, rows_of(logits))
-    assert again.payload == whole.payload
-    assert again.row_lengths.tolist() == whole.row_lengths.tolist()
-    assert sampled_rows(11, 64, rows_of(logits), seed=1).payload != whole.payload
+        rows_of_hidden(
+            torch.zeros(1000, 4), OutputHead(torch.zeros(8, 4)), ask, wanted=lambda: next(answers)
+        )
+    assert next(answers, None) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
