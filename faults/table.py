@@ -183,8 +183,8 @@ _ALL = [
     ),
     Row(
         "T19",
-        "the same request in different batches",
-        "independent mode batches only what gives equal results",
+        "the same sequences in other batches, of other positions, in other requests",
+        "independent mode computes only in ways that give equal results",
         scoring.other_company,
     ),
 ]

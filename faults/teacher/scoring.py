@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from faults.models import VOCAB_SIZE, write_model
 from faults.row import Tally
@@ -129,55 +130,116 @@ def _at_once(address: str, messages: Sequence[Any]) -> list[Answer]:
     return answers
 
 
-_LENGTHS = (1, 2, 5, 16, 17, 31, 32, 64, 100)
+# With a remainder of every size beside blocks of 16, 32 and 64 rows.
+_LENGTHS = (1, 2, 5, 16, 17, 31, 32, 33, 64, 67, 100)
+_COMPUTED_ALONE = ("--cache-bytes", "0")
 
 
 def other_company(stage: Stage) -> Tally:
-    """T19: the same sequences alone, and batched with others of the same and other runs."""
+    """T19: the same sequences alone, and batched, cut and asked for in other ways."""
     tally = Tally()
-    for dtype in ("float32", "bfloat16"):
-        model = write_model(stage.folder / dtype, dtype=dtype, hidden=64)
-        with stage.server("--model", str(model), *_ALONE, faults=_UNMEASURED) as server:
-            _compare_mixes(stage, server.address, tally, dtype)
+    for threads in ("1", "2"):
+        for dtype in ("float32", "bfloat16"):
+            model = write_model(stage.folder / f"{dtype}-{threads}", dtype=dtype, hidden=64)
+            options = ("--model", str(model), "--threads", threads, *_COMPUTED_ALONE)
+            with stage.server(*options, faults=_UNMEASURED) as server:
+                what = f"{dtype}, {threads} threads"
+                targets, alone = _alone(server.address)
+                _compare_mixes(stage, server.address, tally, what, targets, alone)
+                _compare_asked(stage, server.address, tally, what, targets, alone)
     tally.figure = (
-        f"{tally.survived} answers in other batches are byte-equal to those alone "
-        "(float32 and bfloat16, cache off, no two equal sequences at once)"
+        f"{tally.survived} answers in other batches, of other positions and in other requests are "
+        "byte-equal to those of whole sequences alone (float32 and bfloat16, one and two threads, "
+        "cache off, no two equal sequences at once)"
     )
     return tally
 
 
-def _compare_mixes(stage: Stage, address: str, tally: Tally, dtype: str) -> None:
+Alone = dict[tuple[str, int], list[bytes]]
+
+
+def _alone(address: str) -> tuple[list[list[int]], Alone]:
+    """Returns sequences, and the rows of each by representation and index."""
     draw = random.Random(0)  # noqa: S311 - test data, not a secret
     targets = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in _LENGTHS]
+    alone: Alone = {}
     with connect(address) as channel:
-        alone = {
-            (kind, index): ask(channel, request([target], kind, **extra))
-            for kind, extra in _KINDS.items()
-            for index, target in enumerate(targets)
-        }
+        for kind, extra in _KINDS.items():
+            for index, target in enumerate(targets):
+                answer = ask(channel, request([target], kind, **extra))
+                if isinstance(answer, Refusal):
+                    raise RuntimeError(f"a sequence alone was refused: {shown(answer)}")
+                alone[kind, index] = answer
+    return targets, alone
+
+
+def _compare_asked(
+    stage: Stage,
+    address: str,
+    tally: Tally,
+    what: str,
+    targets: list[list[int]],
+    alone: Alone,
+) -> None:
+    """Asks for some positions of all sequences, in one request and in one each."""
+    draw = np.random.default_rng(1)
+    wholes = [np.ones(len(target), bool) for target in targets]
+    for turn in range(stage.tries(6, 2)):
+        stage.say(f"{what}, positions {turn + 1}")
+        masks = [_few(draw, len(target), turn) for target in targets] if turn else wholes
+        for kind, extra in _KINDS.items():
+            wanted = [
+                alone[kind, index][place]
+                for index, mask in enumerate(masks)
+                for place in np.flatnonzero(mask)
+            ]
+            with connect(address) as channel:
+                together = ask(channel, request(targets, kind, mask=np.concatenate(masks), **extra))
+                parts = [
+                    ask(channel, request([target], kind, mask=mask, **extra))
+                    for target, mask in zip(targets, masks, strict=True)
+                ]
+            tally.count(together == wanted, f"{what} {kind}: asked positions differ, together")
+            cut = [row for part in parts if not isinstance(part, Refusal) for row in part]
+            tally.count(cut == wanted, f"{what} {kind}: asked positions differ, one by one")
+
+
+def _few(draw: np.random.Generator, length: int, count: int) -> npt.NDArray[np.bool_]:
+    """Returns a mask of `count` positions drawn from `length`; all of them if there are fewer."""
+    mask = np.zeros(length, bool)
+    mask[draw.permutation(length)[:count]] = True
+    return mask
+
+
+def _compare_mixes(
+    stage: Stage,
+    address: str,
+    tally: Tally,
+    what: str,
+    targets: list[list[int]],
+    alone: Alone,
+) -> None:
+    draw = random.Random(0)  # noqa: S311 - test data, not a secret
     for turn in range(stage.tries(12, 3)):
-        stage.say(f"{dtype}, mix {turn + 1}")
+        stage.say(f"{what}, mix {turn + 1}")
         kind = list(_KINDS)[turn % len(_KINDS)]
         requests, places = _mix(draw, targets, kind)
         for place, answer in zip(places, _at_once(address, requests), strict=True):
-            if place is None:
-                continue
             index, first_row = place
             wanted = alone[kind, index]
             same = (
                 not isinstance(answer, Refusal)
-                and not isinstance(wanted, Refusal)
                 and answer[first_row : first_row + len(wanted)] == wanted
             )
-            tally.count(same, f"{dtype} {kind}: {_LENGTHS[index]} tokens differ in a batch")
+            tally.count(same, f"{what} {kind}: {_LENGTHS[index]} tokens differ in a batch")
 
 
 def _mix(
     draw: random.Random, targets: list[list[int]], kind: str
-) -> tuple[list[Any], list[tuple[int, int] | None]]:
+) -> tuple[list[Any], list[tuple[int, int]]]:
     """Returns requests of several runs, and the place of each target: (index, first row)."""
     requests: list[Any] = []
-    places: list[tuple[int, int] | None] = []
+    places: list[tuple[int, int]] = []
     for index in draw.sample(range(len(targets)), len(targets)):
         others = [
             [draw.randrange(VOCAB_SIZE) for _ in range(_length_of_company(draw, index))]

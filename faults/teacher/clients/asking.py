@@ -36,15 +36,22 @@ def request(
     run_id: str = "run-1",
     request_id: str = "",
     last: bool = False,
+    mask: npt.NDArray[np.bool_] | None = None,
 ) -> pb.LogitsForBatchRequest:
-    """Returns a valid request for all positions of each sequence, or the last."""
+    """Returns a valid request for all positions of each sequence, the last, or those of a mask.
+
+    Args:
+        mask: one value per token of all sequences; at least one is set.
+    """
+    selection = pb.POSITIONS_LAST if last else pb.POSITIONS_ALL
     return pb.LogitsForBatchRequest(
         protocol_version=1,
         run_id=run_id,
         request_id=request_id,
         token_ids=np.concatenate([np.asarray(ids, "<u4") for ids in sequences]).tobytes(),
         sequence_lengths=[len(np.asarray(ids)) for ids in sequences],
-        positions=pb.POSITIONS_LAST if last else pb.POSITIONS_ALL,
+        positions=selection if mask is None else pb.POSITIONS_MASK,
+        position_mask=b"" if mask is None else np.packbits(mask, bitorder="little").tobytes(),
         vocab_size=vocab_size,
         representation=Representation(kind, top_k, num_draws).message(),
         temperature=1.0,
