@@ -3,8 +3,9 @@
     make bench                      all parts
     make bench ARGS='wire --json'   one part, as JSON
 
-Run it on an idle machine. Each figure is a median over paired turns, one thread per side. A figure
-with a goal is printed with the goal and whether it is met.
+Run it on an idle machine. First it measures how much more work two cores do than one, because on a
+shared machine two cores may be one. Each figure is a median over paired turns, one thread per side.
+A figure with a goal is printed with the goal and whether it is met.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from benchmarks import machine
 from benchmarks.goals import Row, as_text, judged
+from benchmarks.scaling import two_core_scaling
 
 
 def _objective() -> Iterable[Row]:
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     about, results = machine.about_this_machine(), dict[str, list[Row]]()
+    about["two_core_scaling"] = two_core_scaling()
     if not options.json:
         print(machine.as_text(about))
     # The GPU parts take minutes on a card, so they run only if named.

@@ -28,11 +28,13 @@ def about_this_machine() -> dict[str, Any]:
 
 def as_text(about: dict[str, Any]) -> str:
     """Returns it as one line, without empty entries."""
-    return ", ".join(
-        f"{name} {value if isinstance(value, (str, int)) else ' + '.join(value)}"
-        for name, value in about.items()
-        if value
-    )
+    return ", ".join(f"{name} {_short(value)}" for name, value in about.items() if value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return " + ".join(value) if isinstance(value, list) else str(value)
 
 
 def peak_flops() -> float:
