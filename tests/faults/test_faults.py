@@ -205,6 +205,7 @@ CHANGED_IN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", list(CHANGED_IN))
 def test_every_sabotage_and_fault_changes_something_that_exists(program: str) -> None:
     code = (

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.models import write_tiny_model
 from tests.support.servers import teacher_process
@@ -11,6 +12,7 @@ from tests.support.training.runs import VOCAB_SIZE, Home, curve, trained
 STEPS = 200
 
 
+@pytest.mark.long
 def test_the_loss_curve_of_hidden_equals_that_of_dense(tmp_path: Path) -> None:
     """Within 1e-5 at the first step and 1e-3 at all 200; top_k of the whole vocabulary too."""
     home = Home(tmp_path)

@@ -90,7 +90,7 @@ def spec_of(home: Home, kind: str, address: str) -> RunSpec:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_runs_survive_their_teacher(home: Home, undisturbed: dict[str, RunFolder]) -> None:
     """T1: kill -9 of the teacher that three runs share; the same one comes back."""
     step = random_source().randint(1, STEPS // 2)
@@ -152,7 +152,7 @@ def require_same_as(undisturbed: RunFolder, folder: RunFolder, run: RunStatus) -
     assert compared(folder) == compared(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replies_cut_in_the_middle_change_no_loss(
     home: Home, teacher: TeacherProcess, undisturbed: dict[str, RunFolder]
 ) -> None:

@@ -29,7 +29,7 @@ STEPS = 250
 KILLS_OF_EACH = 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_killed_ten_times_equal_undisturbed_runs(tmp_path: Path) -> None:
     """S1: one run on cross entropy, one distilled; each killed five times, at random steps."""
     home, draw = Home(tmp_path), random_source()

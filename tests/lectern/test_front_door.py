@@ -72,7 +72,7 @@ with connect_teacher("127.0.0.1:50051", vocab_size=16) as teacher:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mypy_checks_programs_against_the_real_signatures(tmp_path: Path) -> None:
     """mypy does not find an editable install, so it is told where the packages are."""
     (tmp_path / "right.py").write_text(_PROGRAM)

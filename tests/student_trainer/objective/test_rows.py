@@ -46,7 +46,7 @@ def test_a_block_of_rows_fits_a_cpu_cache_and_has_at_least_one():
     assert rows.block_rows(151_936, cuda) > 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_results_agree_with_eager_ones(tmp_path, monkeypatch):
     """Two chunks, computed by one graph."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -254,6 +254,7 @@ def test_the_students_logits_approach_the_teachers(
     assert cosines[-1] > cosines[0] + 0.2
 
 
+@pytest.mark.long
 def test_five_hundred_steps_lower_the_validation_loss(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:
@@ -270,6 +271,7 @@ def test_five_hundred_steps_lower_the_validation_loss(
     assert last < first - 0.3
 
 
+@pytest.mark.long
 def test_hidden_and_dense_give_one_loss_curve(
     student: CausalStudent, teacher: InProcessTeacher
 ) -> None:

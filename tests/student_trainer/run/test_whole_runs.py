@@ -107,6 +107,7 @@ def student_run(home: Home, name: str, **sections: Any) -> RunFolder:
     return folder
 
 
+@pytest.mark.long
 def test_a_distilled_student_beats_pure_cross_entropy(home: Home, taught: str) -> None:
     """FALSIFY-TRAIN-009: same size, steps, rows and initial weights; through the real server."""
     alone = student_run(home, "alone")

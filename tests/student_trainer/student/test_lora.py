@@ -295,6 +295,7 @@ def test_recomputed_activations_change_no_bit_and_leave_frozen_embeddings_alone(
 
 
 # torch's own warning, on importing its compiler.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_adapters_work_with_a_compiled_body_and_recomputed_activations(tmp_path: Path) -> None:
     folder = base_folder(tmp_path / "base", layers=1)
