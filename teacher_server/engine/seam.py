@@ -144,8 +144,13 @@ class ModelFacts:
 
     @cached_property
     def num_tokens(self) -> int:
-        """The number of ids that are tokens; without a tokenizer, all of them."""
-        return self.logit_width if self.tokens is None else len(set(self.tokens.values()))
+        """The number of ids that are tokens; without a tokenizer, all of them.
+
+        Tokens that were added behind the model's last logit do not count.
+        """
+        if self.tokens is None:
+            return self.logit_width
+        return len({token_id for token_id in self.tokens.values() if token_id < self.logit_width})
 
     @cached_property
     def tokenizer_sha256(self) -> str:

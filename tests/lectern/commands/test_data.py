@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_settings():
 
     shared = set_here.keys() & defaults.keys()
     assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
-    assert len(shared) == 7
+    assert len(shared) == 8
 
 
 def test_counts_of_one_are_singular(lectern, tmp_path):
