@@ -127,6 +127,8 @@ def named_tokens(files: Mapping[str, bytes]) -> dict[str, NamedToken]:
 def complete_tokenizer(files: Mapping[str, bytes], where: str) -> "tuple[Tokenizer, bool]":
     """Returns the tokenizer with the tokens of all files, and whether tokenizer.json lacked some.
 
+    It neither cuts long texts nor fills up short ones, whatever tokenizer.json says.
+
     Args:
         files: name -> content, with a tokenizer.json.
         where: its path, for messages.
@@ -161,6 +163,8 @@ def complete_tokenizer(files: Mapping[str, bytes], where: str) -> "tuple[Tokeniz
                 f"with the tokens of tokenizer.json it gets {token_id}; save the tokenizer again "
                 "with transformers, so that tokenizer.json holds all its tokens"
             )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer, lacked
 
 

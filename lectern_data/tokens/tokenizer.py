@@ -166,8 +166,6 @@ def _loaded(
     files: dict[str, bytes], file: Path, eos_token: str | None, *, is_chat: bool = False
 ) -> DatasetTokenizer:
     tokenizer, has_more = complete_tokenizer(files, str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     if has_more:
         files = {**files, TOKENIZER_NAME: tokenizer.to_str(pretty=True).encode() + b"\n"}
     try:

@@ -1,0 +1,316 @@
+"""The tokenizer of an export: its files, and whether transformers gives the ids of training.
+
+transformers builds the tokenizer class that it knows for a model's type, and for some types it does
+not read the pre-tokenizer in tokenizer.json. So the export is loaded as a user would load it, and
+compared with the tokenizer that made the training data, on that data's own text.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lectern_common.tokens.shards import (
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    open_shards,
+    read_document_starts,
+    read_manifest,
+)
+from lectern_common.tokens.tokenizer_files import (
+    CONFIG_NAME,
+    SPECIAL_NAMES,
+    TEMPLATE_JSON_NAME,
+    complete_tokenizer,
+    named_tokens,
+    read_tokenizer_files,
+    tokenizer_config,
+    tokenizer_files,
+    vocabulary_files,
+)
+from student_trainer.data.sources import TokenStream
+
+_log = structlog.get_logger()
+
+README_NAME = "README.md"
+AUTO_TOKENIZER = "AutoTokenizer.from_pretrained"
+FAST_TOKENIZER = "PreTrainedTokenizerFast.from_pretrained"
+# Documents of the data that are compared, their tokens, and the longest time for it.
+_DOCUMENTS = 64
+_DOCUMENT_TOKENS = 512
+_SECONDS = 5.0
+# What tokenizers differ in.
+_PROBES = (
+    " 1234 56789 3.14 1,000,000 0x1F 2026-11-29",
+    "x  =  12\n\n\t\tif  a:\r\n        return  a[1:]   \n  \n",
+    "'S DON'T I'll we've",
+    "def f(self, *args): # TODO\n    return {'a': [1, 2], \"b\": __name__}\n",
+    "caf\xe9 na\xefve stra\xdfe \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \u0645\u0631\u062d\u0628",
+    "e\u0301 A\u030a \u0939\u093f\u0928\u094d\u0926\u0940 \u1100\u1161 \ufb01",
+    "\U0001f642\U0001f469\u200d\U0001f4bb \u2026 \xa0 \u3000 \u2014 \u2581 a\u2581b",
+    "   leading, trailing   ",
+)
+
+
+@dataclass(frozen=True)
+class ExportedTokenizer:
+    """The tokenizer of an export.
+
+    Attributes:
+        tokenizer: as training had it.
+        files: name -> content, as exported.
+        loader: the function of transformers that gives the ids of training.
+        differs_on: a text for which AutoTokenizer gives other ids; None if it gives the same.
+    """
+
+    tokenizer: Tokenizer
+    files: dict[str, bytes]
+    loader: str
+    differs_on: str | None
+
+
+def write_tokenizer(
+    folder: Path, student: Path, dataset: Path | None, data_end: int | None
+) -> ExportedTokenizer | None:
+    """Writes the tokenizer's files into an export, beside its config.json, and compares them.
+
+    They are the student's own. A student without a tokenizer, or with one that cuts the data
+    otherwise, gets all files of the dataset's, which is what it has learnt. The chat template is
+    the one that its chats were made with.
+
+    Args:
+        folder: of the export.
+        student: where the student came from.
+        dataset: what it was trained on.
+        data_end: the dataset's end-of-document token.
+
+    Returns:
+        What was written; None if neither student nor dataset has a tokenizer.json.
+    """
+    own = read_all(student)
+    of_data = {} if dataset is None else read_all(dataset)
+    texts = list(_texts(dataset, of_data))
+    files = _chosen(own, of_data, texts, dataset)
+    if not files:
+        _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
+        return None
+    if TOKENIZER_NAME not in files:  # sentencepiece and the like, and nothing to compare with
+        _write(folder, files)
+        return None
+    tokenizer, lacked = complete_tokenizer(files, f"{TOKENIZER_NAME} of the export")
+    if lacked:
+        files[TOKENIZER_NAME] = tokenizer.to_str(pretty=True).encode() + b"\n"
+    files[CONFIG_NAME] = _config(files, tokenizer, data_end)
+    _write(folder, files)
+    reference = tokenizer
+    if TOKENIZER_NAME in of_data:
+        reference, _ = complete_tokenizer(of_data, str(dataset))
+    loader, differs_on = _loader(folder, files, reference, texts)
+    written = ExportedTokenizer(reference, read_all(folder), loader, differs_on)
+    if differs_on is not None:
+        (folder / README_NAME).write_text(_readme(written))
+        _log.warning("export_needs_its_loader", loader=loader, auto_tokenizer_differs_on=differs_on)
+    return written
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    """Returns name -> content of a folder's tokenizer files; {} if it has no vocabulary."""
+    if (folder / TOKENIZER_NAME).is_file():
+        return read_tokenizer_files(folder / TOKENIZER_NAME)
+    if not vocabulary_files(folder):
+        return {}
+    return {name: (folder / name).read_bytes() for name in tokenizer_files(folder)}
+
+
+def _chosen(
+    own: dict[str, bytes], of_data: dict[str, bytes], texts: list[str], dataset: Path | None
+) -> dict[str, bytes]:
+    """Returns the files to export; see `write_tokenizer`."""
+    if not own or not of_data:
+        return dict(own or of_data)
+    if TOKENIZER_NAME not in own:
+        files = {**own, TOKENIZER_NAME: of_data[TOKENIZER_NAME]}
+    else:
+        ours, _ = complete_tokenizer(own, "the student's tokenizer.json")
+        theirs, _ = complete_tokenizer(of_data, str(dataset))
+        differs_on = _first_difference(lambda text: _ids(ours, text), theirs, texts)
+        if differs_on is not None and _has_manifest(dataset):
+            _log.info("export_has_the_tokenizer_of_the_data", students_own_differs_on=differs_on)
+            return dict(of_data)
+        files = dict(own)
+    is_chats = dataset is not None and _has_manifest(dataset) and _of_chats(dataset)
+    if _has_template(of_data) and (is_chats or not _has_template(files)):
+        files = {name: data for name, data in files.items() if not _is_template(name)}
+        files |= {name: data for name, data in of_data.items() if _is_template(name)}
+        files[CONFIG_NAME] = _with_template_of(files, of_data)
+    return files
+
+
+def _with_template_of(files: dict[str, bytes], of_data: dict[str, bytes]) -> bytes:
+    """Returns tokenizer_config.json with the chat template of the dataset's, if that is in it."""
+    config = {**tokenizer_config(files)}
+    config.pop("chat_template", None)
+    template = tokenizer_config(of_data).get("chat_template")
+    return _json({**config, **({} if template is None else {"chat_template": template})})
+
+
+def _config(files: dict[str, bytes], tokenizer: Tokenizer, data_end: int | None) -> bytes:
+    """Returns tokenizer_config.json, made if there is none, so that nothing is guessed.
+
+    Code of the tokenizer's own is never exported, so it is not named either.
+    """
+    config, named = tokenizer_config(files), named_tokens(files)
+    is_new = CONFIG_NAME not in files
+    if is_new:
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **dict.fromkeys(SPECIAL_NAMES)}
+        config |= {name: token.text for name, token in named.items()}
+    if "eos_token" not in named and data_end is not None:
+        config["eos_token"] = tokenizer.id_to_token(data_end)
+    unchanged = not is_new and config == tokenizer_config(files) and "auto_map" not in config
+    config.pop("auto_map", None)
+    return files[CONFIG_NAME] if unchanged else _json(config)
+
+
+def _loader(
+    folder: Path, files: dict[str, bytes], reference: Tokenizer, texts: Sequence[str]
+) -> tuple[str, str | None]:
+    """Returns (the loader that gives the ids of training, a text on which AutoTokenizer does not).
+
+    If the class that the config names is what makes them differ, it is exchanged for the one that
+    reads tokenizer.json.
+    """
+    differs_on = _auto_difference(folder, reference, texts)
+    if differs_on is None:
+        return AUTO_TOKENIZER, None
+    config = tokenizer_config(files)
+    plain = {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if plain != config:
+        (folder / CONFIG_NAME).write_bytes(_json(plain))
+        if _auto_difference(folder, reference, texts) is None:
+            return AUTO_TOKENIZER, None
+        (folder / CONFIG_NAME).write_bytes(files[CONFIG_NAME])
+    load: Any = PreTrainedTokenizerFast.from_pretrained
+    try:
+        fast = load(str(folder), local_files_only=True)
+        if _first_difference(lambda text: _ids(fast, text), reference, texts) is None:
+            return FAST_TOKENIZER, differs_on
+    except Exception as error:  # whatever a tokenizer class raises, this one is not the loader
+        _log.info("fast_tokenizer_failed", why=str(error))
+    return f"PreTrainedTokenizerFast(tokenizer_file={TOKENIZER_NAME!r})", differs_on
+
+
+def _auto_difference(folder: Path, reference: Tokenizer, texts: Sequence[str]) -> str | None:
+    """Returns the first text that AutoTokenizer cuts otherwise, or why it does not load."""
+    load: Any = AutoTokenizer.from_pretrained
+    try:
+        loaded = load(str(folder), local_files_only=True, trust_remote_code=False)
+        surplus = loaded.get_vocab().keys() - reference.get_vocab(with_added_tokens=True).keys()
+    except Exception as error:  # whatever a tokenizer class raises, it does not load
+        return " ".join(f"everything: {error}".split())[:200]
+    if surplus:
+        return f"{min(surplus)}, a token that it adds"
+    return _first_difference(lambda text: _ids(loaded, text), reference, texts)
+
+
+def _first_difference(
+    ids: Callable[[str], list[int]], reference: Tokenizer, texts: Sequence[str]
+) -> str | None:
+    """Returns the first text with other ids than `reference` gives; looks for _SECONDS at most."""
+    started = time.monotonic()
+    for text in (*_PROBES, *texts):
+        if time.monotonic() - started > _SECONDS:
+            break
+        if ids(text) != _ids(reference, text):
+            return _shortest_part(text, lambda part: ids(part) != _ids(reference, part))
+    return None
+
+
+def _shortest_part(text: str, differs: Callable[[str], bool]) -> str:
+    """Returns a part of a text that still differs, cut in halves while one half does."""
+    while len(text) > 1:
+        half = len(text) // 2
+        smaller = [part for part in (text[:half], text[half:]) if differs(part)]
+        if not smaller:
+            break
+        text = smaller[0]
+    return text[:80]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids of a text from a tokenizer of transformers or of the tokenizers library."""
+    if isinstance(tokenizer, Tokenizer):
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _texts(dataset: Path | None, of_data: dict[str, bytes]) -> Iterator[str]:
+    """Yields the beginnings of documents from all over a dataset, decoded."""
+    if dataset is None or not _has_manifest(dataset) or TOKENIZER_NAME not in of_data:
+        return
+    tokenizer, _ = complete_tokenizer(of_data, str(dataset))
+    manifest = read_manifest(dataset)
+    stream = TokenStream(open_shards(dataset, manifest))
+    starts = read_document_starts(dataset, manifest)
+    if starts is None:
+        starts = np.arange(0, len(stream), _DOCUMENT_TOKENS)
+    ends = np.append(starts[1:], len(stream))
+    skipped = {manifest.eos_token_id, manifest.bos_token_id}
+    for index in np.linspace(0, len(starts) - 1, min(_DOCUMENTS, len(starts)), dtype=np.int64):
+        size = min(int(ends[index] - starts[index]), _DOCUMENT_TOKENS)
+        ids = stream.read(int(starts[index]), size).tolist()
+        kept = [one for one in ids if one not in skipped]
+        yield tokenizer.decode(kept, skip_special_tokens=False)
+
+
+def _of_chats(dataset: Path) -> bool:
+    manifest = read_manifest(dataset)
+    return manifest.content == "chats" or (
+        manifest.content is None and manifest.mask_sha256 is not None
+    )
+
+
+def _has_manifest(dataset: Path | None) -> bool:
+    return dataset is not None and (dataset / MANIFEST_NAME).is_file()
+
+
+def _is_template(name: str) -> bool:
+    return name.endswith(".jinja") or name == TEMPLATE_JSON_NAME
+
+
+def _has_template(files: dict[str, bytes]) -> bool:
+    return any(map(_is_template, files)) or bool(tokenizer_config(files).get("chat_template"))
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _json(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, ensure_ascii=True).encode() + b"\n"
+
+
+def _readme(written: ExportedTokenizer) -> str:
+    return (
+        "# Loading this model\n\n"
+        "Its tokenizer needs a loader of its own. `AutoTokenizer` builds another one for this type "
+        "of model, with\nother ids than the model was trained on (for instance for "
+        f"{written.differs_on!r}).\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
+        f"tokenizer = {_call(written.loader)}\n"
+        "```\n"
+    )
+
+
+def _call(loader: str) -> str:
+    return f'{loader}("FOLDER")' if loader == FAST_TOKENIZER else loader
