@@ -119,9 +119,7 @@ def train_tokenizer(
     eos_token = eos_token or DEFAULT_EOS_TOKEN
     tokenizer = Tokenizer(BPE())
     split: PreTokenizer = Split(Regex(_SPLIT), "isolated")
-    tokenizer.pre_tokenizer = Sequence(  # type: ignore[assignment]
-        [split, ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size,

@@ -36,7 +36,7 @@ from student_trainer.data.select import Data
 from student_trainer.disk_full import disk_full_as_error
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
-from student_trainer.student.ends import edges_of, special_names
+from student_trainer.student.ends import edges_of
 from student_trainer.student.load import LoadedStudent
 from student_trainer.student.student import Student
 from student_trainer.targets import TargetsProvider, TopKTargets
@@ -290,7 +290,7 @@ def checked_prompts(
     folders = [loaded.folder] if data.folder is None else [loaded.folder, data.folder]
     paths = [folder / TOKENIZER_NAME for folder in folders]
     path = next((path for path in paths if path.exists()), None)
-    manifest = data.manifest
+    manifest, files = data.manifest, {} if path is None else read_tokenizer_files(path)
     limits = [max_positions(loaded.student.model)]
     if model is not None:
         limits.append(model.limits.max_sequence_tokens)
@@ -298,18 +298,8 @@ def checked_prompts(
         evaluation.prompts,
         evaluation.prompt_tokens or 0,
         path,
-        ends=_ends(loaded, data, path),
+        ends=edges_of(loaded.student.model, loaded.folder, data.folder, files).ends,
         begins=None if manifest is None else manifest.bos_token_id,
         vocab_size=loaded.student.vocab_size,
         max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
     )
-
-
-def _ends(loaded: LoadedStudent, data: Data, path: Path | None) -> tuple[int, ...]:
-    """Returns the ids at which a sample ends: those that the export will name."""
-    tokenizer, named = None, list[str]()
-    if path is not None:
-        files = read_tokenizer_files(path)
-        tokenizer, _ = complete_tokenizer(files, str(path))
-        named = special_names(files)
-    return edges_of(loaded.student.model, loaded.folder, data.folder, tokenizer, named).ends

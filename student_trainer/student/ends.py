@@ -7,24 +7,24 @@ puts into a config that names none (2 for `llama`) are tokens of another vocabul
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from lectern_common.errors import NotFound
 from lectern_common.tokens.shards import (
+    TOKENIZER_NAME,
     ShardManifest,
     open_masks,
     open_shards,
     read_document_starts,
     read_manifest,
 )
-from lectern_common.tokens.tokenizer_files import named_tokens, special_ids
+from lectern_common.tokens.tokenizer_files import complete_tokenizer, named_tokens, special_ids
 
 # Tokens of a dataset that are searched for the ends of turns.
 _SEARCHED = 1 << 22
@@ -72,8 +72,7 @@ def edges_of(
     model: PreTrainedModel,
     folder: Path,
     dataset: Path | None,
-    tokenizer: Tokenizer | None,
-    named: Iterable[str] = (),
+    tokenizer_files: Mapping[str, bytes],
     data_end: int | None = None,
 ) -> Edges:
     """Returns the tokens that begin and end a text for a student.
@@ -82,20 +81,19 @@ def edges_of(
         model: the student's.
         folder: where it came from; only ids that its files name are its own.
         dataset: what it is trained on; None means nothing that has an end.
-        tokenizer: the student's. An id of the model that is not one of its special tokens belongs
-            to another vocabulary. None means unknown: all are taken.
-        named: further tokens that count as special, such as its eos_token.
+        tokenizer_files: name -> content of the student's tokenizer. An id of the model that is not
+            one of its special tokens belongs to another vocabulary. Without a tokenizer.json that
+            is unknown, and all are taken.
         data_end: the dataset's end-of-document token, for a dataset without a manifest.
     """
     ids = _written_ids(model, folder)
-    if tokenizer is not None:
-        special = set(special_ids(tokenizer))
-        special |= {one for one in map(tokenizer.token_to_id, named) if one is not None}
+    special = _special(tokenizer_files)
+    if special is not None:
         ids = {name: [one for one in found if one in special] for name, found in ids.items()}
     manifest = None if dataset is None else _manifest(dataset)
     taught: list[int] = []
     if dataset is not None and manifest is not None:
-        taught = _taught_ends(dataset, manifest, None if tokenizer is None else special)
+        taught = _taught_ends(dataset, manifest, special)
         data_end = manifest.eos_token_id
     if data_end is not None:
         taught.append(data_end)
@@ -105,9 +103,13 @@ def edges_of(
     return Edges(tuple(dict.fromkeys([*taught, *ids["eos_token_id"]])), begins)
 
 
-def special_names(files: dict[str, bytes]) -> list[str]:
-    """Returns the special tokens that the files of a tokenizer name."""
-    return [token.text for token in named_tokens(files).values()]
+def _special(files: Mapping[str, bytes]) -> set[int] | None:
+    """Returns the ids of the special and of the named tokens; None without a tokenizer.json."""
+    if TOKENIZER_NAME not in files:
+        return None
+    tokenizer, _ = complete_tokenizer(files, TOKENIZER_NAME)
+    named = (tokenizer.token_to_id(token.text) for token in named_tokens(files).values())
+    return set(special_ids(tokenizer)) | {one for one in named if one is not None}
 
 
 def _written_ids(model: PreTrainedModel, folder: Path) -> dict[str, list[int]]:

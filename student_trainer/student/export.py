@@ -21,7 +21,7 @@ from lectern_common.files import new_folder
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.disk_full import disk_full_as_error
-from student_trainer.student.ends import edges_of, special_names
+from student_trainer.student.ends import edges_of
 from student_trainer.student.exported_tokenizer import write_tokenizer
 from student_trainer.student.lora import Adapters
 from student_trainer.student.tensors import all_tensors
@@ -99,9 +99,8 @@ def _write_tokenizer(
 ) -> dict[str, Any]:
     """Writes the tokenizer, and the tokens that begin and end a text; returns facts about both."""
     written = write_tokenizer(folder, student_folder, dataset, eos_token_id)
-    tokenizer = None if written is None else written.tokenizer
-    named = [] if written is None else special_names(written.files)
-    edges = edges_of(model, student_folder, dataset, tokenizer, named, eos_token_id)
+    files = {} if written is None else written.files
+    edges = edges_of(model, student_folder, dataset, files, eos_token_id)
     edges.put_into(folder)
     _log.info("export_begins_and_ends", begins=edges.begins, ends=list(edges.ends))
     if written is None:

@@ -6,13 +6,11 @@ compared with the tokenizer that made the training data, on that data's own text
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -20,8 +18,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lectern_common.tokens.shards import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
-    open_shards,
-    read_document_starts,
     read_manifest,
 )
 from lectern_common.tokens.tokenizer_files import (
@@ -35,28 +31,13 @@ from lectern_common.tokens.tokenizer_files import (
     tokenizer_files,
     vocabulary_files,
 )
-from student_trainer.data.sources import TokenStream
+from student_trainer.student.same_ids import first_difference, texts_of
 
 _log = structlog.get_logger()
 
 README_NAME = "README.md"
 AUTO_TOKENIZER = "AutoTokenizer.from_pretrained"
 FAST_TOKENIZER = "PreTrainedTokenizerFast.from_pretrained"
-# Documents of the data that are compared, their tokens, and the longest time for it.
-_DOCUMENTS = 64
-_DOCUMENT_TOKENS = 512
-_SECONDS = 5.0
-# What tokenizers differ in.
-_PROBES = (
-    " 1234 56789 3.14 1,000,000 0x1F 2026-11-29",
-    "x  =  12\n\n\t\tif  a:\r\n        return  a[1:]   \n  \n",
-    "'S DON'T I'll we've",
-    "def f(self, *args): # TODO\n    return {'a': [1, 2], \"b\": __name__}\n",
-    "caf\xe9 na\xefve stra\xdfe \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \u0645\u0631\u062d\u0628",
-    "e\u0301 A\u030a \u0939\u093f\u0928\u094d\u0926\u0940 \u1100\u1161 \ufb01",
-    "\U0001f642\U0001f469\u200d\U0001f4bb \u2026 \xa0 \u3000 \u2014 \u2581 a\u2581b",
-    "   leading, trailing   ",
-)
 
 
 @dataclass(frozen=True)
@@ -64,13 +45,11 @@ class ExportedTokenizer:
     """The tokenizer of an export.
 
     Attributes:
-        tokenizer: as training had it.
         files: name -> content, as exported.
         loader: the function of transformers that gives the ids of training.
         differs_on: a text for which AutoTokenizer gives other ids; None if it gives the same.
     """
 
-    tokenizer: Tokenizer
     files: dict[str, bytes]
     loader: str
     differs_on: str | None
@@ -96,7 +75,9 @@ def write_tokenizer(
     """
     own = read_all(student)
     of_data = {} if dataset is None else read_all(dataset)
-    texts = list(_texts(dataset, of_data))
+    texts = list[str]()
+    if dataset is not None and TOKENIZER_NAME in of_data and _has_manifest(dataset):
+        texts = list(texts_of(dataset, complete_tokenizer(of_data, str(dataset))[0]))
     files = _chosen(own, of_data, texts, dataset)
     if not files:
         _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
@@ -113,7 +94,7 @@ def write_tokenizer(
     if TOKENIZER_NAME in of_data:
         reference, _ = complete_tokenizer(of_data, str(dataset))
     loader, differs_on = _loader(folder, files, reference, texts)
-    written = ExportedTokenizer(reference, read_all(folder), loader, differs_on)
+    written = ExportedTokenizer(read_all(folder), loader, differs_on)
     if differs_on is not None:
         (folder / README_NAME).write_text(_readme(written))
         _log.warning("export_needs_its_loader", loader=loader, auto_tokenizer_differs_on=differs_on)
@@ -140,7 +121,7 @@ def _chosen(
     else:
         ours, _ = complete_tokenizer(own, "the student's tokenizer.json")
         theirs, _ = complete_tokenizer(of_data, str(dataset))
-        differs_on = _first_difference(lambda text: _ids(ours, text), theirs, texts)
+        differs_on = first_difference(ours, theirs, texts)
         if differs_on is not None and _has_manifest(dataset):
             _log.info("export_has_the_tokenizer_of_the_data", students_own_differs_on=differs_on)
             return dict(of_data)
@@ -199,7 +180,7 @@ def _loader(
     load: Any = PreTrainedTokenizerFast.from_pretrained
     try:
         fast = load(str(folder), local_files_only=True)
-        if _first_difference(lambda text: _ids(fast, text), reference, texts) is None:
+        if first_difference(fast, reference, texts) is None:
             return FAST_TOKENIZER, differs_on
     except Exception as error:  # whatever a tokenizer class raises, this one is not the loader
         _log.info("fast_tokenizer_failed", why=str(error))
@@ -216,57 +197,7 @@ def _auto_difference(folder: Path, reference: Tokenizer, texts: Sequence[str]) -
         return " ".join(f"everything: {error}".split())[:200]
     if surplus:
         return f"{min(surplus)}, a token that it adds"
-    return _first_difference(lambda text: _ids(loaded, text), reference, texts)
-
-
-def _first_difference(
-    ids: Callable[[str], list[int]], reference: Tokenizer, texts: Sequence[str]
-) -> str | None:
-    """Returns the first text with other ids than `reference` gives; looks for _SECONDS at most."""
-    started = time.monotonic()
-    for text in (*_PROBES, *texts):
-        if time.monotonic() - started > _SECONDS:
-            break
-        if ids(text) != _ids(reference, text):
-            return _shortest_part(text, lambda part: ids(part) != _ids(reference, part))
-    return None
-
-
-def _shortest_part(text: str, differs: Callable[[str], bool]) -> str:
-    """Returns a part of a text that still differs, cut in halves while one half does."""
-    while len(text) > 1:
-        half = len(text) // 2
-        smaller = [part for part in (text[:half], text[half:]) if differs(part)]
-        if not smaller:
-            break
-        text = smaller[0]
-    return text[:80]
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Returns the ids of a text from a tokenizer of transformers or of the tokenizers library."""
-    if isinstance(tokenizer, Tokenizer):
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _texts(dataset: Path | None, of_data: dict[str, bytes]) -> Iterator[str]:
-    """Yields the beginnings of documents from all over a dataset, decoded."""
-    if dataset is None or not _has_manifest(dataset) or TOKENIZER_NAME not in of_data:
-        return
-    tokenizer, _ = complete_tokenizer(of_data, str(dataset))
-    manifest = read_manifest(dataset)
-    stream = TokenStream(open_shards(dataset, manifest))
-    starts = read_document_starts(dataset, manifest)
-    if starts is None:
-        starts = np.arange(0, len(stream), _DOCUMENT_TOKENS)
-    ends = np.append(starts[1:], len(stream))
-    skipped = {manifest.eos_token_id, manifest.bos_token_id}
-    for index in np.linspace(0, len(starts) - 1, min(_DOCUMENTS, len(starts)), dtype=np.int64):
-        size = min(int(ends[index] - starts[index]), _DOCUMENT_TOKENS)
-        ids = stream.read(int(starts[index]), size).tolist()
-        kept = [one for one in ids if one not in skipped]
-        yield tokenizer.decode(kept, skip_special_tokens=False)
+    return first_difference(loaded, reference, texts)
 
 
 def _of_chats(dataset: Path) -> bool:
