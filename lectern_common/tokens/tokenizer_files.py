@@ -7,7 +7,7 @@ contain them; `complete_tokenizer` gives the same ids.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 )
 # Of these, each is a vocabulary by itself, that transformers can read without a tokenizer.json.
 VOCABULARY_FILES = (
-    *("vocab.json", "vocab.txt", "vocab.bpe", "encoder.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "encoder.json"),
     *("tokenizer.model*", "*.model", "*.tiktoken", "*.spm", "tekken.json"),
 )
 # bos_token, eos_token, ... : what transformers gives names to.
@@ -74,11 +74,12 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 def vocabulary_files(folder: Path) -> list[str]:
     """Returns the tokenizer's files that hold a vocabulary, without tokenizer.json."""
-    return [
-        name
-        for name in tokenizer_files(folder)
-        if any(fnmatch(name, one) for one in VOCABULARY_FILES)
-    ]
+    return vocabulary_names(tokenizer_files(folder))
+
+
+def vocabulary_names(names: Iterable[str]) -> list[str]:
+    """Returns those of the names that are of files with a vocabulary, without tokenizer.json."""
+    return [name for name in names if any(fnmatch(name, one) for one in VOCABULARY_FILES)]
 
 
 def read_tokenizer_files(path: Path) -> dict[str, bytes]:

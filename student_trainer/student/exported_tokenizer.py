@@ -30,6 +30,7 @@ from lectern_common.tokens.tokenizer_files import (
     tokenizer_config,
     tokenizer_files,
     vocabulary_files,
+    vocabulary_names,
 )
 from student_trainer.student.same_ids import first_difference, texts_of
 
@@ -61,8 +62,8 @@ def write_tokenizer(
     """Writes the tokenizer's files into an export, beside its config.json, and compares them.
 
     They are the student's own. A student without a tokenizer, or with one that cuts the data
-    otherwise, gets all files of the dataset's, which is what it has learnt. The chat template is
-    the one that its chats were made with.
+    otherwise, gets those of the dataset, which is what it has learnt. So does one that has learnt
+    chats, or has no chat template while the dataset has one: a template belongs to its config.
 
     Args:
         folder: of the export.
@@ -75,10 +76,12 @@ def write_tokenizer(
     """
     own = read_all(student)
     of_data = {} if dataset is None else read_all(dataset)
-    texts = list[str]()
-    if dataset is not None and TOKENIZER_NAME in of_data and _has_manifest(dataset):
-        texts = list(texts_of(dataset, complete_tokenizer(of_data, str(dataset))[0]))
-    files = _chosen(own, of_data, texts, dataset)
+    reference, texts = None, list[str]()
+    if TOKENIZER_NAME in of_data:
+        reference, _ = complete_tokenizer(of_data, str(dataset))
+    if dataset is not None and reference is not None and _has_manifest(dataset):
+        texts = list(texts_of(dataset, reference))
+    files = _chosen(own, of_data, reference, texts, dataset)
     if not files:
         _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
         return None
@@ -90,9 +93,8 @@ def write_tokenizer(
         files[TOKENIZER_NAME] = tokenizer.to_str(pretty=True).encode() + b"\n"
     files[CONFIG_NAME] = _config(files, tokenizer, data_end)
     _write(folder, files)
-    reference = tokenizer
-    if TOKENIZER_NAME in of_data:
-        reference, _ = complete_tokenizer(of_data, str(dataset))
+    if reference is None or not texts:  # nothing says that training had another one
+        reference = tokenizer
     loader, differs_on = _loader(folder, files, reference, texts)
     written = ExportedTokenizer(read_all(folder), loader, differs_on)
     if differs_on is not None:
@@ -111,35 +113,29 @@ def read_all(folder: Path) -> dict[str, bytes]:
 
 
 def _chosen(
-    own: dict[str, bytes], of_data: dict[str, bytes], texts: list[str], dataset: Path | None
+    own: dict[str, bytes],
+    of_data: dict[str, bytes],
+    reference: Tokenizer | None,
+    texts: list[str],
+    dataset: Path | None,
 ) -> dict[str, bytes]:
     """Returns the files to export; see `write_tokenizer`."""
     if not own or not of_data:
         return dict(own or of_data)
+    files = dict(own)
     if TOKENIZER_NAME not in own:
-        files = {**own, TOKENIZER_NAME: of_data[TOKENIZER_NAME]}
-    else:
+        files |= {name: data for name, data in of_data.items() if name == TOKENIZER_NAME}
+    elif reference is not None and texts:
         ours, _ = complete_tokenizer(own, "the student's tokenizer.json")
-        theirs, _ = complete_tokenizer(of_data, str(dataset))
-        differs_on = first_difference(ours, theirs, texts)
-        if differs_on is not None and _has_manifest(dataset):
+        differs_on = first_difference(ours, reference, texts)
+        if differs_on is not None:
             _log.info("export_has_the_tokenizer_of_the_data", students_own_differs_on=differs_on)
             return dict(of_data)
-        files = dict(own)
     is_chats = dataset is not None and _has_manifest(dataset) and _of_chats(dataset)
     if _has_template(of_data) and (is_chats or not _has_template(files)):
-        files = {name: data for name, data in files.items() if not _is_template(name)}
-        files |= {name: data for name, data in of_data.items() if _is_template(name)}
-        files[CONFIG_NAME] = _with_template_of(files, of_data)
+        # A template names tokens (eos_token) as its own config does, so all of that comes along.
+        return {name: own[name] for name in vocabulary_names(own)} | of_data
     return files
-
-
-def _with_template_of(files: dict[str, bytes], of_data: dict[str, bytes]) -> bytes:
-    """Returns tokenizer_config.json with the chat template of the dataset's, if that is in it."""
-    config = {**tokenizer_config(files)}
-    config.pop("chat_template", None)
-    template = tokenizer_config(of_data).get("chat_template")
-    return _json({**config, **({} if template is None else {"chat_template": template})})
 
 
 def _config(files: dict[str, bytes], tokenizer: Tokenizer, data_end: int | None) -> bytes:
