@@ -15,8 +15,8 @@ from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
 from lectern_common.tokens.weights import safetensors_files
-from lectern_models.converted_tokenizer import converted_map
 from lectern_models.gguf_file import GgufFile
+from lectern_models.model_tokenizer import converted_map
 from lectern_models.placement import BALANCED, require_all_on_gpus, require_attention
 from lectern_models.quantization import (
     bitsandbytes_config,

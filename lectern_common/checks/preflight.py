@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.compatibility import (
     StudentFacts,
@@ -115,6 +116,9 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield _packages(spec)
     if spec.teacher is not None:
         yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
+        if found.teacher is not None and found.manifest is not None:
+            dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
+            yield from beginnings_check(found.teacher, found.manifest, dataset)
 
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:

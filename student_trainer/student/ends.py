@@ -41,10 +41,12 @@ class Edges:
     Attributes:
         ends: ids that end a text or a turn, the one that was learnt first; none is twice.
         begins: the id that begins a text; None means none.
+        taught_begin: what began the texts of training: one id or none; None means unknown.
     """
 
     ends: tuple[int, ...]
     begins: int | None
+    taught_begin: tuple[int, ...] | None = None
 
     def put_into(self, folder: Path) -> None:
         """Writes the ids into config.json and generation_config.json of a model folder."""
@@ -98,9 +100,11 @@ def edges_of(
     if data_end is not None:
         taught.append(data_end)
     begins = ids["bos_token_id"][0] if ids["bos_token_id"] else None
-    if manifest is not None and manifest.bos_token_id is not None:
-        begins = manifest.bos_token_id
-    return Edges(tuple(dict.fromkeys([*taught, *ids["eos_token_id"]])), begins)
+    taught_begin: tuple[int, ...] | None = None
+    if manifest is not None:
+        taught_begin = () if manifest.bos_token_id is None else (manifest.bos_token_id,)
+        begins = next(iter(taught_begin), begins)
+    return Edges(tuple(dict.fromkeys([*taught, *ids["eos_token_id"]])), begins, taught_begin)
 
 
 def _special(files: Mapping[str, bytes]) -> set[int] | None:

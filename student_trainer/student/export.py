@@ -107,6 +107,7 @@ def _write_tokenizer(
         return {}
     return {
         "tokenizer_loader": written.loader,
-        "begin_token_id": edges.begins,
-        "end_token_ids": list(edges.ends),
+        # Only training says it: the tokenizer may put a token there that the data had not.
+        **({} if edges.taught_begin is None else {"begins_texts_with": list(edges.taught_begin)}),
+        "ends_texts_with": list(edges.ends),
     }

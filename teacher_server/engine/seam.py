@@ -119,6 +119,7 @@ class ModelFacts:
 
     `not_offered` maps representations to why they are not offered, None if they are; see `why_not`.
     `tokens` is the token-to-id map; None means that the model has no tokenizer.
+    `tokens_before_text` are the ids that its tokenizer puts before a text; None means unknown.
     """
 
     model_id: str
@@ -139,6 +140,7 @@ class ModelFacts:
     mode: str
     num_parameters: int
     measured_tokens_per_second: float = 0.0
+    tokens_before_text: tuple[int, ...] | None = None
     # What else the last bits of an answer depend on: software versions, number of threads.
     arithmetic: str = ""
 
