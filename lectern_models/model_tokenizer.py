@@ -71,8 +71,8 @@ def _not_converted(folder: Path, why: str) -> Misconfigured:
     names = ", ".join(vocabulary_files(folder))
     return Misconfigured(
         f"{folder} has no {TOKENIZER_NAME}, and its {names} cannot be converted, so its tokens "
-        f"cannot be compared with those of student and data ({why}); pip install "
-        f"'lectern[sentencepiece]', or put the model's {TOKENIZER_NAME} there"
+        f"cannot be compared with those of student and data ({why}); pip install sentencepiece "
+        f"tiktoken, or put the model's {TOKENIZER_NAME} there"
     )
 
 
