@@ -24,7 +24,7 @@ from lectern_common.checks.rules import (
     require_step,
     rows_held_out,
 )
-from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
+from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
@@ -110,6 +110,9 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
     yield check
     if found.manifest is not None and found.student.tokens is not None:
         yield _tokenizer(spec, roots, found)
+    elif found.student is not UNKNOWN_STUDENT and (names := unread_vocabulary(spec, roots)):
+        message = f"the trainer converts the student's {', '.join(names)} and compares its tokens"
+        yield Check("tokenizer", Outcome.SKIP, message)
     if spec.evaluation.prompts and found.student is not UNKNOWN_STUDENT:
         yield _prompts(spec, roots, found)
     if spec.report_to:
