@@ -20,7 +20,7 @@ def beginning(folder: Path) -> tuple[int, ...]:
 
 
 def with_post_processor(tokenizer: Tokenizer, kind: str) -> None:
-    begin, end = (("<s>", tokenizer.token_to_id("<s>")), ("</s>", tokenizer.token_to_id("</s>")))
+    begin, end = ((text, int(tokenizer.token_to_id(text) or 0)) for text in ("<s>", "</s>"))
     byte_level = processors.ByteLevel(trim_offsets=False)
     template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[begin, end])
     tokenizer.post_processor = {
