@@ -73,12 +73,12 @@ def test_each_document_begins_with_the_token_and_does_not_learn_it(
     )
     tokenizer.encode_special_tokens = True
     plain = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
-    ends: list[list[int]] = {
+    ends: dict[str, list[list[int]]] = {
         "after": [[0], [0], [0]],
         "between": [[0], [0], []],
         "none": [[], [], []],
-    }[eos_policy]
-    expected = [[bos, *ids, *end] for ids, end in zip(plain, ends, strict=True)]
+    }
+    expected = [[bos, *ids, *end] for ids, end in zip(plain, ends[eos_policy], strict=True)]
     assert ids_of(tmp_path / "data") == [one for ids in expected for one in ids]
     starts = np.cumsum([0, *map(len, expected)])[:-1].tolist()
     found = read_document_starts(tmp_path / "data", read_manifest(tmp_path / "data"))
