@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lectern_common.tokens.tokenizer_files import read_tokenizer_files
 from lectern_models.loading import build_causal_lm
@@ -118,6 +118,15 @@ def test_a_student_that_learnt_chats_stops_where_the_turns_stopped(
     manifest = {"eos_policy": "after", "eos_token_id": 0, "content": content}
     case.write_data(tokens, mask=mask, documents=[0], **manifest)
     assert case.generation()["eos_token_id"] == [over, call, 0]
+
+
+def test_transformers_loads_each_of_the_ends(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    over, call = case.ids("<|im_end|>", "<|call|>")
+    case.write_data([9, 8, over, 9, 8, call] * 20, mask=[0, 1, 1] * 40, content="chats")
+    case.generation()
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert sorted(model.generation_config.eos_token_id) == sorted([over, call])
 
 
 def test_a_turn_that_ends_a_chat_ends_at_the_next_chats_begin(tmp_path: Path) -> None:
