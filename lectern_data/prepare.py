@@ -17,7 +17,7 @@ beside the dataset until it is complete, so after a kill at any time the same ca
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +33,15 @@ from lectern_data.read.input_files import find_files
 from lectern_data.read.rows import Content
 from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
+from lectern_data.tokens.bos_policy import DocumentStart, document_start
 from lectern_data.tokens.encoder import EncoderFiles
 from lectern_data.tokens.pieces import Piece, cut, piece_left_out
-from lectern_data.tokens.tokenizer import DatasetTokenizer, load_tokenizer, train_tokenizer
+from lectern_data.tokens.tokenizer import (
+    TRAINED_AS,
+    DatasetTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from lectern_data.tokens.tokenizing import default_workers, tokenize
 from lectern_data.write.publish import published
 from lectern_data.write.work_folder import Work, work_folder
@@ -51,6 +57,13 @@ class Prepared:
     vocab_size: int
     tokenizer_sha256: str
     eos_token_id: int | None
+    eos_token: str | None
+    eos_from: str | None
+    """Where the choice of the end-of-text token comes from, for people."""
+    bos_policy: str
+    bos_token_id: int | None
+    bos_token: str | None
+    bos_from: str
     left_out: list[LeftOut]
     seconds: float
 
@@ -99,16 +112,26 @@ def prepare(
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
         tokenizer = given or _trained_tokenizer(settings, work, parts[0], on_progress)
+        start = document_start(settings.bos_policy, tokenizer, is_chat=settings.content.is_chat)
+        end = None if settings.eos_policy == "none" else tokenizer.end
+        if end is not None and not end.is_certain:
+            on_event(f"documents end in {end.text} ({end.why})")
         pieces = _tokenized(settings, work, tokenizer, parts, faults, on_progress, on_event)
         left_out += _left_out_of_chats(settings, work, pieces)
-        written = _written_parts(settings, work, tokenizer, pieces, folders, on_progress)
+        written = _written_parts(settings, work, tokenizer, start, pieces, folders, on_progress)
         work.is_needed = False
     return Prepared(
         training=written[0],
         validation=written[1] if len(written) > 1 else None,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer_sha256(tokenizer.tokens),
-        eos_token_id=None if settings.eos_policy == "none" else tokenizer.eos_token_id,
+        eos_token_id=None if end is None else end.token_id,
+        eos_token=None if end is None else end.text,
+        eos_from=None if end is None else end.why,
+        bos_policy=written[0].bos_policy,
+        bos_token_id=written[0].bos_token_id,
+        bos_token=_text_of(written[0].bos_token_id, tokenizer),
+        bos_from=start.why,
         left_out=left_out,
         seconds=time.monotonic() - started,
     )
@@ -119,11 +142,14 @@ def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
 
     Raises:
         NotFound, CorruptData: see load_tokenizer.
-        InvalidRequest: it lacks a chat template or an end-of-text token that the settings need.
+        InvalidRequest: it lacks a chat template, or a token that the settings need.
     """
     if settings.tokenizer is None:
         return None
-    tokenizer = load_tokenizer(settings.tokenizer, settings.eos_token)
+    tokenizer = load_tokenizer(
+        settings.tokenizer, settings.eos_token, is_chat=settings.content.is_chat
+    )
+    document_start(settings.bos_policy, tokenizer, is_chat=settings.content.is_chat)
     if settings.content.is_chat and tokenizer.chat_template is None:
         raise InvalidRequest(
             "the tokenizer has no chat template; put chat_template.jinja beside its tokenizer.json",
@@ -208,11 +234,13 @@ def _written_parts(
     settings: PrepareSettings,
     work: Work,
     tokenizer: DatasetTokenizer,
+    start: DocumentStart,
     pieces: list[list[Piece]],
     folders: list[Path],
     on_progress: Progress,
 ) -> list[Part]:
     """Writes each part into its folder and returns them; skips a part without pieces."""
+    layout = replace(settings.layout, bos_policy=start.policy, bos_token_id=start.token_id)
     return [
         write_part(
             folder,
@@ -220,7 +248,7 @@ def _written_parts(
             part,
             work.path,
             tokenizer,
-            settings.layout,
+            layout,
             partial(on_progress, "writing"),
         )
         for folder, target, part in zip(folders, settings.targets, pieces, strict=True)
@@ -233,7 +261,7 @@ def _trained_tokenizer(
 ) -> DatasetTokenizer:
     """Returns a tokenizer trained on the documents, or the one trained before a kill."""
     vocab_size, eos_token = settings.train_vocab_size or 0, settings.eos_token
-    digest = hashlib.sha256(f"{vocab_size} {eos_token}".encode())
+    digest = hashlib.sha256(f"{vocab_size} {eos_token} {TRAINED_AS}".encode())
     for document in documents:
         digest.update(bytes.fromhex(document.sha256))
     folder = work.path / f"tokenizer-{digest.hexdigest()[:32]}"
@@ -254,6 +282,10 @@ def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) ->
     path.write_bytes(tokenizer.tokenizer_json)
     special = tokenizer.special_tokens if content.is_chat else {}
     return EncoderFiles(path, content, template, special)
+
+
+def _text_of(token_id: int | None, tokenizer: DatasetTokenizer) -> str | None:
+    return None if token_id is None else tokenizer.tokenizer.id_to_token(token_id)
 
 
 def _with_progress(

@@ -8,6 +8,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_data.read.hub import HubDataset
 from lectern_data.read.rows import Content
 from lectern_data.read.scan import MAX_DOCUMENT_BYTES
+from lectern_data.tokens.bos_policy import BosChoice
 from lectern_data.tokens.pieces import PIECE_BYTES
 from lectern_data.write.written_parts import EosPolicy, Layout
 
@@ -27,7 +28,10 @@ class PrepareSettings:
             `train_vocab_size` is set.
         train_vocab_size: size of a byte-level BPE to train on the training part.
         eos_policy: where to put the end-of-text token: nowhere, between or after documents.
-        eos_token: the end-of-text token; None means the tokenizer's own.
+        eos_token: the end-of-text token; None means the tokenizer's own, as document_end.py chooses
+            it.
+        bos_policy: where to put the token that begins a text: nowhere, before each document, or at
+            the start of each row of a run; "auto" does what the tokenizer does.
         validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
             validation set. Equal documents always fall on the same side.
         seed: chooses the documents to hold out.
@@ -57,6 +61,7 @@ class PrepareSettings:
     train_vocab_size: int | None = None
     eos_policy: EosPolicy = "after"
     eos_token: str | None = None
+    bos_policy: BosChoice = "auto"
     validation_fraction: float = 0.01
     seed: int = 0
     include: Sequence[str] = ()

@@ -13,10 +13,14 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from lectern_common.errors import LecternError, NotFound
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_tokenizer_files
 from lectern_models.loading import load_causal_lm
+from lectern_models.model_tokenizer import tokens_before_text
+
+METADATA_NAME = "distillation_metadata.json"
 
 
 def greedy_continuations(
@@ -51,16 +55,22 @@ def greedy_continuations(
 def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
     """Returns the `num_tokens` tokens with which the model in `folder` continues `prompt`, as text.
 
+    The prompt begins as the model has learnt it: as its training data did, if Lectern trained it,
+    else with what its tokenizer puts before a text.
+
     Raises:
         NotFound: the folder has no model or no tokenizer.json.
-        CorruptData: its weights cannot be read.
+        CorruptData: its weights or its tokenizer cannot be read.
     """
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_NAME
     if not path.exists():
-        raise NotFound(f"no tokenizer.json in {folder}")
-    tokenizer = Tokenizer.from_file(str(path))
+        raise NotFound(f"no {TOKENIZER_NAME} in {folder}")
+    tokenizer, _ = complete_tokenizer(read_tokenizer_files(path), str(path))
     model = load_causal_lm(folder, dtype="float32")
-    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    prompt_ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    beginning = _beginning(folder)
+    if prompt_ids[: len(beginning)] != beginning:
+        prompt_ids = beginning + prompt_ids
 
     @torch.no_grad()
     def likeliest(sequences: list[list[int]]) -> list[int]:
@@ -68,6 +78,17 @@ def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
 
     [written] = greedy_continuations([prompt_ids], num_tokens, likeliest)
     return str(tokenizer.decode(written, skip_special_tokens=False))
+
+
+def _beginning(folder: Path) -> list[int]:
+    """Returns the ids that a text for the model in a folder begins with."""
+    try:
+        trained = json.loads((folder / METADATA_NAME).read_bytes())
+        if "begins_texts_with" in trained:
+            return [int(one) for one in trained["begins_texts_with"]]
+    except (OSError, ValueError, TypeError):  # not an export, or an older one
+        pass
+    return list(tokens_before_text(folder) or ())
 
 
 def main(argv: list[str] | None = None) -> int:

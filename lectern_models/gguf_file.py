@@ -84,6 +84,16 @@ class GgufFile:
         }
 
     @cached_property
+    def tokens_before_text(self) -> tuple[int, ...] | None:
+        """The ids that its tokenizer puts before each text; None if the file does not say."""
+        adds, token_id = (
+            self._value(f"tokenizer.ggml.{name}") for name in ("add_bos_token", "bos_token_id")
+        )
+        if adds is None:
+            return None
+        return (int(token_id),) if adds and token_id is not None else ()
+
+    @cached_property
     def tensors_sha256(self) -> str:
         """Hex SHA-256 over the stored tensors: name, type, shape and bytes, in name order."""
         digest = hashlib.sha256()

@@ -11,9 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
 from lectern_common.tokens.weights import safetensors_files
 from lectern_models.gguf_file import GgufFile
+from lectern_models.model_tokenizer import converted_map
 from lectern_models.placement import BALANCED, require_all_on_gpus, require_attention
 from lectern_models.quantization import (
     bitsandbytes_config,
@@ -152,13 +155,18 @@ def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
 
 
 def tokenizer_map(folder: Path) -> dict[str, int] | None:
-    """Returns token -> id from tokenizer.json; None if the folder has none.
+    """Returns token -> id of a model's tokenizer; None if the folder has none of any kind.
+
+    Without a tokenizer.json, transformers converts the vocabulary that is there.
 
     Raises:
-        CorruptData: the file cannot be read.
+        CorruptData: a file cannot be read.
+        Misconfigured: transformers cannot convert the vocabulary.
     """
-    path = folder / "tokenizer.json"
-    return read_tokenizer_map(path) if path.exists() else None
+    path = folder / TOKENIZER_NAME
+    if path.exists():
+        return read_tokenizer_map(path)
+    return converted_map(folder) if vocabulary_files(folder) else None
 
 
 def num_parameters(model: torch.nn.Module) -> int:

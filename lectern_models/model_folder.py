@@ -17,13 +17,17 @@ from huggingface_hub.errors import (
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
 from lectern_common.tokens.shards import MANIFEST_NAME
+from lectern_common.tokens.tokenizer_files import TOKENIZER_FILES
 from lectern_models.gguf_file import GgufFile
 
 CONFIG_NAME = "config.json"
 # The files of a model, without any that could run code: no .bin, no .pt, no .py.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
-# Subfolders (original weights, other formats) and unsharded copies of the weights.
-_HUB_FILES_NOT = ["*/*", "consolidated*"]
+_OWN_FILES = ["*.json", "*.safetensors", "*.txt", "LICENSE*", "README.md"]
+_HUB_FILES = list(dict.fromkeys([*_OWN_FILES, *TOKENIZER_FILES]))
+# Subfolders (original weights, other formats) except that of chat templates, and unsharded copies
+# of the weights. A * matches slashes too.
+_HUB_FILES_NOT = [*(f"*/{name}" for name in _HUB_FILES if "/" not in name), "consolidated*"]
+_HUB_FILES_NOT.remove("*/*.jinja")
 
 
 @dataclass(frozen=True)

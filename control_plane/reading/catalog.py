@@ -7,6 +7,7 @@ from control_plane.views import DatasetView, ModelView
 from lectern_common.errors import LecternError
 from lectern_common.roots import folders_with
 from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
+from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.weights import safetensors_files
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -59,6 +60,6 @@ def _model(root: Path, folder: Path) -> ModelView:
         architecture=str(architectures[0]) if architectures and architectures[0] else None,
         vocab_size=vocab_size if isinstance(vocab_size, int) else None,
         has_weights=bool(weights),
-        has_tokenizer=(folder / TOKENIZER_NAME).exists(),
+        has_tokenizer=(folder / TOKENIZER_NAME).exists() or bool(vocabulary_files(folder)),
         weights_bytes=weights_bytes if weights else None,
     )

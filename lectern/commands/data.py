@@ -33,6 +33,7 @@ def prepare(
     train_tokenizer: options.TrainTokenizer = None,
     eos_policy: options.Eos = "after",
     eos_token: options.EosToken = None,
+    bos_policy: options.BosPolicy = "auto",
     validation_fraction: options.ValidationFraction = 0.01,
     seed: options.Seed = 0,
     include: options.Include = None,
@@ -69,6 +70,7 @@ def prepare(
         train_vocab_size=train_tokenizer,
         eos_policy=eos_policy,
         eos_token=eos_token,
+        bos_policy=bos_policy,
         validation_fraction=validation_fraction,
         seed=seed,
         include=include or (),
@@ -107,6 +109,7 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
     for part in (prepared.training, prepared.validation):
         if part is not None:
             print(_summary(part, chat=chat))
+    print(_edges(prepared, "chat" if chat else "document"))
     print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
 
 
@@ -146,6 +149,22 @@ def _summary(part: "Part", *, chat: bool) -> str:
         f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
         f"{learnt}"
     )
+
+
+def _edges(prepared: "Prepared", what: str) -> str:
+    """Returns which tokens begin and end a document, and why these."""
+    if prepared.eos_token is None:
+        end = f"no token ends a {what} (--eos-policy none)"
+    else:
+        end = f"a {what} ends in {prepared.eos_token} (id {prepared.eos_token_id}): "
+        end += f"{prepared.eos_from}"
+    named = f"{prepared.bos_token} (id {prepared.bos_token_id})"
+    begin = {
+        "none": f"no token begins a {what}",
+        "document": f"a {what} begins with {named}",
+        "row": f"{named} begins each row of a run",
+    }[prepared.bos_policy]
+    return f"{begin}: {prepared.bos_from}\n{end}"
 
 
 def _report_left_out(prepared: "Prepared") -> None:

@@ -35,8 +35,17 @@ Eos = Annotated[
 EosToken = Annotated[
     str | None,
     typer.Option(
-        help="End-of-text token [default: the tokenizer's own; <|endoftext|> for a trained one].",
+        help="End-of-text token [default: the tokenizer's own, but for text not one that ends the "
+        "turns of a chat; <|endoftext|> for a trained one].",
         show_default=False,
+    ),
+]
+BosPolicy = Annotated[
+    Literal["auto", "none", "document", "row"],
+    typer.Option(
+        help="Put the token that begins a text (BOS) before each document, at the start of each "
+        "row, or nowhere; auto: before each document if the tokenizer does so. Chats begin as "
+        "their template says."
     ),
 ]
 ValidationFraction = Annotated[

@@ -43,10 +43,13 @@ def corpus_folder() -> Path:
 def model_config(
     hidden_size: int, layers: int, heads: int, intermediate_size: int
 ) -> dict[str, Any]:
-    """Returns the config.json of a small Qwen2-architecture model."""
+    """Returns the config.json of a small model, of a type whose tokenizer.json transformers reads.
+
+    (For `qwen2` it would build another pre-tokenizer.)
+    """
     return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "vocab_size": VOCAB_SIZE,
         "hidden_size": hidden_size,
         "num_hidden_layers": layers,

@@ -18,7 +18,7 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME, ShardManifest
 from lectern_common.tokens.tokenizer_map import (
     TokenizerMap,
-    read_tokenizer_map,
+    read_dataset_map,
     require_same_tokens,
     tokenizer_sha256,
 )
@@ -81,7 +81,7 @@ def require_teacher_fits(
             require_same_tokens(teacher_tokens(), student.tokens)
     elif manifest is not None and teacher.tokenizer_sha256 not in ("", manifest.tokenizer_sha256):
         if dataset is not None and (dataset / TOKENIZER_NAME).is_file():
-            of_data = read_tokenizer_map(dataset / TOKENIZER_NAME)
+            of_data = read_dataset_map(dataset / TOKENIZER_NAME)
             require_same_tokens(teacher_tokens(), of_data, own="data")
         raise Incompatible(
             f"the data at {spec.data.path} was prepared with a different tokenizer than that of "
@@ -107,7 +107,7 @@ def require_data_fits(dataset: Path, manifest: ShardManifest, student: Tokenizer
         return
     if student is not None and tokenizer_sha256(student) == manifest.tokenizer_sha256:
         return
-    of_data = read_tokenizer_map(path)
+    of_data = read_dataset_map(path)
     require_own_tokenizer(path, tokenizer_sha256(of_data), manifest.tokenizer_sha256)
     if student is not None:
         require_same_tokens(of_data, student, other="data")

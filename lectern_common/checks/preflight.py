@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.compatibility import (
     StudentFacts,
@@ -23,7 +24,7 @@ from lectern_common.checks.rules import (
     require_step,
     rows_held_out,
 )
-from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
+from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
@@ -109,12 +110,18 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
     yield check
     if found.manifest is not None and found.student.tokens is not None:
         yield _tokenizer(spec, roots, found)
+    elif found.student is not UNKNOWN_STUDENT and (names := unread_vocabulary(spec, roots)):
+        message = f"the trainer converts the student's {', '.join(names)} and compares its tokens"
+        yield Check("tokenizer", Outcome.SKIP, message)
     if spec.evaluation.prompts and found.student is not UNKNOWN_STUDENT:
         yield _prompts(spec, roots, found)
     if spec.report_to:
         yield _packages(spec)
     if spec.teacher is not None:
         yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
+        if found.teacher is not None and found.manifest is not None:
+            dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
+            yield from beginnings_check(found.teacher, found.manifest, dataset)
 
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:

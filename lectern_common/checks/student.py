@@ -12,6 +12,7 @@ from lectern_common.errors import CorruptData, InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
 from lectern_common.tokens.weights import cached_weights_sha256, safetensors_files, tensor_shapes
 
@@ -63,6 +64,13 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         tokens=read_tokenizer_map(tokenizer) if tokenizer.exists() else None,
         weights_sha256=cached_weights_sha256(files) if whole else None,
     )
+
+
+def unread_vocabulary(spec: RunSpec, roots: Roots) -> list[str]:
+    """Returns the files of a student's tokenizer that only its trainer can read."""
+    name = spec.student.init or spec.student.config or ""
+    folder = resolve_under(roots.models, name, "student.init")
+    return [] if (folder / TOKENIZER_NAME).exists() else vocabulary_files(folder)
 
 
 def _weight_files(folder: Path, field: str) -> list[Path]:

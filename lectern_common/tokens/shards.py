@@ -2,11 +2,12 @@
 
 DATASET/shard-00000.bin ...   flat uint32 little-endian token ids, no header
 DATASET/mask-00000.bin ...    one byte per token of the shard with the same number: 1 if the token
-                              is learnt (in chats: the assistant's), else 0; optional
+                              is learnt (in chats: the assistant's; in texts: all but the token
+                              that begins each), else 0; optional
 DATASET/documents.bin         flat uint64 little-endian: the index of each document's first token,
                               rising from 0; optional
 DATASET/manifest.json         ShardManifest (schema pretokenize-bin-v1)
-DATASET/tokenizer.json        the tokenizer that made the ids
+DATASET/tokenizer.json        the tokenizer that made the ids, with the other files of it beside
 """
 
 import hashlib

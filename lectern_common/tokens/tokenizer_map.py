@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lectern_common.errors import CorruptData, TokenizerMismatch
+from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_tokenizer_files
 
 TokenizerMap = Mapping[str, int]
 
@@ -23,17 +25,33 @@ def tokenizer_sha256(tokens: TokenizerMap) -> str:
 
 
 def read_tokenizer_map(path: Path) -> dict[str, int]:
-    """Returns token -> id of a tokenizer.json, added tokens included.
+    """Returns token -> id of a tokenizer.json and the files beside it, added tokens included.
 
     Raises:
-        CorruptData: the tokenizers library cannot read the file.
+        CorruptData: the tokenizers library cannot read the file, or the files contradict each
+            other.
     """
-    import tokenizers
+    return _map_of(read_tokenizer_files(path), path)
 
+
+def read_dataset_map(path: Path) -> dict[str, int]:
+    """Returns token -> id of the tokenizer.json in a dataset, which holds all tokens by itself.
+
+    What stands beside it is not read: a dataset of an earlier release was written without.
+
+    Raises:
+        CorruptData: the file is missing, or the tokenizers library cannot read it.
+    """
     try:
-        return dict(tokenizers.Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise CorruptData(f"{path} is not a tokenizer.json: {error}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorruptData(f"cannot read {path}: {error.strerror}") from None
+    return _map_of({TOKENIZER_NAME: content}, path)
+
+
+def _map_of(files: Mapping[str, bytes], path: Path) -> dict[str, int]:
+    tokenizer, _ = complete_tokenizer(files, str(path))
+    return dict(tokenizer.get_vocab(with_added_tokens=True))
 
 
 def first_differences(

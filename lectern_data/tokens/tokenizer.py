@@ -7,25 +7,42 @@ byte.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
-from lectern_common.errors import CorruptData, InvalidRequest, NotFound
+from lectern_common.errors import CorruptData, InvalidRequest, LecternError, NotFound
+from lectern_common.tokens.beginning import Beginning, named_beginning, usual_beginning
 from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import (
+    CONFIG_NAME,
+    SPECIAL_NAMES,
+    TEMPLATE_JSON_NAME,
+    TEMPLATE_NAME,
+    complete_tokenizer,
+    named_tokens,
+    read_tokenizer_files,
+    tokenizer_config,
+    vocabulary_files,
+)
+from lectern_data.chats.chat_template import ChatTemplate
+from lectern_data.tokens.document_end import DocumentEnd, document_end
 
-CONFIG_NAME = "tokenizer_config.json"
-TEMPLATE_NAME = "chat_template.jinja"
 DEFAULT_EOS_TOKEN = "<|endoftext|>"  # noqa: S105 - a text token, not a password
 MIN_TRAINED_VOCABULARY = 257  # every byte and the end-of-text token
-_SPECIAL_TOKENS = tuple(
-    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# How transformers splits a text for `qwen2`, whatever tokenizer.json says: for that type alone of
+# those that Lectern knows it builds the pre-tokenizer anew. Other types read it from the file.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Changes whenever the same texts give another tokenizer.
+TRAINED_AS = "2"
 
 
 @dataclass(frozen=True)
@@ -33,47 +50,44 @@ class DatasetTokenizer:
     """A tokenizer with the files that describe it.
 
     Attributes:
-        tokenizer: loaded from tokenizer_json.
-        tokenizer_json, config_json, template_jinja: the files' content; None if missing.
-        eos_token_id: None if neither the tokenizer nor the caller names an end-of-text token.
+        tokenizer: with the tokens of all its files.
+        files: name -> content; tokenizer.json holds all tokens.
+        end: the token that ends a document; None if nothing names one.
     """
 
     tokenizer: Tokenizer
-    tokenizer_json: bytes
-    config_json: bytes | None
-    template_jinja: bytes | None
-    eos_token_id: int | None
+    files: dict[str, bytes]
+    end: DocumentEnd | None
 
     @property
-    def files(self) -> dict[str, bytes]:
-        """File name -> content of the existing files."""
-        files = {
-            TOKENIZER_NAME: self.tokenizer_json,
-            CONFIG_NAME: self.config_json,
-            TEMPLATE_NAME: self.template_jinja,
-        }
-        return {name: content for name, content in files.items() if content is not None}
+    def tokenizer_json(self) -> bytes:
+        """The content of tokenizer.json."""
+        return self.files[TOKENIZER_NAME]
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of `end`."""
+        return None if self.end is None else self.end.token_id
 
     @property
     def chat_template(self) -> str | None:
         """The chat template from its own file, else the config's default one."""
-        if self.template_jinja is not None:
-            return self.template_jinja.decode()
-        entry = _config(self.config_json).get("chat_template")
-        if isinstance(entry, list):  # several, by name
-            named = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
-            entry = named.get("default")
-        return entry if isinstance(entry, str) else None
+        return _chat_template(self.files)
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token, ... from the config: the names that a chat template may use."""
-        found = {
-            name: _token_text(value)
-            for name, value in _config(self.config_json).items()
-            if name in _SPECIAL_TOKENS
-        }
-        return {name: text for name, text in found.items() if text is not None}
+        """bos_token, eos_token, ... from the files: the names that a chat template may use."""
+        return {name: token.text for name, token in named_tokens(self.files).items()}
+
+    @cached_property
+    def beginning(self) -> Beginning | None:
+        """What the tokenizer usually puts before a text; None means nothing."""
+        return usual_beginning(self.tokenizer, self.files)
+
+    @property
+    def named_beginning(self) -> int | None:
+        """The id of its bos_token; None if it names none."""
+        return named_beginning(self.tokenizer, self.files)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -104,7 +118,8 @@ def train_tokenizer(
         )
     eos_token = eos_token or DEFAULT_EOS_TOKEN
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    split: PreTokenizer = Split(Regex(_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
@@ -113,75 +128,83 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Without this, transformers would build the tokenizer class of the model's type with its own
-    # pre-tokenizer, instead of reading tokenizer.json.
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos_token}
+    # Without a class, transformers would build that of the model's type with its own pre-tokenizer;
+    # without the nulls, that class would add tokens of its own.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **dict.fromkeys(SPECIAL_NAMES)}
     files = {
         TOKENIZER_NAME: tokenizer.to_str(pretty=True).encode() + b"\n",
-        CONFIG_NAME: json.dumps(config, indent=2).encode() + b"\n",
+        CONFIG_NAME: json.dumps({**config, "eos_token": eos_token}, indent=2).encode() + b"\n",
     }
-    return _ready(tokenizer, files, eos_token)
+    return _loaded(files, Path(TOKENIZER_NAME), None)
 
 
-def load_tokenizer(path: Path, eos_token: str | None = None) -> DatasetTokenizer:
+def load_tokenizer(
+    path: Path, eos_token: str | None = None, *, is_chat: bool = False
+) -> DatasetTokenizer:
     """Returns the tokenizer of a tokenizer.json, or of a model folder that holds one.
 
-    The end-of-text token is `eos_token`, else the one in the tokenizer_config.json beside it.
+    Args:
+        path: the file or the folder.
+        eos_token: the token that ends a document; None means that of the tokenizer, as
+            document_end.py chooses it.
+        is_chat: documents are chats.
 
     Raises:
         NotFound: there is no such file.
-        CorruptData: it is not a tokenizer.json.
-        InvalidRequest: the tokenizer does not have the token `eos_token`.
+        CorruptData: it is not a tokenizer.json, or the files beside it are broken or contradict it.
+        InvalidRequest: the tokenizer does not have the token that ends a document.
     """
     file = path / TOKENIZER_NAME if path.is_dir() else path
     if not file.is_file():
-        raise NotFound(f"no tokenizer at {file}; name a tokenizer.json, or a folder with one")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise CorruptData(f"{file} is not a tokenizer.json: {error}") from None
-    beside = (CONFIG_NAME, TEMPLATE_NAME)
-    files = {TOKENIZER_NAME: file.read_bytes()} | {
-        name: file.with_name(name).read_bytes() for name in beside if file.with_name(name).is_file()
-    }
-    try:
-        config = _config(files.get(CONFIG_NAME))
-        files.get(TEMPLATE_NAME, b"").decode()
-    except ValueError:
-        why = f"the files beside {file} are not a valid tokenizer config and chat template"
-        raise CorruptData(why) from None
-    if eos_token is None:
-        eos_token = _token_text(config.get("eos_token"))
-    return _ready(tokenizer, files, eos_token)
+        raise NotFound(f"no tokenizer at {file}; {_what_to_name(file.parent)}")
+    return _loaded(read_tokenizer_files(file), file, eos_token, is_chat=is_chat)
 
 
-def _ready(
-    tokenizer: Tokenizer, files: dict[str, bytes], eos_token: str | None
+def _loaded(
+    files: dict[str, bytes], file: Path, eos_token: str | None, *, is_chat: bool = False
 ) -> DatasetTokenizer:
-    eos_token_id = None
-    if eos_token is not None:
-        eos_token_id = tokenizer.token_to_id(eos_token)
-        if eos_token_id is None:
-            why = f"this tokenizer has no token {eos_token!r}; set --eos-token to one that it has"
-            raise InvalidRequest(why, field="eos_token")
-    return DatasetTokenizer(
-        tokenizer,
-        files[TOKENIZER_NAME],
-        files.get(CONFIG_NAME),
-        files.get(TEMPLATE_NAME),
-        eos_token_id,
-    )
+    tokenizer, has_more = complete_tokenizer(files, str(file))
+    if has_more:
+        files = {**files, TOKENIZER_NAME: tokenizer.to_str(pretty=True).encode() + b"\n"}
+    try:
+        source = _chat_template(files)
+    except ValueError:
+        raise CorruptData(f"the files beside {file} are not a valid chat template") from None
+    named = named_tokens(files)
+    template = _readable(source, {name: token.text for name, token in named.items()})
+    end = document_end(tokenizer, named.get("eos_token"), eos_token, template, is_chat=is_chat)
+    return DatasetTokenizer(tokenizer, files, end)
 
 
-def _config(config_json: bytes | None) -> dict[str, Any]:
-    """Returns tokenizer_config.json, {} if there is none. Raises ValueError."""
-    config = {} if config_json is None else json.loads(config_json)
-    if not isinstance(config, dict):
-        raise ValueError("not a mapping")
-    return config
+def _readable(source: str | None, special_tokens: dict[str, str]) -> ChatTemplate | None:
+    """Returns the template; None if it is not one, which only chats need to know."""
+    try:
+        return None if source is None else ChatTemplate(source, special_tokens)
+    except LecternError:
+        return None
 
 
-def _token_text(entry: Any) -> str | None:
+def _chat_template(files: dict[str, bytes]) -> str | None:
+    """Returns the default chat template, from the first place that has one. Raises ValueError."""
+    if TEMPLATE_NAME in files:
+        return files[TEMPLATE_NAME].decode()
+    entry = tokenizer_config(files).get("chat_template")
+    if entry is None and TEMPLATE_JSON_NAME in files:
+        entry = json.loads(files[TEMPLATE_JSON_NAME])
+        entry = entry.get("chat_template") if isinstance(entry, dict) else None
+    if isinstance(entry, list):  # several, by name
+        entry = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
     if isinstance(entry, dict):
-        entry = entry.get("content")
+        entry = entry.get("default")
     return entry if isinstance(entry, str) else None
+
+
+def _what_to_name(folder: Path) -> str:
+    """Returns what to do about a folder without a tokenizer.json."""
+    others = vocabulary_files(folder)
+    if not others:
+        return "name a tokenizer.json, or a folder with one"
+    return (
+        f"the folder has {', '.join(others)}, which transformers converts: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER), then name OTHER"
+    )

@@ -18,6 +18,7 @@ from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_data.read.documents import Document
 from lectern_data.read.rows import Content
+from lectern_data.tokens.bos_policy import BosPolicy
 from lectern_data.tokens.pieces import EncodedPiece, Piece, read_piece
 from lectern_data.tokens.tokenizer import DatasetTokenizer
 from lectern_data.write.shard_writer import ShardWriter
@@ -35,16 +36,28 @@ class Part:
     tokens: int
     shards: int
     learnt_tokens: int
+    bos_policy: BosPolicy
+    bos_token_id: int | None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How ids are laid out in files. `content` is what a row held."""
+    """How ids are laid out in files. `content` is what a row held.
+
+    `bos_token_id` begins a text; with `bos_policy` "none" only a chat template may have written it.
+    """
 
     eos_policy: EosPolicy
     shard_tokens: int
     seq_length_hint: int | None
     content: Content
+    bos_policy: BosPolicy = "none"
+    bos_token_id: int | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Not every token is learnt: of a chat the assistant's, of a text all but its beginning."""
+        return self.content.is_chat or self.bos_policy == "document"
 
 
 def write_part(
@@ -77,6 +90,7 @@ def write_part(
     manifest = _manifest(written, tokenizer, layout)
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
     for name, content in tokenizer.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return Part(
         path=target,
@@ -85,6 +99,8 @@ def write_part(
         tokens=manifest.total_tokens,
         shards=manifest.shard_count,
         learnt_tokens=written.learnt_tokens,
+        bos_policy=manifest.bos_policy,
+        bos_token_id=manifest.bos_token_id,
     )
 
 
@@ -94,6 +110,7 @@ class _Written:
 
     documents: list[Document]
     learnt_tokens: int
+    bos_policy: BosPolicy
     fields: dict[str, Any]
 
 
@@ -109,23 +126,26 @@ def _write_shards(
     """Writes the ids of all pieces, masks and documents.bin. Raises like `write_part`."""
     used, done, learnt = list[Document](), 0, 0
     total = sum(len(piece.documents) for piece in pieces)
-    masked = layout.content.is_chat
     eos = _eos_token_id(tokenizer, layout)
-    ends = _EndTokens(layout.eos_policy, eos, tokenizer.tokenizer if masked else None)
-    with ShardWriter(folder, layout.shard_tokens, tokenizer.vocab_size, masked=masked) as writer:
+    of_chats = tokenizer.tokenizer if layout.content.is_chat else None
+    ends = _EndTokens(layout.eos_policy, eos, of_chats)
+    beginnings = _BeginTokens(layout)
+    with ShardWriter(
+        folder, layout.shard_tokens, tokenizer.vocab_size, masked=layout.is_masked
+    ) as writer:
         for piece in pieces:
             encoded = read_piece(pieces_folder, piece)
             lost = {index for index, _ in encoded.left_out}
             kept = np.array([index not in lost for index in range(len(piece.documents))], bool)
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
-            ids, mask, starts = ends.put_into(encoded, kept)
+            ids, mask, starts = beginnings.put_before(*ends.put_into(encoded, kept))
             writer.append(ids, mask, starts)
             learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
             done += len(piece.documents)
             on_progress(done, total)
         if writer.total_tokens == 0:
             raise InvalidRequest(f"the tokenizer makes no tokens from the text of {name}", "inputs")
-        return _Written(used, learnt, writer.finished())
+        return _Written(used, learnt, beginnings.policy, writer.finished())
 
 
 def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) -> ShardManifest:
@@ -135,6 +155,9 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
             "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
             "eos_policy": layout.eos_policy,
             "eos_token_id": _eos_token_id(tokenizer, layout),
+            "content": "chats" if layout.content.is_chat else "text",
+            "bos_policy": written.bos_policy,
+            "bos_token_id": None if written.bos_policy == "none" else layout.bos_token_id,
             "seq_length_hint": layout.seq_length_hint,
             "producer_version": f"lectern {version('lectern')}",
             "producer_sha256": _producer_sha256(written.documents, layout),
@@ -211,6 +234,49 @@ class _EndTokens:
         if self._chats_of is None:
             return not ids
         return not self._chats_of.decode(list(ids), skip_special_tokens=False).strip()
+
+
+class _BeginTokens:
+    """Puts the token that begins a text before each document, and sees where it stands.
+
+    It is never learnt: a model is given it, and nobody asks what comes before a text. A chat that
+    its template already begins with it gets no second one.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._all_begin_with_it = True
+
+    @property
+    def policy(self) -> BosPolicy:
+        """Where the token stands in what has passed, as the manifest says it."""
+        if self._layout.bos_policy == "none" and self._layout.bos_token_id is not None:
+            return "document" if self._all_begin_with_it else "none"
+        return self._layout.bos_policy
+
+    def put_before(
+        self,
+        ids: npt.NDArray[np.uint32],
+        mask: npt.NDArray[np.uint8] | None,
+        starts: npt.NDArray[np.int64],
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
+        """Returns (ids, mask, starts of the documents) of a piece with the token inserted."""
+        policy, token_id = self._layout.bos_policy, self._layout.bos_token_id
+        if token_id is None or policy == "row":
+            return ids, mask, starts
+        lacks = np.ones(len(starts), np.bool_)
+        if self._layout.content.is_chat:
+            lacks = ids[starts] != token_id
+        self._all_begin_with_it &= not lacks.any()
+        if policy == "none":
+            return ids, mask, starts
+        places = starts[lacks]
+        learnt = np.ones(len(ids), np.uint8) if mask is None else mask
+        return (
+            np.insert(ids, places, np.uint32(token_id)),
+            np.insert(learnt, places, np.uint8(0)),
+            starts + np.cumsum(lacks) - lacks,
+        )
 
 
 def _producer_sha256(documents: list[Document], layout: Layout) -> str:

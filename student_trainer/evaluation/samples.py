@@ -26,6 +26,7 @@ from lectern_common.files import fsync
 from lectern_common.json_lines import append_json_line, keep_lines_before
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_tokenizer_files
 from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.loading import max_positions
@@ -35,6 +36,7 @@ from student_trainer.data.select import Data
 from student_trainer.disk_full import disk_full_as_error
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
+from student_trainer.student.ends import edges_of
 from student_trainer.student.load import LoadedStudent
 from student_trainer.student.student import Student
 from student_trainer.targets import TargetsProvider, TopKTargets
@@ -66,6 +68,7 @@ def encoded_prompts(
     ends: Collection[int],
     vocab_size: int,
     max_tokens: int,
+    begins: int | None = None,
 ) -> Prompts:
     """Returns the prompts of evaluation.prompts as tokens.
 
@@ -76,6 +79,7 @@ def encoded_prompts(
         ends: ids that end a text.
         vocab_size: the student's.
         max_tokens: longest sequence that both student and teacher take.
+        begins: id that begins each prompt, unless that spells it already; None means none does.
 
     Raises:
         InvalidSpec: there is no tokenizer, or a prompt has no tokens, is too long, or has ids that
@@ -88,13 +92,13 @@ def encoded_prompts(
             "prompts, or prepare the data with --tokenizer"
         )
         raise InvalidSpec([(field, why)])
-    from tokenizers import Tokenizer
-
-    reader: Any = Tokenizer.from_file(str(tokenizer))
-    encoded = [reader.encode(text, add_special_tokens=False).ids for text in texts]
+    reader, _ = complete_tokenizer(read_tokenizer_files(tokenizer), str(tokenizer))
+    encoded = [list(reader.encode(text, add_special_tokens=False).ids) for text in texts]
     for index, ids in enumerate(encoded):
         if not ids:
             raise InvalidSpec([(f"{field}.{index}", "has no tokens")])
+        if begins is not None and ids[0] != begins:
+            ids.insert(0, begins)
         if max(ids) >= vocab_size:
             why = f"has token {max(ids)}; the student's ids are below {vocab_size}"
             raise InvalidSpec([(f"{field}.{index}", why)])
@@ -274,7 +278,7 @@ def checked_prompts(
     Args:
         spec: the run's.
         loaded: the student; its tokenizer is used, else that of the data.
-        data: the run's; an end-of-text id in its manifest also ends a sample.
+        data: the run's; a prompt begins as its documents or rows do, and ends where they teach it.
         model: the teacher's description of itself; None means the run has no teacher.
 
     Raises:
@@ -285,24 +289,17 @@ def checked_prompts(
         return None
     folders = [loaded.folder] if data.folder is None else [loaded.folder, data.folder]
     paths = [folder / TOKENIZER_NAME for folder in folders]
-    ends = _ends(loaded.student.model.config.get_text_config().eos_token_id)
-    if data.manifest is not None and data.manifest.eos_token_id is not None:
-        ends.add(data.manifest.eos_token_id)
+    path = next((path for path in paths if path.exists()), None)
+    manifest, files = data.manifest, {} if path is None else read_tokenizer_files(path)
     limits = [max_positions(loaded.student.model)]
     if model is not None:
         limits.append(model.limits.max_sequence_tokens)
     return encoded_prompts(
         evaluation.prompts,
         evaluation.prompt_tokens or 0,
-        next((path for path in paths if path.exists()), None),
-        ends=ends,
+        path,
+        ends=edges_of(loaded.student.model, loaded.folder, data.folder, files).ends,
+        begins=None if manifest is None else manifest.bos_token_id,
         vocab_size=loaded.student.vocab_size,
         max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
     )
-
-
-def _ends(token_ids: Any) -> set[int]:
-    """Returns a config's eos_token_id, which may be none, one or several, as a set."""
-    if token_ids is None:
-        return set()
-    return {int(token_ids)} if isinstance(token_ids, int) else {int(one) for one in token_ids}

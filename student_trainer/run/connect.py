@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lectern_common.checks.beginnings import beginnings_differ
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.roots import resolve_under
 from lectern_common.spec.sections import TeacherSpec
@@ -40,6 +41,7 @@ def open_teaching(
     remote = _remote(run, teacher, loaded.student.vocab_size)
     model = remote.connect(taught_by)
     _require_fits(run, remote, loaded, manifest)
+    _warn_of_beginnings(run, model, manifest)
     if teacher.asks_for.format.needs_head:
         remote.output_head()
     return Teaching(
@@ -95,6 +97,19 @@ def _require_fits(
     )
     dataset = resolve_under(run.roots.data, path, "data.path") if path else None
     require_teacher_fits(spec, remote.model, remote.tokenizer_map, student, manifest, dataset)
+
+
+def _warn_of_beginnings(
+    run: RunContext, model: teacher_pb2.Model, manifest: ShardManifest | None
+) -> None:
+    """Records it if the data does not begin a text as the teacher does."""
+    path = run.spec.data.path
+    if path is None or manifest is None:
+        return
+    dataset = resolve_under(run.roots.data, path, "data.path")
+    differ = beginnings_differ(model, manifest, dataset)
+    if differ is not None:
+        run.recorder.event("beginnings_differ", message=f"{differ[0]}; {differ[1]}")
 
 
 def _advice(teacher: TeacherSpec, model: teacher_pb2.Model) -> WaitAdvice:

@@ -1,7 +1,7 @@
 """Exports the trained student as a folder that plain transformers loads.
 
     export/  config.json, generation_config.json, model.safetensors, tokenizer files,
-             distillation_metadata.json
+             distillation_metadata.json, and README.md if the tokenizer needs a loader of its own
              adapter/ (adapter_config.json, adapter_model.safetensors; only with adapters, which
              are merged into model.safetensors too)
 
@@ -9,20 +9,20 @@ The folder appears whole or not at all, and only after it was loaded back and co
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from lectern_common.errors import CorruptData
 from lectern_common.files import new_folder
-from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.disk_full import disk_full_as_error
+from student_trainer.student.ends import edges_of
+from student_trainer.student.exported_tokenizer import write_tokenizer
 from student_trainer.student.lora import Adapters
 from student_trainer.student.tensors import all_tensors
 
@@ -30,17 +30,6 @@ _log = structlog.get_logger()
 
 METADATA_NAME = "distillation_metadata.json"
 ADAPTER_FOLDER = "adapter"
-# The files of a tokenizer in a model folder, of any kind.
-_TOKENIZER_FILES = (
-    TOKENIZER_NAME,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 # One file, whatever its size.
 _ONE_FILE = "1000TB"
 
@@ -61,9 +50,11 @@ def export_student(
         model: the trained model; left unchanged.
         target: the folder to write.
         student_folder: where the student came from; its tokenizer is exported.
-        dataset: its tokenizer.json is exported if the student has none.
-        eos_token_id: the dataset's end-of-document token; used with the dataset's tokenizer.
-        metadata: for distillation_metadata.json; `student_weights_sha256` is added.
+        dataset: what it was trained on. Its tokenizer is exported if the student has none, and the
+            ends that it taught are named.
+        eos_token_id: the dataset's end-of-document token.
+        metadata: for distillation_metadata.json; `student_weights_sha256` is added, and facts about
+            the tokenizer.
         adapters: those in the model, if any.
 
     Raises:
@@ -78,9 +69,9 @@ def export_student(
         _require_written(whole, folder)
         if adapters is not None:
             adapters.save(folder / ADAPTER_FOLDER)
-        _write_tokenizer(folder, student_folder, dataset, eos_token_id)
+        facts = _write_tokenizer(folder, model, student_folder, dataset, eos_token_id)
         digest = weights_sha256(safetensors_files(folder))
-        text = json.dumps({**metadata, "student_weights_sha256": digest}, indent=2)
+        text = json.dumps({**metadata, **facts, "student_weights_sha256": digest}, indent=2)
         (folder / METADATA_NAME).write_text(text + "\n")
         for path in (*folder.rglob("*"), folder):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -100,20 +91,23 @@ def _require_written(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _write_tokenizer(
-    folder: Path, student_folder: Path, dataset: Path | None, eos_token_id: int | None
-) -> None:
-    if any((student_folder / name).exists() for name in (TOKENIZER_NAME, "tokenizer.model")):
-        for name in _TOKENIZER_FILES:
-            if (student_folder / name).exists():
-                shutil.copyfile(student_folder / name, folder / name)
-        return
-    source = None if dataset is None else dataset / TOKENIZER_NAME
-    if source is None or not source.exists():
-        _log.warning("export_without_tokenizer", why="neither the student nor the dataset has one")
-        return
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(source))
-    if eos_token_id is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
-    tokenizer.save_pretrained(str(folder))
-    # The exact file that the dataset was made with.
-    shutil.copyfile(source, folder / TOKENIZER_NAME)
+    folder: Path,
+    model: PreTrainedModel,
+    student_folder: Path,
+    dataset: Path | None,
+    eos_token_id: int | None,
+) -> dict[str, Any]:
+    """Writes the tokenizer, and the tokens that begin and end a text; returns facts about both."""
+    written = write_tokenizer(folder, student_folder, dataset, eos_token_id)
+    files = {} if written is None else written.files
+    edges = edges_of(model, student_folder, dataset, files, eos_token_id)
+    edges.put_into(folder)
+    _log.info("export_begins_and_ends", begins=edges.begins, ends=list(edges.ends))
+    if written is None:
+        return {}
+    return {
+        "tokenizer_loader": written.loader,
+        # Only training says it: the tokenizer may put a token there that the data had not.
+        **({} if edges.taught_begin is None else {"begins_texts_with": list(edges.taught_begin)}),
+        "ends_texts_with": list(edges.ends),
+    }

@@ -16,6 +16,7 @@ from lectern_common.wire.formats import FORMATS, MAX_SAMPLED_ID
 from lectern_models.gguf_file import loaded_weights_sha256
 from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map
 from lectern_models.model_folder import ModelFolder
+from lectern_models.model_tokenizer import tokens_before_text
 from lectern_models.output_head import HeadTransform, OutputHead
 from lectern_models.placement import device_names
 from lectern_models.quantization import quantization_of
@@ -69,6 +70,7 @@ def model_facts(
         fingerprint=_fingerprint(model, stored, quantization, compiled),
         logit_width=logit_width,
         tokens=stored.tokens,
+        tokens_before_text=stored.tokens_before_text,
         max_positions=max_positions(model),
         hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
         hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
@@ -114,19 +116,27 @@ class _Stored:
     exact_sha256: str
     config: dict[str, Any]
     tokens: dict[str, int] | None
+    tokens_before_text: tuple[int, ...] | None
 
 
 def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
     gguf = folder.gguf
     if gguf is not None:
         config = json.loads(model.config.get_text_config().to_json_string())
-        return _Stored(loaded_weights_sha256(model), gguf.tensors_sha256, config, gguf.tokens)
+        return _Stored(
+            weights_sha256=loaded_weights_sha256(model),
+            exact_sha256=gguf.tensors_sha256,
+            config=config,
+            tokens=gguf.tokens,
+            tokens_before_text=gguf.tokens_before_text,
+        )
     files = safetensors_files(folder.path)
     return _Stored(
         weights_sha256=weights_sha256(files),
         exact_sha256=weights_sha256(files, exact=True),
         config=json.loads((folder.path / "config.json").read_text()),
         tokens=tokenizer_map(folder.path),
+        tokens_before_text=tokens_before_text(folder.path),
     )
 
 

@@ -119,6 +119,7 @@ class ModelFacts:
 
     `not_offered` maps representations to why they are not offered, None if they are; see `why_not`.
     `tokens` is the token-to-id map; None means that the model has no tokenizer.
+    `tokens_before_text` are the ids that its tokenizer puts before a text; None means unknown.
     """
 
     model_id: str
@@ -139,13 +140,19 @@ class ModelFacts:
     mode: str
     num_parameters: int
     measured_tokens_per_second: float = 0.0
+    tokens_before_text: tuple[int, ...] | None = None
     # What else the last bits of an answer depend on: software versions, number of threads.
     arithmetic: str = ""
 
     @cached_property
     def num_tokens(self) -> int:
-        """The number of ids that are tokens; without a tokenizer, all of them."""
-        return self.logit_width if self.tokens is None else len(set(self.tokens.values()))
+        """The number of ids that are tokens; without a tokenizer, all of them.
+
+        Tokens that were added behind the model's last logit do not count.
+        """
+        if self.tokens is None:
+            return self.logit_width
+        return len({token_id for token_id in self.tokens.values() if token_id < self.logit_width})
 
     @cached_property
     def tokenizer_sha256(self) -> str:

@@ -199,6 +199,9 @@ def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
         mode=facts.mode,
         num_parameters=facts.num_parameters,
         measured_tokens_per_second=facts.measured_tokens_per_second,
+        text_beginning=None
+        if facts.tokens_before_text is None
+        else teacher_pb2.TextBeginning(token_ids=facts.tokens_before_text),
     )
 
 

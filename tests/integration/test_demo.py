@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lectern_common.json_lines import read_json_lines
@@ -92,6 +93,11 @@ def require_loads(export: Path) -> None:
     text = "def read(self, size=-1):\n    return"
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == text
+    trained = Tokenizer.from_file(str(export / "tokenizer.json"))
+    for text in (" 1234", "a  =  [1, 23]\n\n\t\tb\r\n", "e\u0301 \u65e5\u672c"):
+        assert tokenizer(text)["input_ids"] == trained.encode(text).ids
+    ends = json.loads((export / "generation_config.json").read_text())["eos_token_id"]
+    assert (ends, tokenizer.eos_token_id) == (0, 0)
     with torch.no_grad():
         logits = model(ids).logits
     assert logits.shape == (1, ids.shape[1], 2048)

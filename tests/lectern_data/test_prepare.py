@@ -20,6 +20,10 @@ from lectern_data.tokens.tokenizer import load_tokenizer, train_tokenizer
 from student_trainer.data.sources import open_stream
 
 VOCAB_SIZE = 300
+# The trained tokenizer splits digits from each other; it is these that give it enough to merge.
+WORDS = [
+    "".join(chr(97 + (3 * number + 5 * place) % 26) for place in range(6)) for number in range(30)
+]
 KNOWN, UNKNOWN = "<|endoftext|>", "</s>"
 
 
@@ -30,7 +34,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for number in range(30):
         lines = [
-            f"def function_{number}_{line}(a, b):\n    return a * {line}\n" for line in range(9)
+            f"def function_{number}_{line}(a, b):\n    return a * {line}  # {WORDS[number]}\n"
+            for line in range(9)
         ]
         (folder / f"file_{number:02d}.py").write_text("".join(lines) + f"# caf\xe9 {number}\n")
     return folder

@@ -7,6 +7,7 @@ import torch
 from lectern_common.errors import NotFound
 from lectern_models.continuation import continue_text, greedy_continuations, main
 from tests.support.models import write_tiny_model
+from tests.support.tokenizer_files import write_tokenizer
 
 PROMPT = "def add("
 
@@ -27,6 +28,36 @@ def test_a_continuation_equals_greedy_generation_by_transformers(folder):
     expected = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
 
     assert continue_text(folder, PROMPT, 12) == expected
+
+
+@pytest.mark.parametrize(
+    ("metadata", "begins"),
+    [
+        (None, True),
+        ({"begins_texts_with": []}, False),
+        ({"begins_texts_with": [300]}, True),
+        ({"alpha": 1}, True),
+    ],
+)
+def test_a_prompt_begins_as_the_model_has_learnt_it(tmp_path, metadata, begins):
+    """As its training data did; else with what its tokenizer puts before a text."""
+    from transformers import AutoModelForCausalLM
+
+    write_tiny_model(tmp_path, vocab_size=310)
+    tokenizer = write_tokenizer(tmp_path, special=("<s>",), begins_with="<s>")
+    assert tokenizer.token_to_id("<s>") == 300
+    if metadata is not None:
+        (tmp_path / "distillation_metadata.json").write_text(json.dumps(metadata))
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = tokenizer.encode(PROMPT, add_special_tokens=begins).ids
+    whole = model.generate(
+        torch.tensor([ids]), max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    expected = tokenizer.decode(whole[0, len(ids) :].tolist(), skip_special_tokens=False)
+    assert continue_text(tmp_path, PROMPT, 9) == expected
+    assert continue_text(tmp_path, "<s>" + PROMPT, 9) == continue_text(tmp_path, PROMPT, 9) or (
+        not begins
+    )
 
 
 def test_several_models_answer_in_order(folder, capsys):

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_models import model_folder
@@ -202,3 +203,21 @@ def test_a_hub_model_that_does_not_fit_on_disk_is_a_full_disk_not_a_network_erro
     monkeypatch.setattr(model_folder, "snapshot_download", full)
     with pytest.raises(DiskFull, match=r"--model someone/tiny: no space left .* HF_HOME"):
         find_model("someone/tiny")
+
+
+def test_all_kinds_of_tokenizer_files_come_from_the_hub_and_no_other_subfolder() -> None:
+    wanted = [
+        *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "merges.txt"),
+        *("tokenizer.model", "tokenizer.model.v3", "qwen.tiktoken", "spiece.model", "source.spm"),
+        *("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tekken.json"),
+    ]
+    others = [
+        *("original/params.json", "original/tokenizer.model", "onnx/model.safetensors"),
+        *("pytorch_model.bin", "modeling.py", "consolidated.safetensors", "a/b/vocab.txt"),
+    ]
+    taken = filter_repo_objects(
+        [*wanted, *others],
+        allow_patterns=model_folder._HUB_FILES,
+        ignore_patterns=model_folder._HUB_FILES_NOT,
+    )
+    assert list(taken) == wanted

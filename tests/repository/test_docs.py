@@ -1,14 +1,19 @@
 """The pages say what is there: the map is the tree, reasons are explained, links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from lectern.demo.specs import MODEL_CONFIGS
 from lectern_common.errors import LecternError
+from lectern_data.tokens.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*.md")])
@@ -105,3 +110,31 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 def test_the_readme_fits_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def shapes() -> dict[str, dict[str, Any]]:
+    """The configs that demo, examples and the first run of docs/training.md train from."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    first_run = re.search(r"<<'END'\n(.*?)\nEND\n", page, re.DOTALL)
+    assert first_run is not None
+    return {
+        **MODEL_CONFIGS,
+        "first run": json.loads(first_run[1]),
+        **{
+            f"examples: {path.parent.name}": json.loads(path.read_text())
+            for path in (ROOT / "examples" / "models").glob("*/config.json")
+        },
+    }
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_exports_of_what_is_shown_keep_the_ids_of_a_trained_tokenizer(
+    name: str, tmp_path: Path
+) -> None:
+    trained = train_tokenizer([Path(__file__).read_text()], 400)
+    for file, content in trained.files.items():
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps(shapes()[name]))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (" 1234", "a  =  [1, 23]\n\n\t\tb\r\n", "e\u0301 \ufb01 \u65e5\u672c \U0001f642"):
+        assert loaded(text)["input_ids"] == trained.tokenizer.encode(text).ids

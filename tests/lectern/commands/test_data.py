@@ -8,6 +8,7 @@ import pytest
 from lectern.commands import data
 from lectern_data.settings import PrepareSettings
 from tests.support.chat_files import chats_with_tokenizer
+from tests.support.tokenizer_files import write_tokenizer
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_defaults_are_those_of_the_settings():
 
     shared = set_here.keys() & defaults.keys()
     assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
-    assert len(shared) == 7
+    assert len(shared) == 8
 
 
 def test_counts_of_one_are_singular(lectern, tmp_path):
@@ -98,6 +99,41 @@ def test_json_lists_what_was_written_and_what_was_left_out(lectern, texts, tmp_p
     assert told["left_out"] == [
         {"name": "texts/empty.txt", "reason": "empty", "is_fault": False, "documents": 1}
     ]
+
+
+def test_the_report_says_which_tokens_begin_and_end_a_document(lectern, texts, tmp_path):
+    write_tokenizer(
+        tmp_path / "tokenizer",
+        special=("<s>", "<|im_end|>"),
+        begins_with="<s>",
+        config={"bos_token": "<s>", "eos_token": "<|im_end|>"},
+    )
+    given = ("data", "prepare", texts, "--tokenizer", tmp_path / "tokenizer", "--home", tmp_path)
+
+    ended = lectern(*given, "--output", "a")
+    assert ended.code == 0, ended.err
+    assert "a document begins with <s> (id 300): the post-processor in tokenizer.json" in ended.out
+    assert "a document ends in <|endoftext|> (id 0): the tokenizer's eos_token" in ended.out
+
+    told = lectern(*given, "--output", "b", "--bos-policy", "row", "--eos-policy", "none", "--json")
+    assert {name: told.json[name] for name in ("bos_policy", "bos_token", "eos_token")} == {
+        "bos_policy": "row",
+        "bos_token": "<s>",
+        "eos_token": None,
+    }
+    ended = lectern(*given, "--output", "c", "--bos-policy", "none", "--eos-policy", "none")
+    assert "no token begins a document: --bos-policy none" in ended.out
+    assert "no token ends a document" in ended.out
+
+
+def test_a_beginning_that_the_tokenizer_does_not_know_is_refused(lectern, texts, tmp_path):
+    refused = prepare(
+        lectern, texts, "--output", "code", "--home", tmp_path, "--bos-policy", "document"
+    )
+
+    assert refused.code == 2
+    assert "--bos-policy document needs a token that begins a text" in refused.err
+    assert not (tmp_path / "data" / "code").exists()
 
 
 def test_replacing_a_dataset_needs_force(lectern, texts, tmp_path):

@@ -173,6 +173,33 @@ def test_a_run_that_fits_passes_every_check(ready):
     assert checks[0].message == "text: 100 tokens in 1 shard, 12 rows of 8"
 
 
+def test_data_that_begins_otherwise_than_the_teacher_is_warned_of(ready):
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    path = ready.data / "text" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = TemplateProcessing(single="b $A", special_tokens=[("b", 1)])
+    tokenizer.save(str(path))
+    with teacher_serving(["a", "b", "c"]) as address:
+        run = spec(teacher={"address": address})
+        checks, _ = examine(run, ready)
+        require_startable(run, ready)  # a warning does not keep it from starting
+    (warning,) = (check for check in checks if check.outcome is Outcome.WARN)
+    assert warning.subject == "beginnings"
+    assert 'puts "b" (id 1) before each text, but a document in the data' in warning.message
+    assert "--bos-policy document" in warning.advice
+
+
+def test_a_students_vocabulary_that_only_the_trainer_reads_is_said_to_be_unchecked(ready):
+    (ready.models / "student" / "tokenizer.json").rename(ready.models / "student/tokenizer.model")
+    with teacher_serving(["a", "b", "c"]) as address:
+        checks, _ = examine(spec(teacher={"address": address}), ready)
+    (skipped,) = (check for check in checks if check.outcome is Outcome.SKIP)
+    assert skipped.subject == "tokenizer"
+    assert "converts the student's tokenizer.model" in skipped.message
+
+
 def test_every_failing_check_is_listed_not_only_the_first(roots):
     checks, _ = examine(spec(), roots, timeout_seconds=2.0)
 

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from lectern_common.errors import InvalidSpec, RepresentationNotOffered
 from lectern_common.json_lines import read_json_lines
@@ -255,6 +256,23 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_number(
         encoded(tmp_path, "A", "zzzzzz", **limits)
 
 
+def test_a_prompt_begins_as_the_data_does_but_not_twice(tmp_path: Path) -> None:
+    plain = encoded(tmp_path, "def add(", "<|endoftext|>def add(")
+    prompts = encoded(tmp_path, "def add(", "<|endoftext|>def add(", begins=0)
+    assert prompts.ids == [[0, *plain.ids[0]], list(plain.ids[1])]
+    longest = len(prompts.ids[0]) + 10
+    with pytest.raises(InvalidSpec, match="exceeds"):
+        encoded(tmp_path, "def add(", begins=0, max_tokens=longest - 1)
+
+
+def test_a_prompt_has_the_tokens_that_stand_beside_the_tokenizer(tmp_path: Path) -> None:
+    path = write_tiny_tokenizer(tmp_path)
+    number = Tokenizer.from_file(str(path)).get_vocab_size()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|turn|>": number}))
+    prompts = encoded_prompts(["<|turn|>"], 10, path, ends=[0], vocab_size=400, max_tokens=40)
+    assert prompts.ids == [[number]]
+
+
 def test_prompts_without_a_tokenizer_are_refused_with_advice() -> None:
     with pytest.raises(InvalidSpec, match=r"needs a tokenizer\.json .* --tokenizer"):
         encoded_prompts(["A"], 10, None, ends=(), vocab_size=300, max_tokens=40)
@@ -318,6 +336,26 @@ def test_a_run_writes_its_samples_and_the_teachers(home: Home) -> None:
     assert [line["step"] for line in lines] == [0, 0, 3, 3, 6, 6]
     assert [line["prompt"] for line in lines[:2]] == ["def add(", "import"]
     assert [line["teacher"] for line in lines[-2:]] == [prompts.decode(ids) for ids in expected]
+
+
+def test_prompts_of_a_run_begin_and_end_as_its_data_does(home: Home) -> None:
+    """The `wide` config names no ends; `bytes` begins documents with token 0 and ends them in 5."""
+    home.tokenized("begun")
+    path = home.path / "data" / "begun" / "manifest.json"
+    edges = {"bos_policy": "document", "bos_token_id": 0, "eos_policy": "after", "eos_token_id": 5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edges}))
+    with Serving(WireTeacher(vocab_size=300)) as serving:
+        sections = sampling(
+            data={"path": "begun"},
+            teacher={"address": serving.address},
+            objective={"alpha": 0.5, "temperature": 2.0},
+        )
+        folder = home.run(**sections)
+        assert run_to_its_end(home, folder) == 0, status_of(folder).message
+        prompt = [0, *prompts_of(home, "def add(").ids[0]]
+        assert any(begins_with(request, prompt) for request in serving.teacher.requests)
+    export = json.loads((folder.export_path / "generation_config.json").read_text())
+    assert (export["bos_token_id"], export["eos_token_id"]) == (0, 5)
 
 
 def test_a_killed_run_writes_each_sample_once(home: Home) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from lectern_common.errors import Misconfigured
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
@@ -14,8 +15,11 @@ from lectern_common.wire.formats import Representation
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.seam import ModelFacts, SequenceAsk, base_ask
 from teacher_server.engine.transformers import EngineSettings
+from teacher_server.rpc.limits import Limits
+from teacher_server.rpc.replies import model
 from tests.support.gguf_models import write_gguf
 from tests.support.models import write_tiny_model
+from tests.support.tokenizer_files import write_tokenizer
 
 # bitsandbytes itself still uses it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
@@ -134,3 +138,42 @@ def test_a_compiled_body_answers_within_rounding_and_says_so(tmp_path: Path) -> 
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
     assert (ours != theirs).any()  # it was compiled
+
+
+@pytest.mark.parametrize(("begins_with", "count"), [("<s>", 1), (None, 0)])
+def test_what_the_tokenizer_puts_before_a_text_is_told(
+    tmp_path: Path, begins_with: str | None, count: int
+) -> None:
+    write_tiny_model(tmp_path / "m", hidden=64, vocab_size=320)
+    tokenizer = write_tokenizer(tmp_path / "m", special=("<s>",), begins_with=begins_with)
+    told = model(facts(tmp_path / "m"), Limits())
+    assert told.HasField("text_beginning")
+    assert list(told.text_beginning.token_ids) == [tokenizer.token_to_id("<s>")] * count
+
+
+def test_a_model_without_a_tokenizer_says_nothing_about_texts(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "m", hidden=64, vocab_size=320)
+    told = model(facts(tmp_path / "m"), Limits())
+    assert not told.HasField("text_beginning")
+    assert told.num_tokens == 320
+
+
+def test_tokens_of_a_vocabulary_of_another_kind_are_known(folder: Path, tmp_path: Path) -> None:
+    """Without a tokenizer.json nothing was compared, and every check passed."""
+    shutil.copytree(folder, tmp_path / "m")
+    path = tmp_path / "m" / "tokenizer.json"
+    Tokenizer.from_file(str(path)).model.save(str(tmp_path / "m"))
+    path.unlink()
+    assert facts(tmp_path / "m").tokens == facts(folder).tokens
+    assert facts(tmp_path / "m").fingerprint == facts(folder).fingerprint
+
+
+def test_tokens_behind_the_last_logit_do_not_count(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "m", hidden=64, vocab_size=300)
+    tokenizer = write_tokenizer(tmp_path / "m")
+    number = tokenizer.get_vocab_size()
+    assert number == 300
+    write_tokenizer(tmp_path / "m", files={"added_tokens.json": {"[PAD]": number}})
+    known = facts(tmp_path / "m")
+    assert known.tokens is not None and known.tokens["[PAD]"] == number
+    assert known.num_tokens == number
