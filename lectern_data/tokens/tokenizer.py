@@ -57,12 +57,22 @@ class DatasetTokenizer:
     @property
     def chat_template(self) -> str | None:
         """The chat template from its own file, else the config's default one."""
-        if self.template_jinja is not None:
-            return self.template_jinja.decode()
+        return self._template("default")
+
+    @property
+    def tool_template(self) -> str | None:
+        """The chat template for chats with tools, if the config has one of its own for them."""
+        return self._template("tool_use")
+
+    def _template(self, name: str) -> str | None:
         entry = _config(self.config_json).get("chat_template")
+        if self.template_jinja is not None:
+            entry = self.template_jinja.decode()
         if isinstance(entry, list):  # several, by name
             named = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
-            entry = named.get("default")
+            entry = named.get(name)
+        elif name != "default":
+            return None
         return entry if isinstance(entry, str) else None
 
     @property

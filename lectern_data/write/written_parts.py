@@ -27,10 +27,11 @@ EosPolicy = Literal["none", "between", "after"]
 
 @dataclass(frozen=True)
 class Part:
-    """One written dataset."""
+    """One written dataset. Of a chat, each answer may be a sequence of its own."""
 
     path: Path
     documents: int
+    sequences: int
     text_bytes: int
     tokens: int
     shards: int
@@ -39,12 +40,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """How ids are laid out in files. `content` is what a row held."""
+    """How ids are laid out in files.
+
+    `content` is what a row held, `rendered_date` what the chat template was told.
+    """
 
     eos_policy: EosPolicy
     shard_tokens: int
     seq_length_hint: int | None
     content: Content
+    rendered_date: str | None = None
 
 
 def write_part(
@@ -81,6 +86,7 @@ def write_part(
     return Part(
         path=target,
         documents=len(written.documents),
+        sequences=written.fields["document_count"],
         text_bytes=sum(document.text_bytes for document in written.documents),
         tokens=manifest.total_tokens,
         shards=manifest.shard_count,
@@ -118,6 +124,8 @@ def _write_shards(
             lost = {index for index, _ in encoded.left_out}
             kept = np.array([index not in lost for index in range(len(piece.documents))], bool)
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
+            if encoded.sequences is not None:  # of those left out there are none
+                kept = np.ones(len(encoded.lengths), bool)
             ids, mask, starts = ends.put_into(encoded, kept)
             writer.append(ids, mask, starts)
             learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
@@ -138,6 +146,8 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
             "seq_length_hint": layout.seq_length_hint,
             "producer_version": f"lectern {version('lectern')}",
             "producer_sha256": _producer_sha256(written.documents, layout),
+            "content": "chats" if layout.content.is_chat else "text",
+            "rendered_date": layout.rendered_date,
             **written.fields,
         }
     )

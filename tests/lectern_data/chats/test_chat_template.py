@@ -6,7 +6,7 @@ import pytest
 
 from lectern_common.errors import CorruptData
 from lectern_data.chats.chat_template import ChatTemplate
-from lectern_data.read.rows import UnusableError
+from lectern_data.read.unusable import UnusableError
 from tests.support.chat_files import CHATML, MARKED
 
 SPECIAL: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 from lectern_data.chats import chats
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.chats import ChatEncoder, EndlessError
-from lectern_data.read.rows import Content, UnusableError
+from lectern_data.read.rows import Content
+from lectern_data.read.unusable import UnusableError
 from tests.support.chat_files import CHATML, MARKED, byte_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -35,7 +36,7 @@ def learnt(source: str, *turns: str) -> list[str]:
     tokenizer = byte_tokenizer()
     [encoded] = encoder(source).encode([chat(*turns)])
     assert not isinstance(encoded, UnusableError), str(encoded)
-    ids, mask = encoded
+    [(ids, mask)] = encoded.sequences
     runs: list[list[int]] = []
     before = 0
     for token, is_learnt in zip(ids.tolist(), mask.tolist(), strict=True):
@@ -58,7 +59,7 @@ def test_every_token_is_there_and_control_tokens_are_single() -> None:
     tokenizer = byte_tokenizer()
     [encoded] = encoder(CHATML).encode([chat("Hi", "Yo")])
     assert not isinstance(encoded, UnusableError)
-    ids, mask = encoded
+    [(ids, mask)] = encoded.sequences
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
     assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
     start, end = (tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
@@ -93,7 +94,7 @@ def test_a_token_that_crosses_the_border_of_a_turn_is_not_learnt() -> None:
     )
     [encoded] = ChatEncoder(tokenizer, ChatTemplate(source, {})).encode([chat("y", "xy")])
     assert not isinstance(encoded, UnusableError)
-    assert [part.tolist() for part in encoded] == [[3, 0, 4, 3], [0, 0, 0, 1]]
+    assert [part.tolist() for part in encoded.sequences[0]] == [[3, 0, 4, 3], [0, 0, 0, 1]]
 
 
 REWRITING = (
@@ -125,7 +126,9 @@ def test_an_unused_chat_does_not_change_the_others() -> None:
     assert isinstance(refused, UnusableError)
     for encoded in (first, last):
         assert not isinstance(encoded, UnusableError) and not isinstance(alone, UnusableError)
-        assert [part.tolist() for part in encoded] == [part.tolist() for part in alone]
+        assert [part.tolist() for part in encoded.sequences[0]] == [
+            part.tolist() for part in alone.sequences[0]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +176,7 @@ def test_other_threads_give_the_same_chats() -> None:
     def encoded() -> tuple[list[int], list[int]]:
         [found] = encoder(CHATML).encode([chat("Hi", "Hello")])
         assert not isinstance(found, UnusableError)
-        ids, mask = found
-        assert mask is not None
+        [(ids, mask)] = found.sequences
         return ids.tolist(), mask.tolist()
 
     with ThreadPoolExecutor(1) as pool:
