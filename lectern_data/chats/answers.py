@@ -68,7 +68,7 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
         (place for place, one in enumerate(chat.messages) if one["role"] != ASSISTANT), len(turns)
     )
     asked = turns[greetings:]
-    sequences = _whole(chat, turns, asked, marks_turns=marks_turns)
+    sequences = _whole(chat, asked, marks_turns=marks_turns)
     if sequences is None:
         sequences = [_alone(chat, index, marks_turns=marks_turns) for index in asked]
     sequences = [one for one in sequences if any(start < end for start, end in one.spans)]
@@ -80,12 +80,10 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
     return sequences, 0 if is_whole_and_marked else greetings
 
 
-def _whole(
-    chat: Renderings, turns: list[int], asked: list[int], *, marks_turns: bool
-) -> list[Sequence] | None:
+def _whole(chat: Renderings, asked: list[int], *, marks_turns: bool) -> list[Sequence] | None:
     """Returns the chat as one sequence; None if each answer needs one of its own."""
     text, marks = chat.marked(len(chat.messages))
-    if not all(text.startswith(chat.text(index + 1)) for index in turns):
+    if not all(text.startswith(chat.text(index + 1)) for index in asked):
         return None
     if marks_turns:
         return [Sequence(text, marks)]

@@ -63,9 +63,10 @@ def _forms(messages: Messages) -> Iterator[Messages]:
                 _with_content(message, null) if _is_null(message) else message for message in one
             ]
             yield form
-            parsed = [_with_arguments(message, _parsed) for message in form]
-            if parsed != form:
-                yield parsed
+            for change in (_parsed, _dumped):
+                changed = [_with_arguments(message, change) for message in form]
+                if changed != form:
+                    yield changed
 
 
 def _require_written(template: ChatTemplate, messages: Messages, inputs: dict[str, Any]) -> None:
@@ -188,6 +189,11 @@ def _parsed(value: Any) -> Any:
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, dict) else value
+
+
+def _dumped(value: Any) -> Any:
+    """Returns an object as JSON text; else the value as it is."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 def _no_constant(name: str) -> None:

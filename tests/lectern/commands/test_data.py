@@ -165,4 +165,4 @@ def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
     assert f", {learnt} tokens from the assistant" in ended.out
-    assert "chats.jsonl#6: contains the control token" in ended.err
+    assert "chats.jsonl#6: the chat template does not write the call" in ended.err
