@@ -58,10 +58,13 @@ class ChatTemplate:
         try:
             self._template = sandbox.from_string(source)
             self.marks_turns = self._tracker.blocks_parsed > 0
-            names = find_undeclared_variables(sandbox.parse(source))
+            tree = sandbox.parse(source)
+            names = find_undeclared_variables(tree)
         except (jinja2.TemplateError, RecursionError) as error:
             raise CorruptData(f"the chat template is not a Jinja template: {error}") from None
-        self.reads_date = "strftime_now" in names
+        self.reads_date = any(
+            name.name == "strftime_now" for name in tree.find_all(jinja2.nodes.Name)
+        )
         further = names - _GIVEN - set(special_tokens) - set(sandbox.globals)
         self.inputs = frozenset(further | (names & {"tools", "documents"}))
 

@@ -170,7 +170,7 @@ def _behind(text: str, encode: Callable[[str], Tokens]) -> Tokens:
     """
     line_break, found = encode("\n").ids.tolist(), encode("\n" + text)
     size = len(line_break)
-    if found.ids[:size].tolist() != line_break:
+    if not size or found.ids[:size].tolist() != line_break:
         return encode(text)
     return Tokens(found.ids[size:], found.starts[size:] - 1, found.ends[size:] - 1)
 
