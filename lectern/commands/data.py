@@ -153,7 +153,9 @@ def _hub_dataset(
 
 def _summary(part: "Part", *, chat: bool) -> str:
     learnt = f", {counted(part.learnt_tokens, 'token')} from the assistant" if chat else ""
-    several = f" in {counted(part.sequences, 'sequence')}" if chat else ""
+    several = ""
+    if chat and part.sequences != part.documents:
+        several = f" in {counted(part.sequences, 'sequence')}"
     return (
         f"{part.path}: {counted(part.tokens, 'token')} from {counted(part.documents, 'document')}"
         f"{several} "

@@ -5,16 +5,25 @@ chat, the special tokens and the date that it is given, so equal chats give equa
 """
 
 import datetime
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import CorruptData, Misconfigured
 from lectern_data.chats.template_sandbox import Tracker, environment
 from lectern_data.read.unusable import UnusableError
 
+if TYPE_CHECKING:
+    from jinja2 import nodes
+
 _MAX_TEMPLATE_BYTES = 1 << 20
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
+# Methods of a text that look for another in it.
+_LOOKING = {
+    *("split", "rsplit", "partition", "rpartition", "find", "rfind", "index", "rindex", "count"),
+    *("startswith", "endswith", "removeprefix", "removesuffix", "replace", "strip"),
+    *("lstrip", "rstrip"),
+}
 
 Span = tuple[int, int]
 Messages = list[dict[str, Any]]
@@ -30,6 +39,7 @@ class ChatTemplate:
         inputs: what it reads besides the messages: "tools", "documents", and further names that a
             row may give it, such as "enable_thinking".
         reads_date: it asks for the date.
+        looked_for: texts that it looks for in what it is given, such as "</think>".
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class ChatTemplate:
         self.reads_date = any(
             name.name == "strftime_now" for name in tree.find_all(jinja2.nodes.Name)
         )
+        self.looked_for = frozenset(_looked_for(tree))
         further = names - _GIVEN - set(special_tokens) - set(sandbox.globals)
         self.inputs = frozenset(further | (names & {"tools", "documents"}))
 
@@ -108,6 +119,21 @@ class ChatTemplate:
         if any(text[start : start + len(part)] != part for start, part in marked):
             raise UnusableError("the chat template moves text that it marks as the assistant's")
         return text, [(start, start + len(part)) for start, part in marked]
+
+
+def _looked_for(tree: "nodes.Template") -> Iterator[str]:
+    """Yields the texts in comparisons, and in calls of methods that look for one."""
+    from jinja2 import nodes
+
+    calls = [
+        call
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _LOOKING
+    ]
+    for node in (*tree.find_all(nodes.Compare), *calls):
+        for constant in node.find_all(nodes.Const):
+            if isinstance(constant.value, str):
+                yield constant.value
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ from lectern_data.read.chat_rows import TOOLS_FIELD
 from lectern_data.read.unusable import UnusableError
 
 _MAX_SECONDS = 10.0
+# Characters whose tokens are in memory at a time. The library's tokens take far more room than
+# ids, and a chat may be rendered as often as it has answers.
+_TEXT_AT_A_TIME = 1 << 21
 
 Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]
 """Of a sequence: ids uint32; mask uint8, 1 for what is learnt."""
@@ -94,16 +97,35 @@ class ChatEncoder:
         Raises:
             EndlessError: the template takes too long on a chat.
         """
+        done = 0
+        while done < len(chats):
+            rendered = self._some(chats, done)
+            yield from self._encoded(rendered)
+            done += len(rendered)
+
+    def _some(self, chats: list[str], first: int) -> list[_Rendered | UnusableError]:
+        """Renders chats from `first` on, until they are as much text as is encoded at a time."""
         rendered: list[_Rendered | UnusableError] = []
+        size = 0
         with _TimeLimit() as limit:
-            for index, chat in enumerate(chats):
+            for index in range(first, len(chats)):
                 limit.restart()
                 try:
-                    rendered.append(self._rendered(Chat.loaded(chat)))
+                    entry = self._rendered(Chat.loaded(chats[index]))
                 except (UnusableError, TimeoutError) as error:
                     if limit.is_over or isinstance(error, TimeoutError):
                         raise EndlessError(index) from None
                     rendered.append(error)
+                    continue
+                rendered.append(entry)
+                size += sum(map(len, _texts(entry)))
+                if size >= _TEXT_AT_A_TIME:
+                    break
+        return rendered
+
+    def _encoded(
+        self, rendered: list[_Rendered | UnusableError]
+    ) -> Iterator[EncodedChat | UnusableError]:
         every = self._tokens_of(rendered)
         for entry in rendered:
             if isinstance(entry, UnusableError):
@@ -119,9 +141,9 @@ class ChatEncoder:
                 yield error
 
     def _rendered(self, chat: Chat) -> _Rendered:
-        marked, mark = self._control.marked(chat)
-        has_tools = marked.inputs.get(TOOLS_FIELD) is not None
+        has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
+        marked, mark = self._control.marked(chat, template.looked_for)
         renderings = Renderings(template, fitted(template, marked))
         sequences, unasked = sequences_of(renderings, marks_turns=template.marks_turns)
         if mark:

@@ -8,7 +8,7 @@ and encodes spellings as characters, like those of plain text.
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from lectern_data.chats.answers import Sequence
 from lectern_data.chats.chat import Chat
+from lectern_data.read.chat_rows import ASSISTANT
 from lectern_data.read.unusable import UnusableError
 
 # Code points that no text holds: Unicode keeps them free for use inside a program.
@@ -60,8 +61,11 @@ class ControlTokens:
         longest_first = sorted(self._by_text, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def marked(self, chat: Chat) -> tuple[Chat, str]:
+    def marked(self, chat: Chat, looked_for: Collection[str]) -> tuple[Chat, str]:
         """Returns the chat with its spellings marked, and the mark; "" if it has none.
+
+        What the template looks for, it must find in the assistant's messages: a token in such a
+        text stays as it is there.
 
         Raises:
             UnusableError: the chat uses every code point that could be a mark.
@@ -77,10 +81,21 @@ class ControlTokens:
         if any(_OPEN in text for text in texts):
             raise UnusableError("spells a control token, and holds the noncharacter U+FDEE")
 
-        def changed(text: str) -> str:
+        kept = {token for token in self._by_text if any(token in text for text in looked_for)}
+
+        def spelt(text: str) -> str:
             return self._pattern.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
 
-        return Chat(_mapped(chat.messages, changed), _mapped(chat.inputs, changed)), mark
+        def own(text: str) -> str:
+            return self._pattern.sub(
+                lambda found: found[0] if found[0] in kept else spelt(found[0]), text
+            )
+
+        messages = [
+            _mapped(message, own if message["role"] == ASSISTANT else spelt)
+            for message in chat.messages
+        ]
+        return Chat(messages, _mapped(chat.inputs, spelt)), mark
 
     def unmarked(self, sequence: Sequence, mark: str) -> Sequence:
         """Returns a rendered sequence for `encode`: without marks, and with other names."""

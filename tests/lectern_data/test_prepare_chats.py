@@ -206,7 +206,7 @@ def test_processes_and_pieces_give_the_same_sequences(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path / "t", FORGETFUL)
     for name, workers, size in (("one", 1, 1 << 20), ("two", 2, 400)):
         output = tmp_path / name / "data"
-        more = {"workers": workers, "piece_bytes": size, "max_fault_fraction": 0.1}
+        more: dict[str, Any] = {"workers": workers, "piece_bytes": size, "max_fault_fraction": 0.1}
         told = prepared([source], output, tokenizer, validation_fraction=0.2, **more)
         assert told.validation is not None and len(told.left_out) == 1
         assert told.training.documents + told.validation.documents == 29

@@ -37,10 +37,10 @@ def expected(text: str, stand_in: str, spelt: str, tokenizer: Tokenizer) -> list
     """Ids of a text with `stand_in` for each spelling, cut at the control tokens by hand."""
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
-    ids = []
+    ids: list[int] = []
     for part in re.split("(" + "|".join(map(re.escape, CONTROL)) + ")", text):
         if part in CONTROL:
-            ids.append(plain.token_to_id(part))
+            ids.append(plain.get_vocab()[part])
         else:
             ids += plain.encode(part.replace(stand_in, spelt), add_special_tokens=False).ids
     return ids
@@ -114,6 +114,19 @@ def test_a_tokenizer_that_puts_a_space_before_texts_does_so_as_without_spellings
     assert long == short[:at] + added + short[at:]
 
 
+def test_what_a_template_looks_for_it_finds_in_an_answer() -> None:
+    """It takes the thoughts out by their end, which is a control token here."""
+    source = CHATML.replace("message.content +", "message.content.split('</s>')[-1] +")
+    found = encoded(source, byte_tokenizer(), chat("x</s>q", "thoughts</s>a<s>"))
+    assert isinstance(found, EncodedChat)
+    text = "<|im_start|>user\nx@q<|im_end|>\n<|im_start|>assistant\na&<|im_end|>\n"
+    ids = expected(text.replace("&", "@"), "@", "</s>", byte_tokenizer())
+    spelt = expected("@", "@", "<s>", byte_tokenizer())
+    other = expected("@", "@", "</s>", byte_tokenizer())
+    places = [at for at in range(len(ids)) if ids[at : at + 4] == other]
+    assert found.sequences[0][0].tolist() == ids[: places[1]] + spelt + ids[places[1] + 4 :]
+
+
 def test_private_code_points_in_a_text_are_kept_apart() -> None:
     for held in ("\ufdd0", "\ufdd0\ufdd1", "\ufdef", "\\ufdd0"):
         found = encoded(CHATML, byte_tokenizer(), chat(f"<s>{held}", "a"))
@@ -144,5 +157,5 @@ def test_other_chats_are_encoded_as_without_the_spelling() -> None:
     [alone] = ChatEncoder(byte_tokenizer(), template).encode(texts[:1])
     for one in found[::2]:
         assert isinstance(one, EncodedChat) and isinstance(alone, EncodedChat)
-        for mine, other in zip(one.sequences[0], alone.sequences[0], strict=True):
-            assert mine.tolist() == other.tolist()
+        assert one.sequences[0][0].tolist() == alone.sequences[0][0].tolist()
+        assert one.sequences[0][1].tolist() == alone.sequences[0][1].tolist()
