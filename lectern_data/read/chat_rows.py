@@ -74,9 +74,10 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _messages(value: Any, field: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
+    given = _parsed(value)
+    if not isinstance(given, list) or not given:
         raise UnusableError(f"has no messages under {field!r}")
-    messages = [_message(message, number) for number, message in enumerate(value, 1)]
+    messages = [_message(message, number) for number, message in enumerate(given, 1)]
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     return messages

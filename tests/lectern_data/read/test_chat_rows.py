@@ -99,9 +99,10 @@ def test_what_stands_beside_the_messages_may_be_json_text(tools: Any) -> None:
         assert read({"tools": nested})["tools"] == [{"type": "function", "function": expected[0]}]
 
 
-def test_calls_may_be_json_text() -> None:
+def test_messages_and_calls_may_be_json_text() -> None:
     messages = calling(content=None, tool_calls=json.dumps([CALL]))
-    assert read({"messages": messages})[1]["tool_calls"] == [CALL]
+    for given in (messages, json.dumps(messages)):
+        assert read({"messages": given})[1]["tool_calls"] == [CALL]
 
 
 @pytest.mark.parametrize(
