@@ -156,24 +156,14 @@ def _template_needs(
     work: Work,
     on_event: Callable[[str], None],
 ) -> tuple[TemplateNeeds | None, str | None]:
-    """Returns what the chat templates read, and the date to tell them; None, None for texts.
-
-    Raises:
-        InvalidRequest: a date is set, but no template asks for it.
-    """
+    """Returns what the chat templates read, and the date to tell them; None, None for texts."""
     if tokenizer is None or not settings.content.is_chat:
         return None, None
     needs = TemplateNeeds.of(tokenizer, settings.content)
-    if not needs.reads_date:
-        if settings.date is not None:
-            raise InvalidRequest(
-                "--date has no effect: the tokenizer's chat template does not ask for the date",
-                "date",
-            )
-        return needs, None
-    date = (settings.date or work.begun()).isoformat()
-    on_event(f"the chat template is told the date {date} (--date)")
-    return needs, date
+    date = needs.date(settings.date, work.begun)
+    if date is not None:
+        on_event(f"the chat template is told the date {date} (--date)")
+    return needs, None if date is None else date.isoformat()
 
 
 def _found_files(

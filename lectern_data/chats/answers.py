@@ -18,6 +18,7 @@ from lectern_data.chats.chat_template import Span
 from lectern_data.read.chat_rows import ASSISTANT
 from lectern_data.read.unusable import UnusableError
 
+_SYSTEM = ("system", "developer")
 # A tag at the end of a prompt.
 _OPENING = re.compile(r"(?P<tag><(?P<name>[^<>/\s]+)>)(?P<space>\s*)$")
 
@@ -64,10 +65,9 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
         UnusableError: an answer cannot be found exactly, or the template fails on the chat.
     """
     turns = [place for place, one in enumerate(chat.messages) if one["role"] == ASSISTANT]
-    greetings = next(
-        (place for place, one in enumerate(chat.messages) if one["role"] != ASSISTANT), len(turns)
-    )
-    asked = turns[greetings:]
+    begin = _first_question([message["role"] for message in chat.messages])
+    asked = [place for place in turns if place > begin]
+    greetings = len(turns) - len(asked)
     sequences = _whole(chat, asked, marks_turns=marks_turns)
     if sequences is None:
         sequences = [_alone(chat, index, marks_turns=marks_turns) for index in asked]
@@ -78,6 +78,16 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
         raise UnusableError("the chat template renders no text for the assistant's turns")
     is_whole_and_marked = marks_turns and not sequences[0].prompt_chars
     return sequences, 0 if is_whole_and_marked else greetings
+
+
+def _first_question(roles: list[str]) -> int:
+    """Returns the place of the first message that asks for something; all if there is none.
+
+    A system prompt asks only if nobody else does.
+    """
+    asking = [place for place, role in enumerate(roles) if role not in (ASSISTANT, *_SYSTEM)]
+    system = [place for place, role in enumerate(roles) if role in _SYSTEM]
+    return [*asking, *system, len(roles)][0]
 
 
 def _whole(chat: Renderings, asked: list[int], *, marks_turns: bool) -> list[Sequence] | None:

@@ -6,7 +6,7 @@ every field that any row has; in a line of JSON they were written.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lectern_data.read.unusable import UnusableError, listed
@@ -55,6 +55,16 @@ def chat_json(
 def sorted_json(chat: str) -> str:
     """Returns `chat_json`'s text with sorted keys: equal for chats that say the same."""
     return _dumped(json.loads(chat), sort_keys=True)
+
+
+def field_names(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of a row's fields, and of the template arguments in it."""
+    yield from row
+    given = _parsed(row.get(ARGUMENTS_FIELD))
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            if value is not None:
+                yield f"{ARGUMENTS_FIELD}.{name}"
 
 
 def without_nulls(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import Misconfigured
-from lectern_data.read.chat_rows import CHAT_FIELDS, chat_json, sorted_json
+from lectern_data.read.chat_rows import CHAT_FIELDS, chat_json, field_names, sorted_json
 from lectern_data.read.unusable import UnusableError, listed
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def json_row(line: bytes, content: Content, columns: dict[str, None] | None = No
     except (ValueError, RecursionError):
         raise UnusableError("not JSON") from None
     if columns is not None and isinstance(row, dict):
-        columns.update(dict.fromkeys(row))
+        columns.update(dict.fromkeys(field_names(row)))
     return content.of(row)
 
 

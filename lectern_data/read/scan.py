@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lectern_data.read.chat_rows import field_names
 from lectern_data.read.documents import Document, LeftOut
 from lectern_data.read.rows import (
     JSON_LINES_SUFFIXES,
@@ -157,6 +158,8 @@ def _parquet_rows(
                 for group in range(file.num_row_groups):
                     for index, row in parquet_values(file, group, content):
                         number += 1
+                        if isinstance(row, dict):
+                            columns.update(dict.fromkeys(field_names(row)))
                         label, place = f"{name}#{number}", (group, index)
                         yield _parquet_row(label, path, row, place, content, max_bytes)
             except UnusableError as error:

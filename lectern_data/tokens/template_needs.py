@@ -1,8 +1,10 @@
 """What the chat templates of a tokenizer read: fields of rows, and the date."""
 
-from collections.abc import Iterable
+import datetime
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from lectern_common.errors import InvalidRequest
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.read.chat_rows import ARGUMENTS_FIELD, CHAT_FIELDS
 from lectern_data.read.rows import Content
@@ -20,7 +22,7 @@ class TemplateNeeds:
 
     content: Content
     reads_date: bool
-    _inputs: frozenset[str]
+    _used: frozenset[str]
 
     @classmethod
     def of(cls, tokenizer: DatasetTokenizer, content: Content) -> "TemplateNeeds":
@@ -41,10 +43,37 @@ class TemplateNeeds:
         return cls(
             replace(content, arguments=tuple(arguments)),
             any(template.reads_date for template in templates),
-            inputs,
+            frozenset(
+                [
+                    content.field,
+                    ARGUMENTS_FIELD,
+                    *inputs,
+                    *(f"{ARGUMENTS_FIELD}.{name}" for name in (*inputs, *tokenizer.special_tokens)),
+                ]
+            ),
         )
 
+    def date(
+        self, given: datetime.date | None, begun: Callable[[], datetime.date]
+    ) -> datetime.date | None:
+        """Returns the date to tell a template; None if none asks for it.
+
+        Args:
+            given: the date that is set; None means the one of `begun`.
+            begun: returns the day on which the preparation began.
+
+        Raises:
+            InvalidRequest: a date is set, but no template asks for it.
+        """
+        if self.reads_date:
+            return given or begun()
+        if given is not None:
+            raise InvalidRequest(
+                "--date has no effect: the tokenizer's chat template does not ask for the date",
+                "date",
+            )
+        return None
+
     def unused(self, columns: Iterable[str]) -> list[str]:
-        """Returns the fields of rows that nothing reads."""
-        used = {self.content.field, ARGUMENTS_FIELD} | self._inputs
-        return [name for name in columns if name not in used]
+        """Returns those names of `field_names` that nothing reads."""
+        return [name for name in columns if name not in self._used]

@@ -92,14 +92,14 @@ PLAIN = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n!<|im_end|>\n"
 def test_tools_calls_and_arguments_of_json_rows_are_rendered_as_written(tmp_path: Path) -> None:
     rows = [
         calling(tools=TOOLS, chat_template_kwargs={"loud": True}, id=7),
-        calling(tools=json.dumps(TOOLS), loud=True, source="x"),
+        calling(tools=json.dumps(TOOLS), loud=True, source="x", chat_template_kwargs={"lowd": 1}),
         chat("?", "!", tools=None, id=8),
     ]
     source = written(tmp_path / "rows.jsonl", rows)
     events: list[str] = []
     prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", TOOLED), events)
     assert texts_of(tmp_path / "data") == [CALLED, CALLED, PLAIN]
-    assert events == ["fields that are not used: 'id', 'source'"]
+    assert events == ["fields that are not used: 'id', 'source', 'chat_template_kwargs.lowd'"]
     manifest = read_manifest(tmp_path / "data")
     assert manifest.content == "chats" and manifest.rendered_date is None
 

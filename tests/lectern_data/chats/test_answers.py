@@ -163,6 +163,12 @@ def test_what_the_assistant_says_before_anything_is_asked_is_context() -> None:
         sequences(CHATML, "a hello", "u one")
 
 
+def test_a_system_prompt_asks_only_if_nobody_else_does() -> None:
+    [(before, spans)] = found(CHATML, "s brief", "a hello", "u one", "a yes")
+    assert spans == ["yes<|im_end|>\n"] and "hello" in before
+    assert found(CHATML, "s a poem", "a roses")[0][1] == ["roses<|im_end|>\n"]
+
+
 def test_a_template_that_marks_turns_says_what_is_learnt_of_a_greeting() -> None:
     assert found(MARKED, "a hello", "u one", "a yes")[0][1] == ["hello</s>", "yes</s>"]
 
@@ -187,6 +193,7 @@ def test_a_template_is_only_called_with_lists_that_somebody_would_give_it(source
     for turns in (
         ("a hello", "u one", "a x</t>yes", "a and", "u two", "a no"),
         ("s brief", "u one", "a x</t>yes", "u two", "a no"),
+        ("s brief", "a hello", "u one", "a x</t>yes", "u two", "a no"),
         ("u one", "a x</t>yes", "t 5", "a no", "u more"),
     ):
         assert sequences(strict + source, *turns)
