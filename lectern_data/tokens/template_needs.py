@@ -39,18 +39,12 @@ class TemplateNeeds:
             if source is not None
         ]
         inputs = frozenset[str]().union(*(template.inputs for template in templates))
+        given = [f"{ARGUMENTS_FIELD}.{name}" for name in (*inputs, *tokenizer.special_tokens)]
         arguments = sorted(inputs - set(CHAT_FIELDS) - {content.field})
         return cls(
             replace(content, arguments=tuple(arguments)),
             any(template.reads_date for template in templates),
-            frozenset(
-                [
-                    content.field,
-                    ARGUMENTS_FIELD,
-                    *inputs,
-                    *(f"{ARGUMENTS_FIELD}.{name}" for name in (*inputs, *tokenizer.special_tokens)),
-                ]
-            ),
+            frozenset({content.field, ARGUMENTS_FIELD, *inputs, *given}),
         )
 
     def date(
