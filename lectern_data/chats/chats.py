@@ -7,7 +7,7 @@
       4. encodes the text, and masks the turns' tokens
 
 A template is a third party's program, whose nested loops may never end: it gets ten seconds of
-processor time per chat.
+processor time per chat, of a long one for every fifty messages.
 """
 
 import signal
@@ -109,16 +109,17 @@ class ChatEncoder:
         size = 0
         with _TimeLimit() as limit:
             for index in range(first, len(chats)):
-                limit.restart()
+                chat = Chat.loaded(chats[index])
+                limit.restart(len(chat.messages))
                 try:
-                    entry = self._rendered(Chat.loaded(chats[index]))
+                    entry = self._rendered(chat)
                 except (UnusableError, TimeoutError) as error:
                     if limit.is_over or isinstance(error, TimeoutError):
                         raise EndlessError(index) from None
                     rendered.append(error)
                     continue
                 rendered.append(entry)
-                size += sum(map(len, _texts(entry)))
+                size += sum(len(sequence.text) for sequence in entry.sequences)
                 if size >= _TEXT_AT_A_TIME:
                     break
         return rendered
@@ -132,10 +133,12 @@ class ChatEncoder:
                 yield entry
                 continue
             encode = self._control.encode if entry.is_spelt else self._encode
-            tokens = map(encode, _texts(entry)) if entry.is_spelt else every
+            texts = (sequence.text for sequence in entry.sequences)
+            tokens = map(encode, texts) if entry.is_spelt else every
             try:
                 yield EncodedChat(
-                    [self._masked(one, tokens, encode) for one in entry.sequences], entry.unasked
+                    [self._masked(one, next(tokens), encode) for one in entry.sequences],
+                    entry.unasked,
                 )
             except UnusableError as error:
                 yield error
@@ -151,38 +154,51 @@ class ChatEncoder:
         return _Rendered(sequences, unasked, bool(mark))
 
     def _tokens_of(self, rendered: list[_Rendered | UnusableError]) -> Iterator[Tokens]:
-        """Returns the tokens of all texts of chats that spell no control token, in order."""
-        texts = [
-            text
-            for entry in rendered
-            if not isinstance(entry, UnusableError) and not entry.is_spelt
-            for text in _texts(entry)
-        ]
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return map(Tokens.of, encodings)
+        """Yields the tokens of all texts of chats that spell no control token, in order."""
+        batch, size = list[str](), 0
+        for entry in rendered:
+            if isinstance(entry, UnusableError) or entry.is_spelt:
+                continue
+            for sequence in entry.sequences:
+                batch.append(sequence.text)
+                size += len(sequence.text)
+                if size >= _TEXT_AT_A_TIME:
+                    yield from self._batch(batch)
+                    batch, size = [], 0
+        yield from self._batch(batch)
+
+    def _batch(self, texts: list[str]) -> Iterator[Tokens]:
+        return map(Tokens.of, self._tokenizer.encode_batch(texts, add_special_tokens=False))
 
     def _encode(self, text: str) -> Tokens:
         return Tokens.of(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _masked(
-        self, sequence: Sequence, tokens: Iterator[Tokens], encode: Callable[[str], Tokens]
+        self, sequence: Sequence, found: Tokens, encode: Callable[[str], Tokens]
     ) -> Encoded:
-        """Returns a sequence's ids and mask; takes the tokens of its texts from `tokens`."""
-        found, cut = next(tokens), sequence.prompt_chars
+        """Returns a sequence's ids and mask, of the tokens of its text."""
+        cut = sequence.prompt_chars
         if cut:
-            prompt = next(tokens)
+            prompt = self._prompt(sequence.text[:cut], found, encode)
             if found.ids[: len(prompt.ids)].tolist() != prompt.ids.tolist():
                 found = _joined(prompt, _behind(sequence.text[cut:], encode), cut)
-        is_special = np.isin(found.ids, self._control.ids)
-        return found.ids, _mask(found, is_special, sequence)
+        return found.ids, _mask(found, self._is_special(found), sequence)
 
+    def _prompt(self, text: str, found: Tokens, encode: Callable[[str], Tokens]) -> Tokens:
+        """Returns the tokens that a prompt has alone, of those that it has in a longer text.
 
-def _texts(rendered: _Rendered) -> Iterator[str]:
-    """Yields the texts whose tokens a sequence needs: its own, and its prompt's if it has one."""
-    for sequence in rendered.sequences:
-        yield sequence.text
-        if sequence.prompt_chars:
-            yield sequence.text[: sequence.prompt_chars]
+        Only behind its last control token they can differ.
+        """
+        controls = np.flatnonzero(self._is_special(found) & (found.ends <= len(text)))
+        if not len(controls):
+            return encode(text)
+        last = int(controls[-1])
+        begin = int(found.starts[last])
+        before = Tokens(found.ids[:last], found.starts[:last], found.ends[:last])
+        return _joined(before, encode(text[begin:]), begin)
+
+    def _is_special(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        return np.isin(tokens.ids, self._control.ids)
 
 
 def _behind(text: str, encode: Callable[[str], Tokens]) -> Tokens:
@@ -246,10 +262,11 @@ class _TimeLimit:
             self._before = signal.signal(signal.SIGVTALRM, self._interrupt)
         return self
 
-    def restart(self) -> None:
+    def restart(self, messages: int) -> None:
         if self._works:
+            seconds = _MAX_SECONDS * max(1.0, messages / 50)
             # Repeated every second: code in the template may catch the first one.
-            signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS, 1.0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
 
     def __exit__(self, *_: object) -> None:
         if self._works:

@@ -7,7 +7,7 @@ tried, as written first, until the template writes everything that the chat says
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lectern_data.chats.chat import Chat
@@ -19,6 +19,7 @@ _PROBE = '{"lectern": "x"}'
 _ABSENT = object()
 
 Message = dict[str, Any]
+Rendering = Callable[[Messages], str]
 
 
 def fitted(template: ChatTemplate, chat: Chat) -> Chat:
@@ -70,42 +71,77 @@ def _forms(messages: Messages) -> Iterator[Messages]:
 
 
 def _require_written(template: ChatTemplate, messages: Messages, inputs: dict[str, Any]) -> None:
-    """Raises UnusableError unless the template writes everything."""
+    """Raises UnusableError unless the template writes everything.
+
+    It is rendered only a few times, however long the chat: with other contents, names and arguments
+    in all messages at once. Only what is not found then is looked for message by message.
+    """
 
     def rendered(chat: Messages) -> str:
         return template.render(chat, inputs=inputs)
 
     text = rendered(messages)
-    for index, message in enumerate(messages):
-        content = message.get("content", "")
-        if content is None and rendered(_replaced(messages, index, "None")) == text:
+    _require_nulls(rendered, messages, text)
+    parts = {
+        index: [{"type": "text", "text": f"lectern{index}."}]
+        for index, message in enumerate(messages)
+        if isinstance(message.get("content"), list)
+    }
+    if parts:
+        told = rendered(_replaced(messages, parts))
+        for index, [part] in parts.items():
+            if str(part) in told:
+                raise UnusableError("the chat template writes text parts as Python does")
+            if part["text"] not in told:
+                _require_parts(rendered, messages, index, text)
+    for place in _lost_calls(rendered, messages):
+        _require_calls(rendered, messages[: place + 1])
+
+
+def _require_nulls(rendered: Rendering, messages: Messages, text: str) -> None:
+    nulls = [index for index, message in enumerate(messages) if _is_null(message)]
+    for places in [nulls, nulls[:1], nulls[-1:]] if len(nulls) > 1 else [nulls]:
+        words = dict.fromkeys(places, "None")
+        if places and rendered(_replaced(messages, words)) == text:
             raise UnusableError("the chat template writes a null content as the word None")
-        if isinstance(content, list):
-            _require_parts(rendered, messages, index, text)
-        if called(message):
-            _require_calls(rendered, messages[: index + 1])
 
 
-def _require_parts(
-    rendered: Callable[[Messages], str], messages: Messages, index: int, text: str
-) -> None:
+def _require_parts(rendered: Rendering, messages: Messages, index: int, text: str) -> None:
     parts = messages[index]["content"]
-    if rendered(_replaced(messages, index, str(parts))) == text:
-        raise UnusableError("the chat template writes text parts as Python does")
     blank = [{**part, "text": ""} for part in parts]
-    if _joined(parts).strip() and rendered(_replaced(messages, index, blank)) == text:
+    if _joined(parts).strip() and rendered(_replaced(messages, {index: blank})) == text:
         raise UnusableError(f"the chat template leaves out the text parts of message {index + 1}")
 
 
-def _require_calls(rendered: Callable[[Messages], str], messages: Messages) -> None:
+def _lost_calls(rendered: Rendering, messages: Messages) -> list[int]:
+    """Returns the places of messages whose calls are not found when all are rendered at once."""
+    calling = [index for index, message in enumerate(messages) if called(message)]
+    if not calling:
+        return []
+    changed, wanted = list(messages), dict[int, list[str]]()
+    for index in calling:
+        calls = called(messages[index])
+        names = [f"{call['name']}_{index}_{number}." for number, call in enumerate(calls)]
+        probe = _PROBE.replace("x", f"x{index}")
+        has_text = any(_is_json_text(call.get("arguments")) for call in calls)
+        wanted[index] = [*names, probe] if has_text else names
+        changed[index] = _with_probes(_with_names(messages[index], names), probe)
+    try:
+        told = rendered(changed)
+    except UnusableError:  # perhaps it knows the names of its functions
+        return calling
+    return [index for index, texts in wanted.items() if not all(part in told for part in texts)]
+
+
+def _require_calls(rendered: Rendering, messages: Messages) -> None:
     """Raises UnusableError unless the last message's calls are written, and encoded once."""
     *before, message = messages
     if any(_is_json_text(call.get("arguments")) for call in called(message)):
-        text = rendered([*before, _with_arguments(message, _probe)])
+        text = rendered([*before, _with_probes(message, _PROBE)])
         if _PROBE not in text:
             raise UnusableError("the chat template does not take arguments that are JSON text")
     names = [call["name"] for call in called(message)]
-    renamed = [f"{name}_{number}_" for number, name in enumerate(names)]
+    renamed = [f"{name}_{number}." for number, name in enumerate(names)]
     try:
         text, wanted = rendered([*before, _with_names(message, renamed)]), renamed
     except UnusableError:  # it knows the names of its functions
@@ -121,9 +157,12 @@ def _is_null(message: Message) -> bool:
     return "content" in message and message["content"] is None
 
 
-def _replaced(messages: Messages, index: int, content: object) -> Messages:
-    changed = _with_content(messages[index], content)
-    return [*messages[:index], changed, *messages[index + 1 :]]
+def _replaced(messages: Messages, contents: Mapping[int, object]) -> Messages:
+    """Returns the messages with other contents, by their places."""
+    return [
+        _with_content(message, contents[index]) if index in contents else message
+        for index, message in enumerate(messages)
+    ]
 
 
 def _with_content(message: Message, content: object) -> Message:
@@ -150,6 +189,11 @@ def _with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:
     )
 
 
+def _with_probes(message: Message, probe: str) -> Message:
+    """Returns the message with `probe` for arguments that are JSON text."""
+    return _with_arguments(message, lambda value: probe if _is_json_text(value) else value)
+
+
 def _with_names(message: Message, names: list[str]) -> Message:
     return _with_calls(message, lambda number, call: {**call, "name": names[number]})
 
@@ -174,10 +218,6 @@ def _with_calls(message: Message, change: Callable[[int, Any], Any]) -> Message:
 
 def _is_json_text(value: object) -> bool:
     return isinstance(value, str) and isinstance(_parsed(value), dict)
-
-
-def _probe(value: object) -> object:
-    return _PROBE if _is_json_text(value) else value
 
 
 def _parsed(value: Any) -> Any:

@@ -209,6 +209,30 @@ def test_a_chat_that_cannot_be_masked_exactly_is_not_used(
     assert isinstance(refused, UnusableError) and reason in str(refused)
 
 
+def test_the_text_that_is_encoded_at_a_time_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [
+        chat("a", "t/tb", "a", "b"),
+        refused_chat(),
+        chat("<s>", "t/tx", "y", "z"),
+        chat("a", "b"),
+    ]
+
+    def encoded() -> list[object]:
+        return [
+            str(one)
+            if isinstance(one, UnusableError)
+            else [(ids.tolist(), mask.tolist()) for ids, mask in one.sequences]
+            for one in encoder(FORGETFUL).encode(asked)
+        ]
+
+    whole = encoded()
+    assert [len(one) for one in whole if isinstance(one, list)] == [2, 2, 1]
+    monkeypatch.setattr(chats, "_TEXT_AT_A_TIME", 1)
+    assert encoded() == whole
+
+
 def test_an_unused_chat_does_not_change_the_others() -> None:
     good = chat("Hi", "Hello")
     first, refused, last = encoder(CHATML).encode([good, refused_chat(), good])

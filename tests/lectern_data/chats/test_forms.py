@@ -165,6 +165,30 @@ def test_text_parts_are_written_as_the_template_wants_them(source: str, shown: s
     assert rendered(source, parts("one", "two")) == f"[user]{shown}[assistant]{shown}"
 
 
+class CountingTemplate(ChatTemplate):
+    """Counts its renderings."""
+
+    renderings = 0
+
+    def render(self, *given: Any, **options: Any) -> str:
+        self.renderings += 1
+        return super().render(*given, **options)
+
+
+def test_a_long_chat_is_rendered_only_a_few_times() -> None:
+    one = [*calling(None, '{"b": 1}'), {"role": "tool", "content": "5"}, *parts("x", "y")]
+    template = CountingTemplate(HEAD + EITHER.join(["{{ m.content }}", ""]) + TAIL, {})
+    assert fitted(template, Chat(one * 40, {})).messages[1].keys() == {"role", "tool_calls"}
+    assert template.renderings < 20
+
+
+def test_a_call_that_only_later_messages_hide_is_written() -> None:
+    """The template shows calls only in the last message."""
+    source = "{% if loop.last %}" + CALLS + "{% endif %}"
+    chat = Chat([*calling(""), {"role": "tool", "content": "5"}], {})
+    assert fitted(ChatTemplate(HEAD + source + TAIL, {}), chat).messages == chat.messages
+
+
 def test_a_plain_chat_is_given_as_it_is() -> None:
     chat = Chat([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], {})
     assert fitted(ChatTemplate("{{ messages[9].x.y }}", {}), chat) is chat
