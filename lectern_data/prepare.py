@@ -25,6 +25,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
+from lectern_common.words import counted
 from lectern_data.document_split import split
 from lectern_data.left_out import Faults
 from lectern_data.read import hub
@@ -32,10 +33,12 @@ from lectern_data.read.documents import Document, LeftOut, texts_of
 from lectern_data.read.input_files import find_files
 from lectern_data.read.rows import Content
 from lectern_data.read.scan import scan
+from lectern_data.read.unusable import listed
 from lectern_data.settings import PrepareSettings
-from lectern_data.tokens.bos_policy import DocumentStart, document_start
+from lectern_data.tokens.bos_policy import document_start
 from lectern_data.tokens.encoder import EncoderFiles
-from lectern_data.tokens.pieces import Piece, cut, piece_left_out
+from lectern_data.tokens.pieces import Piece, cut, piece_left_out, read_piece
+from lectern_data.tokens.template_needs import TemplateNeeds
 from lectern_data.tokens.tokenizer import (
     TRAINED_AS,
     DatasetTokenizer,
@@ -45,7 +48,7 @@ from lectern_data.tokens.tokenizer import (
 from lectern_data.tokens.tokenizing import default_workers, tokenize
 from lectern_data.write.publish import published
 from lectern_data.write.work_folder import Work, work_folder
-from lectern_data.write.written_parts import Part, write_part
+from lectern_data.write.written_parts import Layout, Part, write_part
 
 
 @dataclass(frozen=True)
@@ -101,24 +104,38 @@ def prepare(
         work_folder(settings.output) as work,
         published(settings.targets, replace=settings.force) as folders,
     ):
-        files = _found_files(settings, work, on_progress, on_event)
+        needs, date = _template_needs(settings, given, work, on_event)
+        content = needs.content if needs else settings.content
+        columns: dict[str, None] = {}
+        files = _found_files(settings, content, columns, work, on_progress, on_event)
         documents, left_out = scan(
             files,
-            content=settings.content,
+            content=content,
             max_document_bytes=settings.max_document_bytes,
             on_progress=partial(on_progress, "reading"),
+            columns=columns,
         )
+        if needs and needs.unused(columns):
+            on_event(f"fields that are not used: {listed(needs.unused(columns))}")
         faults = Faults(settings.max_fault_fraction, len(documents), left_out)
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
         tokenizer = given or _trained_tokenizer(settings, work, parts[0], on_progress)
-        start = document_start(settings.bos_policy, tokenizer, is_chat=settings.content.is_chat)
+        start = document_start(settings.bos_policy, tokenizer, is_chat=content.is_chat)
         end = None if settings.eos_policy == "none" else tokenizer.end
         if end is not None and not end.is_certain:
             on_event(f"documents end in {end.text} ({end.why})")
-        pieces = _tokenized(settings, work, tokenizer, parts, faults, on_progress, on_event)
+        encoder = _encoder_files(work, tokenizer, content, date)
+        pieces = _tokenized(settings, work, encoder, parts, faults, on_progress, on_event)
         left_out += _left_out_of_chats(settings, work, pieces)
-        written = _written_parts(settings, work, tokenizer, start, pieces, folders, on_progress)
+        _report_unasked(work, pieces, on_event)
+        layout = replace(
+            settings.layout,
+            bos_policy=start.policy,
+            bos_token_id=start.token_id,
+            rendered_date=date,
+        )
+        written = _written_parts(settings, layout, work, tokenizer, pieces, folders, on_progress)
         work.is_needed = False
     return Prepared(
         training=written[0],
@@ -164,22 +181,44 @@ def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
     return tokenizer
 
 
+def _template_needs(
+    settings: PrepareSettings,
+    tokenizer: DatasetTokenizer | None,
+    work: Work,
+    on_event: Callable[[str], None],
+) -> tuple[TemplateNeeds | None, str | None]:
+    """Returns what the chat templates read, and the date to tell them; None, None for texts."""
+    if tokenizer is None or not settings.content.is_chat:
+        return None, None
+    needs = TemplateNeeds.of(tokenizer, settings.content)
+    date = needs.date(settings.date, work.begun)
+    if date is not None:
+        on_event(f"the chat template is told the date {date} (--date)")
+    return needs, None if date is None else date.isoformat()
+
+
 def _found_files(
     settings: PrepareSettings,
+    content: Content,
+    columns: dict[str, None],
     work: Work,
     on_progress: Progress,
     on_event: Callable[[str], None],
 ) -> list[tuple[str, Path]]:
-    """Returns (name, path) of each input file, then of the file with the hub's rows."""
+    """Returns (name, path) of each input file, then of the file with the hub's rows.
+
+    Adds the fields of the hub's rows to `columns`.
+    """
     files = find_files(list(settings.inputs), list(settings.include), list(settings.exclude))
     if settings.hub_dataset is not None:
         fetched = hub.fetch(
             settings.hub_dataset,
-            settings.content,
+            content,
             work.path,
             on_progress=partial(on_progress, "fetching"),
         )
         files.append((fetched.name, fetched.path))
+        columns.update(dict.fromkeys(fetched.columns))
         if fetched.revision is not None:
             on_event(f"{settings.hub_dataset.name} at revision {fetched.revision}")
     return files
@@ -188,7 +227,7 @@ def _found_files(
 def _tokenized(
     settings: PrepareSettings,
     work: Work,
-    tokenizer: DatasetTokenizer,
+    encoder: EncoderFiles,
     parts: Sequence[list[Document]],
     faults: Faults,
     on_progress: Progress,
@@ -199,7 +238,6 @@ def _tokenized(
     Raises:
         InvalidRequest: more chats are unusable than `faults` allows.
     """
-    encoder = _encoder_files(work, tokenizer, settings.content)
     identity = encoder.sha256()
     pieces = [list(cut(part, identity, settings.piece_bytes)) for part in parts]
     total = sum(len(part) for part in parts)
@@ -230,17 +268,26 @@ def _left_out_of_chats(
     ]
 
 
+def _report_unasked(work: Work, pieces: list[list[Piece]], on_event: Callable[[str], None]) -> None:
+    """Reports how many turns of the assistant are not learnt because nothing asks for them."""
+    unasked = sum(read_piece(work.path, piece).unasked for part in pieces for piece in part)
+    if unasked:
+        on_event(
+            f"{counted(unasked, 'message')} of the assistant, at the beginning of a chat, are "
+            "context only: nothing asks for them, so they are not learnt"
+        )
+
+
 def _written_parts(
     settings: PrepareSettings,
+    layout: Layout,
     work: Work,
     tokenizer: DatasetTokenizer,
-    start: DocumentStart,
     pieces: list[list[Piece]],
     folders: list[Path],
     on_progress: Progress,
 ) -> list[Part]:
     """Writes each part into its folder and returns them; skips a part without pieces."""
-    layout = replace(settings.layout, bos_policy=start.policy, bos_token_id=start.token_id)
     return [
         write_part(
             folder,
@@ -275,13 +322,22 @@ def _trained_tokenizer(
     return load_tokenizer(folder, eos_token)
 
 
-def _encoder_files(work: Work, tokenizer: DatasetTokenizer, content: Content) -> EncoderFiles:
+def _encoder_files(
+    work: Work, tokenizer: DatasetTokenizer, content: Content, date: str | None
+) -> EncoderFiles:
     """Returns what a process needs to encode; writes its tokenizer to the work folder."""
-    template = tokenizer.chat_template if content.is_chat else None
     path = work.path / TOKENIZER_NAME
     path.write_bytes(tokenizer.tokenizer_json)
-    special = tokenizer.special_tokens if content.is_chat else {}
-    return EncoderFiles(path, content, template, special)
+    if not content.is_chat:
+        return EncoderFiles(path, content, None, {})
+    return EncoderFiles(
+        path,
+        content,
+        tokenizer.chat_template,
+        tokenizer.special_tokens,
+        tokenizer.tool_template,
+        date,
+    )
 
 
 def _text_of(token_id: int | None, tokenizer: DatasetTokenizer) -> str | None:

@@ -1,5 +1,6 @@
 """The settings of `lectern data prepare`, with their checks."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ class PrepareSettings:
         exclude: files and folders that match one of these are left out.
         content: what a row holds. Chats go through the tokenizer's chat template, and a mask marks
             the assistant's tokens.
+        date: what a chat template that asks for the date is told; None means the day on which the
+            preparation began.
         shard_tokens: tokens per shard file.
         seq_length_hint: row length to record in the manifest.
         max_document_bytes: a larger document is a fault.
@@ -67,6 +70,7 @@ class PrepareSettings:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     content: Content = field(default_factory=Content)
+    date: datetime.date | None = None
     shard_tokens: int = DEFAULT_SHARD_TOKENS
     seq_length_hint: int | None = None
     max_document_bytes: int = MAX_DOCUMENT_BYTES
@@ -93,6 +97,8 @@ class PrepareSettings:
                 raise InvalidRequest(f"--{name.replace('_', '-')} must be at least 1", name)
 
     def _require_fitting(self) -> None:
+        if self.date is not None and not self.content.is_chat:
+            raise InvalidRequest("--date has no effect without --chat", "date")
         if not self.inputs and self.hub_dataset is None:
             raise InvalidRequest("name files or folders, or a hub dataset with --hub", "inputs")
         if (self.tokenizer is None) == (self.train_vocab_size is None):

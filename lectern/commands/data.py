@@ -1,5 +1,6 @@
 """`lectern data`: prepares datasets on this machine."""
 
+import datetime
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def prepare(
     text_field: options.TextField = None,
     chat: options.Chat = False,
     messages_field: options.MessagesField = None,
+    date: options.Date = None,
     hub: options.Hub = None,
     hub_config: options.HubConfig = None,
     hub_split: options.HubSplit = None,
@@ -76,6 +78,7 @@ def prepare(
         include=include or (),
         exclude=exclude or (),
         content=_content(text_field, messages_field, chat=chat),
+        date=_date(date),
         shard_tokens=shard_tokens,
         seq_length_hint=seq_length_hint,
         max_document_bytes=max_document_bytes,
@@ -129,6 +132,15 @@ def _content(text_field: str | None, messages_field: str | None, *, chat: bool) 
     return Content(text_field or TEXT_FIELD)
 
 
+def _date(text: str | None) -> datetime.date | None:
+    if text is None:
+        return None
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(f"--date {text!r} is not a date, YYYY-MM-DD", "date") from None
+
+
 def _hub_dataset(
     name: str | None, config: str | None, split: str | None, revision: str | None
 ) -> "HubDataset | None":
@@ -144,8 +156,12 @@ def _hub_dataset(
 
 def _summary(part: "Part", *, chat: bool) -> str:
     learnt = f", {counted(part.learnt_tokens, 'token')} from the assistant" if chat else ""
+    several = ""
+    if chat and part.sequences != part.documents:
+        several = f" in {counted(part.sequences, 'sequence')}"
     return (
-        f"{part.path}: {counted(part.tokens, 'token')} from {counted(part.documents, 'document')} "
+        f"{part.path}: {counted(part.tokens, 'token')} from {counted(part.documents, 'document')}"
+        f"{several} "
         f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
         f"{learnt}"
     )

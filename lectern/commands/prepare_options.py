@@ -88,6 +88,15 @@ MessagesField = Annotated[
         help="Field of a row that holds its chat [default: messages].", show_default=False
     ),
 ]
+Date = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YYYY-MM-DD",
+        help="The date that a chat template is told if it asks [default: the day on which the "
+        "preparation began].",
+        show_default=False,
+    ),
+]
 Hub = Annotated[
     str | None,
     typer.Option(

@@ -1,23 +1,29 @@
 """Renders a tokenizer's chat template like transformers does, without torch or transformers.
 
-A template comes with a model and is a Jinja program from a third party. It runs in Jinja's sandbox,
-where it cannot reach attributes that lead out of it, and sees only the messages and the special
-tokens. It cannot read the time, so equal chats give equal texts.
+The template is a third party's program; template_sandbox.py is what it can reach. It sees only the
+chat, the special tokens and the date that it is given, so equal chats give equal texts.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import datetime
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import CorruptData, Misconfigured
-from lectern_data.read.rows import UnusableError
+from lectern_data.chats.template_sandbox import Tracker, environment
+from lectern_data.read.unusable import UnusableError
 
 if TYPE_CHECKING:
-    import jinja2
-    from jinja2.ext import Extension
+    from jinja2 import nodes
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
+# Methods of a text that look for another in it.
+_LOOKING = {
+    *("split", "rsplit", "partition", "rpartition", "find", "rfind", "index", "rindex", "count"),
+    *("startswith", "endswith", "removeprefix", "removesuffix", "replace", "strip"),
+    *("lstrip", "rstrip"),
+}
 
 Span = tuple[int, int]
 Messages = list[dict[str, Any]]
@@ -30,50 +36,81 @@ class ChatTemplate:
         source: the template.
         special_tokens: the names that it may use: bos_token, eos_token, ...
         marks_turns: it marks itself what the assistant wrote ({% generation %}).
+        inputs: what it reads besides the messages: "tools", "documents", and further names that a
+            row may give it, such as "enable_thinking".
+        reads_date: it asks for the date.
+        looked_for: texts that it looks for in what it is given, such as "</think>".
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        """Raises CorruptData if it is not a template, Misconfigured if Jinja is missing."""
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], date: datetime.date | None = None
+    ) -> None:
+        """Raises CorruptData if it is not a template, Misconfigured if Jinja is missing.
+
+        Args:
+            source: the template.
+            special_tokens: see above.
+            date: what it learns if it asks for the date; None means that asking fails.
+        """
         if len(source.encode(errors="replace")) > _MAX_TEMPLATE_BYTES:
             raise CorruptData(f"the chat template is larger than {_MAX_TEMPLATE_BYTES:,} bytes")
         try:
             import jinja2
+            from jinja2.meta import find_undeclared_variables
         except ModuleNotFoundError:
             raise Misconfigured(
                 "chat templates need Jinja, which is not installed: pip install 'lectern[data]'"
             ) from None
         self.source = source
         self.special_tokens = special_tokens
-        self._tracker = _Tracker()
+        self._tracker = Tracker()
+        sandbox = environment(self._tracker, date)
         try:
-            self._template = _environment(self._tracker).from_string(source)
+            self._template = sandbox.from_string(source)
+            self.marks_turns = self._tracker.blocks_parsed > 0
+            tree = sandbox.parse(source)
+            names = find_undeclared_variables(tree)
         except (jinja2.TemplateError, RecursionError) as error:
             raise CorruptData(f"the chat template is not a Jinja template: {error}") from None
-        self.marks_turns = self._tracker.blocks_parsed > 0
+        self.reads_date = any(
+            name.name == "strftime_now" for name in tree.find_all(jinja2.nodes.Name)
+        )
+        self.looked_for = frozenset(_looked_for(tree))
+        further = names - _GIVEN - set(special_tokens) - set(sandbox.globals)
+        self.inputs = frozenset(further | (names & {"tools", "documents"}))
 
-    def render(self, messages: Messages, *, prompt: bool = False) -> str:
+    def render(
+        self, messages: Messages, *, prompt: bool = False, inputs: Mapping[str, Any] | None = None
+    ) -> str:
         """Returns the chat as text; with `prompt`, also the start of the assistant's next turn.
+
+        Args:
+            messages: at least one.
+            prompt: see above.
+            inputs: further names that the template may use, such as tools.
 
         Raises:
             UnusableError: the template fails on the chat.
         """
-        return self.render_marked(messages, prompt=prompt)[0]
+        return self.render_marked(messages, prompt=prompt, inputs=inputs)[0]
 
-    def render_marked(self, messages: Messages, *, prompt: bool = False) -> tuple[str, list[Span]]:
+    def render_marked(
+        self, messages: Messages, *, prompt: bool = False, inputs: Mapping[str, Any] | None = None
+    ) -> tuple[str, list[Span]]:
         """Returns the text, and the (start, end) of the spans marked as the assistant's.
 
         Raises:
             UnusableError: the template fails on the chat, or marks text that is not in its output.
         """
+        names: dict[str, Any] = {"tools": None, "documents": None, **self.special_tokens}
+        names.update(inputs or {})
+        names.update(
+            messages=[_with_reasoning(message) for message in messages],
+            add_generation_prompt=prompt,
+        )
         with self._tracker.tracking() as (blocks, marked):
             try:
-                for block in self._template.generate(
-                    messages=messages,
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=prompt,
-                    **self.special_tokens,
-                ):
+                for block in self._template.generate(names):
                     blocks.append(block)
             except Exception as error:  # the template is a program of its own, and may do anything
                 why = str(error).partition("\n")[0] or type(error).__name__
@@ -84,106 +121,25 @@ class ChatTemplate:
         return text, [(start, start + len(part)) for start, part in marked]
 
 
-class _Tracker:
-    """Records where {% generation %} blocks are in the text, like transformers does."""
-
-    def __init__(self) -> None:
-        self.blocks_parsed = 0
-        self._blocks: list[str] = []
-        self._marked: list[tuple[int, str]] = []
-
-    @contextmanager
-    def tracking(self) -> Iterator[tuple[list[str], list[tuple[int, str]]]]:
-        self._blocks, self._marked = [], []
-        yield self._blocks, self._marked
-
-    def mark(self, part: str) -> None:
-        self._marked.append((sum(map(len, self._blocks)), part))
-
-
-def _environment(tracker: _Tracker) -> "jinja2.Environment":
-    """Returns the sandbox that templates run in, with the names that transformers provides."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(tracker), loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    for name in ("lipsum", "cycler", "joiner"):
-        environment.globals.pop(name)
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["namespace"] = _safe_namespace()
-    environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
-    return environment
-
-
-# Jinja may be missing, so subclasses of its classes are defined only after its import.
-
-
-def _generation(tracker: _Tracker) -> "type[Extension]":
-    """Returns the {% generation %} block, which reports to `tracker`."""
+def _looked_for(tree: "nodes.Template") -> Iterator[str]:
+    """Yields the texts in comparisons, and in calls of methods that look for one."""
     from jinja2 import nodes
-    from jinja2.ext import Extension
 
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-        def parse(self, parser: Any) -> nodes.Node:
-            tracker.blocks_parsed += 1
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_block"), [], [], body).set_lineno(line)
-
-        def _block(self, caller: Any) -> str:
-            part = str(caller())
-            tracker.mark(part)
-            return part
-
-    return Generation
+    calls = [
+        call
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _LOOKING
+    ]
+    for node in (*tree.find_all(nodes.Compare), *calls):
+        for constant in node.find_all(nodes.Const):
+            if isinstance(constant.value, str):
+                yield constant.value
 
 
-def _safe_namespace() -> type:
-    """Returns Jinja's namespace class, but without names that start with an underscore."""
-    import jinja2
-
-    class SafeNamespace(jinja2.utils.Namespace):
-        def __init__(*args: Any, **values: Any) -> None:
-            own, *rest = args
-            named = dict(*rest, **values)
-            for name in named:
-                _require_plain(name)
-            jinja2.utils.Namespace.__init__(own, named)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _require_plain(name)
-            super().__setitem__(name, value)
-
-    def _require_plain(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace has no {name!r}")
-
-    return SafeNamespace
-
-
-def _raise_exception(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """Returns the message with its thoughts under the two names that templates read."""
+    present = (message.get(name) for name in _REASONING_FIELDS)
+    found = next((thoughts for thoughts in present if thoughts is not None), None)
+    if found is None:
+        return message
+    return {"thinking": found, **message, "reasoning_content": found}

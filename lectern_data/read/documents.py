@@ -4,7 +4,6 @@ A document is a whole text file, or one row of a .jsonl or Parquet file (rows.py
 is named with its reason (`LeftOut`), never dropped silently; scan.py finds both.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,12 +13,12 @@ from lectern_common.errors import CorruptData
 from lectern_data.read.rows import (
     PARQUET_SUFFIXES,
     Content,
-    UnusableError,
     decoded,
     json_row,
     open_parquet,
     parquet_values,
 )
+from lectern_data.read.unusable import UnusableError
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def texts_of(documents: Iterable[Document], content: Content) -> Iterator[str]:
         wanted = list(group)
         try:
             for document, text in zip(wanted, _texts(path, wanted, content), strict=True):
-                if hashlib.sha256(text.encode()).hexdigest() != document.sha256:
+                if content.sha256(text) != document.sha256:
                     raise UnusableError("another text")
                 yield text
         except (OSError, UnusableError, ValueError):
@@ -82,7 +81,7 @@ def _parquet_texts(path: Path, documents: list[Document], content: Content) -> I
     with open_parquet(path, content) as file:
         for group, members in groupby(documents, key=lambda document: (document.place or (0,))[0]):
             wanted = [(document.place or (0, 0))[1] for document in members]
-            values = parquet_values(file, group, content.field, first=wanted[0])
+            values = parquet_values(file, group, content, first=wanted[0])
             for index in wanted:
-                value = next(value for found, value in values if found == index)
-                yield content.of({content.field: value})
+                row = next(row for found, row in values if found == index)
+                yield content.of(row, columnar=True)

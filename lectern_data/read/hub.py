@@ -1,8 +1,8 @@
 """Streams the rows of a hub dataset into a local file, beside the dataset made from them.
 
 The other steps read this file like any local .jsonl. So every row is fetched from the hub once,
-even if `lectern data prepare` reads it twice, or is killed and restarted. Only the wanted field of
-each row is kept.
+even if `lectern data prepare` reads it twice, or is killed and restarted. Only the wanted fields
+of each row are kept.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
 from lectern_common.files import fsync, write_atomic
 from lectern_common.words import counted
+from lectern_data.read.chat_rows import field_names, without_nulls
 from lectern_data.read.input_files import require_no_dataset
 from lectern_data.read.rows import Content
 
@@ -41,12 +42,16 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Fetched rows, in the .jsonl file `path`; `name` is for messages."""
+    """Fetched rows, in the .jsonl file `path`.
+
+    `name` is for messages, `columns` are all that the hub's rows have.
+    """
 
     name: str
     path: Path
     rows: int
     revision: str | None
+    columns: tuple[str, ...] = ()
 
 
 def fetch(
@@ -62,7 +67,7 @@ def fetch(
 
     Args:
         dataset: its id, or a local folder.
-        content: only its field is kept of each row; a row without it is kept, and named later.
+        content: only its columns are kept of each row; a row without it is kept, and named later.
         folder: where the file goes; continues from what an earlier call for the same rows left.
         load: returns the rows in a fixed order; None means the `datasets` library, streaming.
         pin: returns the dataset with a revision that never changes; None means asking the hub.
@@ -75,7 +80,7 @@ def fetch(
         LecternError: the stream broke; the rows so far are kept.
     """
     dataset = (pin or pinned)(dataset)
-    folder = folder / f"hub-{_identity(dataset, content.field)}"
+    folder = folder / f"hub-{_identity(dataset, content)}"
     folder.mkdir(parents=True, exist_ok=True)
     spool = _Spool(folder)
     name = f"{dataset.name}/{dataset.split}"
@@ -92,7 +97,7 @@ def fetch(
                 f"{name} broke off after {counted(spool.rows, 'row')}: {_first_line(error)}; these "
                 "rows are kept, so run the same command again to continue from there"
             ) from None
-    return Fetched(name, spool.path, spool.rows, dataset.revision)
+    return Fetched(name, spool.path, spool.rows, dataset.revision, spool.columns)
 
 
 def pinned(dataset: HubDataset) -> HubDataset:
@@ -175,6 +180,11 @@ class _Spool:
         if self._state_path.exists() and self.path.exists():
             self._state = json.loads(self._state_path.read_bytes())
         self.rows: int = self._state["rows"]
+        self._columns = dict.fromkeys(self._state.get("columns", ()))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._columns)
 
     @property
     def is_done(self) -> bool:
@@ -200,7 +210,9 @@ class _Spool:
                     raise InvalidRequest(
                         f"the first row has no {field!r}{content.instead(row)}", "hub"
                     )
-                kept = {field: row[field]} if field in row else {}
+                self._columns.update(dict.fromkeys(field_names(row)))
+                kept = {name: row[name] for name in content.columns if name in row}
+                kept = without_nulls(kept) if content.is_chat else kept
                 file.write(json.dumps(kept, default=_as_null).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:
@@ -221,6 +233,7 @@ class _Spool:
         fsync(self.path)  # before the state that relies on it
         state = stream.state_dict() if hasattr(stream, "state_dict") else None
         self._state = {"rows": self.rows, "bytes": file.tell(), "stream": state, "done": done}
+        self._state["columns"] = list(self._columns)
         write_atomic(self._state_path, json.dumps(self._state).encode(), durable=False)
 
 
@@ -228,9 +241,9 @@ _TOKEN = "set HF_TOKEN to the access token of an account that may read it"  # no
 _MISSING = "hub datasets need `datasets`, which is not installed: pip install 'lectern[data]'"
 
 
-def _identity(dataset: HubDataset, field: str) -> str:
+def _identity(dataset: HubDataset, content: Content) -> str:
     """Returns a hash that identifies these rows; local ones include file sizes and times."""
-    said: list[Any] = [asdict(dataset), field]
+    said: list[Any] = [asdict(dataset), *content.columns]
     if dataset.is_local:
         root = Path(dataset.name)
         files = sorted(root.rglob("*")) if root.is_dir() else [root]

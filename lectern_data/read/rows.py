@@ -3,6 +3,7 @@
 A row that is not a document is named with its number (`UnusableError`), never dropped silently.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import Misconfigured
+from lectern_data.read.chat_rows import CHAT_FIELDS, chat_json, field_names, sorted_json
+from lectern_data.read.unusable import UnusableError, listed
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -22,31 +25,41 @@ MESSAGES_FIELD = "messages"
 _PARQUET_MAGIC = b"PAR1"
 # Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
-_FIELDS_NAMED = 8
-
-
-class UnusableError(Exception):
-    """Why a file or a row is not a document."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """The field of a row that is its document: a text, or a chat ([{role, content}, ...])."""
+    """The field of a row that is its document: a text, or a chat ([{role, content}, ...]).
+
+    `arguments` are further fields that the chat template reads, besides tools and documents.
+    """
 
     field: str = TEXT_FIELD
     is_chat: bool = False
+    arguments: tuple[str, ...] = ()
 
-    def of(self, row: Any) -> str:
-        """Returns the row's text, or its chat's messages as canonical JSON.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields of a row that are read."""
+        beside = (*CHAT_FIELDS, *self.arguments) if self.is_chat else ()
+        return tuple(dict.fromkeys((self.field, *beside)))
+
+    def of(self, row: Any, *, columnar: bool = False) -> str:
+        """Returns the row's text, or its chat as JSON (see chat_json).
+
+        Args:
+            row: the row.
+            columnar: its nulls say "not there", as in Parquet.
 
         Raises:
             UnusableError: the row has none.
         """
         if isinstance(row, Mapping) and self.field not in row:
             raise UnusableError(f"has no {self._kind} under {self.field!r}{self.instead(row)}")
-        value = row[self.field] if isinstance(row, Mapping) else None
+        row = row if isinstance(row, Mapping) else {}
+        value = row.get(self.field)
         if self.is_chat:
-            value = _canonical_chat(value, self.field)
+            value = chat_json(row, self.field, self.arguments, columnar=columnar)
         elif not isinstance(value, str):
             raise UnusableError(f"has no {self._kind} under {self.field!r}")
         try:
@@ -55,15 +68,20 @@ class Content:
             raise UnusableError("its text has a lone surrogate") from None
         return str(value)
 
+    def sha256(self, text: str) -> str:
+        """Returns the hash of a document; of chats whose keys stand in another order, the same."""
+        said = sorted_json(text) if self.is_chat else text
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def instead(self, fields: Iterable[str]) -> str:
         """Returns the rest of "has no such field": the fields that it has, and what to set."""
         there = list(fields)
         if not there:
             return ""
         if not self.is_chat and MESSAGES_FIELD in there:
-            return f", but {_listed(there)}; add --chat to read chats"
+            return f", but {listed(there)}; add --chat to read chats"
         option = "--messages-field" if self.is_chat else "--text-field"
-        return f", but {_listed(there)}; set {option}"
+        return f", but {listed(there)}; set {option}"
 
     @property
     def _kind(self) -> str:
@@ -80,8 +98,12 @@ def decoded(data: bytes) -> str:
         raise UnusableError(f"not UTF-8 (byte {error.start})") from None
 
 
-def json_row(line: bytes, content: Content) -> str:
-    """Returns the document of a line, "" for a blank line. Raises UnusableError."""
+def json_row(line: bytes, content: Content, columns: dict[str, None] | None = None) -> str:
+    """Returns the document of a line, "" for a blank line; adds the line's fields to `columns`.
+
+    Raises:
+        UnusableError: the line is not a document.
+    """
     if not line.strip():
         return ""
     try:
@@ -90,6 +112,8 @@ def json_row(line: bytes, content: Content) -> str:
         raise UnusableError(f"not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError):
         raise UnusableError("not JSON") from None
+    if columns is not None and isinstance(row, dict):
+        columns.update(dict.fromkeys(field_names(row)))
     return content.of(row)
 
 
@@ -124,9 +148,11 @@ def open_parquet(path: Path, content: Content) -> "ParquetFile":
 
 
 def parquet_values(
-    file: "ParquetFile", group: int, field: str, first: int = 0
+    file: "ParquetFile", group: int, content: Content, first: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """Yields (index in the row group, value or UnusableError) from row `first` of a group on.
+    """Yields (index in the row group, row or UnusableError) from row `first` of a group on.
+
+    A row holds only what `content` reads.
 
     Only a few rows are in memory at a time.
 
@@ -135,50 +161,24 @@ def parquet_values(
     """
     import pyarrow as arrow
 
-    index = 0
+    index, there = 0, file.schema_arrow.names
+    columns = [name for name in content.columns if name in there]
     try:
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[field]):
-            column = batch.column(0)
-            for place in range(max(0, first - index), len(column)):
-                yield index + place, _value(column[place])
-            index += len(column)
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns):
+            for place in range(max(0, first - index), len(batch)):
+                yield index + place, _row(batch, columns, place)
+            index += len(batch)
     except (arrow.ArrowException, OSError) as error:
         raise UnusableError(f"cannot be read: {_first_line(error)}") from None
 
 
-def _value(scalar: Any) -> Any:
+def _row(batch: Any, columns: list[str], place: int) -> Any:
     try:
-        return scalar.as_py()
+        return {name: batch.column(name)[place].as_py(maps_as_pydicts="strict") for name in columns}
     except UnicodeDecodeError as error:
         return UnusableError(f"not UTF-8 (byte {error.start})")
-
-
-def _canonical_chat(value: Any, field: str) -> str:
-    if not isinstance(value, list) or not value:
-        raise UnusableError(f"has no messages under {field!r}")
-    for number, message in enumerate(value, 1):
-        for name in ("role", "content"):
-            text = message.get(name) if isinstance(message, Mapping) else None
-            if not isinstance(text, str):
-                is_misnamed = isinstance(message, Mapping) and name not in message
-                there = f", but {_listed(message)}" if is_misnamed else ""
-                raise UnusableError(f"message {number} has no text under {name!r}{there}")
-    # Parquet stores missing fields as null.
-    messages = [
-        {name: part for name, part in message.items() if part is not None} for message in value
-    ]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
-    try:
-        return json.dumps(messages, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise UnusableError("its messages are not plain JSON") from None
-
-
-def _listed(fields: Iterable[str]) -> str:
-    """Returns the first names, escaped for a terminal."""
-    names = [repr(field)[:40] for field in fields]
-    return ", ".join(names[:_FIELDS_NAMED]) + (", ..." if len(names) > _FIELDS_NAMED else "")
+    except KeyError as error:  # a map column
+        return UnusableError(f"has a map with two values under {str(error)[:40]}")
 
 
 def _first_line(error: Exception) -> str:

@@ -4,19 +4,20 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lectern_data.read.chat_rows import field_names
 from lectern_data.read.documents import Document, LeftOut
 from lectern_data.read.rows import (
     JSON_LINES_SUFFIXES,
     PARQUET_SUFFIXES,
     ROW_SUFFIXES,
     Content,
-    UnusableError,
     decoded,
     is_parquet,
     json_row,
     open_parquet,
     parquet_values,
 )
+from lectern_data.read.unusable import UnusableError
 
 MAX_DOCUMENT_BYTES = 8 << 20
 _PROGRESS_ROWS = 1 << 12
@@ -28,6 +29,7 @@ def scan(
     content: Content | None = None,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    columns: dict[str, None] | None = None,
 ) -> tuple[list[Document], list[LeftOut]]:
     """Returns the usable documents of `files`, in order, and those left out.
 
@@ -38,17 +40,18 @@ def scan(
         content: what a row must hold; None means a text under "text".
         max_document_bytes: a larger document is left out.
         on_progress: called with (bytes done, bytes of all files).
+        columns: gets the names of all fields of all rows.
 
     Raises:
         Misconfigured: there are Parquet files, but pyarrow is not installed.
     """
-    content = content or Content()
+    content, columns = content or Content(), {} if columns is None else columns
     documents: list[Document] = []
     left_out: list[LeftOut] = []
     sizes = [path.stat().st_size if path.exists() else 0 for _, path in files]
     done, total = 0, sum(sizes)
     for (name, path), size in zip(files, sizes, strict=True):
-        for number, part in enumerate(_parts(name, path, content, max_document_bytes)):
+        for number, part in enumerate(_parts(name, path, content, max_document_bytes, columns)):
             if isinstance(part, Document):
                 documents.append(part)
                 if part.place is not None and number % _PROGRESS_ROWS == 0:
@@ -60,12 +63,14 @@ def scan(
     return documents, left_out
 
 
-def _parts(name: str, path: Path, content: Content, max_bytes: int) -> Iterator[Document | LeftOut]:
+def _parts(
+    name: str, path: Path, content: Content, max_bytes: int, columns: dict[str, None]
+) -> Iterator[Document | LeftOut]:
     suffix = path.suffix.lower()
     if suffix in PARQUET_SUFFIXES:
-        return _parquet_rows(name, path, content, max_bytes)
+        return _parquet_rows(name, path, content, max_bytes, columns)
     if suffix in JSON_LINES_SUFFIXES:
-        return _json_rows(name, path, content, max_bytes)
+        return _json_rows(name, path, content, max_bytes, columns)
     if content.is_chat:
         return iter([LeftOut(name, f"not a file of chats; those end in {', '.join(ROW_SUFFIXES)}")])
     return iter([_whole(name, path, max_bytes)])
@@ -90,7 +95,7 @@ def _whole(name: str, path: Path, max_bytes: int) -> Document | LeftOut:
 
 
 def _json_rows(
-    name: str, path: Path, content: Content, max_bytes: int
+    name: str, path: Path, content: Content, max_bytes: int, columns: dict[str, None]
 ) -> Iterator[Document | LeftOut]:
     """Yields every row; skips an overlong line without holding it in memory."""
     offset = 0
@@ -117,24 +122,24 @@ def _json_rows(
                 if too_long:
                     yield LeftOut(label, _too_large(max_bytes))
                 else:
-                    yield _json_row(label, path, line, offset, content)
+                    yield _json_row(label, path, line, offset, content, columns)
                 offset += size
     except OSError as error:
         yield LeftOut(name, f"cannot be read: {error.strerror}")
 
 
 def _json_row(
-    label: str, path: Path, line: bytes, offset: int, content: Content
+    label: str, path: Path, line: bytes, offset: int, content: Content, columns: dict[str, None]
 ) -> Document | LeftOut:
     try:
-        text = json_row(line, content)
+        text = json_row(line, content, columns)
     except UnusableError as error:
         return LeftOut(label, str(error))
-    return _row(label, path, text, (offset, len(line)))
+    return _row(label, path, text, (offset, len(line)), content)
 
 
 def _parquet_rows(
-    name: str, path: Path, content: Content, max_bytes: int
+    name: str, path: Path, content: Content, max_bytes: int, columns: dict[str, None]
 ) -> Iterator[Document | LeftOut]:
     """Yields every row, a few in memory at a time. Without the column, every row is lost."""
     number = 0
@@ -148,12 +153,15 @@ def _parquet_rows(
             yield LeftOut(name, str(error), documents=_num_rows(path))
             return
         with file:
+            columns.update(dict.fromkeys(file.schema_arrow.names))
             try:
                 for group in range(file.num_row_groups):
-                    for index, value in parquet_values(file, group, content.field):
+                    for index, row in parquet_values(file, group, content):
                         number += 1
+                        if isinstance(row, dict):
+                            columns.update(dict.fromkeys(field_names(row)))
                         label, place = f"{name}#{number}", (group, index)
-                        yield _parquet_row(label, path, value, place, content, max_bytes)
+                        yield _parquet_row(label, path, row, place, content, max_bytes)
             except UnusableError as error:
                 lost = file.metadata.num_rows - number
                 reason = f"{error}; it and the rows after it are lost"
@@ -165,31 +173,32 @@ def _parquet_rows(
 def _parquet_row(
     label: str,
     path: Path,
-    value: object,
+    row: object,
     place: tuple[int, int],
     content: Content,
     max_bytes: int,
 ) -> Document | LeftOut:
     try:
-        if isinstance(value, UnusableError):
-            raise value
-        text = content.of({content.field: value})
+        if isinstance(row, UnusableError):
+            raise row
+        text = content.of(row, columnar=True)
         if len(text.encode()) > max_bytes:
             raise UnusableError(_too_large(max_bytes))
     except UnusableError as error:
         return LeftOut(label, str(error))
-    return _row(label, path, text, place)
+    return _row(label, path, text, place, content)
 
 
 def _too_large(max_bytes: int) -> str:
     return f"larger than {max_bytes:,} bytes; split it, or raise --max-document-bytes"
 
 
-def _row(label: str, path: Path, text: str, place: tuple[int, int]) -> Document | LeftOut:
-    data = text.encode()
-    if not data:
+def _row(
+    label: str, path: Path, text: str, place: tuple[int, int], content: Content
+) -> Document | LeftOut:
+    if not text:
         return LeftOut(label, "empty", is_fault=False)
-    return Document(label, path, len(data), hashlib.sha256(data).hexdigest(), place)
+    return Document(label, path, len(text.encode()), content.sha256(text), place)
 
 
 def _num_rows(path: Path) -> int:

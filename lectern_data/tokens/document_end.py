@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lectern_common.errors import InvalidRequest, LecternError
 from lectern_common.tokens.tokenizer_files import NamedToken, special_ids
 from lectern_data.chats.chat_template import ChatTemplate
-from lectern_data.read.rows import UnusableError
+from lectern_data.read.unusable import UnusableError
 
 # Tokens that end a turn in models of today, none of them a text.
 TURN_ENDS = frozenset(

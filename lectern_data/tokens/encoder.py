@@ -3,6 +3,7 @@
 It is built only from files, so that every process gets the same ids.
 """
 
+import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from lectern_common.errors import CorruptData
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.chats import ChatEncoder, EndlessError
 from lectern_data.read.documents import Document, texts_of
-from lectern_data.read.rows import Content, UnusableError
+from lectern_data.read.rows import Content
+from lectern_data.read.unusable import UnusableError
 from lectern_data.tokens.pieces import EncodedPiece
 
 
@@ -31,12 +33,16 @@ class EncoderFiles:
         content: what a row holds.
         chat_template: its source; None if and only if rows are not chats.
         special_tokens: the names that the template may use.
+        tool_template: the source of the one for chats with tools; None means the same.
+        date: what a template that asks for the date is told, as YYYY-MM-DD; None if none asks.
     """
 
     tokenizer: Path
     content: Content
     chat_template: str | None
     special_tokens: dict[str, str]
+    tool_template: str | None = None
+    date: str | None = None
 
     def sha256(self) -> str:
         """Returns the hash of their content, independent of their location."""
@@ -62,8 +68,12 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True
         self._chats = None
         if files.chat_template is not None:
-            template = ChatTemplate(files.chat_template, files.special_tokens)
-            self._chats = ChatEncoder(self._tokenizer, template)
+            date = None if files.date is None else datetime.date.fromisoformat(files.date)
+            template = ChatTemplate(files.chat_template, files.special_tokens, date)
+            tool_template = None
+            if files.tool_template is not None:
+                tool_template = ChatTemplate(files.tool_template, files.special_tokens, date)
+            self._chats = ChatEncoder(self._tokenizer, template, tool_template)
 
     def encode(self, documents: Sequence[Document]) -> EncodedPiece:
         """Reads the documents again and returns their ids.
@@ -88,17 +98,22 @@ class Encoder:
 
 
 def _of_chats(encoder: ChatEncoder, texts: list[str]) -> EncodedPiece:
-    ids, masks, lengths, left_out = [], [], [], []
-    for index, encoded in enumerate(encoder.encode(texts)):
-        if isinstance(encoded, UnusableError):
-            left_out.append((index, str(encoded)))
-            lengths.append(0)
+    encoded, left_out, counts, unasked = [], [], [], 0
+    for index, chat in enumerate(encoder.encode(texts)):
+        if isinstance(chat, UnusableError):
+            left_out.append((index, str(chat)))
+            counts.append(0)
             continue
-        ids.append(encoded[0])
-        masks.append(encoded[1])
-        lengths.append(len(encoded[0]))
+        encoded += chat.sequences
+        counts.append(len(chat.sequences))
+        unasked += chat.unasked
     return EncodedPiece(
-        np.array(lengths, np.uint32), _joined(ids, np.uint32), _joined(masks, np.uint8), left_out
+        np.array([len(ids) for ids, _ in encoded], np.uint32),
+        _joined([ids for ids, _ in encoded], np.uint32),
+        _joined([mask for _, mask in encoded], np.uint8),
+        left_out,
+        np.array(counts, np.uint32),
+        unasked,
     )
 
 

@@ -28,8 +28,11 @@ def greeting(files: EncoderFiles, folder: Path) -> str:
         "tokenizer": str(files.tokenizer),
         "field": files.content.field,
         "is_chat": files.content.is_chat,
+        "arguments": files.content.arguments,
         "chat_template": files.chat_template,
         "special_tokens": files.special_tokens,
+        "tool_template": files.tool_template,
+        "date": files.date,
         "folder": str(folder),
     }
     return json.dumps(said) + "\n"
@@ -49,9 +52,14 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     said = json.loads(sys.stdin.readline())
-    content = Content(said["field"], said["is_chat"])
+    content = Content(said["field"], said["is_chat"], tuple(said["arguments"]))
     files = EncoderFiles(
-        Path(said["tokenizer"]), content, said["chat_template"], said["special_tokens"]
+        Path(said["tokenizer"]),
+        content,
+        said["chat_template"],
+        said["special_tokens"],
+        said["tool_template"],
+        said["date"],
     )
     encoder, folder = Encoder(files), Path(said["folder"])
     for line in sys.stdin:

@@ -6,7 +6,8 @@ when it is read. So work from before a kill is found again, and is used only if 
 still needed.
 
     NAME.piece    a line of JSON (counts, what was left out, the hash of the rest), then
-                  tokens of each document (u32), ids (u32), and with chats the mask (u8)
+                  sequences of each document (u32, unless it is one of each), tokens of each
+                  sequence (u32), ids (u32), and with chats the mask (u8)
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from lectern_data.read.documents import Document, LeftOut
 
 PIECE_BYTES = 8 << 20
 _PIECE_DOCUMENTS = 1 << 15
-_FORMAT = b"1"
+_FORMAT = b"2"
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,25 @@ class EncodedPiece:
     """The ids of a piece's documents, one after the other.
 
     Attributes:
-        lengths: tokens of each document; 0 if it was left out.
+        lengths: tokens of each sequence; of each document, if `sequences` is None.
         ids: uint32, as many as the sum of the lengths.
         mask: uint8, as many; None means that every token is learnt.
         left_out: (the document's index in the piece, reason).
+        sequences: sequences of each document, 0 if it was left out; None means one of each, of
+            length 0 if it was left out.
+        unasked: turns of the assistant that nothing asks for.
     """
 
     lengths: npt.NDArray[np.uint32]
     ids: npt.NDArray[np.uint32]
     mask: npt.NDArray[np.uint8] | None
     left_out: list[tuple[int, str]]
+    sequences: npt.NDArray[np.uint32] | None = None
+    unasked: int = 0
+
+    @property
+    def documents(self) -> int:
+        return len(self.lengths if self.sequences is None else self.sequences)
 
 
 def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterator[Piece]:
@@ -73,14 +83,19 @@ def cut(documents: Sequence[Document], encoder: str, piece_bytes: int) -> Iterat
 
 def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
     """Writes NAME.piece atomically (not fsynced: a lost one is made again)."""
-    body = piece.lengths.astype("<u4").tobytes() + piece.ids.astype("<u4").tobytes()
+    counts = () if piece.sequences is None else (piece.sequences,)
+    body = b"".join(
+        numbers.astype("<u4").tobytes() for numbers in (*counts, piece.lengths, piece.ids)
+    )
     if piece.mask is not None:
         body += piece.mask.tobytes()
     header = {
-        "documents": len(piece.lengths),
+        "documents": piece.documents,
+        "sequences": None if piece.sequences is None else len(piece.lengths),
         "tokens": len(piece.ids),
         "masked": piece.mask is not None,
         "left_out": piece.left_out,
+        "unasked": piece.unasked,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     data = json.dumps(header).encode() + b"\n" + body
@@ -99,18 +114,24 @@ def read_piece(folder: Path, piece: Piece) -> EncodedPiece:
         header = json.loads(head)
         if hashlib.sha256(body).hexdigest() != header["sha256"]:
             raise ValueError("another hash")
-        documents, tokens = header["documents"], header["tokens"]
-        lengths = np.frombuffer(body, "<u4", documents)
-        ids = np.frombuffer(body, "<u4", tokens, 4 * documents)
+        documents, count, tokens = header["documents"], header["sequences"], header["tokens"]
+        sequences, place = None, 0
+        if count is not None:
+            sequences, place = np.frombuffer(body, "<u4", documents), 4 * documents
+        count = documents if count is None else count
+        lengths = np.frombuffer(body, "<u4", count, place)
+        ids = np.frombuffer(body, "<u4", tokens, place + 4 * count)
         mask = None
         if header["masked"]:
-            mask = np.frombuffer(body, "u1", tokens, 4 * (documents + tokens))
+            mask = np.frombuffer(body, "u1", tokens, place + 4 * (count + tokens))
         left_out = [(int(index), str(reason)) for index, reason in header["left_out"]]
-        if documents != len(piece.documents) or lengths.sum() != tokens:
+        unasked = int(header["unasked"])
+        is_whole = (sequences is None or sequences.sum() == count) and lengths.sum() == tokens
+        if documents != len(piece.documents) or not is_whole:
             raise ValueError("another number of documents")
     except (OSError, ValueError, KeyError, TypeError):
         raise CorruptData(f"{path} is incomplete; run again") from None
-    return EncodedPiece(lengths, ids, mask, left_out)
+    return EncodedPiece(lengths, ids, mask, left_out, sequences, unasked)
 
 
 def piece_left_out(piece: Piece, folder: Path) -> list[LeftOut]:

@@ -1,5 +1,6 @@
 """The hidden work folder beside a dataset in preparation, which survives a kill."""
 
+import datetime
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import Conflict
-from lectern_common.files import take_lock
+from lectern_common.files import take_lock, write_atomic
+
+_BEGUN_NAME = "begun"
 
 
 @dataclass
@@ -17,6 +20,15 @@ class Work:
 
     path: Path
     is_needed: bool = True
+
+    def begun(self) -> datetime.date:
+        """Returns the day on which the preparation began, noted for after a kill."""
+        try:
+            return datetime.date.fromisoformat((self.path / _BEGUN_NAME).read_text())
+        except (FileNotFoundError, ValueError):
+            today = datetime.date.today()
+            write_atomic(self.path / _BEGUN_NAME, today.isoformat().encode(), durable=False)
+            return today
 
 
 @contextmanager
@@ -36,6 +48,6 @@ def work_folder(output: Path) -> Iterator[Work]:
     try:
         yield work
     finally:
-        if not work.is_needed or set(work.path.iterdir()) == {lock}:
+        if not work.is_needed or set(work.path.iterdir()) <= {lock, work.path / _BEGUN_NAME}:
             shutil.rmtree(work.path, ignore_errors=True)
         os.close(descriptor)

@@ -28,10 +28,11 @@ EosPolicy = Literal["none", "between", "after"]
 
 @dataclass(frozen=True)
 class Part:
-    """One written dataset."""
+    """One written dataset. Of a chat, each answer may be a sequence of its own."""
 
     path: Path
     documents: int
+    sequences: int
     text_bytes: int
     tokens: int
     shards: int
@@ -42,9 +43,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """How ids are laid out in files. `content` is what a row held.
+    """How ids are laid out in files.
 
-    `bos_token_id` begins a text; with `bos_policy` "none" only a chat template may have written it.
+    `content` is what a row held, `rendered_date` what the chat template was told. `bos_token_id`
+    begins a text; with `bos_policy` "none" only a chat template may have written it.
     """
 
     eos_policy: EosPolicy
@@ -53,6 +55,7 @@ class Layout:
     content: Content
     bos_policy: BosPolicy = "none"
     bos_token_id: int | None = None
+    rendered_date: str | None = None
 
     @property
     def is_masked(self) -> bool:
@@ -95,6 +98,7 @@ def write_part(
     return Part(
         path=target,
         documents=len(written.documents),
+        sequences=written.fields["document_count"],
         text_bytes=sum(document.text_bytes for document in written.documents),
         tokens=manifest.total_tokens,
         shards=manifest.shard_count,
@@ -138,6 +142,8 @@ def _write_shards(
             lost = {index for index, _ in encoded.left_out}
             kept = np.array([index not in lost for index in range(len(piece.documents))], bool)
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
+            if encoded.sequences is not None:  # of those left out there are none
+                kept = np.ones(len(encoded.lengths), bool)
             ids, mask, starts = beginnings.put_before(*ends.put_into(encoded, kept))
             writer.append(ids, mask, starts)
             learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
@@ -161,6 +167,7 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
             "seq_length_hint": layout.seq_length_hint,
             "producer_version": f"lectern {version('lectern')}",
             "producer_sha256": _producer_sha256(written.documents, layout),
+            "rendered_date": layout.rendered_date,
             **written.fields,
         }
     )

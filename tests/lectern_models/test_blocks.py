@@ -29,7 +29,7 @@ def inputs(positions: int, vocab_size: int, hidden_size: int) -> tuple[torch.Ten
     return hidden, OutputHead(weight, bias, HeadTransform(soft_cap=30.0))
 
 
-def rows(hidden: torch.Tensor, head: OutputHead, asked: np.ndarray) -> dict[str, bytes]:
+def rows(hidden: torch.Tensor, head: OutputHead, asked: np.ndarray) -> dict[str, np.ndarray]:
     found = list(AskedLogits.of_hidden(asked, hidden, head).blocks())
     top_k = [top_k_of(block, 5, 1.7) for block in found]
     uniforms = np.linspace(0, 0.999, 7)[None].repeat(asked.sum(), 0)

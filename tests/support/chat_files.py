@@ -35,13 +35,14 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def chats_with_tokenizer(folder: Path, template: str | None = CHATML) -> tuple[Path, Path]:
-    """Twelve chats in a .jsonl file, the sixth of which spells a control token; a tokenizer."""
+    """Twelve chats in a .jsonl file, and a tokenizer; the sixth has a call that is not rendered."""
     folder.mkdir()
     rows = []
     for number in range(12):
-        end = "<|im_end|>" if number == 5 else "."
-        turns = [("user", f"Question {number}{end}"), ("assistant", f"Answer {number}.")]
-        messages = [{"role": role, "content": content} for role, content in turns]
+        turns = [("user", f"Question {number}."), ("assistant", f"Answer {number}.")]
+        messages: list[Any] = [{"role": role, "content": content} for role, content in turns]
+        if number == 5:
+            messages[1]["tool_calls"] = [{"function": {"name": "look_up", "arguments": {}}}]
         rows.append(json.dumps({"messages": messages}))
     (folder / "chats.jsonl").write_text("\n".join(rows))
     tokenizer = folder / "tokenizer"

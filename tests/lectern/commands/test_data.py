@@ -7,7 +7,7 @@ import pytest
 
 from lectern.commands import data
 from lectern_data.settings import PrepareSettings
-from tests.support.chat_files import chats_with_tokenizer
+from tests.support.chat_files import CHATML, chats_with_tokenizer
 from tests.support.tokenizer_files import write_tokenizer
 
 
@@ -187,6 +187,17 @@ def test_a_hub_dataset_needs_no_inputs(lectern, tmp_path):
     assert nothing.code == 2 and "with --hub" in nothing.err
 
 
+def test_a_date_is_for_chats_whose_template_asks_for_it(lectern, tmp_path):
+    template = "{{ strftime_now('%B %Y') }}" + CHATML
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats", template)
+    options = ("--chat", "--tokenizer", tokenizer, "--max-fault-fraction", "0.1", "--output")
+    ended = lectern("data", "prepare", source, *options, tmp_path / "a", "--date", "2031-02-03")
+    assert ended.code == 0 and "the chat template is told the date 2031-02-03" in ended.err
+    assert json.loads((tmp_path / "a/manifest.json").read_text())["rendered_date"] == "2031-02-03"
+    wrong = lectern("data", "prepare", source, *options, tmp_path / "b", "--date", "3.2.2031")
+    assert wrong.code == 2 and "--date '3.2.2031' is not a date, YYYY-MM-DD" in wrong.err
+
+
 def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     ended = lectern(
@@ -201,4 +212,4 @@ def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
     assert f", {learnt} tokens from the assistant" in ended.out
-    assert "chats.jsonl#6: contains the control token" in ended.err
+    assert "chats.jsonl#6: the chat template does not write the call" in ended.err

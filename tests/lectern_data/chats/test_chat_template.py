@@ -1,12 +1,13 @@
 """Chat templates: the same text as transformers', and nothing but text."""
 
+import datetime
 from typing import Any
 
 import pytest
 
 from lectern_common.errors import CorruptData
 from lectern_data.chats.chat_template import ChatTemplate
-from lectern_data.read.rows import UnusableError
+from lectern_data.read.unusable import UnusableError
 from tests.support.chat_files import CHATML, MARKED
 
 SPECIAL: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -71,6 +72,47 @@ def test_the_marked_spans_are_the_assistants_text() -> None:
 def test_a_template_reaches_nothing_but_its_messages(source: str) -> None:
     with pytest.raises(UnusableError, match="chat template fails"):
         ChatTemplate(source, SPECIAL).render(CHAT)
+
+
+def test_the_date_is_the_one_that_is_given() -> None:
+    source = "{{ strftime_now('%d %b %Y %H:%M') }}{{ strftime_now is defined }}"
+    template = ChatTemplate(source, {}, datetime.date(2031, 2, 3))
+    assert template.render(CHAT) == "03 Feb 2031 00:00True" and template.reads_date
+    absent = ChatTemplate("{% if strftime_now is defined %}x{% endif %}", {})
+    assert absent.render(CHAT) == "" and absent.reads_date
+    assert not ChatTemplate(CHATML, {}, datetime.date(2031, 2, 3)).reads_date
+
+
+def test_it_knows_what_a_template_reads() -> None:
+    source = (
+        "{% set x = 1 %}{{ tools }}{{ bos_token }}{{ x }}{% if think is defined %}{% endif %}"
+        "{{ raise_exception }}{{ namespace }}{{ range(1) }}{{ strftime_now }}{{ messages }}"
+        "{{ add_generation_prompt }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert ChatTemplate(source, SPECIAL).inputs == {"tools", "think"}
+
+
+THOUGHTS = "{% for m in messages %}{{ m | tojson }}{{ m.reasoning_content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"reasoning_content": "hm"},
+        {"thinking": "hm"},
+        {"reasoning": "hm"},
+        {"reasoning": "hm", "thinking": ""},
+        {},
+    ],
+)
+def test_thoughts_tools_and_arguments_reach_it_as_in_transformers(beside: dict[str, str]) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = THOUGHTS + "{{ tools | tojson }}{{ documents }}{{ dict.fromkeys('ab') }}{{ think }}"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", **beside}]
+    given: Any = {"tools": [{"b": 1, "a": 2}], "documents": [{"text": "x"}], "think": False}
+    rendered: Any = render_jinja_template([chat], chat_template=source, **given)
+    assert ChatTemplate(source, {}).render(chat, inputs=given) == rendered[0][0]
 
 
 def test_hidden_attributes_are_undefined() -> None:

@@ -223,6 +223,7 @@ def test_an_endless_template_is_reported_with_its_row(
                 tokenizer=tokenizer,
                 content=Content("messages", is_chat=True),
                 validation_fraction=0,
+                max_fault_fraction=0.1,
                 workers=1,
                 piece_bytes=300,
             )

@@ -96,7 +96,7 @@ def test_the_mask_beside_the_shards_covers_what_the_assistant_wrote(tmp_path: Pa
     sizes = [path.stat().st_size for path in sorted((tmp_path / "data").glob("mask-*.bin"))]
     assert sizes[:-1] == [100] * (len(sizes) - 1)
     assert [(entry.name, entry.reason) for entry in told.left_out] == [
-        ("chats.jsonl#6", "contains the control token '<|im_end|>'")
+        ("chats.jsonl#6", "the chat template does not write the call of 'look_up' in message 2")
     ]
     assert len(documents_of(tmp_path / "data")) == told.training.documents == 11
     assert documents_of(tmp_path / "data")[5].startswith("<|im_start|>user\nQuestion 6.<|im_end|>")
@@ -171,7 +171,7 @@ def test_any_number_of_processes_gives_the_same_chats(tmp_path: Path) -> None:
 
 def test_chats_that_cannot_be_masked_count_towards_the_cap(tmp_path: Path) -> None:
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
-    with pytest.raises(InvalidRequest, match=r"1 of 12 documents .*chats\.jsonl#6: contains"):
+    with pytest.raises(InvalidRequest, match=r"1 of 12 documents .*chats\.jsonl#6: the chat"):
         prepared_chats(source, tokenizer, tmp_path / "data", max_fault_fraction=0.01)
     assert not (tmp_path / "data").exists()
 

@@ -1,0 +1,199 @@
+"""Reads chats from rows: messages, and what stands beside them (tools, documents, arguments).
+
+A chat is kept as JSON in the order in which its keys were written, because templates render them in
+that order. Nulls say "not there" in a row of a Parquet file or a hub dataset, whose structs fill in
+every field that any row has; in a line of JSON they were written.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lectern_data.read.unusable import UnusableError, listed
+
+ASSISTANT = "assistant"
+TOOLS_FIELD = "tools"
+DOCUMENTS_FIELD = "documents"
+ARGUMENTS_FIELD = "chat_template_kwargs"
+CHAT_FIELDS = (TOOLS_FIELD, DOCUMENTS_FIELD, ARGUMENTS_FIELD)
+_NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continue_final_message")
+
+
+def chat_json(
+    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
+) -> str:
+    """Returns a row's chat as JSON: its messages; or, if something stands beside them, an object.
+
+    Args:
+        row: the row.
+        field: where its messages are.
+        arguments: further fields that the chat template reads.
+        columnar: the row's nulls mean "not there".
+
+    Raises:
+        UnusableError: the row has no chat, or one that cannot be learnt.
+    """
+    values = {name: row[name] for name in (field, *CHAT_FIELDS, *arguments) if name in row}
+    if columnar:
+        values = {name: without_nulls(value) for name, value in values.items()}
+    chat: dict[str, Any] = {"messages": _messages(values.pop(field, None), field)}
+    given = _arguments(values.pop(ARGUMENTS_FIELD, None))
+    for name in (TOOLS_FIELD, DOCUMENTS_FIELD):
+        beside = values.pop(name, None)
+        items = _mappings(given.pop(name, None) if beside is None else beside, name)
+        if items is not None:
+            chat[name] = items
+    beside = {name: value for name, value in values.items() if value is not None}
+    if beside or given:
+        chat["arguments"] = {**beside, **given}
+    try:
+        return _dumped(chat if len(chat) > 1 else chat["messages"])
+    except (TypeError, ValueError, RecursionError):
+        raise UnusableError("its messages are not plain JSON") from None
+
+
+def sorted_json(chat: str) -> str:
+    """Returns `chat_json`'s text with sorted keys: equal for chats that say the same."""
+    return _dumped(json.loads(chat), sort_keys=True)
+
+
+def field_names(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of a row's fields, and of the template arguments in it."""
+    yield from row
+    given = _parsed(row.get(ARGUMENTS_FIELD))
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            if value is not None:
+                yield f"{ARGUMENTS_FIELD}.{name}"
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns the value without the nulls in its mappings, at every depth."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(part) for part in value]
+    return value
+
+
+def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the functions that a message calls: mappings with a name."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    old_style = message.get("function_call")
+    return [*calls, old_style] if old_style is not None else calls
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+    given = _parsed(value)
+    if not isinstance(given, list) or not given:
+        raise UnusableError(f"has no messages under {field!r}")
+    messages = [_message(message, number) for number, message in enumerate(given, 1)]
+    if not any(message["role"] == ASSISTANT for message in messages):
+        raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
+    return messages
+
+
+def _message(message: Any, number: int) -> dict[str, Any]:
+    """Returns the message without its nulls, but with `content` None if it only calls tools."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise _lacks(message, number, "role")
+    kept = {name: part for name, part in message.items() if part is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _calls(kept["tool_calls"], number)
+    if "function_call" in kept:
+        _require_function(kept["function_call"], number)
+    content = kept.get("content")
+    if isinstance(content, str):
+        return kept
+    if isinstance(content, list) and content:
+        _require_text_parts(content, number)
+        return kept
+    calls_only = message["role"] == ASSISTANT and called(kept)
+    if not calls_only or content not in (None, []):
+        raise _lacks(message, number, "content")
+    if "content" in message:
+        return {
+            name: None if name == "content" else kept[name]
+            for name in message
+            if name == "content" or name in kept
+        }
+    return {"role": kept.pop("role"), "content": None, **kept}
+
+
+def _require_text_parts(parts: list[Any], number: int) -> None:
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = f"of type {str(kind)[:40]!r}" if isinstance(kind, str) else "without a type"
+            if kind == "text":
+                what = "without its text"
+            raise UnusableError(
+                f"message {number} has a part {what} under 'content'; only text can be used"
+            )
+
+
+def _calls(value: Any, number: int) -> list[Any]:
+    calls = _parsed(value)
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise UnusableError(f"message {number} has no list of calls under 'tool_calls'")
+    for call in calls:
+        _require_function(call.get("function", call), number)
+    return calls
+
+
+def _require_function(function: Any, number: int) -> None:
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UnusableError(f"message {number} calls a function without a name")
+
+
+def _mappings(value: Any, name: str) -> list[Any] | None:
+    """Returns tools or documents; each, or all together, may be JSON text."""
+    items = _parsed(value)
+    if items is None:
+        return None
+    items = [_parsed(item) for item in items] if isinstance(items, list) else items
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise UnusableError(f"has no list of objects under {name!r}")
+    return [_with_parameters(item) for item in items] if name == TOOLS_FIELD else items
+
+
+def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a tool whose `parameters`, if they are JSON text, are what the text says."""
+    if isinstance(tool.get("function"), Mapping):
+        return {**tool, "function": _with_parameters(tool["function"])}
+    if isinstance(tool.get("parameters"), str):
+        return {**tool, "parameters": _parsed(tool["parameters"])}
+    return tool
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    given = _parsed(value)
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UnusableError(f"has no object under {ARGUMENTS_FIELD!r}")
+    for name in _NOT_ARGUMENTS:
+        if name in given:
+            raise UnusableError(f"its {ARGUMENTS_FIELD!r} cannot set {name!r}")
+    return dict(given)
+
+
+def _parsed(value: Any) -> Any:
+    """Returns what a JSON text says if it is an object or a list; else the value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, (dict, list)) else None if found is None else value
+
+
+def _lacks(message: Any, number: int, name: str) -> UnusableError:
+    is_misnamed = isinstance(message, Mapping) and name not in message
+    there = f", but {listed(message)}" if is_misnamed else ""
+    return UnusableError(f"message {number} has no text under {name!r}{there}")
+
+
+def _dumped(value: Any, *, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)

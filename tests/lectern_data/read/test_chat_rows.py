@@ -1,0 +1,133 @@
+"""Rows as chats: as written in JSON, without filled-in nulls from columns."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lectern_data.read.rows import Content
+from lectern_data.read.unusable import UnusableError
+
+CHATS = Content("messages", is_chat=True)
+CALL = {"function": {"name": "f", "arguments": {"z": 1, "a": None}}}
+QUESTION = {"role": "user", "content": "?"}
+ANSWER = {"role": "assistant", "content": "!"}
+
+
+def read(row: dict[str, Any], *, columnar: bool = False, content: Content = CHATS) -> Any:
+    return json.loads(content.of({"messages": [QUESTION, ANSWER], **row}, columnar=columnar))
+
+
+def calling(**message: Any) -> list[dict[str, Any]]:
+    return [QUESTION, {"role": "assistant", **message}]
+
+
+def test_keys_keep_the_order_in_which_they_were_written() -> None:
+    one = {"tools": [{"name": "f", "about": {"b": 1, "a": 2}}]}
+    assert json.dumps(read(one)["tools"]) == json.dumps(one["tools"])
+    other = {"tools": [{"about": {"a": 2, "b": 1}, "name": "f"}]}
+    texts = [CHATS.of({"messages": [QUESTION, ANSWER], **row}) for row in (one, other)]
+    assert texts[0] != texts[1] and CHATS.sha256(texts[0]) == CHATS.sha256(texts[1])
+    assert CHATS.sha256(texts[0]) != CHATS.sha256(CHATS.of({"messages": [QUESTION, ANSWER]}))
+
+
+def test_nulls_inside_a_line_of_json_were_written() -> None:
+    messages = calling(content="", tool_calls=[CALL], name=None)
+    assert read({"messages": messages}) == calling(content="", tool_calls=[CALL])
+    tools = [{"name": "f", "parameters": {"default": None}}]
+    assert read({"tools": tools})["tools"] == tools
+
+
+def test_nulls_of_columns_are_taken_off_at_every_depth() -> None:
+    filled = {"name": "f", "arguments": {"z": 1, "a": None, "deep": [{"x": None, "y": 2}]}}
+    messages = calling(content="", tool_calls=[{"id": None, "function": filled}], name=None)
+    expected = {"name": "f", "arguments": {"z": 1, "deep": [{"y": 2}]}}
+    assert read({"messages": messages}, columnar=True) == calling(
+        content="", tool_calls=[{"function": expected}]
+    )
+    tools = [{"name": "f", "parameters": {"a": {"default": None, "enum": ["x"]}, "b": None}}]
+    beside = {"tools": tools, "documents": None, "chat_template_kwargs": {"x": None, "y": 1}}
+    found = read(beside, columnar=True)
+    assert found["tools"] == [{"name": "f", "parameters": {"a": {"enum": ["x"]}}}]
+    assert found["arguments"] == {"y": 1} and "documents" not in found
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": []}])
+def test_a_turn_that_only_calls_a_tool_has_a_null_content(content: Any, columnar: bool) -> None:
+    for calls in ({"tool_calls": [CALL]}, {"function_call": {"name": "f"}}):
+        [_, message] = read({"messages": calling(**content, **calls)}, columnar=columnar)
+        assert "content" in message and message["content"] is None
+        assert list(message) == ["role", "content", *calls]
+    last = [QUESTION, {"role": "assistant", "tool_calls": [CALL], **content}]
+    order = ["role", "tool_calls", "content"] if content else ["role", "content", "tool_calls"]
+    if not columnar or content != {"content": None}:
+        assert list(read({"messages": last}, columnar=columnar)[1]) == order
+
+
+def test_documents_and_arguments_are_read() -> None:
+    content = Content("messages", is_chat=True, arguments=("enable_thinking", "style"))
+    documents = [{"title": "t", "text": "x"}]
+    row = {
+        "documents": documents,
+        "enable_thinking": False,
+        "style": None,
+        "chat_template_kwargs": {"date_string": "1 May", "enable_thinking": True},
+        "other": 1,
+    }
+    assert read(row, content=content) == {
+        "messages": [QUESTION, ANSWER],
+        "documents": documents,
+        "arguments": {"enable_thinking": True, "date_string": "1 May"},
+    }
+    assert read({"chat_template_kwargs": {"tools": [{"name": "f"}]}})["tools"] == [{"name": "f"}]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        '[{"name": "f", "parameters": {"b": 1, "a": 2}}]',
+        ['{"name": "f", "parameters": {"b": 1, "a": 2}}'],
+        [{"name": "f", "parameters": '{"b": 1, "a": 2}'}],
+    ],
+)
+def test_what_stands_beside_the_messages_may_be_json_text(tools: Any) -> None:
+    expected = [{"name": "f", "parameters": {"b": 1, "a": 2}}]
+    assert json.dumps(read({"tools": tools})["tools"]) == json.dumps(expected)
+    nested = [{"type": "function", "function": tools[0]}]
+    if isinstance(tools[0], dict):
+        assert read({"tools": nested})["tools"] == [{"type": "function", "function": expected[0]}]
+
+
+def test_messages_and_calls_may_be_json_text() -> None:
+    messages = calling(content=None, tool_calls=json.dumps([CALL]))
+    for given in (messages, json.dumps(messages)):
+        assert read({"messages": given})[1]["tool_calls"] == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": calling(content=None)}, "message 2 has no text under 'content'"),
+        ({"messages": calling(content=None, tool_calls=[])}, "message 2 has no text"),
+        ({"messages": [{"role": "user", "content": None}, ANSWER]}, "message 1 has no text"),
+        ({"messages": calling(content=[{"type": "image_url"}])}, "a part of type 'image_url'"),
+        ({"messages": calling(content=["text"])}, "message 2 has a part without a type"),
+        ({"messages": calling(content=[{"type": "text"}])}, "a part without its text"),
+        ({"messages": calling(content={"a": 1})}, "message 2 has no text under 'content'"),
+        ({"messages": calling(content="", tool_calls=[{"id": 1}])}, "a function without a name"),
+        ({"messages": calling(content="", tool_calls="f()")}, "no list of calls"),
+        ({"messages": calling(content="", function_call={})}, "a function without a name"),
+        ({"tools": "f"}, "no list of objects under 'tools'"),
+        ({"tools": ["f"]}, "no list of objects under 'tools'"),
+        ({"tools": {"name": "f"}}, "no list of objects under 'tools'"),
+        ({"documents": [1]}, "no list of objects under 'documents'"),
+        ({"chat_template_kwargs": [1]}, "no object under 'chat_template_kwargs'"),
+        ({"chat_template_kwargs": {"messages": []}}, "cannot set 'messages'"),
+        ({"chat_template_kwargs": {"add_generation_prompt": True}}, "'add_generation_prompt'"),
+        ({"tools": [{"x": float("nan")}]}, "not plain JSON"),
+    ],
+)
+def test_a_row_that_says_something_else_is_refused(row: Any, reason: str) -> None:
+    with pytest.raises(UnusableError, match=reason):
+        read(row)
