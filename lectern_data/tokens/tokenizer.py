@@ -24,6 +24,7 @@ from lectern_common.tokens.tokenizer_files import (
     SPECIAL_NAMES,
     TEMPLATE_JSON_NAME,
     TEMPLATE_NAME,
+    TEMPLATES_FOLDER,
     complete_tokenizer,
     named_tokens,
     read_tokenizer_files,
@@ -73,6 +74,11 @@ class DatasetTokenizer:
     def chat_template(self) -> str | None:
         """The chat template from its own file, else the config's default one."""
         return _chat_template(self.files)
+
+    @property
+    def tool_template(self) -> str | None:
+        """The chat template for chats with tools, if there is one of its own for them."""
+        return _chat_template(self.files, "tool_use")
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -184,18 +190,23 @@ def _readable(source: str | None, special_tokens: dict[str, str]) -> ChatTemplat
         return None
 
 
-def _chat_template(files: dict[str, bytes]) -> str | None:
-    """Returns the default chat template, from the first place that has one. Raises ValueError."""
-    if TEMPLATE_NAME in files:
-        return files[TEMPLATE_NAME].decode()
+def _chat_template(files: dict[str, bytes], name: str = "default") -> str | None:
+    """Returns the chat template of a name, from the first place that has it. Raises ValueError."""
+    file = TEMPLATE_NAME if name == "default" else f"{TEMPLATES_FOLDER}/{name}.jinja"
+    if file in files:
+        return files[file].decode()
     entry = tokenizer_config(files).get("chat_template")
+    if TEMPLATE_NAME in files:  # files of their own replace what the config has
+        return None
     if entry is None and TEMPLATE_JSON_NAME in files:
         entry = json.loads(files[TEMPLATE_JSON_NAME])
         entry = entry.get("chat_template") if isinstance(entry, dict) else None
     if isinstance(entry, list):  # several, by name
         entry = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
     if isinstance(entry, dict):
-        entry = entry.get("default")
+        entry = entry.get(name)
+    elif name != "default":
+        return None
     return entry if isinstance(entry, str) else None
 
 
