@@ -176,11 +176,11 @@ class Pipeline:
         }
         if isinstance(student, CausalStudent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            origin = Path(student.model.config.name_or_path or "")
+            origin = student.model.config.name_or_path
             export_student(
                 student.model,
                 folder,
-                student_folder=origin,
+                student_folder=Path(origin) if origin else None,
                 dataset=None,
                 eos_token_id=None,
                 metadata=metadata,

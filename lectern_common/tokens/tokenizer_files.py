@@ -135,8 +135,8 @@ def complete_tokenizer(files: Mapping[str, bytes], where: str) -> "tuple[Tokeniz
         where: its path, for messages.
 
     Raises:
-        CorruptData: a file cannot be read, or gives a token another id than tokenizer.json leaves
-            for it.
+        CorruptData: a file cannot be read, or gives a token that tokenizer.json lacks another id
+            than the next one.
     """
     import tokenizers
 
@@ -149,19 +149,18 @@ def complete_tokenizer(files: Mapping[str, bytes], where: str) -> "tuple[Tokeniz
     for token in _tokens_beside(files):
         known = there.get(token.text)
         token_id = tokenizer.token_to_id(token.text)
-        if token_id is None and token.token_id is None and not token.special:
-            continue
         if known is None or (token.special and not known.special):
             settings = {"normalized": not token.special, **token.settings}
             added = tokenizers.AddedToken(token.text, **settings, special=token.special)
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([added])
             there[token.text] = added
             lacked = True
-        token_id = tokenizer.token_to_id(token.text)
-        if token.token_id is not None and token_id != token.token_id:
+        given = tokenizer.token_to_id(token.text)
+        # A token that tokenizer.json has keeps its id there, in transformers too.
+        if token_id is None and token.token_id not in (None, given):
             raise CorruptData(
                 f"{token.file} beside {where} gives {token.text!r} the id {token.token_id}, but "
-                f"with the tokens of tokenizer.json it gets {token_id}; save the tokenizer again "
+                f"behind the tokens of tokenizer.json it gets {given}; save the tokenizer again "
                 "with transformers, so that tokenizer.json holds all its tokens"
             )
     tokenizer.no_truncation()

@@ -77,7 +77,7 @@ class DatasetTokenizer:
 
     @property
     def tool_template(self) -> str | None:
-        """The chat template for chats with tools, if the config has one of its own for them."""
+        """The chat template for chats with tools, if there is one of its own for them."""
         return _chat_template(self.files, "tool_use")
 
     @property
@@ -191,22 +191,22 @@ def _readable(source: str | None, special_tokens: dict[str, str]) -> ChatTemplat
 
 
 def _chat_template(files: dict[str, bytes], name: str = "default") -> str | None:
-    """Returns the chat template of a name, from the first place that has one. Raises ValueError."""
+    """Returns the chat template of a name, from the first place that has it. Raises ValueError."""
     file = TEMPLATE_NAME if name == "default" else f"{TEMPLATES_FOLDER}/{name}.jinja"
     if file in files:
         return files[file].decode()
     entry = tokenizer_config(files).get("chat_template")
+    if TEMPLATE_NAME in files:  # files of their own replace what the config has
+        return None
     if entry is None and TEMPLATE_JSON_NAME in files:
         entry = json.loads(files[TEMPLATE_JSON_NAME])
         entry = entry.get("chat_template") if isinstance(entry, dict) else None
     if isinstance(entry, list):  # several, by name
         entry = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
     if isinstance(entry, dict):
-        return _text(entry.get(name))
-    return _text(entry) if name == "default" else None
-
-
-def _text(entry: object) -> str | None:
+        entry = entry.get(name)
+    elif name != "default":
+        return None
     return entry if isinstance(entry, str) else None
 
 

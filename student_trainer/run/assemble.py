@@ -223,11 +223,18 @@ def _described(
         "training_rows": len(data.training),
         "validation_rows": len(data.validation),
         "validation_duplicates": data.validation_duplicates,
+        **_edges(data),
         "teacher": None if model is None else model.model_id,
         "teacher_device": None if model is None else model.device,
         # What loss/kd and val/kl measure.
         "kd_is": None if teaching is None else teaching.representation.kd_is,
     }
+
+
+def _edges(data: Data) -> dict[str, Any]:
+    """Returns which tokens begin and end the documents of the run's data."""
+    names = ("bos_policy", "bos_token_id", "eos_policy", "eos_token_id")
+    return {} if data.manifest is None else {name: getattr(data.manifest, name) for name in names}
 
 
 def _settings(spec: RunSpec) -> Settings:

@@ -72,7 +72,7 @@ class Edges:
 
 def edges_of(
     model: PreTrainedModel,
-    folder: Path,
+    folder: Path | None,
     dataset: Path | None,
     tokenizer_files: Mapping[str, bytes],
     data_end: int | None = None,
@@ -116,15 +116,16 @@ def _special(files: Mapping[str, bytes]) -> set[int] | None:
     return set(special_ids(tokenizer)) | {one for one in named if one is not None}
 
 
-def _written_ids(model: PreTrainedModel, folder: Path) -> dict[str, list[int]]:
+def _written_ids(model: PreTrainedModel, folder: Path | None) -> dict[str, list[int]]:
     """Returns the ids that the model's files name, those of the generation config first."""
-    config = _mapping(folder / _CONFIG_NAME)
+    config = {} if folder is None else _mapping(folder / _CONFIG_NAME)
     if not config:  # a model that came from no folder: what it says is all there is
         config = {
             "eos_token_id": model.config.get_text_config().eos_token_id,
             "bos_token_id": model.config.get_text_config().bos_token_id,
         }
-    parts = [_mapping(folder / _GENERATION_NAME), *_parts(config), config]
+    generation = {} if folder is None else _mapping(folder / _GENERATION_NAME)
+    parts = [generation, *_parts(config), config]
     return {
         name: list(dict.fromkeys(one for part in parts for one in _as_ids(part.get(name))))
         for name in ("eos_token_id", "bos_token_id")

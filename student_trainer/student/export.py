@@ -38,7 +38,7 @@ def export_student(
     model: PreTrainedModel,
     target: Path,
     *,
-    student_folder: Path,
+    student_folder: Path | None,
     dataset: Path | None,
     eos_token_id: int | None,
     metadata: dict[str, Any],
@@ -49,7 +49,8 @@ def export_student(
     Args:
         model: the trained model; left unchanged.
         target: the folder to write.
-        student_folder: where the student came from; its tokenizer is exported.
+        student_folder: where the student came from, None if from no folder; its tokenizer is
+            exported.
         dataset: what it was trained on. Its tokenizer is exported if the student has none, and the
             ends that it taught are named.
         eos_token_id: the dataset's end-of-document token.
@@ -93,7 +94,7 @@ def _require_written(model: PreTrainedModel, folder: Path) -> None:
 def _write_tokenizer(
     folder: Path,
     model: PreTrainedModel,
-    student_folder: Path,
+    student_folder: Path | None,
     dataset: Path | None,
     eos_token_id: int | None,
 ) -> dict[str, Any]:

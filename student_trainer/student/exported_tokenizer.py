@@ -57,7 +57,7 @@ class ExportedTokenizer:
 
 
 def write_tokenizer(
-    folder: Path, student: Path, dataset: Path | None, data_end: int | None
+    folder: Path, student: Path | None, dataset: Path | None, data_end: int | None
 ) -> ExportedTokenizer | None:
     """Writes the tokenizer's files into an export, beside its config.json, and compares them.
 
@@ -74,8 +74,7 @@ def write_tokenizer(
     Returns:
         What was written; None if neither student nor dataset has a tokenizer.json.
     """
-    own = read_all(student)
-    of_data = {} if dataset is None else read_all(dataset)
+    own, of_data = read_all(student), read_all(dataset)
     reference, texts = None, list[str]()
     if TOKENIZER_NAME in of_data:
         reference, _ = complete_tokenizer(of_data, str(dataset))
@@ -103,8 +102,10 @@ def write_tokenizer(
     return written
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
+def read_all(folder: Path | None) -> dict[str, bytes]:
     """Returns name -> content of a folder's tokenizer files; {} if it has no vocabulary."""
+    if folder is None:
+        return {}
     if (folder / TOKENIZER_NAME).is_file():
         return read_tokenizer_files(folder / TOKENIZER_NAME)
     if not vocabulary_files(folder):

@@ -21,7 +21,6 @@ from tests.support.tokenizer_files import write_tokenizer
 
 TEXT = "<|turn|>user says 12<|over|> <|extra|>"
 TOKEN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-FIRST = 300  # the first id behind those of tokenizer.json
 
 
 def size(folder: Path) -> int:
@@ -111,6 +110,11 @@ def test_another_id_than_the_tokenizer_leaves_is_refused(tmp_path: Path, name: s
     write_tokenizer(tmp_path, files={name: value})
     with pytest.raises(CorruptData, match=rf"{name} beside .* '<\|new\|>' the id 999"):
         read_tokenizer_map(tmp_path / "tokenizer.json")
+
+
+def test_a_token_that_the_tokenizer_has_keeps_its_id_whatever_stands_beside(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, special=("<s>",), files={"added_tokens.json": {"<s>": 7}})
+    assert read_tokenizer_map(tmp_path / "tokenizer.json") == tokenizer.get_vocab()
 
 
 def test_a_dataset_is_read_without_what_stands_beside_its_tokenizer(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from lectern_common.errors import NotFound
 from lectern_data.tokens.tokenizer import load_tokenizer, train_tokenizer
+from tests.support.tokenizer_files import write_tokenizer
 
 CORPUS = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
 TEXTS = (
@@ -48,3 +49,19 @@ def test_a_folder_with_another_kind_of_tokenizer_says_how_to_convert_it(tmp_path
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(NotFound, match=r"tokenizer\.model, which transformers converts"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["list", "json", "files", "one", "none"])
+def test_chat_templates_are_found_by_name_wherever_they_stand(tmp_path: Path, way: str) -> None:
+    named = {"default": "d", "tool_use": "t"}
+    entries = [{"name": name, "template": text} for name, text in named.items()]
+    config = {"list": {"chat_template": entries}, "one": {"chat_template": "d"}}.get(way)
+    files = {"chat_template.json": {"chat_template": entries}} if way == "json" else {}
+    write_tokenizer(tmp_path, config=config, files=files)
+    if way == "files":
+        (tmp_path / "chat_template.jinja").write_text("d")
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    loaded = load_tokenizer(tmp_path)
+    expected = {"one": ("d", None), "none": (None, None)}.get(way, ("d", "t"))
+    assert (loaded.chat_template, loaded.tool_template) == expected

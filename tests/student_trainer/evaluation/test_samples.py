@@ -354,6 +354,11 @@ def test_prompts_of_a_run_begin_and_end_as_its_data_does(home: Home) -> None:
         assert run_to_its_end(home, folder) == 0, status_of(folder).message
         prompt = [0, *prompts_of(home, "def add(").ids[0]]
         assert any(begins_with(request, prompt) for request in serving.teacher.requests)
+    (assembled,) = events_of(folder, "assembled")
+    assert {name: assembled[name] for name in edges} == edges
+    (warned,) = events_of(folder, "beginnings_differ")
+    assert "(id 0), but the tokenizer of" in warned["message"]
+    assert "--bos-policy none" in warned["message"]
     export = json.loads((folder.export_path / "generation_config.json").read_text())
     assert (export["bos_token_id"], export["eos_token_id"]) == (0, 5)
 
