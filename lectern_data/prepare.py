@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lectern_common.checks.documents import shares_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
-from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.chat_rows import ChatShares, LongChats
+from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_data.document_split import split
 from lectern_data.left_out import Faults
@@ -41,10 +43,17 @@ from lectern_data.write.publish import published
 from lectern_data.write.work_folder import Work, work_folder
 from lectern_data.write.written_parts import Part, write_part
 
+# Row lengths for which the shares of chats are told, with what a run may do with longer ones.
+TOLD_SEQ_LENS = (512, 1024, 2048)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of `prepare`."""
+    """The result of `prepare`.
+
+    `chat_shares` says what rows of common lengths will make of the training set's chats, first with
+    `data.long_chats` cut, then with drop; it is empty for text.
+    """
 
     training: Part
     validation: Part | None
@@ -52,6 +61,7 @@ class Prepared:
     tokenizer_sha256: str
     eos_token_id: int | None
     left_out: list[LeftOut]
+    chat_shares: list[ChatShares]
     seconds: float
 
 
@@ -110,8 +120,15 @@ def prepare(
         tokenizer_sha256=tokenizer_sha256(tokenizer.tokens),
         eos_token_id=None if settings.eos_policy == "none" else tokenizer.eos_token_id,
         left_out=left_out,
+        chat_shares=_chat_shares(settings.output) if settings.content.is_chat else [],
         seconds=time.monotonic() - started,
     )
+
+
+def _chat_shares(dataset: Path) -> list[ChatShares]:
+    rules: tuple[LongChats, ...] = ("cut", "drop")
+    wanted = [(seq_len, rule) for rule in rules for seq_len in TOLD_SEQ_LENS]
+    return shares_of(dataset, read_manifest(dataset), wanted)
 
 
 def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:

@@ -15,14 +15,15 @@ from lectern_common.checks.compatibility import (
     require_data_fits,
     require_teacher_fits,
 )
-from lectern_common.checks.estimate import RowCounts
-from lectern_common.checks.rules import (
-    require_document_starts,
-    require_one_tokenizer,
-    require_row,
-    require_step,
-    rows_held_out,
+from lectern_common.checks.documents import (
+    ChatCounts,
+    num_text_rows,
+    require_chats,
+    require_documents,
+    with_documents,
 )
+from lectern_common.checks.estimate import RowCounts
+from lectern_common.checks.rules import require_one_tokenizer, require_step, rows_held_out
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
@@ -31,6 +32,7 @@ from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -101,6 +103,7 @@ def require_startable(
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
+    spec = with_documents(spec, roots)
     if spec.data.path is None:
         yield Check("data", Outcome.PASS, "synthetic tokens; no files are read")
     else:
@@ -117,11 +120,25 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
 
 
+@dataclass(frozen=True)
+class _Dataset:
+    """What a dataset's folder says of it; `chats` is None for text."""
+
+    manifest: ShardManifest
+    chats: ChatCounts | None
+
+    def rows(self, seq_len: int) -> int:
+        """Returns the rows of the whole dataset."""
+        if self.chats is None:
+            return num_text_rows(self.manifest, seq_len)
+        return self.chats.rows()[0][0]
+
+
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
-    found.manifest, check = _dataset(spec, roots, "data", "data.path", path)
+    training, check = _dataset(spec, roots, "data", "data.path", path)
     yield check
-    held_out: ShardManifest | None = None
+    held_out: _Dataset | None = None
     if spec.data.validation_path is not None:
         held_out, check = _dataset(
             spec, roots, "validation", "data.validation_path", spec.data.validation_path
@@ -129,19 +146,20 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
         yield check
         if held_out is None:
             return
-    if found.manifest is not None:
-        found.rows, check = _rows(spec, found.manifest, held_out)
+    if training is not None:
+        found.manifest = training.manifest
+        found.rows, check = _rows(spec, training, held_out)
         if check.error is not None:
             yield check
 
 
 def _dataset(
     spec: RunSpec, roots: Roots, subject: str, field: str, path: str
-) -> tuple[ShardManifest | None, Check]:
-    """Returns the manifest, and the check that the folder holds at least one row."""
+) -> tuple[_Dataset | None, Check]:
+    """Returns what is in a dataset, and the check that it holds at least one row."""
 
-    def look() -> tuple[ShardManifest, str]:
-        folder = resolve_under(roots.data, path, field)
+    def look() -> tuple[_Dataset, str]:
+        data, folder = spec.data, resolve_under(roots.data, path, field)
         try:
             manifest = read_manifest(folder)
         except NotFound:
@@ -153,46 +171,52 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        require_row(folder, manifest.total_tokens, spec.data.seq_len)
-        require_document_starts(
-            folder,
-            are_known=manifest.documents_sha256 is not None,
-            needs_them=not spec.data.attention_across_documents,
-        )
-        tokens, rows = counted(manifest.total_tokens, "token"), _num_rows(spec, manifest)
-        counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
-        return manifest, f"{path}: {counts} of {spec.data.seq_len}"
+        across = data.attention_across_documents is not False
+        require_documents(folder, manifest, data.seq_len, attention_across=across)
+        chats = None
+        if manifest.is_chats:
+            rule = data.long_chats or LONG_CHATS
+            chats = ChatCounts(folder, manifest, data.seq_len, rule)
+        dataset = _Dataset(manifest, chats)
+        tokens, rows = counted(manifest.total_tokens, "token"), dataset.rows(data.seq_len)
+        counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, "
+        if chats is not None:
+            counts += f"{counted(len(chats), 'chat')} in "
+        return dataset, f"{path}: {counts}{counted(rows, 'row')} of {data.seq_len}"
 
     return _checked(subject, look, nothing=None)
 
 
 def _rows(
-    spec: RunSpec, manifest: ShardManifest, held_out: ShardManifest | None
+    spec: RunSpec, dataset: _Dataset, held_out: _Dataset | None
 ) -> tuple[RowCounts | None, Check]:
     """Returns the rows of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[RowCounts, str]:
-        data, training = spec.data, _num_rows(spec, manifest)
+        data, filled = spec.data, 1.0
+        datasets = [dataset] if held_out is None else [dataset, held_out]
+        require_chats(spec, [one.manifest for one in datasets])
+        fraction = None if held_out is not None else data.validation_fraction or 0.0
+        if dataset.chats is not None:
+            [training, *rest], filled = dataset.chats.rows(fraction)
+        else:
+            training, rest = num_text_rows(dataset.manifest, data.seq_len), []
+            if fraction is not None:
+                rest = [rows_held_out(training, fraction)]
+                training -= rest[0]
         if held_out is not None:
             require_one_tokenizer(
                 str(data.path),
-                manifest.tokenizer_sha256,
+                dataset.manifest.tokenizer_sha256,
                 str(data.validation_path),
-                held_out.tokenizer_sha256,
+                held_out.manifest.tokenizer_sha256,
             )
-            validation = _num_rows(spec, held_out)
-        else:
-            validation = rows_held_out(training, data.validation_fraction or 0.0)
-            training -= validation
+            rest = [held_out.rows(data.seq_len)]
         require_step(training, spec.batch.sequences_per_step)
-        evaluated = min(validation, spec.evaluation.max_sequences)
-        return RowCounts(training, evaluated), ""
+        evaluated = min(rest[0], spec.evaluation.max_sequences)
+        return RowCounts(training, evaluated, filled), ""
 
     return _checked("rows", look, nothing=None)
-
-
-def _num_rows(spec: RunSpec, manifest: ShardManifest) -> int:
-    return (manifest.total_tokens - 1) // spec.data.seq_len
 
 
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:

@@ -96,6 +96,6 @@ def test_the_hashes_cover_everything_that_was_read(tmp_path: Path) -> None:
 
 
 def test_data_without_a_usable_row_is_refused(tmp_path: Path) -> None:
-    write_shards(tmp_path / "data/text", np.arange(81), mask=np.zeros(81))
+    write_shards(tmp_path / "data/text", np.arange(81), mask=np.zeros(81), content="text")
     with pytest.raises(CorruptData, match=r"no usable row: .* 20 have no label that counts"):
         opened(tmp_path)
