@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lectern_common.tokens.chat_rows import Packing, best_fit
 from student_trainer.batch import Tokens
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 
 # Any id that every model has: nothing attends to padding, and none of its labels counts.
 PAD_ID = 0

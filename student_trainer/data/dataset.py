@@ -30,7 +30,7 @@ from lectern_common.tokens.shards import (
 from student_trainer.batch import Tokens
 from student_trainer.data.chats import ChatRows, Chats
 from student_trainer.data.rows import ChosenRows, StreamRows
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 from student_trainer.seeds import Key, raw_bits
 
 _log = structlog.get_logger()

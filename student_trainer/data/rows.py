@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lectern_common.checks.rules import require_step, rows_held_out
 from student_trainer.batch import Batch, Tokens
-from student_trainer.data.sources import SYNTHETIC_ROWS, TokenStream, synthetic_row
+from student_trainer.data.stream import SYNTHETIC_ROWS, TokenStream, synthetic_row
 from student_trainer.seeds import Key, raw_bits
 from student_trainer.targets import IGNORE_INDEX
 

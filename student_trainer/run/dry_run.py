@@ -185,7 +185,7 @@ def _probed(
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
     """Returns the start of the dataset's first rows, for the probe."""
     from student_trainer.batch import Batch
-    from student_trainer.data.sources import TokenStream
+    from student_trainer.data.stream import TokenStream
     from student_trainer.teacher.probe import PROBE_SEQUENCES, ProbeRows
 
     length = min(spec.data.seq_len, _PROBED_TOKENS)

@@ -13,7 +13,8 @@ from lectern_common.errors import CorruptData, DataUnavailable, InvalidSpec, Not
 from student_trainer.data import dataset
 from student_trainer.data.dataset import in_both, open_dataset, row_hashes
 from student_trainer.data.rows import StreamRows
-from student_trainer.data.sources import ShardBatchSource, TokenStream
+from student_trainer.data.sources import ShardBatchSource
+from student_trainer.data.stream import TokenStream
 from tests.support.training.shards import write_shards
 
 

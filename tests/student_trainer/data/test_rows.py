@@ -13,7 +13,7 @@ from student_trainer.data.rows import (
     permutation,
     spread,
 )
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 from student_trainer.targets import IGNORE_INDEX
 
 

@@ -5,12 +5,8 @@ import pytest
 
 from lectern_common.errors import InvalidRequest
 from student_trainer.batch import Batch, batch_of
-from student_trainer.data.sources import (
-    ShardBatchSource,
-    SyntheticBatchSource,
-    TokenStream,
-    synthetic_row,
-)
+from student_trainer.data.sources import ShardBatchSource, SyntheticBatchSource
+from student_trainer.data.stream import TokenStream, synthetic_row
 from student_trainer.targets import IGNORE_INDEX
 
 
