@@ -355,7 +355,8 @@ def row_hashes(
     factors = raw_bits(Key.ROW_HASH, (0,), seq_len + 1)
     if bos_token_id is not None:
         sums_N = np.einsum("ns,s->n", tokens.reshape(-1, seq_len), factors[1:])
-        return np.asarray(sums_N + np.uint64(bos_token_id) * factors[0], np.uint64)
+        of_bos = np.uint64(bos_token_id * int(factors[0]) % (1 << 64))
+        return np.asarray(sums_N + of_bos, np.uint64)
     inputs_NS = tokens[:-1].reshape(-1, seq_len)
     last_N = tokens[seq_len::seq_len].astype(np.uint64)
     sums_N = np.einsum("ns,s->n", inputs_NS, factors[:seq_len])
