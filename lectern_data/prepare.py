@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lectern_common.checks.documents import shares_of
+from lectern_common.checks.row_counts import shares_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.chat_rows import ChatShares, LongChats

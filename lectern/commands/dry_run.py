@@ -19,10 +19,10 @@ from lectern import console
 from lectern.local.folder import require_folder
 from lectern.local.processes import printable
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.documents import shares_of
 from lectern_common.checks.estimate import RunEstimate, estimate_run
 from lectern_common.checks.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
+from lectern_common.checks.row_counts import shares_of
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.run_folder import RunFolder

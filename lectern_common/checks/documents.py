@@ -1,36 +1,22 @@
 """How the documents of a run's data lie in its rows: what its spec leaves open, and what cannot be.
 
-A dataset of text is one stream, cut into rows; a chat is never cut if it fits into a row. Preflight
-checks and counts with what is here, and the trainer makes its rows by the same rules.
+A dataset of text is one stream, cut into rows; a chat is never cut if it fits into a row. The
+checks before a run and the trainer apply the same rules.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.checks.rules import require_document_starts, require_row, rows_held_out
-from lectern_common.errors import CorruptData, InvalidSpec, LecternError
+from lectern_common.checks.rules import require_document_starts, require_row
+from lectern_common.errors import InvalidSpec, LecternError
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
-from lectern_common.tokens.chat_rows import (
-    LONG_CHATS,
-    ChatShares,
-    LongChats,
-    best_fit,
-    chat_lengths,
-    chat_shares,
-    fit,
-    learnt_labels,
-)
-from lectern_common.tokens.shards import (
-    ShardManifest,
-    open_masks,
-    read_document_starts,
-    read_manifest,
-)
+from lectern_common.tokens.chat_rows import LONG_CHATS, LongChats
+from lectern_common.tokens.shards import ShardManifest, read_manifest
 from lectern_common.words import counted
 
 # Fields of data that are null until the data, or the run to resume, says what they are.
@@ -123,8 +109,17 @@ def require_chats(spec: RunSpec, manifests: list[ShardManifest]) -> None:
 def require_short_chats(
     folder: Path, lengths: npt.NDArray[np.int64], seq_len: int, rule: LongChats
 ) -> None:
-    """Raises InvalidSpec if the rule is `error` and a chat has more than seq_len + 1 tokens."""
+    """Raises InvalidSpec if chats have more than seq_len + 1 tokens and the rule forbids that.
+
+    `error` forbids one such chat; `drop` must leave a chat.
+    """
     num_longer = int(np.count_nonzero(lengths > seq_len + 1))
+    if rule == "drop" and num_longer == len(lengths):
+        why = (
+            f"drop leaves none of {counted(len(lengths), 'chat')} in {folder}: all have more than "
+            f"{seq_len} + 1 tokens; raise data.seq_len, or set cut"
+        )
+        raise InvalidSpec([("data.long_chats", why)])
     if rule == "error" and num_longer:
         why = (
             f"error: {num_longer:,} of {counted(len(lengths), 'chat')} in {folder} have more than "
@@ -132,68 +127,3 @@ def require_short_chats(
             "or drop"
         )
         raise InvalidSpec([("data.long_chats", why)])
-
-
-def num_text_rows(manifest: ShardManifest, seq_len: int) -> int:
-    """Returns how many rows a dataset of text has."""
-    return (manifest.total_tokens - (manifest.row_bos_id is None)) // seq_len
-
-
-class ChatCounts:
-    """The lengths of a dataset's chats, to count the rows that they will make.
-
-    Raises:
-        CorruptData: documents.bin does not match the manifest.
-        InvalidSpec: a chat is too long, and data.long_chats is `error`.
-    """
-
-    def __init__(self, folder: Path, manifest: ShardManifest, seq_len: int, rule: LongChats):
-        starts = read_document_starts(folder, manifest)
-        if starts is None:
-            raise CorruptData(f"{folder} does not record where its chats begin")
-        self._lengths = chat_lengths(starts, manifest.total_tokens)
-        self._seq_len, self._rule = seq_len, rule
-        require_short_chats(folder, self._lengths, seq_len, rule)
-        self._fitted = fit(self._lengths, seq_len, rule)
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def rows(self, held_out: float | None = None) -> tuple[list[int], float]:
-        """Returns the number of rows, and the share of their positions that holds tokens.
-
-        Args:
-            held_out: the share of the chats to hold out for validation; the rows of the others and
-                then theirs are counted. None counts the rows of all chats.
-        """
-        parts = [self._fitted.lengths]
-        if held_out is not None:
-            parts = np.split(parts[0], [-rows_held_out(len(parts[0]), held_out, "chat")])
-        packings = [best_fit(part, self._seq_len + 1) for part in parts]
-        used = np.minimum(packings[0].row_tokens(parts[0]), self._seq_len).sum()
-        filled = float(used) / max(1, len(packings[0]) * self._seq_len)
-        return [len(packing) for packing in packings], filled
-
-
-def shares_of(
-    folder: Path, manifest: ShardManifest, wanted: Sequence[tuple[int, LongChats]]
-) -> list[ChatShares]:
-    """Returns what rows of each wanted (seq_len, rule) make of chats; reads the masks once.
-
-    Raises:
-        CorruptData: the dataset does not match its manifest.
-    """
-    starts = read_document_starts(folder, manifest)
-    if starts is None:
-        raise CorruptData(f"{folder} does not record where its chats begin")
-    lengths = chat_lengths(starts, manifest.total_tokens)
-    limits = [*(seq_len + 1 for seq_len, _ in wanted), manifest.total_tokens]
-    masks = open_masks(folder, manifest)
-    if masks is None:
-        labels = np.minimum(lengths, np.array(limits)[:, None]) - 1
-    else:
-        labels = learnt_labels(masks, starts, limits)
-    return [
-        chat_shares(lengths, within, labels[-1], seq_len, rule)
-        for (seq_len, rule), within in zip(wanted, labels[:-1], strict=True)
-    ]

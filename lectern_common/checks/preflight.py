@@ -15,15 +15,10 @@ from lectern_common.checks.compatibility import (
     require_data_fits,
     require_teacher_fits,
 )
-from lectern_common.checks.documents import (
-    ChatCounts,
-    num_text_rows,
-    require_chats,
-    require_documents,
-    with_documents,
-)
+from lectern_common.checks.documents import require_chats, with_documents
 from lectern_common.checks.estimate import RowCounts
-from lectern_common.checks.rules import require_one_tokenizer, require_step, rows_held_out
+from lectern_common.checks.row_counts import DatasetRows
+from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
@@ -32,7 +27,6 @@ from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
-from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -120,25 +114,11 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
 
 
-@dataclass(frozen=True)
-class _Dataset:
-    """What a dataset's folder says of it; `chats` is None for text."""
-
-    manifest: ShardManifest
-    chats: ChatCounts | None
-
-    def rows(self, seq_len: int) -> int:
-        """Returns the rows of the whole dataset."""
-        if self.chats is None:
-            return num_text_rows(self.manifest, seq_len)
-        return self.chats.rows()[0][0]
-
-
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
     training, check = _dataset(spec, roots, "data", "data.path", path)
     yield check
-    held_out: _Dataset | None = None
+    held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
         held_out, check = _dataset(
             spec, roots, "validation", "data.validation_path", spec.data.validation_path
@@ -155,10 +135,10 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
 
 def _dataset(
     spec: RunSpec, roots: Roots, subject: str, field: str, path: str
-) -> tuple[_Dataset | None, Check]:
+) -> tuple[DatasetRows | None, Check]:
     """Returns what is in a dataset, and the check that it holds at least one row."""
 
-    def look() -> tuple[_Dataset, str]:
+    def look() -> tuple[DatasetRows, str]:
         data, folder = spec.data, resolve_under(roots.data, path, field)
         try:
             manifest = read_manifest(folder)
@@ -171,50 +151,37 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        across = data.attention_across_documents is not False
-        require_documents(folder, manifest, data.seq_len, attention_across=across)
-        chats = None
-        if manifest.is_chats:
-            rule = data.long_chats or LONG_CHATS
-            chats = ChatCounts(folder, manifest, data.seq_len, rule)
-        dataset = _Dataset(manifest, chats)
-        tokens, rows = counted(manifest.total_tokens, "token"), dataset.rows(data.seq_len)
-        counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, "
-        if chats is not None:
-            counts += f"{counted(len(chats), 'chat')} in "
-        return dataset, f"{path}: {counts}{counted(rows, 'row')} of {data.seq_len}"
+        rows = DatasetRows(folder, manifest, data)
+        tokens, shards = counted(manifest.total_tokens, "token"), manifest.shard_count
+        counts = f"{tokens} in {counted(shards, 'shard')}, "
+        if rows.num_chats is not None:
+            counts += f"{counted(rows.num_chats, 'chat')} in "
+        return rows, f"{path}: {counts}{counted(rows.count(), 'row')} of {data.seq_len}"
 
     return _checked(subject, look, nothing=None)
 
 
 def _rows(
-    spec: RunSpec, dataset: _Dataset, held_out: _Dataset | None
+    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None
 ) -> tuple[RowCounts | None, Check]:
     """Returns the rows of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[RowCounts, str]:
-        data, filled = spec.data, 1.0
         datasets = [dataset] if held_out is None else [dataset, held_out]
         require_chats(spec, [one.manifest for one in datasets])
-        fraction = None if held_out is not None else data.validation_fraction or 0.0
-        if dataset.chats is not None:
-            [training, *rest], filled = dataset.chats.rows(fraction)
+        if held_out is None:
+            training, validation = dataset.counts_without(spec.data.validation_fraction or 0.0)
         else:
-            training, rest = num_text_rows(dataset.manifest, data.seq_len), []
-            if fraction is not None:
-                rest = [rows_held_out(training, fraction)]
-                training -= rest[0]
-        if held_out is not None:
             require_one_tokenizer(
-                str(data.path),
+                str(spec.data.path),
                 dataset.manifest.tokenizer_sha256,
-                str(data.validation_path),
+                str(spec.data.validation_path),
                 held_out.manifest.tokenizer_sha256,
             )
-            rest = [held_out.rows(data.seq_len)]
+            training, validation = dataset.count(), held_out.count()
         require_step(training, spec.batch.sequences_per_step)
-        evaluated = min(rest[0], spec.evaluation.max_sequences)
-        return RowCounts(training, evaluated, filled), ""
+        evaluated = min(validation, spec.evaluation.max_sequences)
+        return RowCounts(training, evaluated, dataset.filled()), ""
 
     return _checked("rows", look, nothing=None)
 

@@ -17,14 +17,9 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import ShardManifest, read_manifest
 from lectern_common.tokens.tokenizer_map import TokenizerMap
+from student_trainer.data.chat_dataset import OpenedChats, open_chats
 from student_trainer.data.chats import ChatRows
-from student_trainer.data.dataset import (
-    OpenedChats,
-    TokenRows,
-    in_both,
-    open_chats,
-    open_dataset,
-)
+from student_trainer.data.dataset import TokenRows, in_both, open_dataset
 from student_trainer.data.rows import ChosenRows, Rows, SyntheticRows, held_out, spread
 
 _log = structlog.get_logger()

@@ -24,8 +24,8 @@ from lectern_common.tokens.shards import (
     read_manifest,
 )
 from student_trainer.batch import Batch, Tokens, batch_of
+from student_trainer.data.chat_dataset import open_chats
 from student_trainer.data.chats import ChatRows
-from student_trainer.data.dataset import open_chats
 from student_trainer.data.rows import batch_from
 from student_trainer.data.stream import TokenStream, synthetic_row
 from student_trainer.targets import IGNORE_INDEX

@@ -199,7 +199,7 @@ def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
     assert f", {learnt} tokens from the assistant" in ended.out
-    tokens = int(re.search(r"(\d+) tokens from 11 documents", ended.out)[1])
+    [tokens] = map(int, re.findall(r"(\d+) tokens from 11 documents", ended.out))
     assert [line for line in ended.out.splitlines() if line.startswith("data.seq_len")] == [
         f"data.seq_len {seq_len:,}: 1 row, {1 - tokens / seq_len:.1%} padding, "
         f"{learnt / seq_len:.1%} of positions learnt"

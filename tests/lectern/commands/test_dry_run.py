@@ -323,7 +323,7 @@ def test_the_shares_of_chats_are_told(lectern, home, stand_in):
     }
     # The last two chats are held out; 9 chats of 6 tokens remain, in 5 rows.
     assert found["estimate"]["epochs"] == 30 * 2 / 5
-    assert found["estimate"]["tokens_per_step"] == round(2 * 9 * 6 / 5)
+    assert found["estimate"]["tokens_per_step"] == round(2 * (16 + 5 * 12) / 6)
     said = lectern("train", spec, "--home", home, "--dry-run").out.splitlines()
     assert [line.strip() for line in said[-5:]] == [
         "chats         11  in 6 rows, those held out for validation included",

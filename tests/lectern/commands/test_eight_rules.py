@@ -102,6 +102,12 @@ CASES = {
         "data.long_chats: error: 2 of 9 chats in {data}/chats have more than 8 + 1 tokens (the "
         "longest 12); raise data.seq_len, or set cut or drop",
     ),
+    "no-chat-left": Case(
+        {"data": {"path": "chats", "seq_len": 3, "long_chats": "drop"}},
+        InvalidSpec,
+        "data.long_chats: drop leaves none of 9 chats in {data}/chats: all have more than 3 + 1 "
+        "tokens; raise data.seq_len, or set cut",
+    ),
     "no-chats": Case(
         {"data": {"long_chats": "drop"}},
         InvalidSpec,
@@ -129,10 +135,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_shards(home.path / "data/short", np.arange(8))
     write_shards(home.path / "data/foreign", np.arange(90) % 9, tokenizer_sha256="1" * 64)
     write_shards(home.path / "data/masked", np.arange(60) % 9, mask=np.ones(60))
-    row = {"bos_policy": "row", "bos_token_id": 1, "documents": [0, 20]}
+    row: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 1, "documents": [0, 20]}
     write_shards(home.path / "data/text-with-bos", np.arange(60) % 9, **row)
     write_shards(home.path / "data/chats-with-bos", np.arange(60) % 9, content="chats", **row)
-    chats = {"mask": np.ones(60), "documents": [0, 9, 13, 18, 30, 35, 40, 45, 50]}
+    chats: dict[str, Any] = {"mask": np.ones(60), "documents": [0, 10, 15, 20, 32, 37, 42, 47, 52]}
     write_shards(home.path / "data/chats", np.arange(60) % 37, **chats)
     write_shards(home.path / "data/one-chat", np.arange(9), mask=np.ones(9), documents=[0])
     home.tokenized("tampered", 300)

@@ -13,9 +13,9 @@ from lectern_common.roots import Roots
 from lectern_common.spec.load import parse_spec
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
-from student_trainer.data import dataset
+from student_trainer.data import chat_dataset
+from student_trainer.data.chat_dataset import OpenedChats, open_chats
 from student_trainer.data.chats import ChatRows
-from student_trainer.data.dataset import OpenedChats, open_chats
 from student_trainer.data.rows import batch_from, in_order
 from student_trainer.data.select import Data, open_data
 from student_trainer.data.sources import ShardBatchSource
@@ -55,7 +55,8 @@ def rows_of(folder: Path, seq_len: int = S, **settings: Any) -> ChatRows:
 
 
 def learnt_of(batch: Batch) -> list[int]:
-    return batch.labels_BS[batch.valid_BS].tolist()
+    learnt: list[int] = batch.labels_BS[batch.valid_BS].tolist()
+    return learnt
 
 
 def many_chats(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -208,7 +209,7 @@ def test_what_is_found_does_not_depend_on_the_block_size(
 ) -> None:
     folder = write_chats(tmp_path, *many_chats(60), shards=3)
     whole = opened(folder, 12)
-    monkeypatch.setattr(dataset, "_CHAT_SCAN_TOKENS", scan)
+    monkeypatch.setattr(chat_dataset, "_SCAN_TOKENS", scan)
     cut = opened(folder, 12)
     assert cut.hashes.tolist() == whole.hashes.tolist()
     assert cut.chats.starts.tolist() == whole.chats.starts.tolist()

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -236,7 +237,7 @@ def test_an_equal_hash_does_not_make_a_duplicate() -> None:
     assert in_both(rows, same, others, same).tolist() == [False, True]
 
 
-ROW = {"bos_policy": "row", "bos_token_id": 7}
+ROW: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 7}
 
 
 @pytest.mark.parametrize("scan", [1, 9, 1 << 20])

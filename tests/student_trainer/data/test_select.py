@@ -102,7 +102,7 @@ def test_data_without_a_usable_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_rows_begin_as_training_rows_do(tmp_path: Path) -> None:
-    row = {"bos_policy": "row", "bos_token_id": 99, "vocab_size": 100}
+    row: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 99, "vocab_size": 100}
     write_shards(tmp_path / "data/text", np.arange(40), **row)
     write_shards(tmp_path / "data/other", np.arange(4, 16), **row)
     data = opened(tmp_path, validation_fraction=0.25)
