@@ -23,7 +23,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from lectern_common.errors import InvalidRequest, RepresentationNotOffered
+from lectern_common.errors import Incompatible, InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch, BatchSource
 from student_trainer.data.sources import ShardBatchSource
@@ -138,8 +138,7 @@ class Pipeline:
         if self._teacher is not None and self.alpha < 1:
             teaching = Teaching(self._teacher, self._representation)
         batches = _FirstBatches(source, self.batches_per_epoch, self.batch_size, self.seq_len)
-        if batches.batches[0].position_ids_BS is not None and isinstance(student, CausalStudent):
-            student.require_documents_apart()
+        _require_documents_apart(student, batches)
         recorder, progress = _Records(), Progress()
         parts = Parts(
             student=student,
@@ -206,6 +205,15 @@ class _FirstBatches:
 
     def batch_at(self, step: int) -> Batch:
         return self.batches[step % len(self.batches)]
+
+
+def _require_documents_apart(student: Student, batches: _FirstBatches) -> None:
+    """Raises Incompatible if chats of a row would attend to each other."""
+    if batches.batches[0].position_ids_BS is None or not isinstance(student, CausalStudent):
+        return
+    reason = student.why_not_apart()
+    if reason is not None:
+        raise Incompatible(f"this student cannot learn from chats: {reason}; choose another one")
 
 
 def _next_batch(source: BatchSource, batch_size: int, seq_len: int) -> Batch:

@@ -219,10 +219,11 @@ def learnt_labels(masks: Sequence[Any], starts: _Ints, limits: Sequence[int]) ->
             is_learnt = mask[begin : begin + _COUNTED_AT_A_TIME] != 0
             chat, begins, offsets = segments(starts, first, len(is_learnt))
             is_learnt &= offsets > 0
+            before = np.concatenate([[0], np.cumsum(is_learnt)])
+            ends = np.concatenate([begins[1:], [len(is_learnt)]])
             for row, limit in zip(counts, limits, strict=True):
-                row[chat : chat + len(begins)] += np.add.reduceat(
-                    (is_learnt & (offsets < limit)).astype(np.int64), begins
-                )
+                last = np.clip(begins + limit - offsets[begins], begins, ends)
+                row[chat : chat + len(begins)] += before[last] - before[begins]
             first += len(is_learnt)
     return counts
 
