@@ -69,7 +69,7 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
         print()
         figures = list(_lines(spec, found, estimate, looked, free_disk))
         if shares is not None:
-            figures += _chat_lines(shares)
+            figures += _chat_lines(spec, shares)
         print("\n".join(table(figures)))
     if failed and failed[0].error is not None:
         if not as_json:
@@ -125,8 +125,10 @@ def _chat_shares(
         return None, Check.failed("chats", error)
 
 
-def _chat_lines(shares: ChatShares) -> Iterator[tuple[str, str, str]]:
-    words = f"in {counted(shares.rows, 'row')}, those held out for validation included"
+def _chat_lines(spec: RunSpec, shares: ChatShares) -> Iterator[tuple[str, str, str]]:
+    words = f"in {counted(shares.rows, 'row')}"
+    if spec.data.validation_path is None:
+        words += ", with those held out for validation"
     yield "chats", f"{shares.chats:,}", words
     yield "", f"{shares.padding:.1%}", "of positions are padding"
     words = f"of positions have a label that is learnt: {shares.labels:,}"

@@ -158,7 +158,8 @@ class DataSpec(Section):
     seq_len: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
     """Tokens per row."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of rows, from the end, to hold out for validation (0.01 without validation_path)."""
+    """Share of rows, or of chats, from the end, to hold out for validation (0.01 without
+    validation_path)."""
     validation_path: RelativePath | None = None
     """Dataset folder of the validation set, instead of validation_fraction."""
     attention_across_documents: bool | None = None
@@ -168,7 +169,8 @@ class DataSpec(Section):
     """What to do with chats of more than seq_len + 1 tokens (cut). cut: learn from their beginning,
     and leave the rest out. drop: leave them out. error: do not start. Only with chats."""
     max_bad_rows_fraction: Probability = 0.001
-    """Largest share of rows with ids beyond the student's vocabulary; they are left out."""
+    """Largest share of rows, or of chats, with ids beyond the student's vocabulary; they are left
+    out."""
 
     @model_validator(mode="after")
     def _validation_source(self) -> Self:

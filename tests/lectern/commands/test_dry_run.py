@@ -326,7 +326,7 @@ def test_the_shares_of_chats_are_told(lectern, home, stand_in):
     assert found["estimate"]["tokens_per_step"] == round(2 * (16 + 5 * 12) / 6)
     said = lectern("train", spec, "--home", home, "--dry-run").out.splitlines()
     assert [line.strip() for line in said[-5:]] == [
-        "chats         11  in 6 rows, those held out for validation included",
+        "chats         11  in 6 rows, with those held out for validation",
         "20.8%  of positions are padding",
         "38.5%  of positions have a label that is learnt: 37",
         "1  longer than a row and cut (data.long_chats)",
