@@ -67,9 +67,10 @@ class Batch:
         without a valid position, and padding.
         """
         lengths_B = [None] * len(self.inputs_BS) if self.lengths_B is None else self.lengths_B
+        valid_BS = self.valid_BS
         for row, length in enumerate(lengths_B):
             ids_S = self.inputs_BS[row, :length].astype(np.uint32)
-            valid_S, starts = self.valid_BS[row, :length], self._later_documents(row, length)
+            valid_S, starts = valid_BS[row, :length], self._later_documents(row, length)
             for ids, valid in zip(np.split(ids_S, starts), np.split(valid_S, starts), strict=True):
                 if valid.any():
                     yield ids, valid

@@ -92,23 +92,21 @@ def open_data(
         Incompatible: the tokenizers of student, training data and validation data differ.
         NotFound, CorruptData: as open_dataset says.
     """
-    most = spec.evaluation.max_sequences
     if spec.data.path is None:
         synthetic = SyntheticRows(spec.seed, spec.data.seq_len, vocab_size)
         training, held = held_out(synthetic, spec.data.validation_fraction or 0.0)
-        return Data(training, spread(held, most), None, None, [])
+        return Data(training, spread(held, spec.evaluation.max_sequences), None, None, [])
     folder = resolve_under(roots.data, spec.data.path, "data.path")
     spec = with_documents(spec, roots)
     opened = _open(spec, folder, vocab_size, packs_chats=packs_chats)
+    other = None
+    if spec.data.validation_path is not None:
+        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
     require_data_fits(folder, opened.manifest, tokens)
     hashes = opened.manifest.hashes
-    theirs, chosen, held_indices = opened, np.arange(len(opened.hashes)), np.arange(0)
-    if spec.data.validation_path is None:
-        of = _units_of(opened).removesuffix("s")
-        held_count = rows_held_out(len(chosen), spec.data.validation_fraction or 0.0, of)
-        chosen, held_indices = np.split(chosen, [-held_count])
+    if other is None:
+        theirs, (chosen, held_indices) = opened, _last_held_out(spec, opened)
     else:
-        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
         theirs = _open(spec, other, vocab_size, packs_chats=packs_chats)
         require_one_tokenizer(
             str(spec.data.path),
@@ -116,7 +114,7 @@ def open_data(
             str(spec.data.validation_path),
             theirs.manifest.tokenizer_sha256,
         )
-        held_indices = np.arange(len(theirs.hashes))
+        chosen, held_indices = np.arange(len(opened.hashes)), np.arange(len(theirs.hashes))
         hashes += theirs.manifest.hashes
     if packs_chats:
         require_chats(spec, [opened.manifest, theirs.manifest])
@@ -127,17 +125,24 @@ def open_data(
         opened.hashes[chosen],
     )
     _require_unseen(is_known, theirs, spec)
-    training_rows = opened.rows_of(chosen)
+    rows = opened.rows_of(chosen)
     return Data(
-        training_rows,
-        spread(theirs.rows_of(held_indices[~is_known]), most),
-        folder,
-        opened.manifest,
-        hashes,
-        int(is_known.sum()),
-        any(isinstance(one, OpenedChats) for one in (opened, theirs)),
-        _described(spec, opened, training_rows),
+        training=rows,
+        validation=spread(theirs.rows_of(held_indices[~is_known]), spec.evaluation.max_sequences),
+        folder=folder,
+        manifest=opened.manifest,
+        sha256s=hashes,
+        validation_duplicates=int(is_known.sum()),
+        packs_chats=any(isinstance(one, OpenedChats) for one in (opened, theirs)),
+        described=_described(spec, opened, rows),
     )
+
+
+def _last_held_out(spec: RunSpec, opened: Opened) -> list[npt.NDArray[np.int64]]:
+    """Returns which rows or chats of a dataset are trained on, and which are held out."""
+    of, indices = _units_of(opened).removesuffix("s"), np.arange(len(opened.hashes))
+    count = rows_held_out(len(indices), spec.data.validation_fraction or 0.0, of)
+    return np.split(indices, [-count])
 
 
 def _open(spec: RunSpec, folder: Path, vocab_size: int, *, packs_chats: bool) -> Opened:
