@@ -21,9 +21,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from lectern_common.checks.row_counts import shares_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
-from lectern_common.tokens.shards import TOKENIZER_NAME
+from lectern_common.tokens.chat_rows import ChatShares, LongChats
+from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.words import counted
 from lectern_data.document_split import split
@@ -50,10 +52,17 @@ from lectern_data.write.publish import published
 from lectern_data.write.work_folder import Work, work_folder
 from lectern_data.write.written_parts import Layout, Part, write_part
 
+# Row lengths for which the shares of chats are told, with what a run may do with longer ones.
+TOLD_SEQ_LENS = (512, 1024, 2048)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result of `prepare`."""
+    """The result of `prepare`.
+
+    `chat_shares` says what rows of common lengths will make of the training set's chats, first with
+    `data.long_chats` cut, then with drop; it is empty for text.
+    """
 
     training: Part
     validation: Part | None
@@ -68,6 +77,7 @@ class Prepared:
     bos_token: str | None
     bos_from: str
     left_out: list[LeftOut]
+    chat_shares: list[ChatShares]
     seconds: float
 
 
@@ -150,8 +160,15 @@ def prepare(
         bos_token=_text_of(written[0].bos_token_id, tokenizer),
         bos_from=start.why,
         left_out=left_out,
+        chat_shares=_chat_shares(settings.output) if settings.content.is_chat else [],
         seconds=time.monotonic() - started,
     )
+
+
+def _chat_shares(dataset: Path) -> list[ChatShares]:
+    rules: tuple[LongChats, ...] = ("cut", "drop")
+    wanted = [(seq_len, rule) for rule in rules for seq_len in TOLD_SEQ_LENS]
+    return shares_of(dataset, read_manifest(dataset), wanted)
 
 
 def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:

@@ -3,7 +3,7 @@
 Legend: B sequences, S tokens of a sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,11 +21,15 @@ class Batch:
 
     `position_ids_BS` is given if documents in a row do not attend to each other: it restarts at 0
     with each document, and nowhere else. None means each row is one sequence.
+
+    `lengths_B` is given if rows may end with padding: how many inputs of each are tokens. No label
+    of padding counts. With `position_ids_BS`, padding is a document by itself.
     """
 
     inputs_BS: npt.NDArray[np.int64]
     labels_BS: npt.NDArray[np.int64]
     position_ids_BS: npt.NDArray[np.int64] | None = None
+    lengths_B: npt.NDArray[np.int64] | None = None
 
     @property
     def valid_BS(self) -> npt.NDArray[np.bool_]:
@@ -33,7 +37,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return self.inputs_BS.size
+        """Inputs that are tokens, not padding."""
+        return self.inputs_BS.size if self.lengths_B is None else int(self.lengths_B.sum())
 
     @property
     def num_valid(self) -> int:
@@ -41,7 +46,7 @@ class Batch:
 
     def micro_batches(self, sequences: int) -> "list[Batch]":
         """Returns the batch in pieces of `sequences` rows, in order; the last may be smaller."""
-        positions_BS = self.position_ids_BS
+        positions_BS, lengths_B = self.position_ids_BS, self.lengths_B
         cuts = [
             slice(first, first + sequences) for first in range(0, len(self.inputs_BS), sequences)
         ]
@@ -50,9 +55,32 @@ class Batch:
                 self.inputs_BS[cut],
                 self.labels_BS[cut],
                 None if positions_BS is None else positions_BS[cut],
+                None if lengths_B is None else lengths_B[cut],
             )
             for cut in cuts
         ]
+
+    def sequences(self) -> Iterator[tuple[Tokens, npt.NDArray[np.bool_]]]:
+        """Yields (ids, valid) of everything to ask a teacher about, in the order of the positions.
+
+        Documents that do not attend to each other are a sequence each. Left out are sequences
+        without a valid position, and padding.
+        """
+        lengths_B = [None] * len(self.inputs_BS) if self.lengths_B is None else self.lengths_B
+        valid_BS = self.valid_BS
+        for row, length in enumerate(lengths_B):
+            ids_S = self.inputs_BS[row, :length].astype(np.uint32)
+            valid_S, starts = valid_BS[row, :length], self._later_documents(row, length)
+            for ids, valid in zip(np.split(ids_S, starts), np.split(valid_S, starts), strict=True):
+                if valid.any():
+                    yield ids, valid
+
+    def _later_documents(self, row: int, length: int | None) -> npt.NDArray[np.int64]:
+        """Returns where documents begin within a row's tokens, except at its start."""
+        if self.position_ids_BS is None:
+            return np.empty(0, np.int64)
+        starts: npt.NDArray[np.int64] = np.flatnonzero(self.position_ids_BS[row, :length] == 0)
+        return starts[starts > 0]
 
 
 def batch_of(rows: Sequence[Tokens]) -> Batch:

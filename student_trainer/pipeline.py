@@ -23,9 +23,10 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from lectern_common.errors import InvalidRequest, RepresentationNotOffered
+from lectern_common.errors import Incompatible, InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch, BatchSource
+from student_trainer.data.sources import ShardBatchSource
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.run.loop import train
 from student_trainer.run.optim import build_adamw
@@ -121,6 +122,7 @@ class Pipeline:
         Raises:
             InvalidRequest: a part is missing, or a number is out of range.
             SameWeights: the student already gives the teacher's distribution.
+            Incompatible: the data is chats, which the student cannot keep apart.
             LecternError: what the teacher or the source raised.
         """
         began = time.monotonic()
@@ -136,6 +138,7 @@ class Pipeline:
         if self._teacher is not None and self.alpha < 1:
             teaching = Teaching(self._teacher, self._representation)
         batches = _FirstBatches(source, self.batches_per_epoch, self.batch_size, self.seq_len)
+        _require_documents_apart(student, batches)
         recorder, progress = _Records(), Progress()
         parts = Parts(
             student=student,
@@ -198,14 +201,26 @@ class _FirstBatches:
 
     def __init__(self, source: BatchSource, count: int, batch_size: int, seq_len: int) -> None:
         source.reset()
-        pairs = [source.next_batch(batch_size, seq_len) for _ in range(count)]
-        self.batches = [
-            Batch(np.asarray(inputs, np.int64), np.asarray(labels, np.int64))
-            for inputs, labels in pairs
-        ]
+        self.batches = [_next_batch(source, batch_size, seq_len) for _ in range(count)]
 
     def batch_at(self, step: int) -> Batch:
         return self.batches[step % len(self.batches)]
+
+
+def _require_documents_apart(student: Student, batches: _FirstBatches) -> None:
+    """Raises Incompatible if chats of a row would attend to each other."""
+    if batches.batches[0].position_ids_BS is None or not isinstance(student, CausalStudent):
+        return
+    reason = student.why_not_apart()
+    if reason is not None:
+        raise Incompatible(f"this student cannot learn from chats: {reason}; choose another one")
+
+
+def _next_batch(source: BatchSource, batch_size: int, seq_len: int) -> Batch:
+    if isinstance(source, ShardBatchSource):
+        return source.next_rows(batch_size, seq_len)
+    inputs, labels = source.next_batch(batch_size, seq_len)
+    return Batch(np.asarray(inputs, np.int64), np.asarray(labels, np.int64))
 
 
 class _ListTeacher:

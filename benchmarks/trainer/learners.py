@@ -259,7 +259,7 @@ def _models(task: Task) -> tuple[Any, Any]:
 
 def _rows(task: Task, steps: int) -> list[list[int]]:
     """Returns the rows of all steps, in order, each of S + 1 tokens."""
-    from student_trainer.data.sources import synthetic_row
+    from student_trainer.data.stream import synthetic_row
 
     count = steps * task.sequences
     return [synthetic_row(0, i, task.seq_len, task.vocab_size).tolist() for i in range(count)]

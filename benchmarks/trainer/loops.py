@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from student_trainer.batch import Batch, batch_of
-from student_trainer.data.sources import synthetic_row
+from student_trainer.data.stream import synthetic_row
 from student_trainer.objective.loss import Objective
 from student_trainer.run.loop import train
 from student_trainer.run.optim import build_adamw

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from control_plane.teachers.secrets import require_secrets_known
 from control_plane.trainers.devices import Devices
+from lectern_common.checks.documents import with_documents
 from lectern_common.checks.preflight import require_startable
 from lectern_common.errors import InvalidSpec, Unauthenticated, Untrusted
 from lectern_common.roots import Roots
@@ -32,6 +33,10 @@ class StartChecks:
         self._devices = devices
         self._teachers = dict(teachers)
         self._room = asyncio.Semaphore(MAX_CHECKS_AT_ONCE)
+
+    async def resolved(self, spec: RunSpec) -> RunSpec:
+        """Returns the spec with what its data decides filled in."""
+        return await asyncio.to_thread(with_documents, spec, self._roots)
 
     async def require_startable(
         self, spec: RunSpec, taught_by: TeacherIdentity | None = None

@@ -53,6 +53,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
         "data.validation_path": "held-out",
         "data.validation_fraction": None,
     },
+    "data.long_chats": {**_SHARDS, "data.long_chats": "drop"},
     "data.attention_across_documents": {**_SHARDS, "data.attention_across_documents": False},
     "data.max_bad_rows_fraction": {"data.max_bad_rows_fraction": 0.5},
     "objective.alpha": {"objective.alpha": 0.5},

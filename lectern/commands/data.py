@@ -12,6 +12,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted
 
 if TYPE_CHECKING:
+    from lectern_common.tokens.chat_rows import ChatShares
     from lectern_data.prepare import Prepared
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
@@ -113,6 +114,9 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
         if part is not None:
             print(_summary(part, chat=chat))
     print(_edges(prepared, "chat" if chat else "document"))
+    for cut in prepared.chat_shares:
+        if cut.rule == "cut":
+            print(_shares(cut, prepared.chat_shares))
     print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
 
 
@@ -181,6 +185,21 @@ def _edges(prepared: "Prepared", what: str) -> str:
         "row": f"{named} begins each row of a run",
     }[prepared.bos_policy]
     return f"{begin}: {prepared.bos_from}\n{end}"
+
+
+def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:
+    """Returns what rows of one length make of the chats."""
+    words = (
+        f"data.seq_len {cut.seq_len:,}: {counted(cut.rows, 'row')}, {cut.padding:.1%} padding, "
+        f"{cut.labels_of_positions:.1%} of positions learnt"
+    )
+    if cut.longer:
+        [drop] = (one for one in others if one.rule == "drop" and one.seq_len == cut.seq_len)
+        words += (
+            f"; {cut.longer:,} of {counted(cut.chats, 'chat')} longer: data.long_chats cut loses "
+            f"{cut.labels_lost:.1%} of what is learnt, drop {drop.labels_lost:.1%}"
+        )
+    return words
 
 
 def _report_left_out(prepared: "Prepared") -> None:

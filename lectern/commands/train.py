@@ -37,10 +37,11 @@ def train(
     The run folder is RUNS/NAME, after the name in the spec; everything that can be checked is
     checked before it is made. Ctrl-C writes a checkpoint and stops; --resume continues from there.
     """
+    from lectern.local.folder import resolved
     from lectern_common.spec.load import load_spec
 
     roots = roots_of(home)
-    spec = load_spec(spec_file)
+    spec = resolved(load_spec(spec_file), roots, resume=resume)
     if dry_run:
         from lectern.commands.dry_run import dry_run as print_dry_run
 

@@ -1,5 +1,6 @@
 """The run folder that `lectern train` makes or resumes."""
 
+from lectern_common.checks.documents import with_documents
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import EARLY_STOPPED, RunFolder, RunState, Status
@@ -36,6 +37,17 @@ def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
         require_more_to_do(spec.name, before, spec, status.step, early=early)
     from_step = "from the start" if done is None else f"from step {done}"
     return f"{folder.path} will be resumed {from_step}"
+
+
+def resolved(spec: RunSpec, roots: Roots, *, resume: bool) -> RunSpec:
+    """Returns the spec with what its data decides filled in; in a resume, as the run has had it.
+
+    Raises:
+        InvalidSpec: the spec of the run to resume cannot be read.
+    """
+    folder = RunFolder(roots.runs / spec.name)
+    begun = folder.read_spec() if resume and folder.spec_path.is_file() else None
+    return with_documents(spec, roots, begun)
 
 
 def _status(folder: RunFolder) -> Status | None:

@@ -14,10 +14,14 @@ from protos import teacher_pb2
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows of the training set, and the validation rows that are evaluated."""
+    """Rows of the training set, and the validation rows that are evaluated.
+
+    `filled` is the share of their positions that holds tokens; the rest is padding.
+    """
 
     training: int
     validation: int
+    filled: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class RunEstimate:
 
     Attributes:
         first_step: the step to resume from; everything below counts only the steps after it.
-        tokens_per_step: in all rows of a step; `tokens` counts all steps.
+        tokens_per_step: in all rows of a step, without padding; `tokens` counts all steps.
         epochs: how often each training row is seen; None for synthetic data.
         wire: None without a teacher, or if it or the student's vocabulary is unknown.
         teacher_tokens: tokens that the teacher scores, evaluations included.
@@ -89,13 +93,14 @@ def estimate_run(
     """
     rows_per_step, last = spec.batch.sequences_per_step, spec.schedule.steps
     steps = max(0, last - first_step)
-    tokens_per_step = rows_per_step * spec.data.seq_len
+    tokens_per_row = spec.data.seq_len * (1.0 if rows is None else rows.filled)
+    tokens_per_step = round(rows_per_step * tokens_per_row)
     teacher_tokens = 0
     if spec.distils:
         validation = spec.evaluation.max_sequences if rows is None else rows.validation
         every = spec.evaluation.every_steps
         evaluations = (first_step == 0) + _times(first_step, last, every)
-        teacher_tokens = steps * tokens_per_step + evaluations * validation * spec.data.seq_len
+        teacher_tokens = steps * tokens_per_step + round(evaluations * validation * tokens_per_row)
     speed = 0.0 if model is None else model.measured_tokens_per_second
     checkpoint = _checkpoint_bytes(shape)
     checkpoints = min(

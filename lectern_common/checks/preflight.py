@@ -16,14 +16,10 @@ from lectern_common.checks.compatibility import (
     require_data_fits,
     require_teacher_fits,
 )
+from lectern_common.checks.documents import require_chats, with_documents
 from lectern_common.checks.estimate import RowCounts
-from lectern_common.checks.rules import (
-    require_document_starts,
-    require_one_tokenizer,
-    require_row,
-    require_step,
-    rows_held_out,
-)
+from lectern_common.checks.row_counts import DatasetRows
+from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
@@ -102,6 +98,7 @@ def require_startable(
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
+    spec = with_documents(spec, roots)
     if spec.data.path is None:
         yield Check("data", Outcome.PASS, "synthetic tokens; no files are read")
     else:
@@ -126,9 +123,9 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
-    found.manifest, check = _dataset(spec, roots, "data", "data.path", path)
+    training, check = _dataset(spec, roots, "data", "data.path", path)
     yield check
-    held_out: ShardManifest | None = None
+    held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
         held_out, check = _dataset(
             spec, roots, "validation", "data.validation_path", spec.data.validation_path
@@ -136,19 +133,20 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
         yield check
         if held_out is None:
             return
-    if found.manifest is not None:
-        found.rows, check = _rows(spec, found.manifest, held_out)
+    if training is not None:
+        found.manifest = training.manifest
+        found.rows, check = _rows(spec, training, held_out)
         if check.error is not None:
             yield check
 
 
 def _dataset(
     spec: RunSpec, roots: Roots, subject: str, field: str, path: str
-) -> tuple[ShardManifest | None, Check]:
-    """Returns the manifest, and the check that the folder holds at least one row."""
+) -> tuple[DatasetRows | None, Check]:
+    """Returns what is in a dataset, and the check that it holds at least one row."""
 
-    def look() -> tuple[ShardManifest, str]:
-        folder = resolve_under(roots.data, path, field)
+    def look() -> tuple[DatasetRows, str]:
+        data, folder = spec.data, resolve_under(roots.data, path, field)
         try:
             manifest = read_manifest(folder)
         except NotFound:
@@ -160,46 +158,39 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        require_row(folder, manifest.total_tokens, spec.data.seq_len)
-        require_document_starts(
-            folder,
-            are_known=manifest.documents_sha256 is not None,
-            needs_them=not spec.data.attention_across_documents,
-        )
-        tokens, rows = counted(manifest.total_tokens, "token"), _num_rows(spec, manifest)
-        counts = f"{tokens} in {counted(manifest.shard_count, 'shard')}, {counted(rows, 'row')}"
-        return manifest, f"{path}: {counts} of {spec.data.seq_len}"
+        rows = DatasetRows(folder, manifest, data)
+        tokens, shards = counted(manifest.total_tokens, "token"), manifest.shard_count
+        counts = f"{tokens} in {counted(shards, 'shard')}, "
+        if rows.num_chats is not None:
+            counts += f"{counted(rows.num_chats, 'chat')} in "
+        return rows, f"{path}: {counts}{counted(rows.count(), 'row')} of {data.seq_len}"
 
     return _checked(subject, look, nothing=None)
 
 
 def _rows(
-    spec: RunSpec, manifest: ShardManifest, held_out: ShardManifest | None
+    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None
 ) -> tuple[RowCounts | None, Check]:
     """Returns the rows of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[RowCounts, str]:
-        data, training = spec.data, _num_rows(spec, manifest)
-        if held_out is not None:
-            require_one_tokenizer(
-                str(data.path),
-                manifest.tokenizer_sha256,
-                str(data.validation_path),
-                held_out.tokenizer_sha256,
-            )
-            validation = _num_rows(spec, held_out)
+        datasets = [dataset] if held_out is None else [dataset, held_out]
+        require_chats(spec, [one.manifest for one in datasets])
+        if held_out is None:
+            training, validation = dataset.counts_without(spec.data.validation_fraction or 0.0)
         else:
-            validation = rows_held_out(training, data.validation_fraction or 0.0)
-            training -= validation
+            require_one_tokenizer(
+                str(spec.data.path),
+                dataset.manifest.tokenizer_sha256,
+                str(spec.data.validation_path),
+                held_out.manifest.tokenizer_sha256,
+            )
+            training, validation = dataset.count(), held_out.count()
         require_step(training, spec.batch.sequences_per_step)
         evaluated = min(validation, spec.evaluation.max_sequences)
-        return RowCounts(training, evaluated), ""
+        return RowCounts(training, evaluated, dataset.filled()), ""
 
     return _checked("rows", look, nothing=None)
-
-
-def _num_rows(spec: RunSpec, manifest: ShardManifest) -> int:
-    return (manifest.total_tokens - 1) // spec.data.seq_len
 
 
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:

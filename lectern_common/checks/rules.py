@@ -58,17 +58,23 @@ def require_one_tokenizer(
         )
 
 
-def rows_held_out(num_rows: int, fraction: float) -> int:
+def rows_held_out(num_rows: int, fraction: float, of: str = "row") -> int:
     """Returns how many rows are held out for validation: this fraction, but at least one.
+
+    Args:
+        num_rows: rows, or chats, which are held out before rows are made of them.
+        fraction: data.validation_fraction.
+        of: what is counted, for the message.
 
     Raises:
         InvalidSpec: no rows would be left to train on.
     """
     num_validation = max(1, round(num_rows * fraction))
     if num_validation >= num_rows:
+        shorter = ", or data.seq_len" if of == "row" else ""
         why = (
-            f"holding out {fraction} of {counted(num_rows, 'row')} leaves none to train on; lower "
-            "it, or data.seq_len, or prepare more data"
+            f"holding out {fraction} of {counted(num_rows, of)} leaves none to train on; lower "
+            f"it{shorter}, or prepare more data"
         )
         raise InvalidSpec([("data.validation_fraction", why)])
     return num_validation

@@ -71,10 +71,34 @@ class ShardManifest(BaseModel):
             raise ValueError("document_count and documents_sha256 go together")
         return self
 
+    @model_validator(mode="after")
+    def _a_row_begins_with_a_known_id(self) -> "ShardManifest":
+        known = self.bos_token_id is not None and self.bos_token_id < self.vocab_size
+        if self.bos_policy == "row" and not known:
+            raise ValueError("bos_policy row needs a bos_token_id below vocab_size")
+        return self
+
+    @property
+    def is_chats(self) -> bool:
+        """True if each document is a chat."""
+        if self.content is None:
+            return self.mask_sha256 is not None
+        return self.content == "chats"
+
+    @property
+    def row_bos_id(self) -> int | None:
+        """The id that a run puts before the tokens of each row; None means none."""
+        return self.bos_token_id if self.bos_policy == "row" else None
+
     @property
     def hashes(self) -> list[str]:
-        """The hashes of all data files: equal lists mean equal rows."""
-        found = (self.corpus_sha256, self.mask_sha256, self.documents_sha256)
+        """The hashes of all data files, and the token that begins rows, if there is one.
+
+        Equal lists mean equal rows.
+        """
+        found = [self.corpus_sha256, self.mask_sha256, self.documents_sha256]
+        if self.row_bos_id is not None:
+            found.append(f"row begins with {self.row_bos_id}")
         return [digest for digest in found if digest is not None]
 
 

@@ -5,33 +5,34 @@ label that counts, and hashes each row. These hashes, 8 bytes per row, find rows
 sets; their tokens are then compared, so no row is wrongly called a duplicate.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from lectern_common.checks.rules import require_document_starts, require_row
-from lectern_common.errors import CorruptData
-from lectern_common.tokens.shards import (
-    ShardManifest,
-    open_masks,
-    open_shards,
-    read_document_starts,
-    read_manifest,
-)
-from student_trainer.data.rows import ChosenRows, Rows, StreamRows
-from student_trainer.data.sources import TokenStream
+from lectern_common.checks.documents import require_documents
+from lectern_common.tokens.shards import ShardManifest, read_document_starts, read_manifest
+from student_trainer.batch import Tokens
+from student_trainer.data.rows import ChosenRows, StreamRows
+from student_trainer.data.scan import Seen, checked_blocks, open_streams, require_few
 from student_trainer.seeds import Key, raw_bits
 
 _log = structlog.get_logger()
 
 # Tokens scanned at a time.
 _SCAN_TOKENS = 1 << 22
-_NAMED_BAD_ROWS = 5
+
+
+class TokenRows(Protocol):
+    """Sequences of tokens by index, such as rows or chats."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Tokens: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class OpenedDataset:
     bad_rows: list[int]
     unlabelled: int
 
+    def units(self, indices: npt.NDArray[np.int64]) -> ChosenRows:
+        """Returns these rows, to be compared with others."""
+        return self.rows_of(indices)
+
+    def rows_of(self, indices: npt.NDArray[np.int64]) -> ChosenRows:
+        """Returns these rows."""
+        return ChosenRows(self.rows.rows, self.rows.indices[indices])
+
 
 def open_dataset(
     folder: Path,
@@ -61,7 +70,7 @@ def open_dataset(
     *,
     attention_across_documents: bool = True,
 ) -> OpenedDataset:
-    """Returns the rows of a shard folder whose ids are all below `vocab_size`.
+    """Returns the rows of a stream of documents whose ids are all below `vocab_size`.
 
     Raises:
         NotFound: there is no dataset.
@@ -72,24 +81,21 @@ def open_dataset(
     """
     started = time.monotonic()
     manifest = read_manifest(folder)
-    require_document_starts(
-        folder,
-        are_known=manifest.documents_sha256 is not None,
-        needs_them=not attention_across_documents,
-    )
-    masks = open_masks(folder, manifest)
+    # Chats come here only in runs that began before chats were packed; their rows are a stream.
+    as_text = manifest.model_copy(update={"content": "text"})
+    require_documents(folder, as_text, seq_len, attention_across=attention_across_documents)
+    stream, learnt = open_streams(folder, manifest)
     starts = read_document_starts(folder, manifest)
     rows = StreamRows(
-        TokenStream(open_shards(folder, manifest)),
+        stream,
         seq_len,
-        None if masks is None else TokenStream(masks),
+        learnt,
         None if attention_across_documents else starts,
+        manifest.row_bos_id,
     )
-    require_row(folder, len(rows.stream), seq_len)
-    _log.info("checking_data", folder=str(folder), tokens=manifest.total_tokens)
     seen = _scan(rows, folder, manifest, vocab_size)
     bad = [int(number) for number in np.flatnonzero(seen.is_bad)]
-    _require_few(bad, len(rows), folder, vocab_size, max_bad_rows_fraction)
+    require_few(bad, len(rows), "row", folder, vocab_size, max_bad_rows_fraction)
     good = np.flatnonzero(~seen.is_bad & seen.is_labelled)
     unlabelled = int(np.count_nonzero(~seen.is_bad & ~seen.is_labelled))
     if unlabelled:
@@ -98,87 +104,48 @@ def open_dataset(
     return OpenedDataset(ChosenRows(rows, good), seen.hashes[good], manifest, bad, unlabelled)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the scan found, one value per row."""
-
-    hashes: npt.NDArray[np.uint64]
-    is_bad: npt.NDArray[np.bool_]
-    is_labelled: npt.NDArray[np.bool_]
-
-
-def _scan(rows: StreamRows, folder: Path, manifest: ShardManifest, vocab_size: int) -> _Seen:
+def _scan(rows: StreamRows, folder: Path, manifest: ShardManifest, vocab_size: int) -> Seen:
     """Reads and checks everything in one pass. Raises CorruptData as open_dataset says."""
-    size, total, count = rows.seq_len, len(rows.stream), len(rows)
-    seen = _Seen(np.empty(count, np.uint64), np.zeros(count, bool), np.ones(count, bool))
-    shards_digest, mask_digest = hashlib.sha256(), hashlib.sha256()
-    beyond: tuple[int, int] | None = None
+    size, count, bos = rows.seq_len, len(rows), rows.bos_token_id
+    seen = Seen(np.empty(count, np.uint64), np.zeros(count, bool), np.ones(count, bool))
     block = max(1, _SCAN_TOKENS // size) * size
-    for start in range(0, total, block):
-        tokens = rows.stream.read(start, min(block + 1, total - start))
-        shards_digest.update(tokens[:block].tobytes())
-        if rows.learnt is not None:
-            mask_digest.update(rows.learnt.read(start, len(tokens[:block])).tobytes())
-        if beyond is None and tokens.max() >= manifest.vocab_size:
-            first = int(np.argmax(tokens >= manifest.vocab_size))
-            beyond = start + first, int(tokens[first])
+    for start, tokens, _ in checked_blocks(rows.stream, rows.learnt, folder, manifest, block):
         row = start // size
         here = slice(row, min(row + block // size, count))
         num_rows = here.stop - here.start
         if num_rows < 1:
             continue
-        seen.hashes[here] = row_hashes(tokens[: num_rows * size + 1], size)
-        if tokens.max() >= vocab_size:
-            windows = np.lib.stride_tricks.sliding_window_view(tokens, size + 1)
+        used = tokens[: num_rows * size + rows.first_label]
+        seen.hashes[here] = row_hashes(used, size, bos)
+        if used.max() >= vocab_size:
+            windows = np.lib.stride_tricks.sliding_window_view(used, size + rows.first_label)
             seen.is_bad[here] = (windows[::size][:num_rows] >= vocab_size).any(1)
+        if bos is not None and bos >= vocab_size:
+            seen.is_bad[here] = True
         if rows.learnt is not None or rows.document_starts is not None:
             seen.is_labelled[here] = rows.labels_counted(row, num_rows).any(1)
-    if shards_digest.hexdigest() != manifest.corpus_sha256:
-        raise CorruptData(
-            f"the shards in {folder} do not match its manifest (corpus_sha256 differs); prepare "
-            "the data again"
-        )
-    if rows.learnt is not None and mask_digest.hexdigest() != manifest.mask_sha256:
-        raise CorruptData(
-            f"the mask in {folder} does not match its manifest (mask_sha256 differs); prepare the "
-            "data again"
-        )
-    if beyond is not None:
-        raise CorruptData(
-            f"token {beyond[0]} of {folder} has id {beyond[1]}, but its manifest says every id is "
-            f"below {manifest.vocab_size}; prepare the data again"
-        )
     return seen
 
 
-def _require_few(
-    bad: list[int], num_rows: int, folder: Path, vocab_size: int, max_bad_rows_fraction: float
-) -> None:
-    if not bad:
-        return
-    share = len(bad) / num_rows
-    named = ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
-    if share > max_bad_rows_fraction:
-        raise CorruptData(
-            f"{len(bad)} of {num_rows} rows of {folder} ({share:.2%}) have ids outside the "
-            f"student's vocabulary of {vocab_size}; the first are rows {named}. "
-            f"data.max_bad_rows_fraction allows {max_bad_rows_fraction}; prepare the data with the "
-            "student's tokenizer"
-        )
-    _log.warning("rows_left_out", folder=str(folder), rows=len(bad), first=named)
-
-
-def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.uint64]:
+def row_hashes(
+    tokens: npt.NDArray[np.uint32], seq_len: int, bos_token_id: int | None = None
+) -> npt.NDArray[np.uint64]:
     """Returns a hash of each row of seq_len + 1 tokens; row i begins at token i * seq_len.
 
     Multilinear: the sum of random factors times tokens, modulo 2^64. Two different rows collide
     with a probability of at most 2^-32, whatever their tokens.
 
     Args:
-        tokens: whole rows and the last label, [n * seq_len + 1].
+        tokens: whole rows and the last label, [n * seq_len + 1]; without that label if a
+            `bos_token_id` begins each row.
         seq_len: labels per row.
+        bos_token_id: as in StreamRows.
     """
     factors = raw_bits(Key.ROW_HASH, (0,), seq_len + 1)
+    if bos_token_id is not None:
+        sums_N = np.einsum("ns,s->n", tokens.reshape(-1, seq_len), factors[1:])
+        of_bos = np.uint64(bos_token_id * int(factors[0]) % (1 << 64))
+        return np.asarray(sums_N + of_bos, np.uint64)
     inputs_NS = tokens[:-1].reshape(-1, seq_len)
     last_N = tokens[seq_len::seq_len].astype(np.uint64)
     sums_N = np.einsum("ns,s->n", inputs_NS, factors[:seq_len])
@@ -186,16 +153,16 @@ def row_hashes(tokens: npt.NDArray[np.uint32], seq_len: int) -> npt.NDArray[np.u
 
 
 def in_both(
-    rows: Rows,
+    rows: TokenRows,
     hashes: npt.NDArray[np.uint64],
-    others: Rows,
+    others: TokenRows,
     other_hashes: npt.NDArray[np.uint64],
 ) -> npt.NDArray[np.bool_]:
     """Returns for each of `rows` whether one of `others` has the same tokens, [len(rows)].
 
     Args:
-        rows, others: of the same seq_len.
-        hashes, other_hashes: their `row_hashes`.
+        rows, others: rows of one seq_len, or chats.
+        hashes, other_hashes: one for each of them; equal tokens have equal hashes.
     """
     order = np.argsort(other_hashes, kind="stable")
     ordered = other_hashes[order]

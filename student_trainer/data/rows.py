@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lectern_common.checks.rules import require_step, rows_held_out
 from student_trainer.batch import Batch, Tokens
-from student_trainer.data.sources import SYNTHETIC_ROWS, TokenStream, synthetic_row
+from student_trainer.data.stream import SYNTHETIC_ROWS, TokenStream, synthetic_row
 from student_trainer.seeds import Key, raw_bits
 from student_trainer.targets import IGNORE_INDEX
 
@@ -44,27 +44,45 @@ class Rows(Protocol):
         """
         ...
 
+    def num_inputs(self, index: int) -> int:
+        """Returns how many inputs of a row are tokens; the rest, at its end, is padding."""
+        ...
+
 
 @dataclass(frozen=True)
 class StreamRows:
     """Row i begins at token i * seq_len; the last token of a row is the first of the next.
 
+    With `bos_token_id`, a row is that id and then seq_len tokens: the id is its first input, and
+    each token of the stream is a label once, the first of a row after `bos_token_id`.
+
     Attributes:
         learnt: one byte per token; a label counts if its byte is not 0. None means all count.
         document_starts: ascending; given if documents do not attend to each other: positions
             restart in each, and a document's first token is not a label of the one before.
+        bos_token_id: begins each row; None if the rows are only the stream. Only for documents that
+            attend to each other.
     """
 
     stream: TokenStream
     seq_len: int
     learnt: TokenStream | None = None
     document_starts: npt.NDArray[np.int64] | None = None
+    bos_token_id: int | None = None
 
     def __len__(self) -> int:
-        return max(0, len(self.stream) - 1) // self.seq_len
+        return max(0, len(self.stream) - self.first_label) // self.seq_len
+
+    @property
+    def first_label(self) -> int:
+        """The token of the stream that is the first label of row 0."""
+        return 1 if self.bos_token_id is None else 0
 
     def row(self, index: int) -> Tokens:
-        return self.stream.read(index * self.seq_len, self.seq_len + 1)
+        if self.bos_token_id is None:
+            return self.stream.read(index * self.seq_len, self.seq_len + 1)
+        tokens = self.stream.read(index * self.seq_len, self.seq_len)
+        return np.concatenate([np.array([self.bos_token_id], np.uint32), tokens])
 
     def counted(self, index: int) -> npt.NDArray[np.bool_] | None:
         if self.learnt is None and self.document_starts is None:
@@ -73,7 +91,7 @@ class StreamRows:
 
     def labels_counted(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Returns which labels count in rows `first` to `first + count`, [count, seq_len]."""
-        start, size = first * self.seq_len + 1, count * self.seq_len
+        start, size = first * self.seq_len + self.first_label, count * self.seq_len
         if self.learnt is None:
             counted = np.ones(size, bool)
         else:
@@ -88,6 +106,9 @@ class StreamRows:
         offsets = self._documents_within(index * self.seq_len, self.seq_len)
         begins_at[offsets] = offsets
         return np.arange(self.seq_len) - np.maximum.accumulate(begins_at)
+
+    def num_inputs(self, index: int) -> int:
+        return self.seq_len
 
     def _documents_within(self, start: int, size: int) -> npt.NDArray[np.int64]:
         """Returns where documents begin, as offsets from token `start`."""
@@ -117,6 +138,9 @@ class SyntheticRows:
     def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
         return None
 
+    def num_inputs(self, index: int) -> int:
+        return self.seq_len
+
 
 @dataclass(frozen=True)
 class ChosenRows:
@@ -141,6 +165,9 @@ class ChosenRows:
     def position_ids(self, index: int) -> npt.NDArray[np.int64] | None:
         return self.rows.position_ids(int(self.indices[index]))
 
+    def num_inputs(self, index: int) -> int:
+        return self.rows.num_inputs(int(self.indices[index]))
+
 
 def batch_from(rows: Rows, indices: Sequence[int]) -> Batch:
     """Returns the rows at these indices; labels that do not count are IGNORE_INDEX."""
@@ -154,7 +181,13 @@ def batch_from(rows: Rows, indices: Sequence[int]) -> Batch:
                 labels_S[~counted_S] = IGNORE_INDEX
     positions = [rows.position_ids(index) for index in indices]
     known = [positions_S for positions_S in positions if positions_S is not None]
-    return Batch(inputs_BS, labels_BS, np.stack(known) if known else None)
+    lengths_B = np.array([rows.num_inputs(index) for index in indices], np.int64)
+    return Batch(
+        inputs_BS,
+        labels_BS,
+        np.stack(known) if known else None,
+        lengths_B if (lengths_B < rows.seq_len).any() else None,
+    )
 
 
 def held_out(rows: Rows, fraction: float) -> tuple[ChosenRows, ChosenRows]:

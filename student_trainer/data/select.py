@@ -1,20 +1,25 @@
 """Selects the training and validation rows that a run spec asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
-from lectern_common.checks.rules import require_one_tokenizer
+from lectern_common.checks.documents import require_chats, with_documents
+from lectern_common.checks.rules import require_one_tokenizer, rows_held_out
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
-from lectern_common.tokens.shards import ShardManifest
+from lectern_common.tokens.chat_rows import LONG_CHATS
+from lectern_common.tokens.shards import ShardManifest, read_manifest
 from lectern_common.tokens.tokenizer_map import TokenizerMap
-from student_trainer.data.dataset import OpenedDataset, in_both, open_dataset
+from student_trainer.data.chat_dataset import OpenedChats, open_chats
+from student_trainer.data.chats import ChatRows
+from student_trainer.data.dataset import TokenRows, in_both, open_dataset
 from student_trainer.data.rows import ChosenRows, Rows, SyntheticRows, held_out, spread
 
 _log = structlog.get_logger()
@@ -30,8 +35,10 @@ class Data:
         folder: of the training data; None for synthetic data.
         manifest: of the training data; None for synthetic data.
         sha256s: the hashes of everything that was read.
-        validation_duplicates: rows left out of the validation set because the training set has
-            them too, token for token.
+        validation_duplicates: rows, or chats, left out of the validation set because the training
+            set has them too, token for token.
+        packs_chats: whether chats of either set lie whole in their rows.
+        described: how the chats of the training data lie in its rows, for the run's events.
     """
 
     training: Rows
@@ -40,9 +47,36 @@ class Data:
     manifest: ShardManifest | None
     sha256s: list[str]
     validation_duplicates: int = 0
+    packs_chats: bool = False
+    described: dict[str, Any] = field(default_factory=dict)
 
 
-def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None) -> Data:
+class Opened(Protocol):
+    """A checked dataset whose units, rows or chats, are held out and compared."""
+
+    @property
+    def manifest(self) -> ShardManifest: ...
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """One per unit."""
+        ...
+
+    def units(self, indices: npt.NDArray[np.int64]) -> TokenRows: ...
+
+    def rows_of(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """Returns the rows that these units are, or are packed into."""
+        ...
+
+
+def open_data(
+    spec: RunSpec,
+    roots: Roots,
+    vocab_size: int,
+    tokens: TokenizerMap | None,
+    *,
+    packs_chats: bool = True,
+) -> Data:
     """Returns the rows of data.* and evaluation.max_sequences, all checked.
 
     Args:
@@ -50,51 +84,93 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         roots: what its paths are relative to.
         vocab_size: the student's.
         tokens: the student's tokenizer; None if it came without one.
+        packs_chats: False cuts chats at row borders as text is: only for a run that began so.
 
     Raises:
-        InvalidSpec: there are too few rows, or every validation row is also a training row.
+        InvalidSpec: there are too few rows, every validation row is also a training row, or a
+            setting has no effect.
         Incompatible: the tokenizers of student, training data and validation data differ.
         NotFound, CorruptData: as open_dataset says.
     """
-    most = spec.evaluation.max_sequences
     if spec.data.path is None:
         synthetic = SyntheticRows(spec.seed, spec.data.seq_len, vocab_size)
         training, held = held_out(synthetic, spec.data.validation_fraction or 0.0)
-        return Data(training, spread(held, most), None, None, [])
+        return Data(training, spread(held, spec.evaluation.max_sequences), None, None, [])
     folder = resolve_under(roots.data, spec.data.path, "data.path")
-    opened = _open(spec, folder, vocab_size)
+    spec = with_documents(spec, roots)
+    opened = _open(spec, folder, vocab_size, packs_chats=packs_chats)
+    other = None
+    if spec.data.validation_path is not None:
+        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
     require_data_fits(folder, opened.manifest, tokens)
     hashes = opened.manifest.hashes
-    if spec.data.validation_path is None:
-        training, held = held_out(opened.rows, spec.data.validation_fraction or 0.0)
-        row_hashes, held_hashes = opened.hashes[training.indices], opened.hashes[held.indices]
+    if other is None:
+        theirs, (chosen, held_indices) = opened, _last_held_out(spec, opened)
     else:
-        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
-        theirs = _open(spec, other, vocab_size)
+        theirs = _open(spec, other, vocab_size, packs_chats=packs_chats)
         require_one_tokenizer(
-            spec.data.path,
+            str(spec.data.path),
             opened.manifest.tokenizer_sha256,
-            spec.data.validation_path,
+            str(spec.data.validation_path),
             theirs.manifest.tokenizer_sha256,
         )
-        training, row_hashes = opened.rows, opened.hashes
-        held, held_hashes = theirs.rows, theirs.hashes
+        chosen, held_indices = np.arange(len(opened.hashes)), np.arange(len(theirs.hashes))
         hashes += theirs.manifest.hashes
-    duplicates = in_both(held, held_hashes, training, row_hashes)
-    unseen = _without(duplicates, held, spec)
+    if packs_chats:
+        require_chats(spec, [opened.manifest, theirs.manifest])
+    is_known = in_both(
+        theirs.units(held_indices),
+        theirs.hashes[held_indices],
+        opened.units(chosen),
+        opened.hashes[chosen],
+    )
+    _require_unseen(is_known, theirs, spec)
+    rows = opened.rows_of(chosen)
     return Data(
-        training, spread(unseen, most), folder, opened.manifest, hashes, int(duplicates.sum())
+        training=rows,
+        validation=spread(theirs.rows_of(held_indices[~is_known]), spec.evaluation.max_sequences),
+        folder=folder,
+        manifest=opened.manifest,
+        sha256s=hashes,
+        validation_duplicates=int(is_known.sum()),
+        packs_chats=any(isinstance(one, OpenedChats) for one in (opened, theirs)),
+        described=_described(spec, opened, rows),
     )
 
 
-def _open(spec: RunSpec, folder: Path, vocab_size: int) -> OpenedDataset:
+def _last_held_out(spec: RunSpec, opened: Opened) -> list[npt.NDArray[np.int64]]:
+    """Returns which rows or chats of a dataset are trained on, and which are held out."""
+    of, indices = _units_of(opened).removesuffix("s"), np.arange(len(opened.hashes))
+    count = rows_held_out(len(indices), spec.data.validation_fraction or 0.0, of)
+    return np.split(indices, [-count])
+
+
+def _open(spec: RunSpec, folder: Path, vocab_size: int, *, packs_chats: bool) -> Opened:
+    """Returns a dataset, checked. Raises CorruptData if nothing of it can be used."""
     data = spec.data
+    apart = data.attention_across_documents is False
+    if packs_chats and read_manifest(folder).is_chats:
+        chats = open_chats(
+            folder,
+            data.seq_len,
+            vocab_size,
+            data.max_bad_rows_fraction,
+            attention_across_documents=not apart,
+            long_chats=data.long_chats or LONG_CHATS,
+        )
+        if not len(chats.chats):
+            raise CorruptData(
+                f"{folder} has no usable chat: {len(chats.bad_rows)} have ids that the student "
+                f"lacks, {chats.dropped} are longer than data.seq_len {data.seq_len} and dropped, "
+                f"and {chats.unlabelled} have no label that counts"
+            )
+        return chats
     opened = open_dataset(
         folder,
         data.seq_len,
         vocab_size,
         data.max_bad_rows_fraction,
-        attention_across_documents=data.attention_across_documents,
+        attention_across_documents=not apart,
     )
     if not len(opened.rows):
         raise CorruptData(
@@ -104,21 +180,44 @@ def _open(spec: RunSpec, folder: Path, vocab_size: int) -> OpenedDataset:
     return opened
 
 
-def _without(duplicates: npt.NDArray[np.bool_], held: ChosenRows, spec: RunSpec) -> ChosenRows:
-    """Returns the held-out rows that are not training rows; logs how many were left out.
+def _require_unseen(is_known: npt.NDArray[np.bool_], held: Opened, spec: RunSpec) -> None:
+    """Logs how many held-out rows, or chats, are left out because they are trained on.
 
     Raises:
-        InvalidSpec: all of them are training rows.
+        InvalidSpec: all of them are.
     """
-    count, total = int(duplicates.sum()), len(held)
+    count, total = int(is_known.sum()), len(is_known)
     if not count:
-        return held
+        return
+    units = _units_of(held)
     if count == total:
         field = "validation_path" if spec.data.validation_path else "validation_fraction"
         why = (
-            f"all {total} held-out rows ({getattr(spec.data, field)}) are also training rows, "
-            "token for token, so validation would measure nothing; use other text for validation"
+            f"all {total} held-out {units} ({getattr(spec.data, field)}) are also training "
+            f"{units}, token for token, so validation would measure nothing; use other text for "
+            "validation"
         )
         raise InvalidSpec([(f"data.{field}", why)])
-    _log.warning("validation_rows_left_out", rows=count, of=total, because="also training rows")
-    return ChosenRows(held.rows, held.indices[~duplicates])
+    _log.warning(
+        f"validation_{units}_left_out", **{units: count}, of=total, because=f"also training {units}"
+    )
+
+
+def _units_of(opened: Opened) -> str:
+    return "chats" if isinstance(opened, OpenedChats) else "rows"
+
+
+def _described(spec: RunSpec, opened: Opened, training: Rows) -> dict[str, Any]:
+    """Returns what became of documents and chats, for the run's events."""
+    found: dict[str, Any] = {
+        "attention_across_documents": spec.data.attention_across_documents is not False
+    }
+    if isinstance(opened, OpenedChats) and isinstance(training, ChatRows):
+        found |= {
+            "training_chats": len(training.chats),
+            "chats_cut": opened.cut,
+            "chats_dropped": opened.dropped,
+            "chats_without_labels": opened.unlabelled,
+            "padding": round(training.padding, 4),
+        }
+    return found

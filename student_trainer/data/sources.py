@@ -1,13 +1,13 @@
-"""Sources of token rows: token shards or random numbers, by index or batch after batch.
+"""Sources of token rows, batch after batch: the rows of a dataset, or random numbers.
 
 Legend: B sequences, S tokens of a sequence.
 
 A row is seq_len + 1 consecutive tokens: the first S are the inputs, the last S the labels, so
 labels[i] is the token after inputs[i], and nothing is shifted later. Training addresses rows by
-index (`rows.py`); a `BatchSource` (batch.py) returns the same rows one batch after another.
+index (`rows.py`, `chats.py`); a `BatchSource` (batch.py) returns the same rows one batch after
+another.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +15,22 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.errors import CorruptData, InvalidRequest
+from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import (
-    ShardFile,
     ShardManifest,
     corpus_sha256,
+    open_masks,
     open_shards,
     read_manifest,
 )
-from student_trainer.batch import Tokens, batch_of
-from student_trainer.seeds import Key, raw_bits
+from student_trainer.batch import Batch, Tokens, batch_of
+from student_trainer.data.chat_dataset import open_chats
+from student_trainer.data.chats import ChatRows
+from student_trainer.data.rows import batch_from
+from student_trainer.data.stream import TokenStream, synthetic_row
+from student_trainer.targets import IGNORE_INDEX
 
 _log = structlog.get_logger()
-
-# Synthetic data is finite, so that a share of it can be held out.
-SYNTHETIC_ROWS = 1 << 16
-
-
-class TokenStream:
-    """All tokens of a dataset as one sequence, across its shards. Read-only.
-
-    Also used for values beside the tokens, one per token (shards.py); read() has their dtype.
-    """
-
-    def __init__(self, shards: Sequence[Tokens | ShardFile]) -> None:
-        self._shards = list(shards)
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def read(self, start: int, count: int) -> Tokens:
-        """Returns tokens start .. start + count - 1, uint32.
-
-        Raises:
-            IndexError: the range goes beyond the stream.
-            DataUnavailable: a file has changed, or cannot be read.
-        """
-        if start < 0 or count < 0 or start + count > len(self):
-            raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
-        parts: list[Tokens] = []
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        while count > 0:
-            offset = start - (int(self._ends[shard]) - len(self._shards[shard]))
-            part = self._shards[shard][offset : offset + count]
-            parts.append(part)
-            start, count, shard = start + len(part), count - len(part), shard + 1
-        return np.concatenate(parts) if parts else np.empty(0, np.uint32)
-
-
-def synthetic_row(seed: int, index: int, seq_len: int, vocab_size: int) -> Tokens:
-    """Returns seq_len + 1 uniform random ids, a pure function of the arguments on every machine."""
-    bits = raw_bits(Key.SYNTHETIC, (seed, index), seq_len + 1)
-    return np.asarray(bits % np.uint64(vocab_size), np.uint32)
 
 
 def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:
@@ -88,39 +52,115 @@ def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:
 
 
 class ShardBatchSource:
-    """Rows of a token stream in order; starts over when no whole row is left."""
+    """Rows of a dataset in order; starts over when no whole row is left.
 
-    def __init__(self, stream: TokenStream) -> None:
+    Rows are what a run makes of the dataset: of text, a row begins where the last one's inputs
+    ended; chats lie whole in their rows, padded at the end, and only learnt labels count.
+
+    Args:
+        stream: the tokens of text.
+        learnt: one byte per token; a label counts if its byte is not 0. None means all count.
+        bos_token_id: the first input of each row, before its tokens; None means there is none.
+        chats: folder of a dataset of chats, read instead of the others.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        learnt: TokenStream | None = None,
+        bos_token_id: int | None = None,
+        chats: Path | None = None,
+    ) -> None:
         self._stream = stream
+        self._learnt = learnt
+        self._bos_token_id = bos_token_id
+        self._chats = chats
+        self._chat_rows: ChatRows | None = None
         self._position = 0
 
     @classmethod
     def open(cls, folder: Path) -> "ShardBatchSource":
         """Opens a dataset folder. Raises as `open_stream` says."""
-        return cls(open_stream(folder)[0])
+        stream, manifest = open_stream(folder)
+        if manifest.is_chats:
+            return cls(stream, chats=folder)
+        masks = open_masks(folder, manifest)
+        learnt = None if masks is None else TokenStream(masks)
+        return cls(stream, learnt, manifest.row_bos_id)
 
     def next_batch(
         self, batch_size: int, seq_len: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """See BatchSource. The next row begins where the last one's inputs ended."""
+        """See BatchSource; labels may be IGNORE_INDEX.
+
+        Chats of a row are apart only for a caller who takes the positions too (`next_rows`).
+        """
+        batch = self.next_rows(batch_size, seq_len)
+        return batch.inputs_BS, batch.labels_BS
+
+    def next_rows(self, batch_size: int, seq_len: int) -> Batch:
+        """Returns the next rows, with positions that keep chats apart.
+
+        Raises:
+            InvalidRequest: as BatchSource says.
+            CorruptData, InvalidSpec: as open_chats says.
+        """
         _require_sizes(batch_size, seq_len)
-        if len(self._stream) < seq_len + 1:
+        if self._chats is not None:
+            rows = self._rows_of_chats(self._chats, seq_len)
+            first, self._position = self._position, self._position + batch_size
+            return batch_from(rows, [index % len(rows) for index in range(first, self._position)])
+        needed = seq_len + self._first_label
+        if len(self._stream) < needed:
             raise InvalidRequest(
-                f"expected at least {seq_len + 1} tokens for one row, got {len(self._stream)}",
+                f"expected at least {needed} tokens for one row, got {len(self._stream)}",
                 "seq_len",
             )
-        batch = batch_of([self._next_row(seq_len) for _ in range(batch_size)])
-        return batch.inputs_BS, batch.labels_BS
+        return _joined([self._next_row(seq_len) for _ in range(batch_size)])
 
     def reset(self) -> None:
         self._position = 0
 
-    def _next_row(self, seq_len: int) -> Tokens:
-        if self._position + seq_len + 1 > len(self._stream):
+    @property
+    def _first_label(self) -> int:
+        return 1 if self._bos_token_id is None else 0
+
+    def _next_row(self, seq_len: int) -> tuple[Tokens, npt.NDArray[np.bool_] | None]:
+        """Returns a row of seq_len + 1 tokens, and which of its labels count; None means all."""
+        if self._position + seq_len + self._first_label > len(self._stream):
             self._position = 0
-        row = self._stream.read(self._position, seq_len + 1)
-        self._position += seq_len
-        return row
+        start, self._position = self._position, self._position + seq_len
+        row = self._stream.read(start, seq_len + self._first_label)
+        if self._bos_token_id is not None:
+            row = np.concatenate([np.array([self._bos_token_id], np.uint32), row])
+        if self._learnt is None:
+            return row, None
+        return row, self._learnt.read(start + self._first_label, seq_len) != 0
+
+    def _rows_of_chats(self, folder: Path, seq_len: int) -> ChatRows:
+        """Returns the rows of all chats for this seq_len."""
+        if self._chat_rows is None or self._chat_rows.seq_len != seq_len:
+            opened = open_chats(
+                folder,
+                seq_len,
+                read_manifest(folder).vocab_size,
+                0.0,
+                attention_across_documents=False,
+                long_chats=LONG_CHATS,
+            )
+            if not len(opened.chats):
+                raise CorruptData(f"{folder} has no chat with a label that counts")
+            self._chat_rows = opened.rows_of(np.arange(len(opened.chats)))
+        return self._chat_rows
+
+
+def _joined(rows: list[tuple[Tokens, npt.NDArray[np.bool_] | None]]) -> Batch:
+    batch = batch_of([row for row, _ in rows])
+    labels_BS = batch.labels_BS.copy()
+    for labels_S, (_, counted_S) in zip(labels_BS, rows, strict=True):
+        if counted_S is not None:
+            labels_S[~counted_S] = IGNORE_INDEX
+    return Batch(batch.inputs_BS, labels_BS)
 
 
 class SyntheticBatchSource:

@@ -9,10 +9,12 @@ checkpoints checkpoint.*
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from lectern_common.checks.documents import with_documents
 from lectern_common.errors import Incompatible
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
@@ -49,14 +51,17 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         InvalidSpec: the spec changes something that a resume must not change.
         LecternError: student, data or teacher is missing, broken, or incompatible with the others.
     """
-    spec, ranks, recorder = run.spec, run.ranks, run.recorder
+    ranks, recorder = run.ranks, run.recorder
     recorder.set_progress(device=device_name(run.device))
     store, checkpoint = _checkpoints(run, resume=resume)
     begun = None if checkpoint is None else checkpoint.state
 
     with ranks.together():
-        if checkpoint is not None:
-            require_resumable(parse_spec(checkpoint.state["spec"]), spec, checkpoint.step)
+        before = None if checkpoint is None else parse_spec(checkpoint.state["spec"])
+        spec = with_documents(run.spec, run.roots, before)
+        run = replace(run, spec=spec)
+        if before is not None and checkpoint is not None:
+            require_resumable(before, spec, checkpoint.step)
         loaded = _student(run, begun)
         data = _data(run, loaded, begun)
         teaching = _teacher(run, loaded, data, begun)
@@ -127,8 +132,13 @@ def _student(run: RunContext, begun: Mapping[str, Any] | None) -> LoadedStudent:
 def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | None) -> Data:
     """Returns the run's rows. Raises Incompatible if they have changed since the run began."""
     student, spec = loaded.student, run.spec
-    data = open_data(spec, run.roots, student.vocab_size, loaded.tokens)
-    if not spec.data.attention_across_documents:
+    packs_chats = begun is None or bool(begun.get("packs_chats"))
+    data = open_data(spec, run.roots, student.vocab_size, loaded.tokens, packs_chats=packs_chats)
+    if not packs_chats and data.manifest is not None and data.manifest.is_chats:
+        message = "this run began before chats were kept whole, and goes on with chats cut at the "
+        message += "ends of rows; a new run keeps them whole"
+        run.recorder.event("rows_as_before", message=message)
+    if spec.data.attention_across_documents is False:
         student.require_documents_apart()
     if begun is not None and begun["data_sha256s"] != data.sha256s:
         raise Incompatible(
@@ -205,6 +215,8 @@ def _facts(
         "initial_weights_sha256": loaded.initial_sha256,
         **loaded.facts,
         "data_sha256s": data.sha256s,
+        # Missing in older checkpoints, of runs that cut chats at the ends of rows.
+        "packs_chats": data.packs_chats,
         **teacher_facts(None if teaching is None else teaching.model),
     }
 
@@ -224,6 +236,7 @@ def _described(
         "validation_rows": len(data.validation),
         "validation_duplicates": data.validation_duplicates,
         **_edges(data),
+        **data.described,
         "teacher": None if model is None else model.model_id,
         "teacher_device": None if model is None else model.device,
         # What loss/kd and val/kl measure.

@@ -185,19 +185,22 @@ def _probed(
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
     """Returns the start of the dataset's first rows, for the probe."""
     from student_trainer.batch import Batch
-    from student_trainer.data.sources import TokenStream
+    from student_trainer.data.stream import TokenStream
     from student_trainer.teacher.probe import PROBE_SEQUENCES, ProbeRows
 
-    length = min(spec.data.seq_len, _PROBED_TOKENS)
+    length, bos = min(spec.data.seq_len, _PROBED_TOKENS), None
     if spec.data.path is None:
         tokens = np.random.default_rng(spec.seed).integers(
             0, vocab_size, PROBE_SEQUENCES * length, np.int64
         )
     else:
         folder = resolve_under(roots.data, spec.data.path, "data.path")
-        stream = TokenStream(open_shards(folder, read_manifest(folder)))
+        manifest = read_manifest(folder)
+        stream, bos = TokenStream(open_shards(folder, manifest)), manifest.row_bos_id
         tokens = stream.read(0, min(PROBE_SEQUENCES * length, len(stream))).astype(np.int64)
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    if bos is not None:
+        rows = np.insert(rows, 0, bos, 1)[:, :length]
     return ProbeRows.of_batch(Batch(rows, rows))
 
 

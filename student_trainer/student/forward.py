@@ -6,8 +6,6 @@ Legend: B sequences, S tokens, N valid positions, D hidden size.
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,27 +45,11 @@ def ask(
 ) -> TeacherTargets:
     """Returns the teacher's targets at the same positions, in the same order.
 
-    Documents that do not attend to each other are sent as one sequence each; a sequence without a
-    valid position is not sent.
+    Sends what Batch.sequences yields: no padding, and nothing without a valid position.
 
     Raises:
         LecternError: as TargetsProvider.score says.
     """
-    sequences, positions = [], []
-    for row, (inputs_S, valid_S) in enumerate(zip(batch.inputs_BS, batch.valid_BS, strict=True)):
-        starts = _later_documents(batch, row)
-        for ids, asked in zip(
-            np.split(inputs_S.astype(np.uint32), starts), np.split(valid_S, starts), strict=True
-        ):
-            if asked.any():
-                sequences.append(ids)
-                positions.append(asked)
+    asked = list(batch.sequences())
+    sequences, positions = [ids for ids, _ in asked], [valid for _, valid in asked]
     return teacher.score(sequences, positions, representation, temperature)
-
-
-def _later_documents(batch: Batch, row: int) -> npt.NDArray[np.int64]:
-    """Returns where documents begin within a row, except at its start."""
-    if batch.position_ids_BS is None:
-        return np.empty(0, np.int64)
-    starts: npt.NDArray[np.int64] = np.flatnonzero(batch.position_ids_BS[row] == 0)
-    return starts[starts > 0]

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lectern_common.tokens.shards import open_shards, read_document_starts, read_manifest
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 
 # Documents of the data that are compared, their tokens, and the longest time for it.
 _DOCUMENTS = 64

@@ -154,18 +154,25 @@ class CausalStudent(Student):
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    def why_not_apart(self) -> str | None:
+        """Returns why the documents of a row attend to each other, whatever the position ids.
+
+        None means that they do not.
+        """
+        with _evaluating(self):
+            return packing_probe(self._parts, self.vocab_size)
+
     def require_documents_apart(self) -> None:
         """Raises unless the model can keep the documents of a row from attending to each other.
 
         Raises:
             Incompatible: they attend to each other, whatever the position ids.
         """
-        with _evaluating(self):
-            reason = packing_probe(self._parts, self.vocab_size)
+        reason = self.why_not_apart()
         if reason is not None:
             raise Incompatible(
-                f"data.attention_across_documents false does not work with this student: {reason}. "
-                "Set it to true, or choose another student"
+                "data.attention_across_documents false, the default for chats, does not work with "
+                f"this student: {reason}. Set it to true, or choose another student"
             )
 
     def compile_body(self, backend: str = "inductor") -> None:

@@ -14,6 +14,7 @@ Legend: N probed positions, V the student's vocabulary, K top-k, R records of dr
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -86,19 +87,19 @@ class ProbeRows:
     def of_batch(cls, batch: Batch) -> "ProbeRows":
         """Returns the first rows with valid positions, and a few of those positions.
 
-        The rows are whole, so that the teacher's forward of them also serves the first step; the
-        first and the last valid position are included.
+        The rows are whole, or their documents if those are kept apart, so that the teacher's
+        forward of them also serves the first step; the first and the last valid position are
+        included.
         """
         sequences: list[npt.NDArray[np.uint32]] = []
         positions: list[npt.NDArray[np.bool_]] = []
-        for ids_S, valid_S in zip(batch.inputs_BS, batch.valid_BS, strict=True):
+        for ids_S, valid_S in islice(batch.sequences(), PROBE_SEQUENCES):
             valid = np.flatnonzero(valid_S)
-            if len(valid) and len(sequences) < PROBE_SEQUENCES:
-                places = np.linspace(0, len(valid) - 1, PROBE_POSITIONS).astype(np.int64)
-                asked_S = np.zeros(len(ids_S), np.bool_)
-                asked_S[valid[places]] = True
-                sequences.append(ids_S.astype(np.uint32))
-                positions.append(asked_S)
+            places = np.linspace(0, len(valid) - 1, PROBE_POSITIONS).astype(np.int64)
+            asked_S = np.zeros(len(ids_S), np.bool_)
+            asked_S[valid[places]] = True
+            sequences.append(ids_S)
+            positions.append(asked_S)
         return cls(sequences, positions)
 
     def turned(self) -> tuple["ProbeRows", list[int]]:

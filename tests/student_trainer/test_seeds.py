@@ -7,7 +7,7 @@ import torch
 from lectern_common.wire.formats import Representation
 from student_trainer.data.dataset import row_hashes
 from student_trainer.data.rows import permutation
-from student_trainer.data.sources import synthetic_row
+from student_trainer.data.stream import synthetic_row
 from student_trainer.run import loop
 from student_trainer.seeds import Key, derived_seed, raw_bits
 from student_trainer.targets import of_step

@@ -5,6 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from control_plane.runs.store import DATABASE_NAME, backup_path
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import serving, spec_body, wait_for
+from tests.support.training.shards import write_shards
 
 
 def create(client, name: str = "steady", **sections) -> dict:
@@ -72,6 +74,25 @@ def test_a_run_is_accepted_with_its_location(client):
     assert response.headers["location"] == f"/runs/{run['id']}"
     assert (run["state"], run["wanted"], run["step"], run["steps"]) == ("queued", "running", 0, 20)
     assert client.get(response.headers["location"]).json()["id"] == run["id"]
+
+
+def test_a_run_shows_what_its_data_decides(client, plane):
+    def resolved(**data: Any) -> dict[str, Any]:
+        body = spec_body(data={"seq_len": 8, **data})
+        run = client.post("/runs", json=body).json()
+        shown: dict[str, Any] = client.get(f"/runs/{run['id']}").json()["spec"]["data"]
+        return {name: shown[name] for name in ("attention_across_documents", "long_chats")}
+
+    ids = np.arange(400) % 90
+    write_shards(plane.roots.data / "text", ids)
+    write_shards(plane.roots.data / "chats", ids, mask=ids < 50, documents=range(0, 400, 5))
+    of_chats = {"attention_across_documents": False, "long_chats": "cut"}
+    assert resolved(path="chats") == of_chats
+    assert resolved(path="chats", long_chats="drop") == {**of_chats, "long_chats": "drop"}
+    of_text = {"attention_across_documents": True, "long_chats": None}
+    assert resolved(path="text") == of_text
+    assert resolved(path="text", validation_path="chats") == {**of_text, "long_chats": "cut"}
+    assert resolved(kind="synthetic") == of_text
 
 
 def test_a_key_used_64_times_at_once_makes_one_run(client, plane):

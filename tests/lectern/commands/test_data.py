@@ -1,5 +1,6 @@
 import inspect
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -198,6 +199,39 @@ def test_a_date_is_for_chats_whose_template_asks_for_it(lectern, tmp_path):
     assert wrong.code == 2 and "--date '3.2.2031' is not a date, YYYY-MM-DD" in wrong.err
 
 
+def test_what_is_lost_of_long_chats_is_told_for_each_length(lectern, tmp_path):
+    """Nine short chats, and one whose answer has 1,500 tokens."""
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    answers = ["x" * 9] * 9 + ["x" * 1499]
+    rows = [
+        [{"role": "user", "content": str(index)}, {"role": "assistant", "content": answer}]
+        for index, answer in enumerate(answers)
+    ]
+    source.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    words = ("--chat", "--tokenizer", tokenizer, "--output", "chats", "--home", tmp_path)
+    command = ("data", "prepare", source, *words, "--validation-fraction", "0")
+    found = lectern(*command, "--json").json["chat_shares"]
+    assert [(one["seq_len"], one["rule"]) for one in found] == [
+        (seq_len, rule) for rule in ("cut", "drop") for seq_len in (512, 1024, 2048)
+    ]
+    assert [one["longer"] for one in found] == [1, 1, 0] * 2
+    assert [one["cut"] for one in found] == [1, 1, 0, 0, 0, 0]
+    assert [one["dropped"] for one in found] == [0, 0, 0, 1, 1, 0]
+    learnt = 9 * 10 + 1500
+    assert [one["labels_lost"] for one in found[3:]] == [
+        pytest.approx(1500 / learnt),
+        pytest.approx(1500 / learnt),
+        0,
+    ]
+    assert found[0]["labels_lost"] > found[1]["labels_lost"] > found[2]["labels_lost"] == 0
+    again = lectern(*command, "--force").out.splitlines()
+    assert [line for line in again if line.startswith("data.seq_len 1,024")] == [
+        f"data.seq_len 1,024: {found[1]['rows']} rows, {found[1]['padding']:.1%} padding, "
+        f"{found[1]['labels_of_positions']:.1%} of positions learnt; 1 of 10 chats longer: "
+        f"data.long_chats cut loses {found[1]['labels_lost']:.1%} of what is learnt, drop 94.3%"
+    ]
+
+
 def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
     ended = lectern(
@@ -212,4 +246,10 @@ def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
     learnt = 11 * (len("Answer 0.") + 1) + 2
     assert ended.code == 0, ended
     assert f", {learnt} tokens from the assistant" in ended.out
+    [tokens] = map(int, re.findall(r"(\d+) tokens from 11 documents", ended.out))
+    assert [line for line in ended.out.splitlines() if line.startswith("data.seq_len")] == [
+        f"data.seq_len {seq_len:,}: 1 row, {1 - tokens / seq_len:.1%} padding, "
+        f"{learnt / seq_len:.1%} of positions learnt"
+        for seq_len in (512, 1024, 2048)
+    ]
     assert "chats.jsonl#6: the chat template does not write the call" in ended.err

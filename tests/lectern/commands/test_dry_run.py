@@ -286,3 +286,57 @@ def test_the_real_child_reports_its_findings(lectern, tmp_path):
 
 def test_figures_of_a_table_are_right_aligned():
     assert table([("a", "1", "x"), ("", "100", "y")]) == ["a    1  x", "   100  y"]
+
+
+def test_the_shares_of_chats_are_told(lectern, home, stand_in):
+    """Ten chats of 6 tokens, 3 of them learnt, and one of 20; 3 chats fit into 17 tokens."""
+    stand_in()
+    lengths = [6] * 10 + [20]
+    write_shards(
+        home / "data/chats",
+        [index % 40 for index in range(80)],
+        vocab_size=40,
+        documents=[sum(lengths[:index]) for index in range(11)],
+        mask=[int(place >= length // 2) for length in lengths for place in range(length)],
+    )
+    data = {"path": "chats", "seq_len": 16, "validation_fraction": 0.2}
+    spec = write_spec(home, data=data, batch={"sequences_per_step": 2})
+    found = lectern("train", spec, "--home", home, "--dry-run", "--json").json
+    assert found["spec"]["data"]["attention_across_documents"] is False
+    assert found["spec"]["data"]["long_chats"] == "cut"
+    [check] = [check for check in found["checks"] if check["subject"] == "data"]
+    assert check["message"] == "chats: 80 tokens in 1 shard, 11 chats in 6 rows of 16"
+    # Rows: 17 of 20 tokens, then 2 chats each.
+    assert found["chats"] == {
+        "seq_len": 16,
+        "rule": "cut",
+        "chats": 11,
+        "longer": 1,
+        "cut": 1,
+        "dropped": 0,
+        "unlabelled": 0,
+        "rows": 6,
+        "padding": pytest.approx(1 - (16 + 5 * 12) / 96),
+        "labels": 37,
+        "labels_of_positions": pytest.approx(37 / 96),
+        "labels_lost": pytest.approx(3 / 40),
+    }
+    # The last two chats are held out; 9 chats of 6 tokens remain, in 5 rows.
+    assert found["estimate"]["epochs"] == 30 * 2 / 5
+    assert found["estimate"]["tokens_per_step"] == round(2 * (16 + 5 * 12) / 6)
+    said = lectern("train", spec, "--home", home, "--dry-run").out.splitlines()
+    assert [line.strip() for line in said[-5:]] == [
+        "chats         11  in 6 rows, with those held out for validation",
+        "20.8%  of positions are padding",
+        "38.5%  of positions have a label that is learnt: 37",
+        "1  longer than a row and cut (data.long_chats)",
+        "7.5%  of the learnt labels are in no row",
+    ]
+
+
+def test_text_has_no_shares_of_chats(lectern, home, stand_in):
+    stand_in()
+    found = lectern("train", write_spec(home), "--home", home, "--dry-run", "--json").json
+    assert found["chats"] is None
+    assert found["spec"]["data"]["attention_across_documents"] is True
+    assert found["spec"]["data"]["long_chats"] is None

@@ -1,4 +1,4 @@
-"""Each of eight broken rules gives one message everywhere: REST, command line and trainer."""
+"""Each broken rule gives one message everywhere: REST, command line and trainer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +65,60 @@ CASES = {
         "data.attention_across_documents: false needs the start of each document, which "
         "{data}/text does not record; prepare it again with `lectern data prepare`, or set true",
     ),
+    "starts-of-chats": Case(
+        {"data": {"path": "masked"}},
+        InvalidSpec,
+        "data.path: {data}/masked holds chats, but does not record where each begins; prepare it "
+        "again with `lectern data prepare`",
+    ),
+    "rows-of-chats": Case(
+        {"data": {"path": "chats-with-bos"}},
+        InvalidSpec,
+        "data.path: {data}/chats-with-bos was prepared with bos_policy row, which is for text: a "
+        "row of chats begins with a chat; prepare it again with --bos-policy document or none",
+    ),
+    "documents-in-rows": Case(
+        {"data": {"path": "text-with-bos", "attention_across_documents": False}},
+        InvalidSpec,
+        "data.attention_across_documents: false lets documents begin within a row, but "
+        "{data}/text-with-bos was prepared with bos_policy row, so they would begin without their "
+        "first token; prepare it again with --bos-policy document, or set true",
+    ),
+    "long-chats": Case(
+        {"data": {"path": "chats", "long_chats": "error"}},
+        InvalidSpec,
+        "data.long_chats: error: 2 of 9 chats in {data}/chats have more than 8 + 1 tokens (the "
+        "longest 12); raise data.seq_len, or set cut or drop",
+    ),
+    "long-chats-held-out": Case(
+        {
+            "data": {
+                "validation_fraction": None,
+                "validation_path": "chats",
+                "long_chats": "error",
+            }
+        },
+        InvalidSpec,
+        "data.long_chats: error: 2 of 9 chats in {data}/chats have more than 8 + 1 tokens (the "
+        "longest 12); raise data.seq_len, or set cut or drop",
+    ),
+    "no-chat-left": Case(
+        {"data": {"path": "chats", "seq_len": 3, "long_chats": "drop"}},
+        InvalidSpec,
+        "data.long_chats: drop leaves none of 9 chats in {data}/chats: all have more than 3 + 1 "
+        "tokens; raise data.seq_len, or set cut",
+    ),
+    "no-chats": Case(
+        {"data": {"long_chats": "drop"}},
+        InvalidSpec,
+        "data.long_chats: has no effect: text holds text, not chats; remove it",
+    ),
+    "held-out-chats": Case(
+        {"data": {"path": "one-chat"}},
+        InvalidSpec,
+        "data.validation_fraction: holding out 0.1 of 1 chat leaves none to train on; lower it, or "
+        "prepare more data",
+    ),
     "one-layer": Case(
         {"student": {"config": None, "init": "shallow", "keep_every_nth_layer": 2}},
         InvalidSpec,
@@ -80,6 +134,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_shards(home.path / "data/one-row", np.arange(9))
     write_shards(home.path / "data/short", np.arange(8))
     write_shards(home.path / "data/foreign", np.arange(90) % 9, tokenizer_sha256="1" * 64)
+    write_shards(home.path / "data/masked", np.arange(60) % 9, mask=np.ones(60))
+    row: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 1, "documents": [0, 20]}
+    write_shards(home.path / "data/text-with-bos", np.arange(60) % 9, **row)
+    write_shards(home.path / "data/chats-with-bos", np.arange(60) % 9, content="chats", **row)
+    chats: dict[str, Any] = {"mask": np.ones(60), "documents": [0, 10, 15, 20, 32, 37, 42, 47, 52]}
+    write_shards(home.path / "data/chats", np.arange(60) % 37, **chats)
+    write_shards(home.path / "data/one-chat", np.arange(9), mask=np.ones(9), documents=[0])
     home.tokenized("tampered", 300)
     other = home.tokenized("other", 280) / "tokenizer.json"
     other.rename(home.path / "data/tampered/tokenizer.json")

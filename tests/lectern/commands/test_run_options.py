@@ -52,6 +52,12 @@ student: {config: tiny}
 data: {path: text, seq_len: 8, validation_path: held-out}
 """,
     """
+name: d
+student: {config: tiny}
+data: {path: chats, seq_len: 8, long_chats: drop}
+objective: {alpha: 1}
+""",
+    """
 name: c
 student: {config: tiny}
 data: {kind: synthetic, seq_len: 8}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lectern.local.foreground import MetricsReader, run_trainer
@@ -13,6 +14,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
+from tests.support.training.shards import write_shards
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)
@@ -140,6 +142,30 @@ def test_a_resume_may_change_the_steps_and_little_else(lectern, home, stand_ins)
     )
     assert taken.code == 1
     assert load_spec(home / "runs/run/spec.yaml").checkpoint.every_steps == 2
+
+
+def test_a_resume_keeps_what_the_data_decided_when_the_run_began(lectern, home, stand_ins):
+    """Null in the file means: as the run has it, also if an older version decided otherwise."""
+    write_shards(home / "data/chats", np.arange(90) % 8, mask=np.ones(90), documents=[0, 30, 60])
+    data = {"data": "{path: chats, seq_len: 40}", "batch": "{sequences_per_step: 2}"}
+    words = ("train", write_spec(home, FAILS, **data), "--home", home)
+    lectern(*words)
+    path = home / "runs/run/spec.yaml"
+    written = load_spec(path).data
+    assert (written.attention_across_documents, written.long_chats) == (False, "cut")
+    assert "the loss is not finite" in lectern(*words, "--resume").err
+    assert load_spec(path).data == written
+
+    old = path.read_text().replace("  long_chats: cut\n", "")
+    path.write_text(old.replace("across_documents: false", "across_documents: true"))
+    assert "the loss is not finite" in lectern(*words, "--resume").err
+    kept = load_spec(path).data
+    assert (kept.attention_across_documents, kept.long_chats) == (True, None)
+
+    data["data"] = "{path: chats, seq_len: 40, attention_across_documents: false}"
+    refused = lectern("train", write_spec(home, FAILS, **data), "--home", home, "--resume")
+    assert refused.code == 2
+    assert "data.attention_across_documents: was True, is False; a resume may" in refused.err
 
 
 def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_ins):

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from lectern_common.errors import CorruptData, DataUnavailable, InvalidSpec, Not
 from student_trainer.data import dataset
 from student_trainer.data.dataset import in_both, open_dataset, row_hashes
 from student_trainer.data.rows import StreamRows
-from student_trainer.data.sources import ShardBatchSource, TokenStream
+from student_trainer.data.sources import ShardBatchSource
+from student_trainer.data.stream import TokenStream
 from tests.support.training.shards import write_shards
 
 
@@ -233,3 +235,65 @@ def test_an_equal_hash_does_not_make_a_duplicate() -> None:
     others, _ = rows_and_hashes([9, 9, 9, 9, 4], [4, 5, 6, 7, 8])
     same = np.array([7, 7], np.uint64)
     assert in_both(rows, same, others, same).tolist() == [False, True]
+
+
+ROW: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 7}
+
+
+@pytest.mark.parametrize("scan", [1, 9, 1 << 20])
+def test_rows_that_begin_with_a_token_of_their_own_are_hashed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan: int
+) -> None:
+    tokens = np.random.default_rng(0).integers(0, 7, 42)
+    folder = write_shards(tmp_path, tokens, vocab_size=8, shards=3, **ROW)
+    monkeypatch.setattr(dataset, "_SCAN_TOKENS", scan)
+    found = open_dataset(folder, 4, 8, 0.0)
+    assert len(found.rows) == 10 and found.bad_rows == []
+    for index in range(10):
+        row = found.rows.row(index)
+        assert row.tolist() == [7, *tokens[4 * index : 4 * index + 4]]
+        assert found.hashes[index] == row_hashes(row, 4)[0]
+
+
+def test_ids_beyond_the_student_are_found_in_rows_with_their_own_first_token(
+    tmp_path: Path,
+) -> None:
+    tokens = np.zeros(41, np.int64)
+    tokens[[3, 4, 40]] = 6  # of rows 0 and 1, and behind the last row
+    folder = write_shards(tmp_path, tokens, vocab_size=8, **ROW)
+    manifest = folder / "manifest.json"
+    assert open_dataset(folder, 4, 8, 0.0).bad_rows == []
+    with pytest.raises(CorruptData, match="10 of 10 rows"):  # the first token is among them
+        open_dataset(folder, 4, 7, 0.0)
+    manifest.write_text(manifest.read_text().replace('"bos_token_id": 7', '"bos_token_id": 5'))
+    assert open_dataset(folder, 4, 6, 1.0).bad_rows == [0, 1]
+
+
+def test_a_stream_of_just_seq_len_tokens_is_a_row_behind_its_own_first_token(
+    tmp_path: Path,
+) -> None:
+    folder = write_shards(tmp_path, np.arange(4), vocab_size=8, **ROW)
+    assert len(open_dataset(folder, 4, 8, 0.0).rows) == 1
+    with pytest.raises(InvalidSpec, match=r"data\.seq_len"):
+        open_dataset(folder, 5, 8, 0.0)
+
+
+def test_documents_that_begin_within_a_row_would_lack_their_first_token(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, np.arange(40) % 7, vocab_size=8, documents=[0, 9], **ROW)
+    with pytest.raises(InvalidSpec, match=r"attention_across_documents: .*--bos-policy document"):
+        open_dataset(folder, 4, 8, 0.0, attention_across_documents=False)
+
+
+def test_a_first_token_that_is_no_id_is_refused(tmp_path: Path) -> None:
+    for changed in ({"bos_token_id": None}, {"bos_token_id": 8}):
+        folder = write_shards(tmp_path, np.arange(40) % 7, vocab_size=8, **{**ROW, **changed})
+        with pytest.raises(CorruptData, match="bos_policy row needs a bos_token_id"):
+            open_dataset(folder, 4, 8, 0.0)
+
+
+def test_rows_with_another_first_token_are_other_data(tmp_path: Path) -> None:
+    tokens = np.arange(40) % 7
+    plain = open_dataset(write_shards(tmp_path / "plain", tokens, vocab_size=8), 4, 8, 0.0)
+    row = open_dataset(write_shards(tmp_path / "row", tokens, vocab_size=8, **ROW), 4, 8, 0.0)
+    assert plain.manifest.hashes == [plain.manifest.corpus_sha256]
+    assert row.manifest.hashes[:1] == plain.manifest.hashes != row.manifest.hashes

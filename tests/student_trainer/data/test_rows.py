@@ -13,7 +13,7 @@ from student_trainer.data.rows import (
     permutation,
     spread,
 )
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 from student_trainer.targets import IGNORE_INDEX
 
 
@@ -159,3 +159,37 @@ def test_ranks_share_the_validation_batches() -> None:
     firsts = sorted(int(batch.inputs_BS[0, 0]) // 4 for batch in seen)
     assert firsts == [0, 1, 2, 3, 4]
     assert parts[1][2].num_valid == 0
+
+
+def rows_with_bos(seq_len: int = 4) -> StreamRows:
+    """Tokens 10 to 22 in rows that begin with id 1; every third token is not learnt."""
+    tokens = np.arange(10, 23, dtype=np.uint32)
+    learnt = TokenStream([(np.arange(13) % 3 != 2).astype(np.uint8)])
+    return StreamRows(TokenStream([tokens]), seq_len, learnt, bos_token_id=1)
+
+
+def test_a_row_may_begin_with_a_token_of_its_own() -> None:
+    rows = rows_with_bos()
+    assert [rows.row(index).tolist() for index in range(len(rows))] == [
+        [1, 10, 11, 12, 13],
+        [1, 14, 15, 16, 17],
+        [1, 18, 19, 20, 21],
+    ]
+
+
+def test_behind_its_first_token_each_token_of_the_stream_is_a_label_once() -> None:
+    batch = next(in_order(rows_with_bos(), 3))
+    assert batch.inputs_BS[:, 0].tolist() == [1, 1, 1]
+    assert batch.labels_BS.tolist() == [
+        [10, 11, IGNORE_INDEX, 13],
+        [14, IGNORE_INDEX, 16, 17],
+        [IGNORE_INDEX, 19, 20, IGNORE_INDEX],
+    ]
+    assert batch.position_ids_BS is None and batch.num_tokens == 12
+
+
+def test_a_row_that_begins_with_a_token_of_its_own_needs_seq_len_tokens() -> None:
+    stream = TokenStream([np.arange(12, dtype=np.uint32)])
+    assert len(StreamRows(stream, 12, bos_token_id=1)) == 1
+    assert len(StreamRows(stream, 12)) == 0
+    assert len(StreamRows(stream, 13, bos_token_id=1)) == 0

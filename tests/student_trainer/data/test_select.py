@@ -96,6 +96,18 @@ def test_the_hashes_cover_everything_that_was_read(tmp_path: Path) -> None:
 
 
 def test_data_without_a_usable_row_is_refused(tmp_path: Path) -> None:
-    write_shards(tmp_path / "data/text", np.arange(81), mask=np.zeros(81))
+    write_shards(tmp_path / "data/text", np.arange(81), mask=np.zeros(81), content="text")
     with pytest.raises(CorruptData, match=r"no usable row: .* 20 have no label that counts"):
         opened(tmp_path)
+
+
+def test_validation_rows_begin_as_training_rows_do(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"bos_policy": "row", "bos_token_id": 99, "vocab_size": 100}
+    write_shards(tmp_path / "data/text", np.arange(40), **row)
+    write_shards(tmp_path / "data/other", np.arange(4, 16), **row)
+    data = opened(tmp_path, validation_fraction=0.25)
+    assert (len(data.training), len(data.validation)) == (8, 2)
+    assert inputs_of(data) == [[99, 32, 33, 34], [99, 36, 37, 38]]
+    # The same tokens behind the same first token are the same row.
+    with pytest.raises(InvalidSpec, match="all 3 held-out rows"):
+        opened(tmp_path, validation_path="other")

@@ -1,17 +1,16 @@
 """Sequential sources: shapes, next-token labels, wrap-around."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lectern_common.errors import InvalidRequest
 from student_trainer.batch import Batch, batch_of
-from student_trainer.data.sources import (
-    ShardBatchSource,
-    SyntheticBatchSource,
-    TokenStream,
-    synthetic_row,
-)
+from student_trainer.data.sources import ShardBatchSource, SyntheticBatchSource
+from student_trainer.data.stream import TokenStream, synthetic_row
 from student_trainer.targets import IGNORE_INDEX
+from tests.support.training.shards import write_shards
 
 
 def counting(*sizes: int) -> TokenStream:
@@ -108,3 +107,17 @@ def test_micro_batches_split_a_batch_and_count_their_valid_positions() -> None:
     assert first.labels_BS.tolist() == [[1, 2, 3], [IGNORE_INDEX, 12, 13]]
     assert (first.num_tokens, first.num_valid) == (6, 5)
     assert second.inputs_BS.tolist() == [[20, 21, 22]]
+
+
+def test_a_dataset_may_have_a_token_at_the_start_of_each_row(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, np.arange(8), vocab_size=50, bos_policy="row", bos_token_id=49)
+    inputs, labels = ShardBatchSource.open(folder).next_batch(3, 4)
+    assert inputs.tolist() == [[49, 0, 1, 2], [49, 4, 5, 6], [49, 0, 1, 2]]
+    assert labels.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def test_a_mask_is_obeyed(tmp_path: Path) -> None:
+    mask = [0, 1, 0, 0, 1]
+    folder = write_shards(tmp_path, np.arange(5), mask=mask, content="text")
+    _, labels = ShardBatchSource.open(folder).next_batch(1, 4)
+    assert labels.tolist() == [[1, IGNORE_INDEX, IGNORE_INDEX, 4]]

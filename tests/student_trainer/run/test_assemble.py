@@ -45,6 +45,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     other = np.random.default_rng(5).integers(0, VOCAB_SIZE, 100)
     write_shards(home.path / "data" / "held-out", other)
     write_shards(home.path / "data" / "documents", tokens, documents=range(0, 200, 5))
+    lengths = np.array([5, 15] * 10)
+    starts = np.cumsum(lengths) - lengths
+    write_shards(home.path / "data" / "chats", tokens, documents=starts, mask=np.ones(200))
     (home.path / "secrets").mkdir()
     (home.path / "secrets" / "token").write_text("secret\n")
     return home
@@ -193,6 +196,11 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         {"data": {"path": "documents", "attention_across_documents": False}},
         lambda run: run.parts.batches.batch_at(0).position_ids_BS.max(),  # type: ignore[union-attr]
         4,
+    ),
+    "data.long_chats": (
+        {"data": {"path": "chats", "long_chats": "drop"}},
+        lambda run: run.data.described["chats_dropped"],
+        10,
     ),
     "data.path": (
         {"data": {"path": "held-out"}},

@@ -13,7 +13,7 @@ from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.data.rows import StreamRows, batch_from
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 from student_trainer.student.forward import ask, at_valid_positions
 from student_trainer.targets import (
     DenseTargets,

@@ -10,7 +10,7 @@ import torch
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
 from student_trainer.data.rows import ShuffledBatches, StreamRows, in_order
-from student_trainer.data.sources import TokenStream
+from student_trainer.data.stream import TokenStream
 from student_trainer.objective.loss import Objective
 from student_trainer.run.loop import train
 from student_trainer.run.optim import build_adamw

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,14 @@ def write_shards(
     tokenizer_sha256: str = "0" * 64,
     documents: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
+    **fields: Any,
 ) -> Path:
     """Writes a dataset folder of flat uint32 shards with its manifest; returns the folder.
 
     vocab_size: for the manifest; None means one more than the largest id.
     documents: index of each document's first token; None for none in the manifest, as in old ones.
     mask: one byte per token; None for no mask.
+    fields: more of the manifest's fields, such as content.
     """
     ids = np.asarray(tokens, "<u4")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,5 +54,5 @@ def write_shards(
         for index, part in enumerate(np.array_split(learnt, shards)):
             (folder / f"mask-{index:05d}.bin").write_bytes(part.tobytes())
         manifest["mask_sha256"] = hashlib.sha256(learnt.tobytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **fields}))
     return folder
