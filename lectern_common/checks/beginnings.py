@@ -35,6 +35,9 @@ def beginnings_differ(
     Raises:
         CorruptData: the tokenizer in the dataset cannot be read.
     """
+    has = () if manifest.bos_token_id is None else (manifest.bos_token_id,)
+    if teacher.HasField("text_beginning") and tuple(teacher.text_beginning.token_ids) == has:
+        return None
     path = dataset / TOKENIZER_NAME
     files = read_tokenizer_files(path) if path.is_file() else {}
     tokenizer = complete_tokenizer(files, str(path))[0] if files else None
@@ -45,7 +48,6 @@ def beginnings_differ(
         usual = () if found is None else found.token_ids
     else:
         return None
-    has = () if manifest.bos_token_id is None else (manifest.bos_token_id,)
     if usual == has:
         return None
 
