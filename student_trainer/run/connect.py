@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lectern_common.checks.beginnings import beginnings_differ
+from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.roots import resolve_under
 from lectern_common.spec.sections import TeacherSpec
@@ -107,9 +107,8 @@ def _warn_of_beginnings(
     if path is None or manifest is None:
         return
     dataset = resolve_under(run.roots.data, path, "data.path")
-    differ = beginnings_differ(model, manifest, dataset)
-    if differ is not None:
-        run.recorder.event("beginnings_differ", message=f"{differ[0]}; {differ[1]}")
+    for check in beginnings_check(model, manifest, dataset):
+        run.recorder.event("beginnings_differ", message=f"{check.message}; {check.advice}")
 
 
 def _advice(teacher: TeacherSpec, model: teacher_pb2.Model) -> WaitAdvice:

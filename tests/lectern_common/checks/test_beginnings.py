@@ -63,6 +63,11 @@ def test_data_that_begins_as_the_teacher_does_is_not_mentioned(
     assert beginnings_differ(teacher(*usual), manifest_of(tmp_path, **changes), tmp_path) is None
 
 
+def test_a_template_may_begin_chats_with_what_the_tokenizer_does_not(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path, **AT_DOCUMENTS, content="chats")
+    assert beginnings_differ(teacher(), manifest, tmp_path) is None
+
+
 def test_the_tokenizer_of_the_data_speaks_for_a_server_that_does_not_say(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path)
     assert beginnings_differ(teacher(is_known=False), manifest, tmp_path) is None

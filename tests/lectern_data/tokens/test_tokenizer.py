@@ -56,10 +56,8 @@ def test_a_folder_with_another_kind_of_tokenizer_says_how_to_convert_it(tmp_path
 def test_chat_templates_are_found_by_name_wherever_they_stand(tmp_path: Path, way: str) -> None:
     named = {"default": "d", "tool_use": "t"}
     entries = [{"name": name, "template": text} for name, text in named.items()]
-    config: dict[str, Any] | None = {
-        "list": {"chat_template": entries},
-        "one": {"chat_template": "d"},
-    }.get(way)
+    template: Any = {"list": entries, "one": "d"}.get(way)
+    config = None if template is None else {"chat_template": template}
     files = {"chat_template.json": {"chat_template": entries}} if way == "json" else {}
     write_tokenizer(tmp_path, config=config, files=files)
     if way == "files":
