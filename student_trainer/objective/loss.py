@@ -25,6 +25,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 from lectern_models.products import projected
 from student_trainer.objective.divergences import divergence_named, teacher_rows
+from student_trainer.objective.infinite import REVERSE_KL_IS_INFINITE, require_finite
 from student_trainer.objective.rows import (
     HeadGradients,
     RowTerms,
@@ -54,7 +55,9 @@ class Objective:
 
     `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
     and memory, and results only by the order of float sums; None means `auto_chunk_tokens`.
-    `compiled` has torch.compile compile the elementwise part at its first use.
+    `compiled` has torch.compile compile the elementwise part at its first use. `student_only_ids`
+    is how many ids, the last ones, only the student has: p is 0 there, so that the student learns
+    not to produce them, and D stays what the formula says over all of the student's ids.
     """
 
     alpha: float
@@ -63,6 +66,7 @@ class Objective:
     beta: float | None = None
     chunk_tokens: int | None = None
     compiled: bool = False
+    student_only_ids: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -74,6 +78,11 @@ class Objective:
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise InvalidRequest(f"chunk_tokens is {self.chunk_tokens}; it must be >= 1")
         divergence_named(self.divergence, self.beta)
+        if self.student_only_ids < 0:
+            raise InvalidRequest(f"student_only_ids is {self.student_only_ids}; it must be >= 0")
+        if self.student_only_ids and self.alpha < 1 and self.divergence == "reverse_kl":
+            what = f"the student's last {self.student_only_ids} ids, which it lacks"
+            raise InvalidRequest(REVERSE_KL_IS_INFINITE.format(what=what), "divergence")
 
     def total(self, ce: _Number, kd: _Number) -> _Number:
         """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
@@ -114,7 +123,8 @@ def distillation_loss(
     Raises:
         InvalidRequest: targets are missing or have no effect; their number of rows, vocabulary or
             temperature does not match; they are draws and the divergence is not forward KL; the
-            number of labels does not match, or the normalizer is below 1.
+            number of labels does not match, or the normalizer is below 1; a loss is infinite,
+            because one side rules out an id (a logit of -inf) that the other does not.
     """
     _require_consistent(hidden_ND, head, labels_N, targets, objective, normalizer)
     call = _Call(head, labels_N, targets, objective, normalizer)
@@ -185,7 +195,10 @@ def _evaluate(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         student_nV = torch.empty(chunk_shape, dtype=dtype, device=device)
-        teacher_nV = torch.empty_like(student_nV) if isinstance(targets, HiddenTargets) else None
+        teacher_nV = None
+        if isinstance(targets, HiddenTargets):
+            teacher_shape = (chunk_shape[0], targets.head.vocab_size)
+            teacher_nV = torch.empty(teacher_shape, dtype=dtype, device=device)
         # Converted once, here, on CUDA; on the CPU the products widen it a piece at a time.
         weight_VD = call.head.weight_VD.detach()
         if hidden_ND.is_cuda:
@@ -203,6 +216,12 @@ def _evaluate(
             )
             if any(wanted):
                 gradients.add(rows, hidden_nD, weight_VD, projected_nV)
+        # Not on CUDA unless there may be something to find: reading a value waits for the device.
+        may_be = objective.divergence == "reverse_kl" or call.head.bias_V is not None
+        if device.type != "cuda" or may_be:
+            require_finite(
+                losses_2N, hidden_ND, call.head, call.labels_N, targets, objective.divergence
+            )
         ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
         total = objective.total(ce_sum, kd_sum) / call.normalizer
         return (total, ce_sum, kd_sum), gradients.parts()
@@ -304,8 +323,9 @@ def _require_consistent(
                 "representation than sampled",
                 "divergence",
             )
-    if teacher_vocab != head.vocab_size:
+    if teacher_vocab + objective.student_only_ids != head.vocab_size:
         raise InvalidRequest(
-            f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size}",
+            f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size} "
+            f"({objective.student_only_ids} of them expected to be only its own)",
             "vocab_size",
         )
