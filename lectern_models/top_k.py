@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
+from lectern_models.masks import rules_out
 
 
 def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -29,15 +30,6 @@ def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values_CK, ids_CK
 
 
-def first_row_without_distribution(logits_CV: Tensor) -> int | None:
-    """Returns the first row whose softmax is not a distribution, or None.
-
-    Such a row has nan or inf, or only -inf. Some -inf are a mask: those ids have probability 0.
-    """
-    usable_C = logits_CV.amax(-1).isfinite()  # nan if any value is
-    return None if bool(usable_C.all()) else int((~usable_C).nonzero()[0])
-
-
 def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns logsumexp(logits / temperature) [C] over the ids not in `ids_CK`, then over all.
 
@@ -46,7 +38,7 @@ def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tu
     one more [C, V].
 
     Args:
-        logits_CV: no row of `first_row_without_distribution`.
+        logits_CV: every row is a distribution (masks.py).
         ids_CK: distinct ids in each row.
         temperature: > 0.
 
@@ -58,7 +50,7 @@ def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tu
     rest_C = scaled_CV.scatter_(-1, ids_CK, -math.inf).logsumexp(-1)
     lost_C = ~rest_C.isfinite()
     if bool(lost_C.any()):  # a rest that has mass must not lose it
-        has_rest_CV = logits_CV[lost_C].isfinite().scatter_(-1, ids_CK[lost_C], False)
+        has_rest_CV = (~rules_out(logits_CV[lost_C])).scatter_(-1, ids_CK[lost_C], False)
         lost_C = has_rest_CV.any(-1)
     if not bool(normalizer_C.isfinite().all()) or bool(lost_C.any()):
         raise InvalidRequest(

@@ -34,11 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
+from lectern_models.masks import LOWEST_LOGIT, with_masks
 from student_trainer.targets import DenseTargets, SampledTargets, TopKTargets
 
-# Teachers mask ids with -inf or with the lowest number of float32 or bfloat16, -3.4e38. Both mean
-# probability 0, even in float64, so a logit below this rules its id out.
-_LOWEST_LOGIT = -1e30
 # log(q / p) below which q is nothing beside p in float32 (and nearly in float64).
 _LOWEST_LOG_RATIO = -30.0
 
@@ -110,7 +108,7 @@ def _log_ratio(
     q, log_z_q_N1 = _softmax(student_NO, temperature)
     p, log_z_p_N1 = _softmax(teacher_NO, temperature)
     # -inf - -inf is nan: both rule the outcome out, so any finite ratio will do.
-    largest = -_LOWEST_LOGIT
+    largest = -LOWEST_LOGIT
     r = (student_NO - teacher_NO).nan_to_num_(nan=0.0, posinf=largest, neginf=-largest)
     r = _scaled(r, temperature).sub_(log_z_q_N1 - log_z_p_N1)
     # p expm1(r), as -q expm1(-r) where r > 0, so that nothing overflows.
@@ -187,21 +185,11 @@ def divergence_from_teacher(
         if divergence is not forward_kl:
             raise ValueError("sampled targets work only with forward_kl")
         return _sampled_forward_kl(logits_nV, teacher, temperature)
-    teacher_nV = _ruled_out(teacher.logits_NV.to(logits_nV.dtype))
+    teacher_nV = with_masks(teacher.logits_NV.to(logits_nV.dtype))
     student_only = logits_nV.shape[1] - teacher_nV.shape[1]
     if student_only:
         teacher_nV = F.pad(teacher_nV, (0, student_only), value=-math.inf)
     return divergence(logits_nV, teacher_nV, temperature)
-
-
-def rules_out(logits: Tensor) -> Tensor:
-    """Returns True for each logit that means probability 0: -inf, or a mask's lowest number."""
-    return logits <= _LOWEST_LOGIT
-
-
-def _ruled_out(logits: Tensor) -> Tensor:
-    """Returns the logits with -inf instead of a mask's lowest number."""
-    return F.threshold(logits, _LOWEST_LOGIT, -math.inf)
 
 
 def _top_k_divergence(
@@ -218,7 +206,7 @@ def _top_k_divergence(
     if has_rest:
         # The rest gets its own shift, so that its mass is exact even if tiny.
         rest_nV.scatter_(1, ids_nK, -math.inf)
-        largest_n1 = rest_nV.amax(-1, keepdim=True).clamp_(min=_LOWEST_LOGIT)
+        largest_n1 = rest_nV.amax(-1, keepdim=True).clamp_(min=LOWEST_LOGIT)
         rest_nV.sub_(largest_n1).exp_()
         sums_n1 = rest_nV.sum(-1, keepdim=True)
         log_rest_n1 = largest_n1.to(torch.float64) + sums_n1.to(torch.float64).log()
@@ -241,7 +229,7 @@ def _teacher_outcomes(targets: TopKTargets, temperature: float, has_rest: bool) 
     if has_rest:
         rest_n1 = targets.log_rest_t_N.to(torch.float64)[:, None]
         outcomes_nO = torch.cat([outcomes_nO, rest_n1], dim=1)
-    return _ruled_out(outcomes_nO)
+    return with_masks(outcomes_nO)
 
 
 def _sampled_forward_kl(

@@ -21,6 +21,7 @@ from lectern_common.errors import (
 )
 from lectern_common.wire.formats import MAX_DRAWS, Representation
 from lectern_models.body_and_head import split_or_why
+from lectern_models.masks import first_row_without_distribution
 from lectern_models.sampled import Draws, draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
 from student_trainer.data.lists import every_position_logits, last_position_logits
@@ -155,9 +156,9 @@ class InProcessTeacher:
 
     def _logits(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
         if self._head is not None:
-            return self._head.logits(self._hidden(ids_S, asked_S))
+            return _distributions(self._head.logits(self._hidden(ids_S, asked_S)))
         own_SV = self._model(input_ids=self._ids(ids_S), use_cache=False).logits[0]
-        return _finite(own_SV[asked_S.to(own_SV.device), : self._vocab_size].float())
+        return _distributions(own_SV[asked_S.to(own_SV.device), : self._vocab_size].float())
 
     def _hidden(self, ids_S: npt.NDArray[np.uint32], asked_S: Tensor) -> Tensor:
         if self._parts is None:
@@ -235,3 +236,11 @@ def _finite(values: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         raise TeacherError("the teacher's output is not finite; it cannot be used as a target")
     return values
+
+
+def _distributions(logits_NV: Tensor) -> Tensor:
+    if first_row_without_distribution(logits_NV) is not None:
+        raise TeacherError(
+            "the teacher's logits are not finite, or all -inf; they cannot be used as a target"
+        )
+    return logits_NV

@@ -205,8 +205,7 @@ def _require_agreeing(
         other_ids, other_log_probs = _known(other, temperature)
         ids, own, theirs = np.intersect1d(own_ids, other_ids, return_indices=True)
         seen, expected = own_log_probs[own], other_log_probs[theirs]
-        allowed = tolerance * np.maximum(1.0, np.abs(expected))
-        beyond = np.flatnonzero(~(np.abs(seen - expected) <= allowed))
+        beyond = np.flatnonzero(~_close(seen, expected, tolerance))
         if len(beyond):
             worst = beyond[np.argmax(expected[beyond])]  # the likeliest, to check by hand
             raise _broken(
@@ -214,6 +213,16 @@ def _require_agreeing(
                 f"a log-probability of {expected[worst]:.5g} (T {temperature:g}) in {others_name}",
                 f"{seen[worst]:.5g}",
             )
+
+
+def _close(seen: _Floats, expected: _Floats, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Returns which log-probabilities agree; two of -inf, an id that the teacher masks, do."""
+    masked = np.isneginf(expected)
+    allowed = tolerance * np.maximum(1.0, np.abs(np.where(masked, 0.0, expected)))
+    # Only -inf equals -inf: anything else is infinitely far away.
+    difference = np.abs(np.where(masked, 0.0, seen) - np.where(masked, 0.0, expected))
+    agree: npt.NDArray[np.bool_] = np.where(masked, np.isneginf(seen), difference <= allowed)
+    return agree
 
 
 def _known(targets: TeacherTargets, temperature: float) -> tuple[npt.NDArray[np.int64], _Floats]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lectern_common.errors import TeacherError
 from lectern_common.wire.formats import CARRIERS, pack_sampled, top_k_record
+from lectern_models.masks import first_row_without_distribution
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import draw, uniforms
 from lectern_models.top_k import log_normalizers, ordered_top_k
@@ -45,7 +46,7 @@ class Logits:
 
         Raises:
             NoLongerWanted: no client waits for them any more.
-            TeacherError: a logit is not finite.
+            TeacherError: a logit is not finite; -inf, a masked id, is allowed beside others.
         """
         wanted_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cuda"])
         size = max(_MIN_CHUNK_ROWS, wanted_bytes // (4 * self.vocab_size))
@@ -54,11 +55,11 @@ class Logits:
                 raise NoLongerWanted
             stop = min(start + size, self.num_rows)
             logits_CV = self.of_rows(start, stop)
-            bad_row = first_bad_row(logits_CV)
+            bad_row = first_row_without_distribution(logits_CV)
             if bad_row is not None:
                 raise TeacherError(
                     f"the model's logits are not finite (asked position {start + bad_row} of a "
-                    "sequence); they cannot be used as a target"
+                    "sequence), or all -inf; they cannot be used as a target"
                 )
             yield slice(start, stop), logits_CV
 

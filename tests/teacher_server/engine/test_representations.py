@@ -7,7 +7,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
-from lectern_common.wire.formats import FORMATS, Representation, Widths, top_k_record
+from lectern_common.wire.formats import (
+    FORMATS,
+    Representation,
+    Widths,
+    sampled_record,
+    top_k_record,
+    unpack_sampled,
+)
 from lectern_models.output_head import OutputHead
 from teacher_server.engine import representations
 from teacher_server.engine.representations import (
@@ -161,10 +168,12 @@ def test_only_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [3, 3, 3, 1]
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_never_sent(poison: float) -> None:
+@pytest.mark.parametrize(
+    ("poison", "ids"), [("nan", 9), ("inf", 9), ("-inf", slice(None))], ids=str
+)
+def test_values_that_are_not_finite_are_never_sent(poison: str, ids: int | slice) -> None:
     values = random_logits(6, 16)
-    values[4, 9] = poison
+    values[4, ids] = float(poison)
     with pytest.raises(TeacherError, match="asked position 4"):
         dense_rows(6, 16, rows_of(values))
     with pytest.raises(TeacherError, match="asked position 4"):
@@ -175,6 +184,21 @@ def test_values_that_are_not_finite_are_never_sent(poison: float) -> None:
     assert hidden_rows(values).first_bad_row == 4
     assert hidden_rows(values.bfloat16()).first_bad_row == 4
     assert hidden_rows(values[:4]).first_bad_row is None
+
+
+def test_masked_ids_are_sent_as_they_are_and_never_drawn() -> None:
+    values = random_logits(6, 16)
+    values[4, [0, 9]] = float("-inf")
+    of_rows = rows_of(values)
+    dense = np.frombuffer(dense_rows(6, 16, of_rows), "<f4").reshape(6, 16)
+    assert np.isneginf(dense).nonzero()[1].tolist() == [0, 9]
+    for k, masked, rest in ((3, 0, False), (14, 0, True), (15, 1, True)):
+        record = np.frombuffer(top_k_rows(6, 16, of_rows, k, 1.0), top_k_record(k))[4]
+        assert np.isneginf(record["logits"]).sum() == masked
+        assert np.isneginf(record["log_rest_t"]) == rest and np.isfinite(record["log_normalizer_t"])
+    records = sampled_rows(1, 16, rows_of(values[4:5])).payload
+    drawn = unpack_sampled(np.frombuffer(records, sampled_record()))
+    assert not {0, 9} & set(drawn[0].tolist())
 
 
 def test_nothing_more_is_computed_after_the_client_has_gone() -> None:
