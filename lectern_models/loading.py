@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lectern_common.checks.config_fields import POSITIONS, number
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
 from lectern_common.tokens.weights import safetensors_files
@@ -144,7 +145,7 @@ def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, KeyError, ImportError, OSError) as error:
+    except Exception as error:  # whatever an architecture makes of settings that it cannot use
         raise Misconfigured(
             f"cannot build a model from {config_folder}: {_one_line(error)}"
         ) from error
@@ -172,9 +173,8 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns the longest sequence of the position encoding; None if unlimited (Mamba)."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
+    """Returns the longest sequence that the config names; None if it names none (Mamba, Bloom)."""
+    return number(model.config.to_dict(), POSITIONS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -205,7 +205,9 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
             origin += f", layers 0, {n}, {2 * n}, ..."
         if spec.student.lora is not None:
             origin += f", adapters of rank {spec.student.lora.rank}"
-        return facts, f"{origin}, vocabulary of {facts.vocab_size}"
+        size = facts.vocab_size
+        vocabulary = "vocabulary not in its config" if size is None else f"vocabulary of {size}"
+        return facts, f"{origin}, {vocabulary}"
 
     facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:

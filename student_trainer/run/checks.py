@@ -78,7 +78,10 @@ def require_memory(
         raise Misconfigured(fit.problem)
     if fit.warning is not None:
         _log.warning("memory_may_not_suffice", message=fit.warning)
-    return {**estimate.parts(), "free": free.device_bytes, "warning": fit.warning}
+    if fit.note is not None:
+        _log.info("memory_not_known", message=fit.note)
+    found = {**estimate.parts(), "free": free.device_bytes, "warning": fit.warning}
+    return found if fit.note is None else {**found, "note": fit.note}
 
 
 def require_promises(

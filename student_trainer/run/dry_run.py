@@ -127,8 +127,9 @@ def _memory(
     check = Check("memory", Outcome.PASS, "the run fits into free memory")
     if fit.problem is not None:
         check = Check.failed("memory", Misconfigured(fit.problem))
-    elif fit.warning is not None:
-        check = Check("memory", Outcome.WARN, fit.warning)
+    elif fit.warning is not None or fit.note is not None:
+        sentences = [sentence for sentence in (fit.warning, fit.note) if sentence is not None]
+        check = Check("memory", Outcome.WARN, "; ".join(sentences))
     return check, {
         "shape": asdict(shape),
         "memory": estimate.parts(),
