@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.checks.config_fields import POSITIONS, number
+from lectern_common.checks.other_weights import require_no_other_weights
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map
 from lectern_common.tokens.weights import safetensors_files
@@ -50,9 +51,11 @@ def load_causal_lm(
         NotFound: no config.json or no safetensors (the message names a pickle, if there is one).
         CorruptData: weights are truncated, or lack tensors that the config needs.
         Misconfigured: the architecture is unknown or needs code of its own; a package or a device
-            is missing; the model does not fit into memory.
+            is missing; the model does not fit into memory; the folder holds other weights beside
+            the model's, such as an adapter.
     """
     require_attention(attention, dtype, device)
+    require_no_other_weights(folder, {} if gguf_file else _read_config(folder))
     gguf = GgufFile(folder / gguf_file) if gguf_file else None
     options: dict[str, Any] = {}
     if attention != "auto":

@@ -84,7 +84,7 @@ def numbers(config: Mapping[str, Any], names: Names) -> list[int]:
 
     One value if it is the same in all layers, else one for each layer that has one; [] if unknown.
     """
-    for part in (config, *_text_parts(config)):
+    for part in (config, *text_parts(config)):
         for name in names:
             found = _values(part, name)
             if found:
@@ -94,7 +94,7 @@ def numbers(config: Mapping[str, Any], names: Names) -> list[int]:
 
 def is_all_attention(config: Mapping[str, Any]) -> bool:
     """Returns whether the config names attention heads, and no layer of another kind."""
-    for part in (config, *_text_parts(config)):
+    for part in (config, *text_parts(config)):
         if any(part.get(name) is not None for name in _NOT_ATTENTION):
             return False
         for name in _LAYER_KINDS:
@@ -109,7 +109,8 @@ def mean(values: Sequence[int]) -> int:
     return -(-sum(values) // len(values)) if values else 0
 
 
-def _text_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def text_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the configs of the text model within the config of a model of several parts."""
     parts = (config.get(name) for name in _TEXT_PARTS)
     return [part for part in parts if isinstance(part, Mapping)]
 

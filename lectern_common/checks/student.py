@@ -8,8 +8,9 @@ from typing import Any
 
 from lectern_common.checks.compatibility import StudentFacts
 from lectern_common.checks.config_fields import LAYERS, POSITIONS, VOCAB_SIZE, number
+from lectern_common.checks.other_weights import adapter_alone, require_no_other_weights
 from lectern_common.checks.rules import require_layers_to_leave_out, require_positions
-from lectern_common.errors import CorruptData, InvalidSpec, NotFound
+from lectern_common.errors import CorruptData, InvalidSpec, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME
@@ -47,7 +48,7 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         raise InvalidSpec([("student.revision", why)])
     config = _read_config(folder, field)
     require_positions(spec.data.seq_len, number(config, POSITIONS))
-    files = _weight_files(folder, field) if spec.student.init else []
+    files = _weight_files(folder, field, config) if spec.student.init else []
     layers = number(config, LAYERS)
     if spec.student.keep_every_nth_layer is not None and layers is not None:
         require_layers_to_leave_out(layers)
@@ -63,10 +64,11 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
     )
 
 
-def _weight_files(folder: Path, field: str) -> list[Path]:
+def _weight_files(folder: Path, field: str, config: dict[str, Any]) -> list[Path]:
     try:
+        require_no_other_weights(folder, config)
         return safetensors_files(folder)
-    except NotFound as error:
+    except (NotFound, Misconfigured) as error:
         raise InvalidSpec([(field, str(error))]) from None
 
 
@@ -91,7 +93,8 @@ def _read_config(folder: Path, field: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / _CONFIG_NAME).read_bytes())
     except FileNotFoundError:
-        raise InvalidSpec([(field, f"{folder.name} has no config.json")]) from None
+        why = adapter_alone(folder) or "has no config.json"
+        raise InvalidSpec([(field, f"{folder.name} {why}")]) from None
     except ValueError as error:
         raise CorruptData(f"{folder / 'config.json'} is not JSON: {error}") from None
     if not isinstance(config, dict):
