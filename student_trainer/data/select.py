@@ -63,18 +63,22 @@ def open_data(spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap
         return Data(training, spread(held, most), None, None, [])
     folder = resolve_under(roots.data, spec.data.path, "data.path")
     opened = _open(spec, folder, vocab_size)
-    require_data_fits(folder, opened.manifest, tokens)
+    other = None
+    if spec.data.validation_path is not None:
+        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
+    note = require_data_fits(folder, opened.manifest, tokens, other)
+    if note is not None:
+        _log.warning("tokenizers_differ", message=note)
     hashes = opened.manifest.hashes
-    if spec.data.validation_path is None:
+    if other is None:
         training, held = held_out(opened.rows, spec.data.validation_fraction or 0.0)
         row_hashes, held_hashes = opened.hashes[training.indices], opened.hashes[held.indices]
     else:
-        other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
         theirs = _open(spec, other, vocab_size)
         require_one_tokenizer(
             spec.data.path,
             opened.manifest.tokenizer_sha256,
-            spec.data.validation_path,
+            str(spec.data.validation_path),
             theirs.manifest.tokenizer_sha256,
         )
         training, row_hashes = opened.rows, opened.hashes

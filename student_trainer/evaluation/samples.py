@@ -296,7 +296,7 @@ def checked_prompts(
         evaluation.prompt_tokens or 0,
         next((path for path in paths if path.exists()), None),
         ends=ends,
-        vocab_size=loaded.student.vocab_size,
+        vocab_size=min([loaded.student.vocab_size, *([model.logit_width] if model else [])]),
         max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
     )
 

@@ -21,11 +21,13 @@ and jsd is always finite. Rows that are not logits (nan, inf, all -inf) give nan
 For dense and hidden targets every token is an outcome. For top_k the outcomes are the teacher's K
 most likely tokens and one for all other tokens, the rest, which is never renormalised away; at
 K = V there is no rest. Sampled targets give unbiased estimates of forward_kl and of its gradient.
-Ids that only the student has (`Objective.student_only_ids`) are ruled out by the teacher.
+Ids in which the teacher has no say (see `Objective`) are ruled out by it. Those among top_k's rest
+cannot be told from it: their mass, less than that of the last token kept each, stays with the rest.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -168,7 +170,11 @@ def teacher_rows(targets: DenseTargets | TopKTargets | SampledTargets) -> Teache
 
 
 def divergence_from_teacher(
-    logits_nV: Tensor, teacher: TeacherRows, temperature: float, divergence: Divergence
+    logits_nV: Tensor,
+    teacher: TeacherRows,
+    temperature: float,
+    divergence: Divergence,
+    untaught: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns D [n] and T dD/ds [n, V], where s are the student's logits.
 
@@ -178,14 +184,21 @@ def divergence_from_teacher(
             the student, are ruled out.
         temperature: T; the targets' own for top_k and sampled.
         divergence: from `divergence_named`; must be forward_kl for draws.
+        untaught: further ids that the teacher rules out; None for draws.
     """
     if isinstance(teacher, TopKTargets):
+        if untaught is not None:
+            out_nK = torch.isin(teacher.ids_NK, untaught)
+            logits_NK = teacher.logits_NK.masked_fill(out_nK, -math.inf)
+            teacher = replace(teacher, logits_NK=logits_NK)
         return _top_k_divergence(logits_nV, teacher, temperature, divergence)
     if isinstance(teacher, SampledRows):
         if divergence is not forward_kl:
             raise ValueError("sampled targets work only with forward_kl")
         return _sampled_forward_kl(logits_nV, teacher, temperature)
     teacher_nV = with_masks(teacher.logits_NV.to(logits_nV.dtype))
+    if untaught is not None:
+        teacher_nV = teacher_nV.index_fill(1, untaught, -math.inf)
     student_only = logits_nV.shape[1] - teacher_nV.shape[1]
     if student_only:
         teacher_nV = F.pad(teacher_nV, (0, student_only), value=-math.inf)

@@ -14,13 +14,14 @@ the model does); `lectern_models/products.py` says which factors are 16 bits wid
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lectern_common.checks.vocabularies import Untaught
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 from lectern_models.products import projected
@@ -55,9 +56,12 @@ class Objective:
 
     `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
     and memory, and results only by the order of float sums; None means `auto_chunk_tokens`.
-    `compiled` has torch.compile compile the elementwise part at its first use. `student_only_ids`
-    is how many ids, the last ones, only the student has: p is 0 there, so that the student learns
-    not to produce them, and D stays what the formula says over all of the student's ids.
+    `compiled` has torch.compile compile the elementwise part at its first use.
+
+    In some ids the teacher has no say: `student_only_ids` is how many, the last ones, only the
+    student has, and `untaught_ids` are others, that mean something else to the teacher. There p is
+    0, so that the student learns not to produce them, p sums to 1 over the others, and D is over
+    all ids of the student.
     """
 
     alpha: float
@@ -67,6 +71,7 @@ class Objective:
     chunk_tokens: int | None = None
     compiled: bool = False
     student_only_ids: int = 0
+    untaught_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -80,9 +85,16 @@ class Objective:
         divergence_named(self.divergence, self.beta)
         if self.student_only_ids < 0:
             raise InvalidRequest(f"student_only_ids is {self.student_only_ids}; it must be >= 0")
-        if self.student_only_ids and self.alpha < 1 and self.divergence == "reverse_kl":
+        untaught = bool(self.student_only_ids or self.untaught_ids)
+        if untaught and self.alpha < 1 and self.divergence == "reverse_kl":
             what = f"the student's last {self.student_only_ids} ids, which it lacks"
+            if self.untaught_ids:
+                what = f"{len(self.untaught_ids)} ids that mean something else to it"
             raise InvalidRequest(REVERSE_KL_IS_INFINITE.format(what=what), "divergence")
+
+    def leaving_out(self, untaught: Untaught) -> "Objective":
+        """Returns the objective with these ids in which the teacher has no say."""
+        return replace(self, student_only_ids=untaught.student_only, untaught_ids=untaught.ids)
 
     def total(self, ce: _Number, kd: _Number) -> _Number:
         """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
@@ -238,6 +250,9 @@ def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerm
         teacher=targets.head if isinstance(targets, HiddenTargets) else None,
         temperature=objective.temperature,
         divergence=divergence_named(objective.divergence, objective.beta),
+        untaught=torch.tensor(objective.untaught_ids, device=device)
+        if objective.untaught_ids
+        else None,
         ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
         # T^2 from the objective, 1 / T from dD/ds.
         kd_weight=None
@@ -323,6 +338,12 @@ def _require_consistent(
                 "representation than sampled",
                 "divergence",
             )
+    if isinstance(targets, SampledTargets) and objective.untaught_ids:
+        raise InvalidRequest(
+            "draws cannot leave out ids that mean something else to the teacher, because it may "
+            "draw them; use another representation than sampled",
+            "untaught_ids",
+        )
     if teacher_vocab + objective.student_only_ids != head.vocab_size:
         raise InvalidRequest(
             f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size} "

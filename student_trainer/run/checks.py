@@ -24,6 +24,7 @@ from lectern_common.checks.memory import (
     free_host_bytes,
     memory_fit,
 )
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
@@ -141,7 +142,9 @@ def check_before_training(
     if teaching is None or model is None or spec.teacher is None or not asks_teacher:
         return found
     answering = Answering.of_model(
-        model, student.vocab_size, one_server=is_one_server(spec.teacher.address)
+        model,
+        min(student.vocab_size, model.logit_width),
+        one_server=is_one_server(spec.teacher.address),
     )
     found["probe"] = require_promises(
         teaching.provider,
@@ -197,13 +200,14 @@ def forward_kl_sum(
     micro_batches: Sequence[MicroBatch],
     device: torch.device,
     temperature: float,
+    untaught: Untaught = NOTHING_UNTAUGHT,
 ) -> float:
     """Returns KL(teacher || student) summed over the valid positions; all ranks call it.
 
     Raises:
         LecternError: as an answer's function says.
     """
-    objective, total = Objective(alpha=0.0, temperature=temperature), 0.0
+    objective, total = Objective(0.0, temperature).leaving_out(untaught), 0.0
     for part in micro_batches:
         answer = part.answer
 
