@@ -344,6 +344,12 @@ def _require_consistent(
             "draw them; use another representation than sampled",
             "untaught_ids",
         )
+    if max(objective.untaught_ids, default=0) >= teacher_vocab:
+        raise InvalidRequest(
+            f"untaught_ids has id {max(objective.untaught_ids)}, but the teacher has ids below "
+            f"{teacher_vocab}",
+            "untaught_ids",
+        )
     if teacher_vocab + objective.student_only_ids != head.vocab_size:
         raise InvalidRequest(
             f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size} "

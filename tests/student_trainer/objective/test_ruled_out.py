@@ -56,16 +56,29 @@ def targets_of(representation, logits_NW, temperature, k):
     return TopKTargets(values_NK, ids_NK, rest_N, normalizer_N, temperature, logits_NW.shape[1])
 
 
-def compare(representation, divergence, beta, *, teacher_NW, student_bias_V, temperature=1.5, k=4):
+def compare(
+    representation,
+    divergence,
+    beta,
+    *,
+    teacher_NW,
+    student_bias_V,
+    temperature=1.5,
+    k=4,
+    untaught=(),
+):
     """Compares loss and gradient by each logit with the reference, at every position."""
     student_NV = normal(1, N, V).requires_grad_()
     head = OutputHead(torch.eye(V), student_bias_V)
     targets = targets_of(representation, teacher_NW, temperature, k)
     student_only = V - teacher_NW.shape[1]
-    objective = Objective(0.4, temperature, divergence, beta, student_only_ids=student_only)
+    objective = Objective(
+        0.4, temperature, divergence, beta, student_only_ids=student_only, untaught_ids=untaught
+    )
     loss = distillation_loss(student_NV, head, LABELS, targets, objective, N)
     loss.total.backward()
-    rows = torch.nn.functional.pad(teacher_NW, (0, student_only), value=-math.inf).double()
+    rows = F.pad(teacher_NW, (0, student_only), value=-math.inf).double()
+    rows[:, list(untaught)] = -math.inf
     draws = drawn_ids(targets) if representation == "sampled" else [None] * N
     losses, gradients = [], []
     for row in range(N):
@@ -197,5 +210,70 @@ def test_a_narrower_teacher_is_refused_unless_the_objective_says_by_how_much():
                 LABELS,
                 DenseTargets(normal(2, N, teacher_width)),
                 Objective(0.5, 1.0, student_only_ids=student_only),
+                N,
+            )
+
+
+@pytest.mark.parametrize("representation", ["dense", "hidden", "top_k"])
+@pytest.mark.parametrize(("divergence", "beta"), EVERY_DIVERGENCE)
+@pytest.mark.parametrize("teacher_width", [V, V - 3])
+def test_ids_that_mean_something_else_to_the_teacher_get_none_of_its_mass(
+    teacher_width, divergence, beta, representation
+):
+    teacher_NW = normal(2, N, teacher_width)
+    teacher_NW[:, 2] += 9  # the teacher's likeliest token, as a thought would be
+    arguments = {
+        "teacher_NW": teacher_NW,
+        "student_bias_V": torch.zeros(V),
+        "untaught": (2, 5),
+        # All of them, so that none is hidden in the rest: see the next test.
+        "k": teacher_width,
+    }
+    if divergence == "reverse_kl":
+        with pytest.raises(InvalidRequest, match="2 ids that mean something else to it"):
+            compare(representation, divergence, beta, **arguments)
+        return
+    compare(representation, divergence, beta, **arguments)
+
+
+def test_untaught_ids_within_top_ks_rest_stay_with_it():
+    teacher_NV = normal(2, N, V)
+    targets = targets_of("top_k", teacher_NV, 1.5, 4)
+    objective = Objective(0.0, 1.5, untaught_ids=(2, 5))
+    student_NV = normal(1, N, V).requires_grad_()
+    distillation_loss(
+        student_NV, OutputHead(torch.eye(V)), LABELS, targets, objective, 1
+    ).total.backward()
+    for row in range(N):
+        kept = targets.ids_NK[row]
+        in_rest = [one for one in (2, 5) if one not in kept]
+        outcomes = targets.logits_NK[row].double() / 1.5
+        outcomes[torch.isin(kept, torch.tensor([2, 5]))] = -math.inf
+        p = torch.cat([outcomes, targets.log_rest_t_N[row : row + 1].double()]).softmax(0)
+        q = F.softmax(student_NV.detach()[row].double() / 1.5, -1)
+        rest = 1 - q[kept].sum()
+        expected = q.clone()
+        expected[kept] -= p[:-1]
+        others = torch.ones(V, dtype=torch.bool).index_fill_(0, kept, False)
+        expected[others] = (q[others] / rest) * (rest - p[-1])
+        torch.testing.assert_close(
+            student_NV.grad[row].double() / 1.5, expected, atol=1e-6, rtol=1e-5
+        )
+        assert in_rest == [] or others[in_rest].all()
+
+
+def test_untaught_ids_are_refused_for_draws_and_beyond_the_teacher():
+    for representation, ids, words in (
+        ("sampled", (2,), "draws cannot leave out ids"),
+        ("dense", (V,), f"untaught_ids has id {V}"),
+    ):
+        targets = targets_of(representation, normal(2, N, V), 1.0, 4)
+        with pytest.raises(InvalidRequest, match=words):
+            distillation_loss(
+                normal(1, N, V),
+                OutputHead(torch.eye(V)),
+                LABELS,
+                targets,
+                Objective(0.5, 1.0, untaught_ids=ids),
                 N,
             )
