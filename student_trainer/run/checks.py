@@ -29,6 +29,7 @@ from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
+from lectern_models.masks import rules_out
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.batch import Batch
@@ -91,19 +92,22 @@ def require_promises(
     batch: Batch,
     representation: Representation,
     temperature: float,
+    *,
+    may_mask: bool = True,
 ) -> str | None:
     """Probes the teacher, and returns the finding in words (teacher/probe.py).
 
     Returns None, without asking, if no row of `batch`, the run's first, has a valid position.
 
     Raises:
+        Incompatible: it masks ids, but `may_mask` is False.
         TeacherError: the teacher's answers are inconsistent.
         LecternError: as TargetsProvider.score says.
     """
     rows = ProbeRows.of_batch(batch)
     if not rows.sequences:
         return None
-    return probe_teacher(teacher, rows, representation, temperature, answering)
+    return probe_teacher(teacher, rows, representation, temperature, answering, may_mask=may_mask)
 
 
 def check_before_training(
@@ -152,10 +156,16 @@ def check_before_training(
         batch_at(0),
         teaching.representation,
         spec.objective.temperature,
+        # A student may mask the same ids; the first step will tell.
+        may_mask=spec.objective.divergence != "reverse_kl" or _masks(student.output_head()),
     )
     if teaching.take_received is not None:
         teaching.take_received()  # resets the count: the probe is not part of a step
     return found
+
+
+def _masks(head: OutputHead) -> bool:
+    return head.bias_V is not None and bool(rules_out(head.bias_V).any())
 
 
 # Divergence (in nats, times T^2) up to which an untrained student counts as equal to its teacher.

@@ -179,6 +179,7 @@ def _probed(
             teacher.asks_for,
             spec.objective.temperature,
             Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
+            may_mask=spec.objective.divergence != "reverse_kl",
         )
     return model, said
 

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lectern_common.errors import TeacherError
+from lectern_common.errors import Incompatible, TeacherError
 from lectern_common.wire.formats import Representation, offered_by
+from lectern_models.masks import LOWEST_LOGIT, rules_out
 from protos import teacher_pb2
 from student_trainer.batch import Batch
 from student_trainer.targets import (
@@ -124,6 +125,8 @@ def probe_teacher(
     representation: Representation,
     temperature: float,
     answering: Answering,
+    *,
+    may_mask: bool = True,
 ) -> str:
     """Returns in words what was checked. Raises unless the answers are consistent.
 
@@ -133,8 +136,10 @@ def probe_teacher(
         representation: the run's.
         temperature: the run's.
         answering: what the teacher promises.
+        may_mask: whether the objective is finite if the teacher gives ids a logit of -inf.
 
     Raises:
+        Incompatible: it does, but may not.
         TeacherError: an answer is inconsistent; the message names the position, the expected and
             the actual value.
         LecternError: as TargetsProvider.score says.
@@ -143,6 +148,8 @@ def probe_teacher(
     first = teacher.score(rows.sequences, rows.positions, representation, temperature)
     if isinstance(first, TopKTargets):
         _require_normalised(first, rows)
+    if not may_mask:
+        _require_no_masks(first, rows)
     turned, places = rows.turned()
     again = teacher.score(turned.sequences, turned.positions, representation, temperature)
     moved = [again.rows(place, place + 1) for place in places]
@@ -173,6 +180,23 @@ def _require_normalised(targets: TopKTargets, rows: ProbeRows) -> None:
                 rows.place(index),
                 f"a log-normaliser of {expected:.6g}, computed from its logits and its rest",
                 f"{seen:.6g}",
+            )
+
+
+def _require_no_masks(targets: TeacherTargets, rows: ProbeRows) -> None:
+    """Raises Incompatible if an id, or all of top_k's rest, has no probability at a position."""
+    for index in range(len(targets)):
+        one = targets.rows(index, index + 1)
+        ids, log_probs = _known(one, 1.0)
+        masked = ids[log_probs <= LOWEST_LOGIT]
+        what = f"id {masked[0]}" if len(masked) else None
+        if isinstance(one, TopKTargets) and len(ids) < one.vocab_size:
+            rest_is_out = bool(rules_out(one.log_rest_t_N).any())
+            what = what or (f"every id beyond its top {len(ids)}" if rest_is_out else None)
+        if what is not None:
+            raise Incompatible(
+                f"objective.divergence reverse_kl is infinite: the teacher rules out {what} at "
+                f"{rows.place(index)} of the first step (a logit of -inf); set forward_kl or jsd"
             )
 
 

@@ -42,7 +42,7 @@ def check(
     theirs: dict[str, int] = TEACHER,
     logits: int = 8,
     validation: Path | None = None,
-    kind: int = teacher_pb2.REPRESENTATION_DENSE,
+    kind: Any = teacher_pb2.REPRESENTATION_DENSE,
     **sections: Any,
 ) -> Untaught:
     model = teacher(

@@ -83,10 +83,10 @@ def compare(
     losses, gradients = [], []
     for row in range(N):
         logits_V = (student_NV.detach()[row] + student_bias_V).double().numpy()
-        options = {"top_k": k if representation == "top_k" else None, "draws": draws[row]}
+        top_k = k if representation == "top_k" else None
         named = (logits_V, rows[row].numpy(), int(LABELS[row]), temperature, 0.4, divergence, beta)
-        losses.append(kd_loss(*named, **options))
-        gradients.append(kd_logit_gradient(*named, **options))
+        losses.append(kd_loss(*named, top_k, draws[row]))
+        gradients.append(kd_logit_gradient(*named, top_k, draws[row]))
     assert loss.total.item() == pytest.approx(np.mean(losses), rel=2e-6)
     expected_NV = torch.tensor(np.array(gradients)) / N
     torch.testing.assert_close(student_NV.grad.double(), expected_NV, rtol=2e-5, atol=2e-7)

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lectern_common.errors import InvalidRequest, TeacherError
+from lectern_common.errors import Incompatible, InvalidRequest, TeacherError
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
 from lectern_models.output_head import OutputHead
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.objective.reference import kd_loss
-from student_trainer.targets import TargetsProvider
+from student_trainer.targets import SampledTargets, TargetsProvider
 from student_trainer.teacher.local import InProcessTeacher
 from student_trainer.teacher.probe import Answering, ProbeRows, probe_teacher
 from student_trainer.teacher.remote import connect_teacher
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_the_models_own_logits(
         own_SV = model(torch.from_numpy(IDS[0].astype(np.int64))[None]).logits[0].double().numpy()
     assert np.isneginf(own_SV[:, MASKED]).all()
     draws = None
-    if kind == "sampled":
+    if isinstance(targets, SampledTargets):
         ids = [targets.rows(row, row + 1) for row in range(S)]
         draws = [torch.repeat_interleave(row.ids_R, row.counts_R).tolist() for row in ids]
         assert not set(MASKED) & {token for row in draws for token in row}
@@ -113,6 +113,17 @@ def test_its_answers_are_consistent(teacher: TargetsProvider, kind: str) -> None
     answering = Answering(("dense", "hidden", "top_k", "sampled"), V, "float32", same_bytes=True)
     found = probe_teacher(teacher, ProbeRows(IDS, EVERYWHERE), KINDS[kind], 2.0, answering)
     assert "is consistent and agrees with" in found
+
+
+@pytest.mark.parametrize("kind", ["dense", "hidden", "all but the masked", "into the masked"])
+def test_the_probe_finds_masks_for_an_objective_that_they_make_infinite(
+    teacher: TargetsProvider, kind: str
+) -> None:
+    answering = Answering(("dense", "hidden", "top_k", "sampled"), V, "float32", same_bytes=True)
+    what = "every id beyond its top 56" if kind == "all but the masked" else "id 0"
+    with pytest.raises(Incompatible, match=f"the teacher rules out {what} at row 0, position 0"):
+        rows = ProbeRows(IDS, EVERYWHERE)
+        probe_teacher(teacher, rows, KINDS[kind], 2.0, answering, may_mask=False)
 
 
 @pytest.mark.parametrize(
