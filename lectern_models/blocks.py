@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lectern_common.errors import TeacherError
+from lectern_models.masks import first_row_without_distribution
 from lectern_models.output_head import OutputHead
 from lectern_models.sampled import Draws, draw
 from lectern_models.top_k import log_normalizers, ordered_top_k
@@ -103,7 +104,7 @@ class AskedLogits:
         """Yields each block that has an asked position.
 
         Raises:
-            TeacherError: an asked logit is not finite.
+            TeacherError: an asked logit is not finite; -inf, a masked id, is allowed beside others.
         """
         size, done = block_rows(self.device_type), 0
         for start in range(0, len(self.asked_S), size):
@@ -111,12 +112,12 @@ class AskedLogits:
             if not len(asked):
                 continue
             logits_CV = _only(asked, self.of_block(start))
-            bad_row = first_bad_row(logits_CV)
+            bad_row = first_row_without_distribution(logits_CV)
             if bad_row is not None:
                 place = done + int(np.searchsorted(asked, bad_row))
                 raise TeacherError(
-                    f"the model's logits are not finite (asked position {place} of a sequence); "
-                    "they cannot be used as a target"
+                    f"the model's logits are not finite (asked position {place} of a sequence), "
+                    "or all -inf; they cannot be used as a target"
                 )
             yield Block(slice(done, done + len(asked)), asked, logits_CV)
             done += len(asked)

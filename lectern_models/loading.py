@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lectern_common.checks.config_fields import POSITIONS, number
+from lectern_common.checks.other_weights import require_no_other_weights
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import vocabulary_files
@@ -52,9 +54,11 @@ def load_causal_lm(
         NotFound: no config.json or no safetensors (the message names a pickle, if there is one).
         CorruptData: weights are truncated, or lack tensors that the config needs.
         Misconfigured: the architecture is unknown or needs code of its own; a package or a device
-            is missing; the model does not fit into memory.
+            is missing; the model does not fit into memory; the folder holds other weights beside
+            the model's, such as an adapter.
     """
     require_attention(attention, dtype, device)
+    require_no_other_weights(folder, {} if gguf_file else _read_config(folder))
     gguf = GgufFile(folder / gguf_file) if gguf_file else None
     options: dict[str, Any] = {}
     if attention != "auto":
@@ -147,7 +151,7 @@ def build_causal_lm(config_folder: Path, seed: int) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, KeyError, ImportError, OSError) as error:
+    except Exception as error:  # whatever an architecture makes of settings that it cannot use
         raise Misconfigured(
             f"cannot build a model from {config_folder}: {_one_line(error)}"
         ) from error
@@ -180,9 +184,8 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns the longest sequence of the position encoding; None if unlimited (Mamba)."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
+    """Returns the longest sequence that the config names; None if it names none (Mamba, Bloom)."""
+    return number(model.config.to_dict(), POSITIONS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

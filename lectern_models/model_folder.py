@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from lectern_common.checks.other_weights import adapter_alone
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
 from lectern_common.tokens.shards import MANIFEST_NAME
@@ -120,6 +121,9 @@ def _no_model(folder: Path) -> str:
     if (folder / MANIFEST_NAME).exists():
         return f"is a dataset (it has a {MANIFEST_NAME} of token shards); give a model folder"
     gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    adapter = adapter_alone(folder)
+    if adapter is not None:
+        return adapter
     if gguf:
         return f"has no {CONFIG_NAME}; give the GGUF file itself: {folder / gguf[0]}"
     return f"has no {CONFIG_NAME}: it is not a model folder"

@@ -32,7 +32,7 @@ def packing_probe(parts: BodyAndHead, vocab_size: int) -> str | None:
     try:
         together = parts.hidden_states(torch.cat(documents, 1), torch.cat(positions, 1))[0].float()
         alone = torch.cat([parts.hidden_states(ids)[0] for ids in documents]).float()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, IndexError, ValueError, RuntimeError) as error:
         return f"{type(parts.body).__name__} does not take position ids: {error}"
     difference = (together - alone).abs().max() / alone.abs().max()
     if bool(difference <= _TOLERANCE):  # false if it is not a number

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from lectern_common.checks.config_fields import text_parts
 from lectern_common.errors import Misconfigured
 
 
@@ -53,9 +54,12 @@ def stored_quantization(config: dict[str, Any]) -> str:
     Raises:
         Misconfigured: they are stored in an unsupported way.
     """
-    stored = config.get("quantization_config")
-    if stored is None:
+    # transformers looks into the text model's config too.
+    parts = [config, *text_parts(config)]
+    found = [part["quantization_config"] for part in parts if part.get("quantization_config")]
+    if not found:
         return "none"
+    stored = found[0]
     if isinstance(stored, dict) and stored.get("quant_method") == "bitsandbytes":
         return "int4" if stored.get("load_in_4bit") else "int8"
     method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else "unknown"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
+from lectern_models.masks import rules_out
 
 
 def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,11 @@ def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tu
     """Returns logsumexp(logits / temperature) [C] over the ids not in `ids_CK`, then over all.
 
     The first is summed separately, so it is exact even if the rest has almost no mass; -inf if
-    K = V. Leaves its inputs unchanged; needs memory for one more [C, V].
+    K = V, or if all other ids are ruled out by -inf. Leaves its inputs unchanged; needs memory for
+    one more [C, V].
 
     Args:
-        logits_CV: finite.
+        logits_CV: every row is a distribution (masks.py).
         ids_CK: distinct ids in each row.
         temperature: > 0.
 
@@ -46,8 +48,11 @@ def log_normalizers(logits_CV: Tensor, ids_CK: Tensor, temperature: float) -> tu
     scaled_CV = logits_CV / temperature
     normalizer_C = scaled_CV.logsumexp(-1)
     rest_C = scaled_CV.scatter_(-1, ids_CK, -math.inf).logsumexp(-1)
-    needed = [normalizer_C, rest_C] if ids_CK.shape[-1] < logits_CV.shape[-1] else [normalizer_C]
-    if not all(bool(part.isfinite().all()) for part in needed):
+    lost_C = ~rest_C.isfinite()
+    if bool(lost_C.any()):  # a rest that has mass must not lose it
+        has_rest_CV = (~rules_out(logits_CV[lost_C])).scatter_(-1, ids_CK[lost_C], False)
+        lost_C = has_rest_CV.any(-1)
+    if not bool(normalizer_C.isfinite().all()) or bool(lost_C.any()):
         raise InvalidRequest(
             f"temperature {temperature:g} takes logits / temperature out of float32's range",
             field="temperature",

@@ -36,7 +36,7 @@ def of_step(representation: Representation, run_seed: int, step: int) -> Represe
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The teacher's logits, float32, not divided by any temperature."""
+    """The teacher's logits, float32, not divided by any temperature; -inf rules an id out."""
 
     logits_NV: Tensor
 
@@ -75,7 +75,8 @@ class TopKTargets:
     """The K largest logits, and the mass of all other ids as one further outcome.
 
     log p_T is logits / T - log_normalizer_t for an id kept, and log_rest_t - log_normalizer_t for
-    the rest. At K = V there is no rest, and log_rest_t is -inf.
+    the rest. At K = V there is no rest, and log_rest_t is -inf; so it is if the teacher rules out
+    all other ids.
     """
 
     logits_NK: Tensor  # float32, falling

@@ -37,6 +37,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "teacher.top_k": {"teacher.representation": "top_k", "teacher.top_k": 8},
     "teacher.num_draws": {"teacher.representation": "sampled", "teacher.num_draws": 8},
     "teacher.prefetch_steps": {"teacher.prefetch_steps": 2},
+    "teacher.vocabulary": {"teacher.vocabulary": "same"},
     "teacher.allow_same_weights": {"teacher.allow_same_weights": True},
     "student.init": {"student.init": "other"},
     "student.revision": {"student.revision": "main"},

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.checks.rules import require_own_tokenizer
+from lectern_common.checks.vocabularies import (
+    Untaught,
+    Vocabulary,
+    require_known_ids,
+    require_one_vocabulary,
+)
 from lectern_common.errors import (
     Incompatible,
     RepresentationNotOffered,
@@ -19,7 +25,6 @@ from lectern_common.tokens.shards import TOKENIZER_NAME, ShardManifest
 from lectern_common.tokens.tokenizer_map import (
     TokenizerMap,
     read_dataset_map,
-    require_same_tokens,
     tokenizer_sha256,
 )
 from lectern_common.wire.formats import FORMATS, Widths, offered_by
@@ -42,8 +47,9 @@ def require_teacher_fits(
     student: StudentFacts,
     manifest: ShardManifest | None,
     dataset: Path | None,
-) -> None:
-    """Raises unless this teacher can teach the run.
+    validation: Path | None = None,
+) -> Untaught:
+    """Returns the ids that this teacher cannot teach, none of which the data uses.
 
     Args:
         spec: a spec that distils.
@@ -52,10 +58,11 @@ def require_teacher_fits(
         student: what is known about the student.
         manifest: of the training shards; None for synthetic data.
         dataset: folder of the training shards.
+        validation: folder of the validation shards, if they are others.
 
     Raises:
         Incompatible: or a subclass (WrongModel, RepresentationNotOffered, SameWeights,
-            TokenizerMismatch); the message says what to set.
+            TokenizerMismatch): this teacher cannot teach the run; the message says what to set.
     """
     if spec.teacher is None:
         raise ValueError("the spec does not distil")
@@ -76,27 +83,30 @@ def require_teacher_fits(
             "so there is nothing to distil; choose another student, or set "
             "teacher.allow_same_weights"
         )
-    if student.tokens and teacher.tokenizer_sha256:
-        if tokenizer_sha256(student.tokens) != teacher.tokenizer_sha256:
-            require_same_tokens(teacher_tokens(), student.tokens)
-    elif manifest is not None and teacher.tokenizer_sha256 not in ("", manifest.tokenizer_sha256):
-        if dataset is not None and (dataset / TOKENIZER_NAME).is_file():
-            of_data = read_dataset_map(dataset / TOKENIZER_NAME)
-            require_same_tokens(teacher_tokens(), of_data, own="data")
-        raise Incompatible(
-            f"the data at {spec.data.path} was prepared with a different tokenizer than that of "
-            f"the teacher {teacher.model_id}; prepare it again with the teacher's tokenizer.json"
-        )
+    return require_one_vocabulary(
+        spec,
+        teacher,
+        teacher_tokens,
+        Vocabulary(student.vocab_size, student.tokens, manifest, dataset, validation),
+    )
 
 
-def require_data_fits(dataset: Path, manifest: ShardManifest, student: TokenizerMap | None) -> None:
-    """Raises unless a dataset uses the student's token ids.
+def require_data_fits(
+    dataset: Path,
+    manifest: ShardManifest,
+    student: TokenizerMap | None,
+    validation: Path | None = None,
+) -> str | None:
+    """Raises unless every id that a dataset uses means the same to the student.
+
+    Returns what was checked, in words, if other ids differ; else None.
 
     Args:
         dataset: its folder.
         manifest: its manifest.
         student: the student's tokens. None means unknown; then only the tokenizer beside the
             shards, if there is one, is checked against the manifest.
+        validation: folder of other validation shards, of the same tokenizer.
 
     Raises:
         TokenizerMismatch: the ids differ; names the first ones that do.
@@ -104,13 +114,15 @@ def require_data_fits(dataset: Path, manifest: ShardManifest, student: Tokenizer
     """
     path = dataset / TOKENIZER_NAME
     if student is None and not path.exists():
-        return
+        return None
     if student is not None and tokenizer_sha256(student) == manifest.tokenizer_sha256:
-        return
+        return None
     of_data = read_dataset_map(path)
     require_own_tokenizer(path, tokenizer_sha256(of_data), manifest.tokenizer_sha256)
-    if student is not None:
-        require_same_tokens(of_data, student, other="data")
+    if student is None:
+        return None
+    folders = [dataset] if validation is None else [dataset, validation]
+    return require_known_ids(folders, of_data, student)
 
 
 def _require_offered(name: str, teacher: teacher_pb2.Model) -> None:
@@ -147,21 +159,12 @@ def _require_within_limits(
             "lower it"
         )
     if student.vocab_size is not None:
-        _require_vocabulary_fits(student.vocab_size, spec, teacher)
-        _require_reply_fits(student.vocab_size, spec, teacher)
+        asked = min(student.vocab_size, teacher.logit_width)
+        _require_top_k_fits(asked, spec, teacher)
+        _require_reply_fits(asked, spec, teacher)
 
 
-def _require_vocabulary_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
-    if vocab_size > teacher.logit_width:
-        raise Incompatible(
-            f"the student has {vocab_size} logits, but the teacher only {teacher.logit_width}; the "
-            "teacher must cover every id of the student"
-        )
-    if vocab_size < teacher.num_tokens:
-        raise Incompatible(
-            f"the student has only {vocab_size} logits, too few for the teacher's "
-            f"{teacher.num_tokens} tokens"
-        )
+def _require_top_k_fits(vocab_size: int, spec: RunSpec, teacher: teacher_pb2.Model) -> None:
     top_k = spec.teacher.top_k if spec.teacher else None
     largest = min(vocab_size, teacher.limits.max_top_k)
     if top_k is not None and top_k > largest:

@@ -146,7 +146,7 @@ def computation_of(
     chosen = spec.objective.chunk_tokens
     head_bytes = answer_bytes = steps_ahead = 0
     if spec.teacher is not None and model is not None:
-        asked, widths = spec.teacher.asks_for, Widths.of_model(model, vocab_size)
+        asked, widths = spec.teacher.asks_for, _asked_widths(model, vocab_size)
         if asked.format.needs_head:
             # On the CPU the head is converted to float32 once, for all products.
             held = widths if on_cuda else replace(widths, hidden_dtype="float32")
@@ -176,7 +176,7 @@ def _wire(
 ) -> Wire | None:
     if spec.teacher is None or model is None or vocab_size is None:
         return None
-    asked, widths = spec.teacher.asks_for, Widths.of_model(model, vocab_size)
+    asked, widths = spec.teacher.asks_for, _asked_widths(model, vocab_size)
     position_bytes = asked.row_bytes(widths)
     head = 0
     if asked.format.needs_head:
@@ -187,6 +187,11 @@ def _wire(
         at_most=asked.format.rows_differ,
         head_bytes=head,
     )
+
+
+def _asked_widths(model: teacher_pb2.Model, vocab_size: int) -> Widths:
+    """Returns the widths of an answer; a narrower teacher answers only about the ids it has."""
+    return Widths.of_model(model, min(vocab_size, model.logit_width or vocab_size))
 
 
 def _checkpoint_bytes(shape: ModelShape | None) -> int | None:

@@ -25,7 +25,7 @@ its tensors, because glibc keeps freed memory. Gradients of gathered parameters 
 the chunk's logits are freed: two ranks took 1 / 1.11 and 1 / 1.27 of this estimate.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import psutil
@@ -53,6 +53,9 @@ class ModelShape:
         num_largest_layer: Y, parameters of the largest layer.
         keeps_scores: attention keeps its [heads, S, S] scores for the backward pass, because it has
             no fused kernel, or dropout on them.
+        activations_known: every layer is attention and MLP. What a state-space, recurrent or
+            linear-attention layer keeps depends on the kernels that are installed: several times as
+            much without them.
     """
 
     num_parameters: int
@@ -67,6 +70,7 @@ class ModelShape:
     num_outside: int
     num_largest_layer: int
     keeps_scores: bool = False
+    activations_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,10 @@ class Computation:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device; `answers` are in the host's memory."""
+    """Bytes on each device; `answers` are in the host's memory.
+
+    `activations_known` is False if `activations` may be off by several times: see ModelShape.
+    """
 
     parameters: int
     gradients: int
@@ -107,6 +114,7 @@ class MemoryEstimate:
     activations: int
     objective: int
     answers: int
+    activations_known: bool = True
 
     @property
     def certain(self) -> int:
@@ -125,7 +133,8 @@ class MemoryEstimate:
 
     def parts(self) -> dict[str, int]:
         """Returns the named parts, in order."""
-        return {part.name: getattr(self, part.name) for part in fields(self)}
+        names = [part.name for part in fields(self) if part.name != "activations_known"]
+        return {name: getattr(self, name) for name in names}
 
 
 def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
@@ -143,6 +152,7 @@ def estimate_memory(shape: ModelShape, computed: Computation) -> MemoryEstimate:
         activations=activation_bytes(shape, computed),
         objective=chunk + head_gradient,
         answers=computed.answer_bytes * (computed.steps_ahead + 1),
+        activations_known=shape.activations_known,
     )
 
 
@@ -164,8 +174,9 @@ def activation_bytes(shape: ModelShape, computed: Computation) -> int:
     valid positions' hidden states and their gradient are 2 h.
 
     Within 12 % of the measured bytes for Qwen, Llama and OLMo, a factor of 1.7 for GPT-2, OPT,
-    Gemma, Phi and Mixtral, and of 2.3 for state-space layers
-    (tests/student_trainer/student/test_shape.py).
+    Gemma, Phi and Mixtral (tests/student_trainer/student/test_shape.py). State-space, recurrent and
+    linear-attention layers count as if they were attention, which is only a hint: 2 to 5 times too
+    little without fused kernels.
     """
     tokens, narrow = computed.sequences * computed.seq_len, computed.compute_bytes
     norms = 4 * FLOAT32_BYTES + (2 * narrow if narrow == FLOAT32_BYTES else 5 * narrow)
@@ -205,12 +216,24 @@ class FreeMemory:
 
 @dataclass(frozen=True)
 class Fit:
-    """`problem` is why the run cannot work, `warning` why it may not; both say what to set."""
+    """`problem` is why the run cannot work, `warning` why it may not; both say what to set.
+
+    `note` is what the estimate does not know.
+    """
 
     needed_bytes: int
     free_bytes: int
     problem: str | None = None
     warning: str | None = None
+    note: str | None = None
+
+
+_UNKNOWN_ACTIVATIONS = (
+    "how much memory the activations take is not known for this student: it has layers that are "
+    "not attention (state-space, recurrent, linear attention), so the estimate of {size} may be "
+    "several times too low. If the first step runs out of memory, lower "
+    "batch.micro_batch_sequences, or set device.activation_checkpointing"
+)
 
 
 def memory_fit(estimate: MemoryEstimate, free: FreeMemory, processes: int = 1) -> Fit:
@@ -221,6 +244,14 @@ def memory_fit(estimate: MemoryEstimate, free: FreeMemory, processes: int = 1) -
         free: the free memory.
         processes: ranks that share the host's memory, and on the CPU also the device's.
     """
+    fit = _fit(estimate, free, processes)
+    if estimate.activations_known:
+        return fit
+    note = _UNKNOWN_ACTIVATIONS.format(size=gib(estimate.activations))
+    return replace(fit, note=note)
+
+
+def _fit(estimate: MemoryEstimate, free: FreeMemory, processes: int) -> Fit:
     sharing = processes if free.is_host else 1
     certain, whole = sharing * estimate.certain, sharing * estimate.on_device
     if free.is_host:

@@ -7,6 +7,7 @@ A run that cannot work is refused with one sentence and leaves nothing behind.
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from lectern_common.checks.beginnings import beginnings_check
@@ -203,7 +204,9 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
             origin += f", layers 0, {n}, {2 * n}, ..."
         if spec.student.lora is not None:
             origin += f", adapters of rank {spec.student.lora.rank}"
-        return facts, f"{origin}, vocabulary of {facts.vocab_size}"
+        size = facts.vocab_size
+        vocabulary = "vocabulary not in its config" if size is None else f"vocabulary of {size}"
+        return facts, f"{origin}, {vocabulary}"
 
     facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
@@ -217,10 +220,11 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
 
 def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
     def look() -> tuple[None, str]:
-        dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
-        if found.manifest is not None and found.student.tokens is not None:
-            require_data_fits(dataset, found.manifest, found.student.tokens)
-        return None, "data and student have the same tokens"
+        note = None
+        dataset, validation = _folders(spec, roots)
+        if dataset is not None and found.manifest is not None and found.student.tokens is not None:
+            note = require_data_fits(dataset, found.manifest, found.student.tokens, validation)
+        return None, note or "data and student have the same tokens"
 
     return _checked("tokenizer", look, nothing=None)[1]
 
@@ -263,19 +267,34 @@ def _teacher(
             if found.taught_by is not None:
                 identity = TeacherIdentity.of(found.teacher)
                 require_same_teacher(identity, found.taught_by, teacher.address)
-            path = spec.data.path
-            dataset = resolve_under(roots.data, path, "data.path") if path else None
+            dataset, validation = _folders(spec, roots)
             for model in models.values():
-                require_teacher_fits(
-                    spec, model, replicas.get_tokenizer_map, found.student, found.manifest, dataset
+                untaught = require_teacher_fits(
+                    spec,
+                    model,
+                    replicas.get_tokenizer_map,
+                    found.student,
+                    found.manifest,
+                    dataset,
+                    validation,
                 )
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"
+            + (f"; {untaught.note}" if untaught.note else "")
             + "".join(f"; skipped for now: {error}" for error in away)
         )
 
     return _checked("teacher", look, nothing=None)[1]
+
+
+def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
+    """Returns the folders of training and validation data; None for none of its own."""
+    path, other = spec.data.path, spec.data.validation_path
+    return (
+        resolve_under(roots.data, path, "data.path") if path else None,
+        resolve_under(roots.data, other, "data.validation_path") if other else None,
+    )
 
 
 def _checked(

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.checks.compatibility import StudentFacts
+from lectern_common.checks.config_fields import LAYERS, POSITIONS, VOCAB_SIZE, number
+from lectern_common.checks.other_weights import adapter_alone, require_no_other_weights
 from lectern_common.checks.rules import require_layers_to_leave_out, require_positions
-from lectern_common.errors import CorruptData, InvalidSpec, NotFound
+from lectern_common.errors import CorruptData, InvalidSpec, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME
@@ -20,9 +22,6 @@ UNKNOWN_STUDENT = StudentFacts(vocab_size=None, tokens=None, weights_sha256=None
 
 _CONFIG_NAME = "config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# The names in different architectures; a model with none of them has no limit.
-_POSITIONS = ("max_position_embeddings", "n_positions")
-_LAYERS = ("num_hidden_layers", "n_layer")
 
 
 def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
@@ -49,16 +48,16 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         why = f"{name} is a folder under the models root and has no revisions; remove it"
         raise InvalidSpec([("student.revision", why)])
     config = _read_config(folder, field)
-    require_positions(spec.data.seq_len, _number(config, _POSITIONS))
-    files = _weight_files(folder, field) if spec.student.init else []
-    layers = _number(config, _LAYERS)
+    require_positions(spec.data.seq_len, number(config, POSITIONS))
+    files = _weight_files(folder, field, config) if spec.student.init else []
+    layers = number(config, LAYERS)
     if spec.student.keep_every_nth_layer is not None and layers is not None:
         require_layers_to_leave_out(layers)
     if spec.student.lora is not None:
         _require_adapters_fit(spec.student.lora.targets, files)
     whole = spec.student.init is not None and spec.student.keep_every_nth_layer is None
     tokenizer = folder / TOKENIZER_NAME
-    vocab_size = _number(config, ("vocab_size",))
+    vocab_size = number(config, VOCAB_SIZE)
     return StudentFacts(
         vocab_size=vocab_size,
         tokens=read_tokenizer_map(tokenizer) if tokenizer.exists() else None,
@@ -73,10 +72,11 @@ def unread_vocabulary(spec: RunSpec, roots: Roots) -> list[str]:
     return [] if (folder / TOKENIZER_NAME).exists() else vocabulary_files(folder)
 
 
-def _weight_files(folder: Path, field: str) -> list[Path]:
+def _weight_files(folder: Path, field: str, config: dict[str, Any]) -> list[Path]:
     try:
+        require_no_other_weights(folder, config)
         return safetensors_files(folder)
-    except NotFound as error:
+    except (NotFound, Misconfigured) as error:
         raise InvalidSpec([(field, str(error))]) from None
 
 
@@ -97,18 +97,12 @@ def _require_adapters_fit(targets: list[str] | None, files: list[Path]) -> None:
             raise InvalidSpec([("student.lora.targets", why)])
 
 
-def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    """Returns the first of these settings that the config or its text part has."""
-    parts = (config, config.get("text_config") or {})
-    found = (part.get(name) for part in parts for name in names if isinstance(part, dict))
-    return next((value for value in found if type(value) is int), None)
-
-
 def _read_config(folder: Path, field: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / _CONFIG_NAME).read_bytes())
     except FileNotFoundError:
-        raise InvalidSpec([(field, f"{folder.name} has no config.json")]) from None
+        why = adapter_alone(folder) or "has no config.json"
+        raise InvalidSpec([(field, f"{folder.name} {why}")]) from None
     except ValueError as error:
         raise CorruptData(f"{folder / 'config.json'} is not JSON: {error}") from None
     if not isinstance(config, dict):

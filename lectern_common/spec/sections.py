@@ -83,6 +83,9 @@ class TeacherSpec(Section):
     """File under the secrets root with the client's certificate, if the server requires one."""
     tls_key_file: RelativePath | None = None
     """File under the secrets root with the private key of `tls_cert_file`."""
+    vocabulary: Literal["checked", "same"] = "checked"
+    """Ids that differ from the student's, or beyond one's logits: `checked` accepts those that a
+    search of the data does not find, which then get no teacher probability; `same` accepts none."""
     allow_same_weights: bool = False
     """Allow teacher and student to have the same weights."""
 

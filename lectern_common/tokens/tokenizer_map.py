@@ -64,15 +64,21 @@ def first_differences(
     """
     teacher_ids = {token_id: token for token, token_id in teacher.items()}
     student_ids = {token_id: token for token, token_id in student.items()}
-    differing = (
-        token_id
-        for token_id in sorted(teacher_ids.keys() | student_ids.keys())
-        if teacher_ids.get(token_id) != student_ids.get(token_id)
-    )
     return [
         (token_id, teacher_ids.get(token_id), student_ids.get(token_id))
-        for _, token_id in zip(range(limit), differing, strict=False)
+        for token_id in sorted(differing_ids(teacher, student))[:limit]
     ]
+
+
+def differing_ids(one: TokenizerMap, other: TokenizerMap) -> set[int]:
+    """Returns the ids at which two maps have different tokens, or only one has a token."""
+    first = {token_id: token for token, token_id in one.items()}
+    second = {token_id: token for token, token_id in other.items()}
+    return {
+        token_id
+        for token_id in first.keys() | second.keys()
+        if first.get(token_id) != second.get(token_id)
+    }
 
 
 def require_same_tokens(

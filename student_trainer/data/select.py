@@ -102,7 +102,9 @@ def open_data(
     other = None
     if spec.data.validation_path is not None:
         other = resolve_under(roots.data, spec.data.validation_path, "data.validation_path")
-    require_data_fits(folder, opened.manifest, tokens)
+    note = require_data_fits(folder, opened.manifest, tokens, other)
+    if note is not None:
+        _log.warning("tokenizers_differ", message=note)
     hashes = opened.manifest.hashes
     if other is None:
         theirs, (chosen, held_indices) = opened, _last_held_out(spec, opened)

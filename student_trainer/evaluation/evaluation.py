@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
 from lectern_models.output_head import OutputHead
@@ -38,7 +39,6 @@ from student_trainer.targets import (
 )
 from student_trainer.teacher.prefetch import Prefetch
 
-_CROSS_ENTROPY = Objective(alpha=1.0, temperature=1.0)
 # The weights do not matter: each term is read separately.
 _BOTH = Objective(alpha=0.5, temperature=1.0)
 _LIKELIEST = Representation("top_k", top_k=1)
@@ -93,6 +93,7 @@ class ValidationTeacher:
         prefetch_steps: batches requested ahead while the student computes.
         cancel: cancels pending calls for good; called if an evaluation is interrupted.
         on_left_out: called once with (metric, reason) if a metric is not available.
+        untaught: the student's ids in which the teacher has no say.
     """
 
     provider: TargetsProvider
@@ -100,6 +101,7 @@ class ValidationTeacher:
     prefetch_steps: int = 0
     cancel: Callable[[], None] = lambda: None
     on_left_out: Callable[[str, str], None] = lambda _metric, _why: None
+    untaught: Untaught = NOTHING_UNTAUGHT
     _tells_likeliest: bool = field(default=True, init=False)
 
     @contextmanager
@@ -184,6 +186,9 @@ def evaluation_sums(
     was_training = student.training
     student.eval()
     sums = EvaluationSums()
+    both = replace(_BOTH, chunk_tokens=chunk_tokens)
+    if teacher is not None:
+        both = both.leaving_out(teacher.untaught)
     try:
         with ExitStack() as stack:
             answers = None
@@ -193,21 +198,18 @@ def evaluation_sums(
                 with together():
                     stop.check()
                     said = Answers() if answers is None else answers(index)
-                sums = sums.plus(_batch_sums(student, batch, device, said, chunk_tokens))
+                sums = sums.plus(_batch_sums(student, batch, device, said, both))
     finally:
         student.train(was_training)
     return sums
 
 
 def _batch_sums(
-    student: Student, batch: Batch, device: torch.device, said: Answers, chunk_tokens: int | None
+    student: Student, batch: Batch, device: torch.device, said: Answers, both: Objective
 ) -> EvaluationSums:
     targets = None if said.targets is None else said.targets.to(device)
     likeliest = targets if said.likeliest is said.targets else said.likeliest
-    objective = replace(
-        _CROSS_ENTROPY if targets is None else _BOTH,
-        chunk_tokens=chunk_tokens,
-    )
+    objective = replace(both, alpha=1.0) if targets is None else both
 
     def compute(
         hidden_ND: Tensor, head: OutputHead, labels_N: Tensor
@@ -215,7 +217,7 @@ def _batch_sums(
         loss = distillation_loss(hidden_ND, head, labels_N, targets, objective, 1)
         agreeing = torch.zeros((), dtype=torch.int64)
         if likeliest is not None:
-            agreeing = num_agreeing(hidden_ND, head, likeliest.to(device), chunk_tokens)
+            agreeing = num_agreeing(hidden_ND, head, likeliest.to(device), both.chunk_tokens)
         return loss.ce_sum, loss.kd_sum, agreeing
 
     ce, kl, agreeing = at_valid_positions(student, batch, device, compute)

@@ -300,6 +300,6 @@ def checked_prompts(
         path,
         ends=edges_of(loaded.student.model, loaded.folder, data.folder, files).ends,
         begins=None if manifest is None else manifest.bos_token_id,
-        vocab_size=loaded.student.vocab_size,
+        vocab_size=min([loaded.student.vocab_size, *([model.logit_width] if model else [])]),
         max_tokens=min((limit for limit in limits if limit), default=_UNLIMITED),
     )

@@ -14,17 +14,19 @@ the model does); `lectern_models/products.py` says which factors are 16 bits wid
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lectern_common.checks.vocabularies import Untaught
 from lectern_common.errors import InvalidRequest
 from lectern_models.output_head import OutputHead
 from lectern_models.products import projected
 from student_trainer.objective.divergences import divergence_named, teacher_rows
+from student_trainer.objective.infinite import REVERSE_KL_IS_INFINITE, require_finite
 from student_trainer.objective.rows import (
     HeadGradients,
     RowTerms,
@@ -55,6 +57,11 @@ class Objective:
     `divergence` is "forward_kl", "reverse_kl" or "jsd" (with `beta`). `chunk_tokens` changes speed
     and memory, and results only by the order of float sums; None means `auto_chunk_tokens`.
     `compiled` has torch.compile compile the elementwise part at its first use.
+
+    In some ids the teacher has no say: `student_only_ids` is how many, the last ones, only the
+    student has, and `untaught_ids` are others, that mean something else to the teacher. There p is
+    0, so that the student learns not to produce them, p sums to 1 over the others, and D is over
+    all ids of the student.
     """
 
     alpha: float
@@ -63,6 +70,8 @@ class Objective:
     beta: float | None = None
     chunk_tokens: int | None = None
     compiled: bool = False
+    student_only_ids: int = 0
+    untaught_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -74,6 +83,18 @@ class Objective:
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise InvalidRequest(f"chunk_tokens is {self.chunk_tokens}; it must be >= 1")
         divergence_named(self.divergence, self.beta)
+        if self.student_only_ids < 0:
+            raise InvalidRequest(f"student_only_ids is {self.student_only_ids}; it must be >= 0")
+        untaught = bool(self.student_only_ids or self.untaught_ids)
+        if untaught and self.alpha < 1 and self.divergence == "reverse_kl":
+            what = f"the student's last {self.student_only_ids} ids, which it lacks"
+            if self.untaught_ids:
+                what = f"{len(self.untaught_ids)} ids that mean something else to it"
+            raise InvalidRequest(REVERSE_KL_IS_INFINITE.format(what=what), "divergence")
+
+    def leaving_out(self, untaught: Untaught) -> "Objective":
+        """Returns the objective with these ids in which the teacher has no say."""
+        return replace(self, student_only_ids=untaught.student_only, untaught_ids=untaught.ids)
 
     def total(self, ce: _Number, kd: _Number) -> _Number:
         """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
@@ -114,7 +135,8 @@ def distillation_loss(
     Raises:
         InvalidRequest: targets are missing or have no effect; their number of rows, vocabulary or
             temperature does not match; they are draws and the divergence is not forward KL; the
-            number of labels does not match, or the normalizer is below 1.
+            number of labels does not match, or the normalizer is below 1; a loss is infinite,
+            because one side rules out an id (a logit of -inf) that the other does not.
     """
     _require_consistent(hidden_ND, head, labels_N, targets, objective, normalizer)
     call = _Call(head, labels_N, targets, objective, normalizer)
@@ -185,7 +207,10 @@ def _evaluate(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         student_nV = torch.empty(chunk_shape, dtype=dtype, device=device)
-        teacher_nV = torch.empty_like(student_nV) if isinstance(targets, HiddenTargets) else None
+        teacher_nV = None
+        if isinstance(targets, HiddenTargets):
+            teacher_shape = (chunk_shape[0], targets.head.vocab_size)
+            teacher_nV = torch.empty(teacher_shape, dtype=dtype, device=device)
         # Converted once, here, on CUDA; on the CPU the products widen it a piece at a time.
         weight_VD = call.head.weight_VD.detach()
         if hidden_ND.is_cuda:
@@ -203,6 +228,12 @@ def _evaluate(
             )
             if any(wanted):
                 gradients.add(rows, hidden_nD, weight_VD, projected_nV)
+        # Not on CUDA unless there may be something to find: reading a value waits for the device.
+        may_be = objective.divergence == "reverse_kl" or call.head.bias_V is not None
+        if device.type != "cuda" or may_be:
+            require_finite(
+                losses_2N, hidden_ND, call.head, call.labels_N, targets, objective.divergence
+            )
         ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
         total = objective.total(ce_sum, kd_sum) / call.normalizer
         return (total, ce_sum, kd_sum), gradients.parts()
@@ -219,6 +250,9 @@ def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerm
         teacher=targets.head if isinstance(targets, HiddenTargets) else None,
         temperature=objective.temperature,
         divergence=divergence_named(objective.divergence, objective.beta),
+        untaught=torch.tensor(objective.untaught_ids, device=device)
+        if objective.untaught_ids
+        else None,
         ce_weight=scalar(objective.alpha) if objective.alpha > 0 else None,
         # T^2 from the objective, 1 / T from dD/ds.
         kd_weight=None
@@ -304,8 +338,21 @@ def _require_consistent(
                 "representation than sampled",
                 "divergence",
             )
-    if teacher_vocab != head.vocab_size:
+    if isinstance(targets, SampledTargets) and objective.untaught_ids:
         raise InvalidRequest(
-            f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size}",
+            "draws cannot leave out ids that mean something else to the teacher, because it may "
+            "draw them; use another representation than sampled",
+            "untaught_ids",
+        )
+    if max(objective.untaught_ids, default=0) >= teacher_vocab:
+        raise InvalidRequest(
+            f"untaught_ids has id {max(objective.untaught_ids)}, but the teacher has ids below "
+            f"{teacher_vocab}",
+            "untaught_ids",
+        )
+    if teacher_vocab + objective.student_only_ids != head.vocab_size:
+        raise InvalidRequest(
+            f"teacher rows cover {teacher_vocab} ids, but the student has {head.vocab_size} "
+            f"({objective.student_only_ids} of them expected to be only its own)",
             "vocab_size",
         )

@@ -20,6 +20,13 @@ rest: p and q are summed over the rest, never renormalised without it. At k = V 
 With `draws`, ids drawn from p, D is an estimate of forward_kl: the mean of log(p / q) over the
 draws. Its expectation is KL(p || q), and that of its gradient is (q - p) / T (Anshumann et al.
 2025, "Sparse Logit Sampling").
+
+A logit of -inf rules a token out: its probability is 0, and 0 log 0 is 0. The teacher rules out
+every id that only the student has: its row is padded with -inf. So forward_kl over the student's
+ids, of which the teacher has the first V', is sum_{i < V'} p_i log(p_i / q_i) with q over all V,
+and its gradient at the others is q_i / T. A loss that is infinite is refused: forward_kl if only
+the student rules a token out, reverse_kl if only the teacher does, the cross entropy if the student
+rules out the label. jsd is always finite.
 """
 
 from collections.abc import Sequence
@@ -60,10 +67,10 @@ def kd_loss(
             and without top_k. None means D is computed from p itself.
 
     Raises:
-        InvalidRequest: an argument is out of its range.
+        InvalidRequest: an argument is out of its range, or the loss is infinite.
     """
     s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
-    cross_entropy = -log_softmax(s)[label]
+    cross_entropy = -log_softmax(s)[label] if alpha > 0 else 0.0
     log_p, log_q, _ = _outcomes(s / temperature, t / temperature, top_k)
     if draws is None:
         distance = _divergence(log_p, log_q, divergence, beta)
@@ -71,6 +78,9 @@ def kd_loss(
         drawn = _drawn(draws, len(s), divergence, beta, top_k)
         log_p_V, log_q_V = log_softmax(t / temperature), log_softmax(s / temperature)
         distance = float(np.mean(log_p_V[drawn] - log_q_V[drawn]))
+    _require_finite(cross_entropy, distance if alpha < 1 else 0.0, divergence)
+    if alpha == 1:
+        return float(cross_entropy)
     return float(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
 
 
@@ -92,6 +102,9 @@ def kd_logit_gradient(
     For forward_kl over all tokens dD/ds = (q - p) / T (Hinton et al. 2015, eq. 2); with draws,
     their frequencies replace p.
     """
+    kd_loss(
+        student_logits, teacher_logits, label, temperature, alpha, divergence, beta, top_k, draws
+    )  # raises
     s, t = _rows(student_logits, teacher_logits, label, temperature, alpha)
     cross_entropy = np.exp(log_softmax(s))
     cross_entropy[label] -= 1
@@ -100,10 +113,15 @@ def kd_logit_gradient(
         frequency_V = np.bincount(drawn, minlength=len(s)) / len(drawn)
         distance = (np.exp(log_softmax(s / temperature)) - frequency_V) / temperature
         return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
+    if alpha == 1:
+        return np.asarray(cross_entropy)
     log_p, log_q, outcome_V = _outcomes(s / temperature, t / temperature, top_k)
     by_outcome = _divergence_gradient(log_p, log_q, divergence, beta)
     # A token moves its outcome by its share of that outcome: 1 for all but the rest's tokens.
-    share_V = np.exp(log_softmax(s / temperature) - log_q[outcome_V])
+    log_q_V = log_softmax(s / temperature)
+    possible_V = log_q_V > -np.inf
+    share_V = np.zeros(len(s))
+    share_V[possible_V] = np.exp(log_q_V[possible_V] - log_q[outcome_V][possible_V])
     distance = by_outcome[outcome_V] * share_V / temperature
     return np.asarray(alpha * cross_entropy + (1 - alpha) * temperature**2 * distance)
 
@@ -175,10 +193,15 @@ def _divergence_gradient(log_p: Vector, log_q: Vector, name: str, beta: float | 
     p, q = np.exp(log_p), np.exp(log_q)
     if name == "forward_kl":  # f = -p / q
         return np.asarray(q - p)
+    possible, gradient = q > 0, np.zeros(len(q))
     if name == "reverse_kl":  # f = log(q / p) + 1
-        return np.asarray(q * (log_q - log_p - _kl(log_q, log_p)))
+        log_ratio = log_q[possible] - log_p[possible]
+        gradient[possible] = q[possible] * (log_ratio - _kl(log_q, log_p))
+        return gradient
     log_m = _log_mixture(log_p, log_q, weight)  # f = (1 - beta) log(q / m)
-    return np.asarray((1 - weight) * q * (log_q - log_m - _kl(log_q, log_m)))
+    log_ratio = log_q[possible] - log_m[possible]
+    gradient[possible] = (1 - weight) * q[possible] * (log_ratio - _kl(log_q, log_m))
+    return gradient
 
 
 def _kl(log_a: Vector, log_b: Vector) -> float:
@@ -190,6 +213,16 @@ def _kl(log_a: Vector, log_b: Vector) -> float:
 
 def _log_mixture(log_p: Vector, log_q: Vector, beta: float) -> Vector:
     return np.asarray(np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q))
+
+
+def _require_finite(cross_entropy: float, distance: float, divergence: str) -> None:
+    if np.isinf(cross_entropy):
+        raise InvalidRequest("the cross entropy is infinite: the student rules out the label")
+    if np.isinf(distance):
+        side = "teacher" if divergence == "reverse_kl" else "student"
+        raise InvalidRequest(
+            f"{divergence} is infinite: only the {side} rules out a token", "divergence"
+        )
 
 
 def _outcomes(
@@ -222,6 +255,9 @@ def _rows(
     s, t = np.asarray(student_logits, np.float64), np.asarray(teacher_logits, np.float64)
     if s.ndim != 1 or s.shape != t.shape or not len(s):
         raise InvalidRequest(f"student row {s.shape} and teacher row {t.shape} must both be [V]")
+    for whose, row in (("student", s), ("teacher", t)):
+        if not np.isfinite(row.max()):  # nan, inf, or all ruled out
+            raise InvalidRequest(f"the {whose}'s logits are not finite (only -inf, a mask, may be)")
     if not 0 <= label < len(s):
         raise InvalidRequest(f"label {label} is not an id below {len(s)}", "label")
     if not (temperature > 0 and np.isfinite(temperature)):

@@ -39,6 +39,7 @@ class RowTerms(NamedTuple):
     divergence: Divergence
     ce_weight: Tensor | None
     kd_weight: Tensor | None
+    untaught: Tensor | None = None  # int64, ids that the teacher rules out
 
 
 def block_rows(vocab_size: int, device: torch.device) -> int:
@@ -69,7 +70,7 @@ def row_losses(
         if terms.teacher is not None and isinstance(teacher, DenseTargets):
             teacher = DenseTargets(terms.teacher.transformed(teacher.logits_NV))
         kd_n, kd_nV = divergence_from_teacher(
-            logits_nV, teacher, terms.temperature, terms.divergence
+            logits_nV, teacher, terms.temperature, terms.divergence, terms.untaught
         )
         kd_nV.mul_(terms.kd_weight)
         gradient_nV = kd_nV if gradient_nV is None else gradient_nV.add_(kd_nV)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lectern_common.checks.documents import with_documents
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT
 from lectern_common.errors import Incompatible
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
@@ -108,7 +109,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         ranks=ranks,
         samples=_samples(run, prompts, teaching, progress),
     )
-    return Assembly(run, parts, _settings(spec), progress, loaded, data)
+    return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data)
 
 
 def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Checkpoint | None]:
@@ -239,6 +240,7 @@ def _described(
         **data.described,
         "teacher": None if model is None else model.model_id,
         "teacher_device": None if model is None else model.device,
+        "vocabulary": None if teaching is None else teaching.untaught.note,
         # What loss/kd and val/kl measure.
         "kd_is": None if teaching is None else teaching.representation.kd_is,
     }
@@ -250,7 +252,8 @@ def _edges(data: Data) -> dict[str, Any]:
     return {} if data.manifest is None else {name: getattr(data.manifest, name) for name in names}
 
 
-def _settings(spec: RunSpec) -> Settings:
+def _settings(spec: RunSpec, teaching: Teaching | None) -> Settings:
+    untaught = NOTHING_UNTAUGHT if teaching is None else teaching.untaught
     objective, chunk_tokens = spec.objective, spec.objective.chunk_tokens
     schedule = Schedule(
         peak=spec.optimizer.learning_rate,
@@ -269,7 +272,7 @@ def _settings(spec: RunSpec) -> Settings:
             beta=objective.beta,
             chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
             compiled=spec.device.compile,
-        ),
+        ).leaving_out(untaught),
         micro_batch_sequences=spec.micro_batch,
         max_grad_norm=spec.optimizer.max_grad_norm,
         evaluate_every=spec.evaluation.every_steps,

@@ -24,10 +24,12 @@ from lectern_common.checks.memory import (
     free_host_bytes,
     memory_fit,
 )
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
+from lectern_models.masks import rules_out
 from lectern_models.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.batch import Batch
@@ -78,7 +80,10 @@ def require_memory(
         raise Misconfigured(fit.problem)
     if fit.warning is not None:
         _log.warning("memory_may_not_suffice", message=fit.warning)
-    return {**estimate.parts(), "free": free.device_bytes, "warning": fit.warning}
+    if fit.note is not None:
+        _log.info("memory_not_known", message=fit.note)
+    found = {**estimate.parts(), "free": free.device_bytes, "warning": fit.warning}
+    return found if fit.note is None else {**found, "note": fit.note}
 
 
 def require_promises(
@@ -87,19 +92,22 @@ def require_promises(
     batch: Batch,
     representation: Representation,
     temperature: float,
+    *,
+    may_mask: bool = True,
 ) -> str | None:
     """Probes the teacher, and returns the finding in words (teacher/probe.py).
 
     Returns None, without asking, if no row of `batch`, the run's first, has a valid position.
 
     Raises:
+        Incompatible: it masks ids, but `may_mask` is False.
         TeacherError: the teacher's answers are inconsistent.
         LecternError: as TargetsProvider.score says.
     """
     rows = ProbeRows.of_batch(batch)
     if not rows.sequences:
         return None
-    return probe_teacher(teacher, rows, representation, temperature, answering)
+    return probe_teacher(teacher, rows, representation, temperature, answering, may_mask=may_mask)
 
 
 def check_before_training(
@@ -138,7 +146,9 @@ def check_before_training(
     if teaching is None or model is None or spec.teacher is None or not asks_teacher:
         return found
     answering = Answering.of_model(
-        model, student.vocab_size, one_server=is_one_server(spec.teacher.address)
+        model,
+        min(student.vocab_size, model.logit_width),
+        one_server=is_one_server(spec.teacher.address),
     )
     found["probe"] = require_promises(
         teaching.provider,
@@ -146,10 +156,16 @@ def check_before_training(
         batch_at(0),
         teaching.representation,
         spec.objective.temperature,
+        # A student may mask the same ids; the first step will tell.
+        may_mask=spec.objective.divergence != "reverse_kl" or _masks(student.output_head()),
     )
     if teaching.take_received is not None:
         teaching.take_received()  # resets the count: the probe is not part of a step
     return found
+
+
+def _masks(head: OutputHead) -> bool:
+    return head.bias_V is not None and bool(rules_out(head.bias_V).any())
 
 
 # Divergence (in nats, times T^2) up to which an untrained student counts as equal to its teacher.
@@ -194,13 +210,14 @@ def forward_kl_sum(
     micro_batches: Sequence[MicroBatch],
     device: torch.device,
     temperature: float,
+    untaught: Untaught = NOTHING_UNTAUGHT,
 ) -> float:
     """Returns KL(teacher || student) summed over the valid positions; all ranks call it.
 
     Raises:
         LecternError: as an answer's function says.
     """
-    objective, total = Objective(alpha=0.0, temperature=temperature), 0.0
+    objective, total = Objective(0.0, temperature).leaving_out(untaught), 0.0
     for part in micro_batches:
         answer = part.answer
 

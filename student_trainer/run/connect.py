@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import structlog
+
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.checks.vocabularies import Untaught
 from lectern_common.roots import resolve_under
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity
@@ -16,6 +19,8 @@ from student_trainer.student.load import LoadedStudent
 from student_trainer.teacher.advice import TeacherFacts, WaitAdvice
 from student_trainer.teacher.calls import TeacherCalls
 from student_trainer.teacher.remote import RemoteTeacher
+
+_log = structlog.get_logger()
 
 
 def open_teaching(
@@ -40,7 +45,10 @@ def open_teaching(
     """
     remote = _remote(run, teacher, loaded.student.vocab_size)
     model = remote.connect(taught_by)
-    _require_fits(run, remote, loaded, manifest)
+    untaught = _require_fits(run, remote, loaded, manifest)
+    if untaught.note is not None:
+        _log.warning("vocabularies_differ", message=untaught.note)
+    remote.narrow()
     _warn_of_beginnings(run, model, manifest)
     if teacher.asks_for.format.needs_head:
         remote.output_head()
@@ -53,6 +61,7 @@ def open_teaching(
         cancel=remote.cancel,
         advice=_advice(teacher, model),
         model=model,
+        untaught=untaught,
     )
 
 
@@ -87,16 +96,19 @@ def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTea
 
 def _require_fits(
     run: RunContext, remote: RemoteTeacher, loaded: LoadedStudent, manifest: ShardManifest | None
-) -> None:
-    """Raises Incompatible unless this teacher can teach this student on this data."""
-    spec, path = run.spec, run.spec.data.path
+) -> Untaught:
+    """Returns what it cannot teach. Raises Incompatible unless it fits this student and data."""
+    spec, path, other = run.spec, run.spec.data.path, run.spec.data.validation_path
     student = StudentFacts(
         loaded.student.vocab_size,
         loaded.tokens,
         loaded.initial_sha256 if spec.student.init else None,
     )
     dataset = resolve_under(run.roots.data, path, "data.path") if path else None
-    require_teacher_fits(spec, remote.model, remote.tokenizer_map, student, manifest, dataset)
+    validation = resolve_under(run.roots.data, other, "data.validation_path") if other else None
+    return require_teacher_fits(
+        spec, remote.model, remote.tokenizer_map, student, manifest, dataset, validation
+    )
 
 
 def _warn_of_beginnings(

@@ -127,8 +127,9 @@ def _memory(
     check = Check("memory", Outcome.PASS, "the run fits into free memory")
     if fit.problem is not None:
         check = Check.failed("memory", Misconfigured(fit.problem))
-    elif fit.warning is not None:
-        check = Check("memory", Outcome.WARN, fit.warning)
+    elif fit.warning is not None or fit.note is not None:
+        sentences = [sentence for sentence in (fit.warning, fit.note) if sentence is not None]
+        check = Check("memory", Outcome.WARN, "; ".join(sentences))
     return check, {
         "shape": asdict(shape),
         "memory": estimate.parts(),
@@ -178,6 +179,7 @@ def _probed(
             teacher.asks_for,
             spec.objective.temperature,
             Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
+            may_mask=spec.objective.divergence != "reverse_kl",
         )
     return model, said
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
 from lectern_models.output_head import OutputHead
 from student_trainer.batch import Batch
@@ -120,6 +121,7 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             teaching.prefetch_steps,
             teaching.cancel,
             lambda metric, why: parts.recorder.event("left_out", metric=metric, message=why),
+            teaching.untaught,
         )
 
     def evaluate(progress: Progress, is_last: bool) -> bool:
@@ -258,7 +260,8 @@ def _forward_kl(
     parts: Parts, micro_batches: list[MicroBatch], temperature: float, normalizer: int
 ) -> float:
     """Returns KL(teacher || student) of a step, in nats per valid position, over all ranks."""
-    own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature)
+    untaught = NOTHING_UNTAUGHT if parts.teaching is None else parts.teaching.untaught
+    own = forward_kl_sum(parts.student, micro_batches, parts.device, temperature, untaught)
     split_again(parts.student)  # the update is still to come
     return parts.ranks.totals(own)[0] / normalizer
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.json_lines import finite_record
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
@@ -75,7 +76,7 @@ class Teaching:
     `take_received` returns the (bytes, positions) received since its last call; None means the
     teacher is in this process. `cancel` ends pending calls. `advice` watches for a run that waits
     too long; None means no advice. `model` is the teacher's description of itself; None means it
-    was not asked.
+    was not asked. `untaught` are the student's ids in which it has no say.
     """
 
     provider: TargetsProvider
@@ -86,6 +87,7 @@ class Teaching:
     cancel: Callable[[], None] = lambda: None
     advice: WaitAdvice | None = None
     model: teacher_pb2.Model | None = None
+    untaught: Untaught = NOTHING_UNTAUGHT
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
-from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm
+from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm, max_positions
 from lectern_models.output_head import OutputHead
 from lectern_models.packing import packing_probe
 from student_trainer.data.lists import token_arrays
@@ -115,6 +115,7 @@ class CausalStudent(Student):
         if reason is not None:
             raise Misconfigured(f"this student cannot be trained: {reason}")
         self._compute_dtype = compute_dtype
+        self._max_positions = max_positions(model)
         self.vocab_size = self._parts.head().vocab_size
 
     @classmethod
@@ -143,7 +144,17 @@ class CausalStudent(Student):
         return student.to(device)
 
     def hidden_states(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
-        """Returns hidden states [B, S, D] in the compute dtype, with gradient."""
+        """Returns hidden states [B, S, D] in the compute dtype, with gradient.
+
+        Raises:
+            InvalidRequest: the sequences are longer than the model's positions.
+        """
+        length = input_ids_BS.shape[1]
+        if self._max_positions is not None and length > self._max_positions:
+            raise InvalidRequest(
+                f"a sequence of {length} tokens exceeds the {self._max_positions} positions of the "
+                "student"
+            )
         if self._compute_dtype == torch.float32:
             return self._parts.hidden_states(input_ids_BS, position_ids_BS)
         with torch.autocast(input_ids_BS.device.type, self._compute_dtype):

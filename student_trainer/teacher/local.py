@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lectern_common.checks.config_fields import VOCAB_SIZE, number
 from lectern_common.errors import (
     InvalidRequest,
     Misconfigured,
@@ -22,6 +23,7 @@ from lectern_common.errors import (
 from lectern_common.wire.formats import MAX_DRAWS, Representation
 from lectern_models.blocks import AskedLogits, draws_of, first_bad_row, top_k_of
 from lectern_models.body_and_head import split_or_why
+from lectern_models.loading import max_positions
 from lectern_models.sampled import Draws, uniforms
 from student_trainer.data.lists import every_position_logits, last_position_logits
 from student_trainer.targets import (
@@ -110,9 +112,11 @@ class InProcessTeacher:
                 "load it in float32"
             )
         self._parts = parts
-        width = int(model.config.get_text_config().vocab_size)
+        self._max_positions = max_positions(model)
         if parts is not None:
             width = parts.head().vocab_size
+        else:
+            width = number(model.config.to_dict(), VOCAB_SIZE) or 0
         self._vocab_size = width if vocab_size is None else vocab_size
         if not 1 <= self._vocab_size <= width:
             raise InvalidRequest(
@@ -150,6 +154,13 @@ class InProcessTeacher:
         ]
         if not asked:
             raise InvalidRequest("no position is requested", "positions")
+        longest = max(len(ids_S) for ids_S, _ in asked)
+        if self._max_positions is not None and longest > self._max_positions:
+            raise InvalidRequest(
+                f"a sequence of {longest} tokens exceeds the {self._max_positions} positions of "
+                "the teacher",
+                "sequences",
+            )
         if representation.kind == "hidden":
             if self._head is None:
                 raise RepresentationNotOffered(str(self._not_split))

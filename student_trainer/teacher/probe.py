@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lectern_common.errors import TeacherError
+from lectern_common.errors import Incompatible, TeacherError
 from lectern_common.wire.formats import Representation, offered_by
+from lectern_models.masks import LOWEST_LOGIT, rules_out
 from protos import teacher_pb2
 from student_trainer.batch import Batch
 from student_trainer.targets import (
@@ -125,6 +126,8 @@ def probe_teacher(
     representation: Representation,
     temperature: float,
     answering: Answering,
+    *,
+    may_mask: bool = True,
 ) -> str:
     """Returns in words what was checked. Raises unless the answers are consistent.
 
@@ -134,8 +137,10 @@ def probe_teacher(
         representation: the run's.
         temperature: the run's.
         answering: what the teacher promises.
+        may_mask: whether the objective is finite if the teacher gives ids a logit of -inf.
 
     Raises:
+        Incompatible: it does, but may not.
         TeacherError: an answer is inconsistent; the message names the position, the expected and
             the actual value.
         LecternError: as TargetsProvider.score says.
@@ -144,6 +149,8 @@ def probe_teacher(
     first = teacher.score(rows.sequences, rows.positions, representation, temperature)
     if isinstance(first, TopKTargets):
         _require_normalised(first, rows)
+    if not may_mask:
+        _require_no_masks(first, rows)
     turned, places = rows.turned()
     again = teacher.score(turned.sequences, turned.positions, representation, temperature)
     moved = [again.rows(place, place + 1) for place in places]
@@ -177,6 +184,23 @@ def _require_normalised(targets: TopKTargets, rows: ProbeRows) -> None:
             )
 
 
+def _require_no_masks(targets: TeacherTargets, rows: ProbeRows) -> None:
+    """Raises Incompatible if an id, or all of top_k's rest, has no probability at a position."""
+    for index in range(len(targets)):
+        one = targets.rows(index, index + 1)
+        ids, log_probs = _known(one, 1.0)
+        masked = ids[log_probs <= LOWEST_LOGIT]
+        what = f"id {masked[0]}" if len(masked) else None
+        if isinstance(one, TopKTargets) and len(ids) < one.vocab_size:
+            rest_is_out = bool(rules_out(one.log_rest_t_N).any())
+            what = what or (f"every id beyond its top {len(ids)}" if rest_is_out else None)
+        if what is not None:
+            raise Incompatible(
+                f"objective.divergence reverse_kl is infinite: the teacher rules out {what} at "
+                f"{rows.place(index)} of the first step (a logit of -inf); set forward_kl or jsd"
+            )
+
+
 def _require_same_bytes(
     first: TeacherTargets, again: Sequence[TeacherTargets], rows: ProbeRows
 ) -> None:
@@ -206,8 +230,7 @@ def _require_agreeing(
         other_ids, other_log_probs = _known(other, temperature)
         ids, own, theirs = np.intersect1d(own_ids, other_ids, return_indices=True)
         seen, expected = own_log_probs[own], other_log_probs[theirs]
-        allowed = tolerance * np.maximum(1.0, np.abs(expected))
-        beyond = np.flatnonzero(~(np.abs(seen - expected) <= allowed))
+        beyond = np.flatnonzero(~_close(seen, expected, tolerance))
         if len(beyond):
             worst = beyond[np.argmax(expected[beyond])]  # the likeliest, to check by hand
             raise _broken(
@@ -215,6 +238,16 @@ def _require_agreeing(
                 f"a log-probability of {expected[worst]:.5g} (T {temperature:g}) in {others_name}",
                 f"{seen[worst]:.5g}",
             )
+
+
+def _close(seen: _Floats, expected: _Floats, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Returns which log-probabilities agree; two of -inf, an id that the teacher masks, do."""
+    masked = np.isneginf(expected)
+    allowed = tolerance * np.maximum(1.0, np.abs(np.where(masked, 0.0, expected)))
+    # Only -inf equals -inf: anything else is infinitely far away.
+    difference = np.abs(np.where(masked, 0.0, seen) - np.where(masked, 0.0, expected))
+    agree: npt.NDArray[np.bool_] = np.where(masked, np.isneginf(seen), difference <= allowed)
+    return agree
 
 
 def _known(targets: TeacherTargets, temperature: float) -> tuple[npt.NDArray[np.int64], _Floats]:

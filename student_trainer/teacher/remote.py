@@ -130,6 +130,13 @@ class RemoteTeacher:
         self._model = model
         return model
 
+    def narrow(self) -> None:
+        """Asks for no more ids than the teacher has: the student's others get no answer.
+
+        To be called between connect() and the first answer.
+        """
+        self._vocab_size = min(self._vocab_size, self.model.logit_width)
+
     def tokenizer_map(self) -> dict[str, int]:
         """Returns the teacher's token-to-id map. Raises LecternError."""
         return self._calls.tokenizer_map()

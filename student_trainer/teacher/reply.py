@@ -163,9 +163,10 @@ def to_targets(
         head: the teacher's, for `hidden`.
 
     Raises:
-        TeacherError: a value is not finite, an id is outside the vocabulary, a row's ids are not
-            distinct or not in the order of their logits, there is a rest at K = V, or draws are
-            invalid (see sampled_reply.py).
+        TeacherError: a value is not finite (a logit of -inf, a masked id, is allowed unless all of
+            a row are), an id is outside the vocabulary, a row's ids are not distinct or not in the
+            order of their logits, there is a rest at K = V, or draws are invalid (see
+            sampled_reply.py).
     """
     return _TARGETS[expected.representation.kind](payload, expected, temperature, head)
 
@@ -177,22 +178,23 @@ def tensor_of(data: npt.NDArray[np.uint8], dtype: "teacher_pb2.DType") -> Tensor
     return carried.view(torch.bfloat16) if name == "bfloat16" else carried
 
 
-def _finite_rows(payload: Payload, expected: Expected) -> Tensor:
-    values = tensor_of(payload.data, expected.dtype).view(expected.num_rows, -1)
-    _require_finite(values)
-    return values
+def _rows(payload: Payload, expected: Expected) -> Tensor:
+    return tensor_of(payload.data, expected.dtype).view(expected.num_rows, -1)
 
 
 def _dense_targets(
     payload: Payload, expected: Expected, _temperature: float, _head: OutputHead | None
 ) -> DenseTargets:
-    return DenseTargets(_finite_rows(payload, expected))
+    logits_NV = _rows(payload, expected)
+    _require_finite(logits_NV.amax(-1))  # nan if any logit is; -inf only if all are
+    return DenseTargets(logits_NV)
 
 
 def _hidden_targets(
     payload: Payload, expected: Expected, _temperature: float, head: OutputHead | None
 ) -> HiddenTargets:
-    values = _finite_rows(payload, expected)
+    values = _rows(payload, expected)
+    _require_finite(values)
     if head is None:
         raise ValueError("hidden targets need the teacher's output head")
     return HiddenTargets(values, head)
@@ -218,10 +220,11 @@ def _top_k_targets(
     targets = _top_k_of(payload, expected, temperature)
     if int(targets.ids_NK.max()) >= expected.vocab_size:
         raise TeacherError(f"the teacher sent an id beyond the vocabulary of {expected.vocab_size}")
-    _require_finite(targets.logits_NK, targets.log_normalizer_t_N)
+    # The largest logit; nan if any is. Only the others may be -inf, and the rest if all of its are.
+    _require_finite(targets.logits_NK.amax(-1), targets.log_normalizer_t_N)
     _require_order(targets)
     if targets.ids_NK.shape[1] < expected.vocab_size:
-        _require_finite(targets.log_rest_t_N)
+        _require_finite(targets.log_rest_t_N.masked_fill(targets.log_rest_t_N.isneginf(), 0))
     elif not bool(targets.log_rest_t_N.isneginf().all()):
         raise TeacherError("the teacher's reply has a rest, but its top_k covers every token")
     return targets

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from lectern_common.checks.config_fields import HIDDEN_SIZE, VOCAB_SIZE, number
 from lectern_common.errors import Misconfigured
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
@@ -61,8 +62,12 @@ def model_facts(
     stored = _stored(folder, model)
     quantization = "gguf" if folder.gguf_file else quantization_of(model)
     transform = head.transform if head is not None else HeadTransform()
-    text_config = model.config.get_text_config()
-    logit_width = head.vocab_size if head is not None else int(text_config.vocab_size)
+    config = model.config.to_dict()
+    logit_width = head.vocab_size if head is not None else number(config, VOCAB_SIZE)
+    if logit_width is None:
+        raise Misconfigured(
+            f"{folder.name} cannot teach: its config names no vocab_size, and {not_split}"
+        )
     return ModelFacts(
         model_id=folder.public_name,
         revision=folder.revision,
@@ -72,7 +77,8 @@ def model_facts(
         tokens=stored.tokens,
         tokens_before_text=stored.tokens_before_text,
         max_positions=max_positions(model),
-        hidden_size=head.weight_VD.shape[1] if head is not None else int(text_config.hidden_size),
+        # Without a head no hidden states are served.
+        hidden_size=head.weight_VD.shape[1] if head else number(config, HIDDEN_SIZE) or 0,
         hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
         dtype=dtype,
         quantization=quantization,

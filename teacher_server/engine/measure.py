@@ -9,10 +9,13 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import structlog
 
-from lectern_common.errors import TeacherOutOfMemory
+from lectern_common.errors import Misconfigured, TeacherOutOfMemory
 from lectern_common.wire.formats import Representation
 from teacher_server.engine.seam import Engine, SequenceAsk, base_ask
+
+log = structlog.get_logger()
 
 SECONDS = 1.0
 
@@ -21,6 +24,10 @@ _LONGEST = 1024
 _FIRST = 16
 # Requested if the model offers no hidden states.
 _TOP_K = 64
+
+
+# How torch reports a sequence that is too long for a model: an index or a shape out of range.
+TOO_LONG = (IndexError, RuntimeError, ValueError)
 
 
 def measured_tokens_per_second(
@@ -34,6 +41,10 @@ def measured_tokens_per_second(
 
     In mode "throughput" a batch holds `batch_tokens`, in mode "independent" one sequence. Runs on
     the model's thread and takes about `seconds`, longer only if a forward of 16 tokens does.
+
+    Raises:
+        IndexError, RuntimeError, ValueError: a sequence was too long (TOO_LONG), because the
+            model's config names no limit: see `longest_sequence`.
     """
     longest = min(_LONGEST, engine.facts.max_positions or _LONGEST)
     batches = (batch_tokens, 1) if engine.facts.mode == "throughput" else (1,)
@@ -43,6 +54,27 @@ def measured_tokens_per_second(
         except TeacherOutOfMemory:
             continue
     return 0.0
+
+
+def longest_sequence(engine: Engine) -> int:
+    """Returns the longest sequence, up to 1,024 tokens, that the engine can score, by halving.
+
+    Raises:
+        Misconfigured: it cannot score a single token.
+    """
+    works, too_long, reason = 0, _LONGEST + 1, ""
+    while too_long - works > 1:
+        length = (works + too_long) // 2
+        try:
+            _score(engine, 1, length)
+        except TOO_LONG as error:
+            too_long, reason = length, " ".join(str(error).split())[:200]
+        else:
+            works = length
+    if not works:
+        raise Misconfigured(f"the model cannot compute a single token: {reason}")
+    log.warning("length limit found by trying", max_positions=works, reason=reason)
+    return works
 
 
 def rate(

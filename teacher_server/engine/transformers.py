@@ -24,7 +24,11 @@ from lectern_models.placement import BALANCED, compile_in_place, resolved_device
 from lectern_models.quantization import quantization_of
 from teacher_server.engine.equal_shapes import EqualShapes, trials_tell
 from teacher_server.engine.facts import model_facts
-from teacher_server.engine.measure import measured_tokens_per_second
+from teacher_server.engine.measure import (
+    TOO_LONG,
+    longest_sequence,
+    measured_tokens_per_second,
+)
 from teacher_server.engine.representations import (
     bits,
     from_bits,
@@ -190,9 +194,17 @@ class TransformersEngine:
         return self._facts
 
     def measure(self, batch_tokens: int) -> None:
-        """Sets facts.measured_tokens_per_second; takes about a second."""
-        measured = measured_tokens_per_second(self, batch_tokens)
-        self._facts = dataclasses.replace(self._facts, measured_tokens_per_second=measured)
+        """Sets facts.measured_tokens_per_second, and max_positions if only trying shows it.
+
+        Takes about a second. Raises Misconfigured if the model cannot compute a single token.
+        """
+        try:
+            found = measured_tokens_per_second(self, batch_tokens)
+        except TOO_LONG:
+            longest = longest_sequence(self)
+            self._facts = dataclasses.replace(self._facts, max_positions=longest)
+            found = measured_tokens_per_second(self, batch_tokens)
+        self._facts = dataclasses.replace(self._facts, measured_tokens_per_second=found)
 
     def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
         """Returns the rows of base asks; see Engine."""

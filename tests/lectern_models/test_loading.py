@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
 from lectern_models.loading import (
@@ -115,6 +115,19 @@ def test_tied_parameters_count_once(tmp_path: Path) -> None:
     assert num_parameters(untied) - num_parameters(tied) == 97 * 32
 
 
+def test_learnt_and_other_limits_are_read_under_their_own_names(tmp_path: Path) -> None:
+    for architecture, name in (("mpt", "max_seq_len"), ("rwkv", "context_length")):
+        sizes = {"d_model": 32, "n_layers": 1, "n_heads": 4, "attention_hidden_size": 32}
+        config = AutoConfig.for_model(
+            architecture, vocab_size=97, hidden_size=32, num_hidden_layers=2, **sizes, **{name: 48}
+        )
+        config.save_pretrained(tmp_path / architecture)
+        assert max_positions(build_causal_lm(tmp_path / architecture, 0)) == 48
+    no_limit = AutoConfig.for_model("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=1)
+    no_limit.save_pretrained(tmp_path / "mamba")
+    assert max_positions(build_causal_lm(tmp_path / "mamba", 0)) is None
+
+
 def test_max_positions_is_read_under_every_name(tmp_path: Path) -> None:
     for architecture in ("qwen2", "gpt2"):
         folder = write_tiny_model(tmp_path / architecture, architecture, max_positions=48)
@@ -126,3 +139,16 @@ def test_tokenizer_map_is_none_without_a_tokenizer(tmp_path: Path) -> None:
     with_one = write_tiny_model(tmp_path / "with", tokenizer=True, vocab_size=300)
     tokens = tokenizer_map(with_one)
     assert tokens is not None and tokens["<|endoftext|>"] == 0 and len(tokens) >= 257
+
+
+def test_a_config_that_its_architecture_cannot_build_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    one_layer = AutoConfig.for_model("rwkv", vocab_size=97, hidden_size=32, num_hidden_layers=1)
+    one_layer.save_pretrained(tmp_path)
+    with pytest.raises(Misconfigured, match=r"cannot build a model from .*: division by zero"):
+        build_causal_lm(tmp_path, 0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(Misconfigured, match=r"cannot build a model from .*hidden_size"):
+        build_causal_lm(tmp_path, 0)

@@ -390,6 +390,10 @@ def test_documents_are_kept_apart_only_if_their_starts_are_known(ready):
     [
         {"max_position_embeddings": 7},
         {"n_positions": 7},
+        {"max_seq_len": 7},
+        {"max_sequence_length": 7},
+        {"max_position_embeddings": -1, "n_ctx": 7},
+        {"language_config": {"seq_length": 7}},
         {"text_config": {"max_position_embeddings": 7}},
     ],
 )

@@ -330,6 +330,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
 }
 # Tested elsewhere: fields that are refused, or applied by __main__ (test_main.py).
 SHOWN_ELSEWHERE = {
+    "teacher.vocabulary": "test_the_option_same_accepts_no_difference",
     "teacher.tls_ca_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "teacher.tls_cert_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "teacher.tls_key_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from lectern_common.errors import InvalidRequest, Misconfigured
+from lectern_models.loading import load_causal_lm
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.objective.reference import kd_logit_gradient, kd_loss, kd_step
 from student_trainer.student.student import CausalStudent, FixtureStudent
 from student_trainer.targets import DenseTargets
-from student_trainer.teacher.local import FixtureTeacher
+from student_trainer.teacher.local import FixtureTeacher, InProcessTeacher
 from tests.support.models import ARCHITECTURES, write_tiny_model
 from tests.support.training.parts import parts_of, settings_of, trained
 
@@ -375,3 +376,14 @@ def test_bfloat16_on_cuda_follows_float32_on_the_cpu(folder):
         assert kept == {(torch.float32, device)}
     assert student.hidden_states(torch.tensor([[1, 2]], device=cuda)).dtype == torch.bfloat16
     assert curves[1] == pytest.approx(curves[0], rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "qwen2"])
+def test_sequences_beyond_the_positions_are_refused_by_student_and_teacher(tmp_path, architecture):
+    folder = write_tiny_model(tmp_path, architecture, max_positions=20)
+    student = CausalStudent.from_pretrained(folder, torch.device("cpu"))
+    teacher = InProcessTeacher(load_causal_lm(folder, "float32"))
+    for asked in (student, teacher):
+        assert len(asked.logits_for_batch([[5] * 20])) == 1
+        with pytest.raises(InvalidRequest, match="a sequence of 21 tokens exceeds the 20 position"):
+            asked.logits_for_batch([[5] * 21])

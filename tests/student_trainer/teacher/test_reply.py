@@ -157,10 +157,17 @@ def test_another_models_reply_is_refused_as_such() -> None:
         assemble(arriving(dense_stream()), expected(fingerprint="someone else"))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_refused(value: float) -> None:
+def test_a_masked_id_is_no_fault() -> None:
     rows = LOGITS.copy()
-    rows[3, 2] = value
+    rows[3, 2] = -math.inf
+    targets = to_targets(assemble(arriving(dense_stream(rows)), expected()), expected(), 1.0, None)
+    assert isinstance(targets, DenseTargets) and targets.logits_NV[3, 2] == -math.inf
+
+
+@pytest.mark.parametrize(("ids", "value"), [(2, math.nan), (2, math.inf), (slice(V), -math.inf)])
+def test_values_that_are_not_finite_are_refused(ids: int | slice, value: float) -> None:
+    rows = LOGITS.copy()
+    rows[3, ids] = value
     payload = assemble(arriving(dense_stream(rows)), expected())
     with pytest.raises(TeacherError, match="not finite"):
         to_targets(payload, expected(), 1.0, None)
@@ -172,7 +179,7 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         ((3, 1, 0, V, 9, 9), "beyond the vocabulary of 6"),
         ((math.nan, 1, 0, 1, 9, 9), "not finite"),
         ((3, 1, 0, 1, 9, math.inf), "not finite"),
-        ((3, 1, 0, 1, -math.inf, 9), "not finite"),
+        ((-math.inf, -math.inf, 0, 1, 9, 9), "not finite"),
         ((3, 1, 0, 1, math.nan, 9), "not finite"),
         ((1, 3, 0, 1, 9, 9), "not in descending order"),
         ((3, 3, 1, 0, 9, 9), "not in descending order"),  # equal logits: the lower id first

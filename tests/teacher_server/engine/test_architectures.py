@@ -3,12 +3,14 @@
 Legend: S tokens of one sequence, V vocabulary, D hidden size.
 """
 
+import dataclasses
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.wire.formats import Representation
@@ -20,7 +22,7 @@ from teacher_server.engine.transformers import EngineSettings
 from tests.support.asking import request, score
 from tests.support.gguf_models import write_gguf
 from tests.support.models import ARCHITECTURES, write_tiny_model
-from tests.support.servers import teacher_process
+from tests.support.servers import teacher_process, teacher_thread
 
 V, D, S = 97, 32, 37
 KNOWN = [name for name in ARCHITECTURES if name != "hyperclovax"]
@@ -167,3 +169,29 @@ def test_a_server_process_serves_a_quantised_model(tmp_path: Path, form: str) ->
     assert not stats.HasField("device_utilization")
     said = "read from a GGUF file" if form == "gguf" else f"the body's weights in {form}"
     assert f"dtype        float32, {said}" in output
+
+
+def test_a_short_limit_under_another_name_starts_and_refuses_what_is_longer(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "mpt", d_model=D, n_layers=1, n_heads=4, max_seq_len=70, vocab_size=V, expansion_ratio=2
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    engine = transformers_engine.load(str(tmp_path), EngineSettings(device="cpu"))
+    engine.measure(1024)
+    assert engine.facts.max_positions == 70 and engine.facts.measured_tokens_per_second > 0
+    with teacher_thread(engine) as address, TeacherChannel(address) as channel:
+        assert channel.get_model().limits.max_sequence_tokens == 70
+        assert score(address, request([[3] * 70], last=True)).header.num_rows == 1
+        with pytest.raises(grpc.RpcError) as refusal:
+            score(address, request([[3] * 71], last=True))
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is 71 tokens; it must be between 1 and 70" in str(refusal.value.details())
+
+
+def test_a_limit_that_the_config_hides_is_found_before_serving(tmp_path: Path) -> None:
+    engine = transformers_engine.load(
+        str(write_tiny_model(tmp_path, "gpt2", max_positions=50)), EngineSettings(device="cpu")
+    )
+    engine._facts = dataclasses.replace(engine.facts, max_positions=None)
+    engine.measure(1024)
+    assert engine.facts.max_positions == 50 and engine.facts.measured_tokens_per_second > 0

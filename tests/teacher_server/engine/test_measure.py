@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lectern_common.errors import TeacherOutOfMemory
+from lectern_common.errors import Misconfigured, TeacherOutOfMemory
 from teacher_server.engine.fixture import FixtureEngine
-from teacher_server.engine.measure import measured_tokens_per_second, rate
+from teacher_server.engine.measure import longest_sequence, measured_tokens_per_second, rate
 from teacher_server.engine.seam import ComputedRows, ModelFacts, SequenceAsk
 
 
@@ -118,6 +118,36 @@ def test_a_batch_that_does_not_fit_is_measured_one_sequence_at_a_time() -> None:
     assert engine.shapes[-1] == (1, 128)
     engine.tokens_that_fit = 0
     assert engine.measured(1024) == 0.0
+
+
+class Short(Counting):
+    """Fails beyond a length that its facts do not name, as an embedding of positions does."""
+
+    def __init__(self, positions: int, error: Exception, **facts: Any) -> None:
+        super().__init__(max_positions=None, **facts)
+        self._positions, self._error = positions, error
+
+    def score(self, asks: Sequence[SequenceAsk]) -> list[ComputedRows]:
+        if asks[0].num_tokens > self._positions:
+            raise self._error
+        return super().score(asks)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 96, 128, 1023])
+@pytest.mark.parametrize("error", [IndexError("index out of range in self"), RuntimeError("size")])
+@pytest.mark.parametrize("mode", ["independent", "throughput"])
+def test_a_limit_that_no_config_names_is_found_by_trying(
+    mode: str, error: Exception, positions: int
+) -> None:
+    engine = Short(positions, error, mode=mode)
+    with pytest.raises(type(error)):
+        engine.measured(4096)
+    assert longest_sequence(engine) == positions
+
+
+def test_a_model_that_computes_nothing_is_refused() -> None:
+    with pytest.raises(Misconfigured, match=r"cannot compute a single token: no kernel"):
+        longest_sequence(Short(0, RuntimeError("no kernel")))
 
 
 def test_the_tokens_differ_from_one_another() -> None:

@@ -7,7 +7,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest, TeacherError
-from lectern_common.wire.formats import FORMATS, Representation, Widths, top_k_record
+from lectern_common.wire.formats import (
+    FORMATS,
+    Representation,
+    Widths,
+    sampled_record,
+    top_k_record,
+    unpack_sampled,
+)
 from lectern_models import blocks
 from lectern_models.blocks import AskedLogits
 from lectern_models.output_head import OutputHead
@@ -166,10 +173,12 @@ def test_only_blocks_with_an_asked_position_are_computed(monkeypatch: pytest.Mon
     assert bytes(rows) == logits[[1, 2, 9]].numpy().tobytes()
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_never_sent(poison: float) -> None:
+@pytest.mark.parametrize(
+    ("poison", "ids"), [("nan", 9), ("inf", 9), ("-inf", slice(None))], ids=str
+)
+def test_values_that_are_not_finite_are_never_sent(poison: str, ids: int | slice) -> None:
     values = random_logits(6, 16)
-    values[4, 9] = poison
+    values[4, ids] = float(poison)
     for rows in (dense_rows, lambda logits: top_k_rows(logits, 3, 1.0), sampled_rows):
         with pytest.raises(TeacherError, match="asked position 4"):
             rows(values)
@@ -195,6 +204,20 @@ def test_positions_that_are_not_asked_never_matter(poison: float) -> None:
     drawn = sampled_rows(values, asked=asked)
     assert bytes(drawn.payload) == clean[2]
     assert drawn.row_lengths is not None and len(drawn.row_lengths) == 3
+
+
+def test_masked_ids_are_sent_as_they_are_and_never_drawn() -> None:
+    values = random_logits(6, 16)
+    values[4, [0, 9]] = float("-inf")
+    dense = np.frombuffer(dense_rows(values), "<f4").reshape(6, 16)
+    assert np.isneginf(dense).nonzero()[1].tolist() == [0, 9]
+    for k, masked, rest in ((3, 0, False), (14, 0, True), (15, 1, True)):
+        record = np.frombuffer(top_k_rows(values, k, 1.0), top_k_record(k))[4]
+        assert np.isneginf(record["logits"]).sum() == masked
+        assert np.isneginf(record["log_rest_t"]) == rest and np.isfinite(record["log_normalizer_t"])
+    records = sampled_rows(values[4:5]).payload
+    drawn = unpack_sampled(np.frombuffer(records, sampled_record()))
+    assert not {0, 9} & set(drawn[0].tolist())
 
 
 def test_nothing_more_is_computed_after_the_client_has_gone() -> None:
