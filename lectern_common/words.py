@@ -33,6 +33,19 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 
 
+def inert_name(name: object) -> str:
+    """Returns a name, such as a file's, that is safe in a message and on one line of a terminal.
+
+    What is not printable (line breaks, escape sequences, marks that turn the direction of writing,
+    bytes that are not UTF-8) is spelt as in a Python string: a line break becomes a backslash and
+    an n.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(name)
+    )
+
+
 def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
     """Returns the host and port of the value of `option`, an IPv6 host without its brackets.
 

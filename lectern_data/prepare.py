@@ -25,7 +25,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
-from lectern_data.document_split import split
+from lectern_data.document_split import split, unlike_the_wanted
 from lectern_data.left_out import Faults
 from lectern_data.read import hub
 from lectern_data.read.documents import Document, LeftOut, texts_of
@@ -88,16 +88,19 @@ def prepare(
         work_folder(settings.output) as work,
         published(settings.targets, replace=settings.force) as folders,
     ):
-        files = _found_files(settings, work, on_progress, on_event)
+        files, not_walked = _found_files(settings, work, on_progress, on_event)
         documents, left_out = scan(
             files,
             content=settings.content,
             max_document_bytes=settings.max_document_bytes,
             on_progress=partial(on_progress, "reading"),
         )
+        left_out = not_walked + left_out
         faults = Faults(settings.max_fault_fraction, len(documents), left_out)
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
+        if unlike := unlike_the_wanted(parts, settings.validation_fraction):
+            on_event(unlike)
         tokenizer = given or _trained_tokenizer(settings, work, parts[0], on_progress)
         pieces = _tokenized(settings, work, tokenizer, parts, faults, on_progress, on_event)
         left_out += _left_out_of_chats(settings, work, pieces)
@@ -143,9 +146,14 @@ def _found_files(
     work: Work,
     on_progress: Progress,
     on_event: Callable[[str], None],
-) -> list[tuple[str, Path]]:
-    """Returns (name, path) of each input file, then of the file with the hub's rows."""
-    files = find_files(list(settings.inputs), list(settings.include), list(settings.exclude))
+) -> tuple[list[tuple[str, Path]], list[LeftOut]]:
+    """Returns (name, path) of each input file, then of the file with the hub's rows; and the
+    folders that were not walked.
+    """
+    not_walked: list[LeftOut] = []
+    files = find_files(
+        list(settings.inputs), list(settings.include), list(settings.exclude), not_walked.append
+    )
     if settings.hub_dataset is not None:
         fetched = hub.fetch(
             settings.hub_dataset,
@@ -156,7 +164,7 @@ def _found_files(
         files.append((fetched.name, fetched.path))
         if fetched.revision is not None:
             on_event(f"{settings.hub_dataset.name} at revision {fetched.revision}")
-    return files
+    return files, not_walked
 
 
 def _tokenized(

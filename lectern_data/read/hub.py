@@ -201,7 +201,7 @@ class _Spool:
                         f"the first row has no {field!r}{content.instead(row)}", "hub"
                     )
                 kept = {field: row[field]} if field in row else {}
-                file.write(json.dumps(kept, default=_as_null).encode() + b"\n")
+                file.write(json.dumps(kept, default=_as_json).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:
                     self._save(file, stream)
@@ -242,8 +242,15 @@ def _identity(dataset: HubDataset, field: str) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-def _as_null(value: object) -> None:
-    """Returns None for bytes, times and the like: not text either, so the row is named later."""
+def _as_json(value: object) -> Any:
+    """Returns the text that bytes hold; an object for other bytes, times and the like.
+
+    An object is not a text, so its row is named later.
+    """
+    try:
+        return value.decode() if isinstance(value, bytes) else {"type": type(value).__name__}
+    except UnicodeDecodeError:
+        return {"type": "bytes"}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Reads documents from the rows of .jsonl and Parquet files.
+"""Reads documents from the rows of .jsonl, .json and Parquet files.
 
 A row that is not a document is named with its number (`UnusableError`), never dropped silently.
 """
@@ -14,12 +14,12 @@ from lectern_common.errors import Misconfigured
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
+JSON_SUFFIXES = (".json",)
 PARQUET_SUFFIXES = (".parquet",)
-ROW_SUFFIXES = JSON_LINES_SUFFIXES + PARQUET_SUFFIXES
+ROW_SUFFIXES = JSON_LINES_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
 TEXT_FIELD = "text"
 MESSAGES_FIELD = "messages"
-_PARQUET_MAGIC = b"PAR1"
 # Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
 _FIELDS_NAMED = 8
@@ -37,14 +37,18 @@ class Content:
     is_chat: bool = False
 
     def of(self, row: Any) -> str:
-        """Returns the row's text, or its chat's messages as canonical JSON.
+        """Returns the row's text, or its chat's messages as canonical JSON; "" if it is empty.
 
         Raises:
             UnusableError: the row has none.
         """
-        if isinstance(row, Mapping) and self.field not in row:
+        if not isinstance(row, Mapping):
+            raise UnusableError(f"has no {self._kind} under {self.field!r}")
+        if self.field not in row:
             raise UnusableError(f"has no {self._kind} under {self.field!r}{self.instead(row)}")
-        value = row[self.field] if isinstance(row, Mapping) else None
+        value = row[self.field]
+        if value is None or (self.is_chat and value == []):
+            return ""
         if self.is_chat:
             value = _canonical_chat(value, self.field)
         elif not isinstance(value, str):
@@ -62,6 +66,8 @@ class Content:
             return ""
         if not self.is_chat and MESSAGES_FIELD in there:
             return f", but {_listed(there)}; add --chat to read chats"
+        if self.is_chat and TEXT_FIELD in there:
+            return f", but {_listed(there)}; drop --chat to read texts, or set --messages-field"
         option = "--messages-field" if self.is_chat else "--text-field"
         return f", but {_listed(there)}; set {option}"
 
@@ -91,12 +97,6 @@ def json_row(line: bytes, content: Content) -> str:
     except (ValueError, RecursionError):
         raise UnusableError("not JSON") from None
     return content.of(row)
-
-
-def is_parquet(path: Path) -> bool:
-    """Returns whether a file starts like a Parquet file, whatever its name. Raises OSError."""
-    with path.open("rb") as file:
-        return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
 
 def open_parquet(path: Path, content: Content) -> "ParquetFile":
@@ -138,7 +138,7 @@ def parquet_values(
     index = 0
     try:
         for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[field]):
-            column = batch.column(0)
+            column = batch.column(field)
             for place in range(max(0, first - index), len(column)):
                 yield index + place, _value(column[place])
             index += len(column)
@@ -148,9 +148,23 @@ def parquet_values(
 
 def _value(scalar: Any) -> Any:
     try:
-        return scalar.as_py()
+        return as_text(scalar.as_py())
     except UnicodeDecodeError as error:
         return UnusableError(f"not UTF-8 (byte {error.start})")
+
+
+def as_text(value: Any) -> Any:
+    """Returns the value with bytes, at any depth, decoded: many writers store text as BINARY.
+
+    Raises UnicodeDecodeError.
+    """
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [as_text(part) for part in value]
+    if isinstance(value, dict):
+        return {name: as_text(part) for name, part in value.items()}
+    return value
 
 
 def _canonical_chat(value: Any, field: str) -> str:
