@@ -13,6 +13,7 @@ from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
+from tests.support.no_locks import refuse_locks
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON, DIES, DIES_MUTE, INTERRUPTED = range(6)
@@ -54,6 +55,22 @@ def test_with_json_nothing_else_is_printed_to_standard_output(lectern, home, sta
 
     assert ended.json["exit_code"] == 0
     assert ended.json["status"]["state"] == "succeeded"
+
+
+def test_a_run_folder_without_locks_gets_a_sentence_and_a_way_out(
+    lectern, home, stand_ins, monkeypatch
+):
+    refuse_locks(monkeypatch, but=home / "locks")
+
+    refused = lectern("train", write_spec(home), "--home", home)
+
+    assert refused.code == 2 and "set LECTERN_LOCKS to a folder on a local disk" in refused.err
+    assert list((home / "runs").iterdir()) == []
+    monkeypatch.setenv("LECTERN_LOCKS", str(home / "locks"))
+    assert lectern("train", write_spec(home), "--home", home).code == 0
+    monkeypatch.delenv("LECTERN_LOCKS")
+    resumed = lectern("train", write_spec(home), "--home", home, "--resume")
+    assert resumed.code == 2 and "without file locks" in resumed.err
 
 
 @pytest.mark.parametrize(
