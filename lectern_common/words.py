@@ -52,8 +52,14 @@ def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
     Raises Misconfigured.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
+    is_bracketed = host.startswith("[") and host.endswith("]") and len(host) > 2
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or host == "[]":
         raise Misconfigured(f"{option} {address!r} is not host:port, such as 127.0.0.1:8080")
+    if not is_bracketed and any(character in host for character in ":[]"):
+        raise Misconfigured(
+            f"{option} {address!r} is not host:port; an IPv6 address stands in brackets, such as "
+            "[::1]:8080"
+        )
     if int(port) > 65535:
         raise Misconfigured(f"the port in {option} {address!r} is greater than 65535")
     return host.removeprefix("[").removesuffix("]"), int(port)
