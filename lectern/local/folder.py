@@ -27,7 +27,7 @@ def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
     if not folder.path.is_dir():
         raise NotFound(f"there is no run folder {folder.path}; start the run without --resume")
     if folder.is_locked():
-        raise Conflict(f"run {spec.name} is being trained by another process")
+        raise Conflict(_trained_elsewhere(folder))
     before, done = folder.read_spec(), folder.newest_step
     require_resumable(before, spec, done)
     status = _status(folder)
@@ -36,6 +36,16 @@ def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
         require_more_to_do(spec.name, before, spec, status.step, early=early)
     from_step = "from the start" if done is None else f"from step {done}"
     return f"{folder.path} will be resumed {from_step}"
+
+
+def _trained_elsewhere(folder: RunFolder) -> str:
+    status = _status(folder)
+    if status is None:
+        return f"run {folder.run_id} is being trained by another process"
+    return (
+        f"run {folder.run_id} is being trained by process {status.pid}, at step {status.step}; "
+        f"wait for its end, or make it write a checkpoint and stop: kill {status.pid}"
+    )
 
 
 def _status(folder: RunFolder) -> Status | None:

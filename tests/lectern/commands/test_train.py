@@ -10,7 +10,7 @@ import pytest
 from lectern.local.foreground import MetricsReader, run_trainer
 from lectern.local.processes import wait_until
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
 from tests.support.no_locks import refuse_locks
@@ -111,6 +111,19 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert "stopped at step 2 of 3" in said
     again = f"resume with: lectern train {home}/spec.yaml --resume --home {home}\n"
     assert said.endswith(again)
+
+
+def test_a_run_that_is_still_being_trained_is_named_with_its_process(lectern, home):
+    spec = load_spec(write_spec(home))
+    folder = RunFolder.create(home / "runs", "run", spec)
+    status = Status("run", RunState.RUNNING, 0.0, 0.0, 4711, 0.0, step=2, steps=3)
+    folder.write_status(status)
+    with folder.locked():
+        refused = lectern("train", write_spec(home), "--home", home, "--resume")
+
+    assert refused.code == 4
+    assert "is being trained by process 4711, at step 2; wait for its end" in refused.err
+    assert refused.err.endswith("stop: kill 4711\n")
 
 
 def test_the_status_of_an_earlier_trainer_is_ignored(home, stand_ins):
