@@ -41,6 +41,10 @@ def train(
 
     roots = roots_of(home)
     spec = load_spec(spec_file)
+    if resume:
+        from lectern.local.folder import as_resumed
+
+        spec = as_resumed(spec, roots)
     if dry_run:
         from lectern.commands.dry_run import dry_run as print_dry_run
 

@@ -3,6 +3,7 @@
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import EARLY_STOPPED, RunFolder, RunState, Status
+from lectern_common.spec.load import continuing
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 
 
@@ -36,6 +37,16 @@ def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
         require_more_to_do(spec.name, before, spec, status.step, early=early)
     from_step = "from the start" if done is None else f"from step {done}"
     return f"{folder.path} will be resumed {from_step}"
+
+
+def as_resumed(spec: RunSpec, roots: Roots) -> RunSpec:
+    """Returns the spec, with what it leaves open taken from the run that it resumes, if any.
+
+    Raises:
+        InvalidSpec: see `continuing`, or the run's own spec cannot be read.
+    """
+    folder = RunFolder(roots.runs / spec.name)
+    return continuing(folder.read_spec(), spec) if folder.spec_path.exists() else spec
 
 
 def _trained_elsewhere(folder: RunFolder) -> str:

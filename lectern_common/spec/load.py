@@ -73,6 +73,21 @@ def load_spec(path: Path) -> RunSpec:
     return parse_spec(data)
 
 
+def continuing(old: RunSpec, new: RunSpec) -> RunSpec:
+    """Returns the spec `new` that resumes `old`, with the warm-up of `old` unless it sets its own.
+
+    The default depends on the number of steps, which a resume may change.
+
+    Raises:
+        InvalidSpec: that warm-up is longer than the run.
+    """
+    if "warmup_steps" in new.schedule.model_fields_set:
+        return new
+    data = new.model_dump(mode="json")
+    data["schedule"]["warmup_steps"] = old.schedule.warmup_steps
+    return parse_spec(data)
+
+
 def dump_spec(spec: RunSpec) -> str:
     """Returns the resolved spec as YAML with every default; `load_spec` reads it back equal."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)

@@ -113,6 +113,15 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert said.endswith(again)
 
 
+def test_a_short_run_needs_no_warm_up_set_and_can_be_made_longer(lectern, home, stand_ins):
+    first = lectern("train", write_spec(home, schedule="{steps: 3}"), "--home", home)
+    assert first.code == 0
+    longer = write_spec(home, schedule="{steps: 40}")
+    assert lectern("train", longer, "--home", home, "--resume").code == 0
+    schedule = RunFolder(home / "runs/run").read_spec().schedule
+    assert (schedule.steps, schedule.warmup_steps) == (40, 0)
+
+
 def test_a_run_that_is_still_being_trained_is_named_with_its_process(lectern, home):
     spec = load_spec(write_spec(home))
     folder = RunFolder.create(home / "runs", "run", spec)
