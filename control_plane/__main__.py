@@ -26,7 +26,7 @@ from lectern_common.listening import bound_sockets
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
-from lectern_common.words import address_of, bracketed, host_and_port
+from lectern_common.words import address_of, bracketed, host_and_port, inert_name
 
 SHUTDOWN_SECONDS = 3
 MAX_HEADER_BYTES = 16 * 1024
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINE
     try:
         return _serve(options, trainer_argv)
     except LecternError as error:
-        print(f"control_plane: {error}", file=sys.stderr)
+        print(f"control_plane: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
 
 

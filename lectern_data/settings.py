@@ -20,7 +20,7 @@ class PrepareSettings:
     """All settings of a preparation. Errors name the option of `lectern data prepare`.
 
     Attributes:
-        inputs: files and folders; .jsonl and Parquet files hold one document per row.
+        inputs: files and folders; .jsonl, .json and Parquet files hold one document per row.
         output: folder of the dataset; the validation set goes to `output`-validation.
         hub_dataset: a hub dataset, read after the inputs; None means none.
         tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
@@ -29,7 +29,8 @@ class PrepareSettings:
         eos_policy: where to put the end-of-text token: nowhere, between or after documents.
         eos_token: the end-of-text token; None means the tokenizer's own.
         validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
-            validation set. Equal documents always fall on the same side.
+            validation set. Equal documents always fall on the same side, and one that is much
+            larger than that share falls into training.
         seed: chooses the documents to hold out.
         include: inside folders, only files that match one of these patterns; empty means all but
             hidden ones.
@@ -40,7 +41,7 @@ class PrepareSettings:
         seq_length_hint: row length to record in the manifest.
         max_document_bytes: a larger document is a fault.
         max_fault_fraction: share of the documents that may be unreadable, not text or too large;
-            above it nothing is written.
+            above it nothing is written. Empty ones do not count.
         workers: processes that tokenise; None means one per core.
         piece_bytes: text that a process tokenises at a time, and so the most that it loses if
             killed.

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
 from lectern_common.tokens.shards import MANIFEST_NAME
+from lectern_common.words import inert_name
 from lectern_models.gguf_file import GgufFile
 
 CONFIG_NAME = "config.json"
@@ -117,7 +118,7 @@ def _no_model(folder: Path) -> str:
         return f"is a dataset (it has a {MANIFEST_NAME} of token shards); give a model folder"
     gguf = sorted(path.name for path in folder.glob("*.gguf"))
     if gguf:
-        return f"has no {CONFIG_NAME}; give the GGUF file itself: {folder / gguf[0]}"
+        return f"has no {CONFIG_NAME}; give the GGUF file itself: {inert_name(folder / gguf[0])}"
     return f"has no {CONFIG_NAME}: it is not a model folder"
 
 

@@ -255,7 +255,7 @@ def _draw(findings: list[Check]) -> None:
         table.add_row(
             Text(finding.outcome, style=styles[finding.outcome]),
             Text(finding.subject),
-            Text(finding.message),
-            Text("" if finding.outcome is Outcome.PASS else finding.advice),
+            Text(console.inert(finding.message)),
+            Text("" if finding.outcome is Outcome.PASS else console.inert(finding.advice)),
         )
     console.out().print(table)

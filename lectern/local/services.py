@@ -17,7 +17,7 @@ from lectern_common.errors import Misconfigured
 from lectern_common.listening import EVERY_ADDRESS, EVERY_IPV4, bound_sockets
 from lectern_common.roots import Roots
 from lectern_common.teacher.options import TEACHER_OPTIONS, EngineName
-from lectern_common.words import address_of, host_and_port
+from lectern_common.words import address_of, host_and_port, inert_name
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
 DEFAULT_BIND = "127.0.0.1:8080"
@@ -243,7 +243,7 @@ def _holder(port: int) -> str:
             taken = connection.laddr and connection.laddr.port == port
             if taken and connection.status == psutil.CONN_LISTEN and connection.pid:
                 command = " ".join(psutil.Process(connection.pid).cmdline())
-                return f" (held by pid {connection.pid}: {command[:80]})"
+                return f" (held by pid {connection.pid}: {inert_name(command[:80])})"
     except (psutil.Error, OSError):
         return ""
     return ""

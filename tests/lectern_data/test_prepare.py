@@ -316,7 +316,7 @@ def test_a_corpus_without_giants_is_split_as_it_always_was(tmp_path):
 def test_a_validation_set_of_another_size_than_asked_is_said(tmp_path):
     for number, size in enumerate((9000, 700, 500)):
         (tmp_path / f"{number}.txt").write_text("word " * size)
-    said = []
+    said: list[str] = []
     prepare(
         PrepareSettings([tmp_path], tmp_path / "out/data", train_vocab_size=300),
         on_event=said.append,

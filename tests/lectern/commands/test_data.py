@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lectern import console
 from lectern.commands import data
 from lectern_data.settings import PrepareSettings
 from tests.support.chat_files import chats_with_tokenizer
@@ -189,7 +190,7 @@ def test_a_file_system_without_locks_gets_a_sentence_and_a_way_out(
 def test_outside_a_terminal_a_line_says_now_and_then_how_far_it_is(
     lectern, texts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(data.console, "PROGRESS_SECONDS", 0.001)
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.001)
 
     ended = prepare(lectern, texts, "--output", "code", "--home", tmp_path)
 
@@ -200,8 +201,8 @@ def test_outside_a_terminal_a_line_says_now_and_then_how_far_it_is(
 
 
 def test_a_line_comes_also_while_nothing_moves(monkeypatch, capsys):
-    monkeypatch.setattr(data.console, "PROGRESS_SECONDS", 0.01)
-    with data.console.progress() as advance:
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.01)
+    with console.progress() as advance:
         advance("tokenizing documents", 3, 12)
         said = ""
         while said.count("\n") < 3:
