@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -21,10 +22,11 @@ from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import read_token_file, require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
+from lectern_common.listening import bound_sockets
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
-from lectern_common.words import address_of, bracketed, host_and_port
+from lectern_common.words import address_of, bracketed, host_and_port, inert_name
 
 SHUTDOWN_SECONDS = 3
 MAX_HEADER_BYTES = 16 * 1024
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINE
     try:
         return _serve(options, trainer_argv)
     except LecternError as error:
-        print(f"control_plane: {error}", file=sys.stderr)
+        print(f"control_plane: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
 
 
@@ -54,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m control_plane", description="Starts, watches and stops distillation runs."
     )
     add = parser.add_argument
-    add("--bind", default="127.0.0.1:8080", metavar="HOST:PORT", help="port 0 picks a free one")
+    add(
+        "--bind",
+        default="127.0.0.1:8080",
+        metavar="HOST:PORT",
+        help="0.0.0.0: every IPv4 address, [::]: every address; port 0 picks a free one",
+    )
     add("--home", type=Path, help="folder of data, models and runs (LECTERN_HOME, ~/.lectern)")
     add("--max-running-runs", type=_positive, metavar="N", help="runs that train at the same time")
     add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
@@ -108,8 +115,8 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
         options.teacher_tls_key,
     )
     teachers = configured_teachers(options.teacher, files)
-    listener = _listen(host, port)
-    with listener:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         cuda = cuda_devices()
         roots = Roots.of_home(options.home)
         plane = open_plane(
@@ -139,7 +146,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
         # uvicorn raises the signal that ended it again when it is done; ignore it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        _Server(config, plane, options.port_file).run(sockets=[listener])
+        _Server(config, plane, options.port_file).run(sockets=listeners)
     return 0
 
 
@@ -181,21 +188,17 @@ def _positive(text: str) -> int:
     return number
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(256)
-        return listener
+        listeners = bound_sockets(host, port)
     except OSError as error:
         raise Misconfigured(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with "
-            "--bind HOST:PORT"
+            f"cannot listen on {error.filename or address_of(host, port)}: {error.strerror}; "
+            "choose another with --bind HOST:PORT"
         ) from None
+    for listener in listeners:
+        listener.listen(256)
+    return listeners
 
 
 if __name__ == "__main__":

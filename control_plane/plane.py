@@ -184,7 +184,8 @@ def open_plane(
             later.
 
     Raises:
-        Misconfigured: another control plane uses the folder, or the database cannot be used.
+        Misconfigured: another control plane uses the folder, its file system has no locks, or the
+            database cannot be used.
     """
     lock = _lock(roots.runs)
     try:

@@ -17,6 +17,7 @@ from lectern.commands import data, doctor, runs, teacher, token, train, up
 from lectern.commands.teacher_options import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
+from lectern_common.words import inert_name
 
 _EPILOG = "\b\nExit status:\n" + "\n".join(
     f"  {code:<4} {meaning}" for code, meaning in console.EXIT_CODES.items()
@@ -126,7 +127,7 @@ def main() -> None:
     except Exception as error:
         _debug()
         if isinstance(error, OSError) and error.strerror:
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{inert_name(error.filename)}: " if error.filename else ""
             message = f"{where}{error.strerror}"
         else:
             what = f"{type(error).__name__}: {error}"

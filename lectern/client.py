@@ -50,7 +50,8 @@ class RunStatus:
         steps: steps in the spec.
         device: the device it trains on.
         tokens_per_second: over the last steps.
-        teacher_wait_share: share of the step time spent waiting for the teacher.
+        teacher_wait_share: share of the step time spent waiting for the teacher; None means that
+            the run has no teacher, or no step yet.
         latest: the last metrics (`loss/total`, `loss/val`, ...); None means not finite.
         resumes_at: when an interrupted run resumes by itself, in Unix seconds; None means never.
     """
@@ -73,6 +74,15 @@ class RunStatus:
     def rests(self) -> bool:
         """True if no process works on the run and none will start by itself."""
         return self.state in RESTING and self.resumes_at is None
+
+    @property
+    def export(self) -> str | None:
+        """The folder of the trained student, on the control plane's machine, if there is one.
+
+        Known only from `get_run`, not from a list of runs.
+        """
+        folder = self.json.get("folder")
+        return f"{folder}/export" if folder and self.state is RunState.SUCCEEDED else None
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "RunStatus":

@@ -2,15 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import InvalidSpec, LecternError
+from lectern_common.words import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 # Rich is imported only where something is drawn, so that `--json` and errors do not load it.
 
@@ -29,6 +31,7 @@ EXIT_CODES = {
 }
 INTERRUPTED_EXIT_CODE = 75
 CTRL_C_EXIT_CODE = 130
+PROGRESS_SECONDS = 30.0
 
 
 def out() -> "Console":
@@ -52,7 +55,7 @@ def print_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """Prints a line about progress to standard error."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(inert(message) + "\n")
     sys.stderr.flush()
 
 
@@ -77,12 +80,22 @@ def print_error(error: LecternError) -> None:
     note(inert("error: " + "\n".join(lines)))
 
 
-@contextmanager
-def progress() -> Iterator["Progress"]:
-    """Yields a Rich progress display on standard error; it disappears when the block ends.
+Advance = Callable[[str, int, int], None]
+"""Called with (what is being done, how much of it is done, how much there is in all)."""
 
-    Draws nothing unless standard error is a terminal.
+
+@contextmanager
+def progress() -> Iterator[Advance]:
+    """Yields a function that shows on standard error how far each stage of a long work is.
+
+    A terminal gets bars, which disappear when the block ends; anything else gets a line every
+    PROGRESS_SECONDS, also while nothing moves.
     """
+    console = err()
+    if not console.is_terminal:
+        with _progress_lines() as advance:
+            yield advance
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -91,8 +104,35 @@ def progress() -> Iterator["Progress"]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = err()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as display:
-        yield display
+    with Progress(*columns, console=console, transient=True) as display:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage)
+            display.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _progress_lines() -> Iterator[Advance]:
+    began = time.monotonic()
+    last: list[str] = ["starting"]
+    ended = threading.Event()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        share = f" ({done / total:.0%})" if total else ""
+        last[0] = f"{stage}: {done:,} of {total:,}{share}"
+
+    def print_lines() -> None:
+        while not ended.wait(PROGRESS_SECONDS):
+            note(f"{last[0]}, after {duration((time.monotonic() - began) / 3600)}")
+
+    thread = threading.Thread(target=print_lines, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()

@@ -6,13 +6,20 @@ parent folder after it.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lectern_common.errors import Misconfigured
+from lectern_common.words import inert_name
+
+# The environment variable that names a folder for locks, for file systems that have none.
+LOCKS_VARIABLE = "LECTERN_LOCKS"
 _LOCK_POLL_SECONDS = 0.05
 
 
@@ -122,14 +129,16 @@ def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
     all of them have ended.
 
     Args:
-        path: created if missing.
+        path: created if missing. If LECTERN_LOCKS names a folder, a file in there stands for it.
         patience_seconds: how long to wait for the process that holds it.
 
     Raises:
         BlockingIOError: another process still holds it.
+        Misconfigured: the file system has no locks.
         OSError: the file cannot be opened or created.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _lock_file(path)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + patience_seconds
     try:
         while True:
@@ -139,11 +148,53 @@ def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_LOCK_POLL_SECONDS)
+            except OSError as error:
+                raise _no_locks(lock.parent, error) from None
             else:
                 return descriptor
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def require_locks(folder: Path) -> None:
+    """Raises Misconfigured if files in an existing folder cannot be locked; leaves nothing."""
+    probe = folder / f".lock-{os.getpid()}-{threading.get_ident()}"
+    try:
+        os.close(take_lock(probe))
+    finally:
+        with suppress(OSError):
+            _lock_file(probe).unlink()
+
+
+def _lock_file(path: Path) -> Path:
+    """Returns the file whose lock is taken for `path`: itself, or one in the LECTERN_LOCKS folder.
+
+    Raises:
+        FileNotFoundError: the folder of `path` does not exist.
+        Misconfigured: the LECTERN_LOCKS folder cannot be used.
+    """
+    elsewhere = os.environ.get(LOCKS_VARIABLE)
+    if not elsewhere:
+        return path
+    name = hashlib.sha256(os.fsencode(path.parent.resolve(strict=True) / path.name)).hexdigest()
+    try:
+        Path(elsewhere).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot use {inert_name(elsewhere)} for locks: {error.strerror}; set {LOCKS_VARIABLE} "
+            "to a folder that this user can write"
+        ) from None
+    return Path(elsewhere) / f"{name[:32]}.lock"
+
+
+def _no_locks(folder: Path, error: OSError) -> Misconfigured:
+    return Misconfigured(
+        f"{inert_name(folder)} is on a file system without file locks ({error.strerror}), so two "
+        "processes could write there at once: use a folder on another file system, or set "
+        f"{LOCKS_VARIABLE} to a folder on a local disk, the same for every process that works "
+        f"with {inert_name(folder)}, and use it from one machine only"
+    )
 
 
 def end_of(path: Path, at_most_bytes: int, first_byte: int = 0) -> tuple[bytes, bool]:

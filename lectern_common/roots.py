@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import inert_name
 
 MAX_DEPTH = 4
 MAX_ENTRIES = 1000
@@ -94,7 +95,7 @@ def what_is_there(root: Path, asked: str, name: str) -> str:
         asked: the missing folder, relative to `root`.
         name: the file that marks folders of this kind.
     """
-    there = [str(folder.relative_to(root)) for folder in folders_with(root, name)]
+    there = [inert_name(folder.relative_to(root)) for folder in folders_with(root, name)]
     close = difflib.get_close_matches(asked, there, n=1)
     if close:
         return f"({root}); did you mean {close[0]}?"

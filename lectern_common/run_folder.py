@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
-from lectern_common.files import rename_durably, take_lock, write_atomic
+from lectern_common.files import rename_durably, require_locks, take_lock, write_atomic
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec.load import dump_spec, load_spec
 from lectern_common.spec.run_spec import RunSpec
@@ -143,9 +143,11 @@ class RunFolder:
 
         Raises:
             Conflict: a folder with this id exists.
+            Misconfigured: the file system has no locks, so no trainer could own the folder.
         """
         folder = cls(runs_root / run_id)
         runs_root.mkdir(parents=True, exist_ok=True)
+        require_locks(runs_root)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=runs_root) as scratch:
             hidden = cls(Path(scratch) / run_id)
             hidden.path.mkdir(mode=0o750)
@@ -225,6 +227,7 @@ class RunFolder:
         Raises:
             Conflict: another process holds it.
             NotFound: there is no such run folder.
+            Misconfigured: the file system has no locks.
         """
         try:
             descriptor = take_lock(self.path / "lock", patience_seconds)

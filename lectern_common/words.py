@@ -33,14 +33,33 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 
 
+def inert_name(name: object) -> str:
+    """Returns a name, such as a file's, that is safe in a message and on one line of a terminal.
+
+    What is not printable (line breaks, escape sequences, marks that turn the direction of writing,
+    bytes that are not UTF-8) is spelt as in a Python string: a line break becomes a backslash and
+    an n.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(name)
+    )
+
+
 def host_and_port(address: str, option: str = "--bind") -> tuple[str, int]:
     """Returns the host and port of the value of `option`, an IPv6 host without its brackets.
 
     Raises Misconfigured.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
+    is_bracketed = host.startswith("[") and host.endswith("]") and len(host) > 2
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or host == "[]":
         raise Misconfigured(f"{option} {address!r} is not host:port, such as 127.0.0.1:8080")
+    if not is_bracketed and any(character in host for character in ":[]"):
+        raise Misconfigured(
+            f"{option} {address!r} is not host:port; an IPv6 address stands in brackets, such as "
+            "[::1]:8080"
+        )
     if int(port) > 65535:
         raise Misconfigured(f"the port in {option} {address!r} is greater than 65535")
     return host.removeprefix("[").removesuffix("]"), int(port)

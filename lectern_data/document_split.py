@@ -14,7 +14,9 @@ def split(
     """Returns (training, validation), each in the order of `documents`.
 
     Documents are drawn in the order of a hash of (seed, content) until `validation_fraction` of the
-    bytes is reached, so names and order do not matter, and equal documents stay together.
+    bytes is reached, so names and order do not matter, and equal documents stay together. A
+    document that would take the validation part beyond the wanted size by more than that size, or
+    than an average document if that is larger, is passed over: one huge document stays in training.
 
     Raises:
         InvalidRequest: one of the two would be empty.
@@ -25,11 +27,14 @@ def split(
     for document in documents:
         sizes[document.sha256] += document.text_bytes
     wanted = validation_fraction * sizes.total()
+    most = wanted + max(wanted, sizes.total() / len(sizes))
     held_out: set[str] = set()
     drawn = 0
     for digest in sorted(sizes, key=lambda digest: _draw(seed, digest)):
         if drawn >= wanted:
             break
+        if drawn + sizes[digest] > most:
+            continue
         held_out.add(digest)
         drawn += sizes[digest]
     if len(held_out) == len(sizes):
@@ -41,6 +46,20 @@ def split(
     return (
         [document for document in documents if document.sha256 not in held_out],
         [document for document in documents if document.sha256 in held_out],
+    )
+
+
+def unlike_the_wanted(
+    parts: tuple[list[Document], list[Document]], validation_fraction: float
+) -> str | None:
+    """Returns a sentence if the validation part is less than half or more than twice the wanted."""
+    training, validation = (sum(entry.text_bytes for entry in part) for part in parts)
+    share = validation / max(1, training + validation)
+    if validation_fraction / 2 <= share <= 2 * validation_fraction:
+        return None
+    return (
+        f"the validation set has {share:.1%} of the text instead of {validation_fraction:.1%}, "
+        "because documents are held out whole"
     )
 
 

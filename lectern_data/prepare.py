@@ -28,7 +28,7 @@ from lectern_common.tokens.chat_rows import ChatShares, LongChats
 from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.words import counted
-from lectern_data.document_split import split
+from lectern_data.document_split import split, unlike_the_wanted
 from lectern_data.left_out import Faults
 from lectern_data.read import hub
 from lectern_data.read.documents import Document, LeftOut, texts_of
@@ -117,7 +117,7 @@ def prepare(
         needs, date = _template_needs(settings, given, work, on_event)
         content = needs.content if needs else settings.content
         columns: dict[str, None] = {}
-        files = _found_files(settings, content, columns, work, on_progress, on_event)
+        files, not_walked = _found_files(settings, content, columns, work, on_progress, on_event)
         documents, left_out = scan(
             files,
             content=content,
@@ -125,11 +125,14 @@ def prepare(
             on_progress=partial(on_progress, "reading"),
             columns=columns,
         )
+        left_out = not_walked + left_out
         if needs and needs.unused(columns):
             on_event(f"fields that are not used: {listed(needs.unused(columns))}")
         faults = Faults(settings.max_fault_fraction, len(documents), left_out)
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
+        if unlike := unlike_the_wanted(parts, settings.validation_fraction):
+            on_event(unlike)
         tokenizer = given or _trained_tokenizer(settings, work, parts[0], on_progress)
         start = document_start(settings.bos_policy, tokenizer, is_chat=content.is_chat)
         end = None if settings.eos_policy == "none" else tokenizer.end
@@ -221,12 +224,16 @@ def _found_files(
     work: Work,
     on_progress: Progress,
     on_event: Callable[[str], None],
-) -> list[tuple[str, Path]]:
-    """Returns (name, path) of each input file, then of the file with the hub's rows.
+) -> tuple[list[tuple[str, Path]], list[LeftOut]]:
+    """Returns (name, path) of each input file, then of the file with the hub's rows; and the
+    folders that were not walked.
 
     Adds the fields of the hub's rows to `columns`.
     """
-    files = find_files(list(settings.inputs), list(settings.include), list(settings.exclude))
+    not_walked: list[LeftOut] = []
+    files = find_files(
+        list(settings.inputs), list(settings.include), list(settings.exclude), not_walked.append
+    )
     if settings.hub_dataset is not None:
         fetched = hub.fetch(
             settings.hub_dataset,
@@ -238,7 +245,7 @@ def _found_files(
         columns.update(dict.fromkeys(fetched.columns))
         if fetched.revision is not None:
             on_event(f"{settings.hub_dataset.name} at revision {fetched.revision}")
-    return files
+    return files, not_walked
 
 
 def _tokenized(

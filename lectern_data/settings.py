@@ -22,7 +22,7 @@ class PrepareSettings:
     """All settings of a preparation. Errors name the option of `lectern data prepare`.
 
     Attributes:
-        inputs: files and folders; .jsonl and Parquet files hold one document per row.
+        inputs: files and folders; .jsonl, .json and Parquet files hold one document per row.
         output: folder of the dataset; the validation set goes to `output`-validation.
         hub_dataset: a hub dataset, read after the inputs; None means none.
         tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
@@ -34,7 +34,8 @@ class PrepareSettings:
         bos_policy: where to put the token that begins a text: nowhere, before each document, or at
             the start of each row of a run; "auto" does what the tokenizer does.
         validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
-            validation set. Equal documents always fall on the same side.
+            validation set. Equal documents always fall on the same side, and one that is much
+            larger than that share falls into training.
         seed: chooses the documents to hold out.
         include: inside folders, only files that match one of these patterns; empty means all but
             hidden ones.
@@ -47,7 +48,7 @@ class PrepareSettings:
         seq_length_hint: row length to record in the manifest.
         max_document_bytes: a larger document is a fault.
         max_fault_fraction: share of the documents that may be unreadable, not text or too large;
-            above it nothing is written.
+            above it nothing is written. Empty ones do not count.
         workers: processes that tokenise; None means one per core.
         piece_bytes: text that a process tokenises at a time, and so the most that it loses if
             killed.

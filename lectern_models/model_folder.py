@@ -19,6 +19,7 @@ from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.tokens.tokenizer_files import TOKENIZER_FILES
+from lectern_common.words import inert_name
 from lectern_models.gguf_file import GgufFile
 
 CONFIG_NAME = "config.json"
@@ -125,7 +126,7 @@ def _no_model(folder: Path) -> str:
     if adapter is not None:
         return adapter
     if gguf:
-        return f"has no {CONFIG_NAME}; give the GGUF file itself: {folder / gguf[0]}"
+        return f"has no {CONFIG_NAME}; give the GGUF file itself: {inert_name(folder / gguf[0])}"
     return f"has no {CONFIG_NAME}: it is not a model folder"
 
 

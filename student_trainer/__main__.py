@@ -17,6 +17,8 @@ import argparse
 import os
 import signal
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -27,6 +29,8 @@ from lectern_common.run_folder import RunFolder
 from student_trainer.run.life import INTERRUPTED, run_trainer
 from student_trainer.stop import Stop
 
+_STDIN = 0
+
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
@@ -34,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     configure_logs()
     folder = RunFolder(arguments.run_folder.resolve())
     roots = Roots.of_home(arguments.home)
-    return run_trainer(folder, roots, _stop_on_signals(), resume=arguments.resume)
+    stop = _stop_on_signals()
+    if arguments.stop_with_parent:
+        _stop_at_end_of_input(stop)
+    return run_trainer(folder, roots, stop, resume=arguments.resume)
 
 
 def _stop_on_signals() -> Stop:
@@ -50,6 +57,19 @@ def _stop_on_signals() -> Stop:
     return stop
 
 
+def _stop_at_end_of_input(stop: Stop) -> None:
+    """Requests a stop once no process holds the other end of standard input any more."""
+
+    def listen() -> None:
+        # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
+        with suppress(OSError):
+            while os.read(_STDIN, 1024):
+                pass
+        stop.request("stopped because the command that had started it was gone")
+
+    threading.Thread(target=listen, daemon=True, name="parent").start()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m student_trainer", description="Trains one run."
@@ -57,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run_folder", type=Path, help="holds spec.yaml")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--home", type=Path, help="see lectern_common/roots.py")
+    parser.add_argument(
+        "--stop-with-parent",
+        action="store_true",
+        help="also stop with a checkpoint once standard input, a pipe, is closed: so when the "
+        "process that holds its other end is killed",
+    )
     return parser
 
 

@@ -19,8 +19,12 @@ class Stop:
 
     def __init__(self) -> None:
         self._requested = False
+        self.why = "stopped on request"
 
-    def request(self) -> None:
+    def request(self, why: str | None = None) -> None:
+        """Requests the stop; `why` is one sentence for people, of the first request with one."""
+        if why is not None and not self._requested:
+            self.why = why
         self._requested = True
 
     @property

@@ -20,7 +20,7 @@ from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.words import host_and_port
+from lectern_common.words import host_and_port, inert_name
 from teacher_server.engine.seam import Engine
 from teacher_server.observing.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.observing.gpu import utilization_of
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         load = _loader(options)
         return asyncio.run(_serve(options, limits, token, tls, load))
     except LecternError as error:
-        print(f"lectern teacher: {error}", file=sys.stderr)
+        print(f"lectern teacher: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
 
 

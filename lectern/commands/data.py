@@ -3,13 +3,13 @@
 import datetime
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lectern import console
 from lectern.commands import prepare_options as options
 from lectern.options import Home, Json, command_group, roots_of
 from lectern_common.errors import InvalidRequest
-from lectern_common.words import counted
+from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
     from lectern_common.tokens.chat_rows import ChatShares
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 app = command_group("Prepare datasets.")
 NAMES_SHOWN = 20
+# What the stages of a preparation count.
+UNITS = {
+    "fetching": "rows",
+    "reading": "bytes",
+    "tokenizer": "training, documents",
+    "tokenizing": "documents",
+    "writing": "documents",
+}
 
 
 @app.command(
@@ -91,16 +99,13 @@ def prepare(
 
 
 def _prepared(settings: "PrepareSettings") -> "Prepared":
-    """Prepares the dataset, with a progress bar for each stage."""
+    """Prepares the dataset, and shows how far each stage is."""
     from lectern_data.prepare import prepare as prepare_data
 
-    with console.progress() as display:
-        tasks: dict[str, Any] = {}
+    with console.progress() as advance:
 
         def on_progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = display.add_task(stage)
-            display.update(tasks[stage], completed=done, total=total)
+            advance(f"{stage} {UNITS[stage]}", done, total)
 
         return prepare_data(settings, on_progress=on_progress, on_event=console.note)
 
@@ -164,8 +169,8 @@ def _summary(part: "Part", *, chat: bool) -> str:
     if chat and part.sequences != part.documents:
         several = f" in {counted(part.sequences, 'sequence')}"
     return (
-        f"{part.path}: {counted(part.tokens, 'token')} from {counted(part.documents, 'document')}"
-        f"{several} "
+        f"{inert_name(part.path)}: {counted(part.tokens, 'token')} from "
+        f"{counted(part.documents, 'document')}{several} "
         f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
         f"{learnt}"
     )
@@ -203,11 +208,14 @@ def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:
 
 
 def _report_left_out(prepared: "Prepared") -> None:
-    left_out = prepared.left_out
+    """Prints how many documents were left out, and names them: faults first, then empty ones."""
+    left_out = sorted(prepared.left_out, key=lambda entry: not entry.is_fault)
     if not left_out:
         return
     total = sum(entry.documents for entry in left_out)
-    console.note(f"left out: {counted(total, 'document')}")
+    harmless = sum(entry.documents for entry in left_out if not entry.is_fault)
+    apart = f", {harmless:,} of them without a fault" if 0 < harmless < total else ""
+    console.note(f"left out: {counted(total, 'document')}{apart}")
     for entry in left_out[:NAMES_SHOWN]:
         console.note(f"  {entry.name}: {entry.reason}")
     if len(left_out) > NAMES_SHOWN:

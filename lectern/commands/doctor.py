@@ -24,6 +24,7 @@ from lectern.options import (
 )
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
+from lectern_common.files import require_locks
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.words import GIB, counted, gib
@@ -146,9 +147,20 @@ def _folders(roots: Roots) -> Iterator[Check]:
         elif name == "secrets" and path.exists() and path.stat().st_mode & 0o077:
             advice = f"chmod 700 {path}"
             yield Check(f"{name} root", Outcome.WARN, f"{path} is open to other users", advice)
+        elif name in ("data", "runs") and path.exists() and (problem := _without_locks(path)):
+            yield Check.failed(f"{name} root", problem)
         else:
             later = "" if path.exists() else " (created when needed)"
             yield Check(f"{name} root", Outcome.PASS, f"{path}{later}")
+
+
+def _without_locks(folder: Path) -> LecternError | None:
+    """Returns why files in a folder cannot be locked; None if they can."""
+    try:
+        require_locks(folder)
+    except LecternError as error:
+        return error
+    return None
 
 
 def _disk(roots: Roots) -> Check:
@@ -243,7 +255,7 @@ def _draw(findings: list[Check]) -> None:
         table.add_row(
             Text(finding.outcome, style=styles[finding.outcome]),
             Text(finding.subject),
-            Text(finding.message),
-            Text("" if finding.outcome is Outcome.PASS else finding.advice),
+            Text(console.inert(finding.message)),
+            Text("" if finding.outcome is Outcome.PASS else console.inert(finding.advice)),
         )
     console.out().print(table)

@@ -79,7 +79,7 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
 
 
 def _line(check: Check) -> str:
-    return f"{check.outcome:<5} {check.subject:<10} {check.message}"
+    return console.inert(f"{check.outcome:<5} {check.subject:<10} {check.message}")
 
 
 def look_with_torch(

@@ -8,7 +8,8 @@ import typer
 Inputs = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Text files, .jsonl or Parquet files (one document per row), or folders of them.",
+        help="Text files, .jsonl, .json or Parquet files (one document per row), any but Parquet "
+        "also as .gz, .bz2 or .xz, or folders of them.",
         show_default=False,
     ),
 ]
@@ -128,7 +129,7 @@ MaxFaultFraction = Annotated[
     float,
     typer.Option(
         help="Share of documents that may be unreadable, not text or too large; above it, nothing "
-        "is written."
+        "is written. Empty ones do not count."
     ),
 ]
 Workers = Annotated[

@@ -112,7 +112,7 @@ def watch(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show runs live, with loss curves, until all have ended.
+    """Show runs live, with loss curves, until all have ended; say where their exports lie.
 
     Exits with 0 if all succeeded or were stopped, 1 if one failed, 75 if one was interrupted and
     can be resumed unchanged. Ctrl-C stops the watching, not the runs.
@@ -291,11 +291,24 @@ def _watch(service: "Client", run_ids: list[str], *, as_json: bool) -> None:
     runs = watch_runs(service, run_ids, draw=not as_json)
     if as_json:
         console.print_json([run.json for run in runs])
+    for run in runs:
+        if run.export is not None:
+            console.note(f"{run.id}: the trained student is in {run.export}{_whose(service.url)}")
     states = {run.state for run in runs}
     if RunState.FAILED in states:
         raise typer.Exit(1)
     if RunState.INTERRUPTED in states:
         raise typer.Exit(console.INTERRUPTED_EXIT_CODE)
+
+
+def _whose(url: str) -> str:
+    """Returns on which machine the control plane's folders are, if not on this one."""
+    from urllib.parse import urlsplit
+
+    from lectern_common.callers import is_loopback
+
+    host = urlsplit(url).hostname or ""
+    return "" if is_loopback(host) else f", on {host}"
 
 
 def _ask_each(

@@ -34,7 +34,11 @@ VocabSize = Annotated[
     typer.Option(min=1, help="Vocabulary size of the fixture engine.", show_default=False),
 ]
 TeacherBind = Annotated[
-    str, typer.Option(help="HOST:PORT of the teacher; port 0 takes a free one.")
+    str,
+    typer.Option(
+        help="HOST:PORT of the teacher; 0.0.0.0 is every IPv4 address, [::] every address; port 0 "
+        "takes a free one."
+    ),
 ]
 Bind = Annotated[
     str, typer.Option(help="HOST:PORT of the page and REST interface; port 0 takes a free one.")

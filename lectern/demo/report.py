@@ -121,7 +121,7 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
             f"{run['val_loss_start']:.3f}",
             after,
             f"{run['tokens_per_second']:,.0f}",
-            f"{run['teacher_wait_share']:.0%}",
+            f"{run['teacher_wait_share']:.0%}" if run["representation"] else "",
             "" if bytes_per_token is None else f"{bytes_per_token:,.0f}",
         )
     screen = console.out()

@@ -4,6 +4,7 @@ from lectern_common.checks.documents import with_documents
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
 from lectern_common.run_folder import EARLY_STOPPED, RunFolder, RunState, Status
+from lectern_common.spec.load import continuing
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 
 
@@ -28,7 +29,7 @@ def require_folder(spec: RunSpec, roots: Roots, *, resume: bool) -> str:
     if not folder.path.is_dir():
         raise NotFound(f"there is no run folder {folder.path}; start the run without --resume")
     if folder.is_locked():
-        raise Conflict(f"run {spec.name} is being trained by another process")
+        raise Conflict(_trained_elsewhere(folder))
     before, done = folder.read_spec(), folder.newest_step
     require_resumable(before, spec, done)
     status = _status(folder)
@@ -43,11 +44,23 @@ def resolved(spec: RunSpec, roots: Roots, *, resume: bool) -> RunSpec:
     """Returns the spec with what its data decides filled in; in a resume, as the run has had it.
 
     Raises:
-        InvalidSpec: the spec of the run to resume cannot be read.
+        InvalidSpec: see `continuing`, or the spec of the run to resume cannot be read.
     """
     folder = RunFolder(roots.runs / spec.name)
-    begun = folder.read_spec() if resume and folder.spec_path.is_file() else None
-    return with_documents(spec, roots, begun)
+    if not resume or not folder.spec_path.is_file():
+        return with_documents(spec, roots)
+    begun = folder.read_spec()
+    return with_documents(continuing(begun, spec), roots, begun)
+
+
+def _trained_elsewhere(folder: RunFolder) -> str:
+    status = _status(folder)
+    if status is None:
+        return f"run {folder.run_id} is being trained by another process"
+    return (
+        f"run {folder.run_id} is being trained by process {status.pid}, at step {status.step}; "
+        f"wait for its end, or make it write a checkpoint and stop: kill {status.pid}"
+    )
 
 
 def _status(folder: RunFolder) -> Status | None:

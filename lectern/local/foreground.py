@@ -28,13 +28,13 @@ def run_trainer(
     """Runs the trainer until it ends; calls `show` a few times a second with the run's state.
 
     Ctrl-C (or SIGTERM, SIGHUP) asks the trainer to write a checkpoint and stop; a second one kills
-    it and raises KeyboardInterrupt.
+    it and raises KeyboardInterrupt. If this process is killed, the trainer stops with a checkpoint.
 
     Returns:
         Exit status: 0 succeeded or stopped, 1 failed, 75 interrupted (or the trainer was killed).
     """
     argv = [sys.executable, "-m", "student_trainer", str(folder.path)]
-    argv += ["--resume"] if resume else []
+    argv += [*(["--resume"] if resume else []), "--stop-with-parent"]
     view = LiveRun(
         folder.run_id,
         state=RunState.STARTING,
@@ -54,7 +54,8 @@ def run_trainer(
     with signals_interrupt():
         try:
             with interrupts_held():
-                child = Child("trainer", argv, folder.log_path, roots.environment())
+                environment = roots.environment()
+                child = Child("trainer", argv, folder.log_path, environment, hears_our_end=True)
             while child.is_alive:
                 refresh(child)
                 time.sleep(POLL_SECONDS)
@@ -68,7 +69,7 @@ def run_trainer(
                 child.stop(STOP_GRACE_SECONDS)
             raise
         refresh(child)
-    code = child.process.wait()
+    code = child.wait()
     return code if code >= 0 else INTERRUPTED_EXIT_CODE
 
 

@@ -33,11 +33,19 @@ class ChildDied(LecternError):
 class Child:
     """A process in its own session, so that Ctrl-C at the terminal reaches only its parent.
 
-    Its output is appended to `log_path`, not piped, so it survives the death of its parent.
+    Its output is appended to `log_path`, not piped, so it survives the death of its parent. With
+    `hears_our_end` its standard input is a pipe that is closed when this process ends, however that
+    happens.
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], log_path: Path, env: Mapping[str, str]
+        self,
+        name: str,
+        argv: Sequence[str],
+        log_path: Path,
+        env: Mapping[str, str],
+        *,
+        hears_our_end: bool = False,
     ) -> None:
         self.name = name
         self.log_path = log_path
@@ -46,7 +54,7 @@ class Child:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
                 list(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if hears_our_end else subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **waiting_environment(), **_PYTHON, **env},
@@ -78,7 +86,7 @@ class Child:
         """
         self.signal(signal.SIGTERM)
         try:
-            return self.process.wait(grace_seconds)
+            return self.wait(grace_seconds)
         except subprocess.TimeoutExpired:
             return self.kill()
         except BaseException:
@@ -89,7 +97,14 @@ class Child:
         """Kills the child and every process in its group; returns its exit status."""
         if self.is_alive:
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+        return self.wait()
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Returns its exit status once it has ended. Raises subprocess.TimeoutExpired."""
+        code = self.process.wait(timeout_seconds)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return code
 
     def death(self, advice: str = "") -> ChildDied:
         """Waits for the end of the child; returns it as an error with the tail of its log.

@@ -1,7 +1,6 @@
 """Runs a teacher server and a control plane as child processes of this one."""
 
 import errno
-import socket
 import sys
 import tempfile
 import time
@@ -15,9 +14,10 @@ import psutil
 from lectern.local.processes import Child, ChildDied, interrupts_held, wait_until
 from lectern.options import given
 from lectern_common.errors import Misconfigured
+from lectern_common.listening import EVERY_ADDRESS, EVERY_IPV4, bound_sockets
 from lectern_common.roots import Roots
 from lectern_common.teacher.options import TEACHER_OPTIONS, EngineName
-from lectern_common.words import address_of, host_and_port
+from lectern_common.words import address_of, host_and_port, inert_name
 
 DEFAULT_TEACHER_BIND = "127.0.0.1:50051"
 DEFAULT_BIND = "127.0.0.1:8080"
@@ -224,18 +224,16 @@ def _stop(started: list[Child], on_wait: OnWait) -> None:
 def require_free(address: str, option: str) -> None:
     """Raises Misconfigured if host:port is taken; names the process that holds it, if known."""
     host, port = host_and_port(address, option)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            remedy = "stop the process that uses it, or set" if taken else "set"
-            raise Misconfigured(
-                f"cannot listen on {address}: {error.strerror}{_holder(port) if taken else ''}; "
-                f"{remedy} {option} (port 0 takes a free one)"
-            ) from None
+    try:
+        for probe in bound_sockets(host, port):
+            probe.close()
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        remedy = "stop the process that uses it, or set" if taken else "set"
+        raise Misconfigured(
+            f"cannot listen on {error.filename or address}: {error.strerror}"
+            f"{_holder(port) if taken else ''}; {remedy} {option} (port 0 takes a free one)"
+        ) from None
 
 
 def _holder(port: int) -> str:
@@ -245,7 +243,7 @@ def _holder(port: int) -> str:
             taken = connection.laddr and connection.laddr.port == port
             if taken and connection.status == psutil.CONN_LISTEN and connection.pid:
                 command = " ".join(psutil.Process(connection.pid).cmdline())
-                return f" (held by pid {connection.pid}: {command[:80]})"
+                return f" (held by pid {connection.pid}: {inert_name(command[:80])})"
     except (psutil.Error, OSError):
         return ""
     return ""
@@ -254,4 +252,4 @@ def _holder(port: int) -> str:
 def _reachable(bound: str) -> str:
     """Returns the address at which clients on this machine reach a bound one."""
     host, port = host_and_port(bound)
-    return address_of("127.0.0.1", port) if host in ("0.0.0.0", "::") else bound  # noqa: S104
+    return address_of("127.0.0.1", port) if host in (EVERY_IPV4, EVERY_ADDRESS) else bound

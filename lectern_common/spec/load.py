@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE, RunSpec
+from lectern_common.words import inert_name
 
 MAX_SPEC_BYTES = 256 * 1024
 _MAX_SHOWN = 80
@@ -59,17 +60,32 @@ def load_spec(path: Path) -> RunSpec:
         with path.open("rb") as file:
             text = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise InvalidSpec([("", f"cannot read {path}: {error.strerror}")]) from None
+        raise InvalidSpec([("", f"cannot read {inert_name(path)}: {error.strerror}")]) from None
     if len(text) > MAX_SPEC_BYTES:
-        why = f"{path} is larger than {MAX_SPEC_BYTES} bytes, so it is not a run spec"
+        why = f"{inert_name(path)} is larger than {MAX_SPEC_BYTES} bytes, so it is not a run spec"
         raise InvalidSpec([("", why)])
     try:
         data = _UniqueKeyLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
         # Not only YAMLError: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
-        raise InvalidSpec([("", f"{path} is not valid YAML: {error}")]) from None
+        raise InvalidSpec([("", f"{inert_name(path)} is not valid YAML: {error}")]) from None
     if data is None:
-        raise InvalidSpec([("", f"{path} is empty. {_EXAMPLE}")])
+        raise InvalidSpec([("", f"{inert_name(path)} is empty. {_EXAMPLE}")])
+    return parse_spec(data)
+
+
+def continuing(old: RunSpec, new: RunSpec) -> RunSpec:
+    """Returns the spec `new` that resumes `old`, with the warm-up of `old` unless it sets its own.
+
+    The default depends on the number of steps, which a resume may change.
+
+    Raises:
+        InvalidSpec: that warm-up is longer than the run.
+    """
+    if "warmup_steps" in new.schedule.model_fields_set:
+        return new
+    data = new.model_dump(mode="json")
+    data["schedule"]["warmup_steps"] = old.schedule.warmup_steps
     return parse_spec(data)
 
 

@@ -24,6 +24,7 @@ from lectern_common.teacher.secrets import SecretFiles, require_whole
 from lectern_common.tokens.chat_rows import LongChats
 from lectern_common.wire.formats import FORMATS, Representation, RepresentationName
 
+DEFAULT_WARMUP_STEPS = 50
 MAX_NAME_BYTES = 255  # of a file or folder, on all common file systems
 
 
@@ -258,8 +259,8 @@ class ScheduleSpec(Section):
 
     steps: Annotated[int, Field(ge=1, le=10**9)] = 1000
     """Optimizer steps."""
-    warmup_steps: NonNegativeInt = 50
-    """Steps of linear warm-up from 0."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of linear warm-up from 0 (50; a tenth of the steps in a run of fewer than 50)."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     final_fraction: Probability = 0.1
@@ -267,7 +268,12 @@ class ScheduleSpec(Section):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
-        if self.warmup_steps > self.steps:
+        if self.warmup_steps is None:
+            usual = DEFAULT_WARMUP_STEPS
+            warmup_steps = usual if self.steps >= usual else self.steps // 10
+            object.__setattr__(self, "warmup_steps", warmup_steps)
+            self.model_fields_set.discard("warmup_steps")  # see `continuing` in load.py
+        elif self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
         return self
 

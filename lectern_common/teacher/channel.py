@@ -38,7 +38,9 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
         "grpc.enable_retries",
         0,
     ),  # gRPC never retries a stream that broke after its first piece, so the client does
+    # No proxy, whatever the environment names: neither http_proxy nor GRPC_ADDRESS_HTTP_PROXY.
     ("grpc.enable_http_proxy", 0),
+    ("grpc.address_http_proxy_enabled_addresses", ""),
 ]
 
 _SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name

@@ -93,7 +93,10 @@ MODEL_OPTIONS = (
 )
 ADDRESS_OPTIONS = (
     TeacherOption(
-        "bind", "host:port, default: {default}; port 0: any free port", default="127.0.0.1:50051"
+        "bind",
+        "host:port, default: {default}; 0.0.0.0: every IPv4 address that this machine has at the "
+        "start, [::]: every address; port 0: any free port",
+        default="127.0.0.1:50051",
     ),
     TeacherOption(
         "token_file",

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lectern_common.errors import CorruptData, NotFound
+from lectern_common.words import inert_name
 
 _FLOAT_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BLOCK_VALUES = 1 << 22
@@ -41,7 +42,7 @@ def safetensors_files(folder: Path) -> list[Path]:
         path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
     )
     why = (
-        f"; {refused[0]} is a pickle and is never loaded: convert it to safetensors"
+        f"; {inert_name(refused[0])} is a pickle and is never loaded: convert it to safetensors"
         if refused
         else ""
     )

@@ -1,7 +1,8 @@
 """Documents on disk that a scan has found, and reading them again.
 
-A document is a whole text file, or one row of a .jsonl or Parquet file (rows.py). Anything unusable
-is named with its reason (`LeftOut`), never dropped silently; scan.py finds both.
+A document is a whole text file, or one row of a .jsonl, .json or Parquet file (rows.py); a file may
+be compressed (compressed.py). Anything unusable is named with its reason (`LeftOut`), never dropped
+silently; scan.py finds both.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from lectern_common.errors import CorruptData
+from lectern_common.words import inert_name
+from lectern_data.read.compressed import READ_ERRORS, opened, suffix_of
 from lectern_data.read.rows import (
     PARQUET_SUFFIXES,
     Content,
@@ -21,12 +24,12 @@ from lectern_data.read.rows import (
 from lectern_data.read.unusable import UnusableError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """A usable document. `name` is its input's name and the path inside it, with `#row` for rows.
 
-    `place` locates a row in its file: (offset, bytes) of a .jsonl row, (row group, index in it) of
-    a Parquet row; None means that the document is the whole file.
+    `place` locates a row in its file: (offset, bytes) of a .jsonl or .json row, in the unpacked
+    file; (row group, index in it) of a Parquet row; None means that the document is the whole file.
     """
 
     name: str
@@ -38,7 +41,10 @@ class Document:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Documents that are not used, and why. An empty one loses nothing and is not a fault."""
+    """Documents that are not used, and why. An empty one loses nothing and is not a fault.
+
+    `name` is safe to print: see `inert_name`.
+    """
 
     name: str
     reason: str
@@ -59,15 +65,17 @@ def texts_of(documents: Iterable[Document], content: Content) -> Iterator[str]:
                 if content.sha256(text) != document.sha256:
                     raise UnusableError("another text")
                 yield text
-        except (OSError, UnusableError, ValueError):
-            raise CorruptData(f"{path} changed while it was being read; run again") from None
+        except (*READ_ERRORS, UnusableError, ValueError):
+            raise CorruptData(
+                f"{inert_name(path)} changed while it was being read; run again"
+            ) from None
 
 
 def _texts(path: Path, documents: list[Document], content: Content) -> Iterator[str]:
-    if path.suffix.lower() in PARQUET_SUFFIXES:
+    if suffix_of(path) in PARQUET_SUFFIXES:
         yield from _parquet_texts(path, documents, content)
         return
-    with path.open("rb") as file:
+    with opened(path) as file:
         for document in documents:
             if document.place is None:
                 file.seek(0)

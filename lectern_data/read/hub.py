@@ -213,7 +213,7 @@ class _Spool:
                 self._columns.update(dict.fromkeys(field_names(row)))
                 kept = {name: row[name] for name in content.columns if name in row}
                 kept = without_nulls(kept) if content.is_chat else kept
-                file.write(json.dumps(kept, default=_as_null).encode() + b"\n")
+                file.write(json.dumps(kept, default=_as_json).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:
                     self._save(file, stream)
@@ -255,8 +255,15 @@ def _identity(dataset: HubDataset, content: Content) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-def _as_null(value: object) -> None:
-    """Returns None for bytes, times and the like: not text either, so the row is named later."""
+def _as_json(value: object) -> Any:
+    """Returns the text that bytes hold; an object for other bytes, times and the like.
+
+    An object is not a text, so its row is named later.
+    """
+    try:
+        return value.decode() if isinstance(value, bytes) else {"type": type(value).__name__}
+    except UnicodeDecodeError:
+        return {"type": "bytes"}
 
 
 def _first_line(error: Exception) -> str:

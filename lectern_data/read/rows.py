@@ -1,4 +1,4 @@
-"""Reads documents from the rows of .jsonl and Parquet files.
+"""Reads documents from the rows of .jsonl, .json and Parquet files.
 
 A row that is not a document is named with its number (`UnusableError`), never dropped silently.
 """
@@ -17,12 +17,12 @@ from lectern_data.read.unusable import UnusableError, listed
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
+JSON_SUFFIXES = (".json",)
 PARQUET_SUFFIXES = (".parquet",)
-ROW_SUFFIXES = JSON_LINES_SUFFIXES + PARQUET_SUFFIXES
+ROW_SUFFIXES = JSON_LINES_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
 TEXT_FIELD = "text"
 MESSAGES_FIELD = "messages"
-_PARQUET_MAGIC = b"PAR1"
 # Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
 
@@ -45,7 +45,7 @@ class Content:
         return tuple(dict.fromkeys((self.field, *beside)))
 
     def of(self, row: Any, *, columnar: bool = False) -> str:
-        """Returns the row's text, or its chat as JSON (see chat_json).
+        """Returns the row's text, or its chat as JSON (see chat_json); "" if it is empty.
 
         Args:
             row: the row.
@@ -54,10 +54,13 @@ class Content:
         Raises:
             UnusableError: the row has none.
         """
-        if isinstance(row, Mapping) and self.field not in row:
+        if not isinstance(row, Mapping):
+            raise UnusableError(f"has no {self._kind} under {self.field!r}")
+        if self.field not in row:
             raise UnusableError(f"has no {self._kind} under {self.field!r}{self.instead(row)}")
-        row = row if isinstance(row, Mapping) else {}
-        value = row.get(self.field)
+        value = row[self.field]
+        if value is None or (self.is_chat and value == []):
+            return ""
         if self.is_chat:
             value = chat_json(row, self.field, self.arguments, columnar=columnar)
         elif not isinstance(value, str):
@@ -80,6 +83,8 @@ class Content:
             return ""
         if not self.is_chat and MESSAGES_FIELD in there:
             return f", but {listed(there)}; add --chat to read chats"
+        if self.is_chat and TEXT_FIELD in there:
+            return f", but {listed(there)}; drop --chat to read texts, or set --messages-field"
         option = "--messages-field" if self.is_chat else "--text-field"
         return f", but {listed(there)}; set {option}"
 
@@ -115,12 +120,6 @@ def json_row(line: bytes, content: Content, columns: dict[str, None] | None = No
     if columns is not None and isinstance(row, dict):
         columns.update(dict.fromkeys(field_names(row)))
     return content.of(row)
-
-
-def is_parquet(path: Path) -> bool:
-    """Returns whether a file starts like a Parquet file, whatever its name. Raises OSError."""
-    with path.open("rb") as file:
-        return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
 
 def open_parquet(path: Path, content: Content) -> "ParquetFile":
@@ -174,11 +173,28 @@ def parquet_values(
 
 def _row(batch: Any, columns: list[str], place: int) -> Any:
     try:
-        return {name: batch.column(name)[place].as_py(maps_as_pydicts="strict") for name in columns}
+        return {
+            name: as_text(batch.column(name)[place].as_py(maps_as_pydicts="strict"))
+            for name in columns
+        }
     except UnicodeDecodeError as error:
         return UnusableError(f"not UTF-8 (byte {error.start})")
     except KeyError as error:  # a map column
         return UnusableError(f"has a map with two values under {str(error)[:40]}")
+
+
+def as_text(value: Any) -> Any:
+    """Returns the value with bytes, at any depth, decoded: many writers store text as BINARY.
+
+    Raises UnicodeDecodeError.
+    """
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [as_text(part) for part in value]
+    if isinstance(value, dict):
+        return {name: as_text(part) for name, part in value.items()}
+    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -23,7 +23,8 @@ from lectern_common.errors import CorruptData
 from lectern_common.files import write_atomic
 from lectern_data.read.documents import Document, LeftOut
 
-PIECE_BYTES = 8 << 20
+# A tokenizer's results take some fifty times the memory of their text.
+PIECE_BYTES = 2 << 20
 _PIECE_DOCUMENTS = 1 << 15
 _FORMAT = b"2"
 

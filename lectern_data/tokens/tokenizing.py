@@ -6,8 +6,8 @@ chats. `make bench ARGS=data` has the figures.
 
 If a process dies, it is restarted and its piece retried; after a few tries of the same piece the
 whole call fails. The death of a process is always noticed, because it closes the pipe that its
-answers come through. A process that is alive but silent (it is stopped, or its disk is) is waited
-for, and named every minute.
+answers come through. A process that is alive but silent (its documents are large, it is stopped, or
+its disk is) is waited for; every minute a sentence says what it works on.
 """
 
 import json
@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from lectern_common.errors import LecternError, error_of
+from lectern_common.words import duration
 from lectern_data.tokens.encoder import Encoder, EncoderFiles
 from lectern_data.tokens.piece_worker import greeting, order
 from lectern_data.tokens.pieces import Piece, is_done, write_piece
@@ -55,8 +56,8 @@ def tokenize(
         folder: exists.
         workers: number of processes; 1 uses this one.
         on_done: called with each finished piece; if it raises, the work ends.
-        on_event: called with one sentence about each process that died, and about those that are
-            awaited after a minute of silence.
+        on_event: called with one sentence about each process that died, and, after each minute in
+            which no piece was finished, about the documents that are being tokenised.
 
     Raises:
         LecternError: a document changed, or the same piece killed its process three times.
@@ -105,7 +106,7 @@ def _in_processes(
                 awaited = "; ".join(
                     process.described() for process in processes if process.is_at_work
                 )
-                on_event(f"no answer for {silent_seconds:.0f} s from {awaited}")
+                on_event(f"still tokenising, {duration(silent_seconds / 3600)} so far: {awaited}")
                 continue
             silent_seconds = 0.0
             if isinstance(news, LecternError):
@@ -130,6 +131,7 @@ class _Worker:
         self._waiting = waiting
         self._said = said
         self._ended = False
+        self._piece: Piece | None = None
         self._lock = threading.Lock()
         self._process = self._started()
         self._thread = threading.Thread(target=self._run, daemon=True, name="tokenizing")
@@ -140,17 +142,18 @@ class _Worker:
         return self._thread.is_alive()
 
     def described(self) -> str:
-        """Returns the process and, if it is stopped, what to do about it."""
-        pid = self._process.pid
+        """Returns what it works on and, if the process is stopped, what to do about it."""
+        pid, piece = self._process.pid, self._piece
+        work = "the next documents" if piece is None else _named(piece)
         try:
             is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
         except psutil.NoSuchProcess:  # just ended; its thread will notice
             is_stopped = False
         if not is_stopped:
-            return f"process {pid}"
+            return work
         return (
-            f"process {pid}, which is stopped (kill -CONT {pid} continues it; kill -KILL {pid} "
-            "makes another take its place)"
+            f"{work}, by process {pid}, which is stopped (kill -CONT {pid} continues it; kill "
+            f"-KILL {pid} makes another take its place)"
         )
 
     def end(self) -> None:
@@ -164,7 +167,7 @@ class _Worker:
     def _run(self) -> None:
         try:
             while not self._ended:
-                piece = self._waiting.get_nowait()
+                self._piece = piece = self._waiting.get_nowait()
                 self._make(piece)
                 self._said.put(piece)
         except queue.Empty:
@@ -189,9 +192,8 @@ class _Worker:
                 self._close()
                 self._process = self._started()
             self._said.put(f"a tokenising process died ({how}) and was restarted")
-        first, last = piece.documents[0].name, piece.documents[-1].name
         raise LecternError(
-            f"the process that tokenises {first} to {last} died {_TRIES} times ({how}). If memory "
+            f"the process that tokenises {_named(piece)} died {_TRIES} times ({how}). If memory "
             "ran out, lower --workers; finished pieces are kept, so run the same command again to "
             "continue from here"
         )
@@ -231,6 +233,11 @@ class _Worker:
                 with suppress(OSError):  # unsent requests to a process that has ended
                     pipe.close()
         self._process.wait()
+
+
+def _named(piece: Piece) -> str:
+    first, last = piece.documents[0].name, piece.documents[-1].name
+    return first if first == last else f"{first} to {last}"
 
 
 def _how_it_ended(process: "subprocess.Popen[str]") -> str:

@@ -11,6 +11,7 @@ import psutil
 from lectern_common.errors import Conflict
 from lectern_common.files import put_in_place, rename_durably
 from lectern_common.tokens.shards import MANIFEST_NAME
+from lectern_common.words import inert_name
 
 
 @contextmanager
@@ -56,9 +57,11 @@ def _require_free(target: Path, *, replace: bool) -> None:
     if not target.exists():
         return
     if not (target / MANIFEST_NAME).is_file():
-        raise Conflict(f"{target} exists and is not a dataset; choose another name")
+        raise Conflict(f"{inert_name(target)} exists and is not a dataset; choose another name")
     if not replace:
-        raise Conflict(f"dataset {target} exists; choose another name, or --force to replace it")
+        raise Conflict(
+            f"dataset {inert_name(target)} exists; choose another name, or --force to replace it"
+        )
 
 
 def _hidden(target: Path, role: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lectern_common.errors import Conflict
 from lectern_common.files import take_lock, write_atomic
+from lectern_common.words import inert_name
 
 _BEGUN_NAME = "begun"
 
@@ -37,6 +38,7 @@ def work_folder(output: Path) -> Iterator[Work]:
 
     Raises:
         Conflict: another process is preparing the same dataset.
+        Misconfigured: the file system has no locks.
     """
     work = Work(output.with_name(f".{output.name}.work"))
     work.path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,11 @@ def work_folder(output: Path) -> Iterator[Work]:
     try:
         descriptor = take_lock(lock)
     except BlockingIOError:
-        raise Conflict(f"another process is preparing {output}; wait for it") from None
+        raise Conflict(f"another process is preparing {inert_name(output)}; wait for it") from None
+    except BaseException:
+        if set(work.path.iterdir()) <= {lock}:
+            shutil.rmtree(work.path, ignore_errors=True)
+        raise
     try:
         yield work
     finally:

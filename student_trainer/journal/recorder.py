@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ class Recorder:
         self._current = _Current()
         self._published: RunState | None = None
         self._latest: dict[str, float | None] = {}
-        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_RECENT_STEPS)
+        self._recent: deque[tuple[float, float, float | None]] = deque(maxlen=_RECENT_STEPS)
         self._lock = threading.Lock()
         # Held while a status is written, to keep the order; the loop only waits for `_lock`.
         self._writing = threading.Lock()
@@ -289,7 +289,7 @@ class Recorder:
             checkpoint_step=current.checkpoint_step,
             device=current.device,
             tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
-            teacher_wait_share=sum(p[2] for p in self._recent) / seconds if seconds else None,
+            teacher_wait_share=_share_waited(self._recent),
             latest=dict(self._latest),
         )
         return status, changed
@@ -305,11 +305,23 @@ class Recorder:
         return current.state, current.message
 
 
-def _pace(metrics: Metrics) -> tuple[float, float, float]:
-    """Returns (tokens, seconds, seconds spent waiting for the teacher) of a step."""
+def _pace(metrics: Metrics) -> tuple[float, float, float | None]:
+    """Returns (tokens, seconds, seconds spent waiting for the teacher) of a step.
+
+    The last is None in a run without a teacher.
+    """
     seconds = metrics["time/step_seconds"] or 0.0
     tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
-    return tokens, seconds, metrics.get("time/teacher_wait_seconds") or 0.0
+    waited = metrics.get("time/teacher_wait_seconds") or 0.0
+    has_teacher = waited > 0 or "time/teacher_wait_share" in metrics
+    return tokens, seconds, waited if has_teacher else None
+
+
+def _share_waited(paces: Collection[tuple[float, float, float | None]]) -> float | None:
+    """Returns the share of the steps' time spent waiting; None without a teacher or steps."""
+    waited = [(pace[2], pace[1]) for pace in paces if pace[2] is not None]
+    seconds = sum(step for _, step in waited)
+    return sum(wait for wait, _ in waited) / seconds if seconds else None
 
 
 class QuietRecorder:

@@ -258,7 +258,7 @@ def _settings(spec: RunSpec, teaching: Teaching | None) -> Settings:
     schedule = Schedule(
         peak=spec.optimizer.learning_rate,
         steps=spec.schedule.steps,
-        warmup_steps=spec.schedule.warmup_steps,
+        warmup_steps=spec.schedule.warmup_steps or 0,
         decay=spec.schedule.decay,
         final_fraction=spec.schedule.final_fraction,
     )

@@ -31,7 +31,6 @@ _log = structlog.get_logger()
 
 # Exit statuses; see __main__.py.
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75
-_STOPPED = RunState.STOPPED, "stopped", "stopped on request"
 # A resume may start while the ranks of a killed trainer are still ending.
 _RANKS_END_SECONDS = 10.0
 # How long a rank with an error waits for another rank's end, which would explain the error.
@@ -127,10 +126,11 @@ def live(
     folder: RunFolder, roots: Roots, recorder: RunRecorder, stop: Stop, *, resume: bool
 ) -> int:
     """Trains a run whose lock is held, and records its last state; returns the exit status."""
+    outcome: tuple[RunState, str | None, str | None]
     try:
         outcome = _train_and_export(folder, roots, recorder, stop, resume=resume)
     except StopRequested:
-        outcome = _STOPPED
+        outcome = RunState.STOPPED, "stopped", stop.why
     except LecternError as error:
         _log.error("ended", reason=error.reason, message=str(error))
         return _ended(recorder, error.reason, str(error), can_resume=error.retryable)
@@ -183,7 +183,7 @@ def _train_and_export(
         recorder.set_state(RunState.RUNNING)
         finished = train(run.parts, run.settings, run.progress)
     if not finished:
-        return _STOPPED
+        return RunState.STOPPED, "stopped", stop.why
     if ranks.is_first:
         run.export()
     return RunState.SUCCEEDED, *run.ending()

@@ -15,6 +15,7 @@ from http import HTTPStatus
 import structlog
 
 from lectern_common.errors import Misconfigured
+from lectern_common.listening import bound_sockets
 from lectern_common.words import address_of
 from protos import teacher_pb2
 from teacher_server.observing.metrics import CONTENT_TYPE, exposition
@@ -56,7 +57,7 @@ class MetricsServer:
         self._tls = tls
         self._request_seconds = request_seconds
         self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     @property
     def url(self) -> str:
@@ -71,25 +72,27 @@ class MetricsServer:
             Misconfigured: the port is taken, or the address is not this machine's.
         """
         try:
-            self._server = await asyncio.start_server(
+            sockets = bound_sockets(self._host, self._port)
+        except OSError as error:
+            raise Misconfigured(
+                f"cannot serve metrics on {error.filename or address_of(self._host, self._port)}: "
+                "the port is taken or the address is not this machine's; set another --metrics-bind"
+            ) from None
+        self._port = sockets[0].getsockname()[1]
+        for bound in sockets:
+            server = await asyncio.start_server(
                 self._connected,
-                self._host,
-                self._port,
+                sock=bound,
                 limit=_MAX_REQUEST_BYTES,
                 ssl=self._tls,
                 ssl_handshake_timeout=None if self._tls is None else self._request_seconds,
             )
-        except OSError:
-            raise Misconfigured(
-                f"cannot serve metrics on {self._host}:{self._port}: the port is taken or the "
-                "address is not this machine's; set another --metrics-bind"
-            ) from None
-        self._port = self._server.sockets[0].getsockname()[1]
+            self._servers.append(server)
 
     async def stop(self) -> None:
         """Closes the port and every connection."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

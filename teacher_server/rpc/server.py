@@ -10,15 +10,18 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from socket import AF_INET
 from typing import Any
 
 import grpc
+import psutil
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
 from lectern_common.errors import Misconfigured
+from lectern_common.listening import EVERY_IPV4, addresses_named, bound_sockets
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES
 from lectern_common.wire.pieces import serialized
 from lectern_common.words import address_of, host_and_port
@@ -112,10 +115,11 @@ class TeacherServer:
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
         try:
             self._port = self._listen()
-        except RuntimeError:
+        except (RuntimeError, OSError) as error:
+            named = error.filename if isinstance(error, OSError) else None
             raise Misconfigured(
-                f"cannot listen on {self.address}: the port is taken or the address is not this "
-                "machine's; set another --bind"
+                f"cannot listen on {named or self.address}: the port is taken or the address is "
+                "not this machine's; set another --bind"
             ) from None
         await self._server.start()
 
@@ -129,15 +133,28 @@ class TeacherServer:
         return {"LogitsForBatch": scoring}
 
     def _listen(self) -> int:
-        """Returns the port that was bound. Raises RuntimeError."""
-        if self._tls is None:
-            return self._server.add_insecure_port(self.address)
-        credentials = grpc.ssl_server_credentials(
-            [(self._tls.key, self._tls.certificate)],
-            self._tls.client_ca,
-            require_client_auth=self._tls.client_ca is not None,
-        )
-        return self._server.add_secure_port(self.address, credentials)
+        """Returns the port that was bound. Raises RuntimeError or OSError."""
+        credentials = None
+        if self._tls is not None:
+            credentials = grpc.ssl_server_credentials(
+                [(self._tls.key, self._tls.certificate)],
+                self._tls.client_ca,
+                require_client_auth=self._tls.client_ca is not None,
+            )
+        addresses = _addresses_to_bind(self.host)
+        port = self._port
+        if len(addresses) > 1:  # gRPC is content with one of them, so they are tried first
+            probes = bound_sockets(self.host, port)
+            port = int(probes[0].getsockname()[1])
+            for probe in probes:
+                probe.close()
+        for address in addresses:
+            where = address_of(address, port)
+            if credentials is None:
+                port = self._server.add_insecure_port(where)
+            else:
+                port = self._server.add_secure_port(where, credentials)
+        return port
 
     async def open(
         self,
@@ -205,3 +222,23 @@ class TeacherServer:
         if self._disk_cache is not None:
             await asyncio.to_thread(self._disk_cache.close)
         return finished
+
+
+def _addresses_to_bind(host: str) -> list[str]:
+    """Returns the addresses that gRPC is to listen on, one by one, for what --bind names.
+
+    Given a name, gRPC ignores addresses that are taken; given 0.0.0.0, it listens on IPv6 as well.
+    Instead of that it gets each IPv4 address that this machine has now.
+
+    Raises OSError if the name is unknown.
+    """
+    if host != EVERY_IPV4:
+        return addresses_named(host)
+    try:
+        for probe in bound_sockets("::1", 0):
+            probe.close()
+    except OSError:  # a machine without IPv6, where gRPC takes 0.0.0.0 literally
+        return [host]
+    interfaces = psutil.net_if_addrs().values()
+    found = [entry.address for each in interfaces for entry in each if entry.family == AF_INET]
+    return list(dict.fromkeys(found))

@@ -240,3 +240,13 @@ def test_the_command_line_defines_only_two_errors_of_its_own():
     outside = {name for name, module in ours.items() if not module.startswith(known)}
     assert outside <= {"ChildDied", "ControlPlaneUnavailable"}
     assert os.environ.get("LECTERN_DEBUG") is None
+
+
+def test_notes_and_errors_cannot_write_on_the_terminal(capsys):
+    from lectern import console
+    from lectern_common.errors import NotFound
+
+    console.note("left out: \x1b[31mred\x07")
+    console.print_error(NotFound("no file \x1b]0;title\x07 here"))
+
+    assert capsys.readouterr().err == "left out: ?[31mred?\nerror: no file ?]0;title? here\n"

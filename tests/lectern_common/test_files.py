@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lectern_common import files
+from lectern_common.errors import Misconfigured
 from lectern_common.files import (
     end_of,
     fsync,
@@ -17,9 +18,11 @@ from lectern_common.files import (
     put_in_place,
     rename_durably,
     replaced_file,
+    require_locks,
     take_lock,
     write_atomic,
 )
+from tests.support.no_locks import refuse_locks
 
 # What changes the disk, or waits for it.
 _STEPS = (
@@ -276,6 +279,53 @@ def test_waiting_for_a_lock_ends_after_the_given_time(
 def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         take_lock(tmp_path / "gone" / "lock")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EIO, errno.EPERM]
+)
+def test_a_file_system_without_locks_is_named_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_locks(monkeypatch, number)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Misconfigured) as caught:
+        take_lock(tmp_path / "lock", patience_seconds=60)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path} is on a file system without file locks (")
+    assert "folder on another file system, or set LECTERN_LOCKS to a folder" in said
+    with pytest.raises(Misconfigured):
+        require_locks(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_folder_for_locks_stands_for_one_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks, work = tmp_path / "a/locks", tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "link").symlink_to(work)
+    refuse_locks(monkeypatch, errno.ENOLCK, but=locks)
+    monkeypatch.setenv("LECTERN_LOCKS", str(locks))
+    held = take_lock(work / "lock")
+    with pytest.raises(BlockingIOError):  # by another name of the same folder
+        take_lock(tmp_path / "link/lock")
+    os.close(take_lock(work / "other"))
+    require_locks(work)
+    os.close(held)
+    os.close(take_lock(work / "lock"))
+    assert os.listdir(work) == [] and len(os.listdir(locks)) == 2
+    with pytest.raises(FileNotFoundError):
+        take_lock(tmp_path / "gone/lock")
+    locks.rename(tmp_path / "moved")
+    locks.write_text("a file")
+    with pytest.raises(Misconfigured, match=r"cannot use .*locks for locks: .*LECTERN_LOCKS"):
+        take_lock(work / "lock")
+
+
+def test_a_folder_is_probed_for_locks_without_a_trace(tmp_path: Path) -> None:
+    require_locks(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

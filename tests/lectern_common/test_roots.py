@@ -41,3 +41,12 @@ def test_a_missing_folder_is_reported_with_the_existing_ones(tmp_path: Path) -> 
     assert what_is_there(tmp_path, "xyz", "it") == (
         f"({tmp_path}); there are: text-0, text-1, text-2, text-3, text-4 and 2 more"
     )
+
+
+def test_the_names_of_existing_folders_are_shown_inert(tmp_path: Path) -> None:
+    for name in ("a\nerror: b", "c\x1b[2J"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "it").touch()
+    assert what_is_there(tmp_path, "xyz", "it") == (
+        f"({tmp_path}); there are: a\\nerror: b, c\\x1b[2J"
+    )

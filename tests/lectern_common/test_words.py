@@ -1,9 +1,21 @@
 """Counts, sizes and times in words; an address survives formatting and parsing."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from lectern_common.errors import Misconfigured
-from lectern_common.words import address_of, bracketed, counted, duration, gib, host_and_port, size
+from lectern_common.words import (
+    address_of,
+    bracketed,
+    counted,
+    duration,
+    gib,
+    host_and_port,
+    inert_name,
+    size,
+)
 
 
 def test_a_count_comes_with_its_noun() -> None:
@@ -64,6 +76,31 @@ def test_addresses_are_split_at_the_last_colon_and_joined_again(
 def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(Misconfigured, match=f"--some-bind '{address}' is not host:port"):
         host_and_port(address, "--some-bind")
+
+
+@pytest.mark.parametrize("address", ["::1:80", "fe80::2:8080", "[::1:80", "::1]:80", "a]:80"])
+def test_an_ipv6_address_needs_its_brackets(address: str) -> None:
+    with pytest.raises(Misconfigured, match=r"IPv6 address stands in brackets, such as \[::1\]"):
+        host_and_port(address)
+
+
+def test_only_ascii_digits_are_a_port() -> None:
+    with pytest.raises(Misconfigured, match="is not host:port"):
+        host_and_port("127.0.0.1:\u0668\u0660")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("data/a b.txt", "data/a b.txt"),
+        ("a\nb\t\x1b[31m", "a\\nb\\t\\x1b[31m"),
+        ("\u202egpj", "\\u202egpj"),
+        (os.fsdecode(b"caf\xe9"), "caf\\udce9"),
+        (Path("caf\xe9") / "[bold]", "caf\xe9/[bold]"),
+    ],
+)
+def test_a_name_is_shown_on_one_line_and_moves_no_cursor(name: object, shown: str) -> None:
+    assert inert_name(name) == shown
 
 
 def test_a_port_above_65535_is_refused_with_a_message_that_says_so() -> None:

@@ -14,6 +14,7 @@ from lectern_common.errors import Conflict, CorruptData, InvalidRequest, NotFoun
 from lectern_common.tokens.shards import read_manifest
 from lectern_data.document_split import split
 from lectern_data.prepare import prepare
+from lectern_data.read.documents import Document
 from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
 from lectern_data.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -274,6 +275,58 @@ def test_the_split_depends_on_seed_and_content_not_on_names(tmp_path):
 
     assert held_out(named, 0) == held_out(renamed, 0) != held_out(named, 1)
     assert len(held_out(named, 0)) == 10
+
+
+def documents_of_sizes(*sizes: int) -> list[Document]:
+    return [
+        Document(f"{n}", Path(f"{n}"), size, hashlib.sha256(b"%d" % n).hexdigest())
+        for n, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "most"),
+    [
+        ([950_000] + [500] * 100, 0.01, 0.02),
+        ([950_000, 50_000], 0.01, 0.05),
+        ([450_000, 450_000, 100_000], 0.01, 0.1),
+        ([400_000, 300_000, 200_000] + [1000] * 100, 0.05, 0.1),
+        ([10_000_000] * 3 + [9_000] * 900, 0.1, 0.2),
+    ],
+)
+def test_giant_documents_stay_in_training_with_every_seed(sizes, fraction, most):
+    documents = documents_of_sizes(*sizes)
+    for seed in range(100):
+        training, validation = split(documents, fraction, seed)
+        held_out = sum(entry.text_bytes for entry in validation)
+        assert training and 0 < held_out <= most * sum(sizes)
+        assert len(training) + len(validation) == len(documents)
+
+
+def test_a_corpus_without_giants_is_split_as_it_always_was(tmp_path):
+    """The rule before giants were passed over: by the hash, until the size is reached."""
+    documents = documents_of_sizes(*(1000 + 37 * (n % 40) for n in range(500)))
+    for seed in range(20):
+        expected, drawn = set(), 0
+        for entry in sorted(
+            documents, key=lambda e: hashlib.sha256(f"{seed}:{e.sha256}".encode()).hexdigest()
+        ):
+            if drawn >= 0.05 * sum(entry.text_bytes for entry in documents):
+                break
+            expected.add(entry.sha256)
+            drawn += entry.text_bytes
+        assert {entry.sha256 for entry in split(documents, 0.05, seed)[1]} == expected
+
+
+def test_a_validation_set_of_another_size_than_asked_is_said(tmp_path):
+    for number, size in enumerate((9000, 700, 500)):
+        (tmp_path / f"{number}.txt").write_text("word " * size)
+    said: list[str] = []
+    prepare(
+        PrepareSettings([tmp_path], tmp_path / "out/data", train_vocab_size=300),
+        on_event=said.append,
+    )
+    assert len(said) == 1 and "% of the text instead of 1.0%" in said[0]
 
 
 def test_one_document_cannot_be_split(tmp_path):

@@ -54,7 +54,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @contextlib.contextmanager
-def process(home: Home, folder: RunFolder, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    home: Home, folder: RunFolder, *options: str, stdin: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the trainer in its own process; kills it by its pid."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with folder.log_path.open("ab") as log:
@@ -70,6 +72,7 @@ def process(home: Home, folder: RunFolder, *options: str) -> Iterator[subprocess
             ],
             cwd=ROOT,
             env=environment,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -510,6 +513,30 @@ def watch(condition: Callable[[], object], stop: Stop) -> None:
         stop.request()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_trainer_stops_with_a_checkpoint_when_its_parent_is_gone(home: Home) -> None:
+    folder = home.run("orphan", **{**LONG, "schedule": {"steps": 100_000, "warmup_steps": 0}})
+    ours, theirs = os.pipe()
+    with process(home, folder, "--stop-with-parent", stdin=ours) as child:
+        os.close(ours)
+        wait_for(lambda: made_steps(folder) >= 3, 120)
+        os.close(theirs)  # as the kernel does for a killed process
+        assert child.wait(60) == 0
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.STOPPED, "stopped")
+    assert status.message == "stopped because the command that had started it was gone"
+    assert status.checkpoint_step == status.step >= 3
+
+
+def test_without_the_option_a_trainer_outlives_its_parent(home: Home) -> None:
+    folder = home.run("outlives", **{**LONG, "schedule": {"steps": 30, "warmup_steps": 0}})
+    ours, theirs = os.pipe()
+    os.close(theirs)
+    with process(home, folder, stdin=ours) as child:
+        os.close(ours)
+        assert child.wait(120) == 0
+    assert status_of(folder).state is RunState.SUCCEEDED
 
 
 def test_a_stop_is_obeyed_while_waiting_for_the_teacher(home: Home) -> None:

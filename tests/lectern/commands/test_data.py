@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lectern import console
 from lectern.commands import data
 from lectern_data.settings import PrepareSettings
 from tests.support.chat_files import CHATML, chats_with_tokenizer
+from tests.support.no_locks import refuse_locks
 from tests.support.tokenizer_files import write_tokenizer
 
 
@@ -253,3 +255,72 @@ def test_chats_are_reported_with_the_tokens_that_are_learnt(lectern, tmp_path):
         for seq_len in (512, 1024, 2048)
     ]
     assert "chats.jsonl#6: the chat template does not write the call" in ended.err
+
+
+def test_a_file_system_without_locks_gets_a_sentence_and_a_way_out(
+    lectern, texts, tmp_path, monkeypatch
+):
+    refuse_locks(monkeypatch, but=tmp_path / "locks")
+    options = ("--output", "code", "--home", tmp_path / "home")
+
+    refused = prepare(lectern, texts, *options)
+
+    assert refused.code == 2
+    assert "is on a file system without file locks (No locks available)" in refused.err
+    assert "LECTERN_LOCKS" in refused.err and refused.err.count("\n") == 1
+    assert list((tmp_path / "home/data").iterdir()) == []
+    monkeypatch.setenv("LECTERN_LOCKS", str(tmp_path / "locks"))
+    assert prepare(lectern, texts, *options).code == 0
+    assert not (tmp_path / "home/data/.code.work").exists()
+
+
+def test_outside_a_terminal_a_line_says_now_and_then_how_far_it_is(
+    lectern, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.001)
+
+    ended = prepare(lectern, texts, "--output", "code", "--home", tmp_path)
+
+    lines = ended.err.splitlines()
+    assert any(line.startswith("tokenizer training, documents: ") for line in lines), lines
+    assert all(", after " in line for line in lines[:-2])
+    assert ended.out.count("\n") == 3
+
+
+def test_a_line_comes_also_while_nothing_moves(monkeypatch, capsys):
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.01)
+    with console.progress() as advance:
+        advance("tokenizing documents", 3, 12)
+        said = ""
+        while said.count("\n") < 3:
+            said += capsys.readouterr().err
+
+    assert said.splitlines()[-1] == "tokenizing documents: 3 of 12 (25%), after 0 s"
+
+
+def test_faults_are_named_before_empty_files_and_both_are_counted(lectern, tmp_path):
+    rows = ["{}"] + ['{"text": null}'] * 30 + ['{"text": "some text"}'] * 200
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    options = ("--train-tokenizer", "300", "--home", tmp_path, "--output", "rows")
+
+    ended = lectern(
+        "data", "prepare", tmp_path / "rows.jsonl", *options, "--validation-fraction", 0
+    )
+
+    assert ended.err.splitlines()[:3] == [
+        "left out: 31 documents, 30 of them without a fault",
+        "  rows.jsonl#1: has no text under 'text'",
+        "  rows.jsonl#2: empty",
+    ]
+
+
+def test_names_of_files_cannot_write_on_the_terminal(lectern, texts, tmp_path):
+    for name in ("\x1b[2J\nerror: gone", "[red]"):
+        (texts / f"{name}.csv").write_text("a,b\n")
+
+    ended = prepare(
+        lectern, texts, "--output", "code", "--home", tmp_path, "--max-fault-fraction", "0.5"
+    )
+
+    assert "  texts/\\x1b[2J\\nerror: gone.csv: a table" in ended.err
+    assert "  texts/[red].csv: a table" in ended.err and "\x1b" not in ended.err

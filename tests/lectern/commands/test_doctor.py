@@ -10,6 +10,7 @@ from lectern_common.checks.check import Check
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from tests.support.certificates import Authority
+from tests.support.no_locks import refuse_locks
 from tests.support.training.wire_teacher import Serving, WireTeacher
 
 
@@ -175,3 +176,14 @@ def test_torch_is_probed_in_another_process():
 
 def test_a_torch_import_that_takes_too_long_is_reported():
     assert probe_torch(timeout_seconds=0.001).problem == "importing torch took over 0.001 s"
+
+
+def test_a_root_without_file_locks_fails_with_a_way_out(tmp_path, torch_is, monkeypatch):
+    for name in ("data", "runs"):
+        (tmp_path / name).mkdir()
+    refuse_locks(monkeypatch)
+
+    found = findings(tmp_path)
+
+    for name in ("data root", "runs root"):
+        assert found[name].outcome == "fail" and "LECTERN_LOCKS" in found[name].message

@@ -57,6 +57,10 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     run_id = created.out.split()[0]
     assert created.code == 0, created
     assert f"{run_id}  succeeded  step 3/3  loss/total 1.0000" in created.out
+    export = tmp_path / "runs" / run_id / "export"
+    said = f"{run_id}: the trained student is in {export}\n"
+    assert export.is_dir() and created.err == said
+    assert runs("watch", run_id).err == said
 
     listed = runs("list", "--json").json
     assert [(run["id"], run["state"]) for run in listed] == [(run_id, "succeeded")]

@@ -11,9 +11,10 @@ import pytest
 from lectern.local.foreground import MetricsReader, run_trainer
 from lectern.local.processes import wait_until
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
+from tests.support.no_locks import refuse_locks
 from tests.support.training.shards import write_shards
 
 DEADLINE_SECONDS = 30.0
@@ -58,6 +59,22 @@ def test_with_json_nothing_else_is_printed_to_standard_output(lectern, home, sta
     assert ended.json["status"]["state"] == "succeeded"
 
 
+def test_a_run_folder_without_locks_gets_a_sentence_and_a_way_out(
+    lectern, home, stand_ins, monkeypatch
+):
+    refuse_locks(monkeypatch, but=home / "locks")
+
+    refused = lectern("train", write_spec(home), "--home", home)
+
+    assert refused.code == 2 and "set LECTERN_LOCKS to a folder on a local disk" in refused.err
+    assert list((home / "runs").iterdir()) == []
+    monkeypatch.setenv("LECTERN_LOCKS", str(home / "locks"))
+    assert lectern("train", write_spec(home), "--home", home).code == 0
+    monkeypatch.delenv("LECTERN_LOCKS")
+    resumed = lectern("train", write_spec(home), "--home", home, "--resume")
+    assert resumed.code == 2 and "without file locks" in resumed.err
+
+
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
@@ -96,6 +113,28 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert "stopped at step 2 of 3" in said
     again = f"resume with: lectern train {home}/spec.yaml --resume --home {home}\n"
     assert said.endswith(again)
+
+
+def test_a_short_run_needs_no_warm_up_set_and_can_be_made_longer(lectern, home, stand_ins):
+    first = lectern("train", write_spec(home, schedule="{steps: 3}"), "--home", home)
+    assert first.code == 0
+    longer = write_spec(home, schedule="{steps: 40}")
+    assert lectern("train", longer, "--home", home, "--resume").code == 0
+    schedule = RunFolder(home / "runs/run").read_spec().schedule
+    assert (schedule.steps, schedule.warmup_steps) == (40, 0)
+
+
+def test_a_run_that_is_still_being_trained_is_named_with_its_process(lectern, home):
+    spec = load_spec(write_spec(home))
+    folder = RunFolder.create(home / "runs", "run", spec)
+    status = Status("run", RunState.RUNNING, 0.0, 0.0, 4711, 0.0, step=2, steps=3)
+    folder.write_status(status)
+    with folder.locked():
+        refused = lectern("train", write_spec(home), "--home", home, "--resume")
+
+    assert refused.code == 4
+    assert "is being trained by process 4711, at step 2; wait for its end" in refused.err
+    assert refused.err.endswith("stop: kill 4711\n")
 
 
 def test_the_status_of_an_earlier_trainer_is_ignored(home, stand_ins):

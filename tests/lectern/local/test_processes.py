@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def test_a_child_lives_in_a_session_of_its_own(tmp_path):
     finally:
         child.kill()
     assert not child.is_alive
+
+
+def test_a_child_that_hears_our_end_notices_that_its_parent_was_killed(tmp_path):
+    program = "import sys; print('up', flush=True); sys.stdin.read(); print('parent is gone')"
+    parent = f"""
+import sys, time
+from pathlib import Path
+from lectern.local.processes import Child
+child = Child("helper", [sys.executable, "-c", {program!r}], Path({str(tmp_path / "log")!r}), {{}},
+    hears_our_end=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        assert wait_until(lambda: "up" in tail(tmp_path / "log", 5), DEADLINE_SECONDS)
+        process.kill()
+    assert wait_until(lambda: "parent is gone" in tail(tmp_path / "log", 5), DEADLINE_SECONDS)
 
 
 def test_stop_sends_sigterm_first(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lectern_common.errors import Conflict, InvalidSpec
-from lectern_common.spec.load import SMALLEST, dump_spec, load_spec, parse_spec
+from lectern_common.spec.load import SMALLEST, continuing, dump_spec, load_spec, parse_spec
 from lectern_common.spec.run_spec import (
     RESUME_MAY_CHANGE,
     RunSpec,
@@ -279,6 +279,32 @@ def test_a_resume_may_change_the_listed_fields_and_nothing_else() -> None:
         ("optimizer.learning_rate", 1e-4, 1.0),
         ("schedule.warmup_steps", 50, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps"), [(1, 0), (9, 0), (30, 3), (49, 4), (50, 50), (300, 50), (9000, 50)]
+)
+def test_a_short_run_has_a_shorter_warm_up_and_others_the_usual_one(
+    steps: int, warmup_steps: int
+) -> None:
+    for schedule in ({"steps": steps}, {"steps": steps, "warmup_steps": None}):
+        spec = parse_spec(body(schedule=schedule))
+        assert spec.schedule.warmup_steps == warmup_steps
+        assert f"warmup_steps: {warmup_steps}\n" in dump_spec(spec)
+        assert parse_spec(spec.model_dump()) == spec
+
+
+def test_a_resumed_run_keeps_its_warm_up_unless_another_one_is_set() -> None:
+    old = parse_spec(body(schedule={"steps": 30}))
+    for left_open in ({}, {"warmup_steps": None}):
+        longer = parse_spec(body(schedule={"steps": 400, **left_open}))
+        assert continuing(old, longer).schedule.warmup_steps == 3
+        assert resume_differences(old, continuing(old, longer)) == []
+    given = parse_spec(body(schedule={"steps": 400, "warmup_steps": 50}))
+    assert continuing(old, given) == given
+    usual = parse_spec(body(schedule={"steps": 400}))
+    with pytest.raises(InvalidSpec, match=r"warmup_steps \(50\) exceeds steps \(30\)"):
+        continuing(usual, parse_spec(body(schedule={"steps": 30})))
 
 
 def test_a_field_without_effect_may_have_its_default() -> None:

@@ -73,7 +73,7 @@ def test_files_that_are_not_text_are_left_out_by_name_and_reason(tmp_path):
     assert {entry.name: (entry.reason, entry.is_fault) for entry in left_out} == {
         "src/binary.py": ("not text (it has a NUL byte)", True),
         "src/empty.py": ("empty", False),
-        "src/gone.py": ("not a regular file", True),
+        "src/gone.py": (f"a link to {folder}/nowhere.py, which cannot be reached", True),
         "src/huge.py": ("larger than 100 bytes; split it, or raise --max-document-bytes", True),
         "src/latin.py": ("not UTF-8 (byte 3)", True),
     }

@@ -1,11 +1,15 @@
 """Which files are found inside folders, and the messages if there are none."""
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lectern_common.errors import InvalidRequest
+from lectern_common.errors import InvalidRequest, NotFound
 from lectern_data.prepare import prepare
+from lectern_data.read.documents import LeftOut
 from lectern_data.read.input_files import find_files
 from lectern_data.settings import PrepareSettings
 
@@ -72,3 +76,52 @@ def test_a_prepared_dataset_is_refused_as_input(source: Path, tmp_path: Path) ->
 def test_a_manifest_of_something_else_is_read_as_text(source: Path) -> None:
     (source / "manifest.json").write_text('{"name": "an app"}')
     assert len(find_files([source], [], [])) == 5
+
+
+@pytest.fixture
+def closed_folder() -> Iterator[Path]:
+    """A folder with a readable file and a folder that this process may not list."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "src"
+        (folder / "shut").mkdir(parents=True)
+        (folder / "a.txt").write_text("text")
+        (folder / "shut/b.txt").write_text("text")
+        for path in (folder.parent, folder):
+            path.chmod(0o755)
+        (folder / "shut").chmod(0)
+        before = os.geteuid()
+        if before == 0:  # whom nothing is closed to
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(before)
+            (folder / "shut").chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_a_fault(closed_folder: Path) -> None:
+    lost: list[LeftOut] = []
+    found = find_files([closed_folder], [], [], lost.append)
+    assert [name for name, _ in found] == ["src/a.txt"]
+    assert lost == [LeftOut("src/shut", "this folder cannot be read: Permission denied")]
+    (said,) = [refused([closed_folder], ["*.py"], [])]
+    assert said.endswith("; src/shut: this folder cannot be read: Permission denied")
+
+
+def test_links_to_folders_are_named_and_not_followed(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "loop").symlink_to(source)
+    lost: list[LeftOut] = []
+    assert len(find_files([source], [], [], lost.append)) == 4
+    assert [(entry.name, entry.is_fault) for entry in lost] == [
+        ("src/linked", False),
+        ("src/loop", False),
+    ]
+    assert "not followed; name that folder itself" in lost[0].reason
+
+
+def test_an_input_that_is_a_broken_link_says_so(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(NotFound, match="link is a link that leads nowhere"):
+        find_files([tmp_path / "link"], [], [])

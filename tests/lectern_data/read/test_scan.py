@@ -1,6 +1,7 @@
 """S9: rows that are broken, empty, too large or misnamed: each counted, with file and number."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from lectern_common.errors import InvalidRequest, LecternError
 from lectern_data.prepare import prepare
 from lectern_data.read.documents import texts_of
+from lectern_data.read.input_files import find_files
 from lectern_data.read.rows import Content
 from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
@@ -56,7 +58,7 @@ def test_every_kind_of_broken_line_is_named(tmp_path: Path) -> None:
         "rows.jsonl#2": ("not JSON", 1),
         "rows.jsonl#3": ("not UTF-8 (byte 13)", 1),
         "rows.jsonl#4": ("has no text under 'text'", 1),
-        "rows.jsonl#5": ("has no text under 'text'", 1),
+        "rows.jsonl#5": ("empty", 1),
         "rows.jsonl#6": ("has no text under 'text', but 'txt'; set --text-field", 1),
         "rows.jsonl#7": ("empty", 1),
         "rows.jsonl#8": ("empty", 1),
@@ -74,7 +76,7 @@ def test_every_kind_of_broken_parquet_row_is_named(tmp_path: Path) -> None:
     assert texts == ["good", "last"]
     assert reasons == {
         "rows.parquet#2": ("not UTF-8 (byte 3)", 1),
-        "rows.parquet#3": ("has no text under 'text'", 1),
+        "rows.parquet#3": ("empty", 1),
         "rows.parquet#4": ("empty", 1),
         "rows.parquet#5": (TOO_LARGE, 1),
         "rows.parquet#6": ("not UTF-8 (byte 0)", 1),
@@ -151,10 +153,77 @@ def test_chats_are_only_in_rows(tmp_path: Path) -> None:
     [from_json], _ = scanned(tmp_path / "chats.jsonl", content)
     assert json.loads(from_parquet) == turns and from_parquet == from_json
     assert reasons == {
-        "chats.parquet#2": ("has no messages under 'messages'", 1),
-        "chats.parquet#3": ("has no messages under 'messages'", 1),
+        "chats.parquet#2": ("empty", 1),
+        "chats.parquet#3": ("empty", 1),
     }
-    assert "not a file of chats" in scanned(tmp_path / "chats.txt", content)[1]["chats.txt"][0]
+    assert scanned(tmp_path / "chats.txt", content)[1]["chats.txt"][0] == (
+        "not a file of chats; those end in .jsonl, .ndjson, .jsonlines, .json, .parquet; drop "
+        "--chat to read it as text"
+    )
+
+
+def test_rows_of_texts_that_are_read_as_chats_advise_to_drop_the_option(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Hi", "id": 1}')
+    _, reasons = scanned(tmp_path / "a.jsonl", Content("messages", is_chat=True))
+    assert reasons["a.jsonl#1"][0] == (
+        "has no messages under 'messages', but 'text', 'id'; drop --chat to read texts, or set "
+        "--messages-field"
+    )
+
+
+def test_binary_columns_of_parquet_are_text_at_every_depth(tmp_path: Path) -> None:
+    import pyarrow as arrow
+
+    turns = [{"role": b"user", "content": b"caf\xc3\xa9"}, {"role": b"assistant", "content": b"Yo"}]
+    kind = arrow.list_(arrow.struct({"role": arrow.binary(), "content": arrow.large_binary()}))
+    texts = [b"caf\xc3\xa9", b"caf\xe9", b"", None]
+    for binary in (arrow.binary(), arrow.large_binary()):
+        column = arrow.array(texts, binary)
+        found, reasons = scanned(write_parquet(tmp_path / "rows.parquet", {"text": column}))
+        assert found == ["caf\xe9"]
+        assert reasons == {
+            "rows.parquet#2": ("not UTF-8 (byte 3)", 1),
+            "rows.parquet#3": ("empty", 1),
+            "rows.parquet#4": ("empty", 1),
+        }
+    chats = write_parquet(tmp_path / "c.parquet", {"messages": arrow.array([turns], kind)})
+    [chat], _ = scanned(chats, Content("messages", is_chat=True))
+    assert json.loads(chat)[0] == {"role": "user", "content": "caf\xe9"}
+
+
+def test_a_column_is_found_by_its_name_among_names_that_begin_alike(tmp_path: Path) -> None:
+    columns = {"text.en": ["wrong"], "text": ["right"], "text_2": ["wrong"]}
+    assert scanned(write_parquet(tmp_path / "rows.parquet", columns)) == (["right"], {})
+
+
+def test_empty_values_do_not_count_towards_the_limit(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}"} for number in range(10)] + [
+        {"text": None},
+        {"text": ""},
+    ] * 50
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = prepare(
+        PrepareSettings([path], tmp_path / "out/data", train_vocab_size=300, max_fault_fraction=0)
+    )
+    assert len(made.left_out) == 100 and not any(entry.is_fault for entry in made.left_out)
+    assert made.training.documents == 9
+
+
+def test_names_are_printed_inert(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a\nb", "\x1b[31mred", "[bold]x", "right\u202eleft", "tab\t"):
+        (tmp_path / "in" / f"{name}.txt").write_bytes(b"\xff")
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"\xff")
+    _, left_out = scan(find_files([tmp_path / "in"], [], []))
+    assert sorted(entry.name for entry in left_out) == [
+        "in/[bold]x.txt",
+        "in/\\x1b[31mred.txt",
+        "in/a\\nb.txt",
+        "in/caf\\udce9.txt",
+        "in/right\\u202eleft.txt",
+        "in/tab\\t.txt",
+    ]
 
 
 def test_every_row_of_a_misnamed_column_counts_towards_the_limit(tmp_path: Path) -> None:

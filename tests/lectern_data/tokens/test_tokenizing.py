@@ -193,12 +193,13 @@ def test_a_stopped_process_is_named_until_it_continues(
 
     def on_event(sentence: str) -> None:
         pid = started[0].pid
-        if f"from process {pid}, which is stopped (kill -CONT {pid} " in sentence:
+        if f" by process {pid}, which is stopped (kill -CONT {pid} " in sentence:
             events.append(sentence)
             os.kill(pid, signal.SIGCONT)
 
     tokenize(pieces, files, tmp_path, 2, on_done, on_event)
-    assert events and events[0].startswith("no answer for ")
+    assert events and events[0].startswith("still tokenising, ")
+    assert any(entry.name in events[0] for piece in pieces for entry in piece.documents)
     assert all((tmp_path / f"{piece.name}.piece").exists() for piece in pieces)
     assert len(started) == 2
 

@@ -162,6 +162,17 @@ def test_metrics_are_written_in_order_and_shown_in_the_status(folder: RunFolder)
     assert status.teacher_wait_share == pytest.approx(0.5)
 
 
+def test_a_run_without_a_teacher_has_no_share_of_waiting(folder: RunFolder) -> None:
+    shares = []
+    for share in ({}, {"time/teacher_wait_share": 0.0}):
+        with Recorder(folder, Stop()) as recorder:
+            recorder.open_metrics([], 0)
+            recorder.record(1, {**step_metrics(100, 2.0, 0.0), **share})
+            recorder.set_state(RunState.SUCCEEDED)
+        shares.append(said(folder).teacher_wait_share)
+    assert shares == [None, 0.0]
+
+
 class Held:
     """A sink that writes only once released."""
 

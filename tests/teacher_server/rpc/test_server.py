@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from lectern_common.errors import Misconfigured, TeacherError
+from lectern_common.listening import EVERY_IPV4, bound_sockets
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import Representation
@@ -32,6 +33,7 @@ from teacher_server.scheduling.sharing import Sharing
 from tests.support.asking import connect, gathered, refused, request, score, stub
 from tests.support.engines import BreakingEngine, GatedEngine
 from tests.support.models import write_tiny_model
+from tests.support.names import has_ipv6, listens, resolve
 from tests.support.servers import TeacherThread, teacher_thread, wait_for
 
 TOKEN = "0123456789abcdef" * 2
@@ -505,6 +507,50 @@ def test_beyond_loopback_a_token_is_required(bind: str) -> None:
     with pytest.raises(Misconfigured, match="set --token-file"):
         asyncio.run(make(None))
     asyncio.run(make(TOKEN))
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    ("host", "ipv4", "ipv6"),
+    [
+        ("127.0.0.1", True, False),
+        (EVERY_IPV4, True, False),
+        ("[::1]", False, True),
+        ("[::]", True, True),
+        ("two.test", True, True),
+    ],
+)
+def test_the_server_listens_on_what_its_address_names(
+    host: str, ipv4: bool, ipv6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, "two.test", "127.0.0.1", "::1")
+
+    async def serve() -> tuple[bool, bool]:
+        server = TeacherServer(f"{host}:0", TOKEN)
+        await server.start()
+        port = int(server.address.rpartition(":")[2])
+        assert server.address == f"{host}:{port}"
+        found = listens("127.0.0.1", port), listens("::1", port)
+        await server.drain(0)
+        return found
+
+    assert asyncio.run(serve()) == (ipv4, ipv6)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_a_name_of_which_one_address_is_taken_is_refused(
+    taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, "two.test", "127.0.0.1", "::1")
+
+    async def serve(port: int) -> None:
+        await TeacherServer(f"two.test:{port}", TOKEN).start()
+
+    [other] = bound_sockets(taken, 0)
+    with other, pytest.raises(Misconfigured, match=r"cannot listen on .*: the port is taken"):
+        other.listen()
+        asyncio.run(serve(other.getsockname()[1]))
 
 
 @pytest.mark.parametrize(

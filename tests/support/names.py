@@ -1,0 +1,35 @@
+"""Host names of a test, which resolve without a name server; and who answers at an address."""
+
+import socket
+from typing import Any
+
+import pytest
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> None:
+    """Makes a name resolve to these addresses in this process."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **options: Any) -> list[Any]:
+        if host != name:
+            return real(host, port, *rest, **options)
+        return [entry for each in addresses for entry in real(each, port, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def listens(address: str, port: int) -> bool:
+    """Returns whether somebody accepts connections there."""
+    try:
+        socket.create_connection((address, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
