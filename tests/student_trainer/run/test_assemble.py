@@ -22,6 +22,7 @@ from lectern_common.errors import (
     Untrusted,
     WrongModel,
 )
+from lectern_common.tokens.shards import read_manifest
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.evaluation.samples import Prompts
@@ -541,17 +542,22 @@ def test_a_validation_set_with_another_tokenizer_is_refused(home: Home) -> None:
 
 
 def test_data_with_another_tokenizer_than_the_students_is_refused(home: Home) -> None:
+    folder = home.tokenized("merges", 300)
+    digest = read_manifest(folder).tokenizer_sha256
+    tokens = np.arange(900) % 300  # merges too, of which the other tokenizer has fewer
+    write_shards(folder, tokens, vocab_size=300, tokenizer_sha256=digest)
     home.tokenized("bytes", 300)
     home.model("tokenized", vocab_size=300, tokenizer=True)
-    with assembled(home, home.run(student={"config": "tokenized"}, data={"path": "bytes"})):
-        pass
     home.model("tokenized-otherwise", vocab_size=290, tokenizer=True)
+    for student, data in (("tokenized", "merges"), ("tokenized-otherwise", "bytes")):
+        with assembled(home, home.run(student={"config": student}, data={"path": data})):
+            pass
     refused(
         home,
         TokenizerMismatch,
-        "data and student tokenizers differ: id",
+        r"data and student tokenizers differ: id 290: .*the data uses 290, 291",
         student={"config": "tokenized-otherwise"},
-        data={"path": "bytes"},
+        data={"path": "merges"},
     )
 
 
