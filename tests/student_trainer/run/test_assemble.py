@@ -28,6 +28,7 @@ from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.evaluation.samples import Prompts
 from student_trainer.run.assembled import Assembly
 from tests.support.certificates import Authority
+from tests.support.models import write_tiny_tokenizer
 from tests.support.spec_fields import spec_fields
 from tests.support.training.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
 from tests.support.training.shards import write_shards
@@ -549,7 +550,7 @@ def test_data_with_another_tokenizer_than_the_students_is_refused(home: Home) ->
     write_shards(folder, tokens, vocab_size=300, tokenizer_sha256=digest)
     home.tokenized("bytes", 300)
     home.model("tokenized", vocab_size=300, tokenizer=True)
-    home.model("tokenized-otherwise", vocab_size=290, tokenizer=True)
+    write_tiny_tokenizer(home.model("tokenized-otherwise", vocab_size=300), 290)
     for student, data in (("tokenized", "merges"), ("tokenized-otherwise", "bytes")):
         with assembled(home, home.run(student={"config": student}, data={"path": data})):
             pass
