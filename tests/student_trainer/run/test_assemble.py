@@ -22,11 +22,13 @@ from lectern_common.errors import (
     Untrusted,
     WrongModel,
 )
+from lectern_common.tokens.shards import read_manifest
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from student_trainer.evaluation.samples import Prompts
 from student_trainer.run.assembled import Assembly
 from tests.support.certificates import Authority
+from tests.support.models import write_tiny_tokenizer
 from tests.support.spec_fields import spec_fields
 from tests.support.training.runs import VOCAB_SIZE, Home, assembled, events_of, lines_of
 from tests.support.training.shards import write_shards
@@ -549,17 +551,23 @@ def test_a_validation_set_with_another_tokenizer_is_refused(home: Home) -> None:
 
 
 def test_data_with_another_tokenizer_than_the_students_is_refused(home: Home) -> None:
+    folder = home.tokenized("merges", 300)
+    digest = read_manifest(folder).tokenizer_sha256
+    # Merges too, of which the other tokenizer has fewer.
+    tokens = np.random.default_rng(3).integers(0, 300, 900)
+    write_shards(folder, tokens, vocab_size=300, tokenizer_sha256=digest)
     home.tokenized("bytes", 300)
     home.model("tokenized", vocab_size=300, tokenizer=True)
-    with assembled(home, home.run(student={"config": "tokenized"}, data={"path": "bytes"})):
-        pass
-    home.model("tokenized-otherwise", vocab_size=290, tokenizer=True)
+    write_tiny_tokenizer(home.model("tokenized-otherwise", vocab_size=300), 290)
+    for student, data in (("tokenized", "merges"), ("tokenized-otherwise", "bytes")):
+        with assembled(home, home.run(student={"config": student}, data={"path": data})):
+            pass
     refused(
         home,
         TokenizerMismatch,
-        "data and student tokenizers differ: id",
+        r"data and student tokenizers differ: id 29\d: .*the data uses 29\d",
         student={"config": "tokenized-otherwise"},
-        data={"path": "bytes"},
+        data={"path": "merges"},
     )
 
 
