@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.checks.config_fields import POSITIONS, number
-from lectern_common.checks.other_weights import require_no_other_weights
 from lectern_common.errors import CorruptData, Misconfigured, NotFound
+from lectern_common.tokens.other_weights import require_no_other_weights
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map

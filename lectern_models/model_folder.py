@@ -14,9 +14,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from lectern_common.checks.other_weights import adapter_alone
 from lectern_common.errors import DiskFull, Misconfigured, NotFound
 from lectern_common.roots import what_is_there
+from lectern_common.tokens.other_weights import adapter_alone
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.tokens.tokenizer_files import TOKENIZER_FILES
 from lectern_common.words import inert_name

@@ -8,11 +8,11 @@ from typing import Any
 
 from lectern_common.checks.compatibility import StudentFacts
 from lectern_common.checks.config_fields import LAYERS, POSITIONS, VOCAB_SIZE, number
-from lectern_common.checks.other_weights import adapter_alone, require_no_other_weights
 from lectern_common.checks.rules import require_layers_to_leave_out, require_positions
 from lectern_common.errors import CorruptData, InvalidSpec, Misconfigured, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.other_weights import adapter_alone, require_no_other_weights
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from lectern_data.read import json_values as module
 from lectern_data.read.documents import texts_of
 from lectern_data.read.json_values import json_values
-from lectern_data.read.rows import Content, UnusableError
+from lectern_data.read.rows import Content
 from lectern_data.read.scan import scan
+from lectern_data.read.unusable import UnusableError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
