@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lectern_common.checks.config_fields import POSITIONS, VOCAB_SIZE, number
 from lectern_common.errors import Misconfigured
-from lectern_models.masks import first_row_without_distribution
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.masks import first_row_without_distribution
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 
 # Logits of the scaled probe reach this; a soft-cap of 30 or a cap of 1,000 shows at once.
 _PROBE_LOGIT = 512.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.seeds import Key, derived_seed
 
 # The only mask: a label of IGNORE_INDEX takes part in nothing.

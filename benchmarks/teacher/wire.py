@@ -26,7 +26,7 @@ from benchmarks.servers import connected
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES, Representation, top_k_record
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.teacher.remote import RemoteTeacher
 from teacher_server.engine.seam import ComputedRows, HeadFacts, ModelFacts, SequenceAsk

@@ -40,7 +40,7 @@ from benchmarks.trainer.loops import RandomBatches, train_noted
 from benchmarks.trainer.objective_ways import Case, Inputs, inputs, step
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.run.parts import Teaching
 from student_trainer.student.student import CausalStudent

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from benchmarks.memory import MemoryGrowth, peak_bytes_of
 from benchmarks.pairs import paired
-from lectern_models.output_head import OutputHead
-from lectern_models.top_k import log_normalizers, ordered_top_k
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.top_k import log_normalizers, ordered_top_k
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import HiddenTargets, TeacherTargets, TopKTargets
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import HiddenTargets
 

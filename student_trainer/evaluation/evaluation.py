@@ -24,7 +24,7 @@ from torch import Tensor
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.stop import Stop

@@ -30,7 +30,7 @@ from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_token
 from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.loading import max_positions
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.data.select import Data
 from student_trainer.disk_full import disk_full_as_error

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.masks import LOWEST_LOGIT, with_masks
+from lectern_models.logits.masks import LOWEST_LOGIT, with_masks
 from student_trainer.targets import DenseTargets, SampledTargets, TopKTargets
 
 # log(q / p) below which q is nothing beside p in float32 (and nearly in float64).

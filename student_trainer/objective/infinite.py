@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.masks import rules_out
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.masks import rules_out
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.targets import DenseTargets, HiddenTargets, TeacherTargets, TopKTargets
 
 REVERSE_KL_IS_INFINITE = (

@@ -10,7 +10,7 @@ distribution at T.
 a time: they are turned in place into their gradient, which is multiplied into the gradients of
 hidden states and head, and the next chunk reuses their memory. So [N, V] never exists, and the
 backward pass recomputes nothing. Arithmetic is float32 whatever the model computes in (float64 if
-the model does); `lectern_models/products.py` says which factors are 16 bits wide on CUDA.
+the model does); `lectern_models/logits/products.py` says which factors are 16 bits wide on CUDA.
 """
 
 import math
@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from lectern_common.checks.vocabularies import Untaught
 from lectern_common.errors import InvalidRequest
-from lectern_models.output_head import OutputHead
-from lectern_models.products import projected
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.products import projected
 from student_trainer.objective.divergences import divergence_named, teacher_rows
 from student_trainer.objective.infinite import REVERSE_KL_IS_INFINITE, require_finite
 from student_trainer.objective.rows import (

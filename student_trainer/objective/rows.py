@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import Misconfigured
-from lectern_models.output_head import OutputHead
-from lectern_models.products import add_gradient_by_weight, gradient_by_hidden, product_dtype
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.products import add_gradient_by_weight, gradient_by_hidden, product_dtype
 from student_trainer.objective.divergences import Divergence, TeacherRows, divergence_from_teacher
 from student_trainer.targets import DenseTargets
 

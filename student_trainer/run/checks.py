@@ -29,8 +29,8 @@ from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
-from lectern_models.masks import rules_out
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.masks import rules_out
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.batch import Batch
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT
 from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.objective.loss import Objective, StepLoss, distillation_loss

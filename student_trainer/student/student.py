@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm, max_positions
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from lectern_models.packing import packing_probe
 from student_trainer.data.lists import token_arrays
 from student_trainer.student.lora import Adapters

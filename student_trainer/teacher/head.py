@@ -23,7 +23,7 @@ from torch import Tensor
 from lectern_common.errors import TeacherError
 from lectern_common.files import replaced_file
 from lectern_common.wire.formats import Widths
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
 from student_trainer.teacher.reply import DamagedReply, require_fingerprint, tensor_of
 

@@ -21,10 +21,10 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire.formats import MAX_DRAWS, Representation
-from lectern_models.blocks import AskedLogits, draws_of, first_bad_row, top_k_of
 from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import max_positions
-from lectern_models.sampled import Draws, uniforms
+from lectern_models.logits.blocks import AskedLogits, draws_of, first_bad_row, top_k_of
+from lectern_models.logits.sampled import Draws, uniforms
 from student_trainer.data.lists import every_position_logits, last_position_logits
 from student_trainer.targets import (
     DenseTargets,

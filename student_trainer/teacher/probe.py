@@ -22,7 +22,7 @@ import torch
 
 from lectern_common.errors import Incompatible, TeacherError
 from lectern_common.wire.formats import Representation, offered_by
-from lectern_models.masks import LOWEST_LOGIT, rules_out
+from lectern_models.logits.masks import LOWEST_LOGIT, rules_out
 from protos import teacher_pb2
 from student_trainer.batch import Batch
 from student_trainer.targets import (

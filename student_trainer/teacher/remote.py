@@ -22,7 +22,7 @@ from lectern_common.teacher.identity import TeacherIdentity, require_same_teache
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.tls import ClientTls
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, Widths, pack_mask
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.data.lists import every_position_logits, last_position_logits
 from student_trainer.stop import Stop

@@ -25,7 +25,7 @@ from lectern_common.wire.formats import (
     top_k_record,
 )
 from lectern_common.wire.pieces import Reply, ReplyPiece
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.targets import (
     DenseTargets,

@@ -16,9 +16,9 @@ from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_common.wire.formats import FORMATS, MAX_SAMPLED_ID
 from lectern_models.gguf_file import loaded_weights_sha256
 from lectern_models.loading import dtype_name, max_positions, num_parameters, tokenizer_map
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from lectern_models.model_folder import ModelFolder
 from lectern_models.model_tokenizer import tokens_before_text
-from lectern_models.output_head import HeadTransform, OutputHead
 from lectern_models.placement import device_names
 from lectern_models.quantization import quantization_of
 from teacher_server.engine.seam import REPRESENTATION_VERSION, HeadFacts, ModelFacts

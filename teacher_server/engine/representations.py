@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 from lectern_common.wire.formats import CARRIERS, pack_sampled, top_k_record
-from lectern_models.blocks import AskedLogits, block_logits, draws_of, first_bad_row, top_k_of
-from lectern_models.output_head import OutputHead
-from lectern_models.sampled import uniforms
+from lectern_models.logits.blocks import (
+    AskedLogits,
+    block_logits,
+    draws_of,
+    first_bad_row,
+    top_k_of,
+)
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.sampled import uniforms
 from teacher_server.engine.seam import ComputedRows, NoLongerWanted, SequenceAsk
 
 

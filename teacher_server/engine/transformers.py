@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
-from lectern_models.blocks import AskedLogits
 from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import load_causal_lm
+from lectern_models.logits.blocks import AskedLogits
+from lectern_models.logits.output_head import OutputHead
 from lectern_models.model_folder import ModelFolder, find_model
-from lectern_models.output_head import OutputHead
 from lectern_models.placement import BALANCED, compile_in_place, resolved_device
 from lectern_models.quantization import quantization_of
 from teacher_server.engine.equal_shapes import EqualShapes, trials_tell

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import TopKTargets
 from student_trainer.teacher.remote import RemoteTeacher, connect_teacher

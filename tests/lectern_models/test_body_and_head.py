@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.errors import Misconfigured
 from lectern_models.body_and_head import parity_probe, split, split_or_why
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from tests.support.models import ARCHITECTURES, write_tiny_model
 
 KNOWN = tuple(name for name in ARCHITECTURES if name != "hyperclovax")

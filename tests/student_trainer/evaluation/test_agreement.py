@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.output_head import HeadTransform, OutputHead
-from lectern_models.top_k import ordered_top_k
+from lectern_models.logits.output_head import HeadTransform, OutputHead
+from lectern_models.logits.top_k import ordered_top_k
 from student_trainer.evaluation.evaluation import num_agreeing
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 

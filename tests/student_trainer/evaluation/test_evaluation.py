@@ -18,7 +18,7 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.data.rows import in_order
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lectern_models.output_head import OutputHead
-from lectern_models.products import add_gradient_by_weight, gradient_by_hidden
-from lectern_models.sampled import draw, uniforms
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.products import add_gradient_by_weight, gradient_by_hidden
+from lectern_models.logits.sampled import draw, uniforms
 from student_trainer.objective import rows
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets

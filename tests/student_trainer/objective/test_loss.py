@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.objective.reference import kd_logit_gradient, kd_loss
 from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets

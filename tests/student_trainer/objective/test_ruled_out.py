@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.output_head import OutputHead
-from lectern_models.top_k import log_normalizers, ordered_top_k
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.top_k import log_normalizers, ordered_top_k
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.objective.reference import kd_logit_gradient, kd_loss
 from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets

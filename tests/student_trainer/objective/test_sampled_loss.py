@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
-from lectern_models.sampled import draw, uniforms
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.sampled import draw, uniforms
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.objective.reference import kd_logit_gradient, kd_loss
 from student_trainer.targets import DenseTargets, SampledTargets, of_step

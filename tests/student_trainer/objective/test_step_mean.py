@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from student_trainer.batch import Batch
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.student.forward import at_valid_positions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.data.rows import StreamRows, batch_from
 from student_trainer.data.stream import TokenStream

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lectern_common.errors import LecternError, TeacherError, WrongModel
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
 from student_trainer.teacher.head import (
     assemble_head,

@@ -17,7 +17,7 @@ from lectern_common.errors import (
     TeacherError,
 )
 from lectern_common.wire.formats import FORMATS, Representation, top_k_record
-from lectern_models.sampled import uniforms
+from lectern_models.logits.sampled import uniforms
 from student_trainer.objective.reference import kd_step
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teacher import local

@@ -23,8 +23,8 @@ from lectern_common.errors import (
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.wire.formats import Representation
-from lectern_models.output_head import OutputHead
-from lectern_models.sampled import draw, uniforms
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
 from student_trainer.stop import Stop, StopRequested
 from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets

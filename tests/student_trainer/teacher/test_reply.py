@@ -12,7 +12,7 @@ import torch
 
 from lectern_common.errors import LecternError, TeacherError, WrongModel
 from lectern_common.wire.formats import FORMATS, Representation, Widths
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2 as pb
 from student_trainer.targets import DenseTargets, HiddenTargets, TopKTargets
 from student_trainer.teacher import reply

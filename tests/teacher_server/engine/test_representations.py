@@ -15,9 +15,9 @@ from lectern_common.wire.formats import (
     top_k_record,
     unpack_sampled,
 )
-from lectern_models import blocks
-from lectern_models.blocks import AskedLogits
-from lectern_models.output_head import OutputHead
+from lectern_models.logits import blocks
+from lectern_models.logits.blocks import AskedLogits
+from lectern_models.logits.output_head import OutputHead
 from teacher_server.engine import representations
 from teacher_server.engine.representations import (
     hidden_rows,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from lectern_common.errors import Incompatible, InvalidRequest, TeacherError
 from lectern_common.wire.formats import Representation
 from lectern_models.loading import load_causal_lm
-from lectern_models.output_head import OutputHead
+from lectern_models.logits.output_head import OutputHead
 from student_trainer.objective.loss import Objective, distillation_loss
 from student_trainer.objective.reference import kd_loss
 from student_trainer.targets import SampledTargets, TargetsProvider

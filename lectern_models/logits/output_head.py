@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lectern_models.products import projected
+from lectern_models.logits.products import projected
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.sampled import Draws, draw, uniforms
+from lectern_models.logits.sampled import Draws, draw, uniforms
 
 torch.set_num_threads(1)
 

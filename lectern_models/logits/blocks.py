@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lectern_common.errors import TeacherError
-from lectern_models.masks import first_row_without_distribution
-from lectern_models.output_head import OutputHead
-from lectern_models.sampled import Draws, draw
-from lectern_models.top_k import log_normalizers, ordered_top_k
+from lectern_models.logits.masks import first_row_without_distribution
+from lectern_models.logits.output_head import OutputHead
+from lectern_models.logits.sampled import Draws, draw
+from lectern_models.logits.top_k import log_normalizers, ordered_top_k
 
 # Every block reads the whole head. CUDA needs many rows to fill the device.
 _BLOCK_ROWS = {"cpu": 32, "cuda": 256}

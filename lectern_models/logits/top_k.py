@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.masks import rules_out
+from lectern_models.logits.masks import rules_out
 
 
 def ordered_top_k(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:

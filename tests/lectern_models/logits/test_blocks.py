@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_models.blocks import AskedLogits, draws_of, top_k_of
-from lectern_models.output_head import HeadTransform, OutputHead
+from lectern_models.logits.blocks import AskedLogits, draws_of, top_k_of
+from lectern_models.logits.output_head import HeadTransform, OutputHead
 
 # MKL chooses its kernels when torch is loaded.
 CHECK = """
 import torch
-from tests.lectern_models.test_blocks import differing
+from tests.lectern_models.logits.test_blocks import differing
 for threads in (1, 2):
     torch.set_num_threads(threads)
     print(threads, differing())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lectern_common.errors import InvalidRequest
-from lectern_models.top_k import log_normalizers, ordered_top_k
+from lectern_models.logits.top_k import log_normalizers, ordered_top_k
 
 
 def by_hand(row: list[float], k: int) -> tuple[list[float], list[int]]:

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lectern_models import products
-from lectern_models.products import add_gradient_by_weight, gradient_by_hidden, projected
+from lectern_models.logits import products
+from lectern_models.logits.products import add_gradient_by_weight, gradient_by_hidden, projected
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_models.body_and_head import BodyAndHead, parity_probe, split
-from lectern_models.output_head import HeadTransform
+from lectern_models.logits.output_head import HeadTransform
 from tests.support.models import write_tiny_model
 
 # Architecture, settings, what its head does.
