@@ -1,7 +1,7 @@
 """Prepares a dataset: from text to token shards, in seven steps. No torch.
 
     prepare()                                                             settings.py
-      1. streams the rows of a hub dataset into a local file              hub.py
+      1. streams the rows of a hub dataset into a local file              found.py, hub.py
       2. finds, checks and hashes every document                          input_files.py, scan.py
       3. splits them, by document, into training and validation           document_split.py
       4. trains the tokenizer on the training part, or loads the given    tokenizer.py
@@ -29,18 +29,13 @@ from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.words import counted
 from lectern_data.document_split import split, unlike_the_wanted
+from lectern_data.found import Found, found_documents
 from lectern_data.left_out import Faults
-from lectern_data.read import hub
 from lectern_data.read.documents import Document, LeftOut, texts_of
-from lectern_data.read.input_files import find_files
-from lectern_data.read.rows import Content
-from lectern_data.read.scan import scan
-from lectern_data.read.unusable import listed
-from lectern_data.settings import PrepareSettings
+from lectern_data.settings import PrepareSettings, Progress
 from lectern_data.tokens.bos_policy import document_start
 from lectern_data.tokens.encoder import EncoderFiles
 from lectern_data.tokens.pieces import Piece, cut, piece_left_out, read_piece
-from lectern_data.tokens.template_needs import TemplateNeeds
 from lectern_data.tokens.tokenizer import (
     TRAINED_AS,
     DatasetTokenizer,
@@ -81,11 +76,6 @@ class Prepared:
     seconds: float
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total); the stages in order are "fetching" (rows), "reading" (bytes),
-"tokenizer", "tokenizing" and "writing" (documents)."""
-
-
 def prepare(
     settings: PrepareSettings,
     *,
@@ -114,31 +104,19 @@ def prepare(
         work_folder(settings.output) as work,
         published(settings.targets, replace=settings.force) as folders,
     ):
-        needs, date = _template_needs(settings, given, work, on_event)
-        content = needs.content if needs else settings.content
-        columns: dict[str, None] = {}
-        files, not_walked = _found_files(settings, content, columns, work, on_progress, on_event)
-        documents, left_out = scan(
-            files,
-            content=content,
-            max_document_bytes=settings.max_document_bytes,
-            on_progress=partial(on_progress, "reading"),
-            columns=columns,
-        )
-        left_out = not_walked + left_out
-        if needs and needs.unused(columns):
-            on_event(f"fields that are not used: {listed(needs.unused(columns))}")
+        found = found_documents(settings, given, work, on_progress, on_event)
+        documents, left_out = found.documents, found.left_out
         faults = Faults(settings.max_fault_fraction, len(documents), left_out)
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
         if unlike := unlike_the_wanted(parts, settings.validation_fraction):
             on_event(unlike)
         tokenizer = given or _trained_tokenizer(settings, work, parts[0], on_progress)
-        start = document_start(settings.bos_policy, tokenizer, is_chat=content.is_chat)
+        start = document_start(settings.bos_policy, tokenizer, is_chat=settings.content.is_chat)
         end = None if settings.eos_policy == "none" else tokenizer.end
         if end is not None and not end.is_certain:
             on_event(f"documents end in {end.text} ({end.why})")
-        encoder = _encoder_files(work, tokenizer, content, date)
+        encoder = _encoder_files(work, tokenizer, found)
         pieces = _tokenized(settings, work, encoder, parts, faults, on_progress, on_event)
         left_out += _left_out_of_chats(settings, work, pieces)
         _report_unasked(work, pieces, on_event)
@@ -146,7 +124,7 @@ def prepare(
             settings.layout,
             bos_policy=start.policy,
             bos_token_id=start.token_id,
-            rendered_date=date,
+            rendered_date=found.date,
         )
         written = _written_parts(settings, layout, work, tokenizer, pieces, folders, on_progress)
         work.is_needed = False
@@ -199,53 +177,6 @@ def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
             "eos_token",
         )
     return tokenizer
-
-
-def _template_needs(
-    settings: PrepareSettings,
-    tokenizer: DatasetTokenizer | None,
-    work: Work,
-    on_event: Callable[[str], None],
-) -> tuple[TemplateNeeds | None, str | None]:
-    """Returns what the chat templates read, and the date to tell them; None, None for texts."""
-    if tokenizer is None or not settings.content.is_chat:
-        return None, None
-    needs = TemplateNeeds.of(tokenizer, settings.content)
-    date = needs.date(settings.date, work.begun)
-    if date is not None:
-        on_event(f"the chat template is told the date {date} (--date)")
-    return needs, None if date is None else date.isoformat()
-
-
-def _found_files(
-    settings: PrepareSettings,
-    content: Content,
-    columns: dict[str, None],
-    work: Work,
-    on_progress: Progress,
-    on_event: Callable[[str], None],
-) -> tuple[list[tuple[str, Path]], list[LeftOut]]:
-    """Returns (name, path) of each input file, then of the file with the hub's rows; and the
-    folders that were not walked.
-
-    Adds the fields of the hub's rows to `columns`.
-    """
-    not_walked: list[LeftOut] = []
-    files = find_files(
-        list(settings.inputs), list(settings.include), list(settings.exclude), not_walked.append
-    )
-    if settings.hub_dataset is not None:
-        fetched = hub.fetch(
-            settings.hub_dataset,
-            content,
-            work.path,
-            on_progress=partial(on_progress, "fetching"),
-        )
-        files.append((fetched.name, fetched.path))
-        columns.update(dict.fromkeys(fetched.columns))
-        if fetched.revision is not None:
-            on_event(f"{settings.hub_dataset.name} at revision {fetched.revision}")
-    return files, not_walked
 
 
 def _tokenized(
@@ -346,21 +277,19 @@ def _trained_tokenizer(
     return load_tokenizer(folder, eos_token)
 
 
-def _encoder_files(
-    work: Work, tokenizer: DatasetTokenizer, content: Content, date: str | None
-) -> EncoderFiles:
+def _encoder_files(work: Work, tokenizer: DatasetTokenizer, found: Found) -> EncoderFiles:
     """Returns what a process needs to encode; writes its tokenizer to the work folder."""
     path = work.path / TOKENIZER_NAME
     path.write_bytes(tokenizer.tokenizer_json)
-    if not content.is_chat:
-        return EncoderFiles(path, content, None, {})
+    if not found.content.is_chat:
+        return EncoderFiles(path, found.content, None, {})
     return EncoderFiles(
         path,
-        content,
+        found.content,
         tokenizer.chat_template,
         tokenizer.special_tokens,
         tokenizer.tool_template,
-        date,
+        found.date,
     )
 
 

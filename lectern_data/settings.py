@@ -1,7 +1,7 @@
 """The settings of `lectern data prepare`, with their checks."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,10 @@ from lectern_data.write.written_parts import EosPolicy, Layout
 
 DEFAULT_SHARD_TOKENS = 1 << 24
 VALIDATION_SUFFIX = "-validation"
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total); the stages in order are "fetching" (rows), "reading" (bytes),
+"tokenizer", "tokenizing" and "writing" (documents)."""
 
 
 @dataclass(frozen=True)
