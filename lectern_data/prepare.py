@@ -33,7 +33,8 @@ from lectern_data.found import Found, found_documents
 from lectern_data.left_out import Faults
 from lectern_data.read.documents import Document, LeftOut, texts_of
 from lectern_data.settings import PrepareSettings, Progress
-from lectern_data.tokens.bos_policy import document_start
+from lectern_data.tokens.bos_policy import DocumentStart, document_start
+from lectern_data.tokens.document_end import DocumentEnd
 from lectern_data.tokens.encoder import EncoderFiles
 from lectern_data.tokens.pieces import Piece, cut, piece_left_out, read_piece
 from lectern_data.tokens.tokenizer import (
@@ -128,6 +129,18 @@ def prepare(
         )
         written = _written_parts(settings, layout, work, tokenizer, pieces, folders, on_progress)
         work.is_needed = False
+    return _prepared(settings, tokenizer, start, end, written, left_out, started)
+
+
+def _prepared(
+    settings: PrepareSettings,
+    tokenizer: DatasetTokenizer,
+    start: DocumentStart,
+    end: DocumentEnd | None,
+    written: list[Part],
+    left_out: list[LeftOut],
+    started: float,
+) -> Prepared:
     return Prepared(
         training=written[0],
         validation=written[1] if len(written) > 1 else None,
