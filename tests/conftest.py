@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 # Two cores are shared by many tests and the processes they start; one thread each is also what
 # makes sums come out the same on every machine.
@@ -29,3 +30,10 @@ def signals_as_they_were() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Programs that are run within a test configure logs, which would go to that test's streams."""
+    yield
+    structlog.reset_defaults()

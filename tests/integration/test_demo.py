@@ -31,7 +31,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 LOSS_OF_GUESSING = np.log(2048)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_shows_three_runs_and_a_second_start_keeps_its_teacher(
     tmp_path: Path, mark: str
 ) -> None:

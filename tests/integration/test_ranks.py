@@ -61,6 +61,7 @@ def ranks_of(trainer: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(trainer.pid).children()
 
 
+@pytest.mark.long
 def test_a_killed_rank_leaves_the_losses_those_of_one_process(
     home: Home, teacher: dict[str, Any]
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_killed_rank_leaves_the_losses_those_of_one_process(
     agree(folder, alone)
 
 
+@pytest.mark.long
 def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
     """S10: checkpoints hold whole tensors, so any number of ranks can resume from them."""
     run: dict[str, Any] = {

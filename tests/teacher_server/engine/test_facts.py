@@ -122,7 +122,7 @@ def test_options_that_exclude_each_other_are_refused(
         facts(folder, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's jit
 def test_a_compiled_body_answers_within_rounding_and_says_so(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, layers=1)
