@@ -13,6 +13,7 @@ Sampled draws do not reveal the likeliest token, which takes a second request.
 Legend: N valid positions, n positions of a chunk, V vocabulary, D hidden size.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ from student_trainer.targets import (
 from student_trainer.teacher.prefetch import Prefetch
 
 # The weights do not matter: each term is read separately.
-_BOTH = Objective(alpha=0.5, temperature=1.0)
+_BOTH = Objective(alpha=0.5, temperature=1.0, may_be_infinite=True)
 _LIKELIEST = Representation("top_k", top_k=1)
 
 
@@ -64,13 +65,16 @@ class EvaluationSums(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """Returns the means by name, without those that were not measured.
 
+        Without `val/kl` too if it is infinite: the student rules out an id that the teacher does
+        not, which only jsd can learn from.
+
         Raises:
             InvalidRequest: there is no valid position.
         """
         if not self.positions:
             raise InvalidRequest("the validation set has no valid position")
         metrics = {"loss/val": self.ce / self.positions}
-        if self.kl_positions:
+        if self.kl_positions and math.isfinite(self.kl):
             metrics["val/kl"] = self.kl / self.kl_positions
         if self.compared_positions:
             metrics["val/top1_agreement"] = self.agreeing / self.compared_positions
@@ -103,6 +107,14 @@ class ValidationTeacher:
     on_left_out: Callable[[str, str], None] = lambda _metric, _why: None
     untaught: Untaught = NOTHING_UNTAUGHT
     _tells_likeliest: bool = field(default=True, init=False)
+    _said_infinite: bool = field(default=False, init=False)
+
+    def report_infinite(self) -> None:
+        """Says once that val/kl is left out."""
+        if not self._said_infinite:
+            self._said_infinite = True
+            why = "it is infinite: the student rules out ids (logits of -inf) that the teacher uses"
+            self.on_left_out("val/kl", why)
 
     @contextmanager
     def asked_about(
@@ -201,6 +213,8 @@ def evaluation_sums(
                 sums = sums.plus(_batch_sums(student, batch, device, said, both))
     finally:
         student.train(was_training)
+    if teacher is not None and math.isinf(sums.kl):
+        teacher.report_infinite()
     return sums
 
 

@@ -62,6 +62,8 @@ class Objective:
     student has, and `untaught_ids` are others, that mean something else to the teacher. There p is
     0, so that the student learns not to produce them, p sums to 1 over the others, and D is over
     all ids of the student.
+
+    `may_be_infinite`: an infinite divergence is a result, as of a measurement; else it is refused.
     """
 
     alpha: float
@@ -72,6 +74,7 @@ class Objective:
     compiled: bool = False
     student_only_ids: int = 0
     untaught_ids: tuple[int, ...] = ()
+    may_be_infinite: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -231,8 +234,9 @@ def _evaluate(
         # Not on CUDA unless there may be something to find: reading a value waits for the device.
         may_be = objective.divergence == "reverse_kl" or call.head.bias_V is not None
         if device.type != "cuda" or may_be:
+            refused = None if objective.may_be_infinite else targets
             require_finite(
-                losses_2N, hidden_ND, call.head, call.labels_N, targets, objective.divergence
+                losses_2N, hidden_ND, call.head, call.labels_N, refused, objective.divergence
             )
         ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
         total = objective.total(ce_sum, kd_sum) / call.normalizer

@@ -217,7 +217,8 @@ def forward_kl_sum(
     Raises:
         LecternError: as an answer's function says.
     """
-    objective, total = Objective(0.0, temperature).leaving_out(untaught), 0.0
+    objective = Objective(0.0, temperature, may_be_infinite=True).leaving_out(untaught)
+    total = 0.0
     for part in micro_batches:
         answer = part.answer
 

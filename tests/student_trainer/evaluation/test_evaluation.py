@@ -1,5 +1,6 @@
 """Validation loss, KL and agreement, against float64 over the models' own logits."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from lectern_common.errors import (
 )
 from lectern_common.wire.formats import Representation
 from lectern_models.logits.output_head import OutputHead
-from student_trainer.batch import Batch
+from student_trainer.batch import Batch, batch_of
 from student_trainer.data.rows import in_order
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.objective.reference import kd_loss
 from student_trainer.stop import Stop, StopRequested
-from student_trainer.student.student import CausalStudent
+from student_trainer.student.student import CausalStudent, FixtureStudent
 from student_trainer.targets import IGNORE_INDEX, TeacherTargets
-from student_trainer.teacher.local import InProcessTeacher
+from student_trainer.teacher.local import FixtureTeacher, InProcessTeacher
 from tests.support.training.parts import (
     CPU,
     cyclic_rows,
@@ -369,3 +370,27 @@ def test_an_evaluation_on_cuda_matches_the_cpu(
     answers = ValidationTeacher(teacher, Representation("top_k", 5))
     ours = evaluation_sums(there, masked_batches(), cuda, Stop(), answers).metrics()
     assert ours == pytest.approx(measured(student, teacher, "top_k", top_k=5), rel=1e-4)
+
+
+def test_a_student_that_rules_out_ids_has_a_validation_loss_but_no_kl() -> None:
+    """Only jsd can teach it; its forward KL from a teacher that uses them is infinite."""
+
+    class Masked(FixtureStudent):
+        def output_head(self) -> OutputHead:
+            bias = torch.zeros(8)
+            bias[7] = -torch.inf
+            return OutputHead(self.get_buffer("_identity_VV"), bias)
+
+    said: list[tuple[str, str]] = []
+    teacher = ValidationTeacher(
+        FixtureTeacher(8),
+        Representation("dense"),
+        on_left_out=lambda metric, why: said.append((metric, why)),
+    )
+    batch = batch_of([np.array([1, 2, 3, 4, 5], np.uint32)])
+    for _ in range(2):
+        metrics = evaluation_sums(Masked(8), [batch], CPU, Stop(), teacher).metrics()
+        assert metrics.keys() == {"loss/val", "val/top1_agreement"}
+        assert metrics["loss/val"] == pytest.approx(math.log(7))
+    [(metric, why)] = said
+    assert metric == "val/kl" and "rules out ids" in why
