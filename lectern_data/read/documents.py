@@ -99,5 +99,7 @@ def _parquet_texts(path: Path, documents: list[Document], content: Content) -> I
             wanted = [(document.place or (0, 0))[1] for document in members]
             values = parquet_values(file, group, content, first=wanted[0])
             for index in wanted:
-                row = next(row for found, row in values if found == index)
+                row = next((row for found, row in values if found == index), None)
+                if row is None:
+                    raise UnusableError("fewer rows")
                 yield content.of(row, columnar=True)
