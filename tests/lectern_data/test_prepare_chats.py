@@ -135,6 +135,27 @@ def test_nulls_of_columns_are_not_rendered(tmp_path: Path, read_by: str) -> None
     assert events == ["fields that are not used: 'id'"]
 
 
+@pytest.mark.parametrize("read_by", ["parquet", "hub"])
+def test_a_row_whose_messages_are_null_is_empty_however_it_is_read(
+    tmp_path: Path, read_by: str
+) -> None:
+    import pyarrow as arrow
+    from pyarrow.parquet import write_table
+
+    rows = [chat("?", "!", tools=TOOLS), {"messages": None, "tools": TOOLS}]
+    (tmp_path / "rows").mkdir()
+    write_table(arrow.Table.from_pylist(rows), tmp_path / "rows/rows.parquet")
+    is_hub = read_by == "hub"
+    done = prepared(
+        [] if is_hub else [tmp_path / "rows"],
+        tmp_path / "data",
+        tokenizer_with(tmp_path / "t", TOOLED),
+        hub_dataset=HubDataset(str(tmp_path / "rows")) if is_hub else None,
+    )
+    assert [(entry.reason, entry.is_fault) for entry in done.left_out] == [("empty", False)]
+    assert len(texts_of(tmp_path / "data")) == 1
+
+
 def test_a_map_column_is_an_object(tmp_path: Path) -> None:
     import pyarrow as arrow
     from pyarrow.parquet import write_table
