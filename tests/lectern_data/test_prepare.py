@@ -303,6 +303,23 @@ def test_giant_documents_stay_in_training_with_every_seed(sizes, fraction, most)
         assert len(training) + len(validation) == len(documents)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "fraction"),
+    [([10, 10, 1000], 0.5), ([7, 9], 0.9), ([3, 800, 5, 4], 0.6), ([1] * 20, 0.99)],
+)
+def test_two_documents_or_more_are_always_split(sizes, fraction):
+    documents = documents_of_sizes(*sizes)
+    for seed in range(100):
+        training, validation = split(documents, fraction, seed)
+        assert training and validation and len(training) + len(validation) == len(sizes)
+
+
+def test_one_document_however_often_cannot_be_split():
+    documents = documents_of_sizes(10) * 3
+    with pytest.raises(InvalidRequest, match="1 distinct document cannot be split; add more, or"):
+        split(documents, 0.5, seed=0)
+
+
 def test_a_corpus_without_giants_is_split_as_it_always_was(tmp_path):
     """The rule before giants were passed over: by the hash, until the size is reached."""
     documents = documents_of_sizes(*(1000 + 37 * (n % 40) for n in range(500)))
