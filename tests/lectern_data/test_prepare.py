@@ -1,7 +1,9 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +277,26 @@ def test_the_split_depends_on_seed_and_content_not_on_names(tmp_path):
 
     assert held_out(named, 0) == held_out(renamed, 0) != held_out(named, 1)
     assert len(held_out(named, 0)) == 10
+
+
+def test_configuration_among_code_is_refused_with_the_pattern_that_leaves_it_out(tmp_path):
+    project = tmp_path / "my-node-project"
+    (project / "src").mkdir(parents=True)
+    for number in range(20):
+        (project / f"src/{number}.ts").write_text(f"export const n = {number};\n" * 20)
+    (project / "package.json").write_text('{"name": "app", "version": "1.0.0"}')
+    (project / "tsconfig.json").write_text('{\n  // comments\n  "compilerOptions": {}\n}')
+    (project / "src/colours.json").write_text('["red", {"text": 3}]')
+    (project / "src/logo.png").write_bytes(b"\x89PNG\0")
+    settings = PrepareSettings([project], tmp_path / "data", train_vocab_size=300)
+    with pytest.raises(InvalidRequest) as caught:
+        prepare(settings)
+    said = str(caught.value)
+    assert "my-node-project/package.json: has no text under 'text', but 'name', 'version'" in said
+    assert "inside folders with --exclude '*.json' --exclude '*.png')" in said
+    exclude = re.findall("--exclude '([^']+)'", said)
+    done = prepare(replace(settings, exclude=exclude))
+    assert not done.left_out and done.training.documents + done.validation.documents == 20
 
 
 def documents_of_sizes(*sizes: int) -> list[Document]:
