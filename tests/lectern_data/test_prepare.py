@@ -296,7 +296,8 @@ def test_configuration_among_code_is_refused_with_the_pattern_that_leaves_it_out
     assert "inside folders with --exclude '*.json' --exclude '*.png')" in said
     exclude = re.findall("--exclude '([^']+)'", said)
     done = prepare(replace(settings, exclude=exclude))
-    assert not done.left_out and done.training.documents + done.validation.documents == 20
+    assert done.validation is not None and not done.left_out
+    assert done.training.documents + done.validation.documents == 20
 
 
 def documents_of_sizes(*sizes: int) -> list[Document]:
