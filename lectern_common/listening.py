@@ -3,8 +3,9 @@
 127.0.0.1, [::1]    this address
 0.0.0.0             every IPv4 address of this machine
 [::]                every address of this machine, IPv6 and IPv4
-localhost, a name   every address that it resolves to, all on one port; if one of them is taken,
-                    nothing is bound, since callers could reach another server by the same name
+localhost, a name   every address that it resolves to and this machine has (hosts files name ::1
+                    where IPv6 is off), all on one port; if one of them is taken, nothing is bound,
+                    since callers could reach another server by the same name
 """
 
 import errno
@@ -15,6 +16,8 @@ from lectern_common.words import address_of
 
 EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - an address to compare with
 EVERY_ADDRESS = "::"
+# Errors of an address that this machine does not have, so nobody can listen there.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 # Tries to find a port that is free at every address.
 _TRIES = 20
 
@@ -33,45 +36,60 @@ def addresses_named(host: str) -> list[str]:
 
 
 def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """Returns a bound TCP socket for every address that the host names, all on one port.
+    """Returns a bound TCP socket for every address of this machine that the host names.
 
     Args:
         host: a name or an address, an IPv6 one without brackets.
         port: 0 takes one that is free at all of them.
 
     Raises:
-        OSError: an address is taken or not of this machine (then it is the error's `filename`), or
-            the name is unknown. No socket stays open.
+        OSError: an address is taken, or none is of this machine (then it is the error's
+            `filename`), or the name is unknown. No socket stays open.
     """
     addresses = addresses_named(host)
-    for last_try in [False] * (_TRIES - 1) + [True]:
-        bound: list[socket.socket] = []
+    for _ in range(_TRIES - 1):
         try:
-            for address in addresses:
-                chosen = bound[0].getsockname()[1] if bound else port
-                bound.append(_bound(address, chosen))
+            return _all_bound(addresses, port)
         except OSError as error:
-            for listener in bound:
-                listener.close()
-            if port or not bound or last_try or error.errno != errno.EADDRINUSE:
+            if port or error.errno != errno.EADDRINUSE:
                 raise
-        else:
-            break
+    return _all_bound(addresses, port)
+
+
+def _all_bound(addresses: list[str], port: int) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    absent: list[OSError] = []
+    try:
+        for address in addresses:
+            try:
+                bound.append(_bound(address, bound[0].getsockname()[1] if bound else port))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent.append(error)
+        if not bound:
+            raise absent[0]
+    except OSError:
+        for listener in bound:
+            listener.close()
+        raise
     return bound
 
 
 def _bound(address: str, port: int) -> socket.socket:
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )[0]
-    listener = socket.socket(family, kind, protocol)
+    listener = None
     try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             only_ipv6 = address != EVERY_ADDRESS  # by default it depends on the system
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
         listener.bind(where)
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         raise OSError(error.errno, error.strerror, address_of(address, port)) from None
     return listener

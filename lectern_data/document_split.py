@@ -17,15 +17,22 @@ def split(
     bytes is reached, so names and order do not matter, and equal documents stay together. A
     document that would take the validation part beyond the wanted size by more than that size, or
     than an average document if that is larger, is passed over: one huge document stays in training.
+    So is one that would leave nothing to train on.
 
     Raises:
-        InvalidRequest: one of the two would be empty.
+        InvalidRequest: there are fewer than two distinct documents.
     """
     if validation_fraction == 0:
         return documents, []
     sizes = Counter[str]()
     for document in documents:
         sizes[document.sha256] += document.text_bytes
+    if len(sizes) < 2:
+        raise InvalidRequest(
+            f"{counted(len(sizes), 'distinct document')} cannot be split; add more, or set "
+            "--validation-fraction 0 and let the run hold out rows (data.validation_fraction)",
+            "validation_fraction",
+        )
     wanted = validation_fraction * sizes.total()
     most = wanted + max(wanted, sizes.total() / len(sizes))
     held_out: set[str] = set()
@@ -33,16 +40,10 @@ def split(
     for digest in sorted(sizes, key=lambda digest: _draw(seed, digest)):
         if drawn >= wanted:
             break
-        if drawn + sizes[digest] > most:
+        if drawn + sizes[digest] > most or len(held_out) == len(sizes) - 1:
             continue
         held_out.add(digest)
         drawn += sizes[digest]
-    if len(held_out) == len(sizes):
-        raise InvalidRequest(
-            f"{counted(len(sizes), 'distinct document')} cannot be split; add more, or set "
-            "--validation-fraction 0 and let the run hold out rows (data.validation_fraction)",
-            "validation_fraction",
-        )
     return (
         [document for document in documents if document.sha256 not in held_out],
         [document for document in documents if document.sha256 in held_out],

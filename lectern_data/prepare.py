@@ -107,7 +107,8 @@ def prepare(
     ):
         found = found_documents(settings, given, work, on_progress, on_event)
         documents, left_out = found.documents, found.left_out
-        faults = Faults(settings.max_fault_fraction, len(documents), left_out)
+        used_endings = {path.suffix for path in {entry.path for entry in documents}}
+        faults = Faults(settings.max_fault_fraction, len(documents), left_out, used_endings)
         faults.require_few()
         parts = split(documents, settings.validation_fraction, settings.seed)
         if unlike := unlike_the_wanted(parts, settings.validation_fraction):

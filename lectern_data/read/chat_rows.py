@@ -39,10 +39,12 @@ def chat_json(
     chat: dict[str, Any] = {"messages": _messages(values.pop(field, None), field)}
     given = _arguments(values.pop(ARGUMENTS_FIELD, None))
     for name in (TOOLS_FIELD, DOCUMENTS_FIELD):
-        beside = values.pop(name, None)
-        items = _mappings(given.pop(name, None) if beside is None else beside, name)
-        if items is not None:
-            chat[name] = items
+        items = _mappings(values.pop(name, None), name)
+        others = _mappings(given.pop(name, None), name)
+        if items is not None and others is not None and items != others:
+            raise UnusableError(f"its {name!r} and those in its {ARGUMENTS_FIELD!r} differ")
+        if items is not None or others is not None:
+            chat[name] = others if items is None else items
     beside = {name: value for name, value in values.items() if value is not None}
     if beside or given:
         chat["arguments"] = {**beside, **given}

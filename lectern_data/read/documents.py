@@ -20,6 +20,7 @@ from lectern_data.read.rows import (
     json_row,
     open_parquet,
     parquet_values,
+    sha256_of,
 )
 from lectern_data.read.unusable import UnusableError
 
@@ -30,6 +31,8 @@ class Document:
 
     `place` locates a row in its file: (offset, bytes) of a .jsonl or .json row, in the unpacked
     file; (row group, index in it) of a Parquet row; None means that the document is the whole file.
+    `sha256` is of what it says: equal for chats whose keys stand in another order. `text_sha256`
+    is of its text as it is written and rendered; "" means that it is `sha256`.
     """
 
     name: str
@@ -37,6 +40,11 @@ class Document:
     text_bytes: int
     sha256: str
     place: tuple[int, int] | None = None
+    text_sha256: str = ""
+
+    @property
+    def written_sha256(self) -> str:
+        return self.text_sha256 or self.sha256
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def texts_of(documents: Iterable[Document], content: Content) -> Iterator[str]:
         wanted = list(group)
         try:
             for document, text in zip(wanted, _texts(path, wanted, content), strict=True):
-                if content.sha256(text) != document.sha256:
+                if sha256_of(text) != document.written_sha256:
                     raise UnusableError("another text")
                 yield text
         except (*READ_ERRORS, UnusableError, ValueError):
@@ -91,5 +99,7 @@ def _parquet_texts(path: Path, documents: list[Document], content: Content) -> I
             wanted = [(document.place or (0, 0))[1] for document in members]
             values = parquet_values(file, group, content, first=wanted[0])
             for index in wanted:
-                row = next(row for found, row in values if found == index)
+                row = next((row for found, row in values if found == index), None)
+                if row is None:
+                    raise UnusableError("fewer rows")
                 yield content.of(row, columnar=True)

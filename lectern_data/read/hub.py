@@ -212,7 +212,8 @@ class _Spool:
                     )
                 self._columns.update(dict.fromkeys(field_names(row)))
                 kept = {name: row[name] for name in content.columns if name in row}
-                kept = without_nulls(kept) if content.is_chat else kept
+                if content.is_chat:  # a null that is a whole field is an empty row, not a lost one
+                    kept = {name: without_nulls(value) for name, value in kept.items()}
                 file.write(json.dumps(kept, default=_as_json).encode() + b"\n")
                 self.rows += 1
                 if self.rows % _SAVE_EVERY == 0:

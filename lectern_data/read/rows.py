@@ -73,8 +73,7 @@ class Content:
 
     def sha256(self, text: str) -> str:
         """Returns the hash of a document; of chats whose keys stand in another order, the same."""
-        said = sorted_json(text) if self.is_chat else text
-        return hashlib.sha256(said.encode()).hexdigest()
+        return sha256_of(sorted_json(text) if self.is_chat else text)
 
     def instead(self, fields: Iterable[str]) -> str:
         """Returns the rest of "has no such field": the fields that it has, and what to set."""
@@ -91,6 +90,10 @@ class Content:
     @property
     def _kind(self) -> str:
         return "messages" if self.is_chat else "text"
+
+
+def sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def decoded(data: bytes) -> str:

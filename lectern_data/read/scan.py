@@ -28,6 +28,7 @@ from lectern_data.read.rows import (
     json_row,
     open_parquet,
     parquet_values,
+    sha256_of,
 )
 from lectern_data.read.unusable import UnusableError
 
@@ -268,7 +269,9 @@ def _row(
 ) -> Document | LeftOut:
     if not text:
         return LeftOut(label, "empty", is_fault=False)
-    return Document(label, path, len(text.encode()), content.sha256(text), place)
+    size, said = len(text.encode()), content.sha256(text)
+    written = sha256_of(text) if content.is_chat else ""
+    return Document(label, path, size, said, place, written)
 
 
 def _num_rows(path: Path) -> int:

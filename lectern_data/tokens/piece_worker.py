@@ -41,8 +41,8 @@ def greeting(files: EncoderFiles, folder: Path) -> str:
 def order(piece: Piece) -> str:
     """Returns the line that asks for a piece."""
     documents = [
-        (entry.name, str(entry.path), entry.text_bytes, entry.sha256, entry.place)
-        for entry in piece.documents
+        (e.name, str(e.path), e.text_bytes, e.sha256, e.place, e.text_sha256)
+        for e in piece.documents
     ]
     return json.dumps({"name": piece.name, "documents": documents}) + "\n"
 
@@ -72,8 +72,8 @@ def main() -> None:
 
 def _answer(encoder: Encoder, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
     documents = [
-        Document(name, Path(path), text_bytes, sha256, None if place is None else tuple(place))
-        for name, path, text_bytes, sha256, place in asked["documents"]
+        Document(name, Path(path), size, sha256, None if place is None else tuple(place), written)
+        for name, path, size, sha256, place, written in asked["documents"]
     ]
     name = asked["name"]
     try:

@@ -157,5 +157,5 @@ def _path(folder: Path, name: str) -> Path:
 def _piece(documents: list[Document], encoder: str) -> Piece:
     digest = hashlib.sha256(_FORMAT + encoder.encode())
     for document in documents:
-        digest.update(bytes.fromhex(document.sha256))
+        digest.update(bytes.fromhex(document.written_sha256))
     return Piece(digest.hexdigest()[:32], documents)

@@ -290,5 +290,5 @@ def _producer_sha256(documents: list[Document], layout: Layout) -> str:
     """Returns the hash of the settings and of each document's content, in order."""
     digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode())
     for document in documents:
-        digest.update(bytes.fromhex(document.sha256))
+        digest.update(bytes.fromhex(document.written_sha256))
     return digest.hexdigest()

@@ -146,6 +146,8 @@ class TeacherServer:
         if len(addresses) > 1:  # gRPC is content with one of them, so they are tried first
             probes = bound_sockets(self.host, port)
             port = int(probes[0].getsockname()[1])
+            if self.host != EVERY_IPV4:  # only those of the name that this machine has
+                addresses = [str(probe.getsockname()[0]) for probe in probes]
             for probe in probes:
                 probe.close()
         for address in addresses:

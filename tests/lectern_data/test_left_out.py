@@ -38,6 +38,42 @@ def test_files_can_be_left_out() -> None:
     assert "; leave these files out" in refused(0.0, 1, [LeftOut("src/a.bin", "not text")])
 
 
+def test_files_whose_endings_have_nothing_usable_are_left_out_by_pattern() -> None:
+    json_rows = [LeftOut(f"app/list.json#{number}", "not text") for number in range(3)]
+    images = [LeftOut("app/a.png", "not text"), LeftOut("app/b.png", "not text")]
+    config = LeftOut("app/src/package.json", "has no text")
+    broken = LeftOut("app/c.py", "not UTF-8")
+    row = LeftOut("app/d.jsonl#2", "not JSON")
+    for faults, used, remedy in [
+        ([config], {".py"}, "leave these files out (inside folders with --exclude '*.json')"),
+        (
+            [*images, config, *json_rows, broken],
+            {".py"},
+            "leave these files out (inside folders with --exclude '*.json' --exclude '*.png')",
+        ),
+        (json_rows, {".py"}, "leave these files out (inside folders with --exclude '*.json')"),
+        (json_rows, {".json"}, "fix these rows"),
+        ([config], {".json"}, "leave these files out (inside folders with --exclude)"),
+        ([broken], {".py"}, "leave these files out (inside folders with --exclude)"),
+        ([row], {".py"}, "fix these rows"),
+        # a named file is in no folder, and a name that a shell reads otherwise is no pattern
+        ([LeftOut("package.json", "x")], {".py"}, "leave these files out (inside folders with"),
+        ([LeftOut("app/a.b'c", "x")], {".py"}, "leave these files out (inside folders with"),
+    ]:
+        with pytest.raises(InvalidRequest) as caught:
+            Faults(0.01, 20, faults, used).require_few()
+        said = str(caught.value).partition("); ")[2]
+        assert said.startswith(remedy) and ("*" in said) == ("*" in remedy)
+
+
+def test_of_many_endings_the_most_frequent_are_named() -> None:
+    faults = [LeftOut(f"app/{n}.e{end}", "x") for end in range(9) for n in range(end + 1)]
+    with pytest.raises(InvalidRequest) as caught:
+        Faults(0.0, 1, faults, {".py"}).require_few()
+    patterns = " ".join(f"--exclude '*.e{end}'" for end in (8, 7, 6, 5, 4))
+    assert f"(inside folders with {patterns})," in str(caught.value)
+
+
 def test_only_the_first_of_many_reasons_are_named() -> None:
     said = refused(0.0, 1, [LeftOut(f"{number}", f"reason {number}") for number in range(7)])
     assert "4: reason 4; and 2 other reasons)" in said and "reason 5" not in said

@@ -1,7 +1,9 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +279,27 @@ def test_the_split_depends_on_seed_and_content_not_on_names(tmp_path):
     assert len(held_out(named, 0)) == 10
 
 
+def test_configuration_among_code_is_refused_with_the_pattern_that_leaves_it_out(tmp_path):
+    project = tmp_path / "my-node-project"
+    (project / "src").mkdir(parents=True)
+    for number in range(20):
+        (project / f"src/{number}.ts").write_text(f"export const n = {number};\n" * 20)
+    (project / "package.json").write_text('{"name": "app", "version": "1.0.0"}')
+    (project / "tsconfig.json").write_text('{\n  // comments\n  "compilerOptions": {}\n}')
+    (project / "src/colours.json").write_text('["red", {"text": 3}]')
+    (project / "src/logo.png").write_bytes(b"\x89PNG\0")
+    settings = PrepareSettings([project], tmp_path / "data", train_vocab_size=300)
+    with pytest.raises(InvalidRequest) as caught:
+        prepare(settings)
+    said = str(caught.value)
+    assert "my-node-project/package.json: has no text under 'text', but 'name', 'version'" in said
+    assert "inside folders with --exclude '*.json' --exclude '*.png')" in said
+    exclude = re.findall("--exclude '([^']+)'", said)
+    done = prepare(replace(settings, exclude=exclude))
+    assert done.validation is not None and not done.left_out
+    assert done.training.documents + done.validation.documents == 20
+
+
 def documents_of_sizes(*sizes: int) -> list[Document]:
     return [
         Document(f"{n}", Path(f"{n}"), size, hashlib.sha256(b"%d" % n).hexdigest())
@@ -301,6 +324,23 @@ def test_giant_documents_stay_in_training_with_every_seed(sizes, fraction, most)
         held_out = sum(entry.text_bytes for entry in validation)
         assert training and 0 < held_out <= most * sum(sizes)
         assert len(training) + len(validation) == len(documents)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction"),
+    [([10, 10, 1000], 0.5), ([7, 9], 0.9), ([3, 800, 5, 4], 0.6), ([1] * 20, 0.99)],
+)
+def test_two_documents_or_more_are_always_split(sizes, fraction):
+    documents = documents_of_sizes(*sizes)
+    for seed in range(100):
+        training, validation = split(documents, fraction, seed)
+        assert training and validation and len(training) + len(validation) == len(sizes)
+
+
+def test_one_document_however_often_cannot_be_split():
+    documents = documents_of_sizes(10) * 3
+    with pytest.raises(InvalidRequest, match="1 distinct document cannot be split; add more, or"):
+        split(documents, 0.5, seed=0)
 
 
 def test_a_corpus_without_giants_is_split_as_it_always_was(tmp_path):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lectern_common.errors import InvalidRequest
+from lectern_common.errors import CorruptData, InvalidRequest
 from lectern_common.tokens.shards import read_document_starts, read_manifest
 from lectern_data.prepare import Prepared, prepare
+from lectern_data.read.documents import texts_of as read_again
 from lectern_data.read.hub import HubDataset
 from lectern_data.read.rows import Content
+from lectern_data.read.scan import scan
 from lectern_data.settings import PrepareSettings
 from tests.support.chat_files import CHATML, byte_tokenizer
 
@@ -131,6 +133,27 @@ def test_nulls_of_columns_are_not_rendered(tmp_path: Path, read_by: str) -> None
     # Arrow sorts nothing: fields keep the order in which the first row has them.
     assert found[1:] == [CALLED, PLAIN]
     assert events == ["fields that are not used: 'id'"]
+
+
+@pytest.mark.parametrize("read_by", ["parquet", "hub"])
+def test_a_row_whose_messages_are_null_is_empty_however_it_is_read(
+    tmp_path: Path, read_by: str
+) -> None:
+    import pyarrow as arrow
+    from pyarrow.parquet import write_table
+
+    rows = [chat("?", "!", tools=TOOLS), {"messages": None, "tools": TOOLS}]
+    (tmp_path / "rows").mkdir()
+    write_table(arrow.Table.from_pylist(rows), tmp_path / "rows/rows.parquet")
+    is_hub = read_by == "hub"
+    done = prepared(
+        [] if is_hub else [tmp_path / "rows"],
+        tmp_path / "data",
+        tokenizer_with(tmp_path / "t", TOOLED),
+        hub_dataset=HubDataset(str(tmp_path / "rows")) if is_hub else None,
+    )
+    assert [(entry.reason, entry.is_fault) for entry in done.left_out] == [("empty", False)]
+    assert len(texts_of(tmp_path / "data")) == 1
 
 
 def test_a_map_column_is_an_object(tmp_path: Path) -> None:
@@ -300,6 +323,56 @@ def test_equal_chats_stay_on_one_side_whatever_the_order_of_their_keys(tmp_path:
     prepared([source], tmp_path / "data", tokenizer, validation_fraction=0.3)
     held_out = texts_of(tmp_path / "data-validation")
     assert held_out and all(held_out.count(text) == 2 for text in held_out)
+
+
+TURNED = [{"parameters": TOOLS[0]["parameters"], "name": "f"}]
+
+
+def test_a_new_order_of_keys_is_rendered_after_a_kill(tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", [chat("?", "!", tools=TOOLS)])
+    settings = PrepareSettings(
+        [source],
+        tmp_path / "data",
+        tokenizer=tokenizer_with(tmp_path / "t", TOOLED),
+        content=Content("messages", is_chat=True),
+        validation_fraction=0,
+        eos_policy="none",
+    )
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage == "writing":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        prepare(settings, on_progress=kill)
+    written(source, [chat("?", "!", tools=TURNED)])
+    prepare(settings)
+    assert texts_of(tmp_path / "data") == [json.dumps(TURNED) + PLAIN]
+
+
+def test_pieces_that_differ_in_the_order_of_keys_have_their_own_tokens(tmp_path: Path) -> None:
+    rows = [chat("?", "!", tools=tools) for tools in (TOOLS, TURNED, TOOLS)]
+    tokenizer = tokenizer_with(tmp_path / "t", TOOLED)
+    hashes = []
+    for output in (tmp_path / "data", tmp_path / "turned"):
+        source = written(tmp_path / "rows.jsonl", rows)
+        prepared([source], output, tokenizer, piece_bytes=1, workers=1)
+        assert texts_of(output) == [json.dumps(row["tools"]) + PLAIN for row in rows]
+        hashes.append(read_manifest(output).producer_sha256)
+        rows = [rows[1], rows[0], rows[1]]
+    assert hashes[0] != hashes[1]
+
+
+def test_keys_in_another_order_when_it_is_read_again_are_a_change(tmp_path: Path) -> None:
+    content = Content("messages", is_chat=True)
+    source = written(tmp_path / "rows.jsonl", [chat("?", "!", tools=TOOLS)])
+    documents, _ = scan([("rows.jsonl", source)], content=content)
+    written(source, [chat("?", "!", tools=TURNED)])
+    with pytest.raises(CorruptData, match="changed while it was being read"):
+        list(read_again(documents, content))
 
 
 def test_texts_say_that_they_are_texts(tmp_path: Path) -> None:

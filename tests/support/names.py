@@ -1,5 +1,7 @@
 """Host names of a test, which resolve without a name server; and who answers at an address."""
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -16,6 +18,23 @@ def resolve(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> None
         return [entry for each in addresses for entry in real(each, port, *rest, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def without_ipv6(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Makes Python's IPv6 sockets fail: to be made with EAFNOSUPPORT, to be bound with others."""
+
+    class Socket(socket.socket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            if error == errno.EAFNOSUPPORT and args[:1] == (socket.AF_INET6,):
+                raise OSError(error, os.strerror(error))
+            super().__init__(*args, **options)
+
+        def bind(self, address: Any, /) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(error, os.strerror(error))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
 
 
 def listens(address: str, port: int) -> bool:

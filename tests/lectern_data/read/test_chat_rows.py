@@ -83,6 +83,21 @@ def test_documents_and_arguments_are_read() -> None:
     assert read({"chat_template_kwargs": {"tools": [{"name": "f"}]}})["tools"] == [{"name": "f"}]
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_tools_and_documents_among_the_arguments_are_those_of_the_row(name: str) -> None:
+    items = [{"name": "f", "b": 1, "a": 2}]
+    for own, other in [
+        (items, [{"a": 2, "b": 1, "name": "f"}]),
+        (items, json.dumps(items)),
+        ([json.dumps(items[0])], items),
+        (None, json.dumps(items)),
+        (items, None),
+    ]:
+        found = read({name: own, "chat_template_kwargs": {name: other, "date_string": "1 May"}})
+        assert json.dumps(found[name]) == json.dumps(items)
+        assert found["arguments"] == {"date_string": "1 May"}
+
+
 @pytest.mark.parametrize(
     "tools",
     [
@@ -125,6 +140,15 @@ def test_messages_and_calls_may_be_json_text() -> None:
         ({"chat_template_kwargs": [1]}, "no object under 'chat_template_kwargs'"),
         ({"chat_template_kwargs": {"messages": []}}, "cannot set 'messages'"),
         ({"chat_template_kwargs": {"add_generation_prompt": True}}, "'add_generation_prompt'"),
+        ({"tools": [], "chat_template_kwargs": {"tools": [{"name": "f"}]}}, "'tools' and those in"),
+        (
+            {"documents": [{"text": "x"}], "chat_template_kwargs": {"documents": [{"text": "y"}]}},
+            "its 'documents' and those in its 'chat_template_kwargs' differ",
+        ),
+        (
+            {"tools": [{"name": "f"}], "chat_template_kwargs": {"tools": "f"}},
+            "no list of objects under 'tools'",
+        ),
         ({"tools": [{"x": float("nan")}]}, "not plain JSON"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lectern_common.errors import InvalidRequest, LecternError
+from lectern_common.errors import CorruptData, InvalidRequest, LecternError
 from lectern_data.prepare import prepare
 from lectern_data.read.documents import texts_of
 from lectern_data.read.input_files import find_files
@@ -101,6 +101,17 @@ def test_rows_of_a_parquet_file_are_read_from_any_row_group(tmp_path: Path) -> N
     assert list(texts_of(documents, Content())) == texts
     some = documents[3:5] + documents[399:402] + documents[700:]
     assert list(texts_of(some, Content())) == [texts[documents.index(entry)] for entry in some]
+
+
+def test_a_parquet_file_that_shrank_when_it_is_read_again_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    for size, fewer in ((5, 3), (2, 4)):  # fewer rows in a group, fewer groups
+        columns = {"text": [f"text {number}" for number in range(5)]}
+        write_parquet(path, columns, row_group_size=size)
+        documents, _ = scan([("rows.parquet", path)])
+        write_parquet(path, {"text": columns["text"][:fewer]}, row_group_size=size)
+        with pytest.raises(CorruptData, match=r"rows\.parquet changed while it was being read"):
+            list(texts_of(documents, Content()))
 
 
 def test_a_parquet_file_that_is_damaged_in_the_middle_loses_the_rest(tmp_path: Path) -> None:

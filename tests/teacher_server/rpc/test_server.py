@@ -537,6 +537,21 @@ def test_the_server_listens_on_what_its_address_names(
     assert asyncio.run(serve()) == (ipv4, ipv6)
 
 
+def test_a_name_is_served_without_the_addresses_that_the_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolve(monkeypatch, "two.test", "192.0.2.7", "127.0.0.1")
+
+    async def serve() -> bool:
+        server = TeacherServer("two.test:0", TOKEN)
+        await server.start()
+        found = listens("127.0.0.1", int(server.address.rpartition(":")[2]))
+        await server.drain(0)
+        return found
+
+    assert asyncio.run(serve())
+
+
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
 def test_a_name_of_which_one_address_is_taken_is_refused(
