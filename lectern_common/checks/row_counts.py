@@ -30,22 +30,25 @@ class DatasetRows:
 
     Attributes:
         manifest: of the dataset.
-        num_chats: None for text.
+        num_chats: None for text, and for chats that are read as text.
     """
 
-    def __init__(self, folder: Path, manifest: ShardManifest, data: DataSpec) -> None:
-        """`data` says how rows are made.
+    def __init__(
+        self, folder: Path, manifest: ShardManifest, data: DataSpec, *, packs_chats: bool = True
+    ) -> None:
+        """`data` says how rows are made; see RunFolder.packs_chats.
 
         Raises:
             CorruptData: documents.bin does not match the manifest.
             InvalidSpec: rows cannot be made in this way.
         """
         across = data.attention_across_documents is not False
-        require_documents(folder, manifest, data.seq_len, attention_across=across)
+        laid_out = manifest if packs_chats else manifest.as_text()
+        require_documents(folder, laid_out, data.seq_len, attention_across=across)
         self.manifest = manifest
         self.num_chats: int | None = None
         self._seq_len = data.seq_len
-        if manifest.is_chats:
+        if laid_out.is_chats:
             rule = data.long_chats or LONG_CHATS
             lengths = chat_lengths(_starts(folder, manifest), manifest.total_tokens)
             require_short_chats(folder, lengths, data.seq_len, rule)

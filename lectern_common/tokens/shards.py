@@ -85,6 +85,10 @@ class ShardManifest(BaseModel):
             return self.mask_sha256 is not None
         return self.content == "chats"
 
+    def as_text(self) -> "ShardManifest":
+        """Returns it as a run reads it that began before chats were packed: as one stream."""
+        return self.model_copy(update={"content": "text"})
+
     @property
     def row_bos_id(self) -> int | None:
         """The id that a run puts before the tokens of each row; None means none."""
