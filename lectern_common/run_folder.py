@@ -135,6 +135,21 @@ class RunFolder:
         """Step of the newest checkpoint, not verified; None without one."""
         return max(checkpoint_steps(self.checkpoints_path), default=None)
 
+    @property
+    def packs_chats(self) -> bool:
+        """Whether a resume packs chats into rows: it goes on as its newest checkpoint was made.
+
+        False after a release that cut chats at the ends of rows, and for runs without chats. A
+        checkpoint that cannot be read is passed over, as the trainer does.
+        """
+        for step in reversed(checkpoint_steps(self.checkpoints_path)):
+            try:
+                path = self.checkpoints_path / f"step-{step:08d}" / "state.json"
+                return bool(json.loads(path.read_bytes()).get("packs_chats"))
+            except (OSError, ValueError, AttributeError):
+                continue
+        return True
+
     @classmethod
     def create(
         cls, runs_root: Path, run_id: str, spec: RunSpec, teacher: TeacherIdentity | None = None

@@ -130,7 +130,8 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
     before = await asyncio.to_thread(plane.runs.get, run_id)
     spec = with_changes(before.run_spec, changes)
     require_goes_on(before, spec)
-    await plane.checks.require_startable(spec, before.taught_by)
+    packs_chats = await asyncio.to_thread(lambda: plane.folder(before).packs_chats)
+    await plane.checks.require_startable(spec, before.taught_by, packs_chats=packs_chats)
 
     def new_spec(present: RunSpec) -> RunSpec:
         if present != before.run_spec:

@@ -39,12 +39,17 @@ class StartChecks:
         return await asyncio.to_thread(with_documents, spec, self._roots)
 
     async def require_startable(
-        self, spec: RunSpec, taught_by: TeacherIdentity | None = None
+        self,
+        spec: RunSpec,
+        taught_by: TeacherIdentity | None = None,
+        *,
+        packs_chats: bool = True,
     ) -> TeacherIdentity | None:
         """Returns the run's teacher (None without one) if every check passes.
 
         Args:
             taught_by: the teacher of a run that was accepted before, which must not change.
+            packs_chats: of the run to resume, see RunFolder.
 
         Raises:
             LecternError: the first check that fails.
@@ -55,7 +60,11 @@ class StartChecks:
         async with self._room:
             try:
                 return await asyncio.to_thread(
-                    require_startable, spec, self._roots, taught_by=taught_by
+                    require_startable,
+                    spec,
+                    self._roots,
+                    taught_by=taught_by,
+                    packs_chats=packs_chats,
                 )
             except Unauthenticated as error:
                 # The client's spec is at fault here, not the client's own token.

@@ -40,7 +40,8 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     checks = [_folder(spec, roots, resume=resume)]
     folder = RunFolder(roots.runs / spec.name)
     taught_by = folder.read_teacher() if resume else None
-    examined, found = examine(spec, roots, taught_by=taught_by)
+    packs_chats = not resume or folder.packs_chats
+    examined, found = examine(spec, roots, taught_by=taught_by, packs_chats=packs_chats)
     fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
     checks += [*examined, *map(Check.of_json, looked["checks"])]
@@ -113,9 +114,11 @@ def _chat_shares(
 ) -> tuple[ChatShares | None, Check | None]:
     """Returns what rows make of the chats at data.path, or the check that failed; reads the masks.
 
-    Both are None without chats, or if the data has failed another check.
+    Both are None without chats, if they are read as text, or if the data has failed another check.
     """
     if found.manifest is None or found.rows is None or not found.manifest.is_chats:
+        return None, None
+    if not found.packs_chats:
         return None, None
     try:
         folder = resolve_under(roots.data, str(spec.data.path), "data.path")

@@ -61,7 +61,12 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
 
     require_folder(spec, roots, resume=resume)
     folder = RunFolder(roots.runs / spec.name)
-    teacher = require_startable(spec, roots, taught_by=folder.read_teacher() if resume else None)
+    teacher = require_startable(
+        spec,
+        roots,
+        taught_by=folder.read_teacher() if resume else None,
+        packs_chats=not resume or folder.packs_chats,
+    )
     if resume:
         folder.write_spec(spec)
     else:

@@ -30,11 +30,14 @@ def beginnings_differ(
     """Returns (what differs, what to do about it); None if the data suits the teacher's habit.
 
     A server of an earlier release does not say what its tokenizer does; then the tokenizer in the
-    dataset, which has the same tokens, speaks for it.
+    dataset, which has the same tokens, speaks for it. Chats of an earlier release do not say what
+    their template begins with, so nothing is known to differ.
 
     Raises:
         CorruptData: the tokenizer in the dataset cannot be read.
     """
+    if manifest.is_chats and manifest.content is None:
+        return None
     has = () if manifest.bos_token_id is None else (manifest.bos_token_id,)
     if teacher.HasField("text_beginning") and tuple(teacher.text_beginning.token_ids) == has:
         return None
@@ -48,8 +51,7 @@ def beginnings_differ(
         usual = () if found is None else found.token_ids
     else:
         return None
-    is_chats = manifest.content == "chats"
-    if usual == has or (is_chats and not usual):  # a template may write what it likes
+    if usual == has or (manifest.is_chats and not usual):  # a template may write what it likes
         return None
 
     def named(ids: tuple[int, ...]) -> str:
@@ -71,11 +73,11 @@ def beginnings_differ(
         f"the tokenizer of {teacher.model_id} puts {named(usual)} before each text, but a "
         f"{_place(manifest)} begins with {named(has)}"
     )
-    ways = "document" if is_chats else "document, or row"
+    ways = "document" if manifest.is_chats else "document, or row"
     return what, f"many models answer nonsense to texts without it: {again} {ways}"
 
 
 def _place(manifest: ShardManifest) -> str:
     if manifest.bos_policy == "row":
         return "row of the data"
-    return "chat in the data" if manifest.content == "chats" else "document in the data"
+    return "chat in the data" if manifest.is_chats else "document in the data"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.checks.rules import require_document_starts, require_row
+from lectern_common.checks.rules import require_document_starts, require_row, rows_held_out
 from lectern_common.errors import InvalidSpec, LecternError
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
@@ -127,3 +127,21 @@ def require_short_chats(
             "or drop"
         )
         raise InvalidSpec([("data.long_chats", why)])
+
+
+def documents_held_out(chat_of: npt.NDArray[np.int64], fraction: float) -> int:
+    """Returns how many documents of chats, the last ones, are held out for validation.
+
+    They are all the documents of this fraction of the chats, but of at least one: one chat may be
+    several documents, each of which holds what comes before its answer.
+
+    Args:
+        chat_of: which chat each document is of, rising.
+        fraction: data.validation_fraction.
+
+    Raises:
+        InvalidSpec: no chats would be left to train on.
+    """
+    chats = np.unique(chat_of)
+    num_held = rows_held_out(len(chats), fraction, "chat")
+    return int(np.count_nonzero(chat_of >= chats[-num_held]))

@@ -52,6 +52,7 @@ class Found:
         student: what its folder says about it.
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
+        packs_chats: set by the caller: False if chats are read as text.
     """
 
     manifest: ShardManifest | None = None
@@ -59,6 +60,7 @@ class Found:
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
+    packs_chats: bool = True
 
 
 def examine(
@@ -66,14 +68,17 @@ def examine(
     roots: Roots,
     timeout_seconds: float = 10.0,
     taught_by: TeacherIdentity | None = None,
+    *,
+    packs_chats: bool = True,
 ) -> tuple[list[Check], Found]:
     """Returns every check, in the order in which the run would meet them, and what they found.
 
     Args:
         timeout_seconds: longest wait for an answer of the teacher at `spec.teacher.address`.
         taught_by: the teacher that an earlier accepted run must still have.
+        packs_chats: of the run to resume, see RunFolder; a new run does.
     """
-    found = Found(taught_by=taught_by)
+    found = Found(taught_by=taught_by, packs_chats=packs_chats)
     return list(_checks(spec, roots, timeout_seconds, found)), found
 
 
@@ -82,16 +87,19 @@ def require_startable(
     roots: Roots,
     timeout_seconds: float = 10.0,
     taught_by: TeacherIdentity | None = None,
+    *,
+    packs_chats: bool = True,
 ) -> TeacherIdentity | None:
     """Returns the teacher that the run is accepted with; None if it needs none.
 
     Args:
         taught_by: see `examine`.
+        packs_chats: see `examine`.
 
     Raises:
         LecternError: the error of the first failed check.
     """
-    found = Found(taught_by=taught_by)
+    found = Found(taught_by=taught_by, packs_chats=packs_chats)
     for check in _checks(spec, roots, timeout_seconds, found):
         if check.error is not None:
             raise check.error
@@ -124,27 +132,28 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
-    training, check = _dataset(spec, roots, "data", "data.path", path)
+    packs = found.packs_chats
+    training, check = _dataset(spec, roots, "data", path, packs_chats=packs)
     yield check
     held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
-        held_out, check = _dataset(
-            spec, roots, "validation", "data.validation_path", spec.data.validation_path
-        )
+        path = spec.data.validation_path
+        held_out, check = _dataset(spec, roots, "validation", path, packs_chats=packs)
         yield check
         if held_out is None:
             return
     if training is not None:
         found.manifest = training.manifest
-        found.rows, check = _rows(spec, training, held_out)
+        found.rows, check = _rows(spec, training, held_out, packs_chats=packs)
         if check.error is not None:
             yield check
 
 
 def _dataset(
-    spec: RunSpec, roots: Roots, subject: str, field: str, path: str
+    spec: RunSpec, roots: Roots, subject: str, path: str, *, packs_chats: bool
 ) -> tuple[DatasetRows | None, Check]:
     """Returns what is in a dataset, and the check that it holds at least one row."""
+    field = "data.validation_path" if subject == "validation" else "data.path"
 
     def look() -> tuple[DatasetRows, str]:
         data, folder = spec.data, resolve_under(roots.data, path, field)
@@ -159,7 +168,7 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        rows = DatasetRows(folder, manifest, data)
+        rows = DatasetRows(folder, manifest, data, packs_chats=packs_chats)
         tokens, shards = counted(manifest.total_tokens, "token"), manifest.shard_count
         counts = f"{tokens} in {counted(shards, 'shard')}, "
         if rows.num_chats is not None:
@@ -170,13 +179,14 @@ def _dataset(
 
 
 def _rows(
-    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None
+    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None, *, packs_chats: bool
 ) -> tuple[RowCounts | None, Check]:
     """Returns the rows of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[RowCounts, str]:
         datasets = [dataset] if held_out is None else [dataset, held_out]
-        require_chats(spec, [one.manifest for one in datasets])
+        if packs_chats:
+            require_chats(spec, [one.manifest for one in datasets])
         if held_out is None:
             training, validation = dataset.counts_without(spec.data.validation_fraction or 0.0)
         else:

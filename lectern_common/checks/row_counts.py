@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.checks.documents import require_documents, require_short_chats
+from lectern_common.checks.documents import (
+    documents_held_out,
+    require_documents,
+    require_short_chats,
+)
 from lectern_common.checks.rules import rows_held_out
 from lectern_common.errors import CorruptData
 from lectern_common.spec.sections import DataSpec
@@ -22,7 +26,12 @@ from lectern_common.tokens.chat_rows import (
     fit,
     learnt_labels,
 )
-from lectern_common.tokens.shards import ShardManifest, open_masks, read_document_starts
+from lectern_common.tokens.shards import (
+    ShardManifest,
+    open_masks,
+    read_chat_numbers,
+    read_document_starts,
+)
 
 
 class DatasetRows:
@@ -30,27 +39,32 @@ class DatasetRows:
 
     Attributes:
         manifest: of the dataset.
-        num_chats: None for text.
+        num_chats: None for text, and for chats that are read as text.
     """
 
-    def __init__(self, folder: Path, manifest: ShardManifest, data: DataSpec) -> None:
-        """`data` says how rows are made.
+    def __init__(
+        self, folder: Path, manifest: ShardManifest, data: DataSpec, *, packs_chats: bool = True
+    ) -> None:
+        """`data` says how rows are made; see RunFolder.packs_chats.
 
         Raises:
-            CorruptData: documents.bin does not match the manifest.
+            CorruptData: documents.bin or chats.bin does not match the manifest.
             InvalidSpec: rows cannot be made in this way.
         """
         across = data.attention_across_documents is not False
-        require_documents(folder, manifest, data.seq_len, attention_across=across)
+        laid_out = manifest if packs_chats else manifest.as_text()
+        require_documents(folder, laid_out, data.seq_len, attention_across=across)
         self.manifest = manifest
         self.num_chats: int | None = None
         self._seq_len = data.seq_len
-        if manifest.is_chats:
+        if laid_out.is_chats:
             rule = data.long_chats or LONG_CHATS
             lengths = chat_lengths(_starts(folder, manifest), manifest.total_tokens)
             require_short_chats(folder, lengths, data.seq_len, rule)
             self.num_chats = len(lengths)
-            self._lengths = fit(lengths, data.seq_len, rule).lengths
+            fitted = fit(lengths, data.seq_len, rule)
+            self._lengths, numbers = fitted.lengths, read_chat_numbers(folder, manifest)
+            self._chat_of = fitted.chosen if numbers is None else numbers[fitted.chosen]
 
     def count(self) -> int:
         """Returns the rows of the whole dataset."""
@@ -73,7 +87,7 @@ class DatasetRows:
             rows = self.count()
             validation = rows_held_out(rows, held_out)
             return rows - validation, validation
-        num_held = rows_held_out(len(self._lengths), held_out, "chat")
+        num_held = documents_held_out(self._chat_of, held_out)
         parts = np.split(self._lengths, [-num_held])
         training, validation = (len(best_fit(part, self._seq_len + 1)) for part in parts)
         return training, validation

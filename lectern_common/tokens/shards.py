@@ -6,6 +6,8 @@ DATASET/mask-00000.bin ...    one byte per token of the shard with the same numb
                               that begins each), else 0; optional
 DATASET/documents.bin         flat uint64 little-endian: the index of each document's first token,
                               rising from 0; optional
+DATASET/chats.bin             the same of each chat's first document: its index in documents.bin;
+                              only if a chat has several, one for each answer
 DATASET/manifest.json         ShardManifest (schema pretokenize-bin-v1)
 DATASET/tokenizer.json        the tokenizer that made the ids, with the other files of it beside
 """
@@ -25,6 +27,7 @@ from lectern_common.errors import CorruptData, DataUnavailable, NotFound
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 DOCUMENTS_NAME = "documents.bin"
+CHATS_NAME = "chats.bin"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _HASHED_AT_A_TIME = 1 << 22
 
@@ -54,6 +57,10 @@ class ShardManifest(BaseModel):
     """Entries in documents.bin; None means that document starts are unknown."""
     documents_sha256: Sha256 | None = None
     """Of documents.bin."""
+    chat_count: Annotated[int, Field(ge=1)] | None = None
+    """Entries in chats.bin; None means that each document is a chat, or that nothing is known."""
+    chats_sha256: Sha256 | None = None
+    """Of chats.bin."""
     mask_sha256: Sha256 | None = None
     """Of all mask bytes in shard order; None means no mask: every token is learnt."""
     content: Literal["text", "chats"] | None = None
@@ -69,6 +76,10 @@ class ShardManifest(BaseModel):
     def _document_fields_go_together(self) -> "ShardManifest":
         if (self.document_count is None) != (self.documents_sha256 is None):
             raise ValueError("document_count and documents_sha256 go together")
+        if (self.chat_count is None) != (self.chats_sha256 is None):
+            raise ValueError("chat_count and chats_sha256 go together")
+        if self.chats_sha256 is not None and self.documents_sha256 is None:
+            raise ValueError("chats_sha256 needs documents_sha256")
         return self
 
     @model_validator(mode="after")
@@ -85,6 +96,10 @@ class ShardManifest(BaseModel):
             return self.mask_sha256 is not None
         return self.content == "chats"
 
+    def as_text(self) -> "ShardManifest":
+        """Returns it as a run reads it that began before chats were packed: as one stream."""
+        return self.model_copy(update={"content": "text"})
+
     @property
     def row_bos_id(self) -> int | None:
         """The id that a run puts before the tokens of each row; None means none."""
@@ -96,7 +111,7 @@ class ShardManifest(BaseModel):
 
         Equal lists mean equal rows.
         """
-        found = [self.corpus_sha256, self.mask_sha256, self.documents_sha256]
+        found = [self.corpus_sha256, self.mask_sha256, self.documents_sha256, self.chats_sha256]
         if self.row_bos_id is not None:
             found.append(f"row begins with {self.row_bos_id}")
         return [digest for digest in found if digest is not None]
@@ -223,22 +238,37 @@ def read_document_starts(dataset: Path, manifest: ShardManifest) -> npt.NDArray[
     """
     if manifest.documents_sha256 is None:
         return None
-    path = dataset / DOCUMENTS_NAME
+    path, count = dataset / DOCUMENTS_NAME, manifest.document_count or 0
+    return _rising(path, manifest.documents_sha256, count, manifest.total_tokens, "token positions")
+
+
+def read_chat_numbers(dataset: Path, manifest: ShardManifest) -> npt.NDArray[np.int64] | None:
+    """Returns which chat each document is of, rising from 0; None if each is one by itself.
+
+    Raises:
+        CorruptData: chats.bin is missing, or does not match the manifest.
+    """
+    if manifest.chats_sha256 is None:
+        return None
+    path, documents = dataset / CHATS_NAME, manifest.document_count or 0
+    count = manifest.chat_count or 0
+    firsts = _rising(path, manifest.chats_sha256, count, documents, "document numbers")
+    return np.repeat(np.arange(count), np.diff(np.append(firsts, documents)))
+
+
+def _rising(path: Path, sha256: str, count: int, below: int, what: str) -> npt.NDArray[np.int64]:
+    """Returns the `count` numbers in a file, which begin at 0, rise, and stay below `below`."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise CorruptData(f"{path} is missing, but the manifest has its hash") from None
-    if hashlib.sha256(data).hexdigest() != manifest.documents_sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptData(f"{path} does not match its manifest; prepare the data again")
-    starts = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.int64)
-    if (
-        len(data) != 8 * (manifest.document_count or 0)
-        or starts[0] != 0
-        or (np.diff(starts) <= 0).any()
-        or starts[-1] >= manifest.total_tokens
-    ):
-        raise CorruptData(f"{path} does not hold rising token positions from 0")
-    return starts
+    numbers = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.int64)
+    is_rising = len(data) == 8 * count and numbers[0] == 0 and (np.diff(numbers) > 0).all()
+    if not is_rising or numbers[-1] >= below:
+        raise CorruptData(f"{path} does not hold rising {what} from 0")
+    return numbers
 
 
 def corpus_sha256(shards: Sequence[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Writes token shards and masks, documents.bin, and the manifest's fields about them."""
+"""Writes token shards, masks, documents.bin, chats.bin, and the manifest's fields about them."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import CorruptData
-from lectern_common.tokens.shards import DOCUMENTS_NAME, mask_path, shard_path
+from lectern_common.tokens.shards import CHATS_NAME, DOCUMENTS_NAME, mask_path, shard_path
 
 
 class ShardWriter:
@@ -35,12 +35,14 @@ class ShardWriter:
         self._shard: BinaryIO | None = None
         self._mask: BinaryIO | None = None
         self._starts: list[npt.NDArray[np.uint64]] = []
+        self._begins_chat: list[npt.NDArray[np.bool_]] = []
 
     def append(
         self,
         ids: npt.NDArray[np.uint32],
         mask: npt.NDArray[np.uint8] | None,
         starts: npt.NDArray[np.int64],
+        begins_chat: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Appends `ids` [tokens].
 
@@ -48,6 +50,7 @@ class ShardWriter:
             ids: of whole documents.
             mask: 1 for tokens to learn, [tokens]; None if and only if the shards have no mask.
             starts: index in `ids` of each document's first token, rising.
+            begins_chat: whether each document is its chat's first; None means that all are.
 
         Raises:
             CorruptData: an id is not below the vocabulary size.
@@ -59,6 +62,8 @@ class ShardWriter:
         if (mask is not None) != self._masked:
             raise ValueError("either all tokens have a mask, or none")
         self._starts.append((starts + self.total_tokens).astype("<u8"))
+        begins = np.ones(len(starts), np.bool_) if begins_chat is None else begins_chat
+        self._begins_chat.append(begins)
         first = 0
         while first < len(ids):
             room = self._shard_tokens - self.total_tokens % self._shard_tokens
@@ -76,11 +81,22 @@ class ShardWriter:
             first += room
 
     def finished(self) -> dict[str, Any]:
-        """Writes documents.bin; returns the manifest's fields about all written files."""
+        """Writes documents.bin, and chats.bin if a chat has several documents.
+
+        Returns the manifest's fields about all written files.
+        """
         starts = np.concatenate(self._starts) if self._starts else np.empty(0, "<u8")
         data = starts.tobytes()
         (self._folder / DOCUMENTS_NAME).write_bytes(data)
+        firsts = np.flatnonzero(np.concatenate([np.empty(0, np.bool_), *self._begins_chat]))
+        chats: dict[str, Any] = {}
+        if len(firsts) < len(starts):
+            content = firsts.astype("<u8").tobytes()
+            (self._folder / CHATS_NAME).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            chats = {"chat_count": len(firsts), "chats_sha256": digest}
         return {
+            **chats,
             "corpus_sha256": self._shards_digest.hexdigest(),
             "shard_count": self.shard_count,
             "total_tokens": self.total_tokens,

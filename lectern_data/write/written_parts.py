@@ -127,7 +127,7 @@ def _write_shards(
     layout: Layout,
     on_progress: Callable[[int, int], None],
 ) -> _Written:
-    """Writes the ids of all pieces, masks and documents.bin. Raises like `write_part`."""
+    """Writes the ids of all pieces, masks, and what documents are. Raises like `write_part`."""
     used, done, learnt = list[Document](), 0, 0
     total = sum(len(piece.documents) for piece in pieces)
     eos = _eos_token_id(tokenizer, layout)
@@ -144,8 +144,10 @@ def _write_shards(
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
             if encoded.sequences is not None:  # of those left out there are none
                 kept = np.ones(len(encoded.lengths), bool)
-            ids, mask, starts = beginnings.put_before(*ends.put_into(encoded, kept))
-            writer.append(ids, mask, starts)
+            ids, mask, begins = ends.put_into(encoded, kept)
+            is_there = np.diff(begins) > 0
+            ids, mask, starts = beginnings.put_before(ids, mask, begins[:-1][is_there])
+            writer.append(ids, mask, starts, _begins_chat(encoded, is_there))
             learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
             done += len(piece.documents)
             on_progress(done, total)
@@ -200,9 +202,10 @@ class _EndTokens:
     def put_into(
         self, encoded: EncodedPiece, kept: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
-        """Returns a piece's (ids, mask, starts of the kept documents) with end-of-text inserted.
+        """Returns a piece's (ids, mask, begins) with end-of-text inserted.
 
-        A document without tokens has no start.
+        `begins` has the start of each kept document, and the end; one without tokens has the start
+        of the next.
         """
         lengths = encoded.lengths[kept].astype(np.int64)
         begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -220,7 +223,7 @@ class _EndTokens:
             ids = np.insert(ids, places, np.uint32(self._eos))
             mask = None if mask is None else np.insert(mask, places, np.uint8(0))
             begins = begins + moved
-        return ids, mask, begins[:-1][np.diff(begins) > 0]
+        return ids, mask, begins
 
     def _lacks_end(
         self, ids: npt.NDArray[np.uint32], begins: npt.NDArray[np.int64]
@@ -284,6 +287,16 @@ class _BeginTokens:
             np.insert(learnt, places, np.uint8(0)),
             starts + np.cumsum(lacks) - lacks,
         )
+
+
+def _begins_chat(
+    encoded: EncodedPiece, is_there: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_] | None:
+    """Returns whether each sequence with tokens is its chat's first; None if it is a document."""
+    if encoded.sequences is None:
+        return None
+    chat_of = np.repeat(np.arange(len(encoded.sequences)), encoded.sequences)[is_there]
+    return np.diff(chat_of, prepend=-1) > 0
 
 
 def _producer_sha256(documents: list[Document], layout: Layout) -> str:

@@ -15,7 +15,12 @@ import structlog
 from lectern_common.checks.documents import require_documents, require_short_chats
 from lectern_common.errors import CorruptData
 from lectern_common.tokens.chat_rows import LongChats, chat_lengths, fit, segments
-from lectern_common.tokens.shards import ShardManifest, read_document_starts, read_manifest
+from lectern_common.tokens.shards import (
+    ShardManifest,
+    read_chat_numbers,
+    read_document_starts,
+    read_manifest,
+)
 from student_trainer.data.chats import ChatRows, Chats
 from student_trainer.data.scan import Seen, checked_blocks, open_streams, require_few
 from student_trainer.seeds import Key, raw_bits
@@ -36,6 +41,8 @@ class OpenedChats:
         seq_len: labels per row.
         apart: chats of a row do not attend to each other.
         hashes: one per chat of `chats`.
+        chat_of: which chat of the dataset each is of: if answers have sequences of their own,
+            several of `chats` are of one.
         bad_rows: indices of chats with ids that the student lacks.
         cut: chats of `chats` that are cut.
         dropped: chats that are left out because they are longer than a row.
@@ -46,6 +53,7 @@ class OpenedChats:
     seq_len: int
     apart: bool
     hashes: npt.NDArray[np.uint64]
+    chat_of: npt.NDArray[np.int64]
     manifest: ShardManifest
     bad_rows: list[int]
     cut: int
@@ -86,6 +94,7 @@ def open_chats(
     starts = read_document_starts(folder, manifest)
     if starts is None:
         raise CorruptData(f"{folder} does not record where its chats begin")
+    numbers = read_chat_numbers(folder, manifest)
     lengths = chat_lengths(starts, manifest.total_tokens)
     require_short_chats(folder, lengths, seq_len, long_chats)
     stream, learnt = open_streams(folder, manifest)
@@ -106,6 +115,7 @@ def open_chats(
         seq_len,
         not attention_across_documents,
         seen.hashes[chosen],
+        chosen if numbers is None else numbers[chosen],
         manifest,
         bad,
         **counts,

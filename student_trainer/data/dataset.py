@@ -82,8 +82,8 @@ def open_dataset(
     started = time.monotonic()
     manifest = read_manifest(folder)
     # Chats come here only in runs that began before chats were packed; their rows are a stream.
-    as_text = manifest.model_copy(update={"content": "text"})
-    require_documents(folder, as_text, seq_len, attention_across=attention_across_documents)
+    across = attention_across_documents
+    require_documents(folder, manifest.as_text(), seq_len, attention_across=across)
     stream, learnt = open_streams(folder, manifest)
     starts = read_document_starts(folder, manifest)
     rows = StreamRows(

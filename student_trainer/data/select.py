@@ -9,7 +9,7 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
-from lectern_common.checks.documents import require_chats, with_documents
+from lectern_common.checks.documents import documents_held_out, require_chats, with_documents
 from lectern_common.checks.rules import require_one_tokenizer, rows_held_out
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
@@ -142,8 +142,11 @@ def open_data(
 
 def _last_held_out(spec: RunSpec, opened: Opened) -> list[npt.NDArray[np.int64]]:
     """Returns which rows or chats of a dataset are trained on, and which are held out."""
-    of, indices = _units_of(opened).removesuffix("s"), np.arange(len(opened.hashes))
-    count = rows_held_out(len(indices), spec.data.validation_fraction or 0.0, of)
+    fraction, indices = spec.data.validation_fraction or 0.0, np.arange(len(opened.hashes))
+    if isinstance(opened, OpenedChats):
+        count = documents_held_out(opened.chat_of, fraction)
+    else:
+        count = rows_held_out(len(indices), fraction)
     return np.split(indices, [-count])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
-from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.errors import Incompatible, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.load import parse_spec
@@ -72,8 +72,8 @@ def look(
     model: teacher_pb2.Model | None = None
     if spec.teacher is not None and asks_teacher:
         try:
-            model, said = _probed(spec, spec.teacher, roots, shape)
-            checks.append(Check("answers", Outcome.PASS, said))
+            model, check = _probed(spec, spec.teacher, roots, shape)
+            checks.append(check)
         except LecternError as error:
             checks.append(Check.failed("answers", error))
     numbers: dict[str, Any] = {}
@@ -140,13 +140,13 @@ def _memory(
 
 def _probed(
     spec: RunSpec, teacher: TeacherSpec, roots: Roots, shape: ModelShape | None
-) -> tuple[teacher_pb2.Model, str]:
+) -> tuple[teacher_pb2.Model, Check]:
     """Returns the teacher's description of itself, and the finding of the probe."""
     import torch
 
     from student_trainer.stop import Stop
     from student_trainer.teacher.calls import TeacherCalls
-    from student_trainer.teacher.probe import Answering, probe_teacher
+    from student_trainer.teacher.probe import Answering
     from student_trainer.teacher.remote import RemoteTeacher
 
     secrets = read_secrets(roots, SecretFiles.of(teacher))
@@ -173,19 +173,38 @@ def _probed(
         ) as remote,
     ):
         model = remote.connect()
-        said = probe_teacher(
-            remote,
-            _rows(spec, roots, vocab_size),
-            teacher.asks_for,
-            spec.objective.temperature,
-            Answering.of_model(model, asked, one_server=is_one_server(teacher.address)),
-            may_mask=spec.objective.divergence != "reverse_kl",
-        )
-    return model, said
+        answering = Answering.of_model(model, asked, one_server=is_one_server(teacher.address))
+        check = _answers(spec, teacher, remote, _rows(spec, roots, vocab_size), answering)
+    return model, check
+
+
+def _answers(
+    spec: RunSpec, teacher: TeacherSpec, provider: Any, rows: Any, answering: Any
+) -> Check:
+    """Returns the finding of the probe.
+
+    Under reverse_kl, the teacher may rule out only what the student rules out too. New weights rule
+    out nothing; of others, only the trainer knows.
+
+    Raises:
+        LecternError: as probe_teacher says.
+    """
+    from student_trainer.teacher.probe import probe_teacher
+
+    asked = (provider, rows, teacher.asks_for, spec.objective.temperature, answering)
+    may_mask = spec.objective.divergence != "reverse_kl"
+    try:
+        return Check("answers", Outcome.PASS, probe_teacher(*asked, may_mask=may_mask))
+    except Incompatible as error:
+        if may_mask or spec.student.init is None:
+            raise
+        said = probe_teacher(*asked)  # whether anything else is wrong
+        said += f"; the run starts only if the student rules out the same ids, otherwise: {error}"
+        return Check("answers", Outcome.WARN, said)
 
 
 def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
-    """Returns the start of the dataset's first rows, for the probe."""
+    """Returns the start of the dataset's first rows, for the probe; chats may be shorter."""
     from student_trainer.batch import Batch
     from student_trainer.data.stream import TokenStream
     from student_trainer.teacher.probe import PROBE_SEQUENCES, ProbeRows
@@ -199,6 +218,7 @@ def _rows(spec: RunSpec, roots: Roots, vocab_size: int) -> Any:
         folder = resolve_under(roots.data, spec.data.path, "data.path")
         manifest = read_manifest(folder)
         stream, bos = TokenStream(open_shards(folder, manifest)), manifest.row_bos_id
+        length = min(length, len(stream))
         tokens = stream.read(0, min(PROBE_SEQUENCES * length, len(stream))).astype(np.int64)
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if bos is not None:

@@ -132,7 +132,7 @@ def _chosen(
         if differs_on is not None:
             _log.info("export_has_the_tokenizer_of_the_data", students_own_differs_on=differs_on)
             return dict(of_data)
-    is_chats = dataset is not None and _has_manifest(dataset) and _of_chats(dataset)
+    is_chats = dataset is not None and _has_manifest(dataset) and read_manifest(dataset).is_chats
     if _has_template(of_data) and (is_chats or not _has_template(files)):
         # A template names tokens (eos_token) as its own config does, so all of that comes along.
         return {name: own[name] for name in vocabulary_names(own)} | of_data
@@ -195,13 +195,6 @@ def _auto_difference(folder: Path, reference: Tokenizer, texts: Sequence[str]) -
     if surplus:
         return f"{min(surplus)}, a token that it adds"
     return first_difference(loaded, reference, texts)
-
-
-def _of_chats(dataset: Path) -> bool:
-    manifest = read_manifest(dataset)
-    return manifest.content == "chats" or (
-        manifest.content is None and manifest.mask_sha256 is not None
-    )
 
 
 def _has_manifest(dataset: Path | None) -> bool:

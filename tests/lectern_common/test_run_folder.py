@@ -37,6 +37,27 @@ def test_the_teacher_that_the_run_was_accepted_with_is_kept(tmp_path: Path) -> N
         RunFolder(tmp_path / "a-1").read_teacher()
 
 
+def test_a_run_packs_chats_as_its_newest_checkpoint_does(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "a-1", SPEC)
+    assert folder.packs_chats  # nothing is trained, so a resume begins anew
+
+    def write(step: int, state: str) -> None:
+        path = folder.checkpoints_path / f"step-{step:08d}"
+        path.mkdir(parents=True)
+        (path / "state.json").write_text(state)
+
+    write(3, "{")
+    assert folder.packs_chats  # the trainer sets a broken checkpoint aside
+    write(5, '{"step": 5}')
+    assert not folder.packs_chats  # of a release that had no such thing
+    write(7, '{"step": 7, "packs_chats": true}')
+    assert folder.packs_chats
+    write(8, '{"step": 8, "packs_chats": false}')
+    write(9, "[]")
+    (folder.checkpoints_path / "step-00000010").mkdir()
+    assert not folder.packs_chats
+
+
 def test_a_folder_whose_spec_cannot_be_written_does_not_appear(tmp_path: Path) -> None:
     class Broken:
         def model_dump(self, **_: object) -> dict[str, object]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import CorruptData, InvalidRequest
-from lectern_common.tokens.shards import read_document_starts, read_manifest
+from lectern_common.tokens.shards import read_chat_numbers, read_document_starts, read_manifest
 from lectern_data.prepare import Prepared, prepare
 from lectern_data.read.documents import texts_of as read_again
 from lectern_data.read.hub import HubDataset
@@ -209,6 +209,19 @@ def test_each_answer_is_a_sequence_if_history_is_rewritten(tmp_path: Path) -> No
     end = "<|im_end|>"
     assert learnt == (f"x/tone{end}y/ttwo{end}three{end}four{end}five{end}z/tsix{end}seven{end}")
     assert told.training.learnt_tokens == int(mask.sum())
+    # Which sequences are of one chat, so that a run holds out whole ones.
+    manifest = read_manifest(tmp_path / "data")
+    numbers = read_chat_numbers(tmp_path / "data", manifest)
+    assert numbers is not None and numbers.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_chats_of_one_sequence_each_need_no_record_of_that(tmp_path: Path) -> None:
+    source = written(tmp_path / "rows.jsonl", [chat("4", "four", "5", "five"), chat("6", "7")])
+    prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", CHATML))
+    manifest = read_manifest(tmp_path / "data")
+    assert (manifest.document_count, manifest.chat_count) == (2, None)
+    assert not (tmp_path / "data/chats.bin").exists()
+    assert read_chat_numbers(tmp_path / "data", manifest) is None
 
 
 @pytest.mark.parametrize("policy", ["after", "between"])

@@ -445,6 +445,24 @@ def test_a_run_that_stopped_early_resumes_with_another_patience(client, processe
     assert (other.status_code, other.json()["steps"]) == (202, 20)
 
 
+def test_a_run_that_began_before_chats_were_packed_resumes_with_its_rows(client, plane, processes):
+    """Cut at the ends of rows, its chats are 124 rows; packed, they would be too few for a step."""
+    tokens, parts = [index % 40 for index in range(2000)], [0, 500, 1000, 1500]
+    chats: dict[str, Any] = {"documents": parts, "mask": [1] * 2000}
+    # The same bytes, read as that release did.
+    write_shards(plane.roots.data / "chats", tokens, **chats, content="text")
+    data = {"path": "chats", "seq_len": 16, "attention_across_documents": True}
+    run = stopped(client, processes, data=data, batch={"sequences_per_step": 8})
+    write_shards(plane.roots.data / "chats", tokens, **chats)
+    state = plane.roots.runs / run["id"] / "checkpoints/step-00000004/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"step": 4, "packs_chats": true}')
+    refused = client.post(f"/runs/{run['id']}/resume")
+    assert "a step needs 8 rows" in problem_of(refused, 422, "invalid_spec")["detail"]
+    state.write_text('{"step": 4}')
+    assert client.post(f"/runs/{run['id']}/resume").status_code == 202
+
+
 def test_two_concurrent_resumes_count_as_one(client, processes):
     run = stopped(client, processes)
     with ThreadPoolExecutor(8) as pool:

@@ -242,6 +242,32 @@ def test_a_resume_is_estimated_from_its_checkpoint(lectern, home, stand_in):
     )
 
 
+@pytest.mark.parametrize("documents", [None, [0, 500, 1000, 1500]], ids=["unknown", "known"])
+def test_a_resume_counts_the_rows_that_its_run_began_with(lectern, home, stand_in, documents):
+    """Of a release that cut chats at the ends of rows; packed, these would be four rows."""
+    stand_in()
+    tokens, mask = [index % 40 for index in range(2000)], [1] * 2000
+    write_shards(home / "data/chats", tokens, documents=documents, mask=mask)
+    data = {"path": "chats", "seq_len": 16, "attention_across_documents": True}
+    data |= {"long_chats": None, "validation_fraction": 0.1}
+    spec = write_spec(home, data=data, batch={"sequences_per_step": 8})
+    run = RunFolder.create(home / "runs", "run", load_spec(spec))
+    checkpoint = run.checkpoints_path / "step-00000020"
+    checkpoint.mkdir(parents=True)
+    words = ("train", spec, "--home", home, "--resume", "--dry-run", "--json")
+
+    (checkpoint / "state.json").write_text('{"step": 20}')
+    found = lectern(*words).json
+    (checkpoint / "state.json").write_text('{"step": 20, "packs_chats": true}')
+    packed = lectern(*words).json
+
+    (said,) = [check for check in found["checks"] if check["subject"] == "data"]
+    assert said["message"] == "chats: 2,000 tokens in 1 shard, 124 rows of 16"
+    assert found["ok"] and found["chats"] is None
+    assert found["estimate"]["epochs"] == pytest.approx(10 * 8 / 112)
+    assert not packed["ok"]
+
+
 def test_a_disk_that_is_too_small_is_a_warning(lectern, home, stand_in):
     stand_in(shape={**SHAPE, "num_trainable": 10**15})
 

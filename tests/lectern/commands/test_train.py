@@ -207,6 +207,20 @@ def test_a_resume_keeps_what_the_data_decided_when_the_run_began(lectern, home, 
     assert "data.attention_across_documents: was True, is False; a resume may" in refused.err
 
 
+def test_a_resume_counts_the_rows_that_its_run_began_with(lectern, home, stand_ins):
+    """Of a release that cut chats at the ends of rows, and needed no record of where they begin."""
+    write_shards(home / "data/chats", np.arange(200) % 8, content="text")
+    data = {"data": "{path: chats, seq_len: 8, attention_across_documents: true}"}
+    words = ("train", write_spec(home, FAILS, **data), "--home", home)
+    lectern(*words)
+    write_shards(home / "data/chats", np.arange(200) % 8, mask=np.ones(200))
+    assert "does not record where each begins" in lectern(*words, "--resume").err
+    checkpoint = home / "runs/run/checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1}')
+    assert "the loss is not finite" in lectern(*words, "--resume").err
+
+
 def test_a_resume_that_cannot_work_leaves_the_run_as_it_is(lectern, home, stand_ins):
     words = ("--home", home, "--resume")
     lectern("train", write_spec(home), "--home", home)

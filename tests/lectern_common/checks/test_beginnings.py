@@ -63,6 +63,22 @@ def test_data_that_begins_as_the_teacher_does_is_not_mentioned(
     assert beginnings_differ(teacher(*usual), manifest_of(tmp_path, **changes), tmp_path) is None
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["said", "by the tokenizer"])
+def test_what_chats_of_an_earlier_release_begin_with_is_not_known(
+    tmp_path: Path, is_known: bool
+) -> None:
+    """A mask and no content: their template may have written the token, and nobody counted it."""
+    config = {"bos_token": "<s>"}
+    write_tokenizer(tmp_path, special=("<s>",), begins_with="<s>", config=config)
+    write_shards(tmp_path, [1, 2, 3], documents=[0], mask=[0, 1, 1])
+    manifest = read_manifest(tmp_path)
+    assert manifest.is_chats and manifest.content is None
+    usual = teacher(5) if is_known else teacher(is_known=False)
+    assert beginnings_differ(usual, manifest, tmp_path) is None
+    differ = beginnings_differ(usual, manifest.model_copy(update={"content": "text"}), tmp_path)
+    assert differ is not None and "a document in the data begins with nothing" in differ[0]
+
+
 def test_a_template_may_begin_chats_with_what_the_tokenizer_does_not(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path, **AT_DOCUMENTS, content="chats")
     assert beginnings_differ(teacher(), manifest, tmp_path) is None

@@ -15,10 +15,12 @@ from lectern_common.tokens.shards import (
     mask_path,
     open_masks,
     open_shards,
+    read_chat_numbers,
     read_document_starts,
     read_manifest,
     shard_path,
 )
+from tests.support.training.shards import write_shards
 
 MANIFEST: dict[str, Any] = {
     "schema": "pretokenize-bin-v1",
@@ -110,6 +112,36 @@ def test_document_starts_that_do_not_rise_within_the_tokens_are_corrupt(
 def test_a_count_of_documents_without_their_hash_is_corrupt(tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match="go together"):
         read_manifest(dataset(tmp_path, document_count=3))
+
+
+@pytest.mark.parametrize("firsts", [[0, 0], [1, 2], [0, 4], [0, 2, 1]])
+def test_chats_that_do_not_rise_within_the_documents_are_corrupt(
+    tmp_path: Path, firsts: list[int]
+) -> None:
+    folder = write_shards(tmp_path, range(8), documents=[0, 2, 4, 6], chats=firsts)
+    with pytest.raises(CorruptData, match=r"chats.bin does not hold rising document numbers"):
+        read_chat_numbers(folder, read_manifest(folder))
+
+
+def test_each_document_is_of_the_chat_that_began_last(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, range(8), documents=[0, 2, 4, 6], chats=[0, 3])
+    manifest = read_manifest(folder)
+    numbers = read_chat_numbers(folder, manifest)
+    assert numbers is not None and numbers.tolist() == [0, 0, 0, 1]
+    assert manifest.chats_sha256 in manifest.hashes
+    (folder / "chats.bin").write_bytes(bytes(16))
+    with pytest.raises(CorruptData, match="does not match its manifest"):
+        read_chat_numbers(folder, manifest)
+    (folder / "chats.bin").unlink()
+    with pytest.raises(CorruptData, match=r"chats.bin is missing"):
+        read_chat_numbers(folder, manifest)
+
+
+def test_a_record_of_chats_needs_one_of_documents(tmp_path: Path) -> None:
+    with pytest.raises(CorruptData, match="chats_sha256 needs documents_sha256"):
+        read_manifest(write_shards(tmp_path, range(8), chats=[0]))
+    with pytest.raises(CorruptData, match="chat_count and chats_sha256 go together"):
+        read_manifest(write_shards(tmp_path, range(8), documents=[0], chat_count=1))
 
 
 def test_a_mask_of_another_length_is_corrupt(tmp_path: Path) -> None:

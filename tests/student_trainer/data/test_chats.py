@@ -8,9 +8,11 @@ import numpy.typing as npt
 import pytest
 from structlog.testing import capture_logs
 
+from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.spec.load import parse_spec
+from lectern_common.tokens.shards import read_manifest
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
 from student_trainer.data import chat_dataset
@@ -241,6 +243,40 @@ def selected(home: Path, **data: Any) -> Data:
 
 def chats_in(batches: Any) -> list[int]:
     return sorted({int(ids[0]) for batch in batches for ids, _ in batch.sequences()})
+
+
+@pytest.mark.parametrize("rule", ["cut", "drop"])
+@pytest.mark.parametrize(
+    ("fraction", "trained_on"),
+    [(0.01, [0, 1, 2, 3]), (0.3, [0, 1, 2, 3]), (0.5, [0, 1]), (0.6, [0, 1])],
+)
+def test_all_sequences_of_a_chat_are_held_out_together(
+    tmp_path: Path, fraction: float, trained_on: list[int], rule: str
+) -> None:
+    """Four chats of 1, 1, 2 and 4 sequences; the first of the last chat is long.
+
+    The checks before a run count the same rows.
+    """
+    parts = [chat(index, 2, 2) for index in range(8)]
+    parts[4] = ([104] * 2 + [204] * 12, [0] * 2 + [1] * 12)
+    folder = write_chats(tmp_path / "data/chats", *parts, chats=[0, 1, 2, 4])
+    data = selected(tmp_path, validation_fraction=fraction, long_chats=rule)
+    assert chats_in(in_order(data.training, 2)) == [100 + index for index in trained_on]
+    first = 5 if rule == "drop" else 4
+    held = sorted({2, 3, 4, 5, 6, 7} - set(trained_on) - set(range(4, first)))
+    assert chats_in(in_order(data.validation, 2)) == [100 + index for index in held]
+    spec = spec_of(validation_fraction=fraction, long_chats=rule)
+    rows = DatasetRows(folder, read_manifest(folder), spec.data)
+    assert rows.counts_without(fraction) == (len(data.training), len(data.validation))
+
+
+def test_the_sequences_of_one_chat_are_not_enough(tmp_path: Path) -> None:
+    folder = write_chats(tmp_path / "data/chats", *(chat(n, 2, 2) for n in range(6)), chats=[0])
+    said = r"validation_fraction: holding out 0.25 of 1 chat leaves none to train on"
+    with pytest.raises(InvalidSpec, match=said):
+        selected(tmp_path)
+    with pytest.raises(InvalidSpec, match=said):
+        DatasetRows(folder, read_manifest(folder), spec_of().data).counts_without(0.25)
 
 
 def test_the_last_chats_are_held_out_and_packed_by_themselves(tmp_path: Path) -> None:

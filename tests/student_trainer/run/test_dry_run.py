@@ -9,6 +9,7 @@ import torch
 from lectern_common.checks.memory import FreeMemory
 from student_trainer.run.dry_run import look
 from tests.support.training.runs import VOCAB_SIZE, Home
+from tests.support.training.shards import write_shards
 from tests.support.training.wire_teacher import Serving, WireTeacher
 
 
@@ -132,6 +133,56 @@ def test_inconsistent_answers_are_a_failed_check(home: Home) -> None:
     (check,) = [check for check in found["checks"] if check["subject"] == "answers"]
     assert (check["outcome"], check["reason"]) == ("fail", "teacher_error")
     assert "answers are inconsistent at row 0, position 0, token" in check["message"]
+
+
+@pytest.mark.parametrize("lengths", [(30, 30), (1, 2)])
+def test_chats_that_do_not_fill_a_probed_row_are_asked_about(
+    home: Home, lengths: tuple[int, ...]
+) -> None:
+    total = sum(lengths)
+    folder = home.path / "data" / f"chats-{total}"
+    documents = np.cumsum([0, *lengths[:-1]])
+    tokens, mask = np.arange(total) % VOCAB_SIZE, np.ones(total)
+    write_shards(folder, tokens, vocab_size=VOCAB_SIZE, documents=documents, mask=mask)
+    with Serving(WireTeacher()) as serving:
+        found = looked(
+            home,
+            asks_teacher=True,
+            data={"path": folder.name, "seq_len": 512},
+            teacher={"address": serving.address},
+            objective={"alpha": 0.5},
+        )
+        asked = np.frombuffer(serving.teacher.requests[0].token_ids, "<u4")
+    assert by_subject(found)["answers"][0] == "pass"
+    assert asked.tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("kind", ["hidden", "dense", "top_k"])
+def test_reverse_kl_of_a_masking_teacher_is_for_the_trainer_to_judge(home: Home, kind: str) -> None:
+    """Only it reads the weights of a student that may rule out the same ids."""
+    masking = WireTeacher(bias=True)
+    assert masking.bias_V is not None
+    masking.bias_V[7] = -np.inf
+    with Serving(masking) as serving:
+        teacher: dict[str, Any] = {"address": serving.address, "representation": kind}
+        if kind == "top_k":
+            teacher["top_k"] = VOCAB_SIZE
+        sections: dict[str, Any] = {
+            "teacher": teacher,
+            "student": {"config": None, "init": "deep"},
+            "objective": {"alpha": 0.5, "divergence": "reverse_kl"},
+        }
+        trained = looked(home, asks_teacher=True, **sections)
+        new = looked(home, asks_teacher=True, **{**sections, "student": {}})
+        forward = {**sections, "objective": {"alpha": 0.5, "divergence": "forward_kl"}}
+        finite = looked(home, asks_teacher=True, **forward)
+    (check,) = [check for check in trained["checks"] if check["subject"] == "answers"]
+    assert (check["outcome"], check["reason"]) == ("warn", None)
+    assert "the run starts only if the student rules out the same ids" in check["message"]
+    assert "reverse_kl is infinite: the teacher rules out id 7 at row 0" in check["message"]
+    outcome, message = by_subject(new)["answers"]  # new weights rule out nothing
+    assert outcome == "fail" and "rules out id 7" in message
+    assert by_subject(finite)["answers"][0] == "pass"
 
 
 def test_the_size_of_an_absent_hub_id_is_left_open(home: Home) -> None:

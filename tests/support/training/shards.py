@@ -17,6 +17,7 @@ def write_shards(
     shards: int = 1,
     tokenizer_sha256: str = "0" * 64,
     documents: npt.ArrayLike | None = None,
+    chats: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
     **fields: Any,
 ) -> Path:
@@ -24,6 +25,7 @@ def write_shards(
 
     vocab_size: for the manifest; None means one more than the largest id.
     documents: index of each document's first token; None for none in the manifest, as in old ones.
+    chats: index of each chat's first document; None for none in the manifest.
     mask: one byte per token; None for no mask.
     fields: more of the manifest's fields, such as content.
     """
@@ -49,6 +51,11 @@ def write_shards(
         (folder / "documents.bin").write_bytes(starts.tobytes())
         manifest["document_count"] = len(starts)
         manifest["documents_sha256"] = hashlib.sha256(starts.tobytes()).hexdigest()
+    if chats is not None:
+        firsts = np.asarray(chats, "<u8")
+        (folder / "chats.bin").write_bytes(firsts.tobytes())
+        manifest["chat_count"] = len(firsts)
+        manifest["chats_sha256"] = hashlib.sha256(firsts.tobytes()).hexdigest()
     if mask is not None:
         learnt = np.asarray(mask, np.uint8)
         for index, part in enumerate(np.array_split(learnt, shards)):
