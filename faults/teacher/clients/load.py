@@ -116,7 +116,7 @@ async def _for_ever(
                     list(draw.integers(0, vocab_size, (sequences, tokens))),
                     kind,
                     vocab_size=vocab_size,
-                    top_k=1 if kind == "top_k" else 0,
+                    top_k=1 if kind == "top_k" else None,
                     run_id=run_id or f"run-{number}",
                 )
                 while (await _asked(stub, message)) is not None:
