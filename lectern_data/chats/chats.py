@@ -3,8 +3,9 @@
     ChatEncoder.encode
       1. marks control tokens that the chat only spells      control_tokens.py
       2. chooses the form that the template takes            forms.py
-      3. finds the assistant's turns in the rendered text    answers.py
-      4. encodes the text, and masks the turns' tokens
+      3. refuses a chat of which it drops a message          dropped_turns.py
+      4. finds the assistant's turns in the rendered text    answers.py
+      5. encodes the text, and masks the turns' tokens
 
 A template is a third party's program, whose nested loops may never end: it gets ten seconds of
 processor time per chat, of a long one for every fifty messages.
@@ -23,6 +24,7 @@ from lectern_data.chats.answers import Sequence, sequences_of
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
+from lectern_data.chats.dropped_turns import require_turns
 from lectern_data.chats.forms import fitted
 from lectern_data.read.chat_rows import TOOLS_FIELD
 from lectern_data.read.unusable import UnusableError
@@ -147,7 +149,9 @@ class ChatEncoder:
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
         marked, mark = self._control.marked(chat, template.looked_for)
-        renderings = Renderings(template, fitted(template, marked))
+        form = fitted(template, marked)
+        require_turns(template, form)
+        renderings = Renderings(template, form)
         sequences, unasked = sequences_of(renderings, marks_turns=template.marks_turns)
         if mark:
             sequences = [self._control.unmarked(sequence, mark) for sequence in sequences]
