@@ -26,7 +26,7 @@ from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
 from lectern_data.chats.dropped_turns import require_turns
 from lectern_data.chats.forms import fitted
-from lectern_data.read.chat_rows import TOOLS_FIELD
+from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_learnt
 from lectern_data.read.unusable import UnusableError
 
 _MAX_SECONDS = 10.0
@@ -148,11 +148,18 @@ class ChatEncoder:
     def _rendered(self, chat: Chat) -> _Rendered:
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
-        marked, mark = self._control.marked(chat, template.looked_for)
+        marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
         form = fitted(template, marked)
         require_turns(template, form)
         renderings = Renderings(template, form)
-        sequences, unasked = sequences_of(renderings, marks_turns=template.marks_turns)
+        context = {
+            index
+            for index, message in enumerate(chat.messages)
+            if message["role"] == ASSISTANT and not is_learnt(message)
+        }
+        sequences, unasked = sequences_of(
+            renderings, marks_turns=template.marks_turns, context=context
+        )
         if mark:
             sequences = [self._control.unmarked(sequence, mark) for sequence in sequences]
         return _Rendered(sequences, unasked, bool(mark))

@@ -132,7 +132,10 @@ def test_nulls_of_columns_are_not_rendered(tmp_path: Path, read_by: str) -> None
     assert found[0].count("null") == 0 and '"more": 5' in found[0] and '"about"' in found[0]
     # Arrow sorts nothing: fields keep the order in which the first row has them.
     assert found[1:] == [CALLED, PLAIN]
-    assert events == ["fields that are not used: 'id'"]
+    assert sorted(events[0].removeprefix("fields that are not used: ").split(", ")) == [
+        "'id'",
+        "'messages.name'",
+    ]
 
 
 @pytest.mark.parametrize("read_by", ["parquet", "hub"])
@@ -396,3 +399,24 @@ def test_texts_say_that_they_are_texts(tmp_path: Path) -> None:
         )
     )
     assert read_manifest(tmp_path / "data").content == "text"
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_fields_of_messages_that_the_template_does_not_read_are_named(
+    tmp_path: Path, as_text: bool
+) -> None:
+    row = chat("?", "!", id=1)
+    row["messages"][0].update(name="Ann", train=None)
+    row["messages"][1].update(weight=1, reasoning_content="hm", thinking="hm")
+    if as_text:
+        row["messages"] = json.dumps(row["messages"])
+    source = written(tmp_path / "rows.jsonl", [row])
+    events: list[str] = []
+    prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", CHATML), events)
+    assert events == [
+        "fields that are not used: 'id', 'messages.name', 'messages.reasoning_content', "
+        "'messages.thinking'"
+    ]
+    thoughtful = CHATML.replace("message.content", "(message.thinking or '') + message.content", 1)
+    prepared([source], tmp_path / "more", tokenizer_with(tmp_path / "u", thoughtful), events)
+    assert events[1:] == ["fields that are not used: 'id', 'messages.name'"]
