@@ -173,6 +173,11 @@ def _calls(value: Any, number: int) -> list[Any]:
 def _require_function(function: Any, number: int) -> None:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableError(f"message {number} calls a function without a name")
+    if isinstance(function.get("arguments"), str) and not _is_json(function["arguments"]):
+        raise UnusableError(
+            f"message {number} calls {function['name'][:40]!r} with arguments that are not JSON; "
+            "write an object, or its JSON text ({} for none)"
+        )
 
 
 def _mappings(value: Any, name: str) -> list[Any] | None:
@@ -216,6 +221,18 @@ def _parsed(value: Any) -> Any:
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, (dict, list)) else None if found is None else value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _lacks(message: Any, number: int, name: str) -> UnusableError:

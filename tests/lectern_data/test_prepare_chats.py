@@ -271,6 +271,17 @@ def test_turns_that_nothing_asks_for_are_reported(tmp_path: Path) -> None:
     ]
 
 
+def test_one_turn_that_nothing_asks_for_is_reported_as_one(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "assistant", "content": "hello"}, *chat("?", "!")["messages"]]}
+    source = written(tmp_path / "rows.jsonl", [row])
+    events: list[str] = []
+    prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", CHATML), events)
+    assert events == [
+        "1 message of the assistant, at the beginning of a chat, is context only: nothing asks "
+        "for it, so it is not learnt"
+    ]
+
+
 def test_the_date_is_that_of_the_day_or_the_one_that_is_set(tmp_path: Path) -> None:
     source = written(tmp_path / "rows.jsonl", [chat("?", "!")])
     tokenizer, events = tokenizer_with(tmp_path / "t", DATED), list[str]()
