@@ -241,9 +241,11 @@ def _report_unasked(work: Work, pieces: list[list[Piece]], on_event: Callable[[s
     """Reports how many turns of the assistant are not learnt because nothing asks for them."""
     unasked = sum(read_piece(work.path, piece).unasked for part in pieces for piece in part)
     if unasked:
+        is_are, them = ("is", "it") if unasked == 1 else ("are", "them")
         on_event(
-            f"{counted(unasked, 'message')} of the assistant, at the beginning of a chat, are "
-            "context only: nothing asks for them, so they are not learnt"
+            f"{counted(unasked, 'message')} of the assistant, at the beginning of a chat, {is_are} "
+            f"context only: nothing asks for {them}, so {'they' if unasked > 1 else 'it'} {is_are} "
+            "not learnt"
         )
 
 

@@ -180,6 +180,8 @@ def _edges(prepared: "Prepared", what: str) -> str:
     """Returns which tokens begin and end a document, and why these."""
     if prepared.eos_token is None:
         end = f"no token ends a {what} (--eos-policy none)"
+        if what == "chat":
+            end = "a chat ends as its template writes it; no token is added (--eos-policy none)"
     else:
         end = f"a {what} ends in {prepared.eos_token} (id {prepared.eos_token_id}): "
         end += f"{prepared.eos_from}"

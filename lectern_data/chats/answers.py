@@ -11,6 +11,7 @@ with a prompt only if the last message is not the assistant's own.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lectern_data.chats.chat import Renderings
@@ -52,7 +53,9 @@ class _Turn:
     offset: int | None
 
 
-def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence], int]:
+def sequences_of(
+    chat: Renderings, *, marks_turns: bool, context: Collection[int] = ()
+) -> tuple[list[Sequence], int]:
     """Returns the chat's sequences, and how many of the assistant's turns nothing asks for.
 
     Such turns, at the beginning of a chat, are context and not learnt.
@@ -60,6 +63,7 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
     Args:
         chat: the chat.
         marks_turns: the template marks what the assistant says.
+        context: places of messages of the assistant that are not learnt, because the chat says so.
 
     Raises:
         UnusableError: an answer cannot be found exactly, or the template fails on the chat.
@@ -67,14 +71,17 @@ def sequences_of(chat: Renderings, *, marks_turns: bool) -> tuple[list[Sequence]
     turns = [place for place, one in enumerate(chat.messages) if one["role"] == ASSISTANT]
     begin = _first_question([message["role"] for message in chat.messages])
     asked = [place for place in turns if place > begin]
-    greetings = len(turns) - len(asked)
-    sequences = _whole(chat, asked, marks_turns=marks_turns)
+    greetings = len([place for place in turns if place < begin and place not in context])
+    sequences = _whole(chat, asked, marks_turns=marks_turns, context=context)
     if sequences is None:
-        sequences = [_alone(chat, index, marks_turns=marks_turns) for index in asked]
+        learnt = [index for index in asked if index not in context]
+        sequences = [_alone(chat, index, marks_turns=marks_turns) for index in learnt]
     sequences = [one for one in sequences if any(start < end for start, end in one.spans)]
     if not sequences:
-        if greetings == len(turns):
+        if not asked:
             raise UnusableError("the assistant speaks only before anything is asked")
+        if all(index in context for index in asked):
+            raise UnusableError("what is learnt of the assistant is only said before any question")
         raise UnusableError("the chat template renders no text for the assistant's turns")
     is_whole_and_marked = marks_turns and not sequences[0].prompt_chars
     return sequences, 0 if is_whole_and_marked else greetings
@@ -90,20 +97,46 @@ def _first_question(roles: list[str]) -> int:
     return [*asking, *system, len(roles)][0]
 
 
-def _whole(chat: Renderings, asked: list[int], *, marks_turns: bool) -> list[Sequence] | None:
+def _whole(
+    chat: Renderings, asked: list[int], *, marks_turns: bool, context: Collection[int]
+) -> list[Sequence] | None:
     """Returns the chat as one sequence; None if each answer needs one of its own."""
     text, marks = chat.marked(len(chat.messages))
     if not all(text.startswith(chat.text(index + 1)) for index in asked):
         return None
     if marks_turns:
-        return [Sequence(text, marks)]
+        return [Sequence(text, _without(chat, marks, asked, context))]
     spans = []
     for index in asked:
+        if index in context:
+            continue
         before, after = _prompt(chat, index), chat.text(index + 1)
         if not after.startswith(before):
             return None
         spans.append((len(before), len(after)))
     return [Sequence(text, spans)]
+
+
+def _without(
+    chat: Renderings, marks: list[Span], asked: list[int], context: Collection[int]
+) -> list[Span]:
+    """Returns the marks that are not in a message of `context`.
+
+    Of greetings none is left if one is context: no prompt shows where each begins.
+    """
+    left_out = []
+    for index in sorted(context):
+        if index in asked:
+            before, after = _prompt(chat, index), chat.text(index + 1)
+            left_out.append((_common(before, after), len(after)))
+        elif asked:
+            before, after = _prompt(chat, asked[0]), chat.text(asked[0] + 1)
+            left_out.append((0, _common(before, after)))
+    return [
+        (start, end)
+        for start, end in marks
+        if not any(begin < end <= stop for begin, stop in left_out)
+    ]
 
 
 def _alone(chat: Renderings, index: int, *, marks_turns: bool) -> Sequence:

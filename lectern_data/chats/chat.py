@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lectern_data.chats.chat_template import ChatTemplate, Messages, Span
+from lectern_data.read.chat_rows import WEIGHT
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Chat:
             return cls(said, {})
         inputs = said.pop("arguments", {})
         return cls(said.pop("messages"), {**said, **inputs})
+
+    def without_weights(self) -> "Chat":
+        """Returns the chat as a template sees it: what is learnt is no concern of it."""
+        if not any(WEIGHT in message for message in self.messages):
+            return self
+        messages = [
+            {name: part for name, part in message.items() if name != WEIGHT}
+            for message in self.messages
+        ]
+        return Chat(messages, self.inputs)
 
 
 class Renderings:

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import CorruptData, Misconfigured
+from lectern_data.chats.message_fields import message_fields
 from lectern_data.chats.template_sandbox import Tracker, environment
+from lectern_data.read.chat_rows import REASONING_FIELDS
 from lectern_data.read.unusable import UnusableError
 
 if TYPE_CHECKING:
     from jinja2 import nodes
 
 _MAX_TEMPLATE_BYTES = 1 << 20
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 # Methods of a text that look for another in it.
 _LOOKING = {
@@ -39,6 +40,8 @@ class ChatTemplate:
         inputs: what it reads besides the messages: "tools", "documents", and further names that a
             row may give it, such as "enable_thinking".
         reads_date: it asks for the date.
+        message_fields: names among which are those of the fields of messages that it reads; None if
+            it may read all.
         looked_for: texts that it looks for in what it is given, such as "</think>".
     """
 
@@ -75,6 +78,7 @@ class ChatTemplate:
         self.reads_date = any(
             name.name == "strftime_now" for name in tree.find_all(jinja2.nodes.Name)
         )
+        self.message_fields = message_fields(tree)
         self.looked_for = frozenset(_looked_for(tree))
         further = names - _GIVEN - set(special_tokens) - set(sandbox.globals)
         self.inputs = frozenset(further | (names & {"tools", "documents"}))
@@ -138,7 +142,7 @@ def _looked_for(tree: "nodes.Template") -> Iterator[str]:
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """Returns the message with its thoughts under the two names that templates read."""
-    present = (message.get(name) for name in _REASONING_FIELDS)
+    present = (message.get(name) for name in REASONING_FIELDS)
     found = next((thoughts for thoughts in present if thoughts is not None), None)
     if found is None:
         return message

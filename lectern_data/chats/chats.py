@@ -3,8 +3,9 @@
     ChatEncoder.encode
       1. marks control tokens that the chat only spells      control_tokens.py
       2. chooses the form that the template takes            forms.py
-      3. finds the assistant's turns in the rendered text    answers.py
-      4. encodes the text, and masks the turns' tokens
+      3. refuses a chat of which it drops a message          dropped_turns.py
+      4. finds the assistant's turns in the rendered text    answers.py
+      5. encodes the text, and masks the turns' tokens
 
 A template is a third party's program, whose nested loops may never end: it gets ten seconds of
 processor time per chat, of a long one for every fifty messages.
@@ -23,8 +24,9 @@ from lectern_data.chats.answers import Sequence, sequences_of
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
+from lectern_data.chats.dropped_turns import require_turns
 from lectern_data.chats.forms import fitted
-from lectern_data.read.chat_rows import TOOLS_FIELD
+from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_learnt
 from lectern_data.read.unusable import UnusableError
 
 _MAX_SECONDS = 10.0
@@ -146,9 +148,18 @@ class ChatEncoder:
     def _rendered(self, chat: Chat) -> _Rendered:
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
-        marked, mark = self._control.marked(chat, template.looked_for)
-        renderings = Renderings(template, fitted(template, marked))
-        sequences, unasked = sequences_of(renderings, marks_turns=template.marks_turns)
+        marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
+        form = fitted(template, marked)
+        require_turns(template, form)
+        renderings = Renderings(template, form)
+        context = {
+            index
+            for index, message in enumerate(chat.messages)
+            if message["role"] == ASSISTANT and not is_learnt(message)
+        }
+        sequences, unasked = sequences_of(
+            renderings, marks_turns=template.marks_turns, context=context
+        )
         if mark:
             sequences = [self._control.unmarked(sequence, mark) for sequence in sequences]
         return _Rendered(sequences, unasked, bool(mark))

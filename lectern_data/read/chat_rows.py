@@ -15,6 +15,10 @@ ASSISTANT = "assistant"
 TOOLS_FIELD = "tools"
 DOCUMENTS_FIELD = "documents"
 ARGUMENTS_FIELD = "chat_template_kwargs"
+WEIGHT = "weight"
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+# Of a message, what is always used, or refused where a template does not write it.
+MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", WEIGHT)
 CHAT_FIELDS = (TOOLS_FIELD, DOCUMENTS_FIELD, ARGUMENTS_FIELD)
 _NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continue_final_message")
 
@@ -59,9 +63,25 @@ def sorted_json(chat: str) -> str:
     return _dumped(json.loads(chat), sort_keys=True)
 
 
-def field_names(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the names of a row's fields, and of the template arguments in it."""
+def is_learnt(message: Mapping[str, Any]) -> bool:
+    """Returns whether a message is the assistant's own, and its `weight` is not 0."""
+    return message["role"] == ASSISTANT and message.get(WEIGHT) != 0
+
+
+def field_names(row: Mapping[str, Any], messages: str | None = None) -> Iterator[str]:
+    """Yields the names of a row's fields, and of the template arguments and message fields in it.
+
+    Args:
+        row: the row.
+        messages: the field where its messages are; None if it is no chat.
+    """
     yield from row
+    said = None if messages is None else _parsed(row.get(messages))
+    for message in said if isinstance(said, (list, tuple)) else ():
+        if isinstance(message, Mapping):
+            for name, value in message.items():
+                if value is not None:
+                    yield f"{messages}.{name}"
     given = _parsed(row.get(ARGUMENTS_FIELD))
     if isinstance(given, Mapping):
         for name, value in given.items():
@@ -92,6 +112,8 @@ def _messages(value: Any, field: str) -> list[dict[str, Any]]:
     messages = [_message(message, number) for number, message in enumerate(given, 1)]
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
+    if not any(map(is_learnt, messages)):
+        raise UnusableError("every message of the assistant has the weight 0: nothing is learnt")
     return messages
 
 
@@ -100,6 +122,11 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise _lacks(message, number, "role")
     kept = {name: part for name, part in message.items() if part is not None}
+    weight = kept.get(WEIGHT, 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise UnusableError(
+            f"message {number} has the weight {str(weight)[:40]!r}; it is 0 (context) or 1 (learnt)"
+        )
     if "tool_calls" in kept:
         kept["tool_calls"] = _calls(kept["tool_calls"], number)
     if "function_call" in kept:
@@ -146,6 +173,11 @@ def _calls(value: Any, number: int) -> list[Any]:
 def _require_function(function: Any, number: int) -> None:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableError(f"message {number} calls a function without a name")
+    if isinstance(function.get("arguments"), str) and not _is_json(function["arguments"]):
+        raise UnusableError(
+            f"message {number} calls {function['name'][:40]!r} with arguments that are not JSON; "
+            "write an object, or its JSON text ({} for none)"
+        )
 
 
 def _mappings(value: Any, name: str) -> list[Any] | None:
@@ -189,6 +221,18 @@ def _parsed(value: Any) -> Any:
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, (dict, list)) else None if found is None else value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _lacks(message: Any, number: int, name: str) -> UnusableError:

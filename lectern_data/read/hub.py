@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from lectern_common.errors import InvalidRequest, LecternError, Misconfigured, NotFound
 from lectern_common.files import fsync, write_atomic
 from lectern_common.words import counted
-from lectern_data.read.chat_rows import field_names, without_nulls
+from lectern_data.read.chat_rows import without_nulls
 from lectern_data.read.input_files import require_no_dataset
 from lectern_data.read.rows import Content
 
@@ -210,7 +210,7 @@ class _Spool:
                     raise InvalidRequest(
                         f"the first row has no {field!r}{content.instead(row)}", "hub"
                     )
-                self._columns.update(dict.fromkeys(field_names(row)))
+                self._columns.update(dict.fromkeys(content.names_in(row)))
                 kept = {name: row[name] for name in content.columns if name in row}
                 if content.is_chat:  # a null that is a whole field is an empty row, not a lost one
                     kept = {name: without_nulls(value) for name, value in kept.items()}

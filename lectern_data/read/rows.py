@@ -87,6 +87,10 @@ class Content:
         option = "--messages-field" if self.is_chat else "--text-field"
         return f", but {listed(there)}; set {option}"
 
+    def names_in(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yields the names of a row's fields, those of a chat's messages included."""
+        return field_names(row, self.field if self.is_chat else None)
+
     @property
     def _kind(self) -> str:
         return "messages" if self.is_chat else "text"
@@ -121,7 +125,7 @@ def json_row(line: bytes, content: Content, columns: dict[str, None] | None = No
     except (ValueError, RecursionError):
         raise UnusableError("not JSON") from None
     if columns is not None and isinstance(row, dict):
-        columns.update(dict.fromkeys(field_names(row)))
+        columns.update(dict.fromkeys(content.names_in(row)))
     return content.of(row)
 
 

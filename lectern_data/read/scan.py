@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lectern_common.words import inert_name
-from lectern_data.read.chat_rows import field_names
 from lectern_data.read.compressed import (
     READ_ERRORS,
     disguised,
@@ -233,7 +232,7 @@ def _parquet_rows(
                 for index, row in parquet_values(file, group, content):
                     number += 1
                     if isinstance(row, dict):
-                        columns.update(dict.fromkeys(field_names(row)))
+                        columns.update(dict.fromkeys(content.names_in(row)))
                     label, place = f"{name}#{number}", (group, index)
                     yield _parquet_row(label, path, row, place, content, max_bytes)
         except UnusableError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lectern_common.errors import InvalidRequest
 from lectern_data.chats.chat_template import ChatTemplate
-from lectern_data.read.chat_rows import ARGUMENTS_FIELD, CHAT_FIELDS
+from lectern_data.read.chat_rows import ARGUMENTS_FIELD, CHAT_FIELDS, MESSAGE_FIELDS
 from lectern_data.read.rows import Content
 from lectern_data.tokens.tokenizer import DatasetTokenizer
 
@@ -23,6 +23,7 @@ class TemplateNeeds:
     content: Content
     reads_date: bool
     _used: frozenset[str]
+    _message_fields: frozenset[str] | None
 
     @classmethod
     def of(cls, tokenizer: DatasetTokenizer, content: Content) -> "TemplateNeeds":
@@ -41,10 +42,13 @@ class TemplateNeeds:
         inputs = frozenset[str]().union(*(template.inputs for template in templates))
         given = [f"{ARGUMENTS_FIELD}.{name}" for name in (*inputs, *tokenizer.special_tokens)]
         arguments = sorted(inputs - set(CHAT_FIELDS) - {content.field})
+        fields = [template.message_fields for template in templates]
+        read = [names for names in fields if names is not None]
         return cls(
             replace(content, arguments=tuple(arguments)),
             any(template.reads_date for template in templates),
             frozenset({content.field, ARGUMENTS_FIELD, *inputs, *given}),
+            frozenset(MESSAGE_FIELDS).union(*read) if len(read) == len(fields) else None,
         )
 
     def date(
@@ -70,4 +74,10 @@ class TemplateNeeds:
 
     def unused(self, columns: Iterable[str]) -> list[str]:
         """Returns those names of `field_names` that nothing reads."""
-        return [name for name in columns if name not in self._used]
+        return [name for name in columns if not self._is_used(name)]
+
+    def _is_used(self, name: str) -> bool:
+        of_message = name.removeprefix(f"{self.content.field}.")
+        if of_message == name:
+            return name in self._used
+        return self._message_fields is None or of_message in self._message_fields

@@ -132,7 +132,10 @@ def test_nulls_of_columns_are_not_rendered(tmp_path: Path, read_by: str) -> None
     assert found[0].count("null") == 0 and '"more": 5' in found[0] and '"about"' in found[0]
     # Arrow sorts nothing: fields keep the order in which the first row has them.
     assert found[1:] == [CALLED, PLAIN]
-    assert events == ["fields that are not used: 'id'"]
+    assert sorted(events[0].removeprefix("fields that are not used: ").split(", ")) == [
+        "'id'",
+        "'messages.name'",
+    ]
 
 
 @pytest.mark.parametrize("read_by", ["parquet", "hub"])
@@ -268,6 +271,17 @@ def test_turns_that_nothing_asks_for_are_reported(tmp_path: Path) -> None:
     ]
 
 
+def test_one_turn_that_nothing_asks_for_is_reported_as_one(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "assistant", "content": "hello"}, *chat("?", "!")["messages"]]}
+    source = written(tmp_path / "rows.jsonl", [row])
+    events: list[str] = []
+    prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", CHATML), events)
+    assert events == [
+        "1 message of the assistant, at the beginning of a chat, is context only: nothing asks "
+        "for it, so it is not learnt"
+    ]
+
+
 def test_the_date_is_that_of_the_day_or_the_one_that_is_set(tmp_path: Path) -> None:
     source = written(tmp_path / "rows.jsonl", [chat("?", "!")])
     tokenizer, events = tokenizer_with(tmp_path / "t", DATED), list[str]()
@@ -396,3 +410,24 @@ def test_texts_say_that_they_are_texts(tmp_path: Path) -> None:
         )
     )
     assert read_manifest(tmp_path / "data").content == "text"
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_fields_of_messages_that_the_template_does_not_read_are_named(
+    tmp_path: Path, as_text: bool
+) -> None:
+    row = chat("?", "!", id=1)
+    row["messages"][0].update(name="Ann", train=None)
+    row["messages"][1].update(weight=1, reasoning_content="hm", thinking="hm")
+    if as_text:
+        row["messages"] = json.dumps(row["messages"])
+    source = written(tmp_path / "rows.jsonl", [row])
+    events: list[str] = []
+    prepared([source], tmp_path / "data", tokenizer_with(tmp_path / "t", CHATML), events)
+    assert events == [
+        "fields that are not used: 'id', 'messages.name', 'messages.reasoning_content', "
+        "'messages.thinking'"
+    ]
+    thoughtful = CHATML.replace("message.content", "(message.thinking or '') + message.content", 1)
+    prepared([source], tmp_path / "more", tokenizer_with(tmp_path / "u", thoughtful), events)
+    assert events[1:] == ["fields that are not used: 'id', 'messages.name'"]

@@ -201,6 +201,16 @@ def test_a_date_is_for_chats_whose_template_asks_for_it(lectern, tmp_path):
     assert wrong.code == 2 and "--date '3.2.2031' is not a date, YYYY-MM-DD" in wrong.err
 
 
+def test_without_a_token_of_its_own_a_chat_ends_as_its_template_writes_it(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    options = ("--chat", "--tokenizer", tokenizer, "--max-fault-fraction", "0.1", "--output")
+    ended = lectern("data", "prepare", source, *options, tmp_path / "a", "--eos-policy", "none")
+    assert "no token ends a chat" not in ended.out
+    assert (
+        "a chat ends as its template writes it; no token is added (--eos-policy none)" in ended.out
+    )
+
+
 def test_what_is_lost_of_long_chats_is_told_for_each_length(lectern, tmp_path):
     """Nine short chats, and one whose answer has 1,500 tokens."""
     source, tokenizer = chats_with_tokenizer(tmp_path / "chats")

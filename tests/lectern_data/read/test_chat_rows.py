@@ -155,3 +155,23 @@ def test_messages_and_calls_may_be_json_text() -> None:
 def test_a_row_that_says_something_else_is_refused(row: Any, reason: str) -> None:
     with pytest.raises(UnusableError, match=reason):
         read(row)
+
+
+@pytest.mark.parametrize("text", ["Oslo, Norway", "{'a': 1}", '{"a": 1', '{"a": NaN}', "", " "])
+@pytest.mark.parametrize("under", ["tool_calls", "flat", "json", "function_call"])
+def test_arguments_that_are_text_but_not_json_are_refused(text: str, under: str) -> None:
+    function = {"name": "f", "arguments": text}
+    messages: dict[str, dict[str, Any]] = {
+        "tool_calls": {"tool_calls": [CALL, {"function": function}]},
+        "flat": {"tool_calls": [function]},
+        "json": {"tool_calls": json.dumps([{"function": function}])},
+        "function_call": {"function_call": function},
+    }
+    with pytest.raises(UnusableError, match="message 2 calls 'f' with arguments that are not JSON"):
+        read({"messages": calling(content=None, **messages[under])})
+
+
+@pytest.mark.parametrize("given", ['{"a": 1}', "{}", " [1]\n", "5", {"a": 1}, {}, None])
+def test_arguments_that_are_json_stay_as_written(given: object) -> None:
+    messages = calling(content="", tool_calls=[{"function": {"name": "f", "arguments": given}}])
+    assert read({"messages": messages}) == messages

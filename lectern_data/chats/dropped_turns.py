@@ -1,0 +1,97 @@
+"""Refuses chats of which the template writes some message nowhere.
+
+Templates may rewrite what was said: they take out thoughts, move a system prompt into a question,
+encode a tool's result. So no text is looked for as it is; a word is put into the message, and must
+make a difference. The lists of messages stay those of the chat, so the template sees nothing that
+no caller would give it.
+"""
+
+from collections.abc import Callable, Collection
+
+from lectern_data.chats.answers import sequences_of
+from lectern_data.chats.chat import Chat, Renderings
+from lectern_data.chats.chat_template import ChatTemplate, Messages
+from lectern_data.read.chat_rows import called
+from lectern_data.read.unusable import UnusableError
+
+
+def require_turns(template: ChatTemplate, chat: Chat) -> None:
+    """Raises UnusableError if a message's text is neither in the chat nor in any sequence of it.
+
+    A message that calls functions is not looked at: forms.py sees to it that its calls are written.
+    """
+    places = [index for index, message in enumerate(chat.messages) if _says(message)]
+    told = _with_words(chat, places)
+    try:
+        text = template.render(told.messages, inputs=told.inputs)
+        lost = [index for index in places if _word(index) not in text]
+        if lost:
+            texts = _texts(template, told)
+            lost = [index for index in lost if not any(_word(index) in one for one in texts)]
+    except UnusableError:  # it does not take every text; then one message of each role will do
+        roles = {chat.messages[index]["role"]: index for index in reversed(places)}
+        lost = sorted(roles.values())
+    if not lost:
+        return
+    before = _texts(template, chat)
+    for index in lost:
+        if not any(_differs(template, chat, index, before, put) for put in (_behind, _before)):
+            role = chat.messages[index]["role"]
+            raise UnusableError(
+                f"the chat template writes nothing for message {index + 1}, whose role is "
+                f"{role[:40]!r}"
+            )
+
+
+def _differs(
+    template: ChatTemplate,
+    chat: Chat,
+    index: int,
+    before: list[str],
+    put: Callable[[str, str], str],
+) -> bool:
+    """Returns whether a word in message `index` makes a difference, be it that it fails."""
+    try:
+        return _texts(template, _with_words(chat, [index], put)) != before
+    except UnusableError:
+        return True
+
+
+def _texts(template: ChatTemplate, chat: Chat) -> list[str]:
+    """Returns the whole chat as text, and the texts of its sequences."""
+    renderings = Renderings(template, chat)
+    sequences, _ = sequences_of(renderings, marks_turns=template.marks_turns)
+    return [renderings.text(len(chat.messages)), *(sequence.text for sequence in sequences)]
+
+
+def _says(message: dict[str, object]) -> bool:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return isinstance(content, str) and bool(content.strip()) and not called(message)
+
+
+def _word(index: int) -> str:
+    return f"lectern{index}."
+
+
+def _behind(text: str, word: str) -> str:
+    return f"{text} {word}"
+
+
+def _before(text: str, word: str) -> str:
+    return f"{word} {text}"
+
+
+def _with_words(
+    chat: Chat, places: Collection[int], put: Callable[[str, str], str] = _behind
+) -> Chat:
+    messages: Messages = list(chat.messages)
+    for index in places:
+        content = messages[index]["content"]
+        if isinstance(content, str):
+            changed: object = put(content, _word(index))
+        else:
+            changed = [{**part, "text": put(part["text"], _word(index))} for part in content]
+        messages[index] = {**messages[index], "content": changed}
+    return Chat(messages, chat.inputs)
