@@ -19,7 +19,7 @@ from lectern_common.checks.compatibility import (
 )
 from lectern_common.checks.documents import require_chats, with_documents
 from lectern_common.checks.estimate import RowCounts
-from lectern_common.checks.row_counts import DatasetRows
+from lectern_common.checks.row_counts import DataCounts, DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
@@ -49,6 +49,7 @@ class Found:
     Attributes:
         manifest: of the training data.
         rows: of training and validation set; also None for synthetic data.
+        counts: what is trained on, held out and left out; None with `rows`.
         student: what its folder says about it.
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
@@ -57,10 +58,16 @@ class Found:
 
     manifest: ShardManifest | None = None
     rows: RowCounts | None = None
+    counts: DataCounts | None = None
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
     packs_chats: bool = True
+
+    @property
+    def identity(self) -> TeacherIdentity | None:
+        """The teacher that the run is accepted with."""
+        return None if self.teacher is None else TeacherIdentity.of(self.teacher)
 
 
 def examine(
@@ -99,21 +106,35 @@ def require_startable(
     Raises:
         LecternError: the error of the first failed check.
     """
+    found = startable(spec, roots, timeout_seconds, taught_by, packs_chats=packs_chats)
+    return found.identity
+
+
+def startable(
+    spec: RunSpec,
+    roots: Roots,
+    timeout_seconds: float = 10.0,
+    taught_by: TeacherIdentity | None = None,
+    *,
+    packs_chats: bool = True,
+) -> Found:
+    """Returns what the checks found. Arguments and errors are those of require_startable."""
     found = Found(taught_by=taught_by, packs_chats=packs_chats)
     for check in _checks(spec, roots, timeout_seconds, found):
         if check.error is not None:
             raise check.error
-    return None if found.teacher is None else TeacherIdentity.of(found.teacher)
+    return found
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
     spec = with_documents(spec, roots)
+    # First, because the data is searched for ids that the student lacks.
+    found.student, of_student = _student(spec, roots)
     if spec.data.path is None:
         yield Check("data", Outcome.PASS, "synthetic tokens; no files are read")
     else:
         yield from _data(spec, roots, spec.data.path, found)
-    found.student, check = _student(spec, roots)
-    yield check
+    yield of_student
     if found.manifest is not None and found.student.tokens is not None:
         yield _tokenizer(spec, roots, found)
     elif found.student is not UNKNOWN_STUDENT and (names := unread_vocabulary(spec, roots)):
@@ -132,25 +153,28 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
-    packs = found.packs_chats
-    training, check = _dataset(spec, roots, "data", path, packs_chats=packs)
+    training, check = _dataset(spec, roots, "data", path, found)
     yield check
     held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
         path = spec.data.validation_path
-        held_out, check = _dataset(spec, roots, "validation", path, packs_chats=packs)
+        held_out, check = _dataset(spec, roots, "validation", path, found)
         yield check
         if held_out is None:
             return
     if training is not None:
         found.manifest = training.manifest
-        found.rows, check = _rows(spec, training, held_out, packs_chats=packs)
+        found.counts, check = _rows(spec, training, held_out, packs_chats=found.packs_chats)
         if check.error is not None:
             yield check
+        if found.counts is not None:
+            evaluated = min(found.counts.held_out_rows, spec.evaluation.max_sequences)
+            filled = 1 - found.counts.padding
+            found.rows = RowCounts(found.counts.training_rows, evaluated, filled)
 
 
 def _dataset(
-    spec: RunSpec, roots: Roots, subject: str, path: str, *, packs_chats: bool
+    spec: RunSpec, roots: Roots, subject: str, path: str, known: Found
 ) -> tuple[DatasetRows | None, Check]:
     """Returns what is in a dataset, and the check that it holds at least one row."""
     field = "data.validation_path" if subject == "validation" else "data.path"
@@ -168,38 +192,42 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        rows = DatasetRows(folder, manifest, data, packs_chats=packs_chats)
+        width = known.student.vocab_size
+        rows = DatasetRows(folder, manifest, data, width, packs_chats=known.packs_chats)
         tokens, shards = counted(manifest.total_tokens, "token"), manifest.shard_count
-        counts = f"{tokens} in {counted(shards, 'shard')}, "
-        if rows.num_chats is not None:
-            counts += f"{counted(rows.num_chats, 'chat')} in "
-        return rows, f"{path}: {counts}{counted(rows.count(), 'row')} of {data.seq_len}"
+        counts = f"{tokens} in {counted(shards, 'shard')}, {counted(rows.total, rows.of)}"
+        if rows.of == "row":
+            counts += f" of {data.seq_len}"
+        if rows.usable < rows.total:
+            counts += f", {rows.total - rows.usable:,} of them left out"
+        if len(rows.unknown):
+            counts += f" ({len(rows.unknown):,} with ids beyond the student's {width})"
+        return rows, f"{path}: {counts}"
 
     return _checked(subject, look, nothing=None)
 
 
 def _rows(
     spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None, *, packs_chats: bool
-) -> tuple[RowCounts | None, Check]:
-    """Returns the rows of both sets, and the check that a step has enough training rows."""
+) -> tuple[DataCounts | None, Check]:
+    """Returns the counts of both sets, and the check that a step has enough training rows."""
 
-    def look() -> tuple[RowCounts, str]:
+    def look() -> tuple[DataCounts, str]:
         datasets = [dataset] if held_out is None else [dataset, held_out]
+        for one in datasets:
+            one.require_usable()
         if packs_chats:
             require_chats(spec, [one.manifest for one in datasets])
-        if held_out is None:
-            training, validation = dataset.counts_without(spec.data.validation_fraction or 0.0)
-        else:
+        if held_out is not None:
             require_one_tokenizer(
                 str(spec.data.path),
                 dataset.manifest.tokenizer_sha256,
                 str(spec.data.validation_path),
                 held_out.manifest.tokenizer_sha256,
             )
-            training, validation = dataset.count(), held_out.count()
-        require_step(training, spec.batch.sequences_per_step)
-        evaluated = min(validation, spec.evaluation.max_sequences)
-        return RowCounts(training, evaluated, dataset.filled()), ""
+        counts = dataset.counts(held_out or spec.data.validation_fraction or 0.0)
+        require_step(counts.training_rows, spec.batch.sequences_per_step)
+        return counts, ""
 
     return _checked("rows", look, nothing=None)
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lectern_common.checks.row_counts import DatasetRows
-from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.spec.load import parse_spec
 from lectern_common.tokens.shards import read_manifest
@@ -189,7 +189,7 @@ def test_a_chat_with_ids_that_the_student_lacks_is_left_out_alone(tmp_path: Path
     assert found.bad_rows == [1] and len(found.chats) == 2
     [said] = [line for line in logs if line["event"] == "chats_left_out"]
     assert said["chats"] == 1
-    with pytest.raises(CorruptData, match=r"1 of 3 chats .*33.33%.* chats 1"):
+    with pytest.raises(Incompatible, match=r"1 of 3 chats .*33.33%.* chats 1"):
         open_chats(folder, S, 290, 0.3, attention_across_documents=False, long_chats="cut")
     # Behind a cut no id matters.
     assert (
@@ -292,6 +292,7 @@ def test_the_last_chats_are_held_out_and_packed_by_themselves(tmp_path: Path) ->
         "chats_cut": 0,
         "chats_dropped": 0,
         "chats_without_labels": 0,
+        "chats_with_unknown_ids": 0,
         "padding": 0.0,
     }
 
@@ -347,7 +348,7 @@ def test_chats_without_known_starts_are_refused(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_chat_is_refused(tmp_path: Path) -> None:
     write_chats(tmp_path / "data/chats", chat(1, 9, 3), chat(2, 20, 3), chat(3, 3, 0))
-    with pytest.raises(CorruptData, match=r"no usable chat: 0 .* 2 are longer .*, and 1 have no"):
+    with pytest.raises(Incompatible, match=r"no usable chat: 2 longer than .*, 1 with nothing"):
         selected(tmp_path, long_chats="drop")
 
 
