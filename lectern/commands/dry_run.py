@@ -18,10 +18,10 @@ from lectern import console
 from lectern.local.folder import require_folder
 from lectern.local.processes import printable
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.estimate import RunEstimate, estimate_run
+from lectern_common.checks.estimate import DataCounts, RunEstimate, estimate_run
 from lectern_common.checks.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
-from lectern_common.checks.row_counts import CUT, DataCounts
+from lectern_common.checks.rules import CUT
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder

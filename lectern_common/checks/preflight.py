@@ -18,8 +18,8 @@ from lectern_common.checks.compatibility import (
     require_teacher_fits,
 )
 from lectern_common.checks.documents import require_chats, with_documents
-from lectern_common.checks.estimate import RowCounts
-from lectern_common.checks.row_counts import DataCounts, DatasetRows
+from lectern_common.checks.estimate import DataCounts, RowCounts
+from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
@@ -155,15 +155,18 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
     """Checks that the datasets hold rows, and enough of them for a step."""
     training, check = _dataset(spec, roots, "data", path, found)
     yield check
+    if training is not None:
+        found.manifest = training.manifest
+        if check.error is not None:
+            return
     held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
         path = spec.data.validation_path
         held_out, check = _dataset(spec, roots, "validation", path, found)
         yield check
-        if held_out is None:
+        if check.error is not None:
             return
     if training is not None:
-        found.manifest = training.manifest
         found.counts, check = _rows(spec, training, held_out, packs_chats=found.packs_chats)
         if check.error is not None:
             yield check
@@ -176,7 +179,10 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
 def _dataset(
     spec: RunSpec, roots: Roots, subject: str, path: str, known: Found
 ) -> tuple[DatasetRows | None, Check]:
-    """Returns what is in a dataset, and the check that it holds at least one row."""
+    """Returns what is in a dataset, and the check that the student can use enough of it.
+
+    A dataset that the student cannot use is returned too.
+    """
     field = "data.validation_path" if subject == "validation" else "data.path"
 
     def look() -> tuple[DatasetRows, str]:
@@ -204,7 +210,13 @@ def _dataset(
             counts += f" ({len(rows.unknown):,} with ids beyond the student's {width})"
         return rows, f"{path}: {counts}"
 
-    return _checked(subject, look, nothing=None)
+    rows, check = _checked(subject, look, nothing=None)
+    if rows is not None:
+        try:
+            rows.require_usable()
+        except LecternError as error:
+            check = Check.failed(subject, error)
+    return rows, check
 
 
 def _rows(
@@ -214,8 +226,6 @@ def _rows(
 
     def look() -> tuple[DataCounts, str]:
         datasets = [dataset] if held_out is None else [dataset, held_out]
-        for one in datasets:
-            one.require_usable()
         if packs_chats:
             require_chats(spec, [one.manifest for one in datasets])
         if held_out is not None:

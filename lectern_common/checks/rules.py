@@ -10,6 +10,7 @@ from pathlib import Path
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.words import counted
 
+CUT = "longer than a row and cut (data.long_chats)"
 _NAMED_BAD_ROWS = 5
 
 
@@ -76,6 +77,15 @@ def require_few_unknown(
 def named_rows(bad: Sequence[int]) -> str:
     """Returns the first of these numbers, as messages name them."""
     return ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
+
+
+def left_out_words(unknown: int, dropped: int, unlabelled: int) -> dict[str, int]:
+    """Returns the counts of rows or chats that a run leaves out, by the reason in words."""
+    return {
+        "with ids that the student lacks": unknown,
+        "longer than a row and dropped (data.long_chats)": dropped,
+        "with nothing that is learnt": unlabelled,
+    }
 
 
 def require_usable(folder: Path, of: str, usable: int, left_out: dict[str, int]) -> None:

@@ -10,8 +10,12 @@ import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.documents import documents_held_out, require_chats, with_documents
-from lectern_common.checks.row_counts import left_out_words
-from lectern_common.checks.rules import require_one_tokenizer, require_usable, rows_held_out
+from lectern_common.checks.rules import (
+    left_out_words,
+    require_one_tokenizer,
+    require_usable,
+    rows_held_out,
+)
 from lectern_common.errors import InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
