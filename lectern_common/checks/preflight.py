@@ -5,13 +5,12 @@ A run that cannot work is refused with one sentence and leaves nothing behind.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lectern_common.checks.beginnings import beginnings_check
-from lectern_common.checks.check import Check, Outcome
+from lectern_common.checks.check import Check, Outcome, checked
 from lectern_common.checks.compatibility import (
     StudentFacts,
     require_data_fits,
@@ -22,7 +21,7 @@ from lectern_common.checks.estimate import DataCounts, RowCounts
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
-from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
+from lectern_common.errors import InvalidSpec, LecternError, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
@@ -38,8 +37,6 @@ from lectern_common.tokens.shards import (
 )
 from lectern_common.words import counted
 from protos import teacher_pb2
-
-_Found = TypeVar("_Found")
 
 
 @dataclass
@@ -210,7 +207,7 @@ def _dataset(
             counts += f" ({len(rows.unknown):,} with ids beyond the student's {width})"
         return rows, f"{path}: {counts}"
 
-    rows, check = _checked(subject, look, nothing=None)
+    rows, check = checked(subject, look, nothing=None)
     if rows is not None:
         try:
             rows.require_usable()
@@ -239,7 +236,7 @@ def _rows(
         require_step(counts.training_rows, spec.batch.sequences_per_step)
         return counts, ""
 
-    return _checked("rows", look, nothing=None)
+    return checked("rows", look, nothing=None)
 
 
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
@@ -256,7 +253,7 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
         vocabulary = "vocabulary not in its config" if size is None else f"vocabulary of {size}"
         return facts, f"{origin}, {vocabulary}"
 
-    facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
+    facts, check = checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = (
             f"{spec.student.init} is not a folder under the models root ({roots.models}), so it is "
@@ -274,7 +271,7 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
             note = require_data_fits(dataset, found.manifest, found.student.tokens, validation)
         return None, note or "data and student have the same tokens"
 
-    return _checked("tokenizer", look, nothing=None)[1]
+    return checked("tokenizer", look, nothing=None)[1]
 
 
 def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
@@ -290,7 +287,7 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
             raise InvalidSpec([("evaluation.prompts", why)])
         return None, counted(len(spec.evaluation.prompts), "prompt")
 
-    return _checked("prompts", look, nothing=None)[1]
+    return checked("prompts", look, nothing=None)[1]
 
 
 def _packages(spec: RunSpec) -> Check:
@@ -301,7 +298,7 @@ def _packages(spec: RunSpec) -> Check:
                 raise InvalidSpec([("report_to", why)])
         return None, f"{', '.join(spec.report_to)} installed"
 
-    return _checked("packages", look, nothing=None)[1]
+    return checked("packages", look, nothing=None)[1]
 
 
 def _teacher(
@@ -333,7 +330,7 @@ def _teacher(
             + "".join(f"; skipped for now: {error}" for error in away)
         )
 
-    return _checked("teacher", look, nothing=None)[1]
+    return checked("teacher", look, nothing=None)[1]
 
 
 def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
@@ -343,17 +340,3 @@ def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
         resolve_under(roots.data, path, "data.path") if path else None,
         resolve_under(roots.data, other, "data.validation_path") if other else None,
     )
-
-
-def _checked(
-    subject: str, look: Callable[[], tuple[_Found, str]], nothing: _Found
-) -> tuple[_Found, Check]:
-    """Returns what `look` found and the passed check, or `nothing` and the failed one."""
-    try:
-        found, message = look()
-    except LecternError as error:
-        return nothing, Check.failed(subject, error)
-    except OSError as error:
-        sentence = f"cannot read {error.filename}: {error.strerror}"
-        return nothing, Check.failed(subject, Misconfigured(sentence))
-    return found, Check(subject, Outcome.PASS, message)
