@@ -161,7 +161,7 @@ def _bad_ids(stage: Stage, tally: Tally) -> None:
             survived = (
                 exit_status == 1
                 and status is not None
-                and status.reason == "corrupt_data"
+                and status.reason == "incompatible"
                 and "rows" in str(status.message)
                 and "the first are rows" in str(status.message)
             )

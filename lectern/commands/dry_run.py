@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from lectern import console
 from lectern.local.folder import require_folder
 from lectern.local.processes import printable
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.estimate import RunEstimate, estimate_run
+from lectern_common.checks.estimate import DataCounts, RunEstimate, estimate_run
 from lectern_common.checks.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
-from lectern_common.checks.row_counts import shares_of
+from lectern_common.checks.rules import CUT
 from lectern_common.errors import LecternError, Misconfigured
-from lectern_common.roots import Roots, resolve_under
+from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 from lectern_common.spec.load import dump_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.threads import waiting_environment
-from lectern_common.tokens.chat_rows import LONG_CHATS, ChatShares
 from lectern_common.words import counted, duration, size
 
 TIMEOUT_SECONDS = 300.0
@@ -45,9 +43,6 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
     checks += [*examined, *map(Check.of_json, looked["checks"])]
-    shares, problem = _chat_shares(spec, roots, found)
-    if problem is not None:
-        checks.append(problem)
     made = folder.newest_step if resume else None
     estimate = _estimate(spec, found, looked, made or 0)
     free_disk = _free_disk(roots)
@@ -61,7 +56,8 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     failed = [check for check in checks if check.error is not None]
     if as_json:
         printed = _as_json(spec, checks, estimate, looked, free_disk, ok=not failed)
-        printed["chats"] = None if shares is None else asdict(shares)
+        has_chats = found.counts is not None and found.counts.of == "chat"
+        printed["chats"] = found.counts.as_json() if found.counts and has_chats else None
         console.print_json(printed)
     else:
         print(dump_spec(spec))
@@ -69,8 +65,8 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
             print(_line(check))
         print()
         figures = list(_lines(spec, found, estimate, looked, free_disk))
-        if shares is not None:
-            figures += _chat_lines(spec, shares)
+        if found.counts is not None:
+            figures += _count_lines(found.counts)
         print("\n".join(table(figures)))
     if failed and failed[0].error is not None:
         if not as_json:
@@ -109,41 +105,21 @@ def look_with_torch(
     return {"checks": [Check.failed("device", Misconfigured(problem)).as_json()]}
 
 
-def _chat_shares(
-    spec: RunSpec, roots: Roots, found: Found
-) -> tuple[ChatShares | None, Check | None]:
-    """Returns what rows make of the chats at data.path, or the check that failed; reads the masks.
-
-    Both are None without chats, if they are read as text, or if the data has failed another check.
-    """
-    if found.manifest is None or found.rows is None or not found.manifest.is_chats:
-        return None, None
-    if not found.packs_chats:
-        return None, None
-    try:
-        folder = resolve_under(roots.data, str(spec.data.path), "data.path")
-        rule = spec.data.long_chats or LONG_CHATS
-        return shares_of(folder, found.manifest, [(spec.data.seq_len, rule)])[0], None
-    except LecternError as error:
-        return None, Check.failed("chats", error)
-
-
-def _chat_lines(spec: RunSpec, shares: ChatShares) -> Iterator[tuple[str, str, str]]:
-    words = f"in {counted(shares.rows, 'row')}"
-    if spec.data.validation_path is None:
-        words += ", with those held out for validation"
-    yield "chats", f"{shares.chats:,}", words
-    yield "", f"{shares.padding:.1%}", "of positions are padding"
-    words = f"of positions have a label that is learnt: {shares.labels:,}"
-    yield "", f"{shares.labels_of_positions:.1%}", words
-    if shares.longer:
-        figure, did = (shares.dropped, "dropped") if shares.rule == "drop" else (shares.cut, "cut")
-        words = f"longer than a row and {did} (data.long_chats)"
-        yield "", f"{figure:,}", words
-    if shares.unlabelled:
-        yield "", f"{shares.unlabelled:,}", "left out: nothing in them is learnt"
-    if shares.labels_lost:
-        yield "", f"{shares.labels_lost:.1%}", "of the learnt labels are in no row"
+def _count_lines(counts: DataCounts) -> Iterator[tuple[str, str, str]]:
+    """Yields what becomes of the chats, or of the rows of text if some are left out."""
+    if counts.labels is None and not counts.unknown:
+        return
+    yield f"{counts.of}s", f"{counts.training:,}", counts.used()
+    if counts.cut:
+        yield "", f"{counts.cut:,}", CUT
+    for why, count in counts.left_out().items():
+        yield "", f"{count:,}", f"left out: {why}"
+    if counts.labels is not None:
+        yield "", f"{counts.padding:.1%}", "of training positions are padding"
+        words = f"of training positions have a label that is learnt: {counts.labels:,}"
+        yield "", f"{counts.labels_of_positions:.1%}", words
+    if counts.labels_lost:
+        yield "", f"{counts.labels_lost:.1%}", "of the learnt labels are in no row"
 
 
 def _folder(spec: RunSpec, roots: Roots, *, resume: bool) -> Check:

@@ -56,12 +56,12 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
     from lectern.local.folder import require_folder
     from lectern.local.foreground import run_trainer
     from lectern.terminal import live
-    from lectern_common.checks.preflight import require_startable
+    from lectern_common.checks.preflight import startable
     from lectern_common.run_folder import RunFolder
 
     require_folder(spec, roots, resume=resume)
     folder = RunFolder(roots.runs / spec.name)
-    teacher = require_startable(
+    found = startable(
         spec,
         roots,
         taught_by=folder.read_teacher() if resume else None,
@@ -70,8 +70,10 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
     if resume:
         folder.write_spec(spec)
     else:
-        folder = RunFolder.create(roots.runs, spec.name, spec, teacher)
+        folder = RunFolder.create(roots.runs, spec.name, spec, found.identity)
     console.note(f"run folder {folder.path}")
+    if found.counts is not None and (found.counts.of == "chat" or found.counts.unknown):
+        console.note(str(found.counts))
     if as_json:
         code = run_trainer(folder, roots, resume=resume)
     else:

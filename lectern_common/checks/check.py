@@ -1,11 +1,13 @@
 """A check and its outcome, as preflight, `lectern doctor` and a dry run report it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from lectern_common.errors import LecternError, error_of
+from lectern_common.errors import LecternError, Misconfigured, error_of
+
+_Looked = TypeVar("_Looked")
 
 
 class Outcome(StrEnum):
@@ -62,3 +64,17 @@ class Check:
             "advice": self.advice,
             "reason": None if self.error is None else self.error.reason,
         }
+
+
+def checked(
+    subject: str, look: Callable[[], tuple[_Looked, str]], nothing: _Looked
+) -> tuple[_Looked, Check]:
+    """Returns what `look` found and the passed check, or `nothing` and the failed one."""
+    try:
+        found, message = look()
+    except LecternError as error:
+        return nothing, Check.failed(subject, error)
+    except OSError as error:
+        sentence = f"cannot read {error.filename}: {error.strerror}"
+        return nothing, Check.failed(subject, Misconfigured(sentence))
+    return found, Check(subject, Outcome.PASS, message)

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.checks.rules import CUT, left_out_words
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Widths
+from lectern_common.words import counted
 from protos import teacher_pb2
 
 
@@ -22,6 +24,75 @@ class RowCounts:
     training: int
     validation: int
     filled: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """How much of a run's data is trained on and held out, and what is left out and why.
+
+    Attributes:
+        of: "row" or "chat": what is held out and left out.
+        total: of data.path; all but the first four and `held_out_rows` are about it.
+        training: used for training, in `training_rows`.
+        held_out: for validation, in `held_out_rows`, which may be of data.validation_path; before
+            those are left out that the training set has too.
+        unknown: left out, because the student lacks an id of them.
+        cut, dropped, unlabelled: of the others, as in FittedChats; 0 for text.
+        padding: share of the training rows' positions that hold no token.
+        labels: that the training rows teach, once; None for text.
+        labels_of_positions: their share of the positions of the training rows.
+        labels_lost: share of the learnt labels of data.path that is in no row of either set.
+    """
+
+    of: str
+    total: int
+    training: int
+    training_rows: int
+    held_out: int
+    held_out_rows: int
+    unknown: int
+    cut: int = 0
+    dropped: int = 0
+    unlabelled: int = 0
+    padding: float = 0.0
+    labels: int | None = None
+    labels_of_positions: float = 1.0
+    labels_lost: float = 0.0
+
+    def left_out(self) -> dict[str, int]:
+        """Returns how many are left out, by the reason in words; only reasons that occur."""
+        words = left_out_words(self.unknown, self.dropped, self.unlabelled)
+        return {why: count for why, count in words.items() if count}
+
+    def used(self) -> str:
+        """Returns "of 196 to train on, in 140 rows; 20 held out, in 8 rows"."""
+        rows, held = counted(self.training_rows, "row"), counted(self.held_out_rows, "row")
+        return f"of {self.total:,} to train on, in {rows}; {self.held_out:,} held out, in {held}"
+
+    def __str__(self) -> str:
+        parts = [f"{self.of}s: {self.training:,} {self.used()}"]
+        if self.cut:
+            parts.append(f"{self.cut:,} {CUT}")
+        parts += [f"{count:,} left out: {why}" for why, count in self.left_out().items()]
+        return "; ".join(parts)
+
+    def as_json(self) -> dict[str, int | float | None]:
+        """Returns the counts of chats, named as in the event `assembled`."""
+        return {
+            "chats": self.total,
+            "training_chats": self.training,
+            "training_rows": self.training_rows,
+            "held_out": self.held_out,
+            "held_out_rows": self.held_out_rows,
+            "chats_cut": self.cut,
+            "chats_dropped": self.dropped,
+            "chats_without_labels": self.unlabelled,
+            "chats_with_unknown_ids": self.unknown,
+            "padding": self.padding,
+            "labels": self.labels,
+            "labels_of_positions": self.labels_of_positions,
+            "labels_lost": self.labels_lost,
+        }
 
 
 @dataclass(frozen=True)

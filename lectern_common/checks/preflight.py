@@ -5,24 +5,23 @@ A run that cannot work is refused with one sentence and leaves nothing behind.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lectern_common.checks.beginnings import beginnings_check
-from lectern_common.checks.check import Check, Outcome
+from lectern_common.checks.check import Check, Outcome, checked
 from lectern_common.checks.compatibility import (
     StudentFacts,
     require_data_fits,
     require_teacher_fits,
 )
 from lectern_common.checks.documents import require_chats, with_documents
-from lectern_common.checks.estimate import RowCounts
+from lectern_common.checks.estimate import DataCounts, RowCounts
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
-from lectern_common.errors import InvalidSpec, LecternError, Misconfigured, NotFound
+from lectern_common.errors import InvalidSpec, LecternError, NotFound
 from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
@@ -39,8 +38,6 @@ from lectern_common.tokens.shards import (
 from lectern_common.words import counted
 from protos import teacher_pb2
 
-_Found = TypeVar("_Found")
-
 
 @dataclass
 class Found:
@@ -49,6 +46,7 @@ class Found:
     Attributes:
         manifest: of the training data.
         rows: of training and validation set; also None for synthetic data.
+        counts: what is trained on, held out and left out; None with `rows`.
         student: what its folder says about it.
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
@@ -57,10 +55,16 @@ class Found:
 
     manifest: ShardManifest | None = None
     rows: RowCounts | None = None
+    counts: DataCounts | None = None
     student: StudentFacts = UNKNOWN_STUDENT
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
     packs_chats: bool = True
+
+    @property
+    def identity(self) -> TeacherIdentity | None:
+        """The teacher that the run is accepted with."""
+        return None if self.teacher is None else TeacherIdentity.of(self.teacher)
 
 
 def examine(
@@ -99,21 +103,35 @@ def require_startable(
     Raises:
         LecternError: the error of the first failed check.
     """
+    found = startable(spec, roots, timeout_seconds, taught_by, packs_chats=packs_chats)
+    return found.identity
+
+
+def startable(
+    spec: RunSpec,
+    roots: Roots,
+    timeout_seconds: float = 10.0,
+    taught_by: TeacherIdentity | None = None,
+    *,
+    packs_chats: bool = True,
+) -> Found:
+    """Returns what the checks found. Arguments and errors are those of require_startable."""
     found = Found(taught_by=taught_by, packs_chats=packs_chats)
     for check in _checks(spec, roots, timeout_seconds, found):
         if check.error is not None:
             raise check.error
-    return None if found.teacher is None else TeacherIdentity.of(found.teacher)
+    return found
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
     spec = with_documents(spec, roots)
+    # First, because the data is searched for ids that the student lacks.
+    found.student, of_student = _student(spec, roots)
     if spec.data.path is None:
         yield Check("data", Outcome.PASS, "synthetic tokens; no files are read")
     else:
         yield from _data(spec, roots, spec.data.path, found)
-    found.student, check = _student(spec, roots)
-    yield check
+    yield of_student
     if found.manifest is not None and found.student.tokens is not None:
         yield _tokenizer(spec, roots, found)
     elif found.student is not UNKNOWN_STUDENT and (names := unread_vocabulary(spec, roots)):
@@ -132,27 +150,36 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
 
 def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Check]:
     """Checks that the datasets hold rows, and enough of them for a step."""
-    packs = found.packs_chats
-    training, check = _dataset(spec, roots, "data", path, packs_chats=packs)
+    training, check = _dataset(spec, roots, "data", path, found)
     yield check
+    if training is not None:
+        found.manifest = training.manifest
+        if check.error is not None:
+            return
     held_out: DatasetRows | None = None
     if spec.data.validation_path is not None:
         path = spec.data.validation_path
-        held_out, check = _dataset(spec, roots, "validation", path, packs_chats=packs)
+        held_out, check = _dataset(spec, roots, "validation", path, found)
         yield check
-        if held_out is None:
+        if check.error is not None:
             return
     if training is not None:
-        found.manifest = training.manifest
-        found.rows, check = _rows(spec, training, held_out, packs_chats=packs)
+        found.counts, check = _rows(spec, training, held_out, packs_chats=found.packs_chats)
         if check.error is not None:
             yield check
+        if found.counts is not None:
+            evaluated = min(found.counts.held_out_rows, spec.evaluation.max_sequences)
+            filled = 1 - found.counts.padding
+            found.rows = RowCounts(found.counts.training_rows, evaluated, filled)
 
 
 def _dataset(
-    spec: RunSpec, roots: Roots, subject: str, path: str, *, packs_chats: bool
+    spec: RunSpec, roots: Roots, subject: str, path: str, known: Found
 ) -> tuple[DatasetRows | None, Check]:
-    """Returns what is in a dataset, and the check that it holds at least one row."""
+    """Returns what is in a dataset, and the check that the student can use enough of it.
+
+    A dataset that the student cannot use is returned too.
+    """
     field = "data.validation_path" if subject == "validation" else "data.path"
 
     def look() -> tuple[DatasetRows, str]:
@@ -168,40 +195,48 @@ def _dataset(
             why += " (make one with `lectern data prepare`)"
             raise InvalidSpec([(field, why)]) from None
         open_shards(folder, manifest)
-        rows = DatasetRows(folder, manifest, data, packs_chats=packs_chats)
+        width = known.student.vocab_size
+        rows = DatasetRows(folder, manifest, data, width, packs_chats=known.packs_chats)
         tokens, shards = counted(manifest.total_tokens, "token"), manifest.shard_count
-        counts = f"{tokens} in {counted(shards, 'shard')}, "
-        if rows.num_chats is not None:
-            counts += f"{counted(rows.num_chats, 'chat')} in "
-        return rows, f"{path}: {counts}{counted(rows.count(), 'row')} of {data.seq_len}"
+        counts = f"{tokens} in {counted(shards, 'shard')}, {counted(rows.total, rows.of)}"
+        if rows.of == "row":
+            counts += f" of {data.seq_len}"
+        if rows.usable < rows.total:
+            counts += f", {rows.total - rows.usable:,} of them left out"
+        if len(rows.unknown):
+            counts += f" ({len(rows.unknown):,} with ids beyond the student's {width})"
+        return rows, f"{path}: {counts}"
 
-    return _checked(subject, look, nothing=None)
+    rows, check = checked(subject, look, nothing=None)
+    if rows is not None:
+        try:
+            rows.require_usable()
+        except LecternError as error:
+            check = Check.failed(subject, error)
+    return rows, check
 
 
 def _rows(
     spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None, *, packs_chats: bool
-) -> tuple[RowCounts | None, Check]:
-    """Returns the rows of both sets, and the check that a step has enough training rows."""
+) -> tuple[DataCounts | None, Check]:
+    """Returns the counts of both sets, and the check that a step has enough training rows."""
 
-    def look() -> tuple[RowCounts, str]:
+    def look() -> tuple[DataCounts, str]:
         datasets = [dataset] if held_out is None else [dataset, held_out]
         if packs_chats:
             require_chats(spec, [one.manifest for one in datasets])
-        if held_out is None:
-            training, validation = dataset.counts_without(spec.data.validation_fraction or 0.0)
-        else:
+        if held_out is not None:
             require_one_tokenizer(
                 str(spec.data.path),
                 dataset.manifest.tokenizer_sha256,
                 str(spec.data.validation_path),
                 held_out.manifest.tokenizer_sha256,
             )
-            training, validation = dataset.count(), held_out.count()
-        require_step(training, spec.batch.sequences_per_step)
-        evaluated = min(validation, spec.evaluation.max_sequences)
-        return RowCounts(training, evaluated, dataset.filled()), ""
+        counts = dataset.counts(held_out or spec.data.validation_fraction or 0.0)
+        require_step(counts.training_rows, spec.batch.sequences_per_step)
+        return counts, ""
 
-    return _checked("rows", look, nothing=None)
+    return checked("rows", look, nothing=None)
 
 
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
@@ -218,7 +253,7 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
         vocabulary = "vocabulary not in its config" if size is None else f"vocabulary of {size}"
         return facts, f"{origin}, {vocabulary}"
 
-    facts, check = _checked("student", look, nothing=UNKNOWN_STUDENT)
+    facts, check = checked("student", look, nothing=UNKNOWN_STUDENT)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = (
             f"{spec.student.init} is not a folder under the models root ({roots.models}), so it is "
@@ -236,7 +271,7 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
             note = require_data_fits(dataset, found.manifest, found.student.tokens, validation)
         return None, note or "data and student have the same tokens"
 
-    return _checked("tokenizer", look, nothing=None)[1]
+    return checked("tokenizer", look, nothing=None)[1]
 
 
 def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
@@ -252,7 +287,7 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
             raise InvalidSpec([("evaluation.prompts", why)])
         return None, counted(len(spec.evaluation.prompts), "prompt")
 
-    return _checked("prompts", look, nothing=None)[1]
+    return checked("prompts", look, nothing=None)[1]
 
 
 def _packages(spec: RunSpec) -> Check:
@@ -263,7 +298,7 @@ def _packages(spec: RunSpec) -> Check:
                 raise InvalidSpec([("report_to", why)])
         return None, f"{', '.join(spec.report_to)} installed"
 
-    return _checked("packages", look, nothing=None)[1]
+    return checked("packages", look, nothing=None)[1]
 
 
 def _teacher(
@@ -295,7 +330,7 @@ def _teacher(
             + "".join(f"; skipped for now: {error}" for error in away)
         )
 
-    return _checked("teacher", look, nothing=None)[1]
+    return checked("teacher", look, nothing=None)[1]
 
 
 def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
@@ -305,17 +340,3 @@ def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
         resolve_under(roots.data, path, "data.path") if path else None,
         resolve_under(roots.data, other, "data.validation_path") if other else None,
     )
-
-
-def _checked(
-    subject: str, look: Callable[[], tuple[_Found, str]], nothing: _Found
-) -> tuple[_Found, Check]:
-    """Returns what `look` found and the passed check, or `nothing` and the failed one."""
-    try:
-        found, message = look()
-    except LecternError as error:
-        return nothing, Check.failed(subject, error)
-    except OSError as error:
-        sentence = f"cannot read {error.filename}: {error.strerror}"
-        return nothing, Check.failed(subject, Misconfigured(sentence))
-    return found, Check(subject, Outcome.PASS, message)

@@ -1,13 +1,17 @@
-"""Eight rules for data and student, each with one error message.
+"""Ten rules for data and student, each with one error message.
 
 The checks before a run apply them to manifests and configs, the trainer to what it has loaded, so
 both report a broken rule in the same words.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.words import counted
+
+CUT = "longer than a row and cut (data.long_chats)"
+_NAMED_BAD_ROWS = 5
 
 
 def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:
@@ -39,6 +43,65 @@ def require_own_tokenizer(tokenizer: Path, its_sha256: str, shards_sha256: str) 
         raise CorruptData(
             f"{tokenizer} is not the tokenizer that the shards beside it were written with; "
             "prepare the data again"
+        )
+
+
+def require_few_unknown(
+    folder: Path,
+    of: str,
+    bad: Sequence[int],
+    total: int,
+    vocab_size: int,
+    max_bad_rows_fraction: float,
+) -> None:
+    """Raises Incompatible if too many rows or chats have ids that the student lacks.
+
+    Args:
+        folder: of the dataset.
+        of: "row" or "chat".
+        bad: their indices.
+        total: rows or chats of the dataset.
+        vocab_size: the student's.
+        max_bad_rows_fraction: of the spec's data.
+    """
+    if not bad or len(bad) / total <= max_bad_rows_fraction:
+        return
+    raise Incompatible(
+        f"{len(bad)} of {total} {of}s of {folder} ({len(bad) / total:.2%}) have ids outside the "
+        f"student's vocabulary of {vocab_size}; the first are {of}s {named_rows(bad)}. "
+        f"data.max_bad_rows_fraction allows {max_bad_rows_fraction}; prepare the data with the "
+        "student's tokenizer, or choose a student that has these ids"
+    )
+
+
+def named_rows(bad: Sequence[int]) -> str:
+    """Returns the first of these numbers, as messages name them."""
+    return ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
+
+
+def left_out_words(unknown: int, dropped: int, unlabelled: int) -> dict[str, int]:
+    """Returns the counts of rows or chats that a run leaves out, by the reason in words."""
+    return {
+        "with ids that the student lacks": unknown,
+        "longer than a row and dropped (data.long_chats)": dropped,
+        "with nothing that is learnt": unlabelled,
+    }
+
+
+def require_usable(folder: Path, of: str, usable: int, left_out: dict[str, int]) -> None:
+    """Raises Incompatible if a dataset has no row or chat that this run can use.
+
+    Args:
+        folder: of the dataset.
+        of: "row" or "chat".
+        usable: how many rows or chats can be used.
+        left_out: how many cannot, by the reason in words.
+    """
+    if not usable:
+        why = ", ".join(f"{count:,} {words}" for words, count in left_out.items() if count)
+        raise Incompatible(
+            f"{folder} has no usable {of}: {why}; prepare data that suits the student and "
+            "data.seq_len"
         )
 
 

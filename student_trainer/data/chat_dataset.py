@@ -13,6 +13,7 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.documents import require_documents, require_short_chats
+from lectern_common.checks.row_counts import chats_with
 from lectern_common.errors import CorruptData
 from lectern_common.tokens.chat_rows import LongChats, chat_lengths, fit, segments
 from lectern_common.tokens.shards import (
@@ -84,7 +85,7 @@ def open_chats(
     """Returns the chats of a dataset whose ids are all below `vocab_size`, to be packed into rows.
 
     Raises:
-        NotFound, CorruptData: as dataset.py says, of chats instead of rows.
+        NotFound, CorruptData, Incompatible: as dataset.py says, of chats instead of rows.
         InvalidSpec: the folder does not say where chats begin, or `long_chats` is error and a chat
             is longer than a row.
     """
@@ -139,7 +140,8 @@ def _scan_chats(
         here, is_used = slice(first, first + len(begins)), offsets <= seq_len
         terms = np.where(is_used, tokens, 0) * factors[np.minimum(offsets, seq_len)]
         seen.hashes[here] += np.add.reduceat(terms, begins)
-        seen.is_bad[here] |= np.logical_or.reduceat(is_used & (tokens >= vocab_size), begins)
+        places = start + np.flatnonzero(tokens >= vocab_size)
+        seen.is_bad[chats_with(places, chats.starts, seq_len)] = True
         is_label = is_used & (offsets > 0)
         if learnt is not None:
             is_label &= learnt != 0

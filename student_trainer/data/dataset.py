@@ -15,6 +15,7 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.documents import require_documents
+from lectern_common.checks.row_counts import rows_with
 from lectern_common.tokens.shards import ShardManifest, read_document_starts, read_manifest
 from student_trainer.batch import Tokens
 from student_trainer.data.rows import ChosenRows, StreamRows
@@ -74,8 +75,8 @@ def open_dataset(
 
     Raises:
         NotFound: there is no dataset.
-        CorruptData: sizes, hashes or ids do not match the manifest, or more than
-            `max_bad_rows_fraction` of the rows have ids that the student lacks.
+        CorruptData: sizes, hashes or ids do not match the manifest.
+        Incompatible: more than `max_bad_rows_fraction` of the rows have ids that the student lacks.
         InvalidSpec: there are too few tokens for one row of seq_len + 1, or documents must be kept
             apart but the folder does not say where they begin.
     """
@@ -118,8 +119,8 @@ def _scan(rows: StreamRows, folder: Path, manifest: ShardManifest, vocab_size: i
         used = tokens[: num_rows * size + rows.first_label]
         seen.hashes[here] = row_hashes(used, size, bos)
         if used.max() >= vocab_size:
-            windows = np.lib.stride_tricks.sliding_window_view(used, size + rows.first_label)
-            seen.is_bad[here] = (windows[::size][:num_rows] >= vocab_size).any(1)
+            places = start + np.flatnonzero(used >= vocab_size)
+            seen.is_bad[rows_with(places, size, count, rows.first_label)] = True
         if bos is not None and bos >= vocab_size:
             seen.is_bad[here] = True
         if rows.learnt is not None or rows.document_starts is not None:

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from lectern_common.checks.rules import named_rows, require_few_unknown
 from lectern_common.errors import CorruptData
 from lectern_common.tokens.shards import ShardManifest, open_masks, open_shards
 from student_trainer.batch import Tokens
 from student_trainer.data.stream import TokenStream
 
 _log = structlog.get_logger()
-
-_NAMED_BAD_ROWS = 5
 
 
 def open_streams(folder: Path, manifest: ShardManifest) -> tuple[TokenStream, TokenStream | None]:
@@ -89,16 +88,12 @@ def require_few(
     vocab_size: int,
     max_bad_rows_fraction: float,
 ) -> None:
-    """Raises CorruptData if too many of the rows or chats have ids that the student lacks."""
-    if not bad:
-        return
-    share = len(bad) / total
-    named = ", ".join(str(index) for index in bad[:_NAMED_BAD_ROWS])
-    if share > max_bad_rows_fraction:
-        raise CorruptData(
-            f"{len(bad)} of {total} {of}s of {folder} ({share:.2%}) have ids outside the "
-            f"student's vocabulary of {vocab_size}; the first are {of}s {named}. "
-            f"data.max_bad_rows_fraction allows {max_bad_rows_fraction}; prepare the data with the "
-            "student's tokenizer"
-        )
-    _log.warning(f"{of}s_left_out", folder=str(folder), **{f"{of}s": len(bad)}, first=named)
+    """Logs how many of the rows or chats are left out because the student lacks ids of them.
+
+    Raises:
+        Incompatible: they are too many.
+    """
+    require_few_unknown(folder, of, bad, total, vocab_size, max_bad_rows_fraction)
+    if bad:
+        counts = {f"{of}s": len(bad)}
+        _log.warning(f"{of}s_left_out", folder=str(folder), **counts, first=named_rows(bad))

@@ -10,8 +10,13 @@ import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.documents import documents_held_out, require_chats, with_documents
-from lectern_common.checks.rules import require_one_tokenizer, rows_held_out
-from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.checks.rules import (
+    left_out_words,
+    require_one_tokenizer,
+    require_usable,
+    rows_held_out,
+)
+from lectern_common.errors import InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.chat_rows import LONG_CHATS
@@ -89,8 +94,9 @@ def open_data(
     Raises:
         InvalidSpec: there are too few rows, every validation row is also a training row, or a
             setting has no effect.
-        Incompatible: the tokenizers of student, training data and validation data differ.
-        NotFound, CorruptData: as open_dataset says.
+        Incompatible: the tokenizers of student, training data and validation data differ, or
+            nothing of a dataset can be used.
+        NotFound, CorruptData, Incompatible: as open_dataset says.
     """
     if spec.data.path is None:
         synthetic = SyntheticRows(spec.seed, spec.data.seq_len, vocab_size)
@@ -151,7 +157,7 @@ def _last_held_out(spec: RunSpec, opened: Opened) -> list[npt.NDArray[np.int64]]
 
 
 def _open(spec: RunSpec, folder: Path, vocab_size: int, *, packs_chats: bool) -> Opened:
-    """Returns a dataset, checked. Raises CorruptData if nothing of it can be used."""
+    """Returns a dataset, checked. Raises Incompatible if nothing of it can be used."""
     data = spec.data
     apart = data.attention_across_documents is False
     if packs_chats and read_manifest(folder).is_chats:
@@ -163,12 +169,8 @@ def _open(spec: RunSpec, folder: Path, vocab_size: int, *, packs_chats: bool) ->
             attention_across_documents=not apart,
             long_chats=data.long_chats or LONG_CHATS,
         )
-        if not len(chats.chats):
-            raise CorruptData(
-                f"{folder} has no usable chat: {len(chats.bad_rows)} have ids that the student "
-                f"lacks, {chats.dropped} are longer than data.seq_len {data.seq_len} and dropped, "
-                f"and {chats.unlabelled} have no label that counts"
-            )
+        left_out = left_out_words(len(chats.bad_rows), chats.dropped, chats.unlabelled)
+        require_usable(folder, "chat", len(chats.chats), left_out)
         return chats
     opened = open_dataset(
         folder,
@@ -177,11 +179,8 @@ def _open(spec: RunSpec, folder: Path, vocab_size: int, *, packs_chats: bool) ->
         data.max_bad_rows_fraction,
         attention_across_documents=not apart,
     )
-    if not len(opened.rows):
-        raise CorruptData(
-            f"{folder} has no usable row: {len(opened.bad_rows)} rows have ids that the student "
-            f"lacks, and {opened.unlabelled} have no label that counts"
-        )
+    left_out = left_out_words(len(opened.bad_rows), 0, opened.unlabelled)
+    require_usable(folder, "row", len(opened.rows), left_out)
     return opened
 
 
@@ -223,6 +222,7 @@ def _described(spec: RunSpec, opened: Opened, training: Rows) -> dict[str, Any]:
             "chats_cut": opened.cut,
             "chats_dropped": opened.dropped,
             "chats_without_labels": opened.unlabelled,
+            "chats_with_unknown_ids": len(opened.bad_rows),
             "padding": round(training.padding, 4),
         }
     return found

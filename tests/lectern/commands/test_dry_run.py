@@ -331,33 +331,51 @@ def test_the_shares_of_chats_are_told(lectern, home, stand_in):
     assert found["spec"]["data"]["attention_across_documents"] is False
     assert found["spec"]["data"]["long_chats"] == "cut"
     [check] = [check for check in found["checks"] if check["subject"] == "data"]
-    assert check["message"] == "chats: 80 tokens in 1 shard, 11 chats in 6 rows of 16"
-    # Rows: 17 of 20 tokens, then 2 chats each.
+    assert check["message"] == "chats: 80 tokens in 1 shard, 11 chats"
+    # The last two chats are held out; the others lie in four rows of two and one of one.
     assert found["chats"] == {
-        "seq_len": 16,
-        "rule": "cut",
         "chats": 11,
-        "longer": 1,
-        "cut": 1,
-        "dropped": 0,
-        "unlabelled": 0,
-        "rows": 6,
-        "padding": pytest.approx(1 - (16 + 5 * 12) / 96),
-        "labels": 37,
-        "labels_of_positions": pytest.approx(37 / 96),
+        "training_chats": 9,
+        "training_rows": 5,
+        "held_out": 2,
+        "held_out_rows": 2,
+        "chats_cut": 1,
+        "chats_dropped": 0,
+        "chats_without_labels": 0,
+        "chats_with_unknown_ids": 0,
+        "padding": pytest.approx(1 - 9 * 6 / 80),
+        "labels": 27,
+        "labels_of_positions": pytest.approx(27 / 80),
         "labels_lost": pytest.approx(3 / 40),
     }
-    # The last two chats are held out; 9 chats of 6 tokens remain, in 5 rows.
     assert found["estimate"]["epochs"] == 30 * 2 / 5
-    assert found["estimate"]["tokens_per_step"] == round(2 * (16 + 5 * 12) / 6)
+    assert found["estimate"]["tokens_per_step"] == round(2 * 9 * 6 / 5)
     said = lectern("train", spec, "--home", home, "--dry-run").out.splitlines()
     assert [line.strip() for line in said[-5:]] == [
-        "chats         11  in 6 rows, with those held out for validation",
-        "20.8%  of positions are padding",
-        "38.5%  of positions have a label that is learnt: 37",
+        "chats          9  of 11 to train on, in 5 rows; 2 held out, in 2 rows",
         "1  longer than a row and cut (data.long_chats)",
+        "32.5%  of training positions are padding",
+        "33.8%  of training positions have a label that is learnt: 27",
         "7.5%  of the learnt labels are in no row",
     ]
+
+
+def test_rows_of_text_with_few_unknown_ids_pass_with_a_note(lectern, home, stand_in):
+    """Id 45 of row 3 is beyond the 40 of the student; of 30 rows one may be left out."""
+    stand_in()
+    tokens = [index % 40 for index in range(241)]
+    tokens[28] = 45
+    write_shards(home / "data/odd", tokens, vocab_size=50)
+    data = {"path": "odd", "seq_len": 8, "validation_fraction": 0.2, "max_bad_rows_fraction": 0.04}
+    ended = lectern("train", write_spec(home, data=data), "--home", home, "--dry-run")
+    assert ended.code == 0
+    assert (
+        "pass  data       odd: 241 tokens in 1 shard, 30 rows of 8, 1 of them left out (1 with ids "
+        "beyond the student's 40)"
+    ) in ended.out
+    assert "epochs over 23 rows" in ended.out
+    assert "of 30 to train on, in 23 rows; 6 held out, in 6 rows" in ended.out
+    assert "left out: with ids that the student lacks" in ended.out
 
 
 def test_text_has_no_shares_of_chats(lectern, home, stand_in):

@@ -119,6 +119,40 @@ CASES = {
         "data.validation_fraction: holding out 0.1 of 1 chat leaves none to train on; lower it, or "
         "prepare more data",
     ),
+    "rows-of-unknown-ids": Case(
+        {"data": {"path": "odd-text", "max_bad_rows_fraction": 0.2}},
+        Incompatible,
+        "3 of 12 rows of {data}/odd-text (25.00%) have ids outside the student's vocabulary of 40; "
+        "the first are rows 2, 3, 9. data.max_bad_rows_fraction allows 0.2; prepare the data with "
+        "the student's tokenizer, or choose a student that has these ids",
+    ),
+    "chats-of-unknown-ids": Case(
+        {"data": {"path": "odd-chats"}},
+        Incompatible,
+        "1 of 9 chats of {data}/odd-chats (11.11%) have ids outside the student's vocabulary of "
+        "40; the first are chats 4. data.max_bad_rows_fraction allows 0.001; prepare the data with "
+        "the student's tokenizer, or choose a student that has these ids",
+    ),
+    "unknown-ids-held-out": Case(
+        {"data": {"validation_fraction": None, "validation_path": "odd-text"}},
+        Incompatible,
+        "3 of 12 rows of {data}/odd-text (25.00%) have ids outside the student's vocabulary of 40; "
+        "the first are rows 2, 3, 9. data.max_bad_rows_fraction allows 0.001; prepare the data "
+        "with the student's tokenizer, or choose a student that has these ids",
+    ),
+    "no-usable-row": Case(
+        {"data": {"path": "all-odd", "max_bad_rows_fraction": 1}},
+        Incompatible,
+        "{data}/all-odd has no usable row: 4 with ids that the student lacks; prepare data that "
+        "suits the student and data.seq_len",
+    ),
+    "nothing-learnt": Case(
+        {"data": {"path": "silent-chats", "long_chats": "drop"}},
+        Incompatible,
+        "{data}/silent-chats has no usable chat: 2 longer than a row and dropped "
+        "(data.long_chats), 7 with nothing that is learnt; prepare data that suits the student and "
+        "data.seq_len",
+    ),
     "one-layer": Case(
         {"student": {"config": None, "init": "shallow", "keep_every_nth_layer": 2}},
         InvalidSpec,
@@ -140,6 +174,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_shards(home.path / "data/chats-with-bos", np.arange(60) % 9, content="chats", **row)
     chats: dict[str, Any] = {"mask": np.ones(60), "documents": [0, 10, 15, 20, 32, 37, 42, 47, 52]}
     write_shards(home.path / "data/chats", np.arange(60) % 37, **chats)
+    odd = np.arange(100) % 40
+    odd[[24, 75]] = 41, 3_000  # the last label of row 2 and the first input of row 3; in row 9
+    write_shards(home.path / "data/odd-text", odd)
+    # Token 31 is in chat 3, but behind the cut; token 34 is in chat 4.
+    long = np.arange(60) % 37
+    long[[31, 34]] = 90
+    write_shards(home.path / "data/odd-chats", long, **chats)
+    write_shards(home.path / "data/all-odd", np.full(33, 77))
+    silent = {**chats, "mask": np.zeros(60)}
+    write_shards(home.path / "data/silent-chats", np.arange(60) % 37, content="chats", **silent)
     write_shards(home.path / "data/one-chat", np.arange(9), mask=np.ones(9), documents=[0])
     home.tokenized("tampered", 300)
     other = home.tokenized("other", 280) / "tokenizer.json"

@@ -52,6 +52,40 @@ def test_a_run_that_succeeds_ends_with_0_and_names_its_export(lectern, home, sta
     assert "loss/total 1.0000" in ended.out
 
 
+def test_chats_that_are_cut_or_left_out_are_told_before_training(lectern, home, stand_ins):
+    """Of five chats one has 20 tokens, and one has nothing that is learnt."""
+    starts = [0, 4, 8, 28, 32]
+    mask = [0, 1, 1, 1] * 2 + [0] + [1] * 19 + [0] * 4 + [0, 1, 1, 1]
+    write_shards(home / "data/chats", [1] * 36, documents=starts, mask=mask)
+    batch = "{sequences_per_step: 1}"
+    for rule, said in (
+        (
+            "drop",
+            "chats: 2 of 5 to train on, in 1 row; 1 held out, in 1 row; 1 left out: longer than a "
+            "row and dropped (data.long_chats); 1 left out: with nothing that is learnt",
+        ),
+        (
+            "cut",
+            "chats: 3 of 5 to train on, in 2 rows; 1 held out, in 1 row; 1 longer than a row and "
+            "cut (data.long_chats); 1 left out: with nothing that is learnt",
+        ),
+    ):
+        data = f"{{path: chats, seq_len: 8, validation_fraction: 0.1, long_chats: {rule}}}"
+        spec = write_spec(home, name=rule, data=data, batch=batch)
+        ended = lectern("train", spec, "--home", home)
+        assert ended.code == 0, ended
+        assert said in ended.err.splitlines()
+
+
+def test_data_that_the_student_cannot_read_leaves_no_run_folder(lectern, home, stand_ins):
+    write_shards(home / "data/text", [index % 30 for index in range(99)], vocab_size=151_665)
+    data = "{path: text, seq_len: 8, validation_fraction: 0.1}"
+    ended = lectern("train", write_spec(home, data=data), "--home", home)
+    assert ended.code == 6
+    assert "12 of 12 rows of" in ended.err and "data.max_bad_rows_fraction allows" in ended.err
+    assert not (home / "runs/run").exists()
+
+
 def test_with_json_nothing_else_is_printed_to_standard_output(lectern, home, stand_ins):
     ended = lectern("train", write_spec(home), "--home", home, "--json")
 

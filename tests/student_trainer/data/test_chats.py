@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pytest
 from structlog.testing import capture_logs
 
+from lectern_common.checks import row_counts
 from lectern_common.checks.row_counts import DatasetRows
-from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.spec.load import parse_spec
 from lectern_common.tokens.shards import read_manifest
@@ -18,6 +19,7 @@ from student_trainer.batch import Batch
 from student_trainer.data import chat_dataset
 from student_trainer.data.chat_dataset import OpenedChats, open_chats
 from student_trainer.data.chats import ChatRows
+from student_trainer.data.dataset import open_dataset
 from student_trainer.data.rows import batch_from, in_order
 from student_trainer.data.select import Data, open_data
 from student_trainer.data.sources import ShardBatchSource
@@ -189,7 +191,7 @@ def test_a_chat_with_ids_that_the_student_lacks_is_left_out_alone(tmp_path: Path
     assert found.bad_rows == [1] and len(found.chats) == 2
     [said] = [line for line in logs if line["event"] == "chats_left_out"]
     assert said["chats"] == 1
-    with pytest.raises(CorruptData, match=r"1 of 3 chats .*33.33%.* chats 1"):
+    with pytest.raises(Incompatible, match=r"1 of 3 chats .*33.33%.* chats 1"):
         open_chats(folder, S, 290, 0.3, attention_across_documents=False, long_chats="cut")
     # Behind a cut no id matters.
     assert (
@@ -292,6 +294,7 @@ def test_the_last_chats_are_held_out_and_packed_by_themselves(tmp_path: Path) ->
         "chats_cut": 0,
         "chats_dropped": 0,
         "chats_without_labels": 0,
+        "chats_with_unknown_ids": 0,
         "padding": 0.0,
     }
 
@@ -347,8 +350,55 @@ def test_chats_without_known_starts_are_refused(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_chat_is_refused(tmp_path: Path) -> None:
     write_chats(tmp_path / "data/chats", chat(1, 9, 3), chat(2, 20, 3), chat(3, 3, 0))
-    with pytest.raises(CorruptData, match=r"no usable chat: 0 .* 2 are longer .*, and 1 have no"):
+    with pytest.raises(Incompatible, match=r"no usable chat: 2 longer than .*, 1 with nothing"):
         selected(tmp_path, long_chats="drop")
+
+
+@pytest.mark.parametrize("rule", ["cut", "drop"])
+@pytest.mark.parametrize("several", [None, [0, 2, 3, 6, 9, 10, 12, 14, 18, 20]])
+@pytest.mark.parametrize("block", [5, 1 << 22])
+def test_the_checks_before_a_run_count_what_the_trainer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, several: Any, block: int
+) -> None:
+    """Chats that are long, learn nothing, have unknown ids, or several of these at once."""
+    monkeypatch.setattr(row_counts, "_BLOCK_TOKENS", block)
+    chats = [chat(index, 1 + index % 3, 1 + index % 4) for index in range(24)]
+    chats[3] = ([110] * 30, [0] * 2 + [1] * 28)
+    chats[5] = ([111] * 30, [0] * 29 + [1])
+    chats[8] = chat(12, 4, 0)
+    chats[11] = ([112, 299, 299], [0, 1, 1])
+    chats[14] = ([113] * 12 + [299], [0] + [1] * 12)
+    chats[16] = ([299] * 20, [0] * 20)
+    folder = write_chats(tmp_path / "data/chats", *chats, chats=several)
+    spec = spec_of(seq_len=7, long_chats=rule, max_bad_rows_fraction=0.2)
+    data = open_data(spec, Roots.of_home(tmp_path), 290, None)
+    rows = DatasetRows(folder, read_manifest(folder), spec.data, 290)
+    rows.require_usable()
+    counts = rows.counts(0.25)
+    said = counts.as_json()
+    assert counts.unknown == 2 and counts.unlabelled >= 1 and counts.cut + counts.dropped >= 2
+    for name in data.described.keys() - {"attention_across_documents", "padding"}:
+        assert said[name] == data.described[name], name
+    assert round(counts.padding, 4) == data.described["padding"]
+    assert (counts.training_rows, counts.held_out_rows) == (
+        len(data.training),
+        len(data.validation),
+    )
+    assert counts.total == counts.training + counts.held_out + sum(counts.left_out().values())
+
+
+@pytest.mark.parametrize("row_bos", [{}, {"bos_policy": "row", "bos_token_id": 1}])
+def test_rows_of_text_with_unknown_ids_are_those_of_the_trainer(
+    tmp_path: Path, row_bos: dict[str, Any]
+) -> None:
+    tokens = np.random.default_rng(3).integers(0, 40, 203)
+    tokens[[0, 16, 63, 64, 65, 202]] = 60
+    folder = write_shards(tmp_path / "data/text", tokens, shards=3, **row_bos)
+    spec = spec_of(path="text", seq_len=8, max_bad_rows_fraction=0.5)
+    rows = DatasetRows(folder, read_manifest(folder), spec.data, 50)
+    assert rows.unknown.tolist() == open_dataset(folder, 8, 50, 0.5).bad_rows
+    data = open_data(spec, Roots.of_home(tmp_path), 50, None)
+    assert rows.counts_without(0.25)[0] == len(data.training)
 
 
 class Asked:

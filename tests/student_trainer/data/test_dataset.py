@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from structlog.testing import capture_logs
 
-from lectern_common.errors import CorruptData, DataUnavailable, InvalidSpec, NotFound
+from lectern_common.errors import CorruptData, DataUnavailable, Incompatible, InvalidSpec, NotFound
 from student_trainer.data import dataset
 from student_trainer.data.dataset import in_both, open_dataset, row_hashes
 from student_trainer.data.rows import StreamRows
@@ -75,7 +75,7 @@ def test_rows_with_ids_that_the_student_lacks_are_left_out_and_counted(tmp_path:
     assert all(dataset.rows.row(index).max() < 9 for index in range(7))
     (warning,) = (line for line in logs if line["event"] == "rows_left_out")
     assert warning["rows"] == 3
-    with pytest.raises(CorruptData, match=r"3 of 10 rows .*30.00%.* rows 2, 3, 7"):
+    with pytest.raises(Incompatible, match=r"3 of 10 rows .*30.00%.* rows 2, 3, 7"):
         open_dataset(folder, 4, 9, 0.29)
 
 
@@ -263,7 +263,7 @@ def test_ids_beyond_the_student_are_found_in_rows_with_their_own_first_token(
     folder = write_shards(tmp_path, tokens, vocab_size=8, **ROW)
     manifest = folder / "manifest.json"
     assert open_dataset(folder, 4, 8, 0.0).bad_rows == []
-    with pytest.raises(CorruptData, match="10 of 10 rows"):  # the first token is among them
+    with pytest.raises(Incompatible, match="10 of 10 rows"):  # the first token is among them
         open_dataset(folder, 4, 7, 0.0)
     manifest.write_text(manifest.read_text().replace('"bos_token_id": 7', '"bos_token_id": 5'))
     assert open_dataset(folder, 4, 6, 1.0).bad_rows == [0, 1]

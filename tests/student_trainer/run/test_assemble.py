@@ -534,7 +534,7 @@ def test_bad_rows_are_left_out_up_to_the_cap(home: Home) -> None:
     tokens = np.random.default_rng(6).integers(0, VOCAB_SIZE, 400)
     tokens[[100, 300]] = VOCAB_SIZE + 3
     write_shards(home.path / "data" / "dirty", tokens)
-    refused(home, CorruptData, "2 of 49 rows", data={"path": "dirty"})
+    refused(home, Incompatible, "2 of 49 rows", data={"path": "dirty"})
     folder = home.run(data={"path": "dirty", "max_bad_rows_fraction": 0.1})
     with assembled(home, folder) as run:
         assert len(run.data.training) + len(run.data.validation) == 47
