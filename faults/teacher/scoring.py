@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,8 @@ def _at_once(address: str, messages: Sequence[Any]) -> list[Answer]:
 
 # With a remainder of every size beside blocks of 16, 32 and 64 rows.
 _LENGTHS = (1, 2, 5, 16, 17, 31, 32, 33, 64, 67, 100)
-_COMPUTED_ALONE = ("--cache-bytes", "0")
+# Positions asked of each sequence; all if it has fewer.
+_ASKED = (1, 2, 3, 4, 7, 11, 33, 100)
 
 
 def other_company(stage: Stage) -> Tally:
@@ -141,12 +143,12 @@ def other_company(stage: Stage) -> Tally:
     for threads in ("1", "2"):
         for dtype in ("float32", "bfloat16"):
             model = write_model(stage.folder / f"{dtype}-{threads}", dtype=dtype, hidden=64)
-            options = ("--model", str(model), "--threads", threads, *_COMPUTED_ALONE)
+            options = ("--model", str(model), "--threads", threads, "--cache-bytes", "0")
             with stage.server(*options, faults=_UNMEASURED) as server:
                 what = f"{dtype}, {threads} threads"
-                targets, alone = _alone(server.address)
-                _compare_mixes(stage, server.address, tally, what, targets, alone)
-                _compare_asked(stage, server.address, tally, what, targets, alone)
+                alone = _Alone.answered(stage, server.address, tally, what)
+                _compare_mixes(alone)
+                _compare_asked(alone)
     tally.figure = (
         f"{tally.survived} answers in other batches, of other positions and in other requests are "
         "byte-equal to those of whole sequences alone (float32 and bfloat16, one and two threads, "
@@ -155,53 +157,58 @@ def other_company(stage: Stage) -> Tally:
     return tally
 
 
-Alone = dict[tuple[str, int], list[bytes]]
+@dataclass(frozen=True)
+class _Alone:
+    """A server's answers about whole sequences, one at a time, to compare others with.
+
+    `rows` are by representation and index of the sequence.
+    """
+
+    stage: Stage
+    address: str
+    tally: Tally
+    what: str
+    targets: list[list[int]]
+    rows: dict[tuple[str, int], list[bytes]]
+
+    @classmethod
+    def answered(cls, stage: Stage, address: str, tally: Tally, what: str) -> "_Alone":
+        draw = random.Random(0)  # noqa: S311 - test data, not a secret
+        targets = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in _LENGTHS]
+        rows: dict[tuple[str, int], list[bytes]] = {}
+        with connect(address) as channel:
+            for kind, extra in _KINDS.items():
+                for index, target in enumerate(targets):
+                    answer = ask(channel, request([target], kind, **extra))
+                    if isinstance(answer, Refusal):
+                        raise RuntimeError(f"a sequence alone was refused: {shown(answer)}")
+                    rows[kind, index] = answer
+        return cls(stage, address, tally, what, targets, rows)
 
 
-def _alone(address: str) -> tuple[list[list[int]], Alone]:
-    """Returns sequences, and the rows of each by representation and index."""
-    draw = random.Random(0)  # noqa: S311 - test data, not a secret
-    targets = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in _LENGTHS]
-    alone: Alone = {}
-    with connect(address) as channel:
-        for kind, extra in _KINDS.items():
-            for index, target in enumerate(targets):
-                answer = ask(channel, request([target], kind, **extra))
-                if isinstance(answer, Refusal):
-                    raise RuntimeError(f"a sequence alone was refused: {shown(answer)}")
-                alone[kind, index] = answer
-    return targets, alone
-
-
-def _compare_asked(
-    stage: Stage,
-    address: str,
-    tally: Tally,
-    what: str,
-    targets: list[list[int]],
-    alone: Alone,
-) -> None:
+def _compare_asked(alone: _Alone) -> None:
     """Asks for some positions of all sequences, in one request and in one each."""
     draw = np.random.default_rng(1)
-    wholes = [np.ones(len(target), bool) for target in targets]
-    for turn in range(stage.tries(6, 2)):
-        stage.say(f"{what}, positions {turn + 1}")
-        masks = [_few(draw, len(target), turn) for target in targets] if turn else wholes
+    for count in _ASKED[: alone.stage.tries(len(_ASKED), 2)]:
+        alone.stage.say(f"{alone.what}, {count} positions")
+        masks = [_few(draw, len(target), count) for target in alone.targets]
         for kind, extra in _KINDS.items():
             wanted = [
-                alone[kind, index][place]
+                alone.rows[kind, index][place]
                 for index, mask in enumerate(masks)
                 for place in np.flatnonzero(mask)
             ]
-            with connect(address) as channel:
-                together = ask(channel, request(targets, kind, mask=np.concatenate(masks), **extra))
+            whole = request(alone.targets, kind, mask=np.concatenate(masks), **extra)
+            with connect(alone.address) as channel:
+                together = ask(channel, whole)
                 parts = [
                     ask(channel, request([target], kind, mask=mask, **extra))
-                    for target, mask in zip(targets, masks, strict=True)
+                    for target, mask in zip(alone.targets, masks, strict=True)
                 ]
-            tally.count(together == wanted, f"{what} {kind}: asked positions differ, together")
+            what = f"{alone.what} {kind}: {count} positions differ"
+            alone.tally.count(together == wanted, f"{what}, together")
             cut = [row for part in parts if not isinstance(part, Refusal) for row in part]
-            tally.count(cut == wanted, f"{what} {kind}: asked positions differ, one by one")
+            alone.tally.count(cut == wanted, f"{what}, one by one")
 
 
 def _few(draw: np.random.Generator, length: int, count: int) -> npt.NDArray[np.bool_]:
@@ -211,27 +218,22 @@ def _few(draw: np.random.Generator, length: int, count: int) -> npt.NDArray[np.b
     return mask
 
 
-def _compare_mixes(
-    stage: Stage,
-    address: str,
-    tally: Tally,
-    what: str,
-    targets: list[list[int]],
-    alone: Alone,
-) -> None:
+def _compare_mixes(alone: _Alone) -> None:
+    """Asks for all sequences at once, among others of the same and other runs."""
     draw = random.Random(0)  # noqa: S311 - test data, not a secret
-    for turn in range(stage.tries(12, 3)):
-        stage.say(f"{what}, mix {turn + 1}")
+    for turn in range(alone.stage.tries(12, 3)):
+        alone.stage.say(f"{alone.what}, mix {turn + 1}")
         kind = list(_KINDS)[turn % len(_KINDS)]
-        requests, places = _mix(draw, targets, kind)
-        for place, answer in zip(places, _at_once(address, requests), strict=True):
+        requests, places = _mix(draw, alone.targets, kind)
+        for place, answer in zip(places, _at_once(alone.address, requests), strict=True):
             index, first_row = place
-            wanted = alone[kind, index]
+            wanted = alone.rows[kind, index]
             same = (
                 not isinstance(answer, Refusal)
                 and answer[first_row : first_row + len(wanted)] == wanted
             )
-            tally.count(same, f"{what} {kind}: {_LENGTHS[index]} tokens differ in a batch")
+            what = f"{alone.what} {kind}: {_LENGTHS[index]} tokens differ in a batch"
+            alone.tally.count(same, what)
 
 
 def _mix(

@@ -143,8 +143,8 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield _packages(spec)
     if spec.teacher is not None:
         yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
-        if found.teacher is not None and found.manifest is not None:
-            dataset = resolve_under(roots.data, str(spec.data.path), "data.path")
+        dataset, _ = _folders(spec, roots)
+        if found.teacher is not None and found.manifest is not None and dataset is not None:
             yield from beginnings_check(found.teacher, found.manifest, dataset)
 
 

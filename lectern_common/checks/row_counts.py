@@ -33,6 +33,7 @@ from lectern_common.tokens.chat_rows import (
 )
 from lectern_common.tokens.shards import (
     ShardManifest,
+    blocks_of,
     open_masks,
     open_shards,
     read_chat_numbers,
@@ -40,10 +41,6 @@ from lectern_common.tokens.shards import (
 )
 
 _Ints = npt.NDArray[np.int64]
-
-
-# Tokens searched at a time.
-_BLOCK_TOKENS = 1 << 22
 
 
 class DatasetRows:
@@ -95,7 +92,7 @@ class DatasetRows:
                 self.unknown = np.arange(self.total)
             return
         rule = data.long_chats or LONG_CHATS
-        starts = _starts(folder, manifest)
+        starts = chat_starts(folder, manifest)
         lengths = chat_lengths(starts, manifest.total_tokens)
         require_short_chats(folder, lengths, data.seq_len, rule)
         self.total = len(lengths)
@@ -157,8 +154,6 @@ class DatasetRows:
             return DataCounts("row", self.total, ours, ours, held, held_rows, unknown)
         lengths = self._fitted.lengths[:ours]
         packing = self._packed(lengths)
-        positions = max(1, len(packing) * self._seq_len)
-        used = int(np.minimum(packing.row_tokens(lengths), self._seq_len).sum())
         labels = int(self._labels[:ours].sum())
         return DataCounts(
             of="chat",
@@ -171,9 +166,9 @@ class DatasetRows:
             cut=self._fitted.cut,
             dropped=self._fitted.dropped,
             unlabelled=self._fitted.unlabelled,
-            padding=1 - used / positions,
+            padding=packing.padding(lengths, self._seq_len),
             labels=labels,
-            labels_of_positions=labels / positions,
+            labels_of_positions=labels / max(1, len(packing) * self._seq_len),
             labels_lost=1 - int(self._labels.sum()) / max(1, self._all_labels),
         )
 
@@ -190,12 +185,9 @@ class DatasetRows:
         """Returns the rows or chats with ids that the student lacks; reads nothing if none can."""
         if self._width is None or self.manifest.vocab_size <= self._width:
             return np.empty(0, np.int64)
-        found, first = [np.empty(0, np.int64)], 0
-        for shard in open_shards(self._folder, self.manifest):
-            for begin in range(0, len(shard), _BLOCK_TOKENS):
-                block = shard[begin : begin + _BLOCK_TOKENS]
-                found.append(of_places(first + np.flatnonzero(block >= self._width)))
-                first += len(block)
+        found = [np.empty(0, np.int64)]
+        for first, block in blocks_of(open_shards(self._folder, self.manifest)):
+            found.append(of_places(first + np.flatnonzero(block >= self._width)))
         return np.unique(np.concatenate(found))
 
 
@@ -229,7 +221,7 @@ def shares_of(
     Raises:
         CorruptData: the dataset does not match its manifest.
     """
-    starts = _starts(folder, manifest)
+    starts = chat_starts(folder, manifest)
     lengths = chat_lengths(starts, manifest.total_tokens)
     limits = [*(seq_len + 1 for seq_len, _ in wanted), manifest.total_tokens]
     labels = _labels(folder, manifest, starts, limits)
@@ -248,7 +240,8 @@ def _labels(folder: Path, manifest: ShardManifest, starts: _Ints, limits: Sequen
     return np.asarray(np.minimum(lengths, np.array(limits)[:, None]) - 1, np.int64)
 
 
-def _starts(folder: Path, manifest: ShardManifest) -> npt.NDArray[np.int64]:
+def chat_starts(folder: Path, manifest: ShardManifest) -> _Ints:
+    """Returns where each chat of a dataset begins. Raises CorruptData if that is not recorded."""
     starts = read_document_starts(folder, manifest)
     if starts is None:
         raise CorruptData(f"{folder} does not record where its chats begin")

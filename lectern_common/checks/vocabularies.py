@@ -18,6 +18,7 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import (
     TOKENIZER_NAME,
     ShardManifest,
+    blocks_of,
     open_shards,
     read_manifest,
 )
@@ -31,8 +32,6 @@ from lectern_common.tokens.tokenizer_map import (
 from lectern_common.words import counted
 from protos import teacher_pb2
 
-# Tokens searched at a time.
-_BLOCK_TOKENS = 1 << 22
 _NAMED_IDS = 5
 
 
@@ -159,15 +158,14 @@ def used_ids(folders: Sequence[Path], ids: Iterable[int]) -> set[int] | None:
     try:
         for folder in folders:
             manifest = read_manifest(folder)
-            begins = manifest.bos_token_id  # with "row", only in the rows, not in the shards
-            if manifest.bos_policy == "row" and begins is not None and begins in wanted:
+            begins = manifest.row_bos_id  # only in the rows, not in the shards
+            if begins is not None and begins in wanted:
                 return {begins}
-            for shard in open_shards(folder, manifest):
-                for start in range(0, len(shard), _BLOCK_TOKENS):
-                    tokens = np.minimum(shard[start : start + _BLOCK_TOKENS], last)
-                    met = tokens[is_wanted[tokens]]
-                    if len(met):
-                        return set(np.unique(met).tolist())
+            for _, block in blocks_of(open_shards(folder, manifest)):
+                tokens = np.minimum(block, last)
+                met = tokens[is_wanted[tokens]]
+                if len(met):
+                    return set(np.unique(met).tolist())
     except (CorruptData, NotFound):
         return None
     return set()

@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lectern_common.tokens.shards import blocks_of
+
 LongChats = Literal["cut", "drop", "error"]
 LONG_CHATS: LongChats = "cut"
 """What a run does with chats longer than a row unless its spec says otherwise."""
 
 _Ints = npt.NDArray[np.int64]
-# Mask bytes counted at a time.
+# Mask bytes counted at a time; each takes some 40 bytes.
 _COUNTED_AT_A_TIME = 1 << 20
 
 
@@ -43,6 +45,11 @@ class Packing:
     def row_tokens(self, lengths: _Ints) -> _Ints:
         """Returns the tokens of each row, [len(self)]; `lengths` are the chats'."""
         return np.diff(np.concatenate([[0], np.cumsum(lengths[self.chats])])[self.offsets])
+
+    def padding(self, lengths: _Ints, seq_len: int) -> float:
+        """Returns the share of the rows' inputs, seq_len each, that holds no token of a chat."""
+        used = int(np.minimum(self.row_tokens(lengths), seq_len).sum())
+        return 1 - used / max(1, len(self) * seq_len)
 
 
 def best_fit(lengths: _Ints, capacity: int) -> Packing:
@@ -213,18 +220,16 @@ def learnt_labels(masks: Sequence[Any], starts: _Ints, limits: Sequence[int]) ->
         starts: as read_document_starts returns them.
         limits: numbers of tokens.
     """
-    counts, first = np.zeros((len(limits), len(starts)), np.int64), 0
-    for mask in masks:
-        for begin in range(0, len(mask), _COUNTED_AT_A_TIME):
-            is_learnt = mask[begin : begin + _COUNTED_AT_A_TIME] != 0
-            chat, begins, offsets = segments(starts, first, len(is_learnt))
-            is_learnt &= offsets > 0
-            before = np.concatenate([[0], np.cumsum(is_learnt)])
-            ends = np.concatenate([begins[1:], [len(is_learnt)]])
-            for row, limit in zip(counts, limits, strict=True):
-                last = np.clip(begins + limit - offsets[begins], begins, ends)
-                row[chat : chat + len(begins)] += before[last] - before[begins]
-            first += len(is_learnt)
+    counts = np.zeros((len(limits), len(starts)), np.int64)
+    for first, block in blocks_of(masks, _COUNTED_AT_A_TIME):
+        is_learnt = block != 0
+        chat, begins, offsets = segments(starts, first, len(is_learnt))
+        is_learnt &= offsets > 0
+        before = np.concatenate([[0], np.cumsum(is_learnt)])
+        ends = np.concatenate([begins[1:], [len(is_learnt)]])
+        for row, limit in zip(counts, limits, strict=True):
+            last = np.clip(begins + limit - offsets[begins], begins, ends)
+            row[chat : chat + len(begins)] += before[last] - before[begins]
     return counts
 
 
@@ -272,8 +277,6 @@ def chat_shares(
     """
     fitted = fit(lengths, seq_len, rule, labels > 0)
     packing = best_fit(fitted.lengths, seq_len + 1)
-    used = int(np.minimum(packing.row_tokens(fitted.lengths), seq_len).sum())
-    positions = max(1, len(packing) * seq_len)
     taught, total = int(labels[fitted.chosen].sum()), max(1, int(all_labels.sum()))
     return ChatShares(
         seq_len=seq_len,
@@ -284,8 +287,8 @@ def chat_shares(
         dropped=fitted.dropped,
         unlabelled=fitted.unlabelled,
         rows=len(packing),
-        padding=1 - used / positions,
+        padding=packing.padding(fitted.lengths, seq_len),
         labels=taught,
-        labels_of_positions=taught / positions,
+        labels_of_positions=taught / max(1, len(packing) * seq_len),
         labels_lost=1 - taught / total,
     )

@@ -14,7 +14,7 @@ DATASET/tokenizer.json        the tokenizer that made the ids, with the other fi
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,8 @@ TOKENIZER_NAME = "tokenizer.json"
 DOCUMENTS_NAME = "documents.bin"
 CHATS_NAME = "chats.bin"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_HASHED_AT_A_TIME = 1 << 22
+# Values of a file in memory at a time.
+_BLOCK_VALUES = 1 << 22
 
 
 class ShardManifest(BaseModel):
@@ -271,12 +272,25 @@ def _rising(path: Path, sha256: str, count: int, below: int, what: str) -> npt.N
     return numbers
 
 
+def blocks_of(
+    files: Sequence[Any], size: int | None = None
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yields (index of its first value, values) of each block of the files, in order.
+
+    A block has at most `size` values (4 million), all of one file.
+    """
+    before, size = 0, size or _BLOCK_VALUES
+    for file in files:
+        for first in range(0, len(file), size):
+            yield before + first, file[first : first + size]
+        before += len(file)
+
+
 def corpus_sha256(shards: Sequence[Any]) -> str:
     """Returns the hex SHA-256 over all shard bytes in order."""
     digest = hashlib.sha256()
-    for shard in shards:
-        for first in range(0, len(shard), _HASHED_AT_A_TIME):
-            digest.update(shard[first : first + _HASHED_AT_A_TIME].tobytes())
+    for _, block in blocks_of(shards):
+        digest.update(block.tobytes())
     return digest.hexdigest()
 
 

@@ -13,13 +13,11 @@ import numpy.typing as npt
 import structlog
 
 from lectern_common.checks.documents import require_documents, require_short_chats
-from lectern_common.checks.row_counts import chats_with
-from lectern_common.errors import CorruptData
+from lectern_common.checks.row_counts import chat_starts, chats_with
 from lectern_common.tokens.chat_rows import LongChats, chat_lengths, fit, segments
 from lectern_common.tokens.shards import (
     ShardManifest,
     read_chat_numbers,
-    read_document_starts,
     read_manifest,
 )
 from student_trainer.data.chats import ChatRows, Chats
@@ -92,9 +90,7 @@ def open_chats(
     started = time.monotonic()
     manifest = read_manifest(folder)
     require_documents(folder, manifest, seq_len, attention_across=attention_across_documents)
-    starts = read_document_starts(folder, manifest)
-    if starts is None:
-        raise CorruptData(f"{folder} does not record where its chats begin")
+    starts = chat_starts(folder, manifest)
     numbers = read_chat_numbers(folder, manifest)
     lengths = chat_lengths(starts, manifest.total_tokens)
     require_short_chats(folder, lengths, seq_len, long_chats)

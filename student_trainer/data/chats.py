@@ -106,8 +106,7 @@ class ChatRows:
     @property
     def padding(self) -> float:
         """Share of the rows' inputs that is padding."""
-        used = np.minimum(self.packing.row_tokens(self.chats.lengths), self.seq_len).sum()
-        return 1 - float(used) / max(1, len(self) * self.seq_len)
+        return self.packing.padding(self.chats.lengths, self.seq_len)
 
     def _num_tokens(self, index: int) -> int:
         return int(self.chats.lengths[self.packing.row(index)].sum())

@@ -20,7 +20,7 @@ _PROBES = (
     " 1234 56789 3.14 1,000,000 0x1F 2026-11-29",
     "x  =  12\n\n\t\tif  a:\r\n        return  a[1:]   \n  \n",
     "'S DON'T I'll we've",
-    "def f(self, *args): # TODO\n    return {'a': [1, 2], \"b\": __name__}\n",
+    "def f(self, *args): # a note\n    return {'a': [1, 2], \"b\": __name__}\n",
     "caf\xe9 na\xefve stra\xdfe \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \u0645\u0631\u062d\u0628",
     "e\u0301 A\u030a \u0939\u093f\u0928\u094d\u0926\u0940 \u1100\u1161 \ufb01",
     "\U0001f642\U0001f469\u200d\U0001f4bb \u2026 \xa0 \u3000 \u2014 \u2581 a\u2581b",

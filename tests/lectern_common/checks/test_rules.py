@@ -1,4 +1,4 @@
-"""Each rule at its limit; tests/lectern/commands/test_eight_rules.py checks the messages."""
+"""Each rule at its limit; tests/lectern/commands/test_rules.py checks the messages."""
 
 from pathlib import Path
 

@@ -115,8 +115,11 @@ def test_after_a_kill_it_continues_and_writes_the_same_bytes(corpus: Path, tmp_p
         child.wait()
     assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=60)[1]
     work = output.parent / ".data.work"
-    made = {path.name: path.stat().st_mtime_ns for path in work.glob("*.piece")}
-    assert len(made) >= 5 and not output.exists()
+    pieces = sorted(work.glob("*.piece"))
+    assert len(pieces) >= 6 and not output.exists()
+    for path in pieces[5:]:  # on a busy machine all are made before the kill
+        path.unlink()
+    made = {path.name: path.stat().st_mtime_ns for path in pieces[:5]}
     times = []
 
     def look(stage: str, done: int, total: int) -> None:
@@ -135,7 +138,7 @@ def test_after_a_kill_it_continues_and_writes_the_same_bytes(corpus: Path, tmp_p
         on_progress=look,
     )
     assert {name: time for name, time in times[-1].items() if name in made} == made
-    assert len(times[-1]) >= len(made)  # all were made if the machine is busy
+    assert len(times[-1]) > len(made)
     assert tree(output.parent) == undisturbed
 
 

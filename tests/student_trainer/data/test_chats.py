@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pytest
 from structlog.testing import capture_logs
 
-from lectern_common.checks import row_counts
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import Roots
 from lectern_common.spec.load import parse_spec
+from lectern_common.tokens import shards
 from lectern_common.tokens.shards import read_manifest
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
@@ -361,7 +361,7 @@ def test_the_checks_before_a_run_count_what_the_trainer_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, several: Any, block: int
 ) -> None:
     """Chats that are long, learn nothing, have unknown ids, or several of these at once."""
-    monkeypatch.setattr(row_counts, "_BLOCK_TOKENS", block)
+    monkeypatch.setattr(shards, "_BLOCK_VALUES", block)
     chats = [chat(index, 1 + index % 3, 1 + index % 4) for index in range(24)]
     chats[3] = ([110] * 30, [0] * 2 + [1] * 28)
     chats[5] = ([111] * 30, [0] * 29 + [1])
