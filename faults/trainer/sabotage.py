@@ -80,12 +80,12 @@ def _any_spec_resumes(_program: str) -> None:
 
 
 def _tokens_not_compared(_program: str) -> None:
-    from lectern_common.checks import compatibility
+    from lectern_common.checks import vocabularies
 
     def trusting(*_: object, **_named: object) -> None:
         return
 
-    put(compatibility, "require_same_tokens", trusting)
+    put(vocabularies, "require_same_tokens", trusting)
 
 
 def _everything_is_finite(_program: str) -> None:

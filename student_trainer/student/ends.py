@@ -137,7 +137,7 @@ def _taught_ends(
 ) -> list[int]:
     """Returns the tokens that end what the assistant says, the commonest first; for text, none."""
     masks = open_masks(dataset, manifest)
-    if masks is None or manifest.content == "text":
+    if masks is None or not manifest.is_chats:
         return []
     shards, left = open_shards(dataset, manifest), _SEARCHED
     starts = read_document_starts(dataset, manifest)
