@@ -8,6 +8,7 @@ stopped, failed, interrupted -> queued
 succeeded -> queued    if the resume asks for more steps
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,6 +24,7 @@ from lectern_common.run_folder import RESUMABLE, RunFolder, RunState, Status, sa
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.untrusted import cut
 
 
 class Wanted(StrEnum):
@@ -194,7 +196,7 @@ def select_runs(
 
 def _run_of(row: sa.RowMapping) -> Run:
     """Returns the run of a row, whatever the row holds: a damaged one must not hide the others."""
-    values = dict(row)
+    values = {column.name: _stored(column, row[column.name]) for column in runs.columns}
     values["spec"] = _object(row["spec"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
     try:
@@ -207,6 +209,17 @@ def _run_of(row: sa.RowMapping) -> Run:
         message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; resume it"
         values |= {"state": RunState.FAILED, "reason": CorruptData.reason, "message": message}
     return Run(**values)
+
+
+def _stored(column: sa.Column[Any], value: Any) -> Any:
+    """Returns a column's value, or a plain one if it is not of the column's type."""
+    if value is None or isinstance(column.type, sa.JSON):
+        return value
+    if isinstance(column.type, sa.Text):
+        return cut(value if isinstance(value, str) else str(value))
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value
+    return None if column.nullable else 0
 
 
 def _object(value: Any) -> dict[str, Any]:
