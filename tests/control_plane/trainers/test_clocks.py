@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -105,7 +106,7 @@ def test_a_status_that_names_a_process_of_someone_else_is_not_believed(bench, tm
 def test_a_trainer_of_the_release_before_is_adopted_and_its_end_is_believed(bench, recorded):
     """Its status has version 1: a create time by the wall clock, no boot id and no attempt."""
     run = bench.started()
-    old = {"version": 1, "boot_id": None, "start_ticks": None, "attempt": None}
+    old: dict[str, Any] = {"version": 1, "boot_id": None, "start_ticks": None, "attempt": None}
     old["process_create_time"] = 500.0
     process = bench.processes.last()
     process.say("running", step=2, **old)
@@ -137,15 +138,16 @@ def test_a_real_trainer_whose_clock_is_an_hour_off_is_adopted_and_stopped(bench,
         text=True,
         check=True,
     ).stdout.strip()
-    environment = {"LD_PRELOAD": preload, "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    environment = {"LD_PRELOAD": preload, "FAKETIME": offset}
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
-    for launcher in (Launcher(STAND_IN, environment), Launcher(STAND_IN)):
+    first = Launcher(STAND_IN, environment)
+    for launcher in (first, Launcher(STAND_IN)):
         parts = (bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock)
         reconciler = Reconciler(*parts)
 
         def trains(reconciler: Reconciler = reconciler) -> bool:
             reconciler.tick()
-            return bench.runs.get(run.id).state == "running"
+            return bool(bench.runs.get(run.id).state == "running")
 
         wait_for(trains, 60)
     found = bench.runs.get(run.id)
@@ -156,6 +158,8 @@ def test_a_real_trainer_whose_clock_is_an_hour_off_is_adopted_and_stopped(bench,
 
     def stopped() -> bool:
         reconciler.tick()
-        return bench.runs.get(run.id).state == "stopped"
+        return bool(bench.runs.get(run.id).state == "stopped")
 
     wait_for(stopped, 60)
+    for child in first._children.values():
+        child.wait()
