@@ -207,7 +207,7 @@ def _run_of(row: sa.RowMapping) -> Run:
         values["state"] = RunState(row["state"])
     except ValueError:
         message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; resume it"
-        values |= {"state": RunState.FAILED, "reason": CorruptData.reason, "message": message}
+        values |= {"reason": CorruptData.reason, "message": message, "state": RunState.FAILED}
     return Run(**values)
 
 
