@@ -28,7 +28,7 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
@@ -109,7 +109,8 @@ class ControlPlane:
         def explain(run: Run) -> Run:
             why = None
             if run.state is RunState.QUEUED:
-                why = self.devices.why_none(run.spec["device"]["kind"], taken)
+                with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
+                    why = self.devices.why_none(run.device_kind, taken)
             return run if why is None else replace(run, message=why)
 
         return [explain(run) for run in runs]
@@ -128,9 +129,10 @@ class ControlPlane:
         """Returns the active and queued runs of each teacher server that they use."""
         found: dict[str, list[str]] = {}
         for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
-            teacher = run.spec["teacher"]
-            for address in replica_addresses(teacher["address"]) if teacher else ():
-                found.setdefault(address, []).append(run.id)
+            teacher = run.spec.get("teacher")
+            with suppress(KeyError, TypeError, AttributeError, LecternError):  # a damaged row
+                for address in replica_addresses(teacher["address"]) if teacher else ():
+                    found.setdefault(address, []).append(run.id)
         return found
 
     def folder(self, run: Run) -> RunFolder:
@@ -203,7 +205,9 @@ def open_plane(
         runs=runs,
         commands=commands,
         changes=changes,
-        reconciler=Reconciler(runs, commands, roots, launcher, devices, clock, stop_grace_seconds),
+        reconciler=Reconciler(
+            runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
+        ),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),

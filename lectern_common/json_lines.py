@@ -10,6 +10,7 @@ it.
 
 import json
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from lectern_common.files import end_of, write_atomic
 
 MAX_READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 64 * 1024
+MAX_STEP = 2**53  # beyond it a browser's numbers are no longer exact
+# json makes an infinity of a number such as 1e999; only lines that may hold one are read slowly.
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
 Record = dict[str, Any]
 
 
@@ -138,7 +142,7 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
     for line in lines:
         end = Position(end.offset + len(line), zlib.crc32(line[-MAX_LINE_BYTES:]))
         record = _value(line)
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and _is_step(record.get("step")):
             records.append((record, end))
     return NewRecords(records, end, rewound, more and bool(lines))
 
@@ -164,6 +168,17 @@ def _complete(data: bytes) -> list[bytes]:
 def _value(line: bytes) -> Any:
     """Returns a line's value, with None for NaN and infinities; None if it is not JSON."""
     try:
+        if _MAY_OVERFLOW.search(line):
+            return json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
         return json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEP

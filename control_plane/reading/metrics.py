@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lectern_common.json_lines import Position, Record, read_after
 
@@ -81,8 +82,8 @@ class Thinner:
         entry = (self._count, record)
         self._ends = [entry] if not self._ends else [self._ends[0], entry]
         self._count += 1
-        if record.get("loss/val") is not None:
-            self._validation.add(entry, record["loss/val"])
+        if _number(record.get("loss/val")) is not None:
+            self._validation.add(entry, _number(record["loss/val"]))
         else:
             self._training.add(entry, _training_loss(record))
 
@@ -101,7 +102,7 @@ class _Buckets:
         self._buckets: list[tuple[_Keyed, _Keyed]] = []
 
     def add(self, entry: tuple[int, Record], value: float | None) -> None:
-        keyed = (float("inf") if value is None else float(value), entry)
+        keyed = (float("inf") if value is None else value, entry)
         if self._buckets and self._filled < self._width:
             self._buckets[-1] = _joined(self._buckets[-1], (keyed, keyed))
             self._filled += 1
@@ -136,9 +137,19 @@ def _value(keyed: _Keyed) -> float:
 
 def _training_loss(record: Record) -> float | None:
     """Returns the value to thin by: the record's total loss, else its first number."""
-    numbers = (value for key, value in record.items() if key != "step")
-    first = next((value for value in numbers if isinstance(value, int | float)), None)
-    return record.get("loss/total", first)
+    numbers = (_number(value) for key, value in record.items() if key != "step")
+    first = next((value for value in numbers if value is not None), None)
+    return _number(record["loss/total"]) if "loss/total" in record else first
+
+
+def _number(value: Any) -> float | None:
+    """Returns a value of a record as a float; None if it is none that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _picked(record: Record, keys: Collection[str]) -> Record:

@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 from control_plane.runs.commands import MAX_RESTARTS
 from control_plane.trainers.devices import Devices
-from control_plane.trainers.launcher import Identity
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.processes import Identity
+from lectern_common.run_folder import ATTEMPT_VARIABLE, RunFolder, RunState
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
 from tests.support.fakes import FakeProcess
@@ -78,11 +78,8 @@ def test_each_cuda_device_takes_one_run_and_the_cpu_the_rest(tmp_path):
         bench.create(name, device={"kind": "auto"})
     bench.create("d", device={"kind": "cpu"})
     bench.tick()
-    assert bench.processes.environments == [
-        {"CUDA_VISIBLE_DEVICES": "0"},
-        {"CUDA_VISIBLE_DEVICES": "1"},
-        {},
-    ]
+    given = [each.get("CUDA_VISIBLE_DEVICES") for each in bench.processes.environments]
+    assert given == ["0", "1", None]
     names = [process.folder.run_id[0] for process in bench.processes.started]
     assert names == ["a", "b", "d"]
     bench.store.close()
@@ -252,6 +249,7 @@ def test_a_trainer_that_has_ended_but_does_not_exit_is_killed(bench):
     run = bench.started()
     process = bench.processes.last()
     process.say("succeeded")
+    bench.tick()
     bench.tick(29)
     assert not process.killed
     bench.tick(5)
@@ -317,7 +315,7 @@ def test_a_run_that_ended_before_its_pid_was_recorded_is_not_started_again(bench
     run = bench.create()
     bench.commands.claim(run.id, "cpu")
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
-    bench.processes.start(folder, resume=False, environment={})
+    bench.processes.start(folder, resume=False, environment={ATTEMPT_VARIABLE: "1"})
     bench.processes.last().say("succeeded")
     bench.processes.last().end(0)
     bench.restart()
@@ -361,7 +359,7 @@ def test_an_unreadable_status_does_not_end_a_living_run(bench):
     RunFolder(bench.roots.runs / run.id).status_path.write_text("{")
     bench.processes.last(other.id).say("running", step=5)
     bench.tick(1)
-    assert seen(bench, run.id) == ("running", None)
+    assert seen(bench, run.id) == ("running", "status_unreadable")
     assert bench.runs.get(other.id).last_status.step == 5
 
 
@@ -512,7 +510,7 @@ def test_a_reused_pid_is_not_taken_for_the_trainer(bench):
     stranger = bench.processes.start(
         RunFolder(bench.roots.runs / "other"), resume=False, environment={}
     )
-    bench.processes.last().identity = Identity(run.pid, stranger.create_time + 100)
+    bench.processes.last().identity = Identity(run.pid, "this-boot", stranger.start_ticks)
     bench.restart()
     bench.tick(1)
     assert seen(bench, run.id) == ("interrupted", "killed")

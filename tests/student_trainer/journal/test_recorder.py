@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.json_lines import append_json_line, read_json_lines
+from lectern_common.processes import identity_of
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec.load import parse_spec
 from student_trainer.journal.recorder import Recorder
@@ -59,7 +61,7 @@ def test_a_run_is_starting_from_its_first_status(folder: RunFolder) -> None:
         status = said(folder)
     assert status.state is RunState.STARTING
     assert status.pid > 0
-    assert status.process_create_time > 0
+    assert status.process == identity_of(os.getpid())
 
 
 def test_a_restarting_run_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
