@@ -76,8 +76,8 @@ class TensorBoard:
 
     def write(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+            if isinstance(value, int | float) and name != "time":
+                self._writer.add_scalar(name, value, step, walltime=metrics.get("time"))
 
     def flush(self) -> None:
         self._writer.flush()
