@@ -99,7 +99,7 @@ def position_of(path: Path, step: int) -> "Position":
     """
     try:
         with path.open("rb") as file:
-            return _position_at(file, _first_line_of(file, step))
+            return position_at(file, _first_line_of(file, step))
     except FileNotFoundError:
         return Position()
 
@@ -166,6 +166,15 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
     return NewRecords(records, end, rewound, more and bool(lines))
 
 
+def position_at(file: BinaryIO, offset: int) -> Position:
+    """Returns the position at an offset, which must be the end of a line or 0."""
+    start = max(0, offset - MAX_LINE_BYTES)
+    file.seek(start)
+    before = file.read(offset - start)
+    line = before[before.rfind(b"\n", 0, -1) + 1 :]
+    return Position(offset, zlib.crc32(line))
+
+
 def _holds(file: BinaryIO, position: Position) -> bool:
     """Returns True if the line that ends at the position is the one it was taken after."""
     if position.offset == 0:
@@ -177,15 +186,6 @@ def _holds(file: BinaryIO, position: Position) -> bool:
         return False
     line = before[before.rfind(b"\n", 0, -1) + 1 :]
     return zlib.crc32(line) == position.check
-
-
-def _position_at(file: BinaryIO, offset: int) -> Position:
-    """Returns the position at an offset, which must be the end of a line or 0."""
-    start = max(0, offset - MAX_LINE_BYTES)
-    file.seek(start)
-    before = file.read(offset - start)
-    line = before[before.rfind(b"\n", 0, -1) + 1 :]
-    return Position(offset, zlib.crc32(line))
 
 
 def _first_line_of(file: BinaryIO, step: int) -> int:

@@ -247,7 +247,11 @@ class WeightsAndBiases:
     def write(self, step: int, metrics: Metrics) -> None:
         if self._run is None:
             self._run = self._init(**self._settings)
-        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        numbers = {
+            "_timestamp" if name == "time" else name: value  # W&B's own name for a line's time
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        }
         self._run.log(numbers, step=step)
 
     def flush(self) -> None: ...
