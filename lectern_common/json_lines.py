@@ -175,6 +175,13 @@ def position_at(file: BinaryIO, offset: int) -> Position:
     return Position(offset, zlib.crc32(line))
 
 
+def records_between(file: BinaryIO, start: int, end: int) -> list[Record]:
+    """Returns the records of the complete lines from one offset of the file to another."""
+    file.seek(start)
+    values = [_value(line) for line in _complete(file.read(end - start))]
+    return [value for value in values if step_of(value) is not None]
+
+
 def _holds(file: BinaryIO, position: Position) -> bool:
     """Returns True if the line that ends at the position is the one it was taken after."""
     if position.offset == 0:

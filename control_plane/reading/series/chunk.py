@@ -15,7 +15,7 @@ from control_plane.reading.series.stats import STATS, Array, combined, of_values
 LEAF_LINES = 64
 LEAVES = 16
 CHUNK_LINES = LEAF_LINES * LEAVES
-SPARSE = 4
+SPARSE = 8
 MAX_KEYS = 512
 MAX_KEY_LENGTH = 200
 
@@ -62,6 +62,12 @@ class Chunk:
     def end(self) -> int:
         return self.checks[-1][0]
 
+    def row(self, key: str) -> Array | None:
+        """Returns the statistics of a key in each leaf; None if all its values are points."""
+        if key not in self.keys or (index := self.keys.index(key)) not in self.dense:
+            return None
+        return np.asarray(self.stats[self.dense.index(index)])
+
     @property
     def leaf_lines(self) -> int:
         return int(self.leaves["lines"][0])
@@ -88,7 +94,7 @@ def chunk_of(lines: list[Line], start: int, check: int) -> Chunk:
         leaf = leaf_of_line[at]
         is_sparse = np.bincount(leaf, minlength=LEAVES) <= SPARSE
         row = combined(of_values(values), leaf, LEAVES)
-        row[is_sparse] = _EMPTY
+        row[is_sparse] = _EMPTY[is_sparse]
         if not is_sparse.all():
             dense.append(index)
             rows.append(row)
@@ -110,23 +116,23 @@ def merged(first: Chunk, second: Chunk) -> Chunk:
     number = {key: index for index, key in enumerate(keys)}
     pairs = np.arange(2 * LEAVES) // 2
     leaves = np.concatenate([first.leaves, second.leaves])
-    joined = leaves[1::2].copy()
-    joined["first_step"] = leaves["first_step"][::2]
-    joined["lines"] += leaves["lines"][::2]
+    larger = leaves[1::2].copy()
+    larger["first_step"] = leaves["first_step"][::2]
+    larger["lines"] += leaves["lines"][::2]
     bad = leaves["non_finite_step"].reshape(LEAVES, 2)
-    joined["non_finite_step"] = np.where(bad[:, 0] >= 0, bad[:, 0], bad[:, 1])
+    larger["non_finite_step"] = np.where(bad[:, 0] >= 0, bad[:, 0], bad[:, 1])
     parts = []
     for chunk, shift in ((first, 0), (second, LEAVES)):
         part = chunk.points.copy()
-        part["key"] = np.array([number.get(key, MAX_KEYS) for key in chunk.keys], np.uint32)[
-            part["key"]
-        ]
+        numbers = [number.get(key, MAX_KEYS) for key in chunk.keys]
+        part["key"] = np.array(numbers, np.uint32)[part["key"]]
         part["leaf"] = (part["leaf"] + shift) // 2
         parts.append(part)
     points = np.concatenate(parts)
     dense, rows, kept = [], [], []
     for key, index in number.items():
-        row = combined(np.concatenate([_row(first, key), _row(second, key)]), pairs, LEAVES)
+        halves = [_EMPTY if row is None else row for row in (first.row(key), second.row(key))]
+        row = combined(np.concatenate(halves), pairs, LEAVES)
         own = points[points["key"] == index]
         used = np.bincount(own["leaf"], minlength=LEAVES)
         # Points stay points unless there are many, or statistics beside them.
@@ -145,20 +151,14 @@ def merged(first: Chunk, second: Chunk) -> Chunk:
         [*first.checks, *second.checks],
         keys,
         dense,
-        joined,
+        larger,
         np.array(rows, STATS).reshape(len(rows), LEAVES),
         np.concatenate([np.empty(0, POINT), *kept]),
         left_out,
     )
 
 
-_EMPTY = combined(np.empty(0, STATS), np.empty(0, np.intp), 1)[0]
-
-
-def _row(chunk: Chunk, key: str) -> Array:
-    if key in chunk.keys and (index := chunk.keys.index(key)) in chunk.dense:
-        return np.asarray(chunk.stats[chunk.dense.index(index)])
-    return np.full(LEAVES, _EMPTY, STATS)
+_EMPTY = combined(np.empty(0, STATS), np.empty(0, np.intp), LEAVES)
 
 
 def _columns(lines: list[Line]) -> tuple[dict[str, tuple[list[int], list[float]]], int]:

@@ -34,10 +34,9 @@ def marks_of(
         time = float(at) if isinstance(at, int | float) else None
         if event.get("kind") == "checkpoint":
             checkpoints[step] = time
-        elif event.get("kind") == "assembled":
+        elif event.get("kind") == "assembled" and (has_begun or step > 0):
             # A trainer says so when it is ready: the first time the run begins, then it restarts.
-            if has_begun or step > 0:
-                restarts.append((step, time))
+            restarts.append((step, time))
         has_begun = True
     kinds = {
         "checkpoint": sorted(checkpoints.items()),

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from control_plane.reading.series.chunk import LEAF, LEAVES, MAX_KEYS, POINT, Chunk
 from control_plane.reading.series.index import Indexed
 from control_plane.reading.series.lines import MAX_STEP, Line, read_lines
-from control_plane.reading.series.stats import STATS, Array, combined, of_values
+from control_plane.reading.series.stats import STATS, Array, combined, joined, of_values
 
 # So many lines for each bucket are read one by one.
-LINES_A_BUCKET = 16
+LINES_A_BUCKET = 8
 _X = ("step", "tokens", "seconds", "time")
 _STATS = ("min", "max", "mean", "count", "non_finite")
 # `order` is the number of the leaf that it lies in.
@@ -82,7 +82,7 @@ def series_of(
     """
     keys, left_out = _keys(indexed)
     selected = keys if wanted is None else list(dict.fromkeys(wanted))
-    leaves = np.concatenate([np.empty(0, LEAF), *(chunk.leaves for chunk in indexed.chunks)])
+    leaves = joined(LEAF, [chunk.leaves for chunk in indexed.chunks])
     overlaps = (leaves["step"] >= within.first) & (leaves["first_step"] <= within.last)
     is_whole = (leaves["first_step"] >= within.first) & (leaves["step"] <= within.last)
     few = leaves["lines"][overlaps].sum() <= LINES_A_BUCKET * max_points
@@ -101,6 +101,29 @@ def series_of(
         steps[-1] if steps else None,
         parts.non_finite(),
     )
+
+
+def extreme_leaves(
+    indexed: Indexed, key: str, rare_key: str, *, num_groups: int, first_step: int = 0
+) -> list[tuple[int, int]]:
+    """Returns the text of some leaves, as (begin, end) in the file, in its order.
+
+    The leaves from `first_step` on are divided into groups. Of each group those with the lowest and
+    the highest value of `key` are chosen, and likewise of the points of `rare_key`; so is the first
+    leaf of all.
+    """
+    leaves = joined(LEAF, [chunk.leaves for chunk in indexed.chunks])
+    used = leaves["step"] >= first_step
+    parts = _Parts(indexed.chunks, leaves, used, [])
+    chosen = set(np.flatnonzero(used)[:1].tolist())
+    for found in (parts.of(key), parts.of(rare_key)):
+        has_value = found[found["count"] > 0]
+        for group in np.array_split(has_value, num_groups) if len(has_value) else []:
+            if len(group):
+                low, high = group["min"].argmin(), group["max"].argmax()
+                chosen |= {int(group["order"][low]), int(group["order"][high])}
+    ends = [0, *leaves["end"].tolist()]
+    return [(ends[leaf], ends[leaf + 1]) for leaf in sorted(chosen)]
 
 
 def bucketed(parts: Array, max_points: int) -> Array:
@@ -131,20 +154,17 @@ class _Parts:
         lines: Sequence[tuple[int, Line]],
     ) -> None:
         """Of the leaves, only the `used` ones count. Each line comes with the leaf it lies in."""
-        self._leaves, self._used = leaves, used
-        self._rows: dict[str, list[tuple[int, Array]]] = {}
-        self._numbers: dict[str, int] = {}
-        points = [np.empty(0, POINT)]
+        self._chunks, self._leaves, self._used = chunks, leaves, used
+        self._numbers: dict[str, int] = {}  # of the keys in `_points`
+        points = []
         for number, chunk in enumerate(chunks):
-            for index, row in zip(chunk.dense, chunk.stats, strict=True):
-                self._rows.setdefault(chunk.keys[index], []).append((number, row))
             if len(chunk.points):
                 part = chunk.points.copy()
                 numbers = [self._numbers.setdefault(k, len(self._numbers)) for k in chunk.keys]
                 part["key"] = np.array(numbers, np.uint32)[part["key"]]
                 part["leaf"] += np.uint32(number * LEAVES)
                 points.append(part)
-        all_points = np.concatenate(points)
+        all_points = joined(POINT, points)
         self._points = all_points[used[all_points["leaf"]]]
         self._values = [line.values for _, line in lines]
         self._lines = np.zeros(len(lines), BUCKET)
@@ -155,7 +175,7 @@ class _Parts:
 
     def of(self, key: str) -> Array:
         """Returns the parts that have values of the key, in the order of the file."""
-        parts = np.concatenate([self._of_leaves(key), self._of_points(key), self._of_lines(key)])
+        parts = joined(BUCKET, [self._of_leaves(key), self._of_points(key), self._of_lines(key)])
         return parts[np.argsort(parts["order"], kind="stable")]
 
     def non_finite(self) -> list[tuple[int, float | None]]:
@@ -169,11 +189,14 @@ class _Parts:
         return sorted(found, key=lambda mark: mark[0])
 
     def _of_leaves(self, key: str) -> Array:
-        rows = self._rows.get(key)
-        if not rows:
-            return np.empty(0, BUCKET)
-        stats = np.concatenate([row for _, row in rows])
-        at = (np.array([n for n, _ in rows])[:, None] * LEAVES + np.arange(LEAVES)).ravel()
+        rows = [
+            (number, row)
+            for number, chunk in enumerate(self._chunks)
+            if (row := chunk.row(key)) is not None
+        ]
+        stats = joined(STATS, [row for _, row in rows])
+        first_leaves = LEAVES * np.array([number for number, _ in rows], np.intp)
+        at = (first_leaves[:, None] + np.arange(LEAVES)).ravel()
         has = self._used[at] & (stats["count"] + stats["non_finite"] > 0)
         at, stats = at[has], stats[has]
         out = _with_stats(np.empty(len(at), BUCKET), stats)

@@ -1,5 +1,7 @@
 """Min, max, mean and counts of values, and how those of several parts are combined."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,11 @@ STATS = np.dtype(
     [("min", "<f8"), ("max", "<f8"), ("mean", "<f8"), ("count", "<u4"), ("non_finite", "<u4")]
 )
 Array = NDArray[np.generic]
+
+
+def joined(dtype: np.dtype[np.void], arrays: Iterable[Array]) -> Array:
+    """Returns the arrays of this dtype one after the other; faster than numpy's way."""
+    return np.frombuffer(b"".join(array.tobytes() for array in arrays), dtype)
 
 
 def of_values(values: NDArray[np.float64]) -> Array:
