@@ -68,6 +68,7 @@ class Index:
         self._chunks: list[Chunk] | None = None  # None: not read yet
         self._last = NOTHING
         self._lock = threading.Lock()
+        self.waiting = 0  # calls that wait for another one's work
 
     @property
     def num_bytes(self) -> int:
@@ -87,7 +88,9 @@ class Index:
             goes_on: called after each chunk; False leaves the rest for later, and the answer is
                 that of an earlier moment.
         """
+        self.waiting += 1
         with self._lock:
+            self.waiting -= 1
             try:
                 with self._metrics_path.open("rb") as file:
                     return self._up_to_date(file, goes_on)

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 
 from control_plane.reading.series.index import Index, Indexed
 from lectern_common.run_folder import RunFolder
@@ -43,15 +44,16 @@ class Indexes:
                 return
             if size - self._indexed.get(folder.run_id, 0) > behind_bytes:
                 index = self._index(folder)
-                index.up_to_date(self._goes_on)
+                index.up_to_date(partial(self._goes_on, index))
                 self._used(folder, index)
 
     def close(self) -> None:
         """Ends a `catch_up` soon."""
         self._closed.set()
 
-    def _goes_on(self) -> bool:
-        return not self._closed.wait(PAUSE_SECONDS)
+    def _goes_on(self, index: Index) -> bool:
+        """Pauses unless a request waits for the index; returns False once this is closed."""
+        return not self._closed.wait(0 if index.waiting else PAUSE_SECONDS)
 
     def _index(self, folder: RunFolder) -> Index:
         with self._lock:
