@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 
@@ -20,6 +21,7 @@ from benchmarks.control.service import STAND_IN, Service, reading_streams, servi
 from benchmarks.goals import Row
 from benchmarks.pairs import seconds
 from lectern_common.json_lines import keep_lines_before, position_of, read_json_lines
+from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
 
@@ -49,6 +51,7 @@ QUICK = Sizes(
 
 def measure(sizes: Sizes = Sizes()) -> Iterator[Row]:
     """Yields the rows, one after the other; the whole takes some minutes."""
+    configure_logs("warning")
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         roots, long_id = make_home(home, sizes.runs, sizes.lines, sizes.long_lines)
@@ -140,7 +143,7 @@ def _streams(service: Service, sizes: Sizes) -> Row:
     steps = 10_000_000
     ids = [_create(service, f"changing-{number}", steps) for number in range(4)]
     for run_id in ids:
-        _wait(lambda run_id=run_id: service.get(f"/runs/{run_id}").json()["step"] > 0)
+        _wait(partial(_has_stepped, service, run_id))
     alone = service.cpu_share(sizes.seconds)
     paths = [*("/events" for _ in range(sizes.streams // 2))]
     paths += [f"/runs/{run_id}/events" for run_id in ids * sizes.streams][: sizes.streams // 2]
@@ -175,10 +178,10 @@ def _first_step() -> Row:
             for number in range(3):
                 began = time.perf_counter()
                 run_id = _create(service, f"first-{number}", steps=1_000_000)
-                _wait(lambda run_id=run_id: service.get(f"/runs/{run_id}").json()["step"] > 0)
+                _wait(partial(_has_stepped, service, run_id))
                 times.append(time.perf_counter() - began)
                 service.client.post(f"/runs/{run_id}/stop").raise_for_status()
-                _wait(lambda run_id=run_id: _state(service, run_id) == "stopped")
+                _wait(partial(_has_stopped, service, run_id))
     return {
         "what": "from POST /runs to the first step, real trainer",
         "seconds": sorted(times)[1],
@@ -189,14 +192,14 @@ def _first_step() -> Row:
 
 @contextmanager
 def _coming_and_going(service: Service, at_once: int) -> Iterator[None]:
-    """Keeps that many short runs in flight; each is followed by another."""
+    """Keeps that many short runs in flight, each followed by another; at the end none is left."""
     ended = threading.Event()
 
     def keep(number: int) -> None:
         for again in itertools.count():
             run_id = _create(service, f"short-{number}-{again}", _SHORT_STEPS)
-            while not ended.is_set() and _state(service, run_id) not in ("succeeded", "failed"):
-                ended.wait(0.5)
+            while _state(service, run_id) not in ("succeeded", "failed"):
+                time.sleep(0.5)
             if ended.is_set():
                 return
 
@@ -218,6 +221,14 @@ def _create(service: Service, name: str, steps: int) -> str:
 
 def _state(service: Service, run_id: str) -> str:
     return str(service.get(f"/runs/{run_id}").json()["state"])
+
+
+def _has_stepped(service: Service, run_id: str) -> bool:
+    return bool(service.get(f"/runs/{run_id}").json()["step"] > 0)
+
+
+def _has_stopped(service: Service, run_id: str) -> bool:
+    return _state(service, run_id) == "stopped"
 
 
 def _wait(condition: Callable[[], bool], limit_seconds: float = 300.0) -> None:

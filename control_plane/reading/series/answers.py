@@ -2,9 +2,10 @@
 
 import csv
 import io
+import math
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from control_plane.reading.series.stats import Array
 
@@ -31,14 +32,15 @@ def as_csv(series: dict[str, Array]) -> str:
     return text.getvalue().encode(errors="backslashreplace").decode()
 
 
-def _values(column: Array, name: str) -> list[Any]:
+def _values(column: NDArray[Any], name: str) -> list[Any]:
+    values: list[Any] = column.tolist()
     if column.dtype.kind != "f":
-        return column.tolist()
+        return values
     if name == "tokens":
-        return [None if np.isnan(value) else int(value) for value in column]
+        return [None if math.isnan(value) else int(value) for value in values]
     if name in _AXES:
-        column = np.round(column, _AXES[name])
-    return [None if value != value else value for value in column.tolist()]
+        values = [round(value, _AXES[name]) for value in values]
+    return [None if math.isnan(value) else value for value in values]
 
 
 def _inert(key: str) -> str:

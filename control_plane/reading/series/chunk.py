@@ -8,6 +8,7 @@ it loses nothing. Two chunks can be merged into one with leaves of twice as many
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from control_plane.reading.series.lines import Line
 from control_plane.reading.series.stats import STATS, Array, combined, of_values
@@ -178,7 +179,9 @@ def _columns(lines: list[Line]) -> tuple[dict[str, tuple[list[int], list[float]]
     return columns, len(left_out)
 
 
-def _points(lines: list[Line], key: int, at: Array, values: Array) -> Array:
+def _points(
+    lines: list[Line], key: int, at: NDArray[np.intp], values: NDArray[np.float64]
+) -> Array:
     points = np.empty(len(at), POINT)
     points["key"], points["leaf"], points["value"] = key, at // LEAF_LINES, values
     for name in ("step", "tokens", "seconds", "time"):

@@ -29,7 +29,7 @@ class Indexes:
     def of(self, folder: RunFolder) -> Indexed:
         """Returns what a run's metrics say now."""
         index = self._index(folder)
-        indexed = index.up_to_date()
+        indexed = index.up_to_date(lambda: not self._closed.is_set())
         self._used(folder, index)
         return indexed
 

@@ -176,7 +176,8 @@ class _Parts:
     def of(self, key: str) -> Array:
         """Returns the parts that have values of the key, in the order of the file."""
         parts = joined(BUCKET, [self._of_leaves(key), self._of_points(key), self._of_lines(key)])
-        return parts[np.argsort(parts["order"], kind="stable")]
+        in_order: Array = parts[np.argsort(parts["order"], kind="stable")]
+        return in_order
 
     def non_finite(self) -> list[tuple[int, float | None]]:
         """Returns (step, time) of lines with a value that was not finite."""

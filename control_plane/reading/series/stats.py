@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 STATS = np.dtype(
     [("min", "<f8"), ("max", "<f8"), ("mean", "<f8"), ("count", "<u4"), ("non_finite", "<u4")]
 )
-Array = NDArray[np.generic]
+Array = NDArray[np.void]
 
 
 def joined(dtype: np.dtype[np.void], arrays: Iterable[Array]) -> Array:

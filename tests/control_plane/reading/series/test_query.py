@@ -6,6 +6,7 @@ import math
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +31,11 @@ class Folder:
         draw = random.Random(f"{seed} {first}")  # noqa: S311
         with self.path.open("a") as file:
             for step in range(first, last):
-                line = {"step": step, "time": 1e9 + step / 8, "progress/tokens": 7 * step}
+                line: dict[str, Any] = {
+                    "step": step,
+                    "time": 1e9 + step / 8,
+                    "progress/tokens": 7 * step,
+                }
                 line |= {"progress/seconds": step / 4, "loss/total": draw.gauss(2, 1)}
                 if draw.random() < 0.01:
                     line |= {"loss/total": None, "non_finite": ["loss/total"]}
