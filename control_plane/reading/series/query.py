@@ -140,7 +140,8 @@ def bucketed(parts: Array, max_points: int) -> Array:
     stats = combined(_stats_of(parts), groups, len(starts))
     for name in _STATS:
         out[name] = stats[name]
-    return out
+    buckets: Array = out
+    return buckets
 
 
 class _Parts:
