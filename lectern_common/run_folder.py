@@ -40,6 +40,7 @@ from lectern_common.teacher.identity import TeacherIdentity
 STATUS_VERSION = 1
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
+_PATIENCE_SECONDS, _LONG_PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 600.0, 1800.0
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
@@ -82,6 +83,34 @@ class Status:
     teacher_wait_share: float | None = None  # of wall time, over the last steps
     latest: dict[str, float | None] = field(default_factory=dict)  # last metrics, loss/val included
     version: int = STATUS_VERSION
+    # By a clock that never jumps; None from trainers of earlier releases.
+    activity: str | None = None  # starting, step, evaluation, checkpoint or export
+    activity_seconds: float | None = None  # since it began or last progressed
+    usual_seconds: float | None = None  # what it took lately, the median; None if not yet known
+
+    @property
+    def stalled_seconds(self) -> float | None:
+        """Seconds without progress if that is far more than usual; None if it progresses.
+
+        A run that waits for its teacher is not stalled. None, too, if the trainer does not say what
+        it is doing.
+        """
+        if self.activity is None or self.state is RunState.WAITING_FOR_TEACHER:
+            return None
+        seconds = self.activity_seconds or 0.0
+        return seconds if seconds > patience_seconds(self.activity, self.usual_seconds) else None
+
+
+def patience_seconds(activity: str | None, usual_seconds: float | None) -> float:
+    """Returns how long a trainer may make no progress before it counts as stalled.
+
+    Ten times as long as usual, but not less than a minute for a step and ten for anything else; the
+    first of its kind, which may load or compile, may take half an hour.
+    """
+    if usual_seconds is None:
+        return _FIRST_PATIENCE_SECONDS
+    least = _PATIENCE_SECONDS if activity == "step" else _LONG_PATIENCE_SECONDS
+    return max(least, 10 * usual_seconds)
 
 
 @dataclass(frozen=True)
