@@ -1,6 +1,5 @@
 """The model of every response, and how a run becomes one."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -8,8 +7,6 @@ from pydantic import BaseModel, ConfigDict
 from control_plane.runs.record import Run, Wanted
 from lectern_common.run_folder import RunState
 from lectern_common.spec.run_spec import RunSpec
-
-STALE_SECONDS = 15.0
 
 
 class _View(BaseModel):
@@ -69,6 +66,10 @@ class RunView(_View):
     """When the trainer last reported."""
     stale_since: float | None
     """The last heartbeat, if a trainer that should be alive has been silent since."""
+    stalled_since: float | None
+    """The last progress, if the trainer is alive but has made none for far longer than usual."""
+    activity: str | None
+    """What its trainer is doing: `starting`, `step`, `evaluation`, `checkpoint` or `export`."""
 
 
 class HistoryView(_View):
@@ -91,9 +92,19 @@ class RunDetail(RunView):
 
     spec: RunSpec
     history: list[HistoryView]
-    """The last 200 entries, oldest first."""
+    """The last 200 entries, oldest first: up to 100 are changes of state, up to 50 of each other
+    kind. /runs/{run_id}/history has all."""
     folder: str
     """Path on the control plane's machine."""
+
+
+class HistoryPage(_View):
+    """What happened to a run, newest first."""
+
+    run_id: str
+    entries: list[HistoryView]
+    next_cursor: str | None
+    """Pass as `cursor` for earlier entries; null at the beginning."""
 
 
 class RunsPage(_View):
@@ -303,39 +314,33 @@ class Problem(_View):
     errors: list[FieldProblem] = []
 
 
-def run_view(run: Run, now: float, queue: Mapping[str, int]) -> RunView:
-    """Returns the view of a run. `queue` maps ids of queued runs to their positions."""
-    return RunView(**_run_fields(run, now, queue))
+def run_view(run: Run, now: float) -> RunView:
+    """Returns the view of a run."""
+    return RunView(**_run_fields(run, now))
 
 
-def run_detail(
-    run: Run, now: float, queue: Mapping[str, int], history: list[HistoryView], folder: str
-) -> RunDetail:
+def run_detail(run: Run, now: float, history: list[HistoryView], folder: str) -> RunDetail:
     """Returns the view of a run with its spec and history."""
-    fields = _run_fields(run, now, queue)
-    return RunDetail(**fields, spec=run.run_spec, history=history, folder=folder)
+    return RunDetail(**_run_fields(run, now), spec=run.run_spec, history=history, folder=folder)
 
 
-def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any]:
+def _run_fields(run: Run, now: float) -> dict[str, Any]:
     spec, status = run.spec, run.last_status
     teacher, student = spec["teacher"] or {}, spec["student"]
-    has_trainer = run.pid is not None
-    heartbeat = status.heartbeat if status is not None else None
-    silent = has_trainer and status is not None and now - status.heartbeat > STALE_SECONDS
     return {
         "id": run.id,
         "name": run.name,
         "state": run.state,
         "wanted": run.wanted,
         "reason": run.reason,
-        "message": run.message,
+        "message": run.waits_for or run.message,
         "since": run.since,
         "created_at": run.created_at,
         "revision": run.revision,
         "attempt": run.attempt,
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
-        "queue_position": queue.get(run.id) if run.state is RunState.QUEUED else None,
+        "queue_position": run.queue_position,
         "alpha": spec["objective"]["alpha"],
         "temperature": spec["objective"]["temperature"] if teacher else None,
         "representation": teacher.get("representation"),
@@ -354,6 +359,8 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},
         "elapsed_seconds": run.elapsed_seconds(now),
-        "heartbeat": heartbeat,
-        "stale_since": heartbeat if silent else None,
+        "heartbeat": status.heartbeat if status else None,
+        "stale_since": run.stale_since,
+        "stalled_since": run.stalled_since,
+        "activity": status.activity if status and run.pid is not None else None,
     }

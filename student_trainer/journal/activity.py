@@ -34,7 +34,7 @@ class Activity:
     def begin(self, name: str) -> None:
         """Starts another activity; if it is the present one, this is progress in it.
 
-        The time of the one before counts as its duration, unless it is a step, which the loop times.
+        The time of the one before counts as its duration, unless it is a step: the loop times them.
         """
         self.progressed()
         if name == self.name:

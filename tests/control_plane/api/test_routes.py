@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -254,10 +255,13 @@ def test_a_list_can_be_filtered_by_state(client, processes):
 
 def test_queued_runs_show_their_position(client, plane):
     runs = [create(client, f"run-{number}") for number in range(4)]
-    wait_for(lambda: state_of(client, runs[1]["id"]) == "starting")
-    places = [client.get(f"/runs/{run['id']}").json()["queue_position"] for run in runs]
-    assert places == [None, None, 1, 2]
-    page = client.get("/runs").json()["runs"]
+
+    def listed():
+        return client.get("/runs").json()["runs"]
+
+    wait_for(lambda: [run["queue_position"] for run in listed()] == [2, 1, None, None])
+    wait_for(lambda: runs[1]["id"] in (listed()[0]["message"] or ""))
+    page = listed()
     said = f"at most 2 runs train at once; waits until one of these ends: {runs[0]['id']}, {{}}"
     for shown in (page[0], client.get(f"/runs/{runs[3]['id']}").json()):
         assert shown["message"] == said.format(runs[1]["id"])
@@ -285,16 +289,19 @@ def test_a_run_shows_its_trainers_status(client, processes):
     assert [entry["state"] for entry in shown["history"]] == ["queued", "starting", "running"]
 
 
-def test_a_silent_trainer_is_shown_as_stale(client, processes):
+def test_a_silent_trainer_is_shown_as_stale(client, plane, processes):
     run = started(client, processes)
-    process = processes.last()
-    processes._clock.advance(-3600)
-    process.say("running", step=2)
+    seconds = [0.0]
+    plane.conditions._hearts._monotonic = lambda: time.monotonic() + seconds[0]
+    before = client.get(f"/runs/{run['id']}").json()
+    assert before["stale_since"] is None
+    seconds[0] = 3600.0
     shown = wait_for(
-        lambda: (found := client.get(f"/runs/{run['id']}").json())["step"] == 2 and found
+        lambda: (found := client.get(f"/runs/{run['id']}").json())["stale_since"] and found
     )
     assert shown["stale_since"] == shown["heartbeat"]
     assert shown["state"] == "running"
+    assert shown["revision"] > before["revision"]
 
 
 @pytest.mark.parametrize("path", ["", "/metrics", "/logs", "/spec", "/events"])
@@ -575,9 +582,9 @@ def test_health_and_readiness(client, plane):
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz").json()
     assert ready == {"status": "ready", "max_running_runs": 2, "cuda_devices": 0}
-    plane.changes.closed = True
+    plane.feed.closed = True
     response = client.get("/readyz")
-    problem_of(response, 503, "overloaded")
+    assert problem_of(response, 503, "not_ready")["errors"][0]["field"] == "stopping"
     assert response.headers["retry-after"] == "1"
 
 

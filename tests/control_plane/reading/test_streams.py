@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from control_plane.reading.streams import MAX_STREAMS, Changes, RunPosition, list_events, run_events
+from control_plane.reading.feed import MAX_STREAMS, Feed
+from control_plane.reading.streams import RunPosition, list_events, run_events
+from control_plane.reading.wakes import Wakes
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
 from lectern_common.errors import InvalidRequest, Overloaded
@@ -64,15 +66,20 @@ class Shown(BaseModel):
 
 @pytest.fixture
 def live(tmp_path):
-    """Returns a function that runs a coroutine function with (bench, changes) on an event loop."""
+    """Returns a function that runs a coroutine function with (bench, feed) on an event loop."""
     bench = Bench.of(tmp_path)
 
     def run(scenario) -> None:
         async def main() -> None:
-            changes = Changes()
+            changes = Wakes()
             changes.start()
-            bench.commands = RunCommands(bench.store, bench.clock, changes.notify)
-            await scenario(bench, changes)
+            bench.commands = RunCommands(bench.store, bench.clock, changes.wake_from_thread)
+            feed = Feed(bench.runs, lambda run: Shown(id=run.id, state=run.state), changes)
+            following = asyncio.create_task(feed.follow())
+            await scenario(bench, feed)
+            feed.close()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
         asyncio.run(main())
 
@@ -80,17 +87,25 @@ def live(tmp_path):
     bench.store.close()
 
 
-def list_of(bench, changes, after=None) -> Listener:
-    def shown(runs):
-        return [Shown(id=run.id, state=run.state) for run in runs]
+async def counted(feed, events) -> AsyncGenerator[bytes]:
+    """Yields the events of a stream that counts as open, as a response's does."""
+    try:
+        with feed.opened():
+            async for data in events:
+                yield data
+    finally:
+        await events.aclose()
 
-    return Listener(list_events(bench.runs, changes, shown, after))
+
+def list_of(bench, feed, after=None) -> Listener:
+    newest = bench.runs.newest_revision()
+    return Listener(counted(feed, list_events(feed, newest, after)))
 
 
-def run_of(bench, changes, run_id, after=None) -> Listener:
+def run_of(bench, feed, run_id, after=None) -> Listener:
     path = RunFolder(bench.roots.runs / run_id).metrics_path
     position = RunPosition.parse(after) if after else RunPosition()
-    return Listener(run_events(bench.runs, changes, run_id, path, position))
+    return Listener(counted(feed, run_events(feed, run_id, path, position)))
 
 
 def with_folder(bench):
@@ -104,10 +119,10 @@ def add(folder: RunFolder, *steps: int, loss: float = 1.0) -> None:
 
 
 def test_the_list_streams_what_changes_after_a_revision(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         first = bench.commands.create(spec())
         revision = bench.runs.newest_revision()
-        listener = list_of(bench, changes, revision)
+        listener = list_of(bench, feed, revision)
         waiting = asyncio.create_task(listener.next())
         await asyncio.sleep(0)
         second = bench.commands.create(spec("other"))
@@ -121,13 +136,13 @@ def test_the_list_streams_what_changes_after_a_revision(live):
 
 
 def test_the_list_continues_after_the_last_event_without_gap_or_duplicate(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         runs = [bench.commands.create(spec()) for _ in range(3)]
-        listener = list_of(bench, changes, 0)
+        listener = list_of(bench, feed, 0)
         first = await listener.next()
         await listener.close()
         bench.commands.request_stop(runs[1].id)
-        again = list_of(bench, changes, int(first.id))
+        again = list_of(bench, feed, int(first.id))
         rest = await again.take(2)
         # The stopped one is sent once, as it is, at its newest revision.
         assert [event.data["id"] for event in rest] == [runs[2].id, runs[1].id]
@@ -138,9 +153,9 @@ def test_the_list_continues_after_the_last_event_without_gap_or_duplicate(live):
 
 
 def test_the_list_streams_what_is_deleted_between_what_changes(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         first, second = bench.commands.create(spec()), bench.commands.create(spec())
-        listener = list_of(bench, changes, bench.runs.newest_revision())
+        listener = list_of(bench, feed, bench.runs.newest_revision())
         bench.commands.request_stop(first.id)
         bench.commands.delete(first.id, lambda: None)
         bench.commands.request_stop(second.id)
@@ -154,10 +169,10 @@ def test_the_list_streams_what_is_deleted_between_what_changes(live):
 
 
 def test_the_stream_of_a_run_ends_with_its_deletion(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, 1)
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         bench.commands.request_stop(run.id)
         assert [event.kind for event in await listener.take(3)] == ["state", "state", "metrics"]
         await asyncio.to_thread(delete_run, bench.commands, folder)
@@ -169,9 +184,9 @@ def test_the_stream_of_a_run_ends_with_its_deletion(live):
 
 
 def test_a_list_position_from_a_lost_database_is_rewound(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         bench.commands.create(spec())
-        listener = list_of(bench, changes, 1000)
+        listener = list_of(bench, feed, 1000)
         event = await listener.next()
         assert (event.kind, event.id) == ("rewind", "1")
         made = bench.commands.create(spec())
@@ -182,10 +197,10 @@ def test_a_list_position_from_a_lost_database_is_rewound(live):
 
 
 def test_a_run_streams_its_states_and_metrics_from_the_start(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, 0, 1)
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         events = await listener.take(3)
         assert [event.kind for event in events] == ["state", "metrics", "metrics"]
         assert [event.data["step"] for event in events[1:]] == [0, 1]
@@ -199,14 +214,14 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
 
 
 def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         bench.commands.claim(run.id, "cpu")
         add(folder, *range(5))
-        whole = await run_of(bench, changes, run.id).take(7)
+        whole = await run_of(bench, feed, run.id).take(7)
         assert len({event.id for event in whole}) == 7
         for cut in range(7):
-            rest = run_of(bench, changes, run.id, whole[cut].id)
+            rest = run_of(bench, feed, run.id, whole[cut].id)
             assert await rest.take(6 - cut) == whole[cut + 1 :]
             await rest.close()
 
@@ -214,10 +229,10 @@ def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
 
 
 def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, *range(6))
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         last = (await listener.take(7))[-1]
         kept = b"".join(folder.metrics_path.read_bytes().splitlines(keepends=True)[:3])
         write_atomic(folder.metrics_path, kept)
@@ -228,11 +243,11 @@ def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
         add(folder, 4, 5, 6, 7, loss=2.0)
         assert [event.data["step"] for event in await listener.take(4)] == [4, 5, 6, 7]
         # A client that was away meanwhile is told as well, though the file is longer by now.
-        late = run_of(bench, changes, run.id, last.id)
+        late = run_of(bench, feed, run.id, last.id)
         assert (await late.next()).kind == "rewind"
         assert [event.data["step"] for event in await late.take(8)] == list(range(8))
         # And one that is cut right after the rewind begins at the start again.
-        again = run_of(bench, changes, run.id, rewind.id)
+        again = run_of(bench, feed, run.id, rewind.id)
         assert [event.data["step"] for event in await again.take(8)] == list(range(8))
         for stream in (listener, late, again):
             await stream.close()
@@ -241,17 +256,17 @@ def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
 
 
 def test_streams_end_when_the_control_plane_does(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, _ = with_folder(bench)
-        listeners = [list_of(bench, changes, 0), run_of(bench, changes, run.id)]
+        listeners = [list_of(bench, feed, 0), run_of(bench, feed, run.id)]
         for listener in listeners:
             await listener.next()
-        assert changes.streams == 2
+        assert feed.streams == 2
         endings = [asyncio.create_task(listener.ends()) for listener in listeners]
         await asyncio.sleep(0)
-        changes.close()
+        feed.close()
         assert await asyncio.wait_for(asyncio.gather(*endings), 10) == [True, True]
-        assert changes.streams == 0
+        assert feed.streams == 0
 
     live(scenario)
 
@@ -259,8 +274,8 @@ def test_streams_end_when_the_control_plane_does(live):
 def test_a_client_that_reads_nothing_holds_nothing_up(live):
     """A stream reads the store at its own pace: others, and writers, do not wait for it."""
 
-    async def scenario(bench, changes):
-        slow, quick = list_of(bench, changes, 0), list_of(bench, changes, 0)
+    async def scenario(bench, feed):
+        slow, quick = list_of(bench, feed, 0), list_of(bench, feed, 0)
         runs = [bench.commands.create(spec()) for _ in range(5)]
         assert [event.data["id"] for event in await quick.take(5)] == [run.id for run in runs]
         assert [event.data["id"] for event in await slow.take(5)] == [run.id for run in runs]
@@ -270,13 +285,17 @@ def test_a_client_that_reads_nothing_holds_nothing_up(live):
     live(scenario)
 
 
-def test_streams_are_bounded():
-    changes = Changes()
-    changes.streams = MAX_STREAMS - 1
-    changes.require_room()
-    changes.streams = MAX_STREAMS
-    with pytest.raises(Overloaded, match="event streams are open"):
-        changes.require_room()
+def test_streams_are_bounded(live):
+    async def scenario(bench, feed):
+        feed.streams = MAX_STREAMS - 1
+        with feed.opened(), pytest.raises(Overloaded, match="event streams are open"):
+            feed.opened().__enter__()
+        assert feed.streams == MAX_STREAMS - 1
+        feed.close()
+        with pytest.raises(Overloaded, match="is stopping"):
+            feed.opened().__enter__()
+
+    live(scenario)
 
 
 def test_a_position_reads_back():
@@ -291,9 +310,9 @@ def test_what_is_no_event_id_is_refused(text):
 
 
 def test_a_state_is_a_name_in_the_stream(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run = bench.commands.create(spec())
-        event = await run_of(bench, changes, run.id).next()
+        event = await run_of(bench, feed, run.id).next()
         assert event.data == {
             "at": bench.clock(),
             "state": RunState.QUEUED.value,
