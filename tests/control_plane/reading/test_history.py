@@ -35,7 +35,8 @@ def add_checkpoints(folder, *times) -> None:
 
 
 def all_pages(bench, folder, limit, kind=None):
-    pages, position = [], HistoryPosition()
+    pages = []
+    position: HistoryPosition | None = HistoryPosition()
     while position is not None:
         entries, position = history_page(bench.runs, folder, position, limit, kind)
         assert len(entries) <= limit
@@ -123,6 +124,7 @@ def test_pages_stand_still_while_the_history_grows(bench):
     first, position = history_page(bench.runs, folder, limit=1)
     add_checkpoints(folder, 30)
     add_states(bench, folder, (31, "queued"))
+    assert position is not None
     second, _ = history_page(bench.runs, folder, position, limit=50)
     assert told(first) == [(20, "state")]
     assert [entry.at for entry in second] == [*range(9, 0, -1), 0.5, 0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel
 
 from control_plane.reading.feed import MAX_STREAMS, Feed
@@ -16,7 +17,7 @@ from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
-from lectern_common.json_lines import Position, append_json_line
+from lectern_common.json_lines import Position, append_json_line, read_after
 from lectern_common.run_folder import RunFolder, RunState
 from tests.control_plane.conftest import Bench, spec
 
@@ -294,6 +295,154 @@ def test_streams_are_bounded(live):
         feed.close()
         with pytest.raises(Overloaded, match="is stopping"):
             feed.opened().__enter__()
+
+    live(scenario)
+
+
+def test_a_change_is_read_and_encoded_once_for_all_streams(live):
+    async def scenario(bench, feed):
+        encoded: list[str] = []
+        view = feed._view
+        feed._view = lambda run: encoded.append(run.id) or view(run)
+        after = bench.runs.newest_revision()
+        streams = [counted(feed, list_events(feed, after, after)) for _ in range(20)]
+        for stream in streams:
+            assert (await anext(stream)).startswith(b"retry")
+        waiting = [asyncio.create_task(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.5)  # the feed follows by now
+        run = bench.commands.create(spec())
+        sent = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        assert encoded == [run.id]
+        assert len({id(data) for data in sent}) == 1
+        for stream in streams:
+            await stream.aclose()
+
+    live(scenario)
+
+
+def test_a_slow_client_of_the_list_catches_up_from_the_store(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.feed.MAX_KEPT_BYTES", 300)
+
+    async def scenario(bench, feed):
+        slow, quick = list_of(bench, feed, 0), list_of(bench, feed, 0)
+        first = bench.commands.create(spec())
+        for listener in (slow, quick):
+            assert (await listener.next()).data["id"] == first.id
+        runs = []
+        for _ in range(8):
+            runs.append(bench.commands.create(spec()))
+            assert (await quick.next()).data["id"] == runs[-1].id
+        assert len(feed._kept) < 8
+        events = await slow.take(8)
+        assert [event.data["id"] for event in events] == [run.id for run in runs]
+        last = bench.commands.create(spec())
+        for listener in (slow, quick):
+            assert (await listener.next()).data["id"] == last.id
+            await listener.close()
+
+    live(scenario)
+
+
+def test_a_row_that_cannot_be_shown_silences_no_other(live):
+    async def scenario(bench, feed):
+        broken = bench.commands.create(spec("broken"))
+        view = feed._view
+
+        def shown(run):
+            if run.id == broken.id:
+                raise ValueError("no such state")
+            return view(run)
+
+        feed._view = shown
+        listener = list_of(bench, feed, 0)
+        for _ in range(3):
+            made = bench.commands.create(spec())
+            assert (await listener.next()).data["id"] == made.id
+            bench.commands.request_stop(made.id)
+            assert (await listener.next()).data["state"] == "stopped"
+        await listener.close()
+
+    live(scenario)
+
+
+def test_the_streams_of_a_run_read_its_metrics_once(live, monkeypatch):
+    reads: list[int] = []
+
+    def counting(path, position, *rest):
+        reads.append(position.offset)
+        return read_after(path, position, *rest)
+
+    for module in ("streams", "run_feed"):
+        monkeypatch.setattr(f"control_plane.reading.{module}.read_after", counting)
+
+    async def scenario(bench, feed):
+        run, folder = with_folder(bench)
+        add(folder, 0)
+        listeners = [run_of(bench, feed, run.id) for _ in range(10)]
+        for listener in listeners:
+            assert [event.kind for event in await listener.take(2)] == ["state", "metrics"]
+        first = asyncio.create_task(listeners[0].next())
+        await asyncio.sleep(1.5)  # every listener has found the feed's place by then
+        for step in range(1, 6):
+            add(folder, step)
+            assert (await first).data["step"] == step
+            first = asyncio.create_task(listeners[0].next())
+        before = len(reads)
+        for listener in listeners[1:]:
+            assert [event.data["step"] for event in await listener.take(5)] == [1, 2, 3, 4, 5]
+        assert len(reads) - before <= len(listeners)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        for listener in listeners:
+            await listener.close()
+        assert not feed._run_feeds
+
+    live(scenario)
+
+
+def test_a_slow_client_of_a_run_reads_on_in_the_file(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.run_feed.MAX_KEPT_BYTES", 400)
+
+    async def scenario(bench, feed):
+        run, folder = with_folder(bench)
+        add(folder, 0)
+        slow, quick = run_of(bench, feed, run.id), run_of(bench, feed, run.id)
+        for listener in (slow, quick):
+            await listener.take(2)
+        for step in range(1, 31):
+            add(folder, step)
+            if step % 10 == 0:
+                events = await quick.take(10)
+                assert [event.data["step"] for event in events] == [*range(step - 9, step + 1)]
+        bench.commands.claim(run.id, "cpu")
+        seen = await slow.take(31)
+        assert [event.data["step"] for event in seen if event.kind == "metrics"] == [*range(1, 31)]
+        assert [event.data["state"] for event in seen if event.kind == "state"] == ["starting"]
+        assert len({event.id for event in seen}) == 31
+        for listener in (slow, quick):
+            await listener.close()
+
+    live(scenario)
+
+
+def test_a_database_that_cannot_be_read_for_a_while_ends_no_stream(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.feed.RETRY_SECONDS", 0.05)
+
+    async def scenario(bench, feed):
+        listener = list_of(bench, feed, 0)
+        made = bench.commands.create(spec())
+        assert (await listener.next()).data["id"] == made.id
+        changed_since, failures = bench.runs.changed_since, iter(range(3))
+
+        def failing(*args):
+            if next(failures, None) is not None:
+                raise sa.exc.OperationalError("select", {}, Exception("database is locked"))
+            return changed_since(*args)
+
+        bench.runs.changed_since = failing
+        bench.commands.request_stop(made.id)
+        assert (await listener.next()).data["state"] == "stopped"
+        await listener.close()
 
     live(scenario)
 
