@@ -587,7 +587,8 @@ def test_a_history_is_paged_from_its_end(client, processes):
     for step in range(5):
         folder.append_event("checkpoint", step=step)
     address = f"/runs/{run['id']}/history"
-    pages, cursor = [], None
+    pages: list[list[dict[str, Any]]] = []
+    cursor = None
     while cursor is not None or not pages:
         page = client.get(address, params={"limit": 3, **({"cursor": cursor} if cursor else {})})
         pages.append(page.json()["entries"])

@@ -303,7 +303,12 @@ def test_a_change_is_read_and_encoded_once_for_all_streams(live):
     async def scenario(bench, feed):
         encoded: list[str] = []
         view = feed._view
-        feed._view = lambda run: encoded.append(run.id) or view(run)
+
+        def counting(run):
+            encoded.append(run.id)
+            return view(run)
+
+        feed._view = counting
         after = bench.runs.newest_revision()
         streams = [counted(feed, list_events(feed, after, after)) for _ in range(20)]
         for stream in streams:
