@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _log.info("control plane stops", stops_runs=self._plane.stops_runs_on_exit)
-        self._plane.changes.close()
+        self._plane.feed.close()
         await super().shutdown(sockets)
 
 

@@ -22,7 +22,7 @@ from control_plane.api.requests import (
     optional_json_object,
     with_changes,
 )
-from control_plane.reading.history import run_history
+from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
 from control_plane.runs.record import require_not_removed
@@ -93,10 +93,32 @@ def list_runs(
 @router.get("/runs/{run_id}", response_model=views.RunDetail, responses=NOT_FOUND)
 def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     """Returns one run, with its whole spec and its history."""
-    (run,) = plane.explained([plane.runs.get(run_id)])
+    run = plane.runs.get(run_id)
     folder = plane.folder(run)
-    history = run_history(plane.runs.history(run_id), folder)
-    return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
+    history = recent_history(plane.runs, folder)
+    return views.run_detail(run, plane.clock(), history, str(folder.path))
+
+
+@router.get("/runs/{run_id}/history", response_model=views.HistoryPage, responses=NOT_FOUND)
+def get_history(
+    plane: Plane,
+    run_id: RunId,
+    cursor: Annotated[str | None, Query(max_length=40, description="`next_cursor`")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    kind: Annotated[
+        str | None, Query(max_length=100, description="`state`, or a kind of the trainer's events")
+    ] = None,
+) -> views.HistoryPage:
+    """Lists what happened to a run, newest first: changes of state, and its trainer's events.
+
+    With `kind`, a page may be short or empty although there are earlier ones: see `next_cursor`.
+    """
+    folder = plane.folder(plane.runs.get(run_id))
+    start = HistoryPosition.parse(cursor) if cursor is not None else HistoryPosition()
+    entries, rest = history_page(plane.runs, folder, start, limit, kind)
+    return views.HistoryPage(
+        run_id=run_id, entries=entries, next_cursor=None if rest is None else str(rest)
+    )
 
 
 @router.post(

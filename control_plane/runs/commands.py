@@ -7,7 +7,7 @@ The decisions are the functions below the class.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its hear
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
-_NO_PROCESS = {**_NO_PID, "slot": None}
+_NO_PROCESS = {**_NO_PID, "slot": None, "stale_since": None, "stalled_since": None}
 
 _log = structlog.get_logger()
 
@@ -94,6 +94,7 @@ class RunCommands:
             revision = newest_revision(connection) + 1
             values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
             connection.execute(sa.insert(runs).values(values))
+            _set_place(connection, run_id)
             run = get_run(connection, run_id)
             _remember(connection, run, now)
             if key is not None:
@@ -230,6 +231,24 @@ class RunCommands:
 
         return self._change(run_id, decide)
 
+    def noticed(self, facts: Mapping[str, tuple[RunState, Mapping[str, Any]]]) -> None:
+        """Records facts about runs that change with time alone, in one transaction.
+
+        Args:
+            facts: by run id: the state that the facts are about, and the columns. A run that has
+                left that state meanwhile is passed over.
+        """
+        if not facts:
+            return
+        with self._store.writing() as connection:
+            revision = newest_revision(connection)
+            for run_id, (state, columns) in facts.items():
+                revision += 1
+                is_still = sa.and_(runs.c.id == run_id, runs.c.state == state)
+                values = {**columns, "revision": revision}
+                connection.execute(sa.update(runs).where(is_still).values(values))
+        self._changed()
+
     def ended(
         self,
         run_id: str,
@@ -295,7 +314,10 @@ class RunCommands:
                 values["wanted"] = change.wanted
             if state is not run.state:
                 values |= {"state": state, "since": now, **_active_time(run, state, now)}
+                values |= {"queue_position": None, "waits_for": None}
             connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
+            if state is RunState.QUEUED:
+                _set_place(connection, run_id)
             after = get_run(connection, run_id)
             if (after.state, after.wanted) != (run.state, run.wanted):
                 _remember(connection, after, now)
@@ -394,9 +416,14 @@ def _seen(status: Status | None) -> dict[str, Any]:
 
 
 def _is_news(before: Status | None, after: Status) -> bool:
-    if before is None or replace(before, heartbeat=0) != replace(after, heartbeat=0):
+    if before is None or _timeless(before) != _timeless(after):
         return True
     return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
+
+
+def _timeless(status: Status) -> Status:
+    """Returns the status without what changes with time alone."""
+    return replace(status, heartbeat=0, activity_seconds=None, usual_seconds=None)
 
 
 def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
@@ -426,6 +453,14 @@ def _new_row(
         "restarts": 0,
         "active_seconds": 0.0,
     }
+
+
+def _set_place(connection: sa.Connection, run_id: str) -> None:
+    """Sets a queued run's place: behind those that are older. The loop moves the others."""
+    seq = sa.select(runs.c.seq).where(runs.c.id == run_id).scalar_subquery()
+    older = sa.select(sa.func.count() + 1).where(runs.c.state == RunState.QUEUED, runs.c.seq < seq)
+    place = connection.execute(older).scalar()
+    connection.execute(sa.update(runs).where(runs.c.id == run_id).values(queue_position=place))
 
 
 def _remember(connection: sa.Connection, run: Run, now: float) -> None:

@@ -57,6 +57,10 @@ runs = sa.Table(
     sa.Column("active_seconds", sa.Float, nullable=False),
     sa.Column("status", sa.JSON(none_as_null=True)),
     sa.Column("teacher", sa.JSON(none_as_null=True)),
+    sa.Column("queue_position", sa.Integer),
+    sa.Column("waits_for", sa.Text),
+    sa.Column("stale_since", sa.Float),
+    sa.Column("stalled_since", sa.Float),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.
@@ -149,6 +153,14 @@ class Store:
             connection = connection.execution_options(lectern_begin="BEGIN IMMEDIATE")
             with connection.begin():
                 yield connection
+
+    def try_write(self) -> None:
+        """Writes a row and rolls back. Raises SQLAlchemyError if the database cannot be written."""
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(lectern_begin="BEGIN IMMEDIATE")
+            with connection.begin() as transaction:
+                connection.execute(sa.insert(deleted_runs).values(run_id="", revision=-1))
+                transaction.rollback()
 
     def close(self) -> None:
         self._engine.dispose()
