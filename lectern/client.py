@@ -16,7 +16,16 @@ from typing import Any
 
 import httpx
 
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound, error_of
+from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
+from lectern_common.errors import (
+    InvalidRequest,
+    InvalidSpec,
+    LecternError,
+    NotFound,
+    Unauthenticated,
+    error_of,
+)
+from lectern_common.roots import Roots
 from lectern_common.run_folder import RESTING, RunState
 from lectern_common.spec.run_spec import NAME_PATTERN, RunSpec
 
@@ -26,6 +35,10 @@ MAX_POINTS = 512
 CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
+_WHERE_IT_LIES = (
+    "it lies in secrets/control-plane under the control plane's home; give that file as "
+    "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
+)
 
 
 class ControlPlaneUnavailable(LecternError):
@@ -212,7 +225,9 @@ class Client:
 
         Args:
             url: such as http://127.0.0.1:8080.
-            token: bearer token, if the server asks for one.
+            token: bearer token; None means the one in secrets/control-plane under LECTERN_HOME
+                (~/.lectern), if the server is on this machine and there is such a file. "" sends
+                none.
             timeout_seconds: for each answer; calls that make the server check a run get longer.
             transport: replaces the network; for tests.
 
@@ -222,6 +237,8 @@ class Client:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise InvalidRequest(f"{url!r} does not begin with http:// or https://", "url")
+        if token is None:
+            token = _own_token(self.url)
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"} if token else {},
@@ -437,9 +454,24 @@ class Client:
         if response.is_success:
             return response
         refusal = problem(response)
+        if response.status_code == 401:
+            refusal = Unauthenticated(f"{refusal}: {_WHERE_IT_LIES}")
         if isinstance(refusal, NotFound) and path.startswith("/runs/"):
             refusal = NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
         raise refusal
+
+
+def _own_token(url: str) -> str | None:
+    """Returns the token that a control plane on this machine has made; None if there is none.
+
+    It is sent to this machine only: whoever got it could steer the runs here.
+    """
+    try:
+        if not is_loopback(httpx.URL(url).host):
+            return None
+        return token_in(Roots.of_home().secrets / CONTROL_PLANE_TOKEN) or None
+    except (ValueError, httpx.InvalidURL):
+        return None
 
 
 def _did_you_mean(client: Client, run_id: str) -> str:

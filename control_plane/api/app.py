@@ -14,6 +14,7 @@ from control_plane.api.guard import LOOPBACK_HOSTS, Guard
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
 from control_plane.plane import ControlPlane
 
+ROUTES = (runs, streams, catalog)
 WEB = Path(__file__).parent.parent / "web"
 
 
@@ -21,6 +22,7 @@ def create_app(
     plane: ControlPlane,
     *,
     token: str | None = None,
+    read_token: str | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the plane.
@@ -28,6 +30,7 @@ def create_app(
     Args:
         plane: opened, not started.
         token: bearer token that every request must carry, except for the page and health.
+        read_token: another one, with which a request may only read.
         allowed_hosts: names accepted in the Host header, besides those of the loopback.
     """
 
@@ -51,7 +54,7 @@ def create_app(
     )
     app.state.plane = plane
     handle_problems(app)
-    for routes in (runs, streams, catalog):
+    for routes in ROUTES:
         app.include_router(routes.router, responses=OF_EVERY_ROUTE)
 
     @app.get("/", include_in_schema=False)
@@ -59,5 +62,7 @@ def create_app(
         return FileResponse(WEB / "index.html")
 
     app.mount("/web", StaticFiles(directory=WEB))
-    app.add_middleware(Guard, hosts={*LOOPBACK_HOSTS, *allowed_hosts}, token=token)
+    app.state.routes = [*app.routes, *(one for routes in ROUTES for one in routes.router.routes)]
+    hosts = {*LOOPBACK_HOSTS, *allowed_hosts}
+    app.add_middleware(Guard, hosts=hosts, token=token, read_token=read_token)
     return app

@@ -63,6 +63,7 @@ async def create_run(
     async with plane.key_lock(idempotency_key):
         run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
         if run is None:
+            await asyncio.to_thread(plane.commands.require_room)
             spec = await plane.checks.resolved(spec)
             teacher = await plane.checks.require_startable(spec)
             run = await asyncio.to_thread(

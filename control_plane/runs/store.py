@@ -22,6 +22,7 @@ from lectern_common.files import rename_durably
 
 DATABASE_NAME = "control-plane.sqlite3"
 BUSY_TIMEOUT_MS = 2000
+POOL_TIMEOUT_SECONDS = 5
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = sa.MetaData()
@@ -210,7 +211,12 @@ def _require_sound(path: Path, backup: Path) -> None:
 
 
 def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = sa.create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+        # Callers wait in threads: better told to come back than kept there for half a minute.
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+    )
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
