@@ -15,7 +15,7 @@ from starlette.routing import Match, Mount, Route
 from starlette.types import Scope
 
 from control_plane.views import Problem
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, Overloaded
+from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_SECONDS = 2
@@ -89,7 +89,7 @@ def of_error(error: LecternError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, InvalidSpec):
         errors = error.problems
-    elif isinstance(error, InvalidRequest) and error.field:
+    elif isinstance(error, (InvalidRequest, CorruptData)) and error.field:
         errors = [(error.field, str(error))]
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
