@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Mount, Route
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from control_plane.views import Problem
@@ -155,6 +155,6 @@ def methods_of(app: FastAPI, scope: Scope) -> list[str]:
     """Returns the methods of all routes at a path; the router itself names those of the first."""
     found: set[str] = set()
     for route in app.state.routes:
-        if isinstance(route, (Route, Mount)) and route.matches(scope)[0] is not Match.NONE:
-            found |= set(getattr(route, "methods", None) or {"GET", "HEAD"})  # of a mount: files
-    return sorted(found)
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= set(route.methods or ())
+    return sorted(found) or ["GET", "HEAD"]  # files, which no route has
