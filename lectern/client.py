@@ -12,10 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
 
+from lectern.reconnect import OUTAGE_SECONDS, Reconnecting
+from lectern.reconnect import ControlPlaneUnavailable as ControlPlaneUnavailable
 from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
 from lectern_common.errors import (
     InvalidRequest,
@@ -39,14 +42,6 @@ _WHERE_IT_LIES = (
     "it lies in secrets/control-plane under the control plane's home; give that file as "
     "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
 )
-
-
-class ControlPlaneUnavailable(LecternError):
-    """The control plane does not answer, or something else answers at its address."""
-
-    reason = "control_plane_unavailable"
-    exit_code = 7
-    retryable = True
 
 
 @dataclass(frozen=True)
@@ -398,6 +393,8 @@ class Client:
         timeout_seconds: float | None = None,
         poll_seconds: float = 0.5,
         on_poll: Callable[[list[RunStatus]], None] = lambda runs: None,
+        outage_seconds: float = OUTAGE_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
     ) -> list[RunStatus]:
         """Waits until all runs are at rest; returns them.
 
@@ -406,14 +403,21 @@ class Client:
             timeout_seconds: for all of them together; None means no limit.
             poll_seconds: pause between two polls.
             on_poll: called with the runs after each poll.
+            outage_seconds: how long the control plane may be away in between, such as during its
+                restart.
+            say: is told when it is away, and when it is back.
 
         Raises:
+            ControlPlaneUnavailable: it does not answer the first poll, or is away for longer.
             NotFound: one of them does not exist.
             TimeoutError: they are not all at rest after `timeout_seconds`.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        if timeout_seconds is not None:
+            outage_seconds = min(outage_seconds, timeout_seconds)
+        outlasting = Reconnecting(say, outage_seconds)
         while True:
-            runs = [self.get_run(run_id) for run_id in run_ids]
+            runs = [outlasting.ask(partial(self.get_run, run_id)) for run_id in run_ids]
             on_poll(runs)
             if all(run.rests for run in runs):
                 return runs
@@ -509,6 +513,7 @@ def problem(response: httpx.Response) -> LecternError:
         if isinstance(entry, dict)
     ]
     error = error_of(str(data["reason"]), detail)
+    error.retryable = error.retryable or data.get("retryable") is True
     return InvalidSpec(fields) if fields and isinstance(error, InvalidRequest) else error
 
 

