@@ -19,7 +19,6 @@ def test_a_log_keeps_its_first_and_last_lines_and_says_what_is_missing(tmp_path)
     with log.open("ab", buffering=0) as writer:
         for number in range(10_000):
             writer.write(b"line %05d\n" % number)
-        assert cap_log(log, 100_001) == 0 or log.stat().st_size < 110_000
         cut = cap_log(log, 50_000, 1_000, 2_000)
         writer.write(b"after\n")
     lines = log.read_text().splitlines()
