@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from control_plane.api.guard import PUBLIC
-from control_plane.api.problems import MEDIA_TYPE, PROBLEM, WITH_BODY, WRITE
+from control_plane.api.problems import MEDIA_TYPE, WITH_BODY, WRITE
 
 FULL, READ_ONLY = "token", "readOnlyToken"
 CHANGES = "RunSpecChanges"
@@ -52,7 +52,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         responses[str(status)] = {"description": response["description"], "content": {}}
     for status, response in responses.items():
         if int(status) >= 400:
-            schema = {"$ref": f"#/components/schemas/{PROBLEM['model'].__name__}"}
+            schema = {"$ref": "#/components/schemas/Problem"}
             response["content"] = {MEDIA_TYPE: {"schema": schema}}
             if status in _HEADERS:
                 response["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}

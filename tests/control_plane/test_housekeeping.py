@@ -51,7 +51,7 @@ def aged(path: Path, seconds: float) -> Path:
 
 
 @pytest.fixture
-def runs_root(tmp_path) -> Path:
+def runs_root(tmp_path: Path) -> Path:
     RunFolder.create(tmp_path, "run-a", spec())
     return tmp_path
 

@@ -175,7 +175,6 @@ def test_answers_of_a_server_keep_to_the_document(home):  # noqa: F811
     service = Service(home, "--token-file", str(home / "token"))
     schema = schemathesis.openapi.from_dict(json.loads(COMMITTED.read_text()))
     schema.config.update(base_url=str(service.client.base_url).rstrip("/"))
-    schema = schema.exclude(path=list(STREAMS))  # they do not end
-    keeps_its_word(schema, 50)
+    keeps_its_word(schema.exclude(path=list(STREAMS)), 50)  # they do not end
     assert service.client.get("/healthz").status_code == 200
     assert service.end() == 0
