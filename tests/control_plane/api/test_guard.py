@@ -174,21 +174,21 @@ def test_every_answer_carries_the_security_headers(client, path):
     assert headers["cache-control"] == ("no-cache" if path.startswith("/web") else "no-store")
 
 
-def test_a_fault_of_the_server_is_a_problem_with_the_security_headers(tmp_path):
+def test_a_fault_of_the_server_is_a_problem_with_the_security_headers(tmp_path, monkeypatch):
     with serving(tmp_path) as (client, plane):
-        plane.runs._store = None  # what is called is not there
+        monkeypatch.setattr(plane.runs, "_store", None)  # what is called is not there
         response = client.get("/runs")
     problem_of(response, 500, "internal")
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["cache-control"] == "no-store"
 
 
-def test_a_database_without_free_connections_is_busy(tmp_path):
+def test_a_database_without_free_connections_is_busy(tmp_path, monkeypatch):
     def no_connection(*_):
         raise sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
 
     with serving(tmp_path) as (client, plane):
-        plane.runs._store.reading = no_connection
+        monkeypatch.setattr(plane.runs, "page", no_connection)
         response = client.get("/runs")
     problem_of(response, 503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1
