@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
 from control_plane.reading.series.indexes import (
@@ -24,7 +25,7 @@ from control_plane.reading.series.indexes import (
     Indexes,
 )
 from control_plane.reading.wakes import Wakes
-from control_plane.runs.commands import RunCommands
+from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
@@ -67,6 +68,7 @@ class ControlPlane:
     devices: Devices
     checks: StartChecks
     teachers: TeacherMonitor
+    housekeeping: Housekeeping
     lock_descriptor: int
     stops_runs_on_exit: bool
     clock: Callable[[], float] = time.time
@@ -77,10 +79,12 @@ class ControlPlane:
 
     async def start(self) -> None:
         """Reconciles all runs once, then keeps doing so in the background."""
-        # Checks wait for teachers in threads; the loop and streams must not wait behind them.
+        # For the loop and the streams. Calls to teachers have threads of their own, where a teacher
+        # that hangs delays only those who ask about teachers.
         pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="plane")
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
+        self.housekeeping.start()
         await self._tick()
         work = (self._loop(), self.feed.follow(), self._keep_indexes())
         self._tasks = [asyncio.create_task(part) for part in work]
@@ -100,6 +104,8 @@ class ControlPlane:
             self.close()
 
     def close(self) -> None:
+        self.housekeeping.close()
+        self.checks.close()
         self.teachers.close()
         self.store.close()
         os.close(self.lock_descriptor)
@@ -188,6 +194,7 @@ def open_plane(
     processes: Processes | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
+    max_queued: int = MAX_QUEUED,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -197,6 +204,7 @@ def open_plane(
         processes: starts and ends trainers; None means a Launcher of the usual trainer.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
+        max_queued: how many runs may wait for a device.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
@@ -209,8 +217,9 @@ def open_plane(
         os.close(lock)
         raise
     changes = Wakes()
-    runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread)
+    runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
+    sweep(roots.runs)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     return ControlPlane(
         roots=roots,
@@ -227,6 +236,7 @@ def open_plane(
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
+        housekeeping=Housekeeping(runs, roots.runs),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from control_plane import views
-from control_plane.api.problems import CONFLICT, NOT_FOUND, PROBLEM
+from control_plane.api.openapi import CHANGES
+from control_plane.api.problems import CONFLICT, NOT_FOUND, TEACHER_AWAY
 from control_plane.api.requests import (
     Plane,
     RunId,
@@ -29,7 +30,7 @@ from control_plane.runs.record import require_not_removed
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
@@ -41,7 +42,7 @@ router = APIRouter()
     status_code=202,
     response_model=views.RunView,
     responses={
-        502: {**PROBLEM, "description": "The teacher is not reachable"},
+        **TEACHER_AWAY,
         202: {"headers": {"Location": {"schema": {"type": "string"}}}},
     },
     openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
@@ -64,6 +65,7 @@ async def create_run(
     async with plane.key_lock(idempotency_key):
         run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
         if run is None:
+            await asyncio.to_thread(plane.commands.require_room)
             spec = await plane.checks.resolved(spec)
             teacher = await plane.checks.require_startable(spec)
             run = await asyncio.to_thread(
@@ -133,12 +135,13 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
     "/runs/{run_id}/resume",
     status_code=202,
     response_model=views.RunView,
-    responses={**CONFLICT, 502: {**PROBLEM, "description": "The teacher is not reachable"}},
+    responses={**CONFLICT, **TEACHER_AWAY},
     openapi_extra=json_body(
         {
-            "type": "object",
+            "$ref": f"#/components/schemas/{CHANGES}",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change only a few fields.',
+            '{"schedule": {"steps": 2000}}. A resume may change only a few fields: '
+            + ", ".join(RESUME_MAY_CHANGE),
         },
         required=False,
     ),

@@ -20,8 +20,16 @@ from control_plane.reading.streams import RunPosition, list_events, run_events
 from lectern_common.json_lines import Position, position_of
 
 MAX_RECORDS = 5000
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event; `data` is a JSON object as text.",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}
+    200: {
+        "content": {"text/event-stream": {"schema": _EVENT}},
+        "description": "Server-sent events",
+    }
 }
 
 router = APIRouter()

@@ -27,13 +27,15 @@ from control_plane.runs.record import (
     select_runs,
 )
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, NotFound
+from lectern_common.errors import Conflict, NotFound, Overloaded
 from lectern_common.processes import Identity
 from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.untrusted import cut
 
+MAX_QUEUED = 1000
+QUEUE_RETRY_SECONDS = 60
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
@@ -52,6 +54,7 @@ class RunCommands:
         store: where they are kept.
         clock: Unix seconds.
         changed: called after each visible change; from any thread.
+        max_queued: how many runs may wait; a request for one more is refused.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class RunCommands:
         store: Store,
         clock: Callable[[], float] = time.time,
         changed: Callable[[], None] = lambda: None,
+        max_queued: int = MAX_QUEUED,
     ) -> None:
         self._store = store
+        self._max_queued = max_queued
         self._clock = clock
         self._changed = changed
 
@@ -82,12 +87,14 @@ class RunCommands:
 
         Raises:
             InvalidRequest: the key was used with another body.
+            Overloaded: the queue is full.
         """
         now = self._clock()
         with self._store.writing() as connection:
             made = run_made_by_key(connection, key, request_sha256)
             if made is not None:
                 return made
+            self._require_room(connection)
             run_id = _new_id(spec.name)
             while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
                 run_id = _new_id(spec.name)
@@ -106,6 +113,11 @@ class RunCommands:
         _log.info("run created", run=run_id)
         self._changed()
         return run
+
+    def require_room(self) -> None:
+        """Raises Overloaded if the queue is full; asked before the checks of a run, which cost."""
+        with self._store.reading() as connection:
+            self._require_room(connection)
 
     def request_stop(self, run_id: str) -> Run:
         """Returns the run, now to be stopped. Repeating the request changes nothing.
@@ -128,11 +140,13 @@ class RunCommands:
             NotFound: no such run.
             Conflict: it is active, or has nothing more to do.
             InvalidSpec: the new spec changes what a resume may not change.
+            Overloaded: the queue is full.
         """
 
         def decide(run: Run) -> Change:
             spec = new_spec(run.run_spec)
             require_goes_on(run, spec)
+            self.require_room()
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
@@ -285,6 +299,15 @@ class RunCommands:
         return self._change(
             run_id, lambda run: _crashed(run, reason, message, status, self._clock())
         )
+
+    def _require_room(self, connection: sa.Connection) -> None:
+        waiting = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED)
+        if connection.execute(waiting).scalar_one() >= self._max_queued:
+            raise Overloaded(
+                f"{self._max_queued} runs wait in the queue, which is full; stop some, try again "
+                "later, or start the control plane with a larger --max-queued-runs",
+                retry_after_seconds=QUEUE_RETRY_SECONDS,
+            )
 
     # ---- the one way to change ---------------------------------------------------------------
 

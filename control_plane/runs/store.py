@@ -23,6 +23,7 @@ from lectern_common.files import rename_durably
 
 DATABASE_NAME = "control-plane.sqlite3"
 BUSY_TIMEOUT_MS = 2000
+POOL_TIMEOUT_SECONDS = 5
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = sa.MetaData()
@@ -237,6 +238,8 @@ def _engine(path: Path) -> sa.Engine:
         f"sqlite:///{path}",
         connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
         json_deserializer=_stored_json,
+        # Callers wait in threads: better told to come back than kept there for half a minute.
+        pool_timeout=POOL_TIMEOUT_SECONDS,
     )
 
     @event.listens_for(engine, "connect")

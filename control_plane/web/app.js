@@ -2,7 +2,7 @@
 // The page: a list of runs that an event stream keeps up to date, a chart of them, the teachers,
 // and the panel of one run.
 
-import { RequestFailed, follow, get } from "./api.js";
+import { RequestFailed, follow, get, hasToken } from "./api.js";
 import { CurveView } from "./charts/curve_view.js";
 import { Curves } from "./charts/curves.js";
 import { byId, setText, show } from "./dom.js";
@@ -261,10 +261,13 @@ async function showExamples() {
   };
   const { origin } = location;
   const body = JSON.stringify(spec);
+  const token = hasToken()
+    ? "-H \"authorization: Bearer $(cat ~/.lectern/secrets/control-plane)\" \\\n  "
+    : "";
   setText(byId("cli-line"), `lectern runs create run.yaml --url ${origin}`);
   setText(
     byId("curl-line"),
-    `curl ${origin}/runs -H 'content-type: application/json' \\\n  -d '${body}'`,
+    `curl ${origin}/runs ${token}-H 'content-type: application/json' \\\n  -d '${body}'`,
   );
 }
 
