@@ -1,7 +1,7 @@
 // @ts-check
-// The metrics that the page draws: names, units, and how exact the values are.
+// Metrics: names, units, formats, groups, and how exact the values are.
 
-import { loss, share } from "../format.js";
+import { count, loss, percent, share, short, size, wait } from "../format.js";
 
 /** @import { Run } from "../types.d.ts" */
 
@@ -62,16 +62,87 @@ export const METRICS = [
       + "at the run's temperature T and without the factor T\u00b2.",
   },
 ];
-export const KEYS = METRICS.map((metric) => metric.key);
 
+/** @type {Map<string, Metric>} metrics that were logged, by key; those above from the start */
 const byKey = new Map(METRICS.map((metric) => [metric.key, metric]));
 
 /**
- * Returns the metric with this key, or the first one.
+ * Units and formats by the end of a key.
  *
- * @param {string | null} key
+ * @type {[end: RegExp, unit: string, format: Metric["format"], tick: Metric["tick"]][]}
  */
-export const metricOf = (key) => byKey.get(key ?? "") ?? METRICS[0];
+const BY_ENDING = [
+  [/_?tokens_per_second$/, "tokens per second", number, short],
+  [/_?bytes$/, "bytes", size, size],
+  [/_?bytes_per_token$/, "bytes per token", number, number],
+  [/_?seconds$/, "seconds", wait, wait],
+  [/_?share$/, "share", percent, percent],
+  [/_?tokens(_seen)?$/, "tokens", count, short],
+  [/_?positions$/, "positions", count, short],
+  [/_?steps$/, "steps", count, short],
+  [/_?lines$/, "lines", count, short],
+  [/\/epoch$/, "epochs", number, number],
+];
+
+/**
+ * Returns the metric with this key. One that the page does not know by name gets a title, a unit and
+ * a format by its key.
+ *
+ * @param {string} key
+ * @returns {Metric}
+ */
+export function metricOf(key) {
+  let metric = byKey.get(key);
+  if (metric === undefined) {
+    const words = key.slice(key.indexOf("/") + 1).replaceAll("_", " ").replaceAll("/", " ");
+    const title = words.charAt(0).toUpperCase() + words.slice(1) || key;
+    const [, unit, format, tick] = BY_ENDING.find(([end]) => end.test(key))
+      ?? [null, key.startsWith("loss/") ? NATS.unit : "", number, number];
+    const isEvaluated = key.startsWith("val/") || key === "time/evaluation_seconds";
+    metric = { key, name: title, title, note: "", unit, format, tick, isEvaluated };
+    byKey.set(key, metric);
+  }
+  return metric;
+}
+
+/**
+ * 0.000123 -> "1.23e-4"
+ *
+ * @param {number | null | undefined} value
+ */
+function number(value) {
+  if (value === null || value === undefined) return "\u2013";
+  const isPlain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6);
+  return isPlain ? String(+value.toPrecision(4)) : String(value.toExponential(2));
+}
+
+// Positions on the axes, not metrics; each chart can be drawn over them.
+const NOT_DRAWN = /^(step|time|non_finite|progress\/.*)$/;
+const FIRST_GROUPS = ["loss", "val", "optim", "time", "perf", "memory"];
+
+/**
+ * Returns the keys by their prefix: losses first, then what follows from them, then the others.
+ *
+ * @param {Iterable<string>} keys
+ * @returns {Map<string, string[]>}
+ */
+export function keysByGroup(keys) {
+  /** @type {Map<string, string[]>} */
+  const groups = new Map();
+  const rank = (/** @type {string} */ group) =>
+    (FIRST_GROUPS.indexOf(group) + FIRST_GROUPS.length + 1) % (FIRST_GROUPS.length + 1);
+  const known = METRICS.map(({ key }) => key);
+  const place = (/** @type {string} */ key) => (known.indexOf(key) + known.length) % (known.length + 1);
+  const drawn = [...new Set(keys)].filter((key) => !NOT_DRAWN.test(key));
+  const ordered = drawn.sort((one, other) =>
+    place(one) - place(other) || (one < other ? -1 : 1));
+  for (const key of ordered) {
+    const group = key.includes("/") ? key.slice(0, key.indexOf("/")) : "other";
+    groups.set(group, [...(groups.get(group) ?? []), key]);
+  }
+  return new Map([...groups].sort(([one], [other]) =>
+    rank(one) - rank(other) || (one < other ? -1 : 1)));
+}
 
 /**
  * By representation: the sign before a divergence, and what the sign means.
