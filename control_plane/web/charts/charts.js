@@ -9,6 +9,7 @@ import { View } from "./view.js";
 
 /**
  * @typedef {object} Options
+ * @property {string} [place] whose choices are remembered together ("overview" or "run")
  * @property {Params} [params] what the charts take from the address; unknown names are ignored
  * @property {(params: Params) => void} [onParams] called when the user has changed something, with
  *   all that differs from the defaults, to be put into the address
@@ -24,7 +25,7 @@ export class Overview {
    * @param {Options} [options]
    */
   constructor(container, options = {}) {
-    this.grid = newGrid("overview", container, { expanded: false, ...options });
+    this.grid = newGrid(container, true, { place: "overview", expanded: false, ...options });
   }
 
   /**
@@ -57,12 +58,12 @@ export class RunCharts {
    * @param {Options} [options]
    */
   constructor(container, options = {}) {
-    this.grid = newGrid("run", container, { expanded: true, ...options });
+    this.grid = newGrid(container, false, { place: "run", expanded: true, ...options });
   }
 
-  /** @param {Entry} entry */
+  /** @param {Entry | null} entry null: none, so nothing is fetched */
   update(entry) {
-    this.grid.update([entry]);
+    this.grid.update(entry === null ? [] : [entry]);
   }
 
   destroy() {
@@ -71,16 +72,15 @@ export class RunCharts {
 }
 
 /**
- * @param {"overview" | "run"} place
  * @param {HTMLElement} container
- * @param {Options} options
+ * @param {boolean} isOfMany
+ * @param {Options & {place: string, expanded: boolean}} options
  */
-function newGrid(place, container, { params = {}, onParams = () => {}, metric, ...options }) {
+function newGrid(container, isOfMany, { place, expanded, params, onParams, metric, height }) {
   container.classList.add("charts");
-  const view = new View(place, params, metric === undefined ? {} : { metric }, onParams);
+  const first = metric ?? "loss/val";
+  const view = new View(place, params ?? {}, { metric: first }, onParams ?? (() => {}));
   return new Grid(container, view, {
-    isOfMany: place === "overview",
-    expanded: options.expanded ?? false,
-    height: options.height ?? ((width) => (width < 560 ? 240 : 350)),
+    isOfMany, expanded, height: height ?? ((width) => (width < 560 ? 240 : 350)),
   });
 }

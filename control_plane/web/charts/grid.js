@@ -10,7 +10,7 @@ import { lineStyle, onSchemeChange } from "./drawing/palette.js";
 import { keysByGroup, metricOf, noteOf } from "./metrics.js";
 import { SeriesStore } from "./series.js";
 import { groupsOf } from "./values/groups.js";
-import { linesOf } from "./values/lines.js";
+import { linesOf, minimised } from "./values/lines.js";
 import { extent } from "./values/ranges.js";
 
 /** @import { Entry, LeftOut, Line } from "./types.d.ts" */
@@ -25,7 +25,7 @@ import { extent } from "./values/ranges.js";
 
 const MAIN_POINTS = 800;
 const CARD_POINTS = 100;
-const CARD_HEIGHT = 132;
+const CARD_HEIGHT = 150;
 const CLOSED = "lectern-charts-closed";
 
 export class Grid {
@@ -115,8 +115,10 @@ export class Grid {
       (xs.length > 0 ? [xs[0], xs[xs.length - 1]] : []))));
     this.drawMain(drawn.get(view.metric) ?? NOTHING, x);
     for (const key of open) {
-      const { lines, leftOut } = drawn.get(key) ?? NOTHING;
+      const { lines, leftOut } = key === view.metric ? this.linesOf(key) : drawn.get(key) ?? NOTHING;
       const card = this.cards.get(key);
+      // Checkpoints stand in the large chart; in the small ones they would crowd the lines.
+      for (const line of lines) line.marks = line.marks.filter(({ kind }) => kind !== "checkpoint");
       card?.chart.draw(lines, metricOf(key), view, x, leftOut);
       card?.element.classList.toggle("enlarged", key === view.metric);
     }
@@ -147,7 +149,8 @@ export class Grid {
     const metric = metricOf(this.view.metric);
     this.main.draw(lines, metric, this.view, x, leftOut);
     setText(this.note, noteOf(metric, lines.flatMap(({ runs }) => runs)));
-    const isMixed = metric.key === "loss/total" && new Set(lines.map(({ remark }) => remark)).size > 1;
+    const totals = new Set(lines.flatMap(({ runs }) => runs).map(minimised));
+    const isMixed = metric.key === "loss/total" && totals.size > 1;
     show(this.warning, isMixed);
     setText(this.warning, isMixed ? MIXED : "");
     setText(this.nothing, whyNothing(metric, this.entries, leftOut));

@@ -66,6 +66,9 @@ export const METRICS = [
 /** @type {Map<string, Metric>} metrics that were logged, by key; those above from the start */
 const byKey = new Map(METRICS.map((metric) => [metric.key, metric]));
 
+/** @param {number} tick */
+const whole = (tick) => (Number.isInteger(tick) ? short(tick) : "");
+
 /**
  * Units and formats by the end of a key.
  *
@@ -77,10 +80,10 @@ const BY_ENDING = [
   [/_?bytes_per_token$/, "bytes per token", number, number],
   [/_?seconds$/, "seconds", wait, wait],
   [/_?share$/, "share", percent, percent],
-  [/_?tokens(_seen)?$/, "tokens", count, short],
-  [/_?positions$/, "positions", count, short],
-  [/_?steps$/, "steps", count, short],
-  [/_?lines$/, "lines", count, short],
+  [/_?tokens(_seen)?$/, "tokens", count, whole],
+  [/_?positions$/, "positions", count, whole],
+  [/_?steps$/, "steps", count, whole],
+  [/_?lines$/, "lines", count, whole],
   [/\/epoch$/, "epochs", number, number],
 ];
 
@@ -94,15 +97,29 @@ const BY_ENDING = [
 export function metricOf(key) {
   let metric = byKey.get(key);
   if (metric === undefined) {
-    const words = key.slice(key.indexOf("/") + 1).replaceAll("_", " ").replaceAll("/", " ");
-    const title = words.charAt(0).toUpperCase() + words.slice(1) || key;
     const [, unit, format, tick] = BY_ENDING.find(([end]) => end.test(key))
       ?? [null, key.startsWith("loss/") ? NATS.unit : "", number, number];
+    const title = titleOf(key, unit);
     const isEvaluated = key.startsWith("val/") || key === "time/evaluation_seconds";
     metric = { key, name: title, title, note: "", unit, format, tick, isEvaluated };
     byKey.set(key, metric);
   }
   return metric;
+}
+
+const SHORT_WORDS = /\b(cuda|gpu|cpu|rss|kl|ce|kd|lr|io)\b/g;
+
+/**
+ * "memory/cuda_peak_bytes" in bytes -> "CUDA peak"
+ *
+ * @param {string} key
+ * @param {string} unit that the title need not repeat
+ */
+function titleOf(key, unit) {
+  const words = key.slice(key.indexOf("/") + 1).replaceAll(/[_/]/g, " ");
+  const short = words.endsWith(` ${unit}`) ? words.slice(0, -unit.length - 1) : words;
+  const title = short.replaceAll(SHORT_WORDS, (word) => word.toUpperCase());
+  return title.charAt(0).toUpperCase() + title.slice(1) || key;
 }
 
 /**
@@ -112,7 +129,9 @@ export function metricOf(key) {
  */
 function number(value) {
   if (value === null || value === undefined) return "\u2013";
-  const isPlain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6);
+  const magnitude = Math.abs(value);
+  if (magnitude >= 1e4 && magnitude < 1e9) return count(value);
+  const isPlain = value === 0 || (magnitude >= 1e-3 && magnitude < 1e4);
   return isPlain ? String(+value.toPrecision(4)) : String(value.toExponential(2));
 }
 
@@ -129,10 +148,9 @@ const FIRST_GROUPS = ["loss", "val", "optim", "time", "perf", "memory"];
 export function keysByGroup(keys) {
   /** @type {Map<string, string[]>} */
   const groups = new Map();
-  const rank = (/** @type {string} */ group) =>
-    (FIRST_GROUPS.indexOf(group) + FIRST_GROUPS.length + 1) % (FIRST_GROUPS.length + 1);
   const known = METRICS.map(({ key }) => key);
-  const place = (/** @type {string} */ key) => (known.indexOf(key) + known.length) % (known.length + 1);
+  const rank = (/** @type {string} */ group) => placeOf(FIRST_GROUPS, group);
+  const place = (/** @type {string} */ key) => placeOf(known, key);
   const drawn = [...new Set(keys)].filter((key) => !NOT_DRAWN.test(key));
   const ordered = drawn.sort((one, other) =>
     place(one) - place(other) || (one < other ? -1 : 1));
@@ -184,3 +202,11 @@ export function noteOf(metric, runs) {
   const signs = new Map(pairs);
   return [metric.note, ...[...signs].map(([sign, meaning]) => `${sign}: ${meaning}.`)].join(" ");
 }
+
+/**
+ * Returns the place of a text; behind all others if it is not among them.
+ *
+ * @param {string[]} texts
+ * @param {string} text
+ */
+const placeOf = (texts, text) => (texts.includes(text) ? texts.indexOf(text) : texts.length);

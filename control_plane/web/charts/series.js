@@ -16,7 +16,7 @@ import { append, emptyColumns, isThinned, spliced, stepsWithin } from "./values/
  * @property {string[]} keys every metric of the run
  * @property {Mark[]} marks
  * @property {number} lastStep up to which all columns are complete; -1 before any
- * @property {string | null} cursor where the next records are; null: after `lastStep`
+ * @property {string | null} cursor where the next records are; null before any
  * @property {number} numRecords appended since the series were read
  * @property {string} version of the run at the last request
  * @property {number} attempt
@@ -179,11 +179,10 @@ export class SeriesStore {
       const last = answer.last_step ?? -1;
       loaded.keys = answer.keys;
       loaded.marks = answer.marks;
-      if (isFirst && loaded.lastStep === -1) loaded.lastStep = last;
-      if (last < loaded.lastStep) {
-        // These columns end before the others: read on from where they end.
+      if (loaded.cursor === null || last < loaded.lastStep) {
+        // If these columns end before the others, reading goes on from where they end.
         loaded.lastStep = last;
-        loaded.cursor = null;
+        loaded.cursor = answer.cursor;
         loaded.version = "";
       }
     }
@@ -198,11 +197,9 @@ export class SeriesStore {
    */
   async readNew(run, loaded) {
     const version = versionOf(run);
-    const from = loaded.cursor === null
-      ? `after_step=${loaded.lastStep}` : `cursor=${loaded.cursor}`;
     /** @type {Metrics} */
-    const answer = await get(`/runs/${run.id}/metrics?${from}`);
-    if (answer.rewound && loaded.cursor !== null) {
+    const answer = await get(`/runs/${run.id}/metrics?cursor=${loaded.cursor ?? ""}`);
+    if (answer.rewound) {
       await this.readAgain(run, [...loaded.columns.keys()]);
       return;
     }

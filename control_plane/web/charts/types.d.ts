@@ -43,6 +43,8 @@ export interface SeriesAnswer {
   keys: string[];
   series: Record<string, Columns>;
   marks: Mark[];
+  /** Where records that came later begin, for /runs/{id}/metrics. */
+  cursor: string;
 }
 
 export type Axis = "step" | "tokens" | "seconds" | "time";

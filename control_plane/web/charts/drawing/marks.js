@@ -8,7 +8,7 @@ const REACH = 7; // pixels from the cursor
 const BETWEEN_CHECKPOINTS = 5; // pixels; closer ones share one sign
 
 /**
- * Draws the marks of the lines. Checkpoints are drawn for a single line only.
+ * Draws the marks of the lines.
  *
  * @param {Plot} plot
  * @param {Line[]} lines
@@ -37,6 +37,8 @@ export function drawMarks(plot, lines, colors) {
 }
 
 /**
+ * Returns the marks in their order on the axis, without the checkpoints of several runs.
+ *
  * @param {Line[]} lines
  * @returns {{mark: LineMark, line: Line}[]}
  */

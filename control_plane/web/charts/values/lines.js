@@ -4,7 +4,7 @@
 import { count } from "../../format.js";
 import { valueOf } from "../metrics.js";
 import { picked, xOfStep } from "./columns.js";
-import { groupsOf, meanOf } from "./groups.js";
+import { ALL_BUT_SEED, groupsOf, meanOf, shortName } from "./groups.js";
 import { smoothed } from "./smoothing.js";
 
 /** @import { Columns, Entry, LeftOut, Line, LineMark, Mark } from "../types.d.ts" */
@@ -123,7 +123,7 @@ function marksOf(id, all, shown, view, sources) {
 }
 
 /**
- * Returns one line per group of runs. A group of one run keeps that run's line, in the group's name.
+ * Returns one line per group of runs; a group of one run is called by the run's name.
  *
  * @param {Entry[]} entries that have a line
  * @param {Map<Entry, Line>} lines
@@ -136,9 +136,10 @@ function meanLines(entries, lines, metric, view) {
     const own = members.flatMap((entry) => lines.get(entry) ?? []);
     const { x, value: mean, low, high, runs } = meanOf(own, view.band);
     const kinds = new Set(own.map(({ remark }) => remark));
+    const name = view.color === ALL_BUT_SEED ? value : `${shortName(view.color)} ${value}`;
     return {
       id: `group:${value}`,
-      name: own.length === 1 ? own[0].name : value || "All runs",
+      name: own.length === 1 ? own[0].name : name || "All runs",
       remark: [own.length === 1 ? "" : `mean of ${own.length}`, ...kinds].filter(Boolean).join(", "),
       style: own[0].style,
       runs: members.map(({ run }) => run),

@@ -78,11 +78,18 @@ export function padded(range, isLog) {
   const [low, high] = range;
   if (isLog) {
     const factor = high > low ? (high / low) ** 0.05 : 1.5;
-    return [low / factor, high * factor];
+    // The lower end is a tick, so it gets a short number.
+    return [roundedDown(low / factor), high * factor];
   }
   // A constant gets room in proportion to itself; a constant 0 gets some as well.
   const room = high > low ? 0.05 * (high - low) : 0.1 * Math.abs(high) || 1;
   return [low - room, high + room];
+}
+
+/** @param {number} value above 0; returns its first two digits */
+function roundedDown(value) {
+  const unit = 10 ** (Math.floor(Math.log10(value)) - 1);
+  return Number((Math.floor(value / unit) * unit).toPrecision(2));
 }
 
 /**
@@ -101,7 +108,7 @@ export function limited(range, [from, to], isLog) {
   if (to !== null && isUsable(to)) high = to;
   if (low < high) return [low, high];
   if (from !== null && to !== null) return range;
-  const span = isLog ? 10 : Math.abs(high - low) || 1;
+  const span = isLog ? range[1] / range[0] : range[1] - range[0];
   if (from !== null) return [low, isLog ? low * span : low + span];
   return [isLog ? high / span : high - span, high];
 }
