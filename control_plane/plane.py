@@ -16,6 +16,11 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.reading.series.indexes import (
+    ACTIVE_BEHIND_BYTES,
+    RESTING_BEHIND_BYTES,
+    Indexes,
+)
 from control_plane.reading.streams import Changes
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import finish_deletions
@@ -38,6 +43,7 @@ from lectern_common.teacher.secrets import SecretFiles
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
 READY_TICK_SECONDS = 30.0
+INDEX_SECONDS = 20.0
 MAX_THREADS = 32
 
 _log = structlog.get_logger()
@@ -62,6 +68,8 @@ class ControlPlane:
     tick_seconds: float = TICK_SECONDS
     last_tick: float = float("-inf")  # monotonic
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    indexes: Indexes = field(default_factory=Indexes)
+    _index_task: asyncio.Task[None] | None = None
     _loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -72,14 +80,17 @@ class ControlPlane:
         self.changes.start()
         await self._tick()
         self._loop_task = asyncio.create_task(self._loop())
+        self._index_task = asyncio.create_task(self._keep_indexes())
 
     async def stop(self) -> None:
         """Ends the loop, stops the trainers if `stops_runs_on_exit`, and closes everything."""
         self.changes.close()
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop_task
+        self.indexes.close()
+        for task in (self._loop_task, self._index_task):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         try:
             if self.stops_runs_on_exit:
                 await asyncio.to_thread(self.reconciler.stop_all)
@@ -151,6 +162,22 @@ class ControlPlane:
                 await asyncio.wait_for(changed.wait(), self.tick_seconds)
             await self._tick()
             await asyncio.sleep(self.tick_seconds / 5)  # changes come in bursts
+
+    async def _keep_indexes(self) -> None:
+        """Indexes metrics before a chart asks: long files once, those of active runs as they grow.
+
+        A failure is logged: a chart can always index for itself.
+        """
+        states, behind = list(RunState), RESTING_BEHIND_BYTES
+        while True:
+            try:
+                runs = await asyncio.to_thread(self.runs.in_states, states)
+                folders = [self.folder(run) for run in runs]
+                await asyncio.to_thread(self.indexes.catch_up, folders, behind)
+                states, behind = list(ACTIVE), ACTIVE_BEHIND_BYTES
+            except Exception as error:
+                _log.warning("metrics not indexed", error=repr(error))
+            await asyncio.sleep(INDEX_SECONDS)
 
     async def _tick(self) -> None:
         """Runs one reconcile pass in a thread; on cancellation, waits for it to finish."""

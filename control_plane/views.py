@@ -119,6 +119,57 @@ class MetricsView(_View):
     """More records can be read now."""
 
 
+class BucketsView(_View):
+    """A metric as buckets of consecutive lines, each list with one entry a bucket.
+
+    mean, min and max are null if no value of the bucket was finite; tokens, seconds and time are
+    null if the trainer did not write them.
+    """
+
+    step: list[int]
+    """The last step."""
+    first_step: list[int]
+    mean: list[float | None]
+    min: list[float | None]
+    max: list[float | None]
+    count: list[int]
+    """Finite values."""
+    non_finite: list[int]
+    """Values that were not finite."""
+    tokens: list[int | None]
+    """Trained on so far, at the last step."""
+    seconds: list[float | None]
+    """Of training so far, over all attempts, at the last step."""
+    time: list[float | None]
+    """Unix seconds, at the last step."""
+
+
+class MarkView(_View):
+    """What happened at a step."""
+
+    kind: Literal["checkpoint", "restart", "non_finite"]
+    step: int
+    time: float | None
+
+
+class SeriesView(_View):
+    """What a chart of a run shows."""
+
+    run_id: str
+    revision: str
+    """Changes whenever the metrics do."""
+    cursor: str
+    """`/runs/ID/events?after=0-CURSOR` streams what comes after this answer."""
+    last_step: int | None
+    keys: list[str]
+    """Every metric ever logged, whether asked for or not."""
+    keys_left_out: int
+    """Metrics beyond the first 512, or with names that are too long."""
+    series: dict[str, BucketsView]
+    marks: list[MarkView]
+    """In step order, at most 200 of each kind."""
+
+
 class SampleView(_View):
     """What the student generated for a prompt at one evaluation, and what its teacher did."""
 

@@ -5,6 +5,8 @@
       teacher.json     TeacherIdentity that the run was accepted with; missing if it has no teacher
       status.json      Status; replaced atomically, with a heartbeat
       metrics.jsonl    one JSON object per step, with keys such as "loss/kd"; see json_lines.py
+      metrics.index    what charts need of metrics.jsonl; made by the control plane, which makes it
+                       again if it is missing or does not fit
       samples.jsonl    how student and teacher continue each prompt of the spec, one JSON object
                        per prompt and evaluation
       events.jsonl     one JSON object per event: state changes, checkpoints, warnings
@@ -109,6 +111,10 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_index_path(self) -> Path:
+        return self.path / "metrics.index"
 
     @property
     def samples_path(self) -> Path:

@@ -4,7 +4,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lectern_common.json_lines import Position, Record, read_after
+from control_plane.reading.series.index import Indexed
+from control_plane.reading.series.query import extreme_leaves
+from lectern_common.json_lines import Position, Record, read_after, records_between
+
+# Of more bytes than this, only what the index names is read to thin them.
+INDEXED_FROM_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,37 @@ def read_many(
         position = new.end
         if not new.more:
             return Answer(thinner.records() if thinner else records, position, rewound, more=False)
+
+
+def is_long(path: Path, start: Position) -> bool:
+    """Returns whether so much follows `start` that the index is faster than reading it."""
+    try:
+        return path.stat().st_size - start.offset > INDEXED_FROM_BYTES
+    except FileNotFoundError:
+        return False
+
+
+def read_thinned(
+    indexed: Indexed, path: Path, *, first_step: int, keys: frozenset[str], max_points: int
+) -> Answer:
+    """Returns about `max_points` of all records, as `read_many` does, but reads few of them.
+
+    The records come from the 64 lines around the lows and highs of the training and the validation
+    loss, as far as the index tells them.
+    """
+    key = "loss/total"
+    if keys and key not in keys:
+        key = min(keys - {"loss/val"}, default="loss/val")
+    thinner = Thinner(max_points)
+    groups = max(1, max_points // 8)
+    texts = extreme_leaves(indexed, key, "loss/val", num_groups=groups, first_step=first_step)
+    begin_of_rest = indexed.chunks[-1].end if indexed.chunks else 0
+    with path.open("rb") as file:
+        for begin, end in [*texts, (begin_of_rest, indexed.position.offset)]:
+            for record in records_between(file, begin, end):
+                if record["step"] >= first_step and not (keys and keys.isdisjoint(record)):
+                    thinner.add(_picked(record, keys))
+    return Answer(thinner.records(), indexed.position, rewound=False, more=False)
 
 
 class Thinner:

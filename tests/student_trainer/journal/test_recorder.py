@@ -272,7 +272,7 @@ def test_a_stalled_status_does_not_delay_a_step(
         wait_for(lambda: said(folder).step == 1)
 
 
-def test_metrics_stay_unchanged_if_there_is_no_space_to_rewrite_them(
+def test_metrics_that_cannot_be_cut_for_lack_of_space_end_the_run(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append_json_line(folder.metrics_path, {"step": 1})
@@ -281,7 +281,7 @@ def test_metrics_stay_unchanged_if_there_is_no_space_to_rewrite_them(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("lectern_common.json_lines.write_atomic", full)
+    monkeypatch.setattr("student_trainer.journal.recorder.keep_lines_before", full)
     full_disk = pytest.raises(DiskFull, match=r"metrics\.jsonl; free some")
     with Recorder(folder, Stop()) as recorder, full_disk:
         recorder.open_metrics([], 1)
