@@ -24,6 +24,7 @@ import { extent, limited, padded, robustExtent } from "./values/ranges.js";
  * @property {HTMLElement} name
  * @property {HTMLElement} value
  * @property {HTMLElement} step
+ * @property {HTMLElement} remark
  */
 
 const KEY_PAN = 0.02; // of the chart's width, per key press
@@ -129,7 +130,8 @@ export class Chart {
       const item = this.items.get(line.id) ?? this.addItem(line);
       const at = x === null ? lastPlace(line) : nearest(line, x);
       paint(item.stroke, line.style);
-      setText(item.name, joined(line.name, line.remark));
+      setText(item.name, line.name);
+      setText(item.remark, line.remark);
       setText(item.value, at === null ? "\u2013" : line.text(line.value[at]));
       const runs = line.counts === null || at === null ? "" : `, ${runsOf(line.counts[at])}`;
       setText(item.step, at === null || !view ? "" : `at ${AXES[view.x].at(line.x[at])}${runs}`);
@@ -151,8 +153,9 @@ export class Chart {
     const name = make("span", { className: "legend-name" });
     const value = make("b", { className: "legend-value" });
     const step = make("span", { className: "legend-step" });
-    const element = make("li", { dataset: { runId: line.id } }, svg, name, value, step);
-    const item = { element, stroke, name, value, step };
+    const remark = make("span", { className: "legend-remark" });
+    const element = make("li", { dataset: { runId: line.id } }, svg, name, value, step, remark);
+    const item = { element, stroke, name, value, step, remark };
     this.items.set(line.id, item);
     return item;
   }
