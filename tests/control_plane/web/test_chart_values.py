@@ -60,7 +60,7 @@ def test_the_moving_average_does_not_depend_on_how_many_points_are_drawn(call, m
 
 
 def test_values_that_are_not_finite_leave_a_gap_and_the_average_goes_on_behind_it(call):
-    records = [{"step": 1, "k": 4.0}, {"step": 2, "k": None}, {"step": 3, "k": 8.0}]
+    records: list[dict] = [{"step": 1, "k": 4.0}, {"step": 2, "k": None}, {"step": 3, "k": 8.0}]
     found = call("values/smoothing", "smoothed", columns(records, "k", 10), 2)
     assert found[:2] == [4.0, None]
     assert found[2] == pytest.approx(moving_average({1: 4.0, 3: 8.0}, 3, 2))

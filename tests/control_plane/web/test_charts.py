@@ -17,7 +17,9 @@ MAIN = ".chart-main"
 PATIENCE = 60.0
 
 
-def records(steps: int, first: int = 1, shift: float = 0.0, **extra: float) -> list[dict]:
+def records(
+    steps: int, first: int = 1, shift: float = 0.0, extra: dict | None = None
+) -> list[dict]:
     return [
         {
             "step": step,
@@ -28,7 +30,7 @@ def records(steps: int, first: int = 1, shift: float = 0.0, **extra: float) -> l
             "progress/seconds": step * 0.5,
             "time": 1_790_000_000 + step * 0.5,
             **({"loss/val": 2.5 + shift + 1 / step} if step % 50 == 0 else {}),
-            **extra,
+            **(extra or {}),
         }
         for step in range(first, first + steps)
     ]
@@ -82,7 +84,7 @@ def finer(charts) -> dict[str, str] | None:
 
 
 def test_every_metric_has_a_small_chart_in_its_group_and_any_can_be_enlarged(charts):
-    charts.add("a", records(200, **{"memory/rss_bytes": 3e9, "optim/skipped_steps": 0}))
+    charts.add("a", records(200, extra={"memory/rss_bytes": 3e9, "optim/skipped_steps": 0}))
     opened(charts, "RunCharts")
     cards = charts.page.locator(".chart-card")
     wait_for(lambda: cards.count() == 6, PATIENCE)

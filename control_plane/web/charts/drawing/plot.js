@@ -69,7 +69,7 @@ export function newPlot(frame) {
   const { series, bands } = seriesOf(lines, metric);
   return new window.uPlot({
     ...frame.size(),
-    padding: frame.isLarge ? [12, 18, 0, 0] : [8, 10, 0, 0],
+    padding: frame.isLarge ? [12, 28, 0, 0] : [8, 18, 0, 0],
     legend: { show: false },
     scales: {
       x: {
