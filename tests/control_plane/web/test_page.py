@@ -58,7 +58,8 @@ def points(page) -> dict[str, int]:
     """Returns the number of drawn points of each line, by run name."""
     drawn: dict[str, int] = page.evaluate(
         """() => Object.fromEntries([...document.querySelectorAll("#curves .legend li")].map(
-            (item) => [item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
+            (item) => [
+                item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
     )
     return drawn
 
