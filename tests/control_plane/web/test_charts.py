@@ -313,11 +313,8 @@ def test_totals_of_different_objectives_are_said_to_be_different(charts):
     opened(charts, metric="loss/total")
     warning = charts.page.locator(".chart-warning")
     assert "cannot be compared" in warning.inner_text()
-    names = charts.page.locator(f"{MAIN} .legend-name").all_inner_texts()
-    assert names == [
-        "labels \u00b7 cross entropy",
-        "teacher \u00b7 T\u00b2 \u00b7 distillation, T 2",
-    ]
+    remarks = charts.page.locator(f"{MAIN} .legend-remark").all_inner_texts()
+    assert remarks == ["cross entropy", "T\u00b2 \u00b7 distillation, T 2"]
     charts.page.get_by_role("radio", name="Cross entropy").click()
     wait_for(lambda: not warning.is_visible(), PATIENCE)
 
