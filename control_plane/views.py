@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from control_plane.runs.record import Run, Wanted
 from lectern_common.run_folder import RunState
+from lectern_common.spec.changed import changed_settings
 from lectern_common.spec.run_spec import RunSpec
 
 STALE_SECONDS = 15.0
@@ -35,6 +36,8 @@ class RunView(_View):
     """Rises with every change of any run."""
     attempt: int
     """Processes started for it so far."""
+    restarts: int
+    """Automatic restarts since its last new checkpoint, or since the last request."""
     resumable: bool
     resumes_at: float | None
     """When it resumes by itself; null if it does not."""
@@ -58,15 +61,21 @@ class RunView(_View):
     step: int
     steps: int
     checkpoint_step: int | None
+    checkpoint_at: float | None
+    """When that checkpoint was complete; null if an earlier process of the trainer wrote it."""
     device: str | None
     tokens_per_second: float | None
+    eta_seconds: float | None
+    """Until its last step, at the pace of the last steps; null unless it is training."""
     teacher_wait_share: float | None
     latest: dict[str, float | None]
-    """Last metrics, `loss/val` included."""
+    """Last metrics; `loss/val` with its step as `loss/val_step`, the lowest as `loss/val_best`."""
     elapsed_seconds: float
     """Time with a trainer, over all attempts."""
     heartbeat: float | None
     """When the trainer last reported."""
+    settings: dict[str, Any]
+    """The settings that differ from their defaults, by dotted path in the spec."""
     stale_since: float | None
     """The last heartbeat, if a trainer that should be alive has been silent since."""
 
@@ -97,9 +106,11 @@ class RunDetail(RunView):
 
 
 class RunsPage(_View):
-    """Runs, newest first."""
+    """Runs, in the order asked for."""
 
     runs: list[RunView]
+    total: int
+    """All that match, on every page."""
     next_cursor: str | None
     """Pass as `cursor` for the next page; null on the last page."""
     revision: int
@@ -333,6 +344,7 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "created_at": run.created_at,
         "revision": run.revision,
         "attempt": run.attempt,
+        "restarts": run.restarts,
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
         "queue_position": queue.get(run.id) if run.state is RunState.QUEUED else None,
@@ -349,11 +361,21 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "step": status.step if status else 0,
         "steps": spec["schedule"]["steps"],
         "checkpoint_step": status.checkpoint_step if status else None,
+        "checkpoint_at": status.checkpoint_at if status else None,
         "device": (status.device if status else None) or run.slot,
         "tokens_per_second": status.tokens_per_second if status else None,
+        "eta_seconds": _eta_seconds(run),
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},
         "elapsed_seconds": run.elapsed_seconds(now),
         "heartbeat": heartbeat,
+        "settings": changed_settings(spec),
         "stale_since": heartbeat if silent else None,
     }
+
+
+def _eta_seconds(run: Run) -> float | None:
+    status = run.last_status
+    if run.state is not RunState.RUNNING or status is None or status.seconds_per_step is None:
+        return None
+    return max(0, run.spec["schedule"]["steps"] - status.step) * status.seconds_per_step

@@ -40,6 +40,11 @@ from lectern_common.teacher.identity import TeacherIdentity
 STATUS_VERSION = 1
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
+# In a status's `latest`: the last validation loss and its step, the lowest one and its step.
+VALIDATION_LOSS = "loss/val"
+VALIDATION_STEP = "loss/val_step"
+BEST_VALIDATION = "loss/val_best"
+BEST_VALIDATION_STEP = "loss/val_best_step"
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
@@ -77,8 +82,10 @@ class Status:
     step: int = 0
     steps: int = 0
     checkpoint_step: int | None = None
+    checkpoint_at: float | None = None  # when that checkpoint was complete
     device: str | None = None
     tokens_per_second: float | None = None
+    seconds_per_step: float | None = None  # mean over the last steps
     teacher_wait_share: float | None = None  # of wall time, over the last steps
     latest: dict[str, float | None] = field(default_factory=dict)  # last metrics, loss/val included
     version: int = STATUS_VERSION

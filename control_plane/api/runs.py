@@ -25,6 +25,7 @@ from control_plane.api.requests import (
 from control_plane.reading.history import run_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
+from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
@@ -78,14 +79,25 @@ def list_runs(
     cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor`")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     state: Annotated[list[RunState] | None, Query(description="Only runs in these states.")] = None,
+    q: Annotated[str | None, Query(max_length=100, description="Part of a name or id.")] = None,
+    sort: Annotated[
+        str | None,
+        Query(
+            max_length=150,
+            description="`name`, `created_at`, `state`, `attempt`, `progress`, `device`, "
+            "`tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, `latest.METRIC` or "
+            "`spec.SETTING`; `-` before it for descending. Runs without a value come last.",
+        ),
+    ] = None,
 ) -> views.RunsPage:
-    """Lists runs, newest first."""
-    found, revision = plane.runs.page(cursor, limit + 1, state or ())
-    page, rest = found[:limit], found[limit:]
+    """Lists runs, newest first unless sorted."""
+    found = plane.runs.search(Search(q, state or (), sort), cursor, limit + 1)
+    page, rest = found.runs[:limit], found.runs[limit:]
     return views.RunsPage(
         runs=plane.run_views(page),
+        total=found.total,
         next_cursor=str(page[-1].seq) if rest else None,
-        revision=revision,
+        revision=found.revision,
     )
 
 
