@@ -147,6 +147,23 @@ class SamplesView(_View):
     samples: list[SampleView]
 
 
+class CheckpointView(_View):
+    """One checkpoint on disk. It is verified when a run resumes from it."""
+
+    step: int
+    completed_at: float
+    bytes: int
+    validation_loss: float | None
+    """Measured at its step; null if none was."""
+
+
+class CheckpointsView(_View):
+    """The complete checkpoints of a run, oldest first."""
+
+    run_id: str
+    checkpoints: list[CheckpointView]
+
+
 class RepresentationView(_View):
     """One representation, whether a teacher offers it, and if not, why."""
 
@@ -266,6 +283,43 @@ class DatasetView(_View):
 
 class DatasetsView(_View):
     datasets: list[DatasetView]
+
+
+class CheckView(_View):
+    """One check of a spec, in the order in which a run would meet them."""
+
+    outcome: Literal["pass", "warn", "fail", "skip"]
+    subject: str
+    message: str
+    field: str | None
+    """The setting at fault, as a dotted path; null if the check did not fail because of one."""
+
+
+class EstimateView(_View):
+    """What a run will need. Null means that it is not known before the first step."""
+
+    tokens_per_step: int
+    tokens: int
+    epochs: float | None
+    bytes_per_step: int | None
+    """From the teacher."""
+    teacher_tokens: int
+    teacher_hours: float | None
+    """At the speed that the teacher has measured, without other clients."""
+    training_rows: int | None
+    validation_rows: int | None
+    free_disk_bytes: int | None
+
+
+class SpecCheckView(_View):
+    """What `lectern train --dry-run` finds without torch: nothing was created."""
+
+    ok: bool
+    """Whether POST /runs would accept it now."""
+    spec: RunSpec
+    """With every default filled in."""
+    checks: list[CheckView]
+    estimate: EstimateView
 
 
 class ModelView(_View):

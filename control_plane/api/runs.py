@@ -22,10 +22,12 @@ from control_plane.api.requests import (
     optional_json_object,
     with_changes,
 )
+from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import run_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
 from control_plane.runs.search import Search
+from control_plane.teachers.dry_run import checked_spec, free_disk
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
@@ -73,6 +75,19 @@ async def create_run(
     return await asyncio.to_thread(plane.run_view, run)
 
 
+@router.post(
+    "/runs/check",
+    response_model=views.SpecCheckView,
+    openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
+)
+async def check_spec(request: Request, plane: Plane) -> views.SpecCheckView:
+    """Makes every check that POST /runs makes, and estimates the run; creates nothing."""
+    spec = await plane.checks.resolved(parse_spec(await json_object(request)))
+    checks, found = await plane.checks.examined(spec)
+    free = await asyncio.to_thread(free_disk, plane.roots.runs)
+    return checked_spec(spec, checks, found, free)
+
+
 @router.get("/runs", response_model=views.RunsPage)
 def list_runs(
     plane: Plane,
@@ -84,9 +99,9 @@ def list_runs(
         str | None,
         Query(
             max_length=150,
-            description="`name`, `created_at`, `state`, `attempt`, `progress`, `device`, "
-            "`tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, `latest.METRIC` or "
-            "`spec.SETTING`; `-` before it for descending. Runs without a value come last.",
+            description="`name`, `created_at`, `state`, `attempt`, `student`, `progress`, "
+            "`elapsed`, `device`, `tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, "
+            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value come last.",
         ),
     ] = None,
 ) -> views.RunsPage:
@@ -108,6 +123,15 @@ def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     folder = plane.folder(run)
     history = run_history(plane.runs.history(run_id), folder)
     return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
+
+
+@router.get(
+    "/runs/{run_id}/checkpoints", response_model=views.CheckpointsView, responses=NOT_FOUND
+)
+def list_checkpoints(plane: Plane, run_id: RunId) -> views.CheckpointsView:
+    """Lists the complete checkpoints of a run, oldest first."""
+    folder = plane.folder(plane.runs.get(run_id))
+    return views.CheckpointsView(run_id=run_id, checkpoints=checkpoints_of(folder))
 
 
 @router.post(

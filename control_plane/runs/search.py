@@ -12,11 +12,16 @@ from control_plane.runs.store import Store, runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.run_folder import RunState
 
+_NOW = (sa.func.julianday("now") - 2440587.5) * 86400.0
 _FIELDS: dict[str, sa.ColumnElement[Any]] = {
     "created_at": runs.c.created_at,
     "name": runs.c.name,
     "state": runs.c.state,
     "attempt": runs.c.attempt,
+    "student": sa.func.coalesce(
+        runs.c.spec[("student", "init")].as_string(), runs.c.spec[("student", "config")].as_string()
+    ),
+    "elapsed": runs.c.active_seconds + sa.func.coalesce(_NOW - runs.c.active_since, 0.0),
     "progress": runs.c.status["step"].as_float() / runs.c.spec[("schedule", "steps")].as_float(),
     "device": runs.c.status["device"].as_string(),
     "tokens_per_second": runs.c.status["tokens_per_second"].as_float(),

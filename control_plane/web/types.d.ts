@@ -27,6 +27,7 @@ export interface Run {
   created_at: number;
   revision: number;
   attempt: number;
+  restarts: number;
   resumable: boolean;
   resumes_at: number | null;
   queue_position: number | null;
@@ -43,12 +44,15 @@ export interface Run {
   step: number;
   steps: number;
   checkpoint_step: number | null;
+  checkpoint_at: number | null;
   device: string | null;
   tokens_per_second: number | null;
+  eta_seconds: number | null;
   teacher_wait_share: number | null;
   latest: Record<string, number | null>;
   elapsed_seconds: number;
   heartbeat: number | null;
+  settings: Record<string, any>;
   stale_since: number | null;
 }
 
@@ -80,6 +84,7 @@ export interface HistoryEntry {
 
 export interface RunsPage {
   runs: Run[];
+  total: number;
   next_cursor: string | null;
   revision: number;
 }
@@ -108,6 +113,18 @@ export interface Sample {
 export interface Samples {
   run_id: string;
   samples: Sample[];
+}
+
+export interface Checkpoint {
+  step: number;
+  completed_at: number;
+  bytes: number;
+  validation_loss: number | null;
+}
+
+export interface Checkpoints {
+  run_id: string;
+  checkpoints: Checkpoint[];
 }
 
 export interface Representation {
