@@ -31,7 +31,7 @@ from control_plane.teachers.dry_run import checked_spec, free_disk
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
@@ -125,9 +125,7 @@ def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
 
 
-@router.get(
-    "/runs/{run_id}/checkpoints", response_model=views.CheckpointsView, responses=NOT_FOUND
-)
+@router.get("/runs/{run_id}/checkpoints", response_model=views.CheckpointsView, responses=NOT_FOUND)
 def list_checkpoints(plane: Plane, run_id: RunId) -> views.CheckpointsView:
     """Lists the complete checkpoints of a run, oldest first."""
     folder = plane.folder(plane.runs.get(run_id))
@@ -151,7 +149,8 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
         {
             "type": "object",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change only a few fields.',
+            '{"schedule": {"steps": 2000}}. A resume may change only the fields below x-may-change.',
+            "x-may-change": list(RESUME_MAY_CHANGE),
         },
         required=False,
     ),

@@ -51,6 +51,8 @@ def _views(check: Check) -> list[views.CheckView]:
     if isinstance(check.error, InvalidSpec):
         faults = [(field or None, why) for field, why in check.error.problems]
     return [
-        views.CheckView(outcome=check.outcome.value, subject=check.subject, message=why, field=field)
+        views.CheckView(
+            outcome=check.outcome.value, subject=check.subject, message=why, field=field
+        )
         for field, why in faults
     ]

@@ -218,6 +218,47 @@ export interface Models {
   models: Model[];
 }
 
+export interface Dataset {
+  path: string;
+  problem: string | null;
+  total_tokens: number | null;
+  shard_count: number | null;
+  vocab_size: number | null;
+  seq_length_hint: number | null;
+  tokenizer_sha256: string | null;
+}
+
+export interface Datasets {
+  datasets: Dataset[];
+}
+
+export interface Check {
+  outcome: "pass" | "warn" | "fail" | "skip";
+  subject: string;
+  message: string;
+  field: string | null;
+}
+
+export interface Estimate {
+  tokens_per_step: number;
+  tokens: number;
+  epochs: number | null;
+  bytes_per_step: number | null;
+  teacher_tokens: number;
+  teacher_hours: number | null;
+  training_rows: number | null;
+  validation_rows: number | null;
+  free_disk_bytes: number | null;
+}
+
+/** What POST /runs/check found about a spec. */
+export interface SpecCheck {
+  ok: boolean;
+  spec: Record<string, any>;
+  checks: Check[];
+  estimate: Estimate;
+}
+
 export interface Problem {
   type: string;
   title: string;

@@ -7,28 +7,30 @@ import { get } from "../api.js";
 
 /** @typedef {Record<string, any>} Schema of JSON Schema's kind */
 
-/** @type {Promise<Record<string, Schema>> | null} */
-let models = null;
+/** @type {Promise<Schema> | null} */
+let api = null;
 /** @type {Map<string, any>} by dotted path; empty until the schema is here */
 const defaults = new Map();
 
 /**
- * Loads the schemas of the REST interface, once.
+ * Loads the description of the REST interface, once.
  *
- * @returns {Promise<Record<string, Schema>>} by name
+ * @returns {Promise<{schemas: Record<string, Schema>, mayChange: string[]}>} the schemas by name,
+ *   and the paths of a spec that a resume may change, each with everything below it
  */
 export async function loadSchemas() {
-  models ??= get("/openapi.json").then((api) => api.components.schemas);
+  api ??= get("/openapi.json");
   try {
-    const found = await models;
+    const { paths, components: { schemas } } = await api;
     if (defaults.size === 0) {
-      for (const [path, field] of leavesOf(found, found.RunSpec, "")) {
+      for (const [path, field] of leavesOf(schemas, schemas.RunSpec, "")) {
         defaults.set(path, field.default ?? null);
       }
     }
-    return found;
+    const { content } = paths["/runs/{run_id}/resume"].post.requestBody;
+    return { schemas, mayChange: content["application/json"].schema["x-may-change"] };
   } catch (error) {
-    models = null; // the next caller asks again
+    api = null; // the next caller asks again
     throw error;
   }
 }
