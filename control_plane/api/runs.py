@@ -101,7 +101,8 @@ def list_runs(
             max_length=150,
             description="`name`, `created_at`, `state`, `attempt`, `student`, `progress`, "
             "`elapsed`, `device`, `tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, "
-            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value come last.",
+            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value "
+            "come last.",
         ),
     ] = None,
 ) -> views.RunsPage:
@@ -149,7 +150,7 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
         {
             "type": "object",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change only the fields below x-may-change.',
+            '{"schedule": {"steps": 2000}}. A resume may change only these: x-may-change.',
             "x-may-change": list(RESUME_MAY_CHANGE),
         },
         required=False,
