@@ -432,4 +432,5 @@ def _eta_seconds(run: Run) -> float | None:
     status = run.last_status
     if run.state is not RunState.RUNNING or status is None or status.seconds_per_step is None:
         return None
-    return max(0, run.spec["schedule"]["steps"] - status.step) * status.seconds_per_step
+    steps: int = run.spec["schedule"]["steps"]
+    return max(0, steps - status.step) * status.seconds_per_step

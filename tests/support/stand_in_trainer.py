@@ -123,7 +123,7 @@ class StandIn:
             tokens_per_second=1234.5,
             seconds_per_step=self.step_seconds,
             teacher_wait_share=0.25 if self.spec.distils else None,
-            latest=self.latest,
+            latest={**self.latest},
         )
         self.folder.write_status(status)
 
