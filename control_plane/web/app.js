@@ -3,19 +3,19 @@
 
 import { RequestFailed, get } from "./api.js";
 import { Overview } from "./charts/charts.js";
-import { Comparison } from "./compare/comparison.js";
-import { stayConnected } from "./connection.js";
-import { NewRun } from "./create/new_run.js";
+import { Comparison } from "./views/compare/comparison.js";
+import { stayConnected } from "./state/connection.js";
+import { NewRun } from "./views/create/new_run.js";
 import { byId, makeCopyButtons, setText, show } from "./dom.js";
 import { isActive } from "./format.js";
-import { showExamples } from "./lists/examples.js";
-import { makeFilters, showFilters } from "./lists/filters.js";
-import { RunList } from "./lists/runs.js";
-import { queryOfAddress } from "./lists/query.js";
-import { watchTeachers } from "./lists/teachers.js";
-import { route } from "./router.js";
-import { RunPage } from "./run/page.js";
-import { RunStore } from "./store.js";
+import { showExamples } from "./views/lists/examples.js";
+import { makeFilters, showFilters } from "./views/lists/filters.js";
+import { RunList } from "./views/lists/runs.js";
+import { queryOfAddress } from "./views/lists/query.js";
+import { watchTeachers } from "./views/lists/teachers.js";
+import { route } from "./state/router.js";
+import { RunPage } from "./views/run/page.js";
+import { RunStore } from "./state/store.js";
 
 /** @import { Run, RunDetail, RunsPage } from "./types.d.ts" */
 
@@ -188,7 +188,7 @@ async function showRoute() {
   render();
 }
 
-/** @param {import("./lists/query.js").Query} query */
+/** @param {import("./views/lists/query.js").Query} query */
 const asText = ({ states, ...others }) => ({ ...others, states: [...states] });
 
 /** @type {string | null} of the run whose page was left */
