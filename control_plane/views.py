@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import RunState
+from lectern_common.spec.changed import changed_settings
 from lectern_common.spec.run_spec import RunSpec
 
 
@@ -34,6 +35,8 @@ class RunView(_View):
     """Rises with every change of any run."""
     attempt: int
     """Processes started for it so far."""
+    restarts: int
+    """Automatic restarts since its last new checkpoint, or since the last request."""
     resumable: bool
     resumes_at: float | None
     """When it resumes by itself; null if it does not."""
@@ -58,15 +61,21 @@ class RunView(_View):
     step: int
     steps: int
     checkpoint_step: int | None
+    checkpoint_at: float | None
+    """When that checkpoint was complete; null if an earlier process of the trainer wrote it."""
     device: str | None
     tokens_per_second: float | None
+    eta_seconds: float | None
+    """Until its last step, at the pace of the last steps; null unless it is training."""
     teacher_wait_share: float | None
     latest: dict[str, float | None]
-    """Last metrics, `loss/val` included."""
+    """Last metrics; `loss/val` with its step as `loss/val_step`, the lowest as `loss/val_best`."""
     elapsed_seconds: float
     """Time with a trainer, over all attempts."""
     heartbeat: float | None
     """When the trainer last reported."""
+    settings: dict[str, Any]
+    """The settings that differ from their defaults, by dotted path in the spec."""
     stale_since: float | None
     """The last heartbeat, if a trainer that should be alive has been silent since."""
     stalled_since: float | None
@@ -112,9 +121,11 @@ class HistoryPage(_View):
 
 
 class RunsPage(_View):
-    """Runs, newest first."""
+    """Runs, in the order asked for."""
 
     runs: list[RunView]
+    total: int
+    """All that match, on every page."""
     next_cursor: str | None
     """Pass as `cursor` for the next page; null on the last page."""
     revision: int
@@ -200,6 +211,23 @@ class SamplesView(_View):
 
     run_id: str
     samples: list[SampleView]
+
+
+class CheckpointView(_View):
+    """One checkpoint on disk. It is verified when a run resumes from it."""
+
+    step: int
+    completed_at: float
+    bytes: int
+    validation_loss: float | None
+    """Measured at its step; null if none was."""
+
+
+class CheckpointsView(_View):
+    """The complete checkpoints of a run, oldest first."""
+
+    run_id: str
+    checkpoints: list[CheckpointView]
 
 
 class RepresentationView(_View):
@@ -323,6 +351,43 @@ class DatasetsView(_View):
     datasets: list[DatasetView]
 
 
+class CheckView(_View):
+    """One check of a spec, in the order in which a run would meet them."""
+
+    outcome: Literal["pass", "warn", "fail", "skip"]
+    subject: str
+    message: str
+    field: str | None
+    """The setting at fault, as a dotted path; null if the check did not fail because of one."""
+
+
+class EstimateView(_View):
+    """What a run will need. Null means that it is not known before the first step."""
+
+    tokens_per_step: int
+    tokens: int
+    epochs: float | None
+    bytes_per_step: int | None
+    """From the teacher."""
+    teacher_tokens: int
+    teacher_hours: float | None
+    """At the speed that the teacher has measured, without other clients."""
+    training_rows: int | None
+    validation_rows: int | None
+    free_disk_bytes: int | None
+
+
+class SpecCheckView(_View):
+    """What `lectern train --dry-run` finds without torch: nothing was created."""
+
+    ok: bool
+    """Whether POST /runs would accept it now."""
+    spec: RunSpec
+    """With every default filled in."""
+    checks: list[CheckView]
+    estimate: EstimateView
+
+
 class ModelView(_View):
     """One model folder under the models root."""
 
@@ -397,6 +462,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "created_at": run.created_at,
         "revision": run.revision,
         "attempt": run.attempt,
+        "restarts": run.restarts,
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
         "queue_position": run.queue_position,
@@ -404,8 +470,10 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "step": status.step if status else 0,
         "steps": of_spec["steps"] or (status.steps if status else 0),
         "checkpoint_step": status.checkpoint_step if status else None,
+        "checkpoint_at": status.checkpoint_at if status else None,
         "device": (status.device if status else None) or run.slot,
         "tokens_per_second": status.tokens_per_second if status else None,
+        "eta_seconds": _eta_seconds(run, of_spec["steps"]),
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},
         "elapsed_seconds": run.elapsed_seconds(now),
@@ -430,6 +498,7 @@ class _SpecFields(BaseModel):
     lora_rank: int | None = None
     dataset: str | None = None
     steps: int | None = None
+    settings: dict[str, Any] = {}
 
 
 def _spec_fields(run: Run) -> dict[str, Any]:
@@ -462,4 +531,14 @@ def _of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         "lora_rank": (student.get("lora") or {}).get("rank"),
         "dataset": spec["data"]["path"],
         "steps": spec["schedule"]["steps"],
+        "settings": changed_settings(spec),
     }
+
+
+def _eta_seconds(run: Run, steps: int | None) -> float | None:
+    status = run.last_status
+    if run.state is not RunState.RUNNING or status is None or status.seconds_per_step is None:
+        return None
+    if steps is None:
+        return None
+    return max(0, steps - status.step) * status.seconds_per_step

@@ -66,6 +66,11 @@ ATTEMPT_VARIABLE = "LECTERN_ATTEMPT"
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
 _PATIENCE_SECONDS, _LONG_PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 600.0, 1800.0
+# In a status's `latest`: the last validation loss and its step, the lowest one and its step.
+VALIDATION_LOSS = "loss/val"
+VALIDATION_STEP = "loss/val_step"
+BEST_VALIDATION = "loss/val_best"
+BEST_VALIDATION_STEP = "loss/val_best_step"
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
@@ -109,8 +114,10 @@ class Status:
     step: Count = 0
     steps: Count = 0
     checkpoint_step: Count | None = None
+    checkpoint_at: UnixSeconds | None = None  # when that checkpoint was complete
     device: Text | None = None
     tokens_per_second: Number | None = None
+    seconds_per_step: Number | None = None  # mean over the last steps
     teacher_wait_share: Number | None = None  # of wall time, over the last steps
     # Last metrics, loss/val included.
     latest: Annotated[
@@ -156,6 +163,7 @@ def bounded(status: Status) -> Status:
         reason=None if status.reason is None else cut(status.reason, 100),
         message=None if status.message is None else cut(status.message),
         tokens_per_second=finite(status.tokens_per_second),
+        seconds_per_step=finite(status.seconds_per_step),
         teacher_wait_share=finite(status.teacher_wait_share),
         activity_seconds=finite(status.activity_seconds),
         usual_seconds=finite(status.usual_seconds),

@@ -23,10 +23,13 @@ from control_plane.api.requests import (
     optional_json_object,
     with_changes,
 )
+from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
 from control_plane.runs.record import require_not_removed
+from control_plane.runs.search import Search
+from control_plane.teachers.dry_run import checked_spec, free_disk
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
@@ -75,20 +78,45 @@ async def create_run(
     return await asyncio.to_thread(plane.run_view, run)
 
 
+@router.post(
+    "/runs/check",
+    response_model=views.SpecCheckView,
+    openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
+)
+async def check_spec(request: Request, plane: Plane) -> views.SpecCheckView:
+    """Makes every check that POST /runs makes, and estimates the run; creates nothing."""
+    spec = await plane.checks.resolved(parse_spec(await json_object(request)))
+    checks, found = await plane.checks.examined(spec)
+    free = await asyncio.to_thread(free_disk, plane.roots.runs)
+    return checked_spec(spec, checks, found, free)
+
+
 @router.get("/runs", response_model=views.RunsPage)
 def list_runs(
     plane: Plane,
     cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor`")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     state: Annotated[list[RunState] | None, Query(description="Only runs in these states.")] = None,
+    q: Annotated[str | None, Query(max_length=100, description="Part of a name or id.")] = None,
+    sort: Annotated[
+        str | None,
+        Query(
+            max_length=150,
+            description="`name`, `created_at`, `state`, `attempt`, `student`, `progress`, "
+            "`elapsed`, `device`, `tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, "
+            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value "
+            "come last.",
+        ),
+    ] = None,
 ) -> views.RunsPage:
-    """Lists runs, newest first."""
-    found, revision = plane.runs.page(cursor, limit + 1, state or ())
-    page, rest = found[:limit], found[limit:]
+    """Lists runs, newest first unless sorted."""
+    found = plane.runs.search(Search(q, state or (), sort), cursor, limit + 1)
+    page, rest = found.runs[:limit], found.runs[limit:]
     return views.RunsPage(
         runs=plane.run_views(page),
+        total=found.total,
         next_cursor=str(page[-1].seq) if rest else None,
-        revision=revision,
+        revision=found.revision,
     )
 
 
@@ -123,6 +151,13 @@ def get_history(
     )
 
 
+@router.get("/runs/{run_id}/checkpoints", response_model=views.CheckpointsView, responses=NOT_FOUND)
+def list_checkpoints(plane: Plane, run_id: RunId) -> views.CheckpointsView:
+    """Lists the complete checkpoints of a run, oldest first."""
+    folder = plane.folder(plane.runs.get(run_id))
+    return views.CheckpointsView(run_id=run_id, checkpoints=checkpoints_of(folder))
+
+
 @router.post(
     "/runs/{run_id}/stop", status_code=202, response_model=views.RunView, responses=CONFLICT
 )
@@ -140,8 +175,8 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
         {
             "$ref": f"#/components/schemas/{CHANGES}",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change only a few fields: '
-            + ", ".join(RESUME_MAY_CHANGE),
+            '{"schedule": {"steps": 2000}}. A resume may change only these: x-may-change.',
+            "x-may-change": list(RESUME_MAY_CHANGE),
         },
         required=False,
     ),

@@ -6,6 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from control_plane.runs.record import DeletedRun, Run, get_run, newest_revision, select_runs
+from control_plane.runs.search import FoundRuns, Search, find_runs
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.run_folder import RunState
@@ -37,12 +38,12 @@ class Runs:
         self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
     ) -> tuple[list[Run], int]:
         """Returns up to `limit` runs before a `seq`, newest first; and the newest revision."""
-        conditions = [] if before_seq is None else [runs.c.seq < before_seq]
-        if states:
-            conditions.append(runs.c.state.in_(states))
-        with self._store.reading() as connection:
-            found = select_runs(connection, *conditions, order=runs.c.seq.desc(), limit=limit)
-            return found, newest_revision(connection)
+        found = self.search(Search(states=states), before_seq, limit)
+        return found.runs, found.revision
+
+    def search(self, search: Search, after_seq: int | None, limit: int) -> FoundRuns:
+        """Returns up to `limit` runs after the one with `after_seq`; see `find_runs`."""
+        return find_runs(self._store, search, after_seq, limit)
 
     def names(self, run_ids: Collection[str]) -> dict[str, str]:
         """Returns the names of those of the runs that exist, by id."""

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from control_plane.teachers.secrets import require_secrets_known
 from control_plane.trainers.devices import Devices
+from lectern_common.checks.check import Check
 from lectern_common.checks.documents import with_documents
-from lectern_common.checks.preflight import require_startable
+from lectern_common.checks.preflight import Found, examine, require_startable
 from lectern_common.errors import InvalidSpec, Unauthenticated, Untrusted
 from lectern_common.roots import Roots
 from lectern_common.spec.run_spec import RunSpec
@@ -45,6 +46,18 @@ class StartChecks:
     async def resolved(self, spec: RunSpec) -> RunSpec:
         """Returns the spec with what its data decides filled in."""
         return await self._in_thread(lambda: with_documents(spec, self._roots))
+
+    async def examined(self, spec: RunSpec) -> tuple[list[Check], Found]:
+        """Returns every check of a new run, and what they found; creates nothing.
+
+        Raises:
+            LecternError: there is no such device, or the teacher's secrets may not be sent to it.
+        """
+        self._devices.require_has(spec)
+        if spec.teacher is not None:
+            require_secrets_known(spec.teacher, self._teachers)
+        async with self._room:
+            return await asyncio.to_thread(examine, spec, self._roots)
 
     async def require_startable(
         self,

@@ -41,6 +41,7 @@ export class RequestFailed extends Error {
   constructor(status, problem) {
     super(problem.detail || problem.title || `The control plane answered with status ${status}.`);
     this.status = status;
+    this.errors = problem.errors ?? [];
   }
 }
 
@@ -61,9 +62,19 @@ export async function getText(path) {
   return (await request(path)).text();
 }
 
+/**
+ * @param {string} path
+ * @param {object} [body] sent as JSON
+ * @returns {Promise<any>} the JSON body of the answer
+ */
+export async function post(path, body) {
+  const sent = body === undefined ? undefined : JSON.stringify(body);
+  return (await request(path, { method: "POST", body: sent })).json();
+}
+
 /** @param {string} path */
-export async function post(path) {
-  await request(path, { method: "POST" });
+export async function remove(path) {
+  await request(path, { method: "DELETE" });
 }
 
 /**
@@ -76,8 +87,9 @@ export async function post(path) {
 async function request(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN_KEY);
-    /** @type {HeadersInit} */
+    /** @type {Record<string, string>} */
     const headers = token ? { authorization: `Bearer ${token}` } : {};
+    if (options.body) headers["content-type"] = "application/json";
     const sent = fetch(path, { cache: "no-store", ...options, headers });
     const response = await sent.catch((cause) => {
       throw new Error("The control plane is not answering.", { cause });

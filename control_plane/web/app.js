@@ -1,203 +1,147 @@
 // @ts-check
-// The page: a list of runs that an event stream keeps up to date, a chart of them, the teachers,
-// and the panel of one run.
+// The page: what is shown at which address, and how the parts hear of a change.
 
-import { RequestFailed, follow, get, hasToken } from "./api.js";
+import { RequestFailed, get } from "./api.js";
 import { Overview } from "./charts/charts.js";
-import { byId, setText, show } from "./dom.js";
-import { clockTime, isActive } from "./format.js";
-import { RunList } from "./lists/runs.js";
-import { watchTeachers } from "./lists/teachers.js";
-import { Panel } from "./panel/panel.js";
+import { Comparison } from "./views/compare/comparison.js";
+import { stayConnected } from "./state/connection.js";
+import { NewRun } from "./views/create/new_run.js";
+import { byId, makeCopyButtons, setText, show } from "./dom.js";
+import { isActive } from "./format.js";
+import { showExamples } from "./views/lists/examples.js";
+import { makeFilters, showFilters } from "./views/lists/filters.js";
+import { RunList } from "./views/lists/runs.js";
+import { queryOfAddress } from "./views/lists/query.js";
+import { watchTeachers } from "./views/lists/teachers.js";
+import { route } from "./state/router.js";
+import { RunPage } from "./views/run/page.js";
+import { RunStore } from "./state/store.js";
 
-/** @import { Models, Run, RunsPage, RunDetail, ShownRun } from "./types.d.ts" */
+/** @import { Run, RunDetail, RunsPage } from "./types.d.ts" */
 
-const PAGE_SIZE = 100;
 const DRAWN_AT_FIRST = 8;
 const MAX_SHOW_ALL = 40; // the chart cannot be read with more lines
-const BANNER_AFTER_MS = 1500;
-const RETRY_MS = [500, 1000, 2000, 5000];
+const ACTIVE_PATH = "/runs?limit=200&state=starting&state=running&state=waiting_for_teacher"
+  + "&state=stopping&state=queued";
 
-/** @type {Map<string, ShownRun>} */
-const runs = new Map();
 /** @type {Set<string>} ids of the runs in the chart */
 const drawn = new Set();
 /** @type {Set<string>} ids of the runs that the user put into the chart or took out */
+const decided = new Set();
+/** @type {Set<string>} ids of the runs to compare */
 const chosen = new Set();
-let nextIndex = 0;
-/** @type {string | null} where the next older page begins */
-let cursor = null;
-let lastHeard = Date.now() / 1000;
 let hasLoaded = false;
 let frame = 0;
 
+const store = new RunStore();
 const params = Object.fromEntries(new URLSearchParams(location.search));
 const overview = new Overview(byId("curves"), { params, onParams: keepInAddress });
-const panel = new Panel(() => { location.hash = ""; });
-const list = new RunList(drawn, toggle, (id) => { location.hash = `#/runs/${id}`; });
+const list = new RunList(store, {
+  isDrawn: (id) => drawn.has(id),
+  isChosen: (id) => chosen.has(id),
+  toggleDrawn: (id) => {
+    decided.add(id);
+    if (!drawn.delete(id)) drawn.add(id);
+    list.markAll(id);
+    render();
+  },
+  toggleChosen: (id) => {
+    if (!chosen.delete(id)) chosen.add(id);
+    showCompareLink();
+  },
+}, () => {
+  drawNewest();
+  render();
+});
+const runPage = new RunPage(store);
+const newRun = new NewRun(byId("view-new"));
+const comparison = new Comparison(byId("view-compare"), store);
 
 // ---- what the control plane sends --------------------------------------------------------------
 
-/**
- * @param {Run} view
- * @returns {ShownRun}
- */
-function take(view) {
-  const index = runs.get(view.id)?.index ?? nextIndex++;
-  const run = { ...view, received: Date.now() / 1000, index };
-  runs.set(run.id, run);
-  panel.update(run);
-  return run;
-}
-
-/** @param {string} id */
-function forget(id) {
-  runs.delete(id);
-  drawn.delete(id);
-  if (panel.id === id) location.hash = "";
-}
-
-/**
- * Forgets runs that were deleted while no stream was open: those that belong on the newest page
- * and are not there.
- *
- * @param {RunsPage} page
- */
-function forgetMissing(page) {
-  const last = page.runs.at(-1);
-  const oldest = page.next_cursor === null || !last ? -Infinity : last.created_at;
-  const present = new Set(page.runs.map((run) => run.id));
-  for (const run of runs.values()) {
-    if (!present.has(run.id) && run.created_at > oldest) forget(run.id);
-  }
-}
-
-/** Loads the newest runs. Returns the revision from which a stream continues. */
+/** Loads the list and the active runs; forgets what is gone. Returns the newest revision. */
 async function load() {
+  /** @type {Set<string>} */
+  const present = new Set();
   /** @type {RunsPage} */
-  const page = await get(`/runs?limit=${PAGE_SIZE}`);
-  forgetMissing(page);
-  for (const run of page.runs.toReversed()) take(run);
-  if (cursor === null) cursor = page.next_cursor;
-  show(byId("older"), cursor !== null);
-  drawNewest();
-  if (page.runs.length === 0) showExamples().catch(() => {});
-  hasLoaded = true;
-  return page.revision;
-}
-
-async function loadOlder() {
-  /** @type {RunsPage} */
-  const page = await get(`/runs?limit=${PAGE_SIZE}&cursor=${cursor}`);
-  for (const run of page.runs) take(run);
-  cursor = page.next_cursor;
-  show(byId("older"), cursor !== null);
-  render();
-}
-
-async function stayConnected() {
-  let failures = 0;
-  let warning = 0;
-  for (;;) {
-    try {
-      const revision = await load();
-      render();
-      await openPanel();
-      await follow(`/events?after=${revision}`, () => {
-        failures = 0;
-        clearTimeout(warning);
-        warning = 0;
-        show(byId("banner"), false);
-      }, (kind, data) => {
-        lastHeard = Date.now() / 1000;
-        if (kind === "run") take(data);
-        else if (kind === "deleted") forget(data.id);
-        drawNewest();
-        render();
-      });
-    } catch {
-      // The banner says so if it lasts.
+  const active = await get(ACTIVE_PATH);
+  await list.load((page) => {
+    for (const run of [...page.runs, ...active.runs]) present.add(run.id);
+    for (const run of active.runs) store.take(run);
+  });
+  if (hasLoaded) {
+    for (const id of [...store.runs.keys()]) {
+      if (!present.has(id)) store.forget(id);
     }
-    warning ||= setTimeout(showBanner, BANNER_AFTER_MS);
-    const pause = RETRY_MS[Math.min(failures, RETRY_MS.length - 1)];
-    await new Promise((resolve) => setTimeout(resolve, pause));
-    failures += 1;
   }
+  hasLoaded = true;
+  if (store.runs.size === 0) showExamples().catch(() => {});
+  await showRoute();
+  render();
+  return active.revision;
 }
 
-function showBanner() {
-  setText(byId("banner"), hasLoaded
-    ? `Connection lost. The page shows the state at ${clockTime(lastHeard)}. Reconnecting \u2026`
-    : "The control plane is not answering. Retrying \u2026");
-  show(byId("banner"), true);
-}
+store.onChange((run, before, id) => {
+  if (run === null) {
+    drawn.delete(id);
+    chosen.delete(id);
+    showCompareLink();
+  } else if (before === undefined || isActive(before) !== isActive(run)) {
+    drawNewest();
+  }
+  if (drawn.has(id) || before === undefined || before.state !== run?.state) render();
+  runPage.take(run, id);
+  comparison.take(run, id);
+});
 
 // ---- what is drawn -----------------------------------------------------------------------------
 
-function newestFirst() {
-  return [...runs.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
-}
-
-/** Puts active runs and the newest of the others into the chart, except where the user chose. */
+/** Puts active runs and the first of the list into the chart, except where the user decided. */
 function drawNewest() {
-  const newest = newestFirst().slice(0, DRAWN_AT_FIRST);
-  for (const run of runs.values()) {
-    if (chosen.has(run.id)) continue;
-    if (isActive(run) || newest.includes(run)) drawn.add(run.id);
+  const first = new Set(list.order.slice(0, DRAWN_AT_FIRST));
+  for (const run of list.order) {
+    if (decided.has(run.id)) continue;
+    const isDrawn = isActive(run) || first.has(run);
+    if (isDrawn === drawn.has(run.id)) continue;
+    if (isDrawn) drawn.add(run.id);
     else drawn.delete(run.id);
+    list.markAll(run.id);
   }
 }
 
-/** @param {string} id */
-function toggle(id) {
-  chosen.add(id);
-  if (!drawn.delete(id)) drawn.add(id);
-  render();
-}
-
-/** @param {Record<string, string>} chosen what the charts want kept in the address */
-function keepInAddress(chosen) {
-  const query = new URLSearchParams(chosen).toString();
+/** @param {Record<string, string>} view what the charts want kept in the address */
+function keepInAddress(view) {
+  const query = new URLSearchParams(view).toString();
   history.replaceState(null, "", `${location.pathname}${query && `?${query}`}${location.hash}`);
 }
 
-/** Draws everything at the next frame. */
+/** Draws the overview at the next frame. */
 function render() {
-  if (frame === 0) frame = requestAnimationFrame(() => {
+  frame ||= requestAnimationFrame(() => {
     frame = 0;
     renderNow();
   });
 }
 
 function renderNow() {
-  const all = newestFirst();
-  const shown = all.filter((run) => drawn.has(run.id));
-  show(byId("empty"), hasLoaded && all.length === 0);
-  show(byId("curves"), all.length > 0);
-  show(byId("runs"), all.length > 0);
-  list.render(all, panel.id);
-
-  overview.update(shown.toReversed().map((run) => ({ run, name: label(run, all) })));
-  const numHidden = all.length - shown.length;
-  setText(byId("show-all"), numHidden > 0 ? `Show all ${all.length} in the chart` : "");
-  show(byId("show-all"), numHidden > 0 && all.length <= MAX_SHOW_ALL);
+  const all = [...store.runs.values()];
   setText(byId("summary"), summary(all));
+  const isList = !byId("view-runs").hidden;
+  const hasRuns = all.length > 0 || list.total > 0 || isFiltered();
+  show(byId("empty"), hasLoaded && !hasRuns);
+  show(byId("curves"), list.order.length > 0);
+  show(byId("runs"), hasLoaded && hasRuns);
+  const shown = isList ? list.order.filter((run) => drawn.has(run.id)) : [];
+  const names = list.order.map((run) => run.name);
+  const isUnique = (/** @type {Run} */ { name }) => names.indexOf(name) === names.lastIndexOf(name);
+  overview.update(shown.toSorted((a, b) => a.created_at - b.created_at).map((run) =>
+    ({ run, name: isUnique(run) ? run.name : run.id, settings: run.settings })));
+  const numListed = list.order.length;
+  setText(byId("show-all"), `Show all ${numListed} in the chart`);
+  show(byId("show-all"), shown.length < numListed && numListed <= MAX_SHOW_ALL);
 }
 
-/** Returns the run that the panel shows, if the page still has it. */
-function openRun() {
-  return panel.id === null ? undefined : runs.get(panel.id);
-}
-
-/**
- * Returns the run's name, or its id if other runs have the same name.
- *
- * @param {Run} run
- * @param {Run[]} all
- */
-function label(run, all) {
-  return all.filter((other) => other.name === run.name).length === 1 ? run.name : run.id;
-}
+const isFiltered = () => list.query.text !== "" || list.query.states.size > 0;
 
 /** @param {Run[]} all */
 function summary(all) {
@@ -208,86 +152,136 @@ function summary(all) {
   return numQueued > 0 ? `${active}, ${numQueued} queued` : active;
 }
 
-// ---- what the user does ------------------------------------------------------------------------
+function showCompareLink() {
+  const link = byId("compare-link", HTMLAnchorElement);
+  link.href = `#/compare?runs=${[...chosen].join()}`;
+  setText(link, chosen.size === 1 ? "Choose another to compare" : `Compare ${chosen.size} runs`);
+  link.setAttribute("aria-disabled", String(chosen.size < 2));
+  show(link, chosen.size > 0);
+}
 
-/** Opens the panel of the run in the address, or closes it. */
-async function openPanel() {
-  const id = /^#\/runs\/([\w-]+)$/.exec(location.hash)?.[1];
-  if (!id) panel.close();
-  else {
-    show(byId("notice"), false);
-    try {
-      panel.open(runs.get(id) ?? take(await getRun(id)));
-    } catch (error) {
-      if (!(error instanceof RequestFailed)) return; // the banner says so; asked again on reconnect
-      const isMissing = [404, 422].includes(error.status);
-      setText(byId("notice-text"), isMissing ? `There is no run ${id}.` : error.message);
-      show(byId("notice"), true);
-      location.hash = "";
+// ---- addresses ---------------------------------------------------------------------------------
+
+let lastShown = "";
+
+/** Shows what the address names. */
+async function showRoute() {
+  const { view, id, params } = route();
+  const isNew = lastShown !== `${view} ${id}`;
+  if (view === "run") {
+    const run = await runOf(id);
+    if (route().id !== id) return; // the user has gone on meanwhile
+    if (run === null) return;
+    runPage.show(run);
+  } else runPage.hide();
+  show(byId("view-runs"), view === "runs");
+  show(byId("view-run"), view === "run");
+  show(byId("view-new"), view === "new" || view === "edit");
+  show(byId("view-compare"), view === "compare");
+  if (view === "compare") await comparison.show(params);
+  else comparison.hide();
+  if ((view === "new" || view === "edit") && isNew) await newRun.show(view, id || params.get("from"), params);
+  if (view === "runs") {
+    const query = queryOfAddress();
+    if (isNew && lastShown !== "") showFilters(list);
+    else if (JSON.stringify(asText(query)) !== JSON.stringify(asText(list.query))) {
+      list.ask(query);
+      showFilters(list);
     }
   }
+  if (isNew && lastShown !== "") goTo(view);
+  lastShown = `${view} ${id}`;
+  setTitle(view, id);
   render();
 }
 
+/** @param {import("./views/lists/query.js").Query} query */
+const asText = ({ states, ...others }) => ({ ...others, states: [...states] });
+
+/** @type {string | null} of the run whose page was left */
+let cameFrom = null;
+
 /**
- * @param {string} id
- * @returns {Promise<Run>}
+ * Moves the focus to the heading of the view, or back to the run that the user came from.
+ *
+ * @param {string} view
  */
-async function getRun(id) {
-  /** @type {RunDetail} */
-  const { spec, history, folder, ...view } = await get(`/runs/${id}`);
-  return view;
+function goTo(view) {
+  if (view === "run") cameFrom = route().id;
+  const back = view === "runs" && cameFrom ? list.rows.get(cameFrom)?.name : undefined;
+  if (back) {
+    back.focus();
+    return;
+  }
+  scrollTo(0, 0);
+  const heading = byId("main").querySelector(`.view:not([hidden]) h1`);
+  if (heading instanceof HTMLElement) {
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+  }
 }
 
-async function showExamples() {
-  /** @type {Models} */
-  const { models } = await get("/models");
-  const model = models.find((entry) => entry.problem === null);
-  const student = model?.has_weights ? { init: model.path } : { config: model?.path ?? "MODEL" };
-  const spec = {
-    name: "first", student, data: { kind: "synthetic", seq_len: 128 },
-    objective: { alpha: 1 }, schedule: { steps: 100, warmup_steps: 10 },
-  };
-  const { origin } = location;
-  const body = JSON.stringify(spec);
-  const token = hasToken()
-    ? "-H \"authorization: Bearer $(cat ~/.lectern/secrets/control-plane)\" \\\n  "
-    : "";
-  setText(byId("cli-line"), `lectern runs create run.yaml --url ${origin}`);
-  setText(
-    byId("curl-line"),
-    `curl ${origin}/runs ${token}-H 'content-type: application/json' \\\n  -d '${body}'`,
-  );
+/**
+ * @param {string} view
+ * @param {string} id
+ */
+function setTitle(view, id) {
+  const name = store.get(id)?.name ?? id;
+  /** @type {Record<string, string>} */
+  const titles = { run: name, edit: `Resume ${name}`, new: "New run", compare: "Compare" };
+  document.title = view in titles ? `${titles[view]} \u2013 Lectern` : "Lectern";
 }
 
-function makeCopyButtons() {
-  for (const button of document.querySelectorAll("button")) {
-    const { copies } = button.dataset;
-    if (copies === undefined) continue;
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(byId(copies).textContent);
-      setText(button, "Copied");
-      setTimeout(() => setText(button, "Copy"), 1500);
-    });
+/**
+ * Returns a run, or null and says so if there is none.
+ *
+ * @param {string} id
+ */
+async function runOf(id) {
+  const known = store.get(id);
+  if (known) return known;
+  try {
+    /** @type {RunDetail} */
+    const { spec, history: _history, folder, ...view } = await get(`/runs/${id}`);
+    show(byId("notice"), false);
+    return store.take(view);
+  } catch (error) {
+    if (!(error instanceof RequestFailed)) return null; // the banner says so
+    const isMissing = [404, 422].includes(error.status);
+    setText(byId("notice-text"), isMissing ? `There is no run ${id}.` : error.message);
+    show(byId("notice"), true);
+    location.replace("#/");
+    return null;
   }
 }
 
 byId("notice-close").addEventListener("click", () => show(byId("notice"), false));
-byId("older").addEventListener("click", loadOlder);
 byId("show-all").addEventListener("click", () => {
-  for (const id of runs.keys()) {
-    chosen.add(id);
+  for (const { id } of list.order) {
+    decided.add(id);
     drawn.add(id);
   }
+  list.markAll();
   render();
 });
-addEventListener("hashchange", openPanel);
-setInterval(() => {
-  list.tickAll();
-  const open = openRun();
-  if (open) panel.fill(open);
-}, 1000);
+document.querySelector(".skip")?.addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("main").focus();
+});
+document.addEventListener("keydown", (event) => {
+  const isBusy = document.querySelector("dialog[open]") || event.defaultPrevented;
+  const isTyping = event.target instanceof Element && event.target.closest("input, textarea, select");
+  if (event.key === "Escape" && !isBusy && !isTyping && route().view === "run") location.hash = "#/";
+});
+addEventListener("hashchange", () => {
+  if (route().view !== "runs") show(byId("notice"), false);
+  showRoute();
+});
 
-makeCopyButtons();
+makeCopyButtons(document);
+makeFilters(list, store);
 watchTeachers();
-stayConnected();
+stayConnected(load, (kind, data) => {
+  if (kind === "run") store.take(data);
+  else if (kind === "deleted") store.forget(data.id);
+});

@@ -71,6 +71,31 @@ export function show(element, isVisible) {
 }
 
 /**
+ * Makes each button below `root` with `data-copies="ID"` copy the text of that element.
+ *
+ * @param {ParentNode} root
+ */
+export function makeCopyButtons(root) {
+  for (const button of root.querySelectorAll("button")) {
+    const { copies } = button.dataset;
+    if (copies === undefined) continue;
+    button.addEventListener("click", () => copyText(button, byId(copies).textContent));
+  }
+}
+
+/**
+ * Copies a text, and says so on the button for a moment.
+ *
+ * @param {HTMLButtonElement} button
+ * @param {string} text
+ */
+export async function copyText(button, text) {
+  await navigator.clipboard.writeText(text);
+  setText(button, "Copied");
+  setTimeout(() => setText(button, "Copy"), 1500);
+}
+
+/**
  * Fills `container` with a row of exclusive choices. Returns a function that marks one as chosen.
  *
  * @param {HTMLElement} container

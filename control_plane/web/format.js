@@ -121,6 +121,68 @@ export function duration(seconds) {
   return `${hours}:${String(minutes).padStart(2, "0")}:${padded}`;
 }
 
+/**
+ * Returns how long ago that was, roughly: "3 min ago".
+ *
+ * @param {number} unixSeconds
+ * @param {number} now
+ */
+export function ago(unixSeconds, now) {
+  const seconds = Math.max(0, now - unixSeconds);
+  return seconds < 5 ? "just now" : `${roughly(seconds)} ago`;
+}
+
+/**
+ * 7400 -> "2.1 h"
+ * @param {number} seconds
+ */
+export function roughly(seconds) {
+  /** @type {[number, string][]} */
+  const units = [[86400, "d"], [3600, "h"], [60, "min"]];
+  for (const [size, unit] of units) {
+    if (seconds >= size) {
+      const amount = seconds / size;
+      return `${amount.toFixed(amount < 9.95 && unit !== "min" ? 1 : 0)}${THIN}${unit}`;
+    }
+  }
+  return `${Math.round(seconds)}${THIN}s`;
+}
+
+/**
+ * Returns when the run will be done, or "" if that is not known.
+ *
+ * @param {ShownRun} run
+ * @param {number} now
+ */
+export function eta(run, now) {
+  if (run.eta_seconds === null) return "";
+  const left = run.eta_seconds - Math.max(0, now - run.received);
+  return left < 1 ? "about done" : `${roughly(left)} left`;
+}
+
+/**
+ * Returns the validation loss with where it was measured and the lowest one. What was measured
+ * before the first step is no result of training.
+ *
+ * @param {Run} run
+ * @returns {{text: string, note: string, isBest: boolean}}
+ */
+export function validation(run) {
+  const { latest } = run;
+  const [value, at] = [latest["loss/val"], latest["loss/val_step"] ?? null];
+  const [best, bestAt] = [latest["loss/val_best"] ?? null, latest["loss/val_best_step"] ?? null];
+  if (at === 0) return { text: DASH, note: `untrained ${loss(value)}`, isBest: false };
+  const isBest = bestAt !== null && bestAt === at;
+  const lowest = bestAt === 0 ? `untrained ${loss(best)}` : `best ${loss(best)} at ${count(bestAt)}`;
+  if (value === null || value === undefined) {
+    return { text: DASH, note: bestAt === null ? "" : lowest, isBest };
+  }
+  if (at === null) return { text: loss(value), note: "", isBest };
+  if (bestAt === null) return { text: loss(value), note: `at ${count(at)}`, isBest };
+  const note = isBest ? `at ${count(at)}, the best` : `at ${count(at)}; ${lowest}`;
+  return { text: loss(value), note, isBest };
+}
+
 /** @param {number} unixSeconds */
 export function clockTime(unixSeconds) {
   return new Date(1000 * unixSeconds).toLocaleTimeString("en-GB");
@@ -188,7 +250,8 @@ export function explanation(run, now) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
   if (run.stalled_since !== null) {
-    return `Stalled: the trainer is alive, but made no progress since ${clockTime(run.stalled_since)}.`;
+    const since = `${clockTime(run.stalled_since)}, ${ago(run.stalled_since, now)}`;
+    return `Stalled: the trainer is alive, but has made no progress since ${since}.`;
   }
   if (run.state === "queued") {
     if (run.queue_position === null) return "";

@@ -27,6 +27,7 @@ export interface Run {
   created_at: number;
   revision: number;
   attempt: number;
+  restarts: number;
   resumable: boolean;
   resumes_at: number | null;
   queue_position: number | null;
@@ -43,12 +44,15 @@ export interface Run {
   step: number;
   steps: number;
   checkpoint_step: number | null;
+  checkpoint_at: number | null;
   device: string | null;
   tokens_per_second: number | null;
+  eta_seconds: number | null;
   teacher_wait_share: number | null;
   latest: Record<string, number | null>;
   elapsed_seconds: number;
   heartbeat: number | null;
+  settings: Record<string, any>;
   stale_since: number | null;
   stalled_since: number | null;
   activity: string | null;
@@ -82,6 +86,7 @@ export interface HistoryEntry {
 
 export interface RunsPage {
   runs: Run[];
+  total: number;
   next_cursor: string | null;
   revision: number;
 }
@@ -110,6 +115,18 @@ export interface Sample {
 export interface Samples {
   run_id: string;
   samples: Sample[];
+}
+
+export interface Checkpoint {
+  step: number;
+  completed_at: number;
+  bytes: number;
+  validation_loss: number | null;
+}
+
+export interface Checkpoints {
+  run_id: string;
+  checkpoints: Checkpoint[];
 }
 
 export interface Representation {
@@ -201,6 +218,47 @@ export interface Model {
 
 export interface Models {
   models: Model[];
+}
+
+export interface Dataset {
+  path: string;
+  problem: string | null;
+  total_tokens: number | null;
+  shard_count: number | null;
+  vocab_size: number | null;
+  seq_length_hint: number | null;
+  tokenizer_sha256: string | null;
+}
+
+export interface Datasets {
+  datasets: Dataset[];
+}
+
+export interface Check {
+  outcome: "pass" | "warn" | "fail" | "skip";
+  subject: string;
+  message: string;
+  field: string | null;
+}
+
+export interface Estimate {
+  tokens_per_step: number;
+  tokens: number;
+  epochs: number | null;
+  bytes_per_step: number | null;
+  teacher_tokens: number;
+  teacher_hours: number | null;
+  training_rows: number | null;
+  validation_rows: number | null;
+  free_disk_bytes: number | null;
+}
+
+/** What POST /runs/check found about a spec. */
+export interface SpecCheck {
+  ok: boolean;
+  spec: Record<string, any>;
+  checks: Check[];
+  estimate: Estimate;
 }
 
 export interface Problem {

@@ -10,6 +10,7 @@ Times are wall-clock times, for people, and may jump. Durations are measured wit
 (loop.py), and metrics are ordered by step.
 """
 
+import math
 import os
 import threading
 import time
@@ -23,7 +24,11 @@ import structlog
 from lectern_common.json_lines import finite_record, keep_lines_before
 from lectern_common.processes import identity_of
 from lectern_common.run_folder import (
+    BEST_VALIDATION,
+    BEST_VALIDATION_STEP,
     HEARTBEAT_SECONDS,
+    VALIDATION_LOSS,
+    VALIDATION_STEP,
     RunFolder,
     RunState,
     Status,
@@ -59,6 +64,7 @@ class _Current:
     step: int = 0
     steps: int = 0
     checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
     device: str | None = None
     teacher_away: str | None = None
 
@@ -178,6 +184,7 @@ class Recorder:
                     status.checkpoint_step,
                     status.device,
                 )
+                self._current.checkpoint_at = status.checkpoint_at
                 self._latest = dict(status.latest)
 
     def start_again_from(self, checkpoint_step: int | None, why: str | None) -> None:
@@ -193,10 +200,16 @@ class Recorder:
             current.reason = None if why is None else "rank_lost"
             current.message = f"restarting from step {current.step}" + (f": {why}" if why else "")
 
+    def go_on_with_best(self, loss: float | None, step: int | None) -> None:
+        """Takes over the lowest validation loss before this process, and its step."""
+        if loss is not None and step is not None:
+            with self._lock:
+                self._latest |= {BEST_VALIDATION: loss, BEST_VALIDATION_STEP: step}
+
     def no_checkpoint(self) -> None:
         """Clears the checkpoint in the status: none is intact."""
         with self._lock:
-            self._current.checkpoint_step = None
+            self._current.checkpoint_step = self._current.checkpoint_at = None
 
     def teacher_away(self, message: str | None) -> None:
         """Reports that the teacher cannot be reached, or (None) that it is back. Thread-safe."""
@@ -230,6 +243,7 @@ class Recorder:
             self._latest.update(finite_record(dict(metrics)))
             self._latest.pop("non_finite", None)
             self._activity.begin(STEP)
+            self._note_validation(step, metrics.get(VALIDATION_LOSS))
             if "time/step_seconds" in metrics:
                 self._recent.append(_pace(metrics))
                 self._activity.took(STEP, self._recent[-1][1])
@@ -252,7 +266,18 @@ class Recorder:
     def after_checkpoint(self, step: int) -> None:
         """Sets the newest checkpoint, and the number of finished steps to its step."""
         self.set_progress(step=step, checkpoint_step=step)
+        with self._lock:
+            self._current.checkpoint_at = self._clock()
         self.doing(STEP)
+
+    def _note_validation(self, step: int, value: float | None) -> None:
+        """Keeps in `latest` at which step the validation loss was measured, and the lowest one."""
+        if value is None or not math.isfinite(value):
+            return
+        self._latest[VALIDATION_STEP] = step
+        best = self._latest.get(BEST_VALIDATION)
+        if best is None or value < best:
+            self._latest |= {BEST_VALIDATION: value, BEST_VALIDATION_STEP: step}
 
     def _report_dropped(self, more_than: int) -> int:
         """Returns how many lines were dropped; writes an event if they exceed `more_than`."""
@@ -313,8 +338,10 @@ class Recorder:
             step=current.step,
             steps=current.steps,
             checkpoint_step=current.checkpoint_step,
+            checkpoint_at=current.checkpoint_at,
             device=current.device,
             tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
+            seconds_per_step=seconds / len(self._recent) if seconds else None,
             teacher_wait_share=_share_waited(self._recent),
             latest=dict(self._latest),
             activity=self._activity.name,
@@ -369,6 +396,8 @@ class QuietRecorder:
     ) -> None: ...
 
     def set_progress(self, **progress: Any) -> None: ...
+
+    def go_on_with_best(self, loss: float | None, step: int | None) -> None: ...
 
     def no_checkpoint(self) -> None: ...
 

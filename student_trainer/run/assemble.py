@@ -179,6 +179,7 @@ def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | 
     else:
         progress = Progress.of_state(checkpoint.state)
         progress.best = best_saved(run.spec, progress.best, store)
+        run.recorder.go_on_with_best(progress.best.loss, progress.best.step)
     run.recorder.set_progress(
         step=progress.step,
         steps=run.spec.schedule.steps,

@@ -15,7 +15,12 @@ from tests.control_plane.conftest import ROOT
 OWN = {"Window", "ShownRun", "MetricsRecord"}
 MODEL_OF = {"HistoryEntry": "HistoryView"}
 # Types that the page knows more precisely than the schema.
-SPELLED = {"Metrics.metrics": "MetricsRecord[]", "RunDetail.spec": "Record<string, any>"}
+SPELLED = {
+    "Metrics.metrics": "MetricsRecord[]",
+    "RunDetail.spec": "Record<string, any>",
+    "SpecCheck.spec": "Record<string, any>",
+    "Check.outcome": '"pass" | "warn" | "fail" | "skip"',
+}
 
 
 def interfaces() -> dict[str, dict[str, str]]:

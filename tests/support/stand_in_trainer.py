@@ -38,11 +38,12 @@ class StandIn:
         self.state, self.since = RunState.STARTING, time.time()
         self.reason: str | None = None
         self.message: str | None = None
-        self.latest: dict[str, float | None] = {}
+        self.latest: dict[str, float] = {}
         self.stop = False
         self.process = identity_of(os.getpid())
         self.attempt = attempt_of_environment()
         self.checkpoint = self._newest_checkpoint() if resume else None
+        self.checkpoint_at: float | None = None
         self.step = self.checkpoint or 0
 
     def run(self) -> int:
@@ -85,13 +86,19 @@ class StandIn:
             losses["loss/kd"] = loss - floor + 0.4 + noise / 2
         if self.step % max(1, self.steps // 20) == 0:
             losses["loss/val"] = loss + 0.1
+            self.latest |= {"loss/val_step": self.step}
+            if losses["loss/val"] < self.latest.get("loss/val_best", math.inf):
+                self.latest |= {
+                    "loss/val_best": losses["loss/val"],
+                    "loss/val_best_step": self.step,
+                }
         self.latest |= losses
         append_json_line(self.folder.metrics_path, {"step": self.step, **losses})
         self.say()
 
     def save(self) -> None:
         (self.folder.checkpoints_path / f"step-{self.step:08d}").mkdir(parents=True, exist_ok=True)
-        self.checkpoint = self.step
+        self.checkpoint, self.checkpoint_at = self.step, time.time()
         self.folder.append_event("checkpoint", step=self.step)
 
     def say(
@@ -115,10 +122,12 @@ class StandIn:
             step=self.step,
             steps=self.steps,
             checkpoint_step=self.checkpoint,
+            checkpoint_at=self.checkpoint_at,
             device="cpu",
             tokens_per_second=1234.5,
+            seconds_per_step=self.step_seconds,
             teacher_wait_share=0.25 if self.spec.distils else None,
-            latest=self.latest,
+            latest={**self.latest},
         )
         self.folder.write_status(status)
 

@@ -19,6 +19,12 @@ def text_of(locator) -> str:
     return " ".join(locator.inner_text().split())
 
 
+def open_unfolded(page, service) -> None:  # noqa: F811
+    """Opens the page with its teachers unfolded, as a user has left them."""
+    page.add_init_script("localStorage.setItem('lectern-teacher-open', 'yes')")
+    open_page(page, service)
+
+
 def busy_teacher(**model) -> FakeTeacher:
     teacher = FakeTeacher(
         mode="throughput", quantization="int8", measured_tokens_per_second=12_345, **model
@@ -67,11 +73,11 @@ def test_a_card_says_what_the_teacher_does_and_what_each_run_has_had(page, home)
             weight=2.0,
         )
         teacher.stats.runs.add(run_id="of-another-service", compute_seconds=5.0)
-        open_page(page, service)
+        open_unfolded(page, service)
         wait_for(lambda: len(accounts_of(page)) == 2)
         card = page.locator(".teacher")
         assert f"cpu (fake) {DOT} float32 {DOT} int8 {DOT} throughput" in text_of(
-            card.locator(".muted").first
+            card.locator(".about .muted")
         )
         assert [text_of(figure) for figure in card.locator(".figures div:visible").all()] == [
             "9.9 k tokens/s, last minute",
@@ -103,8 +109,8 @@ def test_a_card_says_what_the_teacher_does_and_what_each_run_has_had(page, home)
         assert widths == pytest.approx([0.75, 0.05], abs=0.02)
         assert page.locator(".accounts a").all_inner_texts() == ["distilled", ""]
         page.get_by_role("link", name="distilled").first.click()
-        wait_for(page.locator("#panel").is_visible)
-        assert page.locator("#panel-id").inner_text() == run_id
+        wait_for(page.locator("#view-run").is_visible)
+        assert page.locator("#run-id").inner_text() == run_id
 
 
 def test_many_runs_are_folded_and_unfolded_and_stay_so(page, home):  # noqa: F811
@@ -113,7 +119,7 @@ def test_many_runs_are_folded_and_unfolded_and_stay_so(page, home):  # noqa: F81
         teacher.stats.runs.add(run_id=f"run-{number:02}", compute_seconds=20 - number)
     with serving(teacher) as address:
         service = Service(home, "--teacher", address)
-        open_page(page, service)
+        open_unfolded(page, service)
         wait_for(lambda: len(accounts_of(page)) == 4)
         assert text_of(page.locator(".accounts summary")) == "20 runs since it started"
         page.get_by_role("button", name="Show all 20").click()
@@ -139,7 +145,7 @@ def test_a_teacher_without_runs_or_of_an_earlier_version_shows_what_it_says(
     teacher.stats.refused_requests = 0
     with serving(teacher) as address:
         service = Service(home, "--teacher", address)
-        open_page(page, service)
+        open_unfolded(page, service)
         card = page.locator(".teacher")
         wait_for(card.locator("h2").is_visible)
         assert [text_of(fact) for fact in card.locator(".work div:visible").all()] == [
@@ -167,7 +173,7 @@ def test_what_a_teacher_says_is_shown_as_text(page, home):  # noqa: F811
     offer.offered, offer.reason = False, ATTACK
     with serving(teacher) as address:
         service = Service(home, "--teacher", address)
-        open_page(page, service)
+        open_unfolded(page, service)
         wait_for(lambda: ATTACK in page.locator(".accounts").inner_text())
         assert page.locator(".teacher h2").inner_text() == ATTACK
         assert page.title() == "Lectern"
@@ -193,7 +199,7 @@ def test_cards_with_many_runs_and_long_names_fit_the_window(page, home, width): 
     with serving(teachers[0]) as first, serving(teachers[1]) as second:
         service = Service(home, "--teacher", first, "--teacher", second)
         page.set_viewport_size({"width": width, "height": 800})
-        open_page(page, service)
+        open_unfolded(page, service)
         wait_for(lambda: page.locator(".accounts tbody tr").count() == 8)
         page.get_by_role("button", name="Show all 20").first.click()
         assert page.locator(".accounts tbody tr").count() == 24

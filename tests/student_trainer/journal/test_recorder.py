@@ -445,3 +445,39 @@ def test_evaluations_and_checkpoints_are_timed_by_themselves(folder: RunFolder) 
         monotonic.advance(700)
         recorder._publish()
         assert said(folder).stalled_seconds == 700  # checkpoints took 20 s
+
+
+def test_the_status_names_the_step_of_the_validation_loss_and_the_lowest_one(
+    folder: RunFolder,
+) -> None:
+    def validation() -> tuple[float | None, ...]:
+        keys = ("loss/val", "loss/val_step", "loss/val_best", "loss/val_best_step")
+        return tuple(said(folder).latest.get(key) for key in keys)
+
+    with Recorder(folder, Stop()) as recorder:
+        recorder.record(0, {"loss/total": 7.0})
+        recorder.set_state(RunState.RUNNING)
+        assert validation() == (None, None, None, None)
+        for step, loss in ((0, 7.0), (10, 3.0), (20, 4.0), (30, math.nan)):
+            recorder.record(step, {"loss/val": loss})
+        recorder.record(31, {"loss/total": 1.0})
+    assert validation() == (None, 20, 3.0, 10)
+    # A resumed run goes on with what its checkpoint knows.
+    with Recorder(folder, Stop()) as recorder:
+        recorder.go_on_with_best(2.5, 15)
+        recorder.record(20, {"loss/val": 4.0})
+    assert validation() == (4.0, 20, 2.5, 15)
+
+
+def test_the_status_has_the_time_of_the_checkpoint_and_the_pace(folder: RunFolder) -> None:
+    clock = FakeClock()
+    with Recorder(folder, Stop(), clock=clock) as recorder:
+        recorder.record(1, step_metrics(10, 2.0, 0.0))
+        recorder.record(2, step_metrics(10, 4.0, 0.0))
+        recorder.after_checkpoint(2)
+        clock.advance(60)
+    status = said(folder)
+    assert (status.checkpoint_at, status.seconds_per_step) == (1_000_000.0, 3.0)
+    with Recorder(folder, Stop()) as recorder:
+        recorder.go_on_from(status)
+    assert said(folder).checkpoint_at == 1_000_000.0

@@ -157,10 +157,11 @@ function meanLines(entries, lines, metric, view) {
 /**
  * Returns what loss/total is for a run.
  *
- * @param {{alpha: number, temperature: number | null}} run
+ * @param {{alpha: number | null, temperature: number | null}} run
  */
 export function minimised({ alpha, temperature }) {
   const scale = temperature === 1 ? "" : "T\u00b2 \u00b7 ";
+  if (alpha === null) return "";
   if (alpha === 1) return "cross entropy";
   const divergence = `${scale}distillation, T ${temperature}`;
   if (alpha === 0) return divergence;

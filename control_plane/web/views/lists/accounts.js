@@ -1,10 +1,10 @@
 // @ts-check
 // The runs of one teacher and what each has had of it. The user can fold the table away.
 
-import { make, placeRows, setText, show } from "../dom.js";
-import { percent, short, size, wait } from "../format.js";
+import { make, placeRows, setText, show } from "../../dom.js";
+import { percent, short, size, wait } from "../../format.js";
 
-/** @import { Account } from "../types.d.ts" */
+/** @import { Account } from "../../types.d.ts" */
 
 /**
  * @typedef {object} Row
@@ -23,9 +23,12 @@ const SHOWN_AT_FIRST = 4;
 const COLUMNS = [
   {
     label: "Tokens",
-    title: "Tokens that the teacher computed for this run. "
-      + "Tokens that several runs asked for are split among them.",
-    text: (account) => short(account.tokens),
+    title: "Tokens whose hidden states the teacher computed for this run; those that several runs "
+      + "asked for are split among them. Without any, all came from the cache: the compute is then "
+      + "the output head, which is applied to cached rows too.",
+    text: (account) => account.tokens === 0 && account.cache_hits > 0
+      ? "0, all cached"
+      : short(account.tokens),
   },
   {
     label: "Sent",

@@ -1,12 +1,12 @@
 // @ts-check
-// The teacher cards: what each teacher is and how busy it is.
+// The teachers: what each is and how busy it is, in one line that opens to everything.
 
-import { get } from "../api.js";
-import { byId, make, placeRows, setText, show } from "../dom.js";
-import { clockTime, count, duration, joined, percent, short, size } from "../format.js";
+import { get } from "../../api.js";
+import { byId, make, placeRows, setText, show } from "../../dom.js";
+import { clockTime, count, duration, joined, percent, short, size } from "../../format.js";
 import { Accounts } from "./accounts.js";
 
-/** @import { Teacher, Teachers } from "../types.d.ts" */
+/** @import { Teacher, Teachers } from "../../types.d.ts" */
 
 /**
  * @typedef {[label: string, text: (teacher: Teacher) => string]} Figure an empty text is not shown
@@ -15,6 +15,7 @@ import { Accounts } from "./accounts.js";
  */
 
 const EVERY_MS = 3000;
+const OPEN_KEY = "lectern-teacher-open";
 
 /** @type {Map<string, Card>} by address */
 const cards = new Map();
@@ -48,9 +49,10 @@ function render(teachers) {
 function newCard() {
   const parts = {
     name: make("h2"),
+    line: make("span", { className: "line" }), // what it does now, also when folded
     what: make("p", { className: "muted" }),
-    warning: make("p", { className: "warning" }),
-    problem: make("p", { className: "bad" }),
+    warning: make("span", { className: "warning" }),
+    problem: make("span", { className: "bad" }),
     chips: make("p", { className: "chips" }),
     figures: FIGURES.map(newFigure),
     facts: FACTS.map(newFact),
@@ -58,15 +60,21 @@ function newCard() {
     representations: "", // what the chips show now
   };
   const element = make(
-    "article",
-    { className: "card teacher" },
-    make("div", { className: "about" },
-      make("p", { className: "kicker" }, make("i", { className: "dot" }), "Teacher"),
-      parts.name, parts.what, parts.warning, parts.problem, parts.chips),
-    make("div", { className: "figures" }, ...parts.figures.map((figure) => figure.element)),
-    make("dl", { className: "work" }, ...parts.facts.map((fact) => fact.element)),
-    parts.accounts.element,
+    "details",
+    { className: "card teacher", open: localStorage.getItem(OPEN_KEY) !== null },
+    make("summary", {},
+      make("span", { className: "kicker" }, make("i", { className: "dot" }), "Teacher"),
+      parts.name, parts.line, parts.warning, parts.problem),
+    make("div", { className: "more-of-it" },
+      make("div", { className: "about" }, parts.what, parts.chips),
+      make("div", { className: "figures" }, ...parts.figures.map((figure) => figure.element)),
+      make("dl", { className: "work" }, ...parts.facts.map((fact) => fact.element)),
+      parts.accounts.element),
   );
+  element.addEventListener("toggle", () => {
+    if (element.open) localStorage.setItem(OPEN_KEY, "yes");
+    else localStorage.removeItem(OPEN_KEY);
+  });
   return { ...parts, element };
 }
 
@@ -164,6 +172,16 @@ function fill(card, teacher) {
     teacher.num_parameters && `${short(teacher.num_parameters)} parameters`,
     teacher.model && teacher.address,
   ));
+  const inFlight = (teacher.queued_requests ?? 0) + (teacher.running_requests ?? 0);
+  setText(card.line, reachable
+    ? joined(
+      `${short(teacher.tokens_per_second)} tokens/s`,
+      `${inFlight} in flight`,
+      ifKnown(teacher.cache?.hit_share, (value) => `cache ${percent(value)}`),
+      teacher.runs.length > 0
+        && (teacher.runs.length === 1 ? "1 active run" : `${teacher.runs.length} active runs`),
+    )
+    : "");
   setText(card.warning, teacher.warning ?? "");
   show(card.warning, reachable && teacher.warning !== null);
   const since = teacher.seen_at === null ? "" : ` Last seen at ${clockTime(teacher.seen_at)}.`;

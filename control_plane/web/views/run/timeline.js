@@ -2,12 +2,12 @@
 // What happened to a run, in words: newest first, repetitions in one line. Each line opens to the
 // fields as the trainer wrote them.
 
-import { make } from "../dom.js";
+import { make } from "../../dom.js";
 import {
   STATES, clockTime, count, dateTime, exportOf, joined, loss, percent, sentence, size, wait,
-} from "../format.js";
+} from "../../format.js";
 
-/** @import { HistoryEntry } from "../types.d.ts" */
+/** @import { HistoryEntry, RunDetail, ShownRun } from "../../types.d.ts" */
 
 /** @typedef {Record<string, any>} Details what the trainer wrote, so any field may be missing */
 
@@ -73,11 +73,19 @@ const WORDS = new Map([
   ["teacher_bound", (_details, message) => ["Slowed by its teacher", sentence(message)]],
 ]);
 
-export class Timeline {
-  /** @param {HTMLElement} list */
-  constructor(list) {
-    this.list = list;
+export class TimelineRoom {
+  constructor() {
+    this.list = make("ol", { className: "events" });
+    this.element = make("div", {}, this.list);
     this.text = "";
+  }
+
+  /**
+   * @param {ShownRun} _run
+   * @param {RunDetail | null} detail
+   */
+  load(_run, detail) {
+    if (detail !== null) this.show(detail.history, detail.folder);
   }
 
   clear() {

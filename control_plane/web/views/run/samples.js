@@ -1,14 +1,42 @@
 // @ts-check
 // What student and teacher wrote for each prompt: newest evaluation first, prompts in their order.
 
-import { make } from "../dom.js";
-import { count, isActiveOrQueued } from "../format.js";
+import { get } from "../../api.js";
+import { make } from "../../dom.js";
+import { count, isActiveOrQueued } from "../../format.js";
 
-/** @import { Run, Sample } from "../types.d.ts" */
+/** @import { Run, Sample, Samples, ShownRun } from "../../types.d.ts" */
 
 const EMPTY = "No samples yet. They are written at evaluations, "
   + "for the prompts in evaluation.prompts of the spec.";
 const VISIBLE_SPACES = new Map([["\n", "\u21b5\n"], ["\r", "\u240d"], ["\t", "\u21e5"]]);
+
+export class SamplesRoom {
+  constructor() {
+    this.shown = "";
+    this.list = make("ol", { className: "samples" });
+    this.element = make("div", {}, this.list);
+  }
+
+  clear() {
+    this.shown = "";
+    this.list.replaceChildren();
+  }
+
+  /**
+   * Changes nothing if there is nothing new, so that a selection survives.
+   *
+   * @param {ShownRun} run
+   */
+  async load(run) {
+    /** @type {Samples} */
+    const { samples } = await get(`/runs/${run.id}/samples`);
+    const text = JSON.stringify([run.id, samples, isActiveOrQueued(run)]);
+    if (text === this.shown) return;
+    this.shown = text;
+    this.list.replaceChildren(...sampleItems(samples, run));
+  }
+}
 
 /**
  * Returns one list item per evaluation.
@@ -16,7 +44,7 @@ const VISIBLE_SPACES = new Map([["\n", "\u21b5\n"], ["\r", "\u240d"], ["\t", "\u
  * @param {Sample[]} samples in the order of their steps
  * @param {Run} run
  */
-export function sampleItems(samples, run) {
+function sampleItems(samples, run) {
   if (samples.length === 0) return [make("li", { textContent: EMPTY })];
   /** @type {Map<number, Sample[]>} */
   const byStep = new Map();
@@ -51,7 +79,7 @@ const placeholder = (text) => make("dd", { className: "not-yet", textContent: te
  *
  * @param {string} text
  */
-function textOf(text) {
+export function textOf(text) {
   if (text === "") return placeholder("Empty");
   if (text.trim() !== "") return make("dd", { textContent: text });
   const marked = text.replace(/\s/g, (space) => VISIBLE_SPACES.get(space) ?? "\u2423");

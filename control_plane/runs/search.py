@@ -1,0 +1,126 @@
+"""Finds runs: by a part of their name, by state, in any order, a page at a time."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from control_plane.runs.record import Run, newest_revision, select_runs
+from control_plane.runs.store import Store, runs
+from lectern_common.errors import InvalidRequest
+from lectern_common.run_folder import RunState
+
+_NOW = (sa.func.julianday("now") - 2440587.5) * 86400.0
+_FIELDS: dict[str, sa.ColumnElement[Any]] = {
+    "created_at": runs.c.created_at,
+    "name": runs.c.name,
+    "state": runs.c.state,
+    "attempt": runs.c.attempt,
+    "student": sa.func.coalesce(
+        runs.c.spec[("student", "init")].as_string(), runs.c.spec[("student", "config")].as_string()
+    ),
+    "elapsed": runs.c.active_seconds + sa.func.coalesce(_NOW - runs.c.active_since, 0.0),
+    "progress": runs.c.status["step"].as_float() / runs.c.spec[("schedule", "steps")].as_float(),
+    "device": runs.c.status["device"].as_string(),
+    "tokens_per_second": runs.c.status["tokens_per_second"].as_float(),
+    "teacher_wait_share": runs.c.status["teacher_wait_share"].as_float(),
+    "checkpoint_at": runs.c.status["checkpoint_at"].as_float(),
+}
+_METRIC = re.compile(r"^latest\.([\w./@-]{1,100})$")
+_SETTING = re.compile(r"^spec\.(\w{1,40}(?:\.\w{1,40}){0,4})$")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which runs, and in which order.
+
+    Attributes:
+        text: a part of the name or id, in any case.
+        states: none means all.
+        sort: a name of _FIELDS, `latest.METRIC` or `spec.SETTING`; after "-", descending. None
+            means newest first. Runs without a value come last, and equal ones newest first.
+    """
+
+    text: str | None = None
+    states: Collection[RunState] = ()
+    sort: str | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        found: list[sa.ColumnElement[bool]] = []
+        if self.text:
+            found.append(runs.c.id.icontains(self.text, autoescape=True))
+        if self.states:
+            found.append(runs.c.state.in_(self.states))
+        return found
+
+
+@dataclass(frozen=True)
+class FoundRuns:
+    """A page of runs. `total` counts all that match; `revision` is the newest of any run."""
+
+    runs: list[Run]
+    total: int
+    revision: int
+
+
+def find_runs(store: Store, search: Search, after_seq: int | None, limit: int) -> FoundRuns:
+    """Returns up to `limit` runs that come after the run with `after_seq`.
+
+    Raises:
+        InvalidRequest: the order is unknown, or that run is gone, so that its place is not known.
+    """
+    conditions = search.conditions()
+    order = runs.c.seq.desc()
+    with store.reading() as connection:
+        total = connection.execute(sa.select(sa.func.count()).where(*conditions).select_from(runs))
+        if search.sort is None:
+            if after_seq is not None:
+                conditions = [*conditions, runs.c.seq < after_seq]
+            found = select_runs(connection, *conditions, order=order, limit=limit)
+        else:
+            value, is_descending = _value(search.sort)
+            if after_seq is not None:
+                after = _after(connection, value, is_descending, after_seq)
+                conditions = [*conditions, after]
+            query = sa.select(runs.c.seq).where(*conditions)
+            by = value.desc() if is_descending else value.asc()
+            seqs = list(connection.execute(query.order_by(by.nulls_last(), order).limit(limit)))
+            place = {row.seq: number for number, row in enumerate(seqs)}
+            found = select_runs(connection, runs.c.seq.in_(place))
+            found.sort(key=lambda run: place[run.seq])
+        return FoundRuns(found, total.scalar_one(), newest_revision(connection))
+
+
+def _value(sort: str) -> tuple[sa.ColumnElement[Any], bool]:
+    """Returns what a run is sorted by, and whether the largest comes first."""
+    name = sort.removeprefix("-")
+    is_descending = sort.startswith("-")
+    if name in _FIELDS:
+        return _FIELDS[name], is_descending
+    if metric := _METRIC.match(name):
+        return runs.c.status[("latest", metric[1])].as_float(), is_descending
+    if setting := _SETTING.match(name):
+        path = tuple(setting[1].split("."))
+        # As SQLite has it: numbers before texts, each in its own order.
+        where = "".join(f'."{part}"' for part in path)
+        return sa.func.json_extract(runs.c.spec, f"${where}"), is_descending
+    known = ", ".join(_FIELDS)
+    why = f"{sort!a} is not an order; known: {known}, latest.METRIC, spec.SETTING; - before it"
+    raise InvalidRequest(f"{why} for descending", field="sort")
+
+
+def _after(
+    connection: sa.Connection, value: sa.ColumnElement[Any], is_descending: bool, after_seq: int
+) -> sa.ColumnElement[bool]:
+    """Returns the condition that a run comes after the one with `after_seq`."""
+    row = connection.execute(sa.select(value).where(runs.c.seq == after_seq)).first()
+    if row is None:
+        why = "the run at the cursor was deleted; list the runs from the start"
+        raise InvalidRequest(why, field="cursor")
+    is_older = runs.c.seq < after_seq
+    if row[0] is None:
+        return sa.and_(value.is_(None), is_older)
+    further = value < row[0] if is_descending else value > row[0]
+    return sa.or_(value.is_(None), further, sa.and_(value == row[0], is_older))

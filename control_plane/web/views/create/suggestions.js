@@ -1,0 +1,35 @@
+// @ts-check
+// What there is to choose from: models, datasets and teachers that the control plane knows.
+
+import { get } from "../../api.js";
+import { make } from "../../dom.js";
+
+/** @import { Datasets, Models, Teachers } from "../../types.d.ts" */
+
+/** Gives the fields that name one of them a list of those that there are. */
+export async function loadSuggestions() {
+  /** @type {[Models, Datasets, Teachers]} */
+  const [{ models }, { datasets }, { teachers }] = await Promise.all(
+    [get("/models"), get("/datasets"), get("/teachers")],
+  );
+  const usable = models.filter(({ problem }) => problem === null);
+  suggest("student.init", usable.filter((model) => model.has_weights).map(({ path }) => path));
+  suggest("student.config", usable.map(({ path }) => path));
+  const paths = datasets.filter(({ problem }) => problem === null).map(({ path }) => path);
+  suggest("data.path", paths);
+  suggest("data.validation_path", paths);
+  suggest("teacher.address", teachers.map(({ address }) => address));
+}
+
+/**
+ * @param {string} path of a field; nothing happens if the form does not have it
+ * @param {string[]} values
+ */
+function suggest(path, values) {
+  const input = document.getElementById(`field-${path}`);
+  if (!(input instanceof HTMLInputElement)) return;
+  const id = `known-${path}`;
+  input.setAttribute("list", id);
+  input.parentElement?.append(make("datalist", { id }, ...values.map((value) =>
+    make("option", { value }))));
+}

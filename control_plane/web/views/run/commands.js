@@ -1,0 +1,75 @@
+// @ts-check
+// The same actions from a terminal: a `lectern` line and a `curl` line for each.
+
+import { copyText, make } from "../../dom.js";
+import { isActiveOrQueued } from "../../format.js";
+
+/** @import { ShownRun } from "../../types.d.ts" */
+
+// The file is read when the line runs: the token itself is never in the page.
+const TOKEN = "-H \"Authorization: Bearer $(cat ~/.lectern/secrets/control-plane)\"";
+
+export class CommandsRoom {
+  constructor() {
+    this.shown = "";
+    this.element = make("div", { className: "commands" });
+  }
+
+  clear() {
+    this.shown = "";
+  }
+
+  /** @param {ShownRun} run */
+  load(run) {
+    const actions = actionsOf(run);
+    const text = JSON.stringify(actions);
+    if (text === this.shown) return;
+    this.shown = text;
+    this.element.replaceChildren(
+      make("p", { className: "muted", textContent:
+        "Run these on the machine of the control plane, which keeps its token in this file. "
+        + "Without a token, leave the header out." }),
+      ...actions.flatMap(([title, ...lines]) => [
+        make("h3", { textContent: title }), ...lines.map(newCommand),
+      ]),
+    );
+  }
+}
+
+/**
+ * @param {ShownRun} run
+ * @returns {[title: string, lectern: string, curl: string][]}
+ */
+function actionsOf({ id, ...run }) {
+  const { origin } = location;
+  const lectern = (/** @type {string} */ words) => `lectern runs ${words} --url ${origin}`;
+  const curl = (/** @type {string} */ path, options = "") =>
+    `curl ${TOKEN} ${options}${origin}/runs/${id}${path}`;
+  const isIdle = !isActiveOrQueued(/** @type {ShownRun} */ ({ id, ...run }));
+  const change = "-X POST -H 'content-type: application/json' -d '{\"schedule\": {\"steps\": "
+    + `${2 * run.steps}}}' `;
+  /** @type {[boolean, string, string, string][]} */
+  const all = [
+    [true, "Show", lectern(`show ${id}`), curl("")],
+    [!isIdle, "Watch", lectern(`watch ${id}`), curl("/events", "-N ")],
+    [!isIdle, "Stop", lectern(`stop ${id}`), curl("/stop", "-X POST ")],
+    [isIdle, "Resume", lectern(`resume ${id}`), curl("/resume", "-X POST ")],
+    [
+      isIdle, "Resume with a change", lectern(`resume ${id} --set schedule.steps=${2 * run.steps}`),
+      curl("/resume", change),
+    ],
+    [true, "Log", lectern(`logs ${id}`), curl("/logs?tail=100")],
+    [true, "Samples", lectern(`samples ${id}`), curl("/samples")],
+    [true, "Spec as YAML", lectern(`show ${id}`), curl("/spec", "-o run.yaml ")],
+    [isIdle, "Delete", lectern(`delete ${id}`), curl("", "-X DELETE ")],
+  ];
+  return all.filter(([isShown]) => isShown).map(([, title, ...lines]) => [title, ...lines]);
+}
+
+/** @param {string} text */
+function newCommand(text) {
+  const copy = make("button", { type: "button", className: "quiet", textContent: "Copy" });
+  copy.setAttribute("aria-label", `Copy: ${text}`);
+  copy.addEventListener("click", () => copyText(copy, text));
+  return make("div", { className: "command" }, make("pre", { textContent: text }), copy);
+}

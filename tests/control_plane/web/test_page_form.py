@@ -1,0 +1,53 @@
+"""A new run from the form, and runs side by side, in a real browser."""
+
+import pytest
+
+from tests.control_plane.conftest import wait_for
+from tests.control_plane.test_process import Service, home  # noqa: F401 - a fixture
+from tests.control_plane.web.test_page import browser, open_page, page  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.browser
+
+
+def test_errors_stand_at_their_fields_and_a_mended_form_starts_the_run(page, home):  # noqa: F811
+    service = Service(home)
+    open_page(page, service, "/#/new")
+    wait_for(page.locator("#field-name").is_visible)
+    page.locator("#field-name").fill("Bad Name")
+    page.locator("[id='field-student.config']").fill("tiny")
+    page.locator("[id='field-data.kind']").select_option("synthetic")
+    page.locator("[id='field-data.seq_len']").fill("16")
+    page.locator("[id='field-objective.alpha']").fill("1")
+    page.locator("[id='field-optimizer.learning_rate']").fill("-1")
+    page.get_by_role("button", name="Check").click()
+    rate = page.locator("[data-path='optimizer.learning_rate'] .bad")
+    wait_for(rate.is_visible)
+    assert "must be lower-case" in page.locator("[data-path=name] .bad").inner_text()
+    assert page.evaluate("document.activeElement.id") == "field-name"
+    page.locator("#field-name").fill("steady")
+    page.locator("[id='field-optimizer.learning_rate']").fill("3e-4")
+    page.get_by_role("button", name="Check").click()
+    wait_for(lambda: "The run can start" in page.locator(".run-form").inner_text())
+    assert service.client.get("/runs").json()["runs"] == []
+    page.get_by_role("button", name="Start the run").click()
+    wait_for(page.locator("#view-run").is_visible)
+    (run,) = service.client.get("/runs").json()["runs"]
+    assert run["settings"]["optimizer.learning_rate"] == 3e-4
+    page.locator("#clone").click()
+    wait_for(lambda: page.locator("[id='field-optimizer.learning_rate']").input_value() == "0.0003")
+
+
+def test_compared_runs_show_the_settings_in_which_they_differ(page, home):  # noqa: F811
+    service = Service(home)
+    for name, rate in (("steady-a", 1e-4), ("steady-b", 3e-4)):
+        run_id = service.create(name, steps=3, optimizer={"learning_rate": rate})
+        service.wait(run_id, "succeeded")
+    open_page(page, service)
+    wait_for(lambda: page.locator(".choose").count() == 2)
+    for box in page.locator(".choose").all():
+        box.check()
+    page.locator("#compare-link").click()
+    rows = page.locator(".compare tr[data-path]")
+    wait_for(lambda: rows.count() == 1)
+    assert rows.locator("td").all_inner_texts() == ["3e-4", "1e-4"]
+    assert page.locator(".compare .lowest").count() == 1
