@@ -1,7 +1,12 @@
-"""Structured logs on standard error: one event per line, as key=value."""
+"""Structured logs on standard error: one event per line, as key=value.
+
+A line that cannot be written is lost: a full disk under a log must not end what it is about.
+"""
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 import structlog
 
@@ -19,5 +24,19 @@ def configure_logs(level: str = "info") -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
     )
+
+
+class _Lines(structlog.WriteLogger):
+    """Writes lines to a file; drops those for which there is no room or no reader."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
