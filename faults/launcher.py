@@ -1,8 +1,9 @@
-"""python -m faults.launcher teacher|trainer|lectern [--fault NAME] [--sabotage ROW] -- OPTIONS
+"""python -m faults.launcher PROGRAM [--fault NAME] [--sabotage ROW] -- OPTIONS
 
-Runs a teacher server, a trainer or the command as `python -m` does, after injecting the named
-faults (injections.py of its side) and removing the one protection that `--sabotage` names
-(sabotage.py). So the programs themselves need no such hooks.
+Runs a teacher server, a trainer, a control plane or the command as `python -m` does, after
+injecting the named faults (injections.py of its side) and removing the one protection that
+`--sabotage` names (sabotage.py). So the programs themselves need no such hooks. Trainers of a
+control plane are started through this launcher too, with the faults of `--trainer-fault`.
 """
 
 import argparse
@@ -10,11 +11,23 @@ import runpy
 import sys
 from typing import Any
 
+from faults.control import injections as control_injections
+from faults.control import stand_in
 from faults.teacher import injections, sabotage
 from faults.trainer import injections as trainer_injections
 
-_MODULES = {"teacher": "teacher_server", "trainer": "student_trainer", "lectern": "lectern"}
-FAULTS = {"teacher": injections.FAULTS, "trainer": trainer_injections.FAULTS, "lectern": {}}
+_MODULES = {
+    "teacher": "teacher_server",
+    "trainer": "student_trainer",
+    "control": "control_plane",
+    "lectern": "lectern",
+}
+FAULTS = {
+    "teacher": injections.FAULTS,
+    "trainer": {**trainer_injections.FAULTS, **stand_in.FAULTS},
+    "control": control_injections.FAULTS,
+    "lectern": {},
+}
 
 
 def _launch_ranks_alike(words: list[str]) -> None:
@@ -32,12 +45,24 @@ def _launch_ranks_alike(words: list[str]) -> None:
     put(rank_processes, "supervise", launched)
 
 
+def _launch_trainers_alike(faults: list[str], sabotaged: str | None) -> None:
+    """Makes a control plane start its trainers through this launcher too."""
+    from control_plane.trainers import launcher
+    from faults.replacing import put
+
+    words = [word for fault in faults for word in ("--fault", fault)]
+    words += ["--sabotage", sabotaged] if sabotaged is not None else []
+    argv = (sys.executable, "-m", "faults.launcher", "trainer", *words, "--")
+    put(launcher, "TRAINER_ARGV", argv)
+
+
 def main(argv: list[str]) -> None:
     """Makes the requested changes, then becomes the program."""
     split = argv.index("--")
     parser = argparse.ArgumentParser(prog="python -m faults.launcher")
     parser.add_argument("program", choices=tuple(_MODULES))
     parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--trainer-fault", action="append", default=[])
     parser.add_argument("--sabotage", choices=tuple(sabotage.ROWS))
     asked, options = parser.parse_args(argv[:split]), argv[split + 1 :]
     if asked.sabotage is not None:
@@ -45,6 +70,8 @@ def main(argv: list[str]) -> None:
     for fault in asked.fault:
         name, _, value = fault.partition("=")
         FAULTS[asked.program][name](value)
+    if asked.program == "control":
+        _launch_trainers_alike(asked.trainer_fault, asked.sabotage)
     if asked.program == "trainer" and split > 1:
         _launch_ranks_alike(argv[: split + 1])
     module = _MODULES[asked.program]

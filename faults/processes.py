@@ -1,4 +1,4 @@
-"""Starts and ends real teacher servers and trainers, through faults/launcher.py."""
+"""Starts and ends real servers, trainers and control planes, through faults/launcher.py."""
 
 import os
 import signal
@@ -52,12 +52,13 @@ class Launched:
     """A Lectern process, started with at most one thing changed.
 
     Args:
-        program: "teacher" or "trainer".
+        program: "teacher", "trainer" or "control".
         folder: its output goes to the file `log` here.
         options: its command-line options.
         faults: injected into it; see injections.py.
         sabotage: the row whose protection is switched off, or None; see sabotage.py.
         fork_server: starts it without seconds of imports; None starts a new interpreter.
+        words: further ones for the launcher.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Launched:
         faults: Sequence[str] = (),
         sabotage: str | None = None,
         fork_server: ForkServer | None = None,
+        words: Sequence[str] = (),
     ) -> None:
-        words = [program, *(word for fault in faults for word in ("--fault", fault))]
+        words = [program, *words, *(word for fault in faults for word in ("--fault", fault))]
         if sabotage is not None:
             words += ["--sabotage", sabotage]
         words += ["--", *options]
@@ -150,9 +152,7 @@ class Server(Launched):
 
     def usage(self) -> "Usage":
         """Returns the resources that it holds now."""
-        process = psutil.Process(self.process.pid)
-        with process.oneshot():
-            return Usage(process.memory_info().rss, process.num_threads(), process.num_fds())
+        return usage_of(self.process.pid)
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,13 @@ class Usage:
     memory_bytes: int
     threads: int
     descriptors: int
+
+
+def usage_of(pid: int) -> Usage:
+    """Returns the resources that a process holds now."""
+    process = psutil.Process(pid)
+    with process.oneshot():
+        return Usage(process.memory_info().rss, process.num_threads(), process.num_fds())
 
 
 class Peak:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from faults.control.plane import MODULES
 from faults.processes import ROOT, environment
 from faults.row import Result, Row, Tally
 from faults.stage import Progress, Stage
@@ -38,6 +39,8 @@ def run_rows(
         shared.mkdir()
         fork_server = ForkServer(Path(scratch) / "forked", environment(), ROOT)
         stack.callback(fork_server.close)
+        planes = ForkServer(Path(scratch) / "planes", environment(), ROOT, modules=MODULES)
+        stack.callback(planes.close)
         for row in rows:
             for attempt in range(1, ATTEMPTS + 1):
                 folder = Path(scratch) / f"{row.id}-{attempt}"
@@ -45,7 +48,7 @@ def run_rows(
                 say = Progress(row.id)
                 say(row.title)
                 sabotaged = row.id == sabotage
-                stage = Stage(row.id, folder, shared, quick, sabotaged, say, fork_server)
+                stage = Stage(row.id, folder, shared, quick, sabotaged, say, fork_server, planes)
                 result = judged(row, stage, attempt)
                 if stage.sabotaged or not result.tally.only_late:
                     break

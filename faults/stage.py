@@ -47,6 +47,7 @@ class Stage:
         sabotaged: the row's protection is off in every process that it starts.
         say: progress.
         fork_server: starts trainers without seconds of imports; shared by all rows.
+        planes: starts control planes without a second of imports; shared by all rows.
     """
 
     row_id: str
@@ -56,6 +57,7 @@ class Stage:
     sabotaged: bool
     say: Progress
     fork_server: ForkServer
+    planes: ForkServer
     _numbers: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def tries(self, full: int, quick: int) -> int:

@@ -1,5 +1,6 @@
 """The table of all rows of `make faults`, in order."""
 
+from faults.control.rows import CONTROL_ROWS
 from faults.row import Row
 from faults.teacher import access, floods, health, input, outages, queueing, scoring
 from faults.trainer import (
@@ -188,4 +189,10 @@ _ALL = [
         scoring.other_company,
     ),
 ]
-ROWS = {row.id: row for row in sorted(_ALL, key=lambda row: (row.id[0], int(row.id[1:])))}
+_SIDES = "SCT"  # trainers, control planes, teachers
+ROWS = {
+    row.id: row
+    for row in sorted(
+        [*_ALL, *CONTROL_ROWS], key=lambda row: (_SIDES.index(row.id[0]), int(row.id[1:]))
+    )
+}

@@ -1,10 +1,15 @@
-"""Structured logs on standard error, one event a line as key=value; and log files with a limit."""
+"""Structured logs on standard error, one event a line as key=value; and log files with a limit.
+
+A line that cannot be written is lost: a full disk under a log must not end what it is about.
+"""
 
 import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -29,8 +34,22 @@ def configure_logs(level: str = "info") -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
     )
+
+
+class _Lines(structlog.WriteLogger):
+    """Writes lines to a file; drops those for which there is no room or no reader."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

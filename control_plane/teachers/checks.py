@@ -56,8 +56,7 @@ class StartChecks:
         self._devices.require_has(spec)
         if spec.teacher is not None:
             require_secrets_known(spec.teacher, self._teachers)
-        async with self._room:
-            return await asyncio.to_thread(examine, spec, self._roots)
+        return await self._in_thread(lambda: examine(spec, self._roots))
 
     async def require_startable(
         self,

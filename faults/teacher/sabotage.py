@@ -1,6 +1,6 @@
 """Switches off each row's protection: one function per row, run in a process before it starts.
 
-Each gets the program, "teacher", "trainer" or "lectern", and changes only what the row's
+Each gets the program, "teacher", "trainer", "control" or "lectern", and changes only what the row's
 `protection` names. Everything is imported late, so that the programs start with next to nothing.
 """
 
@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from faults.control import sabotage as control_sabotage
 from faults.replacing import put
 from faults.trainer import sabotage as trainer_sabotage
 
@@ -340,4 +341,5 @@ ROWS: dict[str, Callable[[str], None]] = {
     "T21": _anyone_may_be_let_in,
     "T22": _ask_once,
     **trainer_sabotage.ROWS,
+    **control_sabotage.ROWS,
 }

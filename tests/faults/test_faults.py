@@ -191,7 +191,8 @@ def test_invalid_arguments_are_refused(
 
 
 def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
-    ids = [f"S{number}" for number in range(1, 15)] + [f"T{number}" for number in range(1, 23)]
+    numbers = {"S": range(1, 15), "C": range(1, 25), "T": range(1, 23)}
+    ids = [f"{side}{number}" for side, each in numbers.items() for number in each]
     assert list(ROWS) == ids
     assert sabotage.ROWS.keys() == set(ids)
     assert len(set(sabotage.ROWS.values())) == len(ids)
@@ -201,6 +202,7 @@ OF_THE_CLIENT = ["T1", "T2", "T3", "T22"]
 CHANGED_IN = {
     "teacher": [row for row in ROWS if row[0] == "T" and row not in OF_THE_CLIENT],
     "trainer": [*OF_THE_CLIENT, "T4", *(r for r in ROWS if r[0] == "S" and r not in ("S9", "S13"))],
+    "control": [row for row in ROWS if row[0] == "C"],
     "lectern": ["S9", "S13"],
 }
 
@@ -210,6 +212,8 @@ CHANGED_IN = {
 def test_every_sabotage_and_fault_changes_something_that_exists(program: str) -> None:
     code = (
         "from faults import launcher, replacing\n"
+        "from faults.control import injections as control_injections, stand_in\n"
+        "from faults.control import sabotage as control_sabotage\n"
         "from faults.teacher import injections, sabotage\n"
         "from faults.trainer import injections as trainer_injections\n"
         "from faults.trainer import sabotage as trainer_sabotage\n"
@@ -219,6 +223,7 @@ def test_every_sabotage_and_fault_changes_something_that_exists(program: str) ->
         "    put(owner, name, value)\n"
         "sabotage.put = injections.put = counted\n"
         "trainer_sabotage.put = trainer_injections.put = counted\n"
+        "control_sabotage.put = control_injections.put = stand_in.put = counted\n"
         f"for row in {CHANGED_IN[program]}:\n"
         "    done.clear()\n"
         f"    sabotage.ROWS[row]({program!r})\n"

@@ -1,7 +1,55 @@
-"""Log lines: one event each, as key=value."""
+"""Log lines: one event each, as key=value; those that cannot be written are lost."""
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import structlog
+from lectern_common.logs import configure_logs
+configure_logs()
+log = structlog.get_logger()
+for say in (log.info, log.warning, log.error, log.critical):
+    say("something happened", size=10_000 * "x")
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk always full")
+def test_a_log_on_a_full_disk_ends_nothing() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=full, text=True
+        )
+    assert done.stdout == "went on\n"
+
+
+def test_a_log_without_a_reader_ends_nothing() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{PROGRAM}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    child.stderr.close()
+    child.stdin.write("\n")
+    child.stdin.close()
+    assert child.stdout.read() == "went on\n"
+    child.stdout.close()
+    child.wait()
+
+
+def test_levels_below_the_chosen_one_are_not_written() -> None:
+    code = PROGRAM.replace("configure_logs()", 'configure_logs("error")')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert [line.split()[1] for line in done.stderr.splitlines()] == [
+        "level=error",
+        "level=critical",
+    ]
 
 
 def test_a_line_has_no_empty_values_and_shows_mappings_as_json() -> None:

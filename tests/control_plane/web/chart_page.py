@@ -6,14 +6,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from control_plane.api.app import WEB
-from control_plane.api.guard import _HEADERS
+from control_plane.api.guard import SECURITY_HEADERS
 
 ORIGIN = "http://127.0.0.1:9"
 HTML = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Charts</title>
 <link rel="icon" href="/web/favicon.svg"><link rel="stylesheet" href="/web/vendor/uPlot.min.css">
-<link rel="stylesheet" href="/web/style.css"><link rel="stylesheet" href="/web/charts/charts.css">
+<link rel="stylesheet" href="/web/styles/base.css">
+<link rel="stylesheet" href="/web/charts/charts.css">
 <script src="/web/vendor/uPlot.iife.min.js" defer></script></head>
 <body><main><section id="charts" class="card curves"></section></main></body></html>"""
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -103,7 +104,7 @@ class ChartPage:
 
     def _answer(self, route: Any) -> None:
         parts = urlsplit(route.request.url)
-        headers = dict(_HEADERS)
+        headers = dict(SECURITY_HEADERS)
         if parts.path == "/":
             route.fulfill(body=HTML, content_type="text/html", headers=headers)
         elif parts.path.startswith("/web/"):
