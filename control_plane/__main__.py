@@ -26,6 +26,7 @@ from lectern_common.listening import bound_sockets
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
+from lectern_common.threads import threads_of_environment
 from lectern_common.words import address_of, bracketed, host_and_port, inert_name
 
 SHUTDOWN_SECONDS = 3
@@ -125,6 +126,7 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
                 cuda,
                 options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
                 options.runs_per_gpu,
+                threads_each=threads_of_environment(),
             ),
             teachers=teachers,
             processes=Launcher(trainer_argv, roots.environment()),

@@ -24,7 +24,7 @@ from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.monitor import TeacherMonitor
-from control_plane.trainers.devices import Devices
+from control_plane.trainers.devices import Devices, Waiting
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
@@ -104,12 +104,13 @@ class ControlPlane:
         """Returns the runs; the message of a queued run says what it waits for."""
         if all(run.state is not RunState.QUEUED for run in runs):
             return list(runs)
-        taken = {run.id: run.slot for run in self.runs.in_states(ACTIVE) if run.slot}
+        taken = {run.id: run.slots for run in self.runs.in_states(ACTIVE) if run.slots}
+        queued = self.runs.in_states([RunState.QUEUED])
+        places = self.devices.places([Waiting.of(run.id, run.spec) for run in queued], taken)
 
         def explain(run: Run) -> Run:
-            why = None
-            if run.state is RunState.QUEUED:
-                why = self.devices.why_none(run.spec["device"]["kind"], taken)
+            place = places.get(run.id) if run.state is RunState.QUEUED else None
+            why = None if place is None else place.waits_for
             return run if why is None else replace(run, message=why)
 
         return [explain(run) for run in runs]

@@ -59,6 +59,10 @@ class RunView(_View):
     steps: int
     checkpoint_step: int | None
     device: str | None
+    slots: list[str]
+    """Its devices while it has a trainer, one for each of its processes: `cuda:0`, `cpu`."""
+    threads: int | None
+    """CPU threads of each of its processes, while it has a trainer."""
     tokens_per_second: float | None
     teacher_wait_share: float | None
     latest: dict[str, float | None]
@@ -349,7 +353,9 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "step": status.step if status else 0,
         "steps": spec["schedule"]["steps"],
         "checkpoint_step": status.checkpoint_step if status else None,
-        "device": (status.device if status else None) or run.slot,
+        "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
+        "slots": run.slots or [],
+        "threads": run.threads,
         "tokens_per_second": status.tokens_per_second if status else None,
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},

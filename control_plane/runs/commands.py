@@ -36,7 +36,7 @@ MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-_NO_PROCESS = {"pid": None, "process_create_time": None, "slot": None}
+_NO_PROCESS = {"pid": None, "process_create_time": None, "slots": None, "threads": None}
 
 _log = structlog.get_logger()
 
@@ -162,8 +162,10 @@ class RunCommands:
 
     # ---- called by the reconcile loop ----------------------------------------------------------
 
-    def claim(self, run_id: str, slot: str) -> Run | None:
-        """Returns the run as starting on `slot`, or None if it is no longer queued, or deleted.
+    def claim(self, run_id: str, slots: tuple[str, ...], threads: int = 1) -> Run | None:
+        """Returns the run as starting on `slots`, or None if it is no longer queued, or deleted.
+
+        `threads` is the number of CPU threads of each of its processes.
 
         Called before its process is started: a later loop that finds a starting run without a pid
         looks for the process before it starts one.
@@ -174,7 +176,8 @@ class RunCommands:
             nonlocal claimed
             claimed = run.state is RunState.QUEUED
             columns = {
-                "slot": slot,
+                "slots": list(slots),
+                "threads": threads,
                 "attempt": run.attempt + 1,
                 "launched_at": self._clock(),
                 "pid": None,

@@ -76,7 +76,8 @@ class Run:
     restarts: int = 0  # automatic ones since the last new checkpoint or the last request
     restart_checkpoint: int | None = None  # newest checkpoint when it was last interrupted
     resume_at: float | None = None  # interrupted: when it is queued again by itself
-    slot: str | None = None  # its device, while active
+    slots: list[str] | None = None  # its devices while active, one for each of its processes
+    threads: int | None = None  # CPU threads of each of its processes, while active
     launched_at: float | None = None  # of the last attempt, before its process was started
     pid: int | None = None  # of the last attempt; None until recorded
     process_create_time: float | None = None

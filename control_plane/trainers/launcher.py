@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from control_plane.trainers.environment import trainer_environment
 from lectern_common.run_folder import RunFolder
-from lectern_common.threads import waiting_environment
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 # The create time is computed from the boot time, which changes when the clock is set.
@@ -34,7 +34,7 @@ class Launcher:
 
     Args:
         argv: the command that the run folder and `--resume` are appended to.
-        environment: added to this process's own.
+        environment: added to what a trainer inherits (environment.py).
     """
 
     def __init__(
@@ -58,9 +58,7 @@ class Launcher:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
-                    **os.environ,
-                    **waiting_environment(),
-                    "PYTHONUNBUFFERED": "1",
+                    **trainer_environment(),
                     **self._environment,
                     **environment,
                 },

@@ -5,7 +5,7 @@ One pass (`Reconciler.tick`):
        by its status file, or by its command line; record its status; if it is gone, record how it
        ended; if it should stop, signal it once, and kill it after the grace period
     2. interrupted runs whose delay is over are queued again
-    3. queued runs get a device and a process, oldest first, up to the limit
+    3. queued runs get their devices and a process, in line, up to the limit (devices.py)
 
 The control plane may die between any two statements. A run is marked as starting before its process
 is started, and a later pass looks for that process before it starts another. The folder's lock
@@ -26,7 +26,7 @@ from control_plane.reading.log import last_line, valid_unicode
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run, Wanted
-from control_plane.trainers.devices import Devices, slot_environment
+from control_plane.trainers.devices import Devices, Waiting, slots_environment
 from control_plane.trainers.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
 from lectern_common.errors import Conflict, CorruptData, LecternError, NotFound
 from lectern_common.roots import Roots
@@ -256,15 +256,15 @@ class Reconciler:
 
     def _start_queued(self) -> None:
         queued = self._runs.in_states([RunState.QUEUED])
-        taken = [run.slot for run in self._runs.in_states(ACTIVE) if run.slot] if queued else []
-        for run in queued:
-            slot = self._devices.choose(run.spec["device"]["kind"], taken)
-            if slot is None:
-                continue
-            claimed = self._commands.claim(run.id, slot)
-            if claimed is not None:
-                taken.append(slot)
-                self._launch(claimed)
+        if not queued:
+            return
+        taken = {run.id: run.slots for run in self._runs.in_states(ACTIVE) if run.slots}
+        waiting = [Waiting.of(run.id, run.spec) for run in queued]
+        for run_id, place in self._devices.places(waiting, taken).items():
+            if place.slots:
+                claimed = self._commands.claim(run_id, place.slots, place.threads)
+                if claimed is not None:
+                    self._launch(claimed)
 
     def _launch(self, run: Run) -> None:
         """Creates the folder if it is missing, and starts the process unless there is one."""
@@ -275,8 +275,14 @@ class Reconciler:
                 raise Conflict(f"run {run.id} is being trained by another program's process")
             if found is None:
                 resume = _prepare(folder, run)
-                found = self._processes.start(
-                    folder, resume=resume, environment=slot_environment(run.slot or "")
+                environment = slots_environment(run.slots or (), run.threads)
+                found = self._processes.start(folder, resume=resume, environment=environment)
+                _log.info(
+                    "trainer started",
+                    run=run.id,
+                    pid=found.pid,
+                    devices=",".join(run.slots or ()),
+                    threads=run.threads,
                 )
         except (OSError, LecternError) as error:
             self._commands.ended(run.id, RunState.FAILED, "launch_failed", str(error))

@@ -44,6 +44,8 @@ export interface Run {
   steps: number;
   checkpoint_step: number | null;
   device: string | null;
+  slots: string[];
+  threads: number | null;
   tokens_per_second: number | null;
   teacher_wait_share: number | null;
   latest: Record<string, number | null>;

@@ -189,7 +189,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
         events = await listener.take(3)
         assert [event.kind for event in events] == ["state", "metrics", "metrics"]
         assert [event.data["step"] for event in events[1:]] == [0, 1]
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         assert (await listener.next()).data["state"] == "starting"
         add(folder, 2)
         assert (await listener.next()).data == {"step": 2, "loss/ce": 1.0}
@@ -201,7 +201,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
 def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
     async def scenario(bench, changes):
         run, folder = with_folder(bench)
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         add(folder, *range(5))
         whole = await run_of(bench, changes, run.id).take(7)
         assert len({event.id for event in whole}) == 7

@@ -140,7 +140,7 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     """Killed before the process is started, or before its pid is recorded."""
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
     folder = RunFolder(bench.roots.runs / run.id)
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     if spawned:
         start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
     bench.clock.now = time.time()
