@@ -16,7 +16,8 @@ import uvicorn
 from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.teachers.secrets import configured_teachers
-from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
+from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
+from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import read_token_file, require_known_callers
@@ -35,18 +36,23 @@ MAX_HEADER_BYTES = 16 * 1024
 _log = structlog.get_logger()
 
 
-def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINER_ARGV) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    trainer_argv: Sequence[str] = TRAINER_ARGV,
+    fork_server_argv: Sequence[str] = FORK_SERVER_ARGV,
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status.
 
     Args:
         argv: command line without the program's name.
         trainer_argv: command that trains the run folder appended to it; tests pass another.
+        fork_server_argv: command of a server that forks such trainers.
     """
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
-        return _serve(options, trainer_argv)
+        return _serve(options, trainer_argv, fork_server_argv)
     except LecternError as error:
         print(f"control_plane: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
@@ -93,12 +99,21 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint and end, and resume at the next start",
     )
     add("--stop-grace-seconds", type=float, default=STOP_GRACE_SECONDS, metavar="S")
+    add(
+        "--fork-server",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start trainers by forking a process that has imported torch, which saves seconds; "
+        "without it nothing holds that memory while no run trains",
+    )
     add("--port-file", type=Path, help="file for the bound host:port, written once it serves")
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     return parser
 
 
-def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
+def _serve(
+    options: argparse.Namespace, trainer_argv: Sequence[str], fork_server_argv: Sequence[str]
+) -> int:
     host, port = host_and_port(options.bind)
     port_file: Path | None = options.port_file
     if port_file is not None and not port_file.absolute().parent.is_dir():
@@ -120,19 +135,26 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         cuda = cuda_devices()
         roots = Roots.of_home(options.home)
+        devices = Devices(
+            cuda,
+            options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
+            options.runs_per_gpu,
+            threads_each=threads_of_environment(),
+        )
+        fork_server = None
+        if options.fork_server:
+            fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
+        launcher = Launcher(trainer_argv, roots.environment(), fork_server)
         plane = open_plane(
             roots,
-            devices=Devices(
-                cuda,
-                options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
-                options.runs_per_gpu,
-                threads_each=threads_of_environment(),
-            ),
+            devices=devices,
             teachers=teachers,
-            processes=Launcher(trainer_argv, roots.environment()),
+            processes=launcher,
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
         )
+        stack.callback(launcher.close)
+        launcher.warm_up()
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(
             create_app(plane, token=token, allowed_hosts=names),

@@ -98,7 +98,7 @@ class Devices:
         if self._on_cpu(run.kind):
             if plan.is_full:
                 return Place(waits_for=plan.why_full())
-            return Place(plan.give(run, (CPU,) * run.count), self._threads(run))
+            return Place(plan.give(run, (CPU,) * run.count), self.threads(run))
         free = plan.free_gpus()
         if len(free) < run.count:
             why = plan.why_no_gpu(run, free)
@@ -108,9 +108,10 @@ class Devices:
             return Place(waits_for=plan.why_full())
         chosen = sorted(free, key=lambda device: plan.load[device])[: run.count]
         slots = tuple(_CUDA + device for device in self.cuda if device in chosen)
-        return Place(plan.give(run, slots), self._threads(run))
+        return Place(plan.give(run, slots), self.threads(run))
 
-    def _threads(self, run: Waiting) -> int:
+    def threads(self, run: Waiting) -> int:
+        """Returns the CPU threads of each of the run's processes."""
         share = max(1, self.cores // (self.max_running * run.count))
         return run.threads or self.threads_each or share
 

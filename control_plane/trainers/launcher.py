@@ -12,9 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
+import structlog
 
 from control_plane.trainers.environment import trainer_environment
+from control_plane.trainers.fork_server import ForkServer, NotForked
 from lectern_common.run_folder import RunFolder
+
+_log = structlog.get_logger()
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 # The create time is computed from the boot time, which changes when the clock is set.
@@ -35,13 +39,19 @@ class Launcher:
     Args:
         argv: the command that the run folder and `--resume` are appended to.
         environment: added to what a trainer inherits (environment.py).
+        fork_server: forks trainers of the same program as `argv`; None starts each afresh. While it
+            is not ready, they are started afresh as well.
     """
 
     def __init__(
-        self, argv: Sequence[str] = TRAINER_ARGV, environment: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str] = TRAINER_ARGV,
+        environment: Mapping[str, str] | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self._argv = list(argv)
         self._environment = dict(environment or {})
+        self._fork_server = fork_server
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
@@ -50,22 +60,37 @@ class Launcher:
         Raises:
             OSError: it cannot be started.
         """
-        argv = [*self._argv, str(folder.path), *(["--resume"] if resume else [])]
+        words = [str(folder.path), *(["--resume"] if resume else [])]
+        env = {**trainer_environment(), **self._environment, **environment}
         with folder.log_path.open("ab") as log:
+            try:
+                return self._forked(words, env, log.fileno())
+            except NotForked as error:
+                if self._fork_server is not None:
+                    _log.warning("trainer not forked", run=folder.run_id, why=str(error))
             child = subprocess.Popen(
-                argv,
+                [*self._argv, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={
-                    **trainer_environment(),
-                    **self._environment,
-                    **environment,
-                },
+                env=env,
                 start_new_session=True,
             )
         self._children[child.pid] = child
         return Identity(child.pid, psutil.Process(child.pid).create_time())
+
+    def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:
+        """Starts a trainer by forking. Raises NotForked if that is not possible now."""
+        if self._fork_server is None:
+            raise NotForked
+        with self._fork_server.forked(log) as forked:
+            try:
+                identity = Identity(forked.pid, psutil.Process(forked.pid).create_time())
+            except psutil.NoSuchProcess:
+                raise ProcessLookupError(f"process {forked.pid} was killed at once") from None
+            self._children.pop(forked.pid, None)
+            forked.become([*self._argv, *words], words, env)
+        return identity
 
     def find(self, folder: RunFolder) -> Identity | None:
         """Returns the living process that was started for this run, by its command line."""
@@ -90,7 +115,21 @@ class Launcher:
     def exit_status(self, process: Identity) -> int | None:
         """Returns the exit status of a process started here (-N: by signal N), or None."""
         child = self._children.get(process.pid)
-        return None if child is None else child.poll()
+        if child is not None:
+            return child.poll()
+        if self._fork_server is None:
+            return None
+        return self._fork_server.exit_status(process.pid, is_gone=not self.is_alive(process))
+
+    def warm_up(self) -> None:
+        """Starts the fork server, if trainers are to be forked; does not wait for it."""
+        if self._fork_server is not None:
+            self._fork_server.start()
+
+    def close(self) -> None:
+        """Ends the fork server. Trainers go on."""
+        if self._fork_server is not None:
+            self._fork_server.close()
 
     def terminate(self, process: Identity) -> None:
         """Sends SIGTERM only to the process, which ends its own children; ignores a dead process.
@@ -125,6 +164,8 @@ class Launcher:
         child = self._children.get(process.pid)
         if child is not None and child.poll() is not None:
             del self._children[process.pid]
+        if self._fork_server is not None:
+            self._fork_server.forget(process.pid)
 
 
 def _living(process: Identity) -> psutil.Process | None:
