@@ -39,14 +39,15 @@ _log = structlog.get_logger()
 def main(
     argv: Sequence[str] | None = None,
     trainer_argv: Sequence[str] = TRAINER_ARGV,
-    fork_server_argv: Sequence[str] = FORK_SERVER_ARGV,
+    fork_server_argv: Sequence[str] | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status.
 
     Args:
         argv: command line without the program's name.
         trainer_argv: command that trains the run folder appended to it; tests pass another.
-        fork_server_argv: command of a server that forks such trainers.
+        fork_server_argv: command of a server that forks such trainers; None means that of the usual
+            trainers, and none for others.
     """
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
@@ -112,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(
-    options: argparse.Namespace, trainer_argv: Sequence[str], fork_server_argv: Sequence[str]
+    options: argparse.Namespace,
+    trainer_argv: Sequence[str],
+    fork_server_argv: Sequence[str] | None,
 ) -> int:
     host, port = host_and_port(options.bind)
     port_file: Path | None = options.port_file
@@ -141,8 +144,10 @@ def _serve(
             options.runs_per_gpu,
             threads_each=threads_of_environment(),
         )
+        if fork_server_argv is None and trainer_argv == TRAINER_ARGV:
+            fork_server_argv = FORK_SERVER_ARGV
         fork_server = None
-        if options.fork_server:
+        if options.fork_server and fork_server_argv is not None:
             fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
         launcher = Launcher(trainer_argv, roots.environment(), fork_server)
         plane = open_plane(
@@ -154,7 +159,6 @@ def _serve(
             stop_grace_seconds=options.stop_grace_seconds,
         )
         stack.callback(launcher.close)
-        launcher.warm_up()
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(
             create_app(plane, token=token, allowed_hosts=names),

@@ -121,10 +121,10 @@ class Launcher:
             return None
         return self._fork_server.exit_status(process.pid, is_gone=not self.is_alive(process))
 
-    def warm_up(self) -> None:
-        """Starts the fork server, if trainers are to be forked; does not wait for it."""
+    def tend(self) -> None:
+        """Starts the fork server if trainers are to be forked and there is none; never waits."""
         if self._fork_server is not None:
-            self._fork_server.start()
+            self._fork_server.is_ready()
 
     def close(self) -> None:
         """Ends the fork server. Trainers go on."""

@@ -44,6 +44,8 @@ _log = structlog.get_logger()
 class Processes(Protocol):
     """What the loop needs of launcher.Launcher; tests pass a fake."""
 
+    def tend(self) -> None: ...
+
     def start(
         self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
     ) -> Identity: ...
@@ -95,6 +97,8 @@ class Reconciler:
 
     def tick(self) -> None:
         """Reconciles every run once. A run that fails does not keep the others from it."""
+        if not self._draining:
+            self._processes.tend()
         for run in self._runs.in_states(ACTIVE):
             try:
                 self._reconcile(run)
