@@ -87,7 +87,13 @@ def new_folder(tmp_path: Path, name: str = "steady-1") -> RunFolder:
 
 def trains(folder: RunFolder) -> int:
     """Returns the step of a trainer once it has made one."""
-    return wait_for(lambda: (status := folder.read_status()) and status.step)
+    step: int = wait_for(lambda: step_of(folder))
+    return step
+
+
+def step_of(folder: RunFolder) -> int:
+    status = folder.read_status()
+    return 0 if status is None else status.step
 
 
 def is_running(pid: int) -> bool:
@@ -205,7 +211,7 @@ def test_trainers_outlive_a_killed_server_and_another_one_is_started(server, tmp
     fresh = launcher.start(second, resume=False, environment={})
     assert "trainer not forked" in capsys.readouterr().out
     assert psutil.Process(fresh.pid).ppid() == os.getpid()
-    wait_for(lambda: first.read_status().step > before)
+    wait_for(lambda: step_of(first) > before)
     assert launcher.is_alive(process)
     wait_for(server.is_ready)
     assert server.pid != killed
@@ -216,7 +222,7 @@ def test_trainers_outlive_a_killed_server_and_another_one_is_started(server, tmp
     assert launcher.exit_status(process) is None  # who knew it is gone
     for one in (fresh, forked):
         launcher.kill(one)
-        wait_for(lambda one=one: not launcher.is_alive(one))
+    wait_for(lambda: not launcher.is_alive(fresh) and not launcher.is_alive(forked))
 
 
 def test_a_server_that_hangs_is_replaced_and_the_trainer_started_afresh(
