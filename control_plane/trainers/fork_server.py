@@ -1,6 +1,6 @@
 """A server that starts trainers by forking, seen from the control plane.
 
-The protocol stands in student_trainer/fork_server.py. The server is started with the control plane
+The protocol stands in student_trainer/run/fork_server.py. The server is started with the control plane
 and ends with it. It may die at any time: its trainers go on, and it is started again. While there
 is none, `forked` says why, and trainers are started afresh.
 """
@@ -23,7 +23,7 @@ import structlog
 from control_plane.trainers.environment import trainer_environment
 from lectern_common.threads import THREADS_VARIABLE
 
-FORK_SERVER_ARGV = (sys.executable, "-m", "student_trainer.fork_server")
+FORK_SERVER_ARGV = (sys.executable, "-m", "student_trainer", "--fork-server")
 ANSWER_SECONDS = 10.0
 EXIT_SECONDS = 2.0  # from the end of a process until the server has told its exit status
 MAX_FAILED_STARTS = 3  # in a row

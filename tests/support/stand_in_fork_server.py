@@ -5,7 +5,7 @@ OPTIONS are those of each trainer.
 
 import sys
 
-from student_trainer import fork_server
+from student_trainer.run import fork_server
 from tests.support import stand_in_trainer
 
 
@@ -16,7 +16,7 @@ def main() -> None:
         sys.argv[1:1] = options
         return stand_in_trainer.main()
 
-    fork_server.main([descriptor, room], train, modules=())
+    fork_server.main([descriptor, room], train, load=lambda: None)
 
 
 if __name__ == "__main__":

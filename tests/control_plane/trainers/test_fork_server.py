@@ -27,7 +27,7 @@ from tests.control_plane.conftest import ROOT, STAND_IN, STAND_IN_FORK_SERVER, s
 # A server of programs that write what they see into the folder that they get.
 SEES = """
 import json, os, sys
-from student_trainer import fork_server
+from student_trainer.run import fork_server
 def program():
     import torch
     torch.set_num_threads(torch.get_num_threads())
@@ -43,13 +43,13 @@ def program():
     }
     open(sys.argv[1] + "/seen.json", "w").write(json.dumps(seen))
     return 3
-fork_server.main(sys.argv[1:], program, ["torch"])
+fork_server.main(sys.argv[1:], program, lambda: __import__("torch"))
 """
 HAS_A_THREAD = """
 import sys, threading, time
-from student_trainer import fork_server
+from student_trainer.run import fork_server
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-fork_server.main(sys.argv[1:], lambda: 0, [])
+fork_server.main(sys.argv[1:], lambda: 0, lambda: None)
 """
 # A control plane that forks one trainer for the folder that it gets, then waits.
 A_PLANE = """

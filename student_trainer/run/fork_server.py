@@ -1,4 +1,4 @@
-"""python -m student_trainer.fork_server DESCRIPTOR ROOM: starts trainers by forking.
+"""python -m student_trainer --fork-server DESCRIPTOR ROOM: starts trainers by forking.
 
 It imports once what every trainer imports, which takes seconds, and does nothing else with it: it
 has one thread, no tensor, no CUDA. A forked process then becomes a trainer like a fresh one: a
@@ -19,27 +19,15 @@ If the control plane ends, so does the server. Trainers do not care when the ser
 
 import ctypes
 import gc
-import importlib
 import json
 import os
 import select
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# What every trainer imports, and what most do: the usual architectures, and what an optimizer's
-# first step imports.
-MODULES = (
-    "student_trainer.run.assemble",
-    "student_trainer.run.loop",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.qwen2.modeling_qwen2",
-    "torch._dynamo",
-)
 _MESSAGE_BYTES = 4096
 _NOT_TOLD = 70  # exit status of a process that was forked, and never told what it is
 _ARG_START, _ARG_END = 48, 49  # numbers of fields of /proc/PID/stat, see proc(5)
@@ -47,19 +35,18 @@ _ARG_START, _ARG_END = 48, 49  # numbers of fields of /proc/PID/stat, see proc(5
 
 def main(
     words: Sequence[str],
-    program: Callable[[], int] | None = None,
-    modules: Sequence[str] = MODULES,
+    program: Callable[[], int],
+    load: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Serves until the other end of the socket is closed; then ends the process.
 
     Args:
         words: DESCRIPTOR, and ROOM: nothing but space for the command lines of forked processes.
-        program: what a forked process runs with its own sys.argv; None means a trainer.
-        modules: to import before serving.
+        program: what a forked process runs with its own sys.argv.
+        load: imports what such programs need; None means what trainers need.
     """
     asking = socket.socket(fileno=int(words[0]))
-    for name in modules:
-        importlib.import_module(name)
+    (load or _load_trainer)()
     unfit = why_unfit()
     if unfit is not None:
         asking.send(json.dumps({"unfit": unfit}).encode())
@@ -69,7 +56,7 @@ def main(
     asking.send(json.dumps({"ready": _resident_mib()}).encode())
     if not _serve(asking):
         sys.exit(0)
-    status = _trainer() if program is None else program()
+    status = program()
     sys.stdout.flush()
     sys.exit(status)
 
@@ -161,10 +148,11 @@ def _become(pipe: int, log: int) -> None:
         torch.set_num_threads(int(threads))  # the variable was read when torch was imported
 
 
-def _trainer() -> int:
-    from student_trainer.__main__ import main as train
+def _load_trainer() -> None:
+    """Imports what every trainer does, usual architectures, and what an optimizer's step needs."""
 
-    return train()
+    import student_trainer.run.assemble
+    import student_trainer.run.loop  # noqa: F401
 
 
 def _show_as(words: Sequence[str]) -> None:
@@ -180,8 +168,3 @@ def _show_as(words: Sequence[str]) -> None:
 def _resident_mib() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    main(sys.argv[1:])
