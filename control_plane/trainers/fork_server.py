@@ -1,6 +1,6 @@
 """A server that starts trainers by forking, seen from the control plane.
 
-The protocol stands in student_trainer/run/fork_server.py. The server is started with the control plane
+The protocol stands in student_trainer/run/fork_server.py. The server starts with the control plane
 and ends with it. It may die at any time: its trainers go on, and it is started again. While there
 is none, `forked` says why, and trainers are started afresh.
 """
