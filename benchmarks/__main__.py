@@ -62,6 +62,12 @@ def _gpu_student() -> Iterable[Row]:
     return gpu_student.measure()
 
 
+def _control() -> Iterable[Row]:
+    from benchmarks.control import figures
+
+    return figures.measure()
+
+
 def _data() -> Iterable[Row]:
     from benchmarks import data
 
@@ -81,6 +87,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
         "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,
     ),
+    "control": ("The control plane with 1,000 runs, one of a million lines", _control),
     "data": ("data prepare: worker processes against the tokenizers library's threads", _data),
     "objective": ("Chunked objective against plain PyTorch, TRL and Liger", _objective),
 }

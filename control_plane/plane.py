@@ -16,6 +16,11 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.reading.series.indexes import (
+    ACTIVE_BEHIND_BYTES,
+    RESTING_BEHIND_BYTES,
+    Indexes,
+)
 from control_plane.reading.streams import Changes
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import finish_deletions
@@ -28,7 +33,7 @@ from control_plane.trainers.devices import Devices, Waiting
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
@@ -38,6 +43,7 @@ from lectern_common.teacher.secrets import SecretFiles
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
 READY_TICK_SECONDS = 30.0
+INDEX_SECONDS = 20.0
 MAX_THREADS = 32
 
 _log = structlog.get_logger()
@@ -62,6 +68,8 @@ class ControlPlane:
     tick_seconds: float = TICK_SECONDS
     last_tick: float = float("-inf")  # monotonic
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    indexes: Indexes = field(default_factory=Indexes)
+    _index_task: asyncio.Task[None] | None = None
     _loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -72,14 +80,17 @@ class ControlPlane:
         self.changes.start()
         await self._tick()
         self._loop_task = asyncio.create_task(self._loop())
+        self._index_task = asyncio.create_task(self._keep_indexes())
 
     async def stop(self) -> None:
         """Ends the loop, stops the trainers if `stops_runs_on_exit`, and closes everything."""
         self.changes.close()
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop_task
+        self.indexes.close()
+        for task in (self._loop_task, self._index_task):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         try:
             if self.stops_runs_on_exit:
                 await asyncio.to_thread(self.reconciler.stop_all)
@@ -105,8 +116,11 @@ class ControlPlane:
         if all(run.state is not RunState.QUEUED for run in runs):
             return list(runs)
         taken = {run.id: run.slots for run in self.runs.in_states(ACTIVE) if run.slots}
-        queued = self.runs.in_states([RunState.QUEUED])
-        places = self.devices.places([Waiting.of(run.id, run.spec) for run in queued], taken)
+        waiting = []
+        for run in self.runs.in_states([RunState.QUEUED]):
+            with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
+                waiting.append(Waiting.of(run.id, run.device))
+        places = self.devices.places(waiting, taken)
 
         def explain(run: Run) -> Run:
             place = places.get(run.id) if run.state is RunState.QUEUED else None
@@ -129,9 +143,10 @@ class ControlPlane:
         """Returns the active and queued runs of each teacher server that they use."""
         found: dict[str, list[str]] = {}
         for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
-            teacher = run.spec["teacher"]
-            for address in replica_addresses(teacher["address"]) if teacher else ():
-                found.setdefault(address, []).append(run.id)
+            teacher = run.spec.get("teacher")
+            with suppress(KeyError, TypeError, AttributeError, LecternError):  # a damaged row
+                for address in replica_addresses(teacher["address"]) if teacher else ():
+                    found.setdefault(address, []).append(run.id)
         return found
 
     def folder(self, run: Run) -> RunFolder:
@@ -152,6 +167,22 @@ class ControlPlane:
                 await asyncio.wait_for(changed.wait(), self.tick_seconds)
             await self._tick()
             await asyncio.sleep(self.tick_seconds / 5)  # changes come in bursts
+
+    async def _keep_indexes(self) -> None:
+        """Indexes metrics before a chart asks: long files once, those of active runs as they grow.
+
+        A failure is logged: a chart can always index for itself.
+        """
+        states, behind = list(RunState), RESTING_BEHIND_BYTES
+        while True:
+            try:
+                runs = await asyncio.to_thread(self.runs.in_states, states)
+                folders = [self.folder(run) for run in runs]
+                await asyncio.to_thread(self.indexes.catch_up, folders, behind)
+                states, behind = list(ACTIVE), ACTIVE_BEHIND_BYTES
+            except Exception as error:
+                _log.warning("metrics not indexed", error=repr(error))
+            await asyncio.sleep(INDEX_SECONDS)
 
     async def _tick(self) -> None:
         """Runs one reconcile pass in a thread; on cancellation, waits for it to finish."""
@@ -204,7 +235,9 @@ def open_plane(
         runs=runs,
         commands=commands,
         changes=changes,
-        reconciler=Reconciler(runs, commands, roots, launcher, devices, clock, stop_grace_seconds),
+        reconciler=Reconciler(
+            runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
+        ),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from control_plane.runs.record import Run, Wanted
+from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import RunState
 from lectern_common.spec.run_spec import RunSpec
 
@@ -40,7 +41,8 @@ class RunView(_View):
     """When it resumes by itself; null if it does not."""
     queue_position: int | None
     """1 is the next to start; null unless queued."""
-    alpha: float
+    alpha: float | None
+    """null, as every field of the spec, if its stored spec cannot be read."""
     temperature: float | None
     """Distillation temperature; null if the run does not distil."""
     representation: str | None
@@ -48,7 +50,7 @@ class RunView(_View):
     num_draws: int | None
     teacher: str | None
     """host:port; null if the run does not distil."""
-    student: str
+    student: str | None
     """Model that it starts from: its weights, or only its shape if the spec sets `config`."""
     keep_every_nth_layer: int | None
     """Which layers of that model are kept; null means all."""
@@ -93,7 +95,8 @@ class HistoryView(_View):
 class RunDetail(RunView):
     """A run with its whole spec and what happened to it."""
 
-    spec: RunSpec
+    spec: RunSpec | None
+    """null if its stored spec cannot be read."""
     history: list[HistoryView]
     """The last 200 entries, oldest first."""
     folder: str
@@ -121,6 +124,57 @@ class MetricsView(_View):
     """The trainer went back to a checkpoint: drop earlier records; these begin at the start."""
     more: bool
     """More records can be read now."""
+
+
+class BucketsView(_View):
+    """A metric as buckets of consecutive lines, each list with one entry a bucket.
+
+    mean, min and max are null if no value of the bucket was finite; tokens, seconds and time are
+    null if the trainer did not write them.
+    """
+
+    step: list[int]
+    """The last step."""
+    first_step: list[int]
+    mean: list[float | None]
+    min: list[float | None]
+    max: list[float | None]
+    count: list[int]
+    """Finite values."""
+    non_finite: list[int]
+    """Values that were not finite."""
+    tokens: list[int | None]
+    """Trained on so far, at the last step."""
+    seconds: list[float | None]
+    """Of training so far, over all attempts, at the last step."""
+    time: list[float | None]
+    """Unix seconds, at the last step."""
+
+
+class MarkView(_View):
+    """What happened at a step."""
+
+    kind: Literal["checkpoint", "restart", "non_finite"]
+    step: int
+    time: float | None
+
+
+class SeriesView(_View):
+    """What a chart of a run shows."""
+
+    run_id: str
+    revision: str
+    """Changes whenever the metrics do."""
+    cursor: str
+    """`/runs/ID/events?after=0-CURSOR` streams what comes after this answer."""
+    last_step: int | None
+    keys: list[str]
+    """Every metric ever logged, whether asked for or not."""
+    keys_left_out: int
+    """Metrics beyond the first 512, or with names that are too long."""
+    series: dict[str, BucketsView]
+    marks: list[MarkView]
+    """In step order, at most 200 of each kind."""
 
 
 class SampleView(_View):
@@ -317,15 +371,19 @@ def run_detail(
 ) -> RunDetail:
     """Returns the view of a run with its spec and history."""
     fields = _run_fields(run, now, queue)
-    return RunDetail(**fields, spec=run.run_spec, history=history, folder=folder)
+    try:
+        spec = run.run_spec
+    except InvalidSpec:
+        spec = None
+    return RunDetail(**fields, spec=spec, history=history, folder=folder)
 
 
 def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any]:
-    spec, status = run.spec, run.last_status
-    teacher, student = spec["teacher"] or {}, spec["student"]
+    status = run.last_status
     has_trainer = run.pid is not None
     heartbeat = status.heartbeat if status is not None else None
     silent = has_trainer and status is not None and now - status.heartbeat > STALE_SECONDS
+    of_spec = _spec_fields(run)
     return {
         "id": run.id,
         "name": run.name,
@@ -340,18 +398,9 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
         "queue_position": queue.get(run.id) if run.state is RunState.QUEUED else None,
-        "alpha": spec["objective"]["alpha"],
-        "temperature": spec["objective"]["temperature"] if teacher else None,
-        "representation": teacher.get("representation"),
-        "top_k": teacher.get("top_k"),
-        "num_draws": teacher.get("num_draws"),
-        "teacher": teacher.get("address"),
-        "student": student["init"] or student["config"],
-        "keep_every_nth_layer": student.get("keep_every_nth_layer"),
-        "lora_rank": (student.get("lora") or {}).get("rank"),
-        "dataset": spec["data"]["path"],
+        **of_spec,
         "step": status.step if status else 0,
-        "steps": spec["schedule"]["steps"],
+        "steps": of_spec["steps"] or (status.steps if status else 0),
         "checkpoint_step": status.checkpoint_step if status else None,
         "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
         "slots": run.slots or [],
@@ -362,4 +411,53 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "elapsed_seconds": run.elapsed_seconds(now),
         "heartbeat": heartbeat,
         "stale_since": heartbeat if silent else None,
+    }
+
+
+class _SpecFields(BaseModel):
+    """What a list shows of a spec, and its types."""
+
+    alpha: float | None = None
+    temperature: float | None = None
+    representation: str | None = None
+    top_k: int | None = None
+    num_draws: int | None = None
+    teacher: str | None = None
+    student: str | None = None
+    keep_every_nth_layer: int | None = None
+    lora_rank: int | None = None
+    dataset: str | None = None
+    steps: int | None = None
+
+
+def _spec_fields(run: Run) -> dict[str, Any]:
+    """Returns what a list shows of the stored spec; all None if it cannot be read.
+
+    It is read as it stands, which is much faster than as a RunSpec, unless a section is missing: an
+    older release's spec lacks those that were added since.
+    """
+    try:
+        try:
+            found = _SpecFields.model_validate(_of_spec(run.spec))
+        except (KeyError, TypeError, AttributeError):
+            found = _SpecFields.model_validate(_of_spec(run.run_spec.model_dump(mode="json")))
+    except (InvalidSpec, ValidationError):
+        found = _SpecFields()
+    return found.model_dump()
+
+
+def _of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    teacher, student = spec["teacher"] or {}, spec["student"]
+    return {
+        "alpha": spec["objective"]["alpha"],
+        "temperature": spec["objective"]["temperature"] if teacher else None,
+        "representation": teacher.get("representation"),
+        "top_k": teacher.get("top_k"),
+        "num_draws": teacher.get("num_draws"),
+        "teacher": teacher.get("address"),
+        "student": student["init"] or student["config"],
+        "keep_every_nth_layer": student.get("keep_every_nth_layer"),
+        "lora_rank": (student.get("lora") or {}).get("rank"),
+        "dataset": spec["data"]["path"],
+        "steps": spec["schedule"]["steps"],
     }

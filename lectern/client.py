@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import httpx
@@ -192,6 +192,41 @@ class MetricsBatch:
     more: bool
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """One metric as buckets of consecutive lines: lists with one entry a bucket.
+
+    Attributes:
+        step: the last step of each bucket.
+        first_step: its first.
+        mean, min, max: of its finite values; None without one.
+        count: how many values were finite.
+        non_finite: how many were not.
+        tokens: trained on so far, at the last step; None if the trainer did not write it.
+        seconds: of training so far, over all attempts, at the last step; or None.
+        time: Unix seconds at the last step; or None.
+    """
+
+    step: list[int]
+    first_step: list[int]
+    mean: list[float | None]
+    min: list[float | None]
+    max: list[float | None]
+    count: list[int]
+    non_finite: list[int]
+    tokens: list[int | None]
+    seconds: list[float | None]
+    time: list[float | None]
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Buckets":
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes buckets."""
+        try:
+            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("a series", error) from None
+
+
 class Client:
     """A client of one control plane, over REST.
 
@@ -351,6 +386,39 @@ class Client:
             return self._metrics(run_id, {"max_points": max_points})
         return self._metrics(run_id, {"cursor": cursor})
 
+    def series(
+        self,
+        run_id: str,
+        keys: Sequence[str] | None = None,
+        *,
+        max_points: int = MAX_POINTS,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> dict[str, Buckets]:
+        """Returns each metric as at most `max_points` buckets, which lose no low and no high.
+
+        If a metric has no more values than that, each value is a bucket of its own. This reads
+        little however long the run is; `metrics` reads all of it.
+
+        Args:
+            run_id: the run's id.
+            keys: metrics such as "loss/kd"; None means all that the run has logged.
+            max_points: buckets of each metric, 16 to 5000.
+            from_step: leaves out earlier steps.
+            to_step: leaves out later steps.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        given = {"from_step": from_step, "to_step": to_step}
+        params: dict[str, str | int] = {k: v for k, v in given.items() if v is not None}
+        params["max_points"] = max_points
+        if keys is not None:
+            params["keys"] = ",".join(keys)
+        answer = self._json("GET", f"/runs/{_segment(run_id)}/series", params=params)
+        series = _mapping_in(answer, "series")
+        return {key: Buckets.of_json(buckets) for key, buckets in series.items()}
+
     def logs(self, run_id: str, tail: int = 100) -> str:
         """Returns the last `tail` lines of the trainer's log. Raises NotFound."""
         path = f"/runs/{_segment(run_id)}/logs"
@@ -487,6 +555,13 @@ def _mapping_of(response: httpx.Response) -> dict[str, Any] | None:
     except ValueError:
         return None
     return data if isinstance(data, dict) else None
+
+
+def _mapping_in(answer: dict[str, Any], key: str) -> dict[str, Any]:
+    found = answer.get(key)
+    if not isinstance(found, dict):
+        raise _unknown_form(key, TypeError(type(found).__name__))
+    return found
 
 
 def _segment(run_id: str) -> str:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import Misconfigured, NotFound
+from lectern_common.words import inert_name
 
 if TYPE_CHECKING:
     from lectern.client import Client
     from lectern_common.roots import Roots
+    from lectern_common.spec.run_spec import RunSpec
 
 Home = Annotated[
     Path | None,
@@ -74,6 +76,20 @@ TeacherTlsKey = Annotated[
 def command_group(help_text: str) -> typer.Typer:
     """Returns an empty group of commands, with plain-text help."""
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
+
+
+def spec_of(path: Path) -> "RunSpec":
+    """Returns the resolved spec of a file named on the command line.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidSpec: it is not a run spec.
+    """
+    from lectern_common.spec.load import load_spec
+
+    if not path.exists():
+        raise NotFound(f"no file {inert_name(path)}")
+    return load_spec(path)
 
 
 def given(options: Mapping[str, object]) -> list[str]:

@@ -10,6 +10,7 @@ side.
     |   `-- InvalidSpec       a run spec with invalid fields
     |-- NotFound              the named thing does not exist
     |-- Conflict              the current state does not allow the request
+    |   `-- FolderMissing     what the run has written so far was removed
     |-- Unauthenticated       no token, or a wrong one
     |   `-- Untrusted         TLS: one side does not trust the other
     |-- Incompatible          two parts are each valid, but do not fit together
@@ -94,6 +95,12 @@ class Conflict(LecternError):
     grpc_code = "FAILED_PRECONDITION"
     http_status = 409
     exit_code = 4
+
+
+class FolderMissing(Conflict):
+    """The run's folder or its checkpoints were removed, so it has nothing to resume from."""
+
+    reason = "folder_missing"
 
 
 class Unauthenticated(LecternError):

@@ -137,7 +137,7 @@ def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
         Misconfigured: the file system has no locks.
         OSError: the file cannot be opened or created.
     """
-    lock = _lock_file(path)
+    lock = lock_file(path)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + patience_seconds
     try:
@@ -164,10 +164,10 @@ def require_locks(folder: Path) -> None:
         os.close(take_lock(probe))
     finally:
         with suppress(OSError):
-            _lock_file(probe).unlink()
+            lock_file(probe).unlink()
 
 
-def _lock_file(path: Path) -> Path:
+def lock_file(path: Path) -> Path:
     """Returns the file whose lock is taken for `path`: itself, or one in the LECTERN_LOCKS folder.
 
     Raises:

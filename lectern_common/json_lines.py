@@ -10,16 +10,21 @@ it.
 
 import json
 import math
+import os
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.files import end_of, write_atomic
+from lectern_common.files import end_of
 
 MAX_READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 64 * 1024
+MAX_STEP = 2**53  # beyond it a browser's numbers are no longer exact
+# json makes an infinity of a number such as 1e999; only lines that may hold one are read slowly.
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
 Record = dict[str, Any]
 
 
@@ -71,14 +76,36 @@ def last_json_lines(path: Path, at_most_bytes: int) -> list[Any]:
 
 
 def keep_lines_before(path: Path, step: int) -> None:
-    """Atomically drops the lines of `step` and later steps, and an incomplete last line.
+    """Cuts off the lines of `step` and later steps, and an incomplete last line.
+
+    The file is cut in place, at once, without reading or copying what stays: its lines are in the
+    order of their steps.
 
     Raises:
-        OSError: no space, for instance; the file is unchanged.
+        OSError: the file cannot be cut; it is unchanged.
     """
-    if path.exists():
-        kept = [line for line in read_json_lines(path) if line["step"] < step]
-        write_atomic(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        return
+    with file:
+        end = file.seek(0, os.SEEK_END)
+        cut = _first_line_of(file, step)
+        if cut < end:
+            file.truncate(cut)
+            os.fsync(file.fileno())
+
+
+def position_of(path: Path, step: int) -> "Position":
+    """Returns the position before the first line of `step` or a later one, or at the end.
+
+    A missing file has only its start.
+    """
+    try:
+        with path.open("rb") as file:
+            return position_at(file, _first_line_of(file, step))
+    except FileNotFoundError:
+        return Position()
 
 
 @dataclass(frozen=True)
@@ -138,9 +165,25 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
     for line in lines:
         end = Position(end.offset + len(line), zlib.crc32(line[-MAX_LINE_BYTES:]))
         record = _value(line)
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if step_of(record) is not None:
             records.append((record, end))
     return NewRecords(records, end, rewound, more and bool(lines))
+
+
+def position_at(file: BinaryIO, offset: int) -> Position:
+    """Returns the position at an offset, which must be the end of a line or 0."""
+    start = max(0, offset - MAX_LINE_BYTES)
+    file.seek(start)
+    before = file.read(offset - start)
+    line = before[before.rfind(b"\n", 0, -1) + 1 :]
+    return Position(offset, zlib.crc32(line))
+
+
+def records_between(file: BinaryIO, start: int, end: int) -> list[Record]:
+    """Returns the records of the complete lines from one offset of the file to another."""
+    file.seek(start)
+    values = [_value(line) for line in _complete(file.read(end - start))]
+    return [value for value in values if step_of(value) is not None]
 
 
 def _holds(file: BinaryIO, position: Position) -> bool:
@@ -156,6 +199,52 @@ def _holds(file: BinaryIO, position: Position) -> bool:
     return zlib.crc32(line) == position.check
 
 
+def _first_line_of(file: BinaryIO, step: int) -> int:
+    """Returns where the first complete line of `step` or later begins, else where the last ends.
+
+    Bisects the file: lines are in the order of their steps, and one that has no step counts to the
+    line after it.
+    """
+    low, high = 0, _end_of_lines(file)  # every line before `low` stays; `high` begins one or ends
+    while low < high:
+        middle = _line_begin(file, low, (low + high) // 2)
+        offset, found = middle, None
+        while found is None and offset < high:
+            file.seek(offset)
+            line = file.readline()
+            offset += len(line)
+            found = step_of(_value(line))
+        if found is not None and found < step:
+            low = offset
+        else:
+            high = middle
+    return low
+
+
+def step_of(record: Any) -> int | None:
+    """Returns the step of a record; None if it is not an object with one."""
+    step = record.get("step") if isinstance(record, dict) else None
+    is_whole = isinstance(step, int) and not isinstance(step, bool)
+    return step if is_whole and 0 <= step <= MAX_STEP else None
+
+
+def _line_begin(file: BinaryIO, first: int, offset: int) -> int:
+    """Returns the begin of the line that holds the byte at `offset`; a line begins at `first`."""
+    while offset > first:
+        start = max(first, offset - MAX_LINE_BYTES)
+        file.seek(start)
+        newline = file.read(offset - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        offset = start
+    return first
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Returns the end of the last complete line."""
+    return _line_begin(file, 0, file.seek(0, os.SEEK_END))
+
+
 def _complete(data: bytes) -> list[bytes]:
     """Returns the lines that end with a newline, including it."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
@@ -164,6 +253,13 @@ def _complete(data: bytes) -> list[bytes]:
 def _value(line: bytes) -> Any:
     """Returns a line's value, with None for NaN and infinities; None if it is not JSON."""
     try:
+        if _MAY_OVERFLOW.search(line):
+            return json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
         return json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None

@@ -5,6 +5,8 @@
       teacher.json     TeacherIdentity that the run was accepted with; missing if it has no teacher
       status.json      Status; replaced atomically, with a heartbeat
       metrics.jsonl    one JSON object per step, with keys such as "loss/kd"; see json_lines.py
+      metrics.index    what charts need of metrics.jsonl; made by the control plane, which makes it
+                       again if it is missing or does not fit
       samples.jsonl    how student and teacher continue each prompt of the spec, one JSON object
                        per prompt and evaluation
       events.jsonl     one JSON object per event: state changes, checkpoints, warnings
@@ -25,19 +27,42 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from lectern_common.errors import Conflict, CorruptData, NotFound
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from lectern_common.errors import Conflict, CorruptData, Misconfigured, NotFound
 from lectern_common.files import rename_durably, require_locks, take_lock, write_atomic
 from lectern_common.json_lines import append_json_line
+from lectern_common.processes import Identity
 from lectern_common.spec.load import dump_spec, load_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.untrusted import (
+    Count,
+    Number,
+    Pid,
+    Text,
+    UnixSeconds,
+    Word,
+    cut,
+    finite,
+    json_of,
+    problems,
+    read_at_most,
+)
+from lectern_common.words import inert_name
 
-STATUS_VERSION = 1
+STATUS_VERSION = 2
+_READ_VERSIONS = (1, 2)
+MAX_STATUS_BYTES = 1 << 20
+MAX_LATEST = 256  # metrics in a status
+# The environment variable by which the control plane tells a trainer which attempt it is.
+ATTEMPT_VARIABLE = "LECTERN_ATTEMPT"
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
@@ -64,24 +89,120 @@ RESUMABLE = frozenset({RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED})
 
 @dataclass(frozen=True)
 class Status:
-    """The trainer's last report. Times are Unix seconds; step counts finished steps."""
+    """The trainer's last report. Times are Unix seconds; step counts finished steps.
 
-    run_id: str
+    A process is known by pid, boot id and start ticks (processes.py). Version 1 had its create time
+    by the wall clock instead, and no attempt.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    run_id: Text
     state: RunState
-    since: float
-    heartbeat: float
-    pid: int
-    process_create_time: float
-    reason: str | None = None  # machine-readable word, as in errors.py; also "killed", "stopped"
-    message: str | None = None  # one sentence for a person
-    step: int = 0
-    steps: int = 0
-    checkpoint_step: int | None = None
-    device: str | None = None
-    tokens_per_second: float | None = None
-    teacher_wait_share: float | None = None  # of wall time, over the last steps
-    latest: dict[str, float | None] = field(default_factory=dict)  # last metrics, loss/val included
+    since: UnixSeconds
+    heartbeat: UnixSeconds
+    pid: Pid
+    process_create_time: UnixSeconds | None = None  # only in version 1
+    reason: Word | None = None  # machine-readable word, as in errors.py; also "killed", "stopped"
+    message: Text | None = None  # one sentence for a person
+    step: Count = 0
+    steps: Count = 0
+    checkpoint_step: Count | None = None
+    device: Text | None = None
+    tokens_per_second: Number | None = None
+    teacher_wait_share: Number | None = None  # of wall time, over the last steps
+    # Last metrics, loss/val included.
+    latest: Annotated[
+        dict[Annotated[str, Field(max_length=200)], Number | None], Field(max_length=MAX_LATEST)
+    ] = field(default_factory=dict)
     version: int = STATUS_VERSION
+    boot_id: Word | None = None
+    start_ticks: Count | None = None
+    attempt: Count | None = None  # of the control plane that started it; None: by hand
+
+    @property
+    def process(self) -> Identity | None:
+        """The process that wrote it; None in version 1."""
+        if self.boot_id is None or self.start_ticks is None:
+            return None
+        return Identity(self.pid, self.boot_id, self.start_ticks)
+
+
+_STATUS = TypeAdapter(Status)
+
+
+def bounded(status: Status) -> Status:
+    """Returns the status as every reader accepts it: texts cut, numbers finite, few metrics."""
+    latest = {key[:200]: finite(value) for key, value in islice(status.latest.items(), MAX_LATEST)}
+    return replace(
+        status,
+        reason=None if status.reason is None else cut(status.reason, 100),
+        message=None if status.message is None else cut(status.message),
+        tokens_per_second=finite(status.tokens_per_second),
+        teacher_wait_share=finite(status.teacher_wait_share),
+        latest=latest,
+    )
+
+
+def parse_status(data: bytes) -> Status:
+    """Returns the status that JSON bytes hold, of version 1 or 2.
+
+    Raises:
+        CorruptData: it is not a Status; the message names the fields, without their values.
+    """
+    try:
+        values = json.loads(json_of(data))
+    except ValueError as error:
+        raise CorruptData(f"it is not JSON: {error}") from None
+    version = values.get("version") if isinstance(values, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise CorruptData("it has no version")
+    if version not in _READ_VERSIONS:
+        raise CorruptData(
+            f"it has version {version}, but this program reads versions 1 and 2; use the release "
+            "that started the run"
+        )
+    try:
+        # From JSON, not from `values`: only there is text accepted as a RunState.
+        return _STATUS.validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise CorruptData(problems(error)) from None
+
+
+def attempt_of_environment() -> int | None:
+    """Returns the attempt that the control plane started this trainer as; None if started by hand.
+
+    Raises:
+        Misconfigured: LECTERN_ATTEMPT is not a whole number.
+    """
+    text = os.environ.get(ATTEMPT_VARIABLE)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
+        raise Misconfigured(
+            f"{ATTEMPT_VARIABLE} is {inert_name(cut(text, 40))!r}, expected a whole number; it is "
+            "set by the control plane for its trainers: unset it"
+        )
+    return int(text)
+
+
+def salvaged_status(values: Any) -> Status | None:
+    """Returns the status in a stored row, without the fields that are wrong.
+
+    Rows of older releases were stored as their trainers wrote them. None if a field that it cannot
+    be without is wrong.
+    """
+    if not isinstance(values, dict):
+        return None
+    for _ in range(2):
+        try:
+            return _STATUS.validate_json(json_of(json.dumps(values).encode()))
+        except ValidationError as error:
+            wrong = {one["loc"][0] for one in error.errors() if one["loc"]}
+            values = {key: value for key, value in values.items() if key not in wrong}
+        except (ValueError, TypeError):
+            return None
+    return None
 
 
 @dataclass(frozen=True)
@@ -109,6 +230,10 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_index_path(self) -> Path:
+        return self.path / "metrics.index"
 
     @property
     def samples_path(self) -> Path:
@@ -206,28 +331,21 @@ class RunFolder:
 
     def write_status(self, status: Status) -> None:
         """Replaces status.json atomically (not fsynced: it is rewritten every second)."""
-        write_atomic(self.status_path, json.dumps(asdict(status)).encode(), durable=False)
+        data = json.dumps(asdict(bounded(status)), allow_nan=False).encode()
+        write_atomic(self.status_path, data, durable=False)
 
     def read_status(self) -> Status | None:
         """Returns the last status, or None before the trainer wrote one.
 
         Raises:
-            CorruptData: the file is not a Status of this version.
+            CorruptData: the file cannot be read, or is not a Status of a known version.
         """
         try:
-            data = json.loads(self.status_path.read_bytes())
-            known = {entry.name for entry in fields(Status)}
-            if data["version"] != STATUS_VERSION:
-                raise CorruptData(
-                    f"{self.status_path} has version {data['version']}, but this program reads "
-                    f"version {STATUS_VERSION}; use the release that started the run"
-                )
-            status = Status(**{key: value for key, value in data.items() if key in known})
-            return Status(**{**asdict(status), "state": RunState(status.state)})
+            return parse_status(read_at_most(self.status_path, MAX_STATUS_BYTES))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptData(f"{self.status_path} is not a run status: {error}") from None
+        except CorruptData as error:
+            raise CorruptData(f"{self.status_path} is not readable: {error}") from None
 
     @contextmanager
     def locked(self, patience_seconds: float = 0.0) -> Iterator[int]:
@@ -264,7 +382,9 @@ class RunFolder:
             return True
 
     def append_event(self, kind: str, **details: Any) -> None:
-        """Appends one event line: {"time", "kind", ...details}."""
+        """Appends one event line: {"time", "kind", ...details}; texts that are too long are cut."""
+        for key, value in details.items():
+            details[key] = cut(value) if isinstance(value, str) else value
         append_json_line(self.events_path, {"time": time.time(), "kind": kind, **details})
 
 

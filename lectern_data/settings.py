@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import inert_name
 from lectern_data.read.hub import HubDataset
 from lectern_data.read.rows import Content
 from lectern_data.read.scan import MAX_DOCUMENT_BYTES
@@ -102,6 +103,9 @@ class PrepareSettings:
                 raise InvalidRequest(f"--{name.replace('_', '-')} must be at least 1", name)
 
     def _require_fitting(self) -> None:
+        if not self.output.name.isprintable():
+            why = f"--output {inert_name(self.output.name)} holds a character that cannot be shown"
+            raise InvalidRequest(f"{why}; choose another name", "output")
         if self.date is not None and not self.content.is_chat:
             raise InvalidRequest("--date has no effect without --chat", "date")
         if not self.inputs and self.hub_dataset is None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
-from control_plane.api import catalog, runs, streams
+from control_plane.api import catalog, runs, series, streams
 from control_plane.api.guard import LOOPBACK_HOSTS, Guard
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
 from control_plane.plane import ControlPlane
@@ -51,7 +51,7 @@ def create_app(
     )
     app.state.plane = plane
     handle_problems(app)
-    for routes in (runs, streams, catalog):
+    for routes in (runs, series, streams, catalog):
         app.include_router(routes.router, responses=OF_EVERY_ROUTE)
 
     @app.get("/", include_in_schema=False)

@@ -25,6 +25,7 @@ from control_plane.api.requests import (
 from control_plane.reading.history import run_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
+from control_plane.runs.record import require_not_removed
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
@@ -130,6 +131,7 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
     before = await asyncio.to_thread(plane.runs.get, run_id)
     spec = with_changes(before.run_spec, changes)
     require_goes_on(before, spec)
+    await asyncio.to_thread(require_not_removed, before, plane.folder(before))
     packs_chats = await asyncio.to_thread(lambda: plane.folder(before).packs_chats)
     await plane.checks.require_startable(spec, before.taught_by, packs_chats=packs_chats)
 

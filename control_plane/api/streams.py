@@ -13,10 +13,10 @@ from control_plane.api.problems import NOT_FOUND
 from control_plane.api.requests import Plane, RunId
 from control_plane.plane import ControlPlane
 from control_plane.reading.log import tail
-from control_plane.reading.metrics import read_many
+from control_plane.reading.metrics import is_long, read_many, read_thinned
 from control_plane.reading.samples import newest_samples
 from control_plane.reading.streams import RunPosition, list_events, run_events
-from lectern_common.json_lines import Position
+from lectern_common.json_lines import Position, position_of
 
 MAX_RECORDS = 5000
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -40,18 +40,28 @@ def get_metrics(
     With `max_points`, about that many at most, spread over all of them and keeping lows and highs;
     otherwise the next few thousand.
     """
-    path = plane.folder(plane.runs.get(run_id)).metrics_path
+    folder = plane.folder(plane.runs.get(run_id))
+    path = folder.metrics_path
     wanted = frozenset(keys.split(",")) if keys else frozenset()
-    start = Position.parse(cursor) if cursor is not None else Position()
     first_step = 0 if after_step is None else after_step + 1
-    answer = read_many(
-        path,
-        start,
-        first_step=first_step,
-        keys=wanted,
-        max_records=MAX_RECORDS,
-        max_points=max_points,
-    )
+    start = position_of(path, first_step) if cursor is None else Position.parse(cursor)
+    if cursor is None and max_points is not None and is_long(path, start):
+        answer = read_thinned(
+            plane.indexes.of(folder),
+            path,
+            first_step=first_step,
+            keys=wanted,
+            max_points=max_points,
+        )
+    else:
+        answer = read_many(
+            path,
+            start,
+            first_step=first_step,
+            keys=wanted,
+            max_records=MAX_RECORDS,
+            max_points=max_points,
+        )
     body = {
         "run_id": run_id,
         "metrics": answer.records,

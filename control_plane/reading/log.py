@@ -34,9 +34,9 @@ def last_line(path: Path) -> str:
 
 
 def valid_unicode(value: Any) -> Any:
-    """Returns a JSON value with lone surrogates, which cannot be encoded, replaced by "?"."""
+    """Returns a JSON value that can be sent: "?" for lone surrogates, null for NaN and infinity."""
     text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
-    return json.loads(text)
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def _inert(line: str) -> str:

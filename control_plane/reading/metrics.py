@@ -3,8 +3,14 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lectern_common.json_lines import Position, Record, read_after
+from control_plane.reading.series.index import Indexed
+from control_plane.reading.series.query import extreme_leaves
+from lectern_common.json_lines import Position, Record, read_after, records_between
+
+# Of more bytes than this, only what the index names is read to thin them.
+INDEXED_FROM_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,37 @@ def read_many(
             return Answer(thinner.records() if thinner else records, position, rewound, more=False)
 
 
+def is_long(path: Path, start: Position) -> bool:
+    """Returns whether so much follows `start` that the index is faster than reading it."""
+    try:
+        return path.stat().st_size - start.offset > INDEXED_FROM_BYTES
+    except FileNotFoundError:
+        return False
+
+
+def read_thinned(
+    indexed: Indexed, path: Path, *, first_step: int, keys: frozenset[str], max_points: int
+) -> Answer:
+    """Returns about `max_points` of all records, as `read_many` does, but reads few of them.
+
+    The records come from the 64 lines around the lows and highs of the training and the validation
+    loss, as far as the index tells them.
+    """
+    key = "loss/total"
+    if keys and key not in keys:
+        key = min(keys - {"loss/val"}, default="loss/val")
+    thinner = Thinner(max_points)
+    groups = max(1, max_points // 8)
+    texts = extreme_leaves(indexed, key, "loss/val", num_groups=groups, first_step=first_step)
+    begin_of_rest = indexed.chunks[-1].end if indexed.chunks else 0
+    with path.open("rb") as file:
+        for begin, end in [*texts, (begin_of_rest, indexed.position.offset)]:
+            for record in records_between(file, begin, end):
+                if record["step"] >= first_step and not (keys and keys.isdisjoint(record)):
+                    thinner.add(_picked(record, keys))
+    return Answer(thinner.records(), indexed.position, rewound=False, more=False)
+
+
 class Thinner:
     """Keeps at most `max_points` records spread over a stream: first, last, lows and highs.
 
@@ -81,8 +118,8 @@ class Thinner:
         entry = (self._count, record)
         self._ends = [entry] if not self._ends else [self._ends[0], entry]
         self._count += 1
-        if record.get("loss/val") is not None:
-            self._validation.add(entry, record["loss/val"])
+        if _number(record.get("loss/val")) is not None:
+            self._validation.add(entry, _number(record["loss/val"]))
         else:
             self._training.add(entry, _training_loss(record))
 
@@ -101,7 +138,7 @@ class _Buckets:
         self._buckets: list[tuple[_Keyed, _Keyed]] = []
 
     def add(self, entry: tuple[int, Record], value: float | None) -> None:
-        keyed = (float("inf") if value is None else float(value), entry)
+        keyed = (float("inf") if value is None else value, entry)
         if self._buckets and self._filled < self._width:
             self._buckets[-1] = _joined(self._buckets[-1], (keyed, keyed))
             self._filled += 1
@@ -136,9 +173,19 @@ def _value(keyed: _Keyed) -> float:
 
 def _training_loss(record: Record) -> float | None:
     """Returns the value to thin by: the record's total loss, else its first number."""
-    numbers = (value for key, value in record.items() if key != "step")
-    first = next((value for value in numbers if isinstance(value, int | float)), None)
-    return record.get("loss/total", first)
+    numbers = (_number(value) for key, value in record.items() if key != "step")
+    first = next((value for value in numbers if value is not None), None)
+    return _number(record["loss/total"]) if "loss/total" in record else first
+
+
+def _number(value: Any) -> float | None:
+    """Returns a value of a record as a float; None if it is none that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _picked(record: Record, keys: Collection[str]) -> Record:

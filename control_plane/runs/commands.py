@@ -18,6 +18,7 @@ from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
     NEXT,
+    TROUBLES,
     Change,
     Run,
     Wanted,
@@ -27,16 +28,19 @@ from control_plane.runs.record import (
 )
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import Conflict, NotFound
+from lectern_common.processes import Identity
 from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.untrusted import cut
 
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-_NO_PROCESS = {"pid": None, "process_create_time": None, "slots": None, "threads": None}
+_NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
+_NO_PROCESS = {**_NO_PID, "slots": None, "threads": None}
 
 _log = structlog.get_logger()
 
@@ -180,8 +184,7 @@ class RunCommands:
                 "threads": threads,
                 "attempt": run.attempt + 1,
                 "launched_at": self._clock(),
-                "pid": None,
-                "process_create_time": None,
+                **_NO_PID,
                 "stop_sent_at": None,
                 "resume_at": None,
             }
@@ -197,11 +200,16 @@ class RunCommands:
         """Returns the interrupted run, queued again if it still resumes by itself."""
         return self._change(run_id, _requeued)
 
-    def has_process(self, run_id: str, pid: int, create_time: float) -> Run:
+    def has_process(self, run_id: str, process: Identity) -> Run:
         """Records which process trains the run."""
-        return self._change(
-            run_id, lambda run: Change.of_columns(run, pid=pid, process_create_time=create_time)
-        )
+
+        def decide(run: Run) -> Change:
+            columns: dict[str, Any] = asdict(process)
+            if run.pid != process.pid:
+                columns["process_create_time"] = None
+            return Change.of_columns(run, **columns)
+
+        return self._change(run_id, decide)
 
     def stop_sent(self, run_id: str) -> Run:
         """Records that the trainer is about to be sent SIGTERM."""
@@ -210,6 +218,20 @@ class RunCommands:
     def saw(self, run_id: str, status: Status) -> Run:
         """Records the status of a living trainer, if there is news in it."""
         return self._change(run_id, lambda run: _told(run, status))
+
+    def troubled(self, run_id: str, reason: str, message: str) -> Run:
+        """Says on an active run why the control plane cannot see it; a good status clears it.
+
+        Args:
+            reason: one of record.TROUBLES.
+        """
+
+        def decide(run: Run) -> Change | None:
+            if run.state not in ACTIVE or (run.reason, run.message) == (reason, cut(message)):
+                return None
+            return Change(None, None, reason, message)
+
+        return self._change(run_id, decide)
 
     def ended(
         self,
@@ -269,7 +291,7 @@ class RunCommands:
             values: dict[str, Any] = {
                 **change.columns,
                 "reason": change.reason,
-                "message": change.message,
+                "message": None if change.message is None else cut(change.message),
                 "revision": newest_revision(connection) + 1,
             }
             if change.wanted is not None:
@@ -340,10 +362,14 @@ def _told(run: Run, status: Status) -> Change | None:
         and status.state in (run.state, *NEXT[run.state])
     )
     moves = takes_state and status.state is not run.state
-    if run.state not in ACTIVE or not (moves or _is_news(run.last_status, status)):
+    heals = run.reason in TROUBLES
+    if run.state not in ACTIVE or not (moves or heals or _is_news(run.last_status, status)):
         return None
     if takes_state:
         return Change(status.state, None, status.reason, status.message, _seen(status))
+    if heals:
+        reason = "stopped" if run.wanted is Wanted.STOPPED else None
+        return Change(None, None, reason, None, _seen(status))
     return Change.of_columns(run, **_seen(status))
 
 

@@ -8,20 +8,25 @@ stopped, failed, interrupted -> queued
 succeeded -> queued    if the resume asks for more steps
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from control_plane.runs.store import deleted_runs, runs
-from lectern_common.errors import NotFound
-from lectern_common.run_folder import RESUMABLE, RunState, Status
+from lectern_common.errors import CorruptData, FolderMissing, NotFound
+from lectern_common.processes import Identity
+from lectern_common.run_folder import RESUMABLE, RunFolder, RunState, Status, salvaged_status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import DeviceSpec
 from lectern_common.teacher.identity import TeacherIdentity
+from lectern_common.untrusted import cut
 
 
 class Wanted(StrEnum):
@@ -35,6 +40,12 @@ class Wanted(StrEnum):
 ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
 )
+# Reasons of an active run that the control plane gave, not its trainer: the next good status of the
+# trainer clears them.
+STATUS_UNREADABLE = "status_unreadable"
+FOLDER_MISSING = FolderMissing.reason
+INTERNAL = "internal"
+TROUBLES = frozenset({STATUS_UNREADABLE, FOLDER_MISSING, INTERNAL})
 _ENDS = {RunState.SUCCEEDED, RunState.FAILED, RunState.INTERRUPTED}
 
 # Which state may follow which. A state may always follow itself.
@@ -80,7 +91,9 @@ class Run:
     threads: int | None = None  # CPU threads of each of its processes, while active
     launched_at: float | None = None  # of the last attempt, before its process was started
     pid: int | None = None  # of the last attempt; None until recorded
-    process_create_time: float | None = None
+    process_create_time: float | None = None  # only in rows of older releases
+    boot_id: str | None = None
+    start_ticks: int | None = None
     stop_sent_at: float | None = None  # when this attempt was sent SIGTERM
     active_since: float | None = None
     active_seconds: float = 0.0  # of earlier attempts
@@ -92,21 +105,43 @@ class Run:
         return parse_spec(self.spec)
 
     @property
+    def device(self) -> DeviceSpec:
+        """`device` of its spec. Raises InvalidSpec."""
+        try:
+            return DeviceSpec.model_validate(self.spec["device"])
+        except (KeyError, TypeError, ValidationError):
+            return self.run_spec.device
+
+    @property
     def taught_by(self) -> TeacherIdentity | None:
-        return None if self.teacher is None else TeacherIdentity(**self.teacher)
+        """The teacher that it was accepted with. Raises CorruptData if its row is damaged."""
+        try:
+            return None if self.teacher is None else TeacherIdentity(**self.teacher)
+        except TypeError:
+            raise CorruptData(f"the row of run {self.id} does not name its teacher") from None
+
+    @property
+    def process(self) -> Identity | None:
+        """The process of the last attempt; None until recorded, and in rows of older releases."""
+        if self.pid is None or self.boot_id is None or self.start_ticks is None:
+            return None
+        return Identity(self.pid, self.boot_id, self.start_ticks)
 
     @cached_property
     def last_status(self) -> Status | None:
-        if self.status is None:
-            return None
-        known = {entry.name for entry in fields(Status)}
-        values = {name: value for name, value in self.status.items() if name in known}
-        return Status(**{**values, "state": RunState(values["state"])})
+        return salvaged_status(self.status)
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether its folder holds steps or checkpoints that cannot be made again for nothing."""
+        status = self.last_status
+        return status is not None and (status.step > 0 or status.checkpoint_step is not None)
 
     @property
     def resumable(self) -> bool:
         """Whether a resume without any change is accepted."""
-        return self.state in RESUMABLE
+        gone = self.reason == FOLDER_MISSING and self.has_progress
+        return self.state in RESUMABLE and not gone
 
     @property
     def checkpoint_step(self) -> int | None:
@@ -159,10 +194,64 @@ def select_runs(
     """Returns the rows that meet every condition; by default oldest first."""
     query = sa.select(runs).where(*conditions)
     query = query.order_by(runs.c.seq if order is None else order).limit(limit)
-    return [
-        Run(**{**row, "state": RunState(row["state"]), "wanted": Wanted(row["wanted"])})
-        for row in connection.execute(query).mappings()
-    ]
+    return [_run_of(row) for row in connection.execute(query).mappings()]
+
+
+def _run_of(row: sa.RowMapping) -> Run:
+    """Returns the run of a row, whatever the row holds: a damaged one must not hide the others."""
+    values = {column.name: _stored(column, row[column.name]) for column in runs.columns}
+    values["spec"] = _object(row["spec"])
+    values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
+    try:
+        values["wanted"] = Wanted(row["wanted"])
+    except ValueError:
+        values["wanted"] = Wanted.STOPPED
+    try:
+        values["state"] = RunState(row["state"])
+    except ValueError:
+        message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; resume it"
+        values |= {"reason": CorruptData.reason, "message": message, "state": RunState.FAILED}
+    return Run(**values)
+
+
+def _stored(column: sa.Column[Any], value: Any) -> Any:
+    """Returns a column's value, or a plain one if it is not of the column's type."""
+    if value is None or isinstance(column.type, sa.JSON):
+        return value
+    if isinstance(column.type, sa.Text):
+        return cut(value if isinstance(value, str) else str(value))
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value
+    return None if column.nullable else 0
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def require_not_removed(run: Run, folder: RunFolder) -> None:
+    """Raises unless the folder still holds what the run has written.
+
+    Raises:
+        FolderMissing: the folder, or all of its checkpoints, were removed.
+    """
+    status = run.last_status
+    if status is None or not run.has_progress:
+        return
+    if not folder.path.is_dir():
+        raise FolderMissing(
+            f"the folder of run {run.id} was removed after step {status.step}, with its "
+            f"checkpoints and metrics: put {folder.path} back and resume the run, or create a new "
+            "run from its spec"
+        )
+    had = status.checkpoint_step
+    # The trainer sets broken ones aside as broken-step-..., and starts again by itself.
+    if had is not None and not any(folder.checkpoints_path.glob("*step-*")):
+        raise FolderMissing(
+            f"the checkpoints of run {run.id} were removed, the newest of step {had}: put them "
+            f"back into {folder.checkpoints_path} and resume the run, or create a new run from its "
+            "spec"
+        )
 
 
 def get_run(connection: sa.Connection, run_id: str) -> Run:

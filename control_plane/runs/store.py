@@ -5,6 +5,7 @@ checked, migrated to the newest schema, and copied to `<name>.backup`. A damaged
 start: it is never replaced by an empty one.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ runs = sa.Table(
     sa.Column("launched_at", sa.Float),
     sa.Column("pid", sa.Integer),
     sa.Column("process_create_time", sa.Float),
+    sa.Column("boot_id", sa.Text),
+    sa.Column("start_ticks", sa.Integer),
     sa.Column("stop_sent_at", sa.Float),
     sa.Column("active_since", sa.Float),
     sa.Column("active_seconds", sa.Float, nullable=False),
@@ -210,8 +213,20 @@ def _require_sound(path: Path, backup: Path) -> None:
     )
 
 
+def _stored_json(text: Any) -> Any:
+    """Returns a stored JSON value, {} for a damaged one: it must not hide the other rows."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+
+
 def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = sa.create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+        json_deserializer=_stored_json,
+    )
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:

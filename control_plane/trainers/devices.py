@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import DeviceSpec
 from lectern_common.threads import THREADS_VARIABLE, usable_cores
 
 CPU = "cpu"
@@ -38,10 +38,9 @@ class Waiting:
     threads: int | None = None
 
     @classmethod
-    def of(cls, run_id: str, spec: Mapping[str, Any]) -> "Waiting":
-        """Returns what the run with this resolved spec waits for."""
-        device = spec["device"]
-        return cls(run_id, device["kind"], device.get("count") or 1, device.get("threads"))
+    def of(cls, run_id: str, device: DeviceSpec) -> "Waiting":
+        """Returns what the run with this part of its spec waits for."""
+        return cls(run_id, device.kind, device.count, device.threads)
 
 
 @dataclass(frozen=True)

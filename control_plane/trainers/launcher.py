@@ -1,6 +1,7 @@
 """Starts trainers in sessions of their own, finds them again, stops and kills them.
 
-A process is identified by (pid, create time), as pids are reused. A zombie counts as dead.
+A process is identified as in lectern_common/processes.py: pids are reused, clocks are set. A zombie
+counts as dead.
 """
 
 import contextlib
@@ -9,28 +10,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import structlog
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
+from lectern_common.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
 from lectern_common.run_folder import RunFolder
 
 _log = structlog.get_logger()
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
-# The create time is computed from the boot time, which changes when the clock is set.
-CREATE_TIME_TOLERANCE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Identity:
-    """One process, even if its pid is reused later."""
-
-    pid: int
-    create_time: float
 
 
 class Launcher:
@@ -41,6 +33,7 @@ class Launcher:
         environment: added to what a trainer inherits (environment.py).
         fork_server: forks trainers of the same program as `argv`; None starts each afresh. While it
             is not ready, they are started afresh as well.
+        proc: where the kernel shows its processes.
     """
 
     def __init__(
@@ -48,8 +41,10 @@ class Launcher:
         argv: Sequence[str] = TRAINER_ARGV,
         environment: Mapping[str, str] | None = None,
         fork_server: ForkServer | None = None,
+        proc: Path = PROC,
     ) -> None:
         self._argv = list(argv)
+        self._proc = proc
         self._environment = dict(environment or {})
         self._fork_server = fork_server
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -77,40 +72,61 @@ class Launcher:
                 start_new_session=True,
             )
         self._children[child.pid] = child
-        return Identity(child.pid, psutil.Process(child.pid).create_time())
+        # It may have ended already, but nobody has waited for it yet.
+        identity = identity_of(child.pid, self._proc, ended_too=True)
+        if identity is None:
+            raise OSError(f"process {child.pid} was started, but the system does not show it")
+        return identity
 
     def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:
         """Starts a trainer by forking. Raises NotForked if that is not possible now."""
         if self._fork_server is None:
             raise NotForked
         with self._fork_server.forked(log) as forked:
-            try:
-                identity = Identity(forked.pid, psutil.Process(forked.pid).create_time())
-            except psutil.NoSuchProcess:
-                raise ProcessLookupError(f"process {forked.pid} was killed at once") from None
+            identity = identity_of(forked.pid, self._proc, ended_too=True)
+            if identity is None:
+                raise ProcessLookupError(f"process {forked.pid} was killed at once")
             self._children.pop(forked.pid, None)
             forked.become([*self._argv, *words], words, env)
         return identity
 
-    def find(self, folder: RunFolder) -> Identity | None:
-        """Returns the living process that was started for this run, by its command line."""
-        wanted = str(folder.path)
+    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
+        """Returns the living process that trains this run; None if there is none.
+
+        Args:
+            said: the process that the run's status names. It is believed only if it holds the
+                folder's lock, or its command line names the folder. Otherwise the process whose
+                command line is that of a trainer of this folder.
+        """
+        if said is not None and is_alive(said, self._proc) and self._trains(said.pid, folder):
+            return said
         for process in psutil.process_iter(["cmdline", "uids"]):
-            argv, uids = process.info["cmdline"] or [], process.info["uids"]
-            if wanted not in argv[1:] or self._argv[-1] not in argv:
+            uids = process.info["uids"]
+            if not self._names(process.info["cmdline"], folder):
                 continue
             if uids is not None and uids.real == os.getuid() and _leads_its_session(process.pid):
-                identity = _identity(process)
+                identity = identity_of(process.pid, self._proc)
                 if identity is not None and self.is_alive(identity):
                     return identity
         return None
+
+    def _trains(self, pid: int, folder: RunFolder) -> bool:
+        if lock_holder(folder.path / "lock", self._proc) == pid:
+            return True
+        try:
+            return self._names(psutil.Process(pid).cmdline(), folder)
+        except psutil.Error:
+            return False
+
+    def _names(self, argv: Sequence[str] | None, folder: RunFolder) -> bool:
+        return argv is not None and str(folder.path) in argv[1:] and self._argv[-1] in argv
 
     def is_alive(self, process: Identity) -> bool:
         """Returns True while the process runs. Reaps a dead process that was started here."""
         child = self._children.get(process.pid)
         if child is not None and child.poll() is not None:
             return False
-        return _living(process) is not None
+        return is_alive(process, self._proc)
 
     def exit_status(self, process: Identity) -> int | None:
         """Returns the exit status of a process started here (-N: by signal N), or None."""
@@ -137,11 +153,10 @@ class Launcher:
         Raises:
             PermissionError: the process now belongs to another user.
         """
-        living = _living(process)
-        if living is not None:
+        if is_alive(process, self._proc):
             with contextlib.suppress(psutil.NoSuchProcess):
                 try:
-                    living.terminate()
+                    psutil.Process(process.pid).terminate()
                 except psutil.AccessDenied:
                     raise PermissionError(
                         f"cannot signal process {process.pid}: it belongs to another user"
@@ -149,11 +164,11 @@ class Launcher:
 
     def kill(self, process: Identity) -> None:
         """Kills the process and everything that it started, even if it is gone itself."""
-        leader = _living(process)
-        members = list(_session_members(process)) if leader is None else []
-        if leader is not None:
+        members = list(self._session_members(process))
+        if is_alive(process, self._proc):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                members = [leader, *leader.children(recursive=True), *_session_members(process)]
+                leader = psutil.Process(process.pid)
+                members = [leader, *leader.children(recursive=True), *members]
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 member.send_signal(signal.SIGKILL)
@@ -167,23 +182,21 @@ class Launcher:
         if self._fork_server is not None:
             self._fork_server.forget(process.pid)
 
+    def _session_members(self, leader: Identity) -> Iterator[psutil.Process]:
+        """Yields the other living processes of the session that `leader` started.
 
-def _living(process: Identity) -> psutil.Process | None:
-    try:
-        found = psutil.Process(process.pid)
-        if found.status() == psutil.STATUS_ZOMBIE:
-            return None
-        age_differs = abs(found.create_time() - process.create_time)
-    except psutil.Error:
-        return None
-    return found if age_differs <= CREATE_TIME_TOLERANCE_SECONDS else None
-
-
-def _identity(process: psutil.Process) -> Identity | None:
-    try:
-        return Identity(process.pid, process.create_time())
-    except psutil.Error:
-        return None
+        While one of them lives, the kernel gives the leader's pid to no new process; so another
+        process with that pid leads another session.
+        """
+        present = identity_of(leader.pid, self._proc, ended_too=True)
+        if present not in (None, leader) or leader.boot_id != boot_id(self._proc):
+            return
+        for process in psutil.process_iter():
+            try:
+                if process.pid != leader.pid and os.getsid(process.pid) == leader.pid:
+                    yield process
+            except OSError:
+                continue
 
 
 def _leads_its_session(pid: int) -> bool:
@@ -191,21 +204,3 @@ def _leads_its_session(pid: int) -> bool:
         return os.getsid(pid) == pid
     except OSError:
         return False
-
-
-def _session_members(leader: Identity) -> Iterator[psutil.Process]:
-    """Yields the other living processes of the session that `leader` started.
-
-    While one of them lives, the kernel gives the leader's pid to no new process; so a process with
-    that pid but another create time belongs to another session.
-    """
-    with contextlib.suppress(psutil.Error):
-        present = psutil.Process(leader.pid)
-        if abs(present.create_time() - leader.create_time) > CREATE_TIME_TOLERANCE_SECONDS:
-            return
-    for process in psutil.process_iter():
-        try:
-            if process.pid != leader.pid and os.getsid(process.pid) == leader.pid:
-                yield process
-        except OSError:
-            continue

@@ -1,8 +1,8 @@
 """The reconcile loop: starts, watches and stops trainers until every run is as wanted.
 
 One pass (`Reconciler.tick`):
-    1. every run that should have a trainer: find its process, by the recorded (pid, create time),
-       by its status file, or by its command line; record its status; if it is gone, record how it
+    1. every run that should have a trainer: find its process, by the recorded identity, by its
+       status file and lock, or by its command line; record its status; if it is gone, record how it
        ended; if it should stop, signal it once, and kill it after the grace period
     2. interrupted runs whose delay is over are queued again
     3. queued runs get their devices and a process, in line, up to the limit (devices.py)
@@ -10,27 +10,45 @@ One pass (`Reconciler.tick`):
 The control plane may die between any two statements. A run is marked as starting before its process
 is started, and a later pass looks for that process before it starts another. The folder's lock
 rules out two trainers.
+
+No decision is made by the wall clock, which may be set. Graces and delays are measured by the
+monotonic clock from when this process first saw their cause: another control plane begins them
+anew, so a trainer gets more time then, never less.
 """
 
 import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane.reading.log import last_line, valid_unicode
+from control_plane.reading.log import last_line
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
-from control_plane.runs.record import ACTIVE, Run, Wanted
+from control_plane.runs.record import (
+    ACTIVE,
+    FOLDER_MISSING,
+    INTERNAL,
+    Run,
+    Wanted,
+    require_not_removed,
+)
 from control_plane.trainers.devices import Devices, Waiting, slots_environment
-from control_plane.trainers.launcher import CREATE_TIME_TOLERANCE_SECONDS, Identity
-from lectern_common.errors import Conflict, CorruptData, LecternError, NotFound
+from control_plane.trainers.sightings import Problem, is_of_attempt, last_said, look
+from lectern_common.errors import (
+    Conflict,
+    CorruptData,
+    FolderMissing,
+    InvalidSpec,
+    LecternError,
+    NotFound,
+)
+from lectern_common.processes import Identity
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RESTING, RunFolder, RunState, Status
+from lectern_common.run_folder import ATTEMPT_VARIABLE, RESTING, RunFolder, RunState, Status
 
 STOP_GRACE_SECONDS = 60.0
 EXIT_GRACE_SECONDS = 30.0  # from a trainer's last status to the end of its process
@@ -50,7 +68,7 @@ class Processes(Protocol):
         self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
     ) -> Identity: ...
 
-    def find(self, folder: RunFolder) -> Identity | None: ...
+    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None: ...
 
     def is_alive(self, process: Identity) -> bool: ...
 
@@ -70,7 +88,7 @@ class Reconciler:
         roots: where run folders are.
         processes: starts and ends trainers.
         devices: the devices to train on.
-        clock: Unix seconds.
+        clock: monotonic seconds.
         stop_grace_seconds: from SIGTERM to SIGKILL.
     """
 
@@ -81,7 +99,7 @@ class Reconciler:
         roots: Roots,
         processes: Processes,
         devices: Devices,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         stop_grace_seconds: float = STOP_GRACE_SECONDS,
     ) -> None:
         self._runs = runs
@@ -93,6 +111,8 @@ class Reconciler:
         self._grace = stop_grace_seconds
         self._signalled: set[tuple[str, int]] = set()  # (run, attempt) by this process
         self._killed: set[tuple[str, int]] = set()
+        self._first_seen: dict[tuple[str, int, str], float] = {}
+        self._logged: dict[str, str] = {}  # by run, what was logged last
         self._draining = False
 
     def tick(self) -> None:
@@ -102,8 +122,8 @@ class Reconciler:
         for run in self._runs.in_states(ACTIVE):
             try:
                 self._reconcile(run)
-            except (LecternError, OSError, ValueError, SQLAlchemyError) as error:
-                _log.error("run not looked after", run=run.id, error=str(error))
+            except Exception as error:
+                self._could_not_look_after(run, error)
         if not self._draining:
             self._requeue_interrupted()
             self._start_queued()
@@ -130,59 +150,62 @@ class Reconciler:
     def _stop_active(self, *, kill: bool) -> bool:
         """Signals or kills every trainer, then reconciles. Returns whether any run is active."""
         for run in self._runs.in_states(ACTIVE):
-            process = self._process_of(run, self._status(run))
             try:
+                process = self._process_of(run, self._look(run)[0])
                 if process is not None and kill:
                     self._kill(run, process)
                 elif process is not None:
                     self._signal_once(run, process)
-            except OSError as error:
-                _log.error("trainer not stopped", run=run.id, error=str(error))
+            except Exception as error:  # each of the others must still be stopped
+                _log.error("trainer not stopped", run=run.id, error=repr(error))
         self.tick()
         return bool(self._runs.in_states(ACTIVE))
 
     # ---- one run with a trainer ----------------------------------------------------------------
 
     def _reconcile(self, run: Run) -> None:
-        status = self._status(run)
+        status, problem = self._look(run)
         process = self._process_of(run, status)
-        if process is not None and (process.pid, process.create_time) != (
-            run.pid,
-            run.process_create_time,
-        ):
+        if process is not None and process != run.process:
             _log.info("trainer adopted", run=run.id, pid=process.pid)
-            run = self._commands.has_process(run.id, process.pid, process.create_time)
-        said = status if status is not None and _is_of_attempt(run, status) else None
+            run = self._commands.has_process(run.id, process)
+        said = status if status is not None and is_of_attempt(run, status) else None
         if process is None:
-            self._handle_gone(run, said)
+            self._handle_gone(run, said, problem)
             return
         if said is not None and said.state in RESTING:
-            if self._clock() - said.since > EXIT_GRACE_SECONDS:
+            if self._seconds_of(run, f"ended at {said.since}") > EXIT_GRACE_SECONDS:
                 self._kill(run, process)
         elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
             self._signal_once(run, process)
-            if self._clock() - (run.stop_sent_at or run.since) > self._grace:
+            if self._seconds_of(run, "stopping") > self._grace:
                 self._kill(run, process)
         # After the signals, which go out even if nothing can be recorded.
-        if said is not None:
+        if problem is not None:
+            self._log_once(run, problem.text)
+            self._commands.troubled(run.id, problem.reason, problem.text)
+        elif said is not None:
             self._commands.saw(run.id, said)
 
-    def _handle_gone(self, run: Run, said: Status | None) -> None:
+    def _handle_gone(self, run: Run, said: Status | None, problem: Problem | None) -> None:
         """Decides why the run has no living process, and starts it or records its end."""
-        recorded = _recorded(run)
+        recorded = run.process
         exit_status = None
         if recorded is not None:
             exit_status = self._processes.exit_status(recorded)
             self._processes.kill(recorded)  # what it started and left behind
+        said = said or last_said(run)  # the file may be gone, or no longer readable
         if said is not None and said.state in RESTING:
             self._record_end(run, said)
-        elif recorded is None and run.state is RunState.STARTING and not self._draining:
+        elif run.pid is None and run.state is RunState.STARTING and not self._draining:
             self._launch(run)
+        elif problem is not None and problem.reason == FOLDER_MISSING:
+            self._commands.ended(run.id, RunState.FAILED, FOLDER_MISSING, problem.text, said)
         elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
             self._record_forced_stop(run, said)
         elif self._draining:
             self._interrupted_by_exit(run, said)
-        elif recorded is not None and said is None and exit_status is not None and exit_status > 0:
+        elif problem is None and said is None and exit_status is not None and exit_status > 0:
             message = f"the trainer ended with exit status {exit_status} before its first step"
             line = last_line(RunFolder(self._roots.runs / run.id).log_path)
             self._commands.ended(
@@ -190,7 +213,10 @@ class Reconciler:
             )
         else:
             reason = "crashed" if exit_status is not None and exit_status > 0 else "killed"
-            self._commands.crashed(run.id, reason, _how(exit_status, run.attempt), said)
+            how = _how(exit_status, run.attempt)
+            if problem is not None:
+                reason, how = problem.reason, f"{how}; {problem.text}"
+            self._commands.crashed(run.id, reason, how, said)
 
     def _record_end(self, run: Run, said: Status) -> None:
         if said.state is RunState.STOPPED and run.wanted is Wanted.RUNNING:
@@ -231,13 +257,13 @@ class Reconciler:
             OSError: the process cannot be signalled.
         """
         key = run.id, run.attempt
-        status = self._status(run)
+        status = self._look(run)[0]
         if key in self._signalled or (status is not None and status.state is RunState.STOPPING):
             return
-        sent_at = run.stop_sent_at
-        if sent_at is not None and self._clock() - sent_at < SIGNAL_AGAIN_SECONDS:
+        sent_before = run.stop_sent_at is not None  # by another control plane, or almost
+        if sent_before and self._seconds_of(run, "signal recorded") < SIGNAL_AGAIN_SECONDS:
             return
-        if sent_at is None:
+        if not sent_before:
             try:
                 self._commands.stop_sent(run.id)
             except SQLAlchemyError as error:  # the database is busy or full
@@ -254,7 +280,10 @@ class Reconciler:
 
     def _requeue_interrupted(self) -> None:
         for run in self._runs.in_states([RunState.INTERRUPTED]):
-            if run.resumes_itself and (run.resume_at or 0) <= self._clock():
+            if not run.resumes_itself:
+                continue
+            delay = (run.resume_at or 0.0) - run.since  # both by the wall clock, at one moment
+            if self._seconds_of(run, "interrupted") >= delay:
                 with contextlib.suppress(NotFound):  # it has been deleted since
                     self._commands.requeue(run.id)
 
@@ -263,23 +292,35 @@ class Reconciler:
         if not queued:
             return
         taken = {run.id: run.slots for run in self._runs.in_states(ACTIVE) if run.slots}
-        waiting = [Waiting.of(run.id, run.spec) for run in queued]
+        waiting = []
+        for run in queued:
+            try:
+                waiting.append(Waiting.of(run.id, run.device))
+            except InvalidSpec as error:
+                self._refuse_damaged(run, error)
         for run_id, place in self._devices.places(waiting, taken).items():
             if place.slots:
                 claimed = self._commands.claim(run_id, place.slots, place.threads)
                 if claimed is not None:
                     self._launch(claimed)
 
+    def _refuse_damaged(self, run: Run, error: InvalidSpec) -> None:
+        message = f"the spec of its row cannot be read; create a new run: {error}"
+        if self._commands.claim(run.id, ()) is not None:
+            self._commands.ended(run.id, RunState.FAILED, CorruptData.reason, message)
+
     def _launch(self, run: Run) -> None:
         """Creates the folder if it is missing, and starts the process unless there is one."""
         folder = RunFolder(self._roots.runs / run.id)
         try:
+            require_not_removed(run, folder)
             found = self._processes.find(folder) if folder.path.exists() else None
             if found is None and folder.path.exists() and folder.is_locked():
                 raise Conflict(f"run {run.id} is being trained by another program's process")
             if found is None:
                 resume = _prepare(folder, run)
                 environment = slots_environment(run.slots or (), run.threads)
+                environment |= {ATTEMPT_VARIABLE: str(run.attempt)}
                 found = self._processes.start(folder, resume=resume, environment=environment)
                 _log.info(
                     "trainer started",
@@ -289,52 +330,44 @@ class Reconciler:
                     threads=run.threads,
                 )
         except (OSError, LecternError) as error:
-            self._commands.ended(run.id, RunState.FAILED, "launch_failed", str(error))
+            reason = error.reason if isinstance(error, FolderMissing) else "launch_failed"
+            self._commands.ended(run.id, RunState.FAILED, reason, str(error))
             return
-        self._commands.has_process(run.id, found.pid, found.create_time)
+        self._commands.has_process(run.id, found)
 
     # ---- reading the present state ---------------------------------------------------------------
 
-    def _status(self, run: Run) -> Status | None:
-        try:
-            status = RunFolder(self._roots.runs / run.id).read_status()
-            if status is None:
-                return None
-            return replace(status, message=valid_unicode(status.message))
-        except (CorruptData, OSError) as error:
-            _log.warning("status not readable", run=run.id, error=str(error))
-            return None
+    def _look(self, run: Run) -> tuple[Status | None, Problem | None]:
+        return look(run, RunFolder(self._roots.runs / run.id))
 
     def _process_of(self, run: Run, status: Status | None) -> Identity | None:
         """Returns the living trainer of a run, or None."""
-        recorded = _recorded(run)
+        recorded = run.process
         if recorded is not None and self._processes.is_alive(recorded):
             return recorded
-        if status is not None and status.state not in RESTING:
-            said = Identity(status.pid, status.process_create_time)
-            if self._processes.is_alive(said):
-                return said
-        if recorded is None:
-            return self._processes.find(RunFolder(self._roots.runs / run.id))
+        said = status.process if status is not None and status.state not in RESTING else None
+        if recorded is None or said not in (None, recorded):
+            return self._processes.find(RunFolder(self._roots.runs / run.id), said)
         return None
 
+    def _seconds_of(self, run: Run, what: str) -> float:
+        """Returns the seconds since this process first saw `what` of the run's attempt."""
+        now = self._clock()
+        return now - self._first_seen.setdefault((run.id, run.attempt, what), now)
 
-def _recorded(run: Run) -> Identity | None:
-    if run.pid is None or run.process_create_time is None:
-        return None
-    return Identity(run.pid, run.process_create_time)
+    def _could_not_look_after(self, run: Run, error: Exception) -> None:
+        """Logs it, and says it on the run; the other runs are looked after as ever."""
+        self._log_once(run, repr(error))
+        if not isinstance(error, SQLAlchemyError):  # nothing can be written then
+            text = f"the control plane cannot look after it, and tries again: {error!r}"
+            with contextlib.suppress(SQLAlchemyError, LecternError):
+                self._commands.troubled(run.id, INTERNAL, text)
 
-
-def _is_of_attempt(run: Run, status: Status) -> bool:
-    """Returns whether the status is from the run's last attempt, not from an earlier one."""
-    if run.pid is not None and run.process_create_time is not None:
-        age_differs = abs(status.process_create_time - run.process_create_time)
-        return status.pid == run.pid and age_differs <= CREATE_TIME_TOLERANCE_SECONDS
-    before = run.last_status
-    if before is not None and before.process_create_time == status.process_create_time:
-        return False
-    launched_at = run.launched_at or 0.0
-    return status.process_create_time >= launched_at - CREATE_TIME_TOLERANCE_SECONDS
+    def _log_once(self, run: Run, error: str) -> None:
+        """Logs it unless it was the last about this run: a pass is made twice a second."""
+        if self._logged.get(run.id) != error:
+            self._logged[run.id] = error
+            _log.error("run not looked after", run=run.id, error=error)
 
 
 def _prepare(folder: RunFolder, run: Run) -> bool:
@@ -342,11 +375,15 @@ def _prepare(folder: RunFolder, run: Run) -> bool:
     if not folder.path.exists():
         RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
         return False
-    if not folder.spec_path.exists() or folder.read_spec() != run.run_spec:
+    try:
+        is_as_wanted = folder.read_spec() == run.run_spec
+    except InvalidSpec:  # missing or damaged; the row has it
+        is_as_wanted = False
+    if not is_as_wanted:
         folder.write_spec(run.run_spec)
     if run.taught_by is not None and not folder.teacher_path.exists():
         folder.write_teacher(run.taught_by)
-    return folder.status_path.exists()
+    return folder.status_path.exists() or folder.newest_step is not None
 
 
 def _how(exit_status: int | None, attempt: int) -> str:

@@ -149,7 +149,8 @@ export function learnsFrom(run) {
  */
 export function studentOf(run) {
   const every = run.keep_every_nth_layer;
-  const base = every === null ? run.student : `every ${ordinal(every)} layer of ${run.student}`;
+  const model = run.student ?? "unknown";
+  const base = every === null ? model : `every ${ordinal(every)} layer of ${model}`;
   if (run.lora_rank !== null) return `LoRA ${run.lora_rank} on ${base}`;
   return every === null ? base : capitalized(base);
 }

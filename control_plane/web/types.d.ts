@@ -30,13 +30,13 @@ export interface Run {
   resumable: boolean;
   resumes_at: number | null;
   queue_position: number | null;
-  alpha: number;
+  alpha: number | null;
   temperature: number | null;
   representation: string | null;
   top_k: number | null;
   num_draws: number | null;
   teacher: string | null;
-  student: string;
+  student: string | null;
   keep_every_nth_layer: number | null;
   lora_rank: number | null;
   dataset: string | null;

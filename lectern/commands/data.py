@@ -95,7 +95,12 @@ def prepare(
         workers=workers,
         force=force,
     )
-    _report(_prepared(settings), chat=chat, as_json=as_json)
+    prepared = _prepared(settings)
+    _report(prepared, chat=chat, as_json=as_json)
+    if prepared.vocab_size < (train_tokenizer or 0):
+        console.note(
+            f"the text gave a vocabulary of {prepared.vocab_size:,} tokens, not {train_tokenizer:,}"
+        )
 
 
 def _prepared(settings: "PrepareSettings") -> "Prepared":

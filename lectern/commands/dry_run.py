@@ -76,7 +76,8 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
 
 
 def _line(check: Check) -> str:
-    return console.inert(f"{check.outcome:<5} {check.subject:<10} {check.message}")
+    words = check.message if check.outcome is Outcome.PASS else str(check)
+    return console.inert(f"{check.outcome:<5} {check.subject:<10} {words}")
 
 
 def look_with_torch(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lectern import console
-from lectern.options import Json, TokenFile, Url, command_group, control_plane
+from lectern.options import Json, TokenFile, Url, command_group, control_plane, spec_of
 from lectern_common.errors import LecternError
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a run on the control plane. Paths in the spec are relative to its roots."""
-    from lectern_common.spec.load import load_spec
-
-    spec = load_spec(spec_file)
+    spec = spec_of(spec_file)
     with control_plane(url, token_file) as service:
         run = service.create_run(spec)
         if as_json:

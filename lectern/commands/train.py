@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lectern import console
-from lectern.options import Home, Json, given, roots_of
+from lectern.options import Home, Json, given, roots_of, spec_of
 
 if TYPE_CHECKING:
     from lectern_common.roots import Roots
@@ -38,10 +38,9 @@ def train(
     checked before it is made. Ctrl-C writes a checkpoint and stops; --resume continues from there.
     """
     from lectern.local.folder import resolved
-    from lectern_common.spec.load import load_spec
 
     roots = roots_of(home)
-    spec = resolved(load_spec(spec_file), roots, resume=resume)
+    spec = resolved(spec_of(spec_file), roots, resume=resume)
     if dry_run:
         from lectern.commands.dry_run import dry_run as print_dry_run
 

@@ -38,6 +38,10 @@ class Check:
     advice: str = ""
     error: LecternError | None = None
 
+    def __str__(self) -> str:
+        """Returns the message, with the advice if there is any."""
+        return f"{self.message}; {self.advice}" if self.advice else self.message
+
     @classmethod
     def failed(cls, subject: str, error: LecternError) -> "Check":
         """Returns a failed check with this error."""

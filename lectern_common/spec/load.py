@@ -1,7 +1,8 @@
 """Reads a RunSpec from YAML or JSON, writes it back, and puts each problem in one sentence."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lectern_common.words import inert_name
 
 MAX_SPEC_BYTES = 256 * 1024
 _MAX_SHOWN = 80
+_QUOTED = re.compile(r"'([^']+)'")
 SMALLEST = """\
 name: my-run
 teacher: {address: "127.0.0.1:50051"}
@@ -68,7 +70,8 @@ def load_spec(path: Path) -> RunSpec:
         data = _UniqueKeyLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
         # Not only YAMLError: a date of month 99 is a bare ValueError, `!!bool x` a KeyError.
-        raise InvalidSpec([("", f"{inert_name(path)} is not valid YAML: {error}")]) from None
+        where = str(error).replace('in "<byte string>", ', "")
+        raise InvalidSpec([("", f"{inert_name(path)} is not valid YAML: {where}")]) from None
     if data is None:
         raise InvalidSpec([("", f"{inert_name(path)} is empty. {_EXAMPLE}")])
     return parse_spec(data)
@@ -100,11 +103,18 @@ def _problem(entry: Any) -> tuple[str, str]:
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
         message = "unknown field" + _did_you_mean(entry["loc"])
+    elif entry["type"] in ("literal_error", "enum"):
+        message += _closest(entry["input"], _QUOTED.findall(entry["ctx"]["expected"]))
     elif entry["type"] == "missing":
         message = "required"
     elif entry.get("ctx", {}).get("pattern") == NAME_PATTERN:
         message = f"must be {NAME_RULE}; {entry['input'][:_MAX_SHOWN]!a} is not"
     return field, message
+
+
+def _closest(given: Any, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _did_you_mean(location: tuple[str | int, ...]) -> str:
@@ -122,5 +132,5 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
         )
         if section is None:
             return ""
-    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(section.model_fields)}"
+    known = [*section.model_fields]
+    return _closest(location[-1], known) or f"; known: {', '.join(known)}"

@@ -1,6 +1,7 @@
 """A chat as a template sees it: messages, and what stands beside them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ class Chat:
             return cls(said, {})
         inputs = said.pop("arguments", {})
         return cls(said.pop("messages"), {**said, **inputs})
+
+    def strings(self) -> list[str]:
+        """Returns every string in it, keys included."""
+        return [*_strings([self.messages, self.inputs])]
 
     def without_weights(self) -> "Chat":
         """Returns the chat as a template sees it: what is learnt is no concern of it."""
@@ -68,3 +73,16 @@ class Renderings:
                 self.messages[:count], prompt=prompt, inputs=self._inputs
             )
         return self._done[key]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yields every string in plain JSON data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)

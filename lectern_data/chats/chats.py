@@ -150,8 +150,8 @@ class ChatEncoder:
         template = self._tool_template if has_tools else self._template
         marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
         form = fitted(template, marked)
-        require_turns(template, form)
         renderings = Renderings(template, form)
+        require_turns(template, form, renderings.text(len(form.messages)))
         context = {
             index
             for index, message in enumerate(chat.messages)
@@ -193,23 +193,20 @@ class ChatEncoder:
             prompt = self._prompt(sequence.text[:cut], found, encode)
             if found.ids[: len(prompt.ids)].tolist() != prompt.ids.tolist():
                 found = _joined(prompt, _behind(sequence.text[cut:], encode), cut)
-        return found.ids, _mask(found, self._is_special(found), sequence)
+        return found.ids, _mask(found, self._control.among(found.ids), sequence)
 
     def _prompt(self, text: str, found: Tokens, encode: Callable[[str], Tokens]) -> Tokens:
         """Returns the tokens that a prompt has alone, of those that it has in a longer text.
 
         Only behind its last control token they can differ.
         """
-        controls = np.flatnonzero(self._is_special(found) & (found.ends <= len(text)))
+        controls = np.flatnonzero(self._control.among(found.ids) & (found.ends <= len(text)))
         if not len(controls):
             return encode(text)
         last = int(controls[-1])
         begin = int(found.starts[last])
         before = Tokens(found.ids[:last], found.starts[:last], found.ends[:last])
         return _joined(before, encode(text[begin:]), begin)
-
-    def _is_special(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
-        return np.isin(tokens.ids, self._control.ids)
 
 
 def _behind(text: str, encode: Callable[[str], Tokens]) -> Tokens:

@@ -8,8 +8,9 @@ and encodes spellings as characters, like those of plain text.
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,14 @@ class Tokens:
 
     @classmethod
     def of(cls, encoding: Encoding) -> "Tokens":
-        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        offsets = encoding.offsets
+        flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+        starts, ends = flat.reshape(-1, 2).T
         return cls(np.array(encoding.ids, np.uint32), starts, ends)
 
 
 class ControlTokens:
-    """The special tokens of a tokenizer, which it must recognise in text.
-
-    Attributes:
-        ids: their ids, uint32.
-    """
+    """The special tokens of a tokenizer, which it must recognise in text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -57,9 +56,14 @@ class ControlTokens:
             if token.special
         }
         self._by_text = {token.content: number for number, token in self._special.items()}
-        self.ids = np.array(sorted(self._special), np.uint32)
+        self._is_special = np.zeros(max(self._special, default=-1) + 2, np.bool_)
+        self._is_special[[*self._special]] = True
         longest_first = sorted(self._by_text, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def among(self, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Returns which of the ids are special tokens."""
+        return self._is_special[np.minimum(ids, len(self._is_special) - 1)]
 
     def marked(self, chat: Chat, looked_for: Collection[str]) -> tuple[Chat, str]:
         """Returns the chat with its spellings marked, and the mark; "" if it has none.
@@ -70,7 +74,7 @@ class ControlTokens:
         Raises:
             UnusableError: the chat uses every code point that could be a mark.
         """
-        texts = list(_strings([chat.messages, chat.inputs]))
+        texts = chat.strings()
         if not any(map(self._pattern.search, texts)):
             return chat, ""
         for mark in _MARKS:
@@ -129,7 +133,7 @@ class ControlTokens:
                 self._spelling.token_to_id(_name(number)): number for number in self._special
             }
         found = Tokens.of(self._spelling.encode(text, add_special_tokens=False))
-        made = np.flatnonzero(np.isin(found.ids, self.ids))
+        made = np.flatnonzero(self.among(found.ids))
         if len(made):
             token = self._special[int(found.ids[made[0]])].content
             raise UnusableError(
@@ -178,16 +182,3 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_mapped(part, change) for part in value]
     return value
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yields every string in plain JSON data."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            yield name
-            yield from _strings(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _strings(part)

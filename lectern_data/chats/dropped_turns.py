@@ -1,9 +1,10 @@
 """Refuses chats of which the template writes some message nowhere.
 
-Templates may rewrite what was said: they take out thoughts, move a system prompt into a question,
-encode a tool's result. So no text is looked for as it is; a word is put into the message, and must
-make a difference. The lists of messages stay those of the chat, so the template sees nothing that
-no caller would give it.
+A message whose text stands in the chat as it is, and can come from nowhere else, is written. But
+templates may rewrite what was said: they take out thoughts, move a system prompt into a question,
+encode a tool's result. So a word is put into the messages that are left, and must make a
+difference. The lists of messages stay those of the chat, so the template sees nothing that no
+caller would give it.
 """
 
 from collections.abc import Callable, Collection
@@ -14,13 +15,23 @@ from lectern_data.chats.chat_template import ChatTemplate, Messages
 from lectern_data.read.chat_rows import called
 from lectern_data.read.unusable import UnusableError
 
+# A shorter text may be in others by chance, or be what the template writes anyway.
+_MIN_CHARS = 16
 
-def require_turns(template: ChatTemplate, chat: Chat) -> None:
+
+def require_turns(template: ChatTemplate, chat: Chat, text: str) -> None:
     """Raises UnusableError if a message's text is neither in the chat nor in any sequence of it.
 
     A message that calls functions is not looked at: forms.py sees to it that its calls are written.
+
+    Args:
+        template: the template.
+        chat: the chat.
+        text: the chat as the template renders it.
     """
-    places = [index for index, message in enumerate(chat.messages) if _says(message)]
+    places = _not_seen(template, chat, text)
+    if not places:
+        return
     told = _with_words(chat, places)
     try:
         text = template.render(told.messages, inputs=told.inputs)
@@ -41,6 +52,24 @@ def require_turns(template: ChatTemplate, chat: Chat) -> None:
                 f"the chat template writes nothing for message {index + 1}, whose role is "
                 f"{role[:40]!r}"
             )
+
+
+def _not_seen(template: ChatTemplate, chat: Chat, text: str) -> list[int]:
+    """Returns the places of messages whose text is not in `text`, or may come from elsewhere."""
+    everything = "\n".join(chat.strings())
+    places = []
+    for index, message in enumerate(chat.messages):
+        said = message.get("content")
+        said = said.strip() if isinstance(said, str) else ""
+        is_seen = (
+            len(said) >= _MIN_CHARS
+            and said in text
+            and everything.count(said) == 1
+            and said not in template.source
+        )
+        if not is_seen and _says(message):
+            places.append(index)
+    return places
 
 
 def _differs(

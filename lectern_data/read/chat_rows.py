@@ -50,6 +50,9 @@ def chat_json(
         if items is not None or others is not None:
             chat[name] = others if items is None else items
     beside = {name: value for name, value in values.items() if value is not None}
+    for name, value in beside.items():
+        if name in given and given[name] != value:
+            raise UnusableError(f"its {name!r} and that in its {ARGUMENTS_FIELD!r} differ")
     if beside or given:
         chat["arguments"] = {**beside, **given}
     try:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# With fewer rows the CPU's product adds in another order: negligible for a row's logits, but not
-# for the small difference between student and teacher.
+# With fewer rows most CPUs add in another order: negligible for a row's logits, but not for the
+# small difference between student and teacher, which chunks of any size should see alike.
 _MIN_ROWS = 16
 # Numbers of a weight widened at a time: many for a fast product, few to save memory.
 _PIECE_NUMEL = 1 << 20
@@ -34,8 +34,8 @@ def product_dtype(hidden_ND: Tensor) -> torch.dtype:
 def projected(hidden_ND: Tensor, weight_VD: Tensor, out: Tensor | None = None) -> Tensor:
     """Returns hidden @ weight.T [N, V], float32 or float64.
 
-    Without `out` it is differentiable, and on the CPU a 16-bit weight is widened as a whole. With
-    `out`, a row's result on the CPU does not depend on how many other rows there are.
+    Without `out` it is differentiable, and on the CPU a 16-bit weight is widened as a whole. How a
+    row is rounded may depend on the other rows; blocks.py sees to that where it must not.
 
     Args:
         out: [N, V] of the result's dtype, overwritten with the result.

@@ -24,7 +24,7 @@ import safetensors.torch
 import structlog
 from torch import Tensor
 
-from lectern_common.errors import CorruptData
+from lectern_common.errors import CorruptData, NotFound
 from lectern_common.files import new_folder, rename_durably
 from lectern_common.run_folder import checkpoint_steps
 from student_trainer.disk_full import disk_full_as_error
@@ -101,8 +101,13 @@ class CheckpointStore:
 
         Raises:
             DiskFull: no space; nothing of the attempt is left, and older checkpoints are untouched.
+            NotFound: the run folder was removed; it is not made again.
         """
         target = self._path(step)
+        if not self._folder.parent.is_dir():
+            raise NotFound(
+                f"the run folder {self._folder.parent} was removed while the run trained"
+            )
         if target.exists():
             if self._verified(target) is not None:
                 return target

@@ -18,11 +18,18 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import structlog
 
 from lectern_common.json_lines import finite_record, keep_lines_before
-from lectern_common.run_folder import HEARTBEAT_SECONDS, RunFolder, RunState, Status
+from lectern_common.processes import identity_of
+from lectern_common.run_folder import (
+    HEARTBEAT_SECONDS,
+    RunFolder,
+    RunState,
+    Status,
+    attempt_of_environment,
+    bounded,
+)
 from student_trainer.disk_full import Reserve, disk_full_as_error
 from student_trainer.journal.sinks import (
     Metrics,
@@ -80,7 +87,8 @@ class Recorder:
         self._stop = stop
         self._heartbeat_seconds = heartbeat_seconds
         self._pid = known_by or os.getpid()
-        self._create_time = psutil.Process(self._pid).create_time()
+        self._identity = identity_of(self._pid)
+        self._attempt = attempt_of_environment()
         self._current = _Current()
         self._published: RunState | None = None
         self._latest: dict[str, float | None] = {}
@@ -281,7 +289,9 @@ class Recorder:
             since=current.since,
             heartbeat=now,
             pid=self._pid,
-            process_create_time=self._create_time,
+            boot_id=None if self._identity is None else self._identity.boot_id,
+            start_ticks=None if self._identity is None else self._identity.start_ticks,
+            attempt=self._attempt,
             reason=current.reason,
             message=message,
             step=current.step,
@@ -292,7 +302,7 @@ class Recorder:
             teacher_wait_share=_share_waited(self._recent),
             latest=dict(self._latest),
         )
-        return status, changed
+        return bounded(status), changed
 
     def _visible(self) -> tuple[RunState, str | None]:
         """Returns the state to show, with its message."""

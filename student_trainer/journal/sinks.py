@@ -76,8 +76,8 @@ class TensorBoard:
 
     def write(self, step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+            if isinstance(value, int | float) and name != "time":
+                self._writer.add_scalar(name, value, step, walltime=metrics.get("time"))
 
     def flush(self) -> None:
         self._writer.flush()
@@ -247,7 +247,11 @@ class WeightsAndBiases:
     def write(self, step: int, metrics: Metrics) -> None:
         if self._run is None:
             self._run = self._init(**self._settings)
-        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        numbers = {
+            "_timestamp" if name == "time" else name: value  # W&B's own name for a line's time
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        }
         self._run.log(numbers, step=step)
 
     def flush(self) -> None: ...

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 
 import structlog
 
-from lectern_common.errors import Conflict, InvalidSpec, LecternError
+from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternError
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
 from student_trainer.disk_full import is_disk_full
@@ -77,7 +77,9 @@ def _on_several_devices(
             on_lost=lambda what, restart: _record_lost(folder, what, restart),
         )
     except RanksLost as error:
-        last_status = folder.read_status()  # read first: the recorder overwrites it
+        last_status = None
+        with suppress(CorruptData):  # the recorder replaces it
+            last_status = folder.read_status()
         recorder = Recorder(folder, stop)
         recorder.go_on_from(last_status)
         with recorder:

@@ -24,6 +24,7 @@ from student_trainer.run.metrics import (
     loss_metrics,
     memory_metrics,
     pace_metrics,
+    progress_metrics,
     wire_metrics,
 )
 from student_trainer.run.optim import set_learning_rate
@@ -79,6 +80,9 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                 progress.wall_seconds = time.monotonic() - began
 
                 if progress.record:
+                    # The record that a checkpoint holds keeps its time when it is written again.
+                    reached = progress_metrics(progress, time.time())
+                    progress.record = {**reached, **progress.record}
                     with parts.ranks.together():
                         parts.recorder.record(step, progress.record)
                         if step > first_step:

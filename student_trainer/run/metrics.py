@@ -39,6 +39,19 @@ def count_metrics(parts: Parts, progress: Progress, num_valid: int) -> dict[str,
     return metrics
 
 
+def progress_metrics(progress: Progress, now: float) -> dict[str, float]:
+    """Returns what a chart may have as its x axis, beside the step.
+
+    That is the Unix time, the tokens trained on, and the seconds of training. The last two count
+    from the run's first step, over all attempts.
+    """
+    return {
+        "time": now,
+        "progress/tokens": progress.tokens_seen,
+        "progress/seconds": progress.wall_seconds,
+    }
+
+
 def pace_metrics(
     parts: Parts, num_tokens: int, seconds: float, waited_seconds: float
 ) -> dict[str, float]:

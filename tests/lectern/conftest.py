@@ -62,7 +62,6 @@ while True:
 _STUDENT_TRAINER = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
-import psutil
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.json_lines import append_json_line
 
@@ -73,8 +72,7 @@ if spec.seed == 4:
     print("ImportError: no torch here")
     raise SystemExit(1)
 now = time.time()
-status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(),
-    psutil.Process().create_time(), steps=3)
+status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(), steps=3)
 
 def say(state, step, reason=None, message=None):
     folder.write_status(dataclasses.replace(

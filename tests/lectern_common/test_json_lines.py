@@ -1,12 +1,14 @@
 """JSON lines are appended whole, read while they grow, and a truncation is reported."""
 
-import errno
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import write_atomic
@@ -16,6 +18,7 @@ from lectern_common.json_lines import (
     append_json_line,
     keep_lines_before,
     last_json_lines,
+    position_of,
     read_after,
     read_json_lines,
 )
@@ -85,19 +88,56 @@ def test_lines_of_the_resumed_step_and_later_are_cut_off(tmp_path: Path) -> None
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_a_failed_cut_leaves_the_file_as_it_was(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_cut_leaves_the_file_as_it_was(path: Path) -> None:
     add(path, 0, 1)
     before = path.read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr("lectern_common.json_lines.write_atomic", full)
-    with pytest.raises(OSError, match="full"):
+    hidden = path.with_name("kept")
+    path.rename(hidden)
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
         keep_lines_before(path, 1)
-    assert path.read_bytes() == before
+    assert hidden.read_bytes() == before
+
+
+def test_a_cut_keeps_the_bytes_and_the_file_before_it(path: Path) -> None:
+    """Nothing is copied: what stays is the same file, written as it was."""
+    path.write_bytes(b'{"step":1, "loss/total": 2.50}\r\n{"step": 2}\n{"step": 3}\n')
+    inode = path.stat().st_ino
+    keep_lines_before(path, 2)
+    assert (path.read_bytes(), path.stat().st_ino) == (
+        b'{"step":1, "loss/total": 2.50}\r\n',
+        inode,
+    )
+
+
+LINES = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(0, 3), st.booleans()), min_size=0, max_size=60
+)
+
+
+@given(LINES, st.integers(-1, 42), st.sampled_from([b"", b'{"step": 41', b"\xff", b" "]))
+def test_a_cut_equals_a_filter_over_all_lines(drawn, step, torn):
+    """Lines of any length, several of one step, broken ones between, and a torn last line."""
+    lines = []
+    for number, length, is_broken in sorted(drawn):
+        lines.append((number, json.dumps({"step": number, "x": "y" * 42**length}).encode()))
+        if is_broken:
+            lines.append((number + 1, b'{"step": tor'))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        path.write_bytes(b"".join(line + b"\n" for _, line in lines) + torn)
+        kept = [line for number, line in lines if number < step and not line.endswith(b"tor")]
+        begin = position_of(path, step)
+        after = read_after(path, begin, max_bytes=1 << 24)
+        assert not after.rewound
+        assert [record["step"] for record, _ in after.records] == [
+            number for number, line in lines if number >= step and not line.endswith(b"tor")
+        ]
+        keep_lines_before(path, step)
+        left = path.read_bytes()
+        assert [line for line in left.splitlines() if not line.endswith(b"tor")] == kept
+        assert begin.offset == len(left)
+        assert not left or left.endswith(b"\n")
 
 
 def test_the_last_lines_are_complete_and_valid_json(path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from control_plane.trainers.launcher import Identity
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.processes import Identity
+from lectern_common.run_folder import ATTEMPT_VARIABLE, RunFolder, RunState, Status
 from lectern_common.teacher.channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 
@@ -32,8 +32,11 @@ class FakeClock:
 class FakeProcess:
     """A trainer that does what a test says. `status` is what it last wrote."""
 
-    def __init__(self, identity: Identity, folder: RunFolder, clock: FakeClock) -> None:
+    def __init__(
+        self, identity: Identity, folder: RunFolder, clock: FakeClock, attempt: int | None = None
+    ) -> None:
         self.identity = identity
+        self.attempt = attempt
         self.folder = folder
         self.alive = True
         self.exit_status: int | None = None
@@ -42,7 +45,7 @@ class FakeProcess:
         self._clock = clock
 
     def say(self, state: RunState | str, **said: Any) -> None:
-        """Writes status.json as this process."""
+        """Writes status.json as this process, and makes the checkpoint that it names."""
         now = self._clock()
         status = Status(
             **{
@@ -51,10 +54,15 @@ class FakeProcess:
                 "since": now,
                 "heartbeat": now,
                 "pid": self.identity.pid,
-                "process_create_time": self.identity.create_time,
+                "boot_id": self.identity.boot_id,
+                "start_ticks": self.identity.start_ticks,
+                "attempt": self.attempt,
                 **said,
             }
         )
+        if status.checkpoint_step is not None:
+            name = f"step-{status.checkpoint_step:08d}"
+            (self.folder.checkpoints_path / name).mkdir(parents=True, exist_ok=True)
         self.folder.write_status(status)
 
     def end(self, exit_status: int = 0) -> None:
@@ -87,13 +95,16 @@ class FakeProcesses:
             error, self.fail_next = self.fail_next, None
             raise error
         self._next_pid += 1
-        identity = Identity(self._next_pid, self._clock())
-        self.started.append(FakeProcess(identity, folder, self._clock))
+        identity = Identity(self._next_pid, "this-boot", 100 * self._next_pid)
+        attempt = environment.get(ATTEMPT_VARIABLE)
+        self.started.append(
+            FakeProcess(identity, folder, self._clock, None if attempt is None else int(attempt))
+        )
         self.resumed.append(resume)
         self.environments.append(dict(environment))
         return identity
 
-    def find(self, folder: RunFolder) -> Identity | None:
+    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
         return next(
             (
                 process.identity

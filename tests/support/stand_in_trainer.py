@@ -21,10 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from lectern_common.json_lines import append_json_line, keep_lines_before
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.processes import identity_of
+from lectern_common.run_folder import RunFolder, RunState, Status, attempt_of_environment
 
 CHECKPOINT_EVERY = 5
 
@@ -41,6 +40,8 @@ class StandIn:
         self.message: str | None = None
         self.latest: dict[str, float | None] = {}
         self.stop = False
+        self.process = identity_of(os.getpid())
+        self.attempt = attempt_of_environment()
         self.checkpoint = self._newest_checkpoint() if resume else None
         self.step = self.checkpoint or 0
 
@@ -99,13 +100,16 @@ class StandIn:
         if state is not None:
             self.state, self.since = state, time.time()
             self.reason, self.message = reason, message
+        assert self.process is not None
         status = Status(
             run_id=self.folder.run_id,
             state=self.state,
             since=self.since,
             heartbeat=time.time(),
             pid=os.getpid(),
-            process_create_time=psutil.Process().create_time(),
+            boot_id=self.process.boot_id,
+            start_ticks=self.process.start_ticks,
+            attempt=self.attempt,
             reason=self.reason,
             message=self.message,
             step=self.step,

@@ -1,5 +1,7 @@
 """Deleted runs: rows and folder go together, and stay away."""
 
+import shutil
+
 import pytest
 
 from control_plane.plane import open_plane
@@ -29,7 +31,7 @@ def folders(bench) -> list[str]:
 
 def test_a_deleted_run_is_gone_with_its_folder_its_history_and_its_key(bench):
     folder = rested(bench)
-    (folder.checkpoints_path / "step-00000004").mkdir(parents=True)
+    (folder.checkpoints_path / "step-00000004").mkdir(parents=True, exist_ok=True)
     delete_run(bench.commands, folder)
     assert folders(bench) == []
     assert bench.runs.page(None, 10)[0] == []
@@ -101,6 +103,7 @@ def test_links_are_not_followed(bench, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "checkpoints").mkdir(parents=True)
     linked, moved = rested(bench), rested(bench)
+    shutil.rmtree(linked.checkpoints_path)
     linked.checkpoints_path.symlink_to(elsewhere / "checkpoints")
     moved.path.rename(elsewhere / "moved")
     moved.path.symlink_to(elsewhere / "moved")

@@ -1,10 +1,9 @@
-"""Real processes: identified by pid and create time, killed with everything they started."""
+"""Real processes: identified by pid, boot and start ticks, killed with all that they started."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import psutil
 import pytest
 
 from control_plane.trainers.fork_server import ForkServer
-from control_plane.trainers.launcher import Identity, Launcher
+from control_plane.trainers.launcher import Launcher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
+from lectern_common.processes import Identity, identity_of
 from lectern_common.run_folder import RunFolder
 from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
 
@@ -109,13 +109,14 @@ def test_a_zombie_of_another_parent_counts_as_dead(launcher):
         pid = int(parent.stdout.readline())
         zombie = psutil.Process(pid)
         wait_for(lambda: zombie.status() == psutil.STATUS_ZOMBIE)
-        assert not launcher.is_alive(Identity(pid, zombie.create_time()))
+        identity = identity_of(pid, ended_too=True)
+        assert identity is not None and not launcher.is_alive(identity)
         parent.stdin.close()
 
 
-def test_a_process_with_a_different_create_time_is_a_different_process(launcher, tmp_path):
+def test_a_process_with_other_start_ticks_is_a_different_process(launcher, tmp_path):
     process = start(launcher, folder_of(tmp_path))
-    reused = replace(process, create_time=process.create_time - 100)
+    reused = replace(process, start_ticks=process.start_ticks - 1)
     other = Launcher(STAND_IN)
     assert other.is_alive(process)
     assert not other.is_alive(reused)
@@ -132,7 +133,8 @@ def test_a_process_of_another_user_is_reported_and_left_alone(launcher, monkeypa
 
     monkeypatch.setattr(psutil.Process, "send_signal", denied)
     monkeypatch.setattr(psutil.Process, "terminate", denied)
-    me = Identity(os.getpid(), psutil.Process().create_time())
+    me = identity_of(os.getpid())
+    assert me is not None
     with pytest.raises(PermissionError, match=f"cannot signal process {os.getpid()}"):
         launcher.terminate(me)
     launcher.kill(me)
@@ -159,7 +161,6 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     bench.commands.claim(run.id, ("cpu",))
     if spawned:
         start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
-    bench.clock.now = time.time()
     reconciler = Reconciler(
         bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock
     )
@@ -172,8 +173,8 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     assert status is not None
     assert (found.state, found.pid) == ("running", status.pid)
     assert len(read_json_lines(folder.path / "launches.jsonl")) == 1
-    launcher.kill(Identity(found.pid, found.process_create_time))
-    gone(launcher, Identity(found.pid, found.process_create_time))
+    launcher.kill(found.process)
+    gone(launcher, found.process)
 
 
 def test_another_program_that_names_the_folder_is_not_its_trainer(launcher, tmp_path):

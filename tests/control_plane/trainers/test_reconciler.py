@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 from control_plane.runs.commands import MAX_RESTARTS
 from control_plane.trainers.devices import Devices
-from control_plane.trainers.launcher import Identity
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.processes import Identity
+from lectern_common.run_folder import ATTEMPT_VARIABLE, RunFolder, RunState
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
 from tests.support.fakes import FakeProcess
@@ -78,11 +78,11 @@ def test_each_cuda_device_takes_one_run_and_the_cpu_the_rest(tmp_path):
         bench.create(name, device={"kind": "auto"})
     bench.create("d", device={"kind": "cpu"})
     bench.tick()
-    assert bench.processes.environments == [
-        {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "2"},
-        {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "2"},
-        {"OMP_NUM_THREADS": "2"},
+    given = [
+        (each.get("CUDA_VISIBLE_DEVICES"), each["OMP_NUM_THREADS"])
+        for each in bench.processes.environments
     ]
+    assert given == [("0", "2"), ("1", "2"), (None, "2")]
     names = [process.folder.run_id[0] for process in bench.processes.started]
     assert names == ["a", "b", "d"]
     bench.store.close()
@@ -103,6 +103,7 @@ def test_a_run_on_two_gpus_gets_both_at_once_and_is_not_overtaken(tmp_path):
     assert bench.processes.environments[-1] == {
         "CUDA_VISIBLE_DEVICES": "0,5",
         "OMP_NUM_THREADS": "1",
+        ATTEMPT_VARIABLE: "1",
     }
     assert seen(bench, younger.id) == ("queued", None)
     bench.processes.last(both.id).say("succeeded")
@@ -287,6 +288,7 @@ def test_a_trainer_that_has_ended_but_does_not_exit_is_killed(bench):
     run = bench.started()
     process = bench.processes.last()
     process.say("succeeded")
+    bench.tick()
     bench.tick(29)
     assert not process.killed
     bench.tick(5)
@@ -352,7 +354,7 @@ def test_a_run_that_ended_before_its_pid_was_recorded_is_not_started_again(bench
     run = bench.create()
     bench.commands.claim(run.id, ("cpu",))
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
-    bench.processes.start(folder, resume=False, environment={})
+    bench.processes.start(folder, resume=False, environment={ATTEMPT_VARIABLE: "1"})
     bench.processes.last().say("succeeded")
     bench.processes.last().end(0)
     bench.restart()
@@ -396,7 +398,7 @@ def test_an_unreadable_status_does_not_end_a_living_run(bench):
     RunFolder(bench.roots.runs / run.id).status_path.write_text("{")
     bench.processes.last(other.id).say("running", step=5)
     bench.tick(1)
-    assert seen(bench, run.id) == ("running", None)
+    assert seen(bench, run.id) == ("running", "status_unreadable")
     assert bench.runs.get(other.id).last_status.step == 5
 
 
@@ -547,7 +549,7 @@ def test_a_reused_pid_is_not_taken_for_the_trainer(bench):
     stranger = bench.processes.start(
         RunFolder(bench.roots.runs / "other"), resume=False, environment={}
     )
-    bench.processes.last().identity = Identity(run.pid, stranger.create_time + 100)
+    bench.processes.last().identity = Identity(run.pid, "this-boot", stranger.start_ticks)
     bench.restart()
     bench.tick(1)
     assert seen(bench, run.id) == ("interrupted", "killed")

@@ -30,7 +30,7 @@ def prepare(lectern, texts, *options):
         "prepare",
         texts,
         "--train-tokenizer",
-        "300",
+        "257",
         "--validation-fraction",
         "0.2",
         *options,
@@ -47,6 +47,26 @@ def test_defaults_are_those_of_the_settings():
     shared = set_here.keys() & defaults.keys()
     assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
     assert len(shared) == 8
+
+
+def test_a_small_text_gives_fewer_tokens_than_asked_for_and_says_so(lectern, texts, tmp_path):
+    small = prepare(lectern, texts, "--output", tmp_path / "small")
+    options = ("--train-tokenizer", "2048", "--output", tmp_path / "large")
+    large = lectern("data", "prepare", texts, *options)
+
+    assert "vocabulary of" not in small.err
+    size = json.loads((tmp_path / "large/manifest.json").read_text())["vocab_size"]
+    assert f"the text gave a vocabulary of {size} tokens, not 2,048\n" in large.err
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "\u202egnp"])
+def test_a_dataset_has_a_name_that_can_be_shown(lectern, texts, tmp_path, name):
+    ended = prepare(lectern, texts, "--output", tmp_path / name)
+
+    assert ended.code == 2
+    assert "holds a character that cannot be shown; choose another name" in ended.err
+    assert "\x1b" not in ended.err and "\u202e" not in ended.err
+    assert not (tmp_path / name).exists()
 
 
 def test_counts_of_one_are_singular(lectern, tmp_path):

@@ -192,6 +192,7 @@ def test_a_teacher_adds_the_wire_and_the_hours(lectern, home, stand_in):
         ({"outcome": "fail", "message": "too little", "reason": "misconfigured"}, 2),
         ({"outcome": "fail", "message": "no promise kept", "reason": "teacher_error"}, 8),
         ({"outcome": "warn", "message": "lower batch.micro_batch_sequences"}, 0),
+        ({"outcome": "warn", "message": "tight", "advice": "set device.kind: cpu"}, 0),
     ],
 )
 def test_what_the_child_finds_is_among_the_checks(lectern, home, stand_in, check, code):
@@ -200,7 +201,8 @@ def test_what_the_child_finds_is_among_the_checks(lectern, home, stand_in, check
     ended = lectern("train", write_spec(home), "--home", home, "--dry-run")
 
     assert ended.code == code
-    assert f"{check['outcome']:<5} memory     {check['message']}" in ended.out
+    words = "; ".join(filter(None, (check["message"], check.get("advice"))))
+    assert f"{check['outcome']:<5} memory     {words}\n" in ended.out
     last = f"error: 1 of 4 checks failed\nfail  memory     {check['message']}\n"
     assert ended.err == (last if code else "")
 

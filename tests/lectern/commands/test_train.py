@@ -300,6 +300,12 @@ def test_there_must_be_something_to_resume(lectern, home, stand_ins):
     assert not (home / "runs").exists()
 
 
+def test_a_spec_file_that_is_not_there_is_not_found(lectern, home, stand_ins):
+    for command in (("train", "--home", home), ("runs", "create")):
+        ended = lectern(*command, home / "gone.yaml")
+        assert (ended.code, ended.err) == (3, f"error: no file {home}/gone.yaml\n")
+
+
 def test_an_impossible_run_is_refused_before_its_folder_is_made(lectern, home, stand_ins):
     spec = write_spec(home)
     spec.write_text(spec.read_text().replace("config: tiny", "config: nothing"))

@@ -218,6 +218,8 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
             "checkpoint.keep_best 0 keeps none",
         ),
         ({"report_to": ["wandb", "wandb"]}, "report_to", "must not repeat"),
+        ({"report_to": ["wanbd"]}, "report_to.0", "or 'wandb'; did you mean wandb?"),
+        ({"objective": {"divergence": "forwardkl"}}, "objective.divergence", "mean forward_kl?"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_wrong(
@@ -238,6 +240,15 @@ def test_a_key_given_twice_in_yaml_is_refused(tmp_path: Path) -> None:
     path.write_text("name: a\nname: b\n")
     with pytest.raises(InvalidSpec, match="name given twice"):
         load_spec(path)
+
+
+def test_a_mistake_in_yaml_is_shown_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("name: [a\nseed: 2")
+    with pytest.raises(InvalidSpec) as caught:
+        load_spec(path)
+    assert "line 2, column 5" in str(caught.value)
+    assert "byte string" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "\x00", "!!python/object:os.system {}"])

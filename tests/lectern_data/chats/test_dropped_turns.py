@@ -38,7 +38,8 @@ STRICT = (
 
 def checked(source: str, *said: tuple[str, object]) -> None:
     messages = [{"role": role, "content": content} for role, content in said]
-    require_turns(ChatTemplate(source, {}), Chat(messages, {}))
+    template = ChatTemplate(source, {})
+    require_turns(template, Chat(messages, {}), template.render(messages))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,23 @@ def test_what_is_rewritten_merged_encoded_or_shown_in_a_prompt_is_written(
 ) -> None:
     begin = [("system", "s "), ("user", "q---x"), ("assistant", "hm</t> a"), ("tool", '{"t": 5}')]
     checked(source, *begin, ("assistant", "hm</t>a"), ("user", "q"), ("assistant", "a"), *end)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        (KNOWN, "Be brief, and never guess."),  # another message says it
+        (KNOWN, "So be brief, and never guess. Why?"),  # as a part
+        ("Be brief, and never guess." + KNOWN, "Why?"),  # the template itself says it
+    ],
+)
+def test_a_long_message_that_is_dropped_is_refused_if_its_text_comes_from_elsewhere(
+    source: str, asked: str
+) -> None:
+    said = [("developer", "Be brief, and never guess."), ("user", asked), ("assistant", "a")]
+    with pytest.raises(UnusableError, match="message 1, whose role is 'developer'"):
+        checked(source, *said)
+    checked(source, ("system", "Be brief, and never guess."), *said[1:])
 
 
 def test_a_blank_message_says_nothing_and_a_greeting_is_context() -> None:

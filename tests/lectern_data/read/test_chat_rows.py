@@ -70,7 +70,7 @@ def test_documents_and_arguments_are_read() -> None:
     documents = [{"title": "t", "text": "x"}]
     row = {
         "documents": documents,
-        "enable_thinking": False,
+        "enable_thinking": True,
         "style": None,
         "chat_template_kwargs": {"date_string": "1 May", "enable_thinking": True},
         "other": 1,
@@ -81,6 +81,8 @@ def test_documents_and_arguments_are_read() -> None:
         "arguments": {"enable_thinking": True, "date_string": "1 May"},
     }
     assert read({"chat_template_kwargs": {"tools": [{"name": "f"}]}})["tools"] == [{"name": "f"}]
+    with pytest.raises(UnusableError, match=r"its 'enable_thinking' and that in its 'chat_temp"):
+        read({**row, "enable_thinking": False}, content=content)
 
 
 @pytest.mark.parametrize("name", ["tools", "documents"])

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.json_lines import append_json_line, read_json_lines
+from lectern_common.processes import identity_of
 from lectern_common.run_folder import RunFolder, RunState, Status
 from lectern_common.spec.load import parse_spec
 from student_trainer.journal.recorder import Recorder
@@ -59,7 +61,7 @@ def test_a_run_is_starting_from_its_first_status(folder: RunFolder) -> None:
         status = said(folder)
     assert status.state is RunState.STARTING
     assert status.pid > 0
-    assert status.process_create_time > 0
+    assert status.process == identity_of(os.getpid())
 
 
 def test_a_restarting_run_says_from_where_and_why_until_it_runs(folder: RunFolder) -> None:
@@ -272,7 +274,7 @@ def test_a_stalled_status_does_not_delay_a_step(
         wait_for(lambda: said(folder).step == 1)
 
 
-def test_metrics_stay_unchanged_if_there_is_no_space_to_rewrite_them(
+def test_metrics_that_cannot_be_cut_for_lack_of_space_end_the_run(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append_json_line(folder.metrics_path, {"step": 1})
@@ -281,7 +283,7 @@ def test_metrics_stay_unchanged_if_there_is_no_space_to_rewrite_them(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("lectern_common.json_lines.write_atomic", full)
+    monkeypatch.setattr("student_trainer.journal.recorder.keep_lines_before", full)
     full_disk = pytest.raises(DiskFull, match=r"metrics\.jsonl; free some")
     with Recorder(folder, Stop()) as recorder, full_disk:
         recorder.open_metrics([], 1)

@@ -321,6 +321,9 @@ def test_every_step_has_its_metrics(student: CausalStudent, teacher: InProcessTe
             "optim/grad_norm",
             "optim/skipped_steps",
             "data/tokens_seen",
+            "time",
+            "progress/tokens",
+            "progress/seconds",
             "perf/tokens_per_second",
             "data/valid_tokens",
             "memory/rss_bytes",
@@ -330,7 +333,9 @@ def test_every_step_has_its_metrics(student: CausalStudent, teacher: InProcessTe
             "wire/received_bytes",
             "wire/positions",
         } <= line.keys()
-        assert line["data/tokens_seen"] == 32 * (index + 1)
+        assert line["data/tokens_seen"] == line["progress/tokens"] == 32 * (index + 1)
+        assert line["time"] > 1e9
+        assert line["progress/seconds"] > 0
         assert 0 <= line["time/teacher_wait_seconds"] <= line["time/step_seconds"]
         share = line["time/teacher_wait_seconds"] / line["time/step_seconds"]
         assert line["time/teacher_wait_share"] == share

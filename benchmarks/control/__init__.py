@@ -1,0 +1,1 @@
+"""The control plane: many runs, long charts, many streams, resumes, idling."""

@@ -1,0 +1,100 @@
+"""Identifies processes without the wall clock: pid, boot, and clock ticks from boot to start.
+
+A pid is reused; a start time in Unix seconds is computed from the boot time, which moves whenever
+the clock is set. The kernel counts start ticks from the boot, so no clock changes them, and no two
+processes with one pid share them within one boot.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from lectern_common.errors import Misconfigured
+from lectern_common.files import lock_file
+
+PROC = Path("/proc")
+_ENDED = ("Z", "X", "x")  # states of processes that no longer run: zombie, dead
+_STATE, _START_TICKS = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted after the name
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process, even if its pid is reused later.
+
+    Attributes:
+        boot_id: of the machine's boot in which it was started.
+        start_ticks: clock ticks from that boot to its start.
+    """
+
+    pid: int
+    boot_id: str
+    start_ticks: int
+
+
+def identity_of(pid: int, proc: Path = PROC, *, ended_too: bool = False) -> Identity | None:
+    """Returns the identity of the process with that pid; None if there is none.
+
+    Args:
+        proc: where the kernel shows its processes. On systems without it, psutil is asked.
+        ended_too: also that of a zombie, which has ended but was not yet waited for.
+    """
+    if not proc.is_dir():
+        return _without_proc(pid, ended_too=ended_too)
+    try:
+        stat = (proc / str(pid) / "stat").read_bytes()
+        # The name is in parentheses and may hold spaces and parentheses itself.
+        fields = stat[stat.rindex(b")") + 1 :].decode().split()
+        if fields[_STATE] in _ENDED and not ended_too:
+            return None
+        return Identity(pid, boot_id(proc), int(fields[_START_TICKS]))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_alive(process: Identity, proc: Path = PROC) -> bool:
+    """Returns True while that very process runs."""
+    return identity_of(process.pid, proc) == process
+
+
+def boot_id(proc: Path = PROC) -> str:
+    """Returns the kernel's name for this boot of the machine; empty on systems without /proc.
+
+    Raises:
+        OSError: the kernel does not say it.
+    """
+    if not proc.is_dir():
+        return ""
+    return (proc / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+
+
+def lock_holder(path: Path, proc: Path = PROC) -> int | None:
+    """Returns the pid of the process that took a file's lock (`files.take_lock`).
+
+    None means that no process holds it, or that the kernel does not say which one does: network
+    file systems and systems without /proc.
+    """
+    try:
+        found = lock_file(path).stat()
+        lines = (proc / "locks").read_text().splitlines()
+    except (OSError, Misconfigured):
+        return None
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in lines:
+        # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:123 0 EOF"; a waiting one has "->" after its number
+        words = line.split()
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5] == place:
+            return int(words[4]) if words[4].isdigit() and words[4] != "0" else None
+    return None
+
+
+def _without_proc(pid: int, *, ended_too: bool) -> Identity | None:
+    """Returns the identity from psutil: there the kernel keeps the start time as it was."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE and not ended_too:
+            return None
+        return Identity(pid, "", round(process.create_time() * 100))
+    except (psutil.Error, ValueError):
+        return None

@@ -1,0 +1,98 @@
+"""Reads what another process wrote without believing it: sizes, types, numbers and lengths.
+
+The annotated types are for pydantic in strict mode. Text that is too long is cut, with a marker,
+because its beginning and end still help; everything else that is out of bounds is refused.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from lectern_common.errors import CorruptData
+from lectern_common.words import inert_name
+
+MAX_TEXT = 4000  # characters
+MAX_WORD = 100
+MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
+_LAST_SECOND = 253_402_300_799  # of the year 9999; no calendar goes further
+_CUT = " [cut] "
+_NAMED_PROBLEMS = 3
+
+
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    """Returns the text; beyond `limit` characters only its beginning and end, with a marker."""
+    if len(text) <= limit:
+        return text
+    kept = max(2, limit - len(_CUT))
+    return text[: kept - kept // 2] + _CUT + text[-(kept // 2) :]
+
+
+def _cut_word(text: str) -> str:
+    return cut(text, MAX_WORD)
+
+
+Text = Annotated[str, AfterValidator(cut)]
+Word = Annotated[str, AfterValidator(_cut_word)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Pid = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+UnixSeconds = Annotated[float, Field(ge=0, le=_LAST_SECOND, allow_inf_nan=False)]
+
+
+def finite(value: float | None) -> float | None:
+    """Returns the number, or None for one that is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def json_of(data: bytes) -> bytes:
+    """Returns JSON bytes that any parser reads: lone surrogates are replaced by "?".
+
+    Raises:
+        ValueError: it is not JSON, or it is nested too deeply.
+    """
+    try:
+        return json.dumps(json.loads(data), ensure_ascii=False).encode(errors="replace")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_at_most(path: Path, limit: int) -> bytes:
+    """Returns the bytes of a regular file, without waiting and without reading a large one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptData: it has more than `limit` bytes, is no regular file, or cannot be read.
+    """
+    try:
+        # A pipe in the file's place would make a plain open wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CorruptData(f"{inert_name(path.name)} is not a regular file")
+            data = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise CorruptData(f"{inert_name(path.name)} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise CorruptData(f"{inert_name(path.name)} has more than {limit:,} bytes")
+    return data
+
+
+def problems(error: ValidationError) -> str:
+    """Returns the first problems as "field: what is expected", never with the values found.
+
+    Values may be long, and change while the problem stays the same.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [
+        f"{inert_name(cut('.'.join(map(str, one['loc'])), 60))}: {one['msg']}"
+        for one in found[:_NAMED_PROBLEMS]
+    ]
+    more = len(found) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
