@@ -64,6 +64,7 @@ faults: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m lectern_common.spec.page > docs/run-spec.md
 	$(BIN)/python docs/make_map.py
+	$(BIN)/python -m control_plane.api.openapi > docs/openapi.json
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --pyi_out=. protos/teacher.proto

@@ -6,21 +6,30 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
 
 from control_plane.api.app import create_app
+from control_plane.api.connections import (
+    BoundedServer,
+    Rarely,
+    max_connections,
+    raise_descriptor_limit,
+)
+from control_plane.api.tokens import Tokens, require_one_meaning, tokens_of
 from control_plane.plane import ControlPlane, open_plane
+from control_plane.runs.commands import MAX_QUEUED
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
 from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
-from lectern_common.callers import read_token_file, require_known_callers
+from lectern_common.callers import require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.listening import bound_sockets
@@ -52,6 +61,8 @@ def main(
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Rarely())
     try:
         return _serve(options, trainer_argv, fork_server_argv)
     except LecternError as error:
@@ -72,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--home", type=Path, help="folder of data, models and runs (LECTERN_HOME, ~/.lectern)")
     add("--max-running-runs", type=_positive, metavar="N", help="runs that train at the same time")
+    add(
+        "--max-queued-runs",
+        type=_positive,
+        default=MAX_QUEUED,
+        metavar="N",
+        help=f"runs that wait for a device; a further one is refused ({MAX_QUEUED:,})",
+    )
     add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
     add(
         "--teacher",
@@ -84,14 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher-tls-ca", metavar="NAME", help="its certificate's authority; turns TLS on")
     add("--teacher-tls-cert", metavar="NAME", help="the client's own certificate, with its key")
     add("--teacher-tls-key", metavar="NAME", help="all four lie under the secrets root")
-    add("--token-file", type=Path, help="bearer token that clients must send")
-    add(
-        "--published-on-loopback",
-        action="store_true",
-        help="bound beyond loopback, but reachable only from this machine (a container's port "
-        "published on 127.0.0.1): no token needed",
-    )
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="another Host name")
+    _add_access(add)
     add(
         "--on-exit",
         choices=["leave", "stop"],
@@ -112,6 +123,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_access(add: Callable[..., Any]) -> None:
+    """Adds the options about who may call."""
+    add(
+        "--token-file",
+        type=Path,
+        help="token that clients must send (secrets/control-plane)",
+    )
+    add(
+        "--read-only-token-file",
+        type=Path,
+        help="another token, with which clients may only read (secrets/control-plane-read)",
+    )
+    add("--no-token", action="store_true", help="anyone who reaches the address may do anything")
+    add(
+        "--published-on-loopback",
+        action="store_true",
+        help="with --no-token: bound beyond loopback, but reachable only from this machine (a "
+        "container's port published on 127.0.0.1)",
+    )
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="another Host name")
+
+
 def _serve(
     options: argparse.Namespace,
     trainer_argv: Sequence[str],
@@ -121,12 +154,15 @@ def _serve(
     port_file: Path | None = options.port_file
     if port_file is not None and not port_file.absolute().parent.is_dir():
         raise Misconfigured(f"--port-file {port_file}: there is no folder {port_file.parent}")
-    token = None if options.token_file is None else read_token_file(options.token_file)
+    given = (options.token_file, options.read_only_token_file)
+    require_one_meaning(*given, no_token=options.no_token)
     require_known_callers(
         options.bind,
-        known=token is not None or options.published_on_loopback,
+        known=not options.no_token or options.published_on_loopback,
+        remedy="remove --no-token",
         may="steer the runs",
     )
+    limit = max_connections(raise_descriptor_limit())
     files = SecretFiles(
         options.teacher_token_file,
         options.teacher_tls_ca,
@@ -136,14 +172,9 @@ def _serve(
     teachers = configured_teachers(options.teacher, files)
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
-        cuda = cuda_devices()
         roots = Roots.of_home(options.home)
-        devices = Devices(
-            cuda,
-            options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
-            options.runs_per_gpu,
-            threads_each=threads_of_environment(),
-        )
+        tokens = Tokens() if options.no_token else tokens_of(roots.secrets, *given)
+        devices = _devices(options)
         if fork_server_argv is None and trainer_argv == TRAINER_ARGV:
             fork_server_argv = FORK_SERVER_ARGV
         fork_server = None
@@ -157,11 +188,12 @@ def _serve(
             processes=launcher,
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
+            max_queued=options.max_queued_runs,
         )
         stack.callback(launcher.close)
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(
-            create_app(plane, token=token, allowed_hosts=names),
+            create_app(plane, token=tokens.full, read_token=tokens.read, allowed_hosts=names),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -169,21 +201,38 @@ def _serve(
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             proxy_headers=False,
             ws="none",
-            http="h11",
         )
         # uvicorn raises the signal that ended it again when it is done; ignore it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        _Server(config, plane, options.port_file).run(sockets=listeners)
+        _Server(config, limit, plane, tokens, port_file).run(sockets=listeners)
     return 0
 
 
-class _Server(uvicorn.Server):
+def _devices(options: argparse.Namespace) -> Devices:
+    cuda = cuda_devices()
+    return Devices(
+        cuda,
+        options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
+        options.runs_per_gpu,
+        threads_each=threads_of_environment(),
+    )
+
+
+class _Server(BoundedServer):
     """uvicorn that reports its address once it listens, and ends event streams before it waits."""
 
-    def __init__(self, config: uvicorn.Config, plane: ControlPlane, port_file: Path | None) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limit: int,
+        plane: ControlPlane,
+        tokens: Tokens,
+        port_file: Path | None,
+    ) -> None:
+        super().__init__(config, limit)
         self._plane = plane
+        self._tokens = tokens
         self._port_file = port_file
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -197,6 +246,7 @@ class _Server(uvicorn.Server):
         _log.info(
             "control plane ready",
             url=f"http://{bound}/",
+            token_file="none" if self._tokens.file is None else str(self._tokens.file),
             runs=str(plane.roots.runs),
             max_running_runs=plane.devices.max_running,
             cuda_devices=len(plane.devices.cuda),
@@ -205,7 +255,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _log.info("control plane stops", stops_runs=self._plane.stops_runs_on_exit)
-        self._plane.changes.close()
+        self._plane.feed.close()
         await super().shutdown(sockets)
 
 

@@ -1,7 +1,7 @@
 """Assembles the control plane: opens, starts and closes all of its parts.
 
 store <- runs <- reconciler -> launcher        start checks, teacher monitor -> teachers
-           `- changes -> event streams
+           `- changes -> feed -> event streams
 """
 
 import asyncio
@@ -10,30 +10,34 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.housekeeping import Housekeeping, sweep
+from control_plane.readiness import Readiness
+from control_plane.reading.feed import Feed
 from control_plane.reading.series.indexes import (
     ACTIVE_BEHIND_BYTES,
     RESTING_BEHIND_BYTES,
     Indexes,
 )
-from control_plane.reading.streams import Changes
-from control_plane.runs.commands import RunCommands
+from control_plane.reading.wakes import Wakes
+from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.monitor import TeacherMonitor
-from control_plane.trainers.devices import Devices, Waiting
+from control_plane.trainers.conditions import Conditions
+from control_plane.trainers.devices import Devices
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import RunView, run_view
-from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
+from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState
@@ -42,7 +46,6 @@ from lectern_common.teacher.secrets import SecretFiles
 
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
-READY_TICK_SECONDS = 30.0
 INDEX_SECONDS = 20.0
 MAX_THREADS = 32
 
@@ -57,40 +60,43 @@ class ControlPlane:
     store: Store
     runs: Runs
     commands: RunCommands
-    changes: Changes
+    changes: Wakes
+    feed: Feed
     reconciler: Reconciler
+    conditions: Conditions
+    readiness: Readiness
     devices: Devices
     checks: StartChecks
     teachers: TeacherMonitor
+    housekeeping: Housekeeping
     lock_descriptor: int
     stops_runs_on_exit: bool
     clock: Callable[[], float] = time.time
     tick_seconds: float = TICK_SECONDS
-    last_tick: float = float("-inf")  # monotonic
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     indexes: Indexes = field(default_factory=Indexes)
-    _index_task: asyncio.Task[None] | None = None
-    _loop_task: asyncio.Task[None] | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Reconciles all runs once, then keeps doing so in the background."""
-        # Checks wait for teachers in threads; the loop and streams must not wait behind them.
+        # For the loop and the streams. Calls to teachers have threads of their own, where a teacher
+        # that hangs delays only those who ask about teachers.
         pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="plane")
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
+        self.housekeeping.start()
         await self._tick()
-        self._loop_task = asyncio.create_task(self._loop())
-        self._index_task = asyncio.create_task(self._keep_indexes())
+        work = (self._loop(), self.feed.follow(), self._keep_indexes())
+        self._tasks = [asyncio.create_task(part) for part in work]
 
     async def stop(self) -> None:
         """Ends the loop, stops the trainers if `stops_runs_on_exit`, and closes everything."""
-        self.changes.close()
+        self.feed.close()
         self.indexes.close()
-        for task in (self._loop_task, self._index_task):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         try:
             if self.stops_runs_on_exit:
                 await asyncio.to_thread(self.reconciler.stop_all)
@@ -98,46 +104,23 @@ class ControlPlane:
             self.close()
 
     def close(self) -> None:
+        self.housekeeping.close()
+        self.checks.close()
         self.teachers.close()
         self.store.close()
         os.close(self.lock_descriptor)
 
-    def is_ready(self) -> bool:
-        """Returns whether the loop is running and streams can be opened."""
-        return not self.changes.closed and time.monotonic() - self.last_tick < READY_TICK_SECONDS
-
-    def queue(self) -> dict[str, int]:
-        """Returns the position of every queued run; 1 is next."""
-        queued = self.runs.in_states([RunState.QUEUED])
-        return {run.id: position for position, run in enumerate(queued, start=1)}
-
-    def explained(self, runs: Sequence[Run]) -> list[Run]:
-        """Returns the runs; the message of a queued run says what it waits for."""
-        if all(run.state is not RunState.QUEUED for run in runs):
-            return list(runs)
-        taken = {run.id: run.slots for run in self.runs.in_states(ACTIVE) if run.slots}
-        waiting = []
-        for run in self.runs.in_states([RunState.QUEUED]):
-            with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
-                waiting.append(Waiting.of(run.id, run.device))
-        places = self.devices.places(waiting, taken)
-
-        def explain(run: Run) -> Run:
-            place = places.get(run.id) if run.state is RunState.QUEUED else None
-            why = None if place is None else place.waits_for
-            return run if why is None else replace(run, message=why)
-
-        return [explain(run) for run in runs]
+    def unready(self) -> dict[str, str]:
+        """Returns what keeps it from its work now, by part; an empty mapping if nothing does."""
+        return {"stopping": "it is stopping"} if self.feed.closed else self.readiness.problems()
 
     def run_view(self, run: Run) -> RunView:
         """Returns the view of a run now."""
-        return self.run_views([run])[0]
+        return run_view(run, self.clock())
 
     def run_views(self, runs: Sequence[Run]) -> list[RunView]:
         """Returns the views of runs now."""
-        now = self.clock()
-        queue = self.queue() if any(run.state is RunState.QUEUED for run in runs) else {}
-        return [run_view(run, now, queue) for run in self.explained(runs)]
+        return [self.run_view(run) for run in runs]
 
     def teachers_of_runs(self) -> dict[str, list[str]]:
         """Returns the active and queued runs of each teacher server that they use."""
@@ -161,7 +144,8 @@ class ControlPlane:
         return asyncio.Lock() if key is None else self.keys.setdefault(key, asyncio.Lock())
 
     async def _loop(self) -> None:
-        while True:
+        # Not only by cancellation: wait_for swallows one that comes together with a change.
+        while not self.feed.closed:
             changed = self.changes.next()
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), self.tick_seconds)
@@ -186,15 +170,20 @@ class ControlPlane:
 
     async def _tick(self) -> None:
         """Runs one reconcile pass in a thread; on cancellation, waits for it to finish."""
-        task = asyncio.create_task(asyncio.to_thread(self.reconciler.tick))
+        task = asyncio.create_task(asyncio.to_thread(self._look))
         try:
             await asyncio.shield(task)
-            self.last_tick = time.monotonic()
+            self.readiness.looked()
         except asyncio.CancelledError:
             await asyncio.gather(task, return_exceptions=True)
             raise
         except Exception as error:  # the database may be busy or full: the next pass may succeed
             _log.error("look at the runs failed", error=repr(error))
+            self.readiness.looked(f"the last look at the runs failed: {error!r}")
+
+    def _look(self) -> None:
+        self.reconciler.tick()
+        self.conditions.look()
 
 
 def open_plane(
@@ -205,6 +194,7 @@ def open_plane(
     processes: Processes | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
+    max_queued: int = MAX_QUEUED,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -214,6 +204,7 @@ def open_plane(
         processes: starts and ends trainers; None means a Launcher of the usual trainer.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
+        max_queued: how many runs may wait for a device.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
@@ -225,9 +216,10 @@ def open_plane(
     except BaseException:
         os.close(lock)
         raise
-    changes = Changes()
-    runs, commands = Runs(store), RunCommands(store, clock, changes.notify)
+    changes = Wakes()
+    runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
+    sweep(roots.runs)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     return ControlPlane(
         roots=roots,
@@ -235,12 +227,16 @@ def open_plane(
         runs=runs,
         commands=commands,
         changes=changes,
+        feed=Feed(runs, lambda run: run_view(run, clock()), changes),
         reconciler=Reconciler(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),
+        conditions=Conditions(runs, commands, devices, clock),
+        readiness=Readiness(store, roots.runs),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
+        housekeeping=Housekeeping(runs, roots.runs),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,

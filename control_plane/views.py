@@ -10,8 +10,6 @@ from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import RunState
 from lectern_common.spec.run_spec import RunSpec
 
-STALE_SECONDS = 15.0
-
 
 class _View(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -75,6 +73,10 @@ class RunView(_View):
     """When the trainer last reported."""
     stale_since: float | None
     """The last heartbeat, if a trainer that should be alive has been silent since."""
+    stalled_since: float | None
+    """The last progress, if the trainer is alive but has made none for far longer than usual."""
+    activity: str | None
+    """What its trainer is doing: `starting`, `step`, `evaluation`, `checkpoint` or `export`."""
 
 
 class HistoryView(_View):
@@ -98,9 +100,19 @@ class RunDetail(RunView):
     spec: RunSpec | None
     """null if its stored spec cannot be read."""
     history: list[HistoryView]
-    """The last 200 entries, oldest first."""
+    """The last 200 entries, oldest first: up to 100 are changes of state, up to 50 of each other
+    kind. /runs/{run_id}/history has all."""
     folder: str
     """Path on the control plane's machine."""
+
+
+class HistoryPage(_View):
+    """What happened to a run, newest first."""
+
+    run_id: str
+    entries: list[HistoryView]
+    next_cursor: str | None
+    """Pass as `cursor` for earlier entries; null at the beginning."""
 
 
 class RunsPage(_View):
@@ -361,28 +373,22 @@ class Problem(_View):
     errors: list[FieldProblem] = []
 
 
-def run_view(run: Run, now: float, queue: Mapping[str, int]) -> RunView:
-    """Returns the view of a run. `queue` maps ids of queued runs to their positions."""
-    return RunView(**_run_fields(run, now, queue))
+def run_view(run: Run, now: float) -> RunView:
+    """Returns the view of a run."""
+    return RunView(**_run_fields(run, now))
 
 
-def run_detail(
-    run: Run, now: float, queue: Mapping[str, int], history: list[HistoryView], folder: str
-) -> RunDetail:
+def run_detail(run: Run, now: float, history: list[HistoryView], folder: str) -> RunDetail:
     """Returns the view of a run with its spec and history."""
-    fields = _run_fields(run, now, queue)
     try:
         spec = run.run_spec
     except InvalidSpec:
         spec = None
-    return RunDetail(**fields, spec=spec, history=history, folder=folder)
+    return RunDetail(**_run_fields(run, now), spec=spec, history=history, folder=folder)
 
 
-def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any]:
+def _run_fields(run: Run, now: float) -> dict[str, Any]:
     status = run.last_status
-    has_trainer = run.pid is not None
-    heartbeat = status.heartbeat if status is not None else None
-    silent = has_trainer and status is not None and now - status.heartbeat > STALE_SECONDS
     of_spec = _spec_fields(run)
     return {
         "id": run.id,
@@ -390,14 +396,14 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "state": run.state,
         "wanted": run.wanted,
         "reason": run.reason,
-        "message": run.message,
+        "message": run.waits_for or run.message,
         "since": run.since,
         "created_at": run.created_at,
         "revision": run.revision,
         "attempt": run.attempt,
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
-        "queue_position": queue.get(run.id) if run.state is RunState.QUEUED else None,
+        "queue_position": run.queue_position,
         **of_spec,
         "step": status.step if status else 0,
         "steps": of_spec["steps"] or (status.steps if status else 0),
@@ -409,8 +415,10 @@ def _run_fields(run: Run, now: float, queue: Mapping[str, int]) -> dict[str, Any
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},
         "elapsed_seconds": run.elapsed_seconds(now),
-        "heartbeat": heartbeat,
-        "stale_since": heartbeat if silent else None,
+        "heartbeat": status.heartbeat if status else None,
+        "stale_since": run.stale_since,
+        "stalled_since": run.stalled_since,
+        "activity": status.activity if status and run.pid is not None else None,
     }
 
 

@@ -4,7 +4,7 @@
 
 Needs `lectern up --model teacher` in another terminal. The runs differ in the temperature only, so
 both ask about the same rows, and the teacher computes each row once. The client needs no torch and
-may be on another machine; then set `--url`, and LECTERN_TOKEN if the control plane asks for one.
+may be on another machine; then set `--url`, and LECTERN_TOKEN to the control plane's token.
 """
 
 import argparse

@@ -12,11 +12,23 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import httpx
 
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, NotFound, error_of
+from lectern.reconnect import OUTAGE_SECONDS, Reconnecting
+from lectern.reconnect import ControlPlaneUnavailable as ControlPlaneUnavailable
+from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
+from lectern_common.errors import (
+    InvalidRequest,
+    InvalidSpec,
+    LecternError,
+    NotFound,
+    Unauthenticated,
+    error_of,
+)
+from lectern_common.roots import Roots
 from lectern_common.run_folder import RESTING, RunState
 from lectern_common.spec.run_spec import NAME_PATTERN, RunSpec
 
@@ -26,14 +38,10 @@ MAX_POINTS = 512
 CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
-
-
-class ControlPlaneUnavailable(LecternError):
-    """The control plane does not answer, or something else answers at its address."""
-
-    reason = "control_plane_unavailable"
-    exit_code = 7
-    retryable = True
+_WHERE_IT_LIES = (
+    "it lies in secrets/control-plane under the control plane's home; give that file as "
+    "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
+)
 
 
 @dataclass(frozen=True)
@@ -247,7 +255,9 @@ class Client:
 
         Args:
             url: such as http://127.0.0.1:8080.
-            token: bearer token, if the server asks for one.
+            token: bearer token; None means the one in secrets/control-plane under LECTERN_HOME
+                (~/.lectern), if the server is on this machine and there is such a file. "" sends
+                none.
             timeout_seconds: for each answer; calls that make the server check a run get longer.
             transport: replaces the network; for tests.
 
@@ -257,6 +267,8 @@ class Client:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise InvalidRequest(f"{url!r} does not begin with http:// or https://", "url")
+        if token is None:
+            token = _own_token(self.url)
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"} if token else {},
@@ -449,6 +461,8 @@ class Client:
         timeout_seconds: float | None = None,
         poll_seconds: float = 0.5,
         on_poll: Callable[[list[RunStatus]], None] = lambda runs: None,
+        outage_seconds: float = OUTAGE_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
     ) -> list[RunStatus]:
         """Waits until all runs are at rest; returns them.
 
@@ -457,14 +471,21 @@ class Client:
             timeout_seconds: for all of them together; None means no limit.
             poll_seconds: pause between two polls.
             on_poll: called with the runs after each poll.
+            outage_seconds: how long the control plane may be away in between, such as during its
+                restart.
+            say: is told when it is away, and when it is back.
 
         Raises:
+            ControlPlaneUnavailable: it does not answer the first poll, or is away for longer.
             NotFound: one of them does not exist.
             TimeoutError: they are not all at rest after `timeout_seconds`.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        if timeout_seconds is not None:
+            outage_seconds = min(outage_seconds, timeout_seconds)
+        outlasting = Reconnecting(say, outage_seconds)
         while True:
-            runs = [self.get_run(run_id) for run_id in run_ids]
+            runs = [outlasting.ask(partial(self.get_run, run_id)) for run_id in run_ids]
             on_poll(runs)
             if all(run.rests for run in runs):
                 return runs
@@ -505,9 +526,24 @@ class Client:
         if response.is_success:
             return response
         refusal = problem(response)
+        if response.status_code == 401:
+            refusal = Unauthenticated(f"{refusal}: {_WHERE_IT_LIES}")
         if isinstance(refusal, NotFound) and path.startswith("/runs/"):
             refusal = NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
         raise refusal
+
+
+def _own_token(url: str) -> str | None:
+    """Returns the token that a control plane on this machine has made; None if there is none.
+
+    It is sent to this machine only: whoever got it could steer the runs here.
+    """
+    try:
+        if not is_loopback(httpx.URL(url).host):
+            return None
+        return token_in(Roots.of_home().secrets / CONTROL_PLANE_TOKEN) or None
+    except (ValueError, httpx.InvalidURL):
+        return None
 
 
 def _did_you_mean(client: Client, run_id: str) -> str:
@@ -545,6 +581,7 @@ def problem(response: httpx.Response) -> LecternError:
         if isinstance(entry, dict)
     ]
     error = error_of(str(data["reason"]), detail)
+    error.retryable = error.retryable or data.get("retryable") is True
     return InvalidSpec(fields) if fields and isinstance(error, InvalidRequest) else error
 
 

@@ -33,7 +33,8 @@ TokenFile = Annotated[
     typer.Option(
         "--token-file",
         envvar="LECTERN_TOKEN_FILE",
-        help="File with the bearer token; LECTERN_TOKEN holds the token itself.",
+        help="File with the bearer token; LECTERN_TOKEN holds the token itself [default: "
+        "secrets/control-plane under LECTERN_HOME, for a control plane on this machine].",
         show_default=False,
     ),
 ]
@@ -117,7 +118,7 @@ def logs_of(home: Path | None) -> Path:
 
 
 def control_plane(url: str, token_file: Path | None) -> "Client":
-    """Returns a client for `url`, with the token of the file, else of LECTERN_TOKEN, else none.
+    """Returns a client for `url`, with the token of the file, else of LECTERN_TOKEN, else its own.
 
     Raises:
         Misconfigured: the file cannot be read or is empty.

@@ -1,6 +1,9 @@
 """Who may call a server: callers on this machine, or those with its token."""
 
 import ipaddress
+import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from lectern_common.errors import Misconfigured
@@ -9,6 +12,10 @@ from lectern_common.words import host_and_port
 MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_FILE_BYTES = 4096
 REMEDY = "set --token-file to a file with a token"
+# Under the secrets root: the token of the control plane, and the one that only reads.
+CONTROL_PLANE_TOKEN = "control-plane"  # noqa: S105 - a file's name
+CONTROL_PLANE_READ_TOKEN = "control-plane-read"  # noqa: S105 - a file's name
+_TOKEN_BYTES = 32
 
 
 def is_loopback(host: str) -> bool:
@@ -38,6 +45,32 @@ def require_known_callers(
             f"{option} {bind} can be reached from other machines, so anyone could {may}: {remedy}, "
             "or bind 127.0.0.1"
         )
+
+
+def make_token_file(path: Path) -> bool:
+    """Writes a new random token that only this user can read; returns False if the file exists.
+
+    The file appears whole: a kill leaves it as it was. Its folder is created, for this user only.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):
+        hidden.unlink()
+    descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(hidden, path)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        return False
+    finally:
+        hidden.unlink()
+    return True
 
 
 def read_token_file(path: Path, option: str = "--token-file") -> str:

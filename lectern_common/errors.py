@@ -198,10 +198,21 @@ class Diverged(LecternError):
 
 
 class CorruptData(LecternError):
-    """Stored bytes do not match their manifest, or a file is truncated."""
+    """Stored bytes do not match their manifest, or a file is truncated.
+
+    Attributes:
+        field: of the run spec that names the files. A caller who named them can name others, so
+            the error is then theirs (422); else None.
+    """
 
     reason = "corrupt_data"
     grpc_code = "DATA_LOSS"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        if field is not None:
+            self.http_status = InvalidRequest.http_status
 
 
 class DataUnavailable(CorruptData):

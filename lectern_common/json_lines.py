@@ -224,8 +224,9 @@ def _first_line_of(file: BinaryIO, step: int) -> int:
 def step_of(record: Any) -> int | None:
     """Returns the step of a record; None if it is not an object with one."""
     step = record.get("step") if isinstance(record, dict) else None
-    is_whole = isinstance(step, int) and not isinstance(step, bool)
-    return step if is_whole and 0 <= step <= MAX_STEP else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        return None
+    return step if 0 <= step <= MAX_STEP else None
 
 
 def _line_begin(file: BinaryIO, first: int, offset: int) -> int:

@@ -21,6 +21,7 @@ from lectern_common.words import inert_name
 MAX_DEPTH = 4
 MAX_ENTRIES = 1000
 _MAX_NAMED = 5
+_SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ def resolve_under(root: Path, relative: str, field: str) -> Path:
     """
     try:
         path = (root / relative).resolve()
+        path.is_dir()
     except RuntimeError:
         raise InvalidRequest(f"{relative!r} is a link to itself", field=field) from None
+    except (OSError, ValueError) as error:  # a name too long, a NUL character, half a character
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        shown = inert_name(relative[:_SHOWN_CHARACTERS])
+        raise InvalidRequest(f"{shown!r} cannot be a path here: {why}", field=field) from None
     if not path.is_relative_to(root.resolve()):
         raise InvalidRequest(f"{relative!r} leads outside its root folder", field=field)
     return path

@@ -65,6 +65,7 @@ MAX_LATEST = 256  # metrics in a status
 ATTEMPT_VARIABLE = "LECTERN_ATTEMPT"
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 HEARTBEAT_SECONDS = 1.0
+_PATIENCE_SECONDS, _LONG_PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 600.0, 1800.0
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
@@ -119,6 +120,10 @@ class Status:
     boot_id: Word | None = None
     start_ticks: Count | None = None
     attempt: Count | None = None  # of the control plane that started it; None: by hand
+    # By a clock that never jumps; None from trainers of earlier releases.
+    activity: Word | None = None  # starting, step, evaluation, checkpoint or export
+    activity_seconds: Number | None = None  # since it began or last progressed
+    usual_seconds: Number | None = None  # what it took lately, the median; None if not yet known
 
     @property
     def process(self) -> Identity | None:
@@ -126,6 +131,18 @@ class Status:
         if self.boot_id is None or self.start_ticks is None:
             return None
         return Identity(self.pid, self.boot_id, self.start_ticks)
+
+    @property
+    def stalled_seconds(self) -> float | None:
+        """Seconds without progress if that is far more than usual; None if it progresses.
+
+        A run that waits for its teacher is not stalled. None, too, if the trainer does not say what
+        it is doing.
+        """
+        if self.activity is None or self.state is RunState.WAITING_FOR_TEACHER:
+            return None
+        seconds = self.activity_seconds or 0.0
+        return seconds if seconds > patience_seconds(self.activity, self.usual_seconds) else None
 
 
 _STATUS = TypeAdapter(Status)
@@ -140,6 +157,8 @@ def bounded(status: Status) -> Status:
         message=None if status.message is None else cut(status.message),
         tokens_per_second=finite(status.tokens_per_second),
         teacher_wait_share=finite(status.teacher_wait_share),
+        activity_seconds=finite(status.activity_seconds),
+        usual_seconds=finite(status.usual_seconds),
         latest=latest,
     )
 
@@ -203,6 +222,18 @@ def salvaged_status(values: Any) -> Status | None:
         except (ValueError, TypeError):
             return None
     return None
+
+
+def patience_seconds(activity: str | None, usual_seconds: float | None) -> float:
+    """Returns how long a trainer may make no progress before it counts as stalled.
+
+    Ten times as long as usual, but not less than a minute for a step and ten for anything else; the
+    first of its kind, which may load or compile, may take half an hour.
+    """
+    if usual_seconds is None:
+        return _FIRST_PATIENCE_SECONDS
+    least = _PATIENCE_SECONDS if activity == "step" else _LONG_PATIENCE_SECONDS
+    return max(least, 10 * usual_seconds)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,20 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
+from starlette.types import Lifespan
 
 from control_plane.api import catalog, runs, series, streams
 from control_plane.api.guard import LOOPBACK_HOSTS, Guard
+from control_plane.api.openapi import completed
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
 from control_plane.plane import ControlPlane
 
+ROUTES = (runs, series, streams, catalog)
 WEB = Path(__file__).parent.parent / "web"
 
 
@@ -21,6 +25,7 @@ def create_app(
     plane: ControlPlane,
     *,
     token: str | None = None,
+    read_token: str | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the plane.
@@ -28,6 +33,7 @@ def create_app(
     Args:
         plane: opened, not started.
         token: bearer token that every request must carry, except for the page and health.
+        read_token: another one, with which a request may only read.
         allowed_hosts: names accepted in the Host header, besides those of the loopback.
     """
 
@@ -39,6 +45,28 @@ def create_app(
         finally:
             await plane.stop()
 
+    app = _described(lifespan)
+    app.state.plane = plane
+    handle_problems(app)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(WEB / "index.html")
+
+    app.mount("/web", StaticFiles(directory=WEB))
+    app.state.routes = [*app.routes, *(one for routes in ROUTES for one in routes.router.routes)]
+    hosts = {*LOOPBACK_HOSTS, *allowed_hosts}
+    app.add_middleware(Guard, hosts=hosts, token=token, read_token=read_token)
+    return app
+
+
+def document() -> dict[str, Any]:
+    """Returns the OpenAPI document of every control plane of this release."""
+    return _described().openapi()
+
+
+def _described(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """Returns an application with all routes of the REST interface."""
     app = FastAPI(
         title="Lectern control plane",
         description="Starts, watches and stops distillation runs.",
@@ -49,15 +77,14 @@ def create_app(
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    app.state.plane = plane
-    handle_problems(app)
-    for routes in (runs, series, streams, catalog):
+    for routes in ROUTES:
         app.include_router(routes.router, responses=OF_EVERY_ROUTE)
+    described = app.openapi
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(WEB / "index.html")
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            completed(described())  # which FastAPI keeps
+        return described()
 
-    app.mount("/web", StaticFiles(directory=WEB))
-    app.add_middleware(Guard, hosts={*LOOPBACK_HOSTS, *allowed_hosts}, token=token)
+    app.openapi = openapi  # type: ignore[method-assign]
     return app

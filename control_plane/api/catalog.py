@@ -2,12 +2,12 @@
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from control_plane import views
+from control_plane.api.problems import problem
 from control_plane.api.requests import Plane
 from control_plane.reading import catalog
-from lectern_common.errors import Overloaded
 
 router = APIRouter()
 
@@ -43,11 +43,22 @@ async def healthz() -> views.HealthView:
 
 
 @router.get("/readyz", response_model=views.ReadyView)
-def readyz(plane: Plane) -> views.ReadyView:
-    """Answers 200 while the control plane accepts and manages runs."""
-    if not plane.is_ready():
-        raise Overloaded("the control plane is starting or stopping", retry_after_seconds=1)
-    plane.runs.newest_revision()
+def readyz(plane: Plane) -> views.ReadyView | Response:
+    """Answers 200 while the control plane accepts and manages runs, otherwise 503.
+
+    `errors` then names each broken part: `reconcile_loop`, `database`, `disk`, or `stopping`.
+    """
+    broken = plane.unready()
+    if broken:
+        detail = "not ready: " + "; ".join(f"{part}: {why}" for part, why in broken.items())
+        return problem(
+            503,
+            detail,
+            "not_ready",
+            retryable=True,
+            errors=list(broken.items()),
+            headers={"Retry-After": "1"},
+        )
     return views.ReadyView(
         status="ready",
         max_running_runs=plane.devices.max_running,

@@ -11,9 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from control_plane.views import Problem
-from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, Overloaded
+from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_SECONDS = 2
@@ -22,8 +24,21 @@ PROBLEM = {"model": Problem, "content": {MEDIA_TYPE: {}}}
 OF_EVERY_ROUTE: dict[int | str, dict[str, Any]] = {
     400: {**PROBLEM, "description": "The request is malformed, or its Host is unknown"},
     401: {**PROBLEM, "description": "The bearer token is missing or wrong"},
+    405: {**PROBLEM, "description": "The path has other methods; `Allow` names them"},
+    408: {**PROBLEM, "description": "The rest of the request's body did not come in time"},
+    413: {**PROBLEM, "description": "The request's body is too large"},
     422: {**PROBLEM, "description": "A field is invalid; `errors` names each invalid field"},
+    500: {**PROBLEM, "description": "A fault of the control plane; its log says more"},
     503: {**PROBLEM, "description": "Try again later"},
+}
+WRITE: dict[int | str, dict[str, Any]] = {
+    403: {**PROBLEM, "description": "Another site's page sent it, or the token may only read"}
+}
+WITH_BODY: dict[int | str, dict[str, Any]] = {
+    415: {**PROBLEM, "description": "The body is not application/json"}
+}
+TEACHER_AWAY: dict[int | str, dict[str, Any]] = {
+    502: {**PROBLEM, "description": "The teacher is not reachable, or its answer is unusable"}
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {**PROBLEM, "description": "No such run"}}
 CONFLICT: dict[int | str, dict[str, Any]] = {
@@ -36,6 +51,7 @@ _REASONS = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "too_large",
     415: "unsupported_media_type",
 }
@@ -73,7 +89,7 @@ def of_error(error: LecternError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, InvalidSpec):
         errors = error.problems
-    elif isinstance(error, InvalidRequest) and error.field:
+    elif isinstance(error, (InvalidRequest, CorruptData)) and error.field:
         errors = [(error.field, str(error))]
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -112,7 +128,11 @@ def handle_problems(app: FastAPI) -> None:
         detail = str(error.detail)
         if detail == HTTPStatus.NOT_FOUND.phrase:  # no route, so there is no better message
             detail = f"there is nothing at {request.url.path}"
-        return problem(error.status_code, detail, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(methods_of(app, request.scope))
+            detail = f"{request.method} does not exist here; there is {headers['Allow']}"
+        return problem(error.status_code, detail, headers=headers)
 
     @app.exception_handler(sa.exc.DBAPIError)
     async def _database(request: Request, error: sa.exc.DBAPIError) -> Response:
@@ -126,7 +146,15 @@ def handle_problems(app: FastAPI) -> None:
             headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
         )
 
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> Response:
-        _log.error("request failed", path=request.url.path, error=repr(error))
-        return problem(500, "internal error in the control plane; see its log")
+    @app.exception_handler(sa.exc.TimeoutError)
+    async def _no_connection(request: Request, error: sa.exc.TimeoutError) -> Response:
+        return of_error(Overloaded("too many requests wait for the database; try again", 1))
+
+
+def methods_of(app: FastAPI, scope: Scope) -> list[str]:
+    """Returns the methods of all routes at a path; the router itself names those of the first."""
+    found: set[str] = set()
+    for route in app.state.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= set(route.methods or ())
+    return sorted(found) or ["GET", "HEAD"]  # files, which no route has

@@ -17,7 +17,7 @@ from lectern_common.spec.run_spec import (
 )
 
 
-def _plane(request: Request) -> ControlPlane:
+async def _plane(request: Request) -> ControlPlane:
     plane: ControlPlane = request.app.state.plane
     return plane
 

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from control_plane import views
-from control_plane.api.problems import CONFLICT, NOT_FOUND, PROBLEM
+from control_plane.api.openapi import CHANGES
+from control_plane.api.problems import CONFLICT, NOT_FOUND, TEACHER_AWAY
 from control_plane.api.requests import (
     Plane,
     RunId,
@@ -22,14 +23,14 @@ from control_plane.api.requests import (
     optional_json_object,
     with_changes,
 )
-from control_plane.reading.history import run_history
+from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
 from control_plane.runs.record import require_not_removed
 from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run_folder import RunFolder, RunState
 from lectern_common.spec.load import dump_spec, parse_spec
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
@@ -41,7 +42,7 @@ router = APIRouter()
     status_code=202,
     response_model=views.RunView,
     responses={
-        502: {**PROBLEM, "description": "The teacher is not reachable"},
+        **TEACHER_AWAY,
         202: {"headers": {"Location": {"schema": {"type": "string"}}}},
     },
     openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
@@ -64,6 +65,7 @@ async def create_run(
     async with plane.key_lock(idempotency_key):
         run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
         if run is None:
+            await asyncio.to_thread(plane.commands.require_room)
             spec = await plane.checks.resolved(spec)
             teacher = await plane.checks.require_startable(spec)
             run = await asyncio.to_thread(
@@ -93,10 +95,32 @@ def list_runs(
 @router.get("/runs/{run_id}", response_model=views.RunDetail, responses=NOT_FOUND)
 def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     """Returns one run, with its whole spec and its history."""
-    (run,) = plane.explained([plane.runs.get(run_id)])
+    run = plane.runs.get(run_id)
     folder = plane.folder(run)
-    history = run_history(plane.runs.history(run_id), folder)
-    return views.run_detail(run, plane.clock(), plane.queue(), history, str(folder.path))
+    history = recent_history(plane.runs, folder)
+    return views.run_detail(run, plane.clock(), history, str(folder.path))
+
+
+@router.get("/runs/{run_id}/history", response_model=views.HistoryPage, responses=NOT_FOUND)
+def get_history(
+    plane: Plane,
+    run_id: RunId,
+    cursor: Annotated[str | None, Query(max_length=40, description="`next_cursor`")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    kind: Annotated[
+        str | None, Query(max_length=100, description="`state`, or a kind of the trainer's events")
+    ] = None,
+) -> views.HistoryPage:
+    """Lists what happened to a run, newest first: changes of state, and its trainer's events.
+
+    With `kind`, a page may be short or empty although there are earlier ones: see `next_cursor`.
+    """
+    folder = plane.folder(plane.runs.get(run_id))
+    start = HistoryPosition.parse(cursor) if cursor is not None else HistoryPosition()
+    entries, rest = history_page(plane.runs, folder, start, limit, kind)
+    return views.HistoryPage(
+        run_id=run_id, entries=entries, next_cursor=None if rest is None else str(rest)
+    )
 
 
 @router.post(
@@ -111,12 +135,13 @@ def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
     "/runs/{run_id}/resume",
     status_code=202,
     response_model=views.RunView,
-    responses={**CONFLICT, 502: {**PROBLEM, "description": "The teacher is not reachable"}},
+    responses={**CONFLICT, **TEACHER_AWAY},
     openapi_extra=json_body(
         {
-            "type": "object",
+            "$ref": f"#/components/schemas/{CHANGES}",
             "description": "The part of a RunSpec that changes, such as "
-            '{"schedule": {"steps": 2000}}. A resume may change only a few fields.',
+            '{"schedule": {"steps": 2000}}. A resume may change only a few fields: '
+            + ", ".join(RESUME_MAY_CHANGE),
         },
         required=False,
     ),

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from control_plane import views
 from control_plane.api.problems import NOT_FOUND
 from control_plane.api.requests import Plane, RunId
-from control_plane.plane import ControlPlane
+from control_plane.reading.feed import Feed
 from control_plane.reading.log import tail
 from control_plane.reading.metrics import is_long, read_many, read_thinned
 from control_plane.reading.samples import newest_samples
@@ -19,8 +20,16 @@ from control_plane.reading.streams import RunPosition, list_events, run_events
 from lectern_common.json_lines import Position, position_of
 
 MAX_RECORDS = 5000
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event; `data` is a JSON object as text.",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}
+    200: {
+        "content": {"text/event-stream": {"schema": _EVENT}},
+        "description": "Server-sent events",
+    }
 }
 
 router = APIRouter()
@@ -112,7 +121,7 @@ async def stream_run(
     position = RunPosition.parse(given) if given else RunPosition()
     run = await asyncio.to_thread(plane.runs.get, run_id)
     metrics_path = plane.folder(run).metrics_path
-    return _stream(plane, run_events(plane.runs, plane.changes, run_id, metrics_path, position))
+    return _EventStream(plane.feed, run_events(plane.feed, run_id, metrics_path, position))
 
 
 @router.get("/events", responses=_STREAM)
@@ -123,12 +132,23 @@ async def stream_list(
 ) -> StreamingResponse:
     """Streams a `run` event for each change of a run, with its revision as id, and `deleted`."""
     given = last_event_id if last_event_id is not None else after
-    events = list_events(plane.runs, plane.changes, lambda found: [*plane.run_views(found)], given)
-    return _stream(plane, events)
+    newest = await asyncio.to_thread(plane.runs.newest_revision)
+    return _EventStream(plane.feed, list_events(plane.feed, newest, given))
 
 
-def _stream(plane: ControlPlane, events: AsyncIterator[bytes]) -> StreamingResponse:
-    plane.changes.require_room()
-    return StreamingResponse(
-        events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
-    )
+class _EventStream(StreamingResponse):
+    """A stream that is counted, and refused as long as no byte of it has been sent."""
+
+    def __init__(self, feed: Feed, events: AsyncGenerator[bytes, None]) -> None:
+        headers = {"X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._feed = feed
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events until the client goes. Raises Overloaded if there is no room."""
+        try:
+            with self._feed.opened():
+                await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()

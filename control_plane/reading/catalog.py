@@ -46,8 +46,9 @@ def _model(root: Path, folder: Path) -> ModelView:
         with (folder / "config.json").open("rb") as file:
             config = json.loads(file.read(_MAX_CONFIG_BYTES))
         vocab_size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-        architectures = config.get("architectures") or [config.get("model_type")]
-    except (OSError, ValueError, AttributeError) as error:
+        named = config.get("architectures")
+        architecture = named[0] if isinstance(named, list) and named else config.get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return ModelView(path=path, problem=f"config.json cannot be read: {error}")
     try:
         weights = safetensors_files(folder)
@@ -57,8 +58,8 @@ def _model(root: Path, folder: Path) -> ModelView:
     return ModelView(
         path=path,
         problem=None,
-        architecture=str(architectures[0]) if architectures and architectures[0] else None,
-        vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+        architecture=architecture if isinstance(architecture, str) and architecture else None,
+        vocab_size=vocab_size if type(vocab_size) is int else None,
         has_weights=bool(weights),
         has_tokenizer=(folder / TOKENIZER_NAME).exists() or bool(vocabulary_files(folder)),
         weights_bytes=weights_bytes if weights else None,

@@ -1,56 +1,189 @@
-"""The history of a run: changes of its state and events of its trainer, merged by time."""
+"""The history of a run: changes of its state and events of its trainer, merged by time.
 
+Both are read from their ends, a page at a time, and each page continues both where the last one
+ended. Each source keeps its own order, so a clock that was set back neither loses nor doubles.
+"""
+
+import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from control_plane.reading.log import valid_unicode
+from control_plane.runs.queries import Runs
 from control_plane.views import HistoryView
-from lectern_common.json_lines import last_json_lines
+from lectern_common.errors import InvalidRequest
 from lectern_common.run_folder import RunFolder
 
-MAX_ENTRIES = 200
-MAX_EVENT_BYTES = 128 * 1024
-# The control plane records changes of state itself, with what was wanted.
-_RECORDED_HERE = frozenset({"state"})
-
-
-def run_history(changes: Sequence[dict[str, Any]], folder: RunFolder) -> list[HistoryView]:
-    """Returns the last MAX_ENTRIES entries, oldest first.
-
-    Args:
-        changes: changes of state, as runs.queries.Runs.history returns them.
-        folder: its events.jsonl holds the trainer's events.
-    """
-    states = [
-        HistoryView(kind="state", **{key: change[key] for key in _KEYS}) for change in changes
-    ]
-    dated = [*_rising(states), *_rising(_trainer_events(folder))]
-    dated.sort(key=lambda pair: pair[0])
-    return [entry for _, entry in dated][-MAX_ENTRIES:]
-
-
+RECENT_ENTRIES = 200
+RECENT_STATES = 100
+RECENT_OF_A_KIND = 50
+MAX_EVENT_BYTES = 512 * 1024  # of events.jsonl, read for one page
+STATE = "state"  # the control plane records changes of state itself, with what was wanted
 _KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
 
 
-def _rising(entries: Sequence[HistoryView]) -> Iterator[tuple[float, HistoryView]]:
-    """Yields each with a time that never falls, so that a clock set back keeps their order."""
-    latest = float("-inf")
-    for entry in entries:
-        latest = max(latest, entry.at)
-        yield latest, entry
+@dataclass(frozen=True)
+class HistoryPosition:
+    """How far back a history was read; None means the end of each source.
+
+    Attributes:
+        seq: of the earliest change of state that was read.
+        offset: where the earliest event that was read begins in events.jsonl.
+    """
+
+    seq: int | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        return ".".join("" if part is None else str(part) for part in (self.seq, self.offset))
+
+    @classmethod
+    def parse(cls, text: str) -> "HistoryPosition":
+        """Returns the position that `str` wrote. Raises InvalidRequest if it is not one."""
+        parts = text.split(".")
+        if len(parts) != 2 or not all(
+            part == "" or (part.isascii() and part.isdigit() and len(part) <= 18) for part in parts
+        ):
+            raise InvalidRequest(f"{text[:40]!r} is not a position in a history", field="cursor")
+        return cls(*(int(part) if part else None for part in parts))
 
 
-def _trainer_events(folder: RunFolder) -> list[HistoryView]:
-    """Returns the last events of events.jsonl; invalid lines are left out."""
-    found = []
-    for line in last_json_lines(folder.events_path, MAX_EVENT_BYTES):
-        try:
-            event = valid_unicode(line)
-            at, kind = float(event.pop("time")), str(event.pop("kind"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
+@dataclass(frozen=True)
+class _Event:
+    entry: HistoryView
+    offset: int
+
+
+def history_page(
+    runs: Runs,
+    folder: RunFolder,
+    position: HistoryPosition = HistoryPosition(),
+    limit: int = 50,
+    kind: str | None = None,
+) -> tuple[list[HistoryView], HistoryPosition | None]:
+    """Returns entries before a position, newest first, and the position of the rest.
+
+    Reads at most MAX_EVENT_BYTES of events.jsonl, so a page may be short although there are more.
+
+    Args:
+        runs: has the changes of state.
+        folder: its events.jsonl holds the trainer's events.
+        position: where the page before ended.
+        limit: of entries.
+        kind: only entries of this kind.
+
+    Returns:
+        The entries, and where the next page starts; None if there is none.
+    """
+    rows: list[dict[str, Any]] = []
+    events: list[_Event]
+    if kind in (None, STATE):
+        rows = runs.newest_history(folder.run_id, limit + 1, position.seq)
+    events, begin, offset = [], 0, 0
+    if kind != STATE:
+        events, begin, offset = _events_before(folder, position.offset, kind)
+    seq = rows[0]["seq"] + 1 if rows else position.seq
+    entries: list[HistoryView] = []
+    while len(entries) < limit and (events or rows):
+        if not events and begin > 0:
+            break  # earlier events may be younger than the next change of state
+        if events and (not rows or events[0].entry.at > rows[0]["at"]):
+            event = events.pop(0)
+            entries.append(event.entry)
+            offset = event.offset
+        else:
+            seq = rows[0]["seq"]
+            entries.append(_of_state(rows.pop(0)))
+    if not events:
+        offset = begin
+    more = bool(rows or events) or begin > 0
+    return entries, HistoryPosition(seq, offset) if more else None
+
+
+def recent_history(runs: Runs, folder: RunFolder) -> list[HistoryView]:
+    """Returns the last RECENT_ENTRIES entries, oldest first.
+
+    So that no kind crowds out the others, at most RECENT_STATES of them are changes of state, and
+    RECENT_OF_A_KIND of each other kind.
+    """
+    states = [_of_state(row) for row in runs.newest_history(folder.run_id, RECENT_STATES)]
+    counts: Counter[str] = Counter()
+
+    def is_recent(entry: HistoryView) -> bool:
+        counts[entry.kind] += 1
+        return counts[entry.kind] <= RECENT_OF_A_KIND
+
+    found = (event.entry for event in _events_before(folder, None, None)[0])
+    events = list(islice(filter(is_recent, found), RECENT_ENTRIES - len(states)))
+    return list(_newest_first(states, events))[::-1]
+
+
+def _newest_first(
+    states: Sequence[HistoryView], events: Sequence[HistoryView]
+) -> Iterator[HistoryView]:
+    """Yields the entries of two lists, each newest first, without changing the order of either."""
+    first, second = list(states), list(events)
+    while first or second:
+        takes_event = second and (not first or second[0].at > first[0].at)
+        yield (second if takes_event else first).pop(0)
+
+
+def _of_state(row: dict[str, Any]) -> HistoryView:
+    return HistoryView(kind=STATE, **{key: row[key] for key in _KEYS})
+
+
+def _events_before(
+    folder: RunFolder, end: int | None, kind: str | None
+) -> tuple[list[_Event], int, int]:
+    """Returns the events that end at or before an offset of events.jsonl, newest first.
+
+    Reads one block before that offset; returns with the events where the first whole line of the
+    block begins, 0 at the beginning of the file, and where the block ends. Lines that are no events
+    are left out.
+    """
+    try:
+        with folder.events_path.open("rb") as file:
+            size = file.seek(0, 2)
+            end = size if end is None else min(end, size)
+            start = max(0, end - MAX_EVENT_BYTES)
+            file.seek(start)
+            block = file.read(end - start)
+    except FileNotFoundError:
+        return [], 0, 0
+    if start > 0:
+        # The first line lacks its start, unless no line ends here: then it is passed over.
+        cut = block.find(b"\n") + 1
+        if cut < len(block):
+            start, block = start + cut, block[cut:]
+    events: list[_Event] = []
+    at = start
+    for line in block.split(b"\n")[:-1]:
+        entry = _event(line)
+        if entry is not None and entry.kind != STATE and kind in (None, entry.kind):
+            events.append(_Event(entry, at))
+        at += len(line) + 1
+    return events[::-1], start, end
+
+
+def _event(line: bytes) -> HistoryView | None:
+    """Returns the event of a line; None if it is none."""
+    try:
+        # Numbers that are not finite cannot be answered as JSON.
+        event = valid_unicode(json.loads(line, parse_constant=lambda _: None, parse_float=_finite))
+        at, kind = float(event.pop("time")), str(event.pop("kind"))
         message = event.pop("message", None)
-        if kind not in _RECORDED_HERE:
-            text = None if message is None else str(message)
-            found.append(HistoryView(at=at, kind=kind, message=text, details=event))
-    return found[-MAX_ENTRIES:]
+        if not math.isfinite(at):
+            return None
+        text = None if message is None else str(message)
+        return HistoryView(at=at, kind=kind, message=text, details=event)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None

@@ -1,65 +1,33 @@
 """Server-sent events of changes, each with an id to resume from after a lost connection.
 
-Each stream reads the store and the run folder at its own pace, so a slow client costs no memory and
-loses nothing; `Changes` only tells it when to look.
+Each stream sends at its own pace what the feeds keep for all of them, and reads the store and the
+run folder itself only where it is behind that.
 """
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
+from control_plane.reading.events import event, event_body
+from control_plane.reading.feed import RETRY_SECONDS, Feed
+from control_plane.reading.run_feed import RunFeed
 from control_plane.runs.queries import Runs
-from control_plane.runs.record import DeletedRun, Run
-from lectern_common.errors import InvalidRequest, Overloaded
-from lectern_common.json_lines import NewRecords, Position, read_after
+from lectern_common.errors import InvalidRequest
+from lectern_common.json_lines import Position, read_after
 
 PING_SECONDS = 15.0
-POLL_SECONDS = 0.5  # metric files change without notice to the control plane
-MAX_STREAMS = 256
+MAX_PIECES = 500  # sent at once
+MAX_STATES = 1000
 _PING = b": still here\n\n"
 _RETRY = b"retry: 1000\n\n"
+_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt")
 
-
-class Changes:
-    """Wakes every stream when something changed. `notify` may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._event = asyncio.Event()
-        self.closed = False
-        self.streams = 0
-
-    def start(self) -> None:
-        """Binds to the running event loop."""
-        self._loop = asyncio.get_running_loop()
-
-    def notify(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake)
-
-    def close(self) -> None:
-        """Ends every stream."""
-        self.closed = True
-        self.notify()
-
-    def next(self) -> asyncio.Event:
-        """Returns the event of the next change: take it before looking, wait for it after."""
-        return self._event
-
-    def _wake(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    def require_room(self) -> None:
-        """Raises Overloaded if MAX_STREAMS streams are open."""
-        if self.streams >= MAX_STREAMS:
-            raise Overloaded(f"{MAX_STREAMS} event streams are open; close one, or try again later")
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -83,9 +51,7 @@ class RunPosition:
         return cls(int(seq), Position.parse(metrics))
 
 
-async def list_events(
-    runs: Runs, changes: Changes, view: Callable[[list[Run]], list[BaseModel]], after: int | None
-) -> AsyncIterator[bytes]:
+async def list_events(feed: Feed, newest: int, after: int | None) -> AsyncGenerator[bytes, None]:
     """Yields a `run` event for each run that changed, with its revision as id, and a `deleted`
     event with the run's id for each run that is gone.
 
@@ -93,103 +59,132 @@ async def list_events(
     means that the store went back (a restored backup): fetch the whole list again.
 
     Args:
+        feed: keeps the last changes.
+        newest: the store's newest revision.
         after: revision to continue from; None begins with the next change.
     """
-    newest = await asyncio.to_thread(runs.newest_revision)
-    revision = newest if after is None else after
+    revision = newest if after is None else min(after, newest)
     yield _RETRY
-    if revision > newest:
-        revision = newest
-        yield _event("rewind", {}, str(revision))
-    with _counted(changes):
-        while not changes.closed:
-            changed = changes.next()
-            found = await asyncio.to_thread(runs.changed_since, revision)
-            if not found:
-                if not await _set_within(changed, PING_SECONDS):
-                    yield _PING
+    if after is not None and after > newest:
+        yield event("rewind", {}, str(revision))
+    while not feed.closed:
+        news = feed.news.next()
+        kept = feed.after(revision)
+        if kept is None:
+            try:
+                kept = await asyncio.to_thread(feed.read_after, revision)
+            except SQLAlchemyError as error:  # busy or full: this client waits, it loses nothing
+                _log.error("changes not read", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
-            shown = await asyncio.to_thread(view, [run for run in found if isinstance(run, Run)])
-            models = iter(shown)
-            revision = found[-1].revision
-            yield b"".join(
-                _event("deleted", {"id": run.id}, str(run.revision))
-                if isinstance(run, DeletedRun)
-                else _event("run", next(models).model_dump(mode="json"), str(run.revision))
-                for run in found
-            )
+        data, revision = kept
+        if data:
+            yield data
+        elif not await _set_within(news, PING_SECONDS):
+            yield _PING
 
 
 async def run_events(
-    runs: Runs, changes: Changes, run_id: str, metrics_path: Path, position: RunPosition
-) -> AsyncIterator[bytes]:
+    feed: Feed, run_id: str, metrics_path: Path, position: RunPosition
+) -> AsyncGenerator[bytes, None]:
     """Yields `state` and `metrics` events of one run, from `position` on, each exactly once.
 
     `rewind` means that the trainer went back to a checkpoint: all earlier metric records are void,
     and the file follows from its start. `deleted` is the last event: the run is gone.
     """
     yield _RETRY
-    signature: tuple[int, int, int] | None = None
-    silent_seconds = 0.0
-    with _counted(changes):
-        while not changes.closed:
-            changed = changes.next()
-            parts: list[bytes] = []
-            for entry in await asyncio.to_thread(runs.history, run_id, position.history_seq):
-                position = RunPosition(entry["seq"], position.metrics)
-                state = {key: entry[key] for key in _STATE_KEYS}
-                parts.append(_event("state", state, str(position)))
-            now = _signature(metrics_path)
-            if now is None and not await asyncio.to_thread(runs.names, [run_id]):
-                parts.append(_event("deleted", {"id": run_id}, str(position)))
-                yield b"".join(parts)
+    with feed.of_run(run_id, metrics_path) as run:
+        client = _RunClient(feed.runs, run, position)
+        is_gone = not await asyncio.to_thread(feed.runs.names, [run_id])
+        while not feed.closed:
+            news = run.news.next()
+            is_gone = is_gone or run.deleted
+            try:
+                data = await client.next()
+            except (SQLAlchemyError, OSError) as error:
+                _log.error("run not read", run=run_id, error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if data:
+                yield data
+            elif is_gone:
+                yield event("deleted", {"id": run_id}, str(client.position))
                 return
-            if now != signature:
-                new = await asyncio.to_thread(read_after, metrics_path, position.metrics)
-                signature = None if new.more else now
-                position = _add_metrics(parts, position, new)
-            if parts:
-                silent_seconds = 0.0
-                yield b"".join(parts)
-            elif not await _set_within(changed, POLL_SECONDS):
-                silent_seconds += POLL_SECONDS
-                if silent_seconds >= PING_SECONDS:
-                    silent_seconds = 0.0
-                    yield _PING
+            elif not await _set_within(news, PING_SECONDS):
+                client.looks_itself()
+                yield _PING
 
 
-_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt")
+class _RunClient:
+    """One client's place in the stream of a run."""
 
+    def __init__(self, runs: Runs, feed: RunFeed, position: RunPosition) -> None:
+        self._runs = runs
+        self._feed = feed
+        self._seq_seen = position.history_seq  # no change of state up to it is missing
+        self._number: int | None = None  # of the feed's next piece; None: it reads the file
+        self.position = position
 
-def _add_metrics(parts: list[bytes], position: RunPosition, new: NewRecords) -> RunPosition:
-    seq = position.history_seq
-    if new.rewound:
-        parts.append(_event("rewind", {}, str(RunPosition(seq))))
-    for record, after in new.records:
-        parts.append(_event("metrics", record, str(RunPosition(seq, after))))
-    return RunPosition(seq, new.end)
+    def looks_itself(self) -> None:
+        """Has the next metrics read from the file."""
+        self._number = None
 
+    async def next(self) -> bytes:
+        """Returns the next events, and moves on; b"" if there are none now."""
+        parts: list[bytes] = []
+        for entry in await self._states():
+            self.position = RunPosition(entry["seq"], self.position.metrics)
+            self._add(parts, event_body("state", {key: entry[key] for key in _STATE_KEYS}))
+        await self._add_metrics(parts)
+        return b"".join(parts)
 
-class _counted:
-    """Counts a stream while it is open."""
+    async def _states(self) -> list[dict[str, Any]]:
+        begin = self._feed.states_begin
+        found = self._feed.states_after(max(self._seq_seen, self.position.history_seq))
+        if found is None:
+            seq = self.position.history_seq
+            found = await asyncio.to_thread(self._runs.history, self._feed.run_id, seq, MAX_STATES)
+            if len(found) < MAX_STATES and begin is not None:
+                self._seq_seen = begin
+        return found
 
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
+    async def _add_metrics(self, parts: list[bytes]) -> None:
+        if self._number is None:
+            self._number = self._feed.number_after(self.position.metrics)
+        pieces = None
+        if self._number is not None:
+            pieces = self._feed.pieces_from(self._number, MAX_PIECES)
+        if pieces is None:
+            await self._read_metrics(parts)
+            return
+        for piece in pieces:
+            self._move(piece.end or Position())
+            self._add(parts, piece.body)
+        self._number = (self._number or 0) + len(pieces)
 
-    def __enter__(self) -> None:
-        self._changes.streams += 1
+    async def _read_metrics(self, parts: list[bytes]) -> None:
+        """Adds the next records of the file, which the feed does not keep."""
+        self._number = None
+        path = self._feed.metrics_path
+        more = True
+        while more and not parts:
+            new = await asyncio.to_thread(read_after, path, self.position.metrics)
+            if new.rewound:
+                self._move(Position())
+                self._add(parts, event_body("rewind", {}))
+            for record, after in new.records:
+                self._move(after)
+                self._add(parts, event_body("metrics", record))
+            self._move(new.end)
+            more = new.more
+        if not more:
+            self._feed.reached_end(self.position.metrics)
 
-    def __exit__(self, *_: object) -> None:
-        self._changes.streams -= 1
+    def _move(self, metrics: Position) -> None:
+        self.position = RunPosition(self.position.history_seq, metrics)
 
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Returns a value that changes whenever the file does."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    def _add(self, parts: list[bytes], body: bytes) -> None:
+        parts.append(f"id: {self.position}\n".encode() + body)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:
@@ -198,8 +193,3 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _event(kind: str, data: dict[str, Any], event_id: str) -> bytes:
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return f"id: {event_id}\nevent: {kind}\ndata: {text}\n\n".encode()

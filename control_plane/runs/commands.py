@@ -7,7 +7,7 @@ The decisions are the functions below the class.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,20 +27,28 @@ from control_plane.runs.record import (
     select_runs,
 )
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, NotFound
+from lectern_common.errors import Conflict, NotFound, Overloaded
 from lectern_common.processes import Identity
 from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.untrusted import cut
 
+MAX_QUEUED = 1000
+QUEUE_RETRY_SECONDS = 60
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
-_NO_PROCESS = {**_NO_PID, "slots": None, "threads": None}
+_NO_PROCESS = {
+    **_NO_PID,
+    "slots": None,
+    "threads": None,
+    "stale_since": None,
+    "stalled_since": None,
+}
 
 _log = structlog.get_logger()
 
@@ -52,6 +60,7 @@ class RunCommands:
         store: where they are kept.
         clock: Unix seconds.
         changed: called after each visible change; from any thread.
+        max_queued: how many runs may wait; a request for one more is refused.
     """
 
     def __init__(
@@ -59,8 +68,10 @@ class RunCommands:
         store: Store,
         clock: Callable[[], float] = time.time,
         changed: Callable[[], None] = lambda: None,
+        max_queued: int = MAX_QUEUED,
     ) -> None:
         self._store = store
+        self._max_queued = max_queued
         self._clock = clock
         self._changed = changed
 
@@ -82,18 +93,21 @@ class RunCommands:
 
         Raises:
             InvalidRequest: the key was used with another body.
+            Overloaded: the queue is full.
         """
         now = self._clock()
         with self._store.writing() as connection:
             made = run_made_by_key(connection, key, request_sha256)
             if made is not None:
                 return made
+            self._require_room(connection)
             run_id = _new_id(spec.name)
             while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
                 run_id = _new_id(spec.name)
             revision = newest_revision(connection) + 1
             values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
             connection.execute(sa.insert(runs).values(values))
+            _set_place(connection, run_id)
             run = get_run(connection, run_id)
             _remember(connection, run, now)
             if key is not None:
@@ -105,6 +119,11 @@ class RunCommands:
         _log.info("run created", run=run_id)
         self._changed()
         return run
+
+    def require_room(self) -> None:
+        """Raises Overloaded if the queue is full; asked before the checks of a run, which cost."""
+        with self._store.reading() as connection:
+            self._require_room(connection)
 
     def request_stop(self, run_id: str) -> Run:
         """Returns the run, now to be stopped. Repeating the request changes nothing.
@@ -127,11 +146,13 @@ class RunCommands:
             NotFound: no such run.
             Conflict: it is active, or has nothing more to do.
             InvalidSpec: the new spec changes what a resume may not change.
+            Overloaded: the queue is full.
         """
 
         def decide(run: Run) -> Change:
             spec = new_spec(run.run_spec)
             require_goes_on(run, spec)
+            self.require_room()
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
@@ -233,6 +254,24 @@ class RunCommands:
 
         return self._change(run_id, decide)
 
+    def noticed(self, facts: Mapping[str, tuple[RunState, Mapping[str, Any]]]) -> None:
+        """Records facts about runs that change with time alone, in one transaction.
+
+        Args:
+            facts: by run id: the state that the facts are about, and the columns. A run that has
+                left that state meanwhile is passed over.
+        """
+        if not facts:
+            return
+        with self._store.writing() as connection:
+            revision = newest_revision(connection)
+            for run_id, (state, columns) in facts.items():
+                revision += 1
+                is_still = sa.and_(runs.c.id == run_id, runs.c.state == state)
+                values = {**columns, "revision": revision}
+                connection.execute(sa.update(runs).where(is_still).values(values))
+        self._changed()
+
     def ended(
         self,
         run_id: str,
@@ -270,6 +309,15 @@ class RunCommands:
             run_id, lambda run: _crashed(run, reason, message, status, self._clock())
         )
 
+    def _require_room(self, connection: sa.Connection) -> None:
+        waiting = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED)
+        if connection.execute(waiting).scalar_one() >= self._max_queued:
+            raise Overloaded(
+                f"{self._max_queued} runs wait in the queue, which is full; stop some, try again "
+                "later, or start the control plane with a larger --max-queued-runs",
+                retry_after_seconds=QUEUE_RETRY_SECONDS,
+            )
+
     # ---- the one way to change ---------------------------------------------------------------
 
     def _change(self, run_id: str, decide: Callable[[Run], Change | None]) -> Run:
@@ -298,7 +346,10 @@ class RunCommands:
                 values["wanted"] = change.wanted
             if state is not run.state:
                 values |= {"state": state, "since": now, **_active_time(run, state, now)}
+                values |= {"queue_position": None, "waits_for": None}
             connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
+            if state is RunState.QUEUED:
+                _set_place(connection, run_id)
             after = get_run(connection, run_id)
             if (after.state, after.wanted) != (run.state, run.wanted):
                 _remember(connection, after, now)
@@ -397,9 +448,14 @@ def _seen(status: Status | None) -> dict[str, Any]:
 
 
 def _is_news(before: Status | None, after: Status) -> bool:
-    if before is None or replace(before, heartbeat=0) != replace(after, heartbeat=0):
+    if before is None or _timeless(before) != _timeless(after):
         return True
     return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
+
+
+def _timeless(status: Status) -> Status:
+    """Returns the status without what changes with time alone."""
+    return replace(status, heartbeat=0, activity_seconds=None, usual_seconds=None)
 
 
 def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
@@ -429,6 +485,14 @@ def _new_row(
         "restarts": 0,
         "active_seconds": 0.0,
     }
+
+
+def _set_place(connection: sa.Connection, run_id: str) -> None:
+    """Sets a queued run's place: behind those that are older. The loop moves the others."""
+    seq = sa.select(runs.c.seq).where(runs.c.id == run_id).scalar_subquery()
+    older = sa.select(sa.func.count() + 1).where(runs.c.state == RunState.QUEUED, runs.c.seq < seq)
+    place = connection.execute(older).scalar()
+    connection.execute(sa.update(runs).where(runs.c.id == run_id).values(queue_position=place))
 
 
 def _remember(connection: sa.Connection, run: Run, now: float) -> None:

@@ -27,6 +27,12 @@ class Runs:
         with self._store.reading() as connection:
             return select_runs(connection, runs.c.state.in_(states))
 
+    def queued(self) -> tuple[tuple[str, float], ...]:
+        """Returns the id of each queued run and when it was queued, oldest run first."""
+        query = sa.select(runs.c.id, runs.c.since).where(runs.c.state == RunState.QUEUED)
+        with self._store.reading() as connection:
+            return tuple(tuple(row) for row in connection.execute(query.order_by(runs.c.seq)))
+
     def page(
         self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
     ) -> tuple[list[Run], int]:
@@ -63,14 +69,30 @@ class Runs:
 
     def history(self, run_id: str, after_seq: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
-        query = (
-            sa.select(history)
-            .where(history.c.run_id == run_id, history.c.seq > after_seq)
-            .order_by(history.c.seq)
-            .limit(limit)
-        )
+        query = sa.select(history).where(history.c.run_id == run_id, history.c.seq > after_seq)
         with self._store.reading() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return _rows(connection, query.order_by(history.c.seq).limit(limit))
+
+    def newest_history(
+        self, run_id: str, limit: int, before_seq: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Returns the last changes of state of a run before a `seq`, newest first."""
+        query = sa.select(history).where(history.c.run_id == run_id)
+        if before_seq is not None:
+            query = query.where(history.c.seq < before_seq)
+        with self._store.reading() as connection:
+            return _rows(connection, query.order_by(history.c.seq.desc()).limit(limit))
+
+    def newest_history_seq(self) -> int:
+        """Returns the `seq` of the last change of state of any run; 0 before any."""
+        with self._store.reading() as connection:
+            return connection.execute(sa.select(sa.func.max(history.c.seq))).scalar() or 0
+
+    def history_of_all(self, after_seq: int) -> list[dict[str, Any]]:
+        """Returns the changes of state of all runs after a `seq`, in order."""
+        query = sa.select(history).where(history.c.seq > after_seq)
+        with self._store.reading() as connection:
+            return _rows(connection, query.order_by(history.c.seq))
 
     def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
         """Returns the run that an earlier request with this key made, or None.
@@ -80,6 +102,10 @@ class Runs:
         """
         with self._store.reading() as connection:
             return run_made_by_key(connection, key, request_sha256)
+
+
+def _rows(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:

@@ -99,6 +99,10 @@ class Run:
     active_seconds: float = 0.0  # of earlier attempts
     status: dict[str, Any] | None = None  # last Status seen, of any attempt
     teacher: dict[str, str] | None = None  # the TeacherIdentity it was accepted with
+    queue_position: int | None = None  # queued: 1 is the next to start
+    waits_for: str | None = None  # queued: a sentence
+    stale_since: float | None = None  # active: the last heartbeat, if there has been none since
+    stalled_since: float | None = None  # active: the last progress, if it makes none
 
     @cached_property
     def run_spec(self) -> RunSpec:

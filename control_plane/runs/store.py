@@ -23,6 +23,7 @@ from lectern_common.files import rename_durably
 
 DATABASE_NAME = "control-plane.sqlite3"
 BUSY_TIMEOUT_MS = 2000
+POOL_TIMEOUT_SECONDS = 5
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = sa.MetaData()
@@ -58,6 +59,10 @@ runs = sa.Table(
     sa.Column("active_seconds", sa.Float, nullable=False),
     sa.Column("status", sa.JSON(none_as_null=True)),
     sa.Column("teacher", sa.JSON(none_as_null=True)),
+    sa.Column("queue_position", sa.Integer),
+    sa.Column("waits_for", sa.Text),
+    sa.Column("stale_since", sa.Float),
+    sa.Column("stalled_since", sa.Float),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.
@@ -151,6 +156,14 @@ class Store:
             with connection.begin():
                 yield connection
 
+    def try_write(self) -> None:
+        """Writes a row and rolls back. Raises SQLAlchemyError if the database cannot be written."""
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(lectern_begin="BEGIN IMMEDIATE")
+            with connection.begin() as transaction:
+                connection.execute(sa.insert(deleted_runs).values(run_id="", revision=-1))
+                transaction.rollback()
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -226,6 +239,8 @@ def _engine(path: Path) -> sa.Engine:
         f"sqlite:///{path}",
         connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
         json_deserializer=_stored_json,
+        # Callers wait in threads: better told to come back than kept there for half a minute.
+        pool_timeout=POOL_TIMEOUT_SECONDS,
     )
 
     @event.listens_for(engine, "connect")

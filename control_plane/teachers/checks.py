@@ -1,10 +1,13 @@
 """Checks a run before it is accepted, its teacher included.
 
-Checks run in threads, a few at a time, so they never block the event loop.
+Checks run in threads of their own, a few at a time: they block neither the event loop nor the
+reconcile loop, however long a teacher takes to answer.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from control_plane.teachers.secrets import require_secrets_known
 from control_plane.trainers.devices import Devices
@@ -17,6 +20,7 @@ from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.teacher.secrets import SecretFiles
 
 MAX_CHECKS_AT_ONCE = 4
+_Checked = TypeVar("_Checked")
 
 
 class StartChecks:
@@ -32,11 +36,15 @@ class StartChecks:
         self._roots = roots
         self._devices = devices
         self._teachers = dict(teachers)
-        self._room = asyncio.Semaphore(MAX_CHECKS_AT_ONCE)
+        self._pool = ThreadPoolExecutor(MAX_CHECKS_AT_ONCE, thread_name_prefix="check")
+
+    def close(self) -> None:
+        """Drops the checks that have not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def resolved(self, spec: RunSpec) -> RunSpec:
         """Returns the spec with what its data decides filled in."""
-        return await asyncio.to_thread(with_documents, spec, self._roots)
+        return await self._in_thread(lambda: with_documents(spec, self._roots))
 
     async def require_startable(
         self,
@@ -57,17 +65,17 @@ class StartChecks:
         self._devices.require_has(spec)
         if spec.teacher is not None:
             require_secrets_known(spec.teacher, self._teachers)
-        async with self._room:
-            try:
-                return await asyncio.to_thread(
-                    require_startable,
-                    spec,
-                    self._roots,
-                    taught_by=taught_by,
-                    packs_chats=packs_chats,
+        try:
+            return await self._in_thread(
+                lambda: require_startable(
+                    spec, self._roots, taught_by=taught_by, packs_chats=packs_chats
                 )
-            except Unauthenticated as error:
-                # The client's spec is at fault here, not the client's own token.
-                field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
-                why = f"the teacher refused access: {error}"
-                raise InvalidSpec([(f"teacher.{field}", why)]) from None
+            )
+        except Unauthenticated as error:
+            # The client's spec is at fault here, not the client's own token.
+            field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
+            why = f"the teacher refused access: {error}"
+            raise InvalidSpec([(f"teacher.{field}", why)]) from None
+
+    async def _in_thread(self, check: Callable[[], _Checked]) -> _Checked:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, check)

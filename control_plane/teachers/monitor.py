@@ -1,13 +1,15 @@
 """The state of each teacher, as the page shows it, and which runs use it.
 
-Probes run in threads, each with a deadline, so they never block the event loop.
+Probes run in threads of their own, each with a deadline: teachers that hang block neither the event
+loop nor the reconcile loop.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from control_plane.teachers.secrets import OPTIONS
 from control_plane.views import TeacherView
@@ -21,6 +23,7 @@ from lectern_common.teacher.secrets import SecretFiles, read_secrets
 PROBE_SECONDS = 2.0
 FRESH_SECONDS = 1.0
 MAX_TEACHERS = 32
+_Answer = TypeVar("_Answer")
 
 
 @dataclass
@@ -64,6 +67,7 @@ class TeacherMonitor:
         self._clock = clock
         self._monotonic = monotonic
         self._teachers: dict[str, _Teacher] = {}
+        self._pool = ThreadPoolExecutor(MAX_TEACHERS, thread_name_prefix="teacher")
 
     async def views(self, asked_by: Mapping[str, Collection[str]]) -> list[TeacherView]:
         """Returns every teacher server: configured ones first, then those of runs.
@@ -89,6 +93,10 @@ class TeacherMonitor:
         for teacher in self._teachers.values():
             teacher.close()
         self._teachers.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, call: Callable[[], _Answer]) -> _Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def _refresh(self, address: str) -> None:
         if address not in self._teachers:
@@ -100,11 +108,12 @@ class TeacherMonitor:
             try:
                 if teacher.channel is None:
                     files = self._configured.get(address, SecretFiles())
-                    secrets = await asyncio.to_thread(read_secrets, self._roots, files)
+                    secrets = await self._in_thread(lambda: read_secrets(self._roots, files))
                     if self._teachers.get(address) is not teacher:
                         return  # another request has dropped it: nothing would close the channel
                     teacher.channel = TeacherChannel(address, secrets.token, secrets.tls)
-                teacher.facts = await asyncio.to_thread(_facts, teacher.channel)
+                channel = teacher.channel
+                teacher.facts = await self._in_thread(lambda: _facts(channel))
                 teacher.seen_at, teacher.problem = self._clock(), None
             except Unauthenticated as error:
                 teacher.problem = str(error) if address in self._configured else _not_known(address)

@@ -13,6 +13,25 @@ const STREAM_START_MS = 10000;
 /** @type {Promise<void> | null} */
 let tokenEntered = null;
 
+/**
+ * Keeps a token that stands behind # in the page's address (`lectern up` prints it there) for this
+ * tab, and takes it out of the address bar and of the history.
+ */
+function takeTokenFromAddress() {
+  const found = /^#token=([^&]+)$/.exec(location.hash);
+  if (!found) return;
+  sessionStorage.setItem(TOKEN_KEY, decodeURIComponent(found[1] ?? ""));
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+/** @returns {boolean} whether this tab has a token, right or wrong */
+export function hasToken() {
+  return sessionStorage.getItem(TOKEN_KEY) !== null;
+}
+
+takeTokenFromAddress();
+addEventListener("hashchange", takeTokenFromAddress);
+
 /** An answer with an error status; the message is the `detail` of its problem body. */
 export class RequestFailed extends Error {
   /**

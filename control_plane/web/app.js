@@ -2,9 +2,8 @@
 // The page: a list of runs that an event stream keeps up to date, a chart of them, the teachers,
 // and the panel of one run.
 
-import { RequestFailed, follow, get } from "./api.js";
-import { CurveView } from "./charts/curve_view.js";
-import { Curves } from "./charts/curves.js";
+import { RequestFailed, follow, get, hasToken } from "./api.js";
+import { Overview } from "./charts/charts.js";
 import { byId, setText, show } from "./dom.js";
 import { clockTime, isActive } from "./format.js";
 import { RunList } from "./lists/runs.js";
@@ -18,7 +17,6 @@ const DRAWN_AT_FIRST = 8;
 const MAX_SHOW_ALL = 40; // the chart cannot be read with more lines
 const BANNER_AFTER_MS = 1500;
 const RETRY_MS = [500, 1000, 2000, 5000];
-const METRIC_KEY = "lectern-metric";
 
 /** @type {Map<string, ShownRun>} */
 const runs = new Map();
@@ -33,18 +31,9 @@ let lastHeard = Date.now() / 1000;
 let hasLoaded = false;
 let frame = 0;
 
-const smoothing = byId("smoothing", HTMLInputElement);
-const curves = new Curves(render);
-const overview = new CurveView(
-  byId("curves"),
-  localStorage.getItem(METRIC_KEY),
-  (width) => (width < 560 ? 240 : 350),
-  (key) => {
-    localStorage.setItem(METRIC_KEY, key);
-    render();
-  },
-);
-const panel = new Panel(() => { location.hash = ""; }, render);
+const params = Object.fromEntries(new URLSearchParams(location.search));
+const overview = new Overview(byId("curves"), { params, onParams: keepInAddress });
+const panel = new Panel(() => { location.hash = ""; });
 const list = new RunList(drawn, toggle, (id) => { location.hash = `#/runs/${id}`; });
 
 // ---- what the control plane sends --------------------------------------------------------------
@@ -166,6 +155,12 @@ function toggle(id) {
   render();
 }
 
+/** @param {Record<string, string>} chosen what the charts want kept in the address */
+function keepInAddress(chosen) {
+  const query = new URLSearchParams(chosen).toString();
+  history.replaceState(null, "", `${location.pathname}${query && `?${query}`}${location.hash}`);
+}
+
 /** Draws everything at the next frame. */
 function render() {
   if (frame === 0) frame = requestAnimationFrame(() => {
@@ -177,18 +172,12 @@ function render() {
 function renderNow() {
   const all = newestFirst();
   const shown = all.filter((run) => drawn.has(run.id));
-  const open = openRun();
-  curves.want(open ? [...shown, open] : shown);
   show(byId("empty"), hasLoaded && all.length === 0);
   show(byId("curves"), all.length > 0);
   show(byId("runs"), all.length > 0);
   list.render(all, panel.id);
 
-  const weight = Number(smoothing.value);
-  overview.draw(shown.toReversed().map((run) => ({ run, name: label(run, all) })), curves, weight);
-  if (open) panel.draw(curves, weight);
-  smoothing.disabled = overview.metric.isEvaluated ?? false;
-  setText(byId("smoothing-value"), weight === 0 ? "off" : weight.toFixed(2));
+  overview.update(shown.toReversed().map((run) => ({ run, name: label(run, all) })));
   const numHidden = all.length - shown.length;
   setText(byId("show-all"), numHidden > 0 ? `Show all ${all.length} in the chart` : "");
   show(byId("show-all"), numHidden > 0 && all.length <= MAX_SHOW_ALL);
@@ -261,10 +250,13 @@ async function showExamples() {
   };
   const { origin } = location;
   const body = JSON.stringify(spec);
+  const token = hasToken()
+    ? "-H \"authorization: Bearer $(cat ~/.lectern/secrets/control-plane)\" \\\n  "
+    : "";
   setText(byId("cli-line"), `lectern runs create run.yaml --url ${origin}`);
   setText(
     byId("curl-line"),
-    `curl ${origin}/runs -H 'content-type: application/json' \\\n  -d '${body}'`,
+    `curl ${origin}/runs ${token}-H 'content-type: application/json' \\\n  -d '${body}'`,
   );
 }
 
@@ -280,7 +272,6 @@ function makeCopyButtons() {
   }
 }
 
-smoothing.addEventListener("input", render);
 byId("notice-close").addEventListener("click", () => show(byId("notice"), false));
 byId("older").addEventListener("click", loadOlder);
 byId("show-all").addEventListener("click", () => {

@@ -187,6 +187,9 @@ export function explanation(run, now) {
   if (run.stale_since !== null) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
+  if (run.stalled_since !== null) {
+    return `Stalled: the trainer is alive, but made no progress since ${clockTime(run.stalled_since)}.`;
+  }
   if (run.state === "queued") {
     if (run.queue_position === null) return "";
     const place = run.queue_position === 1 ? "Next" : `Number ${run.queue_position}`;

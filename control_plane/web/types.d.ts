@@ -52,6 +52,8 @@ export interface Run {
   elapsed_seconds: number;
   heartbeat: number | null;
   stale_since: number | null;
+  stalled_since: number | null;
+  activity: string | null;
 }
 
 /** A run in the page. */

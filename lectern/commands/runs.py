@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +114,8 @@ def watch(
     """Show runs live, with loss curves, until all have ended; say where their exports lie.
 
     Exits with 0 if all succeeded or were stopped, 1 if one failed, 75 if one was interrupted and
-    can be resumed unchanged. Ctrl-C stops the watching, not the runs.
+    can be resumed unchanged. Ctrl-C stops the watching, not the runs. While the control plane is
+    away, as during a restart, it asks again for up to 600 s.
     """
     with control_plane(url, token_file) as service:
         wanted = run_ids or [run.id for run in service.list_runs() if not run.rests]
@@ -181,7 +183,7 @@ def stop(
     with control_plane(url, token_file) as service:
         runs, refusals = _ask_each(run_ids, service.stop_run)
         if wait:
-            runs = service.wait([run.id for run in runs])
+            runs = service.wait([run.id for run in runs], say=console.note)
     _print_states(runs, as_json=as_json)
     _exit_with(refusals)
 
@@ -258,21 +260,23 @@ def _confirm_deletion(runs: "list[RunStatus]") -> None:
 
 def watch_runs(service: "Client", run_ids: list[str], *, draw: bool = True) -> "list[RunStatus]":
     """Shows runs until all are at rest; returns their last state."""
+    from lectern.reconnect import Reconnecting
     from lectern.terminal import live
 
+    outlasting = Reconnecting(console.note)
     views = {run_id: live.LiveRun(run_id) for run_id in run_ids}
 
+    def refresh_one(run_id: str) -> "RunStatus":
+        run, view = service.get_run(run_id), views[run_id]
+        view.show_run(run)
+        if draw:
+            batch = service.metrics_since(run_id, view.metrics_cursor)
+            view.metrics_cursor = batch.cursor
+            view.add_metrics(batch.records)
+        return run
+
     def refresh() -> "list[RunStatus]":
-        runs = []
-        for run_id, view in views.items():
-            run = service.get_run(run_id)
-            view.show_run(run)
-            if draw:
-                batch = service.metrics_since(run_id, view.metrics_cursor)
-                view.metrics_cursor = batch.cursor
-                view.add_metrics(batch.records)
-            runs.append(run)
-        return runs
+        return [outlasting.ask(partial(refresh_one, run_id)) for run_id in views]
 
     with live.display() if draw else live.nothing() as show:
         while True:

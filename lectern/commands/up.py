@@ -8,6 +8,7 @@ import typer
 
 from lectern import console
 from lectern.options import Home, logs_of, roots_of
+from lectern_common.errors import Misconfigured
 from lectern_common.teacher.options import EngineName
 
 if TYPE_CHECKING:
@@ -87,8 +88,15 @@ ServedTlsCa = Annotated[
 PlaneTokenFile = Annotated[
     Path | None,
     typer.Option(
-        help="File with the control plane's token; required if --bind is beyond loopback.",
+        help="File with the control plane's token [default: secrets/control-plane, made at the "
+        "first start].",
         show_default=False,
+    ),
+]
+NoToken = Annotated[
+    bool,
+    typer.Option(
+        "--no-token", help="Let anyone on this machine use the control plane without a token."
     ),
 ]
 Quiet = Annotated[
@@ -110,6 +118,7 @@ def up(
     teacher_tls_key: ServedTlsKey = None,
     teacher_tls_ca: ServedTlsCa = None,
     token_file: PlaneTokenFile = None,
+    no_token: NoToken = False,
     quiet: Quiet = False,
     home: Home = None,
 ) -> None:
@@ -142,7 +151,9 @@ def up(
         vocab_size=vocab_size,
         further=context.args,
     )
-    plane = PlaneOptions(bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca)
+    plane = PlaneOptions(
+        bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca, no_token
+    )
     _require_callers_known(teacher, plane)
     _run(teacher, plane, home, quiet=quiet)
 
@@ -158,7 +169,8 @@ def _run(
     with signals_interrupt():
         try:
             with services(teacher, plane, roots=roots, logs=logs, on_wait=wait_notes()) as running:
-                console.note(f"page     {running.url}")
+                for line in page_lines(running):
+                    console.note(line)
                 console.note(f"teacher  {running.teacher_address}")
                 console.note("Ctrl-C stops both; runs checkpoint and resume at the next start")
                 _stay(running, quiet=quiet)
@@ -167,7 +179,7 @@ def _run(
 
 
 def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> None:
-    """Raises unless both are bound to loopback or have a usable token.
+    """Raises unless both are bound to loopback or ask for a usable token.
 
     Both servers check this themselves, but the control plane only once the model is loaded, minutes
     later. The teacher's further options may authenticate its callers in another way.
@@ -186,9 +198,26 @@ def _require_callers_known(teacher: "TeacherOptions", plane: "PlaneOptions") -> 
         remedy="make a token (lectern token create teacher) and set --teacher-token-file teacher",
         option="--teacher-bind",
     )
+    if plane.token_file is not None and plane.no_token:
+        raise Misconfigured("--token-file has no effect with --no-token; remove one of the two")
     if plane.token_file is not None:
         read_token_file(plane.token_file)
-    require_known_callers(plane.bind, known=plane.token_file is not None, may="steer the runs")
+    require_known_callers(
+        plane.bind, known=not plane.no_token, remedy="remove --no-token", may="steer the runs"
+    )
+
+
+def page_lines(running: "Services") -> list[str]:
+    """Returns what to print about the page; its address has the token only on a terminal.
+
+    What is redirected becomes a log, where a token has no place.
+    """
+    if running.token_file is None:
+        return [f"page     {running.url}"]
+    token = f"token    in {running.token_file}"
+    if sys.stderr.isatty():
+        return [f"page     {running.page}", token]
+    return [f"page     {running.url}", token]
 
 
 def wait_notes() -> "OnWait":

@@ -24,6 +24,7 @@ from typing import Any
 from lectern import console
 from lectern.client import Client
 from lectern.commands.runs import watch_runs
+from lectern.commands.up import page_lines
 from lectern.demo import report as demo_report
 from lectern.demo.specs import (
     DATASET,
@@ -80,9 +81,12 @@ def run_demo(
             roots=roots,
             logs=home / "logs",
         ) as up,
-        Client(up.url) as client,
+        Client(up.url, token=up.token or "") as client,
     ):
-        console.note(f"\n  The page:  {up.url}\n  Teacher:   {up.teacher_address}\n")
+        console.note("")
+        for line in (*page_lines(up), f"teacher  {up.teacher_address}"):
+            console.note(f"  {line}")
+        console.note("")
         summary = distil(client, up.teacher_address, seed, student_steps, teacher, roots)
         write_atomic(home / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         demo_report.show(summary, demo_report.continuations(summary, roots.runs))
@@ -207,7 +211,9 @@ def _page_bind() -> str:
 
 def _stay_up(up: Services) -> None:
     """Waits for Ctrl-C or SIGTERM; raises if a service dies."""
-    console.note(f"the services keep running at {up.url}; Ctrl-C stops them")
+    console.note("the services keep running; Ctrl-C stops them")
+    for line in page_lines(up):
+        console.note(f"  {line}")
     try:
         while True:
             time.sleep(0.5)

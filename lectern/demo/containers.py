@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from lectern import console
-from lectern.options import Url, roots_of
+from lectern.options import Url, control_plane, roots_of
+from lectern_common.callers import CONTROL_PLANE_TOKEN
 
 
 def prepare(
@@ -29,11 +30,10 @@ def runs(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")],
 ) -> None:
     """Create the demo's three runs over REST, unless they exist, and show them until all end."""
-    from lectern.client import Client
     from lectern.commands.runs import watch_runs
     from lectern.demo.specs import student_specs
 
-    with Client(url) as service:
+    with control_plane(url, roots_of(None).secrets / CONTROL_PLANE_TOKEN) as service:
         there = {run.name: run.id for run in service.list_runs()}
         ids = [
             there.get(spec.name) or service.create_run(spec).id

@@ -6,13 +6,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from lectern.console import inert
 from lectern_common.errors import LecternError
 from lectern_common.files import end_of
+from lectern_common.logs import cap_log
 from lectern_common.threads import waiting_environment
 
 POLL_SECONDS = 0.05
@@ -68,6 +69,12 @@ class Child:
     def log_lines(self) -> "LogLines":
         """Returns a reader of what this child has logged since its start."""
         return LogLines(self.log_path, self._log_start)
+
+    def cap_log(self) -> None:
+        """Cuts the middle out of its log once that has outgrown its limit; see `logs.cap_log`."""
+        with suppress(OSError):  # a full disk, say: the next call tries again
+            if cap_log(self.log_path):
+                self._log_start = 0  # where that was is not known any more
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Returns the last lines of its log."""
@@ -139,6 +146,9 @@ class LogLines:
         """Returns the lines completed since the last call."""
         try:
             with self._path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self._offset:  # its middle was cut out: go on at its end
+                    self._offset, self._partial = size, b""
                 file.seek(self._offset)
                 data = file.read(_READ_BYTES)
         except FileNotFoundError:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
 from lectern.local.processes import Child, ChildDied, interrupts_held, wait_until
 from lectern.options import given
+from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.errors import Misconfigured
 from lectern_common.listening import EVERY_ADDRESS, EVERY_IPV4, bound_sockets
 from lectern_common.roots import Roots
@@ -40,19 +42,32 @@ class Services:
         teacher_address: host:port for `teacher.address` of a run spec.
         url: of the page and of the REST interface.
         children: teacher server, control plane.
+        token_file: holds the token that the control plane asks for; None if it asks for none.
     """
 
     teacher_address: str
     url: str
     children: tuple[Child, Child]
+    token_file: Path | None = None
+
+    @property
+    def token(self) -> str | None:
+        """The control plane's token, without which only its page itself can be read."""
+        return None if self.token_file is None else token_in(self.token_file) or None
+
+    @property
+    def page(self) -> str:
+        """The page's address for a browser: the token stands behind #, which is sent nowhere."""
+        return f"{self.url}/#token={quote(self.token)}" if self.token else self.url
 
     def require_alive(self, advice: str = "") -> None:
-        """Raises ChildDied, with the tail of its log, if either has ended.
+        """Raises ChildDied, with the tail of its log, if either has ended; keeps both logs small.
 
         Args:
             advice: what to do then; ends the message.
         """
         for child in self.children:
+            child.cap_log()
             if not child.is_alive:
                 raise child.death(advice)
 
@@ -103,7 +118,9 @@ class PlaneOptions:
     Attributes:
         bind: host:port; port 0 takes a free one.
         max_running_runs: how many runs train at once; None leaves it to the control plane.
-        token_file: file with the bearer token that callers must send.
+        token_file: file with the bearer token that callers must send; None means the one under the
+            secrets root, made at the first start.
+        no_token: callers need send none.
         teacher_token_file: file under the secrets root with the teacher's token.
         teacher_tls_ca: file under the secrets root with the CA of the teacher's certificate.
     """
@@ -113,6 +130,7 @@ class PlaneOptions:
     token_file: Path | None = None
     teacher_token_file: str | None = None
     teacher_tls_ca: str | None = None
+    no_token: bool = False
 
     def words(self, port_file: Path, teacher_address: str) -> list[str]:
         """Returns the control plane's command-line words; options that are None are left out.
@@ -129,6 +147,7 @@ class PlaneOptions:
                 "--on-exit": "stop",
                 "--max-running-runs": self.max_running_runs,
                 "--token-file": self.token_file,
+                "--no-token": self.no_token,
                 "--teacher-token-file": self.teacher_token_file,
                 "--teacher-tls-ca": self.teacher_tls_ca,
             }
@@ -179,7 +198,14 @@ def services(
             with interrupts_held():
                 started.append(_child(CONTROL_PLANE, "control_plane", words, logs, roots))
             bound = _reachable(_bound(started[1], port_file, ready_timeout_seconds, on_wait))
-            yield Services(address, f"http://{bound}", (started[0], started[1]))
+            token_file = plane.token_file or roots.secrets / CONTROL_PLANE_TOKEN
+            known = not plane.no_token and token_file.exists()
+            yield Services(
+                address,
+                f"http://{bound}",
+                (started[0], started[1]),
+                token_file if known else None,
+            )
         finally:
             _stop(started, on_wait)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lectern.console import inert, out
 from lectern.terminal.pace import Pace
+from lectern.terminal.tables import condition
 from lectern_common.run_folder import RunState, Status
 from lectern_common.words import duration
 
@@ -74,6 +75,7 @@ class LiveRun:
     state: RunState = RunState.QUEUED
     reason: str | None = None
     message: str | None = None
+    condition: str = ""  # what is wrong, although the state does not show it
     step: int = 0
     steps: int = 0
     device: str | None = None
@@ -87,10 +89,14 @@ class LiveRun:
 
     def show_status(self, status: Status) -> None:
         """Updates from the status that the trainer wrote."""
+        seconds = status.stalled_seconds
+        stalled = None if seconds is None else status.heartbeat - seconds
+        self.condition = condition({"stalled_since": stalled, "activity": status.activity})
         self._show(status)
 
     def show_run(self, run: "RunStatus") -> None:
         """Updates from the control plane's answer."""
+        self.condition = inert(condition(run.json))
         self._show(run)
 
     def add_metrics(self, records: Sequence[dict[str, Any]]) -> None:
@@ -125,6 +131,8 @@ class LiveRun:
             parts.append(f"teacher wait {self.teacher_wait_share:.0%}")
         if self.time_left:
             parts.append(self.time_left)
+        if self.condition:
+            parts.append(self.condition)
         if self.state is not RunState.RUNNING:
             reason = f"({self.reason})" if self.reason else ""
             parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
@@ -193,9 +201,9 @@ def drawing(views: Sequence[LiveRun], title: str | None = None, width: int = 80)
         )
     curves = [Text(line, no_wrap=True, overflow="crop") for line in _curve_lines(views, width)]
     said = [
-        Text(f"{view.run_id}: {view.message}")
+        Text(f"{view.run_id}: {said}")
         for view in views
-        if view.message and view.state is not RunState.RUNNING
+        if (said := view.condition or (view.message if view.state is not RunState.RUNNING else ""))
     ]
     return Group(table, *curves, *said)
 
@@ -220,7 +228,8 @@ def display(title: str | None = None) -> Iterator[Callable[[Sequence[LiveRun]], 
     """Yields a function that shows the current state of runs; call it as often as you like.
 
     On a terminal it redraws a table, whose last state stays. Elsewhere it prints a line when a
-    run's state changes, and at most one every LINE_SECONDS while its step changes.
+    run's state changes, when it stalls or goes on, and when what it waits for changes; and at most
+    one every LINE_SECONDS while its step changes.
     """
     terminal = out()
     if not terminal.is_terminal:
@@ -240,14 +249,17 @@ def nothing() -> Iterator[Callable[[Sequence[LiveRun]], None]]:
 
 class _LinePrinter:
     def __init__(self) -> None:
-        self._shown: dict[str, tuple[RunState, int, float]] = {}
+        self._shown: dict[str, tuple[tuple[RunState, bool, str | None], int, float]] = {}
 
     def show(self, views: Sequence[LiveRun]) -> None:
         now = time.monotonic()
         for view in views:
-            state, step, when = self._shown.get(view.run_id, (None, -1, 0.0))
-            if view.state is not state or (view.step != step and now - when >= LINE_SECONDS):
-                self._shown[view.run_id] = (view.state, view.step, now)
+            # What a run waits for may change while it is queued.
+            waits = view.message if view.state is RunState.QUEUED else None
+            now_is = (view.state, bool(view.condition), waits)
+            before, step, when = self._shown.get(view.run_id, (None, -1, 0.0))
+            if now_is != before or (view.step != step and now - when >= LINE_SECONDS):
+                self._shown[view.run_id] = (now_is, view.step, now)
                 print(view.line(), flush=True)
 
 

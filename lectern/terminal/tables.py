@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 _HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
 _LEFT = ("run", "state", "why")
-_TIMES = frozenset({"at", "since", "created_at", "resumes_at", "heartbeat", "stale_since"})
+_TIMES = frozenset(
+    {"at", "since", "created_at", "resumes_at", "heartbeat", "stale_since", "stalled_since"}
+)
 _CUT = "..."
 
 
@@ -45,8 +47,32 @@ def _row(run: "RunStatus") -> tuple[str, ...]:
         f"{run.step}/{run.steps}",
         *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
         "" if speed is None else f"{speed:,.0f}",
-        " ".join(inert(run.message or run.reason or "").split()),
+        " ".join(inert(condition(run.json) or run.message or run.reason or "").split()),
     )
+
+
+def condition(run: Mapping[str, Any]) -> str:
+    """Returns what is wrong with a run whose state does not show it: "stalled since 14:05 ...".
+
+    Returns "" if nothing is.
+
+    Args:
+        run: as the control plane answers.
+    """
+    if (silent := run.get("stale_since")) is not None:
+        return f"no heartbeat from the trainer since {_clock_time(silent)}"
+    if (stalled := run.get("stalled_since")) is not None:
+        activity = run.get("activity")
+        doing = "" if activity in (None, "step") else f" in {activity}"
+        return f"stalled: alive, but no progress{doing} since {_clock_time(stalled)}"
+    return ""
+
+
+def _clock_time(seconds: float) -> str:
+    """Returns the local time of Unix seconds, with the date unless it is today's."""
+    then = _local(seconds)
+    is_today = then.date() == datetime.now().astimezone().date()
+    return f"{then:%H:%M:%S}" if is_today else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from lectern_common.errors import LecternError, Misconfigured, error_of
+from lectern_common.errors import (
+    CorruptData,
+    InvalidSpec,
+    LecternError,
+    Misconfigured,
+    NotFound,
+    error_of,
+)
+from lectern_common.words import inert_name
 
 _Looked = TypeVar("_Looked")
 
@@ -71,14 +79,36 @@ class Check:
 
 
 def checked(
-    subject: str, look: Callable[[], tuple[_Looked, str]], nothing: _Looked
+    subject: str,
+    look: Callable[[], tuple[_Looked, str]],
+    nothing: _Looked,
+    field: str | None = None,
 ) -> tuple[_Looked, Check]:
-    """Returns what `look` found and the passed check, or `nothing` and the failed one."""
+    """Returns what `look` found and the passed check, or `nothing` and the failed one.
+
+    Args:
+        subject: see Check.
+        look: returns what it found, and the message.
+        nothing: stands for what was not found.
+        field: of the run spec that names what is looked at: a file that cannot be used is then an
+            error of this field. None means that no spec names it.
+    """
     try:
         found, message = look()
     except LecternError as error:
-        return nothing, Check.failed(subject, error)
+        return nothing, Check.failed(subject, error if field is None else _of_field(field, error))
     except OSError as error:
-        sentence = f"cannot read {error.filename}: {error.strerror}"
-        return nothing, Check.failed(subject, Misconfigured(sentence))
+        what = "its files" if error.filename is None else inert_name(error.filename)
+        sentence = f"cannot read {what}: {error.strerror}"
+        failure = Misconfigured(sentence) if field is None else InvalidSpec([(field, sentence)])
+        return nothing, Check.failed(subject, failure)
     return found, Check(subject, Outcome.PASS, message)
+
+
+def _of_field(field: str, error: LecternError) -> LecternError:
+    """Returns the error as one of a spec's field, unless it says itself whose it is."""
+    if isinstance(error, CorruptData) and error.field is None:
+        return type(error)(str(error), field)
+    if isinstance(error, (NotFound, Misconfigured)):
+        return InvalidSpec([(field, str(error))])
+    return error

@@ -207,7 +207,7 @@ def _dataset(
             counts += f" ({len(rows.unknown):,} with ids beyond the student's {width})"
         return rows, f"{path}: {counts}"
 
-    rows, check = checked(subject, look, nothing=None)
+    rows, check = checked(subject, look, nothing=None, field=field)
     if rows is not None:
         try:
             rows.require_usable()
@@ -236,7 +236,7 @@ def _rows(
         require_step(counts.training_rows, spec.batch.sequences_per_step)
         return counts, ""
 
-    return checked("rows", look, nothing=None)
+    return checked("rows", look, nothing=None, field="data.path")
 
 
 def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
@@ -253,7 +253,8 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
         vocabulary = "vocabulary not in its config" if size is None else f"vocabulary of {size}"
         return facts, f"{origin}, {vocabulary}"
 
-    facts, check = checked("student", look, nothing=UNKNOWN_STUDENT)
+    field = "student.init" if spec.student.init is not None else "student.config"
+    facts, check = checked("student", look, nothing=UNKNOWN_STUDENT, field=field)
     if check.outcome is Outcome.PASS and facts is UNKNOWN_STUDENT:
         message = (
             f"{spec.student.init} is not a folder under the models root ({roots.models}), so it is "
@@ -271,7 +272,7 @@ def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
             note = require_data_fits(dataset, found.manifest, found.student.tokens, validation)
         return None, note or "data and student have the same tokens"
 
-    return checked("tokenizer", look, nothing=None)[1]
+    return checked("tokenizer", look, nothing=None, field="data.path")[1]
 
 
 def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:

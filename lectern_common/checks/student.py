@@ -103,7 +103,7 @@ def _read_config(folder: Path, field: str) -> dict[str, Any]:
     except FileNotFoundError:
         why = adapter_alone(folder) or "has no config.json"
         raise InvalidSpec([(field, f"{folder.name} {why}")]) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptData(f"{folder / 'config.json'} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise CorruptData(f"{folder / 'config.json'} is not a model config")

@@ -203,7 +203,7 @@ def _with_ids(
     if isinstance(decoder, dict):
         for number, entry in decoder.items():
             text = _token_text(entry)
-            if text is None or not str(number).isdigit():
+            if text is None or not (number.isascii() and number.isdigit()):
                 raise CorruptData(f"{CONFIG_NAME}: added_tokens_decoder has no token at {number!r}")
             entry = entry if isinstance(entry, dict) else {}
             settings = {
@@ -224,6 +224,8 @@ def _extra_tokens(values: Mapping[str, Any]) -> Iterator[str]:
     """Yields special tokens without one of the usual names."""
     for name in ("additional_special_tokens", "extra_special_tokens"):
         entries = values.get(name)
+        if entries and not isinstance(entries, (str, list, dict)):
+            raise CorruptData(f"{name} of the tokenizer's files is neither a list nor a mapping")
         for entry in entries.values() if isinstance(entries, dict) else entries or ():
             text = _token_text(entry)
             if text is not None:
@@ -233,7 +235,8 @@ def _extra_tokens(values: Mapping[str, Any]) -> Iterator[str]:
 def _mapping(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         found = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is no text
+    except (ValueError, RecursionError) as error:
         raise CorruptData(f"{name} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise CorruptData(f"{name} is not a JSON object")

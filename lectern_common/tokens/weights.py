@@ -17,6 +17,7 @@ from lectern_common.errors import CorruptData, NotFound
 from lectern_common.words import inert_name
 
 _FLOAT_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_BYTES_OF = {name: np.dtype(carrier).itemsize for name, carrier in _FLOAT_DTYPES.items()}
 _BLOCK_VALUES = 1 << 22
 _MAX_HEADER_BYTES = 100 << 20
 
@@ -35,9 +36,12 @@ def safetensors_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            files = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CorruptData(f"{index} is not a safetensors index: {error}") from None
-        return [folder / Path(name).name for name in names]
+        if not files or not all(Path(name).name and "\0" not in name for name in names):
+            raise CorruptData(f"{index} is not a safetensors index: it names no files")
+        return files
     refused = sorted(
         path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
     )
@@ -132,11 +136,20 @@ def _entries(path: Path) -> Iterator[tuple[str, Path, str, list[int], int, int]]
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            start, stop = (8 + header_bytes + offset for offset in entry["data_offsets"])
+            dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets)):
+                raise ValueError(f"the entry of {json.dumps(name)} has values of a wrong type")
+            start, stop = (8 + header_bytes + offset for offset in offsets)
             if stop > size:
                 raise CorruptData(f"{path} is truncated: {name} ends at byte {stop} of {size}")
-            yield name, path, entry["dtype"], entry["shape"], start, stop
+            if start > stop or (stop - start) % _BYTES_OF.get(dtype, 1):
+                raise ValueError(f"the entry of {json.dumps(name)} has impossible offsets")
+            yield name, path, dtype, shape, start, stop
     except FileNotFoundError:
         raise NotFound(f"{path} is named in the index but missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptData(f"{path} is not a safetensors file: {error}") from None
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)

@@ -31,6 +31,7 @@ from lectern_common.run_folder import (
     bounded,
 )
 from student_trainer.disk_full import Reserve, disk_full_as_error
+from student_trainer.journal.activity import CHECKPOINT, STEP, Activity
 from student_trainer.journal.sinks import (
     Metrics,
     MetricsFile,
@@ -71,6 +72,7 @@ class Recorder:
         known_by: the pid by which others watch and stop the run; None means this process.
         heartbeat_seconds: time between two writes of status.json.
         clock: returns Unix seconds.
+        monotonic: returns seconds that never go back, to tell how long nothing has progressed.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Recorder:
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._clock = clock
@@ -90,6 +93,7 @@ class Recorder:
         self._identity = identity_of(self._pid)
         self._attempt = attempt_of_environment()
         self._current = _Current()
+        self._activity = Activity(monotonic)
         self._published: RunState | None = None
         self._latest: dict[str, float | None] = {}
         self._recent: deque[tuple[float, float, float | None]] = deque(maxlen=_RECENT_STEPS)
@@ -144,6 +148,8 @@ class Recorder:
         with self._lock:
             current = self._current
             current.state, current.reason, current.message = state, reason, message
+            if state is RunState.RUNNING:
+                self._activity.begin(STEP)
         self._publish()
 
     def set_progress(
@@ -196,7 +202,13 @@ class Recorder:
         """Reports that the teacher cannot be reached, or (None) that it is back. Thread-safe."""
         with self._lock:
             self._current.teacher_away = message
+            self._activity.progressed()  # the outage is no lack of progress
         self._publish()
+
+    def doing(self, activity: str) -> None:
+        """Reports what the loop does until it records the next step or checkpoint."""
+        with self._lock:
+            self._activity.begin(activity)
 
     def event(self, kind: str, **details: Any) -> None:
         """Appends one event. Raises DiskFull."""
@@ -217,8 +229,10 @@ class Recorder:
             self._current.step = step
             self._latest.update(finite_record(dict(metrics)))
             self._latest.pop("non_finite", None)
+            self._activity.begin(STEP)
             if "time/step_seconds" in metrics:
                 self._recent.append(_pace(metrics))
+                self._activity.took(STEP, self._recent[-1][1])
         for sink in self._sinks:
             with disk_full_as_error("metrics"):
                 sink.put(step, metrics)
@@ -229,6 +243,7 @@ class Recorder:
         Raises:
             DiskFull: a line could not be written, or is still not written once a stop is requested.
         """
+        self.doing(CHECKPOINT)
         for sink in self._sinks:
             sink.flush(self._stop)
             with disk_full_as_error("metrics"):
@@ -237,6 +252,7 @@ class Recorder:
     def after_checkpoint(self, step: int) -> None:
         """Sets the newest checkpoint, and the number of finished steps to its step."""
         self.set_progress(step=step, checkpoint_step=step)
+        self.doing(STEP)
 
     def _report_dropped(self, more_than: int) -> int:
         """Returns how many lines were dropped; writes an event if they exceed `more_than`."""
@@ -301,6 +317,9 @@ class Recorder:
             tokens_per_second=sum(p[0] for p in self._recent) / seconds if seconds else None,
             teacher_wait_share=_share_waited(self._recent),
             latest=dict(self._latest),
+            activity=self._activity.name,
+            activity_seconds=self._activity.seconds,
+            usual_seconds=self._activity.usual_seconds,
         )
         return bounded(status), changed
 
@@ -356,6 +375,8 @@ class QuietRecorder:
     def teacher_away(self, message: str | None) -> None:
         if message is not None:
             _log.warning("teacher_away", message=message)
+
+    def doing(self, activity: str) -> None: ...
 
     def event(self, kind: str, **details: Any) -> None: ...
 

@@ -14,6 +14,7 @@ from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternErr
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
 from student_trainer.disk_full import is_disk_full
+from student_trainer.journal.activity import EXPORT
 from student_trainer.journal.recorder import QuietRecorder, Recorder, RunRecorder
 from student_trainer.ranks.supervisor import (
     RANK_LOST,
@@ -187,6 +188,7 @@ def _train_and_export(
     if not finished:
         return RunState.STOPPED, "stopped", stop.why
     if ranks.is_first:
+        recorder.doing(EXPORT)
         run.export()
     return RunState.SUCCEEDED, *run.ending()
 

@@ -16,6 +16,7 @@ from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternErr
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
+from student_trainer.journal.activity import EVALUATION
 from student_trainer.objective.loss import Objective, StepLoss, distillation_loss
 from student_trainer.ranks.sharding import gathered, split_again, whole
 from student_trainer.run.checks import forward_kl_sum, require_something_to_learn
@@ -128,6 +129,12 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             teaching.untaught,
         )
 
+    @contextmanager
+    def each_batch() -> Iterator[None]:
+        parts.recorder.doing(EVALUATION)  # each batch is progress
+        with parts.ranks.together():
+            yield
+
     def evaluate(progress: Progress, is_last: bool) -> bool:
         began = time.perf_counter()
         sums = evaluation_sums(
@@ -137,7 +144,7 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             parts.stop,
             teacher,
             settings.objective.chunk_tokens,
-            parts.ranks.together,
+            each_batch,
         )
         metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
         best = progress.best.after(progress.step, metrics["loss/val"])

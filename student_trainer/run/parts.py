@@ -66,6 +66,10 @@ class StepRecorder(Protocol):
 
     def after_checkpoint(self, step: int) -> None: ...
 
+    def doing(self, activity: str) -> None:
+        """Says what the loop does until the next record or checkpoint; a step needs no call."""
+        ...
+
     def event(self, kind: str, **details: Any) -> None: ...
 
 

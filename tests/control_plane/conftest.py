@@ -17,6 +17,7 @@ from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run
 from control_plane.runs.store import Store
+from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
@@ -76,6 +77,7 @@ class Bench:
     reconciler: Reconciler
     clock: FakeClock
     devices: Devices
+    conditions: Conditions
 
     @classmethod
     def of(cls, folder: Path, devices: Devices | None = None, grace: float = 60.0) -> "Bench":
@@ -86,7 +88,8 @@ class Bench:
         processes = FakeProcesses(clock)
         devices = devices or Devices((), max_running=2)
         reconciler = Reconciler(runs, commands, roots, processes, devices, clock, grace)
-        return cls(roots, store, runs, commands, processes, reconciler, clock, devices)
+        conditions = Conditions(runs, commands, devices, clock, clock)
+        return cls(roots, store, runs, commands, processes, reconciler, clock, devices, conditions)
 
     def restart(self) -> None:
         """Restarts as a new control plane does after the old one was killed."""
@@ -100,10 +103,12 @@ class Bench:
             self.clock,
             60.0,
         )
+        self.conditions = Conditions(self.runs, self.commands, self.devices, self.clock, self.clock)
 
     def tick(self, seconds: float = 0.0) -> None:
         self.clock.advance(seconds)
         self.reconciler.tick()
+        self.conditions.look()
 
     def create(self, name: str = "steady", **sections: Any) -> Run:
         return self.commands.create(spec(name, **sections))

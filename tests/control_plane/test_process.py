@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
@@ -35,7 +36,10 @@ sys.exit(main(sys.argv[2:], *json.loads(sys.argv[1])))
 
 
 class Service:
-    """A control plane process whose trainers are stand-ins. The fixture `home` ends it."""
+    """A control plane process whose trainers are stand-ins. The fixture `home` ends it.
+
+    It asks for no token unless it is told to, so that pages and clients need none.
+    """
 
     started: ClassVar[list["Service"]] = []
     forks: ClassVar[bool] = False
@@ -46,7 +50,10 @@ class Service:
         *options: str,
         step_seconds: float = 0.02,
         bind: str = "127.0.0.1:0",
+        token: bool = False,
     ) -> None:
+        if not token and "--token-file" not in options:
+            options = (*options, "--no-token")
         port_file = folder / "port"
         port_file.unlink(missing_ok=True)
         further = ["--step-seconds", str(step_seconds)]
@@ -74,6 +81,9 @@ class Service:
         finally:
             Service.started.append(self)
         self.client.base_url = f"http://{address}"
+        path = Roots.of_home(folder).secrets / CONTROL_PLANE_TOKEN
+        if token:
+            self.client.headers["authorization"] = f"Bearer {token_in(path)}"
 
     @property
     def address(self) -> str:
@@ -329,7 +339,8 @@ def test_a_second_control_plane_over_the_same_runs_is_refused(home):
 
 
 def test_an_address_beyond_loopback_needs_a_token(home):
-    assert "--token-file" in refused("--bind", "0.0.0.0:0", "--home", str(home))
+    said = refused("--bind", "0.0.0.0:0", "--home", str(home), "--no-token")
+    assert "anyone could steer the runs: remove --no-token" in said
 
 
 def test_a_port_file_that_cannot_be_written_is_refused(home):
@@ -367,3 +378,56 @@ def is_running(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+# ---- the token -----------------------------------------------------------------------------------
+
+
+def test_a_token_is_made_at_the_first_start_and_kept(home):
+    service = Service(home, token=True)
+    secrets = Roots.of_home(home).secrets
+    full, read = secrets / "control-plane", secrets / "control-plane-read"
+    assert {path.stat().st_mode & 0o777 for path in (full, read)} == {0o600}
+    assert sorted(path.name for path in secrets.iterdir()) == [
+        "control-plane",
+        "control-plane-read",
+    ]
+    tokens = full.read_text(), read.read_text()
+    run_id = service.create(steps=3)
+    anybody = httpx.Client(base_url=service.client.base_url, trust_env=False)
+    assert [anybody.get(path).status_code for path in ("/runs", "/healthz", "/")] == [401, 200, 200]
+    anybody.headers["authorization"] = f"Bearer {tokens[1].strip()}"
+    assert anybody.get(f"/runs/{run_id}").status_code == 200
+    refused = anybody.post("/runs", json=spec_body())
+    assert (refused.status_code, refused.json()["reason"]) == (403, "read_only_token")
+    anybody.close()
+    assert service.end() == 0
+    assert not any(token.strip() in (home / "control-plane.log").read_text() for token in tokens)
+
+    again = Service(home, token=True)
+    assert again.run(run_id)["id"] == run_id
+    assert (full.read_text(), read.read_text()) == tokens
+    assert again.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--no-token", "--token-file", "x"], "--token-file has no effect with --no-token"),
+        (["--no-token", "--read-only-token-file", "x"], "has no effect with --no-token"),
+        (["--read-only-token-file", "gone"], "cannot read --read-only-token-file gone"),
+        (
+            ["--read-only-token-file", "{home}/secrets/control-plane"],
+            "hold the same token, so the second would not be read-only",
+        ),
+    ],
+)
+def test_tokens_that_make_no_sense_are_refused(home, options, says):
+    options = [option.format(home=home) for option in options]
+    assert says in refused("--bind", "127.0.0.1:0", "--home", str(home), *options)
+
+
+def test_a_token_that_cannot_be_made_is_refused(home):
+    Roots.of_home(home).secrets.write_text("a file, where the folder should be")
+    said = refused("--bind", "127.0.0.1:0", "--home", str(home))
+    assert "cannot make the token" in said and "--no-token" in said

@@ -47,6 +47,10 @@ class Stack:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 
+    def token(self) -> str:
+        """Returns the token that the control plane has made."""
+        return self.on_volume("cat", f"{HOME}/secrets/control-plane").strip()
+
     def on_volume(self, *words: str) -> str:
         return self.compose("exec", "-T", "control-plane", *words)
 
@@ -104,7 +108,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
     assert stack.on_volume("id", "-u").strip() != "0"
     assert stack.on_volume("stat", "-c", "%a", f"{HOME}/secrets/teacher").strip() == "600"
 
-    with Client(stack.url) as service:
+    with Client(stack.url, token=stack.token()) as service:
         demo = wait_for(lambda: has_rested(service, 3), "the demo's three runs", 180)
         assert [run.state for run in demo] == [RunState.SUCCEEDED] * 3, [r.message for r in demo]
 
@@ -122,7 +126,7 @@ def test_a_stack_becomes_healthy_trains_and_loses_nothing_over_down_and_up(stack
     stack.compose("up", "-d")
     wait_for(lambda: stack.health("control-plane") == "healthy", "a healthy control plane", 120)
 
-    with Client(stack.url) as service:
+    with Client(stack.url, token=stack.token()) as service:
         kept = {run.id: run.state for run in service.list_runs()}
         assert {run.id for run in demo} | {short.id, long.id} == set(kept)
         assert kept[short.id] is RunState.SUCCEEDED

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
+import pytest
 
 from lectern.client import Client
 from lectern.local.processes import Child
@@ -63,8 +64,13 @@ def control_plane(home: Home, *options: str) -> Iterator[Client]:
         wait_for(lambda: port_file.exists() or not child.is_alive)
         if not child.is_alive:
             raise child.death()
-        with Client(f"http://{port_file.read_text().strip()}") as client:
-            yield client
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.ExitStack() as stack,
+        ):
+            # Where clients, of this process and of others, find the token.
+            patch.setenv("LECTERN_HOME", str(home.path))
+            yield stack.enter_context(Client(f"http://{port_file.read_text().strip()}"))
     finally:
         child.stop(PATIENCE_SECONDS)
 

@@ -1,176 +1,142 @@
 // @ts-check
-// A line chart with one line per run, drawn by uPlot, and its legend.
+// One chart: title, unit, the values of its lines, the plot, and what it leaves out.
 
 import { make, setText, show } from "../dom.js";
-import { count } from "../format.js";
+import { count, joined } from "../format.js";
+import { AXES } from "./drawing/axes.js";
+import { marksInWords, marksNear } from "./drawing/marks.js";
+import { paint, sampleLine } from "./drawing/palette.js";
+import { dataOf, newPlot, shapeOf } from "./drawing/plot.js";
+import { firstAtLeast } from "./values/groups.js";
+import { extent, limited, padded, robustExtent } from "./values/ranges.js";
 
-/** @import { AlignedData, Axis, Series, default as Plot } from "uplot" */
+/** @import { default as Plot } from "uplot" */
+/** @import { LeftOut, Line } from "./types.d.ts" */
 /** @import { Metric } from "./metrics.js" */
+/** @import { Picture } from "./drawing/plot.js" */
+/** @import { Range } from "./values/ranges.js" */
+/** @import { View } from "./view.js" */
 
 /**
- * @typedef {object} Line
- * @property {string} id of the run
- * @property {string} name
- * @property {number} index which line style it has
- * @property {number[]} steps at least one
- * @property {number[]} values one per step
- * @property {(value: number) => string} text a value as the legend shows it
- */
-
-/**
- * @typedef {object} LegendItem
+ * @typedef {object} Item a line's part of the legend
  * @property {HTMLElement} element
  * @property {SVGElement} stroke
  * @property {HTMLElement} name
  * @property {HTMLElement} value
  * @property {HTMLElement} step
+ * @property {HTMLElement} remark
  */
 
-// The palette of Okabe and Ito, which people with any kind of colour vision can tell apart: darker
-// on paper, lighter in dark mode. The seventh run has the first colour again, dashed.
-const COLORS = {
-  light: ["#0068a8", "#c8500a", "#00805c", "#b0508a", "#8f6400", "#55524c"],
-  dark: ["#62b6ee", "#f08a4b", "#35c79a", "#e59ac4", "#e8bd4a", "#c9c5bd"],
-};
-const DASHES = [[], [7, 4], [2, 3]];
-const DARK_MODE = matchMedia("(prefers-color-scheme: dark)");
-
-/** @param {number} index */
-const lineStyle = (index) => ({
-  color: COLORS[DARK_MODE.matches ? "dark" : "light"][index % 6],
-  dash: DASHES[Math.floor(index / 6) % DASHES.length],
-});
-
-/**
- * @param {SVGElement} svgLine
- * @param {number} index
- */
-export function paintLine(svgLine, index) {
-  const { color, dash } = lineStyle(index);
-  svgLine.style.stroke = color;
-  svgLine.style.strokeDasharray = dash.join(" ");
-}
-
-/** @param {() => void} listener called when the colours of lines have changed */
-export function onSchemeChange(listener) {
-  DARK_MODE.addEventListener("change", listener);
-}
+const KEY_PAN = 0.02; // of the chart's width, per key press
+const DESCRIBED_LINES = 6;
 
 export class Chart {
   /**
-   * @param {HTMLElement} container
-   * @param {HTMLElement} legend
+   * @param {boolean} isLarge
    * @param {(width: number) => number} height both in pixels
    */
-  constructor(container, legend, height) {
-    this.container = container;
-    this.legend = legend;
+  constructor(isLarge, height) {
+    this.isLarge = isLarge;
     this.height = height;
-    /** @type {Map<string, LegendItem>} */
+    this.plotBox = make("div", { className: "chart", tabIndex: 0 });
+    this.plotBox.setAttribute("role", "img");
+    this.note = make("p", { className: "mark-note", hidden: true });
+    this.box = make("div", { className: "chart-box" }, this.plotBox, this.note);
+    this.legend = make("ul", { className: isLarge ? "legend" : "chart-values" });
+    this.remark = make("p", { className: "chart-remark muted" });
+    /** @type {Map<string, Item>} */
     this.items = new Map();
     /** @type {Plot | null} */
     this.plot = null;
+    /** @type {Picture | null} */
+    this.picture = null;
     this.shape = "";
-    /** @type {Line[]} */
-    this.lines = [];
-    onSchemeChange(() => this.discard());
-    new ResizeObserver(() => this.resize()).observe(container);
-  }
-
-  /**
-   * @param {Line[]} lines in the order of the legend
-   * @param {Metric} metric
-   * @param {number} smoothing weight of the moving average, from 0 (off) to below 1
-   */
-  draw(lines, metric, smoothing) {
-    this.lines = lines;
-    const isSmooth = smoothing > 0 && !metric.isEvaluated;
-    const styles = lines.map((line) => [line.id, line.index]);
-    const shape = JSON.stringify([styles, metric.key, isSmooth]);
-    show(this.container, lines.length > 0);
-    if (lines.length === 0) this.discard();
-    else {
-      /** @type {AlignedData[]} */
-      const tables = lines.flatMap(({ steps, values }) =>
-        isSmooth ? [[steps, values], [steps, smoothed(values, smoothing)]] : [[steps, values]]);
-      const data = tables.length > 1 ? window.uPlot.join(tables) : tables[0];
-      if (this.plot !== null && this.shape === shape) this.plot.setData(data);
-      else {
-        this.discard();
-        this.plot = this.newPlot(lines, metric, isSmooth, data);
-        this.shape = shape;
-      }
-    }
-    this.fillLegend(null);
+    this.isVisible = isLarge;
+    this.outside = 0;
+    this.resizing = new ResizeObserver(() => this.resize());
+    this.resizing.observe(this.plotBox);
+    this.plotBox.addEventListener("keydown", (event) => this.onKey(event));
   }
 
   /**
    * @param {Line[]} lines
    * @param {Metric} metric
-   * @param {boolean} isSmooth whether each line has a faint one behind it, not smoothed
-   * @param {AlignedData} data
+   * @param {View} view
+   * @param {Range | null} x that the lines of all charts have together
+   * @param {LeftOut} leftOut
    */
-  newPlot(lines, metric, isSmooth, data) {
-    const css = getComputedStyle(document.documentElement);
-    const grid = css.getPropertyValue("--hairline").trim();
-    const font = `12px ${css.getPropertyValue("--sans").trim()}`;
-    /** @type {Axis} */
-    const axis = {
-      stroke: css.getPropertyValue("--muted").trim(),
-      font,
-      ticks: { stroke: grid, size: 4 },
-      grid: { stroke: grid, width: 1 },
-      labelFont: font,
-      labelSize: 20,
-      labelGap: 2,
-    };
-    const series = lines.flatMap((line) => {
-      const { color, dash } = lineStyle(line.index);
-      /** @type {Series} */
-      const main = {
-        label: line.name,
-        stroke: color,
-        width: 2,
-        dash,
-        spanGaps: true,
-        points: metric.isEvaluated
-          ? { show: true, size: 6, fill: color, stroke: color }
-          : { show: false },
-      };
-      const faint = { ...main, stroke: `${color}40`, width: 1, points: { show: false } };
-      return isSmooth ? [faint, main] : [main];
-    });
-    return new window.uPlot({
-      ...this.size(),
-      padding: [10, 24, 0, 0],
-      legend: { show: false },
-      scales: { x: { time: false }, y: { range: (_plot, low, high) => padded(low, high) } },
-      cursor: { y: false, drag: { x: true, y: false }, points: { size: 7 } },
-      axes: [
-        { ...axis, size: 30, label: "steps", values: (_plot, ticks) => ticks.map(stepTick) },
-        { ...axis, size: 48, label: metric.unit, values: (_plot, ticks) => ticks.map(metric.tick) },
-      ],
-      series: [{}, ...series],
-      hooks: { setCursor: [(plot) => this.fillLegend(stepUnderCursor(plot))] },
-    }, data, this.container);
+  draw(lines, metric, view, x, leftOut) {
+    show(this.box, lines.length > 0);
+    const span = view.zoom ?? xRange(x, view);
+    const y = yRange(lines, metric, view, view.zoom);
+    this.outside = y.outside;
+    this.picture = { lines, metric, view, x: span, y: y.range };
+    this.fillLegend();
+    this.setRemark(leftOut);
+    this.describe();
+    if (lines.length === 0) this.discard();
+    else if (this.isVisible) this.paint();
   }
 
-  /**
-   * Fills the legend with the values at a step; null means the last ones.
-   *
-   * @param {number | null} step
-   */
-  fillLegend(step) {
+  /** Puts the picture on the canvas. */
+  paint() {
+    const { picture } = this;
+    if (picture === null || picture.lines.length === 0) return;
+    const shape = shapeOf(picture);
+    if (this.plot !== null && this.shape === shape) {
+      this.plot.setData(dataOf(picture.lines));
+      return;
+    }
+    this.discard();
+    this.shape = shape;
+    this.plot = newPlot({
+      container: this.plotBox,
+      isLarge: this.isLarge,
+      size: () => this.size(),
+      picture: () => this.picture ?? picture,
+      onCursor: (plot) => this.onCursor(plot),
+    });
+  }
+
+  /** @param {boolean} isVisible whether the chart is near what the window shows */
+  reveal(isVisible) {
+    this.isVisible = isVisible;
+    if (isVisible) this.paint();
+  }
+
+  /** @param {Plot} plot */
+  onCursor(plot) {
+    this.fillLegend();
+    const isHere = plot.over.matches(":hover") || document.activeElement === this.plotBox;
+    const { left = -1 } = plot.cursor;
+    const said = left >= 0 && isHere ? marksNear(plot, this.picture?.lines ?? [], left) : "";
+    setText(this.note, said);
+    show(this.note, said !== "");
+  }
+
+  /** Returns where the cursor of this chart is on the x axis; null if it is not on the chart. */
+  hovered() {
+    const left = this.plot?.cursor.left ?? -1;
+    return this.plot !== null && left >= 0 ? this.plot.posToVal(left, "x") : null;
+  }
+
+  /** Fills in the values under the cursor, or the last ones. */
+  fillLegend() {
+    const { lines, view } = this.picture ?? { lines: [], view: null };
+    const x = this.hovered();
     const ids = new Set();
-    for (const line of this.lines) {
+    for (const line of lines) {
       ids.add(line.id);
       const item = this.items.get(line.id) ?? this.addItem(line);
-      paintLine(item.stroke, line.index);
-      const at = step === null ? line.values.length - 1 : nearest(line.steps, step);
+      const at = x === null ? lastPlace(line) : nearest(line, x);
+      paint(item.stroke, line.style);
       setText(item.name, line.name);
-      setText(item.value, line.text(line.values[at]));
-      setText(item.step, `at ${count(line.steps[at])}`);
-      item.element.dataset.points = String(line.values.length);
+      setText(item.remark, line.remark);
+      setText(item.value, at === null ? "\u2013" : line.text(line.value[at]));
+      const runs = line.counts === null || at === null ? "" : `, ${runsOf(line.counts[at])}`;
+      setText(item.step, at === null || !view ? "" : `at ${AXES[view.x].at(line.x[at])}${runs}`);
+      item.element.dataset.points = String(line.x.length);
+      item.element.title = this.isLarge ? "" : joined(line.name, line.remark);
       this.legend.append(item.element);
     }
     for (const [id, item] of this.items) {
@@ -183,38 +149,78 @@ export class Chart {
 
   /** @param {Line} line */
   addItem(line) {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("viewBox", "0 0 24 10");
-    const stroke = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    for (const [name, value] of Object.entries({ x1: 1, y1: 5, x2: 23, y2: 5 })) {
-      stroke.setAttribute(name, String(value));
-    }
-    svg.append(stroke);
+    const { svg, line: stroke } = sampleLine();
     const name = make("span", { className: "legend-name" });
     const value = make("b", { className: "legend-value" });
     const step = make("span", { className: "legend-step" });
-    const element = make("li", { dataset: { runId: line.id } }, svg, name, value, step);
-    const item = { element, stroke, name, value, step };
+    const remark = make("span", { className: "legend-remark" });
+    const element = make("li", { dataset: { runId: line.id } }, svg, name, value, step, remark);
+    const item = { element, stroke, name, value, step, remark };
     this.items.set(line.id, item);
     return item;
   }
 
-  /**
-   * Sets what a screen reader says of the chart.
-   *
-   * @param {string} text
-   */
-  describe(text) {
-    this.container.setAttribute("aria-label", text);
+  /** @param {LeftOut} leftOut */
+  setRemark({ withoutX, notPositive }) {
+    const { lines = [], view } = this.picture ?? {};
+    const values = lines.flatMap(({ value }) => value).filter((value) => value !== null);
+    const isConstant = values.length > 1 && new Set(values).size === 1;
+    const axis = view ? AXES[view.x].by : "";
+    setText(this.remark, joined(
+      isConstant && "Constant",
+      this.outside > 0 && `${countOf(this.outside, "point")} outside this range`,
+      notPositive > 0 && `${countOf(notPositive, "value")} not above 0, not on a log scale`,
+      withoutX.length > 0 && `no ${axis} recorded for ${listed(withoutX)}`,
+    ));
+  }
+
+  /** Sets what a screen reader says of the chart. */
+  describe() {
+    const { lines, metric, view } = this.picture ?? {};
+    if (!lines || !metric || !view) return;
+    const unit = metric.unit === "" ? "" : `, in ${metric.unit}`;
+    const texts = lines.slice(0, DESCRIBED_LINES).map((line) => {
+      const at = lastPlace(line);
+      if (at === null) return `${line.name}: no finite value`;
+      const range = extent(line.value.filter((value) => value !== null));
+      const ends = range && `, between ${line.text(range[0])} and ${line.text(range[1])}`;
+      return `${line.name}: ${line.text(line.value[at])} at ${AXES[view.x].at(line.x[at])}${ends}`;
+    });
+    const more = lines.length - DESCRIBED_LINES;
+    const parts = [...texts, more > 0 && `${more} more lines`, marksInWords(lines)];
+    const said = parts.filter(Boolean).join("; ");
+    const label = `${metric.title}${unit} by ${AXES[view.x].by}. ${said || "No values"}.`;
+    this.plotBox.setAttribute("aria-label", label);
+  }
+
+  /** @param {KeyboardEvent} event */
+  onKey(event) {
+    const { plot, picture } = this;
+    if (plot === null || picture === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    const width = plot.over.clientWidth;
+    const left = plot.cursor.left ?? -1;
+    const here = left >= 0 ? left : width / 2;
+    const pan = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    const factor = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
+    if (pan !== undefined) {
+      const to = left < 0 ? width / 2 : Math.min(width - 1, Math.max(0, here + pan * KEY_PAN * width));
+      plot.setCursor({ left: to, top: 1 }, true);
+    } else if (factor !== undefined) {
+      const reach = (width * factor) / 2;
+      const ends = [here - reach, here + reach].map((place) => plot.posToVal(place, "x"));
+      picture.view.change({ zoom: [ends[0], ends[1]] });
+    } else if (event.key === "0") picture.view.change({ zoom: null });
+    else return;
+    event.preventDefault();
   }
 
   size() {
-    const width = Math.max(240, this.container.clientWidth);
+    const width = Math.max(this.isLarge ? 240 : 160, this.plotBox.clientWidth);
     return { width, height: this.height(width) };
   }
 
   resize() {
-    if (this.plot !== null && this.container.clientWidth > 0) this.plot.setSize(this.size());
+    if (this.plot !== null && this.plotBox.clientWidth > 0) this.plot.setSize(this.size());
   }
 
   discard() {
@@ -222,54 +228,81 @@ export class Chart {
     this.plot = null;
     this.shape = "";
   }
-}
 
-/**
- * Returns the exponential moving average, corrected for its start at zero.
- *
- * @param {number[]} values
- * @param {number} weight of the past
- */
-function smoothed(values, weight) {
-  let sum = 0;
-  let mass = 0;
-  return values.map((value) => {
-    sum = weight * sum + (1 - weight) * value;
-    mass = weight * mass + (1 - weight);
-    return sum / mass;
-  });
-}
-
-/** @param {number} tick */
-const stepTick = (tick) => (Number.isInteger(tick) ? count(tick) : "");
-
-/** @param {Plot} plot */
-function stepUnderCursor(plot) {
-  const { left } = plot.cursor;
-  return left !== undefined && left >= 0 ? plot.posToVal(left, "x") : null;
-}
-
-/**
- * @param {number | null} low
- * @param {number | null} high
- * @returns {[number, number]}
- */
-function padded(low, high) {
-  if (low === null || high === null) return [0, 1];
-  const room = Math.max(0.05 * (high - low), 1e-3);
-  return [low - room, high + room];
-}
-
-/**
- * Returns the place of the step that is nearest to `step`.
- *
- * @param {number[]} steps
- * @param {number} step
- */
-function nearest(steps, step) {
-  let best = 0;
-  for (let index = 1; index < steps.length; index += 1) {
-    if (Math.abs(steps[index] - step) <= Math.abs(steps[best] - step)) best = index;
+  destroy() {
+    this.resizing.disconnect();
+    this.discard();
   }
-  return best;
 }
+
+/**
+ * @param {Range | null} x
+ * @param {View} view
+ * @returns {Range}
+ */
+function xRange(x, view) {
+  const [low, high] = x ?? [1, 10];
+  if (low < high) return [low, high];
+  return view.logX ? [low / 2, low * 2] : [low - 1, low + 1];
+}
+
+/**
+ * Returns the vertical range of the part that is shown, and how many points lie outside it.
+ *
+ * @param {Line[]} lines
+ * @param {Metric} metric
+ * @param {View} view
+ * @param {readonly [number, number] | null} zoom
+ */
+function yRange(lines, metric, view, zoom) {
+  const isInside = (/** @type {number} */ x) => zoom === null || (x >= zoom[0] && x <= zoom[1]);
+  /** @type {number[][]} */
+  const points = lines.flatMap(({ x, value, faint, low, high }) => x.flatMap((at, place) => {
+    const all = [value, faint, low, high].map((column) => column?.[place] ?? null);
+    const found = isInside(at) ? all.filter((number) => number !== null) : [];
+    return found.length > 0 ? [found] : [];
+  }));
+  const values = points.flat();
+  const found = view.showsOutliers ? extent(values) : robustExtent(values, view.logY);
+  const limits = view.limits.get(metric.key) ?? [null, null];
+  const range = limited(padded(found, view.logY), limits, view.logY);
+  const isOutside = (/** @type {number} */ value) => value < range[0] || value > range[1];
+  return { range, outside: points.filter((point) => point.some(isOutside)).length };
+}
+
+/** @param {Line} line */
+function lastPlace({ value }) {
+  for (let place = value.length - 1; place >= 0; place -= 1) {
+    if (value[place] !== null) return place;
+  }
+  return null;
+}
+
+/**
+ * Returns the place of the point with a value that is nearest to `x`.
+ *
+ * @param {Line} line
+ * @param {number} x
+ */
+export function nearest(line, x) {
+  let after = firstAtLeast(line.x, x);
+  while (after < line.x.length && line.value[after] === null) after += 1;
+  let before = Math.min(after, line.x.length) - 1;
+  while (before >= 0 && line.value[before] === null) before -= 1;
+  if (after >= line.x.length) return before >= 0 ? before : null;
+  if (before < 0) return after;
+  return x - line.x[before] <= line.x[after] - x ? before : after;
+}
+
+/**
+ * @param {number} number
+ * @param {string} what
+ */
+const countOf = (number, what) => `${count(number)} ${what}${number === 1 ? "" : "s"}`;
+
+/** @param {number} number */
+const runsOf = (number) => countOf(number, "run");
+
+/** @param {string[]} names */
+const listed = (names) =>
+  (names.length > 3 ? `${names.slice(0, 2).join(", ")} and ${names.length - 2} more` : names.join(", "));

@@ -1,7 +1,7 @@
 // @ts-check
-// The metrics that the page draws: names, units, and how exact the values are.
+// Metrics: names, units, formats, groups, and how exact the values are.
 
-import { loss, share } from "../format.js";
+import { count, loss, percent, share, short, size, wait } from "../format.js";
 
 /** @import { Run } from "../types.d.ts" */
 
@@ -62,16 +62,105 @@ export const METRICS = [
       + "at the run's temperature T and without the factor T\u00b2.",
   },
 ];
-export const KEYS = METRICS.map((metric) => metric.key);
 
+/** @type {Map<string, Metric>} metrics that were logged, by key; those above from the start */
 const byKey = new Map(METRICS.map((metric) => [metric.key, metric]));
 
+/** @param {number} tick */
+const whole = (tick) => (Number.isInteger(tick) ? short(tick) : "");
+
 /**
- * Returns the metric with this key, or the first one.
+ * Units and formats by the end of a key.
  *
- * @param {string | null} key
+ * @type {[end: RegExp, unit: string, format: Metric["format"], tick: Metric["tick"]][]}
  */
-export const metricOf = (key) => byKey.get(key ?? "") ?? METRICS[0];
+const BY_ENDING = [
+  [/_?tokens_per_second$/, "tokens per second", number, short],
+  [/_?bytes$/, "bytes", size, size],
+  [/_?bytes_per_token$/, "bytes per token", number, number],
+  [/_?seconds$/, "seconds", wait, wait],
+  [/_?share$/, "share", percent, percent],
+  [/_?tokens(_seen)?$/, "tokens", count, whole],
+  [/_?positions$/, "positions", count, whole],
+  [/_?steps$/, "steps", count, whole],
+  [/_?lines$/, "lines", count, whole],
+  [/\/epoch$/, "epochs", number, number],
+];
+
+/**
+ * Returns the metric with this key. One that the page does not know by name gets a title, a unit and
+ * a format by its key.
+ *
+ * @param {string} key
+ * @returns {Metric}
+ */
+export function metricOf(key) {
+  let metric = byKey.get(key);
+  if (metric === undefined) {
+    const [, unit, format, tick] = BY_ENDING.find(([end]) => end.test(key))
+      ?? [null, key.startsWith("loss/") ? NATS.unit : "", number, number];
+    const title = titleOf(key, unit);
+    const isEvaluated = key.startsWith("val/") || key === "time/evaluation_seconds";
+    metric = { key, name: title, title, note: "", unit, format, tick, isEvaluated };
+    byKey.set(key, metric);
+  }
+  return metric;
+}
+
+const SHORT_WORDS = /\b(cuda|gpu|cpu|rss|kl|ce|kd|lr|io)\b/g;
+
+/**
+ * "memory/cuda_peak_bytes" in bytes -> "CUDA peak"
+ *
+ * @param {string} key
+ * @param {string} unit that the title need not repeat
+ */
+function titleOf(key, unit) {
+  const words = key.slice(key.indexOf("/") + 1).replaceAll(/[_/]/g, " ");
+  const short = words.endsWith(` ${unit}`) ? words.slice(0, -unit.length - 1) : words;
+  const title = short.replaceAll(SHORT_WORDS, (word) => word.toUpperCase());
+  return title.charAt(0).toUpperCase() + title.slice(1) || key;
+}
+
+/**
+ * 0.000123 -> "1.23e-4"
+ *
+ * @param {number | null | undefined} value
+ */
+function number(value) {
+  if (value === null || value === undefined) return "\u2013";
+  const magnitude = Math.abs(value);
+  if (magnitude >= 1e4 && magnitude < 1e9) return count(value);
+  const isPlain = value === 0 || (magnitude >= 1e-3 && magnitude < 1e4);
+  return isPlain ? String(+value.toPrecision(4)) : String(value.toExponential(2));
+}
+
+// Positions on the axes, not metrics; each chart can be drawn over them.
+const NOT_DRAWN = /^(step|time|non_finite|progress\/.*)$/;
+const FIRST_GROUPS = ["loss", "val", "optim", "time", "perf", "memory"];
+
+/**
+ * Returns the keys by their prefix: losses first, then what follows from them, then the others.
+ *
+ * @param {Iterable<string>} keys
+ * @returns {Map<string, string[]>}
+ */
+export function keysByGroup(keys) {
+  /** @type {Map<string, string[]>} */
+  const groups = new Map();
+  const known = METRICS.map(({ key }) => key);
+  const rank = (/** @type {string} */ group) => placeOf(FIRST_GROUPS, group);
+  const place = (/** @type {string} */ key) => placeOf(known, key);
+  const drawn = [...new Set(keys)].filter((key) => !NOT_DRAWN.test(key));
+  const ordered = drawn.sort((one, other) =>
+    place(one) - place(other) || (one < other ? -1 : 1));
+  for (const key of ordered) {
+    const group = key.includes("/") ? key.slice(0, key.indexOf("/")) : "other";
+    groups.set(group, [...(groups.get(group) ?? []), key]);
+  }
+  return new Map([...groups].sort(([one], [other]) =>
+    rank(one) - rank(other) || (one < other ? -1 : 1)));
+}
 
 /**
  * By representation: the sign before a divergence, and what the sign means.
@@ -113,3 +202,11 @@ export function noteOf(metric, runs) {
   const signs = new Map(pairs);
   return [metric.note, ...[...signs].map(([sign, meaning]) => `${sign}: ${meaning}.`)].join(" ");
 }
+
+/**
+ * Returns the place of a text; behind all others if it is not among them.
+ *
+ * @param {string[]} texts
+ * @param {string} text
+ */
+const placeOf = (texts, text) => (texts.includes(text) ? texts.indexOf(text) : texts.length);

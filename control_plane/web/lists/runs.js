@@ -1,7 +1,7 @@
 // @ts-check
 // The list of runs: one row per run, changed in place as the run goes.
 
-import { onSchemeChange, paintLine } from "../charts/chart.js";
+import { onSchemeChange, paintLine } from "../charts/drawing/palette.js";
 import { byId, find, placeRows, setText, show } from "../dom.js";
 import {
   STATES, count, dateTime, duration, elapsed, explanation, learnsFrom, loss, percent, studentOf,

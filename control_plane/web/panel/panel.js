@@ -2,7 +2,7 @@
 // The panel of one run: its state, curve, facts, events, samples, log and spec; stop and resume.
 
 import { get, getText, post } from "../api.js";
-import { CurveView } from "../charts/curve_view.js";
+import { RunCharts } from "../charts/charts.js";
 import { metricOf, valueOf } from "../charts/metrics.js";
 import { byId, choices, make, setText, show } from "../dom.js";
 import {
@@ -12,7 +12,6 @@ import {
 import { sampleItems } from "./samples.js";
 import { Timeline } from "./timeline.js";
 
-/** @import { Curves } from "../charts/curves.js" */
 /** @import { RunDetail, Samples, ShownRun } from "../types.d.ts" */
 
 const RELOAD_EVERY_MS = 2000;
@@ -23,10 +22,9 @@ const STOPPABLE = new Set(["queued", "starting", "running", "waiting_for_teacher
 export class Panel {
   /**
    * @param {() => void} onClose called when the user wants the panel closed
-   * @param {() => void} onMetric called when the curve is to be drawn again
    */
-  constructor(onClose, onMetric) {
-    this.view = new CurveView(byId("panel-curve"), "loss/val", () => 200, onMetric);
+  constructor(onClose) {
+    this.charts = new RunCharts(byId("panel-curve"), { height: () => 220 });
     this.timeline = new Timeline(byId("tab-events"));
     /** @type {ShownRun | null} */
     this.run = null;
@@ -83,17 +81,10 @@ export class Panel {
     if (run.state !== state || run.checkpoint_step !== checkpointStep) this.load(run);
   }
 
-  /**
-   * @param {Curves} curves
-   * @param {number} smoothing
-   */
-  draw(curves, smoothing) {
-    if (this.run) this.view.draw([{ run: this.run, name: this.run.name }], curves, smoothing);
-  }
-
   /** @param {ShownRun} run */
   fill(run) {
     this.run = run;
+    this.charts.update({ run, name: run.name });
     const now = Date.now() / 1000;
     setText(byId("panel-title"), run.name);
     setText(byId("panel-id"), run.id);

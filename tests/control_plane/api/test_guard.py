@@ -1,6 +1,7 @@
 """The access checks: which requests get through, and which headers every answer has."""
 
 import pytest
+import sqlalchemy as sa
 
 from control_plane.api.guard import MAX_BODY_BYTES
 from tests.control_plane.api.test_routes import problem_of
@@ -62,6 +63,10 @@ def test_a_configured_host_is_served(locked):
         {"origin": "http://127.0.0.1:9999"},
         {"origin": "null"},
         {"origin": ""},
+        {"origin": "http://["},
+        {"origin": "http://[::1"},
+        {"origin": "http://[v1.x]:y"},
+        {"origin": "//"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ],
@@ -167,3 +172,42 @@ def test_every_answer_carries_the_security_headers(client, path):
     assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["cache-control"] == ("no-cache" if path.startswith("/web") else "no-store")
+
+
+def test_a_fault_of_the_server_is_a_problem_with_the_security_headers(tmp_path, monkeypatch):
+    with serving(tmp_path) as (client, plane):
+        monkeypatch.setattr(plane.runs, "_store", None)  # what is called is not there
+        response = client.get("/runs")
+    problem_of(response, 500, "internal")
+    assert response.headers["x-frame-options"] == "DENY"
+    assert response.headers["cache-control"] == "no-store"
+
+
+def test_a_database_without_free_connections_is_busy(tmp_path, monkeypatch):
+    def no_connection(*_):
+        raise sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
+
+    with serving(tmp_path) as (client, plane):
+        monkeypatch.setattr(plane.runs, "page", no_connection)
+        response = client.get("/runs")
+    problem_of(response, 503, "overloaded")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_the_read_only_token_reads(tmp_path):
+    with serving(tmp_path, token=TOKEN, read_token="another-token-to-read") as (client, _):
+        client.headers.update(bearer("another-token-to-read"))
+        assert client.get("/runs").status_code == 200
+        for method, path in (("POST", "/runs"), ("DELETE", "/runs/a"), ("POST", "/runs/a/stop")):
+            problem_of(client.request(method, path), 403, "read_only_token")
+        client.headers.update(bearer(TOKEN))
+        assert client.post("/runs", json=spec_body()).status_code == 202
+
+
+def test_a_full_queue_refuses_another_run_and_keeps_the_key_s(tmp_path):
+    with serving(tmp_path) as (client, plane):
+        plane.commands._max_queued = 0
+        response = client.post("/runs", json=spec_body())
+    problem_of(response, 503, "overloaded")
+    assert "--max-queued-runs" in response.json()["detail"]
+    assert response.headers["retry-after"] == "60"

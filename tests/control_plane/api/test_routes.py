@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from control_plane.api.requests import with_changes
 from control_plane.plane import LOCK_NAME
+from control_plane.reading.feed import MAX_STREAMS
 from control_plane.runs.store import DATABASE_NAME, backup_path
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec.load import parse_spec
@@ -254,10 +257,13 @@ def test_a_list_can_be_filtered_by_state(client, processes):
 
 def test_queued_runs_show_their_position(client, plane):
     runs = [create(client, f"run-{number}") for number in range(4)]
-    wait_for(lambda: state_of(client, runs[1]["id"]) == "starting")
-    places = [client.get(f"/runs/{run['id']}").json()["queue_position"] for run in runs]
-    assert places == [None, None, 1, 2]
-    page = client.get("/runs").json()["runs"]
+
+    def listed():
+        return client.get("/runs").json()["runs"]
+
+    wait_for(lambda: [run["queue_position"] for run in listed()] == [2, 1, None, None])
+    wait_for(lambda: runs[1]["id"] in (listed()[0]["message"] or ""))
+    page = listed()
     said = f"at most 2 runs train at once; waits until one of these ends: {runs[0]['id']}, {{}}"
     for shown in (page[0], client.get(f"/runs/{runs[3]['id']}").json()):
         assert shown["message"] == said.format(runs[1]["id"])
@@ -285,16 +291,19 @@ def test_a_run_shows_its_trainers_status(client, processes):
     assert [entry["state"] for entry in shown["history"]] == ["queued", "starting", "running"]
 
 
-def test_a_silent_trainer_is_shown_as_stale(client, processes):
+def test_a_silent_trainer_is_shown_as_stale(client, plane, processes):
     run = started(client, processes)
-    process = processes.last()
-    processes._clock.advance(-3600)
-    process.say("running", step=2)
+    seconds = [0.0]
+    plane.conditions._hearts._monotonic = lambda: time.monotonic() + seconds[0]
+    before = client.get(f"/runs/{run['id']}").json()
+    assert before["stale_since"] is None
+    seconds[0] = 3600.0
     shown = wait_for(
-        lambda: (found := client.get(f"/runs/{run['id']}").json())["step"] == 2 and found
+        lambda: (found := client.get(f"/runs/{run['id']}").json())["stale_since"] and found
     )
     assert shown["stale_since"] == shown["heartbeat"]
     assert shown["state"] == "running"
+    assert shown["revision"] > before["revision"]
 
 
 @pytest.mark.parametrize("path", ["", "/metrics", "/logs", "/spec", "/events"])
@@ -560,6 +569,41 @@ def test_the_spec_is_yaml_with_every_default(client):
     assert parse_spec(yaml.safe_load(text)) == parse_spec(spec_body())
 
 
+def test_a_stream_beyond_the_limit_is_refused_before_it_opens(client, plane):
+    run = create(client)
+    plane.feed.streams = MAX_STREAMS
+    for path in ("/events", f"/runs/{run['id']}/events"):
+        response = client.get(path)
+        problem_of(response, 503, "overloaded")
+        assert response.headers["retry-after"] == "1"
+    assert plane.feed.streams == MAX_STREAMS
+    assert not plane.feed._run_feeds
+    plane.feed.streams = 0
+
+
+def test_a_history_is_paged_from_its_end(client, processes):
+    run = started(client, processes)
+    folder = processes.last().folder
+    for step in range(5):
+        folder.append_event("checkpoint", step=step)
+    address = f"/runs/{run['id']}/history"
+    pages: list[list[dict[str, Any]]] = []
+    cursor = None
+    while cursor is not None or not pages:
+        page = client.get(address, params={"limit": 3, **({"cursor": cursor} if cursor else {})})
+        pages.append(page.json()["entries"])
+        cursor = page.json()["next_cursor"]
+    entries = [entry for page in pages for entry in page]
+    assert [len(page) for page in pages] == [3, 3, 2]
+    assert entries == client.get(f"/runs/{run['id']}").json()["history"][::-1]
+    states = client.get(address, params={"kind": "state"}).json()
+    assert [entry["state"] for entry in states["entries"]] == ["running", "starting", "queued"]
+    assert states["next_cursor"] is None
+    for params in ({"cursor": "x"}, {"limit": 0}, {"limit": 201}):
+        problem_of(client.get(address, params=params), 422, "invalid_request")
+    problem_of(client.get("/runs/no-such-run/history"), 404, "not_found")
+
+
 # ---- the rest ------------------------------------------------------------------------------------
 
 
@@ -575,9 +619,9 @@ def test_health_and_readiness(client, plane):
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz").json()
     assert ready == {"status": "ready", "max_running_runs": 2, "cuda_devices": 0}
-    plane.changes.closed = True
+    plane.feed.closed = True
     response = client.get("/readyz")
-    problem_of(response, 503, "overloaded")
+    assert problem_of(response, 503, "not_ready")["errors"][0]["field"] == "stopping"
     assert response.headers["retry-after"] == "1"
 
 
@@ -602,13 +646,18 @@ def test_an_unknown_path_or_method_is_a_problem(client):
 
 
 def test_a_locked_database_is_reported_as_retryable(client, plane):
-    locker = plane.store
-    locker._engine.dispose()
-    import sqlite3
-
-    holder = sqlite3.connect(locker.path, isolation_level=None)
+    holder = sqlite3.connect(plane.store.path, isolation_level=None, timeout=0)
     holder.execute("PRAGMA locking_mode=EXCLUSIVE")
-    holder.execute("BEGIN EXCLUSIVE")
+
+    def locked():
+        plane.store._engine.dispose()  # none but the holder may be connected
+        try:
+            holder.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+        return True
+
+    wait_for(locked)
     try:
         response = asyncio.run(_quickly(client))
         problem_of(response, 503, "database_unavailable")

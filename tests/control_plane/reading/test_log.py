@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.reading.history import run_history
 from control_plane.reading.log import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
-from lectern_common.json_lines import append_json_line
-from lectern_common.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -69,49 +66,3 @@ def test_a_cut_traceback_keeps_the_error(log):
 
 def test_text_that_cannot_be_encoded_is_replaced():
     assert valid_unicode({"a": ["\ud800x", 1, None]}) == {"a": ["?x", 1, None]}
-
-
-def test_a_history_merges_states_and_events_by_time(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.events_path.write_text(
-        '{"time": 5, "kind": "checkpoint", "step": 3}\n'
-        '{"time": 7, "kind": "state", "state": "running"}\n'
-        '{"time": 9, "kind": "warning", "message": "slow \\ud800"}\n'
-        "garbage\n[1]\n"
-        '{"kind": "no time"}\n'
-        '{"time": 10, "kind": "torn'
-    )
-    changes = [
-        {
-            "at": at,
-            "state": state,
-            "wanted": "running",
-            "attempt": 1,
-            "reason": None,
-            "message": None,
-        }
-        for at, state in ((1, "queued"), (8, "running"))
-    ]
-    shown = [(entry.at, entry.kind) for entry in run_history(changes, folder)]
-    assert shown == [(1, "state"), (5, "checkpoint"), (8, "state"), (9, "warning")]
-    assert run_history(changes, folder)[1].details == {"step": 3}
-    assert run_history(changes, folder)[3].message == "slow ?"
-
-
-def test_a_clock_that_is_set_back_does_not_change_the_order(tmp_path):
-    """S12: entries keep the order they were written in, whatever their times."""
-    folder = RunFolder(tmp_path)
-    for time, step in ((100, 1), (3, 2), (4, 3), (130, 4)):
-        append_json_line(folder.events_path, {"time": time, "kind": "checkpoint", "step": step})
-    change = {"wanted": "running", "attempt": 1, "reason": None, "message": None}
-    changes = [
-        {"at": at, "state": state, **change}
-        for at, state in ((90, "queued"), (95, "running"), (2, "stopping"), (140, "stopped"))
-    ]
-    history = run_history(changes, folder)
-    steps = [entry.details["step"] for entry in history if entry.kind == "checkpoint"]
-    states = [entry.state for entry in history if entry.kind == "state"]
-    assert steps == [1, 2, 3, 4]
-    assert states == ["queued", "running", "stopping", "stopped"]
-    assert history[0].state == "queued"
-    assert history[-1].state == "stopped"

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel
 
-from control_plane.reading.streams import MAX_STREAMS, Changes, RunPosition, list_events, run_events
+from control_plane.reading.feed import MAX_STREAMS, Feed
+from control_plane.reading.streams import RunPosition, list_events, run_events
+from control_plane.reading.wakes import Wakes
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
-from lectern_common.json_lines import Position, append_json_line
+from lectern_common.json_lines import Position, append_json_line, read_after
 from lectern_common.run_folder import RunFolder, RunState
 from tests.control_plane.conftest import Bench, spec
 
@@ -64,15 +67,20 @@ class Shown(BaseModel):
 
 @pytest.fixture
 def live(tmp_path):
-    """Returns a function that runs a coroutine function with (bench, changes) on an event loop."""
+    """Returns a function that runs a coroutine function with (bench, feed) on an event loop."""
     bench = Bench.of(tmp_path)
 
     def run(scenario) -> None:
         async def main() -> None:
-            changes = Changes()
+            changes = Wakes()
             changes.start()
-            bench.commands = RunCommands(bench.store, bench.clock, changes.notify)
-            await scenario(bench, changes)
+            bench.commands = RunCommands(bench.store, bench.clock, changes.wake_from_thread)
+            feed = Feed(bench.runs, lambda run: Shown(id=run.id, state=run.state), changes)
+            following = asyncio.create_task(feed.follow())
+            await scenario(bench, feed)
+            feed.close()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
         asyncio.run(main())
 
@@ -80,17 +88,25 @@ def live(tmp_path):
     bench.store.close()
 
 
-def list_of(bench, changes, after=None) -> Listener:
-    def shown(runs):
-        return [Shown(id=run.id, state=run.state) for run in runs]
+async def counted(feed, events) -> AsyncGenerator[bytes]:
+    """Yields the events of a stream that counts as open, as a response's does."""
+    try:
+        with feed.opened():
+            async for data in events:
+                yield data
+    finally:
+        await events.aclose()
 
-    return Listener(list_events(bench.runs, changes, shown, after))
+
+def list_of(bench, feed, after=None) -> Listener:
+    newest = bench.runs.newest_revision()
+    return Listener(counted(feed, list_events(feed, newest, after)))
 
 
-def run_of(bench, changes, run_id, after=None) -> Listener:
+def run_of(bench, feed, run_id, after=None) -> Listener:
     path = RunFolder(bench.roots.runs / run_id).metrics_path
     position = RunPosition.parse(after) if after else RunPosition()
-    return Listener(run_events(bench.runs, changes, run_id, path, position))
+    return Listener(counted(feed, run_events(feed, run_id, path, position)))
 
 
 def with_folder(bench):
@@ -104,10 +120,10 @@ def add(folder: RunFolder, *steps: int, loss: float = 1.0) -> None:
 
 
 def test_the_list_streams_what_changes_after_a_revision(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         first = bench.commands.create(spec())
         revision = bench.runs.newest_revision()
-        listener = list_of(bench, changes, revision)
+        listener = list_of(bench, feed, revision)
         waiting = asyncio.create_task(listener.next())
         await asyncio.sleep(0)
         second = bench.commands.create(spec("other"))
@@ -121,13 +137,13 @@ def test_the_list_streams_what_changes_after_a_revision(live):
 
 
 def test_the_list_continues_after_the_last_event_without_gap_or_duplicate(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         runs = [bench.commands.create(spec()) for _ in range(3)]
-        listener = list_of(bench, changes, 0)
+        listener = list_of(bench, feed, 0)
         first = await listener.next()
         await listener.close()
         bench.commands.request_stop(runs[1].id)
-        again = list_of(bench, changes, int(first.id))
+        again = list_of(bench, feed, int(first.id))
         rest = await again.take(2)
         # The stopped one is sent once, as it is, at its newest revision.
         assert [event.data["id"] for event in rest] == [runs[2].id, runs[1].id]
@@ -138,9 +154,9 @@ def test_the_list_continues_after_the_last_event_without_gap_or_duplicate(live):
 
 
 def test_the_list_streams_what_is_deleted_between_what_changes(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         first, second = bench.commands.create(spec()), bench.commands.create(spec())
-        listener = list_of(bench, changes, bench.runs.newest_revision())
+        listener = list_of(bench, feed, bench.runs.newest_revision())
         bench.commands.request_stop(first.id)
         bench.commands.delete(first.id, lambda: None)
         bench.commands.request_stop(second.id)
@@ -154,10 +170,10 @@ def test_the_list_streams_what_is_deleted_between_what_changes(live):
 
 
 def test_the_stream_of_a_run_ends_with_its_deletion(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, 1)
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         bench.commands.request_stop(run.id)
         assert [event.kind for event in await listener.take(3)] == ["state", "state", "metrics"]
         await asyncio.to_thread(delete_run, bench.commands, folder)
@@ -169,9 +185,9 @@ def test_the_stream_of_a_run_ends_with_its_deletion(live):
 
 
 def test_a_list_position_from_a_lost_database_is_rewound(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         bench.commands.create(spec())
-        listener = list_of(bench, changes, 1000)
+        listener = list_of(bench, feed, 1000)
         event = await listener.next()
         assert (event.kind, event.id) == ("rewind", "1")
         made = bench.commands.create(spec())
@@ -182,10 +198,10 @@ def test_a_list_position_from_a_lost_database_is_rewound(live):
 
 
 def test_a_run_streams_its_states_and_metrics_from_the_start(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, 0, 1)
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         events = await listener.take(3)
         assert [event.kind for event in events] == ["state", "metrics", "metrics"]
         assert [event.data["step"] for event in events[1:]] == [0, 1]
@@ -199,14 +215,14 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
 
 
 def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         bench.commands.claim(run.id, ("cpu",))
         add(folder, *range(5))
-        whole = await run_of(bench, changes, run.id).take(7)
+        whole = await run_of(bench, feed, run.id).take(7)
         assert len({event.id for event in whole}) == 7
         for cut in range(7):
-            rest = run_of(bench, changes, run.id, whole[cut].id)
+            rest = run_of(bench, feed, run.id, whole[cut].id)
             assert await rest.take(6 - cut) == whole[cut + 1 :]
             await rest.close()
 
@@ -214,10 +230,10 @@ def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
 
 
 def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, folder = with_folder(bench)
         add(folder, *range(6))
-        listener = run_of(bench, changes, run.id)
+        listener = run_of(bench, feed, run.id)
         last = (await listener.take(7))[-1]
         kept = b"".join(folder.metrics_path.read_bytes().splitlines(keepends=True)[:3])
         write_atomic(folder.metrics_path, kept)
@@ -228,11 +244,11 @@ def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
         add(folder, 4, 5, 6, 7, loss=2.0)
         assert [event.data["step"] for event in await listener.take(4)] == [4, 5, 6, 7]
         # A client that was away meanwhile is told as well, though the file is longer by now.
-        late = run_of(bench, changes, run.id, last.id)
+        late = run_of(bench, feed, run.id, last.id)
         assert (await late.next()).kind == "rewind"
         assert [event.data["step"] for event in await late.take(8)] == list(range(8))
         # And one that is cut right after the rewind begins at the start again.
-        again = run_of(bench, changes, run.id, rewind.id)
+        again = run_of(bench, feed, run.id, rewind.id)
         assert [event.data["step"] for event in await again.take(8)] == list(range(8))
         for stream in (listener, late, again):
             await stream.close()
@@ -241,17 +257,17 @@ def test_a_run_that_went_back_says_rewind_and_begins_anew(live):
 
 
 def test_streams_end_when_the_control_plane_does(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run, _ = with_folder(bench)
-        listeners = [list_of(bench, changes, 0), run_of(bench, changes, run.id)]
+        listeners = [list_of(bench, feed, 0), run_of(bench, feed, run.id)]
         for listener in listeners:
             await listener.next()
-        assert changes.streams == 2
+        assert feed.streams == 2
         endings = [asyncio.create_task(listener.ends()) for listener in listeners]
         await asyncio.sleep(0)
-        changes.close()
+        feed.close()
         assert await asyncio.wait_for(asyncio.gather(*endings), 10) == [True, True]
-        assert changes.streams == 0
+        assert feed.streams == 0
 
     live(scenario)
 
@@ -259,8 +275,8 @@ def test_streams_end_when_the_control_plane_does(live):
 def test_a_client_that_reads_nothing_holds_nothing_up(live):
     """A stream reads the store at its own pace: others, and writers, do not wait for it."""
 
-    async def scenario(bench, changes):
-        slow, quick = list_of(bench, changes, 0), list_of(bench, changes, 0)
+    async def scenario(bench, feed):
+        slow, quick = list_of(bench, feed, 0), list_of(bench, feed, 0)
         runs = [bench.commands.create(spec()) for _ in range(5)]
         assert [event.data["id"] for event in await quick.take(5)] == [run.id for run in runs]
         assert [event.data["id"] for event in await slow.take(5)] == [run.id for run in runs]
@@ -270,13 +286,170 @@ def test_a_client_that_reads_nothing_holds_nothing_up(live):
     live(scenario)
 
 
-def test_streams_are_bounded():
-    changes = Changes()
-    changes.streams = MAX_STREAMS - 1
-    changes.require_room()
-    changes.streams = MAX_STREAMS
-    with pytest.raises(Overloaded, match="event streams are open"):
-        changes.require_room()
+def test_streams_are_bounded(live):
+    async def scenario(bench, feed):
+        feed.streams = MAX_STREAMS - 1
+        with feed.opened(), pytest.raises(Overloaded, match="event streams are open"):
+            feed.opened().__enter__()
+        assert feed.streams == MAX_STREAMS - 1
+        feed.close()
+        with pytest.raises(Overloaded, match="is stopping"):
+            feed.opened().__enter__()
+
+    live(scenario)
+
+
+def test_a_change_is_read_and_encoded_once_for_all_streams(live):
+    async def scenario(bench, feed):
+        encoded: list[str] = []
+        view = feed._view
+
+        def counting(run):
+            encoded.append(run.id)
+            return view(run)
+
+        feed._view = counting
+        after = bench.runs.newest_revision()
+        streams = [counted(feed, list_events(feed, after, after)) for _ in range(20)]
+        for stream in streams:
+            assert (await anext(stream)).startswith(b"retry")
+        waiting = [asyncio.create_task(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.5)  # the feed follows by now
+        run = bench.commands.create(spec())
+        sent = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        assert encoded == [run.id]
+        assert len({id(data) for data in sent}) == 1
+        for stream in streams:
+            await stream.aclose()
+
+    live(scenario)
+
+
+def test_a_slow_client_of_the_list_catches_up_from_the_store(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.feed.MAX_KEPT_BYTES", 300)
+
+    async def scenario(bench, feed):
+        slow, quick = list_of(bench, feed, 0), list_of(bench, feed, 0)
+        first = bench.commands.create(spec())
+        for listener in (slow, quick):
+            assert (await listener.next()).data["id"] == first.id
+        runs = []
+        for _ in range(8):
+            runs.append(bench.commands.create(spec()))
+            assert (await quick.next()).data["id"] == runs[-1].id
+        assert len(feed._kept) < 8
+        events = await slow.take(8)
+        assert [event.data["id"] for event in events] == [run.id for run in runs]
+        last = bench.commands.create(spec())
+        for listener in (slow, quick):
+            assert (await listener.next()).data["id"] == last.id
+            await listener.close()
+
+    live(scenario)
+
+
+def test_a_row_that_cannot_be_shown_silences_no_other(live):
+    async def scenario(bench, feed):
+        broken = bench.commands.create(spec("broken"))
+        view = feed._view
+
+        def shown(run):
+            if run.id == broken.id:
+                raise ValueError("no such state")
+            return view(run)
+
+        feed._view = shown
+        listener = list_of(bench, feed, 0)
+        for _ in range(3):
+            made = bench.commands.create(spec())
+            assert (await listener.next()).data["id"] == made.id
+            bench.commands.request_stop(made.id)
+            assert (await listener.next()).data["state"] == "stopped"
+        await listener.close()
+
+    live(scenario)
+
+
+def test_the_streams_of_a_run_read_its_metrics_once(live, monkeypatch):
+    reads: list[int] = []
+
+    def counting(path, position, *rest):
+        reads.append(position.offset)
+        return read_after(path, position, *rest)
+
+    for module in ("streams", "run_feed"):
+        monkeypatch.setattr(f"control_plane.reading.{module}.read_after", counting)
+
+    async def scenario(bench, feed):
+        run, folder = with_folder(bench)
+        add(folder, 0)
+        listeners = [run_of(bench, feed, run.id) for _ in range(10)]
+        for listener in listeners:
+            assert [event.kind for event in await listener.take(2)] == ["state", "metrics"]
+        first = asyncio.create_task(listeners[0].next())
+        await asyncio.sleep(1.5)  # every listener has found the feed's place by then
+        for step in range(1, 6):
+            add(folder, step)
+            assert (await first).data["step"] == step
+            first = asyncio.create_task(listeners[0].next())
+        before = len(reads)
+        for listener in listeners[1:]:
+            assert [event.data["step"] for event in await listener.take(5)] == [1, 2, 3, 4, 5]
+        assert len(reads) - before <= len(listeners)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        for listener in listeners:
+            await listener.close()
+        assert not feed._run_feeds
+
+    live(scenario)
+
+
+def test_a_slow_client_of_a_run_reads_on_in_the_file(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.run_feed.MAX_KEPT_BYTES", 400)
+
+    async def scenario(bench, feed):
+        run, folder = with_folder(bench)
+        add(folder, 0)
+        slow, quick = run_of(bench, feed, run.id), run_of(bench, feed, run.id)
+        for listener in (slow, quick):
+            await listener.take(2)
+        for step in range(1, 31):
+            add(folder, step)
+            if step % 10 == 0:
+                events = await quick.take(10)
+                assert [event.data["step"] for event in events] == [*range(step - 9, step + 1)]
+        bench.commands.claim(run.id, ("cpu",))
+        seen = await slow.take(31)
+        assert [event.data["step"] for event in seen if event.kind == "metrics"] == [*range(1, 31)]
+        assert [event.data["state"] for event in seen if event.kind == "state"] == ["starting"]
+        assert len({event.id for event in seen}) == 31
+        for listener in (slow, quick):
+            await listener.close()
+
+    live(scenario)
+
+
+def test_a_database_that_cannot_be_read_for_a_while_ends_no_stream(live, monkeypatch):
+    monkeypatch.setattr("control_plane.reading.feed.RETRY_SECONDS", 0.05)
+
+    async def scenario(bench, feed):
+        listener = list_of(bench, feed, 0)
+        made = bench.commands.create(spec())
+        assert (await listener.next()).data["id"] == made.id
+        changed_since, failures = bench.runs.changed_since, iter(range(3))
+
+        def failing(*args):
+            if next(failures, None) is not None:
+                raise sa.exc.OperationalError("select", {}, Exception("database is locked"))
+            return changed_since(*args)
+
+        bench.runs.changed_since = failing
+        bench.commands.request_stop(made.id)
+        assert (await listener.next()).data["state"] == "stopped"
+        await listener.close()
+
+    live(scenario)
 
 
 def test_a_position_reads_back():
@@ -291,9 +464,9 @@ def test_what_is_no_event_id_is_refused(text):
 
 
 def test_a_state_is_a_name_in_the_stream(live):
-    async def scenario(bench, changes):
+    async def scenario(bench, feed):
         run = bench.commands.create(spec())
-        event = await run_of(bench, changes, run.id).next()
+        event = await run_of(bench, feed, run.id).next()
         assert event.data == {
             "at": bench.clock(),
             "state": RunState.QUEUED.value,

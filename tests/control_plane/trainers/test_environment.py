@@ -82,7 +82,7 @@ def test_a_real_trainer_inherits_only_what_is_named(tmp_path, monkeypatch, name)
     folder = RunFolder.create(tmp_path, "steady-1", spec())
     launcher = Launcher(PRINTS_ITS_ENVIRONMENT, {"LECTERN_DATA_ROOT": "/data"})
     process = launcher.start(folder, resume=False, environment={"OMP_NUM_THREADS": "2"})
-    wait_for(lambda: not launcher.is_alive(process))
+    wait_for(lambda: launcher.exit_status(process) is not None)
     seen = json.loads((folder.path / "env.json").read_text())
     assert (name in seen) == (name in KEPT)
     assert seen["LECTERN_DATA_ROOT"] == "/data"

@@ -57,8 +57,9 @@ def open_page(page, service, path: str = "/") -> None:
 def points(page) -> dict[str, int]:
     """Returns the number of drawn points of each line, by run name."""
     drawn: dict[str, int] = page.evaluate(
-        """() => Object.fromEntries([...document.querySelectorAll("#legend li")].map((item) => [
-            item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
+        """() => Object.fromEntries([...document.querySelectorAll("#curves .legend li")].map(
+            (item) => [
+                item.querySelector(".legend-name").textContent, Number(item.dataset.points)]))"""
     )
     return drawn
 
@@ -67,7 +68,7 @@ def colored_pixels(page) -> int:
     """Returns how many pixels of the chart are neither background nor grey."""
     colored: int = page.evaluate(
         """() => {
-            const canvas = document.querySelector("#chart canvas");
+            const canvas = document.querySelector("#curves canvas");
             const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
             let found = 0;
             for (let at = 0; at < data.length; at += 4) {
@@ -94,7 +95,7 @@ def test_three_live_curves_of_runs_that_share_one_teacher(page, home):  # noqa: 
         }.items():
             service.create(name, 3000, **sections)
         open_page(page, service)
-        page.get_by_role("radio", name="Total").click()
+        page.locator("#curves").get_by_role("radio", name="Total").click()
         names = {"cross-entropy", "distilled-hidden", "distilled-top-k"}
         wait_for(lambda: set(points(page)) == names and min(points(page).values()) > 5)
         before = points(page)
@@ -182,11 +183,11 @@ def test_kl_and_agreement_are_drawn_at_the_steps_that_measured_them(page, home):
         append_json_line(path, {"step": step, **(evaluated if step % 2 else {})})
     open_page(page, service)
     for name, last in (("KL to teacher", "0.1429"), ("Agreement", "70.0\N{THIN SPACE}%")):
-        page.get_by_role("radio", name=name).click()
-        value = page.locator(".legend-value")
+        page.locator("#curves").get_by_role("radio", name=name).click()
+        value = page.locator("#curves .legend .legend-value")
         wait_for(lambda: value.all_inner_texts() == [last])  # noqa: B023 - called at once
         assert points(page) == {"steady": 2}
-        assert page.locator("#smoothing").is_disabled()
+        assert page.locator("#curves .smoothing input").is_disabled()
 
 
 def test_a_lost_connection_is_shown_until_it_is_back(page, home):  # noqa: F811

@@ -71,20 +71,21 @@ def test_a_divergence_says_how_exact_it_is(page, home):  # noqa: F811
         wait_for(lambda: set(points(page)) == {"steady-hidden", "steady-top-k", "steady-labels"})
         assert text_of(overview.locator("h2")) == "Validation loss"
 
-        page.get_by_role("radio", name="KL to teacher").click()
+        overview.get_by_role("radio", name="KL to teacher").click()
         legend = overview.locator(".legend li")
         wait_for(lambda: legend.count() == 2)
         assert sorted(texts_of(legend)) == [
-            "steady-hidden 0.5000 at 4",
-            f"steady-top-k {AT_LEAST} 0.5000 at 4",
+            "steady-hidden 0.5000 at step 4",
+            f"steady-top-k {AT_LEAST} 0.5000 at step 4",
         ]
         assert text_of(overview.locator("h2")) == "KL to teacher, at T = 1"
         assert f"{AT_LEAST}: a lower bound;" in text_of(overview.locator(".curve-note"))
-        drawn = overview.locator(".chart").get_attribute("aria-label")
-        assert drawn == "KL to teacher, at T = 1, in nats per token by step, one line per run"
+        drawn = overview.locator(".chart-main .chart").get_attribute("aria-label")
+        assert drawn.startswith("KL to teacher, at T = 1, in nats per token by step. ")
+        assert "steady-hidden: 0.5000 at step 4, between 0.5000 and 0.5000" in drawn
 
-        page.get_by_role("radio", name="Agreement").click()
-        wait_for(lambda: "steady-hidden 25.0 % at 4" in texts_of(legend))
+        overview.get_by_role("radio", name="Agreement").click()
+        wait_for(lambda: "steady-hidden 25.0 % at step 4" in texts_of(legend))
         assert text_of(overview.locator(".curve-note")).endswith("on the validation set.")
 
 
@@ -99,8 +100,8 @@ def test_a_panel_draws_its_run_even_if_the_overview_does_not(page, home):  # noq
     page.get_by_role("link", name="steady").click()
     own = page.locator("#panel-curve")
     own.get_by_role("radio", name="Cross entropy").click()
-    drawn = own.locator(".legend li")
-    wait_for(lambda: texts_of(drawn) and own.locator("canvas").is_visible())
+    drawn = own.locator(".chart-main .legend li")
+    wait_for(lambda: texts_of(drawn) and own.locator(".chart-main canvas").is_visible())
     before = int(drawn.get_attribute("data-points"))
     wait_for(lambda: int(drawn.get_attribute("data-points")) > before)
     own.get_by_role("radio", name="KL to teacher").click()

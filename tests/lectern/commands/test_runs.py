@@ -17,8 +17,9 @@ SUCCEEDS, FAILS, GOES_ON = range(3)
 
 
 @pytest.fixture
-def url(tmp_path, stand_in_trainer) -> Iterator[str]:
-    """The address of a control plane with the home `tmp_path`."""
+def url(tmp_path, stand_in_trainer, monkeypatch) -> Iterator[str]:
+    """The address of a control plane with the home `tmp_path`, where commands find its token."""
+    monkeypatch.setenv("LECTERN_HOME", str(tmp_path))
     (tmp_path / "models/tiny").mkdir(parents=True)
     (tmp_path / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
     port_file = tmp_path / "port"

@@ -116,7 +116,8 @@ def test_the_teacher_gets_the_models_root(tmp_path, stand_ins):
     [
         (["--teacher-bind", "0.0.0.0:0"], "set --teacher-token-file teacher, or bind 127.0.0.1"),
         (["--teacher-token-file", "gone"], "cannot read --teacher-token-file {home}/secrets/gone"),
-        (["--bind", "0.0.0.0:0"], "set --token-file to a file with a token, or bind 127.0.0.1"),
+        (["--bind", "0.0.0.0:0", "--no-token"], "remove --no-token, or bind 127.0.0.1"),
+        (["--no-token", "--token-file", "t"], "--token-file has no effect with --no-token"),
         (["--token-file", "gone"], "cannot read --token-file gone: No such file"),
     ],
 )
@@ -189,7 +190,9 @@ def test_the_real_services_start_know_each_other_and_stop(tmp_path):
             said += line
         words = said.split()
         url = words[words.index("page") + 1]
-        with Client(url) as service:
+        token = (tmp_path / "secrets" / "control-plane").read_text().strip()
+        assert token not in said  # standard error is no terminal here
+        with Client(url, token=token) as service:
             assert service.is_ready()
             [seen] = service.teachers()
             assert seen.reachable and seen.configured and seen.model == "fixture-97"

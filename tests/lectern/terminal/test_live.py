@@ -150,6 +150,23 @@ def test_without_a_terminal_a_line_is_printed_when_the_state_changes(capsys, mon
     ]
 
 
+def test_a_run_that_stalls_is_told_once_and_drawn(capsys, monkeypatch):
+    monkeypatch.setattr("lectern.terminal.live.time.monotonic", lambda: 0.0)
+    with live.display() as show:
+        for seconds in (10, 100, 101, 102, 3):
+            said = {"activity": "step", "activity_seconds": seconds, "usual_seconds": 1}
+            show([view(heartbeat=1000.0 + seconds, **said)])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert ["stalled: alive, but no progress since" in line for line in lines] == [
+        False,
+        True,
+        False,
+    ]
+    stalled = view(heartbeat=1100.0, activity="step", activity_seconds=100, usual_seconds=1)
+    assert "run-1: stalled: alive, but no progress since" in " ".join(drawn([stalled], width=100))
+
+
 @pytest.mark.parametrize("show", [live.nothing])
 def test_nothing_shows_nothing(capsys, show):
     with show() as display:

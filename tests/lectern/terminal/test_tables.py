@@ -41,3 +41,16 @@ def test_times_are_shown_as_local_dates():
     assert shown["since"].tzinfo is not None
     assert shown["history"] == [{"at": datetime.fromtimestamp(60).astimezone(), "attempt": 1}]
     assert (shown["step"], shown["resumes_at"]) == (3, None)
+
+
+def test_a_run_that_is_stalled_or_silent_says_so():
+    then = datetime(2020, 2, 3, 14, 5, 6).astimezone().timestamp()
+    found = run("b", stalled_since=then, activity="evaluation", message="fine")
+    assert list_lines([found])[1].endswith(
+        "stalled: alive, but no progress in evaluation since 2020-02-03 14:05:06"
+    )
+    found = run("b", stalled_since=then, stale_since=then, activity="step")
+    assert list_lines([found])[1].endswith(
+        "no heartbeat from the trainer since 2020-02-03 14:05:06"
+    )
+    assert with_dates({"stalled_since": then})["stalled_since"].year == 2020

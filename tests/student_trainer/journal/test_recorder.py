@@ -385,3 +385,63 @@ def test_a_full_disk_still_has_space_for_the_final_state(folder: RunFolder) -> N
     assert (said(folder).state, said(folder).reason) == (RunState.INTERRUPTED, "disk_full")
     assert states(folder) == ["starting", "interrupted"]
     assert not (folder.path / ".reserve").exists()
+
+
+def test_the_status_tells_how_long_the_loop_has_made_no_progress(folder: RunFolder) -> None:
+    """C25: the heart beats in a thread of its own, so it says nothing about the loop."""
+    monotonic, wall = FakeClock(50.0), FakeClock()
+
+    def shown() -> tuple[str | None, float | None, float | None]:
+        recorder.set_progress()
+        recorder._publish()
+        status = said(folder)
+        return status.activity, status.activity_seconds, status.usual_seconds
+
+    with Recorder(folder, Stop(), clock=wall, monotonic=monotonic) as recorder:
+        monotonic.advance(7)
+        assert shown() == ("starting", 7, None)
+        recorder.set_state(RunState.RUNNING)
+        assert shown() == ("step", 0, None)
+        for step in range(3):
+            monotonic.advance(3)
+            recorder.record(step, step_metrics(10, 2.0 + step, 0.0))
+        wall.advance(-5000)  # a clock that is set back changes nothing
+        monotonic.advance(40)
+        assert shown() == ("step", 40, 3.0)
+        assert said(folder).stalled_seconds is None
+        monotonic.advance(30)
+        assert said(folder).stalled_seconds is None
+        assert shown() == ("step", 70, 3.0)
+        assert said(folder).stalled_seconds == 70
+        recorder.teacher_away("no answer")
+        monotonic.advance(500)
+        recorder.teacher_away(None)
+        assert shown() == ("step", 0, 3.0)  # an outage of the teacher is no lack of progress
+
+
+def test_evaluations_and_checkpoints_are_timed_by_themselves(folder: RunFolder) -> None:
+    monotonic = FakeClock()
+    with Recorder(folder, Stop(), heartbeat_seconds=3600, monotonic=monotonic) as recorder:
+        recorder.set_state(RunState.RUNNING)
+        for seconds in (100, 300):
+            recorder.doing("evaluation")
+            monotonic.advance(seconds)
+            recorder.doing("evaluation")  # its next batch
+            monotonic.advance(2)
+            recorder.record(1, step_metrics(10, 2.0, 0.0))
+            recorder.before_checkpoint()
+            monotonic.advance(20)
+            recorder.after_checkpoint(1)
+        recorder.doing("evaluation")
+        monotonic.advance(2000)
+        recorder.teacher_away(None)
+        monotonic.advance(2000)
+        recorder._publish()
+        status = said(folder)
+        assert (status.activity, status.activity_seconds) == ("evaluation", 2000)
+        assert status.usual_seconds == 202
+        assert status.stalled_seconds is None
+        recorder.before_checkpoint()
+        monotonic.advance(700)
+        recorder._publish()
+        assert said(folder).stalled_seconds == 700  # checkpoints took 20 s

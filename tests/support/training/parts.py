@@ -40,6 +40,8 @@ class Records:
     def after_checkpoint(self, step: int) -> None:
         self.saved.append(step)
 
+    def doing(self, activity: str) -> None: ...
+
     def event(self, kind: str, **details: Any) -> None:
         self.events.append((kind, details))
 

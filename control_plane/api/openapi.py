@@ -1,0 +1,90 @@
+"""The OpenAPI document, as strict as the code; docs/openapi.json is its committed copy.
+
+    python -m control_plane.api.openapi > docs/openapi.json
+
+FastAPI describes what the routes declare. What stands around them is added here: the tokens, the
+refusals of the guard, and the one media type of errors.
+"""
+
+import copy
+import json
+import sys
+from typing import Any
+
+from control_plane.api.guard import PUBLIC
+from control_plane.api.problems import MEDIA_TYPE, WITH_BODY, WRITE
+
+FULL, READ_ONLY = "token", "readOnlyToken"
+CHANGES = "RunSpecChanges"
+_SCHEMES = {
+    FULL: {"type": "http", "scheme": "bearer", "description": "Allows everything"},
+    READ_ONLY: {"type": "http", "scheme": "bearer", "description": "Allows GET only"},
+}
+_HEADERS = {"401": "WWW-Authenticate", "405": "Allow", "503": "Retry-After"}
+_METHODS = ("get", "post", "put", "patch", "delete")
+
+
+def completed(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns FastAPI's document with what it does not know; changes and returns its argument."""
+    components = document["components"]
+    components["securitySchemes"] = copy.deepcopy(_SCHEMES)
+    _add_partial(components["schemas"], "RunSpec")
+    for path, methods in document["paths"].items():
+        for method in _METHODS:
+            if method in methods:
+                _complete(path, method, methods[method])
+    return document
+
+
+def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    if path in PUBLIC:
+        operation["security"] = []
+        del responses["401"]
+    else:
+        allowed = [FULL, READ_ONLY] if method == "get" else [FULL]
+        operation["security"] = [{name: []} for name in allowed]
+    further = {
+        **(WRITE if method != "get" else {}),
+        **(WITH_BODY if "requestBody" in operation else {}),
+    }
+    for status, response in further.items():
+        responses[str(status)] = {"description": response["description"], "content": {}}
+    for status, response in responses.items():
+        if int(status) >= 400:
+            schema = {"$ref": "#/components/schemas/Problem"}
+            response["content"] = {MEDIA_TYPE: {"schema": schema}}
+            if status in _HEADERS:
+                response["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
+        elif len(response.get("content", {})) > 1:
+            # FastAPI adds JSON to what a route declares.
+            response["content"].pop("application/json", None)
+            response["content"].pop("text/plain" if path.endswith("/spec") else "", None)
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _add_partial(schemas: dict[str, Any], name: str) -> str:
+    """Adds the schema of an object of which any part may be given; returns its name."""
+    partial = f"{name.removesuffix('Spec')}SpecChanges"
+    if partial not in schemas:
+        schema = schemas[partial] = copy.deepcopy(schemas[name])
+        schema.pop("required", None)
+        schema["title"] = partial
+        for field in schema["properties"].values():
+            field.pop("default", None)
+            for part in (field, *field.get("anyOf", ())):
+                target = str(part.get("$ref", "")).rpartition("/")[2]
+                if schemas.get(target, {}).get("type") == "object":
+                    part["$ref"] = f"#/components/schemas/{_add_partial(schemas, target)}"
+    return partial
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """Returns the document as the file holds it."""
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    from control_plane.api.app import document
+
+    sys.stdout.write(text_of(document()))

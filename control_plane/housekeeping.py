@@ -1,0 +1,142 @@
+"""Keeps the runs root tidy: trainers' logs below a limit, and no leftovers of killed processes.
+
+A trainer's output goes straight to its log, through a descriptor in append mode that its children
+share and that outlives this process. So the file cannot be rotated by name, and no pipe stands
+between. Instead its middle is cut out in place; what is written next is appended behind that.
+"""
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import structlog
+
+from control_plane.runs.queries import Runs
+from control_plane.runs.record import ACTIVE
+from lectern_common.errors import LecternError
+from lectern_common.logs import cap_log
+from lectern_common.run_folder import RunFolder
+
+LOOK_SECONDS = 2.0
+# A file is put in place within moments of its creation; on a stalled disk, within minutes.
+OLD_SECONDS = 600.0
+_HIDDEN_FILE = re.compile(r"^\..+\.(?P<pid>\d+)\.tmp$")
+_LOCK_PROBE = re.compile(r"^\.lock-(?P<pid>\d+)-\d+$")
+_NEW_FOLDER = re.compile(r"^\.new-\w+$")
+_HALF_CHECKPOINT = re.compile(r"^\.writing-")
+
+_log = structlog.get_logger()
+
+
+class Housekeeping:
+    """Caps the logs of active runs, in a thread of its own: a slow disk delays nothing else."""
+
+    def __init__(self, runs: Runs, runs_root: Path) -> None:
+        self._runs = runs
+        self._root = runs_root
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; returns once it has ended."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> None:
+        """Caps each log once."""
+        for run in self._runs.in_states(ACTIVE):
+            path = RunFolder(self._root / run.id).log_path
+            try:
+                if cap_log(path):
+                    _log.warning("trainer's log cut", run=run.id, log=str(path))
+            except OSError as error:
+                _log.warning("log not cut", run=run.id, error=str(error))
+
+    def _keep(self) -> None:
+        while not self._end.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except Exception as error:  # the database may be busy: the next look may succeed
+                _log.warning("logs not looked at", error=repr(error))
+
+
+def sweep(runs_root: Path, clock: Callable[[], float] = time.time) -> list[Path]:
+    """Removes what killed processes left in the runs root and in run folders; returns it.
+
+    Only what has a name that Lectern gives to files that are not yet in place, and only if it is
+    old, or names a process that is gone. A run that is being trained is not touched.
+    """
+    removed = []
+    for path in _leftovers(runs_root, clock()):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _log.warning("leftover not removed", path=str(path), error=str(error))
+        else:
+            removed.append(path)
+    if removed:
+        _log.info("leftovers removed", count=len(removed), first=str(removed[0]))
+    return removed
+
+
+def _leftovers(runs_root: Path, now: float) -> Iterator[Path]:
+    for entry in _entries(runs_root):
+        named = _HIDDEN_FILE.match(entry.name) or _LOCK_PROBE.match(entry.name)
+        if named or _NEW_FOLDER.match(entry.name):
+            if _is_dead(entry, named, now):
+                yield Path(entry.path)
+        elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _in_run(Path(entry.path), now)
+
+
+def _in_run(path: Path, now: float) -> Iterator[Path]:
+    folder = RunFolder(path)
+    found = [
+        (entry, named)
+        for entry in _entries(path)
+        if (named := _HIDDEN_FILE.match(entry.name)) and entry.is_file(follow_symlinks=False)
+    ]
+    halves = [one for one in _entries(folder.checkpoints_path) if _HALF_CHECKPOINT.match(one.name)]
+    if not found and not halves:
+        return
+    try:
+        with folder.locked():  # nobody trains it
+            yield from (Path(entry.path) for entry, named in found if _is_dead(entry, named, now))
+            yield from (Path(entry.path) for entry in halves if _age(entry, now) > OLD_SECONDS)
+    except (LecternError, OSError):
+        return
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _is_dead(entry: os.DirEntry[str], named: re.Match[str] | None, now: float) -> bool:
+    """Returns whether an entry is old, or made by a process that its name says and that is gone."""
+    gone = named is not None and not psutil.pid_exists(int(named["pid"]))
+    return gone or _age(entry, now) > OLD_SECONDS
+
+
+def _age(entry: os.DirEntry[str], now: float) -> float:
+    try:
+        return now - entry.stat(follow_symlinks=False).st_mtime
+    except OSError:
+        return 0.0
