@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from control_plane.api.tokens import Tokens, require_one_meaning, tokens_of
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.runs.commands import MAX_QUEUED
 from control_plane.teachers.secrets import configured_teachers
-from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, cuda_devices
+from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
+from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
@@ -35,6 +36,7 @@ from lectern_common.listening import bound_sockets
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
+from lectern_common.threads import threads_of_environment
 from lectern_common.words import address_of, bracketed, host_and_port, inert_name
 
 SHUTDOWN_SECONDS = 3
@@ -43,12 +45,18 @@ MAX_HEADER_BYTES = 16 * 1024
 _log = structlog.get_logger()
 
 
-def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINER_ARGV) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    trainer_argv: Sequence[str] = TRAINER_ARGV,
+    fork_server_argv: Sequence[str] | None = None,
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status.
 
     Args:
         argv: command line without the program's name.
         trainer_argv: command that trains the run folder appended to it; tests pass another.
+        fork_server_argv: command of a server that forks such trainers; None means that of the usual
+            trainers, and none for others.
     """
     options = _parser().parse_args(argv)
     configure_logs(options.log_level)
@@ -56,7 +64,7 @@ def main(argv: Sequence[str] | None = None, trainer_argv: Sequence[str] = TRAINE
     for handler in logging.getLogger().handlers:
         handler.addFilter(Rarely())
     try:
-        return _serve(options, trainer_argv)
+        return _serve(options, trainer_argv, fork_server_argv)
     except LecternError as error:
         print(f"control_plane: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
@@ -103,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint and end, and resume at the next start",
     )
     add("--stop-grace-seconds", type=float, default=STOP_GRACE_SECONDS, metavar="S")
+    add(
+        "--fork-server",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start trainers by forking a process that has imported torch, which saves seconds; "
+        "without it nothing holds that memory while no run trains",
+    )
     add("--port-file", type=Path, help="file for the bound host:port, written once it serves")
     add("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     return parser
@@ -130,7 +145,11 @@ def _add_access(add: Callable[..., Any]) -> None:
     add("--allowed-host", action="append", default=[], metavar="NAME", help="another Host name")
 
 
-def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
+def _serve(
+    options: argparse.Namespace,
+    trainer_argv: Sequence[str],
+    fork_server_argv: Sequence[str] | None,
+) -> int:
     host, port = host_and_port(options.bind)
     port_file: Path | None = options.port_file
     if port_file is not None and not port_file.absolute().parent.is_dir():
@@ -155,7 +174,23 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         roots = Roots.of_home(options.home)
         tokens = Tokens() if options.no_token else tokens_of(roots.secrets, *given)
-        plane = _plane(options, roots, teachers, trainer_argv)
+        devices = _devices(options)
+        if fork_server_argv is None and trainer_argv == TRAINER_ARGV:
+            fork_server_argv = FORK_SERVER_ARGV
+        fork_server = None
+        if options.fork_server and fork_server_argv is not None:
+            fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
+        launcher = Launcher(trainer_argv, roots.environment(), fork_server)
+        plane = open_plane(
+            roots,
+            devices=devices,
+            teachers=teachers,
+            processes=launcher,
+            stops_runs_on_exit=options.on_exit == "stop",
+            stop_grace_seconds=options.stop_grace_seconds,
+            max_queued=options.max_queued_runs,
+        )
+        stack.callback(launcher.close)
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
         config = uvicorn.Config(
             create_app(plane, token=tokens.full, read_token=tokens.read, allowed_hosts=names),
@@ -174,25 +209,13 @@ def _serve(options: argparse.Namespace, trainer_argv: Sequence[str]) -> int:
     return 0
 
 
-def _plane(
-    options: argparse.Namespace,
-    roots: Roots,
-    teachers: Mapping[str, SecretFiles],
-    trainer_argv: Sequence[str],
-) -> ControlPlane:
+def _devices(options: argparse.Namespace) -> Devices:
     cuda = cuda_devices()
-    return open_plane(
-        roots,
-        devices=Devices(
-            cuda,
-            options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
-            options.runs_per_gpu,
-        ),
-        teachers=teachers,
-        processes=Launcher(trainer_argv, roots.environment()),
-        stops_runs_on_exit=options.on_exit == "stop",
-        stop_grace_seconds=options.stop_grace_seconds,
-        max_queued=options.max_queued_runs,
+    return Devices(
+        cuda,
+        options.max_running_runs or max(DEFAULT_MAX_RUNNING, len(cuda)),
+        options.runs_per_gpu,
+        threads_each=threads_of_environment(),
     )
 
 

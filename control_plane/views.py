@@ -64,6 +64,10 @@ class RunView(_View):
     checkpoint_at: float | None
     """When that checkpoint was complete; null if an earlier process of the trainer wrote it."""
     device: str | None
+    slots: list[str]
+    """Its devices while it has a trainer, one for each of its processes: `cuda:0`, `cpu`."""
+    threads: int | None
+    """CPU threads of each of its processes, while it has a trainer."""
     tokens_per_second: float | None
     eta_seconds: float | None
     """Until its last step, at the pace of the last steps; null unless it is training."""
@@ -471,7 +475,9 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "steps": of_spec["steps"] or (status.steps if status else 0),
         "checkpoint_step": status.checkpoint_step if status else None,
         "checkpoint_at": status.checkpoint_at if status else None,
-        "device": (status.device if status else None) or run.slot,
+        "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
+        "slots": run.slots or [],
+        "threads": run.threads,
         "tokens_per_second": status.tokens_per_second if status else None,
         "eta_seconds": _eta_seconds(run, of_spec["steps"]),
         "teacher_wait_share": status.teacher_wait_share if status else None,

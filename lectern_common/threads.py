@@ -1,4 +1,4 @@
-"""Makes waiting OpenMP threads sleep instead of spin, in every process with a model.
+"""CPU threads of processes with a model: how many cores there are, and how threads wait.
 
 OpenMP threads spin while they wait. If other processes need the same cores, as several trainers and
 a teacher on one machine do, spinning takes the time that the awaited thread needs: a step of two
@@ -10,6 +10,18 @@ import os
 from collections.abc import Mapping
 
 VARIABLE = "OMP_WAIT_POLICY"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def usable_cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads_of_environment(env: Mapping[str, str] = os.environ) -> int | None:
+    """Returns the number of threads that the environment asks for, or None."""
+    first = env.get(THREADS_VARIABLE, "").partition(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
 
 
 def waiting_environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:

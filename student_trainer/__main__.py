@@ -26,6 +26,7 @@ from typing import NoReturn
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
+from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
 from student_trainer.stop import Stop
 
@@ -101,4 +102,6 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--fork-server"]:
+        fork_server.main(sys.argv[2:], main)
     _leave(main())

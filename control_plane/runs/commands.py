@@ -42,7 +42,13 @@ HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its hear
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
-_NO_PROCESS = {**_NO_PID, "slot": None, "stale_since": None, "stalled_since": None}
+_NO_PROCESS = {
+    **_NO_PID,
+    "slots": None,
+    "threads": None,
+    "stale_since": None,
+    "stalled_since": None,
+}
 
 _log = structlog.get_logger()
 
@@ -181,8 +187,10 @@ class RunCommands:
 
     # ---- called by the reconcile loop ----------------------------------------------------------
 
-    def claim(self, run_id: str, slot: str) -> Run | None:
-        """Returns the run as starting on `slot`, or None if it is no longer queued, or deleted.
+    def claim(self, run_id: str, slots: tuple[str, ...], threads: int = 1) -> Run | None:
+        """Returns the run as starting on `slots`, or None if it is no longer queued, or deleted.
+
+        `threads` is the number of CPU threads of each of its processes.
 
         Called before its process is started: a later loop that finds a starting run without a pid
         looks for the process before it starts one.
@@ -193,7 +201,8 @@ class RunCommands:
             nonlocal claimed
             claimed = run.state is RunState.QUEUED
             columns = {
-                "slot": slot,
+                "slots": list(slots),
+                "threads": threads,
                 "attempt": run.attempt + 1,
                 "launched_at": self._clock(),
                 **_NO_PID,

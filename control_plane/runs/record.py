@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from control_plane.runs.store import deleted_runs, runs
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
@@ -23,6 +24,7 @@ from lectern_common.processes import Identity
 from lectern_common.run_folder import RESUMABLE, RunFolder, RunState, Status, salvaged_status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import DeviceSpec
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.untrusted import cut
 
@@ -85,7 +87,8 @@ class Run:
     restarts: int = 0  # automatic ones since the last new checkpoint or the last request
     restart_checkpoint: int | None = None  # newest checkpoint when it was last interrupted
     resume_at: float | None = None  # interrupted: when it is queued again by itself
-    slot: str | None = None  # its device, while active
+    slots: list[str] | None = None  # its devices while active, one for each of its processes
+    threads: int | None = None  # CPU threads of each of its processes, while active
     launched_at: float | None = None  # of the last attempt, before its process was started
     pid: int | None = None  # of the last attempt; None until recorded
     process_create_time: float | None = None  # only in rows of older releases
@@ -106,12 +109,12 @@ class Run:
         return parse_spec(self.spec)
 
     @property
-    def device_kind(self) -> str:
-        """`device.kind` of its spec. Raises InvalidSpec."""
+    def device(self) -> DeviceSpec:
+        """`device` of its spec. Raises InvalidSpec."""
         try:
-            return str(self.spec["device"]["kind"])
-        except (KeyError, TypeError):
-            return self.run_spec.device.kind
+            return DeviceSpec.model_validate(self.spec["device"])
+        except (KeyError, TypeError, ValidationError):
+            return self.run_spec.device
 
     @property
     def taught_by(self) -> TeacherIdentity | None:

@@ -11,14 +11,14 @@ value; what the trainer has measured comes in its status.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
-from control_plane.trainers.devices import Devices
+from control_plane.trainers.devices import Devices, Waiting
 from lectern_common.errors import InvalidSpec
 from lectern_common.run_folder import RunState, Status, patience_seconds
 
@@ -55,7 +55,7 @@ class Conditions:
     def look(self) -> None:
         """Records every fact that differs from its column."""
         active = self._runs.in_states(ACTIVE)
-        taken = {run.id: run.slot for run in active if run.slot}
+        taken = {run.id: tuple(run.slots) for run in active if run.slots}
         queue = tuple(sorted(taken.items())), self._runs.queued()
         found = {} if queue == self._queue_seen else self._of_queued(taken)
         self._hearts.keep(run.id for run in active)
@@ -69,13 +69,18 @@ class Conditions:
         self._commands.noticed(found)
         self._queue_seen = queue
 
-    def _of_queued(self, taken: dict[str, str]) -> dict[str, tuple[RunState, dict[str, Any]]]:
+    def _of_queued(
+        self, taken: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[RunState, dict[str, Any]]]:
         """Returns the place of each queued run and what it waits for, if they have changed."""
         found: dict[str, tuple[RunState, dict[str, Any]]] = {}
-        for place, run in enumerate(self._runs.in_states([RunState.QUEUED]), start=1):
-            why = None
+        queued, waiting = self._runs.in_states([RunState.QUEUED]), []
+        for run in queued:
             with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
-                why = self._devices.why_none(run.device_kind, taken)
+                waiting.append(Waiting.of(run.id, run.device))
+        places = self._devices.places(waiting, taken)
+        for place, run in enumerate(queued, start=1):
+            why = places[run.id].waits_for if run.id in places else None
             if (place, why) != (run.queue_position, run.waits_for):
                 found[run.id] = run.state, {"queue_position": place, "waits_for": why}
         return found

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+import structlog
 
+from control_plane.trainers.environment import trainer_environment
+from control_plane.trainers.fork_server import ForkServer, NotForked
 from lectern_common.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
 from lectern_common.run_folder import RunFolder
-from lectern_common.threads import waiting_environment
+
+_log = structlog.get_logger()
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 
@@ -26,7 +30,9 @@ class Launcher:
 
     Args:
         argv: the command that the run folder and `--resume` are appended to.
-        environment: added to this process's own.
+        environment: added to what a trainer inherits (environment.py).
+        fork_server: forks trainers of the same program as `argv`; None starts each afresh. While it
+            is not ready, they are started afresh as well.
         proc: where the kernel shows its processes.
     """
 
@@ -34,11 +40,13 @@ class Launcher:
         self,
         argv: Sequence[str] = TRAINER_ARGV,
         environment: Mapping[str, str] | None = None,
+        fork_server: ForkServer | None = None,
         proc: Path = PROC,
     ) -> None:
         self._argv = list(argv)
         self._proc = proc
         self._environment = dict(environment or {})
+        self._fork_server = fork_server
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
@@ -47,20 +55,20 @@ class Launcher:
         Raises:
             OSError: it cannot be started.
         """
-        argv = [*self._argv, str(folder.path), *(["--resume"] if resume else [])]
+        words = [str(folder.path), *(["--resume"] if resume else [])]
+        env = {**trainer_environment(), **self._environment, **environment}
         with folder.log_path.open("ab") as log:
+            try:
+                return self._forked(words, env, log.fileno())
+            except NotForked as error:
+                if self._fork_server is not None:
+                    _log.warning("trainer not forked", run=folder.run_id, why=str(error))
             child = subprocess.Popen(
-                argv,
+                [*self._argv, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    **waiting_environment(),
-                    "PYTHONUNBUFFERED": "1",
-                    **self._environment,
-                    **environment,
-                },
+                env=env,
                 start_new_session=True,
             )
         self._children[child.pid] = child
@@ -68,6 +76,18 @@ class Launcher:
         identity = identity_of(child.pid, self._proc, ended_too=True)
         if identity is None:
             raise OSError(f"process {child.pid} was started, but the system does not show it")
+        return identity
+
+    def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:
+        """Starts a trainer by forking. Raises NotForked if that is not possible now."""
+        if self._fork_server is None:
+            raise NotForked
+        with self._fork_server.forked(log) as forked:
+            identity = identity_of(forked.pid, self._proc, ended_too=True)
+            if identity is None:
+                raise ProcessLookupError(f"process {forked.pid} was killed at once")
+            self._children.pop(forked.pid, None)
+            forked.become([*self._argv, *words], words, env)
         return identity
 
     def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
@@ -111,7 +131,21 @@ class Launcher:
     def exit_status(self, process: Identity) -> int | None:
         """Returns the exit status of a process started here (-N: by signal N), or None."""
         child = self._children.get(process.pid)
-        return None if child is None else child.poll()
+        if child is not None:
+            return child.poll()
+        if self._fork_server is None:
+            return None
+        return self._fork_server.exit_status(process.pid, is_gone=not self.is_alive(process))
+
+    def tend(self) -> None:
+        """Starts the fork server if trainers are to be forked and there is none; never waits."""
+        if self._fork_server is not None:
+            self._fork_server.is_ready()
+
+    def close(self) -> None:
+        """Ends the fork server. Trainers go on."""
+        if self._fork_server is not None:
+            self._fork_server.close()
 
     def terminate(self, process: Identity) -> None:
         """Sends SIGTERM only to the process, which ends its own children; ignores a dead process.
@@ -145,6 +179,8 @@ class Launcher:
         child = self._children.get(process.pid)
         if child is not None and child.poll() is not None:
             del self._children[process.pid]
+        if self._fork_server is not None:
+            self._fork_server.forget(process.pid)
 
     def _session_members(self, leader: Identity) -> Iterator[psutil.Process]:
         """Yields the other living processes of the session that `leader` started.

@@ -5,7 +5,7 @@ One pass (`Reconciler.tick`):
        status file and lock, or by its command line; record its status; if it is gone, record how it
        ended; if it should stop, signal it once, and kill it after the grace period
     2. interrupted runs whose delay is over are queued again
-    3. queued runs get a device and a process, oldest first, up to the limit
+    3. queued runs get their devices and a process, in line, up to the limit (devices.py)
 
 The control plane may die between any two statements. A run is marked as starting before its process
 is started, and a later pass looks for that process before it starts another. The folder's lock
@@ -36,7 +36,7 @@ from control_plane.runs.record import (
     Wanted,
     require_not_removed,
 )
-from control_plane.trainers.devices import Devices, slot_environment
+from control_plane.trainers.devices import Devices, Waiting, slots_environment
 from control_plane.trainers.sightings import Problem, is_of_attempt, last_said, look
 from lectern_common.errors import (
     Conflict,
@@ -61,6 +61,8 @@ _log = structlog.get_logger()
 
 class Processes(Protocol):
     """What the loop needs of launcher.Launcher; tests pass a fake."""
+
+    def tend(self) -> None: ...
 
     def start(
         self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
@@ -115,6 +117,8 @@ class Reconciler:
 
     def tick(self) -> None:
         """Reconciles every run once. A run that fails does not keep the others from it."""
+        if not self._draining:
+            self._processes.tend()
         for run in self._runs.in_states(ACTIVE):
             try:
                 self._reconcile(run)
@@ -285,23 +289,24 @@ class Reconciler:
 
     def _start_queued(self) -> None:
         queued = self._runs.in_states([RunState.QUEUED])
-        taken = [run.slot for run in self._runs.in_states(ACTIVE) if run.slot] if queued else []
+        if not queued:
+            return
+        taken = {run.id: run.slots for run in self._runs.in_states(ACTIVE) if run.slots}
+        waiting = []
         for run in queued:
             try:
-                slot = self._devices.choose(run.device_kind, taken)
+                waiting.append(Waiting.of(run.id, run.device))
             except InvalidSpec as error:
                 self._refuse_damaged(run, error)
-                continue
-            if slot is None:
-                continue
-            claimed = self._commands.claim(run.id, slot)
-            if claimed is not None:
-                taken.append(slot)
-                self._launch(claimed)
+        for run_id, place in self._devices.places(waiting, taken).items():
+            if place.slots:
+                claimed = self._commands.claim(run_id, place.slots, place.threads)
+                if claimed is not None:
+                    self._launch(claimed)
 
     def _refuse_damaged(self, run: Run, error: InvalidSpec) -> None:
         message = f"the spec of its row cannot be read; create a new run: {error}"
-        if self._commands.claim(run.id, "") is not None:
+        if self._commands.claim(run.id, ()) is not None:
             self._commands.ended(run.id, RunState.FAILED, CorruptData.reason, message)
 
     def _launch(self, run: Run) -> None:
@@ -314,9 +319,16 @@ class Reconciler:
                 raise Conflict(f"run {run.id} is being trained by another program's process")
             if found is None:
                 resume = _prepare(folder, run)
-                environment = slot_environment(run.slot or "")
+                environment = slots_environment(run.slots or (), run.threads)
                 environment |= {ATTEMPT_VARIABLE: str(run.attempt)}
                 found = self._processes.start(folder, resume=resume, environment=environment)
+                _log.info(
+                    "trainer started",
+                    run=run.id,
+                    pid=found.pid,
+                    devices=",".join(run.slots or ()),
+                    threads=run.threads,
+                )
         except (OSError, LecternError) as error:
             reason = error.reason if isinstance(error, FolderMissing) else "launch_failed"
             self._commands.ended(run.id, RunState.FAILED, reason, str(error))

@@ -46,6 +46,8 @@ export interface Run {
   checkpoint_step: number | null;
   checkpoint_at: number | null;
   device: string | null;
+  slots: string[];
+  threads: number | null;
   tokens_per_second: number | null;
   eta_seconds: number | null;
   teacher_wait_share: number | null;

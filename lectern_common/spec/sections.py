@@ -356,7 +356,8 @@ class DeviceSpec(Section):
     max_restarts: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How often to restart all processes from the last checkpoint if one dies (3); count > 1."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads per student process; null keeps torch's default."""
+    """CPU threads per student process; null: torch's default, and under a control plane an equal
+    share of the cores."""
     compile: bool = False
     """torch.compile the student's body and the elementwise part of the objective."""
     activation_checkpointing: bool = False

@@ -30,6 +30,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from lectern_common.threads import THREADS_VARIABLE, usable_cores
 from student_trainer.stop import Stop
 
 _log = structlog.get_logger()
@@ -170,7 +171,7 @@ def _started(
                     _KEPT_OPEN: " ".join(str(descriptor) for descriptor in keep_open),
                 }
                 # Unless the environment sets it, each rank gets its share of the cores.
-                threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+                threads = {THREADS_VARIABLE: str(max(1, usable_cores() // count))}
                 with _signals_blocked(signal.SIGTERM, signal.SIGINT):
                     ranks.append(
                         subprocess.Popen(

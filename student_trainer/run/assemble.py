@@ -231,6 +231,7 @@ def _described(
     return {
         "device": device_name(run.device),
         "ranks": run.ranks.size,
+        "threads": torch.get_num_threads(),
         "parameters": num_parameters(loaded.student.model),
         "initial_weights_sha256": loaded.initial_sha256,
         **loaded.facts,

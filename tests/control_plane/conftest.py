@@ -27,6 +27,7 @@ from tests.support.fakes import FakeClock, FakeProcesses
 
 ROOT = Path(__file__).parent.parent.parent
 BASE_URL = "http://127.0.0.1"
+STAND_IN_FORK_SERVER = (sys.executable, "-m", "tests.support.stand_in_fork_server")
 STAND_IN = (sys.executable, str(ROOT / "tests" / "support" / "stand_in_trainer.py"))
 
 

@@ -19,12 +19,19 @@ from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run_folder import RunFolder
-from tests.control_plane.conftest import ROOT, STAND_IN, make_home, spec_body, wait_for
+from tests.control_plane.conftest import (
+    ROOT,
+    STAND_IN,
+    STAND_IN_FORK_SERVER,
+    make_home,
+    spec_body,
+    wait_for,
+)
 
 PROGRAM = """
 import json, sys
 from control_plane.__main__ import main
-sys.exit(main(sys.argv[2:], json.loads(sys.argv[1])))
+sys.exit(main(sys.argv[2:], *json.loads(sys.argv[1])))
 """
 
 
@@ -35,6 +42,7 @@ class Service:
     """
 
     started: ClassVar[list["Service"]] = []
+    forks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -48,12 +56,17 @@ class Service:
             options = (*options, "--no-token")
         port_file = folder / "port"
         port_file.unlink(missing_ok=True)
-        trainer = [*STAND_IN, "--step-seconds", str(step_seconds)]
-        self.log = (folder / "control-plane.log").open("ab")
+        further = ["--step-seconds", str(step_seconds)]
+        commands = [[*STAND_IN, *further]]
+        if self.forks:
+            commands.append([*STAND_IN_FORK_SERVER, *further])
+        log = folder / "control-plane.log"
+        self.log = log.open("ab")
+        began = log.stat().st_size
         self.client = httpx.Client(trust_env=False)
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(trainer)),
+                *(sys.executable, "-W", "error", "-c", PROGRAM, json.dumps(commands)),
                 *("--bind", bind, "--home", str(folder)),
                 *("--port-file", str(port_file), *options),
             ],
@@ -62,6 +75,8 @@ class Service:
         )
         try:
             wait_for(lambda: port_file.exists() or self.process.poll() is not None)
+            if self.forks:
+                wait_for(lambda: b"fork server ready" in log.read_bytes()[began:])
             address = port_file.read_text()
         finally:
             Service.started.append(self)
@@ -122,6 +137,12 @@ def home(tmp_path: Path) -> Iterator[Path]:
                 member.kill()
 
 
+@pytest.fixture(params=["started afresh", "forked"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a test run twice: with trainers that are started afresh, and that are forked."""
+    monkeypatch.setattr(Service, "forks", request.param == "forked")
+
+
 def trainers(home: Path) -> list[psutil.Process]:
     """Returns every living stand-in that trains below this home."""
     root = f"{Roots.of_home(home).runs}{os.sep}"
@@ -138,6 +159,7 @@ def folder_of(home: Path, run_id: str) -> RunFolder:
     return RunFolder(Roots.of_home(home).runs / run_id)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(home):
     first = Service(home)
     runs = [first.create(f"steady-{number}") for number in range(3)]
@@ -168,6 +190,7 @@ def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(hom
     assert second.end() == 0
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_start(home):
     first = Service(home)
     run_id = first.create(steps=60)
@@ -187,6 +210,7 @@ def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_s
     assert second.end() == 0
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     first = Service(home, "--on-exit", "stop")
     run_id = first.create(steps=100)
@@ -205,6 +229,7 @@ def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     assert second.end() == 0
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_exit_with_leave_keeps_trainers_running(home):
     service = Service(home)
     run_id = service.create(steps=200)
@@ -217,6 +242,7 @@ def test_exit_with_leave_keeps_trainers_running(home):
     assert again.end() == 0
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_trainer_that_does_not_stop_is_killed_with_its_children(home):
     service = Service(home, "--stop-grace-seconds", "0.5")
     run_id = service.create("stubborn")
@@ -268,6 +294,7 @@ def read_events(service, run_id, headers, until):
     raise AssertionError("the stream ended")
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_run_that_keeps_crashing_fails_with_its_reason(home):
     service = Service(home)
     run_id = service.create("silent")

@@ -87,6 +87,9 @@ class FakeProcesses:
         self._clock = clock
         self._next_pid = 100_000
 
+    def tend(self) -> None:
+        """Nothing has to be looked after."""
+
     def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None

@@ -151,7 +151,11 @@ def main() -> int:
     options = parser.parse_args()
     folder = RunFolder(options.folder)
     with folder.locked():
-        launch = {"pid": os.getpid(), "resume": options.resume}
+        launch = {
+            "pid": os.getpid(),
+            "resume": options.resume,
+            "environment": dict(os.environ),
+        }
         append_json_line(folder.path / "launches.jsonl", launch)
         stand_in = StandIn(folder, options.step_seconds, options.resume)
         if stand_in.kind == "silent":

@@ -184,11 +184,11 @@ def test_a_fault_of_the_server_is_a_problem_with_the_security_headers(tmp_path, 
 
 
 def test_a_database_without_free_connections_is_busy(tmp_path, monkeypatch):
-    def no_connection(*_):
+    def no_connection(*_, **__):
         raise sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
 
     with serving(tmp_path) as (client, plane):
-        monkeypatch.setattr(plane.runs, "page", no_connection)
+        monkeypatch.setattr(plane.runs, "find", no_connection)
         response = client.get("/runs")
     problem_of(response, 503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1

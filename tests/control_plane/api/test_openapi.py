@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from control_plane.api.app import create_app, document
 from control_plane.api.guard import PUBLIC
 from control_plane.api.openapi import text_of
 from control_plane.plane import open_plane
+from control_plane.reading.feed import Feed
 from control_plane.trainers.devices import Devices
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import ROOT, make_home, serving, spec_body
@@ -128,15 +130,25 @@ def keeps_its_word(schema: Any, max_examples: int) -> Counter[str]:
     return made
 
 
+@contextmanager
+def _closing(feed: Feed) -> Iterator[None]:
+    """Opens a stream that ends at once."""
+    feed.closed = True
+    try:
+        yield
+    finally:
+        feed.closed = False
+
+
 @pytest.fixture
-def in_process(tmp_path) -> Iterator[Any]:
+def in_process(tmp_path, monkeypatch) -> Iterator[Any]:
     """A schema whose calls reach an application in this process; its streams end at once."""
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=2),
         processes=FakeProcesses(FakeClock()),
     )
-    plane.feed.closed = True
+    monkeypatch.setattr(plane.feed, "opened", lambda: _closing(plane.feed))
     plane.commands.create(parse_spec(spec_body()))
     app = create_app(plane, token=TOKEN)
 

@@ -464,7 +464,7 @@ def test_a_run_that_began_before_chats_were_packed_resumes_with_its_rows(client,
     run = stopped(client, processes, data=data, batch={"sequences_per_step": 8})
     write_shards(plane.roots.data / "chats", tokens, **chats)
     state = plane.roots.runs / run["id"] / "checkpoints/step-00000004/state.json"
-    state.parent.mkdir(parents=True)
+    state.parent.mkdir(parents=True, exist_ok=True)
     state.write_text('{"step": 4, "packs_chats": true}')
     refused = client.post(f"/runs/{run['id']}/resume")
     assert "a step needs 8 rows" in problem_of(refused, 422, "invalid_spec")["detail"]

@@ -205,7 +205,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
         events = await listener.take(3)
         assert [event.kind for event in events] == ["state", "metrics", "metrics"]
         assert [event.data["step"] for event in events[1:]] == [0, 1]
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         assert (await listener.next()).data["state"] == "starting"
         add(folder, 2)
         assert (await listener.next()).data == {"step": 2, "loss/ce": 1.0}
@@ -217,7 +217,7 @@ def test_a_run_streams_its_states_and_metrics_from_the_start(live):
 def test_a_run_s_stream_cut_anywhere_goes_on_without_gap_or_double(live):
     async def scenario(bench, feed):
         run, folder = with_folder(bench)
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         add(folder, *range(5))
         whole = await run_of(bench, feed, run.id).take(7)
         assert len({event.id for event in whole}) == 7
@@ -419,7 +419,7 @@ def test_a_slow_client_of_a_run_reads_on_in_the_file(live, monkeypatch):
             if step % 10 == 0:
                 events = await quick.take(10)
                 assert [event.data["step"] for event in events] == [*range(step - 9, step + 1)]
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         seen = await slow.take(31)
         assert [event.data["step"] for event in seen if event.kind == "metrics"] == [*range(1, 31)]
         assert [event.data["state"] for event in seen if event.kind == "state"] == ["starting"]

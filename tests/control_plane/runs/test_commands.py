@@ -20,7 +20,7 @@ def in_state(bench, state: RunState):
     run = bench.create()
     if state is RunState.QUEUED:
         return run
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     if state in (RunState.RUNNING, RunState.WAITING_FOR_TEACHER):
         return bench.commands.saw(run.id, status(state))
     if state in (RunState.STOPPING, RunState.STOPPED):
@@ -149,10 +149,10 @@ def test_a_resume_refuses_other_changes_and_names_them(bench):
 
 def test_a_run_is_claimed_once(bench):
     run = bench.create()
-    claimed = bench.commands.claim(run.id, "cpu")
+    claimed = bench.commands.claim(run.id, ("cpu",))
     assert claimed is not None
-    assert (claimed.state, claimed.slot, claimed.attempt) == (RunState.STARTING, "cpu", 1)
-    assert bench.commands.claim(run.id, "cpu") is None
+    assert (claimed.state, claimed.slots, claimed.attempt) == (RunState.STARTING, ["cpu"], 1)
+    assert bench.commands.claim(run.id, ("cpu",)) is None
 
 
 def test_a_status_moves_a_run_only_as_it_may(bench):
@@ -187,13 +187,13 @@ def test_crashes_are_resumed_with_growing_delays_and_end_as_failed(bench):
     run = bench.create()
     delays = []
     for _ in range(MAX_RESTARTS):
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         crashed = bench.commands.crashed(run.id, "killed", "gone")
         assert crashed.state is RunState.INTERRUPTED
         delays.append(crashed.resume_at - bench.clock())
         bench.commands.requeue(run.id)
     assert delays == [1, 2, 4, 8, 16]
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     failed = bench.commands.crashed(run.id, "killed", "gone")
     assert (failed.state, failed.reason) == (RunState.FAILED, "crash_loop")
     assert "6 times in a row" in failed.message
@@ -203,7 +203,7 @@ def test_crashes_are_resumed_with_growing_delays_and_end_as_failed(bench):
 def test_a_new_checkpoint_begins_the_count_of_crashes_anew(bench):
     run = bench.create()
     for number in range(3 * MAX_RESTARTS):
-        bench.commands.claim(run.id, "cpu")
+        bench.commands.claim(run.id, ("cpu",))
         said = status(RunState.RUNNING, checkpoint_step=number)
         crashed = bench.commands.crashed(run.id, "killed", "gone", said)
         assert (crashed.state, crashed.restarts) == (RunState.INTERRUPTED, 1)
@@ -226,12 +226,12 @@ def test_the_end_of_a_run_that_has_ended_changes_nothing(bench):
 def test_only_time_with_a_trainer_counts_as_elapsed(bench):
     run = bench.create()
     bench.clock.advance(100)
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     bench.clock.advance(10)
     bench.commands.ended(run.id, RunState.INTERRUPTED, "killed", None)
     bench.clock.advance(1000)
     bench.commands.request_resume(run.id)
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     bench.clock.advance(5)
     assert bench.runs.get(run.id).elapsed_seconds(bench.clock()) == 15
 
@@ -257,7 +257,7 @@ def test_changes_since_a_revision_are_each_run_once_as_it_is(bench):
     first, second = bench.create("one"), bench.create("two")
     revision = bench.runs.newest_revision()
     assert bench.runs.changed_since(revision) == []
-    bench.commands.claim(first.id, "cpu")
+    bench.commands.claim(first.id, ("cpu",))
     bench.commands.request_stop(second.id)
     stopping = bench.commands.request_stop(first.id)
     changed = bench.runs.changed_since(revision)

@@ -186,7 +186,7 @@ class RunLife(RuleBasedStateMachine):
         for run_id in self.ids:
             run = self.bench.runs.get(run_id)
             if run.state not in ACTIVE:
-                assert (run.pid, run.slot, run.active_since) == (None, None, None)
+                assert (run.pid, run.slots, run.active_since) == (None, None, None)
                 folder = RunFolder(self.bench.roots.runs / run_id)
                 assert self.bench.processes.find(folder) is None
 

@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.store import Store, backup_path, metadata
 from lectern_common.errors import Misconfigured
-from tests.control_plane.conftest import spec
+from tests.control_plane.conftest import ROOT, spec
+
+MIGRATIONS = ROOT / "control_plane" / "migrations"
 
 
 @pytest.fixture
@@ -78,6 +83,35 @@ def test_a_killed_migration_is_completed_by_the_next_start(path, monkeypatch):
 def interrupted_upgrade(config, _revision):
     config.attributes["connection"].exec_driver_sql("CREATE TABLE runs (seq INTEGER)")
     raise KeyboardInterrupt
+
+
+def test_the_slot_of_a_run_of_an_earlier_release_becomes_its_list_of_slots(path):
+    path.parent.mkdir()
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    before = ScriptDirectory.from_config(config).get_revision("0004").down_revision
+    assert isinstance(before, str)
+    with sqlite3.connect(path) as connection:
+        engine = sa.create_engine("sqlite://", creator=lambda: connection)
+        with engine.begin() as config.attributes["connection"]:
+            command.upgrade(config, before)
+        ids = {"on-gpu": "cuda:GPU-1a", "on-cpu": "cpu", "resting": None}
+        for seq, (run_id, slot) in enumerate(ids.items()):
+            row = (seq, run_id, "x", "{}", 0.0, "running", "running", 0.0, seq, 1, 0, 0.0, slot)
+            connection.execute(
+                "INSERT INTO runs (seq, id, name, spec, created_at, wanted, state, since, revision,"
+                " attempt, restarts, active_seconds, slot) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                row,
+            )
+    connection.close()
+    store = Store.open(path)
+    assert {run.id: run.slots for run in Runs(store).page(None, 10)[0]} == {
+        "on-gpu": ["cuda:GPU-1a"],
+        "on-cpu": ["cpu"],
+        "resting": None,
+    }
+    store.close()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "overwritten page"])

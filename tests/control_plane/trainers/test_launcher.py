@@ -11,18 +11,27 @@ from pathlib import Path
 import psutil
 import pytest
 
+from control_plane.trainers.fork_server import ForkServer
 from control_plane.trainers.launcher import Launcher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
 from lectern_common.processes import Identity, identity_of
 from lectern_common.run_folder import RunFolder
-from tests.control_plane.conftest import STAND_IN, spec, wait_for
+from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
 
 
-@pytest.fixture
-def launcher() -> Iterator[Launcher]:
-    launcher = Launcher(STAND_IN, {"LECTERN_TEST": "from the launcher"})
+@pytest.fixture(params=["started afresh", "forked"])
+def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    server = None
+    if request.param == "forked":
+        server = ForkServer(1, STAND_IN_FORK_SERVER)
+        wait_for(server.is_ready)
+    launcher = Launcher(STAND_IN, {"LECTERN_TEST": "from the launcher"}, server)
     yield launcher
+    if server is not None:
+        for pid in server.living:
+            os.killpg(pid, signal.SIGKILL)
+        server.close()
     for child in launcher._children.values():
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
@@ -44,11 +53,18 @@ def gone(launcher: Launcher, process: Identity) -> None:
     wait_for(lambda: not launcher.is_alive(process))
 
 
+def environment_of(folder: RunFolder) -> dict[str, str]:
+    """Returns the environment that the folder's stand-in trainer saw."""
+    [launch] = read_json_lines(folder.path / "launches.jsonl")
+    environment: dict[str, str] = launch["environment"]
+    return environment
+
+
 def test_a_trainer_leads_a_session_of_its_own_and_writes_to_its_log(launcher, tmp_path):
     folder = folder_of(tmp_path)
     process = start(launcher, folder)
     assert os.getsid(process.pid) == process.pid
-    assert psutil.Process(process.pid).environ()["LECTERN_TEST"] == "from the launcher"
+    assert environment_of(folder)["LECTERN_TEST"] == "from the launcher"
     assert "training steady-1 from step 0" in folder.log_path.read_text()
     launcher.kill(process)
     gone(launcher, process)
@@ -58,7 +74,7 @@ def test_the_slot_reaches_the_trainer(launcher, tmp_path):
     folder = folder_of(tmp_path)
     process = launcher.start(folder, resume=False, environment={"CUDA_VISIBLE_DEVICES": "3"})
     wait_for(folder.read_status)
-    assert psutil.Process(process.pid).environ()["CUDA_VISIBLE_DEVICES"] == "3"
+    assert environment_of(folder)["CUDA_VISIBLE_DEVICES"] == "3"
     launcher.kill(process)
     gone(launcher, process)
 
@@ -142,7 +158,7 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     """Killed before the process is started, or before its pid is recorded."""
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
     folder = RunFolder(bench.roots.runs / run.id)
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     if spawned:
         start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
     reconciler = Reconciler(

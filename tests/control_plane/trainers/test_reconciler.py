@@ -25,7 +25,7 @@ def test_a_queued_run_gets_a_folder_with_its_spec_and_a_process(bench):
     started = bench.runs.get(run.id)
     process = bench.processes.last()
     assert started.state is RunState.STARTING
-    assert (started.pid, started.slot) == (process.identity.pid, "cpu")
+    assert (started.pid, started.slots) == (process.identity.pid, ["cpu"])
     assert bench.processes.resumed == [False]
     assert RunFolder(bench.roots.runs / run.id).read_spec() == run.run_spec
 
@@ -56,7 +56,7 @@ def test_a_run_goes_from_queued_to_succeeded(bench):
     bench.tick(1)
     assert bench.states(run.id) == ["queued", "starting", "running", "succeeded"]
     ended = bench.runs.get(run.id)
-    assert (ended.pid, ended.slot) == (None, None)
+    assert (ended.pid, ended.slots) == (None, None)
     assert ended.last_status.latest == {"loss/val": 2.5}
 
 
@@ -73,15 +73,54 @@ def test_a_run_beyond_the_limit_waits_for_a_free_place(bench):
 
 
 def test_each_cuda_device_takes_one_run_and_the_cpu_the_rest(tmp_path):
-    bench = Bench.of(tmp_path, Devices(("0", "1"), max_running=4))
+    bench = Bench.of(tmp_path, Devices(("0", "1"), max_running=4, cores=8))
     for name in ("a", "b", "c"):
         bench.create(name, device={"kind": "auto"})
     bench.create("d", device={"kind": "cpu"})
     bench.tick()
-    given = [each.get("CUDA_VISIBLE_DEVICES") for each in bench.processes.environments]
-    assert given == ["0", "1", None]
+    given = [
+        (each.get("CUDA_VISIBLE_DEVICES"), each["OMP_NUM_THREADS"])
+        for each in bench.processes.environments
+    ]
+    assert given == [("0", "2"), ("1", "2"), (None, "2")]
     names = [process.folder.run_id[0] for process in bench.processes.started]
     assert names == ["a", "b", "d"]
+    bench.store.close()
+
+
+def test_a_run_on_two_gpus_gets_both_at_once_and_is_not_overtaken(tmp_path):
+    bench = Bench.of(tmp_path, Devices(("0", "5"), max_running=4, cores=8))
+    first = bench.started("first")
+    both = bench.create("both", device={"count": 2})
+    younger = bench.create("younger")
+    bench.tick()
+    assert seen(bench, both.id) == seen(bench, younger.id) == ("queued", None)
+    bench.processes.last(first.id).say("succeeded")
+    bench.processes.last(first.id).end(0)
+    bench.tick(1)
+    started = bench.runs.get(both.id)
+    assert (started.slots, started.threads) == (["cuda:0", "cuda:5"], 1)
+    assert bench.processes.environments[-1] == {
+        "CUDA_VISIBLE_DEVICES": "0,5",
+        "OMP_NUM_THREADS": "1",
+        ATTEMPT_VARIABLE: "1",
+    }
+    assert seen(bench, younger.id) == ("queued", None)
+    bench.processes.last(both.id).say("succeeded")
+    bench.processes.last(both.id).end(0)
+    bench.tick(1)
+    assert bench.runs.get(both.id).slots is None
+    assert bench.runs.get(younger.id).slots == ["cuda:0"]
+    bench.store.close()
+
+
+def test_a_run_of_several_processes_on_the_cpu_gets_threads_for_each(tmp_path):
+    bench = Bench.of(tmp_path, Devices((), max_running=2, cores=12))
+    run = bench.create("two", device={"kind": "cpu", "count": 2})
+    own = bench.create("own", device={"kind": "cpu", "threads": 5})
+    bench.tick()
+    assert [bench.runs.get(one.id).slots for one in (run, own)] == [["cpu", "cpu"], ["cpu"]]
+    assert [made["OMP_NUM_THREADS"] for made in bench.processes.environments] == ["3", "5"]
     bench.store.close()
 
 
@@ -281,7 +320,7 @@ def test_a_run_that_ended_without_a_control_plane_is_recorded_as_it_ended(bench)
 def test_a_process_without_a_recorded_pid_is_found_and_not_started_again(bench):
     """The control plane died between starting the process and recording its pid."""
     run = bench.create()
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
     made = bench.processes.start(folder, resume=False, environment={})
     bench.restart()
@@ -293,7 +332,7 @@ def test_a_process_without_a_recorded_pid_is_found_and_not_started_again(bench):
 def test_a_claim_without_a_process_is_completed(bench):
     """The control plane died between marking the run and starting the process."""
     run = bench.create()
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     bench.restart()
     bench.tick(1)
     assert len(bench.processes.started) == 1
@@ -303,7 +342,7 @@ def test_a_claim_without_a_process_is_completed(bench):
 def test_a_folder_without_its_spec_is_completed(bench):
     """The control plane died between creating the folder and writing the spec."""
     run = bench.create()
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     (bench.roots.runs / run.id).mkdir()
     bench.restart()
     bench.tick(1)
@@ -313,7 +352,7 @@ def test_a_folder_without_its_spec_is_completed(bench):
 
 def test_a_run_that_ended_before_its_pid_was_recorded_is_not_started_again(bench):
     run = bench.create()
-    bench.commands.claim(run.id, "cpu")
+    bench.commands.claim(run.id, ("cpu",))
     folder = RunFolder.create(bench.roots.runs, run.id, run.run_spec)
     bench.processes.start(folder, resume=False, environment={ATTEMPT_VARIABLE: "1"})
     bench.processes.last().say("succeeded")
