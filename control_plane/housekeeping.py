@@ -20,7 +20,7 @@ from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 LOOK_SECONDS = 2.0
 # A file is put in place within moments of its creation; on a stalled disk, within minutes.

@@ -40,7 +40,8 @@ from control_plane.views import RunView, run_view
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.secrets import SecretFiles
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 from lectern_common.spec.changed import changed_settings
 from lectern_common.spec.run_spec import RunSpec
 

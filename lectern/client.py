@@ -29,7 +29,7 @@ from lectern_common.errors import (
     error_of,
 )
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RESTING, RunState
+from lectern_common.run.status import RESTING, RunState
 from lectern_common.spec.run_spec import NAME_PATTERN, RunSpec
 
 PAGE_SIZE = 100

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
 from student_trainer.stop import Stop

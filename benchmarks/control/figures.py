@@ -23,7 +23,7 @@ from benchmarks.pairs import seconds
 from lectern_common.json_lines import keep_lines_before, position_of, read_json_lines
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 _CHART = "keys=loss/total,loss/ce,loss/val&max_points=500"
 _PLAIN_LINES = 20_000  # read to know what a plain pass costs

@@ -12,7 +12,7 @@ from typing import Any
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.store import DATABASE_NAME, Store
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
 
 # Metrics of a step besides the losses, as many as a trainer with a teacher writes.

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from lectern_common.logs import configure_logs
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from student_trainer.journal.recorder import Recorder
 from student_trainer.stop import Stop, StopRequested
 

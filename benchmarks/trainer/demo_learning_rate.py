@@ -16,7 +16,7 @@ from typing import Any
 from lectern.demo.specs import STUDENT_STEPS, student_specs
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
 
 GRID = (2e-3, 3.5e-3, 5e-3, 7e-3, 1e-2)

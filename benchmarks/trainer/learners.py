@@ -104,7 +104,7 @@ def _lectern(task: Task, scratch: Path) -> Turn:
     from benchmarks.memory import MemoryGrowth
     from benchmarks.servers import connected
     from benchmarks.trainer.loops import RandomBatches, train_noted
-    from lectern_common.run_folder import RunFolder
+    from lectern_common.run.folder import RunFolder
     from lectern_common.wire.formats import Representation
     from student_trainer.journal.recorder import Recorder
     from student_trainer.run.parts import Teaching

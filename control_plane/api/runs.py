@@ -31,7 +31,8 @@ from control_plane.runs.record import require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
 from lectern_common.errors import Conflict, InvalidRequest
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import dump_spec, parse_spec
 from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
 

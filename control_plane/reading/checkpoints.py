@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from control_plane.views import CheckpointView
-from lectern_common.run_folder import RunFolder, checkpoint_steps
+from lectern_common.run.folder import RunFolder, checkpoint_steps
 
 MAX_STATE_BYTES = 4 << 20
 

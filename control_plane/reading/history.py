@@ -16,7 +16,7 @@ from control_plane.reading.log import valid_unicode
 from control_plane.runs.queries import Runs
 from control_plane.views import HistoryView
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 RECENT_ENTRIES = 200
 RECENT_STATES = 100

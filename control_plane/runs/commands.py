@@ -28,11 +28,11 @@ from control_plane.runs.record import (
 )
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import Conflict, NotFound, Overloaded
-from lectern_common.processes import Identity
-from lectern_common.run_folder import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run.processes import Identity
+from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run.untrusted import cut
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 from lectern_common.teacher.identity import TeacherIdentity
-from lectern_common.untrusted import cut
 
 MAX_QUEUED = 1000
 QUEUE_RETRY_SECONDS = 60

@@ -17,7 +17,7 @@ from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.files import rename_durably
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 _ASIDE = ".deleted-"
 

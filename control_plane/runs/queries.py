@@ -9,7 +9,7 @@ from control_plane.runs.record import DeletedRun, Run, get_run, newest_revision,
 from control_plane.runs.search import FoundRuns, Search, find_runs
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 
 class Runs:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from control_plane.runs.record import Run, newest_revision, select_runs
 from control_plane.runs.store import Store, runs
 from lectern_common.errors import InvalidRequest
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 _NOW = (sa.func.julianday("now") - 2440587.5) * 86400.0
 _FIELDS: dict[str, sa.ColumnElement[Any]] = {

@@ -20,7 +20,7 @@ from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.trainers.devices import Devices, Waiting
 from lectern_common.errors import InvalidSpec
-from lectern_common.run_folder import RunState, Status, patience_seconds
+from lectern_common.run.status import RunState, Status, patience_seconds
 
 STALE_SECONDS = 15.0
 

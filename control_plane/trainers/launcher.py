@@ -17,8 +17,8 @@ import structlog
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
-from lectern_common.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
 
 _log = structlog.get_logger()
 

@@ -46,9 +46,10 @@ from lectern_common.errors import (
     LecternError,
     NotFound,
 )
-from lectern_common.processes import Identity
 from lectern_common.roots import Roots
-from lectern_common.run_folder import ATTEMPT_VARIABLE, RESTING, RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity
+from lectern_common.run.status import ATTEMPT_VARIABLE, RESTING, RunState, Status
 
 STOP_GRACE_SECONDS = 60.0
 EXIT_GRACE_SECONDS = 30.0  # from a trainer's last status to the end of its process

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from control_plane.runs.record import FOLDER_MISSING, STATUS_UNREADABLE, Run
 from lectern_common.errors import CorruptData
-from lectern_common.run_folder import RunFolder, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import Status
 
 # Trainer and control plane computed a create time from the wall clock within milliseconds.
 _V1_TOLERANCE_SECONDS = 2.0

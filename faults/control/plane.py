@@ -16,7 +16,7 @@ from faults.stage import Stage
 from faults.trainer.runs.forked import ForkServer
 from faults.trainer.runs.run import Home, spec_of
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 # What a control plane imports.
 MODULES = (

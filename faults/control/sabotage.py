@@ -241,7 +241,7 @@ def _logs_stay_open(program: str) -> None:
 def _the_list_reads_every_run(program: str) -> None:
     if program == "control":
         from control_plane.runs.queries import Runs
-        from lectern_common.run_folder import RunState
+        from lectern_common.run.status import RunState
 
         page = Runs.page
 
@@ -269,15 +269,15 @@ def _other_versions_are_unreadable(program: str) -> None:
     if program == "control":
         import json
 
-        from lectern_common import run_folder
-        from lectern_common.run_folder import RunFolder
+        from lectern_common.run.folder import RunFolder
+        from lectern_common.run.status import STATUS_VERSION
 
         read = RunFolder.read_status
 
         def of_this_version(self: RunFolder) -> Any:
             status = read(self)
             version = status and json.loads(self.status_path.read_bytes())["version"]
-            return status if version == run_folder.STATUS_VERSION else None
+            return status if version == STATUS_VERSION else None
 
         put(RunFolder, "read_status", of_this_version)
 
@@ -304,7 +304,8 @@ def _statuses_are_believed(program: str) -> None:
     if program == "control":
         import json
 
-        from lectern_common.run_folder import RunFolder, RunState, Status
+        from lectern_common.run.folder import RunFolder
+        from lectern_common.run.status import RunState, Status
 
         def believed(self: RunFolder) -> Any:
             try:

@@ -13,7 +13,7 @@ from faults.processes import start_module
 from faults.row import Tally
 from faults.stage import Stage
 from faults.trainer.runs.run import Home
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 C11_LIST_SECONDS = 0.1
 C11_PAGE_SECONDS = 0.3

@@ -75,7 +75,7 @@ def _train(
     folder: Any, roots: Any, recorder: Any, stop: Any, seconds: float, *, resume: bool
 ) -> tuple[Any, str | None, str | None]:
     from lectern_common.errors import Diverged
-    from lectern_common.run_folder import RunState
+    from lectern_common.run.status import RunState
 
     kind = kind_of(folder.run_id)
     if kind == "deaf":
@@ -136,7 +136,7 @@ def _write_log() -> None:
 
 def _say_otherwise(kind: str) -> None:
     from lectern_common.files import write_atomic
-    from lectern_common.run_folder import RunFolder
+    from lectern_common.run.folder import RunFolder
 
     write = RunFolder.write_status
 

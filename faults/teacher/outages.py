@@ -12,7 +12,7 @@ from faults.stage import Stage
 from faults.teacher.clients.proxy import BadNetwork
 from faults.trainer.runs.run import STEPS, TEACHER_HIDDEN, VOCAB_SIZE, Ended, Home, Trainer
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 # So that a call is in flight nearly all the time.
 _SLOW = ("unmeasured", "slow-model=0.02")

@@ -10,7 +10,7 @@ from faults.row import Tally
 from faults.stage import Stage
 from faults.trainer.runs.datasets import prepare, prepared
 from faults.trainer.runs.run import Home, Trainer
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 _ROWS = 2000
 _MAX_DOCUMENT_BYTES = 1 << 20

@@ -13,7 +13,8 @@ from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course
 from faults.trainer.runs.run import Home, Trainer, events_of
 from faults.trainer.runs.small_disk import SmallDisk, small_disk
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 
 _SECTIONS = {
     "schedule": {"steps": 40},

@@ -18,7 +18,7 @@ from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course
 from faults.trainer.runs.datasets import prepared
 from faults.trainer.runs.run import Home, Trainer
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 # More than `prepare` gives to two workers at a time.
 _TEXT_FILES = 20

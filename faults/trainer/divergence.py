@@ -11,7 +11,8 @@ from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course, both_courses
 from faults.trainer.runs.run import Trainer, events_of
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 
 _STEPS = 12
 # A checkpoint after every step, to inspect what a skipped step left.

@@ -10,7 +10,7 @@ from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course, both_courses
 from faults.trainer.runs.run import Ended, Home, Trainer, events_of
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 _SECTIONS = {
     "schedule": {"steps": 120},

@@ -14,7 +14,8 @@ from faults.stage import Stage
 from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course, both_courses
 from faults.trainer.runs.run import Ended, Home, Trainer, events_of
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 
 _SECTIONS = {

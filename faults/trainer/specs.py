@@ -15,7 +15,7 @@ from faults.stage import Stage
 from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course, teacher
 from faults.trainer.runs.run import VOCAB_SIZE, Home, Trainer, events_of
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 

@@ -13,7 +13,7 @@ from faults.trainer.injections import COMPUTING, SAVING_NAME
 from faults.trainer.runs import checkpoints
 from faults.trainer.runs.courses import Course, both_courses
 from faults.trainer.runs.run import Trainer
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 S5_STOP_SECONDS = 30.0
 S5_SECOND_SIGNAL_SECONDS = 1.0

@@ -15,7 +15,7 @@ from faults.stage import Stage
 from faults.trainer.runs.datasets import NUM_TOKENS, give, prepared, swapped
 from faults.trainer.runs.run import Home, Trainer
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 # Wider than the number of tokens, like heads padded to a round number.
 _TEACHER_WIDTH, _STUDENT_WIDTH = 320, 312

@@ -24,7 +24,7 @@ from lectern_common.checks.preflight import Found, examine
 from lectern_common.checks.rules import CUT
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import dump_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.threads import waiting_environment

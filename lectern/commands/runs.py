@@ -62,7 +62,7 @@ def list_runs(
 ) -> None:
     """List runs, newest first."""
     from lectern.terminal.tables import list_lines
-    from lectern_common.run_folder import RunState
+    from lectern_common.run.status import RunState
 
     known = [str(state) for state in RunState]
     if unknown := [state for state in states or [] if state not in known]:
@@ -288,7 +288,7 @@ def watch_runs(service: "Client", run_ids: list[str], *, draw: bool = True) -> "
 
 
 def _watch(service: "Client", run_ids: list[str], *, as_json: bool) -> None:
-    from lectern_common.run_folder import RunState
+    from lectern_common.run.status import RunState
 
     runs = watch_runs(service, run_ids, draw=not as_json)
     if as_json:

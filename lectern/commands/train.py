@@ -12,7 +12,7 @@ from lectern.options import Home, Json, given, roots_of, spec_of
 
 if TYPE_CHECKING:
     from lectern_common.roots import Roots
-    from lectern_common.run_folder import RunFolder
+    from lectern_common.run.folder import RunFolder
     from lectern_common.spec.run_spec import RunSpec
 
 
@@ -56,7 +56,7 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
     from lectern.local.foreground import run_trainer
     from lectern.terminal import live
     from lectern_common.checks.preflight import startable
-    from lectern_common.run_folder import RunFolder
+    from lectern_common.run.folder import RunFolder
 
     require_folder(spec, roots, resume=resume)
     folder = RunFolder(roots.runs / spec.name)
@@ -85,7 +85,7 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
 
 def _report(folder: "RunFolder", code: int, *, as_json: bool, again: str) -> None:
     """Prints how the run ended, and `again`, the command that resumes it."""
-    from lectern_common.run_folder import RunState
+    from lectern_common.run.status import RunState
 
     status = folder.read_status()
     result: dict[str, Any] = {

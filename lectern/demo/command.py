@@ -43,7 +43,8 @@ from lectern_common.errors import Conflict, LecternError
 from lectern_common.files import rename_durably, write_atomic
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import size
 from lectern_data.prepare import prepare

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lectern import console
 from lectern_common.errors import LecternError
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from lectern_common.checks.documents import with_documents
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
-from lectern_common.run_folder import EARLY_STOPPED, RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import EARLY_STOPPED, RunState, Status
 from lectern_common.spec.load import continuing
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 

@@ -11,7 +11,8 @@ from lectern.terminal.live import LiveRun
 from lectern_common.errors import CorruptData
 from lectern_common.json_lines import Position, Record, read_after
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status, checkpoint_steps
+from lectern_common.run.folder import RunFolder, checkpoint_steps
+from lectern_common.run.status import RunState, Status
 
 POLL_SECONDS = 0.2
 # Time to finish the current step and write its checkpoint.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lectern.console import inert, out
 from lectern.terminal.pace import Pace
 from lectern.terminal.tables import condition
-from lectern_common.run_folder import RunState, Status
+from lectern_common.run.status import RunState, Status
 from lectern_common.words import duration
 
 if TYPE_CHECKING:

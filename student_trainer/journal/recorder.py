@@ -22,14 +22,14 @@ from typing import Any
 import structlog
 
 from lectern_common.json_lines import finite_record, keep_lines_before
-from lectern_common.processes import identity_of
-from lectern_common.run_folder import (
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import identity_of
+from lectern_common.run.status import (
     BEST_VALIDATION,
     BEST_VALIDATION_STEP,
     HEARTBEAT_SECONDS,
     VALIDATION_LOSS,
     VALIDATION_STEP,
-    RunFolder,
     RunState,
     Status,
     attempt_of_environment,

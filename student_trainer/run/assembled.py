@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lectern_common.errors import CorruptData
-from lectern_common.run_folder import EARLY_STOPPED
+from lectern_common.run.status import EARLY_STOPPED
 from lectern_common.spec.load import dump_spec
 from lectern_common.spec.run_spec import RunSpec
 from student_trainer.data.select import Data

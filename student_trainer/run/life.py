@@ -12,7 +12,8 @@ import structlog
 
 from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternError
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, checkpoint_steps
+from lectern_common.run.folder import RunFolder, checkpoint_steps
+from lectern_common.run.status import RunState
 from student_trainer.disk_full import is_disk_full
 from student_trainer.journal.activity import EXPORT
 from student_trainer.journal.recorder import QuietRecorder, Recorder, RunRecorder

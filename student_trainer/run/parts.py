@@ -10,7 +10,7 @@ import torch
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.json_lines import finite_record
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Representation
 from protos import teacher_pb2

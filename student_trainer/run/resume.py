@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
 from student_trainer.evaluation.best import Best

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.housekeeping import OLD_SECONDS, sweep
 from lectern_common.logs import cap_log
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec
 
 GONE = 2**22 + 1  # above any pid

@@ -18,7 +18,7 @@ import pytest
 from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import (
     ROOT,
     STAND_IN,

@@ -6,7 +6,7 @@ import os
 import pytest
 import sqlalchemy as sa
 
-from lectern_common.run_folder import MAX_STATUS_BYTES
+from lectern_common.run.status import MAX_STATUS_BYTES
 from tests.control_plane.api.test_routes import create, started, state_of, stopped
 from tests.control_plane.conftest import Bench, wait_for
 from tests.control_plane.trainers.test_reconciler import seen

@@ -13,7 +13,7 @@ import pytest
 
 from lectern.client import Client, ControlPlaneUnavailable
 from lectern.demo.specs import student_specs
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]

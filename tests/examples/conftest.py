@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 from lectern_data.prepare import prepare
 from lectern_data.settings import PrepareSettings

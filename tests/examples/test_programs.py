@@ -13,7 +13,7 @@ import yaml
 
 from lectern import connect_teacher
 from lectern_common.errors import LecternError
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.examples.conftest import EXAMPLES, TinyHome
 from tests.support.servers import ROOT
 from tests.support.stack import PATIENCE_SECONDS, control_plane

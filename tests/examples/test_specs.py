@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lectern_common.checks.preflight import require_startable
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import load_spec, parse_spec
 from student_trainer.run.dry_run import look
 from tests.examples.conftest import EXAMPLES, TinyHome

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lectern.client import Client
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from tests.support.fakes import NOBODY
 from tests.support.models import write_tiny_model

@@ -10,7 +10,7 @@ from control_plane.trainers.fork_server import ForkServer
 from control_plane.trainers.launcher import Launcher
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from tests.control_plane.conftest import spec, wait_for
 

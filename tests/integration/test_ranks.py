@@ -12,8 +12,9 @@ import psutil
 import pytest
 import safetensors.numpy
 
-from lectern_common.processes import identity_of
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import identity_of
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import dump_spec, parse_spec
 from teacher_server.engine.fixture import FixtureEngine
 from tests.student_trainer.test_main import process

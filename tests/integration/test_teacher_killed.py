@@ -13,7 +13,8 @@ import pytest
 
 from lectern.client import Client, RunStatus
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import RunSpec
 from tests.support.models import write_tiny_model
 from tests.support.proxy import CuttingProxy, cutting_proxy

@@ -12,7 +12,8 @@ import pytest
 from lectern.client import Client
 from lectern.commands import runs
 from lectern_common.errors import Conflict
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState, Status
 from lectern_common.spec.run_spec import RunSpec
 from tests.support.servers import teacher_process, wait_for
 from tests.support.stack import (

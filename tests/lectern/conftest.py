@@ -62,7 +62,8 @@ while True:
 _STUDENT_TRAINER = """
 import dataclasses, os, signal, sys, time
 from pathlib import Path
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import (RunState, Status)
 from lectern_common.json_lines import append_json_line
 
 folder = RunFolder(Path(sys.argv[1]))

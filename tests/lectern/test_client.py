@@ -10,7 +10,7 @@ import pytest
 from lectern.client import Client, ControlPlaneUnavailable
 from lectern_common import errors
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 
 SPEC = parse_spec(

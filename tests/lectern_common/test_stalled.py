@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lectern_common.run_folder import RunState, Status
+from lectern_common.run.status import RunState, Status
 
 
 def status(**values: Any) -> Status:

@@ -20,7 +20,8 @@ import torch
 from lectern_common.errors import DiskFull
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState, Status
 from student_trainer.__main__ import main
 from student_trainer.journal.checkpoint import CheckpointStore
 from student_trainer.journal.recorder import QuietRecorder, Recorder

@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 
-from lectern_common.processes import Identity
-from lectern_common.run_folder import ATTEMPT_VARIABLE, RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity
+from lectern_common.run.status import ATTEMPT_VARIABLE, RunState, Status
 from lectern_common.teacher.channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 

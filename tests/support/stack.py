@@ -14,7 +14,7 @@ import pytest
 
 from lectern.client import Client
 from lectern.local.processes import Child
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.support.servers import ROOT, wait_for
 from tests.support.training.runs import Home, lines_of
 

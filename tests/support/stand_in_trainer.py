@@ -1,4 +1,4 @@
-"""A trainer without a model: keeps the contract of lectern_common/run_folder.py, and no more.
+"""A trainer without a model: keeps the contract of lectern_common/run/folder.py, and no more.
 
     python stand_in_trainer.py [--step-seconds S] [--home DIR] RUN_FOLDER [--resume]
 
@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 
 from lectern_common.json_lines import append_json_line, keep_lines_before
-from lectern_common.processes import identity_of
-from lectern_common.run_folder import RunFolder, RunState, Status, attempt_of_environment
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import identity_of
+from lectern_common.run.status import RunState, Status, attempt_of_environment
 
 CHECKPOINT_EVERY = 5
 

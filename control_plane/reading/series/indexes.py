@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from control_plane.reading.series.index import Index, Indexed
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 # Indexes beyond this stay on disk only.
 MAX_BYTES_IN_MEMORY = 16 << 20

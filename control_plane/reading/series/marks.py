@@ -5,7 +5,7 @@ from typing import Any
 
 from control_plane.reading.series.query import Steps
 from lectern_common.json_lines import last_json_lines, step_of
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 MAX_MARKS = 200
 MAX_EVENT_BYTES = 1 << 20

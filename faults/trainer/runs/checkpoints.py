@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 

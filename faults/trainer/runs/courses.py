@@ -8,7 +8,7 @@ from typing import Any
 from faults.processes import Server
 from faults.stage import Stage
 from faults.trainer.runs.run import Ended, Home, Trainer, spec_of
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

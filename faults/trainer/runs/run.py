@@ -15,7 +15,8 @@ from faults.stage import Stage
 from faults.trainer.runs.forked import ForkServer
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState, Status
 from lectern_common.spec.load import parse_spec
 
 STEPS = 120

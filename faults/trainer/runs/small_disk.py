@@ -13,7 +13,7 @@ from faults.stage import Stage
 from faults.trainer.runs.courses import Course
 from faults.trainer.runs.forked import ForkServer
 from faults.trainer.runs.run import Trainer
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
 
 _SIZE_MIB = 4

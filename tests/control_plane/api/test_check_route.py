@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from control_plane.plane import ControlPlane
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec_body
 from tests.support.fakes import NOBODY, FakeTeacher, serving
 

@@ -10,7 +10,7 @@ from control_plane.reading.history import HistoryPosition, history_page, recent_
 from control_plane.runs.store import history as history_table
 from lectern_common.errors import InvalidRequest
 from lectern_common.json_lines import append_json_line
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 
 def folder_of(bench, run_id="r-1") -> RunFolder:

@@ -18,7 +18,8 @@ from control_plane.runs.deletion import delete_run
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
 from lectern_common.json_lines import Position, append_json_line, read_after
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from tests.control_plane.conftest import Bench, spec
 
 

@@ -5,7 +5,7 @@ import pytest
 from control_plane.runs.commands import MAX_RESTARTS
 from control_plane.runs.record import ACTIVE, NEXT, Change, Wanted
 from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
-from lectern_common.run_folder import RESTING, RESUMABLE, RunState, Status
+from lectern_common.run.status import RESTING, RESUMABLE, RunState, Status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import NAME_PATTERN
 from tests.control_plane.conftest import spec, spec_body

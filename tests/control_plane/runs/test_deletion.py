@@ -7,7 +7,8 @@ import pytest
 from control_plane.plane import open_plane
 from control_plane.runs.deletion import delete_run, finish_deletions
 from lectern_common.errors import Conflict, NotFound
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from tests.control_plane.api.test_routes import create, left_behind, problem_of, started, stopped
 from tests.control_plane.conftest import spec
 

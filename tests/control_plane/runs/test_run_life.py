@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from control_plane.runs.record import ACTIVE, NEXT
 from lectern_common.errors import Conflict
-from lectern_common.run_folder import RESTING, RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RESTING, RunState
 from tests.control_plane.conftest import Bench
 
 MAX_RUNNING = 2

@@ -10,7 +10,7 @@ from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.teachers.monitor import TeacherMonitor, _Teacher
 from control_plane.trainers.devices import Devices
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.figures import teacher_figures
 from lectern_common.teacher.identity import TeacherIdentity

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from control_plane.runs.commands import RunCommands
 from control_plane.trainers.launcher import Launcher
 from control_plane.trainers.reconciler import Reconciler
-from lectern_common.processes import Identity, identity_of, is_alive
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity, identity_of, is_alive
 from tests.control_plane.conftest import STAND_IN, wait_for
 from tests.control_plane.trainers.test_reconciler import seen
 from tests.support.fakes import FakeClock

@@ -4,7 +4,7 @@ import pytest
 
 from control_plane.runs.record import Run
 from control_plane.trainers.devices import Devices
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import Bench
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.launcher import Launcher
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec, wait_for
 
 PRINTS_ITS_ENVIRONMENT = (

@@ -21,8 +21,8 @@ from control_plane.trainers.fork_server import (
 )
 from control_plane.trainers.launcher import Launcher
 from lectern_common.json_lines import read_json_lines
-from lectern_common.processes import Identity
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity
 from tests.control_plane.conftest import ROOT, STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
 
 # A server of programs that write what they see into the folder that they get.
@@ -58,8 +58,8 @@ import sys
 from pathlib import Path
 from control_plane.trainers.fork_server import ForkServer
 from control_plane.trainers.launcher import Launcher
-from lectern_common.processes import Identity
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.processes import Identity
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, wait_for
 server = ForkServer(1, STAND_IN_FORK_SERVER)
 wait_for(server.is_ready)

@@ -15,8 +15,8 @@ from control_plane.trainers.fork_server import ForkServer
 from control_plane.trainers.launcher import Launcher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
-from lectern_common.processes import Identity, identity_of
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity, identity_of
 from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
 
 

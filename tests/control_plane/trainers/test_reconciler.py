@@ -7,8 +7,9 @@ import sqlalchemy as sa
 
 from control_plane.runs.commands import MAX_RESTARTS
 from control_plane.trainers.devices import Devices
-from lectern_common.processes import Identity
-from lectern_common.run_folder import ATTEMPT_VARIABLE, RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Identity
+from lectern_common.run.status import ATTEMPT_VARIABLE, RunState
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import Bench, spec_body
 from tests.support.fakes import FakeProcess

@@ -2,7 +2,7 @@
 
 import shutil
 
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.api.test_routes import problem_of, started, state_of, stopped
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.trainers.test_reconciler import seen

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import wait_for
 from tests.control_plane.test_process import Service, folder_of, home  # noqa: F401 - a fixture
 from tests.control_plane.web.test_page import browser, open_page, page  # noqa: F401 - fixtures

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lectern.commands.dry_run import table
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import load_spec
 from tests.support.models import write_tiny_model
 from tests.support.training.shards import write_shards

@@ -10,7 +10,7 @@ import pytest
 from lectern.client import Client
 from lectern.local.processes import Child, wait_until
 from lectern_common.json_lines import append_json_line
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON = range(3)

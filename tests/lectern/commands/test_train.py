@@ -11,7 +11,8 @@ import pytest
 from lectern.local.foreground import MetricsReader, run_trainer
 from lectern.local.processes import wait_until
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState, Status
 from lectern_common.spec.load import load_spec
 from tests.support.fakes import FakeTeacher, serving
 from tests.support.no_locks import refuse_locks

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lectern.terminal import live
 from lectern.terminal.live import MAX_CURVE_POINTS, Curve, LiveRun, sparkline
-from lectern_common.run_folder import RunState, Status
+from lectern_common.run.status import RunState, Status
 
 BLOCKS = "".join(map(chr, range(0x2581, 0x2589)))
 

@@ -7,7 +7,7 @@ import pytest
 from lectern.terminal import live
 from lectern.terminal.live import LiveRun
 from lectern.terminal.pace import Pace
-from lectern_common.run_folder import RunState, Status
+from lectern_common.run.status import RunState, Status
 
 
 def test_the_time_left_follows_from_the_steps_seen():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import Incompatible
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from student_trainer.data.sources import ShardBatchSource
 from student_trainer.pipeline import Pipeline
 from student_trainer.stop import Stop

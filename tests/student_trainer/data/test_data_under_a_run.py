@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lectern_common.errors import Incompatible
-from lectern_common.run_folder import RunState
+from lectern_common.run.status import RunState
 from student_trainer.batch import Batch
 from student_trainer.data.rows import ShuffledBatches
 from tests.support.training.runs import VOCAB_SIZE, Home, compared, curve, status_of, trained

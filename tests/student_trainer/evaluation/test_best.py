@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from student_trainer.evaluation.best import Best
 from student_trainer.journal.checkpoint import CheckpointStore
 from tests.support.training.runs import Home, curve, events_of, lines_of, status_of, trained

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from lectern_common.errors import InvalidSpec, RepresentationNotOffered
 from lectern_common.json_lines import read_json_lines
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_models.continuation import greedy_continuations
 from protos import teacher_pb2
 from student_trainer.evaluation.samples import Prompts, Samples, TeacherTexts, encoded_prompts

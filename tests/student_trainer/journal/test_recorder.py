@@ -15,8 +15,9 @@ import pytest
 
 from lectern_common.errors import DiskFull, Misconfigured
 from lectern_common.json_lines import append_json_line, read_json_lines
-from lectern_common.processes import identity_of
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import identity_of
+from lectern_common.run.status import RunState, Status
 from lectern_common.spec.load import parse_spec
 from student_trainer.journal.recorder import Recorder
 from student_trainer.journal.sinks import Metrics, QueuedSink

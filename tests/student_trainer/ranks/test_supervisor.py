@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from student_trainer.ranks.supervisor import RANK_LOST, RENDEZVOUS, RanksLost, supervise
 from student_trainer.stop import Stop
 from tests.support.servers import ROOT, wait_for
@@ -226,7 +226,7 @@ def test_ranks_end_with_their_supervisor_and_hold_the_lock_until_then(tmp_path: 
         import sys
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
-        from lectern_common.run_folder import RunFolder
+        from lectern_common.run.folder import RunFolder
         from tests.student_trainer.ranks.test_supervisor import DEAF, LISTENING, run
         folder = Path({str(tmp_path)!r})
         with RunFolder(folder).locked() as lock:

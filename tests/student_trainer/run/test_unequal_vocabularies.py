@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_models.loading import load_causal_lm
 from student_trainer.objective.reference import kd_loss
 from student_trainer.run.dry_run import look

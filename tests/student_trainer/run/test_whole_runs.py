@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lectern_common.run_folder import RunFolder, RunState
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from lectern_models.loading import build_causal_lm
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import EngineSettings

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lectern_common.errors import Incompatible, NotFound
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.gguf_file import loaded_weights_sha256
 from student_trainer.student.load import LoadedStudent, load_student

@@ -10,7 +10,8 @@ import numpy as np
 
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import Status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256

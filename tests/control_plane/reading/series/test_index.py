@@ -13,7 +13,7 @@ from control_plane.reading.series.index import Index
 from control_plane.reading.series.indexes import Indexes
 from control_plane.reading.series.query import series_of
 from lectern_common.json_lines import append_json_line, keep_lines_before
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 
 def write(path: Path, first: int, last: int, loss: float = 1.0) -> None:

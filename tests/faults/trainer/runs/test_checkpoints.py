@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from faults.trainer.runs import checkpoints
-from lectern_common.run_folder import RunFolder
+from lectern_common.run.folder import RunFolder
 
 
 def write_checkpoint(folder: RunFolder, step: int) -> Path:

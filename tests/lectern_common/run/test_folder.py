@@ -10,7 +10,8 @@ import pytest
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.roots import Roots
-from lectern_common.run_folder import RunFolder, RunState, Status
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState, Status
 from lectern_common.spec.load import parse_spec
 from lectern_common.teacher.identity import TeacherIdentity
 
@@ -85,7 +86,7 @@ def test_a_status_of_another_shape_is_corrupt(tmp_path: Path, text: str) -> None
 def test_the_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "a-1", SPEC)
     program = (
-        "import sys; from pathlib import Path; from lectern_common.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from lectern_common.run.folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).locked():\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

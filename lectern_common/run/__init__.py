@@ -1,0 +1,1 @@
+"""The run folder, the status in it, and the processes that write it."""
