@@ -263,4 +263,6 @@ def server_environment(threads: int, env: Mapping[str, str] = os.environ) -> dic
 
 
 def _readable(asked: socket.socket, patience: float) -> bool:
-    return bool(select.select([asked], [], [], patience)[0])
+    poll = select.poll()  # select refuses descriptors from 1024 on, and connections may take those
+    poll.register(asked, select.POLLIN)
+    return bool(poll.poll(1000 * patience))
