@@ -22,6 +22,16 @@ export const STATES = {
   interrupted: "Interrupted",
 };
 
+/**
+ * What a trainer is doing, by `activity`.
+ *
+ * @type {Record<string, string>}
+ */
+export const ACTIVITIES = {
+  starting: "start", step: "training steps", evaluation: "evaluation", checkpoint: "checkpoint",
+  export: "export",
+};
+
 const ACTIVE = new Set(["starting", "running", "waiting_for_teacher", "stopping"]);
 
 /** @param {Run} run */
@@ -251,12 +261,13 @@ export function explanation(run, now) {
   }
   if (run.stalled_since !== null) {
     const since = `${clockTime(run.stalled_since)}, ${ago(run.stalled_since, now)}`;
-    return `Stalled: the trainer is alive, but has made no progress since ${since}.`;
+    const what = run.activity === null ? "" : ` in its ${ACTIVITIES[run.activity] ?? run.activity}`;
+    return `Stalled: the trainer is alive, but has made no progress${what} since ${since}.`;
   }
   if (run.state === "queued") {
-    if (run.queue_position === null) return "";
-    const place = run.queue_position === 1 ? "Next" : `Number ${run.queue_position}`;
-    return `${place} in the queue; waiting for a free device.`;
+    if (run.queue_position === null) return sentence(run.message);
+    const place = run.queue_position === 1 ? "Next" : `Number ${count(run.queue_position)}`;
+    return `${place} in the queue. ${sentence(run.message) || "Waiting for a free device."}`;
   }
   return sentence(run.message);
 }

@@ -86,6 +86,13 @@ export interface HistoryEntry {
   details: Record<string, any>;
 }
 
+/** Newest first. */
+export interface HistoryPage {
+  run_id: string;
+  entries: HistoryEntry[];
+  next_cursor: string | null;
+}
+
 export interface RunsPage {
   runs: Run[];
   total: number;
