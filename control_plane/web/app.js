@@ -9,6 +9,7 @@ import { NewRun } from "./views/create/new_run.js";
 import { byId, makeCopyButtons, setText, show } from "./dom.js";
 import { isActive } from "./format.js";
 import { showExamples } from "./views/lists/examples.js";
+import { watchDisk } from "./views/lists/disk.js";
 import { makeFilters, showFilters } from "./views/lists/filters.js";
 import { RunList } from "./views/lists/runs.js";
 import { queryOfAddress } from "./views/lists/query.js";
@@ -281,6 +282,7 @@ addEventListener("hashchange", () => {
 makeCopyButtons(document);
 makeFilters(list, store);
 watchTeachers();
+watchDisk();
 stayConnected(load, (kind, data) => {
   if (kind === "run") store.take(data);
   else if (kind === "deleted") store.forget(data.id);
