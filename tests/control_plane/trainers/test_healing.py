@@ -259,7 +259,7 @@ def test_a_run_waits_for_room_for_its_next_checkpoint(
     needed = int(1.1 * (100 << 20)) + disk_space.MARGIN_BYTES
     for free, low in ((needed - 1, True), (needed, False)):
         usage = type("Usage", (), {"total": 1 << 40, "free": free})
-        monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _, usage=usage: usage)
+        monkeypatch.setattr("shutil.disk_usage", lambda _, usage=usage: usage)
         found = obstacles.disk_obstacle(run, healer.bench.roots)
         assert (found is not None) == low
         if low:
@@ -278,5 +278,5 @@ def test_the_disk_is_low_before_the_active_runs_find_it_full(client, plane, monk
     answer = client.get("/disk").json()
     assert answer["needed_bytes"] == disk_space.MARGIN_BYTES and answer["low"] is False
     usage = type("Usage", (), {"total": 1 << 40, "free": disk_space.MARGIN_BYTES - 1})
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert client.get("/disk").json()["low"] is True
