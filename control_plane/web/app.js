@@ -11,6 +11,7 @@ import { count, isActive } from "./format.js";
 import { chartOptions, showChartParams } from "./state/chart_address.js";
 import { Counts } from "./state/counts.js";
 import { showExamples } from "./views/lists/examples.js";
+import { watchDisk } from "./views/lists/disk.js";
 import { makeFilters, showFilters } from "./views/lists/filters.js";
 import { RunList } from "./views/lists/runs.js";
 import { queryOfAddress } from "./views/lists/query.js";
@@ -274,6 +275,7 @@ addEventListener("hashchange", () => {
 makeCopyButtons(document);
 makeFilters(list, store);
 watchTeachers();
+watchDisk();
 stayConnected(load, (kind, data) => {
   if (kind === "run") store.take(data);
   else if (kind === "deleted") store.forget(data.id);

@@ -40,6 +40,9 @@ export const isActive = (run) => ACTIVE.has(run.state);
 /** @param {Run} run */
 export const isActiveOrQueued = (run) => isActive(run) || run.state === "queued";
 
+/** @param {Run} run */
+export const resumesItself = (run) => run.resumes_at !== null || run.resumes_when !== null;
+
 /**
  * Returns how long trainers have worked on the run; while one does, this grows between two views.
  *
@@ -256,6 +259,10 @@ export function explanation(run, now) {
     const when = seconds > 0 ? `in ${seconds} s` : "as soon as a device is free";
     return `${sentence(run.message) || "The run was interrupted."} Resumes automatically ${when}.`;
   }
+  if (run.resumes_when !== null) {
+    const what = sentence(run.message) || "The run was interrupted.";
+    return `${what} Resumes by itself when ${sentence(run.resumes_when, false)}`;
+  }
   if (run.stale_since !== null) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
@@ -277,10 +284,11 @@ export function explanation(run, now) {
  * "data.path: ...", "trainer.log ...", "loss/val ...".
  *
  * @param {string | null} message
+ * @param {boolean} begins whether it stands at the start of a sentence
  */
-export function sentence(message) {
+export function sentence(message, begins = true) {
   if (!message) return "";
   const isName = /^\w*[._/]\w/.test(message);
-  const text = isName ? message : capitalized(message);
+  const text = isName || !begins ? message : capitalized(message);
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }

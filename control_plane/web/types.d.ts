@@ -30,6 +30,8 @@ export interface Run {
   restarts: number;
   resumable: boolean;
   resumes_at: number | null;
+  resumes_when: string | null;
+  heals: number;
   queue_position: number | null;
   alpha: number | null;
   temperature: number | null;
@@ -98,6 +100,13 @@ export interface RunsPage {
   total: number;
   next_cursor: string | null;
   revision: number;
+}
+
+export interface Disk {
+  total_bytes: number;
+  free_bytes: number;
+  needed_bytes: number;
+  low: boolean;
 }
 
 /** What was measured at one step, by metric name. A null was not a finite number. */

@@ -40,6 +40,7 @@ export function factsOf(run, folder, now) {
     ["Checkpoint", checkpointOf(run, now)],
     ["Attempt", joined(
       String(run.attempt || "\u2013"), run.restarts > 0 && `${run.restarts} automatic restarts`,
+      run.heals > 0 && `went on by itself ${run.heals} times`,
     )],
     ["Created", dateTime(run.created_at)],
   ];
