@@ -152,10 +152,10 @@ def _everyone_may_pass(program: str) -> None:
     if program == "control":
         from control_plane.api.guard import Guard
 
-        def passes(*_: object) -> bool:
-            return True
+        def passes(*_: object) -> None:
+            return None
 
-        put(Guard, "_may_pass", passes)
+        put(Guard, "_token_refusal", passes)
 
 
 def _bodies_of_any_size(program: str) -> None:
