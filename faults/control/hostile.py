@@ -115,7 +115,9 @@ def path_tricks(stage: Stage) -> Tally:
     with plane(stage, home, "--max-running-runs", "1") as service:
         kept = service.create("kept")
         fields = list(_string_fields(service.client.get("/openapi.json").json()))
-        for section, name in fields[:: stage.tries(1, 4)]:
+        first = ("student", "model")  # whose symbolic link leads to a real student outside
+        others = [field for field in fields if field != first]
+        for section, name in (first, *others[:: stage.tries(1, 4)]):
             stage.say(f"{section}.{name}")
             for path in _PATHS:
                 body = _with(section, name, path)

@@ -36,7 +36,8 @@ def stalled(stage: Stage) -> Tally:
 
 
 def _said_by_command(service: Plane) -> str:
-    words = [sys.executable, "-m", "lectern", "runs", "list", "--control-plane", service.address]
+    words = [sys.executable, "-m", "lectern", "runs", "list", "--url"]
+    words.append(f"http://{service.address}")
     own = {"LECTERN_HOME": str(service.home.path), "LECTERN_TOKEN": service.token or ""}
     done = subprocess.run(
         words,

@@ -33,7 +33,8 @@ def many_runs(stage: Stage) -> Tally:
     lines = stage.tries(_MANY_LINES, 50_000)
     stage.say("writing runs")
     long_run, runs = _written(stage, home, count, lines)
-    with plane(stage, home, trainers=("stand-in=0.1",)) as service:
+    room = ("--max-running-runs", "8")
+    with plane(stage, home, *room, trainers=("stand-in=0.1",)) as service:
         for _ in range(4):
             service.wait_for_state(service.create("steady"), "running")
         stage.say("reading them")
