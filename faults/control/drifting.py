@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 
@@ -47,9 +49,7 @@ def blind(stage: Stage) -> Tally:
             sign.unlink()
         for run_id in runs:
             made = service.run(run_id)["step"]
-            run = service.wait_until(
-                run_id, lambda run, made=made: run["step"] > made and not run["stale_since"], 60
-            )
+            run = service.wait_until(run_id, _goes_on_after(made), 60)
             right = run["step"] > made and not run["stale_since"] and run["attempt"] == 1
             if not tally.count(right, f"afterwards {run_id} is {run['state']}: {run['message']}"):
                 break
@@ -260,6 +260,10 @@ def wrong_statuses(stage: Stage) -> Tally:
     return tally
 
 
+def _goes_on_after(step: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda run: run["step"] > step and not run["stale_since"]
+
+
 def _problem_beside(service: Plane, kept: str, name: str, shown: str) -> str:
     """Returns "" if a run with a wrong status harms only itself, says so, and can be stopped."""
     before = service.run(kept)["step"]
@@ -269,9 +273,9 @@ def _problem_beside(service: Plane, kept: str, name: str, shown: str) -> str:
     listed = service.client.get("/runs")
     if listed.status_code != 200 or len(listed.content) > _MIB:
         return f"GET /runs: {listed.status_code}, {len(listed.content)} bytes"
-    shown = service.client.get(f"/runs/{run_id}")
-    if shown.status_code != 200:
-        return f"GET of the run: {shown.status_code}"
+    answer = service.client.get(f"/runs/{run_id}")
+    if answer.status_code != 200:
+        return f"GET of the run: {answer.status_code}"
     with service.client.stream("GET", "/events?after=0") as stream:
         size = sum(len(piece) for piece, _ in zip(stream.iter_raw(), range(20), strict=False))
     if size > _MIB:
