@@ -1,5 +1,7 @@
 """Keeps the runs root tidy: trainers' logs below a limit, and no leftovers of killed processes.
 
+It also says in the control plane's log when its disk becomes too full for the next checkpoints.
+
 A trainer's output goes straight to its log, through a descriptor in append mode that its children
 share and that outlives this process. So the file cannot be rotated by name, and no pipe stands
 between. Instead its middle is cut out in place; what is written next is appended behind that.
@@ -16,13 +18,16 @@ from pathlib import Path
 import psutil
 import structlog
 
+from control_plane.disk_space import disk_view
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
+from lectern_common.words import size
 
 LOOK_SECONDS = 2.0
+DISK_SECONDS = 20.0
 # A file is put in place within moments of its creation; on a stalled disk, within minutes.
 OLD_SECONDS = 600.0
 _HIDDEN_FILE = re.compile(r"^\..+\.(?P<pid>\d+)\.tmp$")
@@ -34,11 +39,16 @@ _log = structlog.get_logger()
 
 
 class Housekeeping:
-    """Caps the logs of active runs, in a thread of its own: a slow disk delays nothing else."""
+    """Caps the logs of active runs, and watches the disk.
+
+    In a thread of its own: a slow disk delays nothing else.
+    """
 
     def __init__(self, runs: Runs, runs_root: Path) -> None:
         self._runs = runs
         self._root = runs_root
+        self._disk_seen_at = float("-inf")
+        self._is_low = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
 
@@ -52,14 +62,29 @@ class Housekeeping:
             self._thread.join()
 
     def look(self) -> None:
-        """Caps each log once."""
-        for run in self._runs.in_states(ACTIVE):
-            path = RunFolder(self._root / run.id).log_path
+        """Caps each log once; now and then looks how full the disk is."""
+        folders = [RunFolder(self._root / run.id) for run in self._runs.in_states(ACTIVE)]
+        if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
+            self._disk_seen_at = time.monotonic()
+            self._look_at_disk(folders)
+        for folder in folders:
+            path = folder.log_path
             try:
                 if cap_log(path):
-                    _log.warning("trainer's log cut", run=run.id, log=str(path))
+                    _log.warning("trainer's log cut", run=folder.run_id, log=str(path))
             except OSError as error:
-                _log.warning("log not cut", run=run.id, error=str(error))
+                _log.warning("log not cut", run=folder.run_id, error=str(error))
+
+    def _look_at_disk(self, folders: list[RunFolder]) -> None:
+        try:
+            disk = disk_view(self._root, folders)
+        except OSError as error:
+            _log.warning("disk not looked at", error=str(error))
+            return
+        if disk.low and not self._is_low:
+            free, needed = size(disk.free_bytes), size(disk.needed_bytes)
+            _log.warning("disk nearly full", folder=str(self._root), free=free, needed=needed)
+        self._is_low = disk.low
 
     def _keep(self) -> None:
         while not self._end.wait(LOOK_SECONDS):

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from control_plane.disk_space import disk_view
 from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
@@ -32,12 +33,22 @@ from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.monitor import TeacherMonitor
+from control_plane.teachers.returned import teacher_obstacle
 from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.healing import Healing, Obstacle
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
-from control_plane.views import RunView, run_view
-from lectern_common.errors import LecternError, Misconfigured
+from control_plane.views import DiskView, RunView, run_view
+from lectern_common.errors import (
+    DataUnavailable,
+    DiskFull,
+    DiskStalled,
+    LecternError,
+    Misconfigured,
+    TeacherUnavailable,
+)
 from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
@@ -65,6 +76,7 @@ class ControlPlane:
     feed: Feed
     reconciler: Reconciler
     conditions: Conditions
+    healing: Healing
     readiness: Readiness
     devices: Devices
     checks: StartChecks
@@ -106,6 +118,7 @@ class ControlPlane:
 
     def close(self) -> None:
         self.housekeeping.close()
+        self.healing.close()
         self.checks.close()
         self.teachers.close()
         self.store.close()
@@ -114,6 +127,14 @@ class ControlPlane:
     def unready(self) -> dict[str, str]:
         """Returns what keeps it from its work now, by part; an empty mapping if nothing does."""
         return {"stopping": "it is stopping"} if self.feed.closed else self.readiness.problems()
+
+    def disk(self) -> DiskView:
+        """Returns what is free on the disk of the run folders, and what active runs need of it.
+
+        Raises:
+            OSError: the disk cannot be asked.
+        """
+        return disk_view(self.roots.runs, map(self.folder, self.runs.in_states(ACTIVE)))
 
     def run_view(self, run: Run) -> RunView:
         """Returns the view of a run now."""
@@ -184,6 +205,7 @@ class ControlPlane:
 
     def _look(self) -> None:
         self.reconciler.tick()
+        self.healing.look()
         self.conditions.look()
 
 
@@ -233,6 +255,7 @@ def open_plane(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),
         conditions=Conditions(runs, commands, devices, clock),
+        healing=Healing(runs, commands, _obstacles(roots, teachers or {})),
         readiness=Readiness(store, roots.runs),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
@@ -242,6 +265,20 @@ def open_plane(
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,
     )
+
+
+def _obstacles(roots: Roots, teachers: Mapping[str, SecretFiles]) -> dict[str, Obstacle]:
+    """Returns what keeps an interrupted run from going on, by the reason of its end."""
+
+    def of_disk(run: Run) -> str | None:
+        return disk_obstacle(run, roots)
+
+    return {
+        TeacherUnavailable.reason: lambda run: teacher_obstacle(run, roots, teachers),
+        DiskFull.reason: of_disk,
+        DiskStalled.reason: of_disk,
+        DataUnavailable.reason: lambda run: data_obstacle(run, roots),
+    }
 
 
 def _lock(runs_root: Path) -> int:

@@ -39,7 +39,11 @@ class RunView(_View):
     """Automatic restarts since its last new checkpoint, or since the last request."""
     resumable: bool
     resumes_at: float | None
-    """When it resumes by itself; null if it does not."""
+    """When it resumes by itself; null if it does not, or if it waits for `resumes_when`."""
+    resumes_when: str | None
+    """What has to come true before it resumes by itself; null if nothing has to."""
+    heals: int
+    """Times it went on by itself after a reason that heals, since the last request."""
     queue_position: int | None
     """1 is the next to start; null unless queued."""
     alpha: float | None
@@ -409,6 +413,17 @@ class ModelsView(_View):
     models: list[ModelView]
 
 
+class DiskView(_View):
+    """The disk of the run folders."""
+
+    total_bytes: int
+    free_bytes: int
+    needed_bytes: int
+    """For the next checkpoint of each active run, with a margin."""
+    low: bool
+    """Less is free than needed: runs may soon end as interrupted, `disk_full`."""
+
+
 class HealthView(_View):
     status: Literal["ok"]
 
@@ -461,7 +476,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "state": run.state,
         "wanted": run.wanted,
         "reason": run.reason,
-        "message": run.waits_for or run.message,
+        "message": (run.waits_for if run.state is RunState.QUEUED else None) or run.message,
         "since": run.since,
         "created_at": run.created_at,
         "revision": run.revision,
@@ -469,6 +484,8 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "restarts": run.restarts,
         "resumable": run.resumable,
         "resumes_at": run.resume_at if run.resumes_itself else None,
+        "resumes_when": run.resumes_when,
+        "heals": run.heals,
         "queue_position": run.queue_position,
         **of_spec,
         "step": status.step if status else 0,

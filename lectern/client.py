@@ -61,7 +61,9 @@ class RunStatus:
         teacher_wait_share: share of the step time spent waiting for the teacher; None means that
             the run has no teacher, or no step yet.
         latest: the last metrics (`loss/total`, `loss/val`, ...); None means not finite.
-        resumes_at: when an interrupted run resumes by itself, in Unix seconds; None means never.
+        resumes_at: when an interrupted run resumes by itself, in Unix seconds; None means never,
+            or that it waits for `resumes_when`.
+        resumes_when: what has to come true before it resumes by itself; None means nothing has to.
     """
 
     id: str
@@ -76,12 +78,14 @@ class RunStatus:
     teacher_wait_share: float | None
     latest: dict[str, float | None]
     resumes_at: float | None
+    resumes_when: str | None
     json: dict[str, Any]
 
     @property
     def rests(self) -> bool:
         """True if no process works on the run and none will start by itself."""
-        return self.state in RESTING and self.resumes_at is None
+        goes_on = self.resumes_at is not None or self.resumes_when is not None
+        return self.state in RESTING and not goes_on
 
     @property
     def export(self) -> str | None:
@@ -109,6 +113,7 @@ class RunStatus:
                 teacher_wait_share=data.get("teacher_wait_share"),
                 latest=data.get("latest") or {},
                 resumes_at=data.get("resumes_at"),
+                resumes_when=data.get("resumes_when"),
                 json=data,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,6 +162,31 @@ class TeacherStatus:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise _unknown_form("a teacher", error) from None
+
+
+@dataclass(frozen=True)
+class DiskStatus:
+    """The disk of the run folders.
+
+    Attributes:
+        total_bytes: its size.
+        free_bytes: what is free.
+        needed_bytes: for the next checkpoint of each active run, with a margin.
+        low: less is free than needed.
+    """
+
+    total_bytes: int
+    free_bytes: int
+    needed_bytes: int
+    low: bool
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "DiskStatus":
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes a disk."""
+        try:
+            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("a disk", error) from None
 
 
 @dataclass(frozen=True)
@@ -446,6 +476,14 @@ class Client:
         return [
             TeacherStatus.of_json(entry) for entry in self._json("GET", "/teachers")["teachers"]
         ]
+
+    def disk(self) -> DiskStatus:
+        """Returns how full the disk of the run folders is.
+
+        Raises:
+            NotFound: the control plane is of a release that does not tell.
+        """
+        return DiskStatus.of_json(self._json("GET", "/disk"))
 
     def is_ready(self) -> bool:
         """Returns True if the control plane accepts runs; False also if nothing answers."""

@@ -36,6 +36,12 @@ def list_models(plane: Plane) -> views.ModelsView:
     return views.ModelsView(models=catalog.models(plane.roots.models))
 
 
+@router.get("/disk", response_model=views.DiskView)
+def get_disk(plane: Plane) -> views.DiskView:
+    """Tells what is free on the disk of the run folders, and what the next checkpoints need."""
+    return plane.disk()
+
+
 @router.get("/healthz", response_model=views.HealthView)
 async def healthz() -> views.HealthView:
     """Answers 200 while the process is alive."""

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
+from control_plane.runs.healing import HEALED, after_end, goes_so_far
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
@@ -155,7 +156,12 @@ class RunCommands:
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
-                columns={"spec": spec.model_dump(mode="json"), "restarts": 0, "resume_at": None},
+                columns={
+                    "spec": spec.model_dump(mode="json"),
+                    "restarts": 0,
+                    "heals": 0,
+                    "resume_at": None,
+                },
             )
 
         return self._change(run_id, decide, self._require_room)
@@ -220,6 +226,15 @@ class RunCommands:
         """Returns the interrupted run, queued again if it still resumes by itself."""
         return self._change(run_id, _requeued)
 
+    def healed(self, run: Run) -> Run:
+        """Returns the run, queued again if it still waits for what has now come true."""
+        return self._change(
+            run.id,
+            lambda now: (
+                _requeued(now) if (now.attempt, now.reason) == (run.attempt, run.reason) else None
+            ),
+        )
+
     def has_process(self, run_id: str, process: Identity) -> Run:
         """Records which process trains the run."""
 
@@ -283,6 +298,8 @@ class RunCommands:
     ) -> Run:
         """Records that the trainer is gone, and the state that the run rests in.
 
+        A wanted run whose end heals by itself goes on later, see runs/healing.py.
+
         Args:
             status: its last status in this attempt.
             resumes: with INTERRUPTED, the run is queued again as soon as possible.
@@ -291,10 +308,14 @@ class RunCommands:
         def decide(run: Run) -> Change | None:
             if run.state not in ACTIVE:
                 return None
-            columns = {**_NO_PROCESS, **_seen(status)}
-            if resumes and run.wanted is Wanted.RUNNING:
-                columns["resume_at"] = self._clock()
-            return Change(state, None, reason, message, columns)
+            columns, text = {**_NO_PROCESS, **_seen(status)}, message
+            if run.wanted is Wanted.RUNNING:
+                if resumes:
+                    columns["resume_at"] = self._clock()
+                elif state is RunState.INTERRUPTED:
+                    more, text = after_end(run, reason, message, status, self._clock())
+                    columns |= more
+            return Change(state, None, reason, text, columns)
 
         return self._change(run_id, decide)
 
@@ -354,7 +375,7 @@ class RunCommands:
                 values["wanted"] = change.wanted
             if state is not run.state:
                 values |= {"state": state, "since": now, **_active_time(run, state, now)}
-                values |= {"queue_position": None, "waits_for": None}
+                values = {"queue_position": None, "waits_for": None, **values}
             connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
             if state is RunState.QUEUED:
                 _set_place(connection, run_id)
@@ -403,14 +424,20 @@ def _stopped(run: Run) -> Change | None:
         return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
     if run.state is RunState.QUEUED:
         return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
-    return Change(None, Wanted.STOPPED, run.reason, run.message, {"resume_at": None})
+    columns = {"resume_at": None, "waits_for": None}
+    return Change(None, Wanted.STOPPED, run.reason, run.message, columns)
 
 
 def _requeued(run: Run) -> Change | None:
     if not run.resumes_itself:
         return None
-    message = f"resumes by itself; before: {run.message or run.reason}"
-    return Change(RunState.QUEUED, None, "resumes", message, {"resume_at": None})
+    why = ""
+    columns: dict[str, Any] = {"resume_at": None}
+    if run.reason in HEALED:
+        why = f": {HEALED[run.reason]}"
+        columns |= {"restarts": run.restarts + 1, "heals": run.heals + 1}
+    message = f"resumes by itself{why}; before: {run.message or run.reason}"
+    return Change(RunState.QUEUED, None, "resumes", message, columns)
 
 
 def _told(run: Run, status: Status) -> Change | None:
@@ -437,8 +464,8 @@ def _crashed(
 ) -> Change | None:
     if run.state not in ACTIVE:
         return None
-    reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
-    restarts = 1 + (run.restarts if reached == run.restart_checkpoint else 0)
+    goes, reached = goes_so_far(run, status)
+    restarts = goes + 1
     columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
     if run.wanted is Wanted.STOPPED:
         return Change(RunState.INTERRUPTED, None, reason, message, columns)

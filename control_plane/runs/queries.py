@@ -34,6 +34,14 @@ class Runs:
         with self._store.reading() as connection:
             return tuple(tuple(row) for row in connection.execute(query.order_by(runs.c.seq)))
 
+    def waiting_to_heal(self) -> list[Run]:
+        """Returns the interrupted runs that wait for something to come true, oldest first."""
+        with self._store.reading() as connection:
+            found = select_runs(
+                connection, runs.c.state == RunState.INTERRUPTED, runs.c.waits_for.is_not(None)
+            )
+        return [run for run in found if run.resumes_itself]
+
     def page(
         self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
     ) -> tuple[list[Run], int]:

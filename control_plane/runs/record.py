@@ -101,9 +101,10 @@ class Run:
     status: dict[str, Any] | None = None  # last Status seen, of any attempt
     teacher: dict[str, str] | None = None  # the TeacherIdentity it was accepted with
     queue_position: int | None = None  # queued: 1 is the next to start
-    waits_for: str | None = None  # queued: a sentence
+    waits_for: str | None = None  # queued: a sentence; interrupted: see runs/healing.py
     stale_since: float | None = None  # active: the last heartbeat, if there has been none since
     stalled_since: float | None = None  # active: the last progress, if it makes none
+    heals: int = 0  # times it went on after an end that heals, since the last request
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -157,8 +158,13 @@ class Run:
         return (
             self.state is RunState.INTERRUPTED
             and self.wanted is Wanted.RUNNING
-            and self.resume_at is not None
+            and (self.resume_at is not None or self.waits_for is not None)
         )
+
+    @property
+    def resumes_when(self) -> str | None:
+        """What has to come true before it resumes by itself; None if only time has to pass."""
+        return self.waits_for if self.resumes_itself else None
 
     def elapsed_seconds(self, now: float) -> float:
         """Returns the time that trainers had, over all attempts."""

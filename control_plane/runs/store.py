@@ -63,6 +63,7 @@ runs = sa.Table(
     sa.Column("waits_for", sa.Text),
     sa.Column("stale_since", sa.Float),
     sa.Column("stalled_since", sa.Float),
+    sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.

@@ -281,9 +281,9 @@ class Reconciler:
 
     def _requeue_interrupted(self) -> None:
         for run in self._runs.in_states([RunState.INTERRUPTED]):
-            if not run.resumes_itself:
+            if not run.resumes_itself or run.resume_at is None:
                 continue
-            delay = (run.resume_at or 0.0) - run.since  # both by the wall clock, at one moment
+            delay = run.resume_at - run.since  # both by the wall clock, at one moment
             if self._seconds_of(run, "interrupted") >= delay:
                 with contextlib.suppress(NotFound):  # it has been deleted since
                     self._commands.requeue(run.id)

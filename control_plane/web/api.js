@@ -18,10 +18,14 @@ let tokenEntered = null;
  * tab, and takes it out of the address bar and of the history.
  */
 function takeTokenFromAddress() {
-  const found = /^#token=([^&]+)$/.exec(location.hash);
-  if (!found) return;
-  sessionStorage.setItem(TOKEN_KEY, decodeURIComponent(found[1] ?? ""));
-  history.replaceState(null, "", location.pathname + location.search);
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!location.hash.startsWith("#token=") || !token) return;
+  sessionStorage.setItem(TOKEN_KEY, token);
+  history.replaceState(null, "", `${location.pathname}${location.search}#/`);
+  const dialog = document.querySelector("dialog#ask-token[open]");
+  if (!(dialog instanceof HTMLDialogElement)) return;
+  byId("token", HTMLInputElement).value = token;
+  dialog.close();
 }
 
 /** @returns {boolean} whether this tab has a token, right or wrong */

@@ -7,8 +7,11 @@ import { Comparison } from "./views/compare/comparison.js";
 import { stayConnected } from "./state/connection.js";
 import { NewRun } from "./views/create/new_run.js";
 import { byId, makeCopyButtons, setText, show } from "./dom.js";
-import { isActive } from "./format.js";
+import { count, isActive } from "./format.js";
+import { chartOptions, showChartParams } from "./state/chart_address.js";
+import { Counts } from "./state/counts.js";
 import { showExamples } from "./views/lists/examples.js";
+import { watchDisk } from "./views/lists/disk.js";
 import { makeFilters, showFilters } from "./views/lists/filters.js";
 import { RunList } from "./views/lists/runs.js";
 import { queryOfAddress } from "./views/lists/query.js";
@@ -17,12 +20,10 @@ import { route } from "./state/router.js";
 import { RunPage } from "./views/run/page.js";
 import { RunStore } from "./state/store.js";
 
-/** @import { Run, RunDetail, RunsPage } from "./types.d.ts" */
+/** @import { Run, RunDetail } from "./types.d.ts" */
 
 const DRAWN_AT_FIRST = 8;
 const MAX_SHOW_ALL = 40; // the chart cannot be read with more lines
-const ACTIVE_PATH = "/runs?limit=200&state=starting&state=running&state=waiting_for_teacher"
-  + "&state=stopping&state=queued";
 
 /** @type {Set<string>} ids of the runs in the chart */
 const drawn = new Set();
@@ -34,11 +35,14 @@ let hasLoaded = false;
 let frame = 0;
 
 const store = new RunStore();
-const params = Object.fromEntries(new URLSearchParams(location.search));
-const overview = new Overview(byId("curves"), { params, onParams: keepInAddress });
+const counts = new Counts(store, render);
+const overview = new Overview(byId("curves"), {
+  ...chartOptions("runs"), onStyles: () => list.markAll(),
+});
 const list = new RunList(store, {
   isDrawn: (id) => drawn.has(id),
   isChosen: (id) => chosen.has(id),
+  styleOf: (run) => overview.style(run),
   toggleDrawn: (id) => {
     decided.add(id);
     if (!drawn.delete(id)) drawn.add(id);
@@ -63,8 +67,7 @@ const comparison = new Comparison(byId("view-compare"), store);
 async function load() {
   /** @type {Set<string>} */
   const present = new Set();
-  /** @type {RunsPage} */
-  const active = await get(ACTIVE_PATH);
+  const active = await counts.ask();
   await list.load((page) => {
     for (const run of [...page.runs, ...active.runs]) present.add(run.id);
     for (const run of active.runs) store.take(run);
@@ -109,12 +112,6 @@ function drawNewest() {
   }
 }
 
-/** @param {Record<string, string>} view what the charts want kept in the address */
-function keepInAddress(view) {
-  const query = new URLSearchParams(view).toString();
-  history.replaceState(null, "", `${location.pathname}${query && `?${query}`}${location.hash}`);
-}
-
 /** Draws the overview at the next frame. */
 function render() {
   frame ||= requestAnimationFrame(() => {
@@ -124,10 +121,9 @@ function render() {
 }
 
 function renderNow() {
-  const all = [...store.runs.values()];
-  setText(byId("summary"), summary(all));
+  setText(byId("summary"), summary());
   const isList = !byId("view-runs").hidden;
-  const hasRuns = all.length > 0 || list.total > 0 || isFiltered();
+  const hasRuns = store.runs.size > 0 || list.total > 0 || isFiltered();
   show(byId("empty"), hasLoaded && !hasRuns);
   show(byId("curves"), list.order.length > 0);
   show(byId("runs"), hasLoaded && hasRuns);
@@ -143,13 +139,10 @@ function renderNow() {
 
 const isFiltered = () => list.query.text !== "" || list.query.states.size > 0;
 
-/** @param {Run[]} all */
-function summary(all) {
+function summary() {
   if (!hasLoaded) return "Connecting \u2026";
-  const numActive = all.filter(isActive).length;
-  const numQueued = all.filter((run) => run.state === "queued").length;
-  const active = numActive === 1 ? "1 active run" : `${numActive || "No"} active runs`;
-  return numQueued > 0 ? `${active}, ${numQueued} queued` : active;
+  const active = counts.active === 1 ? "1 active run" : `${counts.active ? count(counts.active) : "No"} active runs`;
+  return counts.queued > 0 ? `${active}, ${count(counts.queued)} queued` : active;
 }
 
 function showCompareLink() {
@@ -192,6 +185,7 @@ async function showRoute() {
   if (isNew && lastShown !== "") goTo(view);
   lastShown = `${view} ${id}`;
   setTitle(view, id);
+  showChartParams(view);
   render();
 }
 
@@ -281,6 +275,7 @@ addEventListener("hashchange", () => {
 makeCopyButtons(document);
 makeFilters(list, store);
 watchTeachers();
+watchDisk();
 stayConnected(load, (kind, data) => {
   if (kind === "run") store.take(data);
   else if (kind === "deleted") store.forget(data.id);

@@ -22,6 +22,16 @@ export const STATES = {
   interrupted: "Interrupted",
 };
 
+/**
+ * What a trainer is doing, by `activity`.
+ *
+ * @type {Record<string, string>}
+ */
+export const ACTIVITIES = {
+  starting: "start", step: "training steps", evaluation: "evaluation", checkpoint: "checkpoint",
+  export: "export",
+};
+
 const ACTIVE = new Set(["starting", "running", "waiting_for_teacher", "stopping"]);
 
 /** @param {Run} run */
@@ -29,6 +39,9 @@ export const isActive = (run) => ACTIVE.has(run.state);
 
 /** @param {Run} run */
 export const isActiveOrQueued = (run) => isActive(run) || run.state === "queued";
+
+/** @param {Run} run */
+export const resumesItself = (run) => run.resumes_at !== null || run.resumes_when !== null;
 
 /**
  * Returns how long trainers have worked on the run; while one does, this grows between two views.
@@ -246,17 +259,22 @@ export function explanation(run, now) {
     const when = seconds > 0 ? `in ${seconds} s` : "as soon as a device is free";
     return `${sentence(run.message) || "The run was interrupted."} Resumes automatically ${when}.`;
   }
+  if (run.resumes_when !== null) {
+    const what = sentence(run.message) || "The run was interrupted.";
+    return `${what} Resumes by itself when ${sentence(run.resumes_when, false)}`;
+  }
   if (run.stale_since !== null) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
   if (run.stalled_since !== null) {
     const since = `${clockTime(run.stalled_since)}, ${ago(run.stalled_since, now)}`;
-    return `Stalled: the trainer is alive, but has made no progress since ${since}.`;
+    const what = run.activity === null ? "" : ` in its ${ACTIVITIES[run.activity] ?? run.activity}`;
+    return `Stalled: the trainer is alive, but has made no progress${what} since ${since}.`;
   }
   if (run.state === "queued") {
-    if (run.queue_position === null) return "";
-    const place = run.queue_position === 1 ? "Next" : `Number ${run.queue_position}`;
-    return `${place} in the queue; waiting for a free device.`;
+    if (run.queue_position === null) return sentence(run.message);
+    const place = run.queue_position === 1 ? "Next" : `Number ${count(run.queue_position)}`;
+    return `${place} in the queue. ${sentence(run.message) || "Waiting for a free device."}`;
   }
   return sentence(run.message);
 }
@@ -266,10 +284,11 @@ export function explanation(run, now) {
  * "data.path: ...", "trainer.log ...", "loss/val ...".
  *
  * @param {string | null} message
+ * @param {boolean} begins whether it stands at the start of a sentence
  */
-export function sentence(message) {
+export function sentence(message, begins = true) {
   if (!message) return "";
   const isName = /^\w*[._/]\w/.test(message);
-  const text = isName ? message : capitalized(message);
+  const text = isName || !begins ? message : capitalized(message);
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }

@@ -30,6 +30,8 @@ export interface Run {
   restarts: number;
   resumable: boolean;
   resumes_at: number | null;
+  resumes_when: string | null;
+  heals: number;
   queue_position: number | null;
   alpha: number | null;
   temperature: number | null;
@@ -86,11 +88,25 @@ export interface HistoryEntry {
   details: Record<string, any>;
 }
 
+/** Newest first. */
+export interface HistoryPage {
+  run_id: string;
+  entries: HistoryEntry[];
+  next_cursor: string | null;
+}
+
 export interface RunsPage {
   runs: Run[];
   total: number;
   next_cursor: string | null;
   revision: number;
+}
+
+export interface Disk {
+  total_bytes: number;
+  free_bytes: number;
+  needed_bytes: number;
+  low: boolean;
 }
 
 /** What was measured at one step, by metric name. A null was not a finite number. */

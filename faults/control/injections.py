@@ -1,7 +1,8 @@
 """Faults of a control plane, injected into the process before it starts.
 
 die-at=POINT:NUMBER     kills itself the NUMBERth time that it has `claimed` a run, `spawned` a
-                        trainer, or begun a `statement` of a migration
+                        trainer, `forked` one, or `told` a forked one what it is, or is about to
+                        execute a `statement` of a migration
 clock=FILE              the time of day, and the time of the boot, are off by the seconds that the
                         file holds; for trainers too
 database=FILE           the database is what the file says: `read-only`, or `full`
@@ -23,6 +24,7 @@ from faults.replacing import put
 
 def _die_at(value: str) -> None:
     from control_plane.runs.commands import RunCommands
+    from control_plane.trainers.fork_server import Forked
     from control_plane.trainers.launcher import Launcher
 
     point, _, number = value.partition(":")
@@ -53,6 +55,17 @@ def _die_at(value: str) -> None:
             return process
 
         put(Launcher, "start", started)
+    elif point in ("forked", "told"):
+        become = Forked.become
+
+        def becomes(self: Forked, *arguments: Any) -> None:
+            if point == "forked":
+                reached()
+            become(self, *arguments)
+            if point == "told":
+                reached()
+
+        put(Forked, "become", becomes)
     else:
         _before_each_statement_of_a_migration(reached)
 

@@ -145,19 +145,28 @@ def _kill_trainers(home: Home) -> None:
     wait_for(lambda: not trainers_below(home))
 
 
-_POINTS = ("claimed", "spawned")
+# Where it is killed, and the option under which it gets there.
+_POINTS = {
+    "claimed": "--no-fork-server",
+    "spawned": "--no-fork-server",
+    "forked": "--fork-server",
+    "told": "--fork-server",
+}
 _IN_A_ROW = 10  # kills, before the runs are brought to their ends
 _ROOM = ("--max-running-runs", "16")
 
 
 def one_trainer_each(stage: Stage) -> Tally:
-    """C3: kills the control plane between row and spawn, and between spawn and pid."""
+    """C3: kills the control plane between row and spawn, and between spawn and pid.
+
+    Half of them start trainers by forking.
+    """
     tally, home = Tally(), new_home(stage)
-    kills, runs = stage.tries(200, 10), 0
+    kills, runs, points = stage.tries(200, 10), 0, list(_POINTS)
     for first in range(0, kills, _IN_A_ROW):
         stage.say(f"{first} of {kills} kills")
         for number in range(first, first + _IN_A_ROW):
-            _die_at(stage, home, _POINTS[number % 2])
+            _die_at(stage, home, points[number % len(points)])
         ended, problem = _brought_to_ends(stage, home)
         runs += ended
         tally.count(not problem, problem, _IN_A_ROW)
@@ -169,15 +178,21 @@ def one_trainer_each(stage: Stage) -> Tally:
 
 def _die_at(stage: Stage, home: Home, point: str) -> None:
     """Starts a control plane that is killed at its first run, be it an earlier or a new one."""
-    dying = Plane(stage, home, _ROOM, faults=(f"die-at={point}:1",))
+    dying = Plane(stage, home, (*_ROOM, _POINTS[point]), faults=(f"die-at={point}:1",))
     try:
         if dying.wait_until_up():
+            if "--fork-server" in _POINTS[point] and not _wait_for_fork_server(dying):
+                raise RuntimeError(f"its fork server is not ready: {dying.log[-1000:]}")
             with contextlib.suppress(httpx.HTTPError):  # it may be killed before it answers
                 dying.ready().client.post("/runs", json=body_of("steady", 30))
         if dying.wait() != -9:
             raise RuntimeError(f"it was not killed: {dying.log[-1000:]}")
     finally:
         dying.kill()
+
+
+def _wait_for_fork_server(started: Plane) -> bool:
+    return wait_for(lambda: "fork server ready" in started.log or not started.alive, 30)
 
 
 def _brought_to_ends(stage: Stage, home: Home) -> tuple[int, str]:

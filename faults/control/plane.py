@@ -1,6 +1,7 @@
 """A real control plane on loopback, its client, and the homes it works in."""
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import time
@@ -45,7 +46,8 @@ class Plane(Launched):
 
     Args:
         home: with its database and run folders.
-        options: of its command line; `--bind` may be among them.
+        options: of its command line; `--bind` may be among them. Unless `--fork-server` is, each of
+            its trainers is a new process.
         trainers: the faults of its trainers; by default they are stand-ins with steps of 10 ms.
         faults: injected into it; see injections.py.
         token: its clients send this one; by default the one in its home's secrets, if there is one.
@@ -69,7 +71,9 @@ class Plane(Launched):
         self.home = home if seen is None else Home.at(seen)
         self.port_file = folder / "port"
         bind = () if "--bind" in options else ("--bind", "127.0.0.1:0")
-        own = (*bind, "--port-file", str(self.port_file), "--home", str(home.path))
+        said = {"--fork-server", "--no-fork-server"} & {*options}
+        fork = () if said else ("--no-fork-server",)
+        own = (*bind, *fork, "--port-file", str(self.port_file), "--home", str(home.path))
         alike = [f"--trainer-fault={fault}" for fault in trainers]
         super().__init__(
             "control",
@@ -204,13 +208,14 @@ def body_of(name: str = "steady", steps: int = _STEPS, **sections: Any) -> dict[
 
 
 def trainers_below(home: Home) -> dict[int, str]:
-    """Returns the living leaders of sessions whose command line names a run of this home."""
+    """Returns the living trainers of this user whose command line names a run of this home."""
     root = f"{home.roots.runs}/"
     found = {}
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
+    for process in psutil.process_iter(["cmdline", "status", "uids"]):
+        words, uids = process.info["cmdline"] or [], process.info["uids"]
         named = [word for word in words if word.startswith(root)]
-        if named and "faults.launcher" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+        is_ours = uids is not None and uids.real == os.getuid() and "faults.launcher" in words
+        if named and is_ours and process.info["status"] != psutil.STATUS_ZOMBIE:
             found[process.pid] = Path(named[0]).name
     return found
 

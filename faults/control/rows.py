@@ -3,7 +3,9 @@
 from faults.control import (
     databases,
     drifting,
+    fuzzing,
     hostile,
+    idling,
     killing,
     requests,
     showing,
@@ -89,7 +91,7 @@ CONTROL_ROWS = [
         "C13",
         "fuzzed calls over every operation",
         "every route but health needs the token",
-        hostile.fuzzed,
+        fuzzing.fuzzed,
     ),
     Row(
         "C14",
@@ -156,5 +158,17 @@ CONTROL_ROWS = [
         "trainers that write wrong types, NaN and 50 MB",
         "a status is checked before it is believed",
         drifting.wrong_statuses,
+    ),
+    Row(
+        "C25",
+        "hearts that beat while no step is made",
+        "a run without progress is called stalled",
+        idling.stalled,
+    ),
+    Row(
+        "C27",
+        "1,100 idle connections, more than descriptors",
+        "the number of connections is limited",
+        idling.idle_connections,
     ),
 ]

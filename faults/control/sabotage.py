@@ -152,10 +152,10 @@ def _everyone_may_pass(program: str) -> None:
     if program == "control":
         from control_plane.api.guard import Guard
 
-        def passes(*_: object) -> bool:
-            return True
+        def passes(*_: object) -> None:
+            return None
 
-        put(Guard, "_may_pass", passes)
+        put(Guard, "_token_refusal", passes)
 
 
 def _bodies_of_any_size(program: str) -> None:
@@ -317,6 +317,27 @@ def _statuses_are_believed(program: str) -> None:
         put(RunFolder, "read_status", believed)
 
 
+def _progress_is_not_watched(program: str) -> None:
+    if program == "control":
+        from control_plane.trainers.conditions import Conditions
+
+        def never(*_: object) -> None:
+            return None
+
+        put(Conditions, "_stalled_since", never)
+
+
+def _any_number_of_connections(program: str) -> None:
+    if program == "control":
+        from control_plane.api import connections
+
+        def unbounded(_descriptors: int) -> int:
+            return 1 << 30
+
+        put(connections, "max_connections", unbounded)
+        put(connections, "REQUEST_SECONDS", float("inf"))
+
+
 ROWS: dict[str, Callable[[str], None]] = {
     "C1": _only_own_children_are_alive,
     "C2": _interrupted_runs_stay_so,
@@ -342,4 +363,6 @@ ROWS: dict[str, Callable[[str], None]] = {
     "C22": _logs_stay_open,
     "C23": _processes_are_known_by_the_wall_clock,
     "C24": _statuses_are_believed,
+    "C25": _progress_is_not_watched,
+    "C27": _any_number_of_connections,
 }

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,11 +147,10 @@ def starts(stage: Stage) -> Tally:
         for what, (options, fix) in cases.items():
             stage.say(what)
             begun = time.monotonic()
-            done = _run_control_plane(stage, options)
+            status, lines = _run_control_plane(stage, options)
             slowest = max(slowest, time.monotonic() - begun)
-            lines = done.stderr.splitlines()
-            said = done.returncode == 2 and len(lines) == 1 and fix in lines[0]
-            tally.count(said, f"{what}: exit status {done.returncode}, {lines[:2]}")
+            said = status == 2 and len(lines) == 1 and fix in lines[0]
+            tally.count(said, f"{what}: exit status {status}, {lines[:2]}")
     home = new_home(stage)
     with plane(stage, home) as service:
         if not list(Path("/dev").glob("nvidia[0-9]*")):
@@ -184,7 +184,14 @@ def _cases(stage: Stage) -> Iterator[dict[str, tuple[list[str], str]]]:
             "a second control plane": ([*any_port, "--home", str(home.path)], "--home"),
             "a file as home": ([*any_port, "--home", str(file)], "--home"),
             "a disk that takes no file": ([*any_port, "--home", "/proc"], "--home"),
-            "beyond loopback": ([*at_home, "--bind", "0.0.0.0:0"], "--token-file"),
+            "beyond loopback": (
+                [*at_home, "--bind", "0.0.0.0:0", "--no-token"],
+                "remove --no-token",
+            ),
+            "two meanings": (
+                [*at_home, *any_port, "--no-token", "--token-file", str(empty)],
+                "--no-token",
+            ),
             "no token file": ([*at_home, *any_port, "--token-file", "/nowhere"], "/nowhere"),
             "an empty token": ([*at_home, *any_port, "--token-file", str(empty)], str(empty)),
             "no folder of the port file": (
@@ -194,12 +201,22 @@ def _cases(stage: Stage) -> Iterator[dict[str, tuple[list[str], str]]]:
         }
 
 
-def _run_control_plane(stage: Stage, options: list[str]) -> "subprocess.CompletedProcess[str]":
+def _run_control_plane(stage: Stage, options: list[str]) -> tuple[int | None, list[str]]:
+    """Returns the exit status, None if it went on for a long time, and the lines it printed."""
     sabotage = ["--sabotage", stage.sabotage] if stage.sabotage else []
     words = [sys.executable, "-m", "faults.launcher", "control", *sabotage, "--", *options]
-    return subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
-    )
+    with tempfile.TemporaryFile() as said:
+        done = subprocess.Popen(
+            words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=said
+        )
+        try:
+            status: int | None = done.wait(30)
+        except subprocess.TimeoutExpired:
+            done.kill()
+            done.wait()
+            status = None
+        said.seek(0)
+        return status, said.read().decode(errors="replace").splitlines()
 
 
 def _doctor_tells_all(stage: Stage, tally: Tally) -> None:

@@ -33,7 +33,8 @@ def many_runs(stage: Stage) -> Tally:
     lines = stage.tries(_MANY_LINES, 50_000)
     stage.say("writing runs")
     long_run, runs = _written(stage, home, count, lines)
-    with plane(stage, home, trainers=("stand-in=0.1",)) as service:
+    room = ("--max-running-runs", "8")
+    with plane(stage, home, *room, trainers=("stand-in=0.1",)) as service:
         for _ in range(4):
             service.wait_for_state(service.create("steady"), "running")
         stage.say("reading them")
@@ -68,10 +69,16 @@ def _timed(tally: Tally, service: Plane, path: str) -> tuple[float, int]:
 
 def _written(stage: Stage, home: Home, count: int, lines: int) -> tuple[str, list[str]]:
     """Returns a stopped run with many lines, and `count` with fewer, which are one file."""
+    import logging
+
+    import structlog
+
     from control_plane.runs.commands import RunCommands
     from control_plane.runs.store import Store
     from lectern_common.spec.load import parse_spec
 
+    quiet = structlog.make_filtering_bound_logger(logging.ERROR)  # not a line for each run
+    structlog.configure(wrapper_class=quiet)
     home.roots.runs.mkdir(exist_ok=True)
     store = Store.open(home.roots.runs / "control-plane.sqlite3")
     commands, spec = RunCommands(store), parse_spec(body_of("steady", 2 * lines))

@@ -51,12 +51,13 @@ def kind_of(name: str) -> str:
 
 
 def _stand_in(value: str) -> None:
-    from student_trainer.run import life
+    from student_trainer.run import fork_server, life
 
     def trained(folder: Any, roots: Any, recorder: Any, stop: Any, *, resume: bool) -> Any:
         return _train(folder, roots, recorder, stop, float(value), resume=resume)
 
     put(life, "_train_and_export", trained)
+    put(fork_server, "_load_trainer", lambda: None)
     put(life, "_recorder", _recorder_of(life._recorder))
 
 

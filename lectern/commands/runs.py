@@ -71,6 +71,8 @@ def list_runs(
         )
     with control_plane(url, token_file) as service:
         runs = service.list_runs([RunState(state) for state in states or []])
+        if not as_json:
+            _note_disk(service)
     if as_json:
         console.print_json([run.json for run in runs])
     elif not runs:
@@ -240,6 +242,22 @@ def delete(
         for run in deleted:
             print(f"{run.id}  deleted")
     _exit_with(refusals + further)
+
+
+def _note_disk(service: "Client") -> None:
+    """Says on standard error that the disk of the runs is nearly full, if it is."""
+    from lectern_common.errors import NotFound
+    from lectern_common.words import size
+
+    try:
+        disk = service.disk()
+    except NotFound:  # a control plane of an earlier release
+        return
+    if disk.low:
+        console.note(
+            f"the disk of the runs is nearly full: {size(disk.free_bytes)} free, and the next "
+            f"checkpoints of the active runs need {size(disk.needed_bytes)}; make room"
+        )
 
 
 def _confirm_deletion(runs: "list[RunStatus]") -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lectern.console import inert, out
 from lectern.terminal.pace import Pace
-from lectern.terminal.tables import condition
+from lectern.terminal.tables import condition, message_of
 from lectern_common.run.status import RunState, Status
 from lectern_common.words import duration
 
@@ -92,12 +92,12 @@ class LiveRun:
         seconds = status.stalled_seconds
         stalled = None if seconds is None else status.heartbeat - seconds
         self.condition = condition({"stalled_since": stalled, "activity": status.activity})
-        self._show(status)
+        self._show(status, status.message)
 
     def show_run(self, run: "RunStatus") -> None:
         """Updates from the control plane's answer."""
         self.condition = inert(condition(run.json))
-        self._show(run)
+        self._show(run, message_of(run))
 
     def add_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """Adds further metric records, in step order."""
@@ -138,10 +138,10 @@ class LiveRun:
             parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
         return "  ".join(parts)
 
-    def _show(self, source: "Status | RunStatus") -> None:
+    def _show(self, source: "Status | RunStatus", message: str | None) -> None:
         self.state = RunState(source.state)
         self.reason = source.reason
-        self.message = inert(source.message) if source.message else None
+        self.message = inert(message) if message else None
         self.step = source.step
         self.steps = source.steps
         self.device = source.device
@@ -254,8 +254,9 @@ class _LinePrinter:
     def show(self, views: Sequence[LiveRun]) -> None:
         now = time.monotonic()
         for view in views:
-            # What a run waits for may change while it is queued.
-            waits = view.message if view.state is RunState.QUEUED else None
+            # What a run waits for may change while it is queued or interrupted.
+            can_wait = view.state in (RunState.QUEUED, RunState.INTERRUPTED)
+            waits = view.message if can_wait else None
             now_is = (view.state, bool(view.condition), waits)
             before, step, when = self._shown.get(view.run_id, (None, -1, 0.0))
             if now_is != before or (view.step != step and now - when >= LINE_SECONDS):

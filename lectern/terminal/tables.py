@@ -47,8 +47,19 @@ def _row(run: "RunStatus") -> tuple[str, ...]:
         f"{run.step}/{run.steps}",
         *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
         "" if speed is None else f"{speed:,.0f}",
-        " ".join(inert(condition(run.json) or run.message or run.reason or "").split()),
+        " ".join(inert(_why(run)).split()),
     )
+
+
+def _why(run: "RunStatus") -> str:
+    return condition(run.json) or message_of(run) or run.reason or ""
+
+
+def message_of(run: "RunStatus") -> str | None:
+    """Returns the run's message, and what has to come true before it resumes by itself."""
+    if run.resumes_when is None:
+        return run.message
+    return f"{run.message or run.reason}; resumes by itself when {run.resumes_when}"
 
 
 def condition(run: Mapping[str, Any]) -> str:

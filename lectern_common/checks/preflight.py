@@ -34,6 +34,7 @@ from lectern_common.tokens.shards import (
     ShardManifest,
     open_shards,
     read_manifest,
+    require_intact,
 )
 from lectern_common.words import counted
 from protos import teacher_pb2
@@ -121,6 +122,27 @@ def startable(
         if check.error is not None:
             raise check.error
     return found
+
+
+def require_data(spec: RunSpec, roots: Roots, *, packs_chats: bool = True) -> None:
+    """Raises unless the run's datasets are there and every byte is as their manifests say.
+
+    Reads them whole.
+
+    Args:
+        packs_chats: see `examine`.
+
+    Raises:
+        LecternError: the error of the first failed check.
+    """
+    spec, found = with_documents(spec, roots), Found(packs_chats=packs_chats)
+    found.student, _ = _student(spec, roots)
+    for check in () if spec.data.path is None else _data(spec, roots, spec.data.path, found):
+        if check.error is not None:
+            raise check.error
+    for folder in _folders(spec, roots):
+        if folder is not None:
+            require_intact(folder)
 
 
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:

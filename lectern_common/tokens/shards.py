@@ -231,6 +231,20 @@ def open_masks(dataset: Path, manifest: ShardManifest) -> list[ShardFile] | None
     return masks
 
 
+def require_intact(dataset: Path) -> None:
+    """Reads a dataset whole. Raises CorruptData unless it is what its manifest says."""
+    manifest = read_manifest(dataset)
+    masks = open_masks(dataset, manifest)
+    digests = [("shards", corpus_sha256(open_shards(dataset, manifest)), manifest.corpus_sha256)]
+    if masks is not None:
+        digests.append(("masks", corpus_sha256(masks), manifest.mask_sha256 or ""))
+    for what, found, expected in digests:
+        if found != expected:
+            raise CorruptData(f"the {what} in {dataset} do not match its manifest; restore them")
+    read_document_starts(dataset, manifest)
+    read_chat_numbers(dataset, manifest)
+
+
 def read_document_starts(dataset: Path, manifest: ShardManifest) -> npt.NDArray[np.int64] | None:
     """Returns the index of each document's first token, rising from 0; None if unknown.
 

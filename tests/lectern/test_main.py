@@ -131,7 +131,7 @@ def test_every_error_ends_with_a_documented_exit_status():
         (["--no-such-option"], 2),
         (["no-such-command"], 2),
         (["train"], 2),
-        (["train", "no-such-file.yaml"], 2),
+        (["train", "no-such-file.yaml"], 3),
         (["runs", "show", "../etc", "--url", "http://127.0.0.1:1"], 2),
         (["runs", "list", "--url", "http://127.0.0.1:1"], 7),
         (["runs", "list", "--url", "127.0.0.1:1"], 2),
@@ -184,7 +184,7 @@ def test_a_traceback_is_printed_only_for_debugging(lectern, tmp_path, monkeypatc
     monkeypatch.setenv("LECTERN_DEBUG", "1")
     ended = lectern("train", tmp_path / "none.yaml")
     assert "Traceback" in ended.err
-    assert ended.err.endswith("No such file or directory\n")
+    assert ended.err.endswith("none.yaml\n")
 
 
 def test_an_unexpected_error_is_one_line_too(lectern, monkeypatch):

@@ -13,6 +13,7 @@ import { View } from "./view.js";
  * @property {Params} [params] what the charts take from the address; unknown names are ignored
  * @property {(params: Params) => void} [onParams] called when the user has changed something, with
  *   all that differs from the defaults, to be put into the address
+ * @property {() => void} [onStyles] called when `style` returns others than before
  * @property {string} [metric] key of the large chart at first
  * @property {boolean} [expanded] whether all metrics are shown at first
  * @property {(width: number) => number} [height] of the large chart, both in pixels
@@ -58,11 +59,16 @@ export class RunCharts {
    * @param {Options} [options]
    */
   constructor(container, options = {}) {
+    this.id = "";
     this.grid = newGrid(container, false, { place: "run", expanded: true, ...options });
   }
 
   /** @param {Entry | null} entry null: none, so nothing is fetched */
   update(entry) {
+    if (entry !== null) {
+      if (this.id !== "" && this.id !== entry.run.id) this.grid.view.seeAll();
+      this.id = entry.run.id;
+    }
     this.grid.update(entry === null ? [] : [entry]);
   }
 
@@ -76,11 +82,11 @@ export class RunCharts {
  * @param {boolean} isOfMany
  * @param {Options & {place: string, expanded: boolean}} options
  */
-function newGrid(container, isOfMany, { place, expanded, params, onParams, metric, height }) {
+function newGrid(container, isOfMany, { place, expanded, params, onParams, onStyles, metric, height }) {
   container.classList.add("charts");
   const first = metric ?? "loss/val";
   const view = new View(place, params ?? {}, { metric: first }, onParams ?? (() => {}));
   return new Grid(container, view, {
-    isOfMany, expanded, height: height ?? ((width) => (width < 560 ? 240 : 350)),
+    isOfMany, expanded, onStyles: onStyles ?? (() => {}), height: height ?? ((width) => (width < 560 ? 240 : 350)),
   });
 }

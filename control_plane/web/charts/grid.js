@@ -32,9 +32,11 @@ export class Grid {
   /**
    * @param {HTMLElement} container empty; filled with the charts
    * @param {View} view
-   * @param {{isOfMany: boolean, expanded: boolean, height: (width: number) => number}} options
+   * @param {{isOfMany: boolean, expanded: boolean, onStyles: () => void,
+   *   height: (width: number) => number}} options
    */
-  constructor(container, view, { isOfMany, expanded, height }) {
+  constructor(container, view, { isOfMany, expanded, onStyles, height }) {
+    this.onStyles = onStyles;
     this.container = container;
     this.view = view;
     this.isOfMany = isOfMany;
@@ -108,7 +110,9 @@ export class Grid {
     const runs = entries.map(({ run }) => run);
     this.store.want({ runs, points, axis: view.x, zoom: view.zoom });
     this.controls.update(entries, keys);
+    const before = this.styles;
     this.styles = stylesOf(entries, view);
+    if (!areSame(before, this.styles)) this.onStyles();
     /** @type {Map<string, Drawn>} */
     const drawn = new Map([...points.keys()].map((key) => [key, this.linesOf(key)]));
     const x = extent([...drawn.values()].flatMap(({ lines }) => lines.flatMap(({ x: xs }) =>
@@ -260,6 +264,13 @@ function stylesOf(entries, { color }) {
   return new Map(groupsOf(entries, color).flatMap((group, index) =>
     group.entries.map(({ run }) => /** @type {const} */ ([run.id, lineStyle(index)]))));
 }
+
+/**
+ * @param {ReturnType<typeof stylesOf>} one
+ * @param {ReturnType<typeof stylesOf>} other
+ */
+const areSame = (one, other) =>
+  JSON.stringify([...(one ?? [])]) === JSON.stringify([...(other ?? [])]);
 
 /**
  * Returns why there is nothing to draw.

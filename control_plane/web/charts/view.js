@@ -110,6 +110,14 @@ export class View {
     this.tell();
   }
 
+  /** Forgets the part of the charts that was looked at: another run has other steps and values. */
+  seeAll() {
+    if (this.zoom === null && this.limits.size === 0) return;
+    this.zoom = null;
+    this.limits.clear();
+    this.tell();
+  }
+
   tell() {
     const params = this.params();
     const changed = Object.entries(params).filter(([key, value]) => value !== this.defaults[key]);

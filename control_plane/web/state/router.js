@@ -31,8 +31,8 @@ export function setParams(changes) {
   const path = location.hash.replace(/^#/, "").split("?")[0] || "/";
   const { params } = route();
   for (const [name, value] of Object.entries(changes)) {
+    params.delete(name); // so that equal views have equal addresses, whatever came first
     if (value) params.set(name, value);
-    else params.delete(name);
   }
   const query = String(params).replaceAll("%2C", ",").replaceAll("%2F", "/");
   const hash = query ? `#${path}?${query}` : `#${path}`;

@@ -188,7 +188,7 @@ def test_a_database_without_free_connections_is_busy(tmp_path, monkeypatch):
         raise sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached")
 
     with serving(tmp_path) as (client, plane):
-        monkeypatch.setattr(plane.runs, "find", no_connection)
+        monkeypatch.setattr(plane.runs, "search", no_connection)
         response = client.get("/runs")
     problem_of(response, 503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1

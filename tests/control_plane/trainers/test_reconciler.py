@@ -252,9 +252,9 @@ def test_a_trainer_without_any_status_fails_with_its_last_log_line(bench):
     assert bench.runs.get(run.id).message.endswith("ImportError: no torch")
 
 
-@pytest.mark.parametrize("reason", ["teacher_unavailable", "disk_full"])
-def test_a_run_that_interrupts_itself_waits_for_the_user(bench, reason):
-    run = bench.started()
+@pytest.mark.parametrize("reason", ["teacher_unavailable", "some_other_reason"])
+def test_a_run_whose_end_does_not_heal_waits_for_the_user(bench, reason):
+    run = bench.started()  # without a teacher that could answer again
     bench.processes.last().say("interrupted", reason=reason, message="why")
     bench.processes.last().end(75)
     bench.tick(1)

@@ -39,8 +39,8 @@ def test_errors_stand_at_their_fields_and_a_mended_form_starts_the_run(page, hom
 
 def test_compared_runs_show_the_settings_in_which_they_differ(page, home):  # noqa: F811
     service = Service(home)
-    for name, rate in (("steady-a", 1e-4), ("steady-b", 3e-4)):
-        run_id = service.create(name, steps=3, optimizer={"learning_rate": rate})
+    for seed, (name, rate) in enumerate((("steady-a", 1e-4), ("steady-b", 3e-4)), start=1):
+        run_id = service.create(name, steps=3, optimizer={"learning_rate": rate}, seed=seed)
         service.wait(run_id, "succeeded")
     open_page(page, service)
     wait_for(lambda: page.locator(".choose").count() == 2)
@@ -48,6 +48,7 @@ def test_compared_runs_show_the_settings_in_which_they_differ(page, home):  # no
         box.check()
     page.locator("#compare-link").click()
     rows = page.locator(".compare tr[data-path]")
-    wait_for(lambda: rows.count() == 1)
-    assert rows.locator("td").all_inner_texts() == ["3e-4", "1e-4"]
+    wait_for(lambda: rows.count() == 2)
+    texts = [row.split() for row in rows.all_inner_texts()]
+    assert sorted(texts) == [["optimizer.learning_rate", "3e-4", "1e-4"], ["seed", "2", "1"]]
     assert page.locator(".compare .lowest").count() == 1

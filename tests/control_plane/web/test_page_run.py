@@ -247,3 +247,55 @@ def test_a_run_that_is_deleted_leaves_the_page(page, home):  # noqa: F811
     assert service.client.delete(f"/runs/{gone}").status_code == 204
     wait_for(lambda: page.locator(".row.run .name").all_inner_texts() == ["steady-stays"])
     wait_for(lambda: not page.locator("#view-run").is_visible())
+
+
+def test_a_token_in_the_address_opens_the_page_and_leaves_the_address(page, home):  # noqa: F811
+    service = Service(home, token=True)
+    run_id = service.create(steps=3)
+    token = service.client.headers["authorization"].removeprefix("Bearer ")
+    open_page(page, service, f"/?metric=loss/ce#token={token}")
+    wait_for(lambda: page.locator(".row.run").count() == 1)
+    assert not page.locator("#ask-token").is_visible()
+    assert token not in page.url
+    assert page.evaluate("sessionStorage.getItem('lectern-token')") == token
+    assert "metric=loss" in page.evaluate("location.search")
+    page.locator(".row.run .name").click()
+    wait_for(page.locator("#view-run").is_visible)
+    assert page.evaluate("location.hash") == f"#/runs/{run_id}"
+    page.reload()
+    wait_for(lambda: page.locator("#run-title").inner_text() == "steady")
+
+
+def test_each_view_keeps_the_choices_of_its_own_charts_in_the_address(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=20)
+    service.wait(run_id, "succeeded")
+    open_page(page, service, f"/?metric=loss/total#/runs/{run_id}?tab=log")
+    title = page.locator("#run-charts .chart-main .curve-title")
+    wait_for(lambda: title.inner_text() == "Training loss")
+    page.locator("#run-charts").get_by_role("radio", name="Cross entropy").click()
+    wait_for(lambda: page.evaluate("location.search") == "?metric=loss%2Fce")
+    assert page.evaluate("location.hash") == f"#/runs/{run_id}?tab=log"
+    page.locator("[data-back]").click()
+    wait_for(lambda: page.evaluate("location.search") == "")
+    assert page.locator("#curves .curve-title").inner_text() == "Validation loss"
+    page.go_back()
+    wait_for(lambda: page.evaluate("location.search") == "?metric=loss%2Fce")
+
+
+def test_earlier_history_is_loaded_when_asked_for(page, home):  # noqa: F811
+    service = Service(home)
+    run_id = service.create(steps=3)
+    service.wait(run_id, "succeeded")
+    for step in range(260):
+        folder_of(home, run_id).append_event("note", message=f"note {step}.")
+    open_page(page, service, f"/#/runs/{run_id}")
+    notes = page.locator(".events li[data-kind=note]")
+    wait_for(lambda: notes.count() == 50)
+    more = page.get_by_role("button", name="Show earlier")
+    more.click()
+    wait_for(lambda: notes.count() >= 150)
+    while more.is_visible():
+        more.click()
+        wait_for(lambda: more.is_enabled() or not more.is_visible())
+    wait_for(lambda: notes.count() == 260)

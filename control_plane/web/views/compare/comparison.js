@@ -4,6 +4,7 @@
 import { get } from "../../api.js";
 import { Overview } from "../../charts/charts.js";
 import { make, setText, show } from "../../dom.js";
+import { chartOptions } from "../../state/chart_address.js";
 import { loadSchemas } from "../lists/settings.js";
 import { nameAmong } from "./heads.js";
 import { resultsTable, settingsTable } from "./tables.js";
@@ -33,7 +34,7 @@ export class Comparison {
     this.charts = make("section", { className: "card curves" });
     this.charts.setAttribute("aria-label", "Curves");
     this.samples = make("div");
-    this.overview = new Overview(this.charts, {});
+    this.overview = new Overview(this.charts, { place: "compare", ...chartOptions("compare") });
     element.append(make(
       "div",
       { className: "compare" },

@@ -16,7 +16,7 @@ export function resultsTable(runs) {
   const now = Date.now() / 1000;
   const rows = RESULTS.map(columnOf).filter((column) => column !== undefined).map((column) => {
     const values = runs.map((run) => column.value(run)).filter((value) => typeof value === "number");
-    const isRanked = LOWEST_IS_BEST.has(column.key) && values.length > 1;
+    const isRanked = LOWEST_IS_BEST.has(column.key) && new Set(values).size > 1;
     const lowest = isRanked ? Math.min(...values) : null;
     const cells = runs.map((run) => {
       const text = column.text(run, now);

@@ -113,7 +113,8 @@ export const COLUMNS = [
   {
     key: "device", label: "Device", title: "Where it trains", sort: "device",
     value: (run) => run.device,
-    text: (run) => run.device ?? "\u2013",
+    text: (run) => run.slots.join(", ") || (run.device ?? "\u2013"),
+    note: (run) => run.threads === null ? "" : `${run.threads} CPU thread${run.threads === 1 ? "" : "s"}`,
   },
   {
     key: "created", label: "Created", title: "When it was accepted", sort: "created_at",

@@ -1,18 +1,20 @@
 // @ts-check
 // One row of the list of runs. It is filled again only when its run or the columns have changed.
 
-import { paintLine } from "../../charts/drawing/palette.js";
+import { paint } from "../../charts/drawing/palette.js";
 import { make, setText, show } from "../../dom.js";
 import { dateTime, explanation, validation } from "../../format.js";
 import { pathOfRun } from "../../state/router.js";
 
 /** @import { ShownRun } from "../../types.d.ts" */
+/** @import { Style } from "../../charts/drawing/palette.js" */
 /** @import { Column } from "./columns.js" */
 
 /**
  * @typedef {object} Handlers
  * @property {(id: string) => boolean} isDrawn whether it is in the chart
  * @property {(id: string) => boolean} isChosen to be compared
+ * @property {(run: ShownRun) => Style} styleOf how its line is drawn
  * @property {(id: string) => void} toggleDrawn
  * @property {(id: string) => void} toggleChosen
  */
@@ -105,7 +107,7 @@ export class Row {
       ? "Shown in the chart; click to hide"
       : "Hidden from the chart; click to show";
     this.choose.checked = handlers.isChosen(run.id);
-    paintLine(this.line, run.index);
+    paint(this.line, handlers.styleOf(run));
   }
 
   /**

@@ -3,7 +3,7 @@
 
 import { post, remove } from "../../api.js";
 import { byId, setText, show } from "../../dom.js";
-import { count, isActive, isActiveOrQueued } from "../../format.js";
+import { count, isActive, isActiveOrQueued, resumesItself } from "../../format.js";
 import { pathOfRun } from "../../state/router.js";
 
 /** @import { ShownRun } from "../../types.d.ts" */
@@ -22,9 +22,9 @@ export function makeActions(shown) {
 
 /** @param {ShownRun} run */
 export function showActions(run) {
-  show(byId("stop"), STOPPABLE.has(run.state) || run.resumes_at !== null);
+  show(byId("stop"), STOPPABLE.has(run.state) || resumesItself(run));
   show(byId("resume"), run.resumable);
-  setText(byId("resume"), run.resumes_at === null ? "Resume" : "Resume now");
+  setText(byId("resume"), resumesItself(run) ? "Resume now" : "Resume");
   const isIdle = !isActiveOrQueued(run);
   show(byId("edit"), isIdle);
   show(byId("delete"), isIdle);

@@ -32,18 +32,37 @@ export function factsOf(run, folder, now) {
     ["Learns from", learnsFrom(run)],
     ["Teacher", run.teacher ?? "none"],
     ["Data", run.dataset ?? "synthetic"],
-    ["Device", run.device ?? "\u2013"],
+    ["Device", devicesOf(run)],
+    ["Doing", run.activity === null ? "\u2013" : DOING[run.activity] ?? run.activity],
     ["Tokens/s", count(run.tokens_per_second)],
     ["Teacher wait", hasTeacher ? percent(run.teacher_wait_share) : "\u2013"],
     ["Elapsed", duration(elapsed(run, now))],
     ["Checkpoint", checkpointOf(run, now)],
     ["Attempt", joined(
       String(run.attempt || "\u2013"), run.restarts > 0 && `${run.restarts} automatic restarts`,
+      run.heals > 0 && `went on by itself ${run.heals} times`,
     )],
     ["Created", dateTime(run.created_at)],
   ];
   if (run.state === "succeeded" && folder) facts.push(["Export", exportOf(folder)]);
   return facts;
+}
+
+/** @type {Record<string, string>} by `activity` */
+const DOING = {
+  starting: "starting", step: "training steps", evaluation: "evaluating",
+  checkpoint: "writing a checkpoint", export: "exporting the student",
+};
+
+/**
+ * "cuda:0, cuda:1", "cpu \u00b7 2 threads"
+ *
+ * @param {ShownRun} run
+ */
+function devicesOf({ slots, device, threads }) {
+  const each = slots.length > 1 ? " each" : "";
+  const cpus = threads === 1 ? "1 thread" : `${count(threads)} threads`;
+  return joined(slots.join(", ") || device, threads !== null && `${cpus}${each}`) || "\u2013";
 }
 
 /**

@@ -12,6 +12,7 @@ const LINES = 2000;
 export class LogRoom {
   constructor() {
     this.text = "";
+    this.top = 0;
     this.search = make("input", { type: "search", placeholder: "Find in the log" });
     this.search.setAttribute("aria-label", "Find in the log");
     this.follow = make("input", { type: "checkbox", checked: true });
@@ -28,9 +29,16 @@ export class LogRoom {
     );
     this.search.addEventListener("input", () => this.fill());
     this.follow.addEventListener("change", () => this.fill());
-    this.log.addEventListener("wheel", ({ deltaY }) => {
-      if (deltaY < 0) this.follow.checked = false;
-    }, { passive: true });
+    this.log.addEventListener("scroll", () => this.onScroll(), { passive: true });
+  }
+
+  /** Follows only while the end is in sight, however the user got there. */
+  onScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.log;
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < 40;
+    if (!isAtEnd) this.follow.checked = false;
+    else if (scrollTop > this.top) this.follow.checked = true;
+    this.top = scrollTop;
   }
 
   clear() {

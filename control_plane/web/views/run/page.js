@@ -7,6 +7,7 @@ import { byId, choices, make, setText, show } from "../../dom.js";
 import {
   STATES, clockTime, count, eta, explanation, isActive, joined,
 } from "../../format.js";
+import { chartOptions } from "../../state/chart_address.js";
 import { route, setParams } from "../../state/router.js";
 import { get } from "../../api.js";
 import { clearNote, makeActions, showActions } from "./actions.js";
@@ -52,7 +53,7 @@ export class RunPage {
     this.run = null;
     /** @type {RunDetail | null} */
     this.detail = null;
-    this.charts = new RunCharts(byId("run-charts"));
+    this.charts = new RunCharts(byId("run-charts"), chartOptions("run"));
     /** @type {Map<string, Room>} */
     this.rooms = new Map(ROOMS.map(([name, _label, newRoom]) => [name, newRoom()]));
     this.tab = ROOMS[0][0];

@@ -2,12 +2,13 @@
 // What happened to a run, in words: newest first, repetitions in one line. Each line opens to the
 // fields as the trainer wrote them.
 
-import { make } from "../../dom.js";
+import { get } from "../../api.js";
+import { byId, make, setText, show } from "../../dom.js";
 import {
   STATES, clockTime, count, dateTime, exportOf, joined, loss, percent, sentence, size, wait,
 } from "../../format.js";
 
-/** @import { HistoryEntry, RunDetail, ShownRun } from "../../types.d.ts" */
+/** @import { HistoryEntry, HistoryPage, RunDetail, ShownRun } from "../../types.d.ts" */
 
 /** @typedef {Record<string, any>} Details what the trainer wrote, so any field may be missing */
 
@@ -73,40 +74,79 @@ const WORDS = new Map([
   ["teacher_bound", (_details, message) => ["Slowed by its teacher", sentence(message)]],
 ]);
 
+const PAGE = 200; // of GET /runs/ID/history, at most
+const LEFT_OUT_FROM = 50; // with fewer entries, a run's recent history is all of it
+
 export class TimelineRoom {
   constructor() {
     this.list = make("ol", { className: "events" });
-    this.element = make("div", {}, this.list);
-    this.text = "";
+    this.more = make("button", { type: "button", className: "quiet", textContent: "Show earlier" });
+    this.more.addEventListener("click", () => this.loadEarlier());
+    this.element = make("div", {}, this.list, make("p", { className: "more" }, this.more));
+    /** @type {Map<string, HistoryEntry>} by their text, so that none is shown twice */
+    this.entries = new Map();
+    this.id = this.folder = "";
+    /** @type {string | null} where earlier entries begin; "" before the first request for them */
+    this.cursor = "";
+    show(this.more, false);
   }
 
   /**
-   * @param {ShownRun} _run
+   * @param {ShownRun} run
    * @param {RunDetail | null} detail
    */
-  load(_run, detail) {
-    if (detail !== null) this.show(detail.history, detail.folder);
+  load({ id }, detail) {
+    if (detail === null) return;
+    this.id = id;
+    this.folder = detail.folder;
+    this.add(detail.history);
   }
 
   clear() {
-    this.text = "";
+    this.entries.clear();
+    this.id = this.cursor = "";
     this.list.replaceChildren();
+    show(this.more, false);
+  }
+
+  /** Loads pages until one has something that is not shown yet. */
+  async loadEarlier() {
+    const { id } = this;
+    this.more.disabled = true;
+    try {
+      for (let isNews = false; !isNews && this.cursor !== null;) {
+        const rest = this.cursor && `&cursor=${this.cursor}`;
+        /** @type {HistoryPage} */
+        const page = await get(`/runs/${id}/history?limit=${PAGE}${rest}`);
+        if (this.id !== id) return;
+        this.cursor = page.next_cursor;
+        isNews = this.add(page.entries.reverse());
+      }
+      show(this.more, this.cursor !== null);
+    } catch (error) {
+      setText(byId("action-note"), error instanceof Error ? error.message : String(error));
+    } finally {
+      this.more.disabled = false;
+    }
   }
 
   /**
-   * Shows what happened. Lines that the user has opened stay open.
+   * Adds what is not shown yet. Lines that the user has opened stay open.
    *
    * @param {HistoryEntry[]} history oldest first
-   * @param {string} folder of the run
+   * @returns {boolean} whether there was any
    */
-  show(history, folder) {
-    const text = JSON.stringify(history);
-    if (text === this.text) return;
-    this.text = text;
+  add(history) {
+    const before = this.entries.size;
+    for (const entry of history) this.entries.set(JSON.stringify(entry), entry);
+    if (this.entries.size === before) return false;
+    show(this.more, this.cursor !== null && this.entries.size >= LEFT_OUT_FROM);
+    const sorted = [...this.entries.values()].sort((one, other) => one.at - other.at);
     const shown = [...this.list.querySelectorAll("details")];
     const openKeys = new Set(shown.filter(({ open }) => open).map(({ dataset }) => dataset.key));
-    const items = grouped(history).map((entries) => newItem(entries, folder, openKeys));
+    const items = grouped(sorted).map((entries) => newItem(entries, this.folder, openKeys));
     this.list.replaceChildren(...items.reverse());
+    return true;
   }
 }
 
