@@ -282,6 +282,19 @@ def test_the_server_is_heard_however_many_descriptors_are_in_use(server, tmp_pat
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_without_a_free_descriptor_no_server_is_started_and_nothing_is_raised(server):
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: not server.living and server.pid is None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert not server.is_ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert server.pid is None
+    assert wait_for(server.is_ready)
+
+
 def test_a_forked_process_that_nobody_tells_what_it_is_ends(server, tmp_path):
     """So ends one whose control plane was killed before it knew the pid."""
     folder = new_folder(tmp_path)
