@@ -269,7 +269,7 @@ def test_the_server_is_heard_however_many_descriptors_are_in_use(server, tmp_pat
     wait_for(server.is_ready)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, limits[1]), limits[1]))
-    taken = []
+    taken: list[int] = []
     try:
         os.kill(server.pid, signal.SIGKILL)
         wait_for(lambda: not server.living and server.pid is None)
