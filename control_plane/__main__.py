@@ -110,7 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         help="leave: trainers keep running, and are adopted at the next start; stop: they write a "
         "checkpoint and end, and resume at the next start",
     )
-    add("--stop-grace-seconds", type=float, default=STOP_GRACE_SECONDS, metavar="S")
+    add(
+        "--stop-grace-seconds",
+        type=float,
+        default=STOP_GRACE_SECONDS,
+        metavar="S",
+        help=f"from the request to stop a trainer to SIGKILL ({STOP_GRACE_SECONDS:g})",
+    )
     add(
         "--fork-server",
         action=argparse.BooleanOptionalAction,

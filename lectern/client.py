@@ -39,7 +39,7 @@ CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
 _WHERE_IT_LIES = (
-    "it lies in secrets/control-plane under the control plane's home; give that file as "
+    "the right one lies in secrets/control-plane under the control plane's home; give that file as "
     "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
 )
 

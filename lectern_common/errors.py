@@ -12,6 +12,7 @@ side.
     |-- Conflict              the current state does not allow the request
     |   `-- FolderMissing     what the run has written so far was removed
     |-- Unauthenticated       no token, or a wrong one
+    |   |-- ReadOnlyToken     a token that does not allow this
     |   `-- Untrusted         TLS: one side does not trust the other
     |-- Incompatible          two parts are each valid, but do not fit together
     |   |-- TokenizerMismatch
@@ -110,6 +111,14 @@ class Unauthenticated(LecternError):
     grpc_code = "UNAUTHENTICATED"
     http_status = 401
     exit_code = 5
+
+
+class ReadOnlyToken(Unauthenticated):
+    """The bearer token may only read."""
+
+    reason = "read_only_token"
+    grpc_code = "PERMISSION_DENIED"
+    http_status = 403
 
 
 class Untrusted(Unauthenticated):

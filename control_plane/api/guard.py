@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from control_plane.api.problems import problem
+from control_plane.api.problems import of_error, problem
+from lectern_common.errors import ReadOnlyToken
 from lectern_common.spec.load import MAX_SPEC_BYTES
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -118,12 +119,14 @@ class Guard:
         if self._read is None or not hmac.compare_digest(given, self._read):
             return problem(
                 401,
-                "this control plane requires its bearer token",
+                "the bearer token is wrong"
+                if given
+                else "this control plane requires its bearer token",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if method in _READ_METHODS:
             return None
-        return problem(403, "this token may only read (GET); use the full one", "read_only_token")
+        return of_error(ReadOnlyToken("this token may only read (GET); use the full one"))
 
 
 _TOO_LARGE = f"a body may have at most {MAX_BODY_BYTES} bytes"

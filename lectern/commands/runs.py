@@ -113,16 +113,16 @@ def watch(
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show runs live, with loss curves, until all have ended; say where their exports lie.
+    """Show runs live, with loss curves, until all have ended.
 
-    Exits with 0 if all succeeded or were stopped, 1 if one failed, 75 if one was interrupted and
-    can be resumed unchanged. Ctrl-C stops the watching, not the runs. While the control plane is
-    away, as during a restart, it asks again for up to 600 s.
+    Says at the end where their exports lie. Exits with 0 if all succeeded or were stopped, 1 if one
+    failed, 75 if one was interrupted and can be resumed unchanged. Ctrl-C stops the watching, not
+    the runs. While the control plane is away, as during a restart, it asks again for up to 600 s.
     """
     with control_plane(url, token_file) as service:
         wanted = run_ids or [run.id for run in service.list_runs() if not run.rests]
         if not wanted:
-            console.note("no runs to watch: all have ended")
+            console.note("no runs to watch: none is queued or trains")
             return
         _watch(service, wanted, as_json=as_json)
 

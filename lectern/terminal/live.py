@@ -134,7 +134,8 @@ class LiveRun:
         if self.condition:
             parts.append(self.condition)
         if self.state is not RunState.RUNNING:
-            reason = f"({self.reason})" if self.reason else ""
+            is_news = self.reason and self.reason != str(self.state)
+            reason = f"({self.reason})" if is_news else ""
             parts += [part for part in (f"{reason} {self.message or ''}".strip(),) if part]
         return "  ".join(parts)
 

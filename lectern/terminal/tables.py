@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 _HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
 _LEFT = ("run", "state", "why")
 _TIMES = frozenset(
-    {"at", "since", "created_at", "resumes_at", "heartbeat", "stale_since", "stalled_since"}
+    {
+        *("at", "since", "created_at", "resumes_at", "checkpoint_at", "completed_at"),
+        *("heartbeat", "stale_since", "stalled_since", "time"),
+    }
 )
 _CUT = "..."
 

@@ -90,11 +90,13 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _rows_divide_among_devices(self) -> Self:
         rows, count = self.batch.sequences_per_step, self.device.count
-        if rows % count or self.rows_per_device % self.micro_batch:
+        if rows % count:
+            raise ValueError(f"device.count {count} must divide batch.sequences_per_step {rows}")
+        if self.rows_per_device % self.micro_batch:
             raise ValueError(
-                f"device.count {count} must divide batch.sequences_per_step {rows}, and "
-                f"batch.micro_batch_sequences {self.batch.micro_batch_sequences} must divide the "
-                "rows of each device"
+                f"batch.micro_batch_sequences {self.micro_batch} must divide the rows of each "
+                f"device, {self.rows_per_device}: batch.sequences_per_step {rows} by device.count "
+                f"{count}"
             )
         return self
 

@@ -59,7 +59,7 @@ def open_teaching(
         allow_same_weights=teacher.allow_same_weights,
         take_received=remote.take_received,
         cancel=remote.cancel,
-        advice=_advice(teacher, model),
+        advice=_advice(teacher, model, remote),
         model=model,
         untaught=untaught,
     )
@@ -123,13 +123,12 @@ def _warn_of_beginnings(
         run.recorder.event("beginnings_differ", message=f"{check.message}; {check.advice}")
 
 
-def _advice(teacher: TeacherSpec, model: teacher_pb2.Model) -> WaitAdvice:
-    return WaitAdvice(
-        TeacherFacts(
-            teacher.representation,
-            teacher.prefetch_steps,
-            num_replicas=len(teacher.address.split(",")),
-            mode=model.mode,
-            tokens_per_second=model.measured_tokens_per_second,
-        )
+def _advice(teacher: TeacherSpec, model: teacher_pb2.Model, remote: RemoteTeacher) -> WaitAdvice:
+    facts = TeacherFacts(
+        teacher.representation,
+        teacher.prefetch_steps,
+        num_replicas=len(teacher.address.split(",")),
+        mode=model.mode,
+        tokens_per_second=model.measured_tokens_per_second,
     )
+    return WaitAdvice(facts, remote.away_seconds)

@@ -1,11 +1,12 @@
 """Advice on what to change when a run waits for its teacher.
 
 A run that waited for more than SAID_ABOVE of its last OVER_STEPS steps' time gets advice once, from
-its own settings; and again only after that share was below OVER_BELOW over as many steps.
+its own settings; and again only after that share was below OVER_BELOW over as many steps. A teacher
+that was away is not a slow one: that time counts neither as waited nor as time of the steps.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lectern_common.words import size
@@ -46,10 +47,15 @@ class WaitAdvice:
 
     Args:
         facts: about the run's teacher.
+        away_seconds: returns how long the teacher has been away so far, over all outages.
     """
 
-    def __init__(self, facts: TeacherFacts) -> None:
+    def __init__(
+        self, facts: TeacherFacts, away_seconds: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._facts = facts
+        self._away_seconds = away_seconds
+        self._away_before = away_seconds()
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=OVER_STEPS)
         self._said = False
 
@@ -59,6 +65,9 @@ class WaitAdvice:
         if seconds is None or waited is None:
             return None
         tokens = (metrics.get("perf/tokens_per_second") or 0.0) * seconds
+        before, self._away_before = self._away_before, self._away_seconds()
+        away = min(self._away_before - before, waited)
+        seconds, waited = seconds - away, waited - away
         self._recent.append((waited, seconds, tokens))
         total = sum(seconds for _, seconds, _ in self._recent)
         if len(self._recent) < OVER_STEPS or total <= 0:

@@ -64,6 +64,11 @@ class TeacherCalls:
         """Where the servers are, as lectern_common/teacher/address.py says."""
         return self._replicas.address
 
+    @property
+    def away_seconds(self) -> float:
+        """Seconds that no server could be reached so far, over all outages."""
+        return self._outage.away_seconds
+
     def close(self) -> None:
         """Cancels the calls in flight and closes the connections."""
         self._closed.set()

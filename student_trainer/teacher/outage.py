@@ -52,7 +52,15 @@ class Outage:
         self._clock = clock
         self._wall_clock = wall_clock
         self._began: float | None = None
+        self._past_seconds = 0.0  # of the outages that are over
         self._lock = threading.Lock()
+
+    @property
+    def away_seconds(self) -> float:
+        """Seconds that the teacher has been away so far, over all outages."""
+        with self._lock:
+            now = self._clock() - self._began if self._began is not None else 0.0
+            return self._past_seconds + now
 
     def until_answered(self, ask: Callable[[float | None], _Answer]) -> _Answer:
         """Returns what `ask` returns, with retries as the module's docstring says.
@@ -115,6 +123,8 @@ class Outage:
         with self._lock:
             if self._began is None:
                 return
-            _log.info("teacher_back", away_seconds=round(self._clock() - self._began, 3))
+            away = self._clock() - self._began
+            _log.info("teacher_back", away_seconds=round(away, 3))
+            self._past_seconds += away
             self._began = None
             self._on_change(None)

@@ -90,6 +90,10 @@ class RemoteTeacher:
         """Ends the calls in flight and all later ones with StopRequested; cannot be undone."""
         self._calls.cancel()
 
+    def away_seconds(self) -> float:
+        """Returns how long no server could be reached so far, in seconds, over all outages."""
+        return self._calls.away_seconds
+
     def take_received(self) -> tuple[int, int]:
         """Returns (bytes, positions) of the LogitsForBatch replies since the last call.
 

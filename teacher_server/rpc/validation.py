@@ -37,8 +37,8 @@ def require_model(expected_fingerprint: str, facts: ModelFacts) -> None:
     """Raises WrongModel if the client expects another model; "" accepts any model."""
     if expected_fingerprint not in ("", facts.fingerprint):
         raise WrongModel(
-            f"this server's model is {facts.model_id}, fingerprint {facts.fingerprint[:16]}...; "
-            f"expected {expected_fingerprint[:16]!a}..."
+            f"this server's model is {facts.model_id} (fingerprint {facts.fingerprint[:12]}); "
+            f"expected fingerprint {expected_fingerprint[:12]!a}"
         )
 
 

@@ -114,6 +114,16 @@ def test_nothing_is_disclosed_without_the_token(locked, path, headers):
     assert TOKEN not in response.text
 
 
+def test_a_wrong_token_and_none_are_told_apart(locked):
+    missing = "this control plane requires its bearer token"
+    for headers in ({}, bearer(""), {"authorization": f"Basic {TOKEN}"}):
+        assert locked.get("/runs", headers=headers).json()["detail"] == missing
+    for given in ("wrong", TOKEN + "x"):
+        assert locked.get("/runs", headers=bearer(given)).json()["detail"] == (
+            "the bearer token is wrong"
+        )
+
+
 def test_a_token_in_the_url_does_not_count(locked):
     response = locked.get("/runs", params={"token": TOKEN, "authorization": f"Bearer {TOKEN}"})
     problem_of(response, 401, "unauthenticated")

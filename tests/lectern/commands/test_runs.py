@@ -111,6 +111,23 @@ def test_samples_are_printed_side_by_side_without_escape_sequences(runs, tmp_pat
     ]
 
 
+def test_tokens_that_do_not_serve_say_what_is_wrong_with_them(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("LECTERN_TOKEN", "wrong")
+    wrong = runs("list")
+    assert (wrong.code, wrong.err.split(":")[1]) == (5, " the bearer token is wrong")
+    assert "the right one lies in secrets/control-plane" in wrong.err
+
+    read = (tmp_path / "secrets/control-plane-read").read_text().strip()
+    monkeypatch.setenv("LECTERN_TOKEN", read)
+    assert runs("list").code == 0
+    for words in (("create", write_spec(tmp_path, SUCCEEDS)), ("stop", "a-1")):
+        refused = runs(*words)
+        assert (refused.code, refused.err) == (
+            5,
+            "error: this token may only read (GET); use the full one\n",
+        )
+
+
 def test_watching_a_run_that_fails_exits_with_1(runs, tmp_path):
     ended = runs("create", write_spec(tmp_path, FAILS), "--watch")
 

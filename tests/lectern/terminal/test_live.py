@@ -96,6 +96,12 @@ def test_a_run_at_rest_shows_its_reason():
     assert shown.line().endswith("(diverged) the loss is not finite")
 
 
+def test_a_reason_that_the_state_says_already_is_not_repeated():
+    shown = view(state=RunState.STOPPED, reason="stopped", message="stopped on request")
+
+    assert shown.line().endswith("teacher wait 25%  stopped on request")
+
+
 def drawn(views: list[LiveRun], width: int) -> list[str]:
     written = io.StringIO()
     console = Console(width=width, file=written)

@@ -54,3 +54,10 @@ def test_a_run_that_is_stalled_or_silent_says_so():
         "no heartbeat from the trainer since 2020-02-03 14:05:06"
     )
     assert with_dates({"stalled_since": then})["stalled_since"].year == 2020
+
+
+def test_the_time_of_a_checkpoint_and_of_the_last_metrics_are_dates():
+    shown = with_dates({"checkpoint_at": 60.4, "latest": {"time": 61.0, "time/step_seconds": 0.5}})
+    assert shown["checkpoint_at"] == datetime.fromtimestamp(60).astimezone()
+    assert shown["latest"]["time"] == datetime.fromtimestamp(61).astimezone()
+    assert shown["latest"]["time/step_seconds"] == 0.5

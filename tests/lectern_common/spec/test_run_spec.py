@@ -197,7 +197,7 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
                 "batch": {"sequences_per_step": 12, "micro_batch_sequences": 4},
             },
             "",
-            "the rows of each device",
+            "batch.micro_batch_sequences 4 must divide the rows of each device, 6: ",
         ),
         ({"device": {"max_restarts": 2}}, "device", "no effect with count 1"),
         ({"student": {"config": "a", "lora": {}}}, "student", "lora has no effect"),
@@ -228,6 +228,11 @@ def test_a_bad_field_is_named_with_what_is_wrong(
     found = problems(**sections)
     assert found[0][0] == field
     assert word in found[0][1]
+
+
+def test_a_number_of_devices_is_refused_without_a_word_about_fields_that_are_not_set() -> None:
+    found = problems(device={"count": 5})
+    assert found == [("", "device.count 5 must divide batch.sequences_per_step 8")]
 
 
 def test_all_problems_are_reported_at_once() -> None:

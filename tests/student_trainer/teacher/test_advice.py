@@ -71,6 +71,29 @@ def test_metrics_of_only_an_evaluation_are_not_a_step() -> None:
     assert len(said(waits, 0.9, steps=1)) == 1
 
 
+def test_a_teacher_that_was_away_is_not_a_slow_one() -> None:
+    """A restart of 100 s within one step gives no advice; a slow teacher after it does."""
+    away = 0.0
+    waits = WaitAdvice(TeacherFacts("hidden", 4, tokens_per_second=9000.0), lambda: away)
+    assert said(waits, 0.1) == []
+    away = 100.0
+    long = {"perf/tokens_per_second": 2000 / 102}
+    assert waits.after(step(100.2 / 102, seconds=102.0, **long)) is None
+    assert said(waits, 0.1) == []
+    [bound] = said(waits, 0.5)
+    assert bound.share < 0.35
+
+
+def test_an_outage_behind_answers_that_were_there_already_hides_no_waiting() -> None:
+    """Answers asked for ahead cover it: no step waited for it, and later steps wait as they do."""
+    away = 5.0
+    waits = WaitAdvice(HIDDEN, lambda: away)
+    away = 65.0
+    assert waits.after(step(0.0)) is None
+    [bound] = said(waits, 0.5, steps=49)
+    assert bound.share == pytest.approx(0.49)
+
+
 FAST = {"perf/tokens_per_second": 1000.0, "wire/bytes_per_token": 7168.0}
 
 

@@ -136,3 +136,21 @@ def test_one_answer_ends_the_outage_for_all() -> None:
     assert outage.until_answered(ask) == "answer"
     assert told[0] is not None
     assert told.count(None) >= 2
+
+
+def test_the_time_away_is_counted_over_all_outages_and_while_one_lasts() -> None:
+    time, seen = Time(), list[float]()
+    outage = Outage(100, time, clock=lambda: time.now)
+    assert outage.away_seconds == 0
+
+    def ask(left: float | None) -> str:
+        if left is None or left > 100 - 4:
+            seen.append(outage.away_seconds)
+            raise gone()
+        return "answer"
+
+    for _ in range(2):
+        outage.until_answered(ask)
+        time.sleep(50)
+    assert seen[-1] > seen[1] > seen[0] == 0
+    assert outage.away_seconds == sum(time.slept) - 2 * 50
