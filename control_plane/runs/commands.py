@@ -153,7 +153,6 @@ class RunCommands:
         def decide(run: Run) -> Change:
             spec = new_spec(run.run_spec)
             require_goes_on(run, spec)
-            self.require_room()
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
@@ -165,7 +164,7 @@ class RunCommands:
                 },
             )
 
-        return self._change(run_id, decide)
+        return self._change(run_id, decide, self._require_room)
 
     def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
         """Deletes the rows of a run that is not active; `changed_since` then has a DeletedRun.
@@ -341,8 +340,16 @@ class RunCommands:
 
     # ---- the one way to change ---------------------------------------------------------------
 
-    def _change(self, run_id: str, decide: Callable[[Run], Change | None]) -> Run:
+    def _change(
+        self,
+        run_id: str,
+        decide: Callable[[Run], Change | None],
+        require: Callable[[sa.Connection], None] = lambda connection: None,
+    ) -> Run:
         """Returns the run after the change that `decide` returns, in one transaction.
+
+        `require` may still refuse it. It reads through the same connection: if it waited for
+        another one, callers that wait for this transaction could hold them all.
 
         Raises:
             NotFound: no such run.
@@ -354,6 +361,7 @@ class RunCommands:
             change = decide(run)
             if change is None:
                 return run
+            require(connection)
             state = change.state or run.state
             if state is not run.state and state not in NEXT[run.state]:
                 raise ValueError(f"run {run_id} is {run.state}, which cannot become {state}")

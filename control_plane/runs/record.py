@@ -23,7 +23,7 @@ from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESUMABLE, RunState, Status, salvaged_status
-from lectern_common.run.untrusted import cut
+from lectern_common.run.untrusted import MAX_COUNT, cut
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import DeviceSpec
@@ -212,6 +212,7 @@ def _run_of(row: sa.RowMapping) -> Run:
     """Returns the run of a row, whatever the row holds: a damaged one must not hide the others."""
     values = {column.name: _stored(column, row[column.name]) for column in runs.columns}
     values["spec"] = _object(row["spec"])
+    values["slots"] = _texts(row["slots"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
     try:
         values["wanted"] = Wanted(row["wanted"])
@@ -231,9 +232,18 @@ def _stored(column: sa.Column[Any], value: Any) -> Any:
         return value
     if isinstance(column.type, sa.Text):
         return cut(value if isinstance(value, str) else str(value))
-    if isinstance(value, int | float) and math.isfinite(value):
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    if is_number and isinstance(column.type, sa.Float):
         return value
+    if is_number and value == int(value) and abs(value) <= MAX_COUNT:
+        return int(value)
     return None if column.nullable else 0
+
+
+def _texts(value: Any) -> list[str] | None:
+    """Returns a list of texts; None for anything else."""
+    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return value if is_list else None
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Finds runs: by a part of their name, by state, in any order, a page at a time."""
 
 import re
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +13,29 @@ from control_plane.runs.store import Store, runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
 
-_NOW = (sa.func.julianday("now") - 2440587.5) * 86400.0
+
+def _sound(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """Returns a JSON column, null where it is not JSON: SQLite would fail for all rows."""
+    return sa.type_coerce(sa.case((sa.func.json_valid(column) == 1, column)), sa.JSON)
+
+
+_SPEC, _STATUS = _sound(runs.c.spec), _sound(runs.c.status)
+# One moment for all statements of a request: by a later one, runs would change their places.
+_NOW = sa.bindparam("now", type_=sa.Float)
 _FIELDS: dict[str, sa.ColumnElement[Any]] = {
     "created_at": runs.c.created_at,
     "name": runs.c.name,
     "state": runs.c.state,
     "attempt": runs.c.attempt,
     "student": sa.func.coalesce(
-        runs.c.spec[("student", "init")].as_string(), runs.c.spec[("student", "config")].as_string()
+        _SPEC[("student", "init")].as_string(), _SPEC[("student", "config")].as_string()
     ),
     "elapsed": runs.c.active_seconds + sa.func.coalesce(_NOW - runs.c.active_since, 0.0),
-    "progress": runs.c.status["step"].as_float() / runs.c.spec[("schedule", "steps")].as_float(),
-    "device": runs.c.status["device"].as_string(),
-    "tokens_per_second": runs.c.status["tokens_per_second"].as_float(),
-    "teacher_wait_share": runs.c.status["teacher_wait_share"].as_float(),
-    "checkpoint_at": runs.c.status["checkpoint_at"].as_float(),
+    "progress": _STATUS["step"].as_float() / _SPEC[("schedule", "steps")].as_float(),
+    "device": _STATUS["device"].as_string(),
+    "tokens_per_second": _STATUS["tokens_per_second"].as_float(),
+    "teacher_wait_share": _STATUS["teacher_wait_share"].as_float(),
+    "checkpoint_at": _STATUS["checkpoint_at"].as_float(),
 }
 _METRIC = re.compile(r"^latest\.([\w./@-]{1,100})$")
 _SETTING = re.compile(r"^spec\.(\w{1,40}(?:\.\w{1,40}){0,4})$")
@@ -81,10 +90,11 @@ def find_runs(store: Store, search: Search, after_seq: int | None, limit: int) -
             found = select_runs(connection, *conditions, order=order, limit=limit)
         else:
             value, is_descending = _value(search.sort)
+            now = time.time()
             if after_seq is not None:
-                after = _after(connection, value, is_descending, after_seq)
+                after = _after(connection, value, is_descending, after_seq, now)
                 conditions = [*conditions, after]
-            query = sa.select(runs.c.seq).where(*conditions)
+            query = sa.select(runs.c.seq).where(*conditions).params(now=now)
             by = value.desc() if is_descending else value.asc()
             seqs = list(connection.execute(query.order_by(by.nulls_last(), order).limit(limit)))
             place = {row.seq: number for number, row in enumerate(seqs)}
@@ -100,22 +110,27 @@ def _value(sort: str) -> tuple[sa.ColumnElement[Any], bool]:
     if name in _FIELDS:
         return _FIELDS[name], is_descending
     if metric := _METRIC.match(name):
-        return runs.c.status[("latest", metric[1])].as_float(), is_descending
+        return _STATUS[("latest", metric[1])].as_float(), is_descending
     if setting := _SETTING.match(name):
         path = tuple(setting[1].split("."))
         # As SQLite has it: numbers before texts, each in its own order.
         where = "".join(f'."{part}"' for part in path)
-        return sa.func.json_extract(runs.c.spec, f"${where}"), is_descending
+        return sa.func.json_extract(_SPEC, f"${where}"), is_descending
     known = ", ".join(_FIELDS)
     why = f"{sort!a} is not an order; known: {known}, latest.METRIC, spec.SETTING; - before it"
     raise InvalidRequest(f"{why} for descending", field="sort")
 
 
 def _after(
-    connection: sa.Connection, value: sa.ColumnElement[Any], is_descending: bool, after_seq: int
+    connection: sa.Connection,
+    value: sa.ColumnElement[Any],
+    is_descending: bool,
+    after_seq: int,
+    now: float,
 ) -> sa.ColumnElement[bool]:
     """Returns the condition that a run comes after the one with `after_seq`."""
-    row = connection.execute(sa.select(value).where(runs.c.seq == after_seq)).first()
+    query = sa.select(value).where(runs.c.seq == after_seq).params(now=now)
+    row = connection.execute(query).first()
     if row is None:
         why = "the run at the cursor was deleted; list the runs from the start"
         raise InvalidRequest(why, field="cursor")

@@ -87,8 +87,9 @@ class ForkServer:
         """Starts the server if there is none; does not wait until it is ready."""
         if self._process is not None or self._failed_starts >= MAX_FAILED_STARTS:
             return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours = theirs = None
         try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._process = subprocess.Popen(
                 [*self._argv, str(theirs.fileno()), _ROOM],
                 stdin=subprocess.DEVNULL,
@@ -96,13 +97,15 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        except OSError as error:
-            ours.close()
+        except OSError as error:  # no descriptors are left, say
+            if ours is not None:
+                ours.close()
             self._failed_starts += 1
             _log.error("fork server not started", error=str(error))
             return
         finally:
-            theirs.close()
+            if theirs is not None:
+                theirs.close()
         self._socket = ours
         _log.info("fork server starts", pid=self._process.pid)
 
@@ -263,4 +266,6 @@ def server_environment(threads: int, env: Mapping[str, str] = os.environ) -> dic
 
 
 def _readable(asked: socket.socket, patience: float) -> bool:
-    return bool(select.select([asked], [], [], patience)[0])
+    poll = select.poll()  # select refuses descriptors from 1024 on, and connections may take those
+    poll.register(asked, select.POLLIN)
+    return bool(poll.poll(1000 * patience))

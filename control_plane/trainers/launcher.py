@@ -71,11 +71,13 @@ class Launcher:
                 env=env,
                 start_new_session=True,
             )
-        self._children[child.pid] = child
         # It may have ended already, but nobody has waited for it yet.
         identity = identity_of(child.pid, self._proc, ended_too=True)
         if identity is None:
+            child.kill()  # nobody could watch or stop it
+            child.wait()
             raise OSError(f"process {child.pid} was started, but the system does not show it")
+        self._children[child.pid] = child
         return identity
 
     def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:

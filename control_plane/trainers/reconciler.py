@@ -112,6 +112,7 @@ class Reconciler:
         self._grace = stop_grace_seconds
         self._signalled: set[tuple[str, int]] = set()  # (run, attempt) by this process
         self._killed: set[tuple[str, int]] = set()
+        self._exit_statuses: dict[Identity, int] = {}
         self._first_seen: dict[tuple[str, int, str], float] = {}
         self._logged: dict[str, str] = {}  # by run, what was logged last
         self._draining = False
@@ -193,7 +194,11 @@ class Reconciler:
         recorded = run.process
         exit_status = None
         if recorded is not None:
-            exit_status = self._processes.exit_status(recorded)
+            # Kept, because killing forgets it, and what follows may fail and be tried again.
+            known = self._exit_statuses.get(recorded)
+            exit_status = known if known is not None else self._processes.exit_status(recorded)
+            if exit_status is not None:
+                self._exit_statuses[recorded] = exit_status
             self._processes.kill(recorded)  # what it started and left behind
         said = said or last_said(run)  # the file may be gone, or no longer readable
         if said is not None and said.state in RESTING:

@@ -169,7 +169,30 @@ DAMAGE = {
     "attempt is text": ("attempt", "many"),
     "a long message": ("message", "x" * 1_000_000),
     "message is bytes": ("message", b"\xff"),
+    "slots are a number": ("slots", "5"),
+    "slots are numbers": ("slots", "[1, null]"),
+    "slots are a text": ("slots", '"cpu"'),
+    "half of the slots": ("slots", '["cpu'),
+    "attempt is no whole number": ("attempt", 1.5),
+    "attempt is huge": ("attempt", 1e300),
+    "pid is no whole number": ("pid", 7.5),
+    "queue_position is no whole number": ("queue_position", 1.5),
+    "stalled_since is text": ("stalled_since", "noon"),
+    "active_since is infinite": ("active_since", float("inf")),
+    "boot_id is a number": ("boot_id", 5),
+    "start_ticks is text": ("start_ticks", "x"),
+    "threads is text": ("threads", "many"),
+    "restarts is no whole number": ("restarts", 0.5),
 }
+ORDERS = (
+    "name",
+    "progress",
+    "elapsed",
+    "device",
+    "student",
+    "-latest.loss/val",
+    "spec.schedule.steps",
+)
 
 
 @pytest.mark.parametrize(("column", "value"), DAMAGE.values(), ids=DAMAGE)
@@ -182,6 +205,10 @@ def test_a_damaged_row_is_listed_and_hides_no_other(client, plane, processes, co
     assert listed.status_code == 200, listed.text
     assert len(listed.json()["runs"]) == 2
     assert len(listed.content) < 50_000
+    for order in ORDERS:
+        ordered = client.get("/runs", params={"sort": order})
+        assert ordered.status_code == 200, (order, ordered.text)
+        assert len(ordered.json()["runs"]) == 2
     for shown in listed.json()["runs"]:
         for path in ("", "/metrics", "/samples", "/logs"):
             answer = client.get(f"/runs/{shown['id']}{path}")
@@ -210,6 +237,8 @@ ABSURD = [
     '{"step": -1, "loss/total": 1}',
     '{"step": 1' + "0" * 400 + "}",
     '{"step": 4, "loss/val": 1' + "0" * 400 + "}",
+    '{"step": 4, "loss/val": 1' + "0" * 250 + "e99}",
+    '{"step": 4, "kind": "checkpoint", "time": 1' + "0" * 400 + "}",
     '{"step": 5, "\\ud800": NaN, "loss/total": -Infinity}',
     '{"step": 6, "loss/total": true}',
     "[" * 5000,
@@ -227,9 +256,10 @@ def test_absurd_lines_of_metrics_events_and_samples_are_read_leniently(client, p
     run = create(client)
     wait_for(lambda: state_of(client, run["id"]) == "starting")
     folder = plane.roots.runs / run["id"]
+    wait_for(folder.is_dir)
     for name in ("metrics", "events", "samples"):
         (folder / f"{name}.jsonl").write_text("\n".join(ABSURD) + "\n")
-    for path in ("", "/metrics", "/metrics?max_points=16", "/samples", "/logs"):
+    for path in ("", "/metrics", "/metrics?max_points=16", "/series", "/samples", "/logs"):
         answer = client.get(f"/runs/{run['id']}{path}")
         assert answer.status_code == 200, (path, answer.text)
         if path != "/logs":
@@ -237,5 +267,5 @@ def test_absurd_lines_of_metrics_events_and_samples_are_read_leniently(client, p
     steps = [
         record["step"] for record in client.get(f"/runs/{run['id']}/metrics").json()["metrics"]
     ]
-    assert steps[:6] == [1, 2, 3, 4, 5, 6]
+    assert steps[:8] == [1, 2, 3, 4, 4, 4, 5, 6]
     assert -1 not in steps

@@ -1,14 +1,18 @@
 """The life of a run: what may follow what, and asking twice."""
 
+from contextlib import ExitStack
+
 import pytest
 
-from control_plane.runs.commands import MAX_RESTARTS
+from control_plane.runs.commands import MAX_RESTARTS, RunCommands
 from control_plane.runs.record import ACTIVE, NEXT, Change, Wanted
-from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
+from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, Overloaded
 from lectern_common.run.status import RESTING, RESUMABLE, RunState, Status
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import NAME_PATTERN
 from tests.control_plane.conftest import spec, spec_body
+
+POOL_CONNECTIONS = 15  # of SQLAlchemy: 5 that are kept, and 10 more
 
 
 def status(state: RunState, **said) -> Status:
@@ -263,3 +267,20 @@ def test_changes_since_a_revision_are_each_run_once_as_it_is(bench):
     changed = bench.runs.changed_since(revision)
     assert [run.id for run in changed] == [second.id, first.id]
     assert changed[-1] == stopping
+
+
+def test_a_resume_needs_only_one_connection_so_that_many_at_once_cannot_block_each_other(bench):
+    run = in_state(bench, RunState.STOPPED)
+    with ExitStack() as stack:
+        for _ in range(POOL_CONNECTIONS - 1):
+            stack.enter_context(bench.store.reading())
+        assert bench.commands.request_resume(run.id).state is RunState.QUEUED
+
+
+def test_a_resume_into_a_full_queue_changes_nothing(bench):
+    run = in_state(bench, RunState.STOPPED)
+    commands = RunCommands(bench.store, max_queued=1)
+    bench.create()
+    with pytest.raises(Overloaded):
+        commands.request_resume(run.id)
+    assert bench.runs.get(run.id) == run

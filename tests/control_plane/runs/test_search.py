@@ -1,11 +1,14 @@
 """Runs are found by a part of their name, by state, and in any order, page by page."""
 
+import time
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from control_plane.runs.search import Search
+from control_plane.runs.store import runs
 from lectern_common.errors import InvalidRequest
 from tests.control_plane.conftest import spec_body
 
@@ -61,7 +64,7 @@ def test_runs_without_a_metric_come_last_in_both_directions(bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("steady-", "edcba"), ("Y-C", "c"), ("%", ""), ("_", ""), ("zz", "")]
+    ("text", "found"), [("steady-", "edcba"), ("Y-C", "c"), ("%", ""), ("_", ""), ("oil", "")]
 )
 def test_a_part_of_the_name_in_any_case_finds_a_run(bench, made, text: str, found: str) -> None:
     assert names(bench, made, text=text) == found
@@ -89,3 +92,16 @@ def test_a_page_says_how_many_match_in_all(client: TestClient) -> None:
     last = client.get("/runs", params={"q": "steady", "cursor": page["next_cursor"]}).json()
     assert [run["name"] for run in last["runs"]] == ["steady-one"]
     assert last["next_cursor"] is None
+
+
+def test_no_run_is_lost_or_doubled_between_pages_while_the_time_of_runs_passes(bench) -> None:
+    made = {bench.create(f"steady-{name}").id: name for name in "abc"}
+    with bench.store.writing() as connection:
+        moments = {"a": 3.0, "b": 2.0, "c": 1.0}
+        for run_id, name in made.items():
+            began = time.time() - moments[name]
+            values = {"active_since": began, "state": "running"}
+            connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
+    for _ in range(100):
+        assert names(bench, made, sort="elapsed") == "cba"
+        assert names(bench, made, sort="-elapsed") == "abc"

@@ -47,6 +47,7 @@ KEPT = {
     "TRITON_CACHE_DIR": "/triton",
     "XDG_CACHE_HOME": "/cache",
     "VIRTUAL_ENV": "/venv",
+    "PYTHONUSERBASE": "/packages",
     "LECTERN_HOME": "/lectern",
     "LECTERN_RUNS_ROOT": "/lectern/runs",
     "LECTERN_LOCKS": "/locks",

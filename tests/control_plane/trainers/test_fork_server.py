@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -262,6 +263,36 @@ def test_a_killed_control_plane_takes_its_server_along_and_leaves_the_trainer(tm
     assert found is not None and found.pid == trainer_pid
     Launcher(STAND_IN).kill(found)
     wait_for(lambda: not is_running(trainer_pid))
+
+
+def test_the_server_is_heard_however_many_descriptors_are_in_use(server, tmp_path):
+    wait_for(server.is_ready)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, limits[1]), limits[1]))
+    taken: list[int] = []
+    try:
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not server.living and server.pid is None)
+        while not taken or taken[-1] < 1024:  # as by connections
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+        assert wait_for(server.is_ready)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_a_free_descriptor_no_server_is_started_and_nothing_is_raised(server):
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: not server.living and server.pid is None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert not server.is_ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert server.pid is None
+    assert wait_for(server.is_ready)
 
 
 def test_a_forked_process_that_nobody_tells_what_it_is_ends(server, tmp_path):

@@ -223,3 +223,12 @@ def is_running(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_trainer_that_the_system_does_not_show_is_not_left_behind(tmp_path):
+    folder = folder_of(tmp_path)
+    (tmp_path / "proc").mkdir()
+    launcher = Launcher(STAND_IN, proc=tmp_path / "proc")
+    with pytest.raises(OSError, match="does not show it") as raised:
+        launcher.start(folder, resume=False, environment={})
+    assert not psutil.pid_exists(int(str(raised.value).split()[1]))

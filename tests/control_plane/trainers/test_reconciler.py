@@ -252,6 +252,24 @@ def test_a_trainer_without_any_status_fails_with_its_last_log_line(bench):
     assert bench.runs.get(run.id).message.endswith("ImportError: no torch")
 
 
+def test_an_exit_status_is_known_until_the_end_of_the_run_is_recorded(bench):
+    run = bench.create()
+    bench.tick()
+    process, kill = bench.processes.last(), bench.processes.kill
+    process.end(1)
+
+    def kills_and_forgets(identity):
+        kill(identity)
+        process.exit_status = None
+
+    bench.processes.kill = kills_and_forgets
+    with bench.store.writing():  # the database is busy
+        bench.tick(1)
+    assert bench.runs.get(run.id).state is RunState.STARTING
+    bench.tick(1)
+    assert seen(bench, run.id) == ("failed", "start_failed")
+
+
 @pytest.mark.parametrize("reason", ["teacher_unavailable", "some_other_reason"])
 def test_a_run_whose_end_does_not_heal_waits_for_the_user(bench, reason):
     run = bench.started()  # without a teacher that could answer again
