@@ -57,8 +57,10 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
             if status in _HEADERS:
                 response["headers"] = {_HEADERS[status]: {"schema": {"type": "string"}}}
         elif len(response.get("content", {})) > 1:
-            # FastAPI adds JSON to what a route declares.
-            response["content"].pop("application/json", None)
+            # FastAPI adds JSON to what a route declares, although it may answer with none.
+            json_answer = response["content"].get("application/json", {})
+            if "$ref" not in json_answer.get("schema", {}):
+                response["content"].pop("application/json", None)
             response["content"].pop("text/plain" if path.endswith("/spec") else "", None)
     operation["responses"] = dict(sorted(responses.items()))
 

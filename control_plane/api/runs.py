@@ -211,12 +211,15 @@ def remove_run(plane: Plane, run_id: RunId) -> None:
     delete_run(plane.commands, RunFolder(plane.roots.runs / run_id))
 
 
+_A_SPEC = {"$ref": "#/components/schemas/RunSpec"}
+
+
 @router.get(
     "/runs/{run_id}/spec",
     response_class=PlainTextResponse,
     responses={
         **NOT_FOUND,
-        200: {"content": {"application/yaml": {"schema": {"type": "string"}}}},
+        200: {"content": {"application/yaml": {"schema": _A_SPEC}}},
     },
 )
 def get_spec(plane: Plane, run_id: RunId) -> Response:

@@ -79,7 +79,7 @@ def _make(path: Path) -> None:
     except OSError as error:
         raise Misconfigured(
             f"cannot make the token {path}: {error.strerror}; make its folder writable for this "
-            "user, or set --token-file, or --no-token"
+            "user, choose another with --home, or set --token-file or --no-token"
         ) from None
 
 

@@ -115,7 +115,7 @@ def path_tricks(stage: Stage) -> Tally:
     with plane(stage, home, "--max-running-runs", "1") as service:
         kept = service.create("kept")
         fields = list(_string_fields(service.client.get("/openapi.json").json()))
-        first = ("student", "model")  # whose symbolic link leads to a real student outside
+        first = ("student", "init")  # whose symbolic link leads to a real student outside
         others = [field for field in fields if field != first]
         for section, name in (first, *others[:: stage.tries(1, 4)]):
             stage.say(f"{section}.{name}")
@@ -166,8 +166,8 @@ def _with(section: str, name: str, value: str) -> dict[str, Any]:
     if section == "teacher":
         beside = {"address": "127.0.0.1:1", name: value}
         return {**body, "teacher": beside, "objective": {"alpha": 0.5}}
-    if (section, name) == ("student", "model"):
-        return {**body, "student": {"model": value}}
+    if section == "student" and name in ("init", "config"):
+        return {**body, "student": {name: value}}
     if section == "data":
         return {**body, "data": {"kind": "shards", "path": "none", "seq_len": 32, name: value}}
     return {**body, section: {**body.get(section, {}), name: value}}
