@@ -292,7 +292,7 @@ def test_earlier_history_is_loaded_when_asked_for(page, home):  # noqa: F811
     open_page(page, service, f"/#/runs/{run_id}")
     notes = page.locator(".events li[data-kind=note]")
     wait_for(lambda: notes.count() == 50)
-    more = page.get_by_role("button", name="Show earlier")
+    more = page.locator("button", has_text="Show earlier")  # also while it is hidden
     more.click()
     wait_for(lambda: notes.count() >= 150)
     while more.is_visible():
