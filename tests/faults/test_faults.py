@@ -229,6 +229,8 @@ def test_every_sabotage_and_fault_changes_something_that_exists(program: str) ->
         f"    sabotage.ROWS[row]({program!r})\n"
         "    if not done: raise SystemExit(f'{row} changes nothing')\n"
         f"for fault, inject in launcher.FAULTS[{program!r}].items():\n"
+        # Two are of the process itself.
+        "    if fault in ('descriptors', 'environment'): continue\n"
         "    done.clear()\n"
         "    inject('loss:1' if fault == 'not-finite' else '1')\n"
         "    if not done: raise SystemExit(f'{fault} changes nothing')\n"
