@@ -42,13 +42,6 @@ class Runs:
             )
         return [run for run in found if run.resumes_itself]
 
-    def page(
-        self, before_seq: int | None, limit: int, states: Collection[RunState] = ()
-    ) -> tuple[list[Run], int]:
-        """Returns up to `limit` runs before a `seq`, newest first; and the newest revision."""
-        found = self.search(Search(states=states), before_seq, limit)
-        return found.runs, found.revision
-
     def search(self, search: Search, after_seq: int | None, limit: int) -> FoundRuns:
         """Returns up to `limit` runs after the one with `after_seq`; see `find_runs`."""
         return find_runs(self._store, search, after_seq, limit)

@@ -27,6 +27,8 @@ from lectern_common.spec.sections import (
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 NAME_RULE = "lower-case letters, digits and hyphens, at most 63, beginning with a letter or digit"
 
+Tag = Annotated[str, Field(pattern=r"^[^\s,]{1,40}$")]
+
 
 def _each_once(values: list[str]) -> list[str]:
     if len(set(values)) != len(values):
@@ -57,6 +59,15 @@ class RunSpec(Section):
         [], max_length=2
     )
     """Where else to write metrics; metrics.jsonl is always written."""
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Of the runs that wait for a device, those of the highest priority start first, and among
+    equals the oldest."""
+    group: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Runs that belong together, such as those of a sweep: named like a run."""
+    tags: Annotated[list[Tag], AfterValidator(_each_once)] = Field([], max_length=20)
+    """Words to find runs by; at most 20, each of at most 40 characters without spaces or commas."""
+    notes: Annotated[str, Field(max_length=4096)] = ""
+    """What a person wants to remember about the run."""
 
     @model_validator(mode="after")
     def _teacher_if_distilling(self) -> Self:
@@ -125,12 +136,16 @@ class RunSpec(Section):
         return self.teacher is not None
 
 
+# What says something about a run and nothing about its training; may be changed at any time.
+LABELS = ("priority", "group", "tags", "notes")
+
 # What a resume may change: dotted paths, each with everything below it.
 RESUME_MAY_CHANGE = (
     "schedule.steps",
     "evaluation",
     "checkpoint",
     "report_to",
+    *LABELS,
     "device",
     "teacher.address",
     "teacher.deadline_seconds",

@@ -1,6 +1,7 @@
 """The REST interface over a control plane whose trainers the test drives."""
 
 import asyncio
+import gc
 import json
 import sqlite3
 import time
@@ -14,6 +15,7 @@ import yaml
 from control_plane.api.requests import with_changes
 from control_plane.plane import LOCK_NAME
 from control_plane.reading.feed import MAX_STREAMS
+from control_plane.runs.search import FoundRuns, Search
 from control_plane.runs.store import DATABASE_NAME, backup_path
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec.load import parse_spec
@@ -106,7 +108,7 @@ def test_a_key_used_64_times_at_once_makes_one_run(client, plane):
         answers = list(pool.map(post, range(64)))
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(plane.runs.page(None, 10)[0]) == 1
+    assert len(plane.runs.search(Search(), None, 10).runs) == 1
 
 
 def test_a_key_compares_specs_and_not_their_spelling(client):
@@ -182,7 +184,7 @@ def test_a_spec_that_cannot_work_is_refused_and_leaves_nothing(refusing, case):
     body = problem_of(response, 422, "invalid_spec")
     [entry] = [entry for entry in body["errors"] if entry["field"] == field]
     assert said in entry["message"]
-    assert plane.runs.page(None, 10) == ([], 0)
+    assert plane.runs.search(Search(), None, 10) == FoundRuns([], 0, 0)
     assert left_behind(plane) == []
 
 
@@ -646,18 +648,21 @@ def test_an_unknown_path_or_method_is_a_problem(client):
 
 
 def test_a_locked_database_is_reported_as_retryable(client, plane):
-    holder = sqlite3.connect(plane.store.path, isolation_level=None, timeout=0)
-    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
-
     def locked():
-        plane.store._engine.dispose()  # none but the holder may be connected
+        # None but the holder may be connected, not even one that came back to a pool that was
+        # disposed of while it was lent: such a pool closes it when it is collected.
+        plane.store._engine.dispose()
+        gc.collect()
+        holder = sqlite3.connect(plane.store.path, isolation_level=None, timeout=0)
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
         try:
             holder.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
-            return False
-        return True
+            holder.close()  # one that met another connection shares the database for good
+            return None
+        return holder
 
-    wait_for(locked)
+    holder = wait_for(locked)
     try:
         response = asyncio.run(_quickly(client))
         problem_of(response, 503, "database_unavailable")

@@ -6,6 +6,7 @@ import pytest
 
 from control_plane.runs.commands import MAX_RESTARTS, RunCommands
 from control_plane.runs.record import ACTIVE, NEXT, Change, Wanted
+from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, Overloaded
 from lectern_common.run.status import RESTING, RESUMABLE, RunState, Status
 from lectern_common.spec.load import parse_spec
@@ -83,7 +84,7 @@ def test_one_key_makes_one_run(bench):
     assert bench.commands.create(spec(), "key", "body") == first
     assert bench.runs.made_by_key("key", "body") == first
     assert bench.runs.made_by_key("other", "body") is None
-    assert len(bench.runs.page(None, 10)[0]) == 1
+    assert len(bench.runs.search(Search(), None, 10).runs) == 1
     with pytest.raises(InvalidRequest, match=f"made run {first.id} from another body"):
         bench.commands.create(spec(), "key", "other body")
 
@@ -249,11 +250,11 @@ def test_an_unknown_run_is_not_found(bench):
 def test_pages_go_back_in_time_without_gap_or_double(bench):
     made = [bench.create(f"run-{number}").id for number in range(7)]
     bench.commands.request_stop(made[3])
-    first, _ = bench.runs.page(None, 3)
-    second, _ = bench.runs.page(first[-1].seq, 3)
-    third, _ = bench.runs.page(second[-1].seq, 3)
+    first = bench.runs.search(Search(), None, 3).runs
+    second = bench.runs.search(Search(), first[-1].seq, 3).runs
+    third = bench.runs.search(Search(), second[-1].seq, 3).runs
     assert [run.id for run in [*first, *second, *third]] == made[::-1]
-    stopped, _ = bench.runs.page(None, 10, [RunState.STOPPED])
+    stopped = bench.runs.search(Search(states=[RunState.STOPPED]), None, 10).runs
     assert [run.id for run in stopped] == [made[3]]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from control_plane.plane import open_plane
 from control_plane.runs.deletion import delete_run, finish_deletions
+from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
@@ -35,7 +36,7 @@ def test_a_deleted_run_is_gone_with_its_folder_its_history_and_its_key(bench):
     (folder.checkpoints_path / "step-00000004").mkdir(parents=True, exist_ok=True)
     delete_run(bench.commands, folder)
     assert folders(bench) == []
-    assert bench.runs.page(None, 10)[0] == []
+    assert bench.runs.search(Search(), None, 10).runs == []
     assert bench.runs.history(folder.run_id) == []
     with pytest.raises(NotFound):
         delete_run(bench.commands, folder)

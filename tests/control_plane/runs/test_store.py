@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
+from control_plane.runs.search import FoundRuns, Search
 from control_plane.runs.store import Store, backup_path, metadata
 from lectern_common.errors import Misconfigured
 from tests.control_plane.conftest import ROOT, spec
@@ -56,7 +57,7 @@ def test_writers_wait_for_each_other_instead_of_failing(path):
         reader.exec_driver_sql("SELECT count(*) FROM runs").scalar()
         commands.create(spec())
         assert reader.exec_driver_sql("SELECT count(*) FROM runs").scalar() == 0
-    assert len(runs.page(None, 10)[0]) == 1
+    assert len(runs.search(Search(), None, 10).runs) == 1
     store.close()
 
 
@@ -76,7 +77,7 @@ def test_a_killed_migration_is_completed_by_the_next_start(path, monkeypatch):
         Store.open(path)
     monkeypatch.undo()
     store = Store.open(path)
-    assert Runs(store).page(None, 10) == ([], 0)
+    assert Runs(store).search(Search(), None, 10) == FoundRuns([], 0, 0)
     store.close()
 
 
@@ -106,7 +107,7 @@ def test_the_slot_of_a_run_of_an_earlier_release_becomes_its_list_of_slots(path)
             )
     connection.close()
     store = Store.open(path)
-    assert {run.id: run.slots for run in Runs(store).page(None, 10)[0]} == {
+    assert {run.id: run.slots for run in Runs(store).search(Search(), None, 10).runs} == {
         "on-gpu": ["cuda:GPU-1a"],
         "on-cpu": ["cpu"],
         "resting": None,

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
+from control_plane.runs.search import Search
 from control_plane.teachers.monitor import TeacherMonitor, _Teacher
 from control_plane.trainers.devices import Devices
 from lectern_common.run.folder import RunFolder
@@ -61,7 +62,7 @@ def address(teacher):
 def refused(client, plane, body, status, reason) -> str:
     """Returns the message of a run that is refused and leaves nothing behind."""
     found = problem_of(client.post("/runs", json=body), status, reason)
-    assert plane.runs.page(None, 10) == ([], 0)
+    assert plane.runs.search(Search(), None, 10).runs == []
     assert left_behind(plane) == []
     return str(found["detail"])
 
