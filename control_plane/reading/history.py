@@ -23,7 +23,7 @@ RECENT_STATES = 100
 RECENT_OF_A_KIND = 50
 MAX_EVENT_BYTES = 512 * 1024  # of events.jsonl, read for one page
 STATE = "state"  # the control plane records changes of state itself, with what was wanted
-_KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
+_KEYS = ("at", "state", "wanted", "attempt", "reason", "message", "by")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ MAX_PIECES = 500  # sent at once
 MAX_STATES = 1000
 _PING = b": still here\n\n"
 _RETRY = b"retry: 1000\n\n"
-_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt")
+_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt", "by")
 
 _log = structlog.get_logger()
 
