@@ -57,6 +57,7 @@ _REASONS = {
     408: "request_timeout",
     413: "too_large",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
 }
 
 _log = structlog.get_logger()

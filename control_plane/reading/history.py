@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from control_plane.reading.log import valid_unicode
+from control_plane.reading.logs.tail import valid_unicode
 from control_plane.runs.queries import Runs
 from control_plane.views import HistoryView
 from lectern_common.errors import InvalidRequest

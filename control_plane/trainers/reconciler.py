@@ -26,7 +26,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane.reading.log import last_line
+from control_plane.reading.logs.tail import last_line
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import (

@@ -13,12 +13,13 @@ from control_plane.runs.store import runs
 from control_plane.trainers.devices import Devices
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from tests.control_plane.conftest import Bench
 
 
 def line(bench: Bench) -> list[str]:
     """Returns the names of the queued runs in the order of their places."""
-    queued = bench.runs.search(Search(states=["queued"]), None, 200).runs
+    queued = bench.runs.search(Search(states=[RunState.QUEUED]), None, 200).runs
     queued.sort(key=lambda run: run.queue_position or 0)
     assert [run.queue_position for run in queued] == list(range(1, len(queued) + 1))
     assert [run.id for run in queued] == [run.id for run in bench.runs.in_line()]
