@@ -1,4 +1,4 @@
-"""Who asked for a change stands in the history of a run; what the plane did by itself has nobody."""
+"""Who asked for a change stands in its history; what the plane does by itself has nobody."""
 
 import pytest
 

@@ -38,7 +38,7 @@ CHECKS = [
     response_schema_conformance,
     ignored_auth,
 ]
-STREAMS = ("/events", "/runs/{run_id}/events")
+STREAMS = ("/events", "/runs/{run_id}/events", "/runs/{run_id}/log/stream")
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
