@@ -166,8 +166,11 @@ def test_labels_that_cannot_be_set_are_refused(runs, tmp_path):
         assert said in " ".join(refused.err.replace("\u2502", " ").split())
 
 
-def test_the_history_says_who_asked(runs, tmp_path):
+def test_the_history_says_who_asked(runs, plane, tmp_path):
     run_id = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
+    with Client(plane.url) as service:
+        at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
+        assert wait_until(at_work, DEADLINE_SECONDS)
     runs("stop", run_id, "--wait")
     lines = runs("history", run_id).out.splitlines()
     by = r"by lectern/\S+ \(\S+@\S+\) from 127\.0\.0\.1, full token"
