@@ -5,7 +5,7 @@ at temperature 1. Hidden states hold for both. Log-probabilities do not, so they
 unless the run's temperature is 1. Draws do not tell the likeliest id, which a third part holds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,7 +14,7 @@ from lectern_common.record.manifest import RecordFormat, RecordFormatName
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from student_trainer.batch import Batch
-from student_trainer.data.rows import in_order
+from student_trainer.data.rows import Rows, in_order
 from student_trainer.data.select import Data
 from student_trainer.record.precompute import PlannedPart
 
@@ -75,27 +75,46 @@ def planned_parts(spec: RunSpec, data: Data, options: RecordOptions) -> list[Pla
         raise InvalidSpec([("teacher", why)])
     form = format_of(spec.teacher, options)
 
-    def training() -> Iterator[Batch]:
-        return in_order(data.training, spec.micro_batch)
+    training = _Covered([data.training], spec.micro_batch)
+    validation = _Covered([data.validation], spec.micro_batch)
+    both = _Covered([data.training, data.validation], spec.micro_batch)
 
-    def validation() -> Iterator[Batch]:
-        return in_order(data.validation, spec.micro_batch)
-
-    def both() -> Iterable[Batch]:
-        return chain(training(), validation())
+    def planned(
+        name: str,
+        rows: _Covered,
+        form: RecordFormat = form,
+        temperature: float | None = None,
+        draws: int | None = None,
+    ) -> PlannedPart:
+        return PlannedPart(name, form, temperature, draws, rows.batches, rows.num_batches)
 
     if form.representation.format.needs_head:
-        return [PlannedPart("training", form, None, None, both)]
+        return [planned("training", both)]
     temperature = spec.objective.temperature
     is_one = temperature == 1.0
     if form.name == "top_k":
-        parts = [PlannedPart("training", form, temperature, None, both if is_one else training)]
-        return parts if is_one else [*parts, PlannedPart("validation", form, 1.0, None, validation)]
-    parts = [
-        PlannedPart(f"training-{n}", form, temperature, n, both if is_one and n == 0 else training)
-        for n in range(options.draw_sets)
-    ]
+        parts = [planned("training", both if is_one else training, temperature=temperature)]
+        return parts if is_one else [*parts, planned("validation", validation, temperature=1.0)]
+    parts = []
+    for number in range(options.draw_sets):
+        rows = both if is_one and number == 0 else training
+        parts.append(planned(f"training-{number}", rows, temperature=temperature, draws=number))
     if not is_one:
-        parts.append(PlannedPart("validation", form, 1.0, 0, validation))
+        parts.append(planned("validation", validation, temperature=1.0, draws=0))
     likeliest = RecordFormat(name="top_k", top_k=1, log_prob_bits=16)
-    return [*parts, PlannedPart("likeliest", likeliest, 1.0, None, validation)]
+    return [*parts, planned("likeliest", validation, likeliest, 1.0)]
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """The rows that a part covers, `sequences` of them at a time."""
+
+    rows: list[Rows]
+    sequences: int
+
+    def batches(self) -> Iterator[Batch]:
+        return chain.from_iterable(in_order(rows, self.sequences) for rows in self.rows)
+
+    @property
+    def num_batches(self) -> int:
+        return sum(-(-len(rows) // self.sequences) for rows in self.rows)

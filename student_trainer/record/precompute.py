@@ -31,13 +31,19 @@ _Asked = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part to record, and the batches that it covers; `batches` is called once."""
+    """A part to record.
+
+    Attributes:
+        batches: yields what it covers, the same in every call.
+        num_batches: how many those are.
+    """
 
     name: str
     format: RecordFormat
     temperature: float | None
     draw_set: int | None
     batches: Callable[[], Iterable[Batch]]
+    num_batches: int
 
     @property
     def representation(self) -> Representation:
@@ -49,9 +55,9 @@ class PlannedPart:
 
 
 class Reporter(Protocol):
-    """Shows how far a recording is."""
+    """Shows how far a recording is: the batches of the part that are done, and its rows' bytes."""
 
-    def __call__(self, part: str, sequences: int, rows: int, num_bytes: int) -> None: ...
+    def __call__(self, part: PlannedPart, batches: int, num_bytes: int) -> None: ...
 
 
 def record_part(
@@ -61,7 +67,7 @@ def record_part(
     meaning: RowMeaning,
     *,
     stop: Stop,
-    report: Reporter = lambda part, sequences, rows, num_bytes: None,
+    report: Reporter = lambda part, batches, num_bytes: None,
     requests_in_flight: int = REQUESTS_IN_FLIGHT,
 ) -> RecordPart:
     """Records what is not there yet of a part; returns its entry of the manifest.
@@ -91,13 +97,13 @@ def record_part(
         missing = _missing(part.batches(), files)
         saved = files.bytes_of_rows
         try:
-            for asked, targets in _in_order(missing, ask, stop, requests_in_flight):
+            for question, targets in _in_order(missing, ask, stop, requests_in_flight):
                 first = 0
-                for ids_S, wanted_S in asked:
+                for ids_S, wanted_S in question.asked:
                     last = first + int(np.count_nonzero(wanted_S))
                     files.add(ids_S, wanted_S, codec.encode(targets.rows(first, last)))
                     first = last
-                report(part.name, files.sequences, files.rows, files.bytes_of_rows)
+                report(part, question.batch + 1, files.bytes_of_rows)
                 if files.bytes_of_rows - saved >= _SAVE_BYTES:
                     files.save()
                     saved = files.bytes_of_rows
@@ -114,27 +120,35 @@ def record_part(
         )
 
 
-def _missing(batches: Iterable[Batch], files: PartWriter) -> Iterator[list[tuple[_Ids, _Asked]]]:
-    """Yields the sequences of each batch that are not recorded yet, each once."""
-    for batch in batches:
+@dataclass(frozen=True)
+class _Question:
+    """The sequences of one batch that are not recorded yet."""
+
+    batch: int
+    asked: list[tuple[_Ids, _Asked]]
+
+
+def _missing(batches: Iterable[Batch], files: PartWriter) -> Iterator[_Question]:
+    """Yields what to ask about each batch, but for batches that are recorded."""
+    for index, batch in enumerate(batches):
         asked = [one for one in batch.sequences() if not files.has(*one)]
         if asked:
-            yield asked
+            yield _Question(index, asked)
 
 
 def _in_order(
-    questions: Iterator[list[tuple[_Ids, _Asked]]],
+    questions: Iterator[_Question],
     ask: Callable[[Sequence[tuple[_Ids, _Asked]]], TeacherTargets],
     stop: Stop,
     in_flight: int,
-) -> Iterator[tuple[list[tuple[_Ids, _Asked]], TeacherTargets]]:
+) -> Iterator[tuple[_Question, TeacherTargets]]:
     """Yields questions with their answers, in the order of the questions."""
-    pending: deque[tuple[list[tuple[_Ids, _Asked]], Future[TeacherTargets]]] = deque()
+    pending: deque[tuple[_Question, Future[TeacherTargets]]] = deque()
     with ThreadPoolExecutor(in_flight, thread_name_prefix="record") as pool:
         try:
             for question in questions:
                 stop.check()
-                pending.append((question, pool.submit(ask, question)))
+                pending.append((question, pool.submit(ask, question.asked)))
                 if len(pending) >= in_flight:
                     yield _answered(pending, stop)
             while pending:
@@ -145,8 +159,8 @@ def _in_order(
 
 
 def _answered(
-    pending: "deque[tuple[list[tuple[_Ids, _Asked]], Future[TeacherTargets]]]", stop: Stop
-) -> tuple[list[tuple[_Ids, _Asked]], TeacherTargets]:
+    pending: "deque[tuple[_Question, Future[TeacherTargets]]]", stop: Stop
+) -> tuple[_Question, TeacherTargets]:
     question, future = pending.popleft()
     while True:
         stop.check()

@@ -1,9 +1,10 @@
 """`python -m student_trainer.record.stage`: records a teacher over the data of a run spec.
 
 `lectern precompute` starts it with a JSON object on standard input: the resolved spec, the record's
-name, and how to record. It prints a JSON object a line: `{"progress": ...}` while it records, and
-at the end `{"record": ...}`; what goes wrong goes to standard error in one sentence, with the exit
-status of the error. A signal ends it between two batches; started again, it goes on.
+name, and how to record. It prints a JSON object a line: `{"quality": ...}` of each part
+(quality.py), `{"progress": ...}` while it records, and at the end `{"record": ...}`. What goes
+wrong goes to standard error, as `{"error": ..., "field": ...}`, with the exit status of the error.
+A signal ends it between two batches; started again, it goes on.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from student_trainer.data.rows import Rows
 from student_trainer.data.select import Data, open_data
 from student_trainer.record.plan import RecordOptions, planned_parts
 from student_trainer.record.precompute import REQUESTS_IN_FLIGHT, PlannedPart, record_part
+from student_trainer.record.quality import quality_of
 from student_trainer.record.writer import RecordWriter, recording
 from student_trainer.stop import Stop, StopRequested
 from student_trainer.teacher.calls import TeacherCalls
@@ -72,7 +74,7 @@ def precompute(
     options: RecordOptions,
     *,
     stop: Stop,
-    report: Report = lambda progress: None,
+    report: Report = lambda said: None,
 ) -> RecordManifest:
     """Records the teacher of a run spec over its data, as `DATA/NAME`; returns the manifest.
 
@@ -82,7 +84,8 @@ def precompute(
         name: of the record, a folder under the data root.
         options: how to record.
         stop: ends it with StopRequested; the same call goes on later.
-        report: called now and then with the part, and the rows and bytes recorded and to come.
+        report: called with {"quality": ...} of each part, and then now and then with
+            {"progress": {part, done, of, bytes}}: batches done of all, bytes of the part's rows.
 
     Raises:
         StopRequested: a stop was requested.
@@ -151,33 +154,46 @@ def _recorded(
     write_atomic(writer.folder / TOKENIZER_MAP_NAME, tokens)
     if needs_head:
         write_head(writer.folder / HEAD_NAME, remote.served_head())
-    last = 0.0
-
-    def tell(part: str, sequences: int, rows: int, num_bytes: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _REPORT_SECONDS:
-            last = time.monotonic()
-            report({"part": part, "sequences": sequences, "rows": rows, "bytes": num_bytes})
-
+    meanings = [
+        RowMeaning(
+            facts.vocab_size,
+            facts.hidden_size,
+            facts.hidden_dtype,
+            part.temperature or 1.0,
+            head if part.format.representation.format.needs_head else None,
+        )
+        for part in parts
+    ]
+    for part, meaning in zip(parts, meanings, strict=True):
+        report({"quality": asdict(quality_of(part, remote, meaning))})
     done = [
         record_part(
             writer,
             part,
             remote,
-            RowMeaning(
-                facts.vocab_size,
-                facts.hidden_size,
-                facts.hidden_dtype,
-                part.temperature or 1.0,
-                head,
-            ),
+            meaning,
             stop=stop,
-            report=tell,
+            report=_NowAndThen(report),
             requests_in_flight=requests_in_flight,
         )
-        for part in parts
+        for part, meaning in zip(parts, meanings, strict=True)
     ]
     return writer.finish(facts, done)
+
+
+class _NowAndThen:
+    """Passes progress on a few times a second, and the last of each part."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last = 0.0
+
+    def __call__(self, part: PlannedPart, batches: int, num_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _REPORT_SECONDS or batches == part.num_batches:
+            self._last = now
+            progress = {"part": part.name, "done": batches, "of": part.num_batches}
+            self._report({"progress": {**progress, "bytes": num_bytes}})
 
 
 def _remote(
@@ -268,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
             asked["output"],
             RecordOptions(**asked["options"]),
             stop=stop,
-            report=lambda progress: say({"progress": progress}),
+            report=say,
         )
     except StopRequested:
         return STOPPED

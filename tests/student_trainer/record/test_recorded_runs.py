@@ -325,3 +325,52 @@ def test_the_record_of_another_teacher_does_not_continue_a_run(home, served, tmp
 def test_a_teacher_is_a_server_or_a_record(home, teacher, said):
     with pytest.raises(InvalidSpec, match=said):
         home.spec("both", objective=AT_TWO, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "bytes_per_token", "kl", "gradient"),
+    [
+        ({}, {}, 32 * 4, 1e-12, 1e-6),
+        ({}, {"eight_bit_hidden": True}, 32 + 1, 0.05, 0.2),
+        ({"representation": "top_k", "top_k": 8}, {}, 6 + 16 + 4, 1e-6, None),
+        ({"representation": "top_k", "top_k": 8}, {"log_prob_bits": 8}, 6 + 8 + 4, 1e-3, None),
+        ({"representation": "top_k", "top_k": VOCAB_SIZE}, {}, 30 + 80 + 4, 1e-6, 1e-3),
+    ],
+    ids=["hidden", "hidden_fp8", "top_k", "top_k in 8 bits", "all ids"],
+)
+def test_what_recording_costs_is_said_before_it_begins(
+    home, served, teacher, options, bytes_per_token, kl, gradient
+):
+    said = []
+    spec = home.spec("recording", **online(served, **teacher))
+    precompute(
+        spec, home.roots, "answers", RecordOptions(**options), stop=Stop(), report=said.append
+    )
+    quality = said[0]["quality"]
+    assert quality["bytes_per_token"] == bytes_per_token
+    assert quality["positions"] == 64
+    assert -1e-12 <= quality["kl"] <= kl
+    if gradient is None:  # what top_k leaves out is most of what is wrong
+        assert 0 < quality["gradient_error"] < 1
+    else:
+        assert quality["gradient_error"] <= gradient
+    progress = [line["progress"] for line in said if "progress" in line]
+    assert progress[-1]["done"] == progress[-1]["of"]
+
+
+def test_draws_have_no_kl_and_take_few_bytes_an_id(home, served):
+    said = []
+    sampled = {"representation": "sampled", "num_draws": 50}
+    spec = home.spec("recording", **online(served, **sampled))
+    precompute(spec, home.roots, "answers", RecordOptions(), stop=Stop(), report=said.append)
+    quality = said[0]["quality"]
+    assert quality["kl"] is None
+    assert 1 < quality["distinct_ids"] <= VOCAB_SIZE
+    assert quality["bytes_per_token"] / quality["distinct_ids"] <= 5.5
+    tokens = np.fromfile(home.roots.data / "text" / "shard-00000.bin", "<u4")[:64]
+    with connect_teacher(served.address, VOCAB_SIZE, cache_root=home.roots.cache) as teacher:
+        logits = teacher.logits_per_position(tokens.reshape(8, 8).tolist())
+    p = torch.softmax(torch.from_numpy(np.concatenate(logits)).double() / 2, -1)
+    # The variance of a share of n draws is p (1 - p) / n.
+    expected = float((p * (1 - p) / 50).sum().sqrt() / (1 / VOCAB_SIZE - p).norm())
+    assert quality["gradient_error"] == pytest.approx(expected, rel=0.2)

@@ -11,9 +11,9 @@ from lectern_common.errors import CorruptData, TeacherError
 from lectern_common.record.bits import bits_per_id
 from lectern_common.record.manifest import RecordFormat
 from lectern_models.logits.output_head import HeadTransform, OutputHead
-from student_trainer.teacher.recorded_rows import RowMeaning, codec_of
 from student_trainer.targets import HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teacher.recorded import smaller_top_k
+from student_trainer.teacher.recorded_rows import RowMeaning, codec_of
 
 V, D, N = 300, 24, 9
 
