@@ -188,7 +188,7 @@ def _lines(
 def _wire_lines(
     spec: RunSpec, found: Found, estimate: RunEstimate
 ) -> Iterator[tuple[str, str, str]]:
-    if spec.teacher is None:
+    if spec.teacher is None or not spec.asks_server:
         return
     wire, kind = estimate.wire, spec.teacher.representation
     if wire is None:
@@ -226,7 +226,7 @@ def _time_lines(
     spec: RunSpec, found: Found, estimate: RunEstimate
 ) -> Iterator[tuple[str, str, str]]:
     unknown = "the student's speed is unknown before the first step"
-    if spec.teacher is None:
+    if not spec.asks_server:
         yield "time", "?", unknown
     elif estimate.teacher_hours is None or found.teacher is None:
         yield "time", "?", "the teacher's speed is unknown"
