@@ -61,6 +61,7 @@ def exported(folder: RunFolder) -> str:
 
 
 def test_a_run_from_hidden_states_is_the_run_with_the_teacher(home, served):
+    """FALSIFY-TRAIN-006: a run uses the record that is there, and says so."""
     whole = home.run(**online(served))
     assert trained(home, whole) == 0
     manifest = recorded(home, **online(served))
@@ -152,7 +153,7 @@ def first_row(home: Home) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_recorded_answers_are_those_of_a_forward_now(home, served):
-    """Over 100 random batches of rows: the cosine of the logits is 1, to rounding."""
+    """F-DISTILL-PREP-001: 100 random batches; their bytes are equal, so the cosine is 1."""
     recorded(home, **online(served))
     record = RecordedTeacher(
         home.roots.data / "answers", vocab_size=VOCAB_SIZE, device=torch.device("cpu")
@@ -194,6 +195,7 @@ def bytes_of(record: Path) -> dict[str, bytes]:
     ids=["hidden", "top_k", "sampled"],
 )
 def test_two_recordings_are_equal_byte_for_byte(home, served, teacher):
+    """FALSIFY-TRAIN-005"""
     for name in ("one", "two"):
         recorded(home, name, **online(served, **teacher))
     assert bytes_of(home.roots.data / "one") == bytes_of(home.roots.data / "two")
@@ -286,6 +288,7 @@ def test_a_file_that_was_cut_short_is_named(home, served, name):
 def test_a_run_that_a_record_cannot_teach_is_refused_before_its_first_step(
     home, served, changes, said
 ):
+    """FALSIFY-TRAIN-006: a record that is missing is refused beside those that are there."""
     top_k = {"representation": "top_k", "top_k": 8}
     recorded(home, **online(served, **top_k))
     sections = {**from_record(**top_k), **changes}
