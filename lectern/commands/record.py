@@ -17,8 +17,8 @@ from lectern_common.errors import Conflict, LecternError, NotFound
 from lectern_common.words import counted, inert_name, size
 
 if TYPE_CHECKING:
-    from lectern_common.record.manifest import RecordManifest
     from lectern_common.roots import Roots
+    from lectern_common.teacher.record.manifest import RecordManifest
 
 app = command_group("List, check and delete records: teachers' answers on disk.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The record, under the data root.")]
@@ -77,8 +77,8 @@ def precompute(
 @app.command("list", epilog="Example: lectern record list --json")
 def list_records(home: Home = None, as_json: Json = False) -> None:
     """List the records under the data root."""
-    from lectern_common.record.manifest import read_record_manifest
-    from lectern_common.record.reader import records_in
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import records_in
 
     roots = roots_of(home)
     found = [(name, read_record_manifest(roots.data / name)) for name in records_in(roots.data)]
@@ -93,8 +93,8 @@ def list_records(home: Home = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: lectern record show answers")
 def show(name: Name, home: Home = None, as_json: Json = False) -> None:
     """Show what a record holds, of which teacher, and over which data."""
-    from lectern_common.record.manifest import read_record_manifest
-    from lectern_common.record.reader import described
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import described
 
     manifest = read_record_manifest(_folder(name, roots_of(home)))
     if as_json:
@@ -115,8 +115,8 @@ def show(name: Name, home: Home = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: lectern record verify answers")
 def verify(name: Name, home: Home = None, as_json: Json = False) -> None:
     """Read a record whole, and compare every file with the hash in its manifest."""
-    from lectern_common.record.manifest import read_record_manifest
-    from lectern_common.record.reader import require_hash, require_sizes
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import require_hash, require_sizes
 
     folder = _folder(name, roots_of(home))
     manifest = read_record_manifest(folder)
@@ -146,7 +146,7 @@ def delete(
     if not folders:
         raise NotFound(f"no record {inert_name(name)} under {roots.data}")
     if (roots.data / name).exists():
-        from lectern_common.record.manifest import read_record_manifest
+        from lectern_common.teacher.record.manifest import read_record_manifest
 
         read_record_manifest(roots.data / name)  # a dataset is not deleted by mistake
     if not yes and not typer.confirm(f"delete {name} and all its answers?", err=True):
@@ -220,7 +220,7 @@ def _facts(name: str, manifest: "RecordManifest") -> dict[str, Any]:
 
 
 def _line(name: str, manifest: "RecordManifest") -> str:
-    from lectern_common.record.reader import described
+    from lectern_common.teacher.record.reader import described
 
     what = "; ".join(dict.fromkeys(described(part) for part in manifest.parts))
     return inert_name(f"{name}: {what}; {manifest.model_id}; {size(manifest.total_bytes)}")
@@ -231,7 +231,7 @@ def _folder(name: str, roots: "Roots", *, must_exist: bool = True) -> Path:
 
     folder = resolve_under(roots.data, name, "NAME")
     if must_exist and not folder.is_dir():
-        from lectern_common.record.reader import records_in
+        from lectern_common.teacher.record.reader import records_in
 
         there = ", ".join(records_in(roots.data)) or "none"
         raise NotFound(f"no record {inert_name(name)} under {roots.data}; there: {there}")

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lectern_common.errors import Incompatible, InvalidSpec, NotFound
-from lectern_common.record.reader import RecordReader, records_in
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.record.reader import RecordReader, records_in
 from lectern_common.tokens.shards import ShardManifest
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.record.manifest import RecordFormat, RecordFormatName
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.record.manifest import RecordFormat, RecordFormatName
 from student_trainer.batch import Batch
 from student_trainer.data.rows import Rows, in_order
 from student_trainer.data.select import Data

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.record.manifest import RecordFormat, RecordPart
+from lectern_common.teacher.record.manifest import RecordFormat, RecordPart
 from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
 from student_trainer.record.writer import PartWriter, RecordWriter

@@ -28,7 +28,12 @@ from lectern_common.checks.student import student_facts
 from lectern_common.errors import DiskFull, InvalidRequest, InvalidSpec, LecternError
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs
-from lectern_common.record.manifest import (
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import replica_addresses
+from lectern_common.teacher.record.manifest import (
     HEAD_NAME,
     TEACHER_NAME,
     TOKENIZER_MAP_NAME,
@@ -36,11 +41,6 @@ from lectern_common.record.manifest import (
     RecordManifest,
     read_record_manifest,
 )
-from lectern_common.roots import Roots, resolve_under
-from lectern_common.spec.load import parse_spec
-from lectern_common.spec.run_spec import RunSpec
-from lectern_common.spec.sections import TeacherSpec
-from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256

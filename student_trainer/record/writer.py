@@ -22,8 +22,14 @@ import numpy.typing as npt
 
 from lectern_common.errors import Conflict, CorruptData
 from lectern_common.files import fsync, put_in_place, take_lock, write_atomic
-from lectern_common.record.index import ENTRY, SequenceIndex, checksum, covered, sequence_key
-from lectern_common.record.manifest import (
+from lectern_common.teacher.record.index import (
+    ENTRY,
+    SequenceIndex,
+    checksum,
+    covered,
+    sequence_key,
+)
+from lectern_common.teacher.record.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     MASKS_NAME,
@@ -33,7 +39,7 @@ from lectern_common.record.manifest import (
     RecordManifest,
     RecordPart,
 )
-from lectern_common.record.reader import file_sha256, mask_bytes
+from lectern_common.teacher.record.reader import file_sha256, mask_bytes
 from student_trainer.disk_full import disk_full_as_error
 
 _PLAN_NAME = "plan.json"

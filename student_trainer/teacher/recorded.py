@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from lectern_common.errors import CorruptData, Incompatible, InvalidRequest
-from lectern_common.record.manifest import HEAD_NAME
-from lectern_common.record.reader import PartReader, RecordReader, require_hash
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
+from lectern_common.teacher.record.manifest import HEAD_NAME
+from lectern_common.teacher.record.reader import PartReader, RecordReader, require_hash
 from lectern_common.wire.formats import Representation
 from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import CorruptData, TeacherError
-from lectern_common.record.bits import (
+from lectern_common.teacher.record.bits import (
     bits_per_id,
     log_prob_codes,
     log_probs_of,
@@ -22,7 +22,7 @@ from lectern_common.record.bits import (
     packed_bytes,
     unpack_bits,
 )
-from lectern_common.record.manifest import RecordFormat
+from lectern_common.teacher.record.manifest import RecordFormat
 from lectern_common.wire.formats import DTYPES
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.targets import HiddenTargets, SampledTargets, TeacherTargets, TopKTargets

@@ -12,9 +12,9 @@ import torch
 
 from lectern_common.checks.preflight import startable
 from lectern_common.errors import Conflict, CorruptData, Incompatible, InvalidSpec
-from lectern_common.record.manifest import RecordManifest, read_record_manifest
-from lectern_common.record.reader import RecordReader, require_intact_record
 from lectern_common.run.folder import RunFolder
+from lectern_common.teacher.record.manifest import RecordManifest, read_record_manifest
+from lectern_common.teacher.record.reader import RecordReader, require_intact_record
 from lectern_common.wire.formats import Representation
 from student_trainer.record.plan import RecordOptions
 from student_trainer.record.stage import precompute

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lectern_common.errors import CorruptData, TeacherError
-from lectern_common.record.bits import bits_per_id
-from lectern_common.record.manifest import RecordFormat
+from lectern_common.teacher.record.bits import bits_per_id
+from lectern_common.teacher.record.manifest import RecordFormat
 from lectern_models.logits.output_head import HeadTransform, OutputHead
 from student_trainer.targets import HiddenTargets, SampledTargets, TopKTargets
 from student_trainer.teacher.recorded import smaller_top_k

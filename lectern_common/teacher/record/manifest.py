@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lectern_common.errors import CorruptData, NotFound
-from lectern_common.record.bits import bits_per_id, packed_bytes
+from lectern_common.teacher.record.bits import bits_per_id, packed_bytes
 from lectern_common.tokens.shards import Sha256
 from lectern_common.wire.formats import CARRIERS, MAX_DRAWS, Representation
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from lectern_common.errors import CorruptData, DataUnavailable, Incompatible, NotFound
-from lectern_common.record.index import SequenceIndex, checksum, covered, sequence_key
-from lectern_common.record.manifest import (
+from lectern_common.teacher.record.index import SequenceIndex, checksum, covered, sequence_key
+from lectern_common.teacher.record.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     MASKS_NAME,

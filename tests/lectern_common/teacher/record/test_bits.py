@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lectern_common.record.bits import (
+from lectern_common.teacher.record.bits import (
     bits_per_id,
     log_prob_codes,
     log_probs_of,
