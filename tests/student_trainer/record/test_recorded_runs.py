@@ -19,7 +19,7 @@ from lectern_common.wire.formats import Representation
 from student_trainer.record.plan import RecordOptions
 from student_trainer.record.stage import precompute
 from student_trainer.stop import Stop, StopRequested
-from student_trainer.targets import HiddenTargets
+from student_trainer.targets import HiddenTargets, SampledTargets
 from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import connect_teacher
 from tests.support.models import write_tiny_model
@@ -52,8 +52,8 @@ def recorded(home: Home, name: str = "answers", **sections: Any) -> RecordManife
     return precompute(spec, home.roots, name, options, stop=Stop())
 
 
-def from_record(name: str = "answers", **teacher: Any) -> dict[str, Any]:
-    return {"objective": AT_TWO, "teacher": {"record": name, **teacher}}
+def from_record(record: str = "answers", **teacher: Any) -> dict[str, Any]:
+    return {"objective": AT_TWO, "teacher": {"record": record, **teacher}}
 
 
 def exported(folder: RunFolder) -> str:
@@ -94,7 +94,7 @@ def test_another_order_seed_and_number_of_epochs_find_every_row(home, served):
 def test_a_run_from_the_likeliest_ids_is_nearly_the_run_with_the_teacher(
     home, served, bits, at_most
 ):
-    top_k = {"representation": "top_k", "top_k": 8}
+    top_k: dict[str, Any] = {"representation": "top_k", "top_k": 8}
     whole = home.run(**online(served, **top_k))
     assert trained(home, whole) == 0
     manifest = recorded(home, options={"log_prob_bits": bits}, **online(served, **top_k))
@@ -109,9 +109,9 @@ def test_a_run_from_the_likeliest_ids_is_nearly_the_run_with_the_teacher(
 
 
 def test_fewer_of_the_likeliest_ids_may_be_asked_for_and_not_more(home, served):
-    top_k = {"representation": "top_k", "top_k": 8}
+    top_k: dict[str, Any] = {"representation": "top_k", "top_k": 8}
     recorded(home, **online(served, **top_k))
-    fewer = {"representation": "top_k", "top_k": 3}
+    fewer: dict[str, Any] = {"representation": "top_k", "top_k": 3}
     whole, folder = home.run(**online(served, **fewer)), home.run(**from_record(**fewer))
     assert trained(home, whole) == trained(home, folder) == 0
     np.testing.assert_allclose(curve(folder, "loss/kd"), curve(whole, "loss/kd"), rtol=1e-3)
@@ -121,7 +121,7 @@ def test_fewer_of_the_likeliest_ids_may_be_asked_for_and_not_more(home, served):
 
 
 def test_draws_are_recorded_in_sets_that_are_used_in_turn(home, served):
-    sampled = {"representation": "sampled", "num_draws": 20}
+    sampled: dict[str, Any] = {"representation": "sampled", "num_draws": 20}
     manifest = recorded(home, options={"draw_sets": 2}, **online(served, **sampled))
     assert [part.name for part in manifest.parts] == [
         "training-0",
@@ -142,6 +142,8 @@ def test_draws_are_recorded_in_sets_that_are_used_in_turn(home, served):
             kept = record.score([ids], [asked], question, 2.0)
             same = Representation("sampled", num_draws=20, seed=epoch % 2)
             drawn = teacher.score([ids], [asked], same, 2.0)
+            assert isinstance(kept, SampledTargets)
+            assert isinstance(drawn, SampledTargets)
             assert torch.equal(kept.ids_R, drawn.ids_R)
             assert torch.equal(kept.counts_R, drawn.counts_R)
             torch.testing.assert_close(kept.log_probs_R, drawn.log_probs_R, rtol=0, atol=2.5e-4)
@@ -289,7 +291,7 @@ def test_a_run_that_a_record_cannot_teach_is_refused_before_its_first_step(
     home, served, changes, said
 ):
     """FALSIFY-TRAIN-006: a record that is missing is refused beside those that are there."""
-    top_k = {"representation": "top_k", "top_k": 8}
+    top_k: dict[str, Any] = {"representation": "top_k", "top_k": 8}
     recorded(home, **online(served, **top_k))
     sections = {**from_record(**top_k), **changes}
     if said is None:  # rows moved from training to validation, which was asked at temperature 1
@@ -344,7 +346,7 @@ def test_a_teacher_is_a_server_or_a_record(home, teacher, said):
 def test_what_recording_costs_is_said_before_it_begins(
     home, served, teacher, options, bytes_per_token, kl, gradient
 ):
-    said = []
+    said: list[dict[str, Any]] = []
     spec = home.spec("recording", **online(served, **teacher))
     precompute(
         spec, home.roots, "answers", RecordOptions(**options), stop=Stop(), report=said.append
@@ -362,8 +364,8 @@ def test_what_recording_costs_is_said_before_it_begins(
 
 
 def test_draws_have_no_kl_and_take_few_bytes_an_id(home, served):
-    said = []
-    sampled = {"representation": "sampled", "num_draws": 50}
+    said: list[dict[str, Any]] = []
+    sampled: dict[str, Any] = {"representation": "sampled", "num_draws": 50}
     spec = home.spec("recording", **online(served, **sampled))
     precompute(spec, home.roots, "answers", RecordOptions(), stop=Stop(), report=said.append)
     quality = said[0]["quality"]

@@ -11,7 +11,7 @@ from lectern_common.errors import CorruptData, TeacherError
 from lectern_common.teacher.record.bits import bits_per_id
 from lectern_common.teacher.record.manifest import RecordFormat
 from lectern_models.logits.output_head import HeadTransform, OutputHead
-from student_trainer.targets import HiddenTargets, SampledTargets, TopKTargets
+from student_trainer.targets import HiddenTargets, SampledTargets, TeacherTargets, TopKTargets
 from student_trainer.teacher.recorded import smaller_top_k
 from student_trainer.teacher.recorded_rows import RowMeaning, codec_of
 
@@ -95,8 +95,8 @@ def test_the_likeliest_ids_come_back_with_the_mass_of_the_rest(k, bits, at_most)
     form = RecordFormat(name="top_k", top_k=k, log_prob_bits=bits)
     codec = codec_of(form, meaning(temperature=2.0))
     data = codec.encode(targets)
-    assert len(data) == N * form.row_bytes(V, D, "float32")
-    assert form.row_bytes(V, D, "float32") == math.ceil(k * bits_per_id(V) / 8) + k * bits // 8 + 4
+    assert form.row_bytes(V, D, "float32") == len(data) / N
+    assert len(data) / N == math.ceil(k * bits_per_id(V) / 8) + k * bits // 8 + 4
     back = codec.decode(data, N)
     assert isinstance(back, TopKTargets)
     assert torch.equal(back.ids_NK, targets.ids_NK)
@@ -144,7 +144,7 @@ def test_fewer_of_the_likeliest_ids_have_the_others_in_the_rest(k):
 
 
 def draws() -> SampledTargets:
-    rows = [
+    rows: list[tuple[list[int], list[int], list[float]]] = [
         ([3], [10], [-0.1]),
         ([0, 7, 299], [1, 8, 1], [-9.5, -0.25, -3.0]),
         ([5, 6], [5, 5], [-1, -1]),
@@ -174,17 +174,17 @@ def test_draws_come_back_with_their_counts():
     assert (back.num_draws, back.temperature, back.vocab_size) == (10, 1.5, V)
 
 
-@pytest.mark.parametrize("name", ["top_k", "sampled", "hidden", "hidden_fp8"])
-def test_rows_of_another_length_are_refused(name):
-    forms = {
-        "top_k": RecordFormat(name="top_k", top_k=5, log_prob_bits=16),
-        "sampled": RecordFormat(name="sampled", num_draws=10, log_prob_bits=16),
-    }
-    form = forms.get(name, RecordFormat(name=name) if name.startswith("hidden") else None)
+CASES: list[tuple[RecordFormat, TeacherTargets]] = [
+    (RecordFormat(name="top_k", top_k=5, log_prob_bits=16), top_k_targets(5, 1.5)),
+    (RecordFormat(name="hidden"), HiddenTargets(torch.ones(3, D), head())),
+    (RecordFormat(name="hidden_fp8"), HiddenTargets(torch.ones(3, D), head())),
+    (RecordFormat(name="sampled", num_draws=10, log_prob_bits=16), draws()),
+]
+
+
+@pytest.mark.parametrize(("form", "targets"), CASES, ids=[form.name for form, _ in CASES])
+def test_rows_of_another_length_are_refused(form, targets):
     codec = codec_of(form, meaning(temperature=1.5, head=head()))
-    targets = {"top_k": top_k_targets(5, 1.5), "sampled": draws()}.get(
-        name, HiddenTargets(torch.randn(3, D), head())
-    )
     data = codec.encode(targets)
     with pytest.raises(CorruptData):
         codec.decode(data[:-1], len(targets))
