@@ -18,8 +18,8 @@ from lectern import console
 from lectern.local.folder import require_folder
 from lectern.local.processes import printable
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.estimate import DataCounts, RunEstimate, estimate_run
-from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.needs.estimate import DataCounts, RunEstimate, estimate_run
+from lectern_common.checks.needs.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
 from lectern_common.checks.rules import CUT
 from lectern_common.errors import LecternError, Misconfigured

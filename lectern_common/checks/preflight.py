@@ -17,7 +17,7 @@ from lectern_common.checks.compatibility import (
     require_teacher_fits,
 )
 from lectern_common.checks.documents import require_chats, with_documents
-from lectern_common.checks.estimate import DataCounts, RowCounts
+from lectern_common.checks.needs.estimate import DataCounts, RowCounts
 from lectern_common.checks.record import open_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step

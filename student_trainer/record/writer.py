@@ -40,7 +40,7 @@ from lectern_common.teacher.record.manifest import (
     RecordPart,
 )
 from lectern_common.teacher.record.reader import file_sha256, mask_bytes
-from student_trainer.disk_full import disk_full_as_error
+from student_trainer.journal.disk_full import disk_full_as_error
 
 _PLAN_NAME = "plan.json"
 _ENTRIES_NAME = "entries.bin"

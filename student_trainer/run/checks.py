@@ -15,8 +15,8 @@ import structlog
 import torch
 from torch import Tensor
 
-from lectern_common.checks.estimate import computation_of
-from lectern_common.checks.memory import (
+from lectern_common.checks.needs.estimate import computation_of
+from lectern_common.checks.needs.memory import (
     FreeMemory,
     MemoryEstimate,
     ModelShape,

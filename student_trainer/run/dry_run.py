@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.checks.needs.memory import FreeMemory, ModelShape, memory_fit
 from lectern_common.checks.record import open_record
 from lectern_common.errors import Incompatible, LecternError, Misconfigured
 from lectern_common.logs import configure_logs

@@ -36,7 +36,7 @@ ORDER_WITHIN = {
         "lectern_common": "errors logs words roots threads files json_lines "
         "callers listening wire tokens teacher spec run checks",
         "teacher_server": "engine scheduling rpc observing options __main__",
-        "student_trainer": "disk_full stop seeds targets batch ranks data objective journal "
+        "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher evaluation run record pipeline __main__",
         "control_plane": "runs views readiness disk_space reading trainers teachers housekeeping "
         "plane api __main__",

@@ -6,7 +6,7 @@ Computed from what preflight.py found. None means not known before the first ste
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.checks.needs.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
 from lectern_common.checks.rules import CUT, left_out_words
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Widths
