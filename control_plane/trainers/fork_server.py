@@ -58,7 +58,7 @@ class Forked:
             env: its whole environment.
 
         Raises:
-            OSError: it has ended.
+            BrokenPipeError: it has ended.
         """
         told = {"shown": list(argv), "words": list(words), "environment": dict(env)}
         self.pipe.write(json.dumps(told).encode())  # a pipe takes it all, or raises

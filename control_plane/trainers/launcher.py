@@ -81,15 +81,19 @@ class Launcher:
         return identity
 
     def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:
-        """Starts a trainer by forking. Raises NotForked if that is not possible now."""
+        """Starts a trainer by forking. Raises NotForked if that is not possible now.
+
+        One that was killed before it was told what it is counts as a trainer that was killed.
+        """
         if self._fork_server is None:
             raise NotForked
         with self._fork_server.forked(log) as forked:
-            identity = identity_of(forked.pid, self._proc, ended_too=True)
-            if identity is None:
-                raise ProcessLookupError(f"process {forked.pid} was killed at once")
             self._children.pop(forked.pid, None)
-            forked.become([*self._argv, *words], words, env)
+            identity = identity_of(forked.pid, self._proc, ended_too=True)
+            # No process has these ticks: it is gone already, and only its exit status is known.
+            identity = identity or Identity(forked.pid, boot_id(self._proc), 0)
+            with contextlib.suppress(BrokenPipeError):
+                forked.become([*self._argv, *words], words, env)
         return identity
 
     def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:

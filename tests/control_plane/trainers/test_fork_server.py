@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,15 +16,24 @@ import pytest
 
 from control_plane.trainers.fork_server import (
     MAX_FAILED_STARTS,
+    Forked,
     ForkServer,
     NotForked,
     server_environment,
 )
 from control_plane.trainers.launcher import Launcher
+from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
-from tests.control_plane.conftest import ROOT, STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
+from tests.control_plane.conftest import (
+    ROOT,
+    STAND_IN,
+    STAND_IN_FORK_SERVER,
+    Bench,
+    spec,
+    wait_for,
+)
 
 # A server of programs that write what they see into the folder that they get.
 SEES = """
@@ -304,16 +313,57 @@ def test_a_forked_process_that_nobody_tells_what_it_is_ends(server, tmp_path):
     assert not folder.status_path.exists()
 
 
-def test_a_trainer_that_is_killed_before_it_is_told_fails_to_start(server, tmp_path):
-    folder = new_folder(tmp_path)
-    with (
-        pytest.raises(OSError, match="pipe"),
-        folder.log_path.open("ab") as log,
-        server.forked(log.fileno()) as forked,
-    ):
-        os.kill(forked.pid, signal.SIGKILL)
-        wait_for(lambda: server.exit_status(forked.pid) == -signal.SIGKILL)
-        forked.become(["x"], ["x"], {})
+class Hasty(ForkServer):
+    """Yields processes that are killed before they are told what they are.
+
+    Args:
+        reaped: the server has waited for them as well, so that their pids are free.
+    """
+
+    reaped = False
+
+    @contextmanager
+    def forked(self, log: int) -> Iterator[Forked]:
+        with super().forked(log) as forked:
+            os.kill(forked.pid, signal.SIGKILL)
+            wait_for(lambda: not (self.reaped and psutil.pid_exists(forked.pid)))
+            wait_for(lambda: not is_running(forked.pid))
+            yield forked
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_trainer_killed_before_it_is_told_what_to_do_counts_as_killed(tmp_path, reaped):
+    """Not as one that cannot be started, which nothing would start again."""
+    server = Hasty(1, STAND_IN_FORK_SERVER)
+    server.reaped = reaped
+    with closing(server):
+        wait_for(server.is_ready)
+        launcher = Launcher(STAND_IN, {}, server)
+        folder = new_folder(tmp_path)
+        process = launcher.start(folder, resume=False, environment={})
+        assert not launcher.is_alive(process)
+        assert launcher.exit_status(process) == -signal.SIGKILL
+        launcher.kill(process)
+        assert not folder.status_path.exists()
+        assert server.is_ready()
+
+
+def test_a_run_whose_trainer_is_killed_before_it_is_told_restarts_by_itself(tmp_path):
+    server = Hasty(1, STAND_IN_FORK_SERVER)
+    bench = Bench.of(tmp_path)
+    with closing(server):
+        wait_for(server.is_ready)
+        launcher = Launcher(STAND_IN, bench.roots.environment(), server)
+        loop = Reconciler(
+            bench.runs, bench.commands, bench.roots, launcher, bench.devices, clock=bench.clock
+        )
+        run = bench.create()
+        loop.tick()
+        loop.tick()
+        ended = bench.runs.get(run.id)
+        assert (str(ended.state), ended.reason, ended.restarts) == ("interrupted", "killed", 1)
+        assert "SIGKILL" in (ended.message or "")
+        assert ended.resume_at is not None
 
 
 def test_a_server_with_a_thread_is_refused_and_not_tried_for_ever(tmp_path, capsys):
