@@ -74,6 +74,7 @@ class ControlPlane:
     commands: RunCommands
     changes: Wakes
     feed: Feed
+    processes: Processes
     reconciler: Reconciler
     conditions: Conditions
     healing: Healing
@@ -127,6 +128,11 @@ class ControlPlane:
     def unready(self) -> dict[str, str]:
         """Returns what keeps it from its work now, by part; an empty mapping if nothing does."""
         return {"stopping": "it is stopping"} if self.feed.closed else self.readiness.problems()
+
+    def slowed(self) -> dict[str, str]:
+        """Returns what makes its work slower than usual, though it does it, by part."""
+        why = self.processes.slowed()
+        return {} if why is None else {"fork_server": f"{why}; trainers are started afresh"}
 
     def disk(self) -> DiskView:
         """Returns what is free on the disk of the run folders, and what active runs need of it.
@@ -251,6 +257,7 @@ def open_plane(
         commands=commands,
         changes=changes,
         feed=Feed(runs, lambda run: run_view(run, clock()), changes),
+        processes=launcher,
         reconciler=Reconciler(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),

@@ -69,4 +69,5 @@ def readyz(plane: Plane) -> views.ReadyView | Response:
         status="ready",
         max_running_runs=plane.devices.max_running,
         cuda_devices=len(plane.devices.cuda),
+        slowed=plane.slowed(),
     )

@@ -61,7 +61,7 @@ class Launcher:
             try:
                 return self._forked(words, env, log.fileno())
             except NotForked as error:
-                if self._fork_server is not None:
+                if self._fork_server is not None and self._fork_server.given_up is None:
                     _log.warning("trainer not forked", run=folder.run_id, why=str(error))
             child = subprocess.Popen(
                 [*self._argv, *words],
@@ -147,6 +147,10 @@ class Launcher:
         """Starts the fork server if trainers are to be forked and there is none; never waits."""
         if self._fork_server is not None:
             self._fork_server.is_ready()
+
+    def slowed(self) -> str | None:
+        """Returns why trainers start more slowly than they could for good; None if they do not."""
+        return None if self._fork_server is None else self._fork_server.given_up
 
     def close(self) -> None:
         """Ends the fork server. Trainers go on."""
