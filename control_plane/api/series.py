@@ -10,6 +10,7 @@ from control_plane import views
 from control_plane.api.problems import NOT_FOUND
 from control_plane.api.requests import Plane, RunId
 from control_plane.reading.series.answers import as_columns, as_csv
+from control_plane.reading.series.index import NOTHING
 from control_plane.reading.series.lines import MAX_STEP
 from control_plane.reading.series.marks import marks_of
 from control_plane.reading.series.query import Steps, series_of
@@ -53,7 +54,12 @@ def get_series(
         raise InvalidRequest(f"from_step {from_step} is above to_step {to_step}", "from_step")
     wanted = None if keys is None else [key for key in keys.split(",") if key]
     indexed = plane.indexes.of(folder)
-    answer = series_of(indexed, folder.metrics_path, wanted, max_points=max_points, within=within)
+    path = folder.metrics_path
+    try:
+        answer = series_of(indexed, path, wanted, max_points=max_points, within=within)
+    except FileNotFoundError:  # removed meanwhile
+        indexed = NOTHING
+        answer = series_of(indexed, path, wanted, max_points=max_points, within=within)
     if format == "csv" or (format is None and _prefers_csv(accept)):
         name = f'attachment; filename="{run_id}.csv"'
         text, kind = as_csv(answer.series), "text/csv"
