@@ -432,8 +432,8 @@ class ReadyView(_View):
     status: Literal["ready"]
     max_running_runs: int
     cuda_devices: int
-    slowed: dict[str, str]
-    """What works more slowly than it could, and why, by part: `fork_server`."""
+    slowed: dict[str, str] | None = None
+    """What works more slowly than it could, and why, by part: `fork_server`; absent if nothing."""
 
 
 class FieldProblem(_View):

@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from control_plane.views import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
+from lectern_common.spec.refusals import problems_of
 from lectern_common.words import inert_name
 
 MEDIA_TYPE = "application/problem+json"
@@ -117,10 +118,7 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
-        pairs = [
-            (".".join(str(part) for part in entry["loc"][1:]), str(entry["msg"]))
-            for entry in error.errors()
-        ]
+        pairs = problems_of(error.errors(), skip=1)
         detail = "; ".join(f"{field}: {message}" for field, message in pairs)
         return problem(422, detail, "invalid_request", errors=pairs)
 

@@ -423,7 +423,7 @@ def test_a_server_that_was_steady_for_long_may_die_any_number_of_times(capsys):
 
 
 def test_readyz_says_that_trainers_are_not_forked_any_more(client, plane):
-    assert client.get("/readyz").json()["slowed"] == {}
+    assert "slowed" not in client.get("/readyz").json()
     plane.processes.slowed = lambda: "the fork server failed 5 times in a row; last: it has ended"
     answer = client.get("/readyz")
     assert answer.status_code == 200
