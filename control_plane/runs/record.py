@@ -41,6 +41,7 @@ class Wanted(StrEnum):
 ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
 )
+TRAINS = ACTIVE - {RunState.STARTING}
 # Reasons of an active run that the control plane gave, not its trainer: the next good status of the
 # trainer clears them.
 STATUS_UNREADABLE = "status_unreadable"
@@ -136,6 +137,11 @@ class Run:
     @cached_property
     def last_status(self) -> Status | None:
         return salvaged_status(self.status)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a trainer that makes steps, or waits for its teacher to make more."""
+        return self.state in TRAINS
 
     @property
     def has_progress(self) -> bool:

@@ -39,6 +39,7 @@ def _cut_word(text: str) -> str:
 Text = Annotated[str, AfterValidator(cut)]
 Word = Annotated[str, AfterValidator(_cut_word)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Whole = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
 Pid = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 UnixSeconds = Annotated[float, Field(ge=0, le=_LAST_SECOND, allow_inf_nan=False)]
