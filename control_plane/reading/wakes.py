@@ -27,3 +27,17 @@ class Wakes:
         """Wakes all that wait, from any thread; does nothing before `start`."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.wake)
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Returns whether the event is set in time.
+
+    A cancellation always ends it. `asyncio.wait_for` of Python 3.11 swallows one that comes
+    together with the event, and a loop around it would go on for nobody.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

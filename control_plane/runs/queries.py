@@ -5,7 +5,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from control_plane.runs.record import DeletedRun, Run, get_run, newest_revision, select_runs
+from control_plane.runs.record import (
+    DeletedRun,
+    Run,
+    get_run,
+    newest_revision,
+    readable_change,
+    select_runs,
+)
 from control_plane.runs.search import FoundRuns, Search, find_runs
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import InvalidRequest
@@ -73,7 +80,7 @@ class Runs:
         """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
         query = sa.select(history).where(history.c.run_id == run_id, history.c.seq > after_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq).limit(limit))
+            return _history(connection, query.order_by(history.c.seq).limit(limit))
 
     def newest_history(
         self, run_id: str, limit: int, before_seq: int | None = None
@@ -83,7 +90,7 @@ class Runs:
         if before_seq is not None:
             query = query.where(history.c.seq < before_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq.desc()).limit(limit))
+            return _history(connection, query.order_by(history.c.seq.desc()).limit(limit))
 
     def newest_history_seq(self) -> int:
         """Returns the `seq` of the last change of state of any run; 0 before any."""
@@ -94,7 +101,7 @@ class Runs:
         """Returns the changes of state of all runs after a `seq`, in order."""
         query = sa.select(history).where(history.c.seq > after_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq))
+            return _history(connection, query.order_by(history.c.seq))
 
     def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
         """Returns the run that an earlier request with this key made, or None.
@@ -106,8 +113,8 @@ class Runs:
             return run_made_by_key(connection, key, request_sha256)
 
 
-def _rows(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.execute(query).mappings()]
+def _history(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    return [readable_change(row) for row in connection.execute(query).mappings()]
 
 
 def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:

@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import deleted_runs, runs
+from control_plane.runs.store import deleted_runs, history, runs
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
@@ -230,6 +230,18 @@ def _run_of(row: sa.RowMapping) -> Run:
         message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; resume it"
         values |= {"reason": CorruptData.reason, "message": message, "state": RunState.FAILED}
     return Run(**values)
+
+
+def readable_change(row: sa.RowMapping) -> dict[str, Any]:
+    """Returns a row of the history, whatever it holds; None for what cannot be read of it."""
+    values = {column.name: _stored(column, row[column.name]) for column in history.columns}
+    if values["wanted"] not in [*Wanted]:
+        values["wanted"] = None
+    if values["state"] not in [*RunState]:
+        unknown = f"the database has the unknown state {str(row['state'])[:40]!r}"
+        said = values["message"]
+        values |= {"state": None, "message": f"{unknown}; {said}" if said else unknown}
+    return values
 
 
 def _stored(column: sa.Column[Any], value: Any) -> Any:
