@@ -18,7 +18,15 @@ import structlog
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
 from lectern_common.run.folder import RunFolder
-from lectern_common.run.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
+from lectern_common.run.processes import (
+    PROC,
+    Identity,
+    boot_id,
+    identity_of,
+    is_alive,
+    is_same,
+    lock_holder,
+)
 
 _log = structlog.get_logger()
 
@@ -72,11 +80,14 @@ class Launcher:
                 start_new_session=True,
             )
         # It may have ended already, but nobody has waited for it yet.
-        identity = identity_of(child.pid, self._proc, ended_too=True)
-        if identity is None:
+        try:
+            identity = identity_of(child.pid, self._proc, ended_too=True)
+            if identity is None:
+                raise OSError(f"process {child.pid} was started, but the system does not show it")
+        except OSError:
             child.kill()  # nobody could watch or stop it
             child.wait()
-            raise OSError(f"process {child.pid} was started, but the system does not show it")
+            raise
         self._children[child.pid] = child
         return identity
 
@@ -199,7 +210,10 @@ class Launcher:
         process with that pid leads another session.
         """
         present = identity_of(leader.pid, self._proc, ended_too=True)
-        if present not in (None, leader) or leader.boot_id != boot_id(self._proc):
+        boot = boot_id(self._proc)
+        if (present is not None and not is_same(present, leader)) or (
+            leader.boot_id and boot and leader.boot_id != boot
+        ):
             return
         for process in psutil.process_iter():
             try:
