@@ -24,7 +24,7 @@ from lectern_common.files import end_of
 
 MAX_READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 64 * 1024
-MAX_STEP = 2**53  # beyond it a browser's numbers are no longer exact
+MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
 # json makes an infinity of a number such as 1e999; only lines that may hold one are read slowly:
 # those with an exponent of three digits, or with so many digits that one of two is enough.
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
@@ -257,7 +257,7 @@ def step_of(record: Any) -> int | None:
     step = record.get("step") if isinstance(record, dict) else None
     if not isinstance(step, int) or isinstance(step, bool):
         return None
-    return step if 0 <= step <= MAX_STEP else None
+    return step if 0 <= step < MAX_COUNT else None
 
 
 def _line_begin(file: BinaryIO, first: int, offset: int) -> int:

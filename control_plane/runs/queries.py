@@ -92,6 +92,16 @@ class Runs:
         with self._store.reading() as connection:
             return _history(connection, query.order_by(history.c.seq.desc()).limit(limit))
 
+    def entered(self, run_id: str, state: RunState, earliest: float, latest: float) -> bool:
+        """Returns whether a run changed to a state between two moments."""
+        query = sa.select(history.c.seq).where(
+            history.c.run_id == run_id,
+            history.c.state == state,
+            history.c.at.between(earliest, latest),
+        )
+        with self._store.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
     def newest_history_seq(self) -> int:
         """Returns the `seq` of the last change of state of any run; 0 before any."""
         with self._store.reading() as connection:

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from control_plane.runs.store import deleted_runs, history, runs
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
+from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESUMABLE, RunState, Status, salvaged_status
-from lectern_common.run.untrusted import MAX_COUNT, cut
+from lectern_common.run.untrusted import cut
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import DeviceSpec

@@ -14,11 +14,11 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from lectern_common.errors import CorruptData
+from lectern_common.json_lines import MAX_COUNT
 from lectern_common.words import inert_name
 
 MAX_TEXT = 4000  # characters
 MAX_WORD = 100
-MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
 _LAST_SECOND = 253_402_300_799  # of the year 9999; no calendar goes further
 _CUT = " [cut] "
 _NAMED_PROBLEMS = 3
