@@ -35,12 +35,12 @@ def teacher_comes_back(stage: Stage) -> Tally:
         for run_id in runs:
             stage.say("the outage budget")
             run = service.wait_for_state(run_id, "interrupted", "failed", seconds=_GIVES_UP_SECONDS)
-            said = (run["state"], run["reason"], run["heals"], run["step"] < STEPS)
+            ended = (run["state"], run["reason"], run["heals"], run["step"] < STEPS)
             waits = f"the teacher at {address} answers again"
             tally.require(
-                said == ("interrupted", "teacher_unavailable", 0, True)
+                ended == ("interrupted", "teacher_unavailable", 0, True)
                 and run["resumes_when"] == waits,
-                f"{run_id} ended as {said}, and waits for {run['resumes_when']}",
+                f"{run_id} ended as {ended}, and waits for {run['resumes_when']}",
             )
         if tally.misses:
             return tally

@@ -266,7 +266,12 @@ def test_an_index_larger_than_the_memory_for_all_is_not_read_again_for_each_char
     monkeypatch.setattr("control_plane.reading.series.indexes.MAX_BYTES_IN_MEMORY", 1)
     reads = []
     read = IndexFile.read
-    monkeypatch.setattr(IndexFile, "read", lambda self: reads.append(self) or read(self))
+
+    def counted(index: IndexFile) -> Any:
+        reads.append(index)
+        return read(index)
+
+    monkeypatch.setattr(IndexFile, "read", counted)
     for _ in range(3):
         assert ask(max_points=16)["last_step"] == 2999
     assert len(reads) == 1

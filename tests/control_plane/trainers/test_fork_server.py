@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -374,6 +375,10 @@ def in_leaps(seconds: float = 100.0) -> Callable[[], float]:
     return itertools.count(0.0, seconds).__next__
 
 
+def has_ended(launcher: Launcher, process: Identity) -> bool:
+    return not launcher.is_alive(process)
+
+
 def kill_when_ready(server: ForkServer) -> None:
     wait_for(server.is_ready)
     assert server.pid is not None
@@ -400,11 +405,10 @@ def test_a_server_that_dies_as_soon_as_it_is_ready_is_given_up_after_growing_del
         assert launcher.slowed() == server.given_up
         assert "failed 5 times in a row" in (server.given_up or "")
         for number in range(2):
-            process = launcher.start(
-                new_folder(tmp_path, f"steady-{number}"), resume=False, environment={}
-            )
+            folder = new_folder(tmp_path, f"steady-{number}")
+            process = launcher.start(folder, resume=False, environment={})
             launcher.kill(process)
-            wait_for(lambda one=process: not launcher.is_alive(one))
+            wait_for(partial(has_ended, launcher, process))
         said = capsys.readouterr().out
         assert said.count("given up") == 1
         assert "trainer not forked" not in said
