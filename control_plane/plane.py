@@ -25,7 +25,7 @@ from control_plane.reading.series.indexes import (
     RESTING_BEHIND_BYTES,
     Indexes,
 )
-from control_plane.reading.wakes import Wakes
+from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
@@ -74,6 +74,7 @@ class ControlPlane:
     commands: RunCommands
     changes: Wakes
     feed: Feed
+    processes: Processes
     reconciler: Reconciler
     conditions: Conditions
     healing: Healing
@@ -128,6 +129,11 @@ class ControlPlane:
         """Returns what keeps it from its work now, by part; an empty mapping if nothing does."""
         return {"stopping": "it is stopping"} if self.feed.closed else self.readiness.problems()
 
+    def slowed(self) -> dict[str, str]:
+        """Returns what makes its work slower than usual, though it does it, by part."""
+        why = self.processes.slowed()
+        return {} if why is None else {"fork_server": f"{why}; trainers are started afresh"}
+
     def disk(self) -> DiskView:
         """Returns what is free on the disk of the run folders, and what active runs need of it.
 
@@ -166,11 +172,8 @@ class ControlPlane:
         return asyncio.Lock() if key is None else self.keys.setdefault(key, asyncio.Lock())
 
     async def _loop(self) -> None:
-        # Not only by cancellation: wait_for swallows one that comes together with a change.
         while not self.feed.closed:
-            changed = self.changes.next()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), self.tick_seconds)
+            await set_within(self.changes.next(), self.tick_seconds)
             await self._tick()
             await asyncio.sleep(self.tick_seconds / 5)  # changes come in bursts
 
@@ -180,7 +183,7 @@ class ControlPlane:
         A failure is logged: a chart can always index for itself.
         """
         states, behind = list(RunState), RESTING_BEHIND_BYTES
-        while True:
+        while not self.feed.closed:
             try:
                 runs = await asyncio.to_thread(self.runs.in_states, states)
                 folders = [self.folder(run) for run in runs]
@@ -251,6 +254,7 @@ def open_plane(
         commands=commands,
         changes=changes,
         feed=Feed(runs, lambda run: run_view(run, clock()), changes),
+        processes=launcher,
         reconciler=Reconciler(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),

@@ -1,15 +1,20 @@
 """The model of every response, and how a run becomes one."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.spec.changed import changed_settings
 from lectern_common.spec.run_spec import LABELS, RunSpec
+
+# A count stays an integer; to JSON Schema both are numbers.
+Figure = Annotated[
+    int | float | None, WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]})
+]
 
 
 class _View(BaseModel):
@@ -66,24 +71,26 @@ class RunView(_View):
     steps: int
     checkpoint_step: int | None
     checkpoint_at: float | None
-    """When that checkpoint was complete; null if an earlier process of the trainer wrote it."""
+    """When that checkpoint was complete."""
     device: str | None
     slots: list[str]
     """Its devices while it has a trainer, one for each of its processes: `cuda:0`, `cpu`."""
     threads: int | None
     """CPU threads of each of its processes, while it has a trainer."""
     tokens_per_second: float | None
+    """Over the last steps; null unless it is training."""
     eta_seconds: float | None
     """Until its last step, at the pace of the last steps; null unless it is training."""
     teacher_wait_share: float | None
-    latest: dict[str, float | None]
-    """Last metrics; `loss/val` with its step as `loss/val_step`, the lowest as `loss/val_best`."""
+    latest: dict[str, Figure]
+    """Last metrics, counts as integers; `loss/val` has its step in `loss/val_step`, and the lowest
+    in `loss/val_best`."""
     elapsed_seconds: float
     """Time with a trainer, over all attempts."""
     heartbeat: float | None
     """When the trainer last reported."""
     settings: dict[str, Any]
-    """The settings that differ from their defaults, by dotted path in the spec."""
+    """The settings that are not what the spec has unless they are set, by dotted path."""
     stale_since: float | None
     """The last heartbeat, if a trainer that should be alive has been silent since."""
     stalled_since: float | None
@@ -441,6 +448,8 @@ class ReadyView(_View):
     status: Literal["ready"]
     max_running_runs: int
     cuda_devices: int
+    slowed: dict[str, str] | None = None
+    """What works more slowly than it could, and why, by part: `fork_server`; absent if nothing."""
 
 
 class FieldProblem(_View):
@@ -504,7 +513,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
         "slots": run.slots or [],
         "threads": run.threads,
-        "tokens_per_second": status.tokens_per_second if status else None,
+        "tokens_per_second": status.tokens_per_second if status and run.trains else None,
         "eta_seconds": _eta_seconds(run, of_spec["steps"]),
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},

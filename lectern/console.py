@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lectern_common.errors import InvalidSpec, LecternError
+from lectern_common.errors import InvalidSpec, LecternError, by_message
 from lectern_common.words import duration
 
 if TYPE_CHECKING:
@@ -69,10 +69,11 @@ def inert(text: str) -> str:
 def print_error(error: LecternError) -> None:
     """Prints one error to standard error; a spec's problems field by field."""
     if isinstance(error, InvalidSpec):
-        width = max(len(field) for field, _ in error.problems)
-        lines = [f"  {field:<{width}}  {message}".rstrip() for field, message in error.problems]
+        problems = by_message(error.problems)
+        width = max(len(fields) for fields, _ in problems)
+        lines = [f"  {fields:<{width}}  {message}".rstrip() for fields, message in problems]
         if len(lines) == 1:
-            lines = [": ".join(part for part in error.problems[0] if part)]
+            lines = [": ".join(part for part in problems[0] if part)]
         else:
             lines = [f"{len(lines)} problems in the run spec", *lines]
     else:

@@ -1,5 +1,6 @@
 """Who may call a server: callers on this machine, or those with its token."""
 
+import errno
 import ipaddress
 import os
 import secrets
@@ -47,6 +48,10 @@ def require_known_callers(
         )
 
 
+# What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EMLINK)
+
+
 def make_token_file(path: Path) -> bool:
     """Writes a new random token that only this user can read; returns False if the file exists.
 
@@ -65,12 +70,29 @@ def make_token_file(path: Path) -> bool:
             file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(hidden, path)  # unlike a rename, it replaces nothing
+        _put_in_place(hidden, path)
     except FileExistsError:
         return False
     finally:
-        hidden.unlink()
+        hidden.unlink(missing_ok=True)
     return True
+
+
+def _put_in_place(hidden: Path, path: Path) -> None:
+    """Gives a file its name, and replaces nothing. Raises FileExistsError."""
+    try:
+        os.link(hidden, path)  # unlike a rename
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    # exFAT, some network mounts: the empty file takes the name, and is then replaced by the whole.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        hidden.rename(path)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def read_token_file(path: Path, option: str = "--token-file") -> str:

@@ -73,11 +73,27 @@ class InvalidSpec(InvalidRequest):
     reason = "invalid_spec"
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
-        lines = "; ".join(
-            f"{field}: {message}" if field else message for field, message in problems
-        )
-        super().__init__(lines, field=problems[0][0] or None)
+        super().__init__("; ".join(_problem_lines(problems)), field=problems[0][0] or None)
         self.problems = problems
+
+
+def by_message(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns (fields, message) pairs: neighbours that share a message, such as settings that do
+    not fit together, become one, with their fields separated by commas.
+    """
+    found: list[tuple[list[str], str]] = []
+    for field, message in problems:
+        if found and found[-1][1] == message and field:
+            found[-1][0].append(field)
+        else:
+            found.append(([field], message))
+    return [(", ".join(fields), message) for fields, message in found]
+
+
+def _problem_lines(problems: list[tuple[str, str]]) -> list[str]:
+    return [
+        f"{fields}: {message}" if fields else message for fields, message in by_message(problems)
+    ]
 
 
 class NotFound(LecternError):

@@ -17,16 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import structlog
+
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import end_of
 
 MAX_READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 64 * 1024
-MAX_STEP = 2**53  # beyond it a browser's numbers are no longer exact
+MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
 # json makes an infinity of a number such as 1e999; only lines that may hold one are read slowly:
 # those with an exponent of three digits, or with so many digits that one of two is enough.
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
 Record = dict[str, Any]
+
+_log = structlog.get_logger()
 
 
 def finite_record(record: Record) -> Record:
@@ -136,8 +140,8 @@ class NewRecords:
     """Complete lines after a position.
 
     Attributes:
-        records: each with the position after it; lines that are not objects with a step are
-            skipped.
+        records: each with the position after it; lines that are not objects with a step, or that
+            are too long, are skipped.
         end: the position after the last line, or the one that was read from.
         rewound: the file no longer had the position; the records start at the file's start.
         more: further lines can be read immediately.
@@ -150,7 +154,10 @@ class NewRecords:
 
 
 def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) -> NewRecords:
-    """Returns the next records, up to about `max_bytes` of them. A missing file has none."""
+    """Returns the next records, up to about `max_bytes` of them. A missing file has none.
+
+    A complete line longer than `max_bytes` is passed over, which the log says.
+    """
     try:
         with path.open("rb") as file:
             rewound = not _holds(file, position)
@@ -158,6 +165,8 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
             file.seek(start.offset)
             data = file.read(max_bytes)
             more = len(data) == max_bytes
+            if more and b"\n" not in data:
+                return _past_long_line(path, file, start, data, rewound=rewound)
     except FileNotFoundError:
         return NewRecords([], Position(), rewound=position.offset > 0, more=False)
     lines = _complete(data)
@@ -168,7 +177,28 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
         record = _value(line)
         if step_of(record) is not None:
             records.append((record, end))
-    return NewRecords(records, end, rewound, more and bool(lines))
+    return NewRecords(records, end, rewound, more)
+
+
+def _past_long_line(
+    path: Path, file: BinaryIO, start: Position, begin: bytes, *, rewound: bool
+) -> NewRecords:
+    """Returns no records, and the end of the line that begins at `start`; `start` if it has none.
+
+    Args:
+        path: only for the log.
+        file: after `begin`.
+        begin: the part of the line that has been read.
+    """
+    offset, last = start.offset + len(begin), begin
+    while block := file.read(MAX_READ_BYTES):
+        part = block[: block.find(b"\n") + 1] or block
+        offset, last = offset + len(part), (last + part)[-MAX_LINE_BYTES:]
+        if part.endswith(b"\n"):
+            num_bytes = offset - start.offset
+            _log.warning("line too long", path=str(path), offset=start.offset, bytes=num_bytes)
+            return NewRecords([], Position(offset, zlib.crc32(last)), rewound, more=True)
+    return NewRecords([], start, rewound, more=False)
 
 
 def position_at(file: BinaryIO, offset: int) -> Position:
@@ -227,7 +257,7 @@ def step_of(record: Any) -> int | None:
     step = record.get("step") if isinstance(record, dict) else None
     if not isinstance(step, int) or isinstance(step, bool):
         return None
-    return step if 0 <= step <= MAX_STEP else None
+    return step if 0 <= step < MAX_COUNT else None
 
 
 def _line_begin(file: BinaryIO, first: int, offset: int) -> int:

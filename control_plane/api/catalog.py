@@ -48,7 +48,7 @@ async def healthz() -> views.HealthView:
     return views.HealthView(status="ok")
 
 
-@router.get("/readyz", response_model=views.ReadyView)
+@router.get("/readyz", response_model=views.ReadyView, response_model_exclude_none=True)
 def readyz(plane: Plane) -> views.ReadyView | Response:
     """Answers 200 while the control plane accepts and manages runs, otherwise 503.
 
@@ -69,4 +69,5 @@ def readyz(plane: Plane) -> views.ReadyView | Response:
         status="ready",
         max_running_runs=plane.devices.max_running,
         cuda_devices=len(plane.devices.cuda),
+        slowed=plane.slowed() or None,
     )

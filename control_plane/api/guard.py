@@ -27,6 +27,7 @@ from lectern_common.spec.load import MAX_SPEC_BYTES
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 MAX_BODY_BYTES = MAX_SPEC_BYTES
 BODY_SECONDS = 30.0  # the longest silence in the middle of a body
+WHOLE_BODY_SECONDS = 120.0  # from the head to the end of a body, which may trickle
 # The page itself holds no data and prompts for the token. Health shows only that a process runs.
 PUBLIC = frozenset({"/", "/healthz", "/readyz"})
 PUBLIC_FOLDER = "/web/"
@@ -169,17 +170,21 @@ def _is_same_origin(headers: Headers, host: str) -> bool:
 def _bounded(receive: Receive) -> Receive:
     """Returns a `receive` that refuses a body that is too large, or does not come."""
     received, whole = 0, False
+    begun = asyncio.get_running_loop().time()
 
     async def receive_within_bounds() -> Message:
         nonlocal received, whole
         if whole:  # what comes now is the client's end, however late
             return await receive()
+        left = begun + WHOLE_BODY_SECONDS - asyncio.get_running_loop().time()
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            async with asyncio.timeout(min(BODY_SECONDS, left)):
+                message = await receive()
         except TimeoutError:
+            seconds = WHOLE_BODY_SECONDS if left < BODY_SECONDS else BODY_SECONDS
             raise HTTPException(
                 408,
-                f"the rest of the body did not come within {BODY_SECONDS:g} s",
+                f"the rest of the body did not come within {seconds:g} s",
                 headers={"Connection": "close"},
             ) from None
         whole = not message.get("more_body", False)

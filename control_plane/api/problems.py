@@ -16,6 +16,8 @@ from starlette.types import Scope
 
 from control_plane.views import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
+from lectern_common.spec.refusals import problems_of
+from lectern_common.words import inert_name
 
 MEDIA_TYPE = "application/problem+json"
 BUSY_RETRY_SECONDS = 2
@@ -120,10 +122,7 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
-        pairs = [
-            (".".join(str(part) for part in entry["loc"][1:]), str(entry["msg"]))
-            for entry in error.errors()
-        ]
+        pairs = problems_of(error.errors(), skip=1)
         detail = "; ".join(f"{field}: {message}" for field, message in pairs)
         return problem(422, detail, "invalid_request", errors=pairs)
 
@@ -146,6 +145,18 @@ def handle_problems(app: FastAPI) -> None:
             503,
             f"the database cannot be used now ({error.orig}); runs continue, try again",
             "database_unavailable",
+            retryable=True,
+            headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+        )
+
+    @app.exception_handler(OSError)
+    async def _files(request: Request, error: OSError) -> Response:
+        # Of the disk or of permissions: a folder of a run that is closed, a disk that fails.
+        _log.warning("file not usable", path=request.url.path, error=str(error))
+        return problem(
+            503,
+            f"a file cannot be used now ({inert_name(error)}); mend it and try again",
+            "file_unavailable",
             retryable=True,
             headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
         )

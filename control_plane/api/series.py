@@ -10,10 +10,11 @@ from control_plane import views
 from control_plane.api.problems import NOT_FOUND
 from control_plane.api.requests import Plane, RunId
 from control_plane.reading.series.answers import as_columns, as_csv
-from control_plane.reading.series.lines import MAX_STEP
+from control_plane.reading.series.index import NOTHING
 from control_plane.reading.series.marks import marks_of
 from control_plane.reading.series.query import Steps, series_of
 from lectern_common.errors import InvalidRequest
+from lectern_common.json_lines import MAX_COUNT
 
 MAX_POINTS = 5000
 # Smaller answers are sent as they are.
@@ -34,8 +35,8 @@ def get_series(
         str | None, Query(max_length=20_000, description="Comma-separated; absent means all")
     ] = None,
     max_points: Annotated[int, Query(ge=16, le=MAX_POINTS, description="Of each key")] = 500,
-    from_step: Annotated[int | None, Query(ge=0, lt=MAX_STEP)] = None,
-    to_step: Annotated[int | None, Query(ge=0, lt=MAX_STEP)] = None,
+    from_step: Annotated[int | None, Query(ge=0, lt=MAX_COUNT)] = None,
+    to_step: Annotated[int | None, Query(ge=0, lt=MAX_COUNT)] = None,
     format: Annotated[
         Literal["json", "csv"] | None, Query(description="Absent means what Accept prefers")
     ] = None,
@@ -48,12 +49,17 @@ def get_series(
     are no more values than points, each is a bucket of its own.
     """
     folder = plane.folder(plane.runs.get(run_id))
-    within = Steps(from_step or 0, MAX_STEP if to_step is None else to_step)
+    within = Steps(from_step or 0, MAX_COUNT if to_step is None else to_step)
     if within.first > within.last:
         raise InvalidRequest(f"from_step {from_step} is above to_step {to_step}", "from_step")
     wanted = None if keys is None else [key for key in keys.split(",") if key]
     indexed = plane.indexes.of(folder)
-    answer = series_of(indexed, folder.metrics_path, wanted, max_points=max_points, within=within)
+    path = folder.metrics_path
+    try:
+        answer = series_of(indexed, path, wanted, max_points=max_points, within=within)
+    except FileNotFoundError:  # removed meanwhile
+        indexed = NOTHING
+        answer = series_of(indexed, path, wanted, max_points=max_points, within=within)
     if format == "csv" or (format is None and _prefers_csv(accept)):
         name = f'attachment; filename="{run_id}.csv"'
         text, kind = as_csv(answer.series), "text/csv"

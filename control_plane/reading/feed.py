@@ -8,6 +8,7 @@ long ago, reads the store itself. So a slow client costs no memory and loses not
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ MAX_STREAMS = 256
 FEED_SECONDS = 0.2
 RETRY_SECONDS = 1.0  # after the database could not be read
 MAX_KEPT_BYTES = 1 << 20
+MAX_JOINED = 16  # answers to clients that are at the same place; each may have MAX_KEPT_BYTES
+MAX_READERS = 8  # threads that read run folders; a disk that hangs delays only streams of runs
 
 _log = structlog.get_logger()
 
@@ -52,6 +55,7 @@ class Feed:
         self._view = view
         self._changed = changed
         self._run_feeds: dict[str, RunFeed] = {}
+        self._files = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="files")
         self._is_live = False
         self._kept: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
@@ -84,7 +88,7 @@ class Feed:
         feed = self._run_feeds.get(run_id)
         if feed is None:
             begin = self._history_seq if self._is_live else None
-            feed = self._run_feeds[run_id] = RunFeed(run_id, metrics_path, begin)
+            feed = self._run_feeds[run_id] = RunFeed(run_id, metrics_path, begin, self._files)
         feed.streams += 1
         try:
             yield feed
@@ -127,6 +131,8 @@ class Feed:
             return b"", revision
         joined = self._joined.get(revision)
         if joined is None:
+            if len(self._joined) >= MAX_JOINED:
+                self._joined.clear()
             joined = b"".join(data for at, data in self._kept if at > revision)
             self._joined[revision] = joined
         return joined, self._end

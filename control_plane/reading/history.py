@@ -17,12 +17,18 @@ from control_plane.runs.queries import Runs
 from control_plane.views import HistoryView
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 
 RECENT_ENTRIES = 200
 RECENT_STATES = 100
 RECENT_OF_A_KIND = 50
 MAX_EVENT_BYTES = 512 * 1024  # of events.jsonl, read for one page
 STATE = "state"  # the control plane records changes of state itself, with what was wanted
+# But an outage that began or ended while it was down, only the trainer has recorded.
+TEACHER_AWAY, TEACHER_BACK = "teacher_away", "teacher_back"
+_STATE_OF = {TEACHER_AWAY: RunState.WAITING_FOR_TEACHER, TEACHER_BACK: RunState.RUNNING}
+_WAITING = str(RunState.WAITING_FOR_TEACHER)
+NOTICED_SECONDS = 15.0  # within this it has recorded a change that it was up for
 _KEYS = ("at", "state", "wanted", "attempt", "reason", "message", "by")
 
 
@@ -86,6 +92,7 @@ def history_page(
     events, begin, offset = [], 0, 0
     if kind != STATE:
         events, begin, offset = _events_before(folder, position.offset, kind)
+        events = [event for event in events if not _is_recorded(runs, folder, event.entry)]
     seq = rows[0]["seq"] + 1 if rows else position.seq
     entries: list[HistoryView] = []
     while len(entries) < limit and (events or rows):
@@ -118,7 +125,8 @@ def recent_history(runs: Runs, folder: RunFolder) -> list[HistoryView]:
         return counts[entry.kind] <= RECENT_OF_A_KIND
 
     found = (event.entry for event in _events_before(folder, None, None)[0])
-    events = list(islice(filter(is_recent, found), RECENT_ENTRIES - len(states)))
+    fresh = (entry for entry in found if not _is_recorded(runs, folder, entry))
+    events = list(islice(filter(is_recent, fresh), RECENT_ENTRIES - len(states)))
     return list(_newest_first(states, events))[::-1]
 
 
@@ -130,6 +138,14 @@ def _newest_first(
     while first or second:
         takes_event = second and (not first or second[0].at > first[0].at)
         yield (second if takes_event else first).pop(0)
+
+
+def _is_recorded(runs: Runs, folder: RunFolder, entry: HistoryView) -> bool:
+    """Returns whether the control plane has recorded the change of state that an event is of."""
+    state = _STATE_OF.get(entry.kind)
+    return state is not None and runs.entered(
+        folder.run_id, state, entry.at - 1, entry.at + NOTICED_SECONDS
+    )
 
 
 def _of_state(row: dict[str, Any]) -> HistoryView:
@@ -161,12 +177,25 @@ def _events_before(
             start, block = start + cut, block[cut:]
     events: list[_Event] = []
     at = start
+    is_away = False
     for line in block.split(b"\n")[:-1]:
         entry = _event(line)
-        if entry is not None and entry.kind != STATE and kind in (None, entry.kind):
+        if entry is not None and entry.kind == STATE:
+            was_away, is_away = is_away, entry.details.get("state") == _WAITING
+            entry = _of_outage(entry, began=is_away, ended=was_away and not is_away)
+        if entry is not None and kind in (None, entry.kind):
             events.append(_Event(entry, at))
         at += len(line) + 1
     return events[::-1], start, end
+
+
+def _of_outage(entry: HistoryView, *, began: bool, ended: bool) -> HistoryView | None:
+    """Returns the entry of an outage that a change of the trainer's state begins or ends."""
+    if began:
+        return HistoryView(at=entry.at, kind=TEACHER_AWAY, message=entry.message)
+    if ended and entry.details.get("state") == str(RunState.RUNNING):
+        return HistoryView(at=entry.at, kind=TEACHER_BACK, message="the teacher answers again")
+    return None
 
 
 def _event(line: bytes) -> HistoryView | None:

@@ -92,11 +92,14 @@ def read_thinned(
     groups = max(1, max_points // 8)
     texts = extreme_leaves(indexed, key, "loss/val", num_groups=groups, first_step=first_step)
     begin_of_rest = indexed.chunks[-1].end if indexed.chunks else 0
-    with path.open("rb") as file:
-        for begin, end in [*texts, (begin_of_rest, indexed.position.offset)]:
-            for record in records_between(file, begin, end):
-                if record["step"] >= first_step and not (keys and keys.isdisjoint(record)):
-                    thinner.add(_picked(record, keys))
+    try:
+        with path.open("rb") as file:
+            for begin, end in [*texts, (begin_of_rest, indexed.position.offset)]:
+                for record in records_between(file, begin, end):
+                    if record["step"] >= first_step and not (keys and keys.isdisjoint(record)):
+                        thinner.add(_picked(record, keys))
+    except FileNotFoundError:  # removed meanwhile
+        return Answer([], Position(), rewound=False, more=False)
     return Answer(thinner.records(), indexed.position, rewound=False, more=False)
 
 

@@ -6,9 +6,11 @@ itself, until it finds a place that is.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,6 +22,7 @@ from lectern_common.json_lines import NewRecords, Position, read_after
 POLL_SECONDS = 0.5  # metric files change without notice to the control plane
 MAX_KEPT_BYTES = 1 << 20
 MAX_KEPT_STATES = 1000
+_Read = TypeVar("_Read")
 
 _log = structlog.get_logger()
 
@@ -39,6 +42,8 @@ class RunFeed:
         run_id: of the run.
         metrics_path: its metrics.jsonl.
         begin: the `seq` after which every change of state will be added; None: not yet known.
+        files: threads for its reads of files, which hang as long as a disk does; None means those
+            of the event loop.
 
     Attributes:
         news: wakes at changes of state, and for metrics.
@@ -47,7 +52,9 @@ class RunFeed:
         deleted: the run is gone.
     """
 
-    def __init__(self, run_id: str, metrics_path: Path, begin: int | None) -> None:
+    def __init__(
+        self, run_id: str, metrics_path: Path, begin: int | None, files: Executor | None = None
+    ) -> None:
         self.run_id = run_id
         self.metrics_path = metrics_path
         self.news = Wakes()
@@ -55,6 +62,7 @@ class RunFeed:
         self.streams = 0
         self.deleted = False
         self.states_begin = begin
+        self._files = files
         self._states: deque[tuple[int, dict[str, Any]]] = deque()
         self._pieces: deque[Piece] = deque()
         self._bytes = 0
@@ -83,6 +91,11 @@ class RunFeed:
         if self._log is None:
             self._log = LogFeed(path)
         return self._log
+
+    async def read(self, function: Callable[..., _Read], *arguments: Any) -> _Read:
+        """Returns what a function that reads files returns, off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._files, function, *arguments)
 
     # ---- changes of state ----------------------------------------------------------------------
 
@@ -136,10 +149,10 @@ class RunFeed:
         """Adds what is appended to the file, until cancelled."""
         seen: object = None
         while self._end is not None:
-            now = signature(self.metrics_path)
+            now = await self.read(signature, self.metrics_path)
             if now != seen:
                 try:
-                    new = await asyncio.to_thread(read_after, self.metrics_path, self._end)
+                    new = await self.read(read_after, self.metrics_path, self._end)
                 except OSError as error:
                     _log.error("metrics not read", run=self.run_id, error=str(error))
                 else:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from control_plane.reading.events import event, event_body
 from control_plane.reading.feed import RETRY_SECONDS, Feed
 from control_plane.reading.run_feed import RunFeed
+from control_plane.reading.wakes import set_within
 from control_plane.runs.queries import Runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.json_lines import Position, read_after
@@ -80,7 +81,7 @@ async def list_events(feed: Feed, newest: int, after: int | None) -> AsyncGenera
         data, revision = kept
         if data:
             yield data
-        elif not await _set_within(news, PING_SECONDS):
+        elif not await set_within(news, PING_SECONDS):
             yield PING
 
 
@@ -110,7 +111,7 @@ async def run_events(
             elif is_gone:
                 yield event("deleted", {"id": run_id}, str(client.position))
                 return
-            elif not await _set_within(news, PING_SECONDS):
+            elif not await set_within(news, PING_SECONDS):
                 client.looks_itself()
                 yield PING
 
@@ -168,7 +169,7 @@ class _RunClient:
         path = self._feed.metrics_path
         more = True
         while more and not parts:
-            new = await asyncio.to_thread(read_after, path, self.position.metrics)
+            new = await self._feed.read(read_after, path, self.position.metrics)
             if new.rewound:
                 self._move(Position())
                 self._add(parts, event_body("rewind", {}))
@@ -185,11 +186,3 @@ class _RunClient:
 
     def _add(self, parts: list[bytes], body: bytes) -> None:
         parts.append(f"id: {self.position}\n".encode() + body)
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True

@@ -50,3 +50,17 @@ def signature(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Returns whether the event is set in time.
+
+    A cancellation always ends it. `asyncio.wait_for` of Python 3.11 swallows one that comes
+    together with the event, and a loop around it would go on for nobody.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

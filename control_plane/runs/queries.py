@@ -11,6 +11,7 @@ from control_plane.runs.record import (
     Run,
     get_run,
     newest_revision,
+    readable_change,
     select_runs,
 )
 from control_plane.runs.search import FoundRuns, Search, find_runs
@@ -85,7 +86,7 @@ class Runs:
         """Returns the changes of state of a run, in order: seq, at, attempt, wanted, state, ..."""
         query = sa.select(history).where(history.c.run_id == run_id, history.c.seq > after_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq).limit(limit))
+            return _history(connection, query.order_by(history.c.seq).limit(limit))
 
     def newest_history(
         self, run_id: str, limit: int, before_seq: int | None = None
@@ -95,7 +96,17 @@ class Runs:
         if before_seq is not None:
             query = query.where(history.c.seq < before_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq.desc()).limit(limit))
+            return _history(connection, query.order_by(history.c.seq.desc()).limit(limit))
+
+    def entered(self, run_id: str, state: RunState, earliest: float, latest: float) -> bool:
+        """Returns whether a run changed to a state between two moments."""
+        query = sa.select(history.c.seq).where(
+            history.c.run_id == run_id,
+            history.c.state == state,
+            history.c.at.between(earliest, latest),
+        )
+        with self._store.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def newest_history_seq(self) -> int:
         """Returns the `seq` of the last change of state of any run; 0 before any."""
@@ -106,7 +117,7 @@ class Runs:
         """Returns the changes of state of all runs after a `seq`, in order."""
         query = sa.select(history).where(history.c.seq > after_seq)
         with self._store.reading() as connection:
-            return _rows(connection, query.order_by(history.c.seq))
+            return _history(connection, query.order_by(history.c.seq))
 
     def made_by_key(self, key: str | None, request_sha256: str) -> Run | None:
         """Returns the run that an earlier request with this key made, or None.
@@ -118,8 +129,8 @@ class Runs:
             return run_made_by_key(connection, key, request_sha256)
 
 
-def _rows(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.execute(query).mappings()]
+def _history(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    return [readable_change(row) for row in connection.execute(query).mappings()]
 
 
 def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:

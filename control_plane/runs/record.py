@@ -18,12 +18,13 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import deleted_runs, runs, sound_json
+from control_plane.runs.store import deleted_runs, history, runs, sound_json
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
+from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESUMABLE, RunState, Status, salvaged_status
-from lectern_common.run.untrusted import MAX_COUNT, cut
+from lectern_common.run.untrusted import cut
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import DeviceSpec
@@ -41,6 +42,7 @@ class Wanted(StrEnum):
 ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
 )
+TRAINS = ACTIVE - {RunState.STARTING}
 # Reasons of an active run that the control plane gave, not its trainer: the next good status of the
 # trainer clears them.
 STATUS_UNREADABLE = "status_unreadable"
@@ -136,6 +138,11 @@ class Run:
     @cached_property
     def last_status(self) -> Status | None:
         return salvaged_status(self.status)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a trainer that makes steps, or waits for its teacher to make more."""
+        return self.state in TRAINS
 
     @property
     def has_progress(self) -> bool:
@@ -236,6 +243,18 @@ def _run_of(row: sa.RowMapping) -> Run:
         message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; resume it"
         values |= {"reason": CorruptData.reason, "message": message, "state": RunState.FAILED}
     return Run(**values)
+
+
+def readable_change(row: sa.RowMapping) -> dict[str, Any]:
+    """Returns a row of the history, whatever it holds; None for what cannot be read of it."""
+    values = {column.name: _stored(column, row[column.name]) for column in history.columns}
+    if values["wanted"] not in [*Wanted]:
+        values["wanted"] = None
+    if values["state"] not in [*RunState]:
+        unknown = f"the database has the unknown state {str(row['state'])[:40]!r}"
+        said = values["message"]
+        values |= {"state": None, "message": f"{unknown}; {said}" if said else unknown}
+    return values
 
 
 def _stored(column: sa.Column[Any], value: Any) -> Any:

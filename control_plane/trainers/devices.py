@@ -25,6 +25,10 @@ from lectern_common.threads import THREADS_VARIABLE, usable_cores
 
 CPU = "cpu"
 DEFAULT_MAX_RUNNING = 4
+CUDA_MASK, HIP_MASK = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
+# Where the kernel shows AMD's GPUs.
+AMD_DEVICE = Path("/dev/kfd")
+AMD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 _CUDA = "cuda:"
 _MAX_NAMED = 4
 
@@ -189,18 +193,31 @@ class _Plan:
         return f"{what}; {_until(holders, enough=not one_is_enough)}{behind}"
 
 
-def slots_environment(slots: Sequence[str], threads: int | None) -> dict[str, str]:
+def slots_environment(
+    slots: Sequence[str],
+    threads: int | None,
+    env: Mapping[str, str] = os.environ,
+    kfd: Path = AMD_DEVICE,
+) -> dict[str, str]:
     """Returns the environment variables that keep a trainer on its devices and its cores."""
-    devices = [slot.removeprefix(_CUDA) for slot in slots if slot.startswith(_CUDA)]
-    variables = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    devices = ",".join(slot.removeprefix(_CUDA) for slot in slots if slot.startswith(_CUDA))
+    variables = {CUDA_MASK: devices} if devices else {}
+    if devices and (HIP_MASK in env or kfd.exists()):
+        variables[HIP_MASK] = devices  # AMD's libraries refuse two masks that differ
     return variables if threads is None else {**variables, THREADS_VARIABLE: str(threads)}
 
 
-def cuda_devices(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Returns the CUDA devices of this machine that this process may use."""
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+def cuda_devices(env: Mapping[str, str] = os.environ, nodes: Path = AMD_NODES) -> tuple[str, ...]:
+    """Returns the CUDA devices of this machine that this process may use; AMD's count as such."""
+    for mask in (CUDA_MASK, HIP_MASK):
+        visible = env.get(mask)
+        if visible is not None:
+            names = (name.strip() for name in visible.split(","))
+            return tuple(name for name in names if name not in ("", "-1"))
+    return _nvidia_devices() or _amd_devices(env, nodes)
+
+
+def _nvidia_devices() -> tuple[str, ...]:
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607
@@ -213,6 +230,22 @@ def cuda_devices(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         nodes = Path("/dev").glob("nvidia[0-9]*")
         return tuple(sorted(path.name.removeprefix("nvidia") for path in nodes))
+
+
+def _amd_devices(env: Mapping[str, str], nodes: Path) -> tuple[str, ...]:
+    """Returns the numbers of AMD's GPUs, of those that ROCR_VISIBLE_DEVICES leaves."""
+    visible = env.get("ROCR_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(map(str, range(len([name for name in visible.split(",") if name.strip()]))))
+    found = 0
+    for properties in nodes.glob("*/properties"):
+        try:
+            words = (line.split() for line in properties.read_text().splitlines())
+            values = {pair[0]: pair[1] for pair in words if len(pair) == 2}
+        except (OSError, ValueError):
+            continue  # another container's GPU
+        found += values.get("simd_count", "0") != "0"  # a CPU has none
+    return tuple(map(str, range(found)))
 
 
 def _until(holders: Sequence[str], *, enough: bool = False) -> str:

@@ -29,6 +29,8 @@ _LIBRARY_PREFIXES = (
     *("PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
     *("NUMEXPR_", "MALLOC_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_"),
     *("SAFETENSORS_", "WANDB_", "GRPC_"),
+    # The same for AMD's devices.
+    *("HIP_", "ROCR_", "HSA_", "ROCM_", "MIOPEN_", "RCCL_", "HIPBLASLT_", "ROCBLAS_", "GPU_"),
 )
 _LIBRARIES = ("CC", "CXX", "HUGGING_FACE_HUB_TOKEN")
 # Of Lectern: only where its folders lie. Its tokens are never passed on.

@@ -1,8 +1,9 @@
 """A server that starts trainers by forking, seen from the control plane.
 
 The protocol stands in student_trainer/run/fork_server.py. The server starts with the control plane
-and ends with it. It may die at any time: its trainers go on, and it is started again. While there
-is none, `forked` says why, and trainers are started afresh.
+and ends with it. It may die at any time: its trainers go on, and it is started again, after delays
+that grow if it dies soon each time; at last no more. While there is none, `forked` says why, and
+trainers are started afresh.
 """
 
 import json
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -26,7 +27,10 @@ from lectern_common.threads import THREADS_VARIABLE
 FORK_SERVER_ARGV = (sys.executable, "-m", "student_trainer", "--fork-server")
 ANSWER_SECONDS = 10.0
 EXIT_SECONDS = 2.0  # from the end of a process until the server has told its exit status
-MAX_FAILED_STARTS = 3  # in a row
+# A server has failed if it never gets ready, or if it is lost sooner than this after it was.
+STEADY_SECONDS = 300.0
+MAX_FAILURES = 5  # in a row; then no other is started
+FIRST_DELAY_SECONDS, DELAY_GROWS = 1.0, 4.0  # before the next is started
 _MESSAGE_BYTES = 4096
 # Space for the command line that a forked process shows; a longer one is not shown.
 _ROOM = " " * 1024
@@ -58,7 +62,7 @@ class Forked:
             env: its whole environment.
 
         Raises:
-            OSError: it has ended.
+            BrokenPipeError: it has ended.
         """
         told = {"shown": list(argv), "words": list(words), "environment": dict(env)}
         self.pipe.write(json.dumps(told).encode())  # a pipe takes it all, or raises
@@ -70,22 +74,34 @@ class ForkServer:
     Args:
         threads: CPU threads that most trainers have.
         argv: the server's command, which a descriptor and ROOM are appended to.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, threads: int, argv: Sequence[str] = FORK_SERVER_ARGV) -> None:
+    def __init__(
+        self,
+        threads: int,
+        argv: Sequence[str] = FORK_SERVER_ARGV,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._argv = list(argv)
         self._threads = threads
+        self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._ready = False
-        self._failed_starts = 0
+        self._ready_at: float | None = None
+        self._failures = 0  # in a row
+        self._next_start = float("-inf")
+        self._given_up: str | None = None
+        self._closed = False
         self._answers: list[int] = []  # pids of processes just forked
         self._living: set[int] = set()
         self._ended: dict[int, int] = {}  # exit statuses
 
     def start(self) -> None:
-        """Starts the server if there is none; does not wait until it is ready."""
-        if self._process is not None or self._failed_starts >= MAX_FAILED_STARTS:
+        """Starts the server if there is none and it is time; does not wait until it is ready."""
+        if self._process is not None or self._closed or self._given_up is not None:
+            return
+        if self._clock() < self._next_start:
             return
         ours = theirs = None
         try:
@@ -100,8 +116,8 @@ class ForkServer:
         except OSError as error:  # no descriptors are left, say
             if ours is not None:
                 ours.close()
-            self._failed_starts += 1
             _log.error("fork server not started", error=str(error))
+            self._failed(f"it cannot be started: {error}")
             return
         finally:
             if theirs is not None:
@@ -115,6 +131,11 @@ class ForkServer:
         return None if self._process is None else self._process.pid
 
     @property
+    def given_up(self) -> str | None:
+        """Why no server is started any more; None while one is, or will be."""
+        return self._given_up
+
+    @property
     def living(self) -> frozenset[int]:
         """Pids of the forked processes whose end it has not told yet."""
         self._listen()
@@ -124,7 +145,7 @@ class ForkServer:
         """Returns whether the server can fork now; starts one if there is none."""
         self._listen()
         self.start()
-        return self._ready
+        return self._ready_at is not None
 
     @contextmanager
     def forked(self, log: int) -> Iterator["Forked"]:
@@ -138,8 +159,10 @@ class ForkServer:
                 been started.
         """
         if not self.is_ready() or self._socket is None:
+            if self._given_up is not None:
+                raise NotForked(self._given_up)
             if self._process is None:
-                raise NotForked("the fork server cannot be started; see above")
+                raise NotForked("there is no fork server now; another is started soon")
             raise NotForked("the fork server is still importing")
         reader, writer = os.pipe()
         try:
@@ -176,7 +199,7 @@ class ForkServer:
 
     def close(self) -> None:
         """Ends the server; the trainers that it has forked go on."""
-        self._failed_starts = MAX_FAILED_STARTS
+        self._closed = True
         if self._process is not None:
             self._end(None)
 
@@ -206,7 +229,7 @@ class ForkServer:
 
     def _take(self, message: Mapping[str, int | str]) -> None:
         if "ready" in message:
-            self._ready, self._failed_starts = True, 0
+            self._ready_at = self._clock()
             _log.info("fork server ready", pid=self.pid, mib=message["ready"])
         elif "pid" in message:
             pid = int(message["pid"])
@@ -223,28 +246,35 @@ class ForkServer:
 
     def _end(self, why: str | None) -> None:
         """Lets go of the server. `why` is None if it should end."""
-        process, was_ready = self._process, self._ready
+        process, ready_at = self._process, self._ready_at
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._process, self._ready = None, None, False
+        self._socket, self._process, self._ready_at = None, None, None
         self._answers.clear()
         self._living.clear()  # nobody will say how they end
         if process is None:
             return
         if why is not None:
-            self._failed_starts += not was_ready
             process.kill()
-            _log.warning(
-                "fork server lost",
-                pid=process.pid,
-                why=why,
-                again=self._failed_starts < MAX_FAILED_STARTS,
-            )
+            _log.warning("fork server lost", pid=process.pid, why=why)
+            if ready_at is not None and self._clock() - ready_at >= STEADY_SECONDS:
+                self._failures = 0
+            self._failed(why)
         with suppress(subprocess.TimeoutExpired):
             process.wait(EXIT_SECONDS)
         if process.poll() is None:
             process.kill()
             process.wait()
+
+    def _failed(self, why: str) -> None:
+        """Sets when the next server is started, or that none is."""
+        self._failures += 1
+        if self._failures < MAX_FAILURES:
+            delay = FIRST_DELAY_SECONDS * DELAY_GROWS ** (self._failures - 1)
+            self._next_start = self._clock() + delay
+            return
+        self._given_up = f"the fork server failed {self._failures} times in a row; last: {why}"
+        _log.error("fork server given up; trainers are started afresh", why=self._given_up)
 
 
 def server_environment(threads: int, env: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -18,7 +18,15 @@ import structlog
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
 from lectern_common.run.folder import RunFolder
-from lectern_common.run.processes import PROC, Identity, boot_id, identity_of, is_alive, lock_holder
+from lectern_common.run.processes import (
+    PROC,
+    Identity,
+    boot_id,
+    identity_of,
+    is_alive,
+    is_same,
+    lock_holder,
+)
 
 _log = structlog.get_logger()
 
@@ -61,7 +69,7 @@ class Launcher:
             try:
                 return self._forked(words, env, log.fileno())
             except NotForked as error:
-                if self._fork_server is not None:
+                if self._fork_server is not None and self._fork_server.given_up is None:
                     _log.warning("trainer not forked", run=folder.run_id, why=str(error))
             child = subprocess.Popen(
                 [*self._argv, *words],
@@ -72,24 +80,31 @@ class Launcher:
                 start_new_session=True,
             )
         # It may have ended already, but nobody has waited for it yet.
-        identity = identity_of(child.pid, self._proc, ended_too=True)
-        if identity is None:
+        try:
+            identity = identity_of(child.pid, self._proc, ended_too=True)
+            if identity is None:
+                raise OSError(f"process {child.pid} was started, but the system does not show it")
+        except OSError:
             child.kill()  # nobody could watch or stop it
             child.wait()
-            raise OSError(f"process {child.pid} was started, but the system does not show it")
+            raise
         self._children[child.pid] = child
         return identity
 
     def _forked(self, words: Sequence[str], env: Mapping[str, str], log: int) -> Identity:
-        """Starts a trainer by forking. Raises NotForked if that is not possible now."""
+        """Starts a trainer by forking. Raises NotForked if that is not possible now.
+
+        One that was killed before it was told what it is counts as a trainer that was killed.
+        """
         if self._fork_server is None:
             raise NotForked
         with self._fork_server.forked(log) as forked:
-            identity = identity_of(forked.pid, self._proc, ended_too=True)
-            if identity is None:
-                raise ProcessLookupError(f"process {forked.pid} was killed at once")
             self._children.pop(forked.pid, None)
-            forked.become([*self._argv, *words], words, env)
+            identity = identity_of(forked.pid, self._proc, ended_too=True)
+            # No process has these ticks: it is gone already, and only its exit status is known.
+            identity = identity or Identity(forked.pid, boot_id(self._proc), 0)
+            with contextlib.suppress(BrokenPipeError):
+                forked.become([*self._argv, *words], words, env)
         return identity
 
     def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
@@ -144,6 +159,10 @@ class Launcher:
         if self._fork_server is not None:
             self._fork_server.is_ready()
 
+    def slowed(self) -> str | None:
+        """Returns why trainers start more slowly than they could for good; None if they do not."""
+        return None if self._fork_server is None else self._fork_server.given_up
+
     def close(self) -> None:
         """Ends the fork server. Trainers go on."""
         if self._fork_server is not None:
@@ -191,7 +210,10 @@ class Launcher:
         process with that pid leads another session.
         """
         present = identity_of(leader.pid, self._proc, ended_too=True)
-        if present not in (None, leader) or leader.boot_id != boot_id(self._proc):
+        boot = boot_id(self._proc)
+        if (present is not None and not is_same(present, leader)) or (
+            leader.boot_id and boot and leader.boot_id != boot
+        ):
             return
         for process in psutil.process_iter():
             try:

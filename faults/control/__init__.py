@@ -1,1 +1,1 @@
-"""Rows C1 to C24: what the control plane must survive."""
+"""Rows C1 to C28: what the control plane must survive."""

@@ -4,6 +4,7 @@ from faults.control import (
     databases,
     drifting,
     fuzzing,
+    healing,
     hostile,
     idling,
     killing,
@@ -170,5 +171,11 @@ CONTROL_ROWS = [
         "1,100 idle connections, more than descriptors",
         "the number of connections is limited",
         idling.idle_connections,
+    ),
+    Row(
+        "C28",
+        "the teacher is back after the outage budget; another one before it",
+        "an interrupted run is looked after until it can go on",
+        healing.teacher_comes_back,
     ),
 ]

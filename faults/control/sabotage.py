@@ -338,6 +338,16 @@ def _any_number_of_connections(program: str) -> None:
         put(connections, "REQUEST_SECONDS", float("inf"))
 
 
+def _ends_wait_for_a_person(program: str) -> None:
+    if program == "control":
+        from control_plane.trainers.healing import Healing
+
+        def nothing(_self: Healing) -> None:
+            return
+
+        put(Healing, "look", nothing)
+
+
 ROWS: dict[str, Callable[[str], None]] = {
     "C1": _only_own_children_are_alive,
     "C2": _interrupted_runs_stay_so,
@@ -365,4 +375,5 @@ ROWS: dict[str, Callable[[str], None]] = {
     "C24": _statuses_are_believed,
     "C25": _progress_is_not_watched,
     "C27": _any_number_of_connections,
+    "C28": _ends_wait_for_a_person,
 }

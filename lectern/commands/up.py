@@ -1,6 +1,7 @@
 """`lectern up`: runs a teacher server and a control plane in one terminal."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 WAIT_NOTE_SECONDS = 15.0
+# Options of the control plane, which `up` has or sets itself.
+_SET_BY_UP = frozenset(
+    {
+        *("--bind", "--home", "--port-file", "--max-running-runs", "--token-file", "--no-token"),
+        *("--teacher-token-file", "--teacher-tls-ca"),
+    }
+)
 
 
 Model = Annotated[
@@ -126,7 +134,8 @@ def up(
 
     Ctrl-C stops both; runs then write a checkpoint and resume at the next `lectern up`. If one of
     the two dies, the end of its log is shown and the other is stopped. Options after "--" go to the
-    teacher: see `lectern teacher serve --help`.
+    teacher: see `lectern teacher serve --help`. Those after a second "--" go to the control plane:
+    see `python -m control_plane --help`.
     """
     from lectern.local.services import PlaneOptions, TeacherOptions
 
@@ -140,6 +149,7 @@ def up(
             "set all three or none", param_hint="--teacher-tls-cert, -key and -ca"
         )
     secrets = roots_of(home).secrets
+    to_teacher, to_plane = _divided(context.args)
     teacher = TeacherOptions(
         model=model,
         engine=engine,
@@ -149,13 +159,27 @@ def up(
         tls_cert=None if teacher_tls_cert is None else secrets / teacher_tls_cert,
         tls_key=None if teacher_tls_key is None else secrets / teacher_tls_key,
         vocab_size=vocab_size,
-        further=context.args,
+        further=to_teacher,
     )
     plane = PlaneOptions(
-        bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca, no_token
+        bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca, no_token, to_plane
     )
     _require_callers_known(teacher, plane)
     _run(teacher, plane, home, quiet=quiet)
+
+
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the words for the teacher, and those after another "--" for the control plane.
+
+    Raises typer.BadParameter if `up` itself sets an option of the control plane.
+    """
+    at = words.index("--") if "--" in words else len(words)
+    to_plane = list(words[at + 1 :])
+    for name in (word.partition("=")[0] for word in to_plane):
+        if name in _SET_BY_UP:
+            remedy = "leave it out" if name == "--port-file" else 'write it before the first "--"'
+            raise typer.BadParameter(f"`lectern up` sets it itself; {remedy}", param_hint=name)
+    return list(words[:at]), to_plane
 
 
 def _run(

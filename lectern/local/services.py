@@ -123,6 +123,7 @@ class PlaneOptions:
         no_token: callers need send none.
         teacher_token_file: file under the secrets root with the teacher's token.
         teacher_tls_ca: file under the secrets root with the CA of the teacher's certificate.
+        further: command-line words to pass on unchanged.
     """
 
     bind: str = DEFAULT_BIND
@@ -131,6 +132,7 @@ class PlaneOptions:
     teacher_token_file: str | None = None
     teacher_tls_ca: str | None = None
     no_token: bool = False
+    further: Sequence[str] = ()
 
     def words(self, port_file: Path, teacher_address: str) -> list[str]:
         """Returns the control plane's command-line words; options that are None are left out.
@@ -139,19 +141,18 @@ class PlaneOptions:
             port_file: where the control plane writes its address once it is ready.
             teacher_address: host:port of the teacher to show.
         """
-        return given(
-            {
-                "--bind": self.bind,
-                "--port-file": port_file,
-                "--teacher": teacher_address,
-                "--on-exit": "stop",
-                "--max-running-runs": self.max_running_runs,
-                "--token-file": self.token_file,
-                "--no-token": self.no_token,
-                "--teacher-token-file": self.teacher_token_file,
-                "--teacher-tls-ca": self.teacher_tls_ca,
-            }
-        )
+        options = {
+            "--bind": self.bind,
+            "--port-file": port_file,
+            "--teacher": teacher_address,
+            "--on-exit": "stop",
+            "--max-running-runs": self.max_running_runs,
+            "--token-file": self.token_file,
+            "--no-token": self.no_token,
+            "--teacher-token-file": self.teacher_token_file,
+            "--teacher-tls-ca": self.teacher_tls_ca,
+        }
+        return [*given(options), *self.further]
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from lectern_common.checks.documents import require_chats, with_documents
 from lectern_common.checks.needs.estimate import DataCounts, RowCounts
 from lectern_common.checks.record import open_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
-from lectern_common.checks.rules import require_one_tokenizer, require_step
+from lectern_common.checks.rules import require_one_tokenizer, require_step, why_no_dataset
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, NotFound
-from lectern_common.roots import Roots, resolve_under, what_is_there
+from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
@@ -31,7 +31,6 @@ from lectern_common.teacher.record.reader import described
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.shards import (
-    MANIFEST_NAME,
     TOKENIZER_NAME,
     ShardManifest,
     open_shards,
@@ -214,13 +213,9 @@ def _dataset(
         try:
             manifest = read_manifest(folder)
         except NotFound:
-            if folder.is_dir():
-                why = f"{folder} has no {MANIFEST_NAME}, so it is not a dataset"
-            else:
-                there = what_is_there(roots.data, path, MANIFEST_NAME)
-                why = f"no dataset {path!r} under the data root {there}"
-            why += " (make one with `lectern data prepare`)"
-            raise InvalidSpec([(field, why)]) from None
+            why = why_no_dataset(roots.data, path, folder)
+            make = "(make one with `lectern data prepare`)"
+            raise InvalidSpec([(field, f"{why} {make}")]) from None
         open_shards(folder, manifest)
         width = known.student.vocab_size
         rows = DatasetRows(folder, manifest, data, width, packs_chats=known.packs_chats)

@@ -1,4 +1,4 @@
-"""Ten rules for data and student, each with one error message.
+"""Rules for data and student, each with one error message.
 
 The checks before a run apply them to manifests and configs, the trainer to what it has loaded, so
 both report a broken rule in the same words.
@@ -8,10 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
+from lectern_common.roots import what_is_there
+from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import counted
 
 CUT = "longer than a row and cut (data.long_chats)"
 _NAMED_BAD_ROWS = 5
+
+
+def why_no_dataset(root: Path, path: str, folder: Path) -> str:
+    """Returns what is wrong with a dataset folder that has no manifest, and what there is instead.
+
+    Args:
+        root: the data root.
+        path: the dataset, as the spec names it.
+        folder: where that is.
+    """
+    if folder.is_dir():
+        return f"{folder} has no {MANIFEST_NAME}, so it is not a dataset"
+    there = what_is_there(root, path, MANIFEST_NAME)
+    return f"no dataset {path!r} under the data root {there}"
 
 
 def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:

@@ -93,6 +93,15 @@ class RunFolder:
     def export_path(self) -> Path:
         return self.path / "export"
 
+    def checkpoint_time(self, step: int) -> float | None:
+        """Returns when the checkpoint of a step was complete, in Unix seconds; None if it is not
+        there.
+        """
+        try:
+            return (self.checkpoints_path / f"step-{step:08d}").stat().st_mtime
+        except OSError:
+            return None
+
     @property
     def newest_step(self) -> int | None:
         """Step of the newest checkpoint, not verified; None without one."""

@@ -3,6 +3,10 @@
 A pid is reused; a start time in Unix seconds is computed from the boot time, which moves whenever
 the clock is set. The kernel counts start ticks from the boot, so no clock changes them, and no two
 processes with one pid share them within one boot.
+
+Where the kernel does not name its boot (some containers hide /proc/sys), the boot id is empty. An
+empty one equals any other: pid and ticks then tell processes apart, which after a reboot fails only
+for a process with the same pid that started in the same hundredth of a second of its boot.
 """
 
 import os
@@ -39,6 +43,9 @@ def identity_of(pid: int, proc: Path = PROC, *, ended_too: bool = False) -> Iden
     Args:
         proc: where the kernel shows its processes. On systems without it, psutil is asked.
         ended_too: also that of a zombie, which has ended but was not yet waited for.
+
+    Raises:
+        OSError: it cannot be looked at now, which does not mean that it is gone.
     """
     if not proc.is_dir():
         return _without_proc(pid, ended_too=ended_too)
@@ -49,24 +56,31 @@ def identity_of(pid: int, proc: Path = PROC, *, ended_too: bool = False) -> Iden
         if fields[_STATE] in _ENDED and not ended_too:
             return None
         return Identity(pid, boot_id(proc), int(fields[_START_TICKS]))
-    except (OSError, ValueError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # gone, or another user's, which is none that we started
+    except (ValueError, IndexError):
         return None
 
 
 def is_alive(process: Identity, proc: Path = PROC) -> bool:
-    """Returns True while that very process runs."""
-    return identity_of(process.pid, proc) == process
+    """Returns True while that very process runs. Raises OSError as `identity_of` does."""
+    return is_same(identity_of(process.pid, proc), process)
+
+
+def is_same(found: Identity | None, process: Identity) -> bool:
+    """Returns whether both are one process, as far as their boots are known."""
+    if found is None:
+        return False
+    of_one_boot = not found.boot_id or not process.boot_id or found.boot_id == process.boot_id
+    return of_one_boot and (found.pid, found.start_ticks) == (process.pid, process.start_ticks)
 
 
 def boot_id(proc: Path = PROC) -> str:
-    """Returns the kernel's name for this boot of the machine; empty on systems without /proc.
-
-    Raises:
-        OSError: the kernel does not say it.
-    """
-    if not proc.is_dir():
+    """Returns the kernel's name for this boot of the machine; empty if it does not say it."""
+    try:
+        return (proc / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+    except OSError:
         return ""
-    return (proc / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
 
 
 def lock_holder(path: Path, proc: Path = PROC) -> int | None:

@@ -17,6 +17,7 @@ from lectern_common.run.untrusted import (
     Pid,
     Text,
     UnixSeconds,
+    Whole,
     Word,
     cut,
     finite,
@@ -86,9 +87,10 @@ class Status:
     tokens_per_second: Number | None = None
     seconds_per_step: Number | None = None  # mean over the last steps
     teacher_wait_share: Number | None = None  # of wall time, over the last steps
-    # Last metrics, loss/val included.
+    # Last metrics, loss/val included; counts are integers.
     latest: Annotated[
-        dict[Annotated[str, Field(max_length=200)], Number | None], Field(max_length=MAX_LATEST)
+        dict[Annotated[str, Field(max_length=200)], Whole | Number | None],
+        Field(max_length=MAX_LATEST),
     ] = field(default_factory=dict)
     version: int = STATUS_VERSION
     boot_id: Word | None = None

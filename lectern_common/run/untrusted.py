@@ -14,11 +14,11 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from lectern_common.errors import CorruptData
+from lectern_common.json_lines import MAX_COUNT
 from lectern_common.words import inert_name
 
 MAX_TEXT = 4000  # characters
 MAX_WORD = 100
-MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
 _LAST_SECOND = 253_402_300_799  # of the year 9999; no calendar goes further
 _CUT = " [cut] "
 _NAMED_PROBLEMS = 3
@@ -39,6 +39,7 @@ def _cut_word(text: str) -> str:
 Text = Annotated[str, AfterValidator(cut)]
 Word = Annotated[str, AfterValidator(_cut_word)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Whole = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
 Pid = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 UnixSeconds = Annotated[float, Field(ge=0, le=_LAST_SECOND, allow_inf_nan=False)]

@@ -1,7 +1,5 @@
 """Reads a RunSpec from YAML or JSON, writes it back, and puts each problem in one sentence."""
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lectern_common.errors import InvalidSpec
-from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE, RunSpec
+from lectern_common.spec.refusals import closest, problems_of
+from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE, TAG_PATTERN, TAG_RULE, RunSpec
+from lectern_common.spec.sections import MODULE_PATTERN, MODULE_RULE
 from lectern_common.words import inert_name
 
 MAX_SPEC_BYTES = 256 * 1024
-_MAX_SHOWN = 80
-_QUOTED = re.compile(r"'([^']+)'")
+_RULES = {NAME_PATTERN: NAME_RULE, TAG_PATTERN: TAG_RULE, MODULE_PATTERN: MODULE_RULE}
 SMALLEST = """\
 name: my-run
 teacher: {address: "127.0.0.1:50051"}
@@ -49,7 +48,8 @@ def parse_spec(data: Any) -> RunSpec:
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
-        raise InvalidSpec([_problem(entry) for entry in error.errors()]) from None
+        problems = problems_of(error.errors(), unknown=_did_you_mean, rules=_RULES)
+        raise InvalidSpec(problems) from None
 
 
 def load_spec(path: Path) -> RunSpec:
@@ -97,27 +97,7 @@ def dump_spec(spec: RunSpec) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
-def _problem(entry: Any) -> tuple[str, str]:
-    """Returns a pydantic error as (dotted field, sentence); suggests a name for a misspelt one."""
-    field = ".".join(str(part) for part in entry["loc"])
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    if entry["type"] == "extra_forbidden":
-        message = "unknown field" + _did_you_mean(entry["loc"])
-    elif entry["type"] in ("literal_error", "enum"):
-        message += _closest(entry["input"], _QUOTED.findall(entry["ctx"]["expected"]))
-    elif entry["type"] == "missing":
-        message = "required"
-    elif entry.get("ctx", {}).get("pattern") == NAME_PATTERN:
-        message = f"must be {NAME_RULE}; {entry['input'][:_MAX_SHOWN]!a} is not"
-    return field, message
-
-
-def _closest(given: Any, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(given), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _did_you_mean(location: tuple[str | int, ...]) -> str:
+def _did_you_mean(location: Sequence[str | int]) -> str:
     section: Any = RunSpec
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
@@ -133,4 +113,4 @@ def _did_you_mean(location: tuple[str | int, ...]) -> str:
         if section is None:
             return ""
     known = [*section.model_fields]
-    return _closest(location[-1], known) or f"; known: {', '.join(known)}"
+    return closest(location[-1], known) or f"; known: {', '.join(known)}"

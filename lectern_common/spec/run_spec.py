@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from lectern_common.errors import Conflict, InvalidSpec
+from lectern_common.spec.refusals import Misfit
 from lectern_common.spec.sections import (
     BatchSpec,
     CheckpointSpec,
@@ -27,7 +28,10 @@ from lectern_common.spec.sections import (
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 NAME_RULE = "lower-case letters, digits and hyphens, at most 63, beginning with a letter or digit"
 
-Tag = Annotated[str, Field(pattern=r"^[^\s,]{1,40}$")]
+TAG_PATTERN = r"^[^\s,]{1,40}$"
+TAG_RULE = "1 to 40 characters without spaces and commas"
+
+Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -72,14 +76,18 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _teacher_if_distilling(self) -> Self:
         if self.objective.alpha < 1 and self.teacher is None:
-            raise ValueError(
+            raise Misfit(
                 f"teacher is required: objective.alpha is {self.objective.alpha:g}, so the run "
-                "distils; set teacher.address, or alpha 1 for cross entropy only"
+                "distils; set teacher.address, or alpha 1 for cross entropy only",
+                "teacher",
+                "objective.alpha",
             )
         if self.objective.alpha == 1 and self.teacher is not None:
-            raise ValueError(
+            raise Misfit(
                 "teacher has no effect with objective.alpha 1 (only cross entropy); remove it, "
-                "or lower alpha"
+                "or lower alpha",
+                "teacher",
+                "objective.alpha",
             )
         return self
 
@@ -91,10 +99,12 @@ class RunSpec(Section):
             and self.teacher.representation == "sampled"
             and divergence != "forward_kl"
         ):
-            raise ValueError(
+            raise Misfit(
                 f"objective.divergence {divergence} needs the teacher's probability of every "
                 "token, but teacher.representation sampled sends only the drawn ones; set "
-                "divergence forward_kl, or representation hidden or top_k"
+                "divergence forward_kl, or representation hidden or top_k",
+                "objective.divergence",
+                "teacher.representation",
             )
         return self
 
@@ -102,21 +112,30 @@ class RunSpec(Section):
     def _rows_divide_among_devices(self) -> Self:
         rows, count = self.batch.sequences_per_step, self.device.count
         if rows % count:
-            raise ValueError(f"device.count {count} must divide batch.sequences_per_step {rows}")
+            raise Misfit(
+                f"device.count {count} must divide batch.sequences_per_step {rows}",
+                "device.count",
+                "batch.sequences_per_step",
+            )
         if self.rows_per_device % self.micro_batch:
-            raise ValueError(
+            raise Misfit(
                 f"batch.micro_batch_sequences {self.micro_batch} must divide the rows of each "
                 f"device, {self.rows_per_device}: batch.sequences_per_step {rows} by device.count "
-                f"{count}"
+                f"{count}",
+                "batch.micro_batch_sequences",
+                "batch.sequences_per_step",
+                "device.count",
             )
         return self
 
     @model_validator(mode="after")
     def _patience_keeps_the_best(self) -> Self:
         if self.evaluation.patience is not None and not self.checkpoint.keep_best:
-            raise ValueError(
+            raise Misfit(
                 "evaluation.patience exports the best weights, but checkpoint.keep_best 0 keeps "
-                "none; set keep_best 1, or remove patience"
+                "none; set keep_best 1, or remove patience",
+                "evaluation.patience",
+                "checkpoint.keep_best",
             )
         return self
 

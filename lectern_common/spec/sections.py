@@ -26,6 +26,8 @@ from lectern_common.wire.formats import FORMATS, Representation, RepresentationN
 
 DEFAULT_WARMUP_STEPS = 50
 MAX_NAME_BYTES = 255  # of a file or folder, on all common file systems
+MODULE_PATTERN = r"^[\w.-]+$"
+MODULE_RULE = "letters, digits, dots, hyphens and underscores"
 
 
 def _relative_path(value: str) -> str:
@@ -46,7 +48,7 @@ Address = Annotated[
     Field(max_length=MAX_REPLICAS * (253 + 7)),
     AfterValidator(lambda value: value and checked_address(value)),
 ]
-ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=MODULE_PATTERN)]
 Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -15,12 +15,13 @@ from lectern_common.checks.rules import (
     require_one_tokenizer,
     require_usable,
     rows_held_out,
+    why_no_dataset,
 )
-from lectern_common.errors import InvalidSpec
+from lectern_common.errors import InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.chat_rows import LONG_CHATS
-from lectern_common.tokens.shards import ShardManifest, read_manifest
+from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest, read_manifest
 from lectern_common.tokens.tokenizer_map import TokenizerMap
 from student_trainer.data.chat_dataset import OpenedChats, open_chats
 from student_trainer.data.chats import ChatRows
@@ -54,6 +55,21 @@ class Data:
     validation_duplicates: int = 0
     packs_chats: bool = False
     described: dict[str, Any] = field(default_factory=dict)
+
+
+def require_datasets(spec: RunSpec, roots: Roots) -> None:
+    """Raises NotFound, naming the dataset and what to do, if one of an accepted run is gone."""
+    data = spec.data
+    for name, path in (("path", data.path), ("validation_path", data.validation_path)):
+        if path is None:
+            continue
+        folder = resolve_under(roots.data, path, f"data.{name}")
+        if not (folder / MANIFEST_NAME).exists():
+            raise NotFound(
+                f"data.{name}: {why_no_dataset(roots.data, path, folder)}. It was there when the "
+                "run was accepted: put it back, or make it again with `lectern data prepare`, then "
+                "resume the run"
+            )
 
 
 class Opened(Protocol):

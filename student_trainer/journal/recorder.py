@@ -172,8 +172,9 @@ class Recorder:
             current.step = current.step if step is None else step
             current.steps = current.steps if steps is None else steps
             current.device = device or current.device
-            if checkpoint_step is not None:
+            if checkpoint_step is not None and checkpoint_step != current.checkpoint_step:
                 current.checkpoint_step = checkpoint_step
+                current.checkpoint_at = self._folder.checkpoint_time(checkpoint_step)
 
     def go_on_from(self, status: Status | None) -> None:
         """Takes over the progress in another process's last status."""
@@ -197,6 +198,8 @@ class Recorder:
         with self._lock:
             current = self._current
             current.step, current.checkpoint_step = checkpoint_step or 0, checkpoint_step
+            if checkpoint_step is not None:
+                current.checkpoint_at = self._folder.checkpoint_time(checkpoint_step)
             current.reason = None if why is None else "rank_lost"
             current.message = f"restarting from step {current.step}" + (f": {why}" if why else "")
 

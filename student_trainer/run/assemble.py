@@ -21,7 +21,7 @@ from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_models.loading import num_parameters
 from student_trainer.data.rows import ShuffledBatches, in_order
-from student_trainer.data.select import Data, open_data
+from student_trainer.data.select import Data, open_data, require_datasets
 from student_trainer.evaluation.samples import Prompts, Samples, TeacherTexts, checked_prompts
 from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
@@ -59,6 +59,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
     begun = None if checkpoint is None else checkpoint.state
 
     with ranks.together():
+        require_datasets(run.spec, run.roots)
         before = None if checkpoint is None else parse_spec(checkpoint.state["spec"])
         spec = with_documents(run.spec, run.roots, before)
         run = replace(run, spec=spec)

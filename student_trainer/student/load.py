@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lectern_common.checks.rules import require_positions
-from lectern_common.errors import Incompatible
-from lectern_common.roots import Roots, resolve_under
+from lectern_common.errors import Incompatible, NotFound
+from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import StudentSpec
 from lectern_common.tokens.tokenizer_map import TokenizerMap
@@ -27,7 +27,7 @@ from lectern_models.loading import (
     max_positions,
     tokenizer_map,
 )
-from lectern_models.model_folder import ModelFolder, find_model, find_on_hub
+from lectern_models.model_folder import CONFIG_NAME, ModelFolder, find_model, find_on_hub
 from student_trainer.student.layers import keep_every_nth_layer
 from student_trainer.student.lora import Adapters, add_adapters
 from student_trainer.student.student import CausalStudent, compute_dtype_named
@@ -97,6 +97,12 @@ def load_student(
 def _folder(origin: StudentSpec, roots: Roots, begun: Mapping[str, Any] | None) -> ModelFolder:
     if origin.init is None:
         path = resolve_under(roots.models, str(origin.config), "student.config")
+        if not (path / CONFIG_NAME).exists():
+            there = what_is_there(roots.models, str(origin.config), CONFIG_NAME)
+            raise NotFound(
+                f"student.config: no model folder {origin.config!r} under the models root {there}. "
+                "It was there when the run was accepted: put it back, then resume the run"
+            )
         return ModelFolder(path, str(origin.config))
     local = resolve_under(roots.models, origin.init, "student.init")
     commit = None if begun is None else begun.get("student_revision")

@@ -220,6 +220,40 @@ def test_a_damaged_row_is_listed_and_hides_no_other(client, plane, processes, co
     wait_for(lambda: client.get(f"/runs/{late['id']}").json()["step"] == 7)
 
 
+DAMAGED_CHANGES = {
+    "unknown state": ("state", "resting"),
+    "state is bytes": ("state", b"\xff"),
+    "unknown wish": ("wanted", "perhaps"),
+    "at is text": ("at", "noon"),
+    "at is infinite": ("at", float("inf")),
+    "attempt is text": ("attempt", "many"),
+    "attempt is huge": ("attempt", 1e300),
+    "reason is a number": ("reason", 5),
+    "message is bytes": ("message", b"\xff"),
+    "a long message": ("message", "x" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED_CHANGES.values(), ids=DAMAGED_CHANGES)
+def test_a_damaged_row_of_a_history_hides_neither_it_nor_the_run(
+    client, plane, processes, column, value
+):
+    run = stopped(client, processes)
+    with plane.store.writing() as connection:
+        text = sa.text(f"UPDATE history SET {column} = :value WHERE seq = 2")  # noqa: S608
+        connection.execute(text, {"value": value})
+    shown = client.get(f"/runs/{run['id']}")
+    assert shown.status_code == 200, shown.text
+    page = client.get(f"/runs/{run['id']}/history")
+    assert page.status_code == 200, page.text
+    assert len(page.json()["entries"]) == len(shown.json()["history"]) == 5
+    assert len(page.content) < 50_000
+    entry = page.json()["entries"][-2] if column != "at" else {"state": "starting"}
+    assert entry["state"] == (None if column == "state" else "starting")
+    if column == "state":
+        assert "unknown state" in entry["message"]
+
+
 def test_a_queued_row_without_a_spec_fails_alone(bench: Bench) -> None:
     run, other = bench.create("one"), bench.create("two")
     with bench.store.writing() as connection:

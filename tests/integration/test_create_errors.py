@@ -120,7 +120,7 @@ CASES = {
         ("optimizer.learning_rat: unknown field; did you mean learning_rate?",),
     ),
     "temperature-0": Case(
-        {"objective": {"temperature": 0}}, 2, ("objective.temperature: ", "greater than 0")
+        {"objective": {"temperature": 0}}, 2, ("objective.temperature: ", "more than 0, got 0")
     ),
     "no-data": Case(
         {"data": {"path": "nowhere"}},

@@ -169,7 +169,7 @@ def test_the_problems_of_a_spec_are_listed_field_by_field(lectern, tmp_path):
     assert ended.err.splitlines() == [
         "error: 2 problems in the run spec",
         "  teacher.adress         unknown field; did you mean address?",
-        "  objective.temperature  Input should be greater than 0",
+        "  objective.temperature  expected more than 0, got 0",
     ]
 
 

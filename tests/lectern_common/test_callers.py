@@ -1,10 +1,17 @@
 """Which callers are on this machine, and what a token is."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from lectern_common.callers import is_loopback, read_token_file, require_known_callers
+from lectern_common.callers import (
+    is_loopback,
+    make_token_file,
+    read_token_file,
+    require_known_callers,
+)
 from lectern_common.errors import Misconfigured
 
 
@@ -49,3 +56,20 @@ def test_an_unusable_token_is_refused_by_option_and_not_shown(tmp_path: Path, te
     with pytest.raises(Misconfigured, match=f"--some-file {path}") as refused:
         read_token_file(path, "--some-file")
     assert not text or text not in str(refused.value)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_token_is_made_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "secrets" / "token"
+    assert make_token_file(path)
+    token = read_token_file(path)
+    assert len(token) > 20 and path.stat().st_mode & 0o777 == 0o600
+    assert not make_token_file(path)
+    assert read_token_file(path) == token
+    assert [one.name for one in path.parent.iterdir()] == ["token"]

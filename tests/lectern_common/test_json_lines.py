@@ -18,6 +18,7 @@ from lectern_common.json_lines import (
     append_json_line,
     keep_lines_before,
     last_json_lines,
+    position_at,
     position_of,
     read_after,
     read_json_lines,
@@ -248,6 +249,44 @@ def test_a_line_longer_than_its_checked_part_is_not_taken_for_a_rewind(path: Pat
     new = read_after(path, Position())
     again = read_after(path, new.records[0][1])
     assert (again.rewound, steps(again)) == (False, [1])
+
+
+@pytest.mark.parametrize("num_bytes", [1 << 20, (1 << 20) + 1, 5 << 20])
+def test_a_line_that_is_too_long_is_passed_over_and_said(
+    path: Path, capsys: pytest.CaptureFixture[str], num_bytes: int
+) -> None:
+    add(path, 0)
+    with path.open("a") as file:
+        file.write("x" * num_bytes + "\n")
+    add(path, 1, 2)
+    found, position = [], Position()
+    for _ in range(10):
+        new = read_after(path, position)
+        assert not new.rewound
+        found += steps(new)
+        position = new.end
+        if not new.more:
+            break
+    assert found == [0, 1, 2]
+    assert capsys.readouterr().out.count("line too long") == 1
+    with path.open("rb") as file:
+        assert position_at(file, position.offset) == position
+
+
+def test_a_long_line_without_an_end_is_waited_for(path: Path) -> None:
+    add(path, 0)
+    end = read_after(path, Position()).end
+    with path.open("a") as file:
+        file.write("x" * (3 << 20))
+    new = read_after(path, end)
+    assert (new.end, new.more, new.rewound) == (end, False, False)
+    with path.open("a") as file:
+        file.write("\n")
+    passed = read_after(path, end)
+    assert (steps(passed), passed.more) == ([], True)
+    add(path, 1)
+    again = read_after(path, passed.end)
+    assert (steps(again), again.rewound) == ([1], False)
 
 
 def test_a_position_reads_back(path: Path) -> None:

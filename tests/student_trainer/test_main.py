@@ -242,7 +242,27 @@ def test_the_status_says_what_is_wrong(home: Home) -> None:
     assert trained(home, folder) == 1
     status = status_of(folder)
     assert (status.state, status.reason) == (RunState.FAILED, "not_found")
+    assert "data.path: no dataset 'nothing' under the data root" in str(status.message)
     assert "lectern data prepare" in str(status.message)
+    assert "then resume the run" in str(status.message)
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"data": {"validation_path": "gone", "validation_fraction": None}}, "data.validation_pa"),
+        ({"student": {"config": "gone"}}, "student.config: no model folder 'gone' under"),
+    ],
+)
+def test_what_was_removed_after_the_run_was_accepted_is_named(
+    home: Home, sections: dict[str, Any], says: str
+) -> None:
+    folder = home.run(**sections)
+    assert trained(home, folder) == 1
+    status = status_of(folder)
+    assert (status.state, status.reason) == (RunState.FAILED, "not_found")
+    assert says in str(status.message) and "'gone'" in str(status.message)
+    assert "put it back" in str(status.message) and "resume the run" in str(status.message)
 
 
 def test_the_status_says_that_the_spec_is_broken(home: Home) -> None:

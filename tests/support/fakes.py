@@ -91,6 +91,9 @@ class FakeProcesses:
     def tend(self) -> None:
         """Nothing has to be looked after."""
 
+    def slowed(self) -> str | None:
+        return None
+
     def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None

@@ -58,12 +58,15 @@ class Index:
     Args:
         metrics_path: metrics.jsonl.
         index_path: kept beside it; if that cannot be written, the index lies in memory, coarser.
+
+    Attributes:
+        in_memory: the index is nowhere else.
     """
 
     def __init__(self, metrics_path: Path, index_path: Path) -> None:
         self._metrics_path = metrics_path
         self._file = IndexFile(index_path)
-        self._in_memory = False
+        self.in_memory = False
         self._inode: int | None = None
         self._chunks: list[Chunk] | None = None  # None: not read yet
         self._last = NOTHING
@@ -125,7 +128,7 @@ class Index:
     def _add(self, chunk: Chunk) -> None:
         chunks = self._chunks if self._chunks is not None else []
         chunks.append(chunk)
-        if len(chunks) > (MAX_CHUNKS_IN_MEMORY if self._in_memory else MAX_CHUNKS):
+        if len(chunks) > (MAX_CHUNKS_IN_MEMORY if self.in_memory else MAX_CHUNKS):
             self._chunks = _halved(chunks)
             self._rewrite()
         elif not self._file.is_there:
@@ -139,12 +142,12 @@ class Index:
 
     def _written(self, write: Callable[[], None]) -> None:
         """Writes, unless the index lies in memory; it does from the first failure on."""
-        if self._in_memory:
+        if self.in_memory:
             return
         try:
             write()
         except OSError as error:
-            self._in_memory = True
+            self.in_memory = True
             if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOENT):
                 path = str(self._metrics_path)
                 _log.warning("metrics index not written", metrics=path, error=str(error))

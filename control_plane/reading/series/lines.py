@@ -5,11 +5,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from lectern_common.json_lines import step_of
+from lectern_common.json_lines import MAX_COUNT, step_of
 
 # Not metrics: the x axes of charts, and the list of keys whose values were not finite.
 BESIDE_METRICS = frozenset({"step", "time", "progress/tokens", "progress/seconds", "non_finite"})
-MAX_STEP = 2**53  # what every reader of JSON holds exactly
 NAN = float("nan")
 
 
@@ -73,7 +72,7 @@ def _parsed(raw: bytes, end: int) -> Line | None:
     except (ValueError, RecursionError):
         return None
     step = step_of(record)
-    if step is None or not 0 <= step < MAX_STEP:
+    if step is None:
         return None
     values = {
         key: number
@@ -88,7 +87,7 @@ def _parsed(raw: bytes, end: int) -> Line | None:
 
 def _axis(value: Any) -> float:
     number = _number(value)
-    return NAN if number is None or not -MAX_STEP < number < MAX_STEP else number
+    return NAN if number is None or not -MAX_COUNT < number < MAX_COUNT else number
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from control_plane.reading.series.query import Steps
-from lectern_common.json_lines import MAX_STEP, last_json_lines, step_of
+from lectern_common.json_lines import MAX_COUNT, last_json_lines, step_of
 from lectern_common.run.folder import RunFolder
 
 MAX_MARKS = 200
@@ -31,7 +31,7 @@ def marks_of(
             has_begun = has_begun or step is not None
             continue
         at = event.get("time")
-        is_time = isinstance(at, int | float) and abs(at) < MAX_STEP
+        is_time = isinstance(at, int | float) and abs(at) < MAX_COUNT
         time = float(at) if is_time else None
         if event.get("kind") == "checkpoint":
             checkpoints[step] = time

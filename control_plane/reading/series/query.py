@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from control_plane.reading.series.chunk import LEAF, LEAVES, MAX_KEYS, POINT, Chunk
 from control_plane.reading.series.index import Indexed
-from control_plane.reading.series.lines import MAX_STEP, Line, read_lines
+from control_plane.reading.series.lines import Line, read_lines
 from control_plane.reading.series.stats import STATS, Array, combined, joined, of_values
+from lectern_common.json_lines import MAX_COUNT
 
 # So many lines for each bucket are read one by one.
 LINES_A_BUCKET = 8
@@ -37,7 +38,7 @@ class Steps:
     """The steps from `first` to `last`, both included."""
 
     first: int = 0
-    last: int = MAX_STEP
+    last: int = MAX_COUNT
 
 
 EVERY_STEP = Steps()
@@ -208,7 +209,7 @@ class _Parts:
         return out
 
     def _of_points(self, key: str) -> Array:
-        points = self._points[self._points["key"] == self._numbers.get(key, MAX_STEP)]
+        points = self._points[self._points["key"] == self._numbers.get(key, MAX_COUNT)]
         out = _with_stats(np.empty(len(points), BUCKET), of_values(points["value"]))
         out["order"], out["first_step"] = points["leaf"], points["step"]
         for name in _X:

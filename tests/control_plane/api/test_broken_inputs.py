@@ -15,7 +15,7 @@ from lectern_common.checks.preflight import require_startable
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.spec.load import parse_spec
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
-from tests.control_plane.conftest import serving, spec_body
+from tests.control_plane.conftest import serving, spec_body, wait_for
 from tests.support.training.shards import write_shards
 
 IDS = np.arange(400) % 90
@@ -209,3 +209,40 @@ def test_the_command_line_is_told_the_same(shared):
         require_startable(parse_spec(body("short")), plane.roots)
     assert (caught.value.field, caught.value.http_status) == ("data.path", 422)
     assert CorruptData("a checkpoint").http_status == 500
+
+
+def test_a_run_whose_dataset_was_removed_before_its_start_resumes_once_it_is_back(
+    client: Any, plane: ControlPlane, processes: Any
+) -> None:
+    folder = write_shards(plane.roots.data / "mine", IDS)
+    run = client.post(
+        "/runs", json=spec_body("steady", data={"path": "mine", "kind": "shards", "seq_len": 16})
+    ).json()
+    wait_for(lambda: processes.started)
+    shutil.move(folder, plane.roots.data.parent / "away")
+    processes.last().say("failed", reason="not_found", message="data.path: no dataset 'mine'")
+    processes.last().end(1)
+    wait_for(lambda: client.get(f"/runs/{run['id']}").json()["state"] == "failed")
+    resume = f"/runs/{run['id']}/resume"
+    refused = client.post(resume)
+    assert refused.status_code == 422
+    assert [one["field"] for one in refused.json()["errors"]] == ["data.path"]
+    assert "'mine'" in refused.json()["detail"]
+    shutil.move(plane.roots.data.parent / "away", folder)
+    assert client.post(resume).status_code == 202
+    wait_for(lambda: len(processes.started) == 2)
+
+
+def test_settings_that_do_not_fit_together_are_each_named(client: Any) -> None:
+    refused = client.post("/runs", json=spec_body("steady", objective={"alpha": 0.5}))
+    errors = refused.json()["errors"]
+    assert [one["field"] for one in errors] == ["teacher", "objective.alpha"]
+    assert errors[0]["message"] == errors[1]["message"]
+    assert refused.json()["detail"].count("teacher is required") == 1
+
+
+def test_a_wrong_query_parameter_is_refused_in_words_of_ours(client: Any) -> None:
+    refused = client.get("/runs", params={"limit": "many", "state": "idle"})
+    said = {one["field"]: one["message"] for one in refused.json()["errors"]}
+    assert said["limit"] == "expected an integer, got 'many'"
+    assert said["state.0"].startswith("expected 'queued', 'starting', ")

@@ -1,8 +1,12 @@
 """The access checks: which requests get through, and which headers every answer has."""
 
+import asyncio
+
 import pytest
 import sqlalchemy as sa
+from starlette.exceptions import HTTPException
 
+from control_plane.api import guard
 from control_plane.api.guard import MAX_BODY_BYTES
 from tests.control_plane.api.test_routes import problem_of
 from tests.control_plane.conftest import BASE_URL, serving, spec_body
@@ -221,3 +225,20 @@ def test_a_full_queue_refuses_another_run_and_keeps_the_key_s(tmp_path):
     problem_of(response, 503, "overloaded")
     assert "--max-queued-runs" in response.json()["detail"]
     assert response.headers["retry-after"] == "60"
+
+
+def test_a_body_that_trickles_is_given_up_although_it_is_never_silent(monkeypatch):
+    monkeypatch.setattr(guard, "WHOLE_BODY_SECONDS", 0.2)
+
+    async def trickle():
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read():
+        receive = guard._bounded(trickle)
+        for _ in range(guard.MAX_BODY_BYTES):
+            await receive()
+
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(read())
+    assert (refused.value.status_code, refused.value.headers) == (408, {"Connection": "close"})

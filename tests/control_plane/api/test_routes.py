@@ -145,9 +145,9 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "temperature 0": (
         {"objective": {"alpha": 1, "temperature": 0}},
         "objective.temperature",
-        "greater than 0",
+        "expected more than 0, got 0",
     ),
-    "no teacher": ({"objective": {"alpha": 0.5}}, "", "teacher is required"),
+    "no teacher": ({"objective": {"alpha": 0.5}}, "teacher", "teacher is required"),
     "a missing data folder": (
         {"data": {"path": "nowhere"}},
         "data.path",
@@ -159,7 +159,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         "no model folder 'nobody'",
     ),
     "a number as text": ({"seed": "one"}, "seed", "integer"),
-    "a list as section": ({"schedule": []}, "schedule", "dictionary"),
+    "a list as section": ({"schedule": []}, "schedule", "expected a mapping"),
     "a path upwards": ({"data": {"path": "../x"}}, "data.path", "inside its root"),
     "a path from the root": ({"student": {"config": "/etc"}}, "student.config", "inside"),
     "a path with a nul": ({"data": {"path": "a\0b"}}, "data.path", "control characters"),
@@ -293,6 +293,28 @@ def test_a_run_shows_its_trainers_status(client, processes):
     assert [entry["state"] for entry in shown["history"]] == ["queued", "starting", "running"]
 
 
+def test_a_run_that_does_not_train_has_no_speed_and_counts_are_integers(client, processes):
+    run = started(client, processes)
+    status = {"tokens_per_second": 1000.0, "latest": {"loss/val": 3.0, "loss/val_step": 40}}
+    processes.last().say("running", step=41, **status)
+    shown = wait_for(
+        lambda: (found := client.get(f"/runs/{run['id']}").json())["step"] == 41 and found
+    )
+    assert shown["tokens_per_second"] == 1000.0
+    assert [type(value) for value in shown["latest"].values()] == [float, int]
+    processes.last().say("failed", reason="diverged", step=41, **status)
+    processes.last().end(1)
+    wait_for(lambda: state_of(client, run["id"]) == "failed")
+    shown = client.get(f"/runs/{run['id']}").json()
+    assert shown["tokens_per_second"] is None
+    assert shown["latest"] == {"loss/val": 3.0, "loss/val_step": 40}
+    other = started(client, processes, name="other")
+    processes.last(other["id"]).say("running", step=2, tokens_per_second=5.0)
+    wait_for(lambda: client.get(f"/runs/{other['id']}").json()["tokens_per_second"] == 5.0)
+    page = client.get("/runs", params={"sort": "-tokens_per_second"}).json()["runs"]
+    assert [one["tokens_per_second"] for one in page] == [5.0, None]
+
+
 def test_a_silent_trainer_is_shown_as_stale(client, plane, processes):
     run = started(client, processes)
     seconds = [0.0]
@@ -369,14 +391,14 @@ def test_a_stopped_run_resumes_with_the_requested_changes(client, processes):
         ({"seed": 3}, "seed", "was 0, is 3; a resume may not change it"),
         ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate", "may not change"),
         ({"schedule": {"stepz": 3}}, "schedule.stepz", "did you mean steps?"),
-        ({"schedule": {"steps": 0}}, "schedule.steps", "greater than or equal to 1"),
+        ({"schedule": {"steps": 0}}, "schedule.steps", "expected at least 1, got 0"),
         (
             {"schedule": {"steps": 3}},
             "schedule.steps",
             "is 3, but the run has already made 4 steps",
         ),
         ({"device": {"count": 1, "max_restarts": 3}}, "device", "no effect with count 1"),
-        ({"teacher": {"address": "127.0.0.1:1"}}, "", "remove it"),
+        ({"teacher": {"address": "127.0.0.1:1"}}, "teacher", "remove it"),
     ],
 )
 def test_a_resume_refuses_changes_that_it_may_not_make(client, processes, changes, field, said):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.reading.series.index_file import IndexFile
 from lectern_common.json_lines import append_json_line, keep_lines_before
 from tests.control_plane.api.test_routes import create, problem_of, started
 
@@ -232,3 +233,71 @@ def test_keys_that_were_not_logged_are_named_and_may_still_come(client, plane):
     append_json_line(folder.metrics_path, {"step": 2, "loss/val": 0.25})
     assert client.get(path).json()["unknown_keys"] == ["loss/typo"]
     assert client.get(f"/runs/{run_id}/series").json()["unknown_keys"] == []
+
+
+def grown(folder: Any, lines: int) -> None:
+    text = "".join(json.dumps(line(step)) + "\n" for step in range(11, lines))
+    with folder.metrics_path.open("a") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize("route", ["series?max_points=500", "metrics?max_points=16"])
+def test_a_folder_that_vanishes_meanwhile_has_no_metrics(run, client, plane, monkeypatch, route):
+    _, folder = run
+    grown(folder, 3000)
+    monkeypatch.setattr("control_plane.reading.metrics.INDEXED_FROM_BYTES", 1)
+    known = plane.indexes.of
+
+    def removed_after(found: Any) -> Any:
+        indexed = known(found)
+        found.metrics_path.unlink()
+        return indexed
+
+    monkeypatch.setattr(plane.indexes, "of", removed_after)
+    response = client.get(f"/runs/{folder.run_id}/{route}")
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body.get("metrics", []) == [] and body.get("keys", []) == []
+
+
+def test_a_file_that_cannot_be_read_is_told_in_the_systems_words(run, client, monkeypatch):
+    _, folder = run
+
+    def stale(*_: object) -> None:
+        raise OSError(116, "Stale file handle", str(folder.metrics_path))
+
+    monkeypatch.setattr("control_plane.api.series.marks_of", stale)
+    response = client.get(f"/runs/{folder.run_id}/series")
+    body = problem_of(response, 503, "file_unavailable")
+    assert response.headers["retry-after"] == "2"
+    assert "Stale file handle" in body["detail"]
+
+
+def test_an_index_larger_than_the_memory_for_all_is_not_read_again_for_each_chart(
+    run, plane, monkeypatch
+):
+    ask, folder = run
+    grown(folder, 3000)
+    monkeypatch.setattr("control_plane.reading.series.indexes.MAX_BYTES_IN_MEMORY", 1)
+    reads = []
+    read = IndexFile.read
+
+    def counted(index: IndexFile) -> Any:
+        reads.append(index)
+        return read(index)
+
+    monkeypatch.setattr(IndexFile, "read", counted)
+    for _ in range(3):
+        assert ask(max_points=16)["last_step"] == 2999
+    assert len(reads) == 1
+    plane.indexes.catch_up([folder], -1)  # as the control plane does by itself
+    ask()
+    assert len(reads) == 1
+
+
+def test_an_index_that_nobody_asked_for_takes_no_memory(run, plane):
+    _, folder = run
+    grown(folder, 3000)
+    plane.indexes.catch_up([folder], 0)
+    assert folder.metrics_index_path.exists()
+    assert not plane.indexes._open

@@ -156,3 +156,53 @@ def test_a_run_without_a_folder_has_its_states(bench):
 def test_what_is_no_position_is_refused(text):
     with pytest.raises(InvalidRequest):
         HistoryPosition.parse(text)
+
+
+def add_trainer_states(folder, *pairs) -> None:
+    with folder.events_path.open("a") as file:
+        for time, state in pairs:
+            event = {"time": time, "kind": "state", "state": state, "message": f"{state} at {time}"}
+            file.write(json.dumps(event) + "\n")
+
+
+def test_an_outage_while_the_control_plane_was_down_is_taken_from_the_trainers_events(bench):
+    folder = folder_of(bench)
+    add_states(bench, folder, (1, "queued"), (2, "starting"), (10, "running"))
+    add_trainer_states(
+        folder,
+        (10, "running"),
+        (100, "waiting_for_teacher"),
+        (160, "running"),
+        (1000, "waiting_for_teacher"),
+        (1030, "running"),
+    )
+    # It was down for the first outage, and up again for the second.
+    add_states(bench, folder, (1001, "waiting_for_teacher"), (1031, "running"))
+    recent = recent_history(bench.runs, folder)
+    assert told(recent) == [
+        (1, "state"),
+        (2, "state"),
+        (10, "state"),
+        (100, "teacher_away"),
+        (160, "teacher_back"),
+        (1001, "state"),
+        (1031, "state"),
+    ]
+    assert recent[3].message == "waiting_for_teacher at 100"
+    for limit in (1, 2, 3, 50):
+        pages = all_pages(bench, folder, limit)
+        assert [entry for page in pages for entry in page] == recent[::-1]
+    [[only]] = all_pages(bench, folder, 50, "teacher_away")
+    assert only.at == 100
+
+
+def test_an_outage_that_began_while_it_was_down_is_told_when_it_began(bench):
+    folder = folder_of(bench)
+    add_trainer_states(folder, (100, "waiting_for_teacher"), (400, "running"))
+    add_states(bench, folder, (1, "running"), (300, "waiting_for_teacher"), (401, "running"))
+    assert told(recent_history(bench.runs, folder)) == [
+        (1, "state"),
+        (100, "teacher_away"),
+        (300, "state"),
+        (401, "state"),
+    ]

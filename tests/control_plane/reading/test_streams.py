@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from control_plane.reading.feed import MAX_STREAMS, Feed
+from control_plane.reading.feed import MAX_JOINED, MAX_STREAMS, Feed
 from control_plane.reading.streams import RunPosition, list_events, run_events
-from control_plane.reading.wakes import Wakes
+from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
 from lectern_common.errors import InvalidRequest, Overloaded
@@ -477,5 +478,73 @@ def test_a_state_is_a_name_in_the_stream(live):
             "attempt": 0,
             "by": None,
         }
+
+    live(scenario)
+
+
+def test_a_wait_that_is_cancelled_as_its_event_comes_ends():
+    """A loop around one that swallowed it would go on for a client that is gone."""
+
+    async def scenario():
+        event = asyncio.Event()
+
+        async def loop():
+            while True:
+                await set_within(event, 60)
+                event.clear()
+
+        task = asyncio.create_task(loop())
+        await asyncio.sleep(0)
+        event.set()
+        await asyncio.sleep(0)  # the event has come, and the loop has not yet seen it
+        task.cancel()
+        await asyncio.wait([task], timeout=10)
+        assert task.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_hangs_keeps_neither_the_event_loop_nor_other_work_waiting(live, monkeypatch):
+    hangs, hung = threading.Event(), []
+
+    def signature(path):
+        hung.append(threading.current_thread().name)
+        hangs.wait(30)
+        return None
+
+    async def scenario(bench, feed):
+        monkeypatch.setattr("control_plane.reading.run_feed._signature", signature)
+        runs = [with_folder(bench)[0] for _ in range(2)]
+        listeners = [run_of(bench, feed, run.id) for run in runs]
+        for listener in listeners:
+            await listener.take(1)
+        waits = [asyncio.create_task(listener.next()) for listener in listeners]
+        while len(hung) < 2:
+            await asyncio.sleep(0.01)
+        assert all(name.startswith("files") for name in hung)
+        assert await asyncio.to_thread(lambda: bench.runs.get(runs[0].id).id) == runs[0].id
+        hangs.set()
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        for listener in listeners:
+            await listener.close()
+
+    live(scenario)
+
+
+def test_answers_that_are_kept_for_clients_at_one_place_are_few(live, monkeypatch):
+    async def scenario(bench, feed):
+        listener = list_of(bench, feed)
+        first = asyncio.create_task(listener.next())
+        await asyncio.sleep(0.5)
+        for number in range(30):
+            bench.commands.create(spec(f"run-{number}"))
+        await first
+        await asyncio.sleep(0.5)
+        for revision in range(feed._begin, feed._end):
+            assert feed.after(revision) is not None
+        assert 0 < len(feed._joined) <= MAX_JOINED
+        await listener.close()
 
     live(scenario)

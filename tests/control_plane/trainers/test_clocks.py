@@ -1,10 +1,12 @@
 """Clocks that are set while trainers run, and trainers of the release before."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +91,34 @@ def test_an_identity_is_of_one_boot_and_one_start(tmp_path):
     assert identity_of(7, proc) is None
     assert identity_of(7, proc, ended_too=True) == Identity(7, "second", 4242)
     assert identity_of(8, proc) is None
+
+
+def test_a_kernel_that_hides_its_boot_id_shows_its_processes_all_the_same(tmp_path):
+    """As in a container that masks /proc/sys; and rows that were written outside of it."""
+    proc = tmp_path / "proc"
+    (proc / "7").mkdir(parents=True)
+    fields = " ".join(str(field) for field in range(4, 22))
+    (proc / "7" / "stat").write_text(f"7 (a) S {fields} 4242 0 0")
+    assert identity_of(7, proc) == Identity(7, "", 4242)
+    for boot in ("", "before it was hidden"):
+        assert is_alive(Identity(7, boot, 4242), proc)
+        assert not is_alive(Identity(7, boot, 4243), proc)
+    (proc / "sys/kernel/random").mkdir(parents=True)
+    (proc / "sys/kernel/random/boot_id").write_text("first\n")
+    assert is_alive(Identity(7, "", 4242), proc)
+    assert not is_alive(Identity(7, "second", 4242), proc)
+
+
+def test_a_process_that_cannot_be_looked_at_is_not_taken_for_gone(monkeypatch):
+    me = identity_of(os.getpid())
+    assert me is not None
+
+    def no_descriptor(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", no_descriptor)
+    with pytest.raises(OSError, match="Too many open files"):
+        is_alive(me)
 
 
 def test_a_status_that_names_a_process_of_someone_else_is_not_believed(bench, tmp_path):

@@ -226,3 +226,23 @@ def test_a_run_that_the_machine_can_hold_is_let_in(devices, device):
 )
 def test_the_environment_says_which_devices_may_be_used(visible, devices):
     assert cuda_devices({"CUDA_VISIBLE_DEVICES": visible}) == devices
+
+
+def amd_node(nodes, number, simds):
+    (nodes / str(number)).mkdir(parents=True)
+    (nodes / str(number) / "properties").write_text(f"cpu_cores_count 8\nsimd_count {simds}\n")
+
+
+def test_amds_gpus_are_counted_and_masked_by_a_variable_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("control_plane.trainers.devices._nvidia_devices", lambda: ())
+    nodes, kfd = tmp_path / "nodes", tmp_path / "kfd"
+    for number, simds in enumerate((0, 304, 304)):
+        amd_node(nodes, number, simds)
+    kfd.touch()
+    assert cuda_devices({}, nodes) == ("0", "1")
+    assert cuda_devices({"ROCR_VISIBLE_DEVICES": "1"}, nodes) == ("0",)
+    assert cuda_devices({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "1"}, nodes) == ("1",)
+    both = {"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "1"}
+    assert slots_environment(["cuda:1"], None, {}, kfd) == both
+    assert slots_environment(["cuda:1"], None, {"HIP_VISIBLE_DEVICES": "0,1"}) == both
+    assert slots_environment(["cpu"], None, {}, kfd) == {}

@@ -1,5 +1,6 @@
 """The fork server: what it gives to trainers, what it must not know, and that anybody may die."""
 
+import itertools
 import json
 import os
 import re
@@ -7,24 +8,36 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from control_plane.trainers.fork_server import (
-    MAX_FAILED_STARTS,
+    MAX_FAILURES,
+    STEADY_SECONDS,
+    Forked,
     ForkServer,
     NotForked,
     server_environment,
 )
 from control_plane.trainers.launcher import Launcher
+from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
-from tests.control_plane.conftest import ROOT, STAND_IN, STAND_IN_FORK_SERVER, spec, wait_for
+from tests.control_plane.conftest import (
+    ROOT,
+    STAND_IN,
+    STAND_IN_FORK_SERVER,
+    Bench,
+    spec,
+    wait_for,
+)
+from tests.support.fakes import FakeClock
 
 # A server of programs that write what they see into the folder that they get.
 SEES = """
@@ -304,29 +317,136 @@ def test_a_forked_process_that_nobody_tells_what_it_is_ends(server, tmp_path):
     assert not folder.status_path.exists()
 
 
-def test_a_trainer_that_is_killed_before_it_is_told_fails_to_start(server, tmp_path):
-    folder = new_folder(tmp_path)
-    with (
-        pytest.raises(OSError, match="pipe"),
-        folder.log_path.open("ab") as log,
-        server.forked(log.fileno()) as forked,
-    ):
-        os.kill(forked.pid, signal.SIGKILL)
-        wait_for(lambda: server.exit_status(forked.pid) == -signal.SIGKILL)
-        forked.become(["x"], ["x"], {})
+class Hasty(ForkServer):
+    """Yields processes that are killed before they are told what they are.
+
+    Args:
+        reaped: the server has waited for them as well, so that their pids are free.
+    """
+
+    reaped = False
+
+    @contextmanager
+    def forked(self, log: int) -> Iterator[Forked]:
+        with super().forked(log) as forked:
+            os.kill(forked.pid, signal.SIGKILL)
+            wait_for(lambda: not (self.reaped and psutil.pid_exists(forked.pid)))
+            wait_for(lambda: not is_running(forked.pid))
+            yield forked
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_trainer_killed_before_it_is_told_what_to_do_counts_as_killed(tmp_path, reaped):
+    """Not as one that cannot be started, which nothing would start again."""
+    server = Hasty(1, STAND_IN_FORK_SERVER)
+    server.reaped = reaped
+    with closing(server):
+        wait_for(server.is_ready)
+        launcher = Launcher(STAND_IN, {}, server)
+        folder = new_folder(tmp_path)
+        process = launcher.start(folder, resume=False, environment={})
+        assert not launcher.is_alive(process)
+        assert launcher.exit_status(process) == -signal.SIGKILL
+        launcher.kill(process)
+        assert not folder.status_path.exists()
+        assert server.is_ready()
+
+
+def test_a_run_whose_trainer_is_killed_before_it_is_told_restarts_by_itself(tmp_path):
+    server = Hasty(1, STAND_IN_FORK_SERVER)
+    bench = Bench.of(tmp_path)
+    with closing(server):
+        wait_for(server.is_ready)
+        launcher = Launcher(STAND_IN, bench.roots.environment(), server)
+        loop = Reconciler(
+            bench.runs, bench.commands, bench.roots, launcher, bench.devices, clock=bench.clock
+        )
+        run = bench.create()
+        loop.tick()
+        loop.tick()
+        ended = bench.runs.get(run.id)
+        assert (str(ended.state), ended.reason, ended.restarts) == ("interrupted", "killed", 1)
+        assert "SIGKILL" in (ended.message or "")
+        assert ended.resume_at is not None
+
+
+def in_leaps(seconds: float = 100.0) -> Callable[[], float]:
+    """Returns a clock that leaps ahead each time it is read: no delay lasts."""
+    return itertools.count(0.0, seconds).__next__
+
+
+def has_ended(launcher: Launcher, process: Identity) -> bool:
+    return not launcher.is_alive(process)
+
+
+def kill_when_ready(server: ForkServer) -> None:
+    wait_for(server.is_ready)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: not server.living and server.pid is None)
+
+
+def test_a_server_that_dies_as_soon_as_it_is_ready_is_given_up_after_growing_delays(
+    tmp_path, capsys
+):
+    clock = FakeClock()
+    server = ForkServer(1, STAND_IN_FORK_SERVER, clock=clock)
+    launcher = Launcher(STAND_IN, {}, server)
+    with closing(server):
+        for delay in (1, 4, 16, 64):
+            kill_when_ready(server)
+            clock.advance(delay - 0.5)
+            assert not server.is_ready() and server.pid is None
+            assert server.given_up is None
+            clock.advance(0.5)
+        kill_when_ready(server)
+        clock.advance(100_000)
+        assert not server.is_ready() and server.pid is None
+        assert launcher.slowed() == server.given_up
+        assert "failed 5 times in a row" in (server.given_up or "")
+        for number in range(2):
+            folder = new_folder(tmp_path, f"steady-{number}")
+            process = launcher.start(folder, resume=False, environment={})
+            launcher.kill(process)
+            wait_for(partial(has_ended, launcher, process))
+        said = capsys.readouterr().out
+        assert said.count("given up") == 1
+        assert "trainer not forked" not in said
+
+
+def test_a_server_that_was_steady_for_long_may_die_any_number_of_times(capsys):
+    clock = FakeClock()
+    server = ForkServer(1, STAND_IN_FORK_SERVER, clock=clock)
+    with closing(server):
+        for _ in range(MAX_FAILURES + 1):
+            wait_for(server.is_ready)
+            clock.advance(STEADY_SECONDS)
+            kill_when_ready(server)
+            clock.advance(1)
+        assert wait_for(server.is_ready)
+
+
+def test_readyz_says_that_trainers_are_not_forked_any_more(client, plane):
+    assert "slowed" not in client.get("/readyz").json()
+    plane.processes.slowed = lambda: "the fork server failed 5 times in a row; last: it has ended"
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert "trainers are started afresh" in answer.json()["slowed"]["fork_server"]
 
 
 def test_a_server_with_a_thread_is_refused_and_not_tried_for_ever(tmp_path, capsys):
     """A lock that a thread holds would stay locked in a forked process."""
-    server = ForkServer(1, [sys.executable, "-c", HAS_A_THREAD])
+    server = ForkServer(1, [sys.executable, "-c", HAS_A_THREAD], clock=in_leaps())
     with closing(server):
-        wait_for(lambda: not server.is_ready() and server.pid is None)
+        wait_for(lambda: not server.is_ready() and server.given_up)
         said = capsys.readouterr().out
-        assert said.count("importing has started 1 threads") == MAX_FAILED_STARTS
+        lost = [line for line in said.splitlines() if "fork server lost" in line]
+        assert len(lost) == MAX_FAILURES
+        assert all("importing has started 1 threads" in line for line in lost)
         folder = new_folder(tmp_path)
         with (
             folder.log_path.open("ab") as log,
-            pytest.raises(NotForked, match="cannot be started"),
+            pytest.raises(NotForked, match="failed 5 times in a row"),
             server.forked(log.fileno()),
         ):
             pass

@@ -89,6 +89,24 @@ def test_what_follows_two_dashes_goes_to_the_teacher(tmp_path, stand_ins):
     assert started.endswith("--mode throughput")
 
 
+def test_what_follows_another_two_dashes_goes_to_the_control_plane(tmp_path, stand_ins):
+    words = ("--model", "m", "--", "--mode", "throughput", "--", "--runs-per-gpu", "2")
+    with start(tmp_path, *words) as command:
+        assert wait_until(lambda: "started" in log(tmp_path, "control-plane"), DEADLINE_SECONDS)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=DEADLINE_SECONDS)
+
+    assert log(tmp_path, "teacher-server").splitlines()[0].endswith("--mode throughput")
+    assert log(tmp_path, "control-plane").splitlines()[0].endswith("--runs-per-gpu 2")
+
+
+@pytest.mark.parametrize("word", ["--home", "--bind=127.0.0.1:1", "--no-token", "--port-file"])
+def test_what_up_sets_itself_is_not_passed_to_the_control_plane(lectern, tmp_path, word):
+    ended = lectern("up", "--model", "m", "--home", tmp_path, "--", "--", word)
+    assert ended.code == 2
+    assert word.partition("=")[0] in ended.err and "sets it itself" in ended.err
+
+
 def test_a_teacher_option_before_the_dashes_is_refused_with_its_right_place(lectern, tmp_path):
     ended = lectern("up", "--model", "m", "--home", tmp_path, "--mode", "throughput")
     assert ended.code == 2

@@ -1,6 +1,8 @@
 """The run spec: what is accepted, what is refused with which message, what a resume may change."""
 
 import math
+import re
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -101,10 +103,10 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
         ({"objective": {"temprature": 2}}, "objective.temprature", "did you mean temperature"),
         ({"teacher": {"adress": "a:1"}}, "teacher.adress", "did you mean address"),
         ({"nmae": "x"}, "nmae", "did you mean name"),
-        ({"objective": {"temperature": 0}}, "objective.temperature", "greater than 0"),
+        ({"objective": {"temperature": 0}}, "objective.temperature", "expected more than 0, got 0"),
         ({"objective": {"temperature": math.inf}}, "objective.temperature", "finite"),
         ({"objective": {"temperature": "nan"}}, "objective.temperature", "finite"),
-        ({"objective": {"alpha": 1.5}}, "objective.alpha", "less than or equal to 1"),
+        ({"objective": {"alpha": 1.5}}, "objective.alpha", "expected at most 1, got 1.5"),
         ({"objective": {"beta": 0.5}}, "objective", "beta has no effect"),
         (
             {"objective": {"alpha": 1, "temperature": 9}},
@@ -136,21 +138,21 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
         (
             {"teacher": {"representation": "sampled", "num_draws": 0}},
             "teacher.num_draws",
-            "greater than or equal to 1",
+            "expected at least 1, got 0",
         ),
         (
             {"teacher": {"representation": "sampled", "num_draws": MAX_DRAWS + 1}},
             "teacher.num_draws",
-            f"less than or equal to {MAX_DRAWS}",
+            f"expected at most {MAX_DRAWS}, got",
         ),
         (
             {"teacher": {"representation": "sampled"}, "objective": {"divergence": "reverse_kl"}},
-            "",
+            "objective.divergence",
             "set divergence forward_kl, or representation hidden or top_k",
         ),
         (
             {"teacher": {"representation": "sampled"}, "objective": {"divergence": "jsd"}},
-            "",
+            "objective.divergence",
             "divergence jsd needs the teacher's probability of every token",
         ),
         ({"teacher": {"address": "nowhere"}}, "teacher.address", "host:port"),
@@ -165,8 +167,8 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
             "no effect without tls_ca_file",
         ),
         ({"teacher": {"address": "a:1,a:1"}}, "teacher.address", "names a:1 twice"),
-        ({"teacher": None}, "", "teacher is required"),
-        ({"objective": {"alpha": 1}}, "", "teacher has no effect"),
+        ({"teacher": None}, "teacher", "teacher is required"),
+        ({"objective": {"alpha": 1}}, "teacher", "teacher has no effect"),
         ({"student": {}}, "student", "exactly one of init"),
         ({"student": {"init": "a", "config": "b"}}, "student", "exactly one of init"),
         ({"student": {"init": "/etc/passwd"}}, "student.init", "relative path"),
@@ -189,14 +191,14 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
         ),
         ({"name": "Upper"}, "name", "lower-case letters"),
         ({"name": "a" * 64}, "name", "lower-case letters"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
-        ({"device": {"count": 3}}, "", "device.count 3 must divide"),
+        ({"seed": -1}, "seed", "expected at least 0, got -1"),
+        ({"device": {"count": 3}}, "device.count", "device.count 3 must divide"),
         (
             {
                 "device": {"count": 2},
                 "batch": {"sequences_per_step": 12, "micro_batch_sequences": 4},
             },
-            "",
+            "batch.micro_batch_sequences",
             "batch.micro_batch_sequences 4 must divide the rows of each device, 6: ",
         ),
         ({"device": {"max_restarts": 2}}, "device", "no effect with count 1"),
@@ -214,11 +216,11 @@ def test_draws_are_50_by_default_and_visible(given: dict[str, int], resolved: in
         ({"evaluation": {"prompt_tokens": 3}}, "evaluation", "no effect without prompts"),
         (
             {"evaluation": {"patience": 3}, "checkpoint": {"keep_best": 0}},
-            "",
+            "evaluation.patience",
             "checkpoint.keep_best 0 keeps none",
         ),
         ({"report_to": ["wandb", "wandb"]}, "report_to", "must not repeat"),
-        ({"report_to": ["wanbd"]}, "report_to.0", "or 'wandb'; did you mean wandb?"),
+        ({"report_to": ["wanbd"]}, "report_to.0", "or 'wandb', got 'wanbd'; did you mean wandb?"),
         ({"objective": {"divergence": "forwardkl"}}, "objective.divergence", "mean forward_kl?"),
     ],
 )
@@ -232,7 +234,84 @@ def test_a_bad_field_is_named_with_what_is_wrong(
 
 def test_a_number_of_devices_is_refused_without_a_word_about_fields_that_are_not_set() -> None:
     found = problems(device={"count": 5})
-    assert found == [("", "device.count 5 must divide batch.sequences_per_step 8")]
+    message = "device.count 5 must divide batch.sequences_per_step 8"
+    assert found == [("device.count", message), ("batch.sequences_per_step", message)]
+
+
+def test_a_problem_of_several_fields_is_one_sentence_for_people() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse_spec(body(teacher=None))
+    assert str(caught.value).startswith("teacher, objective.alpha: teacher is required")
+    assert str(caught.value).count("teacher is required") == 1
+
+
+VALUES: list[Any] = [
+    *(None, True, 0, -1, 10**30, 10**400, 1.5, -0.5, float("inf"), float("nan")),
+    *("", "x", "1.5", "a b", "../x", "a\0b", "\ud800", "x" * 9000, "9" * 5000, b"x"),
+    *([], [1], ["a", "a"], [None], ["x" * 5000], [*map(str, range(30))], {}, {"x": 1}, {1: 2}),
+]
+
+
+def every_field(model: Any = RunSpec, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, one in model.model_fields.items():
+        yield (*above, name)
+        for option in getattr(one.annotation, "__args__", (one.annotation,)):
+            if hasattr(option, "model_fields"):
+                yield from every_field(option, (*above, name))
+
+
+def test_no_value_of_any_field_is_refused_in_the_words_of_a_library() -> None:
+    """A wrong value has a sentence of ours, which names the field and what was given."""
+    fields = list(every_field())
+    known = {".".join(field) for field in fields}
+    for path in fields:
+        for value in VALUES:
+            spec = body()
+            section = spec
+            for name in path[:-1]:
+                section = section.setdefault(name, {})
+            section[path[-1]] = value
+            try:
+                parse_spec(spec)
+            except InvalidSpec as error:
+                found = error.problems
+            else:
+                continue
+            for field, message in found:
+                assert not re.search(r"(Input|String|List|Tuple|Field|Keys|Unable) ", message)
+                assert len(message) < 800 and message.isascii()
+                named = re.sub(r"\.\d+$", "", field)
+                assert named in known or message.startswith(("unknown field", "expected a name"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"seed": "x"}, ("seed", "expected an integer, got 'x'")),
+        ({"seed": 1.5}, ("seed", "expected an integer, got 1.5")),
+        ({"notes": 3}, ("notes", "expected text, got 3")),
+        ({"device": []}, ("device", "expected a mapping of settings, got a list")),
+        (
+            {"device": {"compile": "maybe"}},
+            ("device.compile", "expected true or false, got 'maybe'"),
+        ),
+        ({"objective": {"alpha": "much"}}, ("objective.alpha", "expected a number, got 'much'")),
+        (
+            {"objective": {"chunk_tokens": 0}},
+            ("objective.chunk_tokens", "expected more than 0 or 'auto', got 0"),
+        ),
+        ({"evaluation": {"prompts": "x"}}, ("evaluation.prompts", "expected a list, got 'x'")),
+        (
+            {"tags": [""]},
+            ("tags.0", "must be 1 to 40 characters without spaces and commas; '' is not"),
+        ),
+        ({"notes": "x" * 5000}, ("notes", "expected at most 4096 characters, got 5000")),
+    ],
+)
+def test_a_wrong_value_is_refused_as_expected_a_got_b(
+    sections: dict[str, Any], problem: tuple[str, str]
+) -> None:
+    assert problems(**sections) == [problem]
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -482,3 +482,17 @@ def test_the_status_has_the_time_of_the_checkpoint_and_the_pace(folder: RunFolde
     with Recorder(folder, Stop()) as recorder:
         recorder.go_on_from(status)
     assert said(folder).checkpoint_at == 1_000_000.0
+
+
+def test_a_resumed_run_says_when_its_checkpoint_was_complete(folder: RunFolder) -> None:
+    for step, at in ((20, 1000.0), (40, 2000.0)):
+        path = folder.checkpoints_path / f"step-{step:08d}"
+        path.mkdir(parents=True)
+        os.utime(path, (at, at))
+    recorder = Recorder(folder, Stop())
+    recorder.start_again_from(40, None)
+    with recorder:
+        assert (said(folder).checkpoint_step, said(folder).checkpoint_at) == (40, 2000.0)
+        recorder.set_progress(step=20, checkpoint_step=20)  # the newest one was damaged
+        recorder.set_state(RunState.RUNNING)
+        assert (said(folder).checkpoint_step, said(folder).checkpoint_at) == (20, 1000.0)
