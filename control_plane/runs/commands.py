@@ -7,7 +7,7 @@ The decisions are the functions below the class.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -109,7 +109,9 @@ class RunCommands:
             if made is not None:
                 return made
             self.require_room_in(connection)
-            run = self.insert(connection, spec, id_taken, teacher, now)
+            [run] = self.insert(connection, [(spec, teacher)], id_taken, now)
+            _set_place(connection, run.id)
+            run = get_run(connection, run.id)
             if key is not None:
                 connection.execute(
                     sa.insert(idempotency_keys).values(
@@ -122,26 +124,38 @@ class RunCommands:
     def insert(
         self,
         connection: sa.Connection,
-        spec: RunSpec,
+        wanted: Sequence[tuple[RunSpec, TeacherIdentity | None]],
         id_taken: Callable[[str], bool],
-        teacher: TeacherIdentity | None,
         now: float,
-    ) -> Run:
-        """Returns a new queued run, made within a transaction; call `inserted` after it.
+    ) -> list[Run]:
+        """Returns new queued runs, made within a transaction; call `inserted` after it.
 
-        Arguments are those of `create`.
+        The loop gives them their places in the queue.
+
+        Args:
+            connection: of the transaction.
+            wanted: spec and teacher of each.
+            id_taken: as in `create`.
+            now: Unix seconds.
         """
-        run_id = new_id(
-            spec.name,
-            lambda one: id_taken(one) or select_runs(connection, runs.c.id == one) != [],
-        )
-        revision = newest_revision(connection) + 1
-        values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
-        connection.execute(sa.insert(runs).values(values))
-        _set_place(connection, run_id)
-        run = get_run(connection, run_id)
-        _remember(connection, run, now)
-        return run
+        new: set[str] = set()
+
+        def is_taken(run_id: str) -> bool:
+            is_used = id_taken(run_id) or run_id in new
+            return is_used or select_runs(connection, runs.c.id == run_id) != []
+
+        rows = []
+        revision = newest_revision(connection)
+        for spec, teacher in wanted:
+            run_id = new_id(spec.name, is_taken)
+            new.add(run_id)
+            revision += 1
+            rows.append({**_new_row(run_id, spec, teacher, now), "revision": revision})
+        connection.execute(sa.insert(runs), rows)
+        made = select_runs(connection, runs.c.revision > revision - len(rows))
+        for run in made:
+            _remember(connection, run, now)
+        return made
 
     def inserted(self, made: Iterable[Run]) -> None:
         """Logs runs that a transaction has made, and wakes those who wait for changes."""

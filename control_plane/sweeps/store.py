@@ -94,13 +94,12 @@ class Sweeps:
                     request_sha256=sweep.sha256(),
                 )
             )
-            its_runs = []
-            for spec, teacher in ready:
-                grouped = spec.model_copy(update={"group": sweep_id})
-                run = self._commands.insert(connection, grouped, id_taken, teacher, now)
-                link = {"run_id": run.id, "sweep_id": sweep_id}
-                connection.execute(sa.insert(sweep_runs).values(link))
-                its_runs.append(run)
+            grouped = [
+                (spec.model_copy(update={"group": sweep_id}), teacher) for spec, teacher in ready
+            ]
+            its_runs = self._commands.insert(connection, grouped, id_taken, now)
+            links = [{"run_id": run.id, "sweep_id": sweep_id} for run in its_runs]
+            connection.execute(sa.insert(sweep_runs), links)
             record = _get(connection, sweep_id)
         _log.info("sweep created", sweep=sweep_id, runs=len(its_runs))
         self._commands.inserted(its_runs)

@@ -128,6 +128,7 @@ def _row(
         best=found.best if found else None,
         at_step=found.best_step if found else None,
         note=unread or _why_not(run, sweep.metric, found),
+        resumes=run.resumes_itself,
         group=group,
     )
 

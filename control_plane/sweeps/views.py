@@ -34,6 +34,8 @@ class SweepRunView(_View):
     """The first step that had it."""
     note: str | None
     """Why it cannot be the best: no value yet, or it diverged."""
+    resumes: bool
+    """It is interrupted, and goes on by itself."""
     group: int
     """Index into `groups`."""
 

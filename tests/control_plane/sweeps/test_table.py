@@ -22,7 +22,7 @@ def at(best: float, step: int = 10) -> Extremes:
 
 def table(
     grid: dict[str, list[Any]],
-    reached: list[Extremes | None | OSError],
+    reached: list[Extremes | OSError | None],
     goal: Goal = "min",
     **states: tuple[RunState, str | None],
 ) -> Table:
@@ -142,7 +142,7 @@ def test_a_run_that_failed_for_another_reason_keeps_its_value() -> None:
 
 
 def test_a_group_competes_once_each_of_its_runs_has_a_value_and_none_diverged() -> None:
-    grid = {RATE: [1e-3, 1e-4], "seed": [0, 1]}
+    grid: dict[str, list[Any]] = {RATE: [1e-3, 1e-4], "seed": [0, 1]}
     made = table(grid, [at(1.0), None, at(5.0), at(6.0)])
     assert made.groups[0].n == 1
     assert made.groups[0].note == "1 of 2 runs, the first: no loss/val yet"
