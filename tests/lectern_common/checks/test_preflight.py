@@ -493,7 +493,7 @@ def test_no_check_reads_what_is_called_unread(roots: Roots) -> None:
         }
     )
     read = {name: getattr(spec, name) for name in type(spec).model_fields if name not in UNREAD}
-    left = {"divergence": spec.objective.divergence}
+    left: dict[str, Any] = {"divergence": spec.objective.divergence}
     assert UNREAD["objective"] == set(type(spec.objective).model_fields) - set(left)
     objective = type(spec.objective).model_construct(**left)
     for name in UNREAD["objective"]:
