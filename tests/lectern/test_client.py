@@ -181,7 +181,8 @@ def test_a_sweep_is_created_with_a_key_of_its_own_and_read():
 
 
 def test_an_answer_that_is_no_sweep_says_so():
-    for wrong in ({}, sweep_json(runs=[{}]), sweep_json(groups=None)):
+    answers = [dict[str, Any](), sweep_json(runs=[{}]), sweep_json(groups=None)]
+    for wrong in answers:
         with pytest.raises(ControlPlaneUnavailable, match="does not describe a sweep"):
             always(200, wrong).sweep("rates-abcdef")
     with pytest.raises(ControlPlaneUnavailable, match="does not describe sweeps"):
