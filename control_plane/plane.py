@@ -31,6 +31,8 @@ from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
+from control_plane.sweeps.store import Sweeps
+from control_plane.sweeps.table import Reached
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.monitor import TeacherMonitor
 from control_plane.teachers.returned import teacher_obstacle
@@ -72,6 +74,7 @@ class ControlPlane:
     store: Store
     runs: Runs
     commands: RunCommands
+    sweeps: Sweeps
     changes: Wakes
     feed: Feed
     processes: Processes
@@ -89,7 +92,11 @@ class ControlPlane:
     tick_seconds: float = TICK_SECONDS
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     indexes: Indexes = field(default_factory=Indexes)
+    reached: Reached = field(init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reached = Reached(self.indexes)
 
     async def start(self) -> None:
         """Reconciles all runs once, then keeps doing so in the background."""
@@ -252,6 +259,7 @@ def open_plane(
         store=store,
         runs=runs,
         commands=commands,
+        sweeps=Sweeps(store, commands, clock),
         changes=changes,
         feed=Feed(runs, lambda run: run_view(run, clock()), changes),
         processes=launcher,

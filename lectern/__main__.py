@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from lectern import console
-from lectern.commands import data, doctor, record, runs, teacher, token, train, up
+from lectern.commands import data, doctor, record, runs, sweeps, teacher, token, train, up
 from lectern.commands.teacher_options import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
@@ -51,6 +51,8 @@ app.command(
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
+app.command(epilog="Example: lectern sweep rates.yaml --watch")(sweeps.sweep)
+app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(data.app, name="data")
 app.add_typer(record.app, name="record")
 app.add_typer(token.app, name="token")

@@ -12,7 +12,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,6 +23,7 @@ import httpx
 
 from lectern.reconnect import OUTAGE_SECONDS, Reconnecting, ServerEvent, events_of, followed
 from lectern.reconnect import ControlPlaneUnavailable as ControlPlaneUnavailable
+from lectern.sweeps import SweepStatus, SweepSummary
 from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
 from lectern_common.errors import (
     InvalidRequest,
@@ -43,6 +44,7 @@ MAX_POINTS = 512
 CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
+_SWEEP = "sweep"
 _WHERE_IT_LIES = (
     "the right one lies in secrets/control-plane under the control plane's home; give that file as "
     "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
@@ -453,6 +455,70 @@ class Client:
         """
         self._ask("DELETE", f"/runs/{_segment(run_id)}", timeout=CHECKS_SECONDS)
 
+    def create_sweep(
+        self, sweep: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> SweepStatus:
+        """Creates all runs of a sweep, or none; returns it once the control plane has accepted it.
+
+        Args:
+            sweep: {"name": ..., "base": ..., "grid": {"optimizer.learning_rate": [1e-3, 1e-4]}},
+                as docs/sweeps.md describes it.
+            idempotency_key: as in `create_run`.
+
+        Raises:
+            InvalidSpec: a field is wrong, such as `grid.optimizer.learning_rate[1]`.
+            Overloaded: the queue has no room for all of the runs.
+            LecternError: the teacher does not answer, or does not fit the student and the data.
+        """
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        body = dict(sweep)
+        return self._sweep("POST", "", json=body, headers=headers, timeout=CHECKS_SECONDS)
+
+    def check_sweep(self, sweep: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what `create_sweep` would make, every check, an estimate, and advice.
+
+        Raises:
+            InvalidSpec: a field is wrong.
+        """
+        path = "/sweeps/check"
+        return self._json("POST", path, json=dict(sweep), timeout=CHECKS_SECONDS)
+
+    def sweep(self, sweep_id: str) -> SweepStatus:
+        """Returns a sweep with the table of its runs. Raises NotFound."""
+        return self._sweep("GET", f"/{_segment(sweep_id, _SWEEP)}", timeout=CHECKS_SECONDS)
+
+    def sweeps(self) -> list[SweepSummary]:
+        """Returns every sweep, newest first."""
+        params: dict[str, Any] = {"limit": PAGE_SIZE}
+        found: list[SweepSummary] = []
+        while True:
+            answer = self._json("GET", "/sweeps", params=params)
+            try:
+                found += map(SweepSummary.of_json, answer["sweeps"])
+            except (KeyError, TypeError) as error:
+                raise _unknown_form("sweeps", error) from None
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return found
+            params["cursor"] = cursor
+
+    def stop_sweep(self, sweep_id: str) -> SweepStatus:
+        """Asks all runs of a sweep to stop that are active or queued; returns it.
+
+        Raises:
+            NotFound: there is no such sweep.
+        """
+        return self._sweep("POST", f"/{_segment(sweep_id, _SWEEP)}/stop", timeout=CHECKS_SECONDS)
+
+    def delete_sweep(self, sweep_id: str) -> None:
+        """Deletes the record of a sweep; its runs stay.
+
+        Raises:
+            NotFound: there is no such sweep.
+            Conflict: one of its runs is active, queued, or would resume by itself.
+        """
+        self._ask("DELETE", f"/sweeps/{_segment(sweep_id, _SWEEP)}")
+
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
         """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in step order.
 
@@ -633,6 +699,13 @@ class Client:
                 raise TimeoutError(f"not at rest after {timeout_seconds:g} s: {states}")
             time.sleep(poll_seconds)
 
+    def _sweep(self, method: str, path: str, **request: Any) -> SweepStatus:
+        data = self._json(method, f"/sweeps{path}", **request)
+        try:
+            return SweepStatus.of_json(data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unknown_form("a sweep", error) from None
+
     def _metrics(self, run_id: str, params: dict[str, str | int]) -> MetricsBatch:
         answer = self._json("GET", f"/runs/{_segment(run_id)}/metrics", params=params)
         return MetricsBatch(
@@ -766,8 +839,10 @@ def _mapping_in(answer: dict[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-def _segment(run_id: str) -> str:
-    """Returns a run id as one URL path segment. Raises InvalidRequest unless it is one."""
-    if re.fullmatch(NAME_PATTERN, run_id) is None:
-        raise InvalidRequest(f"{run_id!r} is not a run id; `lectern runs list` shows them", "run")
-    return run_id
+def _segment(name: str, what: str = "run") -> str:
+    """Returns the id of a run or sweep as one URL path segment, or raises InvalidRequest."""
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise InvalidRequest(
+            f"{name!r} is not a {what} id; `lectern {what}s list` shows them", what
+        )
+    return name

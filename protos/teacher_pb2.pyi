@@ -369,7 +369,7 @@ class CacheStats(_message.Message):
     def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., disk_hits: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_capacity_bytes: _Optional[int] = ...) -> None: ...
 
 class RunStats(_message.Message):
-    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits", "weight", "cache_misses")
+    __slots__ = ("run_id", "requests", "tokens", "sent_bytes", "compute_seconds", "queue_seconds", "cache_hits", "weight", "cache_misses", "asked_tokens")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +379,7 @@ class RunStats(_message.Message):
     CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     CACHE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    ASKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     requests: int
     tokens: int
@@ -388,4 +389,5 @@ class RunStats(_message.Message):
     cache_hits: int
     weight: float
     cache_misses: int
-    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ..., weight: _Optional[float] = ..., cache_misses: _Optional[int] = ...) -> None: ...
+    asked_tokens: int
+    def __init__(self, run_id: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., cache_hits: _Optional[int] = ..., weight: _Optional[float] = ..., cache_misses: _Optional[int] = ..., asked_tokens: _Optional[int] = ...) -> None: ...

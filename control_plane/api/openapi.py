@@ -9,13 +9,16 @@ refusals of the guard, and the one media type of errors.
 import copy
 import json
 import sys
-from typing import Any
+from typing import Any, get_args
 
 from control_plane.api.guard import PUBLIC
 from control_plane.api.problems import MEDIA_TYPE, WITH_BODY, WRITE
+from lectern_common.spec.run_spec import NAME_PATTERN
+from lectern_common.spec.sweep import DEFAULT_METRIC, MAX_NAME, MAX_RUNS, METRIC_PATTERN, Goal
 
 FULL, READ_ONLY = "token", "readOnlyToken"
 CHANGES = "RunSpecChanges"
+SWEEP = "SweepSpec"
 _SCHEMES = {
     FULL: {"type": "http", "scheme": "bearer", "description": "Allows everything"},
     READ_ONLY: {"type": "http", "scheme": "bearer", "description": "Allows GET only"},
@@ -29,6 +32,7 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
     components = document["components"]
     components["securitySchemes"] = copy.deepcopy(_SCHEMES)
     _add_partial(components["schemas"], "RunSpec")
+    _add_sweep(components["schemas"])
     for path, methods in document["paths"].items():
         for method in _METHODS:
             if method in methods:
@@ -79,6 +83,42 @@ def _add_partial(schemas: dict[str, Any], name: str) -> str:
                 if schemas.get(target, {}).get("type") == "object":
                     part["$ref"] = f"#/components/schemas/{_add_partial(schemas, target)}"
     return partial
+
+
+def _add_sweep(schemas: dict[str, Any]) -> None:
+    """Adds the schema of what POST /sweeps takes."""
+    base = copy.deepcopy(schemas["RunSpec"])
+    base["title"] = "SweepBaseSpec"
+    base["description"] = "The run spec that all runs begin with. Its name is not used."
+    base["required"] = [name for name in base["required"] if name != "name"]
+    schemas["SweepBaseSpec"] = base
+    schemas[SWEEP] = {
+        "title": SWEEP,
+        "description": "Runs of one base spec that differ in some settings, named by dotted paths.",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "base"],
+        "oneOf": [{"required": ["grid"]}, {"required": ["list"]}],
+        "properties": {
+            "name": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_NAME},
+            "base": {"$ref": "#/components/schemas/SweepBaseSpec"},
+            "grid": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": {"type": "array", "minItems": 1, "items": {}},
+                "description": "Values by dotted path; all combinations, the last path fastest.",
+            },
+            "list": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_RUNS,
+                "items": {"type": "object"},
+                "description": "For each run its values by dotted path.",
+            },
+            "metric": {"type": "string", "pattern": METRIC_PATTERN, "default": DEFAULT_METRIC},
+            "goal": {"type": "string", "enum": list(get_args(Goal)), "default": "min"},
+        },
+    }
 
 
 def text_of(document: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
@@ -23,6 +24,8 @@ from lectern_common.spec.run_spec import (
 from lectern_common.words import inert_name
 
 _MAX_NAME = 60  # characters of a query parameter's name that a message repeats
+
+_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
 
 async def _plane(request: Request) -> ControlPlane:
@@ -96,6 +99,14 @@ async def json_object(request: Request) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InvalidRequest("the body must be a JSON object")
     return data
+
+
+def checked_key(key: str | None) -> str | None:
+    """Returns an Idempotency-Key. Raises InvalidRequest unless it can be one, or is None."""
+    if key is not None and not _KEY.match(key):
+        why = "must be 1 to 200 printable ASCII characters without spaces"
+        raise InvalidRequest(why, field="Idempotency-Key")
+    return key
 
 
 async def optional_json_object(request: Request) -> dict[str, Any]:

@@ -6,7 +6,6 @@ plain functions: FastAPI runs them in threads, off the event loop.
 
 import asyncio
 import hashlib
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -18,6 +17,7 @@ from control_plane.api.problems import CONFLICT, NOT_FOUND, TEACHER_AWAY
 from control_plane.api.requests import (
     Plane,
     RunId,
+    checked_key,
     json_body,
     json_object,
     optional_json_object,
@@ -31,13 +31,11 @@ from control_plane.runs.deletion import delete_run
 from control_plane.runs.record import require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
-from lectern_common.errors import Conflict, InvalidRequest
+from lectern_common.errors import Conflict
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.spec.load import dump_spec, parse_spec
 from lectern_common.spec.run_spec import LABELS, NAME_PATTERN, RESUME_MAY_CHANGE, RunSpec, Tag
-
-_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
 router = APIRouter()
 
@@ -62,19 +60,17 @@ async def create_run(
     ] = None,
 ) -> views.RunView:
     """Checks a run spec, its data, student and teacher, and queues the run."""
-    if idempotency_key is not None and not _KEY.match(idempotency_key):
-        why = "must be 1 to 200 printable ASCII characters without spaces"
-        raise InvalidRequest(why, field="Idempotency-Key")
+    key = checked_key(idempotency_key)
     spec = parse_spec(await json_object(request))
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
-    async with plane.key_lock(idempotency_key):
-        run = await asyncio.to_thread(plane.runs.made_by_key, idempotency_key, digest)
+    async with plane.key_lock(key):
+        run = await asyncio.to_thread(plane.runs.made_by_key, key, digest)
         if run is None:
             await asyncio.to_thread(plane.commands.require_room)
             spec = await plane.checks.resolved(spec)
             teacher = await plane.checks.require_startable(spec)
             run = await asyncio.to_thread(
-                plane.commands.create, spec, idempotency_key, digest, plane.has_folder, teacher
+                plane.commands.create, spec, key, digest, plane.has_folder, teacher
             )
     response.headers["Location"] = f"/runs/{run.id}"
     return await asyncio.to_thread(plane.run_view, run)

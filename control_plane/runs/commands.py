@@ -7,7 +7,7 @@ The decisions are the functions below the class.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,8 +29,15 @@ from control_plane.runs.record import (
     newest_revision,
     select_runs,
 )
-from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
-from lectern_common.errors import Conflict, NotFound, Overloaded
+from control_plane.runs.store import (
+    Store,
+    deleted_runs,
+    history,
+    idempotency_keys,
+    runs,
+    sweep_runs,
+)
+from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.run.untrusted import cut
@@ -108,30 +115,65 @@ class RunCommands:
             made = run_made_by_key(connection, key, request_sha256)
             if made is not None:
                 return made
-            self._require_room(connection)
-            run_id = _new_id(spec.name)
-            while id_taken(run_id) or select_runs(connection, runs.c.id == run_id):
-                run_id = _new_id(spec.name)
-            revision = newest_revision(connection) + 1
-            values = {**_new_row(run_id, spec, teacher, now), "revision": revision}
-            connection.execute(sa.insert(runs).values(values))
-            _set_place(connection, run_id)
-            run = get_run(connection, run_id)
-            _remember(connection, run, now)
+            self.require_room_in(connection)
+            [run] = self.insert(connection, [(spec, teacher)], id_taken, now)
+            _set_place(connection, run.id)
+            run = get_run(connection, run.id)
             if key is not None:
                 connection.execute(
                     sa.insert(idempotency_keys).values(
-                        key=key, request_sha256=request_sha256, run_id=run_id, created_at=now
+                        key=key, request_sha256=request_sha256, run_id=run.id, created_at=now
                     )
                 )
-        _log.info("run created", run=run_id, by=caller())
-        self._changed()
+        self.inserted([run])
         return run
 
-    def require_room(self) -> None:
-        """Raises Overloaded if the queue is full; asked before the checks of a run, which cost."""
+    def insert(
+        self,
+        connection: sa.Connection,
+        wanted: Sequence[tuple[RunSpec, TeacherIdentity | None]],
+        id_taken: Callable[[str], bool],
+        now: float,
+    ) -> list[Run]:
+        """Returns new queued runs, made within a transaction; call `inserted` after it.
+
+        The loop gives them their places in the queue.
+
+        Args:
+            connection: of the transaction.
+            wanted: spec and teacher of each.
+            id_taken: as in `create`.
+            now: Unix seconds.
+        """
+        new: set[str] = set()
+
+        def is_taken(run_id: str) -> bool:
+            is_used = id_taken(run_id) or run_id in new
+            return is_used or select_runs(connection, runs.c.id == run_id) != []
+
+        rows = []
+        revision = newest_revision(connection)
+        for spec, teacher in wanted:
+            run_id = new_id(spec.name, is_taken)
+            new.add(run_id)
+            revision += 1
+            rows.append({**_new_row(run_id, spec, teacher, now), "revision": revision})
+        connection.execute(sa.insert(runs), rows)
+        made = select_runs(connection, runs.c.revision > revision - len(rows))
+        for run in made:
+            _remember(connection, run, now)
+        return made
+
+    def inserted(self, made: Iterable[Run]) -> None:
+        """Logs runs that a transaction has made, and wakes those who wait for changes."""
+        for run in made:
+            _log.info("run created", run=run.id, by=caller())
+        self._changed()
+
+    def require_room(self, count: int = 1) -> None:
+        """Raises Overloaded if the queue is full; asked before the checks of runs, which cost."""
         with self._store.reading() as connection:
-            self._require_room(connection)
+            self.require_room_in(connection, count)
 
     def request_stop(self, run_id: str) -> Run:
         """Returns the run, now to be stopped. Repeating the request changes nothing.
@@ -171,7 +213,7 @@ class RunCommands:
                 },
             )
 
-        return self._change(run_id, decide, self._require_room)
+        return self._change(run_id, decide, self.require_room_in)
 
     def set_labels(self, run_id: str, new_spec: Callable[[RunSpec], RunSpec]) -> Run:
         """Returns the run with the labels of a new spec; in any state, and not in its history.
@@ -211,7 +253,7 @@ class RunCommands:
             set_aside()
             revision = newest_revision(connection) + 1
             connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
-            for table in (history, idempotency_keys):
+            for table in (history, idempotency_keys, sweep_runs):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
             connection.execute(sa.delete(runs).where(runs.c.id == run_id))
         _log.info("run deleted", run=run_id, by=caller())
@@ -356,14 +398,25 @@ class RunCommands:
             run_id, lambda run: _crashed(run, reason, message, status, self._clock())
         )
 
-    def _require_room(self, connection: sa.Connection) -> None:
-        waiting = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED)
-        if connection.execute(waiting).scalar_one() >= self._max_queued:
-            raise Overloaded(
-                f"{self._max_queued} runs wait in the queue, which is full; stop some, try again "
-                "later, or start the control plane with a larger --max-queued-runs",
-                retry_after_seconds=QUEUE_RETRY_SECONDS,
+    def require_room_in(self, connection: sa.Connection, count: int = 1) -> None:
+        """Does what `require_room` does, within a transaction."""
+        query = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED)
+        waiting, most = connection.execute(query).scalar_one(), self._max_queued
+        if waiting + count <= most:
+            return
+        if count > most > 0:
+            raise InvalidRequest(
+                f"{count} runs are more than the queue ever holds, {most}; make fewer, or start "
+                "the control plane with a larger --max-queued-runs"
             )
+        full = f"{most} runs wait in the queue, which is full"
+        if count > 1:
+            full = f"{waiting} runs wait in the queue, and {count} more would be above {most}"
+        raise Overloaded(
+            f"{full}; stop some, try again later, or start the control plane with a larger "
+            "--max-queued-runs",
+            retry_after_seconds=QUEUE_RETRY_SECONDS,
+        )
 
     # ---- the one way to change ---------------------------------------------------------------
 
@@ -527,9 +580,13 @@ def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
     return {"active_since": None, "active_seconds": run.elapsed_seconds(now)}
 
 
-def _new_id(name: str) -> str:
-    suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(6))
-    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
+def new_id(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Returns the name with a random suffix that no other has."""
+    while True:
+        suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(6))
+        found = f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
+        if not is_taken(found):
+            return found
 
 
 def _new_row(

@@ -101,6 +101,31 @@ idempotency_keys = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
 )
 
+# One row per sweep; `metric` and `goal` say how its runs are compared, `settings` are the dotted
+# paths in which they differ, and `num_runs` is how many there were at first.
+sweeps = sa.Table(
+    "sweeps",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("metric", sa.Text, nullable=False),
+    sa.Column("goal", sa.Text, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("num_runs", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text, unique=True),
+    sa.Column("request_sha256", sa.Text, nullable=False),
+)
+
+# Which runs a sweep made. A deleted run has no row any more.
+sweep_runs = sa.Table(
+    "sweep_runs",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("sweep_id", sa.Text, nullable=False, index=True),
+)
+
 
 def sound_json(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """Returns a JSON column, null where it is not JSON: SQLite would fail for all rows."""

@@ -21,7 +21,7 @@ def checked_spec(
     return views.SpecCheckView(
         ok=all(check.outcome is not Outcome.FAIL for check in checks),
         spec=spec,
-        checks=[view for check in checks for view in _views(check)],
+        checks=check_views(checks),
         estimate=views.EstimateView(
             tokens_per_step=estimate.tokens_per_step,
             tokens=estimate.tokens,
@@ -34,6 +34,11 @@ def checked_spec(
             free_disk_bytes=free_disk_bytes,
         ),
     )
+
+
+def check_views(checks: Sequence[Check]) -> list[views.CheckView]:
+    """Returns a view of each check, or one for each setting that is at fault."""
+    return [view for check in checks for view in _views(check)]
 
 
 def free_disk(folder: Path) -> int | None:

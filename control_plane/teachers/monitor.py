@@ -16,14 +16,37 @@ from control_plane.views import TeacherView
 from lectern_common.callers import is_loopback
 from lectern_common.errors import LecternError, Unauthenticated
 from lectern_common.roots import Roots
+from lectern_common.teacher.address import DNS_SCHEME
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.figures import teacher_figures
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from protos import teacher_pb2
 
 PROBE_SECONDS = 2.0
 FRESH_SECONDS = 1.0
 MAX_TEACHERS = 32
+# A server that no active run uses is remembered so long after it was asked about runs that ended.
+REMEMBERED_SECONDS = 60.0
 _Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What servers have done for some runs since they started.
+
+    Attributes:
+        runs: how many of them the servers know; those that were idle longest are forgotten.
+        asked_tokens: tokens of all sequences that they asked for; None if a server does not say.
+        computed_tokens: tokens computed for them; a forward shared with others counts in part.
+        asked_sequences: sequences that they asked for.
+        computed_sequences: sequences that were computed for them first.
+    """
+
+    runs: int
+    asked_tokens: int | None
+    computed_tokens: int
+    asked_sequences: int
+    computed_sequences: int
 
 
 @dataclass
@@ -36,6 +59,8 @@ class _Teacher:
     seen_at: float | None = None
     problem: str | None = "not probed yet"
     facts: dict[str, Any] = field(default_factory=dict)
+    accounts: dict[str, teacher_pb2.RunStats] = field(default_factory=dict)
+    remembered_until: float = float("-inf")
 
     def close(self) -> None:
         if self.channel is not None:
@@ -81,13 +106,48 @@ class TeacherMonitor:
         ]
         ordered = ordered[:MAX_TEACHERS]
         for address in self._teachers.keys() - set(ordered):
-            self._teachers.pop(address).close()
+            if self._teachers[address].remembered_until <= self._monotonic():
+                self._teachers.pop(address).close()
         await asyncio.gather(*(self._refresh(address) for address in ordered))
         return [
             self._view(address, asked_by.get(address, ()))
             for address in ordered
             if address in self._teachers
         ]
+
+    async def account(self, addresses: Collection[str], runs: Collection[str]) -> Account | str:
+        """Returns what the servers have done for the runs, or why that is not known.
+
+        It is known only if all of them answer.
+
+        Args:
+            addresses: of servers.
+            runs: run ids.
+        """
+        if len(addresses) > MAX_TEACHERS:
+            return f"{len(addresses)} teacher servers; at most {MAX_TEACHERS} are asked"
+        if several := [one for one in addresses if one.startswith(DNS_SCHEME)]:
+            return f"{several[0]} names several servers, which cannot be asked one by one"
+        until = self._monotonic() + REMEMBERED_SECONDS
+        for address in addresses:
+            self._teachers.setdefault(address, _Teacher()).remembered_until = until
+        await asyncio.gather(*(self._refresh(address) for address in addresses))
+        found: list[teacher_pb2.RunStats] = []
+        for address in addresses:
+            teacher = self._teachers.get(address)
+            if teacher is None or teacher.problem is not None:
+                why = "not asked" if teacher is None else teacher.problem
+                return f"the teacher at {address} does not answer: {why}"
+            found += [teacher.accounts[run] for run in runs if run in teacher.accounts]
+        says = all(one.asked_tokens or not one.cache_hits + one.cache_misses for one in found)
+        misses = sum(one.cache_misses for one in found)
+        return Account(
+            runs=len({one.run_id for one in found}),
+            asked_tokens=sum(one.asked_tokens for one in found) if says else None,
+            computed_tokens=sum(one.tokens for one in found),
+            asked_sequences=sum(one.cache_hits for one in found) + misses,
+            computed_sequences=misses,
+        )
 
     def close(self) -> None:
         for teacher in self._teachers.values():
@@ -113,7 +173,7 @@ class TeacherMonitor:
                         return  # another request has dropped it: nothing would close the channel
                     teacher.channel = TeacherChannel(address, secrets.token, secrets.tls)
                 channel = teacher.channel
-                teacher.facts = await self._in_thread(lambda: _facts(channel))
+                teacher.facts, teacher.accounts = await self._in_thread(lambda: _facts(channel))
                 teacher.seen_at, teacher.problem = self._clock(), None
             except Unauthenticated as error:
                 teacher.problem = str(error) if address in self._configured else _not_known(address)
@@ -144,9 +204,10 @@ def _not_known(address: str) -> str:
     )
 
 
-def _facts(channel: TeacherChannel) -> dict[str, Any]:
-    """Returns a teacher's model and statistics. Raises LecternError."""
-    return teacher_figures(channel.get_model(PROBE_SECONDS), channel.get_stats(PROBE_SECONDS))
+def _facts(channel: TeacherChannel) -> tuple[dict[str, Any], dict[str, teacher_pb2.RunStats]]:
+    """Returns a teacher's model and statistics, and its accounts by run. Raises LecternError."""
+    model, stats = channel.get_model(PROBE_SECONDS), channel.get_stats(PROBE_SECONDS)
+    return teacher_figures(model, stats), {run.run_id: run for run in stats.runs}
 
 
 def _warning(address: str, facts: Mapping[str, Any], has_gpu: bool) -> str | None:

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.check import Check, Outcome, checked
@@ -24,7 +25,7 @@ from lectern_common.checks.rules import require_one_tokenizer, require_step, why
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
 from lectern_common.errors import InvalidSpec, LecternError, NotFound
 from lectern_common.roots import Roots, resolve_under
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import LABELS, RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
 from lectern_common.teacher.record.reader import described
@@ -39,6 +40,12 @@ from lectern_common.tokens.shards import (
 )
 from lectern_common.words import counted
 from protos import teacher_pb2
+
+# What no check reads of a spec: runs that differ only in these pass or fail alike.
+UNREAD: dict[str, Any] = {
+    **dict.fromkeys(("name", "seed", "optimizer", "schedule", "checkpoint", *LABELS), True),
+    "objective": {"alpha", "temperature", "beta", "chunk_tokens"},
+}
 
 
 @dataclass

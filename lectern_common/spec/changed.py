@@ -90,7 +90,7 @@ def _defaults() -> dict[str, Any]:
 def _defaults_of(model: type[BaseModel], above: str) -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         path = f"{above}{name}"
-        section = _section(field.annotation)
+        section = section_of(field.annotation)
         if section is not None:
             yield from _defaults_of(section, f"{path}.")
         default = field.get_default(call_default_factory=True)
@@ -98,7 +98,7 @@ def _defaults_of(model: type[BaseModel], above: str) -> Iterator[tuple[str, Any]
             yield path, list(default) if isinstance(default, tuple) else default
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """Returns the model of a field that is a section, or a section or null."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
     return next(

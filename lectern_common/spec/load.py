@@ -48,7 +48,7 @@ def parse_spec(data: Any) -> RunSpec:
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
-        problems = problems_of(error.errors(), unknown=_did_you_mean, rules=_RULES)
+        problems = problems_of(error.errors(), unknown=did_you_mean, rules=_RULES)
         raise InvalidSpec(problems) from None
 
 
@@ -58,13 +58,27 @@ def load_spec(path: Path) -> RunSpec:
     Raises:
         InvalidSpec: not readable, too large, not YAML, or not a valid spec.
     """
+    return parse_spec(read_yaml(path, "run spec", _EXAMPLE))
+
+
+def read_yaml(path: Path, what: str, example: str) -> Any:
+    """Returns what a YAML file holds, with no key given twice.
+
+    Args:
+        path: the file.
+        what: what it should hold, for messages.
+        example: ends the message about an empty file.
+
+    Raises:
+        InvalidSpec: not readable, too large, empty, or not YAML.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise InvalidSpec([("", f"cannot read {inert_name(path)}: {error.strerror}")]) from None
     if len(text) > MAX_SPEC_BYTES:
-        why = f"{inert_name(path)} is larger than {MAX_SPEC_BYTES} bytes, so it is not a run spec"
+        why = f"{inert_name(path)} is larger than {MAX_SPEC_BYTES} bytes, so it is not a {what}"
         raise InvalidSpec([("", why)])
     try:
         data = _UniqueKeyLoader(text).get_single_data()
@@ -73,8 +87,8 @@ def load_spec(path: Path) -> RunSpec:
         where = str(error).replace('in "<byte string>", ', "")
         raise InvalidSpec([("", f"{inert_name(path)} is not valid YAML: {where}")]) from None
     if data is None:
-        raise InvalidSpec([("", f"{inert_name(path)} is empty. {_EXAMPLE}")])
-    return parse_spec(data)
+        raise InvalidSpec([("", f"{inert_name(path)} is empty. {example}")])
+    return data
 
 
 def continuing(old: RunSpec, new: RunSpec) -> RunSpec:
@@ -97,7 +111,8 @@ def dump_spec(spec: RunSpec) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
-def _did_you_mean(location: Sequence[str | int]) -> str:
+def did_you_mean(location: Sequence[str | int]) -> str:
+    """Returns the end of the message about an unknown field: a like one, or those that exist."""
     section: Any = RunSpec
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation

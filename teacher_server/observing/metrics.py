@@ -57,6 +57,7 @@ _RUN: dict[str, tuple[_Kind, str]] = {
     "queue_seconds": (_COUNTER, "Seconds that the requests of a run waited, summed."),
     "cache_hits": (_COUNTER, "Sequences of a run that needed no forward of their own."),
     "cache_misses": (_COUNTER, "Sequences of a run that needed a forward."),
+    "asked_tokens": (_COUNTER, "Tokens of all sequences of a run, however they were answered."),
     "weight": (_GAUGE, "A run's share of the teacher, relative to the others'."),
 }
 _INFO = ("fingerprint", "device", "dtype", "quantization", "mode")

@@ -25,6 +25,7 @@ class RunAccount:
     queue_seconds: float = 0.0
     cache_hits: int = 0
     cache_misses: int = 0
+    asked_tokens: int = 0
 
 
 class Accounting:
@@ -78,13 +79,17 @@ class Accounting:
         self.compute_seconds += seconds
         self._run(run_id).compute_seconds += seconds
 
-    def cache_hit(self, run_id: str) -> None:
+    def cache_hit(self, run_id: str, num_tokens: int) -> None:
         """Counts a sequence of a run that needed no forward of its own."""
-        self._run(run_id).cache_hits += 1
+        run = self._run(run_id)
+        run.cache_hits += 1
+        run.asked_tokens += num_tokens
 
-    def cache_miss(self, run_id: str) -> None:
+    def cache_miss(self, run_id: str, num_tokens: int) -> None:
         """Counts a sequence of a run that needed a forward."""
-        self._run(run_id).cache_misses += 1
+        run = self._run(run_id)
+        run.cache_misses += 1
+        run.asked_tokens += num_tokens
 
     def answered(self, run_id: str, sent_bytes: int, queue_seconds: float) -> None:
         """Counts one request that was answered in full."""

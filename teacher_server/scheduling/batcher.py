@@ -259,7 +259,7 @@ class Batcher:
             return
         ticket.start(self._clock())
         self._flights.leave(ticket, index)
-        self._count_hit(ticket)
+        self._count_hit(ticket, ask.num_tokens)
         ticket.deliver(index, selected(rows, flight.base, ask))
 
     def _charge(self, flight: Flight, seconds: float, from_cache: bool) -> None:
@@ -273,15 +273,15 @@ class Batcher:
             if not from_cache:
                 self._accounting.charged(run_id, part * tokens, part * seconds)
             if from_cache or number > 0:
-                self._count_hit(ticket)
+                self._count_hit(ticket, tokens)
             else:
                 self.cache.misses += 1
-                self._accounting.cache_miss(run_id)
+                self._accounting.cache_miss(run_id, tokens)
 
-    def _count_hit(self, ticket: Ticket) -> None:
+    def _count_hit(self, ticket: Ticket, num_tokens: int) -> None:
         ticket.cache_hits += 1
         self.cache.hits += 1
-        self._accounting.cache_hit(ticket.request.run_id)
+        self._accounting.cache_hit(ticket.request.run_id, num_tokens)
 
     async def _on_model_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)

@@ -49,7 +49,10 @@ class TinyHome(Home):
 
     def example(self, name: str, steps: int = STEPS) -> dict[str, Any]:
         """Returns examples/NAME.yaml with fewer and shorter rows and `steps` steps."""
-        fields: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+        return self.shrunk(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()), steps)
+
+    def shrunk(self, fields: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
+        """Returns the spec with fewer and shorter rows and `steps` steps; changes its argument."""
         for section, values in _TINY_SECTIONS.items():
             fields[section] = fields.get(section, {}) | values
         fields["schedule"]["steps"] = steps

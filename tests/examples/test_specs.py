@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+import yaml
 
 from lectern_common.checks.preflight import require_startable
 from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import load_spec, parse_spec
+from lectern_common.spec.sweep import parse_sweep
 from student_trainer.run.dry_run import look
 from tests.examples.conftest import EXAMPLES, TinyHome
 from tests.support.training.runs import curve
@@ -42,6 +44,20 @@ def test_the_teacher_learns(home: TinyHome) -> None:
     assert after < before
 
 
+def test_the_sweep_passes_the_checks_of_its_runs(home: TinyHome) -> None:
+    text = (EXAMPLES / "rates.yaml").read_text()
+    sweep = parse_sweep(yaml.safe_load(text))
+    assert sweep.name == "rates"
+    comment = re.match(r"(# .*\n)+", text)
+    assert comment is not None and 3 <= comment[0].count("\n") <= 6
+    assert len(sweep.specs) == 4
+    assert {spec.seed for spec in sweep.specs} == {0}  # one pass of the teacher
+    fields = home.shrunk(yaml.safe_load(text)["base"])
+    tiny = parse_sweep({**yaml.safe_load(text), "base": fields})
+    for spec in tiny.specs:
+        assert require_startable(spec, home.roots) is not None
+
+
 @pytest.mark.parametrize("name", ["teacher", *RECIPES])
 def test_a_spec_is_named_as_its_file_and_says_what_it_is_for(name: str) -> None:
     text = (EXAMPLES / f"{name}.yaml").read_text()
@@ -56,6 +72,7 @@ def test_the_page_has_a_row_of_numbers_for_every_example() -> None:
     files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".yaml", ".py")}
     assert files == {f"{name}.yaml" for name in ["teacher", *RECIPES]} | {
         "distil.py",
+        "rates.yaml",
         "two_runs.py",
     }
     rows = [line for line in PAGE.splitlines() if line.startswith("|")]

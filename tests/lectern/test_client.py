@@ -145,6 +145,52 @@ def test_teachers_and_samples_are_parsed():
             ask()
 
 
+def sweep_json(**fields):
+    run = {
+        **{"run_id": "rates-01-abcdef", "state": "interrupted", "step": 1, "steps": 2},
+        **{"settings": {"seed": 1}, "value": None, "best": 1.5, "at_step": 1, "note": None},
+        **{"resumes": True, "name": "rates-01", "message": "a field of a later release"},
+    }
+    group = {"settings": {}, "runs": [run["run_id"]], "n": 1, "mean": 1.5, "spread": None}
+    sweep = {
+        **{"id": "rates-abcdef", "name": "rates", "metric": "loss/val", "goal": "min"},
+        **{"settings": ["seed"], "runs": [run], "groups": [{**group, "note": None}]},
+        **{"best": run["run_id"], "best_group": 0, "teacher": None},
+    }
+    return {**sweep, **fields}
+
+
+def test_a_sweep_is_created_with_a_key_of_its_own_and_read():
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path, request.headers.get("idempotency-key")))
+        return httpx.Response(202, json=sweep_json())
+
+    client, body = service(answer), {"name": "rates", "base": {}, "list": [{}]}
+    made = client.create_sweep(body)
+    client.create_sweep(body)
+    assert client.create_sweep(body, "mine").id == "rates-abcdef"
+    client.stop_sweep(made.id)
+    assert [one[:2] for one in asked] == [("POST", "/sweeps")] * 3 + [
+        ("POST", "/sweeps/rates-abcdef/stop")
+    ]
+    assert asked[0][2] and asked[0][2] != asked[1][2] and asked[2][2] == "mine"
+    assert (made.runs[0].best, made.groups[0].mean, made.runs[0].rests) == (1.5, 1.5, False)
+    assert not made.rests
+
+
+def test_an_answer_that_is_no_sweep_says_so():
+    answers = [dict[str, Any](), sweep_json(runs=[{}]), sweep_json(groups=None)]
+    for wrong in answers:
+        with pytest.raises(ControlPlaneUnavailable, match="does not describe a sweep"):
+            always(200, wrong).sweep("rates-abcdef")
+    with pytest.raises(ControlPlaneUnavailable, match="does not describe sweeps"):
+        always(200, {"sweeps": [{}]}).sweeps()
+    with pytest.raises(InvalidRequest, match="is not a sweep id; `lectern sweeps list`"):
+        always(200, sweep_json()).sweep("a/b")
+
+
 def test_without_a_control_plane_the_error_says_what_to_do():
     with pytest.raises(ControlPlaneUnavailable, match="start one with `lectern up`") as caught:
         Client("http://127.0.0.1:1").list_runs()

@@ -54,6 +54,11 @@ def test_the_commands_are_exactly_these():
         "runs samples",
         "runs stop",
         "runs resume",
+        "sweep",
+        "sweeps list",
+        "sweeps show",
+        "sweeps stop",
+        "sweeps delete",
         "data prepare",
         "doctor",
     }

@@ -13,7 +13,7 @@ import pytest
 
 from lectern_common.checks.check import Outcome
 from lectern_common.checks.needs.estimate import RowCounts
-from lectern_common.checks.preflight import examine, require_startable
+from lectern_common.checks.preflight import UNREAD, examine, require_startable
 from lectern_common.errors import (
     CorruptData,
     Incompatible,
@@ -476,3 +476,36 @@ def test_examine_returns_what_it_found(ready):
     assert found.teacher is not None and found.teacher.model_id == "big"
     nothing = examine(spec(data={"path": "nothing"}), ready, 2.0)[1]
     assert (nothing.rows, nothing.manifest, nothing.teacher) == (None, None, None)
+
+
+def test_no_check_reads_what_is_called_unread(roots: Roots) -> None:
+    """A sweep checks runs that differ only in these once."""
+    write_dataset(roots.data / "text", ["a", "b", "c"])
+    write_student(roots.models / "small", ["a", "b", "c"])
+    spec = parse_spec(
+        {
+            "name": "unread",
+            "teacher": {"address": NOBODY},
+            "student": {"init": "small"},
+            "data": {"path": "text", "seq_len": 4},
+            "evaluation": {"prompts": ["a"]},
+            "objective": {"alpha": 0.3},
+        }
+    )
+    read = {name: getattr(spec, name) for name in type(spec).model_fields if name not in UNREAD}
+    left: dict[str, Any] = {"divergence": spec.objective.divergence}
+    assert UNREAD["objective"] == set(type(spec.objective).model_fields) - set(left)
+    objective = type(spec.objective).model_construct(**left)
+    for name in UNREAD["objective"]:
+        del objective.__dict__[name]
+    bare = RunSpec.model_construct(**read, objective=objective)
+    for name in UNREAD.keys() - {"objective"}:
+        bare.__dict__.pop(name, None)
+    with pytest.raises(AttributeError):
+        _ = bare.optimizer
+    with pytest.raises(AttributeError):
+        _ = bare.objective.alpha
+    whole, _ = examine(spec, roots, 0.2)
+    checks, _ = examine(bare, roots, 0.2)
+    assert [check.as_json() for check in checks] == [check.as_json() for check in whole]
+    assert {check.subject for check in checks} >= {"data", "student", "tokenizer", "teacher"}

@@ -67,7 +67,7 @@ def test_every_field_of_the_statistics_is_a_metric_with_its_value() -> None:
         for (name, run), v in samples(exposition(stats).decode()).items()
     }
     assert found == expected(stats)
-    assert len(found) == 1 + 15 + 8 + 2 * 8
+    assert len(found) == 1 + 15 + 8 + 2 * 9
 
 
 def test_only_what_never_falls_is_a_counter_ending_in_total() -> None:

@@ -296,6 +296,7 @@ def test_a_cached_sequence_is_answered_in_every_representation_without_a_forward
     assert (stats.scored_sequences, stats.cache.hits, stats.cache.misses) == (2, 6, 2)
     counted = {run.run_id: (run.cache_hits, run.cache_misses) for run in stats.runs}
     assert counted == {"run-1": (4, 2), "run-2": (2, 0)}
+    assert {run.run_id: run.asked_tokens for run in stats.runs} == {"run-1": 3 * 42, "run-2": 42}
 
 
 def test_a_model_whose_head_is_unknown_serves_its_own_logits_but_no_hidden(tmp_path: Path) -> None:

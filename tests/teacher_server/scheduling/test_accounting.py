@@ -19,7 +19,8 @@ def test_work_is_charged_to_the_run_and_to_the_server() -> None:
     accounting.charged("a", 100.0, 2.0)
     accounting.charged("b", 50.0, 1.0)
     accounting.derived("a", 0.5)
-    accounting.cache_hit("a")
+    accounting.cache_hit("a", 70)
+    accounting.cache_miss("a", 30)
     accounting.answered("a", 4000, 0.25)
     assert (accounting.scored_tokens, accounting.scored_sequences) == (150, 2)
     assert (accounting.forwards, accounting.padding_tokens) == (1, 10)
@@ -27,6 +28,7 @@ def test_work_is_charged_to_the_run_and_to_the_server() -> None:
     run = accounting.runs["a"]
     assert (run.requests, run.tokens, run.sent_bytes, run.cache_hits) == (1, 100, 4000, 1)
     assert (run.compute_seconds, run.queue_seconds) == (2.5, 0.25)
+    assert (run.cache_misses, run.asked_tokens) == (1, 100)
     assert accounting.runs["b"].requests == 0
 
 

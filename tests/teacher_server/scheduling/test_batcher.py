@@ -331,6 +331,8 @@ def test_equal_sequences_asked_at_once_are_computed_once_and_charged_in_equal_pa
         assert shares == {"run-a": 4, "run-b": 4, "run-c": 4}
         hits = [accounting.runs[run].cache_hits for run in ("run-a", "run-b", "run-c")]
         assert sorted(hits) == [0, 1, 1]
+        asked = [accounting.runs[run].asked_tokens for run in ("run-a", "run-b", "run-c")]
+        assert asked == [12, 12, 12]
 
     run(scenario())
 
