@@ -26,6 +26,14 @@ from control_plane.reading.series.indexes import (
     Indexes,
 )
 from control_plane.reading.wakes import Wakes
+from control_plane.runs.backups import (
+    EVERY_HOURS,
+    KEPT,
+    BackupFailed,
+    Backups,
+    Kind,
+    PeriodicBackups,
+)
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
@@ -82,6 +90,7 @@ class ControlPlane:
     checks: StartChecks
     teachers: TeacherMonitor
     housekeeping: Housekeeping
+    backups: PeriodicBackups
     lock_descriptor: int
     stops_runs_on_exit: bool
     clock: Callable[[], float] = time.time
@@ -98,6 +107,7 @@ class ControlPlane:
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
         self.housekeeping.start()
+        self.backups.start()
         await self._tick()
         work = (self._loop(), self.feed.follow(), self._keep_indexes())
         self._tasks = [asyncio.create_task(part) for part in work]
@@ -118,6 +128,7 @@ class ControlPlane:
 
     def close(self) -> None:
         self.housekeeping.close()
+        self.backups.close()
         self.healing.close()
         self.checks.close()
         self.teachers.close()
@@ -218,6 +229,8 @@ def open_plane(
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     max_queued: int = MAX_QUEUED,
+    backup_every_hours: float = EVERY_HOURS,
+    keep_backups: int = KEPT,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -228,17 +241,26 @@ def open_plane(
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
         max_queued: how many runs may wait for a device.
+        backup_every_hours: between two backups of the database; 0 makes them only at starts.
+        keep_backups: how many of those are kept.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
             database cannot be used.
     """
     lock = _lock(roots.runs)
+    backups = Backups(roots.runs / DATABASE_NAME, roots.backups, keep_backups)
+    periodic = PeriodicBackups(backups, backup_every_hours)
     try:
-        store = Store.open(roots.runs / DATABASE_NAME)
+        store = Store.open(backups.database, backups)
     except BaseException:
         os.close(lock)
         raise
+    try:
+        backups.make(Kind.START)
+    except BackupFailed as error:  # a full disk is no reason to leave the runs alone
+        _log.warning("database not backed up", error=str(error))
+        periodic.soon()
     changes = Wakes()
     runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
@@ -261,6 +283,7 @@ def open_plane(
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
         housekeeping=Housekeeping(runs, roots.runs),
+        backups=periodic,
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,

@@ -106,12 +106,12 @@ def _database_errors_are_bugs(program: str) -> None:
 
 def _any_database_is_opened(program: str) -> None:
     if program == "control":
-        from control_plane.runs import store
+        from control_plane.runs.backups import Backups
 
         def trusting(*_: object) -> None:
             return
 
-        put(store, "_require_sound", trusting)
+        put(Backups, "require_sound", trusting)
 
 
 def _migrations_commit_each_statement(program: str) -> None:
