@@ -19,6 +19,8 @@ import psutil
 import structlog
 
 from control_plane.disk_space import disk_view
+from control_plane.run_sizes import RunSizes
+from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE
 from lectern_common.errors import LecternError
@@ -39,13 +41,14 @@ _log = structlog.get_logger()
 
 
 class Housekeeping:
-    """Caps the logs of active runs, and watches the disk.
+    """Caps the logs of active runs, measures run folders, and watches the disk.
 
     In a thread of its own: a slow disk delays nothing else.
     """
 
-    def __init__(self, runs: Runs, runs_root: Path) -> None:
+    def __init__(self, runs: Runs, commands: RunCommands, runs_root: Path) -> None:
         self._runs = runs
+        self._sizes = RunSizes(runs, commands, runs_root)
         self._root = runs_root
         self._disk_seen_at = float("-inf")
         self._is_low = False
@@ -62,7 +65,7 @@ class Housekeeping:
             self._thread.join()
 
     def look(self) -> None:
-        """Caps each log once; now and then looks how full the disk is."""
+        """Caps each log once; measures some folders; now and then looks how full the disk is."""
         folders = [RunFolder(self._root / run.id) for run in self._runs.in_states(ACTIVE)]
         if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
             self._disk_seen_at = time.monotonic()
@@ -74,6 +77,7 @@ class Housekeeping:
                     _log.warning("trainer's log cut", run=folder.run_id, log=str(path))
             except OSError as error:
                 _log.warning("log not cut", run=folder.run_id, error=str(error))
+        self._sizes.look()
 
     def _look_at_disk(self, folders: list[RunFolder]) -> None:
         try:
@@ -91,7 +95,7 @@ class Housekeeping:
             try:
                 self.look()
             except Exception as error:  # the database may be busy: the next look may succeed
-                _log.warning("logs not looked at", error=repr(error))
+                _log.warning("run folders not looked after", error=repr(error))
 
 
 def sweep(runs_root: Path, clock: Callable[[], float] = time.time) -> list[Path]:

@@ -282,7 +282,7 @@ def open_plane(
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
-        housekeeping=Housekeeping(runs, roots.runs),
+        housekeeping=Housekeeping(runs, commands, roots.runs),
         backups=periodic,
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,

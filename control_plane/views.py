@@ -44,6 +44,8 @@ class RunView(_View):
     """What has to come true before it resumes by itself; null if nothing has to."""
     heals: int
     """Times it went on by itself after a reason that heals, since the last request."""
+    disk_bytes: int | None
+    """What its folder takes on disk, hard links once; null until it is measured."""
     queue_position: int | None
     """1 is the next to start; null unless queued."""
     alpha: float | None
@@ -486,6 +488,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "resumes_at": run.resume_at if run.resumes_itself else None,
         "resumes_when": run.resumes_when,
         "heals": run.heals,
+        "disk_bytes": run.disk_bytes,
         "queue_position": run.queue_position,
         **of_spec,
         "step": status.step if status else 0,

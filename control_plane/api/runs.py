@@ -105,8 +105,8 @@ def list_runs(
             max_length=150,
             description="`name`, `created_at`, `state`, `attempt`, `student`, `progress`, "
             "`elapsed`, `device`, `tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, "
-            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value "
-            "come last.",
+            "`disk_bytes`, `latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs "
+            "without a value come last.",
         ),
     ] = None,
 ) -> views.RunsPage:

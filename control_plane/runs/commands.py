@@ -286,6 +286,27 @@ class RunCommands:
                 connection.execute(sa.update(runs).where(is_still).values(values))
         self._changed()
 
+    def measured(self, sizes: Mapping[str, int | None]) -> None:
+        """Records what run folders take on disk, in one transaction.
+
+        Args:
+            sizes: by run id; None means that the folder is gone, or not yet there.
+        """
+        if not sizes:
+            return
+        with self._store.writing() as connection:
+            revision = first = newest_revision(connection)
+            for run_id, num_bytes in sizes.items():
+                values = {"disk_bytes": num_bytes, "revision": revision + 1}
+                is_news = sa.and_(
+                    runs.c.id == run_id, runs.c.disk_bytes.is_distinct_from(num_bytes)
+                )
+                revision += connection.execute(
+                    sa.update(runs).where(is_news).values(values)
+                ).rowcount
+        if revision > first:
+            self._changed()
+
     def ended(
         self,
         run_id: str,

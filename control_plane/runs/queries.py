@@ -34,6 +34,12 @@ class Runs:
         with self._store.reading() as connection:
             return tuple(tuple(row) for row in connection.execute(query.order_by(runs.c.seq)))
 
+    def sizes(self) -> list[tuple[str, str, float, int | None]]:
+        """Returns id, state, since when, and bytes on disk of each run, oldest first."""
+        query = sa.select(runs.c.id, runs.c.state, runs.c.since, runs.c.disk_bytes)
+        with self._store.reading() as connection:
+            return [tuple(row) for row in connection.execute(query.order_by(runs.c.seq))]
+
     def waiting_to_heal(self) -> list[Run]:
         """Returns the interrupted runs that wait for something to come true, oldest first."""
         with self._store.reading() as connection:

@@ -105,6 +105,7 @@ class Run:
     stale_since: float | None = None  # active: the last heartbeat, if there has been none since
     stalled_since: float | None = None  # active: the last progress, if it makes none
     heals: int = 0  # times it went on after an end that heals, since the last request
+    disk_bytes: int | None = None  # of its folder; None until measured
 
     @cached_property
     def run_spec(self) -> RunSpec:

@@ -66,6 +66,7 @@ runs = sa.Table(
     sa.Column("stale_since", sa.Float),
     sa.Column("stalled_since", sa.Float),
     sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("disk_bytes", sa.Integer),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.

@@ -32,6 +32,7 @@ export interface Run {
   resumes_at: number | null;
   resumes_when: string | null;
   heals: number;
+  disk_bytes: number | null;
   queue_position: number | null;
   alpha: number | null;
   temperature: number | null;

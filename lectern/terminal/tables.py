@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lectern.console import inert
+from lectern_common.words import size
 
 if TYPE_CHECKING:
     from lectern.client import RunStatus
 
-_HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
+_HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "disk", "why")
 _LEFT = ("run", "state", "why")
 _TIMES = frozenset(
     {
@@ -32,8 +33,8 @@ def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[st
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(size) if name in _LEFT else cell.rjust(size)
-            for name, cell, size in zip(_HEADER, row, widths, strict=True)
+            cell.ljust(wide) if name in _LEFT else cell.rjust(wide)
+            for name, cell, wide in zip(_HEADER, row, widths, strict=True)
         ]
         line = "  ".join(cells).rstrip()
         if width is not None and len(line) > width:
@@ -43,13 +44,14 @@ def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[st
 
 
 def _row(run: "RunStatus") -> tuple[str, ...]:
-    speed = run.tokens_per_second
+    speed, disk_bytes = run.tokens_per_second, run.json.get("disk_bytes")
     return (
         run.id,
         str(run.state),
         f"{run.step}/{run.steps}",
         *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
         "" if speed is None else f"{speed:,.0f}",
+        "" if disk_bytes is None else size(disk_bytes),
         " ".join(inert(_why(run)).split()),
     )
 
