@@ -23,8 +23,8 @@ from control_plane.api.connections import (
 )
 from control_plane.api.tokens import Tokens, require_one_meaning, tokens_of
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.runs.backups import EVERY_HOURS, KEPT
 from control_plane.runs.commands import MAX_QUEUED
+from control_plane.runs.keeping.backups import EVERY_HOURS, KEPT
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
 from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer

@@ -19,8 +19,8 @@ import psutil
 import structlog
 
 from control_plane.disk_space import disk_view
-from control_plane.run_sizes import RunSizes
 from control_plane.runs.commands import RunCommands
+from control_plane.runs.keeping.sizes import RunSizes
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE
 from lectern_common.errors import LecternError

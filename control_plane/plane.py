@@ -26,7 +26,9 @@ from control_plane.reading.series.indexes import (
     Indexes,
 )
 from control_plane.reading.wakes import Wakes
-from control_plane.runs.backups import (
+from control_plane.runs.commands import MAX_QUEUED, RunCommands
+from control_plane.runs.deletion import finish_deletions
+from control_plane.runs.keeping.backups import (
     EVERY_HOURS,
     KEPT,
     BackupFailed,
@@ -34,8 +36,6 @@ from control_plane.runs.backups import (
     Kind,
     PeriodicBackups,
 )
-from control_plane.runs.commands import MAX_QUEUED, RunCommands
-from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from control_plane.runs.keeping.pruning import Pruned
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
@@ -140,6 +141,38 @@ class RunsPage(_View):
     """Pass as `cursor` for the next page; null on the last page."""
     revision: int
     """Pass as `after` to /events, to stream what changes after this answer."""
+
+
+class PrunedRunView(_View):
+    """A run that was pruned, or would be."""
+
+    run_id: str
+    name: str
+    state: RunState
+    since: float
+    """When it entered this state."""
+    disk_bytes: int
+    """What its folder takes on disk."""
+
+
+class RefusalView(_View):
+    """A run with which nothing was done, and why."""
+
+    run_id: str
+    detail: str
+
+
+class PrunedView(_View):
+    """What was pruned; with `dry_run`, what would be."""
+
+    runs: list[PrunedRunView]
+    """Oldest first."""
+    bytes: int
+    """What is free without them. A file that another run shares by a hard link frees nothing."""
+    deleted: int
+    """How many were deleted; 0 with `dry_run`."""
+    left_out: list[RefusalView]
+    """Those that could not be deleted, such as one that was resumed meanwhile."""
 
 
 class MetricsView(_View):
@@ -453,6 +486,18 @@ class Problem(_View):
     """Stable, machine-readable word."""
     retryable: bool
     errors: list[FieldProblem] = []
+
+
+def pruned_view(pruned: Pruned) -> PrunedView:
+    """Returns the view of what was pruned."""
+    runs = [
+        PrunedRunView(
+            run_id=run.id, name=run.name, state=run.state, since=run.since, disk_bytes=num_bytes
+        )
+        for run, num_bytes in pruned.runs
+    ]
+    left_out = [RefusalView(run_id=run_id, detail=why) for run_id, why in pruned.left_out]
+    return PrunedView(runs=runs, bytes=pruned.freed, deleted=pruned.deleted, left_out=left_out)
 
 
 def run_view(run: Run, now: float) -> RunView:

@@ -190,6 +190,31 @@ class DiskStatus:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """What `prune_runs` has deleted, or would delete.
+
+    Attributes:
+        runs: {"run_id", "name", "state", "since", "disk_bytes"} of each, oldest first.
+        bytes: what is free without them; a file that another run shares frees nothing.
+        deleted: how many were deleted; 0 in a dry run.
+        left_out: {"run_id", "detail"} of those that could not be deleted.
+    """
+
+    runs: list[dict[str, Any]]
+    bytes: int
+    deleted: int
+    left_out: list[dict[str, Any]]
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Pruned":
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes pruned runs."""
+        try:
+            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("pruned runs", error) from None
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a run's student wrote after a prompt at an evaluation.
 
@@ -391,6 +416,38 @@ class Client:
             Conflict: it is not at rest, or would resume by itself.
         """
         self._ask("DELETE", f"/runs/{_segment(run_id)}", timeout=CHECKS_SECONDS)
+
+    def prune_runs(
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        older_than_days: float | None = None,
+        keep_newest: int | None = None,
+        group: str | None = None,
+        dry_run: bool = True,
+    ) -> Pruned:
+        """Deletes the resting runs that meet every given criterion; by default only lists them.
+
+        Runs that resume by themselves are never deleted.
+
+        Args:
+            states: only runs in these; none means all in which a run rests.
+            older_than_days: only runs that have been in their state for longer.
+            keep_newest: so many of the newest in these states and this group stay, at any age.
+            group: only runs of this group.
+            dry_run: deletes nothing.
+
+        Raises:
+            InvalidRequest: there is no criterion, or one is wrong.
+        """
+        body = {
+            "states": [str(state) for state in states],
+            "older_than_days": older_than_days,
+            "keep_newest": keep_newest,
+            "group": group,
+            "dry_run": dry_run,
+        }
+        return Pruned.of_json(self._json("POST", "/runs/prune", json=body, timeout=CHECKS_SECONDS))
 
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
         """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in step order.

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
@@ -15,6 +17,8 @@ from lectern_common.spec.run_spec import (
     NAME_PATTERN,
     RunSpec,
 )
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 async def _plane(request: Request) -> ControlPlane:
@@ -49,6 +53,22 @@ async def json_object(request: Request) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InvalidRequest("the body must be a JSON object")
     return data
+
+
+async def json_model(request: Request, model: type[_Model]) -> _Model:
+    """Returns the body as a strict model of a JSON object.
+
+    Raises:
+        RequestValidationError: it does not fit; names each field.
+    """
+    data = await json_object(request)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in found]
+        ) from None
 
 
 async def optional_json_object(request: Request) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from control_plane.api.requests import (
     Plane,
     RunId,
     json_body,
+    json_model,
     json_object,
     optional_json_object,
     with_changes,
@@ -27,6 +28,7 @@ from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
@@ -209,6 +211,23 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
 def remove_run(plane: Plane, run_id: RunId) -> None:
     """Deletes a run that is not active, with its whole folder: checkpoints, metrics, export."""
     delete_run(plane.commands, RunFolder(plane.roots.runs / run_id))
+
+
+@router.post(
+    "/runs/prune",
+    response_model=views.PrunedView,
+    openapi_extra=json_body(Criteria.model_json_schema(), required=True),
+)
+async def prune_runs(request: Request, plane: Plane) -> views.PrunedView:
+    """Deletes the runs at rest that meet criteria; with `dry_run`, the default, only lists them.
+
+    At least one criterion is needed. A run that resumes by itself is never deleted.
+    """
+    criteria = await json_model(request, Criteria)
+    pruned = await asyncio.to_thread(
+        prune, plane.runs, plane.commands, plane.roots.runs, criteria, plane.clock()
+    )
+    return views.pruned_view(pruned)
 
 
 _A_SPEC = {"$ref": "#/components/schemas/RunSpec"}

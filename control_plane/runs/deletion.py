@@ -24,8 +24,10 @@ _ASIDE = ".deleted-"
 _log = structlog.get_logger()
 
 
-def delete_run(commands: RunCommands, folder: RunFolder) -> None:
+def delete_run(commands: RunCommands, folder: RunFolder) -> bool:
     """Deletes a run that is not active, with its checkpoints, export and everything in its folder.
+
+    Returns False if some of its files are left, which the next start removes.
 
     Raises:
         NotFound: no such run.
@@ -47,7 +49,7 @@ def delete_run(commands: RunCommands, folder: RunFolder) -> None:
         except BaseException:
             _put_back(aside, folder.path)
             raise
-    _remove(aside)
+    return _remove(aside)
 
 
 def _require_no_link(folder: RunFolder) -> None:
@@ -75,10 +77,12 @@ def _put_back(aside: Path, path: Path) -> None:
         rename_durably(aside, path)
 
 
-def _remove(aside: Path) -> None:
+def _remove(aside: Path) -> bool:
     """Removes the folder; if that fails, the next start tries again. The run is gone anyway."""
     if aside.exists():
         try:
             shutil.rmtree(aside)
         except OSError as error:
             _log.warning("deleted run's files not removed", folder=str(aside), error=str(error))
+            return False
+    return True

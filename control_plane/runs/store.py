@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
-from control_plane.runs.backups import BackupFailed, Backups, Kind
+from control_plane.runs.keeping.backups import BackupFailed, Backups, Kind
 from lectern_common.errors import Misconfigured
 
 DATABASE_NAME = "control-plane.sqlite3"

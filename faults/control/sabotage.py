@@ -106,7 +106,7 @@ def _database_errors_are_bugs(program: str) -> None:
 
 def _any_database_is_opened(program: str) -> None:
     if program == "control":
-        from control_plane.runs.backups import Backups
+        from control_plane.runs.keeping.backups import Backups
 
         def trusting(*_: object) -> None:
             return

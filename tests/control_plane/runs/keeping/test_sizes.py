@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.run_sizes import (
+from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.sizes import (
     ACTIVE_SECONDS,
     CPU_SECONDS,
     PLAN_SECONDS,
@@ -15,7 +16,6 @@ from control_plane.run_sizes import (
     freed_bytes,
     size_of,
 )
-from control_plane.runs.deletion import delete_run
 from control_plane.runs.search import Search
 from lectern_common.run.folder import RunFolder
 from tests.support.fakes import FakeClock
@@ -135,7 +135,7 @@ def test_a_run_that_vanishes_meanwhile_is_passed_over(bench, measuring, monkeypa
             delete_run(bench.commands, RunFolder(path))
         return size_of(path)
 
-    monkeypatch.setattr("control_plane.run_sizes.size_of", measured)
+    monkeypatch.setattr("control_plane.runs.keeping.sizes.size_of", measured)
     measuring.look()
     assert measuring.known(stays.id) is not None
     assert [run.id for run in bench.runs.search(Search(), None, 9).runs] == [stays.id]
@@ -152,7 +152,7 @@ def test_measuring_takes_no_more_than_its_share_of_cpu(bench, measuring, monkeyp
         measured.append(path.name)
         return 1
 
-    monkeypatch.setattr("control_plane.run_sizes.size_of", slow)
+    monkeypatch.setattr("control_plane.runs.keeping.sizes.size_of", slow)
     for _ in range(11):
         measuring.look(2)
     assert len(measured) == len(set(measured)) == 3

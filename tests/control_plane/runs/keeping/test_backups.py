@@ -12,7 +12,8 @@ from alembic import command
 from alembic.config import Config
 
 from control_plane.plane import open_plane
-from control_plane.runs.backups import (
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.keeping.backups import (
     BackupFailed,
     Backups,
     Kind,
@@ -20,7 +21,6 @@ from control_plane.runs.backups import (
     path_of_earlier_releases,
     problem_of,
 )
-from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.store import Store
 from control_plane.trainers.devices import Devices
@@ -194,11 +194,15 @@ def test_a_failed_backup_leaves_nothing_and_keeps_the_others(kept, monkeypatch):
     good = kept.make()
     kept.add()
     with monkeypatch.context() as broken:
-        broken.setattr("control_plane.runs.backups.problem_of", lambda path: "a page is lost")
+        broken.setattr(
+            "control_plane.runs.keeping.backups.problem_of", lambda path: "a page is lost"
+        )
         with pytest.raises(BackupFailed, match="a page is lost"):
             kept.make()
         full = OSError(28, "No space left on device")
-        broken.setattr("control_plane.runs.backups._copy", lambda *_: (_ for _ in ()).throw(full))
+        broken.setattr(
+            "control_plane.runs.keeping.backups._copy", lambda *_: (_ for _ in ()).throw(full)
+        )
         with pytest.raises(BackupFailed, match=r"No space left.*LECTERN_BACKUPS_ROOT"):
             kept.make()
     assert list(kept.backups.folder.iterdir()) == [good]

@@ -45,8 +45,12 @@ def entries_of(path: Path) -> list[Entry]:
 def size_of(path: Path) -> int | None:
     """Returns the bytes that a folder takes on disk, hard links once; None if it is gone."""
     entries = entries_of(path)
-    unique = {(one.device, one.inode): one.num_bytes for one in entries}
-    return sum(unique.values()) if entries else None
+    return size_of_entries(entries) if entries else None
+
+
+def size_of_entries(entries: Iterable[Entry]) -> int:
+    """Returns the bytes that entries take on disk, one with several names once."""
+    return sum({(one.device, one.inode): one.num_bytes for one in entries}.values())
 
 
 def freed_bytes(folders: Iterable[list[Entry]]) -> int:
