@@ -1,6 +1,6 @@
 """Keeps the runs root tidy: trainers' logs below a limit, and no leftovers of killed processes.
 
-It also says in the control plane's log when its disk becomes too full for the next checkpoints.
+It also says in the control plane's log when its disk will be too full for what active runs write.
 
 A trainer's output goes straight to its log, through a descriptor in append mode that its children
 share and that outlives this process. So the file cannot be rotated by name, and no pipe stands
@@ -18,15 +18,14 @@ from pathlib import Path
 import psutil
 import structlog
 
-from control_plane.disk_space import disk_view
+from control_plane.disk_space import DiskWatch
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.keeping.sizes import RunSizes
 from control_plane.runs.queries import Runs
-from control_plane.runs.record import ACTIVE
+from control_plane.runs.record import ACTIVE, Run
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
-from lectern_common.words import size
 
 LOOK_SECONDS = 2.0
 DISK_SECONDS = 20.0
@@ -46,12 +45,13 @@ class Housekeeping:
     In a thread of its own: a slow disk delays nothing else.
     """
 
-    def __init__(self, runs: Runs, commands: RunCommands, runs_root: Path) -> None:
+    def __init__(self, runs: Runs, commands: RunCommands, runs_root: Path, disk: DiskWatch) -> None:
         self._runs = runs
+        self._disk = disk
         self._sizes = RunSizes(runs, commands, runs_root)
         self._root = runs_root
         self._disk_seen_at = float("-inf")
-        self._is_low = False
+        self._warned = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
 
@@ -66,10 +66,11 @@ class Housekeeping:
 
     def look(self) -> None:
         """Caps each log once; measures some folders; now and then looks how full the disk is."""
-        folders = [RunFolder(self._root / run.id) for run in self._runs.in_states(ACTIVE)]
+        active = self._runs.in_states(ACTIVE)
+        folders = [RunFolder(self._root / run.id) for run in active]
         if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
             self._disk_seen_at = time.monotonic()
-            self._look_at_disk(folders)
+            self._look_at_disk(active)
         for folder in folders:
             path = folder.log_path
             try:
@@ -79,16 +80,15 @@ class Housekeeping:
                 _log.warning("log not cut", run=folder.run_id, error=str(error))
         self._sizes.look()
 
-    def _look_at_disk(self, folders: list[RunFolder]) -> None:
+    def _look_at_disk(self, active: list[Run]) -> None:
         try:
-            disk = disk_view(self._root, folders)
+            disk = self._disk.look(active)
         except OSError as error:
             _log.warning("disk not looked at", error=str(error))
             return
-        if disk.low and not self._is_low:
-            free, needed = size(disk.free_bytes), size(disk.needed_bytes)
-            _log.warning("disk nearly full", folder=str(self._root), free=free, needed=needed)
-        self._is_low = disk.low
+        if disk.warning is not None and not self._warned:
+            _log.warning("disk fills", folder=str(self._root), why=disk.warning)
+        self._warned = disk.warning is not None
 
     def _keep(self) -> None:
         while not self._end.wait(LOOK_SECONDS):

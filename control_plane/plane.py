@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from control_plane.disk_space import disk_view
+from control_plane.disk_space import DiskWatch
 from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
@@ -90,6 +90,7 @@ class ControlPlane:
     checks: StartChecks
     teachers: TeacherMonitor
     housekeeping: Housekeeping
+    disk_watch: DiskWatch
     backups: PeriodicBackups
     lock_descriptor: int
     stops_runs_on_exit: bool
@@ -145,7 +146,7 @@ class ControlPlane:
         Raises:
             OSError: the disk cannot be asked.
         """
-        return disk_view(self.roots.runs, map(self.folder, self.runs.in_states(ACTIVE)))
+        return self.disk_watch.view(self.runs.in_states(ACTIVE))
 
     def run_view(self, run: Run) -> RunView:
         """Returns the view of a run now."""
@@ -265,6 +266,7 @@ def open_plane(
     runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
     sweep(roots.runs)
+    disk = DiskWatch(roots)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     return ControlPlane(
         roots=roots,
@@ -282,7 +284,8 @@ def open_plane(
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
-        housekeeping=Housekeeping(runs, commands, roots.runs),
+        housekeeping=Housekeeping(runs, commands, roots.runs, disk),
+        disk_watch=disk,
         backups=periodic,
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,

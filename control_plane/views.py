@@ -457,6 +457,9 @@ class DiskView(_View):
     """For the next checkpoint of each active run, with a margin."""
     low: bool
     """Less is free than needed: runs may soon end as interrupted, `disk_full`."""
+    warning: str | None
+    """A sentence if it is low, too small for what the active runs still write, or full within a day
+    at its present pace; else null."""
 
 
 class HealthView(_View):

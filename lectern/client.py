@@ -173,18 +173,22 @@ class DiskStatus:
         free_bytes: what is free.
         needed_bytes: for the next checkpoint of each active run, with a margin.
         low: less is free than needed.
+        warning: a sentence if it is low, too small for what active runs still write, or full within
+            a day at its present pace; None otherwise, and from earlier releases.
     """
 
     total_bytes: int
     free_bytes: int
     needed_bytes: int
     low: bool
+    warning: str | None = None
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "DiskStatus":
         """Parses an answer. Raises ControlPlaneUnavailable unless it describes a disk."""
         try:
-            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+            known = {"warning": None, **data}
+            return cls(**{entry.name: known[entry.name] for entry in fields(cls)})
         except (KeyError, TypeError) as error:
             raise _unknown_form("a disk", error) from None
 

@@ -5,6 +5,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from lectern.options import (
     TeacherTokenFile,
     roots_of,
 )
+from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.files import require_locks
@@ -81,7 +83,7 @@ def examine(
     yield from _folders(roots)
     yield _disk(roots)
     yield _open_files()
-    yield _control_plane("127.0.0.1:8080")
+    yield from _control_plane("127.0.0.1:8080", roots)
     if teacher is None:
         yield _usual_teacher("127.0.0.1:50051", roots)
     else:
@@ -180,16 +182,25 @@ def _open_files() -> Check:
     return Check("open files", Outcome.PASS, f"limit {soft}")
 
 
-def _control_plane(address: str) -> Check:
+def _control_plane(address: str, roots: Roots) -> Iterator[Check]:
     from lectern.client import Client
 
     free = _port("control plane", address, "--bind")
     if free.outcome is Outcome.PASS:
-        return free
-    with Client(f"http://{address}", timeout_seconds=2.0) as service:
-        if service.is_ready():
-            return Check("control plane", Outcome.PASS, f"running at {service.url}")
-    return free
+        yield free
+        return
+    try:
+        token = token_in(roots.secrets / CONTROL_PLANE_TOKEN)
+    except ValueError:  # not one that could be sent
+        token = ""
+    with Client(f"http://{address}", token=token, timeout_seconds=2.0) as service:
+        if not service.is_ready():
+            yield free
+            return
+        yield Check("control plane", Outcome.PASS, f"running at {service.url}")
+        with suppress(LecternError):  # it is of another home, or of an earlier release
+            if (warning := service.disk().warning) is not None:
+                yield Check("disk of the runs", Outcome.WARN, warning, "lectern runs prune")
 
 
 def _usual_teacher(address: str, roots: Roots) -> Check:

@@ -330,19 +330,15 @@ def _days(age: str) -> float:
 
 
 def _note_disk(service: "Client") -> None:
-    """Says on standard error that the disk of the runs is nearly full, if it is."""
+    """Says on standard error that the disk of the runs is full or will be, if that is so."""
     from lectern_common.errors import NotFound
-    from lectern_common.words import size
 
     try:
         disk = service.disk()
     except NotFound:  # a control plane of an earlier release
         return
-    if disk.low:
-        console.note(
-            f"the disk of the runs is nearly full: {size(disk.free_bytes)} free, and the next "
-            f"checkpoints of the active runs need {size(disk.needed_bytes)}; make room"
-        )
+    if disk.warning is not None:
+        console.note(console.inert(disk.warning))
 
 
 def _confirm_deletion(runs: "list[RunStatus]") -> None:

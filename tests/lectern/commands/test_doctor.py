@@ -4,9 +4,11 @@ import socket
 import grpc
 import pytest
 
+from lectern.client import Client, DiskStatus
 from lectern.commands import doctor
 from lectern.local.torch_probe import TorchFacts, probe_torch
-from lectern_common.checks.check import Check
+from lectern_common.checks.check import Check, Outcome
+from lectern_common.errors import Unauthenticated
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from tests.support.certificates import Authority
@@ -40,6 +42,7 @@ def test_every_check_is_made(tmp_path, torch_is):
         "runs root",
         "secrets root",
         "cache root",
+        "backups root",
         "disk",
         "open files",
         "control plane",
@@ -187,3 +190,24 @@ def test_a_root_without_file_locks_fails_with_a_way_out(tmp_path, torch_is, monk
 
     for name in ("data root", "runs root"):
         assert found[name].outcome == "fail" and "LECTERN_LOCKS" in found[name].message
+
+
+def test_the_warning_of_a_running_control_plane_about_its_disk_is_told(tmp_path, monkeypatch):
+    sentence = "the disk of the runs fills: 3 GB free"
+    busy = Check("control plane", Outcome.WARN, "127.0.0.1:8080 is taken")
+    monkeypatch.setattr(doctor, "_port", lambda *_: busy)
+    monkeypatch.setattr(Client, "is_ready", lambda _: True)
+    monkeypatch.setattr(Client, "disk", lambda _: DiskStatus(10, 3, 1, False, sentence))
+    roots = Roots.of_home(tmp_path)
+    found = list(doctor._control_plane("127.0.0.1:8080", roots))
+    assert [(one.subject, one.outcome) for one in found] == [
+        ("control plane", Outcome.PASS),
+        ("disk of the runs", Outcome.WARN),
+    ]
+    assert found[1].message == sentence
+
+    def refused(_):
+        raise Unauthenticated("the token is wrong")
+
+    monkeypatch.setattr(Client, "disk", refused)
+    assert len(list(doctor._control_plane("127.0.0.1:8080", roots))) == 1
