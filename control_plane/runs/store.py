@@ -127,7 +127,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             (backups or Backups(path, path.parent)).require_sound()
             store = cls(path)
-            store._migrate(backups)
+            if backups is not None and store._is_older():
+                backups.make(Kind.MIGRATION)
+            store._migrate()
             return store
         except BackupFailed as error:
             raise Misconfigured(
@@ -171,13 +173,9 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _migrate(self, backups: Backups | None) -> None:
+    def _migrate(self) -> None:
         """Brings the schema to the newest version, in one transaction."""
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        config.set_main_option("path_separator", "os")
-        if backups is not None and self._is_older(config):
-            backups.make(Kind.MIGRATION)
+        config = _migrations()
         with self.writing() as connection:
             config.attributes["connection"] = connection
             try:
@@ -188,11 +186,19 @@ class Store:
                     "use that release"
                 ) from None
 
-    def _is_older(self, config: Config) -> bool:
+    def _is_older(self) -> bool:
         """Returns whether it has tables, and not those of the newest schema."""
         with self.reading() as connection:
             present = MigrationContext.configure(connection).get_current_revision()
-        return present not in (None, ScriptDirectory.from_config(config).get_current_head())
+        newest = ScriptDirectory.from_config(_migrations()).get_current_head()
+        return present not in (None, newest)
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _stored_json(text: Any) -> Any:

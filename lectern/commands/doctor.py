@@ -83,7 +83,8 @@ def examine(
     yield from _folders(roots)
     yield _disk(roots)
     yield _open_files()
-    yield from _control_plane("127.0.0.1:8080", roots)
+    yield _control_plane("127.0.0.1:8080")
+    yield from _disk_of_runs("127.0.0.1:8080", roots)
     if teacher is None:
         yield _usual_teacher("127.0.0.1:50051", roots)
     else:
@@ -182,23 +183,28 @@ def _open_files() -> Check:
     return Check("open files", Outcome.PASS, f"limit {soft}")
 
 
-def _control_plane(address: str, roots: Roots) -> Iterator[Check]:
+def _control_plane(address: str) -> Check:
     from lectern.client import Client
 
     free = _port("control plane", address, "--bind")
     if free.outcome is Outcome.PASS:
-        yield free
-        return
+        return free
+    with Client(f"http://{address}", timeout_seconds=2.0) as service:
+        if service.is_ready():
+            return Check("control plane", Outcome.PASS, f"running at {service.url}")
+    return free
+
+
+def _disk_of_runs(address: str, roots: Roots) -> Iterator[Check]:
+    """Yields the warning of the control plane of these roots about its disk, if it has one."""
+    from lectern.client import Client
+
     try:
         token = token_in(roots.secrets / CONTROL_PLANE_TOKEN)
-    except ValueError:  # not one that could be sent
-        token = ""
+    except ValueError:  # there has been none
+        return
     with Client(f"http://{address}", token=token, timeout_seconds=2.0) as service:
-        if not service.is_ready():
-            yield free
-            return
-        yield Check("control plane", Outcome.PASS, f"running at {service.url}")
-        with suppress(LecternError):  # it is of another home, or of an earlier release
+        with suppress(LecternError):  # none answers, or one of another home or an earlier release
             if (warning := service.disk().warning) is not None:
                 yield Check("disk of the runs", Outcome.WARN, warning, "lectern runs prune")
 

@@ -1,7 +1,6 @@
 """The disk of the runs is called too small before it is full."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from control_plane.disk_space import (
 )
 from lectern_common.checks.estimate import bytes_to_come
 from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
 from tests.control_plane.conftest import Bench, spec
 from tests.support.fakes import FakeClock
 
@@ -38,11 +38,11 @@ class Disk:
 
     def warning(self, seconds: float = 20) -> str | None:
         self.clock.advance(seconds)
-        return self.watch.look(self.bench.runs.in_states(["running"])).warning
+        return self.watch.look(self.bench.runs.in_states([RunState.RUNNING])).warning
 
 
 @pytest.fixture
-def disk(bench, monkeypatch) -> Iterator[Disk]:
+def disk(bench, monkeypatch) -> Disk:
     return Disk(bench, monkeypatch)
 
 

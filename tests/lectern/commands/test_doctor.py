@@ -192,22 +192,24 @@ def test_a_root_without_file_locks_fails_with_a_way_out(tmp_path, torch_is, monk
         assert found[name].outcome == "fail" and "LECTERN_LOCKS" in found[name].message
 
 
-def test_the_warning_of_a_running_control_plane_about_its_disk_is_told(tmp_path, monkeypatch):
+def test_the_warning_of_this_homes_control_plane_about_its_disk_is_told(tmp_path, monkeypatch):
     sentence = "the disk of the runs fills: 3 GB free"
-    busy = Check("control plane", Outcome.WARN, "127.0.0.1:8080 is taken")
-    monkeypatch.setattr(doctor, "_port", lambda *_: busy)
-    monkeypatch.setattr(Client, "is_ready", lambda _: True)
-    monkeypatch.setattr(Client, "disk", lambda _: DiskStatus(10, 3, 1, False, sentence))
     roots = Roots.of_home(tmp_path)
-    found = list(doctor._control_plane("127.0.0.1:8080", roots))
-    assert [(one.subject, one.outcome) for one in found] == [
-        ("control plane", Outcome.PASS),
-        ("disk of the runs", Outcome.WARN),
-    ]
-    assert found[1].message == sentence
+    asked = []
 
-    def refused(_):
+    def disk(client: Client) -> DiskStatus:
+        asked.append(client._http.headers["authorization"])
+        return DiskStatus(10, 3, 1, False, sentence)
+
+    monkeypatch.setattr(Client, "disk", disk)
+    assert list(doctor._disk_of_runs("127.0.0.1:8080", roots)) == []  # it has never run here
+    roots.secrets.mkdir()
+    (roots.secrets / "control-plane").write_text("its-token")
+    [found] = doctor._disk_of_runs("127.0.0.1:8080", roots)
+    assert (found.outcome, found.message, asked) == (Outcome.WARN, sentence, ["Bearer its-token"])
+
+    def refused(_: Client) -> DiskStatus:
         raise Unauthenticated("the token is wrong")
 
     monkeypatch.setattr(Client, "disk", refused)
-    assert len(list(doctor._control_plane("127.0.0.1:8080", roots))) == 1
+    assert list(doctor._disk_of_runs("127.0.0.1:8080", roots)) == []

@@ -25,6 +25,7 @@ from control_plane.runs.queries import Runs
 from control_plane.runs.store import Store
 from control_plane.trainers.devices import Devices
 from lectern_common.errors import Misconfigured
+from lectern_common.run.status import RunState
 from tests.control_plane.conftest import ROOT, make_home, spec
 from tests.support.fakes import FakeClock, FakeProcesses
 
@@ -49,7 +50,7 @@ class Kept:
 
     def ids(self) -> set[str]:
         store = Store.open(self.path, self.backups)
-        found = {run.id for run in Runs(store).in_states(["queued"])}
+        found = {run.id for run in Runs(store).in_states([RunState.QUEUED])}
         store.close()
         return found
 

@@ -6,19 +6,20 @@ import pytest
 
 from control_plane.runs.keeping import pruning
 from control_plane.runs.keeping.pruning import Criteria, prune
-from control_plane.runs.keeping.sizes import size_of
+from control_plane.runs.record import Run
 from control_plane.runs.search import Search
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.api.test_routes import problem_of, started
 from tests.control_plane.api.test_routes import stopped as stopped_over_rest
+from tests.control_plane.runs.keeping.test_sizes import measured
 
 DAY = 86400
 
 
 def ended(bench, state: str, name: str = "steady", reason: str | None = None, **sections) -> str:
     """Returns the id of a run that has come to rest in a state."""
-    run = bench.started(name, **sections)
+    run: Run = bench.started(name, **sections)
     if state == "stopped":
         bench.commands.request_stop(run.id)
     bench.processes.last(run.id).say(state, step=4, checkpoint_step=4, reason=reason)
@@ -115,12 +116,12 @@ def test_what_is_freed_is_what_no_other_run_holds(bench):
     kept = bench.roots.runs / first / "checkpoints" / "step-00000004" / "model.safetensors"
     kept.write_bytes(b"x" * 65536)
     os.link(kept, bench.roots.runs / second / "checkpoints" / "step-00000004" / kept.name)
-    whole = size_of(bench.roots.runs / second)
+    whole = measured(bench.roots.runs / second)
     plan = pruned(bench, group="g")
     assert plan.runs[0][1] == whole and plan.freed == whole - 65536
     assert plan.deleted == 0
     both = pruned(bench, states=["stopped"])
-    assert both.freed == plan.freed + size_of(bench.roots.runs / first)
+    assert both.freed == plan.freed + measured(bench.roots.runs / first)
     done = pruned(bench, group="g", dry_run=False)
     assert (done.freed, done.deleted) == (plan.freed, 1)
     assert kept.stat().st_nlink == 1

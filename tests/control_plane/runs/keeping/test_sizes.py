@@ -58,10 +58,16 @@ def test_files_with_a_name_in_a_run_that_stays_free_nothing(tmp_path):
     folders = [entries_of(path) for path in (first, second, third)]
     frees = [freed_bytes(folders[:count]) for count in (1, 2, 3)]
     small = freed_bytes([folders[1]])
-    assert frees[0] == size_of(first) - 64 * KB
+    assert frees[0] == measured(first) - 64 * KB
     assert frees[1] == frees[0] + small
     assert frees[2] == frees[1] + small + 64 * KB
     assert freed_bytes([]) == 0
+
+
+def measured(path: Path) -> int:
+    found = size_of(path)
+    assert found is not None
+    return found
 
 
 class Measuring:
@@ -75,7 +81,8 @@ class Measuring:
         self.sizes.look()
 
     def known(self, run_id: str) -> int | None:
-        return self.bench.runs.get(run_id).disk_bytes
+        known: int | None = self.bench.runs.get(run_id).disk_bytes
+        return known
 
 
 @pytest.fixture
@@ -87,13 +94,13 @@ def test_runs_are_measured_and_those_that_train_again(bench, measuring):
     run, waiting = bench.started(), bench.create()
     folder = bench.roots.runs / run.id
     measuring.look()
-    assert measuring.known(run.id) == size_of(folder)
+    assert measuring.known(run.id) == measured(folder)
     assert measuring.known(waiting.id) is None  # it has no folder yet
     write(folder / "more", 64 * KB)
     measuring.look()
-    assert measuring.known(run.id) == size_of(folder) - 64 * KB
+    assert measuring.known(run.id) == measured(folder) - 64 * KB
     measuring.look(ACTIVE_SECONDS)
-    assert measuring.known(run.id) == size_of(folder)
+    assert measuring.known(run.id) == measured(folder)
 
 
 def test_a_run_that_has_come_to_rest_is_measured_once_more_and_then_rarely(bench, measuring):
@@ -106,7 +113,7 @@ def test_a_run_that_has_come_to_rest_is_measured_once_more_and_then_rarely(bench
     bench.tick()
     measuring.look()
     final = measuring.known(run.id)
-    assert final == size_of(folder)
+    assert final == measured(folder)
     write(folder / "by hand", 64 * KB)
     measuring.look(ACTIVE_SECONDS)
     assert measuring.known(run.id) == final
@@ -130,12 +137,12 @@ def test_a_run_that_vanishes_meanwhile_is_passed_over(bench, measuring, monkeypa
     as_planned = measuring.sizes._plan
     monkeypatch.setattr(measuring.sizes, "_plan", lambda: [*as_planned(), ("never", ("x", 0.0))])
 
-    def measured(path: Path) -> int | None:
+    def deleting(path: Path) -> int | None:
         if path.name == gone.id and path.exists():
             delete_run(bench.commands, RunFolder(path))
         return size_of(path)
 
-    monkeypatch.setattr("control_plane.runs.keeping.sizes.size_of", measured)
+    monkeypatch.setattr("control_plane.runs.keeping.sizes.size_of", deleting)
     measuring.look()
     assert measuring.known(stays.id) is not None
     assert [run.id for run in bench.runs.search(Search(), None, 9).runs] == [stays.id]
