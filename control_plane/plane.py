@@ -28,6 +28,7 @@ from control_plane.reading.series.indexes import (
 from control_plane.reading.wakes import Wakes
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
+from control_plane.runs.keeping.adoption import Adoption
 from control_plane.runs.keeping.backups import (
     EVERY_HOURS,
     KEPT,
@@ -89,6 +90,7 @@ class ControlPlane:
     devices: Devices
     checks: StartChecks
     teachers: TeacherMonitor
+    adoption: Adoption
     housekeeping: Housekeeping
     disk_watch: DiskWatch
     backups: PeriodicBackups
@@ -266,8 +268,11 @@ def open_plane(
     runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
     sweep(roots.runs)
-    disk = DiskWatch(roots)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
+    adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)
+    adoption.catch_up()
+    adoption.mention_unknown()
+    disk = DiskWatch(roots)
     return ControlPlane(
         roots=roots,
         store=store,
@@ -284,6 +289,7 @@ def open_plane(
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
+        adoption=adoption,
         housekeeping=Housekeeping(runs, commands, roots.runs, disk),
         disk_watch=disk,
         backups=periodic,

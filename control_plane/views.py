@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from control_plane.runs.keeping.adoption import Adopted
 from control_plane.runs.keeping.pruning import Pruned
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
@@ -173,6 +174,24 @@ class PrunedView(_View):
     """How many were deleted; 0 with `dry_run`."""
     left_out: list[RefusalView]
     """Those that could not be deleted, such as one that was resumed meanwhile."""
+
+
+class AdoptedRunView(_View):
+    """A run that now has a row."""
+
+    run_id: str
+    name: str
+    state: RunState
+    step: int
+
+
+class AdoptedView(_View):
+    """What was made of run folders."""
+
+    adopted: list[AdoptedRunView]
+    """Oldest first; without those that were known."""
+    refused: list[RefusalView]
+    """Folders that are damaged, or trained by another program; nothing in them was touched."""
 
 
 class MetricsView(_View):
@@ -501,6 +520,22 @@ def pruned_view(pruned: Pruned) -> PrunedView:
     ]
     left_out = [RefusalView(run_id=run_id, detail=why) for run_id, why in pruned.left_out]
     return PrunedView(runs=runs, bytes=pruned.freed, deleted=pruned.deleted, left_out=left_out)
+
+
+def adopted_view(adopted: Adopted) -> AdoptedView:
+    """Returns the view of what was adopted."""
+    return AdoptedView(
+        adopted=[
+            AdoptedRunView(
+                run_id=run.id,
+                name=run.name,
+                state=run.state,
+                step=run.last_status.step if run.last_status else 0,
+            )
+            for run in adopted.runs
+        ],
+        refused=[RefusalView(run_id=run_id, detail=why) for run_id, why in adopted.refused],
+    )
 
 
 def run_view(run: Run, now: float) -> RunView:

@@ -453,6 +453,22 @@ class Client:
         }
         return Pruned.of_json(self._json("POST", "/runs/prune", json=body, timeout=CHECKS_SECONDS))
 
+    def adopt_runs(self, run_ids: Sequence[str] | None = None) -> dict[str, Any]:
+        """Makes runs of folders that the control plane does not know, as after a restored backup.
+
+        Args:
+            run_ids: names of folders in its runs root; None means all, but not those of runs that
+                were deleted.
+
+        Returns:
+            {"adopted": [{"run_id", "name", "state", "step"}], "refused": [{"run_id", "detail"}]}.
+        """
+        body = {"run_ids": None if run_ids is None else [*run_ids]}
+        answer = self._json("POST", "/runs/adopt", json=body, timeout=CHECKS_SECONDS)
+        if not all(isinstance(answer.get(key), list) for key in ("adopted", "refused")):
+            raise _unknown_form("adopted runs", KeyError("adopted"))
+        return answer
+
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
         """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in step order.
 

@@ -34,7 +34,11 @@ class Roots:
     runs: Path
     secrets: Path
     cache: Path
-    backups: Path
+    backups: Path = Path()  # beside the run folders, unless given
+
+    def __post_init__(self) -> None:
+        if self.backups == Path():
+            object.__setattr__(self, "backups", self.runs.parent / "backups")
 
     @classmethod
     def of_home(cls, home: Path | None = None, env: Mapping[str, str] = os.environ) -> "Roots":

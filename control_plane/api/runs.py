@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import views
 from control_plane.api.openapi import CHANGES
@@ -228,6 +229,31 @@ async def prune_runs(request: Request, plane: Plane) -> views.PrunedView:
         prune, plane.runs, plane.commands, plane.roots.runs, criteria, plane.clock()
     )
     return views.pruned_view(pruned)
+
+
+class Adopt(BaseModel):
+    """Which folders to adopt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    run_ids: (
+        Annotated[list[Annotated[str, Field(max_length=255)]], Field(max_length=10_000)] | None
+    ) = None
+    """null: all without a row, but for those of deleted runs, which must be named."""
+
+
+@router.post(
+    "/runs/adopt",
+    response_model=views.AdoptedView,
+    openapi_extra=json_body(Adopt.model_json_schema(), required=True),
+)
+async def adopt_runs(request: Request, plane: Plane) -> views.AdoptedView:
+    """Makes rows of run folders that the database does not know, as after one was restored.
+
+    Repeating the request changes nothing. A damaged folder is refused and not touched.
+    """
+    asked = await json_model(request, Adopt)
+    return views.adopted_view(await asyncio.to_thread(plane.adoption.adopt, asked.run_ids))
 
 
 _A_SPEC = {"$ref": "#/components/schemas/RunSpec"}

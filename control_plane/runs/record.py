@@ -190,6 +190,7 @@ class Change:
     reason: str | None = None  # None clears
     message: str | None = None  # None clears
     columns: Mapping[str, Any] = field(default_factory=dict)
+    mends: bool = False  # the row was older than the run, so any state may follow
 
     @classmethod
     def of_columns(cls, run: Run, **columns: Any) -> "Change":

@@ -203,10 +203,12 @@ def _disk_of_runs(address: str, roots: Roots) -> Iterator[Check]:
         token = token_in(roots.secrets / CONTROL_PLANE_TOKEN)
     except ValueError:  # there has been none
         return
-    with Client(f"http://{address}", token=token, timeout_seconds=2.0) as service:
-        with suppress(LecternError):  # none answers, or one of another home or an earlier release
-            if (warning := service.disk().warning) is not None:
-                yield Check("disk of the runs", Outcome.WARN, warning, "lectern runs prune")
+    warning = None
+    # None may answer, or one of another home or of an earlier release.
+    with suppress(LecternError), Client(f"http://{address}", token=token, timeout_seconds=2) as one:
+        warning = one.disk().warning
+    if warning is not None:
+        yield Check("disk of the runs", Outcome.WARN, warning, "lectern runs prune")
 
 
 def _usual_teacher(address: str, roots: Roots) -> Check:

@@ -315,6 +315,40 @@ def prune(
         console.note("nothing was deleted; --yes deletes them")
 
 
+@app.command(epilog="Example: lectern runs adopt --all")
+def adopt(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Names of folders in the runs root.")
+    ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="All unknown folders, but not those of deleted runs."),
+    ] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make runs of run folders that the control plane does not know.
+
+    That is after its database was lost, or restored from a backup, and for runs of `lectern train`.
+    A damaged folder is refused and not touched. Repeating it changes nothing.
+    """
+    if bool(run_ids) == every:
+        raise typer.BadParameter("name the folders, or set --all", param_hint="RUN or --all")
+    with control_plane(url, token_file) as service:
+        answer = service.adopt_runs(None if every else run_ids)
+    if as_json:
+        console.print_json(answer)
+    elif not answer["adopted"]:
+        console.note("nothing to adopt: every other folder has its run")
+    for run in [] if as_json else answer["adopted"]:
+        print(f"{run['run_id']}  {run['state']} at step {run['step']}")
+    for refused in answer["refused"]:
+        console.note(f"{refused['run_id']} was not adopted: {console.inert(refused['detail'])}")
+    if answer["refused"]:
+        raise typer.Exit(1)
+
+
 def _days(age: str) -> float:
     """Returns the days of "12h", "30d" or "4w". Raises typer.BadParameter."""
     number, unit = age[:-1], age[-1:]

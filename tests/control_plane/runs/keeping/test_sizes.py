@@ -23,6 +23,12 @@ from tests.support.fakes import FakeClock
 KB = 4096
 
 
+def measured(path: Path) -> int:
+    found = size_of(path)
+    assert found is not None
+    return found
+
+
 def write(path: Path, num_bytes: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * num_bytes)
@@ -32,12 +38,12 @@ def write(path: Path, num_bytes: int) -> Path:
 def test_the_size_counts_hard_links_once_and_follows_no_link(tmp_path):
     run, elsewhere = tmp_path / "run", write(tmp_path / "elsewhere", 1 << 20)
     weights = write(run / "checkpoints" / "step-00000001" / "model", 64 * KB)
-    empty = size_of(run) - 64 * KB
+    empty = measured(run) - 64 * KB
     (run / "export").mkdir()
     os.link(weights, run / "export" / "model")
     (run / "far").symlink_to(elsewhere)
     (run / "up").symlink_to(tmp_path)
-    found = size_of(run)
+    found = measured(run)
     assert 64 * KB <= found <= 64 * KB + empty + 8 * KB
     assert size_of(tmp_path / "none") is None
 
@@ -45,7 +51,7 @@ def test_the_size_counts_hard_links_once_and_follows_no_link(tmp_path):
 def test_a_sparse_file_counts_what_it_takes(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(1 << 30)
-    assert size_of(tmp_path) < 1 << 20
+    assert measured(tmp_path) < 1 << 20
 
 
 def test_files_with_a_name_in_a_run_that_stays_free_nothing(tmp_path):
@@ -62,12 +68,6 @@ def test_files_with_a_name_in_a_run_that_stays_free_nothing(tmp_path):
     assert frees[1] == frees[0] + small
     assert frees[2] == frees[1] + small + 64 * KB
     assert freed_bytes([]) == 0
-
-
-def measured(path: Path) -> int:
-    found = size_of(path)
-    assert found is not None
-    return found
 
 
 class Measuring:
@@ -152,17 +152,17 @@ def test_measuring_takes_no_more_than_its_share_of_cpu(bench, measuring, monkeyp
     """Each folder takes the time of five looks: so one look in five measures one."""
     for _ in range(4):
         bench.create()
-    measured = []
+    names: list[str] = []
 
     def slow(path: Path) -> int:
         measuring.cpu.advance(5 * CPU_SECONDS)
-        measured.append(path.name)
+        names.append(path.name)
         return 1
 
     monkeypatch.setattr("control_plane.runs.keeping.sizes.size_of", slow)
     for _ in range(11):
         measuring.look(2)
-    assert len(measured) == len(set(measured)) == 3
+    assert len(names) == len(set(names)) == 3
 
 
 def test_runs_are_sorted_by_size_and_unmeasured_ones_come_last(bench):
