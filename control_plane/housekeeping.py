@@ -31,6 +31,8 @@ LOOK_SECONDS = 2.0
 DISK_SECONDS = 20.0
 # A file is put in place within moments of its creation; on a stalled disk, within minutes.
 OLD_SECONDS = 600.0
+# Of a leftover whose process is gone: its pid may be alive in another container's namespace.
+GONE_SECONDS = 60.0
 _HIDDEN_FILE = re.compile(r"^\..+\.(?P<pid>\d+)\.tmp$")
 _LOCK_PROBE = re.compile(r"^\.lock-(?P<pid>\d+)-\d+$")
 _NEW_FOLDER = re.compile(r"^\.new-\w+$")
@@ -102,7 +104,8 @@ def sweep(runs_root: Path, clock: Callable[[], float] = time.time) -> list[Path]
     """Removes what killed processes left in the runs root and in run folders; returns it.
 
     Only what has a name that Lectern gives to files that are not yet in place, and only if it is
-    old, or names a process that is gone. A run that is being trained is not touched.
+    old: a minute if it names a process that is gone here, else ten. A run that is being trained is
+    not touched.
     """
     removed = []
     for path in _leftovers(runs_root, clock()):
@@ -159,9 +162,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_dead(entry: os.DirEntry[str], named: re.Match[str] | None, now: float) -> bool:
-    """Returns whether an entry is old, or made by a process that its name says and that is gone."""
+    """Returns whether an entry is old, or less old and made by a process that is gone."""
     gone = named is not None and not psutil.pid_exists(int(named["pid"]))
-    return gone or _age(entry, now) > OLD_SECONDS
+    return _age(entry, now) > (GONE_SECONDS if gone else OLD_SECONDS)
 
 
 def _age(entry: os.DirEntry[str], now: float) -> float:

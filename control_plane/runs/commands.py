@@ -179,7 +179,9 @@ class RunCommands:
         with self._store.writing() as connection:
             run = get_run(connection, run_id)
             if run.state not in RESTING or run.resumes_itself:
-                what = "resumes by itself" if run.state in RESTING else f"is {run.state}"
+                what = f"is {run.state}"
+                if run.state in RESTING:
+                    what = f"is {run.state}, but resumes by itself"
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
             set_aside()
             revision = newest_revision(connection) + 1

@@ -20,7 +20,14 @@ from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import aside_of, put_back
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run, Wanted
-from lectern_common.errors import Conflict, CorruptData, InvalidRequest, LecternError, NotFound
+from lectern_common.errors import (
+    Conflict,
+    CorruptData,
+    InvalidRequest,
+    InvalidSpec,
+    LecternError,
+    NotFound,
+)
 from lectern_common.files import lock_file
 from lectern_common.json_lines import MAX_LINE_BYTES
 from lectern_common.run.folder import RunFolder
@@ -152,7 +159,11 @@ class Adoption:
             raise NotFound(f"there is no run folder {path}")
         if not folder.spec_path.is_file():
             raise CorruptData(f"{folder.spec_path} is missing or no file, so its run is not known")
-        spec, teacher = folder.read_spec(), folder.read_teacher()
+        try:
+            spec = folder.read_spec()
+        except InvalidSpec as error:
+            raise CorruptData(f"{folder.spec_path} is not a run spec: {error}") from None
+        teacher = folder.read_teacher()
         status = folder.read_status()
         said = status.process if status is not None and status.state not in RESTING else None
         process = self.find(folder, said)

@@ -70,7 +70,7 @@ def test_a_run_at_rest_is_as_its_status_says(bench, state):
     assert (run.id, run.name, run.spec) == (before.id, before.name, before.spec)
     assert (run.state, run.attempt) == (state, 1)
     assert (run.reason, run.message) == (before.reason if state == "failed" else None, None)
-    assert run.last_status.step == 7 and run.taught_by == TeacherIdentity("teacher", "f" * 64)
+    assert run.checkpoint_step == 7 and run.taught_by == TeacherIdentity("teacher", "f" * 64)
     assert not run.resumes_itself
     if run.resumable:
         bench.commands.request_resume(run.id)
@@ -104,7 +104,7 @@ def test_an_active_status_without_a_process_is_an_interrupted_run(bench):
     lose_database(bench)
     [again] = adopt(bench).runs
     assert (again.state, again.reason) == (RunState.INTERRUPTED, "killed")
-    assert "its last word was running at step 30" in again.message
+    assert "its last word was running at step 30" in str(again.message)
     assert again.resumable and not again.resumes_itself
 
 
@@ -119,7 +119,7 @@ def test_a_status_of_version_1_and_a_run_without_a_status(bench):
     found = {run.id: run for run in adopt(bench).runs}
     assert found[first.id].state is RunState.SUCCEEDED and found[first.id].attempt == 0
     assert found[second.id].state is RunState.STOPPED
-    assert "no trainer has written in it yet" in found[second.id].message
+    assert "no trainer has written in it yet" in str(found[second.id].message)
     bench.commands.request_resume(second.id)
     bench.tick()
     assert bench.processes.resumed[-1] is False
@@ -145,12 +145,17 @@ def as_it_lies(path: Path) -> dict[Path, tuple[int, ...]]:
     }
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def broken(how: str, path: Path) -> None:
     damage = {
         "no spec": lambda: (path / "spec.yaml").unlink(),
         "a spec of another kind": lambda: (path / "spec.yaml").write_text("name: [1, 2"),
         "an unknown field": lambda: (path / "spec.yaml").write_text("name: a\nwrong: 1\n"),
-        "a pipe": lambda: ((path / "spec.yaml").unlink(), os.mkfifo(path / "spec.yaml")),
+        "a pipe": lambda: pipe(path / "spec.yaml"),
         "half a status": lambda: (path / "status.json").write_text('{"run_id": "a'),
         "a status of a later version": lambda: (path / "status.json").write_text('{"version": 9}'),
         "a status of wrong types": lambda: (path / "status.json").write_text(
