@@ -201,7 +201,7 @@ class Adoption:
             }
         if status is None:
             message = "adopted from its folder: no trainer has written in it yet"
-            return {"state": RunState.STOPPED, "wanted": Wanted.STOPPED, "message": message}
+            return {"wanted": Wanted.STOPPED, "message": message, "state": RunState.STOPPED}
         if status.state in RESTING:
             stopped = status.state is RunState.STOPPED
             return {
@@ -211,8 +211,8 @@ class Adoption:
                 "message": status.message,
             }
         message = f"its trainer is gone; its last word was {status.state} at step {status.step}"
-        state = {"state": RunState.INTERRUPTED, "wanted": Wanted.STOPPED}
-        return {**state, "reason": "killed", "message": message}
+        why = {"reason": "killed", "message": message}
+        return {**why, "wanted": Wanted.STOPPED, "state": RunState.INTERRUPTED}
 
     def _slots(self, process: Identity, status: Status | None) -> list[str]:
         """Returns the devices that a living trainer holds, as far as it can be told."""
