@@ -2,7 +2,9 @@
 
 import errno
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from faults.control.plane import Plane, end_trainers, gaps, new_home
 from faults.processes import ROOT, environment
@@ -65,13 +67,8 @@ def _fill_once(tally: Tally, service: Plane, runs: Path, ids: list[str]) -> None
     ballast.unlink()
     begun = time.monotonic()
     for run_id in ids:
-        found = service.wait_until(
-            run_id,
-            lambda run, step=newest[run_id]: (
-                run["state"] == "running" and (run["checkpoint_step"] or 0) > step
-            ),
-            _HEALS_SECONDS,
-        )
+        beyond = partial(_trains_beyond, newest[run_id])
+        found = service.wait_until(run_id, beyond, _HEALS_SECONDS)
         went_on = found["state"] == "running" and found["attempt"] > 1
         tally.count(went_on, f"with room again it is {found['state']}: {found['message']}")
     if warned_at is not None:
@@ -79,6 +76,10 @@ def _fill_once(tally: Tally, service: Plane, runs: Path, ids: list[str]) -> None
             f"said with {warned_at >> 20} MB of {_DISK_MIB} free; the runs ended as disk_full with "
             f"every step, and went on {time.monotonic() - begun:.0f} s after there was room"
         )
+
+
+def _trains_beyond(step: int, run: dict[str, Any]) -> bool:
+    return run["state"] == "running" and (run["checkpoint_step"] or 0) > step
 
 
 def _filled(service: Plane, ballast: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from control_plane.runs.keeping.backups import Backups, Kind
@@ -14,6 +15,11 @@ from tests.control_plane.test_process import Service, home, trainers  # noqa: F4
 def steps_of(folder: Path, run_id: str) -> list[int]:
     path = RunFolder(folder / "runs" / run_id).metrics_path
     return [line["step"] for line in read_json_lines(path)]
+
+
+def beyond(service: Service, run_id: str, step: int) -> dict | None:
+    run = service.run(run_id)
+    return run if run["step"] > step else None
 
 
 def forget(folder: Path) -> None:
@@ -78,13 +84,11 @@ def test_an_older_database_takes_what_its_runs_have_done_since(home):  # noqa: F
     ends = {run_id: steps_of(home, run_id)[-1] for run_id in (resumed, going)}
     second = Service(home)
     for run_id, attempt in ((resumed, 3), (going, 2)):
-        run = wait_for(lambda run_id=run_id: (now := second.run(run_id))["step"] > 0 and now)
+        run = wait_for(partial(beyond, second, run_id, 0))
         assert run["step"] >= ends[run_id] - 1
         if run_id == resumed and run["state"] == "stopped":  # as the database had it
             second.post(f"/runs/{run_id}/resume")
-        again = wait_for(
-            lambda run_id=run_id: (now := second.run(run_id))["step"] > ends[run_id] + 3 and now
-        )
+        again = wait_for(partial(beyond, second, run_id, ends[run_id] + 3))
         assert again["attempt"] == attempt
     assert len(trainers(home)) == 2
     for run_id in (resumed, going):
