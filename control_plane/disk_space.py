@@ -8,7 +8,7 @@ from pathlib import Path
 
 from control_plane.runs.record import Run
 from control_plane.views import DiskView
-from lectern_common.checks.estimate import bytes_to_come
+from lectern_common.checks.needs.estimate import bytes_to_come
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder, checkpoint_steps

@@ -61,6 +61,10 @@ export interface Run {
   stale_since: number | null;
   stalled_since: number | null;
   activity: string | null;
+  priority: number;
+  group: string | null;
+  tags: string[];
+  notes: string;
 }
 
 /** A run in the page. */
@@ -86,6 +90,7 @@ export interface HistoryEntry {
   attempt: number | null;
   reason: string | null;
   message: string | null;
+  by: string | null;
   details: Record<string, any>;
 }
 

@@ -14,7 +14,7 @@ from control_plane.disk_space import (
     DiskWatch,
     bytes_of_run_to_come,
 )
-from lectern_common.checks.estimate import bytes_to_come
+from lectern_common.checks.needs.estimate import bytes_to_come
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from tests.control_plane.conftest import Bench, spec
