@@ -24,6 +24,7 @@ from control_plane.api.connections import (
 from control_plane.api.tokens import Tokens, require_one_meaning, tokens_of
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.runs.commands import MAX_QUEUED
+from control_plane.runs.keeping.backups import EVERY_HOURS, KEPT
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
 from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
@@ -91,6 +92,21 @@ def _parser() -> argparse.ArgumentParser:
         help=f"runs that wait for a device; a further one is refused ({MAX_QUEUED:,})",
     )
     add("--runs-per-gpu", type=_positive, default=1, metavar="N", help="runs sharing one GPU (1)")
+    add(
+        "--backup-every-hours",
+        type=_hours,
+        default=EVERY_HOURS,
+        metavar="N",
+        help=f"between two backups of the database, in HOME/backups ({EVERY_HOURS:g}); 0 makes "
+        "them only at starts",
+    )
+    add(
+        "--keep-backups",
+        type=_positive,
+        default=KEPT,
+        metavar="N",
+        help=f"how many of these are kept ({KEPT})",
+    )
     add(
         "--teacher",
         action="append",
@@ -195,6 +211,8 @@ def _serve(
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
             max_queued=options.max_queued_runs,
+            backup_every_hours=options.backup_every_hours,
+            keep_backups=options.keep_backups,
         )
         stack.callback(launcher.close)
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
@@ -269,6 +287,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _hours(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 8760:
+        raise argparse.ArgumentTypeError("must be 0 to 8760")
     return number
 
 

@@ -1,6 +1,6 @@
 """Keeps the runs root tidy: trainers' logs below a limit, and no leftovers of killed processes.
 
-It also says in the control plane's log when its disk becomes too full for the next checkpoints.
+It also says in the control plane's log when its disk will be too full for what active runs write.
 
 A trainer's output goes straight to its log, through a descriptor in append mode that its children
 share and that outlives this process. So the file cannot be rotated by name, and no pipe stands
@@ -18,18 +18,21 @@ from pathlib import Path
 import psutil
 import structlog
 
-from control_plane.disk_space import disk_view
+from control_plane.disk_space import DiskWatch
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.keeping.sizes import RunSizes
 from control_plane.runs.queries import Runs
-from control_plane.runs.record import ACTIVE
+from control_plane.runs.record import ACTIVE, Run
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
-from lectern_common.words import size
 
 LOOK_SECONDS = 2.0
 DISK_SECONDS = 20.0
 # A file is put in place within moments of its creation; on a stalled disk, within minutes.
 OLD_SECONDS = 600.0
+# Of a leftover whose process is gone: its pid may be alive in another container's namespace.
+GONE_SECONDS = 60.0
 _HIDDEN_FILE = re.compile(r"^\..+\.(?P<pid>\d+)\.tmp$")
 _LOCK_PROBE = re.compile(r"^\.lock-(?P<pid>\d+)-\d+$")
 _NEW_FOLDER = re.compile(r"^\.new-\w+$")
@@ -39,16 +42,18 @@ _log = structlog.get_logger()
 
 
 class Housekeeping:
-    """Caps the logs of active runs, and watches the disk.
+    """Caps the logs of active runs, measures run folders, and watches the disk.
 
     In a thread of its own: a slow disk delays nothing else.
     """
 
-    def __init__(self, runs: Runs, runs_root: Path) -> None:
+    def __init__(self, runs: Runs, commands: RunCommands, runs_root: Path, disk: DiskWatch) -> None:
         self._runs = runs
+        self._disk = disk
+        self._sizes = RunSizes(runs, commands, runs_root)
         self._root = runs_root
         self._disk_seen_at = float("-inf")
-        self._is_low = False
+        self._warned = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
 
@@ -62,11 +67,12 @@ class Housekeeping:
             self._thread.join()
 
     def look(self) -> None:
-        """Caps each log once; now and then looks how full the disk is."""
-        folders = [RunFolder(self._root / run.id) for run in self._runs.in_states(ACTIVE)]
+        """Caps each log once; measures some folders; now and then looks how full the disk is."""
+        active = self._runs.in_states(ACTIVE)
+        folders = [RunFolder(self._root / run.id) for run in active]
         if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
             self._disk_seen_at = time.monotonic()
-            self._look_at_disk(folders)
+            self._look_at_disk(active)
         for folder in folders:
             path = folder.log_path
             try:
@@ -74,31 +80,32 @@ class Housekeeping:
                     _log.warning("trainer's log cut", run=folder.run_id, log=str(path))
             except OSError as error:
                 _log.warning("log not cut", run=folder.run_id, error=str(error))
+        self._sizes.look()
 
-    def _look_at_disk(self, folders: list[RunFolder]) -> None:
+    def _look_at_disk(self, active: list[Run]) -> None:
         try:
-            disk = disk_view(self._root, folders)
+            disk = self._disk.look(active)
         except OSError as error:
             _log.warning("disk not looked at", error=str(error))
             return
-        if disk.low and not self._is_low:
-            free, needed = size(disk.free_bytes), size(disk.needed_bytes)
-            _log.warning("disk nearly full", folder=str(self._root), free=free, needed=needed)
-        self._is_low = disk.low
+        if disk.warning is not None and not self._warned:
+            _log.warning("disk fills", folder=str(self._root), why=disk.warning)
+        self._warned = disk.warning is not None
 
     def _keep(self) -> None:
         while not self._end.wait(LOOK_SECONDS):
             try:
                 self.look()
             except Exception as error:  # the database may be busy: the next look may succeed
-                _log.warning("logs not looked at", error=repr(error))
+                _log.warning("run folders not looked after", error=repr(error))
 
 
 def sweep(runs_root: Path, clock: Callable[[], float] = time.time) -> list[Path]:
     """Removes what killed processes left in the runs root and in run folders; returns it.
 
     Only what has a name that Lectern gives to files that are not yet in place, and only if it is
-    old, or names a process that is gone. A run that is being trained is not touched.
+    old: a minute if it names a process that is gone here, else ten. A run that is being trained is
+    not touched.
     """
     removed = []
     for path in _leftovers(runs_root, clock()):
@@ -155,9 +162,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_dead(entry: os.DirEntry[str], named: re.Match[str] | None, now: float) -> bool:
-    """Returns whether an entry is old, or made by a process that its name says and that is gone."""
+    """Returns whether an entry is old, or less old and made by a process that is gone."""
     gone = named is not None and not psutil.pid_exists(int(named["pid"]))
-    return gone or _age(entry, now) > OLD_SECONDS
+    return _age(entry, now) > (GONE_SECONDS if gone else OLD_SECONDS)
 
 
 def _age(entry: os.DirEntry[str], now: float) -> float:

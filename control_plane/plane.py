@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from control_plane.disk_space import disk_view
+from control_plane.disk_space import DiskWatch
 from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
@@ -28,6 +28,15 @@ from control_plane.reading.series.indexes import (
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
+from control_plane.runs.keeping.adoption import Adoption
+from control_plane.runs.keeping.backups import (
+    EVERY_HOURS,
+    KEPT,
+    BackupFailed,
+    Backups,
+    Kind,
+    PeriodicBackups,
+)
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
@@ -85,7 +94,10 @@ class ControlPlane:
     devices: Devices
     checks: StartChecks
     teachers: TeacherMonitor
+    adoption: Adoption
     housekeeping: Housekeeping
+    disk_watch: DiskWatch
+    backups: PeriodicBackups
     lock_descriptor: int
     stops_runs_on_exit: bool
     clock: Callable[[], float] = time.time
@@ -106,6 +118,7 @@ class ControlPlane:
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
         self.housekeeping.start()
+        self.backups.start()
         await self._tick()
         work = (self._loop(), self.feed.follow(), self._keep_indexes())
         self._tasks = [asyncio.create_task(part) for part in work]
@@ -126,6 +139,7 @@ class ControlPlane:
 
     def close(self) -> None:
         self.housekeeping.close()
+        self.backups.close()
         self.healing.close()
         self.checks.close()
         self.teachers.close()
@@ -147,7 +161,7 @@ class ControlPlane:
         Raises:
             OSError: the disk cannot be asked.
         """
-        return disk_view(self.roots.runs, map(self.folder, self.runs.in_states(ACTIVE)))
+        return self.disk_watch.view(self.runs.in_states(ACTIVE))
 
     def run_view(self, run: Run) -> RunView:
         """Returns the view of a run now."""
@@ -228,6 +242,8 @@ def open_plane(
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     max_queued: int = MAX_QUEUED,
+    backup_every_hours: float = EVERY_HOURS,
+    keep_backups: int = KEPT,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -238,22 +254,35 @@ def open_plane(
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
         max_queued: how many runs may wait for a device.
+        backup_every_hours: between two backups of the database; 0 makes them only at starts.
+        keep_backups: how many of those are kept.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
             database cannot be used.
     """
     lock = _lock(roots.runs)
+    backups = Backups(roots.runs / DATABASE_NAME, roots.backups, keep_backups)
+    periodic = PeriodicBackups(backups, backup_every_hours)
     try:
-        store = Store.open(roots.runs / DATABASE_NAME)
+        store = Store.open(backups.database, backups)
     except BaseException:
         os.close(lock)
         raise
+    try:
+        backups.make(Kind.START)
+    except BackupFailed as error:  # a full disk is no reason to leave the runs alone
+        _log.warning("database not backed up", error=str(error))
+        periodic.soon()
     changes = Wakes()
     runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
     sweep(roots.runs)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
+    adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)
+    adoption.catch_up()
+    adoption.mention_unknown()
+    disk = DiskWatch(roots)
     return ControlPlane(
         roots=roots,
         store=store,
@@ -272,7 +301,10 @@ def open_plane(
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
-        housekeeping=Housekeeping(runs, roots.runs),
+        adoption=adoption,
+        housekeeping=Housekeeping(runs, commands, roots.runs, disk),
+        disk_watch=disk,
+        backups=periodic,
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
         clock=clock,

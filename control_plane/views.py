@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 
+from control_plane.runs.keeping.adoption import Adopted
+from control_plane.runs.keeping.pruning import Pruned
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
@@ -49,6 +51,8 @@ class RunView(_View):
     """What has to come true before it resumes by itself; null if nothing has to."""
     heals: int
     """Times it went on by itself after a reason that heals, since the last request."""
+    disk_bytes: int | None
+    """What its folder takes on disk, hard links once; null until it is measured."""
     queue_position: int | None
     """1 is the next to start; null unless queued."""
     alpha: float | None
@@ -152,6 +156,56 @@ class RunsPage(_View):
     """Pass as `cursor` for the next page; null on the last page."""
     revision: int
     """Pass as `after` to /events, to stream what changes after this answer."""
+
+
+class PrunedRunView(_View):
+    """A run that was pruned, or would be."""
+
+    run_id: str
+    name: str
+    state: RunState
+    since: float
+    """When it entered this state."""
+    disk_bytes: int
+    """What its folder takes on disk."""
+
+
+class RefusalView(_View):
+    """A run with which nothing was done, and why."""
+
+    run_id: str
+    detail: str
+
+
+class PrunedView(_View):
+    """What was pruned; with `dry_run`, what would be."""
+
+    runs: list[PrunedRunView]
+    """Oldest first."""
+    bytes: int
+    """What is free without them. A file that another run shares by a hard link frees nothing."""
+    deleted: int
+    """How many were deleted; 0 with `dry_run`."""
+    left_out: list[RefusalView]
+    """Those that could not be deleted, such as one that was resumed meanwhile."""
+
+
+class AdoptedRunView(_View):
+    """A run that now has a row."""
+
+    run_id: str
+    name: str
+    state: RunState
+    step: int
+
+
+class AdoptedView(_View):
+    """What was made of run folders."""
+
+    adopted: list[AdoptedRunView]
+    """Oldest first; without those that were known."""
+    refused: list[RefusalView]
+    """Folders that are damaged, or trained by another program; nothing in them was touched."""
 
 
 class MetricsView(_View):
@@ -438,6 +492,9 @@ class DiskView(_View):
     """For the next checkpoint of each active run, with a margin."""
     low: bool
     """Less is free than needed: runs may soon end as interrupted, `disk_full`."""
+    warning: str | None
+    """A sentence if it is low, too small for what the active runs still write, or full within a day
+    at its present pace; else null."""
 
 
 class HealthView(_View):
@@ -469,6 +526,34 @@ class Problem(_View):
     """Stable, machine-readable word."""
     retryable: bool
     errors: list[FieldProblem] = []
+
+
+def pruned_view(pruned: Pruned) -> PrunedView:
+    """Returns the view of what was pruned."""
+    runs = [
+        PrunedRunView(
+            run_id=run.id, name=run.name, state=run.state, since=run.since, disk_bytes=num_bytes
+        )
+        for run, num_bytes in pruned.runs
+    ]
+    left_out = [RefusalView(run_id=run_id, detail=why) for run_id, why in pruned.left_out]
+    return PrunedView(runs=runs, bytes=pruned.freed, deleted=pruned.deleted, left_out=left_out)
+
+
+def adopted_view(adopted: Adopted) -> AdoptedView:
+    """Returns the view of what was adopted."""
+    return AdoptedView(
+        adopted=[
+            AdoptedRunView(
+                run_id=run.id,
+                name=run.name,
+                state=run.state,
+                step=run.last_status.step if run.last_status else 0,
+            )
+            for run in adopted.runs
+        ],
+        refused=[RefusalView(run_id=run_id, detail=why) for run_id, why in adopted.refused],
+    )
 
 
 def run_view(run: Run, now: float) -> RunView:
@@ -504,6 +589,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "resumes_at": run.resume_at if run.resumes_itself else None,
         "resumes_when": run.resumes_when,
         "heals": run.heals,
+        "disk_bytes": run.disk_bytes,
         "queue_position": run.queue_position,
         **of_spec,
         "step": status.step if status else 0,

@@ -180,20 +180,49 @@ class DiskStatus:
         free_bytes: what is free.
         needed_bytes: for the next checkpoint of each active run, with a margin.
         low: less is free than needed.
+        warning: a sentence if it is low, too small for what active runs still write, or full within
+            a day at its present pace; None otherwise, and from earlier releases.
     """
 
     total_bytes: int
     free_bytes: int
     needed_bytes: int
     low: bool
+    warning: str | None = None
 
     @classmethod
     def of_json(cls, data: dict[str, Any]) -> "DiskStatus":
         """Parses an answer. Raises ControlPlaneUnavailable unless it describes a disk."""
         try:
-            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+            known = {"warning": None, **data}
+            return cls(**{entry.name: known[entry.name] for entry in fields(cls)})
         except (KeyError, TypeError) as error:
             raise _unknown_form("a disk", error) from None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune_runs` has deleted, or would delete.
+
+    Attributes:
+        runs: {"run_id", "name", "state", "since", "disk_bytes"} of each, oldest first.
+        bytes: what is free without them; a file that another run shares frees nothing.
+        deleted: how many were deleted; 0 in a dry run.
+        left_out: {"run_id", "detail"} of those that could not be deleted.
+    """
+
+    runs: list[dict[str, Any]]
+    bytes: int
+    deleted: int
+    left_out: list[dict[str, Any]]
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Pruned":
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes pruned runs."""
+        try:
+            return cls(**{entry.name: data[entry.name] for entry in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("pruned runs", error) from None
 
 
 @dataclass(frozen=True)
@@ -518,6 +547,54 @@ class Client:
             Conflict: one of its runs is active, queued, or would resume by itself.
         """
         self._ask("DELETE", f"/sweeps/{_segment(sweep_id, _SWEEP)}")
+
+    def prune_runs(
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        older_than_days: float | None = None,
+        keep_newest: int | None = None,
+        group: str | None = None,
+        dry_run: bool = True,
+    ) -> Pruned:
+        """Deletes the resting runs that meet every given criterion; by default only lists them.
+
+        Runs that resume by themselves are never deleted.
+
+        Args:
+            states: only runs in these; none means all in which a run rests.
+            older_than_days: only runs that have been in their state for longer.
+            keep_newest: so many of the newest in these states and this group stay, at any age.
+            group: only runs of this group.
+            dry_run: deletes nothing.
+
+        Raises:
+            InvalidRequest: there is no criterion, or one is wrong.
+        """
+        body = {
+            "states": [str(state) for state in states],
+            "older_than_days": older_than_days,
+            "keep_newest": keep_newest,
+            "group": group,
+            "dry_run": dry_run,
+        }
+        return Pruned.of_json(self._json("POST", "/runs/prune", json=body, timeout=CHECKS_SECONDS))
+
+    def adopt_runs(self, run_ids: Sequence[str] | None = None) -> dict[str, Any]:
+        """Makes runs of folders that the control plane does not know, as after a restored backup.
+
+        Args:
+            run_ids: names of folders in its runs root; None means all, but not those of runs that
+                were deleted.
+
+        Returns:
+            {"adopted": [{"run_id", "name", "state", "step"}], "refused": [{"run_id", "detail"}]}.
+        """
+        body = {"run_ids": None if run_ids is None else [*run_ids]}
+        answer = self._json("POST", "/runs/adopt", json=body, timeout=CHECKS_SECONDS)
+        if not all(isinstance(answer.get(key), list) for key in ("adopted", "refused")):
+            raise _unknown_form("adopted runs", KeyError("adopted"))
+        return answer
 
     def metrics(self, run_id: str, after_step: int | None = None) -> list[dict[str, Any]]:
         """Returns the metric records of a run, {"step": 3, "loss/kd": 0.5, ...}, in step order.

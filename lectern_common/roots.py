@@ -5,6 +5,7 @@
     HOME/runs      one folder per run       LECTERN_RUNS_ROOT
     HOME/secrets   teacher tokens           LECTERN_SECRETS_ROOT
     HOME/cache     output heads, by teacher LECTERN_CACHE_ROOT
+    HOME/backups   of the database of runs  LECTERN_BACKUPS_ROOT
 
 HOME is `--home`, else LECTERN_HOME, else ~/.lectern.
 """
@@ -12,7 +13,7 @@ HOME is `--home`, else LECTERN_HOME, else ~/.lectern.
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest
@@ -33,6 +34,11 @@ class Roots:
     runs: Path
     secrets: Path
     cache: Path
+    backups: Path = Path()  # beside the run folders, unless given
+
+    def __post_init__(self) -> None:
+        if self.backups == Path():
+            object.__setattr__(self, "backups", self.runs.parent / "backups")
 
     @classmethod
     def of_home(cls, home: Path | None = None, env: Mapping[str, str] = os.environ) -> "Roots":
@@ -47,15 +53,18 @@ class Roots:
             base = Path(env.get("LECTERN_HOME") or Path.home() / ".lectern")
         return cls(
             **{
-                name: Path(env.get(f"LECTERN_{name.upper()}_ROOT") or base / name).resolve()
-                for name in ("data", "models", "runs", "secrets", "cache")
+                root.name: Path(env.get(_variable(root.name)) or base / root.name).resolve()
+                for root in fields(cls)
             }
         )
 
     def environment(self) -> dict[str, str]:
         """Returns the variables that make `of_home()` in a child process return these roots."""
-        names = ("data", "models", "runs", "secrets", "cache")
-        return {f"LECTERN_{name.upper()}_ROOT": str(getattr(self, name)) for name in names}
+        return {_variable(root.name): str(getattr(self, root.name)) for root in fields(self)}
+
+
+def _variable(name: str) -> str:
+    return f"LECTERN_{name.upper()}_ROOT"
 
 
 def resolve_under(root: Path, relative: str, field: str) -> Path:

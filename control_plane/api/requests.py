@@ -4,12 +4,13 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from fastapi import Depends, Path, Request, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
@@ -26,6 +27,7 @@ from lectern_common.words import inert_name
 _MAX_NAME = 60  # characters of a query parameter's name that a message repeats
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 async def _plane(request: Request) -> ControlPlane:
@@ -107,6 +109,22 @@ def checked_key(key: str | None) -> str | None:
         why = "must be 1 to 200 printable ASCII characters without spaces"
         raise InvalidRequest(why, field="Idempotency-Key")
     return key
+
+
+async def json_model(request: Request, model: type[_Model]) -> _Model:
+    """Returns the body as a strict model of a JSON object.
+
+    Raises:
+        RequestValidationError: it does not fit; names each field.
+    """
+    data = await json_object(request)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in found]
+        ) from None
 
 
 async def optional_json_object(request: Request) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import views
 from control_plane.api.openapi import CHANGES
@@ -19,6 +20,7 @@ from control_plane.api.requests import (
     RunId,
     checked_key,
     json_body,
+    json_model,
     json_object,
     optional_json_object,
     with_changes,
@@ -28,6 +30,7 @@ from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
@@ -108,8 +111,8 @@ def list_runs(
             max_length=150,
             description="`name`, `created_at`, `state`, `attempt`, `student`, `progress`, "
             "`elapsed`, `device`, `tokens_per_second`, `teacher_wait_share`, `checkpoint_at`, "
-            "`latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs without a value "
-            "come last.",
+            "`disk_bytes`, `latest.METRIC` or `spec.SETTING`; `-` before it for descending. Runs "
+            "without a value come last.",
         ),
     ] = None,
 ) -> views.RunsPage:
@@ -240,6 +243,48 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
 def remove_run(plane: Plane, run_id: RunId) -> None:
     """Deletes a run that is not active, with its whole folder: checkpoints, metrics, export."""
     delete_run(plane.commands, RunFolder(plane.roots.runs / run_id))
+
+
+@router.post(
+    "/runs/prune",
+    response_model=views.PrunedView,
+    openapi_extra=json_body(Criteria.model_json_schema(), required=True),
+)
+async def prune_runs(request: Request, plane: Plane) -> views.PrunedView:
+    """Deletes the runs at rest that meet criteria; with `dry_run`, the default, only lists them.
+
+    At least one criterion is needed. A run that resumes by itself is never deleted.
+    """
+    criteria = await json_model(request, Criteria)
+    pruned = await asyncio.to_thread(
+        prune, plane.runs, plane.commands, plane.roots.runs, criteria, plane.clock()
+    )
+    return views.pruned_view(pruned)
+
+
+class Adopt(BaseModel):
+    """Which folders to adopt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    run_ids: (
+        Annotated[list[Annotated[str, Field(max_length=255)]], Field(max_length=10_000)] | None
+    ) = None
+    """null: all without a row, but for those of deleted runs, which must be named."""
+
+
+@router.post(
+    "/runs/adopt",
+    response_model=views.AdoptedView,
+    openapi_extra=json_body(Adopt.model_json_schema(), required=True),
+)
+async def adopt_runs(request: Request, plane: Plane) -> views.AdoptedView:
+    """Makes rows of run folders that the database does not know, as after one was restored.
+
+    Repeating the request changes nothing. A damaged folder is refused and not touched.
+    """
+    asked = await json_model(request, Adopt)
+    return views.adopted_view(await asyncio.to_thread(plane.adoption.adopt, asked.run_ids))
 
 
 _A_SPEC = {"$ref": "#/components/schemas/RunSpec"}

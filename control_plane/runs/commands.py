@@ -39,7 +39,7 @@ from control_plane.runs.store import (
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from lectern_common.run.processes import Identity
-from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status, values_of
 from lectern_common.run.untrusted import cut
 from lectern_common.spec.run_spec import (
     LABELS,
@@ -248,7 +248,9 @@ class RunCommands:
         with self._store.writing() as connection:
             run = get_run(connection, run_id)
             if run.state not in RESTING or run.resumes_itself:
-                what = "resumes by itself" if run.state in RESTING else f"is {run.state}"
+                what = f"is {run.state}"
+                if run.state in RESTING:
+                    what = f"is {run.state}, but resumes by itself"
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
             set_aside()
             revision = newest_revision(connection) + 1
@@ -258,6 +260,44 @@ class RunCommands:
             connection.execute(sa.delete(runs).where(runs.c.id == run_id))
         _log.info("run deleted", run=run_id, by=caller())
         self._changed()
+
+    def adopt(self, row: Mapping[str, Any]) -> Run:
+        """Returns a new run that its folder describes, even if it was deleted before.
+
+        Args:
+            row: its columns, but for the revision.
+
+        Raises:
+            Conflict: there is such a run.
+        """
+        with self._store.writing() as connection:
+            if select_runs(connection, runs.c.id == row["id"]):
+                raise Conflict(f"run {row['id']} is known")
+            revision = newest_revision(connection) + 1
+            gone = deleted_runs.c.run_id == row["id"]
+            connection.execute(sa.delete(deleted_runs).where(gone))
+            now = self._clock()
+            active = {"active_since": now, "launched_at": now} if row["state"] in ACTIVE else {}
+            connection.execute(sa.insert(runs).values({**row, **active, "revision": revision}))
+            run = get_run(connection, row["id"])
+            _remember(connection, run, now)
+        _log.info("run adopted", run=run.id, state=str(run.state))
+        self._changed()
+        return run
+
+    def went_on(self, run_id: str, wanted: Wanted, columns: Mapping[str, Any]) -> Run:
+        """Records that a run has had further attempts that its row does not know.
+
+        It is active then: the next look at it finds the process of the last attempt, or its end.
+        """
+
+        def decide(run: Run) -> Change:
+            state = RunState.RUNNING if wanted is Wanted.RUNNING else RunState.STOPPING
+            message = "the database was older than its folder, whose last attempt counts"
+            more = {**columns, "resume_at": None, "waits_for": None, "stop_sent_at": None}
+            return Change(state, wanted, None, message, more, mends=True)
+
+        return self._change(run_id, decide)
 
     # ---- called by the reconcile loop ----------------------------------------------------------
 
@@ -355,6 +395,27 @@ class RunCommands:
                 connection.execute(sa.update(runs).where(is_still).values(values))
         self._changed()
 
+    def measured(self, sizes: Mapping[str, int | None]) -> None:
+        """Records what run folders take on disk, in one transaction.
+
+        Args:
+            sizes: by run id; None means that the folder is gone, or not yet there.
+        """
+        if not sizes:
+            return
+        with self._store.writing() as connection:
+            revision = first = newest_revision(connection)
+            for run_id, num_bytes in sizes.items():
+                values = {"disk_bytes": num_bytes, "revision": revision + 1}
+                is_news = sa.and_(
+                    runs.c.id == run_id, runs.c.disk_bytes.is_distinct_from(num_bytes)
+                )
+                revision += connection.execute(
+                    sa.update(runs).where(is_news).values(values)
+                ).rowcount
+        if revision > first:
+            self._changed()
+
     def ended(
         self,
         run_id: str,
@@ -443,7 +504,7 @@ class RunCommands:
                 return run
             require(connection)
             state = change.state or run.state
-            if state is not run.state and state not in NEXT[run.state]:
+            if state is not run.state and state not in NEXT[run.state] and not change.mends:
                 raise ValueError(f"run {run_id} is {run.state}, which cannot become {state}")
             values: dict[str, Any] = {
                 **change.columns,
@@ -560,7 +621,7 @@ def _crashed(
 
 def _seen(status: Status | None) -> dict[str, Any]:
     """Returns the column for a status; none for None."""
-    return {} if status is None else {"status": {**asdict(status), "state": str(status.state)}}
+    return {} if status is None else {"status": values_of(status)}
 
 
 def _is_news(before: Status | None, after: Status) -> bool:

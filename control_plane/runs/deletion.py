@@ -24,15 +24,17 @@ _ASIDE = ".deleted-"
 _log = structlog.get_logger()
 
 
-def delete_run(commands: RunCommands, folder: RunFolder) -> None:
+def delete_run(commands: RunCommands, folder: RunFolder) -> bool:
     """Deletes a run that is not active, with its checkpoints, export and everything in its folder.
+
+    Returns False if some of its files are left, which the next start removes.
 
     Raises:
         NotFound: no such run.
         Conflict: it is active, a process other than the control plane's trains it, or its folder
             is a link, behind which nothing is removed.
     """
-    aside = folder.path.with_name(_ASIDE + folder.run_id)
+    aside = aside_of(folder.path)
     with ExitStack() as stack:
 
         def set_aside() -> None:
@@ -45,9 +47,14 @@ def delete_run(commands: RunCommands, folder: RunFolder) -> None:
         try:
             commands.delete(folder.run_id, set_aside)
         except BaseException:
-            _put_back(aside, folder.path)
+            put_back(aside, folder.path)
             raise
-    _remove(aside)
+    return _remove(aside)
+
+
+def aside_of(path: Path) -> Path:
+    """Returns where the folder of a deleted run lies until it is removed."""
+    return path.with_name(_ASIDE + path.name)
 
 
 def _require_no_link(folder: RunFolder) -> None:
@@ -67,18 +74,21 @@ def finish_deletions(runs: Runs, runs_root: Path) -> None:
         except NotFound:
             _remove(aside)
         else:
-            _put_back(aside, runs_root / run_id)
+            put_back(aside, runs_root / run_id)
 
 
-def _put_back(aside: Path, path: Path) -> None:
+def put_back(aside: Path, path: Path) -> None:
+    """Undoes the deletion of a folder that was only set aside, if there is one."""
     if aside.exists():
         rename_durably(aside, path)
 
 
-def _remove(aside: Path) -> None:
+def _remove(aside: Path) -> bool:
     """Removes the folder; if that fails, the next start tries again. The run is gone anyway."""
     if aside.exists():
         try:
             shutil.rmtree(aside)
         except OSError as error:
             _log.warning("deleted run's files not removed", folder=str(aside), error=str(error))
+            return False
+    return True

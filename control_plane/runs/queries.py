@@ -47,6 +47,18 @@ class Runs:
         with self._store.reading() as connection:
             return select_runs(connection, runs.c.state == RunState.QUEUED, order=IN_LINE)
 
+    def sizes(self) -> list[tuple[str, str, float, int | None]]:
+        """Returns id, state, since when, and bytes on disk of each run, oldest first."""
+        query = sa.select(runs.c.id, runs.c.state, runs.c.since, runs.c.disk_bytes)
+        with self._store.reading() as connection:
+            return [tuple(row) for row in connection.execute(query.order_by(runs.c.seq))]
+
+    def known_ids(self) -> set[str]:
+        """Returns the ids of all runs, deleted ones included."""
+        query = sa.union_all(sa.select(runs.c.id), sa.select(deleted_runs.c.run_id))
+        with self._store.reading() as connection:
+            return set(connection.execute(query).scalars())
+
     def waiting_to_heal(self) -> list[Run]:
         """Returns the interrupted runs that wait for something to come true, oldest first."""
         with self._store.reading() as connection:

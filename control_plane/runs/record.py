@@ -107,6 +107,7 @@ class Run:
     stale_since: float | None = None  # active: the last heartbeat, if there has been none since
     stalled_since: float | None = None  # active: the last progress, if it makes none
     heals: int = 0  # times it went on after an end that heals, since the last request
+    disk_bytes: int | None = None  # of its folder; None until measured
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -209,6 +210,7 @@ class Change:
     reason: str | None = None  # None clears
     message: str | None = None  # None clears
     columns: Mapping[str, Any] = field(default_factory=dict)
+    mends: bool = False  # the row was older than the run, so any state may follow
 
     @classmethod
     def of_columns(cls, run: Run, **columns: Any) -> "Change":

@@ -31,6 +31,7 @@ _FIELDS: dict[str, sa.ColumnElement[Any]] = {
         (runs.c.state.in_(TRAINS), _STATUS["tokens_per_second"].as_float())
     ),
     "teacher_wait_share": _STATUS["teacher_wait_share"].as_float(),
+    "disk_bytes": runs.c.disk_bytes,
     "checkpoint_at": _STATUS["checkpoint_at"].as_float(),
 }
 _METRIC = re.compile(r"^latest\.([\w./@-]{1,100})$")

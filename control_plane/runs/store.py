@@ -1,8 +1,8 @@
 """The database of the control plane: SQLite through SQLAlchemy Core.
 
-It lies beside the run folders, so that one volume or one backup holds both. At every start it is
-checked, migrated to the newest schema, and copied to `<name>.backup`. A damaged database stops the
-start: it is never replaced by an empty one.
+It lies beside the run folders, so that one volume holds both. At every start it is checked, and
+migrated to the newest schema; backups.py backs it up. A damaged database stops the start, and is
+never replaced by an empty one.
 """
 
 import json
@@ -15,11 +15,13 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 
+from control_plane.runs.keeping.backups import BackupFailed, Backups, Kind
 from lectern_common.errors import Misconfigured
-from lectern_common.files import rename_durably
 
 DATABASE_NAME = "control-plane.sqlite3"
 BUSY_TIMEOUT_MS = 2000
@@ -64,6 +66,7 @@ runs = sa.Table(
     sa.Column("stale_since", sa.Float),
     sa.Column("stalled_since", sa.Float),
     sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("disk_bytes", sa.Integer),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.
@@ -140,27 +143,29 @@ class Store:
         self._engine = _engine(path)
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
-        """Returns the checked, migrated and backed-up store at `path`, created if missing.
+    def open(cls, path: Path, backups: Backups | None = None) -> "Store":
+        """Returns the checked and migrated store at `path`, created if missing.
+
+        Args:
+            backups: of this database; one is made before a migration. None makes none.
 
         Raises:
-            Misconfigured: it is damaged, newer than this program, missing although its backup
-                exists, or the folder cannot be written. The message says what to do.
+            Misconfigured: it is damaged, newer than this program, missing although it has backups,
+                cannot be backed up before a migration, or the folder cannot be written. The message
+                says what to do.
         """
-        backup = backup_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.stat().st_size > 0:
-                _require_sound(path, backup)
-            elif backup.exists():
-                raise Misconfigured(
-                    f"the database {path} is missing or empty, but its backup exists; restore it "
-                    f"(cp {backup} {path}), or remove the backup to start with no runs"
-                )
+            (backups or Backups(path, path.parent)).require_sound()
             store = cls(path)
+            if backups is not None and store._is_older():
+                backups.make(Kind.MIGRATION)
             store._migrate()
-            store._back_up(backup)
             return store
+        except BackupFailed as error:
+            raise Misconfigured(
+                f"the database needs a backup before it is changed: {error}"
+            ) from None
         except OSError as error:
             raise Misconfigured(
                 f"cannot use the database {path}: {error.strerror}; make the folder writable for "
@@ -201,9 +206,7 @@ class Store:
 
     def _migrate(self) -> None:
         """Brings the schema to the newest version, in one transaction."""
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        config.set_main_option("path_separator", "os")
+        config = _migrations()
         with self.writing() as connection:
             config.attributes["connection"] = connection
             try:
@@ -214,48 +217,19 @@ class Store:
                     "use that release"
                 ) from None
 
-    def _back_up(self, backup: Path) -> None:
-        """Replaces the backup with a copy of the database as it is now."""
-        temporary = backup.with_name(f"{backup.name}.tmp")
-        temporary.unlink(missing_ok=True)
-        source = sqlite3.connect(self.path)
-        target = sqlite3.connect(temporary)
-        try:
-            source.backup(target)
-        finally:
-            target.close()
-            source.close()
-        rename_durably(temporary, backup)
+    def _is_older(self) -> bool:
+        """Returns whether it has tables, and not those of the newest schema."""
+        with self.reading() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        newest = ScriptDirectory.from_config(_migrations()).get_current_head()
+        return present not in (None, newest)
 
 
-def backup_path(path: Path) -> Path:
-    """Returns the path of a database's backup."""
-    return path.with_name(f"{path.name}.backup")
-
-
-def _require_sound(path: Path, backup: Path) -> None:
-    try:
-        connection = sqlite3.connect(path)
-        try:
-            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        found = str(error)
-    if found == "ok":
-        return
-    sweep = f"rm -f {path}-wal {path}-shm"
-    restore = (
-        f"restore the backup made at the last start: {sweep}; cp {backup} {path}"
-        if backup.exists()
-        else f"there is no backup; to start with no runs: {sweep}; mv {path} {path}.damaged"
-    )
-    what = " ".join(found.split())
-    raise Misconfigured(
-        f"the database {path} is damaged ({what}); {restore}. The run folders beside it are not "
-        "touched"
-    )
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _stored_json(text: Any) -> Any:

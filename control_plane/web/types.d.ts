@@ -32,6 +32,7 @@ export interface Run {
   resumes_at: number | null;
   resumes_when: string | null;
   heals: number;
+  disk_bytes: number | null;
   queue_position: number | null;
   alpha: number | null;
   temperature: number | null;
@@ -112,6 +113,7 @@ export interface Disk {
   free_bytes: number;
   needed_bytes: number;
   low: boolean;
+  warning: string | null;
 }
 
 /** What was measured at one step, by metric name. A null was not a finite number. */

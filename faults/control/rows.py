@@ -3,6 +3,7 @@
 from faults.control import (
     databases,
     drifting,
+    filling,
     fuzzing,
     healing,
     hostile,
@@ -165,6 +166,12 @@ CONTROL_ROWS = [
         "hearts that beat while no step is made",
         "a run without progress is called stalled",
         idling.stalled,
+    ),
+    Row(
+        "C26",
+        "the disk fills slowly",
+        "what active runs still write is compared with what is free",
+        filling.fills,
     ),
     Row(
         "C27",

@@ -106,12 +106,12 @@ def _database_errors_are_bugs(program: str) -> None:
 
 def _any_database_is_opened(program: str) -> None:
     if program == "control":
-        from control_plane.runs import store
+        from control_plane.runs.keeping.backups import Backups
 
         def trusting(*_: object) -> None:
             return
 
-        put(store, "_require_sound", trusting)
+        put(Backups, "require_sound", trusting)
 
 
 def _migrations_commit_each_statement(program: str) -> None:
@@ -327,6 +327,16 @@ def _progress_is_not_watched(program: str) -> None:
         put(Conditions, "_stalled_since", never)
 
 
+def _the_disk_is_not_watched(program: str) -> None:
+    if program == "control":
+        from control_plane import disk_space
+
+        def nothing(*_: object) -> None:
+            return
+
+        put(disk_space, "_warning", nothing)
+
+
 def _any_number_of_connections(program: str) -> None:
     if program == "control":
         from control_plane.api import connections
@@ -374,6 +384,7 @@ ROWS: dict[str, Callable[[str], None]] = {
     "C23": _processes_are_known_by_the_wall_clock,
     "C24": _statuses_are_believed,
     "C25": _progress_is_not_watched,
+    "C26": _the_disk_is_not_watched,
     "C27": _any_number_of_connections,
     "C28": _ends_wait_for_a_person,
 }

@@ -5,6 +5,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from lectern.options import (
     TeacherTokenFile,
     roots_of,
 )
+from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.errors import LecternError
 from lectern_common.files import require_locks
@@ -82,6 +84,7 @@ def examine(
     yield _disk(roots)
     yield _open_files()
     yield _control_plane("127.0.0.1:8080")
+    yield from _disk_of_runs("127.0.0.1:8080", roots)
     if teacher is None:
         yield _usual_teacher("127.0.0.1:50051", roots)
     else:
@@ -190,6 +193,22 @@ def _control_plane(address: str) -> Check:
         if service.is_ready():
             return Check("control plane", Outcome.PASS, f"running at {service.url}")
     return free
+
+
+def _disk_of_runs(address: str, roots: Roots) -> Iterator[Check]:
+    """Yields the warning of the control plane of these roots about its disk, if it has one."""
+    from lectern.client import Client
+
+    try:
+        token = token_in(roots.secrets / CONTROL_PLANE_TOKEN)
+    except ValueError:  # there has been none
+        return
+    warning = None
+    # None may answer, or one of another home or of an earlier release.
+    with suppress(LecternError), Client(f"http://{address}", token=token, timeout_seconds=2) as one:
+        warning = one.disk().warning
+    if warning is not None:
+        yield Check("disk of the runs", Outcome.WARN, warning, "lectern runs prune")
 
 
 def _usual_teacher(address: str, roots: Roots) -> Check:

@@ -335,20 +335,135 @@ def delete(
     _exit_with(refusals + further)
 
 
+@app.command(epilog="Example: lectern runs prune --state failed --older-than 30d --yes")
+def prune(
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            help="Only stopped, succeeded, failed or interrupted runs; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Only runs that have been in their state for longer: 12h, 30d, 4w.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_newest: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep the newest N of these states and this group, at any age.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only runs of this group.", show_default=False)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; else they are listed.")] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Delete resting runs that meet every given criterion, with their folders.
+
+    Without --yes, print which ones, and what that frees; nothing is deleted. Runs that resume by
+    themselves stay.
+    """
+    from lectern.terminal.tables import pruned_lines
+    from lectern_common.run.status import RESTING, RunState
+
+    resting = sorted(map(str, RESTING))
+    if unknown := [state for state in states or [] if state not in resting]:
+        raise typer.BadParameter(
+            f"expected one of {', '.join(resting)}; got {unknown[0]}", param_hint="--state"
+        )
+    if not states and (older_than, keep_newest, group) == (None,) * 3:
+        raise typer.BadParameter(
+            "name the runs by at least one of them; without any, all that are at rest would go",
+            param_hint="--state, --older-than, --keep-newest or --group",
+        )
+    with control_plane(url, token_file) as service:
+        pruned = service.prune_runs(
+            states=[RunState(state) for state in states or []],
+            older_than_days=None if older_than is None else _days(older_than),
+            keep_newest=keep_newest,
+            group=group,
+            dry_run=not yes,
+        )
+    if as_json:
+        console.print_json(asdict(pruned))
+    else:
+        print("\n".join(pruned_lines(pruned, is_plan=not yes)))
+    for run in pruned.left_out:
+        console.note(f"{run['run_id']} was left out: {run['detail']}")
+    if pruned.runs and not yes:
+        console.note("nothing was deleted; --yes deletes them")
+
+
+@app.command(epilog="Example: lectern runs adopt --all")
+def adopt(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Names of folders in the runs root.")
+    ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="All unknown folders, but not those of deleted runs."),
+    ] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make runs of run folders that the control plane does not know.
+
+    That is after its database was lost, or restored from a backup, and for runs of `lectern train`.
+    A damaged folder is refused and not touched. Repeating it changes nothing.
+    """
+    if bool(run_ids) == every:
+        raise typer.BadParameter("name the folders, or set --all", param_hint="RUN or --all")
+    with control_plane(url, token_file) as service:
+        answer = service.adopt_runs(None if every else run_ids)
+    if as_json:
+        console.print_json(answer)
+    elif not answer["adopted"]:
+        console.note("nothing to adopt: every other folder has its run")
+    for run in [] if as_json else answer["adopted"]:
+        print(f"{run['run_id']}  {run['state']} at step {run['step']}")
+    for refused in answer["refused"]:
+        console.note(f"{refused['run_id']} was not adopted: {console.inert(refused['detail'])}")
+    if answer["refused"]:
+        raise typer.Exit(1)
+
+
+def _days(age: str) -> float:
+    """Returns the days of "12h", "30d" or "4w". Raises typer.BadParameter."""
+    number, unit = age[:-1], age[-1:]
+    try:
+        days = float(number) * {"h": 1 / 24, "d": 1.0, "w": 7.0}[unit]
+    except (ValueError, KeyError):
+        days = 0.0
+    if not 0 < days <= 36500:
+        raise typer.BadParameter(
+            f"{age!r} is not an age such as 12h, 30d or 4w", param_hint="--older-than"
+        )
+    return days
+
+
 def _note_disk(service: "Client") -> None:
-    """Says on standard error that the disk of the runs is nearly full, if it is."""
+    """Says on standard error that the disk of the runs is full or will be, if that is so."""
     from lectern_common.errors import NotFound
-    from lectern_common.words import size
 
     try:
         disk = service.disk()
     except NotFound:  # a control plane of an earlier release
         return
-    if disk.low:
-        console.note(
-            f"the disk of the runs is nearly full: {size(disk.free_bytes)} free, and the next "
-            f"checkpoints of the active runs need {size(disk.needed_bytes)}; make room"
-        )
+    if disk.warning is not None:
+        console.note(console.inert(disk.warning))
 
 
 def _confirm_deletion(runs: "list[RunStatus]") -> None:

@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lectern.console import inert
+from lectern_common.words import counted, size
 
 if TYPE_CHECKING:
-    from lectern.client import RunStatus
+    from lectern.client import Pruned, RunStatus
 
-_HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "why")
+_HEADER = ("run", "state", "step", "loss", "validation", "tokens/s", "disk", "why")
 _LEFT = ("run", "state", "why")
 _TIMES = frozenset(
     {
@@ -32,8 +33,8 @@ def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[st
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(size) if name in _LEFT else cell.rjust(size)
-            for name, cell, size in zip(_HEADER, row, widths, strict=True)
+            cell.ljust(wide) if name in _LEFT else cell.rjust(wide)
+            for name, cell, wide in zip(_HEADER, row, widths, strict=True)
         ]
         line = "  ".join(cells).rstrip()
         if width is not None and len(line) > width:
@@ -42,14 +43,33 @@ def list_lines(runs: Sequence["RunStatus"], width: int | None = None) -> list[st
     return lines
 
 
+def pruned_lines(pruned: "Pruned", *, is_plan: bool) -> list[str]:
+    """Returns a line for each run that was pruned, or would be, and one for what that frees."""
+    if not pruned.runs:
+        return ["no run was deleted" if pruned.left_out else "no run meets these criteria"]
+    rows = [
+        (run["run_id"], run["state"], f"since {_local(run['since']):%Y-%m-%d}", run["disk_bytes"])
+        for run in pruned.runs
+    ]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [
+        f"{run_id:<{wide[0]}}  {state:<{wide[1]}}  {since}  {size(num_bytes):>10}"
+        for run_id, state, since, num_bytes in rows
+    ]
+    freed, count = size(pruned.bytes), counted(len(rows), "run")
+    did = f"{count}; deleting would free {freed}" if is_plan else f"{count} deleted: {freed} freed"
+    return [*lines, did]
+
+
 def _row(run: "RunStatus") -> tuple[str, ...]:
-    speed = run.tokens_per_second
+    speed, disk_bytes = run.tokens_per_second, run.json.get("disk_bytes")
     return (
         run.id,
         str(run.state),
         f"{run.step}/{run.steps}",
         *(_number(run.latest.get(name)) for name in ("loss/total", "loss/val")),
         "" if speed is None else f"{speed:,.0f}",
+        "" if disk_bytes is None else size(disk_bytes),
         " ".join(inert(_why(run)).split()),
     )
 

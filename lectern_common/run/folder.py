@@ -170,10 +170,15 @@ class RunFolder:
             CorruptData: the file does not name a teacher.
         """
         try:
-            return TeacherIdentity(**json.loads(self.teacher_path.read_bytes()))
+            values = json.loads(read_at_most(self.teacher_path, MAX_STATUS_BYTES))
+            if not all(isinstance(value, str) for value in values.values()):
+                raise ValueError("its values are not texts")
+            return TeacherIdentity(**{key: cut(value) for key, value in values.items()})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except CorruptData as error:
+            raise CorruptData(f"{self.teacher_path} is not readable: {error}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptData(f"{self.teacher_path} does not name a teacher: {error}") from None
 
     def write_status(self, status: Status) -> None:

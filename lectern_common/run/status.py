@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 from typing import Annotated, Any, ClassVar
@@ -122,6 +122,11 @@ class Status:
 
 
 _STATUS = TypeAdapter(Status)
+
+
+def values_of(status: Status) -> dict[str, Any]:
+    """Returns the status as JSON values."""
+    return {**asdict(status), "state": str(status.state)}
 
 
 def bounded(status: Status) -> Status:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.housekeeping import OLD_SECONDS, sweep
+from control_plane.housekeeping import GONE_SECONDS, OLD_SECONDS, sweep
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec
@@ -68,6 +68,7 @@ def test_leftovers_of_killed_processes_are_swept(runs_root):
     for path in left:
         if not path.exists():
             path.write_text("half")
+            aged(path, GONE_SECONDS + 5)
     assert set(sweep(runs_root)) == left
     assert [path.name for path in runs_root.iterdir()] == ["run-a"]
     assert sweep(runs_root) == []
@@ -76,6 +77,9 @@ def test_leftovers_of_killed_processes_are_swept(runs_root):
 def test_what_may_be_in_use_or_is_not_ours_stays(runs_root):
     (runs_root / ".new-young").mkdir()
     kept = [
+        # A pid of another container's namespace does not exist here.
+        runs_root / f".lock-{GONE}-1",
+        runs_root / "run-a" / f".spec.yaml.{GONE}.tmp",
         runs_root / "run-a" / f".status.json.{os.getpid()}.tmp",
         runs_root / "notes.tmp",
         runs_root / "run-a" / "mine.tmp",
@@ -89,6 +93,7 @@ def test_what_may_be_in_use_or_is_not_ours_stays(runs_root):
 def test_a_run_that_is_trained_is_not_touched(runs_root):
     half = runs_root / "run-a" / f".status.json.{GONE}.tmp"
     half.write_text("half")
+    aged(half, GONE_SECONDS + 5)
     with RunFolder(runs_root / "run-a").locked():
         assert sweep(runs_root) == []
     assert sweep(runs_root) == [half]

@@ -19,7 +19,6 @@ from lectern_common.spec.load import parse_spec
 _SIZE_MIB = 4
 _BALLAST = "ballast"
 _ALONE = ("unshare", "-rm", "sh", "-c")  # as root of a namespace with its own mounts
-_MOUNTED = f"mount -t tmpfs -o size={_SIZE_MIB}m tmpfs"
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,10 @@ class SmallDisk:
 def small_disk(stage: Stage) -> Iterator[SmallDisk]:
     """Yields a disk, which disappears with the processes that see it."""
     folder = stage.new_folder()
-    if not _may_mount(folder):
+    if not may_mount(folder):
         yield SmallDisk(folder, stage.fork_server, is_real=False)
         return
-    script = f'{_MOUNTED} "$0" && exec "$@"'
-    prefix = (*_ALONE, script, str(folder))
+    prefix = in_own_mounts(folder, _SIZE_MIB)
     server = ForkServer(stage.new_folder() / "forked", environment(), ROOT, prefix)
     try:
         yield SmallDisk(server.seen_by_it(folder), server, is_real=True)
@@ -97,6 +95,12 @@ def small_disk(stage: Stage) -> Iterator[SmallDisk]:
         server.close()
 
 
-def _may_mount(folder: Path) -> bool:
-    words = (*_ALONE, f'{_MOUNTED} "$0"', str(folder))
+def in_own_mounts(folder: Path, size_mib: int) -> tuple[str, ...]:
+    """Returns words before a command that make it see a tmpfs in the folder's place."""
+    return (*_ALONE, f'mount -t tmpfs -o size={size_mib}m tmpfs "$0" && exec "$@"', str(folder))
+
+
+def may_mount(folder: Path) -> bool:
+    """Returns whether `in_own_mounts` works here."""
+    words = (*in_own_mounts(folder, 1), "true")
     return shutil.which(_ALONE[0]) is not None and not subprocess.run(words, check=False).returncode

@@ -196,6 +196,41 @@ def estimate_run(
     )
 
 
+def bytes_to_come(
+    spec: RunSpec,
+    step: int,
+    checkpoints: int,
+    checkpoint_bytes: int | None,
+    num_parameters: int | None,
+) -> int | None:
+    """Returns what a run that goes on from `step` still adds to the disk, its export included.
+
+    Older checkpoints go as new ones come, so it adds only those up to the number that it keeps, and
+    always room for the one being written.
+
+    Args:
+        spec: the run's.
+        step: steps made.
+        checkpoints: on disk now.
+        checkpoint_bytes: of one, measured; None means by `num_parameters`.
+        num_parameters: of the weights that it starts from; None if unknown.
+
+    Returns:
+        None if neither is known.
+    """
+    all_weights = spec.student.lora is None and spec.student.keep_every_nth_layer is None
+    if checkpoint_bytes is None:
+        if num_parameters is None or not all_weights:
+            return None
+        checkpoint_bytes = (FLOAT32_BYTES + ADAMW_BYTES) * num_parameters
+    export_bytes = checkpoint_bytes * FLOAT32_BYTES // (FLOAT32_BYTES + ADAMW_BYTES)
+    if spec.student.lora is not None and num_parameters is not None:
+        export_bytes = FLOAT32_BYTES * num_parameters  # adapters are merged into it
+    due = _times(step, spec.schedule.steps, spec.checkpoint.every_steps)
+    kept = spec.checkpoint.keep_last + spec.checkpoint.keep_best + 1
+    return min(due, max(1, kept - checkpoints)) * checkpoint_bytes + export_bytes
+
+
 def computation_of(
     spec: RunSpec,
     model: teacher_pb2.Model | None,

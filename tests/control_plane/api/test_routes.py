@@ -16,7 +16,7 @@ from control_plane.api.requests import with_changes
 from control_plane.plane import LOCK_NAME
 from control_plane.reading.feed import MAX_STREAMS
 from control_plane.runs.search import FoundRuns, Search
-from control_plane.runs.store import DATABASE_NAME, backup_path
+from control_plane.runs.store import DATABASE_NAME
 from lectern_common.json_lines import append_json_line
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import serving, spec_body, wait_for
@@ -130,7 +130,7 @@ def test_an_invalid_key_is_refused(refusing, key):
 
 
 def left_behind(plane) -> list[str]:
-    known = {DATABASE_NAME, backup_path(plane.store.path).name, LOCK_NAME}
+    known = {DATABASE_NAME, LOCK_NAME}
     known |= {f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"}
     return [path.name for path in plane.roots.runs.iterdir() if path.name not in known]
 

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.search import FoundRuns, Search
-from control_plane.runs.store import Store, backup_path, metadata
+from control_plane.runs.store import Store, metadata
 from lectern_common.errors import Misconfigured
 from tests.control_plane.conftest import ROOT, spec
 
@@ -113,46 +113,6 @@ def test_the_slot_of_a_run_of_an_earlier_release_becomes_its_list_of_slots(path)
         "resting": None,
     }
     store.close()
-
-
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "overwritten page"])
-def test_a_damaged_database_stops_the_start_and_names_the_backup(path, damage):
-    filled(path)
-    filled(path)  # the second start copies what the first one wrote
-    data = bytearray(path.read_bytes())
-    if damage == "garbage":
-        data[:] = b"not a database at all" * 100
-    elif damage == "truncated":
-        del data[len(data) // 2 :]
-    else:
-        data[4096:8192] = b"\xff" * 4096
-    path.write_bytes(data)
-    with pytest.raises(Misconfigured, match=rf"damaged.*rm -f.*cp {backup_path(path)} {path}"):
-        Store.open(path)
-    assert path.read_bytes() == data
-
-
-def test_the_backup_restores_the_runs_of_the_last_start(path):
-    run_id = filled(path)
-    Store.open(path).close()
-    path.write_bytes(b"x" * 100)
-    with pytest.raises(Misconfigured):
-        Store.open(path)
-    path.write_bytes(backup_path(path).read_bytes())
-    store = Store.open(path)
-    assert Runs(store).get(run_id).id == run_id
-    store.close()
-
-
-@pytest.mark.parametrize("empty", [False, True])
-def test_a_missing_database_with_a_backup_is_not_recreated(path, empty):
-    filled(path)
-    path.unlink()
-    if empty:
-        path.touch()
-    with pytest.raises(Misconfigured, match="missing or empty"):
-        Store.open(path)
-    assert not path.exists() or path.stat().st_size == 0
 
 
 def test_a_database_of_a_newer_release_is_refused(path):

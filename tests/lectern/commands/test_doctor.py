@@ -4,9 +4,11 @@ import socket
 import grpc
 import pytest
 
+from lectern.client import Client, DiskStatus
 from lectern.commands import doctor
 from lectern.local.torch_probe import TorchFacts, probe_torch
-from lectern_common.checks.check import Check
+from lectern_common.checks.check import Check, Outcome
+from lectern_common.errors import Unauthenticated
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from tests.support.certificates import Authority
@@ -40,6 +42,7 @@ def test_every_check_is_made(tmp_path, torch_is):
         "runs root",
         "secrets root",
         "cache root",
+        "backups root",
         "disk",
         "open files",
         "control plane",
@@ -187,3 +190,26 @@ def test_a_root_without_file_locks_fails_with_a_way_out(tmp_path, torch_is, monk
 
     for name in ("data root", "runs root"):
         assert found[name].outcome == "fail" and "LECTERN_LOCKS" in found[name].message
+
+
+def test_the_warning_of_this_homes_control_plane_about_its_disk_is_told(tmp_path, monkeypatch):
+    sentence = "the disk of the runs fills: 3 GB free"
+    roots = Roots.of_home(tmp_path)
+    asked = []
+
+    def disk(client: Client) -> DiskStatus:
+        asked.append(client._http.headers["authorization"])
+        return DiskStatus(10, 3, 1, False, sentence)
+
+    monkeypatch.setattr(Client, "disk", disk)
+    assert list(doctor._disk_of_runs("127.0.0.1:8080", roots)) == []  # it has never run here
+    roots.secrets.mkdir()
+    (roots.secrets / "control-plane").write_text("its-token")
+    [found] = doctor._disk_of_runs("127.0.0.1:8080", roots)
+    assert (found.outcome, found.message, asked) == (Outcome.WARN, sentence, ["Bearer its-token"])
+
+    def refused(_: Client) -> DiskStatus:
+        raise Unauthenticated("the token is wrong")
+
+    monkeypatch.setattr(Client, "disk", refused)
+    assert list(doctor._disk_of_runs("127.0.0.1:8080", roots)) == []

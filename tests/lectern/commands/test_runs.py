@@ -237,3 +237,33 @@ def test_an_invalid_change_is_refused_before_any_request(lectern, changes):
     ended = lectern("runs", "resume", "run-1", *words, "--url", "http://127.0.0.1:1")
     assert ended.code == 2
     assert f"{changes[-1]!r} is not FIELD=VALUE" in " ".join(ended.err.split())
+
+
+def test_runs_are_pruned_after_they_were_listed(runs, tmp_path):
+    first, second = (
+        runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0] for _ in range(2)
+    )
+    none = runs("prune", "--yes")
+    assert (none.code, "--older-than" in none.err) == (2, True)
+    assert runs("prune", "--older-than", "soon").code == 2
+    assert runs("prune", "--state", "running").code == 2
+    assert runs("prune", "--older-than", "30d").out == "no run meets these criteria\n"
+    plan = runs("prune", "--keep-newest", "1")
+    assert plan.out.splitlines()[0].startswith(f"{first}  succeeded  since ")
+    assert plan.out.splitlines()[1].startswith("1 run; deleting would free ")
+    assert plan.err == "nothing was deleted; --yes deletes them\n"
+    assert len(runs("list", "--json").json) == 2
+    done = runs("prune", "--keep-newest", "1", "--state", "succeeded", "--yes")
+    assert "1 run deleted: " in done.out and done.err == ""
+    assert [run["id"] for run in runs("list", "--json").json] == [second]
+    assert runs("prune", "--state", "succeeded", "--json").json["deleted"] == 0
+
+
+def test_the_list_says_that_the_disk_fills_and_how_much_a_run_takes(runs, url, monkeypatch):
+    from lectern.client import DiskStatus
+
+    sentence = "the disk of the runs fills: 3 GB free; full in 5.0 h"
+    monkeypatch.setattr(Client, "disk", lambda _: DiskStatus(10, 3, 1, False, sentence))
+    assert sentence in runs("list").err
+    monkeypatch.setattr(Client, "disk", lambda _: DiskStatus(10, 3, 1, False))
+    assert "disk" not in runs("list").err

@@ -27,7 +27,7 @@ export function showActions(run) {
   setText(byId("resume"), resumesItself(run) ? "Resume now" : "Resume");
   const isIdle = !isActiveOrQueued(run);
   show(byId("edit"), isIdle);
-  show(byId("delete"), isIdle);
+  show(byId("delete"), isIdle && !resumesItself(run));  // which is stopped first
   byId("edit", HTMLAnchorElement).href = `${pathOfRun(run.id)}/edit`;
   byId("clone", HTMLAnchorElement).href = `#/new?from=${encodeURIComponent(run.id)}`;
 }

@@ -2,7 +2,7 @@
 // The same actions from a terminal: a `lectern` line and a `curl` line for each.
 
 import { copyText, make } from "../../dom.js";
-import { isActiveOrQueued } from "../../format.js";
+import { isActiveOrQueued, resumesItself } from "../../format.js";
 
 /** @import { ShownRun } from "../../types.d.ts" */
 
@@ -45,14 +45,15 @@ function actionsOf({ id, ...run }) {
   const lectern = (/** @type {string} */ words) => `lectern runs ${words} --url ${origin}`;
   const curl = (/** @type {string} */ path, options = "") =>
     `curl ${TOKEN} ${options}${origin}/runs/${id}${path}`;
-  const isIdle = !isActiveOrQueued(/** @type {ShownRun} */ ({ id, ...run }));
+  const whole = /** @type {ShownRun} */ ({ id, ...run });
+  const isIdle = !isActiveOrQueued(whole), goesOn = isIdle && resumesItself(whole);
   const change = "-X POST -H 'content-type: application/json' -d '{\"schedule\": {\"steps\": "
     + `${2 * run.steps}}}' `;
   /** @type {[boolean, string, string, string][]} */
   const all = [
     [true, "Show", lectern(`show ${id}`), curl("")],
     [!isIdle, "Watch", lectern(`watch ${id}`), curl("/events", "-N ")],
-    [!isIdle, "Stop", lectern(`stop ${id}`), curl("/stop", "-X POST ")],
+    [!isIdle || goesOn, "Stop", lectern(`stop ${id}`), curl("/stop", "-X POST ")],
     [isIdle, "Resume", lectern(`resume ${id}`), curl("/resume", "-X POST ")],
     [
       isIdle, "Resume with a change", lectern(`resume ${id} --set schedule.steps=${2 * run.steps}`),
@@ -61,7 +62,7 @@ function actionsOf({ id, ...run }) {
     [true, "Log", lectern(`logs ${id}`), curl("/logs?tail=100")],
     [true, "Samples", lectern(`samples ${id}`), curl("/samples")],
     [true, "Spec as YAML", lectern(`show ${id}`), curl("/spec", "-o run.yaml ")],
-    [isIdle, "Delete", lectern(`delete ${id}`), curl("", "-X DELETE ")],
+    [isIdle && !goesOn, "Delete", lectern(`delete ${id}`), curl("", "-X DELETE ")],
   ];
   return all.filter(([isShown]) => isShown).map(([, title, ...lines]) => [title, ...lines]);
 }
