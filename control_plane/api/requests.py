@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
-from lectern_common.errors import InvalidRequest
+from control_plane.runs.record import StopAt
+from lectern_common.errors import InvalidRequest, InvalidSpec
+from lectern_common.run.untrusted import MAX_COUNT
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import (
     HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
@@ -53,6 +56,36 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 async def optional_json_object(request: Request) -> dict[str, Any]:
     return await json_object(request) if await request.body() else {}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StopBody(_Body):
+    at: Annotated[StopAt, Field(strict=False)] = StopAt.NOW
+
+
+class ForkBody(_Body):
+    checkpoint: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    changes: dict[str, Any] = {}
+
+
+_AnyBody = TypeVar("_AnyBody", bound=_Body)
+
+
+async def body_of(kind: type[_AnyBody], request: Request) -> _AnyBody:
+    """Returns the request's body, which may be absent.
+
+    Raises:
+        InvalidSpec: names every field that is wrong.
+    """
+    try:
+        return kind.model_validate(await optional_json_object(request))
+    except ValidationError as error:
+        raise InvalidSpec(
+            [(".".join(map(str, one["loc"])), str(one["msg"])) for one in error.errors()]
+        ) from None
 
 
 def json_body(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:

@@ -64,6 +64,8 @@ runs = sa.Table(
     sa.Column("stale_since", sa.Float),
     sa.Column("stalled_since", sa.Float),
     sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("stop_at", sa.Text),
+    sa.Column("forked_from", sa.JSON(none_as_null=True)),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.

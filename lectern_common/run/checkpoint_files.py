@@ -6,15 +6,21 @@ control plane makes a new run of one (control_plane/runs/forking.py).
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import CorruptData
+from lectern_common.teacher.identity import TeacherIdentity
 
 MODEL_NAME = "model.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
+FILE_NAMES = (MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, MANIFEST_NAME)
+_LOSSES = ("train_loss", "total_loss", "ce_loss", "kl_loss", "val_loss")
+# In the state of a checkpoint that another run has written; the fork's own have none.
+FORKED_FROM = "forked_from"
 _BLOCK_BYTES = 1 << 20
 
 
@@ -49,11 +55,47 @@ def verified_state(path: Path) -> dict[str, Any]:
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """Returns the manifest of a folder that has none yet."""
+    return {"files": {path.name: file_facts(path) for path in sorted(folder.iterdir())}}
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Returns what a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def forked_state(
+    state: Mapping[str, Any],
+    forked_from: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    teacher: TeacherIdentity | None,
+    packs_chats: bool,
+) -> dict[str, Any]:
+    """Returns the state with which a fork begins, from that of the checkpoint that it is made of.
+
+    Steps, tokens and seconds go on, and so does what is known of the student. Spec, teacher and
+    rows are the fork's. It measures for itself: with other rows or another objective, the losses
+    so far, and the lowest of them, would not compare.
+
+    Args:
+        state: of the source's checkpoint.
+        forked_from: the source's run id and step.
+        spec: the fork's, resolved.
+        teacher: the fork's; None without one.
+        packs_chats: whether the fork's rows of chats hold whole chats.
+    """
     return {
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in sorted(folder.iterdir())
-        }
+        **state,
+        FORKED_FROM: dict(forked_from),
+        "spec": dict(spec),
+        "data_sha256s": None,
+        "packs_chats": packs_chats,
+        "teacher_model": None if teacher is None else teacher.model_id,
+        "teacher_fingerprint": None if teacher is None else teacher.fingerprint,
+        "teacher_weights_sha256": None,
+        "skipped_in_a_row": 0,
+        "record": {},
+        "best": {},
+        **dict.fromkeys(_LOSSES),
     }
 
 

@@ -9,7 +9,13 @@ import grpc
 
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
-from lectern_common.run.status import ATTEMPT_VARIABLE, RunState, Status
+from lectern_common.run.status import (
+    ATTEMPT_VARIABLE,
+    STOP_AT_CHECKPOINT,
+    STOP_AT_END,
+    RunState,
+    Status,
+)
 from lectern_common.teacher.channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 
@@ -42,6 +48,8 @@ class FakeProcess:
         self.alive = True
         self.exit_status: int | None = None
         self.terminated = 0
+        self.told_of_checkpoint = 0
+        self.heard_of_checkpoint = False  # whether the last of its statuses are to say so
         self.killed = False
         self._clock = clock
 
@@ -58,6 +66,7 @@ class FakeProcess:
                 "boot_id": self.identity.boot_id,
                 "start_ticks": self.identity.start_ticks,
                 "attempt": self.attempt,
+                "stops_at": STOP_AT_CHECKPOINT if self.heard_of_checkpoint else STOP_AT_END,
                 **said,
             }
         )
@@ -126,6 +135,10 @@ class FakeProcesses:
     def terminate(self, process: Identity) -> None:
         for made in self._of(process):
             made.terminated += 1
+
+    def stop_at_checkpoint(self, process: Identity) -> None:
+        for made in self._of(process):
+            made.told_of_checkpoint += 1
 
     def kill(self, process: Identity) -> None:
         for made in self._of(process):
