@@ -3,10 +3,20 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from lectern_common.run.checkpoint_files import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OPTIMIZER_NAME,
+    STATE_NAME,
+    checkpoint_path,
+    manifest_of,
+    write_json,
+)
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import (
@@ -34,6 +44,19 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+def write_fake_checkpoint(folder: RunFolder, step: int, **state: Any) -> Path:
+    """Writes a checkpoint of nothing, intact, unless there is one; returns its folder."""
+    path = checkpoint_path(folder.checkpoints_path, step)
+    if not path.exists():
+        path.mkdir(parents=True)
+        for name in (MODEL_NAME, OPTIMIZER_NAME):
+            (path / name).write_bytes(f"{name} of {folder.run_id} at {step}".encode())
+        spec = folder.read_spec().model_dump(mode="json")
+        write_json(path / STATE_NAME, {"step": step, "spec": spec, **state})
+        write_json(path / MANIFEST_NAME, manifest_of(path))
+    return path
 
 
 class FakeProcess:
@@ -71,8 +94,7 @@ class FakeProcess:
             }
         )
         if status.checkpoint_step is not None:
-            name = f"step-{status.checkpoint_step:08d}"
-            (self.folder.checkpoints_path / name).mkdir(parents=True, exist_ok=True)
+            write_fake_checkpoint(self.folder, status.checkpoint_step)
         self.folder.write_status(status)
 
     def end(self, exit_status: int = 0) -> None:
