@@ -43,6 +43,7 @@ from lectern_common.run.checkpoint_files import (
     checkpoint_path,
     file_facts,
     forked_state,
+    state_in,
     verified_state,
     write_json,
 )
@@ -56,6 +57,7 @@ _MADE = ".forked-"
 _TRIES = 5  # to link the newest checkpoint of a run that writes and deletes them
 _MAX_STEPS_NAMED = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_STATE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError)
 
 _log = structlog.get_logger()
 
@@ -127,14 +129,13 @@ def complete(
         try:
             state = verified_state(path)
             manifest = json.loads((path / MANIFEST_NAME).read_bytes())
-        except CorruptData as error:
+            resolved = spec.model_dump(mode="json")
+            forked = forked_state(state, asdict(source), resolved, teacher, packs_chats)
+            for name in (STATE_NAME, MANIFEST_NAME):
+                (path / name).unlink()  # they may be links, which are not written to
+            write_json(path / STATE_NAME, forked)
+        except (CorruptData, ValueError) as error:  # ValueError: a number that is not finite
             raise _broken(taken.was_in, source.step, _said(error, folder, taken.was_in)) from None
-        for name in (STATE_NAME, MANIFEST_NAME):
-            (path / name).unlink()  # they may be links, which are not written to
-        resolved = spec.model_dump(mode="json")
-        write_json(
-            path / STATE_NAME, forked_state(state, asdict(source), resolved, teacher, packs_chats)
-        )
         manifest["files"][STATE_NAME] = file_facts(path / STATE_NAME)
         write_json(path / MANIFEST_NAME, manifest)
         folder.write_spec(spec)
@@ -214,16 +215,9 @@ def _take(source: RunFolder, step: int | None, folder: RunFolder) -> TakenCheckp
         path.mkdir(parents=True, mode=0o750)
         if _linked(checkpoint_path(source.checkpoints_path, chosen), path):
             try:
-                state = json.loads((path / STATE_NAME).read_bytes())
+                state = state_in(path)
                 begun, packs_chats = parse_spec(state["spec"]), bool(state.get("packs_chats"))
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                LecternError,
-            ) as error:
+            except (*_NO_STATE, LecternError) as error:
                 why = _said(error, folder, source)
                 raise _broken(source, chosen, f"its state cannot be read ({why})") from None
             origin = ForkedFrom(source.run_id, chosen)
@@ -272,6 +266,8 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     """Makes `target` a second name of a file, or a copy if that cannot be, as of a link."""
+    if not source.is_file():
+        raise FileNotFoundError(source)  # not even a pipe, which would never end
     if not source.is_symlink():
         try:
             os.link(source, target)

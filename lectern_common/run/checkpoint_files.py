@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import CorruptData
+from lectern_common.run.untrusted import read_at_most
 from lectern_common.teacher.identity import TeacherIdentity
 
 MODEL_NAME = "model.safetensors"
@@ -21,6 +22,7 @@ FILE_NAMES = (MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, MANIFEST_NAME)
 _LOSSES = ("train_loss", "total_loss", "ce_loss", "kl_loss", "val_loss")
 # In the state of a checkpoint that another run has written; the fork's own have none.
 FORKED_FROM = "forked_from"
+MAX_JSON_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
 
 
@@ -38,7 +40,7 @@ def verified_state(path: Path) -> dict[str, Any]:
         CorruptData: a file does not match, or is missing.
     """
     try:
-        files = json.loads((path / MANIFEST_NAME).read_bytes())["files"]
+        files = json.loads(read_at_most(path / MANIFEST_NAME, MAX_JSON_BYTES))["files"]
         missing = {MODEL_NAME, OPTIMIZER_NAME, STATE_NAME} - set(files)
         if missing:
             raise CorruptData(f"the manifest of {path} does not list {min(missing)}")
@@ -47,10 +49,20 @@ def verified_state(path: Path) -> dict[str, Any]:
                 raise CorruptData(f"{path / name} does not have {facts['bytes']} bytes")
             if sha256_of(path / name) != facts["sha256"]:
                 raise CorruptData(f"{path / name} is damaged: its SHA-256 differs")
-        state = json.loads((path / STATE_NAME).read_bytes())
-        return {**state, "step": int(state["step"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return state_in(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptData(f"{path} is not a complete checkpoint: {error}") from None
+
+
+def state_in(path: Path) -> dict[str, Any]:
+    """Returns the state in a checkpoint, not verified.
+
+    Raises:
+        CorruptData: it is too large.
+        OSError, ValueError, KeyError, TypeError, RecursionError: it is not a state.
+    """
+    state = json.loads(read_at_most(path / STATE_NAME, MAX_JSON_BYTES))
+    return {**state, "step": int(state["step"])}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
