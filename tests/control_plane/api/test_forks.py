@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_files_are_copied_where_there_are_no_links(plane, source, fork, monkeypa
     def link(*_: Any) -> None:
         raise OSError(refusal, os.strerror(refusal))
 
-    monkeypatch.setattr(forking.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     folder = RunFolder(plane.roots.runs / fork().json()["id"])
     verified_state(folder.checkpoints_path / "step-00000008")
     model = Path("checkpoints/step-00000008/model.safetensors")
@@ -213,7 +214,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_taken_is_a_conflict(
     plane, source, fork, monkeypatch, after
 ):
     """The trainer renames the folder, then removes it."""
-    link, linked = os.link, []
+    link, linked = os.link, list[Path]()
 
     def racing(origin: Path, target: Path) -> None:
         if len(linked) == after and "step-00000008" in str(origin):
@@ -221,7 +222,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_taken_is_a_conflict(
         link(origin, target)
         linked.append(target)
 
-    monkeypatch.setattr(forking.os, "link", racing)
+    monkeypatch.setattr(os, "link", racing)
     assert (
         "deleted the checkpoint of step 8"
         in problem_of(fork(checkpoint=8), 409, "conflict")["detail"]
@@ -231,7 +232,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_taken_is_a_conflict(
 
 def test_the_newest_is_that_of_the_moment(plane, source, fork, monkeypatch):
     """A newer one is written and the old newest deleted just when it is to be taken."""
-    link, raced = os.link, []
+    link, raced = os.link, list[Path]()
 
     def racing(origin: Path, target: Path) -> None:
         if not raced:
@@ -240,7 +241,7 @@ def test_the_newest_is_that_of_the_moment(plane, source, fork, monkeypatch):
             shutil.rmtree(origin.parent)
         link(origin, target)
 
-    monkeypatch.setattr(forking.os, "link", racing)
+    monkeypatch.setattr(os, "link", racing)
     assert fork().json()["forked_from"]["step"] == 12
 
 
@@ -262,7 +263,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(plane, source, fork, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        owner = {"mkdtemp": forking.tempfile, "link": forking.os}.get(where, forking)
+        owner = {"mkdtemp": tempfile, "link": os}.get(where, forking)
         patch.setattr(owner, where, full)
         body = problem_of(fork(), 507, "disk_full")
     assert body["retryable"] and "nothing of the fork is left" in body["detail"]
@@ -272,7 +273,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(plane, source, fork, monkeypatc
 
 
 def test_a_teacher_is_checked_as_that_of_a_new_run_and_may_be_another(plane, source, fork):
-    changes = {"objective": {"alpha": 0.5}, "teacher": {"representation": "dense"}}
+    changes: dict[str, Any] = {"objective": {"alpha": 0.5}, "teacher": {"representation": "dense"}}
     with serving(FakeTeacher(fingerprint="a" * 64)) as address:
         changes["teacher"]["address"] = address
         run = fork(changes)
