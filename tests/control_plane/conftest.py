@@ -114,7 +114,7 @@ class Bench:
             if dies == "row":
                 fork.place("never-seen")
                 raise KilledHere
-            made.append(self.commands.create(spec, fork=fork))
+            made.append(self.commands.create(changed, fork=fork))
             if dies == "placed":
                 raise KilledHere
             return made[0]
@@ -125,8 +125,8 @@ class Bench:
                     patch.setattr(f"control_plane.runs.forking.{name}", lambda *_: None)
             with taken(self.folder(run_id), step) as checkpoint:
                 changes = {"schedule": {"steps": 99}}
-                spec = forked_spec(source.run_spec, changes, checkpoint.source.step)
-                complete(checkpoint, spec, None, packs_chats=True)
+                changed = forked_spec(source.run_spec, changes, checkpoint.source.step)
+                complete(checkpoint, changed, None, packs_chats=True)
                 created(checkpoint, create, self.runs)
         return made[0] if made else None
 

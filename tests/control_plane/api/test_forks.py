@@ -27,7 +27,7 @@ from tests.support.fakes import FakeTeacher, serving, write_fake_checkpoint
 def source(client, plane) -> RunFolder:
     """The folder of a run that waits, with checkpoints of steps 4 and 8."""
     run = create(client, "source")
-    folder = plane.folder(plane.runs.get(run["id"]))
+    folder: RunFolder = plane.folder(plane.runs.get(run["id"]))
     wait_for(folder.path.exists)
     for step in (4, 8):
         write_fake_checkpoint(folder, step, tokens_seen=100 * step, val_loss=1.5, wall_seconds=3.5)

@@ -100,7 +100,9 @@ class RunLife(RuleBasedStateMachine):
     def fork(self, data, step) -> None:
         source = self.bench.folder(data.draw(st.sampled_from(self.ids)))
         try:
-            self.ids.append(self.bench.fork(source.run_id, step).id)
+            made = self.bench.fork(source.run_id, step)
+            assert made is not None
+            self.ids.append(made.id)
         except (Conflict, InvalidRequest):
             assert source.newest_step is None or step not in (
                 None,

@@ -17,8 +17,8 @@ from tests.support.training.stops import ToldAt, compared, resumed
 class Saves(CheckpointStore):
     """Counts what is saved."""
 
-    def __init__(self, folder: Path, **kept: int) -> None:
-        super().__init__(folder, **{"keep_last": 9, "keep_best": 0, **kept})
+    def __init__(self, folder: Path, keep_best: int = 0) -> None:
+        super().__init__(folder, keep_last=9, keep_best=keep_best)
         self.saved: list[int] = []
 
     def save(self, step: int, *rest: Any) -> Path:
