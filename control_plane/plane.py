@@ -28,6 +28,7 @@ from control_plane.reading.series.indexes import (
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
+from control_plane.runs.forking import finish_forks
 from control_plane.runs.keeping.adoption import Adoption
 from control_plane.runs.keeping.backups import (
     EVERY_HOURS,
@@ -71,6 +72,7 @@ LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5
 INDEX_SECONDS = 20.0
 MAX_THREADS = 32
+MAX_FORKS_AT_ONCE = 2
 
 _log = structlog.get_logger()
 
@@ -102,6 +104,8 @@ class ControlPlane:
     stops_runs_on_exit: bool
     clock: Callable[[], float] = time.time
     tick_seconds: float = TICK_SECONDS
+    # Each reads a checkpoint whole: a few at once keep the disk busy, and leave threads to others.
+    forks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FORKS_AT_ONCE))
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     indexes: Indexes = field(default_factory=Indexes)
     reached: Reached = field(init=False)
@@ -277,6 +281,7 @@ def open_plane(
     changes = Wakes()
     runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
     finish_deletions(runs, roots.runs)
+    finish_forks(runs, roots.runs)
     sweep(roots.runs)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
     adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)

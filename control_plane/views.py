@@ -1,6 +1,7 @@
 """The model of every response, and how a run becomes one."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
@@ -23,6 +24,13 @@ class _View(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
+class ForkedFromView(_View):
+    """The checkpoint of another run that a run began with."""
+
+    run_id: str
+    step: int
+
+
 class RunView(_View):
     """One run as it is now. Times are Unix seconds."""
 
@@ -31,6 +39,10 @@ class RunView(_View):
     state: RunState
     wanted: Wanted
     """What the user last asked for."""
+    stop_at: Literal["checkpoint"] | None
+    """`checkpoint` once it is asked to stop at its next one, until it has stopped; else null."""
+    forked_from: ForkedFromView | None
+    """null if it began with its own first step."""
     reason: str | None
     """Machine-readable word for why it is in this state."""
     message: str | None
@@ -578,6 +590,8 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "wanted": run.wanted,
+        "stop_at": None if run.stop_at is None else str(run.stop_at),
+        "forked_from": None if run.forked_from is None else asdict(run.forked_from),
         "reason": run.reason,
         "message": (run.waits_for if run.state is RunState.QUEUED else None) or run.message,
         "since": run.since,
@@ -592,9 +606,9 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "disk_bytes": run.disk_bytes,
         "queue_position": run.queue_position,
         **of_spec,
-        "step": status.step if status else 0,
+        "step": status.step if status else run.checkpoint_step or 0,
         "steps": of_spec["steps"] or (status.steps if status else 0),
-        "checkpoint_step": status.checkpoint_step if status else None,
+        "checkpoint_step": run.checkpoint_step,
         "checkpoint_at": status.checkpoint_at if status else None,
         "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
         "slots": run.slots or [],

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -42,6 +42,8 @@ _HISTORY_PAGE = 200
 MAX_POINTS = 512
 # The server hashes the student's weights and asks the teacher before it accepts a run.
 CHECKS_SECONDS = 300.0
+# It also reads every byte of a checkpoint before it accepts a fork.
+FORK_SECONDS = 3600.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
 _SWEEP = "sweep"
@@ -448,14 +450,54 @@ class Client:
                 return entries[:limit][::-1]
             params["cursor"] = page["next_cursor"]
 
-    def stop_run(self, run_id: str) -> RunStatus:
+    def stop_run(self, run_id: str, at: Literal["now", "checkpoint"] = "now") -> RunStatus:
         """Asks a run to write a checkpoint and stop; returns it, possibly still running.
+
+        Args:
+            run_id: the run's id.
+            at: `checkpoint` lets it go on to the next checkpoint that is due anyway; without one
+                before its last step, it succeeds. A run without a trainer stops at once.
 
         Raises:
             NotFound: there is no such run.
             Conflict: it has succeeded or failed.
         """
-        return RunStatus.of_json(self._json("POST", f"/runs/{_segment(run_id)}/stop"))
+        return RunStatus.of_json(
+            self._json("POST", f"/runs/{_segment(run_id)}/stop", json={"at": at})
+        )
+
+    def fork_run(
+        self,
+        run_id: str,
+        changes: dict[str, Any] | None = None,
+        *,
+        checkpoint: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> RunStatus:
+        """Creates a run that goes on from a checkpoint of another one; returns the new run.
+
+        Args:
+            run_id: the run to fork, in any state.
+            changes: what differs in its spec, such as {"optimizer": {"learning_rate": 1e-4}};
+                anything but the student. The name becomes the run's with `-fork` unless set.
+            checkpoint: its step; None means the newest.
+            idempotency_key: as in `create_run`.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: it has no checkpoint, or has just deleted this one.
+            InvalidRequest: it has no checkpoint of this step.
+            InvalidSpec: a fork may not change these fields, or not to these values.
+            CorruptData: the checkpoint is damaged.
+            DiskFull: there is no space for the fork.
+            LecternError: the teacher does not answer, or does not fit.
+        """
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        body = {"checkpoint": checkpoint, "changes": changes or {}}
+        path = f"/runs/{_segment(run_id)}/fork"
+        return RunStatus.of_json(
+            self._json("POST", path, json=body, headers=headers, timeout=FORK_SECONDS)
+        )
 
     def resume_run(self, run_id: str, changes: dict[str, Any] | None = None) -> RunStatus:
         """Resumes a resting run from its newest checkpoint; returns it.

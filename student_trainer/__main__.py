@@ -6,6 +6,9 @@ It holds the folder's lock while it runs, keeps status.json up to date, and exit
     1   failed: something has to change before the run can continue
     75  interrupted: it can be resumed unchanged
 
+SIGUSR1 makes it end right after the next checkpoint that is due anyway, with 0; without one before
+its last step it succeeds.
+
 If device.count is above 1, it starts one process per device and watches them
 (ranks/supervisor.py). On several machines that share a file system, start them with
 `torchrun ... -m student_trainer RUN_FOLDER --resume`. A second signal ends the process at once. If
@@ -25,7 +28,7 @@ from typing import NoReturn
 
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run.folder import RunFolder
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
 from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
 from student_trainer.stop import Stop
@@ -55,6 +58,7 @@ def _stop_on_signals() -> Stop:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    signal.signal(STOP_AT_CHECKPOINT_SIGNAL, lambda _number, _frame: stop.request_at_checkpoint())
     return stop
 
 

@@ -1,4 +1,4 @@
-"""A request to stop: a flag that every wait of the trainer checks."""
+"""Requests to stop: flags that every wait of the trainer, or the end of a checkpoint, checks."""
 
 import time
 
@@ -19,6 +19,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._requested = False
+        self._at_checkpoint = False
         self.why = "stopped on request"
 
     def request(self, why: str | None = None) -> None:
@@ -27,9 +28,17 @@ class Stop:
             self.why = why
         self._requested = True
 
+    def request_at_checkpoint(self) -> None:
+        """Requests to end right after the next checkpoint that is due anyway; no wait ends."""
+        self._at_checkpoint = True
+
     @property
     def requested(self) -> bool:
         return self._requested
+
+    @property
+    def at_checkpoint(self) -> bool:
+        return self._at_checkpoint
 
     def check(self) -> None:
         """Raises StopRequested if a stop was requested."""

@@ -45,6 +45,9 @@ WITH_BODY: dict[int | str, dict[str, Any]] = {
 TEACHER_AWAY: dict[int | str, dict[str, Any]] = {
     502: {**PROBLEM, "description": "The teacher is not reachable, or its answer is unusable"}
 }
+NO_SPACE: dict[int | str, dict[str, Any]] = {
+    507: {**PROBLEM, "description": "The disk of the run folders is full; nothing was made"}
+}
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {**PROBLEM, "description": "No such run"}}
 CONFLICT: dict[int | str, dict[str, Any]] = {
     **NOT_FOUND,

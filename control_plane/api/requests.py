@@ -10,11 +10,13 @@ from fastapi import Depends, Path, Request, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
+from control_plane.runs.record import StopAt
 from lectern_common.errors import InvalidRequest, InvalidSpec
+from lectern_common.json_lines import MAX_COUNT
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import (
     HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
@@ -111,13 +113,13 @@ def checked_key(key: str | None) -> str | None:
     return key
 
 
-async def json_model(request: Request, model: type[_Model]) -> _Model:
-    """Returns the body as a strict model of a JSON object.
+async def json_model(request: Request, model: type[_Model], *, required: bool = True) -> _Model:
+    """Returns the body as a strict model of a JSON object; of an empty one if it may be absent.
 
     Raises:
         RequestValidationError: it does not fit; names each field.
     """
-    data = await json_object(request)
+    data = await (json_object(request) if required else optional_json_object(request))
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -129,6 +131,19 @@ async def json_model(request: Request, model: type[_Model]) -> _Model:
 
 async def optional_json_object(request: Request) -> dict[str, Any]:
     return await json_object(request) if await request.body() else {}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StopBody(_Body):
+    at: Annotated[StopAt, Field(strict=False)] = StopAt.NOW
+
+
+class ForkBody(_Body):
+    checkpoint: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    changes: dict[str, Any] = {}
 
 
 def json_body(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:

@@ -6,7 +6,9 @@ plain functions: FastAPI runs them in threads, off the event loop.
 
 import asyncio
 import hashlib
-from typing import Annotated
+import json
+from contextlib import ExitStack
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -14,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import views
 from control_plane.api.openapi import CHANGES
-from control_plane.api.problems import CONFLICT, NOT_FOUND, TEACHER_AWAY
+from control_plane.api.problems import CONFLICT, NO_SPACE, NOT_FOUND, TEACHER_AWAY
 from control_plane.api.requests import (
+    ForkBody,
     Plane,
     RunId,
+    StopBody,
     checked_key,
     json_body,
     json_model,
@@ -26,19 +30,30 @@ from control_plane.api.requests import (
     with_changes,
     with_labels,
 )
+from control_plane.plane import ControlPlane
 from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
 from control_plane.runs.commands import require_goes_on
 from control_plane.runs.deletion import delete_run
+from control_plane.runs.forking import complete, created, taken
 from control_plane.runs.keeping.pruning import Criteria, prune
-from control_plane.runs.record import require_not_removed
+from control_plane.runs.record import Run, StopAt, require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
 from lectern_common.errors import Conflict
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
+from lectern_common.spec.forking import forked_spec
 from lectern_common.spec.load import dump_spec, parse_spec
 from lectern_common.spec.run_spec import LABELS, NAME_PATTERN, RESUME_MAY_CHANGE, RunSpec, Tag
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="Repeating a request with the same key and body creates no second run."),
+]
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"schema": {"type": "string"}}}}
+}
 
 router = APIRouter()
 
@@ -49,7 +64,7 @@ router = APIRouter()
     response_model=views.RunView,
     responses={
         **TEACHER_AWAY,
-        202: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        **_ACCEPTED,
     },
     openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
 )
@@ -57,10 +72,7 @@ async def create_run(
     request: Request,
     response: Response,
     plane: Plane,
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="Repeating a request with the same key and body creates no second run."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> views.RunView:
     """Checks a run spec, its data, student and teacher, and queues the run."""
     key = checked_key(idempotency_key)
@@ -192,11 +204,115 @@ def list_checkpoints(plane: Plane, run_id: RunId) -> views.CheckpointsView:
 
 
 @router.post(
-    "/runs/{run_id}/stop", status_code=202, response_model=views.RunView, responses=CONFLICT
+    "/runs/{run_id}/fork",
+    status_code=202,
+    response_model=views.RunView,
+    responses={**CONFLICT, **TEACHER_AWAY, **NO_SPACE, **_ACCEPTED},
+    openapi_extra=json_body(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "checkpoint": {
+                    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
+                    "description": "Its step; null means the newest.",
+                },
+                "changes": {
+                    "$ref": f"#/components/schemas/{CHANGES}",
+                    "description": "The part of the run's spec that differs. Of `student` only "
+                    "`dtype` may; `name` becomes the run's with `-fork`.",
+                },
+            },
+        },
+        required=False,
+    ),
 )
-def stop_run(plane: Plane, run_id: RunId) -> views.RunView:
-    """Asks a run to write a checkpoint and stop. Repeating the request changes nothing."""
-    return plane.run_view(plane.commands.request_stop(run_id))
+async def fork_run(
+    request: Request,
+    response: Response,
+    plane: Plane,
+    run_id: RunId,
+    idempotency_key: IdempotencyKey = None,
+) -> views.RunView:
+    """Queues a new run that goes on from a checkpoint of another one, with some settings changed.
+
+    The other run may be in any state. The answer comes once every byte of the checkpoint was read
+    and compared, which takes a second or two a gigabyte.
+    """
+    key = checked_key(idempotency_key)
+    body = await json_model(request, ForkBody, required=False)
+    asked = json.dumps({"fork": run_id, **body.model_dump()}, sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    async with plane.key_lock(key), plane.forks:
+        run = await asyncio.to_thread(plane.runs.made_by_key, key, digest)
+        if run is None:
+            source = await asyncio.to_thread(plane.runs.get, run_id)
+            await asyncio.to_thread(plane.commands.require_room)
+            run = await _forked(plane, source, body, key, digest)
+    response.headers["Location"] = f"/runs/{run.id}"
+    return await asyncio.to_thread(plane.run_view, run)
+
+
+async def _forked(
+    plane: ControlPlane, source: Run, body: ForkBody, key: str | None, digest: str
+) -> Run:
+    """Returns the new run. All file work is done in threads."""
+    with_checkpoint = ExitStack()
+    try:
+        checkpoint = await asyncio.to_thread(
+            with_checkpoint.enter_context, taken(plane.folder(source), body.checkpoint)
+        )
+        spec = forked_spec(source.run_spec, body.changes, checkpoint.source.step)
+        same_rows = checkpoint.keeps_rows(spec)
+        spec = await plane.checks.resolved(spec, checkpoint.begun if same_rows else None)
+        packs_chats = checkpoint.packs_chats or not same_rows
+        teacher = await plane.checks.require_startable(spec, packs_chats=packs_chats)
+
+        def make() -> Run:
+            complete(checkpoint, spec, teacher, packs_chats=packs_chats)
+            return created(
+                checkpoint,
+                lambda fork: plane.commands.create(
+                    spec, key, digest, plane.has_folder, teacher, fork
+                ),
+                plane.runs,
+            )
+
+        return await asyncio.to_thread(make)
+    finally:
+        await asyncio.to_thread(with_checkpoint.close)
+
+
+@router.post(
+    "/runs/{run_id}/stop",
+    status_code=202,
+    response_model=views.RunView,
+    responses=CONFLICT,
+    openapi_extra=json_body(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "at": {
+                    "enum": list(StopAt),
+                    "default": StopAt.NOW,
+                    "description": "`checkpoint`: after the next checkpoint that is due anyway; "
+                    "without one before its last step, the run succeeds.",
+                }
+            },
+        },
+        required=False,
+    ),
+)
+async def stop_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+    """Asks a run to write a checkpoint and stop, now or at its next one.
+
+    Repeating the request changes nothing. `now` after `checkpoint` stops it now. A run without a
+    trainer stops at once.
+    """
+    body = await json_model(request, StopBody, required=False)
+    run = await asyncio.to_thread(plane.commands.request_stop, run_id, body.at)
+    return await asyncio.to_thread(plane.run_view, run)
 
 
 @router.post(

@@ -8,7 +8,7 @@ The decisions are the functions below the class.
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,11 +19,14 @@ from control_plane.runs.healing import HEALED, after_end, goes_so_far
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
+    FORKED,
     NEXT,
     PRIORITY,
+    STOP_ASKED,
     TROUBLES,
     Change,
     Run,
+    StopAt,
     Wanted,
     get_run,
     newest_revision,
@@ -38,6 +41,7 @@ from control_plane.runs.store import (
     sweep_runs,
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from lectern_common.run.folder import ForkedFrom
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status, values_of
 from lectern_common.run.untrusted import cut
@@ -66,6 +70,20 @@ _NO_PROCESS = {
 }
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Fork:
+    """What makes a new run a fork.
+
+    Attributes:
+        source: the checkpoint that it begins with.
+        place: puts its folder where a run with the given id expects it; called before the row can
+            be seen.
+    """
+
+    source: ForkedFrom
+    place: Callable[[str], None]
 
 
 class RunCommands:
@@ -97,6 +115,7 @@ class RunCommands:
         request_sha256: str = "",
         id_taken: Callable[[str], bool] = lambda run_id: False,
         teacher: TeacherIdentity | None = None,
+        fork: Fork | None = None,
     ) -> Run:
         """Returns a new queued run, or the run that an earlier request with this key made.
 
@@ -105,6 +124,7 @@ class RunCommands:
             request_sha256: hash of the body that came with it.
             id_taken: returns True for ids in use outside the store, such as by a folder.
             teacher: the teacher that the run is accepted with, the only one it trains with.
+            fork: what it begins with; None means with nothing.
 
         Raises:
             InvalidRequest: the key was used with another body.
@@ -116,7 +136,7 @@ class RunCommands:
             if made is not None:
                 return made
             self.require_room_in(connection)
-            [run] = self.insert(connection, [(spec, teacher)], id_taken, now)
+            [run] = self.insert(connection, [(spec, teacher)], id_taken, now, fork)
             _set_place(connection, run.id)
             run = get_run(connection, run.id)
             if key is not None:
@@ -134,6 +154,7 @@ class RunCommands:
         wanted: Sequence[tuple[RunSpec, TeacherIdentity | None]],
         id_taken: Callable[[str], bool],
         now: float,
+        fork: Fork | None = None,
     ) -> list[Run]:
         """Returns new queued runs, made within a transaction; call `inserted` after it.
 
@@ -144,6 +165,7 @@ class RunCommands:
             wanted: spec and teacher of each.
             id_taken: as in `create`.
             now: Unix seconds.
+            fork: what each begins with; None means with nothing.
         """
         new: set[str] = set()
 
@@ -157,7 +179,12 @@ class RunCommands:
             run_id = new_id(spec.name, is_taken)
             new.add(run_id)
             revision += 1
-            rows.append({**_new_row(run_id, spec, teacher, now), "revision": revision})
+            row = {**_new_row(run_id, spec, teacher, now), "revision": revision}
+            if fork is not None:
+                fork.place(run_id)
+                row |= {"forked_from": asdict(fork.source), "reason": FORKED}
+                row["message"] = f"forked from {fork.source}"
+            rows.append(row)
         connection.execute(sa.insert(runs), rows)
         made = select_runs(connection, runs.c.revision > revision - len(rows))
         for run in made:
@@ -175,14 +202,18 @@ class RunCommands:
         with self._store.reading() as connection:
             self.require_room_in(connection, count)
 
-    def request_stop(self, run_id: str) -> Run:
+    def request_stop(self, run_id: str, at: StopAt = StopAt.NOW) -> Run:
         """Returns the run, now to be stopped. Repeating the request changes nothing.
+
+        Args:
+            at: CHECKPOINT lets an active run go on to its next checkpoint; without one before its
+                last step, it succeeds. A run without a trainer stops at once.
 
         Raises:
             NotFound: no such run.
-            Conflict: it has succeeded or failed.
+            Conflict: it has succeeded or failed, or its trainer cannot be told of a checkpoint.
         """
-        return self._change(run_id, _stopped)
+        return self._change(run_id, _stopped if at is StopAt.NOW else _stops_at_checkpoint)
 
     def request_resume(
         self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
@@ -210,6 +241,7 @@ class RunCommands:
                     "restarts": 0,
                     "heals": 0,
                     "resume_at": None,
+                    "stop_at": None,
                 },
             )
 
@@ -438,6 +470,7 @@ class RunCommands:
         def decide(run: Run) -> Change | None:
             if run.state not in ACTIVE:
                 return None
+            wanted = Wanted.STOPPED if state is RunState.STOPPED else None
             columns, text = {**_NO_PROCESS, **_seen(status)}, message
             if run.wanted is Wanted.RUNNING:
                 if resumes:
@@ -445,7 +478,7 @@ class RunCommands:
                 elif state is RunState.INTERRUPTED:
                     more, text = after_end(run, reason, message, status, self._clock())
                     columns |= more
-            return Change(state, None, reason, text, columns)
+            return Change(state, wanted, reason, text, columns)
 
         return self._change(run_id, decide)
 
@@ -517,11 +550,15 @@ class RunCommands:
             if state is not run.state:
                 values |= {"state": state, "since": now, **_active_time(run, state, now)}
                 values = {"queue_position": None, "waits_for": None, **values}
+                goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
+                if state in RESTING and not goes_on:
+                    values["stop_at"] = None
             connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
             if state is RunState.QUEUED:
                 _set_place(connection, run_id)
             after = get_run(connection, run_id)
-            if (after.state, after.wanted) != (run.state, run.wanted):
+            was_asked = change.columns.get("stop_at") is not None
+            if was_asked or (after.state, after.wanted) != (run.state, run.wanted):
                 _remember(connection, after, now)
         if after.state is not run.state:
             _log.info(
@@ -563,11 +600,28 @@ def _stopped(run: Run) -> Change | None:
     if run.wanted is Wanted.STOPPED:
         return None
     if run.state in ACTIVE:
-        return Change(RunState.STOPPING, Wanted.STOPPED, "stopped")
+        columns = {"stop_at": None}
+        return Change(RunState.STOPPING, Wanted.STOPPED, "stopped", columns=columns)
     if run.state is RunState.QUEUED:
         return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
-    columns = {"resume_at": None, "waits_for": None}
+    columns = {"resume_at": None, "waits_for": None, "stop_at": None}
     return Change(None, Wanted.STOPPED, run.reason, run.message, columns)
+
+
+def _stops_at_checkpoint(run: Run) -> Change | None:
+    """Raises Conflict if there is nothing to stop, or its trainer cannot be told."""
+    if run.state not in ACTIVE or run.wanted is Wanted.STOPPED:
+        return _stopped(run)  # it has no trainer, or is stopping already
+    if run.stop_at is StopAt.CHECKPOINT:
+        return None
+    status = run.last_status
+    if status is not None and run.pid is not None and status.pid == run.pid and not status.stops_at:
+        raise Conflict(
+            f"the trainer of run {run.id} was started by an earlier release, and cannot be told to "
+            f"stop at a checkpoint; stop it now (`lectern runs stop {run.id}`)"
+        )
+    text = "stops after its next checkpoint"
+    return Change(None, None, STOP_ASKED, text, {"stop_at": StopAt.CHECKPOINT})
 
 
 def _requeued(run: Run) -> Change | None:

@@ -4,12 +4,14 @@ queued -> starting -> running <-> waiting_for_teacher
              |           |  (from any of the three: stopping or an end)
              `-> stopping -> stopped | succeeded | failed | interrupted
 running, waiting_for_teacher -> starting     its processes were lost, and are started again
+starting, running, waiting_for_teacher -> stopped     after the checkpoint at which it was to stop
 stopped, failed, interrupted -> queued
 succeeded -> queued    if the resume asks for more steps
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -21,7 +23,7 @@ from pydantic import ValidationError
 from control_plane.runs.store import deleted_runs, history, runs, sound_json
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.json_lines import MAX_COUNT
-from lectern_common.run.folder import RunFolder
+from lectern_common.run.folder import ForkedFrom, RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESUMABLE, RunState, Status, salvaged_status
 from lectern_common.run.untrusted import cut
@@ -38,6 +40,13 @@ class Wanted(StrEnum):
     STOPPED = "stopped"
 
 
+class StopAt(StrEnum):
+    """When a run that is asked to stop does so."""
+
+    NOW = "now"  # it writes a checkpoint
+    CHECKPOINT = "checkpoint"  # after the next checkpoint that is due anyway
+
+
 # States in which a trainer may be alive.
 ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
@@ -49,20 +58,17 @@ STATUS_UNREADABLE = "status_unreadable"
 FOLDER_MISSING = FolderMissing.reason
 INTERNAL = "internal"
 TROUBLES = frozenset({STATUS_UNREADABLE, FOLDER_MISSING, INTERNAL})
+STOP_ASKED = "stop_at_checkpoint"  # reason of a run in its history, once it was asked for
+FORKED = "forked"  # reason of a new run that was made of another one's checkpoint
 _ENDS = {RunState.SUCCEEDED, RunState.FAILED, RunState.INTERRUPTED}
+_STOPS = {RunState.STOPPING, RunState.STOPPED}
 
 # Which state may follow which. A state may always follow itself.
 NEXT: dict[RunState, frozenset[RunState]] = {
     RunState.QUEUED: frozenset({RunState.STARTING, RunState.STOPPED}),
-    RunState.STARTING: frozenset(
-        {RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING, *_ENDS}
-    ),
-    RunState.RUNNING: frozenset(
-        {RunState.STARTING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING, *_ENDS}
-    ),
-    RunState.WAITING_FOR_TEACHER: frozenset(
-        {RunState.STARTING, RunState.RUNNING, RunState.STOPPING, *_ENDS}
-    ),
+    RunState.STARTING: frozenset({RunState.RUNNING, RunState.WAITING_FOR_TEACHER, *_STOPS, *_ENDS}),
+    RunState.RUNNING: frozenset({RunState.STARTING, RunState.WAITING_FOR_TEACHER, *_STOPS, *_ENDS}),
+    RunState.WAITING_FOR_TEACHER: frozenset({RunState.STARTING, RunState.RUNNING, *_STOPS, *_ENDS}),
     RunState.STOPPING: frozenset({RunState.STOPPED, *_ENDS}),
     RunState.STOPPED: frozenset({RunState.QUEUED}),
     RunState.FAILED: frozenset({RunState.QUEUED}),
@@ -108,6 +114,8 @@ class Run:
     stalled_since: float | None = None  # active: the last progress, if it makes none
     heals: int = 0  # times it went on after an end that heals, since the last request
     disk_bytes: int | None = None  # of its folder; None until measured
+    stop_at: StopAt | None = None  # CHECKPOINT: asked to stop at its next one; None: not asked
+    forked_from: ForkedFrom | None = None  # the checkpoint of another run that it began with
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -159,7 +167,9 @@ class Run:
 
     @property
     def checkpoint_step(self) -> int | None:
-        return None if self.last_status is None else self.last_status.checkpoint_step
+        if self.last_status is not None:
+            return self.last_status.checkpoint_step
+        return None if self.forked_from is None else self.forked_from.step
 
     @property
     def resumes_itself(self) -> bool:
@@ -235,6 +245,11 @@ def _run_of(row: sa.RowMapping) -> Run:
     values["spec"] = _object(row["spec"])
     values["slots"] = _texts(row["slots"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
+    values["stop_at"] = StopAt.CHECKPOINT if row["stop_at"] == StopAt.CHECKPOINT else None
+    values["forked_from"] = None
+    if row["forked_from"] is not None:
+        with suppress(ValueError):
+            values["forked_from"] = ForkedFrom.of_json(row["forked_from"])
     try:
         values["wanted"] = Wanted(row["wanted"])
     except ValueError:

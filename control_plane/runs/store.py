@@ -67,6 +67,8 @@ runs = sa.Table(
     sa.Column("stalled_since", sa.Float),
     sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
     sa.Column("disk_bytes", sa.Integer),
+    sa.Column("stop_at", sa.Text),
+    sa.Column("forked_from", sa.JSON(none_as_null=True)),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.

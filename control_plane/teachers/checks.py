@@ -43,9 +43,13 @@ class StartChecks:
         """Drops the checks that have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def resolved(self, spec: RunSpec) -> RunSpec:
-        """Returns the spec with what its data decides filled in."""
-        return await self._in_thread(lambda: with_documents(spec, self._roots))
+    async def resolved(self, spec: RunSpec, begun: RunSpec | None = None) -> RunSpec:
+        """Returns the spec with what its data decides filled in.
+
+        Args:
+            begun: the spec of an earlier run with the same rows, which decides instead.
+        """
+        return await self._in_thread(lambda: with_documents(spec, self._roots, begun))
 
     async def examined(self, spec: RunSpec) -> tuple[list[Check], Found]:
         """Returns every check of a new run, and what they found; creates nothing.

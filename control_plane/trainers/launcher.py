@@ -17,7 +17,7 @@ import structlog
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
-from lectern_common.run.folder import RunFolder
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
 from lectern_common.run.processes import (
     PROC,
     Identity,
@@ -174,10 +174,23 @@ class Launcher:
         Raises:
             PermissionError: the process now belongs to another user.
         """
+        self._signal(process, signal.SIGTERM)
+
+    def stop_at_checkpoint(self, process: Identity) -> None:
+        """Tells only the process to stop after its next checkpoint; ignores a dead process.
+
+        It must be one whose status says where it stops: the signal ends any other.
+
+        Raises:
+            PermissionError: the process now belongs to another user.
+        """
+        self._signal(process, STOP_AT_CHECKPOINT_SIGNAL)
+
+    def _signal(self, process: Identity, number: signal.Signals) -> None:
         if is_alive(process, self._proc):
             with contextlib.suppress(psutil.NoSuchProcess):
                 try:
-                    psutil.Process(process.pid).terminate()
+                    psutil.Process(process.pid).send_signal(number)
                 except psutil.AccessDenied:
                     raise PermissionError(
                         f"cannot signal process {process.pid}: it belongs to another user"

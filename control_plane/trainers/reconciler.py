@@ -3,7 +3,8 @@
 One pass (`Reconciler.tick`):
     1. every run that should have a trainer: find its process, by the recorded identity, by its
        status file and lock, or by its command line; record its status; if it is gone, record how it
-       ended; if it should stop, signal it once, and kill it after the grace period
+       ended; if it should stop, signal it once, and kill it after the grace period; if it should
+       stop at a checkpoint, signal it again and again until its status says that it knows
     2. interrupted runs whose delay is over are queued again
     3. queued runs get their devices and a process, by priority, then by age, up to the limit
        (devices.py)
@@ -18,6 +19,7 @@ anew, so a trainer gets more time then, never less.
 """
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -28,12 +30,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.logs.tail import last_line
 from control_plane.runs.commands import RunCommands
+from control_plane.runs.forking import put_fork_in_place
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import (
     ACTIVE,
     FOLDER_MISSING,
     INTERNAL,
     Run,
+    StopAt,
     Wanted,
     require_not_removed,
 )
@@ -50,7 +54,13 @@ from lectern_common.errors import (
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
-from lectern_common.run.status import ATTEMPT_VARIABLE, RESTING, RunState, Status
+from lectern_common.run.status import (
+    ATTEMPT_VARIABLE,
+    RESTING,
+    STOP_AT_END,
+    RunState,
+    Status,
+)
 
 STOP_GRACE_SECONDS = 60.0
 EXIT_GRACE_SECONDS = 30.0  # from a trainer's last status to the end of its process
@@ -79,6 +89,8 @@ class Processes(Protocol):
     def exit_status(self, process: Identity) -> int | None: ...
 
     def terminate(self, process: Identity) -> None: ...
+
+    def stop_at_checkpoint(self, process: Identity) -> None: ...
 
     def kill(self, process: Identity) -> None: ...
 
@@ -115,6 +127,7 @@ class Reconciler:
         self._grace = stop_grace_seconds
         self._signalled: set[tuple[str, int]] = set()  # (run, attempt) by this process
         self._killed: set[tuple[str, int]] = set()
+        self._told_at: dict[tuple[str, int], float] = {}  # when it was last told of a checkpoint
         self._exit_statuses: dict[Identity, int] = {}
         self._first_seen: dict[tuple[str, int, str], float] = {}
         self._logged: dict[str, str] = {}  # by run, what was logged last
@@ -185,6 +198,8 @@ class Reconciler:
             self._signal_once(run, process)
             if self._seconds_of(run, "stopping") > self._grace:
                 self._kill(run, process)
+        elif run.stop_at is StopAt.CHECKPOINT and said is not None:
+            self._tell_of_checkpoint(run, process, said)
         # After the signals, which go out even if nothing can be recorded.
         if problem is not None:
             self._log_once(run, problem.text)
@@ -228,7 +243,9 @@ class Reconciler:
             self._commands.crashed(run.id, reason, how, said)
 
     def _record_end(self, run: Run, said: Status) -> None:
-        if said.state is RunState.STOPPED and run.wanted is Wanted.RUNNING:
+        # One that was to stop at a checkpoint has written one, whoever made it stop.
+        was_asked = run.wanted is Wanted.STOPPED or run.stop_at is not None
+        if said.state is RunState.STOPPED and not was_asked:
             if self._draining:
                 self._interrupted_by_exit(run, said)
             else:
@@ -279,6 +296,22 @@ class Reconciler:
                 _log.error("signal not recorded", run=run.id, error=str(error))
         self._signalled.add(key)
         self._processes.terminate(process)
+
+    def _tell_of_checkpoint(self, run: Run, process: Identity, said: Status) -> None:
+        """Signals a trainer that does not know yet that it is to stop at its next checkpoint.
+
+        Any number of such signals are as one, so nothing is recorded. A trainer whose status does
+        not say where it stops would be killed by the signal: one of an earlier release.
+
+        Raises:
+            OSError: the process cannot be signalled.
+        """
+        key, now = (run.id, run.attempt), self._clock()
+        if said.stops_at != STOP_AT_END:
+            return
+        if now - self._told_at.get(key, -math.inf) >= SIGNAL_AGAIN_SECONDS:
+            self._told_at[key] = now
+            self._processes.stop_at_checkpoint(process)
 
     def _kill(self, run: Run, process: Identity) -> None:
         _log.warning("trainer killed", run=run.id, pid=process.pid)
@@ -381,6 +414,13 @@ class Reconciler:
 
 def _prepare(folder: RunFolder, run: Run) -> bool:
     """Makes the folder agree with the row; returns whether a trainer has used it before."""
+    if run.forked_from is not None and not folder.path.exists():
+        put_fork_in_place(folder.path.parent, run.id)
+        if not folder.path.exists():
+            raise FolderMissing(
+                f"the folder of run {run.id} was removed, with the checkpoint of {run.forked_from} "
+                "that it was to begin with; fork that run again"
+            )
     if not folder.path.exists():
         RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
         return False

@@ -16,11 +16,18 @@ export type RunState =
 
 export type Wanted = "running" | "stopped";
 
+export interface ForkedFrom {
+  run_id: string;
+  step: number;
+}
+
 export interface Run {
   id: string;
   name: string;
   state: RunState;
   wanted: Wanted;
+  stop_at: string | null;
+  forked_from: ForkedFrom | null;
   reason: string | null;
   message: string | null;
   since: number;

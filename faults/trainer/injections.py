@@ -169,10 +169,11 @@ def _stalled_metrics(value: str) -> None:
 
 
 def _full_disk(value: str) -> None:
+    from lectern_common.run import checkpoint_files
     from student_trainer.journal import checkpoint
 
     steps = {int(step) for step in value.split(",")}
-    save, write = checkpoint.CheckpointStore.save, checkpoint._write_json
+    save, write = checkpoint.CheckpointStore.save, checkpoint_files.write_json
     current = -1
 
     def saved(self: Any, step: int, *rest: Any) -> Path:
@@ -186,7 +187,7 @@ def _full_disk(value: str) -> None:
         write(path, data)
 
     put(checkpoint.CheckpointStore, "save", saved)
-    put(checkpoint, "_write_json", full)
+    put(checkpoint, "write_json", full)
 
 
 FAULTS: dict[str, Callable[[str], None]] = {

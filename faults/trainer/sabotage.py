@@ -19,6 +19,7 @@ def _no_moments_restored(_program: str) -> None:
 
 
 def _checkpoints_written_in_place(_program: str) -> None:
+    from lectern_common.run import checkpoint_files as files
     from student_trainer.journal import checkpoint
     from student_trainer.journal.checkpoint import CheckpointStore
 
@@ -31,12 +32,12 @@ def _checkpoints_written_in_place(_program: str) -> None:
     ) -> Path:
         target = self._path(step)
         target.mkdir(parents=True, exist_ok=True)
-        self._save_tensors(checkpoint._on_cpu(model), target / checkpoint.MODEL_NAME)
-        self._save_tensors(checkpoint._on_cpu(optimizer), target / checkpoint.OPTIMIZER_NAME)
-        checkpoint._write_json(target / checkpoint.STATE_NAME, {**state, "step": step})
-        (target / checkpoint.MANIFEST_NAME).unlink(missing_ok=True)
-        manifest = checkpoint._manifest_of(target)
-        checkpoint._write_json(target / checkpoint.MANIFEST_NAME, manifest)
+        self._save_tensors(checkpoint._on_cpu(model), target / files.MODEL_NAME)
+        self._save_tensors(checkpoint._on_cpu(optimizer), target / files.OPTIMIZER_NAME)
+        files.write_json(target / files.STATE_NAME, {**state, "step": step})
+        (target / files.MANIFEST_NAME).unlink(missing_ok=True)
+        manifest = files.manifest_of(target)
+        files.write_json(target / files.MANIFEST_NAME, manifest)
         self._prune((state.get("best") or {}).get("step"))
         return target
 

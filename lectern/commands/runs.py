@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,12 +40,7 @@ def create(
     spec = spec_of(spec_file)
     with control_plane(url, token_file) as service:
         run = service.create_run(spec)
-        if as_json:
-            console.print_json(run.json)
-        else:
-            print(run.id)
-        if watch_it:
-            _watch(service, [run.id], as_json=as_json)
+        _print_created(service, run, watch_it=watch_it, as_json=as_json)
 
 
 @app.command("list", epilog="Example: lectern runs list --json")
@@ -267,14 +262,27 @@ def samples(
 @app.command(epilog="Example: lectern runs stop coder-7t2k9q --wait")
 def stop(
     run_ids: RunIds,
+    at_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--at-checkpoint",
+            help="Let them go on to the next checkpoint that is due anyway.",
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until they have stopped.")] = False,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Ask runs to write a checkpoint and stop. If one cannot be stopped, the others still are."""
+    """Ask runs to write a checkpoint and stop. If one cannot be stopped, the others still are.
+
+    With --at-checkpoint, a run without another checkpoint before its last step succeeds, and one
+    without a trainer, such as a queued one, stops at once. Without it, a run that was to stop at a
+    checkpoint stops now.
+    """
     with control_plane(url, token_file) as service:
-        runs, refusals = _ask_each(run_ids, service.stop_run)
+        at: Literal["now", "checkpoint"] = "checkpoint" if at_checkpoint else "now"
+        runs, refusals = _ask_each(run_ids, lambda run_id: service.stop_run(run_id, at))
         if wait:
             runs = service.wait([run.id for run in runs], say=console.note)
     _print_states(runs, as_json=as_json)
@@ -303,6 +311,41 @@ def resume(
         runs, refusals = _ask_each(run_ids, lambda run_id: service.resume_run(run_id, changed))
     _print_states(runs, as_json=as_json)
     _exit_with(refusals)
+
+
+@app.command(epilog="Example: lectern runs fork coder-7t2k9q --set optimizer.learning_rate=0.0001")
+def fork(
+    run_id: RunId,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option("--checkpoint", min=0, help="Step of the checkpoint [default: the newest]."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field of the spec, except of the student; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new run [default: that of the run, and -fork].")
+    ] = None,
+    watch_it: Annotated[
+        bool, typer.Option("--watch", help="Watch the new run until it has ended.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Create a run that goes on from a checkpoint of another one, in any state."""
+    changed = _as_mapping(changes or [])
+    if name is not None:
+        changed["name"] = name
+    with control_plane(url, token_file) as service:
+        run = service.fork_run(run_id, changed, checkpoint=checkpoint)
+        _print_created(service, run, watch_it=watch_it, as_json=as_json)
 
 
 @app.command(epilog="Example: lectern runs delete coder-7t2k9q --yes")
@@ -593,6 +636,15 @@ def _json_value(text: str) -> Any:
         # Not only YAMLError: `!!bool x` is a KeyError; a date, which JSON lacks, a TypeError.
         raise ValueError(f"{text!r} is not a JSON value") from error
     return value
+
+
+def _print_created(service: "Client", run: "RunStatus", *, watch_it: bool, as_json: bool) -> None:
+    if as_json:
+        console.print_json(run.json)
+    else:
+        print(run.id)
+    if watch_it:
+        _watch(service, [run.id], as_json=as_json)
 
 
 def _print_states(runs: "list[RunStatus]", *, as_json: bool) -> None:

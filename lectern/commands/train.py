@@ -36,6 +36,7 @@ def train(
 
     The run folder is RUNS/NAME, after the name in the spec; everything that can be checked is
     checked before it is made. Ctrl-C writes a checkpoint and stops; --resume continues from there.
+    `kill -USR1` of this command lets the run go on to its next checkpoint and stops it there.
     """
     from lectern.local.folder import resolved
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lectern.console import INTERRUPTED_EXIT_CODE, note
-from lectern.local.processes import Child, interrupts_held, signals_interrupt
+from lectern.local.processes import Child, interrupts_held, signals_interrupt, signals_noted
 from lectern.terminal.live import LiveRun
 from lectern_common.errors import CorruptData
 from lectern_common.json_lines import Position, Record, read_after
 from lectern_common.roots import Roots
-from lectern_common.run.folder import RunFolder, checkpoint_steps
-from lectern_common.run.status import RunState, Status
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder, checkpoint_steps
+from lectern_common.run.status import STOP_AT_END, RunState, Status
 
 POLL_SECONDS = 0.2
 # Time to finish the current step and write its checkpoint.
@@ -29,7 +29,8 @@ def run_trainer(
     """Runs the trainer until it ends; calls `show` a few times a second with the run's state.
 
     Ctrl-C (or SIGTERM, SIGHUP) asks the trainer to write a checkpoint and stop; a second one kills
-    it and raises KeyboardInterrupt. If this process is killed, the trainer stops with a checkpoint.
+    it and raises KeyboardInterrupt. SIGUSR1 asks it to stop at the next checkpoint that is due
+    anyway. If this process is killed, the trainer stops with a checkpoint.
 
     Returns:
         Exit status: 0 succeeded or stopped, 1 failed, 75 interrupted (or the trainer was killed).
@@ -44,21 +45,28 @@ def run_trainer(
     )
     metrics = MetricsReader(folder.metrics_path)
     child: Child | None = None
+    told = False
 
-    def refresh(child: Child) -> None:
+    def refresh(child: Child, asked_at_checkpoint: list[int]) -> None:
+        nonlocal told
         status = status_of(folder, child)
         if status is not None:
             view.show_status(status)
+            # Not before: the signal would kill a process that does not know it yet.
+            if asked_at_checkpoint and not told and status.stops_at == STOP_AT_END:
+                told = True
+                child.signal(STOP_AT_CHECKPOINT_SIGNAL)
+                note("the run stops at its next checkpoint (Ctrl-C stops it now)")
         view.add_metrics(metrics.new())
         show(view)
 
-    with signals_interrupt():
+    with signals_interrupt(), signals_noted(STOP_AT_CHECKPOINT_SIGNAL) as asked:
         try:
             with interrupts_held():
                 environment = roots.environment()
                 child = Child("trainer", argv, folder.log_path, environment, hears_our_end=True)
             while child.is_alive:
-                refresh(child)
+                refresh(child, asked)
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             if child is None:
@@ -69,7 +77,7 @@ def run_trainer(
             if child is not None:
                 child.stop(STOP_GRACE_SECONDS)
             raise
-        refresh(child)
+        refresh(child, asked)
     code = child.wait()
     return code if code >= 0 else INTERRUPTED_EXIT_CODE
 

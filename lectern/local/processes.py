@@ -201,6 +201,20 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def signals_noted(number: signal.Signals) -> Iterator[list[int]]:
+    """Yields a list that gets an entry for each such signal in the block; it has no other effect.
+
+    Not an event: one signal may interrupt the handler of another, in the middle of its lock.
+    """
+    noted: list[int] = []
+    before = signal.signal(number, lambda number, _frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
 def interrupts_held() -> Iterator[None]:
     """Delays Ctrl-C, SIGTERM and SIGHUP until the end of the block.
 

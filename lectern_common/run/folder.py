@@ -3,6 +3,8 @@
     runs/<run_id>/
       spec.yaml        resolved RunSpec; written before the trainer starts
       teacher.json     TeacherIdentity that the run was accepted with; missing if it has no teacher
+      forked_from.json run and step of the checkpoint that the run began with; missing if it was not
+                       forked
       status.json      Status; replaced atomically, with a heartbeat
       metrics.jsonl    one JSON object per step, with keys such as "loss/kd"; see json_lines.py
       metrics.index    what charts need of metrics.jsonl; made by the control plane, which makes it
@@ -16,13 +18,16 @@
                        manifest.json}
       export/          a folder that plain transformers loads
 
-The trainer owns itself: it runs in its own session, holds the lock, and stops on SIGTERM.
+The trainer owns itself: it runs in its own session, holds the lock, and stops on SIGTERM, or after
+its next checkpoint on SIGUSR1. Only a trainer whose status has `stops_at` knows SIGUSR1, which
+ends any other.
 """
 
 import errno
 import json
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,13 +39,37 @@ from typing import Any
 from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.files import rename_durably, require_locks, take_lock, write_atomic
 from lectern_common.json_lines import append_json_line
+from lectern_common.run.checkpoint_files import STATE_NAME, checkpoint_path
 from lectern_common.run.status import MAX_STATUS_BYTES, Status, bounded, parse_status
 from lectern_common.run.untrusted import cut, read_at_most
 from lectern_common.spec.load import dump_spec, load_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
 
+STOP_AT_CHECKPOINT_SIGNAL = signal.SIGUSR1
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True)
+class ForkedFrom:
+    """The checkpoint that a run began with: of which run, after how many steps."""
+
+    run_id: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} at step {self.step}"
+
+    @classmethod
+    def of_json(cls, data: Any) -> "ForkedFrom":
+        """Returns what `asdict` wrote. Raises ValueError if it is anything else."""
+        run_id, step = (data.get(key) if isinstance(data, dict) else None for key in _FORKED)
+        if not isinstance(run_id, str) or not isinstance(step, int) or isinstance(step, bool):
+            raise ValueError("it does not name a run and a step")
+        return cls(run_id, step)
+
+
+_FORKED = ("run_id", "step")
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,10 @@ class RunFolder:
     @property
     def teacher_path(self) -> Path:
         return self.path / "teacher.json"
+
+    @property
+    def forked_from_path(self) -> Path:
+        return self.path / "forked_from.json"
 
     @property
     def status_path(self) -> Path:
@@ -116,7 +149,7 @@ class RunFolder:
         """
         for step in reversed(checkpoint_steps(self.checkpoints_path)):
             try:
-                path = self.checkpoints_path / f"step-{step:08d}" / "state.json"
+                path = checkpoint_path(self.checkpoints_path, step) / STATE_NAME
                 return bool(json.loads(path.read_bytes()).get("packs_chats"))
             except (OSError, ValueError, AttributeError):
                 continue
@@ -180,6 +213,25 @@ class RunFolder:
             raise CorruptData(f"{self.teacher_path} is not readable: {error}") from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptData(f"{self.teacher_path} does not name a teacher: {error}") from None
+
+    def write_forked_from(self, forked: ForkedFrom) -> None:
+        """Replaces forked_from.json atomically."""
+        write_atomic(self.forked_from_path, json.dumps(asdict(forked)).encode())
+
+    def read_forked_from(self) -> ForkedFrom | None:
+        """Returns the checkpoint that the run began with; None if it was not forked.
+
+        Raises:
+            CorruptData: the file does not name a checkpoint.
+        """
+        try:
+            return ForkedFrom.of_json(json.loads(self.forked_from_path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise CorruptData(
+                f"{self.forked_from_path} does not name a checkpoint: {error}"
+            ) from None
 
     def write_status(self, status: Status) -> None:
         """Replaces status.json atomically (not fsynced: it is rewritten every second)."""

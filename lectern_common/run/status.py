@@ -39,6 +39,9 @@ VALIDATION_LOSS = "loss/val"
 VALIDATION_STEP = "loss/val_step"
 BEST_VALIDATION = "loss/val_best"
 BEST_VALIDATION_STEP = "loss/val_best_step"
+# In a status's `stops_at`: where the trainer will stop, as far as it knows.
+STOP_AT_END = "end"
+STOP_AT_CHECKPOINT = "checkpoint"
 EARLY_STOPPED = "early_stopped"  # reason of a run that succeeded before its last step
 
 
@@ -100,6 +103,9 @@ class Status:
     activity: Word | None = None  # starting, step, evaluation, checkpoint or export
     activity_seconds: Number | None = None  # since it began or last progressed
     usual_seconds: Number | None = None  # what it took lately, the median; None if not yet known
+    # STOP_AT_END, or STOP_AT_CHECKPOINT once it was told to; None from trainers of earlier
+    # releases, which cannot be told.
+    stops_at: Word | None = None
 
     @property
     def process(self) -> Identity | None:

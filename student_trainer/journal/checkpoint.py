@@ -12,7 +12,6 @@ broken-step-..., and the one before it is used. A checkpoint holds no random sta
 random is drawn from (seed, step).
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -26,17 +25,23 @@ from torch import Tensor
 
 from lectern_common.errors import CorruptData, NotFound
 from lectern_common.files import new_folder, rename_durably
+from lectern_common.run.checkpoint_files import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OPTIMIZER_NAME,
+    STATE_NAME,
+    checkpoint_path,
+    manifest_of,
+    sha256_of,
+    verified_state,
+    write_json,
+)
 from lectern_common.run.folder import checkpoint_steps
 from student_trainer.journal.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
 
-MODEL_NAME = "model.safetensors"
-OPTIMIZER_NAME = "optimizer.safetensors"
-STATE_NAME = "state.json"
-MANIFEST_NAME = "manifest.json"
 _TEMPORARY = ".writing-"
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,9 @@ class CheckpointStore:
         with disk_full_as_error("a checkpoint"), new_folder(target, hidden) as folder:
             self._save_tensors(_on_cpu(model), folder / MODEL_NAME)
             self._save_tensors(_on_cpu(optimizer), folder / OPTIMIZER_NAME)
-            sha = _sha256(folder / OPTIMIZER_NAME)
-            _write_json(folder / STATE_NAME, {**state, "step": step, "optimizer_state_sha": sha})
-            _write_json(folder / MANIFEST_NAME, _manifest_of(folder))
+            sha = sha256_of(folder / OPTIMIZER_NAME)
+            write_json(folder / STATE_NAME, {**state, "step": step, "optimizer_state_sha": sha})
+            write_json(folder / MANIFEST_NAME, manifest_of(folder))
             for path in folder.iterdir():
                 path.chmod(0o640)
         self._on_event("checkpoint", {"step": step, "path": f"checkpoints/{target.name}"})
@@ -156,7 +161,7 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
-        return self._folder / f"step-{step:08d}"
+        return checkpoint_path(self._folder, step)
 
     def _verified(self, path: Path) -> Checkpoint | None:
         """Returns the checkpoint in a folder, or None, with a log line, if it is not intact."""
@@ -204,42 +209,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CorruptData: a file does not match, or is missing.
     """
-    try:
-        files = json.loads((path / MANIFEST_NAME).read_bytes())["files"]
-        missing = {MODEL_NAME, OPTIMIZER_NAME, STATE_NAME} - set(files)
-        if missing:
-            raise CorruptData(f"the manifest of {path} does not list {min(missing)}")
-        for name, facts in files.items():
-            if (path / name).stat().st_size != facts["bytes"]:
-                raise CorruptData(f"{path / name} does not have {facts['bytes']} bytes")
-            if _sha256(path / name) != facts["sha256"]:
-                raise CorruptData(f"{path / name} is damaged: its SHA-256 differs")
-        state = json.loads((path / STATE_NAME).read_bytes())
-        return Checkpoint(path, int(state["step"]), state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptData(f"{path} is not a complete checkpoint: {error}") from None
+    state = verified_state(path)
+    return Checkpoint(path, state["step"], state)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, allow_nan=False))
-
-
-def _manifest_of(folder: Path) -> dict[str, Any]:
-    return {
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(folder.iterdir())
-        }
-    }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -22,12 +22,14 @@ from typing import Any
 import structlog
 
 from lectern_common.json_lines import finite_record, keep_lines_before
-from lectern_common.run.folder import RunFolder
+from lectern_common.run.folder import ForkedFrom, RunFolder
 from lectern_common.run.processes import identity_of
 from lectern_common.run.status import (
     BEST_VALIDATION,
     BEST_VALIDATION_STEP,
     HEARTBEAT_SECONDS,
+    STOP_AT_CHECKPOINT,
+    STOP_AT_END,
     VALIDATION_LOSS,
     VALIDATION_STEP,
     RunState,
@@ -74,7 +76,8 @@ class Recorder:
 
     Args:
         folder: of the run; this process holds its lock.
-        stop: once requested, a running run is `stopping`.
+        stop: once requested, a running run is `stopping`; a request for the next checkpoint shows
+            in `stops_at`.
         known_by: the pid by which others watch and stop the run; None means this process.
         heartbeat_seconds: time between two writes of status.json.
         clock: returns Unix seconds.
@@ -188,12 +191,15 @@ class Recorder:
                 self._current.checkpoint_at = status.checkpoint_at
                 self._latest = dict(status.latest)
 
-    def start_again_from(self, checkpoint_step: int | None, why: str | None) -> None:
+    def start_again_from(
+        self, checkpoint_step: int | None, why: str | None, forked: ForkedFrom | None = None
+    ) -> None:
         """Makes the first status of a resumed run show its newest checkpoint.
 
         Args:
             checkpoint_step: None without a checkpoint.
             why: why the supervisor restarted the ranks; None means the resume was requested.
+            forked: the checkpoint of another run that this one began with, if it was forked.
         """
         with self._lock:
             current = self._current
@@ -202,6 +208,8 @@ class Recorder:
                 current.checkpoint_at = self._folder.checkpoint_time(checkpoint_step)
             current.reason = None if why is None else "rank_lost"
             current.message = f"restarting from step {current.step}" + (f": {why}" if why else "")
+            if why is None and forked is not None and forked.step == checkpoint_step:
+                current.message = f"starting from the checkpoint of {forked}"
 
     def go_on_with_best(self, loss: float | None, step: int | None) -> None:
         """Takes over the lowest validation loss before this process, and its step."""
@@ -350,6 +358,7 @@ class Recorder:
             activity=self._activity.name,
             activity_seconds=self._activity.seconds,
             usual_seconds=self._activity.usual_seconds,
+            stops_at=STOP_AT_CHECKPOINT if self._stop.at_checkpoint else STOP_AT_END,
         )
         return bounded(status), changed
 

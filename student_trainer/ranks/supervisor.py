@@ -5,7 +5,8 @@ The supervisor holds the run's lock.
     the run ends                rank 0's exit status is the run's
     a rank dies                 all are killed and restarted from the last checkpoint, up to
                                 max_restarts times; then the run is interrupted, `rank_lost`
-    a stop is requested         every rank is told through a pipe, its stdin
+    a stop is requested         every rank is told through a pipe, its stdin; so is one at the next
+                                checkpoint
     the supervisor dies         the pipes close, and every rank ends at once
 
 The ranks meet through a file in a folder that only this user can read, so no port is opened for
@@ -30,6 +31,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
 from lectern_common.threads import THREADS_VARIABLE, usable_cores
 from student_trainer.stop import Stop
 
@@ -43,7 +45,9 @@ _KEPT_OPEN = "LECTERN_KEPT_OPEN"
 RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
 _STDIN = 0
+# Of equal length, so that a rank reads one at a time.
 _STOP_WORD = b"stop\n"
+_CHECKPOINT_WORD = b"save\n"
 _POLL_SECONDS = 0.1
 # From rank 0's end until the others are killed, and from another's failure until all are.
 _GRACE_SECONDS = 20.0
@@ -106,8 +110,11 @@ def listen_to_supervisor(stop: Stop) -> None:
 
     def listen() -> None:
         # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
-        while os.read(_STDIN, len(_STOP_WORD)):
-            stop.request()
+        while word := os.read(_STDIN, len(_STOP_WORD)):
+            if word == _CHECKPOINT_WORD:
+                stop.request_at_checkpoint()
+            else:
+                stop.request()
         os._exit(RANK_LOST)
 
     threading.Thread(target=listen, daemon=True, name="supervisor").start()
@@ -172,7 +179,7 @@ def _started(
                 }
                 # Unless the environment sets it, each rank gets its share of the cores.
                 threads = {THREADS_VARIABLE: str(max(1, usable_cores() // count))}
-                with _signals_blocked(signal.SIGTERM, signal.SIGINT):
+                with _signals_blocked(signal.SIGTERM, signal.SIGINT, STOP_AT_CHECKPOINT_SIGNAL):
                     ranks.append(
                         subprocess.Popen(
                             command,
@@ -207,11 +214,14 @@ def _signals_blocked(*signals: signal.Signals) -> Iterator[None]:
 
 def _wait_for_end(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
     """Returns rank 0's exit status; None if a rank was lost. Others may still be alive."""
-    stop_sent, deadline, broken_until = False, math.inf, math.inf
+    stop_sent, told_of_checkpoint, deadline, broken_until = False, False, math.inf, math.inf
     while True:
+        if stop.at_checkpoint and not told_of_checkpoint:
+            told_of_checkpoint = True
+            _send(ranks, _CHECKPOINT_WORD)
         if stop.requested and not stop_sent:
             stop_sent = True
-            _send_stop(ranks)
+            _send(ranks, _STOP_WORD)
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
         # Once rank 0 has ended with a status of the run, no other end is a loss. Its end breaks the
@@ -231,11 +241,11 @@ def _wait_for_end(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | N
         time.sleep(_POLL_SECONDS)
 
 
-def _send_stop(ranks: list["subprocess.Popen[bytes]"]) -> None:
+def _send(ranks: list["subprocess.Popen[bytes]"], word: bytes) -> None:
     for rank in ranks:
         if rank.stdin is not None:
             try:
-                rank.stdin.write(_STOP_WORD)
+                rank.stdin.write(word)
                 rank.stdin.flush()
             except BrokenPipeError:
                 continue  # it has ended; the next poll says how

@@ -17,6 +17,7 @@ import torch
 from lectern_common.checks.documents import with_documents
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT
 from lectern_common.errors import Incompatible
+from lectern_common.run.checkpoint_files import FORKED_FROM
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_models.loading import num_parameters
@@ -32,7 +33,7 @@ from student_trainer.run.checks import check_before_training, require_covered
 from student_trainer.run.connect import open_teaching, teacher_facts
 from student_trainer.run.optim import Schedule, build_adamw
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings, Teaching
-from student_trainer.run.resume import best_saved, newest_of_all, taught_by
+from student_trainer.run.resume import best_saved, newest_of_all, require_not_forked, taught_by
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
@@ -57,6 +58,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
     recorder.set_progress(device=device_name(run.device))
     store, checkpoint = _checkpoints(run, resume=resume)
     begun = None if checkpoint is None else checkpoint.state
+    is_new = begun is None or FORKED_FROM in begun
 
     with ranks.together():
         require_datasets(run.spec, run.roots)
@@ -77,7 +79,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         provider = None if teaching is None else teaching.provider
         if ranks.is_first and isinstance(provider, RecordedTeacher):
             require_covered(spec, provider, data, run.stop)
-        asks_teacher = ranks.is_first and begun is None
+        asks_teacher = ranks.is_first and is_new
         found = check_before_training(
             spec, loaded.student, teaching, batches.batch_at, run.device, asks_teacher=asks_teacher
         )
@@ -125,7 +127,11 @@ def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Che
         keep_best=run.spec.checkpoint.keep_best,
         on_event=lambda kind, details: run.recorder.event(kind, **details),
     )
-    return store, newest_of_all(store, run.ranks) if resume else None
+    checkpoint = newest_of_all(store, run.ranks) if resume else None
+    with run.ranks.together():
+        if checkpoint is None:
+            require_not_forked(run.folder)
+    return store, checkpoint
 
 
 def _student(run: RunContext, begun: Mapping[str, Any] | None) -> LoadedStudent:
@@ -146,7 +152,9 @@ def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | Non
         run.recorder.event("rows_as_before", message=message)
     if spec.data.attention_across_documents is False:
         student.require_documents_apart()
-    if begun is not None and begun["data_sha256s"] != data.sha256s:
+    # A fork takes its data as it finds it, as a new run does, until its own first checkpoint.
+    before = None if begun is None else begun["data_sha256s"]
+    if before is not None and before != data.sha256s:
         raise Incompatible(
             f"the data of run {run.folder.run_id} has changed since the run began (corpus_sha256 "
             "differs); restore it, or start another run"

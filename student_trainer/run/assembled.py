@@ -87,7 +87,10 @@ class Assembly:
                 self.spec, self.context.roots, torch.device("cpu"), begun
             ).student
         load_model_tensors(student, checkpoint.model_tensors())
-        return student, Progress.of_state(checkpoint.state)
+        progress = Progress.of_state(checkpoint.state)
+        if step == best:  # the checkpoint may have been saved before it was evaluated
+            progress.record.setdefault("loss/val", self.progress.best.loss)
+        return student, progress
 
     def _metadata(self, progress: Progress) -> dict[str, Any]:
         """Returns the export's metadata; `progress` is that of the exported weights."""

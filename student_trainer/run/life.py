@@ -122,7 +122,10 @@ def _recorder(
         recorder.set_progress(steps=folder.read_spec().schedule.steps)
     if resume:
         newest = max(checkpoint_steps(folder.checkpoints_path), default=None)
-        recorder.start_again_from(newest, why_restarted())
+        forked = None
+        with suppress(CorruptData):  # the assembly reports it
+            forked = folder.read_forked_from()
+        recorder.start_again_from(newest, why_restarted(), forked)
     return recorder
 
 
@@ -187,7 +190,8 @@ def _train_and_export(
         recorder.set_state(RunState.RUNNING)
         finished = train(run.parts, run.settings, run.progress)
     if not finished:
-        return RunState.STOPPED, "stopped", stop.why
+        at = f"stopped at the checkpoint of step {run.progress.step}, as asked"
+        return RunState.STOPPED, "stopped", stop.why if stop.requested else at
     if ranks.is_first:
         recorder.doing(EXPORT)
         run.export()

@@ -49,11 +49,13 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
     With s steps finished, each iteration does this:
 
-      1. evaluate if due: before the first step, every so many steps, and after the last;
+      1. evaluate if due: before the first step, also of a fork, which brings no record; every so
+         many steps, and after the last;
       2. record the metrics of the step just finished;
       3. save a checkpoint if due: every so many steps, after the last, and, with patience, at
          every new lowest validation loss;
-      4. return after the last step, or once patience is used up;
+      4. return after the last step, once patience is used up, or after the checkpoint at which it
+         was to stop;
       5. otherwise make step s, as described in `_train_step`.
 
     A stop, or a teacher that does not answer, may end a step anywhere. Parameters change only at
@@ -67,6 +69,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
         LecternError: what the teacher raised; a checkpoint was saved.
     """
     first_step, began = progress.step, time.monotonic() - progress.wall_seconds
+    begins_anew = not progress.record
     evaluate = _evaluator(parts, settings)
     parts.student.train()
     try:
@@ -74,7 +77,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
             while True:
                 step, is_last = progress.step, progress.step >= settings.steps
 
-                evaluation = is_last or step % settings.evaluate_every == 0
+                evaluation = is_last or step % settings.evaluate_every == 0 or begins_anew
                 is_best = False
                 if evaluate and evaluation and "loss/val" not in progress.record:
                     is_best = evaluate(progress, is_last)
@@ -92,11 +95,16 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
                 checkpoint = is_last or step % settings.checkpoint_every == 0
                 keep_best = is_best and settings.patience is not None
-                if keep_best or (checkpoint and step > first_step):
+                saved = keep_best or (checkpoint and step > first_step)
+                if saved:
                     _save(parts, progress)
 
                 if is_last:
                     return True
+                # Checkpoints are due at the same steps on all ranks; one that was told is enough.
+                if saved and any(parts.ranks.totals(parts.stop.at_checkpoint)):
+                    return False
+                begins_anew = False
 
                 _train_step(parts, settings, progress, prefetch)
     except StopRequested:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lectern_common.errors import CorruptData
 from lectern_common.run.folder import RunFolder
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
@@ -22,6 +23,19 @@ def newest_of_all(store: CheckpointStore, ranks: Ranks) -> Checkpoint | None:
     if ranks.is_first or step < 0:
         return found
     return store.verified_before(step)
+
+
+def require_not_forked(folder: RunFolder) -> None:
+    """Raises CorruptData if the run is a fork: without a checkpoint, it would begin from nothing.
+
+    A run of its own starts over then.
+    """
+    forked = folder.read_forked_from()
+    if forked is not None:
+        raise CorruptData(
+            f"run {folder.run_id} was forked from {forked}, and no intact checkpoint is left to "
+            "begin with; fork that run again, or put the checkpoint back"
+        )
 
 
 def taught_by(folder: RunFolder, begun: Mapping[str, Any] | None) -> TeacherIdentity | None:

@@ -1,5 +1,6 @@
 """A control plane over a temporary home, with trainers that a test drives by hand."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from starlette.testclient import TestClient
 
 from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.runs.commands import RunCommands
+from control_plane.runs.commands import Fork, RunCommands
+from control_plane.runs.forking import complete, created, finish_forks, taken
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run
 from control_plane.runs.store import Store
@@ -21,6 +23,8 @@ from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
+from lectern_common.run.folder import RunFolder
+from lectern_common.spec.forking import forked_spec
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from tests.support.fakes import FakeClock, FakeProcesses
@@ -65,6 +69,10 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     return value
 
 
+class KilledHere(BaseException):
+    """The control plane dies here."""
+
+
 @dataclass
 class Bench:
     """Runs and reconciler without a loop: a test calls `tick`."""
@@ -91,9 +99,41 @@ class Bench:
         conditions = Conditions(runs, commands, devices, clock, clock)
         return cls(roots, store, runs, commands, processes, reconciler, clock, devices, conditions)
 
+    def folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.roots.runs / run_id)
+
+    def fork(self, run_id: str, step: int | None = None, dies: str = "") -> Run | None:
+        """Returns a new fork; None if the control plane `dies` before its "row" is there.
+
+        If it dies before its folder is "placed", it is there once the next one has started.
+        """
+        source = self.runs.get(run_id)
+        made: list[Run] = []
+
+        def create(fork: Fork) -> Run:
+            if dies == "row":
+                fork.place("never-seen")
+                raise KilledHere
+            made.append(self.commands.create(changed, fork=fork))
+            if dies == "placed":
+                raise KilledHere
+            return made[0]
+
+        with contextlib.suppress(KilledHere), pytest.MonkeyPatch.context() as patch:
+            if dies:
+                for name in ("_settle", "put_fork_in_place"):
+                    patch.setattr(f"control_plane.runs.forking.{name}", lambda *_: None)
+            with taken(self.folder(run_id), step) as checkpoint:
+                changes = {"schedule": {"steps": 99}}
+                changed = forked_spec(source.run_spec, changes, checkpoint.source.step)
+                complete(checkpoint, changed, None, packs_chats=True)
+                created(checkpoint, create, self.runs)
+        return made[0] if made else None
+
     def restart(self) -> None:
         """Restarts as a new control plane does after the old one was killed."""
         self.processes.forgets_pids = True
+        finish_forks(self.runs, self.roots.runs)
         self.reconciler = Reconciler(
             self.runs,
             self.commands,

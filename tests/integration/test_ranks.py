@@ -153,6 +153,24 @@ def test_a_stop_ends_both_ranks_at_one_step_with_a_checkpoint(
     assert (folder.checkpoints_path / f"step-{status.step:08d}").is_dir()
 
 
+def test_two_ranks_stop_after_the_same_checkpoint(home: Home, teacher: dict[str, Any]) -> None:
+    folder = home.run(
+        teacher=teacher,
+        objective={"alpha": 0.3},
+        schedule={"steps": 100_000},
+        checkpoint={"every_steps": 7},
+        device=TWO,
+    )
+    with process(home, folder) as trainer:
+        wait_for(lambda: len(lines_of(folder)) > 3, 300)
+        os.kill(trainer.pid, signal.SIGUSR1)
+        assert trainer.wait(400) == 0, folder.log_path.read_text()[-3000:]
+    status = status_of(folder)
+    assert (status.state, status.step) == (RunState.STOPPED, status.checkpoint_step)
+    assert status.step > 0 and status.step % 7 == 0
+    assert lines_of(folder)[-1]["step"] == status.step
+
+
 def longer(folder: RunFolder, steps: int, device: dict[str, Any]) -> None:
     spec = folder.read_spec().model_dump(mode="json")
     spec["schedule"]["steps"] = steps

@@ -73,7 +73,7 @@ if spec.seed == 4:
     print("ImportError: no torch here")
     raise SystemExit(1)
 now = time.time()
-status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(), steps=3)
+status = Status(folder.run_id, RunState.RUNNING, now, now, os.getpid(), steps=3, stops_at="end")
 
 def say(state, step, reason=None, message=None):
     folder.write_status(dataclasses.replace(
@@ -83,7 +83,12 @@ def stop(*_):
     say(RunState.STOPPED, 2, "stopped", "stopped on request")
     os._exit(0)
 
+def stop_at_checkpoint(*_):
+    say(RunState.STOPPED, 3, "stopped", "stopped at the checkpoint of step 3, as asked")
+    os._exit(0)
+
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop_at_checkpoint)
 for step in (1, 2, 3):
     append_json_line(folder.metrics_path, {"step": step, "loss/total": 4.0 - step})
     say(RunState.RUNNING, step)

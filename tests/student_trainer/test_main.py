@@ -128,8 +128,8 @@ def with_teacher(serving: Serving, **changes: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def held_at(serving: Serving, step: int) -> Iterator[None]:
-    """Keeps the teacher from answering for `step` and later, so that a run waits there."""
+def held_at(serving: Serving, step: int) -> Iterator[threading.Event]:
+    """Keeps the teacher from answering for `step` and later until the event that it yields."""
     go = threading.Event()
 
     def hold(request: Any, context: Any) -> Iterator[Any]:
@@ -139,7 +139,7 @@ def held_at(serving: Serving, step: int) -> Iterator[None]:
     serving.teacher.takes_fault = of_training
     serving.teacher.faults += [None] * (PROBES + step) + [hold] * 100
     try:
-        yield
+        yield go
     finally:
         go.set()
 
@@ -467,6 +467,31 @@ def test_sigterm_stops_at_a_step_boundary_and_a_resume_is_bit_equal(
         assert (status.step, status.checkpoint_step) == (23, 23)
     with Serving(WireTeacher()) as serving:
         move(folder, serving)
+        with process(home, folder, "--resume") as child:
+            assert child.wait(60) == 0
+    require_same_as(distilled, folder)
+
+
+@pytest.mark.slow
+def test_usr1_ends_a_run_after_its_next_checkpoint_which_resumes_bit_equal(
+    home: Home, distilled: RunFolder
+) -> None:
+    with Serving(WireTeacher()) as serving:
+        with held_at(serving, 23) as go:
+            folder = home.run("told-usr1", **with_teacher(serving))
+            with process(home, folder) as child:
+                wait_for(lambda: made_steps(folder) == 23)
+                assert status_of(folder).stops_at == "end"
+                for _ in range(2):
+                    child.send_signal(signal.SIGUSR1)
+                wait_for(lambda: status_of(folder).stops_at == "checkpoint")
+                assert state_is(folder, RunState.RUNNING)
+                go.set()
+                assert child.wait(60) == 0
+        status = status_of(folder)
+        assert (status.state, status.reason) == (RunState.STOPPED, "stopped")
+        assert status.message == "stopped at the checkpoint of step 30, as asked"
+        assert (status.step, status.checkpoint_step, made_steps(folder)) == (30, 30, 30)
         with process(home, folder, "--resume") as child:
             assert child.wait(60) == 0
     require_same_as(distilled, folder)

@@ -3,13 +3,29 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from lectern_common.run.checkpoint_files import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OPTIMIZER_NAME,
+    STATE_NAME,
+    checkpoint_path,
+    manifest_of,
+    write_json,
+)
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
-from lectern_common.run.status import ATTEMPT_VARIABLE, RunState, Status
+from lectern_common.run.status import (
+    ATTEMPT_VARIABLE,
+    STOP_AT_CHECKPOINT,
+    STOP_AT_END,
+    RunState,
+    Status,
+)
 from lectern_common.teacher.channel import REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 
@@ -30,6 +46,19 @@ class FakeClock:
         self.now += seconds
 
 
+def write_fake_checkpoint(folder: RunFolder, step: int, **state: Any) -> Path:
+    """Writes a checkpoint of nothing, intact, unless there is one; returns its folder."""
+    path = checkpoint_path(folder.checkpoints_path, step)
+    if not path.exists():
+        path.mkdir(parents=True)
+        for name in (MODEL_NAME, OPTIMIZER_NAME):
+            (path / name).write_bytes(f"{name} of {folder.run_id} at {step}".encode())
+        spec = folder.read_spec().model_dump(mode="json")
+        write_json(path / STATE_NAME, {"step": step, "spec": spec, **state})
+        write_json(path / MANIFEST_NAME, manifest_of(path))
+    return path
+
+
 class FakeProcess:
     """A trainer that does what a test says. `status` is what it last wrote."""
 
@@ -42,6 +71,8 @@ class FakeProcess:
         self.alive = True
         self.exit_status: int | None = None
         self.terminated = 0
+        self.told_of_checkpoint = 0
+        self.heard_of_checkpoint = False  # whether the last of its statuses are to say so
         self.killed = False
         self._clock = clock
 
@@ -58,12 +89,12 @@ class FakeProcess:
                 "boot_id": self.identity.boot_id,
                 "start_ticks": self.identity.start_ticks,
                 "attempt": self.attempt,
+                "stops_at": STOP_AT_CHECKPOINT if self.heard_of_checkpoint else STOP_AT_END,
                 **said,
             }
         )
         if status.checkpoint_step is not None:
-            name = f"step-{status.checkpoint_step:08d}"
-            (self.folder.checkpoints_path / name).mkdir(parents=True, exist_ok=True)
+            write_fake_checkpoint(self.folder, status.checkpoint_step)
         self.folder.write_status(status)
 
     def end(self, exit_status: int = 0) -> None:
@@ -129,6 +160,10 @@ class FakeProcesses:
     def terminate(self, process: Identity) -> None:
         for made in self._of(process):
             made.terminated += 1
+
+    def stop_at_checkpoint(self, process: Identity) -> None:
+        for made in self._of(process):
+            made.told_of_checkpoint += 1
 
     def kill(self, process: Identity) -> None:
         for made in self._of(process):

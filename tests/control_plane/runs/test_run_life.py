@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from control_plane.runs.record import ACTIVE, NEXT
-from lectern_common.errors import Conflict
-from lectern_common.run.folder import RunFolder
+from control_plane.runs.record import ACTIVE, NEXT, StopAt, Wanted
+from lectern_common.errors import Conflict, InvalidRequest
+from lectern_common.run.folder import RunFolder, checkpoint_steps
 from lectern_common.run.status import RESTING, RunState
 from tests.control_plane.conftest import Bench
 
@@ -73,11 +73,41 @@ class RunLife(RuleBasedStateMachine):
         run_id = data.draw(st.sampled_from(self.ids))
         before = self.bench.runs.get(run_id).state
         try:
-            after = self.bench.commands.request_stop(run_id).state
+            run = self.bench.commands.request_stop(run_id)
         except Conflict:
             assert before in (RunState.SUCCEEDED, RunState.FAILED)
         else:
-            assert after in (RunState.STOPPING, RunState.STOPPED, RunState.INTERRUPTED)
+            assert run.state in (RunState.STOPPING, RunState.STOPPED, RunState.INTERRUPTED)
+            assert run.stop_at is None
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def stop_at_checkpoint(self, data) -> None:
+        run_id = data.draw(st.sampled_from(self.ids))
+        before = self.bench.runs.get(run_id)
+        try:
+            run = self.bench.commands.request_stop(run_id, StopAt.CHECKPOINT)
+        except Conflict:
+            assert before.state in (RunState.SUCCEEDED, RunState.FAILED)
+            return
+        if before.state in ACTIVE and before.wanted is Wanted.RUNNING:
+            assert (run.state, run.stop_at) == (before.state, StopAt.CHECKPOINT)
+        else:
+            assert run.stop_at is None and run.wanted is Wanted.STOPPED
+
+    @precondition(lambda self: self.ids and len(self.ids) < 4)
+    @rule(data=st.data(), step=st.none() | st.integers(1, 3))
+    def fork(self, data, step) -> None:
+        source = self.bench.folder(data.draw(st.sampled_from(self.ids)))
+        try:
+            made = self.bench.fork(source.run_id, step)
+            assert made is not None
+            self.ids.append(made.id)
+        except (Conflict, InvalidRequest):
+            assert source.newest_step is None or step not in (
+                None,
+                *checkpoint_steps(source.checkpoints_path),
+            )
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
@@ -85,7 +115,8 @@ class RunLife(RuleBasedStateMachine):
         run_id = data.draw(st.sampled_from(self.ids))
         before = self.bench.runs.get(run_id)
         try:
-            assert self.bench.commands.request_resume(run_id).state is RunState.QUEUED
+            after = self.bench.commands.request_resume(run_id)
+            assert (after.state, after.stop_at) == (RunState.QUEUED, None)
             assert before.resumable
         except Conflict:
             assert not before.resumable
@@ -100,6 +131,7 @@ class RunLife(RuleBasedStateMachine):
     )
     def say(self, data, state, checkpoint) -> None:
         process = data.draw(st.sampled_from(self.processes()))
+        process.heard_of_checkpoint = process.told_of_checkpoint > 0
         process.say(state, step=1, checkpoint_step=checkpoint)
 
     @precondition(lambda self: self.processes())
@@ -161,6 +193,22 @@ class RunLife(RuleBasedStateMachine):
         assert not self.bench.runs.in_states(ACTIVE)
         self.bench.restart()
 
+    @precondition(lambda self: self.ids and len(self.ids) < 4)
+    @rule(data=st.data(), committed=st.booleans())
+    def kill_while_forking(self, data, committed) -> None:
+        """Dies before the row of a fork is there, or before its folder is in place."""
+        source = self.bench.folder(data.draw(st.sampled_from(self.ids)))
+        if source.newest_step is None:
+            return
+        before = set(self.bench.roots.runs.iterdir())
+        run = self.bench.fork(source.run_id, dies="placed" if committed else "row")
+        self.bench.restart()
+        if run is not None:
+            self.ids.append(run.id)
+            assert self.bench.folder(run.id).newest_step is not None
+        else:
+            assert set(self.bench.roots.runs.iterdir()) == before
+
     # ---- what always holds -------------------------------------------------------------------
 
     @invariant()
@@ -181,6 +229,14 @@ class RunLife(RuleBasedStateMachine):
             assert states[-1] is self.bench.runs.get(run_id).state
             for before, after in pairwise(states):
                 assert after is before or after in NEXT[before]
+
+    @invariant()
+    def a_fork_has_what_it_began_with(self) -> None:
+        for run_id in self.ids:
+            run = self.bench.runs.get(run_id)
+            if run.forked_from is not None:
+                assert self.bench.folder(run_id).read_forked_from() == run.forked_from
+                assert self.bench.folder(run_id).newest_step is not None
 
     @invariant()
     def what_rests_has_no_process_and_no_place(self) -> None:

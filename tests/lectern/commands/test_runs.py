@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lectern.client import Client
 from lectern.local.processes import Child, wait_until
 from lectern_common.json_lines import append_json_line
+from lectern_common.run.checkpoint_files import manifest_of, write_json
 from lectern_common.run.status import RunState
 
 DEADLINE_SECONDS = 30.0
@@ -157,6 +159,51 @@ def test_a_run_is_stopped_and_resumed_with_more_steps(runs, tmp_path, url):
         assert twice.code == 4
         assert runs("stop", run_id, "--wait").code == 0
         assert [record["step"] for record in service.metrics(run_id, after_step=2)][:1] == [3]
+
+
+def test_a_run_is_stopped_at_its_next_checkpoint(runs, tmp_path, url):
+    run_id = runs("create", write_spec(tmp_path, GOES_ON), "--json").json["id"]
+    with Client(url) as service:
+        at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
+        assert wait_until(at_work, DEADLINE_SECONDS), runs("show", run_id).out
+    stopped = runs("stop", run_id, "--at-checkpoint", "--wait", "--json").json[0]
+    assert (stopped["state"], stopped["reason"], stopped["stop_at"]) == ("stopped", "stopped", None)
+    assert stopped["message"] == "stopped at the checkpoint of step 3, as asked"
+    assert runs("stop", run_id, "--at-checkpoint").code == 0
+
+
+def write_checkpoint(folder: Path, spec: dict[str, Any], step: int = 2) -> None:
+    """Writes a checkpoint as a trainer does, of empty tensors."""
+    path = folder / f"checkpoints/step-{step:08d}"
+    path.mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        (path / name).write_bytes(b"weights")
+    write_json(path / "state.json", {"step": step, "spec": spec})
+    write_json(path / "manifest.json", manifest_of(path))
+
+
+def test_a_run_is_forked_from_a_checkpoint(runs, tmp_path):
+    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+    assert runs("fork", run_id).code == 4  # it has no checkpoint
+    write_checkpoint(tmp_path / "runs" / run_id, runs("show", run_id, "--json").json["spec"])
+    words = ("--set", "optimizer.learning_rate=1e-3", "--set", "schedule.steps=9")
+    forked = runs("fork", run_id, "--checkpoint", "2", *words, "--json").json
+    assert forked["name"] == "run-fork"
+    assert forked["forked_from"] == {"run_id": run_id, "step": 2}
+    named = runs("fork", run_id, "--name", "other", "--watch")
+    assert named.code == 0 and named.out.split()[0].startswith("other-")
+    shown = runs("show", forked["id"]).out
+    assert f"forked_from:\n  run_id: {run_id}\n  step: 2\n" in shown
+    assert "learning_rate: 0.001" in shown
+    for wrong, code in (
+        (["--checkpoint", "3"], 2),
+        (["--set", "student.lora={}"], 2),
+        (["--set", "schedule.steps=2"], 2),
+        (["--set", "steps"], 2),
+    ):
+        refused = runs("fork", run_id, *wrong)
+        assert (refused.code, refused.out) == (code, ""), refused
+    assert runs("fork", "nothing").code == 3
 
 
 def test_an_impossible_run_is_refused_and_leaves_nothing(runs, tmp_path):

@@ -150,6 +150,22 @@ def test_a_signal_stops_the_run_with_a_checkpoint(home, stand_ins, number):
     assert said.endswith(again)
 
 
+def test_usr1_stops_the_run_at_its_next_checkpoint(home, stand_ins):
+    argv = [sys.executable, "-m", "lectern", "train", str(write_spec(home, GOES_ON))]
+    with subprocess.Popen(
+        [*argv, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        folder = RunFolder(home / "runs/run")
+        # As early as it can be: the trainer does not know the signal yet.
+        assert wait_until(folder.log_path.exists, DEADLINE_SECONDS)
+        for _ in range(3):
+            command.send_signal(signal.SIGUSR1)
+        _, said = command.communicate(timeout=DEADLINE_SECONDS)
+    assert command.returncode == 0
+    assert "the run stops at its next checkpoint" in said
+    assert "stopped at step 3 of 3" in said
+
+
 def test_a_short_run_needs_no_warm_up_set_and_can_be_made_longer(lectern, home, stand_ins):
     first = lectern("train", write_spec(home, schedule="{steps: 3}"), "--home", home)
     assert first.code == 0

@@ -194,6 +194,28 @@ def test_a_stop_reaches_every_rank_but_terminal_signals_do_not(tmp_path: Path) -
     assert [words(tmp_path, rank)[1:] for rank in (0, 1)] == [["stopped"], ["stopped"]]
 
 
+def test_a_stop_at_a_checkpoint_reaches_every_rank_even_a_restarted_one(tmp_path: Path) -> None:
+    script = """
+    from student_trainer.ranks.supervisor import listen_to_supervisor
+    from student_trainer.stop import Stop
+    if rank == 0 and not (folder / "lost").exists():
+        (folder / "lost").touch()
+        os.kill(os.getpid(), 9)
+    stop = Stop()
+    listen_to_supervisor(stop)
+    os.kill(os.getpid(), signal.SIGUSR1)  # as to the whole group: it arrives only by the pipe
+    while not stop.at_checkpoint:
+        time.sleep(0.01)
+    assert not stop.requested
+    say("told")
+    """
+    stop = Stop()
+    stop.request_at_checkpoint()
+    assert run(tmp_path, script, max_restarts=1, stop=stop) == 0
+    # Rank 1 may have been told in its first life as well.
+    assert [words(tmp_path, rank)[-1] for rank in (0, 1)] == ["told", "told"]
+
+
 def test_a_child_process_of_a_rank_does_not_hold_the_lock(tmp_path: Path) -> None:
     script = """
     from student_trainer.ranks.supervisor import listen_to_supervisor

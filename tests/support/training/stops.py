@@ -42,6 +42,19 @@ class StoppingAt(Records):
             self._stop.request()
 
 
+class ToldAt(Records):
+    """Is told at a given step to stop at the next checkpoint."""
+
+    def __init__(self, stop: Stop, step: int) -> None:
+        super().__init__()
+        self._stop, self._step = stop, step
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        super().record(step, metrics)
+        if step == self._step:
+            self._stop.request_at_checkpoint()
+
+
 def stopped_in_evaluation(
     number: int, student: CausalStudent, *, stop: Stop, checkpoints: CheckpointStore
 ) -> Parts:
