@@ -6,6 +6,7 @@ from pathlib import Path
 
 from control_plane.views import DiskView
 from lectern_common.run.folder import RunFolder
+from lectern_common.words import size
 
 # Of a run that has no checkpoint yet.
 FIRST_CHECKPOINT_BYTES = 64 << 20
@@ -24,11 +25,13 @@ def disk_view(runs_root: Path, active: Iterable[RunFolder]) -> DiskView:
     """
     usage = shutil.disk_usage(runs_root)
     needed = MARGIN_BYTES + sum(map(next_checkpoint_bytes, active))
+    low = usage.free < needed
     return DiskView(
         total_bytes=usage.total,
         free_bytes=usage.free,
         needed_bytes=needed,
-        low=usage.free < needed,
+        low=low,
+        warning=f"{size(usage.free)} free, {size(needed)} needed" if low else None,
     )
 
 

@@ -42,10 +42,21 @@ class Housekeeping:
     """Caps the logs of active runs, and watches the disk.
 
     In a thread of its own: a slow disk delays nothing else.
+
+    Args:
+        runs: reads which runs are active.
+        runs_root: holds their folders.
+        disk_seen: is told the warning of each look at the disk; None means that there is room.
     """
 
-    def __init__(self, runs: Runs, runs_root: Path) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        runs_root: Path,
+        disk_seen: Callable[[str | None], None] = lambda warning: None,
+    ) -> None:
         self._runs = runs
+        self._disk_seen = disk_seen
         self._root = runs_root
         self._disk_seen_at = float("-inf")
         self._is_low = False
@@ -85,6 +96,7 @@ class Housekeeping:
             free, needed = size(disk.free_bytes), size(disk.needed_bytes)
             _log.warning("disk nearly full", folder=str(self._root), free=free, needed=needed)
         self._is_low = disk.low
+        self._disk_seen(disk.warning)
 
     def _keep(self) -> None:
         while not self._end.wait(LOOK_SECONDS):

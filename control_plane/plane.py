@@ -18,6 +18,9 @@ import structlog
 
 from control_plane.disk_space import disk_view
 from control_plane.housekeeping import Housekeeping, sweep
+from control_plane.observing.deliveries import Deliveries
+from control_plane.observing.disk import DiskAlert
+from control_plane.observing.receiver import Receiver
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
 from control_plane.reading.series.indexes import (
@@ -26,6 +29,7 @@ from control_plane.reading.series.indexes import (
     Indexes,
 )
 from control_plane.reading.wakes import Wakes
+from control_plane.runs.alerts import Alerts
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.queries import Runs
@@ -39,6 +43,7 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.healing import Healing, Obstacle
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
+from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import DiskView, RunView, run_view
 from lectern_common.errors import (
@@ -76,7 +81,10 @@ class ControlPlane:
     feed: Feed
     reconciler: Reconciler
     conditions: Conditions
+    overdue: Overdue
     healing: Healing
+    alerts: Alerts
+    deliveries: Deliveries
     readiness: Readiness
     devices: Devices
     checks: StartChecks
@@ -84,6 +92,9 @@ class ControlPlane:
     housekeeping: Housekeeping
     lock_descriptor: int
     stops_runs_on_exit: bool
+    max_queued: int
+    schema: str
+    started_at: float
     clock: Callable[[], float] = time.time
     tick_seconds: float = TICK_SECONDS
     keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -98,6 +109,7 @@ class ControlPlane:
         asyncio.get_running_loop().set_default_executor(pool)
         self.changes.start()
         self.housekeeping.start()
+        self.deliveries.start()
         await self._tick()
         work = (self._loop(), self.feed.follow(), self._keep_indexes())
         self._tasks = [asyncio.create_task(part) for part in work]
@@ -118,6 +130,7 @@ class ControlPlane:
 
     def close(self) -> None:
         self.housekeeping.close()
+        self.deliveries.close()
         self.healing.close()
         self.checks.close()
         self.teachers.close()
@@ -207,6 +220,7 @@ class ControlPlane:
         self.reconciler.tick()
         self.healing.look()
         self.conditions.look()
+        self.overdue.look()
 
 
 def open_plane(
@@ -218,6 +232,8 @@ def open_plane(
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     max_queued: int = MAX_QUEUED,
+    receiver: Receiver | None = None,
+    waiting_minutes: float = WAITING_MINUTES,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -228,6 +244,8 @@ def open_plane(
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
         max_queued: how many runs may wait for a device.
+        receiver: gets the alerts.
+        waiting_minutes: a run that waits for longer makes an alert.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
@@ -240,7 +258,11 @@ def open_plane(
         os.close(lock)
         raise
     changes = Wakes()
-    runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
+    alerts = Alerts(store, clock, delivers=receiver is not None, changed=changes.wake_from_thread)
+    deliveries = Deliveries(alerts, receiver, clock=clock)
+    alerts.added = deliveries.wake
+    runs = Runs(store)
+    commands = RunCommands(store, clock, changes.wake_from_thread, max_queued, alerts)
     finish_deletions(runs, roots.runs)
     sweep(roots.runs)
     launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
@@ -255,14 +277,20 @@ def open_plane(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),
         conditions=Conditions(runs, commands, devices, clock),
+        overdue=Overdue(runs, commands, waiting_minutes, clock),
+        alerts=alerts,
+        deliveries=deliveries,
         healing=Healing(runs, commands, _obstacles(roots, teachers or {})),
         readiness=Readiness(store, roots.runs),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
-        housekeeping=Housekeeping(runs, roots.runs),
+        housekeeping=Housekeeping(runs, roots.runs, DiskAlert(alerts).seen),
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
+        max_queued=max_queued,
+        schema=store.schema(),
+        started_at=clock(),
         clock=clock,
     )
 

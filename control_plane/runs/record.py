@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import deleted_runs, runs
+from control_plane.runs.store import alerts, deleted_runs, runs
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
@@ -41,6 +41,8 @@ class Wanted(StrEnum):
 ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
 )
+# Those of them in which it should make progress.
+MOVING = ACTIVE - {RunState.WAITING_FOR_TEACHER}
 # Reasons of an active run that the control plane gave, not its trainer: the next good status of the
 # trainer clears them.
 STATUS_UNREADABLE = "status_unreadable"
@@ -105,6 +107,7 @@ class Run:
     stale_since: float | None = None  # active: the last heartbeat, if there has been none since
     stalled_since: float | None = None  # active: the last progress, if it makes none
     heals: int = 0  # times it went on after an end that heals, since the last request
+    overdue_since: float | None = None  # waits or is silent so long that an alert was made
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -210,7 +213,7 @@ def select_runs(
 
 def _run_of(row: sa.RowMapping) -> Run:
     """Returns the run of a row, whatever the row holds: a damaged one must not hide the others."""
-    values = {column.name: _stored(column, row[column.name]) for column in runs.columns}
+    values = {column.name: stored_value(column, row[column.name]) for column in runs.columns}
     values["spec"] = _object(row["spec"])
     values["slots"] = _texts(row["slots"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
@@ -226,7 +229,7 @@ def _run_of(row: sa.RowMapping) -> Run:
     return Run(**values)
 
 
-def _stored(column: sa.Column[Any], value: Any) -> Any:
+def stored_value(column: sa.Column[Any], value: Any) -> Any:
     """Returns a column's value, or a plain one if it is not of the column's type."""
     if value is None or isinstance(column.type, sa.JSON):
         return value
@@ -284,9 +287,9 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
 
 
 def newest_revision(connection: sa.Connection) -> int:
-    """Returns the revision of the last change or deletion of any run; 0 before any."""
+    """Returns the revision of the last change or deletion of any run, or alert; 0 before any."""
     newest = (
         connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
-        for table in (runs, deleted_runs)
+        for table in (runs, deleted_runs, alerts)
     )
     return max(newest)

@@ -39,7 +39,7 @@ ORDER_WITHIN = {
         "student_trainer": "disk_full stop seeds targets batch ranks data objective journal "
         "student teacher evaluation run pipeline __main__",
         "control_plane": "runs views readiness disk_space reading trainers teachers housekeeping "
-        "plane api __main__",
+        "observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",
         "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
