@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -33,6 +33,7 @@ GIVE_UP_SECONDS = 86_400.0
 IDLE_SECONDS = 5.0  # between two looks at the outbox, if nothing wakes it earlier
 _MAX_CONTENT = 1900  # characters; Discord takes 2,000
 
+_T = TypeVar("_T")
 Send = Callable[[Receiver, str, dict[str, Any]], Coroutine[Any, Any, Answer]]
 
 _log = structlog.get_logger()
@@ -67,7 +68,7 @@ class Deliveries:
         self._clock = clock
         self._monotonic = monotonic
         self._in_flight: set[int] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._sent_at: deque[float] = deque(maxlen=MESSAGES)
         self._paused_until = float("-inf")
         self._due: dict[int, float] = {}  # by `seq`: of those that failed here, by `monotonic`
@@ -76,6 +77,7 @@ class Deliveries:
         self._is_testing = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
+        self._ended = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -84,6 +86,7 @@ class Deliveries:
             return
         for name in ("httpx", "httpcore"):  # whose lines have the whole URL
             logging.getLogger(name).setLevel(logging.WARNING)
+        self._ended = False
         self._loop = asyncio.new_event_loop()
         # Names are looked up there: a name server that hangs delays no other part of this process.
         pool = ThreadPoolExecutor(MAX_AT_ONCE + 1, thread_name_prefix="alert")
@@ -104,6 +107,7 @@ class Deliveries:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
+        self._ended = True
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -128,7 +132,11 @@ class Deliveries:
             Alert(0, 0, now, "test", None, None, None, None, None, "this is a test alert"), None
         )
         name = f"test-{int(now)}-{next(self._tests)}"
-        sent = asyncio.run_coroutine_threadsafe(self._post(name, data), self._loop)
+
+        async def post() -> Answer:
+            return await self._begin(self._post(name, data))
+
+        sent = asyncio.run_coroutine_threadsafe(post(), self._loop)
         sent.add_done_callback(lambda _: self._is_testing.release())
         return sent
 
@@ -139,16 +147,17 @@ class Deliveries:
         try:
             following = loop.create_task(self._follow())
             loop.run_forever()
-            left = [task for task in asyncio.all_tasks(loop) if task is not following]
-            for task in (following, *left):
+            left = (following, *self._tasks)
+            for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(following, *left, return_exceptions=True))
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             loop.close()
 
     async def _follow(self) -> None:
-        while True:
+        # Not only by cancellation: wait_for swallows one that comes together with a wake.
+        while not self._ended:
             self._woken.clear()
             try:
                 self._look()
@@ -179,9 +188,13 @@ class Deliveries:
         for one in due[: MAX_AT_ONCE - len(self._in_flight)]:
             self._sent_at.append(now)
             self._in_flight.add(one.seq)
-            task = asyncio.get_running_loop().create_task(self._deliver(one))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._deliver(one))
+
+    def _begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _is_due(self, alert: Alert, now: float) -> bool:
         if alert.next_try_at is None:

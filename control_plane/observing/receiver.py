@@ -13,17 +13,18 @@ shown without any part of the URL or the secret.
 import asyncio
 import hashlib
 import hmac
+import itertools
 import json
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 import httpx
 
@@ -38,6 +39,7 @@ SIGNATURE, DELIVERY = "Lectern-Signature", "Lectern-Delivery"
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 _READ_BYTES = 4096  # of an answer
 _SAID_CHARACTERS = 200
+_PIECE = 8  # characters
 _FORM = "put its URL (https://...) on the first line and, to sign alerts, a secret on the second"
 
 
@@ -64,16 +66,30 @@ class Receiver:
         return f"{self.url.scheme}://{host}{port}"
 
     def inert(self, text: str) -> str:
-        """Returns what the receiver said, without parts of the URL, the secret, or escapes."""
+        """Returns what the receiver said on one line, without pieces of the URL or the secret.
+
+        A piece is _PIECE characters in a row, so that what the receiver has cut is found, too.
+        """
         url = self.url
         raw = url.raw_path.decode("ascii")
-        hidden = {self.secret or "", str(url), raw, unquote(raw), url.path, url.userinfo.decode()}
-        hidden |= {url.username, url.password, *url.params.values()}
-        for part in (*url.path.split("/"), *raw.partition("?")[0].split("/")):
-            hidden.add(part)
-        for secret in sorted(filter(lambda part: len(part) > 3, hidden), key=len, reverse=True):
-            text = re.sub(re.escape(secret), "[hidden]", text, flags=re.IGNORECASE)
-        return inert_name(" ".join(text.split()))
+        known = {raw, unquote(raw), unquote_plus(raw), url.userinfo.decode(), self.secret or ""}
+        short = {url.username, url.password, *url.params.values()}
+        pieces = {
+            one.lower()[start : start + _PIECE]
+            for one in known | short
+            for start in range(len(one) - _PIECE + 1)
+        }
+        pieces |= {one.lower() for one in short if 4 <= len(one) < _PIECE}
+        hidden = [False] * len(text)
+        lower = text.encode("ascii", "replace").decode().lower()
+        for piece in pieces:
+            start = lower.find(piece)
+            while start >= 0:
+                hidden[start : start + len(piece)] = [True] * len(piece)
+                start = lower.find(piece, start + 1)
+        runs = itertools.groupby(zip(text, hidden, strict=True), key=itemgetter(1))
+        shown = ("[hidden]" if is_hidden else "".join(c for c, _ in run) for is_hidden, run in runs)
+        return inert_name(" ".join("".join(shown).split()))
 
 
 @dataclass(frozen=True)
@@ -121,10 +137,10 @@ def read_receiver(secrets: Path, name: str) -> Receiver:
         raise Misconfigured(f"{where} {what}: {_FORM}")
     try:
         url = httpx.URL(lines[0])
-        port = url.port
     except (httpx.InvalidURL, ValueError):
         raise Misconfigured(f"{where}: its first line is not a URL; {_FORM}") from None
-    if url.scheme not in ("http", "https") or not url.host or port == 0 or " " in lines[0]:
+    is_usable = url.host and " " not in lines[0] and (url.port is None or 0 < url.port < 1 << 16)
+    if url.scheme not in ("http", "https") or not is_usable:
         raise Misconfigured(f"{where}: its first line is not an http or https URL; {_FORM}")
     secret = lines[1] if len(lines) > 1 else None
     if secret is not None and (len(secret) < MIN_TOKEN_CHARACTERS or not secret.isprintable()):
@@ -176,6 +192,7 @@ async def send(
             httpx.AsyncClient(
                 timeout=timeout_seconds,
                 follow_redirects=False,
+                verify=receiver.url.scheme == "https",  # reading the certificates takes a while
                 # A proxy of the environment is for addresses beyond this machine.
                 trust_env=not is_loopback(receiver.url.host),
             ) as client,
@@ -183,9 +200,6 @@ async def send(
         ):
             status, retry_after = response.status_code, _retry_after(response, clock())
             text = await _beginning(response, begun + timeout_seconds / 2)
-            if len(text) >= _READ_BYTES:
-                # A part of the URL that is cut in two would not be found.
-                text = text[: -len(str(receiver.url))]
             said = receiver.inert(text)[:_SAID_CHARACTERS]
     except (TimeoutError, httpx.TimeoutException):
         return answer(f"{receiver.shown} did not answer within {timeout_seconds:g} s")
@@ -202,7 +216,7 @@ async def _beginning(response: httpx.Response, until: float) -> str:
     data = b""
     with suppress(TimeoutError, httpx.HTTPError):  # only the status counts, and it is known
         async with asyncio.timeout(max(0.0, until - time.monotonic())):
-            async for piece in response.aiter_raw(_READ_BYTES):
+            async for piece in response.aiter_raw():
                 data += piece
                 if len(data) >= _READ_BYTES:
                     break
