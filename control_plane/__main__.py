@@ -23,7 +23,6 @@ from control_plane.api.connections import (
     raise_descriptor_limit,
 )
 from control_plane.api.tokens import Tokens, require_one_meaning, tokens_of
-from control_plane.observing.receiver import read_receiver
 from control_plane.plane import ControlPlane, open_plane
 from control_plane.runs.commands import MAX_QUEUED
 from control_plane.teachers.secrets import configured_teachers
@@ -40,6 +39,7 @@ from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.threads import threads_of_environment
+from lectern_common.webhook import read_receiver
 from lectern_common.words import address_of, bracketed, host_and_port, inert_name
 
 SHUTDOWN_SECONDS = 3

@@ -20,7 +20,6 @@ from control_plane.disk_space import disk_view
 from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.observing.deliveries import Deliveries
 from control_plane.observing.disk import DiskAlert
-from control_plane.observing.receiver import Receiver
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
 from control_plane.reading.series.indexes import (
@@ -60,6 +59,7 @@ from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.secrets import SecretFiles
+from lectern_common.webhook import Receiver
 
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5

@@ -1,19 +1,12 @@
-"""The receiver of alerts: its file, the signed request that it gets, and what it answers.
+"""One attempt to deliver an alert: a signed request, and what its receiver answers.
 
-The file lies under the secrets root. Its first line is the URL, its second one, if there is one,
-the secret that signs:
-
-    https://hooks.example.com/services/T0/B0/xyz
-    whsec-4f0c...
-
-The URL may hold a token, so only its scheme and host are ever shown; what the receiver answers is
-shown without any part of the URL or the secret.
+The receiver's URL may hold a token, so what it answers is shown without any part of the URL or the
+secret.
 """
 
 import asyncio
 import hashlib
 import hmac
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -21,75 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from operator import itemgetter
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_plus
 
 import httpx
 
-from lectern_common.callers import MIN_TOKEN_CHARACTERS, is_loopback, token_in
-from lectern_common.errors import InvalidRequest, Misconfigured
-from lectern_common.roots import resolve_under
-from lectern_common.words import inert_name
+from lectern_common.callers import is_loopback
+from lectern_common.webhook import OPTION, Receiver
 
-OPTION = "--alert-webhook-file"
 TIMEOUT_SECONDS = 10.0
 SIGNATURE, DELIVERY = "Lectern-Signature", "Lectern-Delivery"
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 _READ_BYTES = 4096  # of an answer
 _SAID_CHARACTERS = 200
-_PIECE = 8  # characters
-_FORM = "put its URL (https://...) on the first line and, to sign alerts, a secret on the second"
-
-
-@dataclass(frozen=True)
-class Receiver:
-    """Where alerts go. Never printed: a dataclass with its values would be, in a traceback.
-
-    Attributes:
-        url: may hold a token.
-        secret: signs each request; None signs none.
-    """
-
-    url: httpx.URL
-    secret: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Receiver({self.shown})"
-
-    @property
-    def shown(self) -> str:
-        """What may be shown of the URL: scheme, host and port."""
-        port = "" if self.url.port is None else f":{self.url.port}"
-        host = f"[{self.url.host}]" if ":" in self.url.host else self.url.host
-        return f"{self.url.scheme}://{host}{port}"
-
-    def inert(self, text: str) -> str:
-        """Returns what the receiver said on one line, without pieces of the URL or the secret.
-
-        A piece is _PIECE characters in a row, so that what the receiver has cut is found, too.
-        """
-        url = self.url
-        raw = url.raw_path.decode("ascii")
-        known = {raw, unquote(raw), unquote_plus(raw), url.userinfo.decode(), self.secret or ""}
-        short = {url.username, url.password, *url.params.values()}
-        pieces = {
-            one.lower()[start : start + _PIECE]
-            for one in known | short
-            for start in range(len(one) - _PIECE + 1)
-        }
-        pieces |= {one.lower() for one in short if 4 <= len(one) < _PIECE}
-        hidden = [False] * len(text)
-        lower = text.encode("ascii", "replace").decode().lower()
-        for piece in pieces:
-            start = lower.find(piece)
-            while start >= 0:
-                hidden[start : start + len(piece)] = [True] * len(piece)
-                start = lower.find(piece, start + 1)
-        runs = itertools.groupby(zip(text, hidden, strict=True), key=itemgetter(1))
-        shown = ("[hidden]" if is_hidden else "".join(c for c, _ in run) for is_hidden, run in runs)
-        return inert_name(" ".join("".join(shown).split()))
 
 
 @dataclass(frozen=True)
@@ -115,40 +51,6 @@ class Answer:
     @property
     def delivered(self) -> bool:
         return self.error is None
-
-
-def read_receiver(secrets: Path, name: str) -> Receiver:
-    """Returns the receiver that the file `name` under the secrets root describes.
-
-    Raises:
-        Misconfigured: the file cannot be read, or has another form. No message has its content.
-    """
-    try:
-        path = resolve_under(secrets, name, OPTION)
-        lines = [line.strip() for line in token_in(path).splitlines()]
-    except InvalidRequest as error:
-        raise Misconfigured(f"{OPTION} {inert_name(name)}: {error}") from None
-    except ValueError as error:
-        why = f"{OPTION}: cannot read {inert_name(name)} under the secrets root: {error}"
-        raise Misconfigured(f"{why}; {_FORM}") from None
-    where = f"{OPTION} {inert_name(name)}"
-    if not lines or len(lines) > 2:
-        what = f"has {len(lines)} lines" if lines else "is empty or too large"
-        raise Misconfigured(f"{where} {what}: {_FORM}")
-    try:
-        url = httpx.URL(lines[0])
-    except (httpx.InvalidURL, ValueError):
-        raise Misconfigured(f"{where}: its first line is not a URL; {_FORM}") from None
-    is_usable = url.host and " " not in lines[0] and (url.port is None or 0 < url.port < 1 << 16)
-    if url.scheme not in ("http", "https") or not is_usable:
-        raise Misconfigured(f"{where}: its first line is not an http or https URL; {_FORM}")
-    secret = lines[1] if len(lines) > 1 else None
-    if secret is not None and (len(secret) < MIN_TOKEN_CHARACTERS or not secret.isprintable()):
-        raise Misconfigured(
-            f"{where}: the signing secret on its second line has fewer than "
-            f"{MIN_TOKEN_CHARACTERS} characters; make one with: openssl rand -hex 32"
-        )
-    return Receiver(url.copy_with(fragment=None), secret)
 
 
 def signature(secret: str, timestamp: int, body: bytes) -> str:
@@ -192,9 +94,9 @@ async def send(
             httpx.AsyncClient(
                 timeout=timeout_seconds,
                 follow_redirects=False,
-                verify=receiver.url.scheme == "https",  # reading the certificates takes a while
+                verify=receiver.url.startswith("https:"),  # reading the certificates takes a while
                 # A proxy of the environment is for addresses beyond this machine.
-                trust_env=not is_loopback(receiver.url.host),
+                trust_env=not is_loopback(receiver.host),
             ) as client,
             client.stream("POST", receiver.url, content=body, headers=headers) as response,
         ):
@@ -204,7 +106,7 @@ async def send(
     except (TimeoutError, httpx.TimeoutException):
         return answer(f"{receiver.shown} did not answer within {timeout_seconds:g} s")
     # OSError and ValueError: certificates or a proxy of the environment that cannot be used.
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         what = receiver.inert(str(error)) or type(error).__name__
         return answer(f"cannot reach {receiver.shown}: {what}")
     problem, again = _judged(receiver, status)

@@ -4,7 +4,6 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx
 import pytest
 
 from control_plane.observing.deliveries import (
@@ -16,10 +15,11 @@ from control_plane.observing.deliveries import (
     Deliveries,
     body,
 )
-from control_plane.observing.receiver import Receiver, send
+from control_plane.observing.receiver import send
 from control_plane.runs.alerts import MAX_ALERTS, Alert, AlertKind, Alerts
 from control_plane.runs.store import Store
 from lectern_common.errors import Conflict, Overloaded
+from lectern_common.webhook import Receiver
 from tests.control_plane.conftest import wait_for
 from tests.support.fakes import FakeClock
 from tests.support.webhook import webhook
@@ -40,7 +40,7 @@ class Desk:
     def open(self) -> None:
         self.store = Store.open(self.path)
         self.alerts = Alerts(self.store, self.clock, delivers=True)
-        receiver = Receiver(httpx.URL(self.url), SECRET)
+        receiver = Receiver(self.url, SECRET)
         self.deliveries = Deliveries(
             self.alerts,
             receiver,

@@ -10,11 +10,11 @@ import struct
 import time
 from email.utils import formatdate
 
-import httpx
 import pytest
 
-from control_plane.observing.receiver import Receiver, read_receiver, send, signature
+from control_plane.observing.receiver import send, signature
 from lectern_common.errors import Misconfigured
+from lectern_common.webhook import Receiver, read_receiver
 from tests.support.certificates import Authority
 from tests.support.webhook import webhook
 
@@ -27,7 +27,7 @@ def posted(receiver, data=None, *, delivery="7", timeout=5.0, **more):
 
 
 def of(url, secret=SECRET):
-    return Receiver(httpx.URL(url), secret)
+    return Receiver(url, secret)
 
 
 # ---- the file ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
+from control_plane.reading import feed as feed_module
 from control_plane.reading.feed import MAX_STREAMS, Feed
 from control_plane.reading.streams import RunPosition, list_events, run_events
 from control_plane.reading.wakes import Wakes
@@ -476,5 +477,62 @@ def test_a_state_is_a_name_in_the_stream(live):
             "message": None,
             "attempt": 0,
         }
+
+    live(scenario)
+
+
+# ---- alerts --------------------------------------------------------------------------------------
+
+
+def test_alerts_come_once_in_the_order_of_changes_also_after_a_cut(live):
+    async def scenario(bench, feed):
+        listener = list_of(bench, feed)
+        run = bench.commands.create(spec())
+        await listener.take(1)
+        bench.commands.claim(run.id, ("cpu",))
+        bench.commands.ended(run.id, RunState.FAILED, "oom", "no memory")
+        events = [await listener.next()]
+        while events[-1].kind != "alert":
+            events.append(await listener.next())
+        alert = events[-1]
+        assert (alert.data["kind"], alert.data["run_id"]) == ("failed", run.id)
+        assert alert.data["message"].endswith("oom: no memory")
+        assert int(alert.id) == bench.runs.newest_revision()
+        await listener.close()
+
+        # Another client was cut off right before the alert; a third one right after it.
+        before = list_of(bench, feed, after=int(alert.id) - 1)
+        assert await before.next() == alert
+        after = list_of(bench, feed, after=int(alert.id))
+        other = bench.commands.create(spec("other"))
+        for each in (before, after):
+            event = await each.next()
+            assert (event.kind, event.data["id"]) == ("run", other.id)
+            await each.close()
+
+    live(scenario)
+
+
+def test_an_alert_is_encoded_once_for_all_streams(live, monkeypatch):
+    encoded = []
+    real = feed_module.alert_view
+    monkeypatch.setattr(
+        feed_module, "alert_view", lambda alert: encoded.append(alert.seq) or real(alert)
+    )
+
+    async def scenario(bench, feed):
+        listeners = [list_of(bench, feed) for _ in range(5)]
+        run = bench.commands.create(spec())
+        for each in listeners:
+            await each.next()
+        while feed.after(bench.runs.newest_revision()) is None:  # it begins to keep what changes
+            await asyncio.sleep(0.01)
+        bench.commands.claim(run.id, ("cpu",))
+        bench.commands.ended(run.id, RunState.SUCCEEDED, None, None)
+        for each in listeners:
+            while (await each.next()).kind != "alert":
+                pass
+            await each.close()
+        assert len(encoded) == 1
 
     live(scenario)
