@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from lectern import console
-from lectern.commands import data, doctor, runs, teacher, token, train, up
+from lectern.commands import alerts, data, doctor, runs, teacher, token, train, up
 from lectern.commands.teacher_options import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
@@ -48,6 +48,7 @@ app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.tra
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")
 app.command("demo-prepare", hidden=True)(demo_containers.prepare)

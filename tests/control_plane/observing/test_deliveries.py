@@ -44,7 +44,7 @@ class Desk:
         self.deliveries = Deliveries(
             self.alerts,
             receiver,
-            lambda *what: send(*what, self.timeout),
+            lambda to, name, data: send(to, name, data, self.timeout),
             self.clock,
             self.clock,
         )

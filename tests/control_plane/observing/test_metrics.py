@@ -160,7 +160,12 @@ def test_a_scrape_makes_one_query_over_runs(scraped, monkeypatch):
     monkeypatch.setattr(plane.runs, "in_states", lambda *_: pytest.fail("scans runs"))
     calls = []
     real = plane.runs.by_state
-    monkeypatch.setattr(plane.runs, "by_state", lambda: calls.append(1) or real())
+
+    def by_state():
+        calls.append(1)
+        return real()
+
+    monkeypatch.setattr(plane.runs, "by_state", by_state)
     plane.reconciler.tick = plane.conditions.look = lambda: None
     scrape()
     assert calls == [1]

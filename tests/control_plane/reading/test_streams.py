@@ -16,6 +16,7 @@ from control_plane.reading.streams import RunPosition, list_events, run_events
 from control_plane.reading.wakes import Wakes
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
+from control_plane.views import alert_view
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
 from lectern_common.json_lines import Position, append_json_line, read_after
@@ -515,10 +516,12 @@ def test_alerts_come_once_in_the_order_of_changes_also_after_a_cut(live):
 
 def test_an_alert_is_encoded_once_for_all_streams(live, monkeypatch):
     encoded = []
-    real = feed_module.alert_view
-    monkeypatch.setattr(
-        feed_module, "alert_view", lambda alert: encoded.append(alert.seq) or real(alert)
-    )
+
+    def counted_view(alert):
+        encoded.append(alert.seq)
+        return alert_view(alert)
+
+    monkeypatch.setattr(feed_module, "alert_view", counted_view)
 
     async def scenario(bench, feed):
         listeners = [list_of(bench, feed) for _ in range(5)]
