@@ -222,7 +222,8 @@ class Deliveries:
                 self._woken.set()
 
     async def _post(self, delivery: str, data: dict[str, Any]) -> Answer:
-        assert self.receiver is not None  # noqa: S101 - the thread runs only with one
+        if self.receiver is None:
+            raise RuntimeError("there is no receiver")  # the thread runs only with one
         return await self._send(self.receiver, delivery, data)
 
     def _record(self, alert: Alert, answer: Answer) -> None:
