@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from control_plane.runs.alerts import Alert, alerts_since
 from control_plane.runs.record import (
+    IN_LINE,
     MOVING,
     DeletedRun,
     Run,
@@ -54,10 +55,15 @@ class Runs:
             return select_runs(connection, runs.c.state.in_(states))
 
     def queued(self) -> tuple[tuple[str, float], ...]:
-        """Returns the id of each queued run and when it was queued, oldest run first."""
+        """Returns the id of each queued run and when it was queued, the next to start first."""
         query = sa.select(runs.c.id, runs.c.since).where(runs.c.state == RunState.QUEUED)
         with self._store.reading() as connection:
-            return tuple(tuple(row) for row in connection.execute(query.order_by(runs.c.seq)))
+            return tuple(tuple(row) for row in connection.execute(query.order_by(*IN_LINE)))
+
+    def in_line(self) -> list[Run]:
+        """Returns the queued runs, the next to start first: by priority, then by age."""
+        with self._store.reading() as connection:
+            return select_runs(connection, runs.c.state == RunState.QUEUED, order=IN_LINE)
 
     def waiting_to_heal(self) -> list[Run]:
         """Returns the interrupted runs that wait for something to come true, oldest first."""
@@ -128,7 +134,7 @@ class Runs:
         with self._store.reading() as connection:
             changed: list[Run | DeletedRun | Alert] = [
                 *select_runs(
-                    connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
+                    connection, runs.c.revision > revision, order=(runs.c.revision,), limit=limit
                 ),
                 *(DeletedRun(*row) for row in connection.execute(gone)),
                 *alerts_since(connection, revision, limit),

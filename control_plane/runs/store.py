@@ -75,7 +75,7 @@ deleted_runs = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False, unique=True),
 )
 
-# One row per change of `state` or `wanted`, in the order they happened.
+# One row per change of `state` or `wanted`, in the order they happened. `by` is who asked for it.
 history = sa.Table(
     "history",
     metadata,
@@ -87,6 +87,7 @@ history = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("message", sa.Text),
+    sa.Column("by", sa.Text),
     sa.Index("history_by_run", "run_id", "seq"),
     sqlite_autoincrement=True,
 )
@@ -130,6 +131,11 @@ plane_conditions = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("since", sa.Float, nullable=False),
 )
+
+
+def sound_json(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """Returns a JSON column, null where it is not JSON: SQLite would fail for all rows."""
+    return sa.type_coerce(sa.case((sa.func.json_valid(column) == 1, column)), sa.JSON)
 
 
 class Store:

@@ -60,6 +60,10 @@ export interface Run {
   stale_since: number | null;
   stalled_since: number | null;
   activity: string | null;
+  priority: number;
+  group: string | null;
+  tags: string[];
+  notes: string;
 }
 
 /** A run in the page. */
@@ -85,6 +89,7 @@ export interface HistoryEntry {
   attempt: number | null;
   reason: string | null;
   message: string | null;
+  by: string | null;
   details: Record<string, any>;
 }
 
