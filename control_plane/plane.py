@@ -45,6 +45,7 @@ from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import DiskView, RunView, run_view
+from lectern_common.checks.webhook import Receiver
 from lectern_common.errors import (
     DataUnavailable,
     DiskFull,
@@ -59,7 +60,6 @@ from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.secrets import SecretFiles
-from lectern_common.webhook import Receiver
 
 LOCK_NAME = "control-plane.lock"
 TICK_SECONDS = 0.5

@@ -112,6 +112,7 @@ export interface Disk {
   free_bytes: number;
   needed_bytes: number;
   low: boolean;
+  warning: string | null;
 }
 
 /** What was measured at one step, by metric name. A null was not a finite number. */

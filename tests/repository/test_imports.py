@@ -34,7 +34,7 @@ ORDER_WITHIN = {
     package: order.split()
     for package, order in {
         "lectern_common": "errors logs words roots threads files json_lines "
-        "callers webhook listening wire tokens teacher spec run checks",
+        "callers listening wire tokens teacher spec run checks",
         "teacher_server": "engine scheduling rpc observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher evaluation run record pipeline __main__",
