@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
 from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.overdue import WAITING_MINUTES
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
+from lectern_common.checks.webhook import read_receiver
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.listening import bound_sockets
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher-tls-cert", metavar="NAME", help="the client's own certificate, with its key")
     add("--teacher-tls-key", metavar="NAME", help="all four lie under the secrets root")
     _add_access(add)
+    _add_alerts(add)
     add(
         "--on-exit",
         choices=["leave", "stop"],
@@ -167,6 +171,24 @@ def _add_access(add: Callable[..., Any]) -> None:
     add("--allowed-host", action="append", default=[], metavar="NAME", help="another Host name")
 
 
+def _add_alerts(add: Callable[..., Any]) -> None:
+    """Adds the options about alerts."""
+    add(
+        "--alert-webhook-file",
+        metavar="NAME",
+        help="file under the secrets root: the URL that alerts are posted to on its first line, "
+        "and on the second, if there is one, a secret that signs them",
+    )
+    add(
+        "--alert-waiting-minutes",
+        type=_minutes,
+        default=WAITING_MINUTES,
+        metavar="N",
+        help="a run that waits for longer, in the queue, for its teacher or to go on by itself, "
+        f"makes an alert ({WAITING_MINUTES:g})",
+    )
+
+
 def _serve(
     options: argparse.Namespace,
     trainer_argv: Sequence[str],
@@ -196,6 +218,9 @@ def _serve(
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         roots = Roots.of_home(options.home)
         tokens = Tokens() if options.no_token else tokens_of(roots.secrets, *given)
+        receiver = None
+        if options.alert_webhook_file is not None:
+            receiver = read_receiver(roots.secrets, options.alert_webhook_file)
         devices = _devices(options)
         if fork_server_argv is None and trainer_argv == TRAINER_ARGV:
             fork_server_argv = FORK_SERVER_ARGV
@@ -213,6 +238,8 @@ def _serve(
             max_queued=options.max_queued_runs,
             backup_every_hours=options.backup_every_hours,
             keep_backups=options.keep_backups,
+            receiver=receiver,
+            waiting_minutes=options.alert_waiting_minutes,
         )
         stack.callback(launcher.close)
         names = {bracketed(host).lower(), *(name.lower() for name in options.allowed_host)}
@@ -229,7 +256,8 @@ def _serve(
         # uvicorn raises the signal that ended it again when it is done; ignore it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        _Server(config, limit, plane, tokens, port_file).run(sockets=listeners)
+        names_of_page = options.allowed_host or [None]
+        _Server(config, limit, plane, tokens, port_file, names_of_page[0]).run(sockets=listeners)
     return 0
 
 
@@ -253,8 +281,10 @@ class _Server(BoundedServer):
         plane: ControlPlane,
         tokens: Tokens,
         port_file: Path | None,
+        page_host: str | None = None,
     ) -> None:
         super().__init__(config, limit)
+        self._page_host = page_host
         self._plane = plane
         self._tokens = tokens
         self._port_file = port_file
@@ -263,7 +293,12 @@ class _Server(BoundedServer):
         await super().startup(sockets)
         if not self.started or not sockets:
             return
-        bound = address_of(*sockets[0].getsockname()[:2])
+        host, port = sockets[0].getsockname()[:2]
+        bound = address_of(host, port)
+        if self._page_host is not None:
+            self._plane.deliveries.page = f"http://{self._page_host}:{port}/"
+        elif not ip_address(host).is_unspecified:
+            self._plane.deliveries.page = f"http://{bound}/"
         if self._port_file is not None:
             write_atomic(self._port_file, bound.encode())
         plane = self._plane
@@ -281,6 +316,13 @@ class _Server(BoundedServer):
         _log.info("control plane stops", stops_runs=self._plane.stops_runs_on_exit)
         self._plane.feed.close()
         await super().shutdown(sockets)
+
+
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not (0 < number < float("inf")):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
 
 
 def _positive(text: str) -> int:

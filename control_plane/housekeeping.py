@@ -45,11 +45,24 @@ class Housekeeping:
     """Caps the logs of active runs, measures run folders, and watches the disk.
 
     In a thread of its own: a slow disk delays nothing else.
+
+    Args:
+        runs: reads which runs are active.
+        runs_root: holds their folders.
+        disk_seen: is told the warning of each look at the disk; None means that there is room.
     """
 
-    def __init__(self, runs: Runs, commands: RunCommands, runs_root: Path, disk: DiskWatch) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        commands: RunCommands,
+        runs_root: Path,
+        disk: DiskWatch,
+        disk_seen: Callable[[str | None], None] = lambda warning: None,
+    ) -> None:
         self._runs = runs
         self._disk = disk
+        self._disk_seen = disk_seen
         self._sizes = RunSizes(runs, commands, runs_root)
         self._root = runs_root
         self._disk_seen_at = float("-inf")
@@ -91,6 +104,7 @@ class Housekeeping:
         if disk.warning is not None and not self._warned:
             _log.warning("disk fills", folder=str(self._root), why=disk.warning)
         self._warned = disk.warning is not None
+        self._disk_seen(disk.warning)
 
     def _keep(self) -> None:
         while not self._end.wait(LOOK_SECONDS):

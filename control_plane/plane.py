@@ -18,6 +18,8 @@ import structlog
 
 from control_plane.disk_space import DiskWatch
 from control_plane.housekeeping import Housekeeping, sweep
+from control_plane.observing.deliveries import Deliveries
+from control_plane.observing.disk import DiskAlert
 from control_plane.readiness import Readiness
 from control_plane.reading.feed import Feed
 from control_plane.reading.series.indexes import (
@@ -26,6 +28,7 @@ from control_plane.reading.series.indexes import (
     Indexes,
 )
 from control_plane.reading.wakes import Wakes, set_within
+from control_plane.runs.alerts import Alerts
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
 from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.forking import finish_forks
@@ -51,8 +54,10 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.healing import Healing, Obstacle
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
+from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import DiskView, RunView, run_view
+from lectern_common.checks.webhook import Receiver
 from lectern_common.errors import (
     DataUnavailable,
     DiskFull,
@@ -91,7 +96,10 @@ class ControlPlane:
     processes: Processes
     reconciler: Reconciler
     conditions: Conditions
+    overdue: Overdue
     healing: Healing
+    alerts: Alerts
+    deliveries: Deliveries
     readiness: Readiness
     devices: Devices
     checks: StartChecks
@@ -102,6 +110,9 @@ class ControlPlane:
     backups: PeriodicBackups
     lock_descriptor: int
     stops_runs_on_exit: bool
+    max_queued: int
+    schema: str
+    started_at: float
     clock: Callable[[], float] = time.time
     tick_seconds: float = TICK_SECONDS
     # Each reads a checkpoint whole: a few at once keep the disk busy, and leave threads to others.
@@ -123,6 +134,7 @@ class ControlPlane:
         self.changes.start()
         self.housekeeping.start()
         self.backups.start()
+        self.deliveries.start()
         await self._tick()
         work = (self._loop(), self.feed.follow(), self._keep_indexes())
         self._tasks = [asyncio.create_task(part) for part in work]
@@ -144,6 +156,7 @@ class ControlPlane:
     def close(self) -> None:
         self.housekeeping.close()
         self.backups.close()
+        self.deliveries.close()
         self.healing.close()
         self.checks.close()
         self.teachers.close()
@@ -235,6 +248,7 @@ class ControlPlane:
         self.reconciler.tick()
         self.healing.look()
         self.conditions.look()
+        self.overdue.look()
 
 
 def open_plane(
@@ -248,6 +262,8 @@ def open_plane(
     max_queued: int = MAX_QUEUED,
     backup_every_hours: float = EVERY_HOURS,
     keep_backups: int = KEPT,
+    receiver: Receiver | None = None,
+    waiting_minutes: float = WAITING_MINUTES,
     clock: Callable[[], float] = time.time,
 ) -> ControlPlane:
     """Returns the only control plane over `roots.runs`.
@@ -260,6 +276,8 @@ def open_plane(
         max_queued: how many runs may wait for a device.
         backup_every_hours: between two backups of the database; 0 makes them only at starts.
         keep_backups: how many of those are kept.
+        receiver: gets the alerts.
+        waiting_minutes: a run that waits for longer makes an alert.
 
     Raises:
         Misconfigured: another control plane uses the folder, its file system has no locks, or the
@@ -279,7 +297,11 @@ def open_plane(
         _log.warning("database not backed up", error=str(error))
         periodic.soon()
     changes = Wakes()
-    runs, commands = Runs(store), RunCommands(store, clock, changes.wake_from_thread, max_queued)
+    alerts = Alerts(store, clock, delivers=receiver is not None, changed=changes.wake_from_thread)
+    deliveries = Deliveries(alerts, receiver, clock=clock)
+    alerts.added = deliveries.wake
+    runs = Runs(store)
+    commands = RunCommands(store, clock, changes.wake_from_thread, max_queued, alerts)
     finish_deletions(runs, roots.runs)
     finish_forks(runs, roots.runs)
     sweep(roots.runs)
@@ -301,17 +323,23 @@ def open_plane(
             runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
         ),
         conditions=Conditions(runs, commands, devices, clock),
+        overdue=Overdue(runs, commands, waiting_minutes, clock),
+        alerts=alerts,
+        deliveries=deliveries,
         healing=Healing(runs, commands, _obstacles(roots, teachers or {})),
         readiness=Readiness(store, roots.runs),
         devices=devices,
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
         adoption=adoption,
-        housekeeping=Housekeeping(runs, commands, roots.runs, disk),
+        housekeeping=Housekeeping(runs, commands, roots.runs, disk, DiskAlert(alerts).seen),
         disk_watch=disk,
         backups=periodic,
         lock_descriptor=lock,
         stops_runs_on_exit=stops_runs_on_exit,
+        max_queued=max_queued,
+        schema=store.schema(),
+        started_at=clock(),
         clock=clock,
     )
 

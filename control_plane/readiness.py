@@ -34,6 +34,7 @@ class Readiness:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
+        self._succeeded_at = monotonic()
         self._look_problem: str | None = "it has not yet looked at the runs"
         self._probed_at = float("-inf")
         self._probed: dict[str, str] = {}
@@ -41,6 +42,12 @@ class Readiness:
     def looked(self, problem: str | None = None) -> None:
         """Records that a look at the runs has ended, and what was wrong with it."""
         self._looked_at, self._look_problem = self._monotonic(), problem
+        if problem is None:
+            self._succeeded_at = self._looked_at
+
+    def look_age_seconds(self) -> float:
+        """Returns how long ago the last look at the runs was that succeeded."""
+        return self._monotonic() - self._succeeded_at
 
     def problems(self) -> dict[str, str]:
         """Returns what is wrong, by part; an empty mapping if nothing is."""

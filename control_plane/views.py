@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 
+from control_plane.runs.alerts import Alert
 from control_plane.runs.keeping.adoption import Adopted
 from control_plane.runs.keeping.pruning import Pruned
 from control_plane.runs.record import Run, Wanted
@@ -509,6 +510,66 @@ class DiskView(_View):
     at its present pace; else null."""
 
 
+class AlertView(_View):
+    """Something that somebody should hear of. Times are Unix seconds."""
+
+    seq: int
+    """Rises with each alert; the webhook's `Lectern-Delivery`."""
+    at: float
+    kind: str
+    """failed, diverged, finished, stalled, waiting or disk."""
+    run_id: str | None
+    """null for `disk`, as the next four fields."""
+    name: str | None
+    state: str | None
+    """State, reason and step are those that the run had then."""
+    reason: str | None
+    step: int | None
+    message: str
+    """One sentence."""
+    attempts: int
+    """Times that the webhook's receiver was tried."""
+    next_try_at: float | None
+    """null if there is nothing more to deliver."""
+    delivered_at: float | None
+    last_error: str | None
+    """What was wrong with the last attempt."""
+
+
+class AlertsView(_View):
+    """The last alerts, newest first."""
+
+    receiver: str | None
+    """Scheme and host of the webhook; null if none is set."""
+    alerts: list[AlertView]
+
+
+class AlertTestView(_View):
+    """What became of a test alert."""
+
+    receiver: str
+    delivered: bool
+    status: int | None
+    """HTTP status of the answer; null if there was none."""
+    said: str | None
+    """The beginning of the answer's body."""
+    error: str | None
+    """What went wrong; null if it was delivered."""
+    seconds: float
+
+
+class VersionView(_View):
+    """Which control plane this is."""
+
+    version: str
+    """Of Lectern."""
+    python: str
+    schema_revision: str
+    """The newest migration of its database."""
+    started_at: float
+    """Unix seconds."""
+
+
 class HealthView(_View):
     status: Literal["ok"]
 
@@ -688,3 +749,8 @@ def _eta_seconds(run: Run, steps: int | None) -> float | None:
     if steps is None:
         return None
     return max(0, steps - status.step) * status.seconds_per_step
+
+
+def alert_view(alert: Alert) -> AlertView:
+    """Returns the view of an alert."""
+    return AlertView(**{name: getattr(alert, name) for name in AlertView.model_fields})

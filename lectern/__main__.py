@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from lectern import console
-from lectern.commands import data, doctor, record, runs, sweeps, teacher, token, train, up
+from lectern.commands import (
+    alerts,
+    data,
+    doctor,
+    record,
+    runs,
+    sweeps,
+    teacher,
+    token,
+    train,
+    up,
+)
 from lectern.commands.teacher_options import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
@@ -53,6 +64,7 @@ app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.command(epilog="Example: lectern sweep rates.yaml --watch")(sweeps.sweep)
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(record.app, name="record")
 app.add_typer(token.app, name="token")

@@ -228,6 +228,39 @@ class Pruned:
 
 
 @dataclass(frozen=True)
+class Alert:
+    """Something that somebody should hear of; `json` is the whole answer.
+
+    Attributes:
+        seq: rises with each alert.
+        at: when it was made, in Unix seconds.
+        kind: failed, diverged, finished, stalled, waiting or disk.
+        run_id: the run that it is about; None if it is about the control plane.
+        message: one sentence.
+        delivered_at: when the webhook's receiver took it; None if it has not, or none is set.
+        last_error: what was wrong with the last attempt to deliver it.
+    """
+
+    seq: int
+    at: float
+    kind: str
+    run_id: str | None
+    message: str
+    delivered_at: float | None
+    last_error: str | None
+    json: dict[str, Any]
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Alert":
+        """Parses an answer. Raises ControlPlaneUnavailable unless it describes an alert."""
+        names = [entry.name for entry in fields(cls) if entry.name != "json"]
+        try:
+            return cls(**{name: data[name] for name in names}, json=data)
+        except (KeyError, TypeError) as error:
+            raise _unknown_form("an alert", error) from None
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a run's student wrote after a prompt at an evaluation.
 
@@ -762,6 +795,35 @@ class Client:
         return [
             TeacherStatus.of_json(entry) for entry in self._json("GET", "/teachers")["teachers"]
         ]
+
+    def alerts(self, after: int = 0, limit: int = 100) -> list[Alert]:
+        """Returns the last alerts, newest first.
+
+        Args:
+            after: only those with a larger `seq`.
+            limit: at most so many, up to 1000.
+        """
+        answer = self._json("GET", "/alerts", params={"after": after, "limit": limit})
+        return [Alert.of_json(alert) for alert in answer.get("alerts") or []]
+
+    def test_alert(self) -> dict[str, Any]:
+        """Sends a test alert to the control plane's webhook; returns what became of it.
+
+        Returns:
+            `receiver`, `delivered`, and `status`, `said` and `error`, which may be None.
+
+        Raises:
+            Conflict: no webhook is set.
+        """
+        return self._json("POST", "/alerts/test")
+
+    def version(self) -> dict[str, Any]:
+        """Returns `version`, `python`, `schema_revision` and `started_at` of the control plane.
+
+        Raises:
+            NotFound: it is of an earlier release, which does not say.
+        """
+        return self._json("GET", "/version")
 
     def disk(self) -> DiskStatus:
         """Returns how full the disk of the run folders is.

@@ -72,6 +72,15 @@ TeacherTlsKey = Annotated[
         show_default=False,
     ),
 ]
+AlertWebhookFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="File under the secrets root with the URL that the control plane posts alerts to, and "
+        "on a second line, if you like, a secret that signs them.",
+        show_default=False,
+    ),
+]
 
 
 def command_group(help_text: str) -> typer.Typer:

@@ -11,14 +11,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 from starlette.types import Lifespan
 
-from control_plane.api import catalog, runs, series, streams, sweeps
 from control_plane.api.guard import LOOPBACK_HOSTS, Guard
 from control_plane.api.openapi import completed
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
 from control_plane.api.requests import require_known_query
+from control_plane.api.routes import catalog, observing, runs, series, streams, sweeps
 from control_plane.plane import ControlPlane
 
-ROUTES = (runs, sweeps, series, streams, catalog)
+ROUTES = (runs, sweeps, series, streams, catalog, observing)
 WEB = Path(__file__).parent.parent / "web"
 
 

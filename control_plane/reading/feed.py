@@ -20,8 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from control_plane.reading.events import event
 from control_plane.reading.run_feed import RunFeed
 from control_plane.reading.wakes import Wakes
+from control_plane.runs.alerts import Alert
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import DeletedRun, Run
+from control_plane.views import alert_view
 from lectern_common.errors import Overloaded
 
 MAX_STREAMS = 256
@@ -30,6 +32,8 @@ RETRY_SECONDS = 1.0  # after the database could not be read
 MAX_KEPT_BYTES = 1 << 20
 MAX_JOINED = 16  # answers to clients that are at the same place; each may have MAX_KEPT_BYTES
 MAX_READERS = 8  # threads that read run folders; a disk that hangs delays only streams of runs
+
+_Change = Run | DeletedRun | Alert
 
 _log = structlog.get_logger()
 
@@ -156,14 +160,13 @@ class Feed:
             if (run := self._run_feeds.get(entry["run_id"])) is not None:
                 run.add_state(entry)
         for change in found:
-            run = self._run_feeds.get(change.id)
-            if run is not None and isinstance(change, DeletedRun):
-                run.set_deleted()
+            if isinstance(change, DeletedRun) and change.id in self._run_feeds:
+                self._run_feeds[change.id].set_deleted()
         self._keep(events, found[-1].revision if found else self._end)
         return bool(found)
 
-    def _read(self) -> tuple[list[dict[str, Any]], list[Run | DeletedRun], list[tuple[int, bytes]]]:
-        """Returns changes of state, changed runs, and their events. Blocks."""
+    def _read(self) -> tuple[list[dict[str, Any]], Sequence[_Change], list[tuple[int, bytes]]]:
+        """Returns changes of state, changed runs and alerts, and their events. Blocks."""
         found = self.runs.changed_since(self._end)
         # Read second: a state that a `run` event shows is then known, too.
         states = self.runs.history_of_all(self._history_seq) if found else []
@@ -195,17 +198,21 @@ class Feed:
             self._kept_bytes -= len(dropped)
         self.news.wake()
 
-    def _encoded(self, found: Sequence[Run | DeletedRun]) -> list[tuple[int, bytes]]:
+    def _encoded(self, found: Sequence[_Change]) -> list[tuple[int, bytes]]:
         events = []
-        for run in found:
+        for change in found:
             try:
-                if isinstance(run, DeletedRun):
-                    data = event("deleted", {"id": run.id}, str(run.revision))
-                else:
-                    shown = self._view(run).model_dump(mode="json")
-                    data = event("run", shown, str(run.revision))
+                kind, shown = self._shown(change)
+                data = event(kind, shown, str(change.revision))
             except Exception as error:  # one damaged row must not silence all the others
-                _log.error("change not sent", run=run.id, error=repr(error))
+                _log.error("change not sent", revision=change.revision, error=repr(error))
                 continue
-            events.append((run.revision, data))
+            events.append((change.revision, data))
         return events
+
+    def _shown(self, change: _Change) -> tuple[str, dict[str, Any]]:
+        if isinstance(change, DeletedRun):
+            return "deleted", {"id": change.id}
+        if isinstance(change, Alert):
+            return "alert", alert_view(change).model_dump(mode="json")
+        return "run", self._view(change).model_dump(mode="json")

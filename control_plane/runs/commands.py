@@ -7,6 +7,7 @@ The decisions are the functions below the class.
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
+from control_plane.runs.alerts import AlertKind, Alerts, kind_of_change, sentence
 from control_plane.runs.callers import caller
 from control_plane.runs.healing import HEALED, after_end, goes_so_far
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
     FORKED,
+    MOVING,
     NEXT,
     PRIORITY,
     STOP_ASKED,
@@ -57,6 +60,7 @@ MAX_QUEUED = 1000
 QUEUE_RETRY_SECONDS = 60
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
+RESUMES = "resumes"  # reason of a run that was queued again by itself
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 _MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -94,6 +98,10 @@ class RunCommands:
         clock: Unix seconds.
         changed: called after each visible change; from any thread.
         max_queued: how many runs may wait; a request for one more is refused.
+        alerts: gets those that changes make; None means one with the same store and clock.
+
+    Attributes:
+        restarts: how often this process has queued a run again by itself, by the reason of its end.
     """
 
     def __init__(
@@ -102,7 +110,10 @@ class RunCommands:
         clock: Callable[[], float] = time.time,
         changed: Callable[[], None] = lambda: None,
         max_queued: int = MAX_QUEUED,
+        alerts: Alerts | None = None,
     ) -> None:
+        self.restarts: Counter[str] = Counter()
+        self._alerts = alerts or Alerts(store, clock)
         self._store = store
         self._max_queued = max_queued
         self._clock = clock
@@ -414,18 +425,26 @@ class RunCommands:
 
         Args:
             facts: by run id: the state that the facts are about, and the columns. A run that has
-                left that state meanwhile is passed over.
+                left that state meanwhile is passed over. An alert comes with a `stalled_since`
+                or `overdue_since` that it did not have.
         """
         if not facts:
             return
         with self._store.writing() as connection:
             revision = newest_revision(connection)
+            alerting: list[tuple[AlertKind, str]] = []
             for run_id, (state, columns) in facts.items():
                 revision += 1
                 is_still = sa.and_(runs.c.id == run_id, runs.c.state == state)
+                alerting += _alerts_of(connection, is_still, columns)
                 values = {**columns, "revision": revision}
                 connection.execute(sa.update(runs).where(is_still).values(values))
+            for kind, run_id in alerting:
+                run = get_run(connection, run_id)
+                self._alerts.add(connection, kind, sentence(kind, run, self._clock()), run)
         self._changed()
+        if alerting:
+            self._alerts.added()
 
     def measured(self, sizes: Mapping[str, int | None]) -> None:
         """Records what run folders take on disk, in one transaction.
@@ -549,7 +568,8 @@ class RunCommands:
                 values["wanted"] = change.wanted
             if state is not run.state:
                 values |= {"state": state, "since": now, **_active_time(run, state, now)}
-                values = {"queue_position": None, "waits_for": None, **values}
+                unset = ("queue_position", "waits_for", "overdue_since")
+                values = {**dict.fromkeys(unset), **values}
                 goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
                 if state in RESTING and not goes_on:
                     values["stop_at"] = None
@@ -560,7 +580,12 @@ class RunCommands:
             was_asked = change.columns.get("stop_at") is not None
             if was_asked or (after.state, after.wanted) != (run.state, run.wanted):
                 _remember(connection, after, now)
+            kind = kind_of_change(run, after)
+            if kind is not None:
+                self._alerts.add(connection, kind, sentence(kind, after, now), after)
         if after.state is not run.state:
+            if after.state is RunState.QUEUED and after.reason == RESUMES:
+                self.restarts[run.reason or "unknown"] += 1
             _log.info(
                 "run changed",
                 run=run_id,
@@ -570,7 +595,24 @@ class RunCommands:
                 by=caller(),
             )
         self._changed()
+        if kind is not None:
+            self._alerts.added()
         return after
+
+
+def _alerts_of(
+    connection: sa.Connection, is_it: sa.ColumnElement[bool], columns: Mapping[str, Any]
+) -> list[tuple[AlertKind, str]]:
+    """Returns the alerts that new facts about a run make, each with the run's id."""
+    new = [name for name in ("stalled_since", "overdue_since") if columns.get(name) is not None]
+    found = select_runs(connection, is_it) if new else []
+    kinds = {
+        AlertKind.STALLED if run.state in MOVING else AlertKind.WAITING
+        for run in found
+        for name in new
+        if getattr(run, name) is None
+    }
+    return [(kind, run.id) for run in found for kind in kinds]
 
 
 def require_goes_on(run: Run, spec: RunSpec) -> None:
@@ -633,7 +675,7 @@ def _requeued(run: Run) -> Change | None:
         why = f": {HEALED[run.reason]}"
         columns |= {"restarts": run.restarts + 1, "heals": run.heals + 1}
     message = f"resumes by itself{why}; before: {run.message or run.reason}"
-    return Change(RunState.QUEUED, None, "resumes", message, columns)
+    return Change(RunState.QUEUED, None, RESUMES, message, columns)
 
 
 def _told(run: Run, status: Status) -> Change | None:

@@ -1,14 +1,17 @@
 """Reads runs: one, by state, a page of them, what has changed, the history of one."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from control_plane.runs.alerts import Alert, alerts_since
 from control_plane.runs.record import (
     IN_LINE,
+    MOVING,
     DeletedRun,
     Run,
+    Wanted,
     get_run,
     newest_revision,
     readable_change,
@@ -18,6 +21,22 @@ from control_plane.runs.search import FoundRuns, Search, find_runs
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
+
+
+class Lasting(NamedTuple):
+    """A run that waits, or is silent, since `since` (Unix seconds), and not yet called overdue."""
+
+    run_id: str
+    state: RunState
+    since: float
+
+
+class StateCount(NamedTuple):
+    """Runs in one state: how many, how many of them are stalled, and since when the first is."""
+
+    runs: int
+    stalled: int
+    since: float
 
 
 class Runs:
@@ -67,6 +86,50 @@ class Runs:
             )
         return [run for run in found if run.resumes_itself]
 
+    def lasting(self) -> list[Lasting]:
+        """Returns what may become overdue: runs that wait, and trainers without a heartbeat."""
+        waits = sa.or_(
+            runs.c.state.in_([RunState.QUEUED, RunState.WAITING_FOR_TEACHER]),
+            sa.and_(
+                runs.c.state == RunState.INTERRUPTED,
+                runs.c.wanted == Wanted.RUNNING,
+                runs.c.waits_for.is_not(None),
+            ),
+        )
+        is_silent = sa.and_(
+            runs.c.state.in_(MOVING),
+            runs.c.stale_since.is_not(None),
+            runs.c.stalled_since.is_(None),  # somebody has heard of it
+        )
+        since = sa.case((is_silent, runs.c.stale_since), else_=runs.c.since)
+        query = sa.select(runs.c.id, runs.c.state, since)
+        query = query.where(runs.c.overdue_since.is_(None), sa.or_(waits, is_silent))
+        with self._store.reading() as connection:
+            rows = connection.execute(query).all()
+        return [
+            Lasting(run_id, RunState(state), at)
+            for run_id, state, at in rows
+            if isinstance(at, int | float)  # a damaged row must not stop the others
+        ]
+
+    def heard_again(self) -> list[tuple[str, RunState]]:
+        """Returns the active runs that were silent for too long, and no longer are."""
+        query = sa.select(runs.c.id, runs.c.state).where(
+            runs.c.state.in_(MOVING),
+            runs.c.overdue_since.is_not(None),
+            runs.c.stale_since.is_(None),
+        )
+        with self._store.reading() as connection:
+            return [(run_id, RunState(state)) for run_id, state in connection.execute(query)]
+
+    def by_state(self) -> dict[str, StateCount]:
+        """Returns how many runs are in each state that any is in, with one query."""
+        count, oldest = sa.func.count(), sa.func.min(runs.c.since)
+        query = sa.select(runs.c.state, count, sa.func.count(runs.c.stalled_since), oldest)
+        with self._store.reading() as connection:
+            rows = connection.execute(query.group_by(runs.c.state)).all()
+        return {state: StateCount(*counts) for state, *counts in rows}
+
     def search(self, search: Search, after_seq: int | None, limit: int) -> FoundRuns:
         """Returns up to `limit` runs after the one with `after_seq`; see `find_runs`."""
         return find_runs(self._store, search, after_seq, limit)
@@ -77,18 +140,19 @@ class Runs:
         with self._store.reading() as connection:
             return {row.id: row.name for row in connection.execute(query)}
 
-    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun]:
-        """Returns runs whose last change came after `revision`, in the order of those changes."""
+    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun | Alert]:
+        """Returns runs whose last change, and alerts that, came after `revision`, in that order."""
         gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
         gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
         with self._store.reading() as connection:
-            changed: list[Run | DeletedRun] = [
+            changed: list[Run | DeletedRun | Alert] = [
                 *select_runs(
                     connection, runs.c.revision > revision, order=(runs.c.revision,), limit=limit
                 ),
                 *(DeletedRun(*row) for row in connection.execute(gone)),
+                *alerts_since(connection, revision, limit),
             ]
-        return sorted(changed, key=lambda run: run.revision)[:limit]
+        return sorted(changed, key=lambda change: change.revision)[:limit]
 
     def newest_revision(self) -> int:
         with self._store.reading() as connection:

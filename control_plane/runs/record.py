@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import deleted_runs, history, runs, sound_json
+from control_plane.runs.store import alerts, deleted_runs, history, runs, sound_json
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import ForkedFrom, RunFolder
@@ -52,6 +52,8 @@ ACTIVE = frozenset(
     {RunState.STARTING, RunState.RUNNING, RunState.WAITING_FOR_TEACHER, RunState.STOPPING}
 )
 TRAINS = ACTIVE - {RunState.STARTING}
+# Those of them in which it should make progress.
+MOVING = ACTIVE - {RunState.WAITING_FOR_TEACHER}
 # Reasons of an active run that the control plane gave, not its trainer: the next good status of the
 # trainer clears them.
 STATUS_UNREADABLE = "status_unreadable"
@@ -116,6 +118,7 @@ class Run:
     disk_bytes: int | None = None  # of its folder; None until measured
     stop_at: StopAt | None = None  # CHECKPOINT: asked to stop at its next one; None: not asked
     forked_from: ForkedFrom | None = None  # the checkpoint of another run that it began with
+    overdue_since: float | None = None  # waits or is silent so long that an alert was made
 
     @cached_property
     def run_spec(self) -> RunSpec:
@@ -241,7 +244,7 @@ def select_runs(
 
 def _run_of(row: sa.RowMapping) -> Run:
     """Returns the run of a row, whatever the row holds: a damaged one must not hide the others."""
-    values = {column.name: _stored(column, row[column.name]) for column in runs.columns}
+    values = {column.name: stored_value(column, row[column.name]) for column in runs.columns}
     values["spec"] = _object(row["spec"])
     values["slots"] = _texts(row["slots"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
@@ -264,7 +267,7 @@ def _run_of(row: sa.RowMapping) -> Run:
 
 def readable_change(row: sa.RowMapping) -> dict[str, Any]:
     """Returns a row of the history, whatever it holds; None for what cannot be read of it."""
-    values = {column.name: _stored(column, row[column.name]) for column in history.columns}
+    values = {column.name: stored_value(column, row[column.name]) for column in history.columns}
     if values["wanted"] not in [*Wanted]:
         values["wanted"] = None
     if values["state"] not in [*RunState]:
@@ -274,7 +277,7 @@ def readable_change(row: sa.RowMapping) -> dict[str, Any]:
     return values
 
 
-def _stored(column: sa.Column[Any], value: Any) -> Any:
+def stored_value(column: sa.Column[Any], value: Any) -> Any:
     """Returns a column's value, or a plain one if it is not of the column's type."""
     if value is None or isinstance(column.type, sa.JSON):
         return value
@@ -332,9 +335,9 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
 
 
 def newest_revision(connection: sa.Connection) -> int:
-    """Returns the revision of the last change or deletion of any run; 0 before any."""
+    """Returns the revision of the last change or deletion of any run, or alert; 0 before any."""
     newest = (
         connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
-        for table in (runs, deleted_runs)
+        for table in (runs, deleted_runs, alerts)
     )
     return max(newest)

@@ -69,6 +69,7 @@ runs = sa.Table(
     sa.Column("disk_bytes", sa.Integer),
     sa.Column("stop_at", sa.Text),
     sa.Column("forked_from", sa.JSON(none_as_null=True)),
+    sa.Column("overdue_since", sa.Float),
 )
 
 # One row per deleted run: its id, and the revision of the deletion.
@@ -129,6 +130,36 @@ sweep_runs = sa.Table(
     metadata,
     sa.Column("run_id", sa.Text, primary_key=True),
     sa.Column("sweep_id", sa.Text, nullable=False, index=True),
+)
+
+# One row per alert, see runs/alerts.py; also the outbox of its delivery.
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False, unique=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text),
+    sa.Column("name", sa.Text),
+    sa.Column("state", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("step", sa.Integer),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_try_at", sa.Float),
+    sa.Column("delivered_at", sa.Float),
+    sa.Column("last_error", sa.Text),
+    sa.Column("folded_into", sa.Integer),
+    sqlite_autoincrement=True,
+)
+
+# One row per condition of this control plane that holds now, and since when.
+plane_conditions = sa.Table(
+    "plane_conditions",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
 )
 
 
@@ -202,6 +233,12 @@ class Store:
             with connection.begin() as transaction:
                 connection.execute(sa.insert(deleted_runs).values(run_id="", revision=-1))
                 transaction.rollback()
+
+    def schema(self) -> str:
+        """Returns the revision of the database's schema: that of the newest migration."""
+        with self.reading() as connection:
+            revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+            return str(revision.scalar_one())
 
     def close(self) -> None:
         self._engine.dispose()

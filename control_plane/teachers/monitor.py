@@ -149,6 +149,16 @@ class TeacherMonitor:
             computed_sequences=misses,
         )
 
+    async def reachable(self) -> dict[str, bool]:
+        """Returns for each configured server whether it answers."""
+        addresses = list(self._configured)[:MAX_TEACHERS]
+        await asyncio.gather(*(self._refresh(address) for address in addresses))
+        return {
+            address: self._teachers[address].problem is None
+            for address in addresses
+            if address in self._teachers
+        }
+
     def close(self) -> None:
         for teacher in self._teachers.values():
             teacher.close()

@@ -64,7 +64,7 @@ def _keys_are_not_remembered(program: str) -> None:
 
 def _any_state_resumes(program: str) -> None:
     if program == "control":
-        from control_plane.api import runs
+        from control_plane.api.routes import runs
         from control_plane.runs import commands
 
         def trusting(*_: object) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from lectern import console
 from lectern.options import (
+    AlertWebhookFile,
     Home,
     Json,
     TeacherTlsCa,
@@ -23,9 +24,9 @@ from lectern.options import (
     TeacherTokenFile,
     roots_of,
 )
-from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
+from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.errors import LecternError
+from lectern_common.errors import LecternError, NotFound
 from lectern_common.files import require_locks
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
@@ -49,12 +50,13 @@ def doctor(
     teacher_tls_ca: TeacherTlsCa = None,
     teacher_tls_cert: TeacherTlsCert = None,
     teacher_tls_key: TeacherTlsKey = None,
+    alert_webhook_file: AlertWebhookFile = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine and say what to fix.
 
-    Checks Python, torch, GPU, folders, disk, ports and teacher.
+    Checks Python, torch, GPU, folders, disk, ports, control plane, teacher and webhook file.
 
     Exits with 1 if something must be fixed before Lectern works.
     """
@@ -64,7 +66,7 @@ def doctor(
             "--teacher-token-file and --teacher-tls-* need a teacher to ask; set it",
             param_hint="--teacher",
         )
-    findings = list(examine(roots_of(home), teacher, secrets))
+    findings = list(examine(roots_of(home), teacher, secrets, alert_webhook_file))
     failed = any(finding.outcome is Outcome.FAIL for finding in findings)
     if as_json:
         console.print_json({"ok": not failed, "findings": [entry.as_json() for entry in findings]})
@@ -75,7 +77,10 @@ def doctor(
 
 
 def examine(
-    roots: Roots, teacher: str | None = None, secrets: SecretFiles = _NO_SECRETS
+    roots: Roots,
+    teacher: str | None = None,
+    secrets: SecretFiles = _NO_SECRETS,
+    webhook_file: str | None = None,
 ) -> Iterator[Check]:
     """Yields every check; asks the teacher at the address `teacher` (as in a spec), if given."""
     yield _python()
@@ -83,8 +88,10 @@ def examine(
     yield from _folders(roots)
     yield _disk(roots)
     yield _open_files()
-    yield _control_plane("127.0.0.1:8080")
+    yield _control_plane("127.0.0.1:8080", roots)
     yield from _disk_of_runs("127.0.0.1:8080", roots)
+    if webhook_file is not None:
+        yield _webhook(roots, webhook_file)
     if teacher is None:
         yield _usual_teacher("127.0.0.1:50051", roots)
     else:
@@ -183,16 +190,49 @@ def _open_files() -> Check:
     return Check("open files", Outcome.PASS, f"limit {soft}")
 
 
-def _control_plane(address: str) -> Check:
+def _control_plane(address: str, roots: Roots) -> Check:
+    """Checks the control plane at the usual address, and compares its release with this one."""
     from lectern.client import Client
 
     free = _port("control plane", address, "--bind")
     if free.outcome is Outcome.PASS:
         return free
-    with Client(f"http://{address}", timeout_seconds=2.0) as service:
-        if service.is_ready():
-            return Check("control plane", Outcome.PASS, f"running at {service.url}")
-    return free
+    token = None
+    with suppress(ValueError):
+        token = token_in(roots.secrets / CONTROL_PLANE_TOKEN) or None
+    with Client(f"http://{address}", token=token, timeout_seconds=2.0) as service:
+        if not service.is_ready():
+            return free
+        found = f"running at {service.url}"
+        try:
+            theirs = str(service.version().get("version"))
+        except NotFound:
+            theirs = "an earlier release"
+        except LecternError as error:  # another home's, which asks for another token
+            return Check("control plane", Outcome.PASS, f"{found}; its version is unknown: {error}")
+    if theirs == (ours := version("lectern")):
+        return Check("control plane", Outcome.PASS, f"{found}, version {theirs}")
+    return Check(
+        "control plane",
+        Outcome.WARN,
+        f"{found}, version {theirs}, but this is {ours}",
+        "restart it: its trainers go on meanwhile",
+    )
+
+
+def _webhook(roots: Roots, name: str) -> Check:
+    from lectern_common.checks.webhook import read_receiver
+
+    try:
+        receiver = read_receiver(roots.secrets, name)
+    except LecternError as error:
+        return Check.failed("alert webhook", error)
+    how = "unsigned" if receiver.secret is None else "signed"
+    found = f"{receiver.shown}, {how}"
+    if receiver.url.startswith("http:") and not is_loopback(receiver.host):
+        advice = "use https if it can: names of runs and errors pass in the clear"
+        return Check("alert webhook", Outcome.WARN, found, advice)
+    return Check("alert webhook", Outcome.PASS, found)
 
 
 def _disk_of_runs(address: str, roots: Roots) -> Iterator[Check]:

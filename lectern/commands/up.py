@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lectern import console
-from lectern.options import Home, logs_of, roots_of
+from lectern.options import AlertWebhookFile, Home, logs_of, roots_of
 from lectern_common.errors import Misconfigured
 from lectern_common.teacher.options import EngineName
 
@@ -127,6 +127,7 @@ def up(
     teacher_tls_ca: ServedTlsCa = None,
     token_file: PlaneTokenFile = None,
     no_token: NoToken = False,
+    alert_webhook_file: AlertWebhookFile = None,
     quiet: Quiet = False,
     home: Home = None,
 ) -> None:
@@ -162,8 +163,19 @@ def up(
         further=to_teacher,
     )
     plane = PlaneOptions(
-        bind, max_running_runs, token_file, teacher_token_file, teacher_tls_ca, no_token, to_plane
+        bind,
+        max_running_runs,
+        token_file,
+        teacher_token_file,
+        teacher_tls_ca,
+        no_token,
+        alert_webhook_file,
+        to_plane,
     )
+    if alert_webhook_file is not None:
+        from lectern_common.checks.webhook import read_receiver
+
+        read_receiver(secrets, alert_webhook_file)  # now, not once the model is loaded
     _require_callers_known(teacher, plane)
     _run(teacher, plane, home, quiet=quiet)
 

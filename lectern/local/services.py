@@ -123,6 +123,7 @@ class PlaneOptions:
         no_token: callers need send none.
         teacher_token_file: file under the secrets root with the teacher's token.
         teacher_tls_ca: file under the secrets root with the CA of the teacher's certificate.
+        alert_webhook_file: file under the secrets root with the URL that alerts are posted to.
         further: command-line words to pass on unchanged.
     """
 
@@ -132,6 +133,7 @@ class PlaneOptions:
     teacher_token_file: str | None = None
     teacher_tls_ca: str | None = None
     no_token: bool = False
+    alert_webhook_file: str | None = None
     further: Sequence[str] = ()
 
     def words(self, port_file: Path, teacher_address: str) -> list[str]:
@@ -151,6 +153,7 @@ class PlaneOptions:
             "--no-token": self.no_token,
             "--teacher-token-file": self.teacher_token_file,
             "--teacher-tls-ca": self.teacher_tls_ca,
+            "--alert-webhook-file": self.alert_webhook_file,
         }
         return [*given(options), *self.further]
 

@@ -39,7 +39,7 @@ ORDER_WITHIN = {
         "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher evaluation run record pipeline __main__",
         "control_plane": "runs views readiness disk_space reading trainers teachers sweeps "
-        "housekeeping plane api __main__",
+        "housekeeping observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",
         "lectern": "console reconnect sweeps client options terminal local commands demo __main__",
     }.items()

@@ -174,12 +174,13 @@ class Adoption:
             )
         if process is None:
             status = folder.read_status()  # it may have ended since
-        created_at = _created_at(folder)
+        created_at, fork = _created_at(folder), folder.read_forked_from()
         return {
             "id": run_id,
             "name": spec.name,
             "spec": spec.model_dump(mode="json"),
             "teacher": None if teacher is None else asdict(teacher),
+            "forked_from": None if fork is None else asdict(fork),
             "created_at": created_at,
             "since": created_at if status is None else status.since,
             "attempt": 0 if status is None else status.attempt or 0,

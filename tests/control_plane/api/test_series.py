@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_read_is_told_in_the_systems_words(run, client, mo
     def stale(*_: object) -> None:
         raise OSError(116, "Stale file handle", str(folder.metrics_path))
 
-    monkeypatch.setattr("control_plane.api.series.marks_of", stale)
+    monkeypatch.setattr("control_plane.api.routes.series.marks_of", stale)
     response = client.get(f"/runs/{folder.run_id}/series")
     body = problem_of(response, 503, "file_unavailable")
     assert response.headers["retry-after"] == "2"

@@ -11,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
+from control_plane.reading import feed as feed_module
 from control_plane.reading.feed import MAX_JOINED, MAX_STREAMS, Feed
 from control_plane.reading.streams import RunPosition, list_events, run_events
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.deletion import delete_run
+from control_plane.views import alert_view
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
 from lectern_common.json_lines import Position, append_json_line, read_after
@@ -513,7 +515,7 @@ def test_a_disk_that_hangs_keeps_neither_the_event_loop_nor_other_work_waiting(l
         return None
 
     async def scenario(bench, feed):
-        monkeypatch.setattr("control_plane.reading.run_feed._signature", signature)
+        monkeypatch.setattr("control_plane.reading.run_feed.signature", signature)
         runs = [with_folder(bench)[0] for _ in range(2)]
         listeners = [run_of(bench, feed, run.id) for run in runs]
         for listener in listeners:
@@ -546,5 +548,64 @@ def test_answers_that_are_kept_for_clients_at_one_place_are_few(live, monkeypatc
             assert feed.after(revision) is not None
         assert 0 < len(feed._joined) <= MAX_JOINED
         await listener.close()
+
+    live(scenario)
+
+
+# ---- alerts --------------------------------------------------------------------------------------
+
+
+def test_alerts_come_once_in_the_order_of_changes_also_after_a_cut(live):
+    async def scenario(bench, feed):
+        listener = list_of(bench, feed)
+        run = bench.commands.create(spec())
+        await listener.take(1)
+        bench.commands.claim(run.id, ("cpu",))
+        bench.commands.ended(run.id, RunState.FAILED, "oom", "no memory")
+        events = [await listener.next()]
+        while events[-1].kind != "alert":
+            events.append(await listener.next())
+        alert = events[-1]
+        assert (alert.data["kind"], alert.data["run_id"]) == ("failed", run.id)
+        assert alert.data["message"].endswith("oom: no memory")
+        assert int(alert.id) == bench.runs.newest_revision()
+        await listener.close()
+
+        # Another client was cut off right before the alert; a third one right after it.
+        before = list_of(bench, feed, after=int(alert.id) - 1)
+        assert await before.next() == alert
+        after = list_of(bench, feed, after=int(alert.id))
+        other = bench.commands.create(spec("other"))
+        for each in (before, after):
+            event = await each.next()
+            assert (event.kind, event.data["id"]) == ("run", other.id)
+            await each.close()
+
+    live(scenario)
+
+
+def test_an_alert_is_encoded_once_for_all_streams(live, monkeypatch):
+    encoded = []
+
+    def counted_view(alert):
+        encoded.append(alert.seq)
+        return alert_view(alert)
+
+    monkeypatch.setattr(feed_module, "alert_view", counted_view)
+
+    async def scenario(bench, feed):
+        listeners = [list_of(bench, feed) for _ in range(5)]
+        run = bench.commands.create(spec())
+        for each in listeners:
+            await each.next()
+        while feed.after(bench.runs.newest_revision()) is None:  # it begins to keep what changes
+            await asyncio.sleep(0.01)
+        bench.commands.claim(run.id, ("cpu",))
+        bench.commands.ended(run.id, RunState.SUCCEEDED, None, None)
+        for each in listeners:
+            while (await each.next()).kind != "alert":
+                pass
+            await each.close()
+        assert len(encoded) == 1
 
     live(scenario)

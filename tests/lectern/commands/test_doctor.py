@@ -1,5 +1,6 @@
 import os
 import socket
+from importlib.metadata import version
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from lectern.client import Client, DiskStatus
 from lectern.commands import doctor
 from lectern.local.torch_probe import TorchFacts, probe_torch
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.errors import Unauthenticated
+from lectern_common.errors import NotFound, Unauthenticated
 from lectern_common.roots import Roots
 from lectern_common.teacher.secrets import SecretFiles
 from tests.support.certificates import Authority
@@ -146,11 +147,13 @@ def test_unusable_secrets_fail(tmp_path, torch_is, files, says):
     assert doctor._teacher("nowhere", Roots.of_home(tmp_path), SecretFiles()).outcome == "fail"
 
 
-def test_a_process_that_holds_a_port_is_named():
+def test_a_process_that_holds_a_port_is_named(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        found = doctor._control_plane(f"127.0.0.1:{taken.getsockname()[1]}")
+        found = doctor._control_plane(
+            f"127.0.0.1:{taken.getsockname()[1]}", Roots.of_home(tmp_path)
+        )
 
     assert found.outcome == "warn"
     assert f"pid {os.getpid()}" in found.message
@@ -213,3 +216,72 @@ def test_the_warning_of_this_homes_control_plane_about_its_disk_is_told(tmp_path
 
     monkeypatch.setattr(Client, "disk", refused)
     assert list(doctor._disk_of_runs("127.0.0.1:8080", roots)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "words"),
+    [
+        (
+            "https://hooks.example.com/T0KEN\na-secret-that-signs",
+            "pass",
+            "hooks.example.com, signed",
+        ),
+        ("http://127.0.0.1:9/T0KEN", "pass", "http://127.0.0.1:9, unsigned"),
+        ("http://hooks.example.com/T0KEN", "warn", "unsigned"),
+        ("T0KEN", "fail", "not an http or https URL"),
+        (None, "fail", "No such file"),
+    ],
+)
+def test_the_webhook_file_is_checked_if_it_is_named(tmp_path, torch_is, text, outcome, words):
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    if text is not None:
+        (tmp_path / "secrets" / "hook").write_text(text)
+    found = {
+        check.subject: check
+        for check in doctor.examine(Roots.of_home(tmp_path), webhook_file="hook")
+    }["alert webhook"]
+    assert found.outcome == outcome
+    assert words in found.message and "T0KEN" not in found.message
+
+
+class PlaneThatSays:
+    """A stand-in for lectern.Client whose control plane has a given version."""
+
+    def __init__(self, url, *, token, timeout_seconds):
+        self.url = url
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def is_ready(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "words"),
+    [
+        (version("lectern"), "pass", f"version {version('lectern')}"),
+        ("0.0.9", "warn", "version 0.0.9, but this is"),
+        (NotFound("nothing at /version"), "warn", "version an earlier release, but this is"),
+        (Unauthenticated("wrong token"), "pass", "its version is unknown: wrong token"),
+    ],
+)
+def test_the_release_of_a_running_control_plane_is_compared(
+    tmp_path, monkeypatch, answer, outcome, words
+):
+    class Plane(PlaneThatSays):
+        def version(self):
+            if isinstance(answer, Exception):
+                raise answer
+            return {"version": answer}
+
+    monkeypatch.setattr("lectern.client.Client", Plane)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = doctor._control_plane(address, Roots.of_home(tmp_path))
+    assert (found.outcome, words in found.message) == (outcome, True)

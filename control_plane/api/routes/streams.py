@@ -215,7 +215,10 @@ async def stream_list(
     after: Annotated[int | None, Query(ge=0, le=2**62, description="`revision`")] = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**62)] = None,
 ) -> StreamingResponse:
-    """Streams a `run` event for each change of a run, with its revision as id, and `deleted`."""
+    """Streams a `run` event for each change of a run, with its revision as id, and `deleted`.
+
+    And an `alert` event for each new alert, as `GET /alerts` has it, with such an id, too.
+    """
     given = last_event_id if last_event_id is not None else after
     newest = await asyncio.to_thread(plane.runs.newest_revision)
     return _EventStream(plane.feed, list_events(plane.feed, newest, given))
