@@ -33,12 +33,12 @@ from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.overdue import WAITING_MINUTES
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
-from lectern_common.checks.webhook import read_receiver
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.listening import bound_sockets
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
+from lectern_common.run.webhook import read_receiver
 from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.threads import threads_of_environment
 from lectern_common.words import address_of, bracketed, host_and_port, inert_name

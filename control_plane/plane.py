@@ -57,7 +57,6 @@ from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
 from control_plane.views import DiskView, RunView, run_view
-from lectern_common.checks.webhook import Receiver
 from lectern_common.errors import (
     DataUnavailable,
     DiskFull,
@@ -70,6 +69,7 @@ from lectern_common.files import take_lock
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
+from lectern_common.run.webhook import Receiver
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.secrets import SecretFiles
 

@@ -22,9 +22,9 @@ import structlog
 
 from control_plane.observing.receiver import Answer, send
 from control_plane.runs.alerts import MAX_ALERTS, Alert, Alerts
-from lectern_common.checks.webhook import Receiver
 from lectern_common.errors import Conflict, Overloaded
 from lectern_common.run.untrusted import cut
+from lectern_common.run.webhook import Receiver
 
 BODY_VERSION = 1
 MESSAGES, WINDOW_SECONDS = 10, 60.0

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from lectern_common.callers import is_loopback
-from lectern_common.checks.webhook import OPTION, Receiver
+from lectern_common.run.webhook import OPTION, Receiver
 
 TIMEOUT_SECONDS = 10.0
 SIGNATURE, DELIVERY = "Lectern-Signature", "Lectern-Delivery"

@@ -221,7 +221,7 @@ def _control_plane(address: str, roots: Roots) -> Check:
 
 
 def _webhook(roots: Roots, name: str) -> Check:
-    from lectern_common.checks.webhook import read_receiver
+    from lectern_common.run.webhook import read_receiver
 
     try:
         receiver = read_receiver(roots.secrets, name)

@@ -173,7 +173,7 @@ def up(
         to_plane,
     )
     if alert_webhook_file is not None:
-        from lectern_common.checks.webhook import read_receiver
+        from lectern_common.run.webhook import read_receiver
 
         read_receiver(secrets, alert_webhook_file)  # now, not once the model is loaded
     _require_callers_known(teacher, plane)

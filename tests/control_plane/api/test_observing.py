@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
-from lectern_common.checks.webhook import Receiver
 from lectern_common.run.status import RunState
+from lectern_common.run.webhook import Receiver
 from tests.control_plane.conftest import BASE_URL, make_home, spec, wait_for
 from tests.support.fakes import FakeClock, FakeProcesses
 from tests.support.webhook import webhook

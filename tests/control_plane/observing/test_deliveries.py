@@ -18,8 +18,8 @@ from control_plane.observing.deliveries import (
 from control_plane.observing.receiver import send
 from control_plane.runs.alerts import MAX_ALERTS, Alert, AlertKind, Alerts
 from control_plane.runs.store import Store
-from lectern_common.checks.webhook import Receiver
 from lectern_common.errors import Conflict, Overloaded
+from lectern_common.run.webhook import Receiver
 from tests.control_plane.conftest import wait_for
 from tests.support.fakes import FakeClock
 from tests.support.webhook import webhook

@@ -13,8 +13,8 @@ from email.utils import formatdate
 import pytest
 
 from control_plane.observing.receiver import send, signature
-from lectern_common.checks.webhook import Receiver, read_receiver
 from lectern_common.errors import Misconfigured
+from lectern_common.run.webhook import Receiver, read_receiver
 from tests.support.certificates import Authority
 from tests.support.webhook import webhook
 
