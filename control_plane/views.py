@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from control_plane.runs.record import Run, Wanted
+from control_plane.runs.record import ACTIVE, Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.spec.changed import changed_settings
@@ -31,6 +31,8 @@ class RunView(_View):
     since: float
     """When it entered this state."""
     created_at: float
+    seq: int
+    """Its place among all runs ever accepted: without `sort`, the highest comes first."""
     revision: int
     """Rises with every change of any run."""
     attempt: int
@@ -73,6 +75,7 @@ class RunView(_View):
     threads: int | None
     """CPU threads of each of its processes, while it has a trainer."""
     tokens_per_second: float | None
+    """Over the last steps; null unless the run is active."""
     eta_seconds: float | None
     """Until its last step, at the pace of the last steps; null unless it is training."""
     teacher_wait_share: float | None
@@ -479,6 +482,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "message": (run.waits_for if run.state is RunState.QUEUED else None) or run.message,
         "since": run.since,
         "created_at": run.created_at,
+        "seq": run.seq,
         "revision": run.revision,
         "attempt": run.attempt,
         "restarts": run.restarts,
@@ -495,7 +499,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "device": (status.device if status else None) or ", ".join(run.slots or ()) or None,
         "slots": run.slots or [],
         "threads": run.threads,
-        "tokens_per_second": status.tokens_per_second if status else None,
+        "tokens_per_second": status.tokens_per_second if status and run.state in ACTIVE else None,
         "eta_seconds": _eta_seconds(run, of_spec["steps"]),
         "teacher_wait_share": status.teacher_wait_share if status else None,
         "latest": status.latest if status else {},

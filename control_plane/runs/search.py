@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from control_plane.runs.record import Run, newest_revision, select_runs
+from control_plane.runs.record import ACTIVE, Run, newest_revision, select_runs
 from control_plane.runs.store import Store, runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
@@ -33,7 +33,9 @@ _FIELDS: dict[str, sa.ColumnElement[Any]] = {
     "elapsed": runs.c.active_seconds + sa.func.coalesce(_NOW - runs.c.active_since, 0.0),
     "progress": _STATUS["step"].as_float() / _SPEC[("schedule", "steps")].as_float(),
     "device": _STATUS["device"].as_string(),
-    "tokens_per_second": _STATUS["tokens_per_second"].as_float(),
+    "tokens_per_second": sa.case(
+        (runs.c.state.in_(ACTIVE), _STATUS["tokens_per_second"].as_float())
+    ),
     "teacher_wait_share": _STATUS["teacher_wait_share"].as_float(),
     "checkpoint_at": _STATUS["checkpoint_at"].as_float(),
 }

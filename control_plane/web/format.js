@@ -266,6 +266,7 @@ export function explanation(run, now) {
   if (run.stale_since !== null) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
+  if (run.stop_at === "checkpoint" && isActive(run)) return joined("Stops at its next checkpoint.", sentence(run.message));
   if (run.stalled_since !== null) {
     const since = `${clockTime(run.stalled_since)}, ${ago(run.stalled_since, now)}`;
     const what = run.activity === null ? "" : ` in its ${ACTIVITIES[run.activity] ?? run.activity}`;

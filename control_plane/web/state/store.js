@@ -11,6 +11,7 @@
  * @returns {void}
  */
 
+const SHIM = /** @type {any} */ ({ priority: 0, group: null, tags: [], notes: "", forked_from: null, stop_at: null, disk_bytes: null });
 export class RunStore {
   constructor() {
     /** @type {Map<string, ShownRun>} */
@@ -40,7 +41,7 @@ export class RunStore {
     const before = this.runs.get(view.id);
     if (before !== undefined && before.revision > view.revision) return before;
     const index = before?.index ?? this.nextIndex++;
-    const run = { ...view, received: Date.now() / 1000, index };
+    const run = { ...SHIM, ...view, received: Date.now() / 1000, index };
     this.runs.set(run.id, run);
     for (const listener of this.listeners) listener(run, before, run.id);
     return run;

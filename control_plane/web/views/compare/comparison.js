@@ -99,8 +99,9 @@ export class Comparison {
     const runs = this.shown();
     replace(this.results, resultsTable(runs));
     replace(this.settings, settingsTable(runs));
-    this.overview.update(runs.map((run) =>
-      ({ run, name: nameAmong(run, runs), settings: run.settings })));
+    // Colours by place: in the order in which the page met the runs, two could be the same.
+    this.overview.update(runs.map((run, index) =>
+      ({ run: { ...run, index }, name: nameAmong(run, runs), settings: run.settings })));
   }
 
   async loadSamples() {

@@ -8,12 +8,13 @@ import {
   STATES, clockTime, count, eta, explanation, isActive, joined,
 } from "../../format.js";
 import { chartOptions } from "../../state/chart_address.js";
-import { route, setParams } from "../../state/router.js";
+import { pathOfRun, route, setParams } from "../../state/router.js";
 import { get } from "../../api.js";
 import { clearNote, makeActions, showActions } from "./actions.js";
 import { CheckpointsRoom } from "./checkpoints.js";
 import { CommandsRoom } from "./commands.js";
 import { factsOf } from "./facts.js";
+import { Labels } from "./labels.js";
 import { LogRoom } from "./log.js";
 import { SamplesRoom } from "./samples.js";
 import { SettingsRoom } from "./settings.js";
@@ -72,6 +73,7 @@ export class RunPage {
       button.id = `tab-${button.dataset.value}`;
       button.setAttribute("aria-controls", `room-${button.dataset.value}`);
     }
+    this.labels = new Labels(byId("run-labels"), store);
     makeActions(() => this.run);
     setInterval(() => this.tick(), 1000);
     setInterval(() => {
@@ -136,6 +138,8 @@ export class RunPage {
     if (bar.firstElementChild instanceof HTMLElement) {
       bar.firstElementChild.style.width = `${Math.min(100, (100 * run.step) / (run.steps || 1))}%`;
     }
+    this.labels.fill(run);
+    showForkedFrom(run);
     showActions(run);
     this.tick();
     this.charts.update({ run, name: run.name, settings: run.settings });
@@ -192,3 +196,13 @@ export class RunPage {
   }
 }
 
+/** @param {ShownRun} run */
+function showForkedFrom({ forked_from: from }) {
+  const place = byId("run-forked");
+  show(place, from !== null);
+  const text = from === null ? "" : `${from.run_id} ${from.step}`;
+  if (from === null || place.dataset.from === text) return;
+  place.dataset.from = text;
+  place.replaceChildren("forked from ",
+    make("a", { href: pathOfRun(from.run_id), textContent: from.run_id }), ` at step ${count(from.step)}`);
+}
