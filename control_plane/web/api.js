@@ -156,15 +156,19 @@ function askForToken(wasWrong) {
   return tokenEntered;
 }
 
+/** @typedef {(kind: string, data: any, id: string) => void} OnEvent id: "" if it has none */
+
 /**
  * Reads one event stream until it ends or fails.
  *
  * @param {string} path
  * @param {() => void} onOpen called once, when the stream has begun
- * @param {(kind: string, data: any) => void} onEvent
+ * @param {OnEvent} onEvent
+ * @param {AbortSignal} [signal] ends it
  */
-export async function follow(path, onOpen, onEvent) {
+export async function follow(path, onOpen, onEvent, signal) {
   const abort = new AbortController();
+  signal?.addEventListener("abort", () => abort.abort(), { once: true });
   let timer = setTimeout(() => abort.abort(), STREAM_START_MS);
   const waitAnew = () => {
     clearTimeout(timer);
@@ -192,14 +196,16 @@ export async function follow(path, onOpen, onEvent) {
 
 /**
  * @param {string} block one event, as lines
- * @param {(kind: string, data: any) => void} onEvent
+ * @param {OnEvent} onEvent
  */
 function dispatch(block, onEvent) {
   let kind = "message";
   let data = "";
+  let id = "";
   for (const line of block.split("\n")) {
     if (line.startsWith("event: ")) kind = line.slice(7);
     else if (line.startsWith("data: ")) data += line.slice(6);
+    else if (line.startsWith("id: ")) id = line.slice(4);
   }
-  if (data) onEvent(kind, JSON.parse(data));
+  if (data) onEvent(kind, JSON.parse(data), id);
 }

@@ -137,7 +137,7 @@ export function choices(container, options, role, onChoose) {
   container.addEventListener("keydown", (event) => {
     const offset = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!offset) return;
-    const list = [...buttons.values()];
+    const list = [...buttons.values()].filter((button) => !button.hidden);
     const place = list.findIndex((button) => button === document.activeElement);
     const next = list[(place + offset + list.length) % list.length];
     next.focus();

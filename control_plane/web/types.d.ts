@@ -313,7 +313,13 @@ export interface FieldProblem {
 export interface Pruned {
   runs: PrunedRun[];
   bytes: number;
-  deleted: boolean;
+  deleted: number;
+  left_out: Refusal[];
+}
+
+export interface Refusal {
+  run_id: string;
+  detail: string;
 }
 
 export interface PrunedRun {
@@ -321,7 +327,7 @@ export interface PrunedRun {
   name: string;
   state: RunState;
   since: number;
-  disk_bytes: number | null;
+  disk_bytes: number;
 }
 
 /** Something that a person should know of. */
@@ -405,7 +411,7 @@ export interface SweepGroup {
 
 export interface SweepTeacher {
   problem: string | null;
-  counted_runs: number;
+  counted_runs: number | null;
   asked_tokens: number | null;
   computed_tokens: number | null;
   shared: number | null;
@@ -429,7 +435,7 @@ export interface Sweep {
   teacher: SweepTeacher | null;
 }
 
-export interface PlannedRun {
+export interface Combination {
   name: string;
   settings: Record<string, any>;
 }
@@ -445,7 +451,7 @@ export interface SweepEstimate {
 /** What POST /sweeps/check found. */
 export interface SweepCheck {
   ok: boolean;
-  runs: PlannedRun[];
+  runs: Combination[];
   settings: string[];
   checks: Check[];
   estimate: SweepEstimate;

@@ -22,6 +22,9 @@ const WORDS = {
   fork: { title: "Fork", start: "Start the fork" },
 };
 
+// The student of a fork is that of the checkpoint.
+const NOT_OF_A_FORK = /^student\.(?!dtype$)/;
+
 export class NewRun {
   /** @param {HTMLElement} element */
   constructor(element) {
@@ -78,7 +81,10 @@ export class NewRun {
       const { schemas, mayChange } = await loadSchemas();
       /** @type {RunDetail | null} */
       const run = id ? await get(`/runs/${encodeURIComponent(id)}`) : null;
-      this.form.build(schemas, { changeable: kind === "edit" ? mayChange : null });
+      this.form.build(schemas, {
+        changeable: kind === "edit" ? mayChange : null,
+        isLeftOut: (path) => kind === "fork" && NOT_OF_A_FORK.test(path),
+      });
       if (run !== null) this.fill(run, params.has("twin"));
       if (run !== null && kind === "fork") await this.offerCheckpoints(run, params.get("checkpoint"));
       setText(this.lead, leadOf(kind, run));

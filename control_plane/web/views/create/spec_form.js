@@ -19,7 +19,7 @@ const FIRST = new Set([
  * @typedef {object} Shape
  * @property {string[] | null} [changeable] paths of the fields that there are, each with everything
  *   below it; null means all
- * @property {string[]} [without] paths of fields that there are not
+ * @property {(path: string) => boolean} [isLeftOut] which fields there are not
  * @property {(path: string) => boolean} [mayVary] which fields can have several values
  */
 
@@ -36,12 +36,12 @@ export class SpecForm {
    * @param {Record<string, Schema>} schemas
    * @param {Shape} shape
    */
-  build(schemas, { changeable = null, without = [], mayVary = () => false }) {
+  build(schemas, { changeable = null, isLeftOut = () => false, mayVary = () => false }) {
     this.fields.clear();
     /** @type {Map<string, Field[]>} */
     const sections = new Map();
     for (const { path, ...about } of fieldsOf(schemas, schemas.RunSpec)) {
-      const isShown = !without.includes(path) && (changeable === null
+      const isShown = !isLeftOut(path) && (changeable === null
         || changeable.some((one) => path === one || path.startsWith(`${one}.`)));
       if (!isShown) continue;
       const field = new Field(path, { ...about, prefix: this.prefix, mayVary: mayVary(path) });

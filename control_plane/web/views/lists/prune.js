@@ -98,7 +98,7 @@ class Prune {
    * @param {Pruned} answer
    * @param {boolean} isPlan
    */
-  fill({ runs, bytes }, isPlan) {
+  fill({ runs, bytes, left_out: leftOut }, isPlan) {
     const now = Date.now() / 1000;
     const number = runs.length === 1 ? "1 run" : `${count(runs.length)} runs`;
     const head = isPlan ? `${number}, ${size(bytes)}, would go:` : `Deleted ${number}, ${size(bytes)}.`;
@@ -111,6 +111,7 @@ class Prune {
           make("td", { textContent: STATES[run.state] }),
           make("td", { textContent: ago(run.since, now) }),
           make("td", { className: "number", textContent: size(run.disk_bytes) }))))))]),
+      ...leftOut.map(({ run_id: id, detail }) => make("p", { className: "bad", textContent: `${id} stays: ${detail}` })),
     );
     setText(this.delete, `Delete ${runs.length === 1 ? "this run" : `these ${count(runs.length)} runs`}`);
     show(this.delete, isPlan && runs.length > 0);

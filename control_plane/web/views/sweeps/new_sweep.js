@@ -75,7 +75,7 @@ export class NewSweep {
       /** @type {RunDetail | null} */
       const run = id ? await get(`/runs/${encodeURIComponent(id)}`) : null;
       this.form.build(schemas, {
-        without: ["name", "group"], mayVary: (path) => !LABELS.includes(path),
+        isLeftOut: (path) => path === "name" || path === "group", mayVary: (path) => !LABELS.includes(path),
       });
       if (run !== null) {
         this.form.fill(run, true);
