@@ -330,11 +330,14 @@ export interface PrunedRun {
   disk_bytes: number;
 }
 
+export type AlertKind =
+  | "failed" | "stalled" | "diverged" | "waiting" | "disk" | "finished";
+
 /** Something that a person should know of. */
 export interface Alert {
   seq: number;
   at: number;
-  kind: "failed" | "stalled" | "diverged" | "waiting" | "disk" | "finished";
+  kind: AlertKind;
   run_id: string | null;
   name: string | null;
   state: RunState | null;

@@ -11,7 +11,6 @@
  * @returns {void}
  */
 
-const SHIM = /** @type {any} */ ({ priority: 0, group: null, tags: [], notes: "", forked_from: null, stop_at: null, disk_bytes: null });
 export class RunStore {
   constructor() {
     /** @type {Map<string, ShownRun>} */
@@ -41,7 +40,7 @@ export class RunStore {
     const before = this.runs.get(view.id);
     if (before !== undefined && before.revision > view.revision) return before;
     const index = before?.index ?? this.nextIndex++;
-    const run = { ...SHIM, ...view, received: Date.now() / 1000, index };
+    const run = { ...view, received: Date.now() / 1000, index };
     this.runs.set(run.id, run);
     for (const listener of this.listeners) listener(run, before, run.id);
     return run;

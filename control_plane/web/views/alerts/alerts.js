@@ -8,13 +8,13 @@ import { count, sentence } from "../../format.js";
 import { pathOfRun } from "../../state/router.js";
 import { notify } from "./notifications.js";
 
-/** @import { Alert, Alerts } from "../../types.d.ts" */
+/** @import { Alert, AlertKind, Alerts } from "../../types.d.ts" */
 
 const SEEN_KEY = "lectern-alerts-seen";
 const LIMIT = 100;
 const MAX_KEPT = 500;
 
-/** @type {Record<Alert["kind"], string>} */
+/** @type {Record<AlertKind, string>} */
 export const KINDS = {
   failed: "Failed", stalled: "Stalled", diverged: "Diverged", waiting: "Waiting", disk: "Disk",
   finished: "Finished",
