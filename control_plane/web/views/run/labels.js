@@ -159,7 +159,7 @@ function newField({ name, label, hint }) {
   const error = make("p", { className: "bad", id: `${id}-error`, hidden: true });
   const help = make("p", { className: "hint", id: `${id}-hint`, textContent: hint });
   control.setAttribute("aria-describedby", `${help.id} ${error.id}`);
-  const element = make("div", { className: "field", dataset: { path: name } },
+  const element = make("div", { className: "field", dataset: { label: name } },
     make("label", { htmlFor: id, textContent: label }), control, error, help);
   return { name, control, error, element };
 }

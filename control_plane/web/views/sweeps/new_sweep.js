@@ -234,7 +234,7 @@ export class NewSweep {
 function ownField(label, control, hint) {
   control.id = `sweep-${label}`;
   control.setAttribute("aria-describedby", `${control.id}-hint ${control.id}-error`);
-  return make("div", { className: "field", dataset: { path: label } },
+  return make("div", { className: "field", dataset: { own: label } },
     make("label", { htmlFor: control.id, textContent: label }), control,
     make("p", { className: "bad", id: `${control.id}-error`, hidden: true }),
     make("p", { className: "hint", id: `${control.id}-hint`, textContent: hint }));
