@@ -1,4 +1,4 @@
-"""One control plane with stand-in trainers for all tests of a file, which keep to their own runs."""
+"""One control plane with stand-in trainers for all tests of a file; each keeps to its own runs."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Sweeps in a real browser: a form with errors at the combinations, the table, the best, the fork."""
+"""Sweeps in a real browser: a form with errors at the combinations, the table, the best one."""
 
 import pytest
 
