@@ -23,18 +23,19 @@ def ended(plane, name: str, **sections) -> str:
 def test_labels_are_edited_in_place_with_errors_at_their_fields(page, plane):  # noqa: F811
     run_id = ended(plane, "steady-labels")
     open_page(page, plane, f"/#/runs/{run_id}")
+    labels = page.locator("#run-labels")
     page.get_by_role("button", name="Add labels").click()
     assert page.evaluate("document.activeElement.id") == "label-group"
-    page.get_by_label("Group", exact=True).fill("Bad Group")
-    page.get_by_label("Tags", exact=True).fill("paper, second try")
-    page.get_by_label("Priority", exact=True).fill("101")
+    labels.get_by_label("Group", exact=True).fill("Bad Group")
+    labels.get_by_label("Tags", exact=True).fill("paper, second try")
+    labels.get_by_label("Priority", exact=True).fill("101")
     page.get_by_role("button", name="Save the labels").click()
     wait_for(page.locator("#label-priority-error").is_visible)
     assert page.locator("#label-group-error").is_visible()
     assert page.locator("#label-group").get_attribute("aria-invalid") == "true"
-    page.get_by_label("Group", exact=True).fill("rates")
-    page.get_by_label("Priority", exact=True).fill("7")
-    page.get_by_label("Notes", exact=True).fill("first line\nsecond line")
+    labels.get_by_label("Group", exact=True).fill("rates")
+    labels.get_by_label("Priority", exact=True).fill("7")
+    labels.get_by_label("Notes", exact=True).fill("first line\nsecond line")
     page.get_by_role("button", name="Save the labels").press("Enter")
     wait_for(page.get_by_role("button", name="Edit labels").is_visible)
     assert page.evaluate("document.activeElement.textContent") == "Edit labels"
@@ -44,9 +45,9 @@ def test_labels_are_edited_in_place_with_errors_at_their_fields(page, plane):  #
     run = plane.run(run_id)
     assert (run["priority"], run["group"], run["tags"]) == (7, "rates", ["paper", "second", "try"])
     page.get_by_role("button", name="Edit labels").click()
-    page.get_by_label("Group", exact=True).fill("")
-    page.get_by_label("Tags", exact=True).fill("")
-    page.get_by_label("Group", exact=True).press("Enter")
+    labels.get_by_label("Group", exact=True).fill("")
+    labels.get_by_label("Tags", exact=True).fill("")
+    labels.get_by_label("Group", exact=True).press("Enter")
     wait_for(lambda: page.locator("#run-labels .chip").all_inner_texts() == ["priority 7"])
     assert plane.run(run_id)["group"] is None
 
@@ -67,7 +68,7 @@ def test_the_list_is_filtered_by_group_and_tags_in_the_address(page, plane):  # 
     page.get_by_role("button", name="Remove the filter tag y").press("Enter")
     wait_for(lambda: len(names(page)) >= 3)
     page.locator("#states > summary").click()
-    page.get_by_label("Group", exact=True).fill("two")
+    page.locator("#filter-group").fill("two")
     page.get_by_role("button", name="Filter", exact=True).click()
     wait_for(lambda: names(page) == ["steady-c"])
     open_page(page, plane, "/#/?group=NO%20GROUP&cols=size,priority,group")
