@@ -16,15 +16,20 @@ const MAX_KEPT = 500;
 
 /** @type {Record<AlertKind, string>} */
 export const KINDS = {
-  failed: "Failed", stalled: "Stalled", diverged: "Diverged", waiting: "Waiting", disk: "Disk",
+  failed: "Failed",
+  stalled: "Stalled",
+  diverged: "Diverged",
+  waiting: "Waiting",
+  disk: "Disk",
   finished: "Finished",
 };
 
 /** @param {Alert} alert */
-export const titleOf = ({ kind, name, run_id }) => `${KINDS[kind] ?? kind}${run_id === null ? "" : `: ${name ?? run_id}`}`;
+export const titleOf = ({ kind, name, run_id }) =>
+  `${KINDS[kind] ?? kind}${run_id === null ? "" : `: ${name ?? run_id}`}`;
 
 /** @param {Alert} alert */
-export const pathOfAlert = ({ run_id }) => run_id === null ? "#/alerts" : pathOfRun(run_id);
+export const pathOfAlert = ({ run_id }) => (run_id === null ? "#/alerts" : pathOfRun(run_id));
 
 export class AlertCenter {
   /** @param {() => void} onChange called after new alerts, and when they were seen */
@@ -108,13 +113,17 @@ export class AlertCenter {
     const [first] = unseen;
     setText(byId("alerts-new"), unseen.length > 99 ? "99+" : String(unseen.length));
     show(byId("alerts-new"), unseen.length > 0);
-    byId("alerts-link").setAttribute("aria-label", unseen.length > 0 ? `Alerts, ${unseen.length} new` : "Alerts");
+    byId("alerts-link").setAttribute(
+      "aria-label",
+      unseen.length > 0 ? `Alerts, ${unseen.length} new` : "Alerts",
+    );
     show(byId("alert"), unseen.length > 0);
     if (first !== undefined) {
       const more = unseen.length > 1 ? ` And ${count(unseen.length - 1)} more.` : "";
       setText(byId("alert-text"), `${titleOf(first)}. ${sentence(first.message)}${more}`);
       byId("alert").dataset.kind = first.kind;
-      byId("alert-link", HTMLAnchorElement).href = unseen.length > 1 ? "#/alerts" : pathOfAlert(first);
+      byId("alert-link", HTMLAnchorElement).href =
+        unseen.length > 1 ? "#/alerts" : pathOfAlert(first);
     }
     this.onChange();
   }

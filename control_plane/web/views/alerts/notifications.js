@@ -20,7 +20,8 @@ export function standing() {
 
 /** Asks the user through the browser; called at a click only. */
 export async function turnOn() {
-  if (await Notification.requestPermission() === "granted") localStorage.setItem(WANTED_KEY, "yes");
+  if ((await Notification.requestPermission()) === "granted")
+    localStorage.setItem(WANTED_KEY, "yes");
 }
 
 export function turnOff() {
@@ -39,7 +40,10 @@ export function notify(alert, title, path) {
   localStorage.setItem(NOTIFIED_KEY, String(alert.seq));
   try {
     // Two of the same tag are one.
-    const shown = new Notification(title, { body: alert.message, tag: `lectern-alert-${alert.seq}` });
+    const shown = new Notification(title, {
+      body: alert.message,
+      tag: `lectern-alert-${alert.seq}`,
+    });
     shown.addEventListener("click", () => {
       focus();
       location.hash = path;

@@ -16,8 +16,10 @@ import { standing, turnOff, turnOn } from "./notifications.js";
 const SAID = {
   on: "Notifications are on in this browser, as long as the page is open, also in the background.",
   off: "Notifications are off in this browser.",
-  denied: "This browser denies notifications for this page. Allow them in the settings of the site, then load the page again.",
-  insecure: "A browser shows notifications only of a page that it got over https or from localhost.",
+  denied:
+    "This browser denies notifications for this page. Allow them in the settings of the site, then load the page again.",
+  insecure:
+    "A browser shows notifications only of a page that it got over https or from localhost.",
   unsupported: "This browser has no notifications.",
 };
 const HEADS = ["When", "What", "Run", "Message", "Webhook"];
@@ -37,17 +39,36 @@ export class AlertsPage {
     this.outcome = make("p", { className: "muted" });
     this.outcome.setAttribute("role", "status");
     this.body = make("tbody");
-    this.table = make("div", { className: "card table" }, make("table", { className: "alerts" },
-      make("thead", {}, make("tr", {}, ...HEADS.map((textContent) => make("th", { scope: "col", textContent })))),
-      this.body));
-    this.none = make("p", { className: "card part muted", textContent: "No alerts yet. There is one when a run fails, stalls, diverges, finishes or waits for too long, and when the disk is nearly full." });
+    this.table = make(
+      "div",
+      { className: "card table" },
+      make(
+        "table",
+        { className: "alerts" },
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...HEADS.map((textContent) => make("th", { scope: "col", textContent }))),
+        ),
+        this.body,
+      ),
+    );
+    this.none = make("p", {
+      className: "card part muted",
+      textContent:
+        "No alerts yet. There is one when a run fails, stalls, diverges, finishes or waits for too long, and when the disk is nearly full.",
+    });
     element.append(
       make("p", { className: "trail" }, make("a", { href: "#/", textContent: "All runs" })),
       make("h1", { textContent: "Alerts" }),
-      make("section", { className: "card part ways" },
+      make(
+        "section",
+        { className: "card part ways" },
         make("div", { className: "way" }, this.standing, this.toggle),
-        make("div", { className: "way" }, this.receiver, this.test, this.outcome)),
-      this.table, this.none,
+        make("div", { className: "way" }, this.receiver, this.test, this.outcome),
+      ),
+      this.table,
+      this.none,
     );
     this.toggle.addEventListener("click", async () => {
       if (standing() === "on") turnOff();
@@ -80,9 +101,12 @@ export class AlertsPage {
       return;
     }
     this.fillStanding();
-    setText(this.receiver, center.receiver === null
-      ? "No webhook: start the control plane with --alert-webhook-file to have alerts sent to one."
-      : `Alerts are sent to ${center.receiver}.`);
+    setText(
+      this.receiver,
+      center.receiver === null
+        ? "No webhook: start the control plane with --alert-webhook-file to have alerts sent to one."
+        : `Alerts are sent to ${center.receiver}.`,
+    );
     show(this.test, center.receiver !== null);
     const alerts = center.list();
     show(this.table, alerts.length > 0);
@@ -106,9 +130,12 @@ export class AlertsPage {
     try {
       /** @type {AlertTest} */
       const { delivered, status, error, said } = await post("/alerts/test");
-      setText(this.outcome, delivered
-        ? "It was delivered."
-        : `It was not delivered: ${sentence(error ?? said ?? `status ${status}`, false)}`);
+      setText(
+        this.outcome,
+        delivered
+          ? "It was delivered."
+          : `It was not delivered: ${sentence(error ?? said ?? `status ${status}`, false)}`,
+      );
     } catch (error) {
       setText(this.outcome, error instanceof Error ? error.message : String(error));
     } finally {
@@ -123,26 +150,49 @@ export class AlertsPage {
  */
 function newRow(alert, hasReceiver) {
   const now = Date.now() / 1000;
-  const run = alert.run_id === null
-    ? "\u2013"
-    : make("a", { href: pathOfAlert(alert), textContent: alert.name ?? alert.run_id, title: alert.run_id });
-  const time = make("time", { textContent: dateTime(alert.at), title: `${clockTime(alert.at)}, ${ago(alert.at, now)}` });
-  return make("tr", { dataset: { kind: alert.kind, seq: String(alert.seq) } },
+  const run =
+    alert.run_id === null
+      ? "\u2013"
+      : make("a", {
+          href: pathOfAlert(alert),
+          textContent: alert.name ?? alert.run_id,
+          title: alert.run_id,
+        });
+  const time = make("time", {
+    textContent: dateTime(alert.at),
+    title: `${clockTime(alert.at)}, ${ago(alert.at, now)}`,
+  });
+  return make(
+    "tr",
+    { dataset: { kind: alert.kind, seq: String(alert.seq) } },
     make("td", {}, time),
-    make("td", {}, make("span", { className: "pill", dataset: { kind: alert.kind }, textContent: KINDS[alert.kind] ?? alert.kind })),
+    make(
+      "td",
+      {},
+      make("span", {
+        className: "pill",
+        dataset: { kind: alert.kind },
+        textContent: KINDS[alert.kind] ?? alert.kind,
+      }),
+    ),
     make("th", { scope: "row" }, run),
     make("td", { textContent: sentence(alert.message) }),
-    make("td", { className: "muted", textContent: deliveryOf(alert, hasReceiver) }));
+    make("td", { className: "muted", textContent: deliveryOf(alert, hasReceiver) }),
+  );
 }
 
 /**
  * @param {Alert} alert
  * @param {boolean} hasReceiver
  */
-function deliveryOf({ delivered_at: at, attempts, next_try_at: next, last_error: error }, hasReceiver) {
+function deliveryOf(
+  { delivered_at: at, attempts, next_try_at: next, last_error: error },
+  hasReceiver,
+) {
   if (at !== null) return `delivered ${clockTime(at)}`;
   const tries = attempts === 1 ? "1 attempt" : `${count(attempts)} attempts`;
-  if (next !== null) return attempts === 0 ? "being sent" : `${tries}, next ${clockTime(next)}: ${error ?? ""}`;
+  if (next !== null)
+    return attempts === 0 ? "being sent" : `${tries}, next ${clockTime(next)}: ${error ?? ""}`;
   if (attempts > 0) return `given up after ${tries}: ${error ?? ""}`;
   return hasReceiver ? "not sent" : "\u2013";
 }

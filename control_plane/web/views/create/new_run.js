@@ -41,17 +41,45 @@ export class NewRun {
     this.from = make("select", { id: "fork-checkpoint" });
     this.fromError = make("p", { className: "bad", id: "fork-checkpoint-error", hidden: true });
     this.from.setAttribute("aria-describedby", this.fromError.id);
-    this.fromBox = make("fieldset", { className: "card part" }, make("legend", { textContent: "Fork from" }),
-      make("div", { className: "fields" }, make("div", { className: "field" },
-        make("label", { htmlFor: this.from.id, textContent: "checkpoint" }), this.from, this.fromError,
-        make("p", { className: "hint", textContent: "The fork starts with the student, the optimizer and the place in the data that this checkpoint has." }))));
+    this.fromBox = make(
+      "fieldset",
+      { className: "card part" },
+      make("legend", { textContent: "Fork from" }),
+      make(
+        "div",
+        { className: "fields" },
+        make(
+          "div",
+          { className: "field" },
+          make("label", { htmlFor: this.from.id, textContent: "checkpoint" }),
+          this.from,
+          this.fromError,
+          make("p", {
+            className: "hint",
+            textContent:
+              "The fork starts with the student, the optimizer and the place in the data that this checkpoint has.",
+          }),
+        ),
+      ),
+    );
     this.check = make("button", { type: "button", className: "quiet", textContent: "Check" });
     this.start = make("button", { className: "strong" });
     this.result = make("section", { className: "card part", hidden: true });
     this.result.setAttribute("aria-live", "polite");
-    const form = make("form", { className: "run-form", noValidate: true }, this.problem, this.fromBox,
-      this.form.element, make("div", { className: "actions" }, this.start, this.check), this.result);
-    const trail = make("p", { className: "trail" }, make("a", { href: "#/", textContent: "All runs" }));
+    const form = make(
+      "form",
+      { className: "run-form", noValidate: true },
+      this.problem,
+      this.fromBox,
+      this.form.element,
+      make("div", { className: "actions" }, this.start, this.check),
+      this.result,
+    );
+    const trail = make(
+      "p",
+      { className: "trail" },
+      make("a", { href: "#/", textContent: "All runs" }),
+    );
     element.append(trail, this.title, this.lead, form);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -86,7 +114,8 @@ export class NewRun {
         isLeftOut: (path) => kind === "fork" && NOT_OF_A_FORK.test(path),
       });
       if (run !== null) this.fill(run, params.has("twin"));
-      if (run !== null && kind === "fork") await this.offerCheckpoints(run, params.get("checkpoint"));
+      if (run !== null && kind === "fork")
+        await this.offerCheckpoints(run, params.get("checkpoint"));
       setText(this.lead, leadOf(kind, run));
       loadSuggestions(this.form).catch(() => {});
     } catch (error) {
@@ -118,11 +147,15 @@ export class NewRun {
   async offerCheckpoints(run, step) {
     /** @type {Checkpoints} */
     const { checkpoints } = await get(`/runs/${run.id}/checkpoints`);
-    this.from.replaceChildren(...checkpoints.toReversed().map((one) => make("option", {
-      value: String(one.step),
-      textContent: `step ${count(one.step)}, ${size(one.bytes)}`,
-      selected: String(one.step) === step,
-    })));
+    this.from.replaceChildren(
+      ...checkpoints.toReversed().map((one) =>
+        make("option", {
+          value: String(one.step),
+          textContent: `step ${count(one.step)}, ${size(one.bytes)}`,
+          selected: String(one.step) === step,
+        }),
+      ),
+    );
     this.start.disabled = checkpoints.length === 0;
     if (checkpoints.length === 0) this.say(`${run.id} has no checkpoint yet to fork from.`);
   }
@@ -135,7 +168,9 @@ export class NewRun {
       this.result.replaceChildren(...checkParts(answer));
       show(this.result, true);
       this.result.scrollIntoView({ block: "nearest" });
-      const faults = answer.checks.flatMap(({ field, message }) => (field ? [{ field, message }] : []));
+      const faults = answer.checks.flatMap(({ field, message }) =>
+        field ? [{ field, message }] : [],
+      );
       this.form.mark(faults);
     });
   }
@@ -190,8 +225,11 @@ export class NewRun {
     setText(this.fromError, ofFrom?.message ?? "");
     show(this.fromError, ofFrom !== undefined);
     this.from.setAttribute("aria-invalid", String(ofFrom !== undefined));
-    return this.form.mark(errors.filter((error) => error !== ofFrom)
-      .map(({ field, message }) => ({ field: field.replace(/^changes\./, ""), message })));
+    return this.form.mark(
+      errors
+        .filter((error) => error !== ofFrom)
+        .map(({ field, message }) => ({ field: field.replace(/^changes\./, ""), message })),
+    );
   }
 
   /** @param {string} problem */
@@ -206,8 +244,10 @@ export class NewRun {
  * @param {RunDetail | null} run
  */
 function leadOf(kind, run) {
-  if (kind === "edit" && run) return `What a resume of ${run.id} may change. Empty means the default.`;
-  if (kind === "fork" && run) return `A new run that goes on from a checkpoint of ${run.id}, which stays as it is. Change what it should do differently.`;
+  if (kind === "edit" && run)
+    return `What a resume of ${run.id} may change. Empty means the default.`;
+  if (kind === "fork" && run)
+    return `A new run that goes on from a checkpoint of ${run.id}, which stays as it is. Change what it should do differently.`;
   const begun = run ? `It begins as a copy of ${run.id}. ` : "";
   return `${begun}An empty field has its default, which it shows.`;
 }

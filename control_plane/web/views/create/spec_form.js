@@ -10,9 +10,19 @@ import { Field, fieldsOf, nested } from "./fields.js";
 
 // Shown at once; the others are folded away, section by section.
 const FIRST = new Set([
-  "name", "teacher.address", "teacher.representation", "student.init", "student.config",
-  "data.kind", "data.path", "data.seq_len", "objective.alpha", "objective.temperature",
-  "optimizer.learning_rate", "schedule.steps", "batch.sequences_per_step",
+  "name",
+  "teacher.address",
+  "teacher.representation",
+  "student.init",
+  "student.config",
+  "data.kind",
+  "data.path",
+  "data.seq_len",
+  "objective.alpha",
+  "objective.temperature",
+  "optimizer.learning_rate",
+  "schedule.steps",
+  "batch.sequences_per_step",
 ]);
 
 /**
@@ -41,16 +51,19 @@ export class SpecForm {
     /** @type {Map<string, Field[]>} */
     const sections = new Map();
     for (const { path, ...about } of fieldsOf(schemas, schemas.RunSpec)) {
-      const isShown = !isLeftOut(path) && (changeable === null
-        || changeable.some((one) => path === one || path.startsWith(`${one}.`)));
+      const isShown =
+        !isLeftOut(path) &&
+        (changeable === null ||
+          changeable.some((one) => path === one || path.startsWith(`${one}.`)));
       if (!isShown) continue;
       const field = new Field(path, { ...about, prefix: this.prefix, mayVary: mayVary(path) });
       this.fields.set(path, field);
       const section = path.includes(".") ? path.split(".")[0] : "run";
       sections.set(section, [...(sections.get(section) ?? []), field]);
     }
-    this.element.replaceChildren(...[...sections].map(([name, fields]) =>
-      newSection(name, fields, changeable !== null)));
+    this.element.replaceChildren(
+      ...[...sections].map(([name, fields]) => newSection(name, fields, changeable !== null)),
+    );
   }
 
   /**
@@ -75,15 +88,17 @@ export class SpecForm {
   /** Unfolds what has a field that is set. */
   openUsed() {
     for (const box of this.element.querySelectorAll("details")) {
-      box.open ||= [...this.fields.values()].some((field) =>
-        box.contains(field.element) && field.isSet());
+      box.open ||= [...this.fields.values()].some(
+        (field) => box.contains(field.element) && field.isSet(),
+      );
     }
   }
 
   /** Returns the spec that the form describes, with only what the user has set to one value. */
   spec() {
-    const set = [...this.fields].map(([path, field]) =>
-      /** @type {[string, any]} */ ([path, field.value()]));
+    const set = [...this.fields].map(
+      ([path, field]) => /** @type {[string, any]} */ ([path, field.value()]),
+    );
     return nested(set.filter(([, value]) => value !== undefined));
   }
 
@@ -97,7 +112,8 @@ export class SpecForm {
     const found = [];
     for (const [path, field] of this.fields) {
       const old = before[path];
-      const value = field.value() ?? (old === undefined ? undefined : field.schema.default ?? null);
+      const value =
+        field.value() ?? (old === undefined ? undefined : (field.schema.default ?? null));
       if (value !== undefined && JSON.stringify(value) !== JSON.stringify(old)) {
         found.push([path, value]);
       }
@@ -162,13 +178,23 @@ export const inWords = ({ field, message }) => (field ? `${field}: ${message}` :
 function newSection(name, fields, isAllOpen) {
   const first = fields.filter(({ path }) => FIRST.has(path) || isAllOpen);
   const others = fields.filter(({ path }) => !FIRST.has(path) && !isAllOpen);
-  const section = make("fieldset", { className: "card part" },
-    make("legend", { textContent: name === "run" ? "The run" : name }));
+  const section = make(
+    "fieldset",
+    { className: "card part" },
+    make("legend", { textContent: name === "run" ? "The run" : name }),
+  );
   section.append(make("div", { className: "fields" }, ...first.map(({ element }) => element)));
   if (others.length > 0) {
-    section.append(make("details", {},
-      make("summary", { textContent: `${first.length > 0 ? "More" : "All"} settings (${others.length})` }),
-      make("div", { className: "fields" }, ...others.map(({ element }) => element))));
+    section.append(
+      make(
+        "details",
+        {},
+        make("summary", {
+          textContent: `${first.length > 0 ? "More" : "All"} settings (${others.length})`,
+        }),
+        make("div", { className: "fields" }, ...others.map(({ element }) => element)),
+      ),
+    );
   }
   if (first.length === 0) find(section, ".fields").remove();
   return section;

@@ -14,7 +14,11 @@ const AT_FIRST = new Set(["failed", "stopped"]);
 
 /** @type {{name: string, label: string, hint: string}[]} */
 const FIELDS = [
-  { name: "older_than_days", label: "Ended more than so many days ago", hint: "Empty: at any time." },
+  {
+    name: "older_than_days",
+    label: "Ended more than so many days ago",
+    hint: "Empty: at any time.",
+  },
   { name: "keep_newest", label: "Keep the newest", hint: "So many of them stay." },
   { name: "group", label: "Only of the group", hint: "Empty: of any, or none." },
 ];
@@ -25,7 +29,8 @@ class Prune {
     /** @type {string} what the plan was made of */
     this.planned = "";
     this.states = PRUNABLE.map((value) =>
-      make("input", { type: "checkbox", value, checked: AT_FIRST.has(value) }));
+      make("input", { type: "checkbox", value, checked: AT_FIRST.has(value) }),
+    );
     this.fields = FIELDS.map(newField);
     this.problem = make("p", { className: "bad", hidden: true });
     this.problem.setAttribute("role", "alert");
@@ -34,14 +39,26 @@ class Prune {
     this.show = make("button", { className: "strong", textContent: "Show what would go" });
     this.delete = make("button", { type: "button", className: "danger", hidden: true });
     const close = make("button", { type: "button", className: "quiet", textContent: "Close" });
-    this.form = make("form", { method: "dialog", noValidate: true },
+    this.form = make(
+      "form",
+      { method: "dialog", noValidate: true },
       make("h2", { id: "prune-title", textContent: "Prune runs" }),
-      make("p", { className: "muted", textContent: "Deletes runs with their folders: checkpoints, metrics, log and export. Nothing goes before you have seen the list." }),
-      make("fieldset", { className: "in-line" }, make("legend", { textContent: "In these states" }),
-        ...this.states.map((box, place) => make("label", {}, box, STATES[PRUNABLE[place]]))),
+      make("p", {
+        className: "muted",
+        textContent:
+          "Deletes runs with their folders: checkpoints, metrics, log and export. Nothing goes before you have seen the list.",
+      }),
+      make(
+        "fieldset",
+        { className: "in-line" },
+        make("legend", { textContent: "In these states" }),
+        ...this.states.map((box, place) => make("label", {}, box, STATES[PRUNABLE[place]])),
+      ),
       make("div", { className: "fields" }, ...this.fields.map(({ element }) => element)),
-      this.problem, this.plan,
-      make("div", { className: "actions" }, close, this.show, this.delete));
+      this.problem,
+      this.plan,
+      make("div", { className: "actions" }, close, this.show, this.delete),
+    );
     this.dialog.append(this.form);
     close.addEventListener("click", () => this.dialog.close());
     this.form.addEventListener("submit", (event) => {
@@ -101,19 +118,56 @@ class Prune {
   fill({ runs, bytes, left_out: leftOut }, isPlan) {
     const now = Date.now() / 1000;
     const number = runs.length === 1 ? "1 run" : `${count(runs.length)} runs`;
-    const head = isPlan ? `${number}, ${size(bytes)}, would go:` : `Deleted ${number}, ${size(bytes)}.`;
+    const head = isPlan
+      ? `${number}, ${size(bytes)}, would go:`
+      : `Deleted ${number}, ${size(bytes)}.`;
     this.plan.classList.remove("old");
     this.plan.replaceChildren(
       make("p", { textContent: runs.length === 0 ? "No run is like that." : head }),
-      ...(runs.length === 0 ? [] : [make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "plain" },
-        make("tbody", {}, ...runs.map((run) => make("tr", {},
-          make("th", { scope: "row" }, isPlan ? make("a", { href: pathOfRun(run.run_id), target: "_blank", textContent: run.run_id }) : run.run_id),
-          make("td", { textContent: STATES[run.state] }),
-          make("td", { textContent: ago(run.since, now) }),
-          make("td", { className: "number", textContent: size(run.disk_bytes) }))))))]),
-      ...leftOut.map(({ run_id: id, detail }) => make("p", { className: "bad", textContent: `${id} stays: ${detail}` })),
+      ...(runs.length === 0
+        ? []
+        : [
+            make(
+              "div",
+              { className: "scroll", tabIndex: 0 },
+              make(
+                "table",
+                { className: "plain" },
+                make(
+                  "tbody",
+                  {},
+                  ...runs.map((run) =>
+                    make(
+                      "tr",
+                      {},
+                      make(
+                        "th",
+                        { scope: "row" },
+                        isPlan
+                          ? make("a", {
+                              href: pathOfRun(run.run_id),
+                              target: "_blank",
+                              textContent: run.run_id,
+                            })
+                          : run.run_id,
+                      ),
+                      make("td", { textContent: STATES[run.state] }),
+                      make("td", { textContent: ago(run.since, now) }),
+                      make("td", { className: "number", textContent: size(run.disk_bytes) }),
+                    ),
+                  ),
+                ),
+              ),
+            ),
+          ]),
+      ...leftOut.map(({ run_id: id, detail }) =>
+        make("p", { className: "bad", textContent: `${id} stays: ${detail}` }),
+      ),
     );
-    setText(this.delete, `Delete ${runs.length === 1 ? "this run" : `these ${count(runs.length)} runs`}`);
+    setText(
+      this.delete,
+      `Delete ${runs.length === 1 ? "this run" : `these ${count(runs.length)} runs`}`,
+    );
     show(this.delete, isPlan && runs.length > 0);
   }
 
@@ -122,7 +176,10 @@ class Prune {
     show(this.problem, false);
     const names = new Set(FIELDS.map(({ name }) => name));
     for (const { name, control, error } of this.fields) {
-      const own = errors.filter(({ field }) => field === name).map(({ message }) => message).join(" ");
+      const own = errors
+        .filter(({ field }) => field === name)
+        .map(({ message }) => message)
+        .join(" ");
       setText(error, own);
       show(error, own !== "");
       control.setAttribute("aria-invalid", String(own !== ""));
@@ -138,7 +195,7 @@ class Prune {
 }
 
 /** @param {string} text what is no number is sent as it is: the control plane says what is wrong */
-const numberIn = (text) => Number.isFinite(Number(text)) ? Number(text) : text;
+const numberIn = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
 
 /** @param {typeof FIELDS[number]} about */
 function newField({ name, label, hint }) {
@@ -148,7 +205,14 @@ function newField({ name, label, hint }) {
   const error = make("p", { className: "bad", id: `${id}-error`, hidden: true });
   const help = make("p", { className: "hint", id: `${id}-hint`, textContent: hint });
   control.setAttribute("aria-describedby", `${help.id} ${error.id}`);
-  const element = make("div", { className: "field" }, make("label", { htmlFor: id, textContent: label }), control, error, help);
+  const element = make(
+    "div",
+    { className: "field" },
+    make("label", { htmlFor: id, textContent: label }),
+    control,
+    error,
+    help,
+  );
   return { name, control, error, element };
 }
 

@@ -14,7 +14,11 @@ import { make, setText, show } from "../../dom.js";
 const FIELDS = [
   { name: "group", label: "Group", hint: "Runs that belong together; named like a run." },
   { name: "tags", label: "Tags", hint: "Words to find the run by, separated by commas." },
-  { name: "priority", label: "Priority", hint: "-100 to 100; of the runs that wait, the highest starts first." },
+  {
+    name: "priority",
+    label: "Priority",
+    hint: "-100 to 100; of the runs that wait, the highest starts first.",
+  },
   { name: "notes", label: "Notes", hint: "What you want to remember about the run." },
 ];
 
@@ -36,10 +40,18 @@ export class Labels {
     this.problem.setAttribute("role", "alert");
     this.fields = FIELDS.map(newField);
     const cancel = make("button", { type: "button", className: "quiet", textContent: "Cancel" });
-    this.form = make("form", { className: "labels-form card", noValidate: true, hidden: true },
+    this.form = make(
+      "form",
+      { className: "labels-form card", noValidate: true, hidden: true },
       make("div", { className: "fields" }, ...this.fields.map(({ element: field }) => field)),
       this.problem,
-      make("div", { className: "actions" }, make("button", { className: "strong", textContent: "Save the labels" }), cancel));
+      make(
+        "div",
+        { className: "actions" },
+        make("button", { className: "strong", textContent: "Save the labels" }),
+        cancel,
+      ),
+    );
     this.form.setAttribute("aria-label", "Labels");
     element.append(this.view, this.form);
     this.edit.addEventListener("click", () => this.open());
@@ -61,9 +73,13 @@ export class Labels {
     if (text === this.shown) return;
     this.shown = text;
     const chips = [
-      ...(run.group === null ? [] : [newChip(`group ${run.group}`, `#/?group=${encodeURIComponent(run.group)}`)]),
+      ...(run.group === null
+        ? []
+        : [newChip(`group ${run.group}`, `#/?group=${encodeURIComponent(run.group)}`)]),
       ...run.tags.map((tag) => newChip(tag, `#/?tag=${encodeURIComponent(tag)}`)),
-      ...(run.priority === 0 ? [] : [make("span", { className: "chip", textContent: `priority ${run.priority}` })]),
+      ...(run.priority === 0
+        ? []
+        : [make("span", { className: "chip", textContent: `priority ${run.priority}` })]),
     ];
     this.chips.replaceChildren(...chips);
     setText(this.notes, run.notes);
@@ -105,13 +121,18 @@ export class Labels {
       const errors = error instanceof RequestFailed ? error.errors : [];
       const left = this.mark(errors);
       const text = error instanceof Error ? error.message : String(error);
-      setText(this.problem, errors.length === 0 ? text : left.map(({ message }) => message).join(" "));
+      setText(
+        this.problem,
+        errors.length === 0 ? text : left.map(({ message }) => message).join(" "),
+      );
       show(this.problem, this.problem.textContent !== "");
     }
   }
 
   values() {
-    const text = Object.fromEntries(this.fields.map(({ name, control }) => [name, control.value.trim()]));
+    const text = Object.fromEntries(
+      this.fields.map(({ name, control }) => [name, control.value.trim()]),
+    );
     const isNumber = /^-?\d+$/.test(text.priority);
     return {
       group: text.group || null,
@@ -153,13 +174,20 @@ const newChip = (text, href) =>
 /** @param {typeof FIELDS[number]} about */
 function newField({ name, label, hint }) {
   const id = `label-${name}`;
-  const control = name === "notes"
-    ? make("textarea", { id, rows: 3 })
-    : make("input", { id, type: "text", autocomplete: "off", spellcheck: false });
+  const control =
+    name === "notes"
+      ? make("textarea", { id, rows: 3 })
+      : make("input", { id, type: "text", autocomplete: "off", spellcheck: false });
   const error = make("p", { className: "bad", id: `${id}-error`, hidden: true });
   const help = make("p", { className: "hint", id: `${id}-hint`, textContent: hint });
   control.setAttribute("aria-describedby", `${help.id} ${error.id}`);
-  const element = make("div", { className: "field", dataset: { label: name } },
-    make("label", { htmlFor: id, textContent: label }), control, error, help);
+  const element = make(
+    "div",
+    { className: "field", dataset: { label: name } },
+    make("label", { htmlFor: id, textContent: label }),
+    control,
+    error,
+    help,
+  );
   return { name, control, error, element };
 }

@@ -30,14 +30,24 @@ export class LogRoom {
     this.follow = make("input", { type: "checkbox", checked: true });
     this.found = make("span", { className: "muted" });
     this.found.setAttribute("role", "status");
-    this.download = make("button", { type: "button", className: "quiet", textContent: "Download the whole log" });
+    this.download = make("button", {
+      type: "button",
+      className: "quiet",
+      textContent: "Download the whole log",
+    });
     this.log = make("pre", { className: "text log", tabIndex: 0 });
     this.log.setAttribute("aria-label", "The end of the log");
     this.element = make(
       "div",
       {},
-      make("div", { className: "toolbar" }, this.search, this.found,
-        make("label", { className: "check" }, this.follow, "Follow"), this.download),
+      make(
+        "div",
+        { className: "toolbar" },
+        this.search,
+        this.found,
+        make("label", { className: "check" }, this.follow, "Follow"),
+        this.download,
+      ),
       this.log,
     );
     this.search.addEventListener("input", () => this.fill());
@@ -88,8 +98,12 @@ export class LogRoom {
       const from = this.position === null ? `tail=${LINES}` : `after=${this.position}`;
       if (this.position === null) this.text = this.added = "";
       try {
-        await follow(`/runs/${id}/log/stream?${from}`, () => this.fill(),
-          (kind, data, position) => this.take(kind, data, position), stream.signal);
+        await follow(
+          `/runs/${id}/log/stream?${from}`,
+          () => this.fill(),
+          (kind, data, position) => this.take(kind, data, position),
+          stream.signal,
+        );
       } catch (error) {
         if (error instanceof RequestFailed && error.status === 404) break;
         // Otherwise the banner says if the connection is lost.

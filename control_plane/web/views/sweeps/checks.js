@@ -18,14 +18,48 @@ export function sweepCheckParts({ ok, runs, settings, checks, estimate, advice }
     checkLines(checks),
     figureList([
       ["Tokens", `${short(estimate.tokens)} in all`],
-      ["From the teacher", asked === 0 ? "" : `${short(asked)} tokens; ${short(estimate.teacher_tokens_shared)} if equal ones are computed once`],
+      [
+        "From the teacher",
+        asked === 0
+          ? ""
+          : `${short(asked)} tokens; ${short(estimate.teacher_tokens_shared)} if equal ones are computed once`,
+      ],
       ["The teacher's time", hours === null ? "" : `${roughly(3600 * hours)}, if nobody else asks`],
       ["Disk free", free === null ? "" : size(free)],
     ]),
-    make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "plain" },
-      make("thead", {}, make("tr", {}, make("th", { scope: "col", textContent: "Run" }),
-        ...settings.map((path) => make("th", { scope: "col" }, make("code", { textContent: path }))))),
-      make("tbody", {}, ...runs.map((run) => make("tr", {}, make("th", { scope: "row", textContent: run.name }),
-        ...settings.map((path) => make("td", { textContent: settingText(run.settings[path]) }))))))),
+    make(
+      "div",
+      { className: "scroll", tabIndex: 0 },
+      make(
+        "table",
+        { className: "plain" },
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            make("th", { scope: "col", textContent: "Run" }),
+            ...settings.map((path) =>
+              make("th", { scope: "col" }, make("code", { textContent: path })),
+            ),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          ...runs.map((run) =>
+            make(
+              "tr",
+              {},
+              make("th", { scope: "row", textContent: run.name }),
+              ...settings.map((path) =>
+                make("td", { textContent: settingText(run.settings[path]) }),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
   ];
 }

@@ -21,16 +21,44 @@ export class SweepList {
     this.problem = make("p", { className: "bad", hidden: true });
     this.problem.setAttribute("role", "alert");
     this.body = make("tbody");
-    this.table = make("div", { className: "card table", hidden: true }, make("table", { className: "sweeps" },
-      make("thead", {}, make("tr", {}, ...HEADS.map((textContent) => make("th", { scope: "col", textContent })))),
-      this.body));
-    this.none = make("p", { className: "card part muted", hidden: true, textContent: "No sweeps yet. A sweep starts one run for each combination of settings, and says which is the best." });
-    this.more = make("button", { type: "button", className: "quiet", textContent: "Show more", hidden: true });
+    this.table = make(
+      "div",
+      { className: "card table", hidden: true },
+      make(
+        "table",
+        { className: "sweeps" },
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...HEADS.map((textContent) => make("th", { scope: "col", textContent }))),
+        ),
+        this.body,
+      ),
+    );
+    this.none = make("p", {
+      className: "card part muted",
+      hidden: true,
+      textContent:
+        "No sweeps yet. A sweep starts one run for each combination of settings, and says which is the best.",
+    });
+    this.more = make("button", {
+      type: "button",
+      className: "quiet",
+      textContent: "Show more",
+      hidden: true,
+    });
     element.append(
       make("p", { className: "trail" }, make("a", { href: "#/", textContent: "All runs" })),
-      make("div", { className: "toolbar" }, make("h1", { textContent: "Sweeps" }),
-        make("a", { className: "quiet", href: "#/sweeps/new", textContent: "New sweep" })),
-      this.problem, this.table, this.none, make("p", { className: "more" }, this.more),
+      make(
+        "div",
+        { className: "toolbar" },
+        make("h1", { textContent: "Sweeps" }),
+        make("a", { className: "quiet", href: "#/sweeps/new", textContent: "New sweep" }),
+      ),
+      this.problem,
+      this.table,
+      this.none,
+      make("p", { className: "more" }, this.more),
     );
     this.more.addEventListener("click", () => {
       this.number += LIMIT;
@@ -77,14 +105,33 @@ export class SweepList {
     this.shown = text;
     show(this.table, sweeps.length > 0);
     show(this.none, sweeps.length === 0);
-    this.body.replaceChildren(...sweeps.map((sweep) => make("tr", { dataset: { sweepId: sweep.id } },
-      make("th", { scope: "row" },
-        make("a", { className: "name", href: pathOfSweep(sweep.id), textContent: sweep.name }),
-        make("code", { className: "run-id", textContent: sweep.id })),
-      make("td", {}, ...sweep.settings.map((path) => make("code", { className: "path", textContent: path }))),
-      make("td", { textContent: statesOf(sweep) }),
-      make("td", {}, make("code", { textContent: sweep.metric }), sweep.goal === "min" ? ", the lowest" : ", the highest"),
-      make("td", { textContent: dateTime(sweep.created_at) }))));
+    this.body.replaceChildren(
+      ...sweeps.map((sweep) =>
+        make(
+          "tr",
+          { dataset: { sweepId: sweep.id } },
+          make(
+            "th",
+            { scope: "row" },
+            make("a", { className: "name", href: pathOfSweep(sweep.id), textContent: sweep.name }),
+            make("code", { className: "run-id", textContent: sweep.id }),
+          ),
+          make(
+            "td",
+            {},
+            ...sweep.settings.map((path) => make("code", { className: "path", textContent: path })),
+          ),
+          make("td", { textContent: statesOf(sweep) }),
+          make(
+            "td",
+            {},
+            make("code", { textContent: sweep.metric }),
+            sweep.goal === "min" ? ", the lowest" : ", the highest",
+          ),
+          make("td", { textContent: dateTime(sweep.created_at) }),
+        ),
+      ),
+    );
   }
 
   /** @param {string} problem */
@@ -96,7 +143,11 @@ export class SweepList {
 
 /** @param {SweepSummary} sweep */
 export function statesOf({ num_runs: number, states }) {
-  const each = Object.entries(states).filter(([, some]) => some > 0).map(([state, some]) =>
-    `${count(some)} ${(STATES[/** @type {RunState} */ (state)] ?? state).toLowerCase()}`);
+  const each = Object.entries(states)
+    .filter(([, some]) => some > 0)
+    .map(
+      ([state, some]) =>
+        `${count(some)} ${(STATES[/** @type {RunState} */ (state)] ?? state).toLowerCase()}`,
+    );
   return joined(number === 1 ? "1 run" : `${count(number)} runs`, each.join(", "));
 }

@@ -14,7 +14,7 @@ import { sweepCheckParts } from "./checks.js";
 /** @import { FieldProblem, RunDetail, Sweep, SweepCheck } from "../../types.d.ts" */
 
 const LABELS = ["priority", "tags", "notes"];
-const EXAMPLE = "{\"optimizer.learning_rate\": [1e-4, 3e-4], \"seed\": [0, 1]}";
+const EXAMPLE = '{"optimizer.learning_rate": [1e-4, 3e-4], "seed": [0, 1]}';
 const OWN = /** @type {const} */ (["name", "metric", "goal", "json"]);
 
 export class NewSweep {
@@ -26,8 +26,18 @@ export class NewSweep {
     this.problem = make("p", { className: "bad", hidden: true });
     this.problem.setAttribute("role", "alert");
     this.name = make("input", { type: "text", autocomplete: "off", spellcheck: false });
-    this.metric = make("input", { type: "text", autocomplete: "off", spellcheck: false, placeholder: "loss/val" });
-    this.goal = make("select", {}, new Option("the lowest", "min"), new Option("the highest", "max"));
+    this.metric = make("input", {
+      type: "text",
+      autocomplete: "off",
+      spellcheck: false,
+      placeholder: "loss/val",
+    });
+    this.goal = make(
+      "select",
+      {},
+      new Option("the lowest", "min"),
+      new Option("the highest", "max"),
+    );
     this.json = make("textarea", { rows: 5, spellcheck: false, placeholder: EXAMPLE });
     /** @type {Record<typeof OWN[number], HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement>} */
     this.own = { name: this.name, metric: this.metric, goal: this.goal, json: this.json };
@@ -37,21 +47,47 @@ export class NewSweep {
     this.check = make("button", { type: "button", className: "quiet", textContent: "Check" });
     this.result = make("section", { className: "card part", hidden: true });
     this.result.setAttribute("aria-live", "polite");
-    this.combinations = make("details", {}, make("summary", { textContent: "Combinations as JSON" }),
-      make("div", { className: "fields" }, ownField("combinations", this.json,
-        "Instead of several values at the fields: an object with a list of values for each setting, of which all combinations are made; or a list of combinations, each an object with a value for each setting.")));
-    const form = make("form", { className: "run-form", noValidate: true }, this.problem,
-      make("fieldset", { className: "card part" }, make("legend", { textContent: "The sweep" }),
-        make("div", { className: "fields" },
+    this.combinations = make(
+      "details",
+      {},
+      make("summary", { textContent: "Combinations as JSON" }),
+      make(
+        "div",
+        { className: "fields" },
+        ownField(
+          "combinations",
+          this.json,
+          "Instead of several values at the fields: an object with a list of values for each setting, of which all combinations are made; or a list of combinations, each an object with a value for each setting.",
+        ),
+      ),
+    );
+    const form = make(
+      "form",
+      { className: "run-form", noValidate: true },
+      this.problem,
+      make(
+        "fieldset",
+        { className: "card part" },
+        make("legend", { textContent: "The sweep" }),
+        make(
+          "div",
+          { className: "fields" },
           ownField("name", this.name, "Named like a run; its runs carry it too."),
           ownField("metric", this.metric, "What the runs are compared by, as it is logged."),
-          ownField("goal", this.goal, "Which value is the best.")),
-        this.combinations),
-      this.form.element, this.size,
-      make("div", { className: "actions" }, this.start, this.check), this.result);
+          ownField("goal", this.goal, "Which value is the best."),
+        ),
+        this.combinations,
+      ),
+      this.form.element,
+      this.size,
+      make("div", { className: "actions" }, this.start, this.check),
+      this.result,
+    );
     element.append(
       make("p", { className: "trail" }, make("a", { href: "#/sweeps", textContent: "All sweeps" })),
-      make("h1", { textContent: "New sweep" }), this.lead, form,
+      make("h1", { textContent: "New sweep" }),
+      this.lead,
+      form,
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -75,7 +111,8 @@ export class NewSweep {
       /** @type {RunDetail | null} */
       const run = id ? await get(`/runs/${encodeURIComponent(id)}`) : null;
       this.form.build(schemas, {
-        isLeftOut: (path) => path === "name" || path === "group", mayVary: (path) => !LABELS.includes(path),
+        isLeftOut: (path) => path === "name" || path === "group",
+        mayVary: (path) => !LABELS.includes(path),
       });
       if (run !== null) {
         this.form.fill(run, true);
@@ -83,7 +120,10 @@ export class NewSweep {
         this.name.value = run.name.slice(0, 57) + "-sweep";
       }
       const begun = run === null ? "" : `The settings are those of ${run.id}. `;
-      setText(this.lead, `${begun}Tick "several" at a setting to give it a value per line. Each combination becomes a run.`);
+      setText(
+        this.lead,
+        `${begun}Tick "several" at a setting to give it a value per line. Each combination becomes a run.`,
+      );
       loadSuggestions(this.form).catch(() => {});
     } catch (error) {
       this.say(error instanceof Error ? error.message : String(error));
@@ -121,8 +161,11 @@ export class NewSweep {
   sizeText() {
     try {
       const settings = this.settings();
-      if ("list" in settings) return `${count(settings.list.length)} runs, one for each combination.`;
-      const numbers = Object.values(settings.grid).map((values) => Array.isArray(values) ? values.length : 0);
+      if ("list" in settings)
+        return `${count(settings.list.length)} runs, one for each combination.`;
+      const numbers = Object.values(settings.grid).map((values) =>
+        Array.isArray(values) ? values.length : 0,
+      );
       if (numbers.length === 0) return "No setting has several values yet.";
       const runs = numbers.reduce((product, number) => product * number, 1);
       const how = numbers.length > 1 ? ` (${numbers.join(" \u00d7 ")})` : "";
@@ -195,12 +238,24 @@ export class NewSweep {
       const inGrid = /^grid\.(.+?)(?:\[(\d+)\])?$/.exec(field);
       const inList = /^list\[(\d+)\](?:\.(.+))?$/.exec(field);
       if (own.has(field)) own.get(field)?.push(message);
-      else if (inList) own.get("json")?.push(`Combination ${Number(inList[1]) + 1}: ${inList[2] ? `${inList[2]} ` : ""}${message}.`);
+      else if (inList)
+        own
+          .get("json")
+          ?.push(
+            `Combination ${Number(inList[1]) + 1}: ${inList[2] ? `${inList[2]} ` : ""}${message}.`,
+          );
       else if (inGrid && !hasJson && this.form.fields.has(inGrid[1])) {
         const value = this.form.fields.get(inGrid[1])?.values()[Number(inGrid[2])];
-        others.push({ field: inGrid[1], message: inGrid[2] ? `${JSON.stringify(value)}: ${message}` : message });
+        others.push({
+          field: inGrid[1],
+          message: inGrid[2] ? `${JSON.stringify(value)}: ${message}` : message,
+        });
       } else if (inGrid || /^(grid|list)$/.test(field)) {
-        own.get("json")?.push(`${inGrid ? `${inGrid[1]}${inGrid[2] ? `, value ${Number(inGrid[2]) + 1}` : ""}: ` : ""}${message}.`);
+        own
+          .get("json")
+          ?.push(
+            `${inGrid ? `${inGrid[1]}${inGrid[2] ? `, value ${Number(inGrid[2]) + 1}` : ""}: ` : ""}${message}.`,
+          );
       } else others.push({ field: field.replace(/^base\./, ""), message });
     }
     if ((own.get("json")?.length ?? 0) > 0) this.combinations.open = true;
@@ -234,8 +289,12 @@ export class NewSweep {
 function ownField(label, control, hint) {
   control.id = `sweep-${label}`;
   control.setAttribute("aria-describedby", `${control.id}-hint ${control.id}-error`);
-  return make("div", { className: "field", dataset: { own: label } },
-    make("label", { htmlFor: control.id, textContent: label }), control,
+  return make(
+    "div",
+    { className: "field", dataset: { own: label } },
+    make("label", { htmlFor: control.id, textContent: label }),
+    control,
     make("p", { className: "bad", id: `${control.id}-error`, hidden: true }),
-    make("p", { className: "hint", id: `${control.id}-hint`, textContent: hint }));
+    make("p", { className: "hint", id: `${control.id}-hint`, textContent: hint }),
+  );
 }

@@ -41,23 +41,44 @@ export class SweepPage {
     this.stop = make("button", { type: "button", textContent: "Stop all" });
     this.fork = make("a", { className: "quiet", textContent: "Fork the best" });
     this.list = make("a", { className: "quiet", textContent: "Show in the list" });
-    this.delete = make("button", { type: "button", className: "danger", textContent: "Delete the sweep" });
+    this.delete = make("button", {
+      type: "button",
+      className: "danger",
+      textContent: "Delete the sweep",
+    });
     this.groups = make("div");
     this.groupsPart = part("Mean over seeds", this.groups);
     this.runs = make("div");
     this.charts = make("section", { className: "card curves" });
     this.charts.setAttribute("aria-label", "Curves");
-    element.append(make("div", { className: "compare" },
-      make("p", { className: "trail" }, make("a", { href: "#/sweeps", textContent: "All sweeps" })),
-      make("header", { className: "run-head" },
-        make("div", { className: "run-names" }, this.title, this.about),
-        make("div", { className: "actions" }, this.stop, this.fork, this.list, this.delete)),
-      this.problem, this.note, this.groupsPart, part("Runs", this.runs), this.charts));
+    element.append(
+      make(
+        "div",
+        { className: "compare" },
+        make(
+          "p",
+          { className: "trail" },
+          make("a", { href: "#/sweeps", textContent: "All sweeps" }),
+        ),
+        make(
+          "header",
+          { className: "run-head" },
+          make("div", { className: "run-names" }, this.title, this.about),
+          make("div", { className: "actions" }, this.stop, this.fork, this.list, this.delete),
+        ),
+        this.problem,
+        this.note,
+        this.groupsPart,
+        part("Runs", this.runs),
+        this.charts,
+      ),
+    );
     this.stop.addEventListener("click", () => this.stopAll());
     this.delete.addEventListener("click", () => this.forget());
     setInterval(() => {
       const isLive = this.sweep?.runs.some(({ run_id: id, state }) =>
-        isActiveOrQueued(this.store.get(id) ?? /** @type {Run} */ ({ state })));
+        isActiveOrQueued(this.store.get(id) ?? /** @type {Run} */ ({ state })),
+      );
       if (this.id !== "" && isLive && !document.hidden) this.load();
     }, EVERY_MS);
   }
@@ -125,7 +146,9 @@ export class SweepPage {
     const page = await get(`/runs?limit=200&group=${encodeURIComponent(sweep.group)}`);
     for (const run of page.runs) this.store.take(run);
     // Whose group was changed since.
-    for (const { run_id: id } of sweep.runs.filter((run) => !this.store.get(run.run_id)).slice(0, 20)) {
+    for (const { run_id: id } of sweep.runs
+      .filter((run) => !this.store.get(run.run_id))
+      .slice(0, 20)) {
       /** @type {RunDetail} */
       const { spec: _spec, history: _history, folder: _folder, ...view } = await get(`/runs/${id}`);
       this.store.take(view);
@@ -138,15 +161,31 @@ export class SweepPage {
     if (text === this.shown) return;
     this.shown = text;
     setText(this.title, sweep.name);
-    const number = sweep.runs.length === sweep.num_runs
-      ? `${sweep.num_runs} runs`
-      : `${sweep.runs.length} of ${sweep.num_runs} runs left`;
-    setText(this.about, joined(
-      sweep.id, number, `${sweep.goal === "min" ? "lowest" : "highest"} ${sweep.metric}`,
-      dateTime(sweep.created_at), teacherText(sweep),
-    ));
-    const states = sweep.runs.map(({ run_id, state }) => this.store.get(run_id) ?? /** @type {ShownRun} */ ({ state, resumes_at: null, resumes_when: null }));
-    show(this.stop, states.some((run) => run.state !== "stopping" && (isActiveOrQueued(run) || resumesItself(run))));
+    const number =
+      sweep.runs.length === sweep.num_runs
+        ? `${sweep.num_runs} runs`
+        : `${sweep.runs.length} of ${sweep.num_runs} runs left`;
+    setText(
+      this.about,
+      joined(
+        sweep.id,
+        number,
+        `${sweep.goal === "min" ? "lowest" : "highest"} ${sweep.metric}`,
+        dateTime(sweep.created_at),
+        teacherText(sweep),
+      ),
+    );
+    const states = sweep.runs.map(
+      ({ run_id, state }) =>
+        this.store.get(run_id) ??
+        /** @type {ShownRun} */ ({ state, resumes_at: null, resumes_when: null }),
+    );
+    show(
+      this.stop,
+      states.some(
+        (run) => run.state !== "stopping" && (isActiveOrQueued(run) || resumesItself(run)),
+      ),
+    );
     show(this.delete, !states.some((run) => isActiveOrQueued(run) || resumesItself(run)));
     show(this.fork, sweep.best !== null);
     if (sweep.best !== null) this.fork.href = `${pathOfRun(sweep.best)}/fork`;
@@ -162,19 +201,27 @@ export class SweepPage {
     if (sweep === null) return;
     const hasSeeds = sweep.settings.some(isSeed);
     this.overview ??= new Overview(this.charts, {
-      place: "sweep", metric: sweep.metric, ...chartOptions("sweep"),
+      place: "sweep",
+      metric: sweep.metric,
+      ...chartOptions("sweep"),
       defaults: hasSeeds ? { color: ALL_BUT_SEED, mean: "1", band: "std" } : {},
     });
-    const runs = sweep.runs.map(({ run_id }) => this.store.get(run_id)).filter((run) => run !== undefined);
-    this.overview.update(runs.slice(0, MAX_LINES).map((run, index) =>
-      ({ run: { ...run, index }, name: run.name, settings: run.settings })));
+    const runs = sweep.runs
+      .map(({ run_id }) => this.store.get(run_id))
+      .filter((run) => run !== undefined);
+    this.overview.update(
+      runs
+        .slice(0, MAX_LINES)
+        .map((run, index) => ({ run: { ...run, index }, name: run.name, settings: run.settings })),
+    );
   }
 
   async stopAll() {
     const { sweep } = this;
     if (sweep === null) return;
-    const text = "Its runs save a checkpoint first; those that wait will not start. Each can be resumed later.";
-    if (!await isConfirmed(`Stop all runs of ${sweep.name}?`, text, "Stop all")) return;
+    const text =
+      "Its runs save a checkpoint first; those that wait will not start. Each can be resumed later.";
+    if (!(await isConfirmed(`Stop all runs of ${sweep.name}?`, text, "Stop all"))) return;
     await this.act(async () => {
       await post(`/sweeps/${sweep.id}/stop`);
       setText(this.note, "Asked all runs to stop.");
@@ -186,10 +233,13 @@ export class SweepPage {
     const { sweep } = this;
     if (sweep === null) return;
     const text = "Only the record of the sweep goes; its runs stay.";
-    if (!await isConfirmed(`Delete ${sweep.name}?`, text, "Delete the sweep")) return;
+    if (!(await isConfirmed(`Delete ${sweep.name}?`, text, "Delete the sweep"))) return;
     await this.act(async () => {
       await remove(`/sweeps/${sweep.id}`);
-      setText(byId("notice-text"), `The sweep ${sweep.name} was deleted; its runs are still there.`);
+      setText(
+        byId("notice-text"),
+        `The sweep ${sweep.name} was deleted; its runs are still there.`,
+      );
       show(byId("notice"), true);
       location.hash = "#/sweeps";
     });
@@ -227,7 +277,12 @@ function teacherText({ teacher }) {
  * @param {HTMLElement} content
  */
 function part(title, content) {
-  const section = make("section", { className: "card part" }, make("h2", { textContent: title }), content);
+  const section = make(
+    "section",
+    { className: "card part" },
+    make("h2", { textContent: title }),
+    content,
+  );
   section.setAttribute("aria-label", title);
   return section;
 }
