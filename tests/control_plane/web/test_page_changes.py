@@ -206,3 +206,24 @@ def test_commands_name_each_action(page, plane):  # noqa: F811
         assert any(words in line for line in lines)
     for words in ("-X PATCH", f"/runs/{run_id}/fork", f"/runs/{run_id}/log"):
         assert any(words in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_control_has_a_name_and_every_view_fits(page, plane, width):  # noqa: F811
+    run_id = ended(plane, f"steady-named-{width}", group="named", tags=["one"], notes="a note")
+    page.set_viewport_size({"width": width, "height": 844})
+    views = ("", "sweeps", "sweeps/new", "alerts", "new", f"runs/{run_id}", f"runs/{run_id}/fork")
+    for view in views:
+        open_page(page, plane, f"/#/{view}")
+        page.reload()
+        wait_for(lambda: page.locator(".view:not([hidden]) :is(h1, .row)").count() > 0)
+        wait_for(lambda: page.evaluate("document.readyState") == "complete")
+        unnamed = page.eval_on_selector_all(
+            "body :is(input, select, textarea, button, a[href], summary)",
+            """all => all.filter((one) => one.checkVisibility()).filter((one) => ![
+                one.getAttribute("aria-label"), one.textContent,
+                ...[...(one.labels ?? [])].map((label) => label.textContent),
+            ].some((name) => name?.trim())).map((one) => one.outerHTML)""",
+        )
+        assert unnamed == [], view
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
