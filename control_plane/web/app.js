@@ -90,7 +90,7 @@ async function load() {
   }
   hasLoaded = true;
   if (store.runs.size === 0) showExamples().catch(() => {});
-  await alerts.load().catch(() => {}); // the runs are shown all the same
+  alerts.load().catch(() => {}); // the runs are shown all the same
   await showRoute();
   render();
   return active.revision;
