@@ -35,7 +35,7 @@ def with_notifications(page, permission: str, answer: str) -> None:  # noqa: F81
 
 def test_an_alert_has_a_banner_until_it_was_seen_and_stands_in_the_list(page, plane):  # noqa: F811
     open_page(page, plane)
-    wait_for(page.locator("#runs-count").is_visible)
+    wait_for(page.locator("#empty").is_visible)
     banner = page.locator("#alert")
     assert not banner.is_visible()
     run_id = plane.create("fails-now")
