@@ -120,7 +120,7 @@ export class AlertCenter {
     show(byId("alert"), unseen.length > 0);
     if (first !== undefined) {
       const more = unseen.length > 1 ? ` And ${count(unseen.length - 1)} more.` : "";
-      setText(byId("alert-text"), `${titleOf(first)}. ${sentence(first.message)}${more}`);
+      setText(byId("alert-text"), `${KINDS[first.kind] ?? first.kind}: ${sentence(first.message, false)}${more}`);
       byId("alert").dataset.kind = first.kind;
       byId("alert-link", HTMLAnchorElement).href =
         unseen.length > 1 ? "#/alerts" : pathOfAlert(first);

@@ -176,7 +176,7 @@ function newRow(alert, hasReceiver) {
       }),
     ),
     make("th", { scope: "row" }, run),
-    make("td", { textContent: sentence(alert.message) }),
+    make("td", { textContent: sentence(alert.message, false) }),
     make("td", { className: "muted", textContent: deliveryOf(alert, hasReceiver) }),
   );
 }

@@ -51,6 +51,10 @@ export class SweepPage {
     this.runs = make("div");
     this.charts = make("section", { className: "card curves" });
     this.charts.setAttribute("aria-label", "Curves");
+    const actions = [this.stop, this.fork, this.list, this.delete];
+    const runsPart = part("Runs", this.runs);
+    /** What there is only once the sweep is known. */
+    this.parts = [...actions, this.groupsPart, runsPart, this.charts];
     element.append(
       make(
         "div",
@@ -64,12 +68,12 @@ export class SweepPage {
           "header",
           { className: "run-head" },
           make("div", { className: "run-names" }, this.title, this.about),
-          make("div", { className: "actions" }, this.stop, this.fork, this.list, this.delete),
+          make("div", { className: "actions" }, ...actions),
         ),
         this.problem,
         this.note,
         this.groupsPart,
-        part("Runs", this.runs),
+        runsPart,
         this.charts,
       ),
     );
@@ -87,6 +91,7 @@ export class SweepPage {
   async show(id) {
     if (this.id !== id) this.clear();
     this.id = id;
+    if (this.sweep === null) setText(this.about, "Loading \u2026");
     await this.load(true);
   }
 
@@ -102,8 +107,9 @@ export class SweepPage {
     this.overview?.destroy();
     this.overview = null;
     this.charts.replaceChildren();
+    for (const one of this.parts) show(one, false);
+    for (const text of [this.title, this.about, this.note]) setText(text, "");
     this.say("");
-    setText(this.note, "");
   }
 
   /**
@@ -136,7 +142,9 @@ export class SweepPage {
       this.fill(sweep);
       this.draw();
     } catch (error) {
-      if (this.id === id) this.say(error instanceof Error ? error.message : String(error));
+      if (this.id !== id) return;
+      if (this.sweep === null) setText(this.about, "");
+      this.say(error instanceof Error ? error.message : String(error));
     }
   }
 
@@ -160,6 +168,7 @@ export class SweepPage {
     const text = JSON.stringify(sweep);
     if (text === this.shown) return;
     this.shown = text;
+    for (const one of this.parts) show(one, true);
     setText(this.title, sweep.name);
     const number =
       sweep.runs.length === sweep.num_runs
