@@ -63,7 +63,9 @@ def test_a_sweep_is_started_from_the_form_watched_and_its_best_forked(page, plan
     wait_for(lambda: groups.locator("tbody tr").count() == 2)
     assert "\u00b1" in groups.inner_text()
     legend = page.locator("#view-sweep .legend li")
-    wait_for(lambda: legend.count() == 2)  # a mean for each rate
+    wait_for(lambda: legend.count() == 2)  # a mean for each rate; one of them is the default
+    shown = " ".join(legend.all_inner_texts())
+    assert "learning rate 0.0001" in shown and "learning rate 0.0003" in shown
     best = page.locator("tr.best-row").last.get_attribute("data-run-id")
     page.get_by_role("link", name="Fork the best").click()
     wait_for(lambda: page.evaluate("location.hash") == f"#/runs/{best}/fork")

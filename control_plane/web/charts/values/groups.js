@@ -79,9 +79,10 @@ export function groupsOf(entries, key) {
   return [...groups.values()].sort((one, other) => ordered(one.value, other.value));
 }
 
-/** @param {Setting | undefined} value */
+/** @param {Setting | undefined} value what a run does not set is undefined */
 function textOf(value) {
-  return value === null || value === undefined ? "none" : String(value);
+  if (value === undefined) return "default";
+  return value === null ? "none" : String(value);
 }
 
 /** @param {string} key */

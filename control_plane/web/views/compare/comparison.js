@@ -5,7 +5,7 @@ import { get } from "../../api.js";
 import { Overview } from "../../charts/charts.js";
 import { make, setText, show } from "../../dom.js";
 import { chartOptions } from "../../state/chart_address.js";
-import { loadSchemas } from "../lists/settings.js";
+import { loadSchemas, settingsAmong } from "../lists/settings.js";
 import { nameAmong } from "./heads.js";
 import { resultsTable, settingsTable } from "./tables.js";
 import { samplesTable } from "./texts.js";
@@ -101,7 +101,7 @@ export class Comparison {
     replace(this.settings, settingsTable(runs));
     // Colours by place: in the order in which the page met the runs, two could be the same.
     this.overview.update(runs.map((run, index) =>
-      ({ run: { ...run, index }, name: nameAmong(run, runs), settings: run.settings })));
+      ({ run: { ...run, index }, name: nameAmong(run, runs), settings: settingsAmong(run, runs) })));
   }
 
   async loadSamples() {

@@ -8,7 +8,7 @@ import { byId, make, setText, show } from "../../dom.js";
 import { dateTime, isActiveOrQueued, joined, percent, resumesItself, short } from "../../format.js";
 import { chartOptions } from "../../state/chart_address.js";
 import { pathOfRun } from "../../state/router.js";
-import { loadSchemas } from "../lists/settings.js";
+import { loadSchemas, settingsAmong } from "../lists/settings.js";
 import { isConfirmed } from "../run/actions.js";
 import { groupsTable, isSeed, runsTable } from "./tables.js";
 
@@ -221,7 +221,7 @@ export class SweepPage {
     this.overview.update(
       runs
         .slice(0, MAX_LINES)
-        .map((run, index) => ({ run: { ...run, index }, name: run.name, settings: run.settings })),
+        .map((run, index) => ({ run: { ...run, index }, name: run.name, settings: settingsAmong(run, runs) })),
     );
   }
 
