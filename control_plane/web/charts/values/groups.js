@@ -39,7 +39,7 @@ export function settingsOf({ run, settings }) {
 const isSeed = (key) => key === "seed" || key.endsWith(".seed");
 
 /** @param {string} key */
-const isName = (key) => key === "name" || key === "notes" || key === "group" || key === "tags";
+const isName = (key) => ["name", "priority", "group", "tags", "notes"].includes(key);
 
 /**
  * Returns the settings in which these runs differ, in the order of their names.

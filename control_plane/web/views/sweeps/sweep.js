@@ -221,7 +221,11 @@ export class SweepPage {
     this.overview.update(
       runs
         .slice(0, MAX_LINES)
-        .map((run, index) => ({ run: { ...run, index }, name: run.name, settings: settingsAmong(run, runs) })),
+        .map((run, index) => ({
+          run: { ...run, index },
+          name: run.name,
+          settings: settingsAmong(run, runs),
+        })),
     );
   }
 
