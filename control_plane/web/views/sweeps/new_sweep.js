@@ -63,7 +63,7 @@ export class NewSweep {
     );
     const form = make(
       "form",
-      { className: "run-form", noValidate: true },
+      { className: "sweep-form", noValidate: true },
       this.problem,
       make(
         "fieldset",

@@ -58,7 +58,7 @@ export class SweepPage {
     element.append(
       make(
         "div",
-        { className: "compare" },
+        { className: "sweep-view" },
         make(
           "p",
           { className: "trail" },
