@@ -32,7 +32,7 @@ demo: $(STAMP)
 	$(BIN)/lectern demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) $(TYPESCRIPT)
 	$(BIN)/ruff check .

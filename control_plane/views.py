@@ -9,7 +9,7 @@ from control_plane.runs.record import ACTIVE, Run, Wanted
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.spec.changed import changed_settings
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import LABELS, RunSpec
 
 
 class _View(BaseModel):
@@ -93,6 +93,11 @@ class RunView(_View):
     """The last progress, if the trainer is alive but has made none for far longer than usual."""
     activity: str | None
     """What its trainer is doing: `starting`, `step`, `evaluation`, `checkpoint` or `export`."""
+    priority: int
+    """Of queued runs, those of the highest priority start first."""
+    group: str | None
+    tags: list[str]
+    notes: str
 
 
 class HistoryView(_View):
@@ -106,6 +111,8 @@ class HistoryView(_View):
     attempt: int | None = None
     reason: str | None = None
     message: str | None = None
+    by: str | None = None
+    """Who asked for it: client, address and token; null for what was done by itself."""
     details: dict[str, Any] = {}
     """What else the trainer reported."""
 
@@ -202,6 +209,8 @@ class SeriesView(_View):
     """Every metric ever logged, whether asked for or not."""
     keys_left_out: int
     """Metrics beyond the first 512, or with names that are too long."""
+    unknown_keys: list[str]
+    """Asked for, but not logged so far: misspelt, or still to come. Their series are empty."""
     series: dict[str, BucketsView]
     marks: list[MarkView]
     """In step order, at most 200 of each kind."""
@@ -526,6 +535,10 @@ class _SpecFields(BaseModel):
     dataset: str | None = None
     steps: int | None = None
     settings: dict[str, Any] = {}
+    priority: int = 0
+    group: str | None = None
+    tags: list[str] = []
+    notes: str = ""
 
 
 def _spec_fields(run: Run) -> dict[str, Any]:
@@ -559,6 +572,7 @@ def _of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": spec["data"]["path"],
         "steps": spec["schedule"]["steps"],
         "settings": changed_settings(spec),
+        **{name: spec[name] for name in LABELS if name in spec},
     }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from lectern import console
-from lectern.commands import data, doctor, runs, teacher, token, train, up
+from lectern.commands import data, doctor, record, runs, teacher, token, train, up
 from lectern.commands.teacher_options import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
@@ -45,10 +45,14 @@ app.command(
     context_settings={"allow_extra_args": True},
 )(up.up)
 app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.train)
+app.command(
+    epilog="Example: lectern precompute run.yaml --output answers",
+)(record.precompute)
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
+app.add_typer(record.app, name="record")
 app.add_typer(token.app, name="token")
 app.command("demo-prepare", hidden=True)(demo_containers.prepare)
 app.command("demo-runs", hidden=True)(demo_containers.runs)

@@ -7,17 +7,21 @@ with Client("http://127.0.0.1:8080") as client:
 """
 
 import difflib
+import getpass
 import re
+import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import httpx
 
-from lectern.reconnect import OUTAGE_SECONDS, Reconnecting
+from lectern.reconnect import OUTAGE_SECONDS, Reconnecting, ServerEvent, events_of, followed
 from lectern.reconnect import ControlPlaneUnavailable as ControlPlaneUnavailable
 from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
 from lectern_common.errors import (
@@ -33,6 +37,7 @@ from lectern_common.run.status import RESTING, RunState
 from lectern_common.spec.run_spec import NAME_PATTERN, RunSpec
 
 PAGE_SIZE = 100
+_HISTORY_PAGE = 200
 MAX_POINTS = 512
 # The server hashes the student's weights and asks the teacher before it accepts a run.
 CHECKS_SECONDS = 300.0
@@ -301,7 +306,10 @@ class Client:
             token = _own_token(self.url)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"authorization": f"Bearer {token}"} if token else {},
+            headers={
+                "user-agent": _user_agent(),
+                **({"authorization": f"Bearer {token}"} if token else {}),
+            },
             timeout=timeout_seconds,
             transport=transport,
             trust_env=False,
@@ -336,9 +344,26 @@ class Client:
             self._json("POST", "/runs", json=body, headers=headers, timeout=CHECKS_SECONDS)
         )
 
-    def list_runs(self, states: Sequence[RunState] = ()) -> list[RunStatus]:
-        """Returns every run, or only those in one of `states`; newest first."""
-        params: dict[str, Any] = {"limit": PAGE_SIZE, "state": [str(state) for state in states]}
+    def list_runs(
+        self,
+        states: Sequence[RunState] = (),
+        *,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> list[RunStatus]:
+        """Returns every run, newest first.
+
+        Args:
+            states: only those in one of these states.
+            group: only those of this group.
+            tags: only those with all of these tags.
+        """
+        params: dict[str, Any] = {
+            "limit": PAGE_SIZE,
+            "state": [str(state) for state in states],
+            "tag": list(tags),
+            **({} if group is None else {"group": group}),
+        }
         runs: list[RunStatus] = []
         while True:
             answer = self._json("GET", "/runs", params=params)
@@ -355,6 +380,42 @@ class Client:
             NotFound: there is no such run; the message names similar ids.
         """
         return RunStatus.of_json(self._json("GET", f"/runs/{_segment(run_id)}"))
+
+    def set_labels(self, run_id: str, labels: dict[str, Any]) -> RunStatus:
+        """Changes what says something about a run and nothing about its training; returns it.
+
+        Args:
+            run_id: the run's id, in any state.
+            labels: such as {"priority": 5, "group": None, "tags": ["a"], "notes": "..."}; those
+                that are absent stay, and None clears the group.
+
+        Raises:
+            NotFound: there is no such run.
+            InvalidSpec: a field is no label, or has an invalid value.
+        """
+        return RunStatus.of_json(self._json("PATCH", f"/runs/{_segment(run_id)}", json=labels))
+
+    def history(self, run_id: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """Returns what happened to a run, oldest first: changes of state and trainer's events.
+
+        Each entry has at, kind, message, and of a change of state also state, wanted, attempt,
+        reason and `by`, which says who asked for it.
+
+        Args:
+            run_id: the run's id.
+            limit: only the last so many; None means all.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        params: dict[str, str | int] = {"limit": _HISTORY_PAGE}
+        entries: list[dict[str, Any]] = []
+        while True:
+            page = self._json("GET", f"/runs/{_segment(run_id)}/history", params=params)
+            entries += page["entries"]
+            if page["next_cursor"] is None or (limit is not None and len(entries) >= limit):
+                return entries[:limit][::-1]
+            params["cursor"] = page["next_cursor"]
 
     def stop_run(self, run_id: str) -> RunStatus:
         """Asks a run to write a checkpoint and stop; returns it, possibly still running.
@@ -466,6 +527,46 @@ class Client:
         path = f"/runs/{_segment(run_id)}/logs"
         return self._ask("GET", path, params={"tail": tail}).text
 
+    def follow_log(
+        self,
+        run_id: str,
+        tail: int = 100,
+        *,
+        outage_seconds: float = OUTAGE_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[str]:
+        """Yields the last lines of the trainer's log, then what is appended, until the run rests.
+
+        Each line comes once, also if the control plane is restarted meanwhile.
+
+        Args:
+            run_id: the run's id.
+            tail: lines to begin with, at most 5000.
+            outage_seconds: how long the control plane may be away in between.
+            say: is told when it is away and back, and what of the log is missing.
+
+        Raises:
+            NotFound: there is no such run, or it was deleted.
+            ControlPlaneUnavailable: it does not answer at first, or is away for longer.
+        """
+        path = f"/runs/{_segment(run_id)}/log/stream"
+
+        def opened(last: str | None) -> Generator[ServerEvent]:
+            return self._events(path, {"tail": tail} if last is None else {"after": last})
+
+        with closing(followed(opened, Reconnecting(say, outage_seconds))) as events:
+            for event in events:
+                if event.kind == "log":
+                    yield str(event.data.get("text", ""))
+                elif event.kind == "cut":
+                    say(f"{event.data.get('bytes')} bytes of the log are no longer there")
+                elif event.kind == "rewind":
+                    say("the log was replaced; it follows from its start")
+                elif event.kind == "rests":
+                    return
+                elif event.kind == "deleted":
+                    raise NotFound(f"run {run_id} was deleted")
+
     def samples(self, run_id: str, limit: int = 64) -> list[Sample]:
         """Returns the last samples, oldest first. Raises NotFound."""
         answer = self._json("GET", f"/runs/{_segment(run_id)}/samples", params={"limit": limit})
@@ -563,12 +664,38 @@ class Client:
                 raise ControlPlaneUnavailable(f"{self.url} did not answer: {what}") from None
         if response.is_success:
             return response
+        raise self._refusal(response, path)
+
+    def _events(self, path: str, params: dict[str, str | int]) -> Generator[ServerEvent]:
+        """Yields the events of a stream until it ends."""
+        try:
+            with self._http.stream("GET", path, params=params) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(response, path)
+                yield from events_of(response.iter_lines())
+        except httpx.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise ControlPlaneUnavailable(f"no stream from {self.url}: {what}") from None
+
+    def _refusal(self, response: httpx.Response, path: str) -> LecternError:
+        """Returns the error that a refused request raises."""
         refusal = problem(response)
         if response.status_code == 401:
-            refusal = Unauthenticated(f"{refusal}: {_WHERE_IT_LIES}")
+            return Unauthenticated(f"{refusal}: {_WHERE_IT_LIES}")
         if isinstance(refusal, NotFound) and path.startswith("/runs/"):
-            refusal = NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
-        raise refusal
+            return NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
+        return refusal
+
+
+def _user_agent() -> str:
+    """Returns "lectern/0.3.0 (ann@box)", which the history of a run shows beside a change."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    who = re.sub(r"[^\w.@-]", "?", f"{user}@{socket.gethostname()}", flags=re.ASCII)
+    return f"lectern/{version('lectern')} ({who})"
 
 
 def _own_token(url: str) -> str | None:

@@ -1,8 +1,13 @@
-"""Goes on asking a control plane that is away for a while, such as during its restart."""
+"""Goes on asking a control plane that is away for a while, such as during its restart.
 
+Also follows its event streams over such a time: each event comes once.
+"""
+
+import json
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from lectern_common.errors import LecternError
 
@@ -78,3 +83,74 @@ class Reconnecting:
                 if away_since is not None:
                     self._say("the control plane answers again")
                 return answer
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One server-sent event; without a `kind` it only says from where to go on."""
+
+    kind: str
+    data: dict[str, Any]
+    id: str | None
+
+
+def events_of(lines: Iterable[str]) -> Generator[ServerEvent]:
+    """Yields the events of a stream's lines.
+
+    Raises:
+        ControlPlaneUnavailable: the data of an event is not a JSON object.
+    """
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+            continue
+        if "id" in fields or "event" in fields:
+            try:
+                data = json.loads(fields.get("data", "{}"))
+                is_object = isinstance(data, dict)
+            except ValueError:
+                is_object = False
+            if not is_object:
+                raise ControlPlaneUnavailable("the control plane sent an event that is not JSON")
+            yield ServerEvent(fields.get("event", ""), data, fields.get("id"))
+        fields = {}
+
+
+def followed(
+    opened: Callable[[str | None], Generator[ServerEvent]], outlasting: Reconnecting
+) -> Generator[ServerEvent]:
+    """Yields the events of a stream without an end, which is opened again whenever it breaks off.
+
+    Args:
+        opened: returns the events after the one with an id; None means from the beginning.
+        outlasting: decides for how long the control plane may be away.
+
+    Raises:
+        LecternError: as `Reconnecting.ask` does.
+    """
+    events: Generator[ServerEvent] | None = None
+    last: str | None = None
+
+    def next_event() -> ServerEvent:
+        nonlocal events
+        try:
+            events = events or opened(last)
+            return next(events)
+        except StopIteration:
+            events = None
+            raise ControlPlaneUnavailable("the control plane ended the stream") from None
+        except LecternError:
+            events = None
+            raise
+
+    try:
+        while True:
+            event = outlasting.ask(next_event)
+            last = event.id or last
+            if event.kind:
+                yield event
+    finally:
+        if events is not None:
+            events.close()

@@ -34,6 +34,13 @@ def of_step(representation: Representation, run_seed: int, step: int) -> Represe
     return replace(representation, seed=derived_seed(Key.DRAWS, (run_seed, step)))
 
 
+def of_epoch(representation: Representation, epoch: int) -> Representation:
+    """Returns what to ask a record for in an epoch: its sets of draws are used in turn."""
+    if "seed" not in representation.format.parameters:
+        return representation
+    return replace(representation, seed=epoch)
+
+
 @dataclass(frozen=True)
 class DenseTargets:
     """The teacher's logits, float32, not divided by any temperature; -inf rules an id out."""

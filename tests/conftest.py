@@ -35,5 +35,8 @@ def signals_as_they_were() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logs_as_they_were() -> Iterator[None]:
     """Programs that are run within a test configure logs, which would go to that test's streams."""
+    # structlog's own default draws tracebacks with the values of all variables, seconds for each.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure([*structlog.get_config()["processors"][:-1], plain])
     yield
     structlog.reset_defaults()

@@ -78,7 +78,7 @@ def measured(case: Case) -> dict[str, float]:
     import torch
 
     from benchmarks.memory import MemoryGrowth
-    from lectern_common.checks.memory import Computation, estimate_memory
+    from lectern_common.checks.needs.memory import Computation, estimate_memory
     from lectern_models.logits.output_head import OutputHead
     from student_trainer.objective.loss import auto_chunk_tokens
     from student_trainer.student.shape import shape_of

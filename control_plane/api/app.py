@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 from starlette.types import Lifespan
@@ -15,6 +15,7 @@ from control_plane.api import catalog, runs, series, streams
 from control_plane.api.guard import LOOPBACK_HOSTS, Guard
 from control_plane.api.openapi import completed
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
+from control_plane.api.requests import require_known_query
 from control_plane.plane import ControlPlane
 
 ROUTES = (runs, series, streams, catalog)
@@ -78,7 +79,11 @@ def _described(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     for routes in ROUTES:
-        app.include_router(routes.router, responses=OF_EVERY_ROUTE)
+        app.include_router(
+            routes.router,
+            responses=OF_EVERY_ROUTE,
+            dependencies=[Depends(require_known_query)],
+        )
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

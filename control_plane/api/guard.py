@@ -2,7 +2,8 @@
 
 In order: the Host header is one of ours (DNS rebinding), a write comes from our own page or from no
 page (CSRF), the bearer token is right if one is set, the body is no larger than the cap and comes
-in time. Every path not in `PUBLIC` needs the token. Every answer gets the security headers, also
+in time. Every path not in `PUBLIC` needs the token. Who asks for a change is noted for the history
+(runs/callers.py). Every answer gets the security headers, also
 that to a request which fails by a bug: nothing stands outside this middleware.
 """
 
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.api.problems import of_error, problem
+from control_plane.runs.callers import calling, described
 from lectern_common.errors import ReadOnlyToken
 from lectern_common.spec.load import MAX_SPEC_BYTES
 
@@ -78,7 +80,8 @@ class Guard:
             if refused is not None:
                 await refused(scope, receive, answer.send)
             else:
-                await self._app(scope, _bounded(receive), answer.send)
+                with calling(self._caller(scope)):
+                    await self._app(scope, _bounded(receive), answer.send)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -108,6 +111,18 @@ class Guard:
         if length.isascii() and length.isdigit() and int(length[:18]) > MAX_BODY_BYTES:
             return problem(413, _TOO_LARGE, headers={"Connection": "close"})
         return None
+
+    def _caller(self, scope: Scope) -> str | None:
+        """Returns who asks for a change; None for a request that changes nothing."""
+        if scope["method"] in _SAFE_METHODS:
+            return None
+        headers = Headers(scope=scope)
+        # Browsers add one of these to every write of a page; another site's page was refused.
+        from_page = headers.get("sec-fetch-site") == "same-origin" or "origin" in headers
+        address = scope["client"][0] if scope.get("client") else None
+        token = None if self._full is None else "full"  # the other one only reads
+        client = headers.get("user-agent", "")
+        return described(client, address, from_page=from_page, token=token)
 
     def _token_refusal(self, path: str, method: str, headers: Headers) -> Response | None:
         if self._full is None or path in PUBLIC or path.startswith(PUBLIC_FOLDER):

@@ -27,7 +27,10 @@ OF_EVERY_ROUTE: dict[int | str, dict[str, Any]] = {
     405: {**PROBLEM, "description": "The path has other methods; `Allow` names them"},
     408: {**PROBLEM, "description": "The rest of the request's body did not come in time"},
     413: {**PROBLEM, "description": "The request's body is too large"},
-    422: {**PROBLEM, "description": "A field is invalid; `errors` names each invalid field"},
+    422: {
+        **PROBLEM,
+        "description": "A field or a query parameter is invalid or unknown; `errors` names each",
+    },
     500: {**PROBLEM, "description": "A fault of the control plane; its log says more"},
     503: {**PROBLEM, "description": "Try again later"},
 }
@@ -54,6 +57,7 @@ _REASONS = {
     408: "request_timeout",
     413: "too_large",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
 }
 
 _log = structlog.get_logger()

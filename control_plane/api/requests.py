@@ -1,20 +1,28 @@
-"""What routes take from a request: the plane, a run's id, strict JSON, changes of a spec."""
+"""What routes take from a request: the plane, a run's id, its query and JSON, changes of a spec."""
 
+import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Request, params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from control_plane.plane import ControlPlane
-from lectern_common.errors import InvalidRequest
+from lectern_common.errors import InvalidRequest, InvalidSpec
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import (
     HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
+    LABELS,
     NAME_PATTERN,
     RunSpec,
 )
+from lectern_common.words import inert_name
+
+_MAX_NAME = 60  # characters of a query parameter's name that a message repeats
 
 
 async def _plane(request: Request) -> ControlPlane:
@@ -24,6 +32,45 @@ async def _plane(request: Request) -> ControlPlane:
 
 Plane = Annotated[ControlPlane, Depends(_plane)]
 RunId = Annotated[str, Path(pattern=NAME_PATTERN, description="As returned by POST /runs.")]
+
+
+async def require_known_query(request: Request) -> None:
+    """Raises unless the route has every query parameter of the request; of every route.
+
+    Left out, a misspelt filter would answer with all there is, as if it had been applied.
+
+    Raises:
+        RequestValidationError: names each parameter that is unknown, or given twice although it
+            takes one value.
+    """
+    query = request.query_params
+    takes_several = _query_of(request.scope["route"]) if query else {}
+    problems = []
+    for name in query:
+        if name not in takes_several:
+            close = difflib.get_close_matches(name, takes_several, n=1)
+            known = ", ".join(takes_several) or "none"
+            why = f"did you mean {close[0]}?" if close else f"known here: {known}"
+            problems.append((inert_name(name[:_MAX_NAME]), f"unknown query parameter; {why}"))
+        elif len(query.getlist(name)) > 1 and not takes_several[name]:
+            problems.append((name, "is given more than once"))
+    if problems:
+        raise RequestValidationError(
+            [{"loc": ("query", name), "msg": why} for name, why in problems]
+        )
+
+
+def _query_of(route: APIRoute) -> dict[str, bool]:
+    """Returns the query parameters that a route declares, and whether each takes several values."""
+    types = {
+        field.alias: field.field_info.annotation
+        for field in get_flat_params(route.dependant)
+        if isinstance(field.field_info, params.Query)
+    }
+    return {
+        name: any(get_origin(part) is list for part in (kind, *get_args(kind)))
+        for name, kind in types.items()
+    }
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -85,6 +132,24 @@ def with_changes(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
             if changed[on_name] == default:
                 merged[section][name] = None
     return parse_spec(merged)
+
+
+def with_labels(spec: RunSpec, labels: Mapping[str, Any]) -> RunSpec:
+    """Returns the spec with the given labels replaced.
+
+    Raises:
+        InvalidSpec: a field is no label, or has no valid value; names every such field.
+    """
+    why = f"only {', '.join(LABELS)} can be changed here"
+    others = [name for name in labels if name in RunSpec.model_fields and name not in LABELS]
+    problems = [(name, why) for name in others]
+    try:
+        spec = with_changes(spec, {k: v for k, v in labels.items() if k not in others})
+    except InvalidSpec as error:
+        problems += error.problems
+    if problems:
+        raise InvalidSpec(problems)
+    return spec
 
 
 def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

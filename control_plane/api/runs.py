@@ -22,6 +22,7 @@ from control_plane.api.requests import (
     json_object,
     optional_json_object,
     with_changes,
+    with_labels,
 )
 from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
@@ -34,7 +35,7 @@ from lectern_common.errors import Conflict, InvalidRequest
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.spec.load import dump_spec, parse_spec
-from lectern_common.spec.run_spec import RESUME_MAY_CHANGE, RunSpec
+from lectern_common.spec.run_spec import LABELS, NAME_PATTERN, RESUME_MAY_CHANGE, RunSpec, Tag
 
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 
@@ -99,6 +100,12 @@ def list_runs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     state: Annotated[list[RunState] | None, Query(description="Only runs in these states.")] = None,
     q: Annotated[str | None, Query(max_length=100, description="Part of a name or id.")] = None,
+    group: Annotated[
+        str | None, Query(pattern=NAME_PATTERN, description="Only runs of this group.")
+    ] = None,
+    tag: Annotated[
+        list[Tag] | None, Query(max_length=20, description="Only runs with all of these tags.")
+    ] = None,
     sort: Annotated[
         str | None,
         Query(
@@ -111,7 +118,8 @@ def list_runs(
     ] = None,
 ) -> views.RunsPage:
     """Lists runs, newest first unless sorted."""
-    found = plane.runs.search(Search(q, state or (), sort), cursor, limit + 1)
+    search = Search(q, state or (), group, tag or (), sort)
+    found = plane.runs.search(search, cursor, limit + 1)
     page, rest = found.runs[:limit], found.runs[limit:]
     return views.RunsPage(
         runs=plane.run_views(page),
@@ -128,6 +136,31 @@ def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
     folder = plane.folder(run)
     history = recent_history(plane.runs, folder)
     return views.run_detail(run, plane.clock(), history, str(folder.path))
+
+
+@router.patch(
+    "/runs/{run_id}",
+    response_model=views.RunView,
+    responses=NOT_FOUND,
+    openapi_extra=json_body(
+        {
+            "$ref": f"#/components/schemas/{CHANGES}",
+            "description": 'The labels that change, such as {"priority": 5}; only x-may-change.',
+            "x-may-change": list(LABELS),
+        },
+        required=True,
+    ),
+)
+async def label_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+    """Changes the priority, group, tags or notes of a run, in any state; null clears the group.
+
+    A trainer that is at work has the new ones in its copy of the spec only from its next start.
+    """
+    labels = await json_object(request)
+    run = await asyncio.to_thread(
+        plane.commands.set_labels, run_id, lambda spec: with_labels(spec, labels)
+    )
+    return await asyncio.to_thread(plane.run_view, run)
 
 
 @router.get("/runs/{run_id}/history", response_model=views.HistoryPage, responses=NOT_FOUND)
@@ -196,10 +229,12 @@ async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.Run
     packs_chats = await asyncio.to_thread(lambda: plane.folder(before).packs_chats)
     await plane.checks.require_startable(spec, before.taught_by, packs_chats=packs_chats)
 
+    labels = before.run_spec.model_dump(mode="json", include=set(LABELS))
+
     def new_spec(present: RunSpec) -> RunSpec:
-        if present != before.run_spec:
+        if with_labels(present, labels) != before.run_spec:
             raise Conflict(f"run {run_id} was resumed by another request meanwhile")
-        return spec
+        return with_changes(present, changes)
 
     run = await asyncio.to_thread(plane.commands.request_resume, run_id, new_spec)
     return await asyncio.to_thread(plane.run_view, run)

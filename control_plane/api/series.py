@@ -65,6 +65,7 @@ def get_series(
         "last_step": answer.last_step,
         "keys": answer.keys,
         "keys_left_out": answer.keys_left_out,
+        "unknown_keys": [key for key in dict.fromkeys(wanted or ()) if key not in answer.keys],
         "series": {key: as_columns(buckets) for key, buckets in answer.series.items()},
         "marks": marks_of(folder, answer.non_finite, within),
     }

@@ -10,10 +10,13 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from control_plane import views
-from control_plane.api.problems import NOT_FOUND
+from control_plane.api.problems import NOT_FOUND, PROBLEM, problem
 from control_plane.api.requests import Plane, RunId
 from control_plane.reading.feed import Feed
-from control_plane.reading.log import tail
+from control_plane.reading.logs.pieces import position_before
+from control_plane.reading.logs.stream import log_events
+from control_plane.reading.logs.tail import tail
+from control_plane.reading.logs.whole import Unsatisfiable, WholeLog, range_of
 from control_plane.reading.metrics import is_long, read_many, read_thinned
 from control_plane.reading.samples import newest_samples
 from control_plane.reading.streams import RunPosition, list_events, run_events
@@ -31,6 +34,10 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         "description": "Server-sent events",
     }
 }
+
+_TEXT = {"schema": {"type": "string"}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_LOG_HEADERS = {"ETag": _TEXT, "Accept-Ranges": _TEXT}
 
 router = APIRouter()
 
@@ -104,6 +111,84 @@ def get_logs(
     """Returns the last lines of the trainer's log, without escapes, with over-long lines cut."""
     lines = tail(plane.folder(plane.runs.get(run_id)).log_path, tail_lines)
     return PlainTextResponse("".join(f"{line}\n" for line in lines))
+
+
+@router.get(
+    "/runs/{run_id}/log",
+    response_class=Response,
+    responses={
+        **NOT_FOUND,
+        200: {"content": {"text/plain": _BYTES}, "headers": _LOG_HEADERS},
+        206: {
+            "description": "The bytes of the Range",
+            "content": {"text/plain": _BYTES},
+            "headers": {**_LOG_HEADERS, "Content-Range": _TEXT},
+        },
+        416: {
+            **PROBLEM,
+            "description": "The range begins behind the log's end",
+            "headers": {"Content-Range": _TEXT},
+        },
+    },
+)
+def get_log(
+    plane: Plane,
+    run_id: RunId,
+    range_header: Annotated[
+        str | None, Header(alias="Range", max_length=200, description="Such as `bytes=1000-`")
+    ] = None,
+    if_range: Annotated[
+        str | None, Header(max_length=200, description="An ETag: of another log, all is sent")
+    ] = None,
+) -> Response:
+    """Returns the trainer's log as it lies on the disk, byte for byte, or one range of it.
+
+    A log that is cut while it is sent ends the connection before its Content-Length.
+    """
+    log = WholeLog.of(plane.folder(plane.runs.get(run_id)).log_path)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": log.tag,
+        "Content-Disposition": f'attachment; filename="{run_id}.log"',
+    }
+    part = None
+    if range_header is not None and if_range in (None, log.tag):
+        try:
+            part = range_of(range_header, log.size)
+        except Unsatisfiable:
+            why = f"the log has {log.size} bytes, none of them in this range"
+            return problem(416, why, headers={"Content-Range": f"bytes */{log.size}"})
+    begin, end = part or (0, log.size)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{log.size}"
+    headers["Content-Length"] = str(end - begin)
+    status = 200 if part is None else 206
+    return StreamingResponse(log.blocks(begin, end), status, headers, media_type="text/plain")
+
+
+@router.get("/runs/{run_id}/log/stream", responses={**NOT_FOUND, **_STREAM})
+async def stream_log(
+    plane: Plane,
+    run_id: RunId,
+    after: Annotated[
+        int | None, Query(ge=0, le=2**62, description="An event's id; 0 is the log's start")
+    ] = None,
+    tail_lines: Annotated[
+        int, Query(alias="tail", ge=0, le=5000, description="Lines to begin with, without an id")
+    ] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**62)] = None,
+) -> StreamingResponse:
+    """Streams the lines that are appended to the trainer's log, without escapes, as `log` events.
+
+    A line comes once it has ended. `cut` and `rewind` say that text is missing, or is another
+    log's; `rests` that the run has come to rest and all was sent. The id of each event can be given
+    as `after`, or as the Last-Event-ID header.
+    """
+    folder = plane.folder(await asyncio.to_thread(plane.runs.get, run_id))
+    position = last_event_id if last_event_id is not None else after
+    if position is None:
+        position = await asyncio.to_thread(position_before, folder.log_path, tail_lines)
+    return _EventStream(plane.feed, log_events(plane.feed, folder, position))
 
 
 @router.get("/runs/{run_id}/events", responses={**NOT_FOUND, **_STREAM})

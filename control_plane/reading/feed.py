@@ -97,8 +97,10 @@ class Feed:
     def close(self) -> None:
         """Ends every stream."""
         self.closed = True
-        for wakes in (self._changed, self.news, *(run.news for run in self._run_feeds.values())):
-            wakes.wake()
+        self._changed.wake()
+        self.news.wake()
+        for run in self._run_feeds.values():
+            run.wake()
 
     async def follow(self) -> None:
         """Reads changes until it is closed or cancelled."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from control_plane.reading.log import valid_unicode
+from control_plane.reading.logs.tail import valid_unicode
 from control_plane.runs.queries import Runs
 from control_plane.views import HistoryView
 from lectern_common.errors import InvalidRequest
@@ -23,7 +23,7 @@ RECENT_STATES = 100
 RECENT_OF_A_KIND = 50
 MAX_EVENT_BYTES = 512 * 1024  # of events.jsonl, read for one page
 STATE = "state"  # the control plane records changes of state itself, with what was wanted
-_KEYS = ("at", "state", "wanted", "attempt", "reason", "message")
+_KEYS = ("at", "state", "wanted", "attempt", "reason", "message", "by")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""What the streams of one run share: its last changes of state, and the end of metrics.jsonl.
+"""What the streams of one run share: its last changes of state, and the ends of metrics and log.
 
 The file is looked at once for all streams. A stream that is behind what is kept here reads the file
 itself, until it finds a place that is.
 """
 
 import asyncio
-import os
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 import structlog
 
 from control_plane.reading.events import event_body
-from control_plane.reading.wakes import Wakes
+from control_plane.reading.logs.feed import LogFeed
+from control_plane.reading.wakes import Wakes, signature
 from lectern_common.json_lines import NewRecords, Position, read_after
 
 POLL_SECONDS = 0.5  # metric files change without notice to the control plane
@@ -41,6 +41,8 @@ class RunFeed:
         begin: the `seq` after which every change of state will be added; None: not yet known.
 
     Attributes:
+        news: wakes at changes of state, and for metrics.
+        turns: wakes at changes of state.
         streams: how many share it.
         deleted: the run is gone.
     """
@@ -49,6 +51,7 @@ class RunFeed:
         self.run_id = run_id
         self.metrics_path = metrics_path
         self.news = Wakes()
+        self.turns = Wakes()
         self.streams = 0
         self.deleted = False
         self.states_begin = begin
@@ -60,10 +63,26 @@ class RunFeed:
         self._placed: deque[tuple[Position, int]] = deque()
         self._end: Position | None = None
         self._poll: asyncio.Task[None] | None = None
+        self._log: LogFeed | None = None
 
     def close(self) -> None:
         if self._poll is not None:
             self._poll.cancel()
+        if self._log is not None:
+            self._log.close()
+
+    def wake(self) -> None:
+        """Wakes every stream."""
+        self.turns.wake()
+        self.news.wake()
+        if self._log is not None:
+            self._log.news.wake()
+
+    def log(self, path: Path) -> LogFeed:
+        """Returns the feed of the run's log."""
+        if self._log is None:
+            self._log = LogFeed(path)
+        return self._log
 
     # ---- changes of state ----------------------------------------------------------------------
 
@@ -71,23 +90,27 @@ class RunFeed:
         """Starts keeping changes of state after `seq`."""
         self.states_begin = seq
         self._states.clear()
-        self.news.wake()
+        self._turned()
 
     def add_state(self, entry: dict[str, Any]) -> None:
         self._states.append((entry["seq"], entry))
         if len(self._states) > MAX_KEPT_STATES:
             self.states_begin = self._states.popleft()[0]
-        self.news.wake()
+        self._turned()
 
     def set_deleted(self) -> None:
         self.deleted = True
-        self.news.wake()
+        self._turned()
 
     def states_after(self, seq: int) -> list[dict[str, Any]] | None:
         """Returns the changes of state after `seq`; None if not all of them are kept."""
         if self.states_begin is None or seq < self.states_begin:
             return None
         return [entry for at, entry in self._states if at > seq]
+
+    def _turned(self) -> None:
+        self.turns.wake()
+        self.news.wake()
 
     # ---- metrics -------------------------------------------------------------------------------
 
@@ -111,16 +134,16 @@ class RunFeed:
 
     async def _follow(self) -> None:
         """Adds what is appended to the file, until cancelled."""
-        signature: object = None
+        seen: object = None
         while self._end is not None:
-            now = _signature(self.metrics_path)
-            if now != signature:
+            now = signature(self.metrics_path)
+            if now != seen:
                 try:
                     new = await asyncio.to_thread(read_after, self.metrics_path, self._end)
                 except OSError as error:
                     _log.error("metrics not read", run=self.run_id, error=str(error))
                 else:
-                    signature = None if new.more else now
+                    seen = None if new.more else now
                     self._add(new)
                     if new.more:
                         continue
@@ -150,12 +173,3 @@ class RunFeed:
         if self._places.get(position) != number:
             self._places[position] = number
             self._placed.append((position, number))
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Returns a value that changes whenever the file does."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from control_plane.reading.log import valid_unicode
+from control_plane.reading.logs.tail import valid_unicode
 from control_plane.views import SampleView
 from lectern_common.json_lines import MAX_READ_BYTES, last_json_lines
 

@@ -23,9 +23,9 @@ from lectern_common.json_lines import Position, read_after
 PING_SECONDS = 15.0
 MAX_PIECES = 500  # sent at once
 MAX_STATES = 1000
-_PING = b": still here\n\n"
-_RETRY = b"retry: 1000\n\n"
-_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt")
+PING = b": still here\n\n"
+RETRY = b"retry: 1000\n\n"
+_STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt", "by")
 
 _log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ async def list_events(feed: Feed, newest: int, after: int | None) -> AsyncGenera
         after: revision to continue from; None begins with the next change.
     """
     revision = newest if after is None else min(after, newest)
-    yield _RETRY
+    yield RETRY
     if after is not None and after > newest:
         yield event("rewind", {}, str(revision))
     while not feed.closed:
@@ -81,7 +81,7 @@ async def list_events(feed: Feed, newest: int, after: int | None) -> AsyncGenera
         if data:
             yield data
         elif not await _set_within(news, PING_SECONDS):
-            yield _PING
+            yield PING
 
 
 async def run_events(
@@ -92,7 +92,7 @@ async def run_events(
     `rewind` means that the trainer went back to a checkpoint: all earlier metric records are void,
     and the file follows from its start. `deleted` is the last event: the run is gone.
     """
-    yield _RETRY
+    yield RETRY
     with feed.of_run(run_id, metrics_path) as run:
         client = _RunClient(feed.runs, run, position)
         is_gone = not await asyncio.to_thread(feed.runs.names, [run_id])
@@ -112,7 +112,7 @@ async def run_events(
                 return
             elif not await _set_within(news, PING_SECONDS):
                 client.looks_itself()
-                yield _PING
+                yield PING
 
 
 class _RunClient:

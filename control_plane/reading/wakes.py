@@ -1,6 +1,9 @@
 """Wakes tasks that wait for something to change."""
 
 import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import Path
 
 
 class Wakes:
@@ -27,3 +30,23 @@ class Wakes:
         """Wakes all that wait, from any thread; does nothing before `start`."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.wake)
+
+
+async def first_of(events: Iterable[asyncio.Event], seconds: float) -> bool:
+    """Returns once one of the events is set, or False after so many seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+    return bool(done)
+
+
+def signature(path: Path) -> tuple[int, int, int] | None:
+    """Returns a value that changes whenever the file does."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

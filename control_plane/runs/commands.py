@@ -14,11 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
+from control_plane.runs.callers import caller
 from control_plane.runs.healing import HEALED, after_end, goes_so_far
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
     NEXT,
+    PRIORITY,
     TROUBLES,
     Change,
     Run,
@@ -32,7 +34,12 @@ from lectern_common.errors import Conflict, NotFound, Overloaded
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
 from lectern_common.run.untrusted import cut
-from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
+from lectern_common.spec.run_spec import (
+    LABELS,
+    RunSpec,
+    require_more_to_do,
+    require_resumable,
+)
 from lectern_common.teacher.identity import TeacherIdentity
 
 MAX_QUEUED = 1000
@@ -117,7 +124,7 @@ class RunCommands:
                         key=key, request_sha256=request_sha256, run_id=run_id, created_at=now
                     )
                 )
-        _log.info("run created", run=run_id)
+        _log.info("run created", run=run_id, by=caller())
         self._changed()
         return run
 
@@ -166,6 +173,26 @@ class RunCommands:
 
         return self._change(run_id, decide, self._require_room)
 
+    def set_labels(self, run_id: str, new_spec: Callable[[RunSpec], RunSpec]) -> Run:
+        """Returns the run with the labels of a new spec; in any state, and not in its history.
+
+        A trainer that is at work keeps its copy of the spec; the row is what counts.
+
+        Args:
+            new_spec: makes it from the present one; only its LABELS are taken.
+
+        Raises:
+            NotFound: no such run.
+            InvalidSpec: the present spec cannot be read, or the new one is not valid.
+        """
+
+        def decide(run: Run) -> Change | None:
+            given = new_spec(run.run_spec).model_dump(mode="json", include=set(LABELS))
+            spec = {**run.spec, **given}
+            return None if spec == run.spec else Change.of_columns(run, spec=spec)
+
+        return self._change(run_id, decide)
+
     def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
         """Deletes the rows of a run that is not active; `changed_since` then has a DeletedRun.
 
@@ -187,7 +214,7 @@ class RunCommands:
             for table in (history, idempotency_keys):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
             connection.execute(sa.delete(runs).where(runs.c.id == run_id))
-        _log.info("run deleted", run=run_id)
+        _log.info("run deleted", run=run_id, by=caller())
         self._changed()
 
     # ---- called by the reconcile loop ----------------------------------------------------------
@@ -389,6 +416,7 @@ class RunCommands:
                 before=str(run.state),
                 now=str(after.state),
                 reason=after.reason,
+                by=caller(),
             )
         self._changed()
         return after
@@ -523,10 +551,13 @@ def _new_row(
 
 
 def _set_place(connection: sa.Connection, run_id: str) -> None:
-    """Sets a queued run's place: behind those that are older. The loop moves the others."""
-    seq = sa.select(runs.c.seq).where(runs.c.id == run_id).scalar_subquery()
-    older = sa.select(sa.func.count() + 1).where(runs.c.state == RunState.QUEUED, runs.c.seq < seq)
-    place = connection.execute(older).scalar()
+    """Sets a queued run's place: behind those before it. The loop moves the others."""
+    priority, seq = connection.execute(
+        sa.select(PRIORITY, runs.c.seq).where(runs.c.id == run_id)
+    ).one()
+    is_before = sa.or_(priority < PRIORITY, sa.and_(priority == PRIORITY, runs.c.seq < seq))
+    before = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED, is_before)
+    place = connection.execute(before).scalar_one() + 1
     connection.execute(sa.update(runs).where(runs.c.id == run_id).values(queue_position=place))
 
 
@@ -540,5 +571,6 @@ def _remember(connection: sa.Connection, run: Run, now: float) -> None:
             state=run.state,
             reason=run.reason,
             message=run.message,
+            by=caller(),
         )
     )

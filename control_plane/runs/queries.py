@@ -5,7 +5,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from control_plane.runs.record import DeletedRun, Run, get_run, newest_revision, select_runs
+from control_plane.runs.record import (
+    IN_LINE,
+    DeletedRun,
+    Run,
+    get_run,
+    newest_revision,
+    select_runs,
+)
 from control_plane.runs.search import FoundRuns, Search, find_runs
 from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
 from lectern_common.errors import InvalidRequest
@@ -29,10 +36,15 @@ class Runs:
             return select_runs(connection, runs.c.state.in_(states))
 
     def queued(self) -> tuple[tuple[str, float], ...]:
-        """Returns the id of each queued run and when it was queued, oldest run first."""
+        """Returns the id of each queued run and when it was queued, the next to start first."""
         query = sa.select(runs.c.id, runs.c.since).where(runs.c.state == RunState.QUEUED)
         with self._store.reading() as connection:
-            return tuple(tuple(row) for row in connection.execute(query.order_by(runs.c.seq)))
+            return tuple(tuple(row) for row in connection.execute(query.order_by(*IN_LINE)))
+
+    def in_line(self) -> list[Run]:
+        """Returns the queued runs, the next to start first: by priority, then by age."""
+        with self._store.reading() as connection:
+            return select_runs(connection, runs.c.state == RunState.QUEUED, order=IN_LINE)
 
     def waiting_to_heal(self) -> list[Run]:
         """Returns the interrupted runs that wait for something to come true, oldest first."""
@@ -59,7 +71,7 @@ class Runs:
         with self._store.reading() as connection:
             changed: list[Run | DeletedRun] = [
                 *select_runs(
-                    connection, runs.c.revision > revision, order=runs.c.revision, limit=limit
+                    connection, runs.c.revision > revision, order=(runs.c.revision,), limit=limit
                 ),
                 *(DeletedRun(*row) for row in connection.execute(gone)),
             ]

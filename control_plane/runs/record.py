@@ -9,7 +9,7 @@ succeeded -> queued    if the resume asks for more steps
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import deleted_runs, runs
+from control_plane.runs.store import deleted_runs, runs, sound_json
 from lectern_common.errors import CorruptData, FolderMissing, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
@@ -172,6 +172,19 @@ class Run:
         return self.active_seconds + current
 
 
+_SPEC = sound_json(runs.c.spec)
+# Of a row whose spec is of an earlier release, or damaged: the default.
+PRIORITY: sa.ColumnElement[int] = sa.case(
+    (
+        sa.func.json_type(_SPEC, "$.priority") == "integer",
+        sa.func.json_extract(_SPEC, "$.priority"),
+    ),
+    else_=0,
+)
+# Queued runs in the order in which they start.
+IN_LINE = (PRIORITY.desc(), runs.c.seq)
+
+
 @dataclass(frozen=True)
 class DeletedRun:
     """A run that was deleted; `revision` is that of its deletion."""
@@ -199,12 +212,11 @@ class Change:
 def select_runs(
     connection: sa.Connection,
     *conditions: sa.ColumnElement[bool],
-    order: sa.ColumnElement[Any] | None = None,
+    order: Sequence[sa.ColumnElement[Any]] = (runs.c.seq,),
     limit: int | None = None,
 ) -> list[Run]:
     """Returns the rows that meet every condition; by default oldest first."""
-    query = sa.select(runs).where(*conditions)
-    query = query.order_by(runs.c.seq if order is None else order).limit(limit)
+    query = sa.select(runs).where(*conditions).order_by(*order).limit(limit)
     return [_run_of(row) for row in connection.execute(query).mappings()]
 
 

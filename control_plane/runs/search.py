@@ -1,4 +1,4 @@
-"""Finds runs: by a part of their name, by state, in any order, a page at a time."""
+"""Finds runs: by a part of their name, state, group or tags, in any order, a page at a time."""
 
 import re
 import time
@@ -9,17 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from control_plane.runs.record import ACTIVE, Run, newest_revision, select_runs
-from control_plane.runs.store import Store, runs
+from control_plane.runs.store import Store, runs, sound_json
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
 
-
-def _sound(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """Returns a JSON column, null where it is not JSON: SQLite would fail for all rows."""
-    return sa.type_coerce(sa.case((sa.func.json_valid(column) == 1, column)), sa.JSON)
-
-
-_SPEC, _STATUS = _sound(runs.c.spec), _sound(runs.c.status)
+_SPEC, _STATUS = sound_json(runs.c.spec), sound_json(runs.c.status)
 # One moment for all statements of a request: by a later one, runs would change their places.
 _NOW = sa.bindparam("now", type_=sa.Float)
 _FIELDS: dict[str, sa.ColumnElement[Any]] = {
@@ -50,12 +44,16 @@ class Search:
     Attributes:
         text: a part of the name or id, in any case.
         states: none means all.
+        group: None means any, or none.
+        tags: the run has all of them.
         sort: a name of _FIELDS, `latest.METRIC` or `spec.SETTING`; after "-", descending. None
             means newest first. Runs without a value come last, and equal ones newest first.
     """
 
     text: str | None = None
     states: Collection[RunState] = ()
+    group: str | None = None
+    tags: Collection[str] = ()
     sort: str | None = None
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
@@ -64,6 +62,9 @@ class Search:
             found.append(runs.c.id.icontains(self.text, autoescape=True))
         if self.states:
             found.append(runs.c.state.in_(self.states))
+        if self.group is not None:
+            found.append(_SPEC["group"].as_string() == self.group)
+        found += [_has_tag(tag) for tag in self.tags]
         return found
 
 
@@ -89,7 +90,7 @@ def find_runs(store: Store, search: Search, after_seq: int | None, limit: int) -
         if search.sort is None:
             if after_seq is not None:
                 conditions = [*conditions, runs.c.seq < after_seq]
-            found = select_runs(connection, *conditions, order=order, limit=limit)
+            found = select_runs(connection, *conditions, order=(order,), limit=limit)
         else:
             value, is_descending = _value(search.sort)
             now = time.time()
@@ -103,6 +104,11 @@ def find_runs(store: Store, search: Search, after_seq: int | None, limit: int) -
             found = select_runs(connection, runs.c.seq.in_(place))
             found.sort(key=lambda run: place[run.seq])
         return FoundRuns(found, total.scalar_one(), newest_revision(connection))
+
+
+def _has_tag(tag: str) -> sa.ColumnElement[bool]:
+    entry = sa.func.json_each(_SPEC, "$.tags").table_valued("value")
+    return sa.exists().where(entry.c.value == tag)
 
 
 def _value(sort: str) -> tuple[sa.ColumnElement[Any], bool]:

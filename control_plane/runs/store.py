@@ -74,7 +74,7 @@ deleted_runs = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False, unique=True),
 )
 
-# One row per change of `state` or `wanted`, in the order they happened.
+# One row per change of `state` or `wanted`, in the order they happened. `by` is who asked for it.
 history = sa.Table(
     "history",
     metadata,
@@ -86,6 +86,7 @@ history = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("message", sa.Text),
+    sa.Column("by", sa.Text),
     sa.Index("history_by_run", "run_id", "seq"),
     sqlite_autoincrement=True,
 )
@@ -99,6 +100,11 @@ idempotency_keys = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
 )
+
+
+def sound_json(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """Returns a JSON column, null where it is not JSON: SQLite would fail for all rows."""
+    return sa.type_coerce(sa.case((sa.func.json_valid(column) == 1, column)), sa.JSON)
 
 
 class Store:

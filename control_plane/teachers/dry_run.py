@@ -6,7 +6,7 @@ from pathlib import Path
 
 from control_plane import views
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.estimate import estimate_run
+from lectern_common.checks.needs.estimate import estimate_run
 from lectern_common.checks.preflight import Found
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.run_spec import RunSpec

@@ -74,7 +74,7 @@ class Conditions:
     ) -> dict[str, tuple[RunState, dict[str, Any]]]:
         """Returns the place of each queued run and what it waits for, if they have changed."""
         found: dict[str, tuple[RunState, dict[str, Any]]] = {}
-        queued, waiting = self._runs.in_states([RunState.QUEUED]), []
+        queued, waiting = self._runs.in_line(), []
         for run in queued:
             with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
                 waiting.append(Waiting.of(run.id, run.device))

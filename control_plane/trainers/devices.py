@@ -4,10 +4,11 @@ A run gets all of its slots or none: `device.count` different GPUs ("cuda:<devic
 processes on the CPU ("cpu"). A GPU takes `runs_per_gpu` runs; CPU runs share the machine;
 `max_running` bounds the number of runs. Every run gets an equal share of the cores.
 
-No run is starved by younger ones that need less: waiting runs are looked at from the oldest on, and
-one that finds too few GPUs free keeps a place on each of those. Younger runs get only what is left.
-As nobody knows how long a run trains, this is the only order that never delays the oldest; its
-price is GPUs that stand idle while it waits for the others.
+Waiting runs stand in line by priority, then by age. None is starved by runs behind it that need
+less: they are looked at from the first on, and one that finds too few GPUs free keeps a place on
+each of those. Runs behind it get only what is left. As nobody knows how long a run trains, this is
+the only order that never delays the first; its price is GPUs that stand idle while it waits for the
+others. A run of a low priority may wait for as long as runs of a higher one keep coming.
 """
 
 import os
@@ -139,7 +140,7 @@ class _Plan:
     def __init__(self, devices: Devices, taken: Mapping[str, Sequence[str]]) -> None:
         self._devices = devices
         self._taken = {run: tuple(slots) for run, slots in taken.items()}
-        self._keepers: list[str] = []  # older waiting runs, which come before anyone else
+        self._keepers: list[str] = []  # waiting runs that come before those behind them
         self._kept = 0  # places that they keep
         self.load: Counter[str] = Counter()  # runs on each GPU, keepers included
         for slots in self._taken.values():
@@ -180,7 +181,7 @@ class _Plan:
             free_now = have.get(len(free), f"{len(free)} are free and kept for it")
             what = f"needs {run.count} GPUs at once, of which {free_now}"
         elif self._kept:
-            what = "every free GPU is kept for an older run that needs several"
+            what = "every free GPU is kept for a run before it that needs several"
         else:
             what = "every GPU is in use"
         one_is_enough = len(free) + 1 == run.count and not self._keepers

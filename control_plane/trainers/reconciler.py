@@ -5,7 +5,8 @@ One pass (`Reconciler.tick`):
        status file and lock, or by its command line; record its status; if it is gone, record how it
        ended; if it should stop, signal it once, and kill it after the grace period
     2. interrupted runs whose delay is over are queued again
-    3. queued runs get their devices and a process, in line, up to the limit (devices.py)
+    3. queued runs get their devices and a process, by priority, then by age, up to the limit
+       (devices.py)
 
 The control plane may die between any two statements. A run is marked as starting before its process
 is started, and a later pass looks for that process before it starts another. The folder's lock
@@ -25,7 +26,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane.reading.log import last_line
+from control_plane.reading.logs.tail import last_line
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import (
@@ -294,7 +295,7 @@ class Reconciler:
                     self._commands.requeue(run.id)
 
     def _start_queued(self) -> None:
-        queued = self._runs.in_states([RunState.QUEUED])
+        queued = self._runs.in_line()
         if not queued:
             return
         taken = {run.id: run.slots for run in self._runs.in_states(ACTIVE) if run.slots}

@@ -98,6 +98,7 @@ export interface HistoryEntry {
   attempt: number | null;
   reason: string | null;
   message: string | null;
+  by: string | null;
   details: Record<string, any>;
   by: string | null;
 }

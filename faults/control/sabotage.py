@@ -189,9 +189,9 @@ def _origins_are_not_compared(program: str) -> None:
 
 def _lines_are_shown_as_they_are(program: str) -> None:
     if program == "control":
-        from control_plane.reading import log
+        from control_plane.reading.logs import tail
 
-        put(log, "_inert", str)
+        put(tail, "inert_line", str)
 
 
 def _start_errors_are_bugs(program: str) -> None:
@@ -243,14 +243,14 @@ def _the_list_reads_every_run(program: str) -> None:
         from control_plane.runs.queries import Runs
         from lectern_common.run.status import RunState
 
-        page = Runs.page
+        search = Runs.search
 
         def of_all(self: Runs, *arguments: Any) -> Any:
             for run in self.in_states([*RunState]):
                 _ = run.run_spec
-            return page(self, *arguments)
+            return search(self, *arguments)
 
-        put(Runs, "page", of_all)
+        put(Runs, "search", of_all)
 
 
 def _trainers_inherit_everything(program: str) -> None:

@@ -53,7 +53,7 @@ def _hashes_all_alike(_program: str) -> None:
 
 
 def _a_full_disk_is_any_error(_program: str) -> None:
-    from student_trainer import disk_full
+    from student_trainer.journal import disk_full
 
     def never(_error: BaseException) -> bool:
         return False

@@ -18,8 +18,8 @@ from lectern import console
 from lectern.local.folder import require_folder
 from lectern.local.processes import printable
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.estimate import DataCounts, RunEstimate, estimate_run
-from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.needs.estimate import DataCounts, RunEstimate, estimate_run
+from lectern_common.checks.needs.memory import ModelShape
 from lectern_common.checks.preflight import Found, examine
 from lectern_common.checks.rules import CUT
 from lectern_common.errors import LecternError, Misconfigured
@@ -188,7 +188,7 @@ def _lines(
 def _wire_lines(
     spec: RunSpec, found: Found, estimate: RunEstimate
 ) -> Iterator[tuple[str, str, str]]:
-    if spec.teacher is None:
+    if spec.teacher is None or not spec.asks_server:
         return
     wire, kind = estimate.wire, spec.teacher.representation
     if wire is None:
@@ -226,7 +226,7 @@ def _time_lines(
     spec: RunSpec, found: Found, estimate: RunEstimate
 ) -> Iterator[tuple[str, str, str]]:
     unknown = "the student's speed is unknown before the first step"
-    if spec.teacher is None:
+    if not spec.asks_server:
         yield "time", "?", unknown
     elif estimate.teacher_hours is None or found.teacher is None:
         yield "time", "?", "the teacher's speed is unknown"

@@ -56,6 +56,15 @@ def list_runs(
             "--state", help="Only runs in this state; may be repeated.", show_default=False
         ),
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only runs of this group.", show_default=False)
+    ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag", help="Only runs with this tag; repeated: with all.", show_default=False
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
@@ -70,15 +79,19 @@ def list_runs(
             f"unknown state {unknown[0]}; expected one of {', '.join(known)}", param_hint="--state"
         )
     with control_plane(url, token_file) as service:
-        runs = service.list_runs([RunState(state) for state in states or []])
+        wanted = [RunState(state) for state in states or []]
+        runs = service.list_runs(wanted, group=group, tags=tags or ())
         if not as_json:
             _note_disk(service)
     if as_json:
         console.print_json([run.json for run in runs])
     elif not runs:
+        found = [f"is {' or '.join(states)}"] if states else []
+        found += [f"is in group {group}"] if group else []
+        found += [f"has the tag {tag}" for tag in tags or ()]
         console.note(
-            f"no run is {' or '.join(states)}"
-            if states
+            f"no run {' and '.join(found)}"
+            if found
             else "no runs yet; `lectern runs create SPEC.yaml` creates one"
         )
     else:
@@ -130,14 +143,28 @@ def watch(
 @app.command(epilog="Example: lectern runs logs coder-7t2k9q --tail 50")
 def logs(
     run_id: RunId,
-    tail: Annotated[int, typer.Option(min=1, help="Lines to print, from the end.")] = 100,
+    tail: Annotated[int, typer.Option(min=1, max=5000, help="Lines to print, from the end.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what is appended, until the run rests.")
+    ] = False,
     url: Url = DEFAULT_URL,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Print the end of a run's trainer log."""
+    """Print the end of a run's trainer log.
+
+    With --follow, a restart of the control plane is waited for, for up to 600 s.
+    """
     from lectern.local.processes import printable
 
+    if follow and as_json:
+        raise typer.BadParameter("prints lines of text; remove --json", param_hint="--follow")
+    if follow:
+        with control_plane(url, token_file) as service:
+            for text in service.follow_log(run_id, tail, say=console.note):
+                sys.stdout.write(console.inert(text))
+                sys.stdout.flush()
+        return
     with control_plane(url, token_file) as service:
         text = service.logs(run_id, tail)
     lines = [printable(line.encode()) for line in text.splitlines()]
@@ -145,6 +172,70 @@ def logs(
         console.print_json({"run_id": run_id, "lines": lines})
     else:
         print("\n".join(lines))
+
+
+@app.command(epilog="Example: lectern runs history coder-7t2k9q")
+def history(
+    run_id: RunId,
+    limit: Annotated[int, typer.Option(min=1, help="Entries to print, from the end.")] = 50,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Print what happened to a run, and who asked for it; the newest last."""
+    from lectern.terminal.tables import history_lines
+
+    with control_plane(url, token_file) as service:
+        entries = service.history(run_id, limit)
+    if as_json:
+        console.print_json({"run_id": run_id, "entries": entries})
+    else:
+        print("\n".join(history_lines(entries)))
+
+
+@app.command("set", epilog="Example: lectern runs set coder-7t2k9q --priority 5 --tag baseline")
+def set_labels(
+    run_ids: RunIds,
+    priority: Annotated[
+        int | None, typer.Option(help="-100 to 100; the highest starts first.", show_default=False)
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The group that it belongs to.", show_default=False)
+    ] = None,
+    no_group: Annotated[bool, typer.Option("--no-group", help="It belongs to no group.")] = False,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", help="Its tags from now on; may be repeated.", show_default=False),
+    ] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="It has no tags.")] = False,
+    notes: Annotated[
+        str | None, typer.Option(help="What to remember about it.", show_default=False)
+    ] = None,
+    url: Url = DEFAULT_URL,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Set the priority, group, tags or notes of runs, in any state; nothing else of them changes.
+
+    If those of one run cannot be set, those of the others still are.
+    """
+    if no_group and group is not None:
+        raise typer.BadParameter("has no effect beside --group", param_hint="--no-group")
+    if no_tags and tags:
+        raise typer.BadParameter("has no effect beside --tag", param_hint="--no-tags")
+    labels: dict[str, Any] = {"priority": priority, "group": group, "tags": tags, "notes": notes}
+    labels = {name: value for name, value in labels.items() if value not in (None, [])}
+    labels |= ({"group": None} if no_group else {}) | ({"tags": []} if no_tags else {})
+    if not labels:
+        raise typer.BadParameter("set at least one", param_hint="--priority/--group/--tag/--notes")
+    with control_plane(url, token_file) as service:
+        runs, refusals = _ask_each(run_ids, lambda run_id: service.set_labels(run_id, labels))
+    if as_json:
+        console.print_json([run.json for run in runs])
+    for run in [] if as_json else runs:
+        shown = (f"{name} {run.json.get(name)!a}" for name in labels)
+        print(f"{run.id}  {', '.join(shown)}")
+    _exit_with(refusals)
 
 
 @app.command(epilog="Example: lectern runs samples coder-7t2k9q")

@@ -58,6 +58,23 @@ def _why(run: "RunStatus") -> str:
     return condition(run.json) or message_of(run) or run.reason or ""
 
 
+def history_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each entry of a run's history: when, what, why, and who asked for it."""
+    lines = []
+    for entry in entries:
+        what = str(entry.get("state") or entry.get("kind"))
+        stops = entry.get("wanted") == "stopped" and what not in ("stopping", "stopped")
+        why = [
+            "a stop was asked for" if stops else "",
+            str(entry.get("message") or entry.get("reason") or ""),
+            f"by {entry['by']}" if entry.get("by") else "",
+        ]
+        text = inert("; ".join(filter(None, why)))
+        line = f"{_local(float(entry['at'])):%Y-%m-%d %H:%M:%S}  {what:<19}  {text}"
+        lines.append(" ".join(line.split("\n")).rstrip())
+    return lines
+
+
 def message_of(run: "RunStatus") -> str | None:
     """Returns the run's message, and what has to come true before it resumes by itself."""
     if run.resumes_when is None:

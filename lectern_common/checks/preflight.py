@@ -17,7 +17,8 @@ from lectern_common.checks.compatibility import (
     require_teacher_fits,
 )
 from lectern_common.checks.documents import require_chats, with_documents
-from lectern_common.checks.estimate import DataCounts, RowCounts
+from lectern_common.checks.needs.estimate import DataCounts, RowCounts
+from lectern_common.checks.record import open_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
@@ -26,6 +27,7 @@ from lectern_common.roots import Roots, resolve_under, what_is_there
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
+from lectern_common.teacher.record.reader import described
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.shards import (
@@ -164,7 +166,10 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
     if spec.report_to:
         yield _packages(spec)
     if spec.teacher is not None:
-        yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
+        if spec.teacher.record is not None:
+            yield _record(spec, spec.teacher, roots, found)
+        else:
+            yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
         dataset, _ = _folders(spec, roots)
         if found.teacher is not None and found.manifest is not None and dataset is not None:
             yield from beginnings_check(found.teacher, found.manifest, dataset)
@@ -334,7 +339,9 @@ def _teacher(
             found.teacher = next(iter(models.values()))
             if found.taught_by is not None:
                 identity = TeacherIdentity.of(found.teacher)
-                require_same_teacher(identity, found.taught_by, teacher.address)
+                require_same_teacher(
+                    identity, found.taught_by, f"teacher.address {teacher.address}"
+                )
             dataset, validation = _folders(spec, roots)
             for model in models.values():
                 untaught = require_teacher_fits(
@@ -354,6 +361,31 @@ def _teacher(
         )
 
     return checked("teacher", look, nothing=None)[1]
+
+
+def _record(spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found) -> Check:
+    def look() -> tuple[None, str]:
+        record = open_record(spec, roots)
+        found.teacher = record.model
+        if found.taught_by is not None:
+            identity = TeacherIdentity.of(record.model)
+            require_same_teacher(identity, found.taught_by, f"teacher.record {teacher.record}")
+        require_record_fits(spec, record, found.manifest)
+        untaught = require_teacher_fits(
+            spec,
+            record.model,
+            record.tokenizer_map,
+            found.student,
+            found.manifest,
+            *_folders(spec, roots),
+        )
+        what = "; ".join(described(part) for part in record.manifest.parts)
+        return None, (
+            f"the record {teacher.record} of {record.model.model_id}: {what}"
+            + (f"; {untaught.note}" if untaught.note else "")
+        )
+
+    return checked("teacher", look, nothing=None, field="teacher.record")[1]
 
 
 def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:

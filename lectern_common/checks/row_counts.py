@@ -11,7 +11,7 @@ from lectern_common.checks.documents import (
     require_documents,
     require_short_chats,
 )
-from lectern_common.checks.estimate import DataCounts
+from lectern_common.checks.needs.estimate import DataCounts
 from lectern_common.checks.rules import (
     left_out_words,
     require_few_unknown,

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.run_spec import LABELS, RunSpec
 
 
 def changed_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def changed_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     A setting without a default, such as the name of the dataset, always differs. So does one whose
     default is null and stands for what the spec decides, such as the warm-up. A section that is
-    absent has no settings.
+    absent has no settings. The name and the labels are none.
 
     Args:
         spec: as JSON, of this or an earlier release; unknown fields are returned as well.
@@ -24,7 +24,7 @@ def changed_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {
         path: value
         for path, value in _leaves(spec, "")
-        if path != "name" and value != _defaults().get(path, None)
+        if path not in ("name", *LABELS) and value != _defaults().get(path, None)
     }
 
 

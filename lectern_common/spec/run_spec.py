@@ -135,6 +135,11 @@ class RunSpec(Section):
         """True if the loss has a distillation term, so that the run needs a teacher."""
         return self.teacher is not None
 
+    @property
+    def asks_server(self) -> bool:
+        """True if it needs a teacher server, not only a record of one."""
+        return self.teacher is not None and self.teacher.record is None
+
 
 # What says something about a run and nothing about its training; may be changed at any time.
 LABELS = ("priority", "group", "tags", "notes")

@@ -42,7 +42,9 @@ def _relative_path(value: str) -> str:
 
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
 Address = Annotated[
-    str, Field(max_length=MAX_REPLICAS * (253 + 7)), AfterValidator(checked_address)
+    str,
+    Field(max_length=MAX_REPLICAS * (253 + 7)),
+    AfterValidator(lambda value: value and checked_address(value)),
 ]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
 Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -57,13 +59,27 @@ class Section(BaseModel):
     )
 
 
+# Settings of a TeacherSpec that only a server needs.
+_OF_SERVERS = (
+    "deadline_seconds",
+    "outage_budget_seconds",
+    "token_file",
+    "tls_ca_file",
+    "tls_cert_file",
+    "tls_key_file",
+)
+
+
 class TeacherSpec(Section):
     """Which teacher to ask, and how."""
 
     address: Address = "127.0.0.1:50051"
-    """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port."""
+    """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port.
+    Empty if there is a record."""
+    record: RelativePath | None = None
+    """Record under the data root to learn from instead of a server: see `lectern precompute`."""
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Model id that the server must report; null accepts any."""
+    """Model id that the server must report, or that was recorded; null accepts any."""
     representation: RepresentationName = "hidden"
     """What the teacher sends per token; see protos/teacher.proto."""
     top_k: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
@@ -89,6 +105,22 @@ class TeacherSpec(Section):
     search of the data does not find, which then get no teacher probability; `same` accepts none."""
     allow_same_weights: bool = False
     """Allow teacher and student to have the same weights."""
+
+    @model_validator(mode="after")
+    def _a_server_or_a_record(self) -> Self:
+        if self.record is None:
+            if not self.address:
+                raise ValueError("address must not be empty; set host:port, or record")
+            return self
+        if self.address and "address" in self.model_fields_set:
+            raise ValueError("address has no effect with record; remove one of the two")
+        object.__setattr__(self, "address", "")
+        for name in _OF_SERVERS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with record, which needs no server")
+        if self.representation == "dense":
+            raise ValueError("representation dense is never recorded; set hidden")
+        return self
 
     @model_validator(mode="after")
     def _tls_files_go_together(self) -> Self:

@@ -27,10 +27,10 @@ class TeacherIdentity:
         return f"{self.model_id} (fingerprint {self.fingerprint[:_SHOWN_DIGITS]})"
 
 
-def require_same_teacher(found: TeacherIdentity, expected: TeacherIdentity, address: str) -> None:
-    """Raises WrongModel unless `address` serves the model that the run was accepted with."""
+def require_same_teacher(found: TeacherIdentity, expected: TeacherIdentity, where: str) -> None:
+    """Raises WrongModel unless the model at `where`, an address or a record, is the run's."""
     if found.fingerprint != expected.fingerprint:
         raise WrongModel(
-            f"teacher.address {address} serves {found}, but the run was accepted with {expected}; "
-            "serve that model there again and resume the run, or create a new run for the other"
+            f"{where} is of {found}, but the run was accepted with {expected}; put that model "
+            "there again and resume the run, or create a new run for the other"
         )

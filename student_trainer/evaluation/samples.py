@@ -33,7 +33,7 @@ from lectern_models.loading import max_positions
 from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.data.select import Data
-from student_trainer.disk_full import disk_full_as_error
+from student_trainer.journal.disk_full import disk_full_as_error
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.student.ends import edges_of

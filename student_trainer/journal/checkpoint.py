@@ -27,7 +27,7 @@ from torch import Tensor
 from lectern_common.errors import CorruptData, NotFound
 from lectern_common.files import new_folder, rename_durably
 from lectern_common.run.folder import checkpoint_steps
-from student_trainer.disk_full import disk_full_as_error
+from student_trainer.journal.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
 

@@ -35,8 +35,8 @@ from lectern_common.run.status import (
     attempt_of_environment,
     bounded,
 )
-from student_trainer.disk_full import Reserve, disk_full_as_error
 from student_trainer.journal.activity import CHECKPOINT, STEP, Activity
+from student_trainer.journal.disk_full import Reserve, disk_full_as_error
 from student_trainer.journal.sinks import (
     Metrics,
     MetricsFile,

@@ -28,7 +28,7 @@ from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
 from student_trainer.ranks.sharding import shard
 from student_trainer.run.assembled import Assembly
-from student_trainer.run.checks import check_before_training
+from student_trainer.run.checks import check_before_training, require_covered
 from student_trainer.run.connect import open_teaching, teacher_facts
 from student_trainer.run.optim import Schedule, build_adamw
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings, Teaching
@@ -36,6 +36,7 @@ from student_trainer.run.resume import best_saved, newest_of_all, taught_by
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
+from student_trainer.teacher.recorded import RecordedTeacher
 
 
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
@@ -72,6 +73,9 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         batches = ShuffledBatches(
             data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
         )
+        provider = None if teaching is None else teaching.provider
+        if ranks.is_first and isinstance(provider, RecordedTeacher):
+            require_covered(spec, provider, data, run.stop)
         asks_teacher = ranks.is_first and begun is None
         found = check_before_training(
             spec, loaded.student, teaching, batches.batch_at, run.device, asks_teacher=asks_teacher

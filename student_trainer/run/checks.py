@@ -15,8 +15,8 @@ import structlog
 import torch
 from torch import Tensor
 
-from lectern_common.checks.estimate import computation_of
-from lectern_common.checks.memory import (
+from lectern_common.checks.needs.estimate import computation_of
+from lectern_common.checks.needs.memory import (
     FreeMemory,
     MemoryEstimate,
     ModelShape,
@@ -25,7 +25,7 @@ from lectern_common.checks.memory import (
     memory_fit,
 )
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
-from lectern_common.errors import Misconfigured, SameWeights
+from lectern_common.errors import Incompatible, Misconfigured, SameWeights
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
@@ -33,15 +33,19 @@ from lectern_models.logits.masks import rules_out
 from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.batch import Batch
+from student_trainer.data.rows import in_order
+from student_trainer.data.select import Data
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.ranks.world import local_ranks
 from student_trainer.run.parts import Teaching
+from student_trainer.stop import Stop
 from student_trainer.student.forward import at_valid_positions
 from student_trainer.student.shape import shape_of
 from student_trainer.student.student import CausalStudent, Student
 from student_trainer.targets import TargetsProvider, TeacherTargets
 from student_trainer.teacher.prefetch import MicroBatch
 from student_trainer.teacher.probe import Answering, ProbeRows, probe_teacher
+from student_trainer.teacher.recorded import RecordedTeacher
 
 _log = structlog.get_logger()
 
@@ -145,6 +149,8 @@ def check_before_training(
     }
     if teaching is None or model is None or spec.teacher is None or not asks_teacher:
         return found
+    if teaching.is_recorded:  # its answers were probed when it was made
+        return found
     answering = Answering.of_model(
         model,
         min(student.vocab_size, model.logit_width),
@@ -162,6 +168,33 @@ def check_before_training(
     if teaching.take_received is not None:
         teaching.take_received()  # resets the count: the probe is not part of a step
     return found
+
+
+def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: Stop) -> None:
+    """Raises unless a record holds the answers about every row of a run; reads no answer.
+
+    Raises:
+        StopRequested: a stop was requested meanwhile.
+        Incompatible: a row is not in the record; the message names it.
+    """
+    if spec.teacher is None:
+        return
+    asked = spec.teacher.asks_for
+    sets = (
+        ("training", data.training, spec.objective.temperature),
+        ("validation", data.validation, 1.0),
+    )
+    for name, rows, temperature in sets:
+        for index, batch in enumerate(in_order(rows, 1)):
+            stop.check()
+            for ids_S, valid_S in batch.sequences():
+                if not teacher.covers(ids_S, valid_S, asked, temperature):
+                    raise Incompatible(
+                        f"row {index} of the {name} set is not in the record "
+                        f"{spec.teacher.record}: it was made with another data.seq_len, "
+                        "data.validation_fraction or evaluation.max_sequences; set those of the "
+                        "record, or make another"
+                    )
 
 
 def _masks(head: OutputHead) -> bool:

@@ -6,6 +6,7 @@ import structlog
 
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.checks.record import record_folder, require_record_fits
 from lectern_common.checks.vocabularies import Untaught
 from lectern_common.roots import resolve_under
 from lectern_common.spec.sections import TeacherSpec
@@ -18,6 +19,7 @@ from student_trainer.run.parts import RunContext, Teaching
 from student_trainer.student.load import LoadedStudent
 from student_trainer.teacher.advice import TeacherFacts, WaitAdvice
 from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import RemoteTeacher
 
 _log = structlog.get_logger()
@@ -43,25 +45,33 @@ def open_teaching(
     Raises:
         LecternError: the teacher cannot be reached, is a different model, or does not fit.
     """
-    remote = _remote(run, teacher, loaded.student.vocab_size)
-    model = remote.connect(taught_by)
-    untaught = _require_fits(run, remote, loaded, manifest)
+    source: RemoteTeacher | RecordedTeacher
+    if teacher.record is None:
+        source = remote = _remote(run, teacher, loaded.student.vocab_size)
+    else:
+        source, remote = _recorded(run, loaded.student.vocab_size, manifest), None
+    model = source.connect(taught_by)
+    untaught = _require_fits(run, source, loaded, manifest)
     if untaught.note is not None:
         _log.warning("vocabularies_differ", message=untaught.note)
-    remote.narrow()
+    source.narrow()
     _warn_of_beginnings(run, model, manifest)
     if teacher.asks_for.format.needs_head:
-        remote.output_head()
+        source.output_head()
+    if remote is None:
+        words = f"taught by the record {teacher.record} of {model.model_id}"
+        run.recorder.event("taught_by_record", message=words)
     return Teaching(
-        provider=remote,
+        provider=source,
         representation=teacher.asks_for,
         prefetch_steps=teacher.prefetch_steps,
         allow_same_weights=teacher.allow_same_weights,
-        take_received=remote.take_received,
-        cancel=remote.cancel,
-        advice=_advice(teacher, model, remote),
+        take_received=None if remote is None else remote.take_received,
+        cancel=(lambda: None) if remote is None else remote.cancel,
+        advice=None if remote is None else _advice(teacher, model, remote),
         model=model,
         untaught=untaught,
+        is_recorded=remote is None,
     )
 
 
@@ -94,8 +104,19 @@ def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTea
     return run.stack.enter_context(remote)
 
 
+def _recorded(run: RunContext, vocab_size: int, manifest: ShardManifest | None) -> RecordedTeacher:
+    """Returns the run's record as a teacher. Raises LecternError unless it suits the data."""
+    folder = record_folder(run.spec, run.roots)
+    teacher = RecordedTeacher(folder, vocab_size=vocab_size, device=run.device, stop=run.stop)
+    require_record_fits(run.spec, teacher.record, manifest)
+    return teacher
+
+
 def _require_fits(
-    run: RunContext, remote: RemoteTeacher, loaded: LoadedStudent, manifest: ShardManifest | None
+    run: RunContext,
+    teacher: RemoteTeacher | RecordedTeacher,
+    loaded: LoadedStudent,
+    manifest: ShardManifest | None,
 ) -> Untaught:
     """Returns what it cannot teach. Raises Incompatible unless it fits this student and data."""
     spec, path, other = run.spec, run.spec.data.path, run.spec.data.validation_path
@@ -107,7 +128,7 @@ def _require_fits(
     dataset = resolve_under(run.roots.data, path, "data.path") if path else None
     validation = resolve_under(run.roots.data, other, "data.validation_path") if other else None
     return require_teacher_fits(
-        spec, remote.model, remote.tokenizer_map, student, manifest, dataset, validation
+        spec, teacher.model, teacher.tokenizer_map, student, manifest, dataset, validation
     )
 
 

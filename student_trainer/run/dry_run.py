@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.checks.needs.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.checks.record import open_record
 from lectern_common.errors import Incompatible, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots, resolve_under
@@ -72,7 +73,12 @@ def look(
     model: teacher_pb2.Model | None = None
     if spec.teacher is not None and asks_teacher:
         try:
-            model, check = _probed(spec, spec.teacher, roots, shape)
+            if spec.teacher.record is not None:
+                model = open_record(spec, roots).model
+                said = f"read from the record {spec.teacher.record}; whether it holds every row is "
+                check = Check("answers", Outcome.PASS, said + "checked before the first step")
+            else:
+                model, check = _probed(spec, spec.teacher, roots, shape)
             checks.append(check)
         except LecternError as error:
             checks.append(Check.failed("answers", error))

@@ -14,8 +14,8 @@ from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternErr
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder, checkpoint_steps
 from lectern_common.run.status import RunState
-from student_trainer.disk_full import is_disk_full
 from student_trainer.journal.activity import EXPORT
+from student_trainer.journal.disk_full import is_disk_full
 from student_trainer.journal.recorder import QuietRecorder, Recorder, RunRecorder
 from student_trainer.ranks.supervisor import (
     RANK_LOST,

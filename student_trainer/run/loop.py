@@ -3,6 +3,7 @@
 Legend: B sequences of a micro-batch, S tokens, N its valid positions, D hidden size.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from student_trainer.seeds import Key, derived_seed
 from student_trainer.stop import StopRequested
 from student_trainer.student.forward import ask, at_valid_positions
 from student_trainer.student.tensors import model_tensors, optimizer_tensors
-from student_trainer.targets import TeacherTargets, of_step
+from student_trainer.targets import TeacherTargets, of_epoch, of_step
 from student_trainer.teacher.prefetch import MicroBatch, Prefetch
 
 # Steps in a row without a finite gradient that end a run.
@@ -314,6 +315,8 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
         if teaching is None:
             raise ValueError("there is no teacher")
         wanted = of_step(teaching.representation, settings.seed, step)
+        if teaching.is_recorded:
+            wanted = of_epoch(wanted, int(step / (parts.steps_per_epoch or math.inf)))
         return ask(teaching.provider, batch, wanted, temperature)
 
     return Prefetch(

@@ -80,7 +80,8 @@ class Teaching:
     `take_received` returns the (bytes, positions) received since its last call; None means the
     teacher is in this process. `cancel` ends pending calls. `advice` watches for a run that waits
     too long; None means no advice. `model` is the teacher's description of itself; None means it
-    was not asked. `untaught` are the student's ids in which it has no say.
+    was not asked. `untaught` are the student's ids in which it has no say. `is_recorded`: the
+    answers come from a record, which holds as many sets of draws as it was made with.
     """
 
     provider: TargetsProvider
@@ -92,6 +93,7 @@ class Teaching:
     advice: WaitAdvice | None = None
     model: teacher_pb2.Model | None = None
     untaught: Untaught = NOTHING_UNTAUGHT
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lectern_common.errors import CorruptData
 from lectern_common.files import new_folder
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
-from student_trainer.disk_full import disk_full_as_error
+from student_trainer.journal.disk_full import disk_full_as_error
 from student_trainer.student.ends import edges_of
 from student_trainer.student.exported_tokenizer import write_tokenizer
 from student_trainer.student.lora import Adapters

@@ -24,7 +24,7 @@ from lectern_common.checks.config_fields import (
     number,
     numbers,
 )
-from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.needs.memory import ModelShape
 from lectern_common.spec.sections import StudentSpec
 from lectern_models.layers import layer_lists, layers_of
 from lectern_models.loading import build_causal_lm

@@ -113,18 +113,23 @@ def read_cached_head(path: Path) -> OutputHead | None:
 
 
 def write_cached_head(path: Path, head: OutputHead) -> None:
-    """Stores a head; it appears whole or not at all. A failure is only logged."""
-    tensors = {"weight": head.weight_VD}
-    if head.bias_V is not None:
-        tensors["bias"] = head.bias_V
-    facts = {"crc32": _crc32(head.weight_VD, head.bias_V), "transform": asdict(head.transform)}
+    """Stores a head in the cache. A failure is only logged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not fsynced: the checksum finds a head that is not whole.
-        with replaced_file(path, durable=False) as hidden:
-            safetensors.torch.save_file(tensors, hidden, metadata={"lectern": json.dumps(facts)})
+        write_head(path, head, durable=False)
     except (OSError, SafetensorError) as error:
         _log.warning("head_not_cached", path=str(path), error=str(error))
+
+
+def write_head(path: Path, head: OutputHead, *, durable: bool = True) -> None:
+    """Stores a head; it appears whole or not at all. Raises OSError or SafetensorError."""
+    tensors = {"weight": head.weight_VD.contiguous()}
+    if head.bias_V is not None:
+        tensors["bias"] = head.bias_V.contiguous()
+    facts = {"crc32": _crc32(head.weight_VD, head.bias_V), "transform": asdict(head.transform)}
+    with replaced_file(path, durable=durable) as hidden:
+        safetensors.torch.save_file(tensors, hidden, metadata={"lectern": json.dumps(facts)})
 
 
 def _crc32(weight: Tensor, bias: Tensor | None) -> int:

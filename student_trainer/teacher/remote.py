@@ -105,6 +105,11 @@ class RemoteTeacher:
         return taken
 
     @property
+    def address(self) -> str:
+        """Where its servers are."""
+        return self._calls.address
+
+    @property
     def model(self) -> teacher_pb2.Model:
         """The teacher's description. Raises ValueError before connect()."""
         if self._model is None:
@@ -130,7 +135,8 @@ class RemoteTeacher:
                 f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
             )
         if expected is not None:
-            require_same_teacher(TeacherIdentity.of(model), expected, self._calls.address)
+            where = f"teacher.address {self._calls.address}"
+            require_same_teacher(TeacherIdentity.of(model), expected, where)
         self._model = model
         return model
 
@@ -210,12 +216,20 @@ class RemoteTeacher:
                 self._head = self._placed_head()
             return self._head
 
-    def _placed_head(self) -> OutputHead:
+    def served_head(self) -> OutputHead:
+        """Returns the head, first V rows, on the CPU in the teacher's own dtype.
+
+        From the cache, else fetched. Raises LecternError.
+        """
         path = cached_head_path(self._cache_root, self.model.fingerprint, self._vocab_size)
         head = read_cached_head(path)
         if head is None or head.weight_VD.shape != (self._vocab_size, self.model.hidden_size):
             head = self._calls.answered(self._fetch_head)
             write_cached_head(path, head)
+        return head
+
+    def _placed_head(self) -> OutputHead:
+        head = self.served_head()
         bias = None if head.bias_V is None else head.bias_V.to(self._device)
         return OutputHead(head.weight_VD.to(self._device), bias, head.transform).widened()
 

@@ -137,7 +137,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
                 member.kill()
 
 
-@pytest.fixture(params=["started afresh", "forked"])
+@pytest.fixture(params=[pytest.param("started afresh", marks=pytest.mark.long), "forked"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a test run twice: with trainers that are started afresh, and that are forked."""
     monkeypatch.setattr(Service, "forks", request.param == "forked")

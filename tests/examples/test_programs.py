@@ -57,6 +57,7 @@ def run_block(folder: Path, holds: str, changes: dict[str, str]) -> dict[str, An
     return runpy.run_path(str(path))
 
 
+@pytest.mark.long
 def test_a_distillation_in_one_process(home: TinyHome, tmp_path: Path) -> None:
     sizes = ("--epochs", 2, "--batches", 4, "--batch-size", 4, "--seq-len", 16)
     output = tmp_path / "student"
@@ -69,6 +70,7 @@ def test_a_distillation_in_one_process(home: TinyHome, tmp_path: Path) -> None:
     assert (output / "model.safetensors").exists()
 
 
+@pytest.mark.long
 def test_runs_over_rest_that_share_a_teacher(
     home: TinyHome,
     tmp_path: Path,

@@ -38,7 +38,7 @@ def trained(launcher: Launcher, roots: Roots, name: str) -> tuple[str, list[floa
     return sha256, [line.get("loss/ce") for line in read_json_lines(folder.metrics_path)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_forked_trainer_computes_what_a_fresh_one_does(tmp_path: Path) -> None:
     roots = Roots.of_home(tmp_path)
     (roots.models / "tiny").mkdir(parents=True)

@@ -130,6 +130,7 @@ def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
     agree(folder, whole)
 
 
+@pytest.mark.long
 def test_a_stop_ends_both_ranks_at_one_step_with_a_checkpoint(
     home: Home, teacher: dict[str, Any]
 ) -> None:

@@ -45,6 +45,7 @@ def together(address: str, messages: list) -> Iterator[bytes]:
         return clients.map(lambda message: score(address, message).payload, messages)
 
 
+@pytest.mark.long
 def test_a_restarted_teacher_answers_from_the_disk_cache(folder: Path, tmp_path: Path) -> None:
     options = ["--model", str(folder), "--threads", "1", "--cache-folder", str(tmp_path / "cache")]
     batch = sequences(0, [40, 17, 64])

@@ -197,3 +197,48 @@ def test_a_run_that_resumes_by_itself_is_not_at_rest():
 
     assert not always(200, interrupted).get_run("run-1").rests
     assert always(200, {**interrupted, "resumes_at": None}).get_run("run-1").rests
+
+
+def test_the_client_names_itself_in_plain_letters(monkeypatch):
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["user-agent"])
+        return httpx.Response(200, json=run_json())
+
+    def who(user: str, host: str) -> str:
+        monkeypatch.setattr("getpass.getuser", lambda: user)
+        monkeypatch.setattr("socket.gethostname", lambda: host)
+        service(answer).set_labels("run-1", {"priority": 1})
+        return seen[-1].partition(" ")[2]
+
+    assert who("ann", "box-1.lab") == "(ann@box-1.lab)"
+    assert who("j\xf6rg\n(x)", "\u202ebox;y") == "(j?rg??x?@?box?y)"
+    assert seen[0].startswith("lectern/0.")
+
+
+def test_labels_history_and_filters_are_asked_for_as_the_interface_has_them():
+    seen: list[httpx.Request] = []
+    pages = [
+        {"entries": [{"kind": "state", "at": 3}, {"kind": "state", "at": 2}], "next_cursor": "7."},
+        {"entries": [{"kind": "state", "at": 1}], "next_cursor": None},
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if request.url.path.endswith("/history"):
+            return httpx.Response(200, json=pages["cursor" in request.url.params])
+        if request.url.path == "/runs":
+            return httpx.Response(200, json={"runs": [], "next_cursor": None})
+        return httpx.Response(200, json=run_json())
+
+    client = service(answer)
+    client.set_labels("run-1", {"group": None})
+    assert (seen[-1].method, json.loads(seen[-1].content)) == ("PATCH", {"group": None})
+    assert [entry["at"] for entry in client.history("run-1")] == [1, 2, 3]
+    assert [entry["at"] for entry in client.history("run-1", 2)] == [2, 3]
+    assert [entry["at"] for entry in client.history("run-1", 1)] == [3]
+    client.list_runs([RunState.QUEUED], group="g", tags=["a", "b"])
+    assert sorted(seen[-1].url.params.multi_items()) == [
+        *(("group", "g"), ("limit", "100"), ("state", "queued"), ("tag", "a"), ("tag", "b"))
+    ]

@@ -1,13 +1,19 @@
 """Commands that wait outlive a restart of the control plane, for as long as they say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import httpx
 import pytest
 
 from lectern.client import Client
-from lectern.reconnect import ControlPlaneUnavailable, Reconnecting
+from lectern.reconnect import (
+    ControlPlaneUnavailable,
+    Reconnecting,
+    ServerEvent,
+    events_of,
+    followed,
+)
 from lectern_common.errors import Conflict, LecternError, Overloaded
 
 
@@ -123,3 +129,75 @@ def test_the_token_of_this_machine_is_sent_to_this_machine_only(tmp_path, monkey
         assert sent(own, "another") == "Bearer another"
     for other in ("http://control-plane:8080", "http://192.0.2.1", "https://127.0.0.1.example"):
         assert sent(other) is None
+
+
+def stream(*lines: str) -> list[ServerEvent]:
+    return list(events_of(lines))
+
+
+def test_a_stream_is_read_as_the_standard_has_it():
+    assert stream("retry: 1000", "", "id: 7", "", ": still here", "", "event: log", "id:8", "") == [
+        ServerEvent("", {}, "7"),
+        ServerEvent("log", {}, "8"),
+    ]
+    assert stream("id: 9", 'data: {"text": "a: b\\n"}', "event: log", "") == [
+        ServerEvent("log", {"text": "a: b\n"}, "9")
+    ]
+    assert stream("event: log", 'data: {"text": "not ended"}') == []
+
+
+@pytest.mark.parametrize("data", ["{", "[1]", "3", "null", ""])
+def test_an_event_that_is_no_object_is_the_fault_of_the_other_side(data):
+    with pytest.raises(ControlPlaneUnavailable):
+        stream("event: log", f"data: {data}", "")
+
+
+def test_a_stream_that_breaks_off_goes_on_after_the_last_event():
+    asked: list[str | None] = []
+    said: list[str] = []
+    parts: list[list[ServerEvent | Exception]] = [
+        [ServerEvent("", {}, "0"), ServerEvent("log", {"n": 1}, "3"), AWAY],
+        [AWAY],
+        [Overloaded("starting")],
+        [ServerEvent("", {}, "3"), ServerEvent("log", {"n": 2}, "5")],  # then it ends
+        [ServerEvent("", {}, "5"), ServerEvent("", {}, "6"), AWAY],
+        [ServerEvent("log", {"n": 3}, "9"), Conflict("no")],
+    ]
+
+    def opened(last: str | None) -> Generator[ServerEvent]:
+        asked.append(last)
+        for one in parts.pop(0):
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+    events = followed(opened, reconnecting(said))
+    assert [next(events).data["n"] for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(Conflict):
+        next(events)
+    assert asked == [None, "3", "3", "3", "5", "6"]
+    assert said.count("the control plane answers again") == 3
+
+
+def test_a_stream_that_never_began_is_not_waited_for():
+    def opened(last: str | None) -> Generator[ServerEvent]:
+        raise AWAY
+        yield
+
+    with pytest.raises(ControlPlaneUnavailable, match="no control plane at"):
+        next(followed(opened, reconnecting([])))
+
+
+def test_a_stream_that_is_left_is_closed():
+    closed: list[bool] = []
+
+    def opened(last: str | None) -> Generator[ServerEvent]:
+        try:
+            yield ServerEvent("log", {}, "1")
+        finally:
+            closed.append(True)
+
+    events = followed(opened, reconnecting([]))
+    next(events)
+    events.close()
+    assert closed == [True]

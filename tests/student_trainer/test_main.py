@@ -530,6 +530,7 @@ def test_a_trainer_stops_with_a_checkpoint_when_its_parent_is_gone(home: Home) -
     assert status.checkpoint_step == status.step >= 3
 
 
+@pytest.mark.long
 def test_without_the_option_a_trainer_outlives_its_parent(home: Home) -> None:
     folder = home.run("outlives", **{**LONG, "schedule": {"steps": 30, "warmup_steps": 0}})
     ours, theirs = os.pipe()

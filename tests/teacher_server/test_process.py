@@ -193,6 +193,7 @@ def bad_starts(tmp_path: Path) -> list[tuple[list[str], str]]:
     ]
 
 
+@pytest.mark.long
 def test_a_failed_start_says_why_in_one_sentence_and_exits_non_zero(tmp_path: Path) -> None:
     cases = bad_starts(tmp_path)
     started = [start_teacher(*options) for options, _ in cases]

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.control.figures import QUICK, measure
 from benchmarks.goals import judged
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_every_figure_is_measured_on_a_small_home():

@@ -38,7 +38,7 @@ CHECKS = [
     response_schema_conformance,
     ignored_auth,
 ]
-STREAMS = ("/events", "/runs/{run_id}/events")
+STREAMS = ("/events", "/runs/{run_id}/events", "/runs/{run_id}/log/stream")
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -91,7 +91,7 @@ def test_bodies_are_described_as_strictly_as_they_are_read():
     [
         ("PUT", "/runs", "GET, POST"),
         ("HEAD", "/runs", "GET, POST"),
-        ("POST", "/runs/a", "DELETE, GET"),
+        ("POST", "/runs/a", "DELETE, GET, PATCH"),
         ("GET", "/runs/a/stop", "POST"),
         ("DELETE", "/healthz", "GET"),
         ("POST", "/", "GET"),

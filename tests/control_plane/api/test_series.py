@@ -217,3 +217,18 @@ def test_a_long_file_is_thinned_from_the_index_with_its_lows_and_highs(run, clie
     append_json_line(folder.metrics_path, {"step": 20_000, "loss/total": 1.0})
     more = client.get(address, params={"cursor": answer["cursor"]}).json()["metrics"]
     assert [record["step"] for record in more] == [20_000]
+
+
+def test_keys_that_were_not_logged_are_named_and_may_still_come(client, plane):
+    run_id = create(client)["id"]
+    path = f"/runs/{run_id}/series?keys=loss/kd,loss/typo,loss/val,loss/typo"
+    assert client.get(path).json()["unknown_keys"] == ["loss/kd", "loss/typo", "loss/val"]
+    folder = plane.folder(plane.runs.get(run_id))
+    folder.path.mkdir(exist_ok=True)
+    append_json_line(folder.metrics_path, {"step": 1, "loss/kd": 0.5})
+    answer = client.get(path).json()
+    assert answer["unknown_keys"] == ["loss/typo", "loss/val"]
+    assert answer["series"]["loss/kd"]["mean"] == [0.5]
+    append_json_line(folder.metrics_path, {"step": 2, "loss/val": 0.25})
+    assert client.get(path).json()["unknown_keys"] == ["loss/typo"]
+    assert client.get(f"/runs/{run_id}/series").json()["unknown_keys"] == []

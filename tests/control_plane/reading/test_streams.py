@@ -475,6 +475,7 @@ def test_a_state_is_a_name_in_the_stream(live):
             "reason": None,
             "message": None,
             "attempt": 0,
+            "by": None,
         }
 
     live(scenario)

@@ -68,8 +68,8 @@ def test_an_older_run_that_needs_several_gpus_is_not_overtaken_by_younger_ones()
         "one"
     )
     assert found["small"].waits_for == (
-        "every free GPU is kept for an older run that needs several; waits until enough of these "
-        "end: one; before it in line: big"
+        "every free GPU is kept for a run before it that needs several; waits until enough of "
+        "these end: one; before it in line: big"
     )
 
 

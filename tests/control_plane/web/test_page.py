@@ -234,15 +234,19 @@ def test_the_page_asks_for_the_token_until_it_is_right(page, home):  # noqa: F81
     wait_for(lambda: page.locator(".row.run").count() == 1)
 
 
-@pytest.mark.parametrize("width", [360, 768, 920, 1100, 1280])
-def test_the_page_fits_its_window(page, home, width):  # noqa: F811
+def test_the_page_fits_its_window(page, home):  # noqa: F811
     service = Service(home)
     run_id = service.create("a-name-as-long-as-names-may-be-that-goes-on-and-on-and-on-to-it")
     service.wait(run_id, "running")
-    page.set_viewport_size({"width": width, "height": 800})
-    open_page(page, service)
-    wait_for(lambda: page.locator(".row.run").count() == 1)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    open_page(page, service, f"/#/runs/{run_id}")
-    wait_for(page.locator("#view-run").is_visible)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    spills = []
+    for width in (360, 768, 920, 1100, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        open_page(page, service)
+        wait_for(lambda: page.locator(".row.run").count() == 1)
+        list_width = page.evaluate("document.documentElement.scrollWidth")
+        open_page(page, service, f"/#/runs/{run_id}")
+        wait_for(page.locator("#view-run").is_visible)
+        run_width = page.evaluate("document.documentElement.scrollWidth")
+        if max(list_width, run_width) > width:
+            spills.append((width, list_width, run_width))
+    assert spills == []

@@ -57,6 +57,7 @@ def test_a_server_that_cannot_start_says_so_in_one_line(options):
     assert done.stderr.splitlines()[-1].startswith("lectern teacher: ")
 
 
+@pytest.mark.long
 def test_a_model_is_looked_for_under_the_models_root_of_the_home(tmp_path):
     (tmp_path / "models/tiny-teacher").mkdir(parents=True)
     (tmp_path / "models/tiny-teacher/config.json").write_text("no json")

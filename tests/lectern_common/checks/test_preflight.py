@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lectern_common.checks.check import Outcome
-from lectern_common.checks.estimate import RowCounts
+from lectern_common.checks.needs.estimate import RowCounts
 from lectern_common.checks.preflight import examine, require_startable
 from lectern_common.errors import (
     CorruptData,

@@ -62,6 +62,7 @@ def said(folder: Path, what: str) -> list[Any]:
     return [json.loads((folder / f"rank-{rank}.json").read_text())[what] for rank in (0, 1)]
 
 
+@pytest.mark.long
 def test_ranks_know_their_place_and_add_up(folder: Path) -> None:
     assert said(folder, "place") == [[0, 2, True], [1, 2, False]]
     assert said(folder, "totals") == [[0.1 + 1.1, 4.0]] * 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_common.checks.memory import FreeMemory, MemoryEstimate
+from lectern_common.checks.needs.memory import FreeMemory, MemoryEstimate
 from lectern_common.errors import Misconfigured, SameWeights
 from lectern_common.spec.sections import LoraSpec
 from lectern_common.tokens.weights import safetensors_files, weights_sha256

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_common.checks.memory import FreeMemory
+from lectern_common.checks.needs.memory import FreeMemory
 from student_trainer.run.dry_run import look
 from tests.support.training.runs import VOCAB_SIZE, Home
 from tests.support.training.shards import write_shards

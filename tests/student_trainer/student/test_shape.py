@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lectern_common.checks.memory import (
+from lectern_common.checks.needs.memory import (
     Computation,
     FreeMemory,
     activation_bytes,

@@ -123,7 +123,10 @@ def test_requested_attention_is_used_and_in_the_fingerprint(
     assert by_default.facts.fingerprint != engines["eager"].facts.fingerprint
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "gemma2", "olmo2"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["gemma2", *(pytest.param(other, marks=pytest.mark.long) for other in ("mixtral", "olmo2"))],
+)
 def test_a_server_process_answers_with_the_models_own_logits(
     tmp_path: Path, architecture: str
 ) -> None:
@@ -139,7 +142,9 @@ def test_a_server_process_answers_with_the_models_own_logits(
     assert " tokens/s, measured on this device" in output
 
 
-@pytest.mark.parametrize("form", ["gguf", "int8", "int4"])
+@pytest.mark.parametrize(
+    "form", ["gguf", *(pytest.param(other, marks=pytest.mark.long) for other in ("int8", "int4"))]
+)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_a_server_process_serves_a_quantised_model(tmp_path: Path, form: str) -> None:
     folder = write_tiny_model(tmp_path / "model", "qwen2", hidden=64)

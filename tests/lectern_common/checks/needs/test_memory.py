@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from lectern_common.checks.memory import (
+from lectern_common.checks.needs.memory import (
     Computation,
     FreeMemory,
     MemoryEstimate,

@@ -16,17 +16,21 @@ _RESERVE_BYTES = 1 << 14
 
 
 @contextmanager
-def disk_full_as_error(what: str) -> Iterator[None]:
-    """Turns running out of space into DiskFull, naming what could not be written."""
+def disk_full_as_error(
+    what: str, then: str = "resume the run from its last checkpoint"
+) -> Iterator[None]:
+    """Turns running out of space into DiskFull, naming what could not be written.
+
+    Args:
+        what: could not be written.
+        then: what to do once there is space again.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
-        raise DiskFull(
-            f"no space left to write {what}; free some, then resume the run from its last "
-            "checkpoint"
-        ) from error
+        raise DiskFull(f"no space left to write {what}; free some, then {then}") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

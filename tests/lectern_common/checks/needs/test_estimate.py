@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lectern_common.checks.estimate import RowCounts, computation_of, estimate_run
-from lectern_common.checks.memory import ModelShape
+from lectern_common.checks.needs.estimate import RowCounts, computation_of, estimate_run
+from lectern_common.checks.needs.memory import ModelShape
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from protos import teacher_pb2

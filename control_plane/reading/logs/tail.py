@@ -22,7 +22,7 @@ def tail(path: Path, lines: int) -> list[str]:
     if found and not found[-1]:
         found.pop()
     cut_first = is_cut and len(found) <= lines
-    shown = [_inert(line) for line in found[-lines:]] if lines else []
+    shown = [inert_line(line) for line in found[-lines:]] if lines else []
     if cut_first and shown:
         shown[0] = f"[cut] {shown[0]}"
     return shown
@@ -39,11 +39,14 @@ def valid_unicode(value: Any) -> Any:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def _inert(line: str) -> str:
+def inert_line(line: str) -> str:
+    """Returns a line as a terminal without escapes shows it, cut in the middle if it is long."""
     line = _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
     if len(line) > MAX_LINE_CHARACTERS:
         # Keep the end too: a traceback ends with the error.
         line = f"{line[: MAX_LINE_CHARACTERS // 2]} [cut] {line[-MAX_LINE_CHARACTERS // 2 :]}"
+    if line.isprintable():
+        return line
     return "".join(
         character if character.isprintable() or character == "\t" else "\N{REPLACEMENT CHARACTER}"
         for character in line

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.reading.log import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
+from control_plane.reading.logs.tail import MAX_LINE_CHARACTERS, last_line, tail, valid_unicode
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Computed from what preflight.py found. None means not known before the first ste
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lectern_common.checks.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.checks.needs.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
 from lectern_common.checks.rules import CUT, left_out_words
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Widths
@@ -119,8 +119,8 @@ class RunEstimate:
         first_step: the step to resume from; everything below counts only the steps after it.
         tokens_per_step: in all rows of a step, without padding; `tokens` counts all steps.
         epochs: how often each training row is seen; None for synthetic data.
-        wire: None without a teacher, or if it or the student's vocabulary is unknown.
-        teacher_tokens: tokens that the teacher scores, evaluations included.
+        wire: None without a teacher server, or if it or the student's vocabulary is unknown.
+        teacher_tokens: tokens that the teacher scores, evaluations included; 0 from a record.
         teacher_hours: at the speed that the teacher has measured, without other clients and
             without its cache; cached rows cost nothing.
         checkpoint_bytes: of one checkpoint; `checkpoints` are on disk at once, including the one
@@ -167,7 +167,7 @@ def estimate_run(
     tokens_per_row = spec.data.seq_len * (1.0 if rows is None else rows.filled)
     tokens_per_step = round(rows_per_step * tokens_per_row)
     teacher_tokens = 0
-    if spec.distils:
+    if spec.asks_server:
         validation = spec.evaluation.max_sequences if rows is None else rows.validation
         every = spec.evaluation.every_steps
         evaluations = (first_step == 0) + _times(first_step, last, every)
@@ -185,7 +185,7 @@ def estimate_run(
         epochs=None if rows is None else steps * rows_per_step / rows.training,
         wire=_wire(spec, model, vocab_size, tokens_per_step),
         teacher_tokens=teacher_tokens,
-        teacher_hours=teacher_tokens / speed / 3600 if spec.distils and speed > 0 else None,
+        teacher_hours=teacher_tokens / speed / 3600 if spec.asks_server and speed > 0 else None,
         checkpoint_bytes=checkpoint,
         checkpoints=checkpoints,
         disk_bytes=(
@@ -245,7 +245,7 @@ def _times(first_step: int, last: int, every: int) -> int:
 def _wire(
     spec: RunSpec, model: teacher_pb2.Model | None, vocab_size: int | None, tokens_per_step: int
 ) -> Wire | None:
-    if spec.teacher is None or model is None or vocab_size is None:
+    if spec.teacher is None or not spec.asks_server or model is None or vocab_size is None:
         return None
     asked, widths = spec.teacher.asks_for, _asked_widths(model, vocab_size)
     position_bytes = asked.row_bytes(widths)

@@ -1,0 +1,238 @@
+"""`lectern precompute` and `lectern record`: a teacher's answers on disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lectern import console
+from lectern.options import Home, Json, command_group, roots_of, spec_of
+from lectern_common.errors import Conflict, LecternError, NotFound
+from lectern_common.words import counted, inert_name, size
+
+if TYPE_CHECKING:
+    from lectern_common.roots import Roots
+    from lectern_common.teacher.record.manifest import RecordManifest
+
+app = command_group("List, check and delete records: teachers' answers on disk.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The record, under the data root.")]
+
+
+def precompute(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The run spec.")],
+    output: Annotated[
+        str, typer.Option("--output", metavar="NAME", help="Name of the record to make.")
+    ],
+    eight_bit_hidden: Annotated[
+        bool,
+        typer.Option(
+            "--hidden-fp8", help="Store hidden states in 8 bits: half the bytes, not exact."
+        ),
+    ] = False,
+    log_prob_bits: Annotated[
+        int, typer.Option(help="Bits of a log-probability: 16 or 8.", min=8, max=16)
+    ] = 16,
+    draw_sets: Annotated[
+        int,
+        typer.Option(help="Sets of draws to record, used in turn, one an epoch.", min=1, max=256),
+    ] = 1,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Record the teacher of a run spec over its data, once, to train without it.
+
+    Asks the teacher about every row of the spec's training and validation data, and writes its
+    answers to DATA/NAME, in the spec's teacher.representation. Runs then learn from them with
+    `teacher: {record: NAME}`. If the command is stopped or killed, run it again: it goes on.
+    """
+    from lectern_common.checks.preflight import startable
+
+    if log_prob_bits not in (8, 16):
+        raise typer.BadParameter("must be 16 or 8", param_hint="--log-prob-bits")
+    roots = roots_of(home)
+    spec = spec_of(spec_file)
+    startable(spec, roots)
+    asked = {
+        "spec": spec.model_dump(mode="json"),
+        "output": output,
+        "options": {
+            "eight_bit_hidden": eight_bit_hidden,
+            "log_prob_bits": log_prob_bits,
+            "draw_sets": draw_sets,
+        },
+    }
+    manifest = _recorded(asked, roots, as_json=as_json)
+    if as_json:
+        console.print_json(manifest)
+    else:
+        console.note(f"train from it with `teacher: {{record: {output}}}` in a spec")
+
+
+@app.command("list", epilog="Example: lectern record list --json")
+def list_records(home: Home = None, as_json: Json = False) -> None:
+    """List the records under the data root."""
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import records_in
+
+    roots = roots_of(home)
+    found = [(name, read_record_manifest(roots.data / name)) for name in records_in(roots.data)]
+    if as_json:
+        console.print_json([_facts(name, manifest) for name, manifest in found])
+    elif not found:
+        console.note(f"no records under {roots.data}; make one with `lectern precompute`")
+    for name, manifest in [] if as_json else found:
+        print(_line(name, manifest))
+
+
+@app.command(epilog="Example: lectern record show answers")
+def show(name: Name, home: Home = None, as_json: Json = False) -> None:
+    """Show what a record holds, of which teacher, and over which data."""
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import described
+
+    manifest = read_record_manifest(_folder(name, roots_of(home)))
+    if as_json:
+        console.print_json(_facts(name, manifest))
+        return
+    contexts = manifest.contexts
+    print(_line(name, manifest))
+    print(f"teacher fingerprint {manifest.fingerprint}")
+    print(f"of {contexts.data_path} with data.seq_len {contexts.seq_len}")
+    for part in manifest.parts:
+        rows = manifest.file(f"{part.name}/rows.bin").bytes
+        print(
+            f"  {part.name}: {described(part)}, {counted(part.rows, 'token')} of "
+            f"{counted(part.sequences, 'sequence')}, {rows / part.rows:,.1f} bytes a token"
+        )
+
+
+@app.command(epilog="Example: lectern record verify answers")
+def verify(name: Name, home: Home = None, as_json: Json = False) -> None:
+    """Read a record whole, and compare every file with the hash in its manifest."""
+    from lectern_common.teacher.record.manifest import read_record_manifest
+    from lectern_common.teacher.record.reader import require_hash, require_sizes
+
+    folder = _folder(name, roots_of(home))
+    manifest = read_record_manifest(folder)
+    require_sizes(folder, manifest)
+    done = 0
+    with console.progress() as advance:
+        for file in manifest.files:
+            require_hash(folder, manifest, file.path)
+            done += file.bytes
+            advance("verifying bytes", done, manifest.total_bytes)
+    if as_json:
+        console.print_json({"record": name, "intact": True, "bytes": done})
+    else:
+        print(f"{name}: {counted(len(manifest.files), 'file')}, {size(done)}, all intact")
+
+
+@app.command(epilog="Example: lectern record delete answers --yes")
+def delete(
+    name: Name,
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a record, or what a stopped `lectern precompute` has left of one."""
+    roots = roots_of(home)
+    left = _folder(name, roots, must_exist=False).with_name(f".{name}.recording")
+    folders = [path for path in (roots.data / name, left) if path.exists()]
+    if not folders:
+        raise NotFound(f"no record {inert_name(name)} under {roots.data}")
+    if (roots.data / name).exists():
+        from lectern_common.teacher.record.manifest import read_record_manifest
+
+        read_record_manifest(roots.data / name)  # a dataset is not deleted by mistake
+    if not yes and not typer.confirm(f"delete {name} and all its answers?", err=True):
+        raise Conflict("nothing was deleted")
+    for path in folders:
+        shutil.rmtree(path)
+    console.note(f"deleted {name}")
+
+
+def _recorded(asked: dict[str, Any], roots: "Roots", *, as_json: bool) -> dict[str, Any]:
+    """Runs the stage in a process of its own, and shows how far it is; returns the manifest.
+
+    Raises:
+        LecternError: its error.
+    """
+    argv = [sys.executable, "-m", "student_trainer.record.stage"]
+    environment = {**os.environ, **roots.environment(), "PYTHONSAFEPATH": "1"}
+    record: dict[str, Any] = {}
+    with tempfile.TemporaryFile("w+") as question, tempfile.TemporaryFile("w+") as errors:
+        json.dump(asked, question)
+        question.seek(0)
+        with (
+            console.progress() as advance,
+            subprocess.Popen(
+                argv, stdin=question, stdout=subprocess.PIPE, stderr=errors, env=environment
+            ) as child,
+        ):
+            try:
+                for line in child.stdout or ():
+                    said = json.loads(line)
+                    record = said.get("record", record)
+                    if "progress" in said:
+                        progress = said["progress"]
+                        advance(f"{progress['part']} batches", progress["done"], progress["of"])
+                    elif "quality" in said and not as_json:
+                        console.note(_quality(said["quality"]))
+            except KeyboardInterrupt:  # the child has had it too, and ends between two batches
+                child.wait()
+        errors.seek(0)
+        text = errors.read()
+    if child.returncode == console.INTERRUPTED_EXIT_CODE:
+        console.note("stopped; run the same command again to go on")
+        raise typer.Exit(child.returncode)
+    if child.returncode:
+        raise _error_of(text, child.returncode)
+    return record
+
+
+def _error_of(errors: str, code: int) -> LecternError:
+    try:
+        message = json.loads(errors.strip().splitlines()[-1])["error"]
+    except (IndexError, ValueError, KeyError, TypeError):
+        message = errors.strip()[-2000:] or f"the recorder ended with status {code}"
+    error = LecternError(message)
+    error.exit_code = code if code > 0 else 1
+    return error
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    words = [f"{quality['part']}: {quality['bytes_per_token']:,.1f} bytes a token"]
+    if quality["distinct_ids"] is not None:
+        words.append(f"{quality['distinct_ids']:.1f} distinct ids a token")
+    if quality["kl"] is not None:
+        words.append(f"KL to the teacher {quality['kl']:.2g} nats a token")
+    words.append(f"gradient off by {quality['gradient_error']:.2%}")
+    return ", ".join(words) + f" (on {counted(quality['positions'], 'token')})"
+
+
+def _facts(name: str, manifest: "RecordManifest") -> dict[str, Any]:
+    return {"name": name, "bytes": manifest.total_bytes, **manifest.model_dump(by_alias=True)}
+
+
+def _line(name: str, manifest: "RecordManifest") -> str:
+    from lectern_common.teacher.record.reader import described
+
+    what = "; ".join(dict.fromkeys(described(part) for part in manifest.parts))
+    return inert_name(f"{name}: {what}; {manifest.model_id}; {size(manifest.total_bytes)}")
+
+
+def _folder(name: str, roots: "Roots", *, must_exist: bool = True) -> Path:
+    from lectern_common.roots import resolve_under
+
+    folder = resolve_under(roots.data, name, "NAME")
+    if must_exist and not folder.is_dir():
+        from lectern_common.teacher.record.reader import records_in
+
+        there = ", ".join(records_in(roots.data)) or "none"
+        raise NotFound(f"no record {inert_name(name)} under {roots.data}; there: {there}")
+    return folder

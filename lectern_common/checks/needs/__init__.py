@@ -1,0 +1,1 @@
+"""What a run will need: tokens, bytes over the wire, hours, disk and memory."""

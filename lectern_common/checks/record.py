@@ -1,0 +1,74 @@
+"""Checks that a record suits a run: its data, its rows, its temperature. Without torch."""
+
+from pathlib import Path
+
+from lectern_common.errors import Incompatible, InvalidSpec, NotFound
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.teacher.record.reader import RecordReader, records_in
+from lectern_common.tokens.shards import ShardManifest
+
+
+def record_folder(spec: RunSpec, roots: Roots) -> Path:
+    """Returns the folder of the run's record.
+
+    Raises:
+        InvalidSpec: there is none; the message says which there are.
+        ValueError: the spec learns from no record.
+    """
+    if spec.teacher is None or spec.teacher.record is None:
+        raise ValueError("the spec learns from no record")
+    folder = resolve_under(roots.data, spec.teacher.record, "teacher.record")
+    if not folder.is_dir():
+        there = ", ".join(records_in(roots.data)) or "none"
+        why = f"no record {spec.teacher.record!r} under the data root {roots.data}; there: {there}"
+        why += " (make one with `lectern precompute`)"
+        raise InvalidSpec([("teacher.record", why)])
+    return folder
+
+
+def open_record(spec: RunSpec, roots: Roots) -> RecordReader:
+    """Returns the run's record, opened.
+
+    Raises:
+        InvalidSpec: there is none.
+        CorruptData: it is damaged.
+    """
+    folder = record_folder(spec, roots)
+    try:
+        return RecordReader(folder)
+    except NotFound as error:
+        raise InvalidSpec([("teacher.record", str(error))]) from None
+
+
+def require_record_fits(
+    spec: RunSpec, record: RecordReader, manifest: ShardManifest | None
+) -> None:
+    """Raises unless the record was made of the run's rows, and holds what it will ask for.
+
+    Args:
+        spec: the run's.
+        record: that it learns from.
+        manifest: of its training data; None for synthetic data.
+
+    Raises:
+        Incompatible: the data, the length of its rows, the representation or the temperature
+            differ; the message says what to set.
+    """
+    teacher, contexts = spec.teacher, record.manifest.contexts
+    if teacher is None or manifest is None:
+        raise Incompatible("a record is of a dataset; set data.path to the one that it was made of")
+    if contexts.seq_len != spec.data.seq_len:
+        raise Incompatible(
+            f"data.seq_len is {spec.data.seq_len}, but the record {teacher.record} was made with "
+            f"{contexts.seq_len}: rows of another length give tokens another context, for which "
+            f"the teacher was not asked; set data.seq_len {contexts.seq_len}, or make another "
+            "record"
+        )
+    missing = [digest for digest in manifest.hashes if digest not in contexts.data_sha256s]
+    if missing:
+        raise Incompatible(
+            f"the record {teacher.record} was made of {contexts.data_path} with other contents "
+            f"than {spec.data.path} has now; restore that dataset, or make another record"
+        )
+    record.parts(teacher.asks_for.kind, spec.objective.temperature)

@@ -1,0 +1,1 @@
+"""Recording a teacher's answers, and the bytes of recorded rows."""

@@ -1,0 +1,300 @@
+"""`python -m student_trainer.record.stage`: records a teacher over the data of a run spec.
+
+`lectern precompute` starts it with a JSON object on standard input: the resolved spec, the record's
+name, and how to record. It prints a JSON object a line: `{"quality": ...}` of each part
+(quality.py), `{"progress": ...}` while it records, and at the end `{"record": ...}`. What goes
+wrong goes to standard error, as `{"error": ..., "field": ...}`, with the exit status of the error.
+A signal ends it between two batches; started again, it goes on.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lectern_common.checks.compatibility import require_teacher_fits
+from lectern_common.checks.documents import with_documents
+from lectern_common.checks.student import student_facts
+from lectern_common.errors import DiskFull, InvalidRequest, InvalidSpec, LecternError
+from lectern_common.files import write_atomic
+from lectern_common.logs import configure_logs
+from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.load import parse_spec
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import replica_addresses
+from lectern_common.teacher.record.manifest import (
+    HEAD_NAME,
+    TEACHER_NAME,
+    TOKENIZER_MAP_NAME,
+    RecordFacts,
+    RecordManifest,
+    read_record_manifest,
+)
+from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.tokenizer_map import tokenizer_sha256
+from lectern_common.wire.formats import DTYPE_NAMES
+from lectern_common.words import size
+from protos import teacher_pb2
+from student_trainer.data.rows import Rows
+from student_trainer.data.select import Data, open_data
+from student_trainer.record.plan import RecordOptions, planned_parts
+from student_trainer.record.precompute import REQUESTS_IN_FLIGHT, PlannedPart, record_part
+from student_trainer.record.quality import quality_of
+from student_trainer.record.writer import RecordWriter, recording
+from student_trainer.stop import Stop, StopRequested
+from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.head import write_head
+from student_trainer.teacher.recorded_rows import RowMeaning
+from student_trainer.teacher.remote import RemoteTeacher
+
+STOPPED = 75  # ended on request; the same command goes on
+_REPORT_SECONDS = 0.5
+# Distinct ids of a row of draws, at most as many as draws; their bytes are known only afterwards.
+_DRAWN_ID_BYTES = 5.5
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def precompute(
+    spec: RunSpec,
+    roots: Roots,
+    name: str,
+    options: RecordOptions,
+    *,
+    stop: Stop,
+    report: Report = lambda said: None,
+) -> RecordManifest:
+    """Records the teacher of a run spec over its data, as `DATA/NAME`; returns the manifest.
+
+    Args:
+        spec: resolved; it distils.
+        roots: what its paths are relative to.
+        name: of the record, a folder under the data root.
+        options: how to record.
+        stop: ends it with StopRequested; the same call goes on later.
+        report: called with {"quality": ...} of each part, and then now and then with
+            {"progress": {part, done, of, bytes}}: batches done of all, bytes of the part's rows.
+
+    Raises:
+        StopRequested: a stop was requested.
+        Conflict: there is such a record, or one is being made in another way.
+        DiskFull: the disk is too small, or has become full.
+        LecternError: data, student and teacher do not fit, or the teacher cannot be reached.
+    """
+    spec = with_documents(spec, roots)
+    if spec.teacher is None:
+        raise InvalidSpec([("teacher", "is required: there is nothing to record without one")])
+    if spec.data.path is None:
+        raise InvalidSpec([("data.path", "is required: synthetic rows are not recorded")])
+    student = student_facts(spec, roots)
+    if student.vocab_size is None:
+        why = "is not on this machine, or its config names no vocabulary: download it first"
+        raise InvalidSpec([("student", why)])
+    data = open_data(spec, roots, student.vocab_size, student.tokens)
+    parts = planned_parts(spec, data, options)
+    record = resolve_under(roots.data, name, "output")
+    with ExitStack() as stack:
+        remote = stack.enter_context(_remote(spec, spec.teacher, roots, student.vocab_size, stop))
+        model = remote.connect()
+        other = spec.data.validation_path
+        require_teacher_fits(
+            spec,
+            model,
+            remote.tokenizer_map,
+            student,
+            data.manifest,
+            data.folder,
+            resolve_under(roots.data, other, "data.validation_path") if other else None,
+        )
+        remote.narrow()
+        facts = _facts(spec, model, data, remote)
+        plan = facts.model_dump(mode="json")
+        plan |= {"options": asdict(options), "spec": _what_decides(spec)}
+        writer = stack.enter_context(recording(record, plan))
+        if writer.is_whole():
+            writer.put_in_place()
+            return read_record_manifest(record)
+        return _recorded(writer, facts, parts, remote, data, stop, report)
+
+
+def _recorded(
+    writer: RecordWriter,
+    facts: RecordFacts,
+    parts: list[PlannedPart],
+    remote: RemoteTeacher,
+    data: Data,
+    stop: Stop,
+    report: Report,
+) -> RecordManifest:
+    requests_in_flight = REQUESTS_IN_FLIGHT * len(replica_addresses(remote.address))
+    needs_head = any(part.format.representation.format.needs_head for part in parts)
+    head = remote.output_head() if needs_head else None
+    expected = _expected_bytes(facts, parts, data)
+    there = sum(path.stat().st_size for path in writer.folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(writer.folder).free
+    if expected - there > free:
+        raise DiskFull(
+            f"the record takes about {size(expected)}, and {size(free)} are free: free some, "
+            "choose a smaller teacher.representation, or record fewer rows"
+        )
+    write_atomic(writer.folder / TEACHER_NAME, remote.model.SerializeToString(deterministic=True))
+    tokens = json.dumps(remote.tokenizer_map(), sort_keys=True).encode()
+    write_atomic(writer.folder / TOKENIZER_MAP_NAME, tokens)
+    if needs_head:
+        write_head(writer.folder / HEAD_NAME, remote.served_head())
+    meanings = [
+        RowMeaning(
+            facts.vocab_size,
+            facts.hidden_size,
+            facts.hidden_dtype,
+            part.temperature or 1.0,
+            head if part.format.representation.format.needs_head else None,
+        )
+        for part in parts
+    ]
+    for part, meaning in zip(parts, meanings, strict=True):
+        report({"quality": asdict(quality_of(part, remote, meaning))})
+    done = [
+        record_part(
+            writer,
+            part,
+            remote,
+            meaning,
+            stop=stop,
+            report=_NowAndThen(report),
+            requests_in_flight=requests_in_flight,
+        )
+        for part, meaning in zip(parts, meanings, strict=True)
+    ]
+    return writer.finish(facts, done)
+
+
+class _NowAndThen:
+    """Passes progress on a few times a second, and the last of each part."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last = 0.0
+
+    def __call__(self, part: PlannedPart, batches: int, num_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _REPORT_SECONDS or batches == part.num_batches:
+            self._last = now
+            progress = {"part": part.name, "done": batches, "of": part.num_batches}
+            self._report({"progress": {**progress, "bytes": num_bytes}})
+
+
+def _remote(
+    spec: RunSpec, teacher: TeacherSpec, roots: Roots, vocab_size: int, stop: Stop
+) -> RemoteTeacher:
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
+    calls = TeacherCalls(
+        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+        deadline_seconds=teacher.deadline_seconds,
+        outage_budget_seconds=teacher.outage_budget_seconds,
+        stop=stop,
+    )
+    return RemoteTeacher(
+        calls,
+        run_id=spec.name,
+        vocab_size=vocab_size,
+        device=torch.device("cpu"),
+        cache_root=roots.cache,
+    )
+
+
+def _facts(
+    spec: RunSpec, model: teacher_pb2.Model, data: Data, remote: RemoteTeacher
+) -> RecordFacts:
+    """Returns what the manifest says besides parts and files."""
+    return RecordFacts.model_validate(
+        {
+            "model_id": model.model_id,
+            "fingerprint": model.fingerprint,
+            "weights_sha256": model.weights_sha256,
+            "tokenizer_sha256": tokenizer_sha256(remote.tokenizer_map()),
+            "vocab_size": remote.vocab_size(),
+            "hidden_size": model.hidden_size,
+            "hidden_dtype": DTYPE_NAMES[model.hidden_dtype],
+            "contexts": {
+                "data_path": str(spec.data.path),
+                "data_sha256s": data.sha256s,
+                "seq_len": spec.data.seq_len,
+                "attention_across_documents": spec.data.attention_across_documents is not False,
+                "packs_chats": data.packs_chats,
+            },
+            "producer_version": version("lectern"),
+        }
+    )
+
+
+def _what_decides(spec: RunSpec) -> dict[str, Any]:
+    """Returns what of a spec decides the bytes of its record, besides the manifest's facts."""
+    return {
+        "data": spec.data.model_dump(mode="json"),
+        "validation_rows": spec.evaluation.max_sequences,
+        "temperature": spec.objective.temperature,
+        "teacher": spec.teacher.asks_for.__dict__ if spec.teacher is not None else None,
+    }
+
+
+def _expected_bytes(facts: RecordFacts, parts: list[PlannedPart], data: Data) -> int:
+    """Returns about how many bytes the rows will take; more than that only if ids repeat little."""
+    total = 0
+    for part in parts:
+        row = part.format.row_bytes(facts.vocab_size, facts.hidden_size, facts.hidden_dtype)
+        if row is None:
+            row = int((part.format.num_draws or 0) * _DRAWN_ID_BYTES) + 1
+        covers_training = part.name.startswith("training")
+        rows: Rows = data.training if covers_training else data.validation
+        total += len(rows) * rows.seq_len * row
+    return total
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m student_trainer.record.stage")
+    parser.add_argument("--home", type=Path, help="see lectern_common/roots.py")
+    arguments = parser.parse_args(argv)
+    configure_logs("warning")
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.request())
+
+    def say(line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+
+    try:
+        asked = json.load(sys.stdin)
+        manifest = precompute(
+            parse_spec(asked["spec"]),
+            Roots.of_home(arguments.home),
+            asked["output"],
+            RecordOptions(**asked["options"]),
+            stop=stop,
+            report=say,
+        )
+    except StopRequested:
+        return STOPPED
+    except LecternError as error:
+        field = error.field if isinstance(error, InvalidRequest) else None
+        print(json.dumps({"error": str(error), "field": field}), file=sys.stderr)
+        return error.exit_code
+    say({"record": manifest.model_dump(mode="json", by_alias=True)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
