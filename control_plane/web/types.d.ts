@@ -100,7 +100,6 @@ export interface HistoryEntry {
   message: string | null;
   by: string | null;
   details: Record<string, any>;
-  by: string | null;
 }
 
 /** Newest first. */
