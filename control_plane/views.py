@@ -51,6 +51,8 @@ class RunView(_View):
     since: float
     """When it entered this state."""
     created_at: float
+    seq: int
+    """Its place among all runs ever accepted: without `sort`, the highest comes first."""
     revision: int
     """Rises with every change of any run."""
     attempt: int
@@ -657,6 +659,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "message": (run.waits_for if run.state is RunState.QUEUED else None) or run.message,
         "since": run.since,
         "created_at": run.created_at,
+        "seq": run.seq,
         "revision": run.revision,
         "attempt": run.attempt,
         "restarts": run.restarts,

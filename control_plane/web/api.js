@@ -69,11 +69,37 @@ export async function getText(path) {
 /**
  * @param {string} path
  * @param {object} [body] sent as JSON
+ * @param {string} [key] of which a repeated request has the same, so that it creates nothing new
  * @returns {Promise<any>} the JSON body of the answer
  */
-export async function post(path, body) {
+export async function post(path, body, key) {
   const sent = body === undefined ? undefined : JSON.stringify(body);
-  return (await request(path, { method: "POST", body: sent })).json();
+  /** @type {Record<string, string>} */
+  const headers = key === undefined ? {} : { "idempotency-key": key };
+  return (await request(path, { method: "POST", body: sent, headers })).json();
+}
+
+/** Returns what no other request has as its key. (crypto.randomUUID is only there over https.) */
+export function newKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * @param {string} path
+ * @param {object} body sent as JSON
+ * @returns {Promise<any>} the JSON body of the answer
+ */
+export async function patch(path, body) {
+  return (await request(path, { method: "PATCH", body: JSON.stringify(body) })).json();
+}
+
+/**
+ * @param {string} path
+ * @returns {Promise<Blob>}
+ */
+export async function getBlob(path) {
+  return (await request(path)).blob();
 }
 
 /** @param {string} path */
@@ -86,13 +112,14 @@ export async function remove(path) {
  * Throws RequestFailed on any other error status, and another Error if there is no answer.
  *
  * @param {string} path
- * @param {RequestInit} [options]
+ * @param {RequestInit & {headers?: Record<string, string>}} [options]
  */
 async function request(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN_KEY);
     /** @type {Record<string, string>} */
-    const headers = token ? { authorization: `Bearer ${token}` } : {};
+    const headers = { ...options.headers };
+    if (token) headers.authorization = `Bearer ${token}`;
     if (options.body) headers["content-type"] = "application/json";
     const sent = fetch(path, { cache: "no-store", ...options, headers });
     const response = await sent.catch((cause) => {
@@ -129,15 +156,19 @@ function askForToken(wasWrong) {
   return tokenEntered;
 }
 
+/** @typedef {(kind: string, data: any, id: string) => void} OnEvent id: "" if it has none */
+
 /**
  * Reads one event stream until it ends or fails.
  *
  * @param {string} path
  * @param {() => void} onOpen called once, when the stream has begun
- * @param {(kind: string, data: any) => void} onEvent
+ * @param {OnEvent} onEvent
+ * @param {AbortSignal} [signal] ends it
  */
-export async function follow(path, onOpen, onEvent) {
+export async function follow(path, onOpen, onEvent, signal) {
   const abort = new AbortController();
+  signal?.addEventListener("abort", () => abort.abort(), { once: true });
   let timer = setTimeout(() => abort.abort(), STREAM_START_MS);
   const waitAnew = () => {
     clearTimeout(timer);
@@ -165,14 +196,16 @@ export async function follow(path, onOpen, onEvent) {
 
 /**
  * @param {string} block one event, as lines
- * @param {(kind: string, data: any) => void} onEvent
+ * @param {OnEvent} onEvent
  */
 function dispatch(block, onEvent) {
   let kind = "message";
   let data = "";
+  let id = "";
   for (const line of block.split("\n")) {
     if (line.startsWith("event: ")) kind = line.slice(7);
     else if (line.startsWith("data: ")) data += line.slice(6);
+    else if (line.startsWith("id: ")) id = line.slice(4);
   }
-  if (data) onEvent(kind, JSON.parse(data));
+  if (data) onEvent(kind, JSON.parse(data), id);
 }

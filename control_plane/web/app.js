@@ -5,7 +5,12 @@ import { RequestFailed, get } from "./api.js";
 import { Overview } from "./charts/charts.js";
 import { Comparison } from "./views/compare/comparison.js";
 import { stayConnected } from "./state/connection.js";
+import { AlertCenter } from "./views/alerts/alerts.js";
+import { AlertsPage } from "./views/alerts/page.js";
 import { NewRun } from "./views/create/new_run.js";
+import { NewSweep } from "./views/sweeps/new_sweep.js";
+import { SweepList } from "./views/sweeps/list.js";
+import { SweepPage } from "./views/sweeps/sweep.js";
 import { byId, makeCopyButtons, setText, show } from "./dom.js";
 import { count, isActive } from "./format.js";
 import { chartOptions, showChartParams } from "./state/chart_address.js";
@@ -13,6 +18,7 @@ import { Counts } from "./state/counts.js";
 import { showExamples } from "./views/lists/examples.js";
 import { watchDisk } from "./views/lists/disk.js";
 import { makeFilters, showFilters } from "./views/lists/filters.js";
+import { openPrune } from "./views/lists/prune.js";
 import { RunList } from "./views/lists/runs.js";
 import { queryOfAddress } from "./views/lists/query.js";
 import { watchTeachers } from "./views/lists/teachers.js";
@@ -60,6 +66,11 @@ const list = new RunList(store, {
 const runPage = new RunPage(store);
 const newRun = new NewRun(byId("view-new"));
 const comparison = new Comparison(byId("view-compare"), store);
+const alertsPage = new AlertsPage(byId("view-alerts"));
+const alerts = new AlertCenter(() => alertsPage.fill());
+const sweepList = new SweepList(byId("view-sweeps"));
+const sweepPage = new SweepPage(byId("view-sweep"), store);
+const newSweep = new NewSweep(byId("view-new-sweep"));
 
 // ---- what the control plane sends --------------------------------------------------------------
 
@@ -79,6 +90,7 @@ async function load() {
   }
   hasLoaded = true;
   if (store.runs.size === 0) showExamples().catch(() => {});
+  alerts.load().catch(() => {}); // the runs are shown all the same
   await showRoute();
   render();
   return active.revision;
@@ -95,6 +107,7 @@ store.onChange((run, before, id) => {
   if (drawn.has(id) || before === undefined || before.state !== run?.state) render();
   runPage.take(run, id);
   comparison.take(run, id);
+  sweepPage.take(run, before, id);
 });
 
 // ---- what is drawn -----------------------------------------------------------------------------
@@ -130,14 +143,15 @@ function renderNow() {
   const shown = isList ? list.order.filter((run) => drawn.has(run.id)) : [];
   const names = list.order.map((run) => run.name);
   const isUnique = (/** @type {Run} */ { name }) => names.indexOf(name) === names.lastIndexOf(name);
-  overview.update(shown.toSorted((a, b) => a.created_at - b.created_at).map((run) =>
+  overview.update(shown.toSorted((a, b) => a.seq - b.seq).map((run) =>
     ({ run, name: isUnique(run) ? run.name : run.id, settings: run.settings })));
   const numListed = list.order.length;
   setText(byId("show-all"), `Show all ${numListed} in the chart`);
   show(byId("show-all"), shown.length < numListed && numListed <= MAX_SHOW_ALL);
 }
 
-const isFiltered = () => list.query.text !== "" || list.query.states.size > 0;
+const isFiltered = () => list.query.text !== "" || list.query.states.size > 0
+  || list.query.group !== "" || list.query.tags.length > 0;
 
 function summary() {
   if (!hasLoaded) return "Connecting \u2026";
@@ -167,13 +181,11 @@ async function showRoute() {
     if (run === null) return;
     runPage.show(run);
   } else runPage.hide();
-  show(byId("view-runs"), view === "runs");
-  show(byId("view-run"), view === "run");
-  show(byId("view-new"), view === "new" || view === "edit");
-  show(byId("view-compare"), view === "compare");
-  if (view === "compare") await comparison.show(params);
-  else comparison.hide();
-  if ((view === "new" || view === "edit") && isNew) await newRun.show(view, id || params.get("from"), params);
+  const element = ELEMENTS[view] ?? `view-${view}`;
+  for (const one of byId("main").querySelectorAll(".view")) {
+    if (one instanceof HTMLElement) show(one, one.id === element);
+  }
+  await showView(view, id, params, isNew);
   if (view === "runs") {
     const query = queryOfAddress();
     if (isNew && lastShown !== "") showFilters(list);
@@ -181,12 +193,40 @@ async function showRoute() {
       list.ask(query);
       showFilters(list);
     }
+    if (params.has("prune")) openPrune();
   }
   if (isNew && lastShown !== "") goTo(view);
   lastShown = `${view} ${id}`;
   setTitle(view, id);
+  markPage(view);
   showChartParams(view);
   render();
+}
+
+/** @type {Record<string, string>} the element of a view, if it is called otherwise */
+const ELEMENTS = { edit: "view-new", fork: "view-new" };
+
+/**
+ * Fills a view, and empties those that are not shown.
+ *
+ * @param {string} view
+ * @param {string} id
+ * @param {URLSearchParams} params
+ * @param {boolean} isNew whether another was shown before
+ */
+async function showView(view, id, params, isNew) {
+  if (view !== "compare") comparison.hide();
+  if (view !== "alerts") alertsPage.hide();
+  if (view !== "sweeps") sweepList.hide();
+  if (view !== "sweep") sweepPage.hide();
+  if (view === "compare") await comparison.show(params);
+  if (view === "alerts") alertsPage.show(alerts);
+  if (view === "sweeps") sweepList.show();
+  if (view === "sweep") await sweepPage.show(id);
+  if (view === "new-sweep" && isNew) await newSweep.show(params);
+  if ((view === "new" || view === "edit" || view === "fork") && isNew) {
+    await newRun.show(view, id || params.get("from"), params);
+  }
 }
 
 /** @param {import("./views/lists/query.js").Query} query */
@@ -215,6 +255,14 @@ function goTo(view) {
   }
 }
 
+/** @param {string} view */
+function markPage(view) {
+  for (const link of document.querySelectorAll(".masthead nav a")) {
+    if (link.getAttribute("href") === `#/${view}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
 /**
  * @param {string} view
  * @param {string} id
@@ -222,7 +270,10 @@ function goTo(view) {
 function setTitle(view, id) {
   const name = store.get(id)?.name ?? id;
   /** @type {Record<string, string>} */
-  const titles = { run: name, edit: `Resume ${name}`, new: "New run", compare: "Compare" };
+  const titles = {
+    run: name, edit: `Resume ${name}`, fork: `Fork ${name}`, new: "New run", compare: "Compare",
+    alerts: "Alerts", sweeps: "Sweeps", sweep: id, "new-sweep": "New sweep",
+  };
   document.title = view in titles ? `${titles[view]} \u2013 Lectern` : "Lectern";
 }
 
@@ -258,6 +309,7 @@ byId("show-all").addEventListener("click", () => {
   list.markAll();
   render();
 });
+byId("prune").addEventListener("click", openPrune);
 document.querySelector(".skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   byId("main").focus();
@@ -279,4 +331,5 @@ watchDisk();
 stayConnected(load, (kind, data) => {
   if (kind === "run") store.take(data);
   else if (kind === "deleted") store.forget(data.id);
+  else if (kind === "alert") alerts.take(data);
 });

@@ -63,6 +63,25 @@ export function setText(element, text) {
 }
 
 /**
+ * Returns a dotted path as parts between which a line may break.
+ *
+ * @param {string} path
+ */
+export function breakable(path) {
+  return path.split(/(?<=[._])/).flatMap((part, place) => place === 0 ? [part] : [make("wbr"), part]);
+}
+
+/**
+ * Returns a description as parts: what stands between backticks is code.
+ *
+ * @param {string} text
+ */
+export function withCode(text) {
+  return text.split("`").map((part, place) =>
+    place % 2 === 1 ? make("code", { textContent: part }) : part);
+}
+
+/**
  * @param {HTMLElement} element
  * @param {boolean} isVisible
  */
@@ -118,7 +137,7 @@ export function choices(container, options, role, onChoose) {
   container.addEventListener("keydown", (event) => {
     const offset = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!offset) return;
-    const list = [...buttons.values()];
+    const list = [...buttons.values()].filter((button) => !button.hidden);
     const place = list.findIndex((button) => button === document.activeElement);
     const next = list[(place + offset + list.length) % list.length];
     next.focus();

@@ -186,13 +186,15 @@ export function validation(run) {
   const [best, bestAt] = [latest["loss/val_best"] ?? null, latest["loss/val_best_step"] ?? null];
   if (at === 0) return { text: DASH, note: `untrained ${loss(value)}`, isBest: false };
   const isBest = bestAt !== null && bestAt === at;
-  const lowest = bestAt === 0 ? `untrained ${loss(best)}` : `best ${loss(best)} at ${count(bestAt)}`;
+  // Breaks, if it must, between the two values.
+  const lowest = (bestAt === 0 ? `untrained ${loss(best)}` : `best ${loss(best)} at ${count(bestAt)}`)
+    .replaceAll(" ", "\u00a0");
   if (value === null || value === undefined) {
     return { text: DASH, note: bestAt === null ? "" : lowest, isBest };
   }
   if (at === null) return { text: loss(value), note: "", isBest };
   if (bestAt === null) return { text: loss(value), note: `at ${count(at)}`, isBest };
-  const note = isBest ? `at ${count(at)}, the best` : `at ${count(at)}; ${lowest}`;
+  const note = isBest ? `at ${count(at)}, the best` : `at\u00a0${count(at)}; ${lowest}`;
   return { text: loss(value), note, isBest };
 }
 
@@ -266,6 +268,7 @@ export function explanation(run, now) {
   if (run.stale_since !== null) {
     return `No heartbeat from the trainer since ${clockTime(run.stale_since)}.`;
   }
+  if (run.stop_at === "checkpoint" && isActive(run)) return joined("Stops at its next checkpoint.", sentence(run.message));
   if (run.stalled_since !== null) {
     const since = `${clockTime(run.stalled_since)}, ${ago(run.stalled_since, now)}`;
     const what = run.activity === null ? "" : ` in its ${ACTIVITIES[run.activity] ?? run.activity}`;

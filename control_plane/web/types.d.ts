@@ -32,6 +32,7 @@ export interface Run {
   message: string | null;
   since: number;
   created_at: number;
+  seq: number;
   revision: number;
   attempt: number;
   restarts: number;
@@ -72,6 +73,14 @@ export interface Run {
   group: string | null;
   tags: string[];
   notes: string;
+  forked_from: ForkedFrom | null;
+  stop_at: "checkpoint" | null;
+  disk_bytes: number | null;
+}
+
+export interface ForkedFrom {
+  run_id: string;
+  step: number;
 }
 
 /** A run in the page. */
@@ -306,4 +315,156 @@ export interface Problem {
 export interface FieldProblem {
   field: string;
   message: string;
+}
+
+/** What POST /runs/prune would delete, or has deleted. */
+export interface Pruned {
+  runs: PrunedRun[];
+  bytes: number;
+  deleted: number;
+  left_out: Refusal[];
+}
+
+export interface Refusal {
+  run_id: string;
+  detail: string;
+}
+
+export interface PrunedRun {
+  run_id: string;
+  name: string;
+  state: RunState;
+  since: number;
+  disk_bytes: number;
+}
+
+export type AlertKind =
+  | "failed" | "stalled" | "diverged" | "waiting" | "disk" | "finished";
+
+/** Something that a person should know of. */
+export interface Alert {
+  seq: number;
+  at: number;
+  kind: AlertKind;
+  run_id: string | null;
+  name: string | null;
+  state: RunState | null;
+  reason: string | null;
+  step: number | null;
+  message: string;
+  attempts: number;
+  next_try_at: number | null;
+  delivered_at: number | null;
+  last_error: string | null;
+}
+
+/** Newest first. */
+export interface Alerts {
+  receiver: string | null;
+  alerts: Alert[];
+}
+
+/** What came of a message to the webhook. */
+export interface AlertTest {
+  receiver: string;
+  delivered: boolean;
+  status: number | null;
+  said: string | null;
+  error: string | null;
+  seconds: number;
+}
+
+/** A sweep in the list of sweeps. */
+export interface SweepSummary {
+  id: string;
+  name: string;
+  group: string;
+  created_at: number;
+  metric: string;
+  goal: "min" | "max";
+  num_runs: number;
+  settings: string[];
+  states: Record<string, number>;
+}
+
+export interface SweepsPage {
+  sweeps: SweepSummary[];
+  total: number;
+  next_cursor: string | null;
+}
+
+export interface SweepRun {
+  run_id: string;
+  name: string;
+  state: RunState;
+  reason: string | null;
+  message: string | null;
+  step: number;
+  steps: number;
+  settings: Record<string, any>;
+  value: number | null;
+  value_step: number | null;
+  best: number | null;
+  at_step: number | null;
+  note: string | null;
+  group: number;
+}
+
+/** Runs of a sweep that differ in their seed only. */
+export interface SweepGroup {
+  settings: Record<string, any>;
+  runs: string[];
+  n: number;
+  mean: number | null;
+  spread: number | null;
+  note: string | null;
+}
+
+export interface SweepTeacher {
+  problem: string | null;
+  counted_runs: number | null;
+  asked_tokens: number | null;
+  computed_tokens: number | null;
+  shared: number | null;
+  asked_sequences: number | null;
+  computed_sequences: number | null;
+}
+
+export interface Sweep {
+  id: string;
+  name: string;
+  group: string;
+  created_at: number;
+  metric: string;
+  goal: "min" | "max";
+  num_runs: number;
+  settings: string[];
+  runs: SweepRun[];
+  groups: SweepGroup[];
+  best: string | null;
+  best_group: number | null;
+  teacher: SweepTeacher | null;
+}
+
+export interface Combination {
+  name: string;
+  settings: Record<string, any>;
+}
+
+export interface SweepEstimate {
+  tokens: number;
+  teacher_tokens: number;
+  teacher_tokens_shared: number;
+  teacher_hours: number | null;
+  free_disk_bytes: number | null;
+}
+
+/** What POST /sweeps/check found. */
+export interface SweepCheck {
+  ok: boolean;
+  runs: Combination[];
+  settings: string[];
+  checks: Check[];
+  estimate: SweepEstimate;
+  advice: string[];
 }

@@ -20,6 +20,12 @@ SPELLED = {
     "RunDetail.spec": "Record<string, any>",
     "SpecCheck.spec": "Record<string, any>",
     "Check.outcome": '"pass" | "warn" | "fail" | "skip"',
+    "Run.stop_at": '"checkpoint" | null',
+    "RunDetail.stop_at": '"checkpoint" | null',
+    "Alert.kind": "AlertKind",
+    "Alert.state": "RunState | null",
+    "SweepSummary.goal": '"min" | "max"',
+    "Sweep.goal": '"min" | "max"',
 }
 
 

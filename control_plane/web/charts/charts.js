@@ -15,6 +15,7 @@ import { View } from "./view.js";
  *   all that differs from the defaults, to be put into the address
  * @property {() => void} [onStyles] called when `style` returns others than before
  * @property {string} [metric] key of the large chart at first
+ * @property {Params} [defaults] other choices at first
  * @property {boolean} [expanded] whether all metrics are shown at first
  * @property {(width: number) => number} [height] of the large chart, both in pixels
  */
@@ -82,10 +83,11 @@ export class RunCharts {
  * @param {boolean} isOfMany
  * @param {Options & {place: string, expanded: boolean}} options
  */
-function newGrid(container, isOfMany, { place, expanded, params, onParams, onStyles, metric, height }) {
+function newGrid(container, isOfMany, options) {
+  const { place, expanded, params, onParams, onStyles, metric, defaults, height } = options;
   container.classList.add("charts");
   const first = metric ?? "loss/val";
-  const view = new View(place, params ?? {}, { metric: first }, onParams ?? (() => {}));
+  const view = new View(place, params ?? {}, { ...defaults, metric: first }, onParams ?? (() => {}));
   return new Grid(container, view, {
     isOfMany, expanded, onStyles: onStyles ?? (() => {}), height: height ?? ((width) => (width < 560 ? 240 : 350)),
   });

@@ -6,7 +6,7 @@ import { route } from "./router.js";
 
 /** @typedef {Record<string, string>} Params */
 
-/** @typedef {"runs" | "run" | "compare"} View those with charts */
+/** @typedef {"runs" | "run" | "compare" | "sweep"} View those with charts */
 
 const first = route().view;
 /** @type {Map<string, Params>} by view */

@@ -4,22 +4,27 @@
 
 /**
  * @typedef {object} Route
- * @property {"runs" | "run" | "new" | "edit" | "compare"} view
- * @property {string} id of the run, if the view is of one
+ * @property {"runs" | "run" | "new" | "edit" | "fork" | "compare" | "alerts" | "sweeps" | "sweep" | "new-sweep"} view
+ * @property {string} id of the run or the sweep, if the view is of one
  * @property {URLSearchParams} params
  */
 
-const RUN = /^\/runs\/([\w-]+)(\/edit)?$/;
+const RUN = /^\/runs\/([\w-]+)(?:\/(edit|fork))?$/;
+const SWEEP = /^\/sweeps\/([\w-]+)$/;
+/** @type {Record<string, Route["view"]>} by path */
+const OTHERS = {
+  "/new": "new", "/compare": "compare", "/alerts": "alerts", "/sweeps": "sweeps", "/sweeps/new": "new-sweep",
+};
 
 /** @returns {Route} */
 export function route() {
   const [path, query] = location.hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query ?? "");
   const run = RUN.exec(path);
-  if (run) return { view: run[2] ? "edit" : "run", id: run[1], params };
-  if (path === "/new") return { view: "new", id: "", params };
-  if (path === "/compare") return { view: "compare", id: "", params };
-  return { view: "runs", id: "", params };
+  if (run) return { view: /** @type {Route["view"]} */ (run[2] ?? "run"), id: run[1], params };
+  if (path in OTHERS) return { view: OTHERS[path], id: "", params };
+  const sweep = SWEEP.exec(path);
+  return sweep ? { view: "sweep", id: sweep[1], params } : { view: "runs", id: "", params };
 }
 
 /**
@@ -38,6 +43,9 @@ export function setParams(changes) {
   const hash = query ? `#${path}?${query}` : `#${path}`;
   if (hash !== location.hash) history.replaceState(history.state, "", hash);
 }
+
+/** @param {string} id */
+export const pathOfSweep = (id) => `#/sweeps/${encodeURIComponent(id)}`;
 
 /** @param {string} id */
 export const pathOfRun = (id) => `#/runs/${encodeURIComponent(id)}`;

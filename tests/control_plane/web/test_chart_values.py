@@ -144,10 +144,12 @@ def test_runs_are_grouped_by_all_settings_but_the_seed(call):
     ]
 
 
-def test_values_of_a_setting_are_ordered_as_numbers_and_absent_ones_are_called_none(call):
-    entries = [entry("a", rank=16), entry("b", rank=2), entry("c"), entry("d", rank=2)]
+def test_values_of_a_setting_are_ordered_as_numbers_and_absent_ones_are_called_default(call):
+    ranks = {"a": 16, "b": 2, "d": 2, "e": None}
+    entries = [entry(name, rank=rank) for name, rank in ranks.items()] + [entry("c")]
     groups = call("values/groups", "groupsOf", entries, "rank")
-    assert [(g["value"], len(g["entries"])) for g in groups] == [("2", 2), ("16", 1), ("none", 1)]
+    sizes = [(g["value"], len(g["entries"])) for g in groups]
+    assert sizes == [("2", 2), ("16", 1), ("default", 1), ("none", 1)]
 
 
 def test_the_mean_of_runs_measured_at_other_steps_is_taken_between_their_values(call):

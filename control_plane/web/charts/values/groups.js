@@ -39,7 +39,7 @@ export function settingsOf({ run, settings }) {
 const isSeed = (key) => key === "seed" || key.endsWith(".seed");
 
 /** @param {string} key */
-const isName = (key) => key === "name" || key === "notes" || key === "group" || key === "tags";
+const isName = (key) => ["name", "priority", "group", "tags", "notes"].includes(key);
 
 /**
  * Returns the settings in which these runs differ, in the order of their names.
@@ -79,9 +79,10 @@ export function groupsOf(entries, key) {
   return [...groups.values()].sort((one, other) => ordered(one.value, other.value));
 }
 
-/** @param {Setting | undefined} value */
+/** @param {Setting | undefined} value what a run does not set is undefined */
 function textOf(value) {
-  return value === null || value === undefined ? "none" : String(value);
+  if (value === undefined) return "default";
+  return value === null ? "none" : String(value);
 }
 
 /** @param {string} key */

@@ -5,7 +5,7 @@ import { get } from "../../api.js";
 import { Overview } from "../../charts/charts.js";
 import { make, setText, show } from "../../dom.js";
 import { chartOptions } from "../../state/chart_address.js";
-import { loadSchemas } from "../lists/settings.js";
+import { loadSchemas, settingsAmong } from "../lists/settings.js";
 import { nameAmong } from "./heads.js";
 import { resultsTable, settingsTable } from "./tables.js";
 import { samplesTable } from "./texts.js";
@@ -99,8 +99,9 @@ export class Comparison {
     const runs = this.shown();
     replace(this.results, resultsTable(runs));
     replace(this.settings, settingsTable(runs));
-    this.overview.update(runs.map((run) =>
-      ({ run, name: nameAmong(run, runs), settings: run.settings })));
+    // Colours by place: in the order in which the page met the runs, two could be the same.
+    this.overview.update(runs.map((run, index) =>
+      ({ run: { ...run, index }, name: nameAmong(run, runs), settings: settingsAmong(run, runs) })));
   }
 
   async loadSamples() {

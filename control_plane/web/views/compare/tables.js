@@ -1,7 +1,7 @@
 // @ts-check
 // The tables of a comparison: what each run has come to, and the settings in which they differ.
 
-import { make } from "../../dom.js";
+import { breakable, make } from "../../dom.js";
 import { columnOf } from "../lists/columns.js";
 import { settingNames, settingOf, settingText } from "../lists/settings.js";
 import { headOf } from "./heads.js";
@@ -9,6 +9,8 @@ import { headOf } from "./heads.js";
 /** @import { ShownRun } from "../../types.d.ts" */
 
 const RESULTS = ["state", "val", "kl", "agreement", "progress", "speed", "wait", "elapsed", "device"];
+/** What is not a setting of the training. */
+export const LABELS = new Set(["name", "priority", "group", "tags", "notes"]);
 const LOWEST_IS_BEST = new Set(["val", "kl"]);
 
 /** @param {ShownRun[]} runs */
@@ -31,13 +33,16 @@ export function resultsTable(runs) {
 }
 
 /**
- * Returns the settings of which at least two runs have different values.
+ * Returns the settings of which at least two runs have different values. Defaults of a section that
+ * some of them lack are not among them; nor are labels, which say nothing of the training.
  *
  * @param {ShownRun[]} runs
  */
 export function settingsTable(runs) {
-  const paths = new Set([...settingNames(), ...runs.flatMap((run) => Object.keys(run.settings))]);
-  const rows = [...paths].map((path) =>
+  const set = new Set(runs.flatMap((run) => Object.keys(run.settings)));
+  const paths = [...new Set([...settingNames(), ...set])]
+    .filter((path) => set.has(path) && !LABELS.has(path));
+  const rows = paths.map((path) =>
     ({ path, texts: runs.map((run) => settingText(settingOf(run, path))) }));
   const differing = rows.filter(({ texts }) => new Set(texts).size > 1);
   if (differing.length === 0) {
@@ -47,7 +52,7 @@ export function settingsTable(runs) {
     "tbody",
     {},
     ...differing.map(({ path, texts }) => make("tr", { dataset: { path } },
-      make("th", { scope: "row" }, make("code", { textContent: path })),
+      make("th", { scope: "row" }, make("code", {}, ...breakable(path))),
       ...texts.map((textContent) => make("td", { textContent })))),
   ));
 }

@@ -4,7 +4,7 @@
 import { make } from "../../dom.js";
 import { count, roughly, short, size } from "../../format.js";
 
-/** @import { SpecCheck } from "../../types.d.ts" */
+/** @import { Check, SpecCheck } from "../../types.d.ts" */
 
 const MARKS = { pass: "\u2713", warn: "!", fail: "\u2717", skip: "\u2013" };
 const WORDS = { pass: "passed", warn: "warning", fail: "failed", skip: "not checked here" };
@@ -15,12 +15,6 @@ const WORDS = { pass: "passed", warn: "warning", fail: "failed", skip: "not chec
  * @param {SpecCheck} answer
  */
 export function checkParts({ ok, checks, estimate }) {
-  const lines = checks.map(({ outcome, subject, message }) => {
-    const mark = make("span", { className: "mark", textContent: MARKS[outcome], title: WORDS[outcome] });
-    mark.setAttribute("role", "img");
-    mark.setAttribute("aria-label", WORDS[outcome]);
-    return make("li", { dataset: { outcome } }, mark, make("b", { textContent: subject }), ` ${message}`);
-  });
   const { teacher_hours: hours, free_disk_bytes: free, bytes_per_step: sent } = estimate;
   /** @type {[string, string][]} */
   const figures = [
@@ -37,8 +31,23 @@ export function checkParts({ ok, checks, estimate }) {
   ];
   return [
     make("h2", { textContent: ok ? "The run can start" : "The run cannot start" }),
-    make("ul", { className: "checks" }, ...lines),
-    make("dl", { className: "facts" }, ...figures.filter(([, text]) => text !== "").map(([name, text]) =>
-      make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: text })))),
+    checkLines(checks),
+    figureList(figures),
   ];
+}
+
+/** @param {Check[]} checks */
+export function checkLines(checks) {
+  return make("ul", { className: "checks" }, ...checks.map(({ outcome, subject, message }) => {
+    const mark = make("span", { className: "mark", textContent: MARKS[outcome], title: WORDS[outcome] });
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", WORDS[outcome]);
+    return make("li", { dataset: { outcome } }, mark, make("b", { textContent: subject }), ` ${message}`);
+  }));
+}
+
+/** @param {[name: string, text: string][]} figures those without a text are left out */
+export function figureList(figures) {
+  return make("dl", { className: "facts" }, ...figures.filter(([, text]) => text !== "").map(([name, text]) =>
+    make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: text }))));
 }

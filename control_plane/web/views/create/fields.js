@@ -1,47 +1,94 @@
 // @ts-check
 // The fields of a form that is made of the schema of a run spec: one per setting.
 
-import { make, setText, show } from "../../dom.js";
+import { make, setText, show, withCode } from "../../dom.js";
 import { sectionOf, settingText } from "../lists/settings.js";
 
 /** @import { Schema } from "../lists/settings.js" */
 
 /** @typedef {HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement} Control */
 
+/**
+ * @typedef {object} About
+ * @property {Schema} schema
+ * @property {boolean} isRequired
+ * @property {boolean} isOfOptional whether its section is left out unless one of its fields is set
+ * @property {string} prefix of the id of its control
+ * @property {boolean} mayVary whether it can have several values
+ */
+
 /** One setting: its label, its control, what it does, and what is wrong with it. */
 export class Field {
   /**
    * @param {string} path
-   * @param {Schema} schema
-   * @param {boolean} isRequired
-   * @param {boolean} isOfOptional whether its section is left out unless one of its fields is set
+   * @param {About} about
    */
-  constructor(path, schema, isRequired, isOfOptional) {
+  constructor(path, { schema, isRequired, isOfOptional, prefix, mayVary }) {
     this.path = path;
     this.schema = schema;
     this.kind = kindOf(schema);
     this.control = newControl(this.kind, schema, isOfOptional);
-    const id = `field-${path}`;
+    const id = `${prefix}${path}`;
     this.control.id = id;
     this.control.required = isRequired;
     this.control.dataset.path = path;
     this.error = make("p", { className: "bad", id: `${id}-error`, hidden: true });
     const hint = make("p", { className: "hint", id: `${id}-hint` });
-    setText(hint, schema.description ?? "");
+    hint.append(...withCode(schema.description ?? ""));
     this.control.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
     const label = make("label", { htmlFor: id, textContent: path.split(".").at(-1) ?? path });
-    this.element = make("div", { className: "field", dataset: { path } }, label, this.control,
-      this.error, hint);
+    this.vary = make("input", { type: "checkbox" });
+    this.several = make("textarea", { rows: 3, placeholder: "one value per line", hidden: true });
+    this.several.setAttribute("aria-label", `${path}: one value per line`);
+    this.several.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
+    this.vary.setAttribute("aria-label", `${path} has several values`);
+    const head = make("div", { className: "field-head" }, label);
+    if (mayVary) head.append(make("label", { className: "vary" }, this.vary, "several"));
+    this.element = make("div", { className: "field", dataset: { path } }, head, this.control,
+      ...(mayVary ? [this.several] : []), this.error, hint);
     this.control.addEventListener("input", () => this.say(""));
+    this.several.addEventListener("input", () => this.say(""));
+    this.vary.addEventListener("change", () => {
+      show(this.several, this.vary.checked);
+      show(this.control, !this.vary.checked);
+      if (this.vary.checked && this.several.value === "") this.several.value = this.control.value;
+      this.focus();
+    });
   }
 
-  /** Returns the value that the user has set, or undefined for the default. */
+  isVaried() {
+    return this.vary.checked;
+  }
+
+  isSet() {
+    return this.isVaried() || this.control.value !== "";
+  }
+
+  focus() {
+    (this.isVaried() ? this.several : this.control).focus();
+  }
+
+  /** Returns the values of a field that has several. */
+  values() {
+    const lines = this.several.value.split("\n").map((line) => line.trim());
+    return lines.filter((line) => line !== "").map((line) => this.parse(line));
+  }
+
+  /** Returns the value that the user has set; undefined for the default, and if it has several. */
   value() {
     const text = this.control.value.trim();
-    if (text === "") return undefined;
+    return text === "" || this.isVaried() ? undefined : this.parse(text);
+  }
+
+  /**
+   * @param {string} text
+   * @returns {any}
+   */
+  parse(text) {
     if (this.kind.type === "number") return Number.isFinite(Number(text)) ? Number(text) : text;
     if (this.kind.type === "boolean") return text === "true";
-    if (this.kind.type === "lines") return text.split("\n").filter((line) => line !== "");
+    if (this.kind.type === "lines" && !this.isVaried()) return text.split("\n").filter((line) => line !== "");
+    if (this.kind.type === "lines") return text.split(/\s*,\s*/);
     if (this.kind.type === "json") return parsed(text);
     return this.kind.takesNumbers && /^-?[\d.]+(e-?\d+)?$/.test(text) ? Number(text) : text;
   }
@@ -58,7 +105,9 @@ export class Field {
   say(problem) {
     setText(this.error, problem);
     show(this.error, problem !== "");
-    this.control.setAttribute("aria-invalid", String(problem !== ""));
+    for (const control of [this.control, this.several]) {
+      control.setAttribute("aria-invalid", String(problem !== ""));
+    }
   }
 }
 

@@ -1,44 +1,85 @@
 // @ts-check
 // A new run: a form made of the schema of a spec. It can begin as a copy of a run, be checked
-// before the start, and change what a resume may change.
+// before the start, change what a resume may change, and fork a run from one of its checkpoints.
 
-import { RequestFailed, get, post } from "../../api.js";
-import { find, make, setText, show } from "../../dom.js";
+import { RequestFailed, get, newKey, post } from "../../api.js";
+import { make, setText, show } from "../../dom.js";
+import { count, size } from "../../format.js";
 import { loadSchemas } from "../lists/settings.js";
 import { pathOfRun } from "../../state/router.js";
 import { checkParts } from "./checks.js";
-import { Field, fieldsOf, nested } from "./fields.js";
+import { SpecForm, inWords } from "./spec_form.js";
 import { loadSuggestions } from "./suggestions.js";
 
-/** @import { FieldProblem, Run, RunDetail, SpecCheck } from "../../types.d.ts" */
+/** @import { Checkpoints, Run, RunDetail, SpecCheck } from "../../types.d.ts" */
 
-// Shown at once; the others are folded away, section by section.
-const FIRST = new Set([
-  "name", "teacher.address", "teacher.representation", "student.init", "student.config",
-  "data.kind", "data.path", "data.seq_len", "objective.alpha", "objective.temperature",
-  "optimizer.learning_rate", "schedule.steps", "batch.sequences_per_step",
-]);
+/** @typedef {"new" | "edit" | "fork"} Kind */
+
+/** @type {Record<Kind, {title: string, start: string}>} */
+const WORDS = {
+  new: { title: "New run", start: "Start the run" },
+  edit: { title: "Edit and resume", start: "Resume the run" },
+  fork: { title: "Fork", start: "Start the fork" },
+};
+
+// The student of a fork is that of the checkpoint.
+const NOT_OF_A_FORK = /^student\.(?!dtype$)/;
 
 export class NewRun {
   /** @param {HTMLElement} element */
   constructor(element) {
-    this.element = element;
-    /** @type {Map<string, Field>} */
-    this.fields = new Map();
-    /** @type {RunDetail | null} the run that is edited */
-    this.edited = null;
+    this.form = new SpecForm("field-");
+    /** @type {Kind} */
+    this.kind = "new";
+    /** @type {RunDetail | null} the run that is edited or forked */
+    this.before = null;
+    this.key = ""; // of the request, so that a repeated one makes no second run
     this.title = make("h1");
     this.lead = make("p", { className: "muted" });
     this.problem = make("p", { className: "bad", hidden: true });
     this.problem.setAttribute("role", "alert");
-    this.sections = make("div", { className: "form-sections" });
+    this.from = make("select", { id: "fork-checkpoint" });
+    this.fromError = make("p", { className: "bad", id: "fork-checkpoint-error", hidden: true });
+    this.from.setAttribute("aria-describedby", this.fromError.id);
+    this.fromBox = make(
+      "fieldset",
+      { className: "card part" },
+      make("legend", { textContent: "Fork from" }),
+      make(
+        "div",
+        { className: "fields" },
+        make(
+          "div",
+          { className: "field" },
+          make("label", { htmlFor: this.from.id, textContent: "checkpoint" }),
+          this.from,
+          this.fromError,
+          make("p", {
+            className: "hint",
+            textContent:
+              "The fork starts with the student, the optimizer and the place in the data that this checkpoint has.",
+          }),
+        ),
+      ),
+    );
     this.check = make("button", { type: "button", className: "quiet", textContent: "Check" });
     this.start = make("button", { className: "strong" });
     this.result = make("section", { className: "card part", hidden: true });
     this.result.setAttribute("aria-live", "polite");
-    const form = make("form", { className: "run-form", noValidate: true }, this.problem, this.sections,
-      make("div", { className: "actions" }, this.start, this.check), this.result);
-    const trail = make("p", { className: "trail" }, make("a", { href: "#/", textContent: "All runs" }));
+    const form = make(
+      "form",
+      { className: "run-form", noValidate: true },
+      this.problem,
+      this.fromBox,
+      this.form.element,
+      make("div", { className: "actions" }, this.start, this.check),
+      this.result,
+    );
+    const trail = make(
+      "p",
+      { className: "trail" },
+      make("a", { href: "#/", textContent: "All runs" }),
+    );
     element.append(trail, this.title, this.lead, form);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -48,117 +89,108 @@ export class NewRun {
   }
 
   /**
-   * @param {string} view "new", or "edit" to change a run and resume it
+   * @param {Kind} kind
    * @param {string | null} id of the run that it begins with
-   * @param {URLSearchParams} params `twin` makes it the cross-entropy twin of that run
+   * @param {URLSearchParams} params `twin` makes it the cross-entropy twin of that run;
+   *   `checkpoint` is the step of the one to fork from
    */
-  async show(view, id, params) {
-    this.edited = null;
+  async show(kind, id, params) {
+    this.kind = kind;
+    this.before = null;
+    this.key = newKey();
     show(this.result, false);
     this.say("");
-    setText(this.title, view === "edit" ? "Edit and resume" : "New run");
-    setText(this.start, view === "edit" ? "Resume the run" : "Start the run");
-    show(this.check, view === "new");
+    setText(this.title, WORDS[kind].title);
+    setText(this.start, WORDS[kind].start);
+    setText(this.lead, "");
+    show(this.check, kind === "new");
+    show(this.fromBox, kind === "fork");
     try {
       const { schemas, mayChange } = await loadSchemas();
       /** @type {RunDetail | null} */
       const run = id ? await get(`/runs/${encodeURIComponent(id)}`) : null;
-      this.build(schemas, view === "edit" ? mayChange : null);
-      if (run !== null) this.fill(run, view === "edit", params.has("twin"));
-      setText(this.lead, leadOf(view, run));
-      loadSuggestions().catch(() => {});
+      this.form.build(schemas, {
+        changeable: kind === "edit" ? mayChange : null,
+        isLeftOut: (path) => kind === "fork" && NOT_OF_A_FORK.test(path),
+      });
+      if (run !== null) this.fill(run, params.has("twin"));
+      if (run !== null && kind === "fork")
+        await this.offerCheckpoints(run, params.get("checkpoint"));
+      setText(this.lead, leadOf(kind, run));
+      loadSuggestions(this.form).catch(() => {});
     } catch (error) {
       this.say(error instanceof Error ? error.message : String(error));
     }
   }
 
   /**
-   * @param {Record<string, any>} schemas
-   * @param {string[] | null} changeable paths that a resume may change; null means all of a new run
+   * @param {RunDetail} run
+   * @param {boolean} isTwin
    */
-  build(schemas, changeable) {
-    this.fields.clear();
-    /** @type {Map<string, Field[]>} */
-    const sections = new Map();
-    for (const { path, schema, isRequired, isOfOptional } of fieldsOf(schemas, schemas.RunSpec)) {
-      const isShown = changeable === null
-        || changeable.some((one) => path === one || path.startsWith(`${one}.`));
-      if (!isShown) continue;
-      const field = new Field(path, schema, isRequired, isOfOptional);
-      this.fields.set(path, field);
-      const section = path.includes(".") ? path.split(".")[0] : "run";
-      sections.set(section, [...(sections.get(section) ?? []), field]);
-    }
-    this.sections.replaceChildren(...[...sections].map(([name, fields]) =>
-      newSection(name, fields, changeable !== null)));
+  fill(run, isTwin) {
+    if (this.kind !== "new") this.before = run;
+    const isLeftOut = (/** @type {string} */ path) => isTwin && /^(teacher|objective)\./.test(path);
+    this.form.fill(run, this.kind !== "edit", isLeftOut);
+    if (this.kind === "edit") return;
+    const ending = { new: isTwin ? "-twin" : "", fork: "-fork", edit: "" }[this.kind];
+    this.form.fields.get("name")?.set(`${run.name.slice(0, 63 - ending.length)}${ending}`);
+    if (isTwin) this.form.fields.get("objective.alpha")?.set(1);
+    this.form.openUsed();
   }
 
   /**
+   * Offers the checkpoints of the run, newest first.
+   *
    * @param {RunDetail} run
-   * @param {boolean} isEdited
-   * @param {boolean} isTwin
+   * @param {string | null} step
    */
-  fill(run, isEdited, isTwin) {
-    if (isEdited) this.edited = run;
-    for (const [path, field] of this.fields) {
-      const isLeftOut = isTwin && /^(teacher|objective)\./.test(path);
-      if (path in run.settings && !isLeftOut) field.set(run.settings[path]);
-    }
-    if (isEdited) return;
-    // A section that is not there by default is not left out, even if all in it is as usual.
-    if (!isTwin && run.teacher !== null) this.fields.get("teacher.address")?.set(run.teacher);
-    if (run.lora_rank !== null) this.fields.get("student.lora.rank")?.set(run.lora_rank);
-    this.fields.get("name")?.set(isTwin ? `${run.name}-twin`.slice(0, 63) : run.name);
-    if (isTwin) this.fields.get("objective.alpha")?.set(1);
-    for (const box of this.sections.querySelectorAll("details")) {
-      const isUsed = [...this.fields.values()].some((field) =>
-        box.contains(field.element) && field.control.value !== "");
-      if (isUsed) box.open = true;
-    }
-  }
-
-  /** Returns the spec that the form describes, with only what the user has set. */
-  spec() {
-    const set = [...this.fields].map(([path, field]) =>
-      /** @type {[string, any]} */ ([path, field.value()]));
-    return nested(set.filter(([, value]) => value !== undefined));
-  }
-
-  /** Returns what differs from the run that is edited; an emptied field goes back to its default. */
-  changes() {
-    /** @type {[string, any][]} */
-    const found = [];
-    for (const [path, field] of this.fields) {
-      const before = this.edited?.settings[path];
-      const value = field.value() ?? (before === undefined ? undefined : field.schema.default ?? null);
-      if (value !== undefined && JSON.stringify(value) !== JSON.stringify(before)) {
-        found.push([path, value]);
-      }
-    }
-    return nested(found);
+  async offerCheckpoints(run, step) {
+    /** @type {Checkpoints} */
+    const { checkpoints } = await get(`/runs/${run.id}/checkpoints`);
+    this.from.replaceChildren(
+      ...checkpoints.toReversed().map((one) =>
+        make("option", {
+          value: String(one.step),
+          textContent: `step ${count(one.step)}, ${size(one.bytes)}`,
+          selected: String(one.step) === step,
+        }),
+      ),
+    );
+    this.start.disabled = checkpoints.length === 0;
+    if (checkpoints.length === 0) this.say(`${run.id} has no checkpoint yet to fork from.`);
   }
 
   /** Checks the spec; creates nothing. */
   async ask() {
     await this.sending("Checking \u2026", async () => {
       /** @type {SpecCheck} */
-      const answer = await post("/runs/check", this.spec());
+      const answer = await post("/runs/check", this.form.spec());
       this.result.replaceChildren(...checkParts(answer));
       show(this.result, true);
       this.result.scrollIntoView({ block: "nearest" });
-      const faults = answer.checks.flatMap(({ field, message }) => (field ? [{ field, message }] : []));
-      this.mark(faults);
+      const faults = answer.checks.flatMap(({ field, message }) =>
+        field ? [{ field, message }] : [],
+      );
+      this.form.mark(faults);
     });
   }
 
-  /** Starts the run, or resumes it, and shows it. */
+  /** Starts the run, resumes it or forks it, and shows it. */
   async submit() {
     await this.sending("Starting \u2026", async () => {
-      const path = this.edited ? `/runs/${this.edited.id}/resume` : "/runs";
       /** @type {Run} */
-      const run = await post(path, this.edited ? this.changes() : this.spec());
+      const run = await this.send();
       location.hash = pathOfRun(run.id);
     });
+  }
+
+  send() {
+    const { before, key } = this;
+    if (before === null) return post("/runs", this.form.spec(), key);
+    const changes = this.form.changes(before.settings);
+    if (this.kind === "edit") return post(`/runs/${before.id}/resume`, changes);
+    const checkpoint = this.from.value === "" ? null : Number(this.from.value);
+    return post(`/runs/${before.id}/fork`, { checkpoint, changes }, key);
   }
 
   /**
@@ -179,6 +211,7 @@ export class NewRun {
       const text = error instanceof Error ? error.message : String(error);
       if (errors.length === 0) this.say(text);
       else if (left.length > 0) this.say(left.map(inWords).join(" "));
+      if (error instanceof RequestFailed) this.key = newKey(); // it made no run
       show(this.result, false);
     } finally {
       this.start.disabled = this.check.disabled = false;
@@ -186,39 +219,17 @@ export class NewRun {
     }
   }
 
-  /**
-   * Says at each field what is wrong with it, and goes to the first. Returns those without a field.
-   *
-   * @param {FieldProblem[]} errors
-   */
+  /** @param {import("../../types.d.ts").FieldProblem[]} errors */
   mark(errors) {
-    for (const field of this.fields.values()) field.say("");
-    const left = [];
-    let isFirst = true;
-    for (const error of errors) {
-      const field = this.fieldOf(error.field);
-      if (!field) {
-        left.push(error);
-        continue;
-      }
-      field.say(error.message);
-      const box = field.element.closest("details");
-      if (box) box.open = true;
-      if (isFirst) field.control.focus();
-      isFirst = false;
-    }
-    return left;
-  }
-
-  /**
-   * Returns the field with this path, of which it is an entry, or that is the first below it.
-   *
-   * @param {string} path
-   */
-  fieldOf(path) {
-    const exact = this.fields.get(path) ?? this.fields.get(path.replace(/\.\d+$/, ""));
-    if (exact || path === "") return exact;
-    return [...this.fields.values()].find((field) => field.path.startsWith(`${path}.`));
+    const ofFrom = errors.find(({ field }) => field === "checkpoint" && this.kind === "fork");
+    setText(this.fromError, ofFrom?.message ?? "");
+    show(this.fromError, ofFrom !== undefined);
+    this.from.setAttribute("aria-invalid", String(ofFrom !== undefined));
+    return this.form.mark(
+      errors
+        .filter((error) => error !== ofFrom)
+        .map(({ field, message }) => ({ field: field.replace(/^changes\./, ""), message })),
+    );
   }
 
   /** @param {string} problem */
@@ -228,35 +239,15 @@ export class NewRun {
   }
 }
 
-/** @param {FieldProblem} error */
-const inWords = ({ field, message }) => (field ? `${field}: ${message}` : message);
-
 /**
- * @param {string} name
- * @param {Field[]} fields
- * @param {boolean} isAllOpen
- */
-function newSection(name, fields, isAllOpen) {
-  const first = fields.filter(({ path }) => FIRST.has(path) || isAllOpen);
-  const others = fields.filter(({ path }) => !FIRST.has(path) && !isAllOpen);
-  const section = make("fieldset", { className: "card part" },
-    make("legend", { textContent: name === "run" ? "The run" : name }));
-  section.append(make("div", { className: "fields" }, ...first.map(({ element }) => element)));
-  if (others.length > 0) {
-    section.append(make("details", {},
-      make("summary", { textContent: `${first.length > 0 ? "More" : "All"} settings (${others.length})` }),
-      make("div", { className: "fields" }, ...others.map(({ element }) => element))));
-  }
-  if (first.length === 0) find(section, ".fields").remove();
-  return section;
-}
-
-/**
- * @param {string} view
+ * @param {Kind} kind
  * @param {RunDetail | null} run
  */
-function leadOf(view, run) {
-  if (view === "edit" && run) return `What a resume of ${run.id} may change. Empty means the default.`;
+function leadOf(kind, run) {
+  if (kind === "edit" && run)
+    return `What a resume of ${run.id} may change. Empty means the default.`;
+  if (kind === "fork" && run)
+    return `A new run that goes on from a checkpoint of ${run.id}, which stays as it is. Change what it should do differently.`;
   const begun = run ? `It begins as a copy of ${run.id}. ` : "";
   return `${begun}An empty field has its default, which it shows.`;
 }

@@ -4,10 +4,17 @@
 import { get } from "../../api.js";
 import { make } from "../../dom.js";
 
+/** @import { SpecForm } from "./spec_form.js" */
 /** @import { Datasets, Models, Teachers } from "../../types.d.ts" */
 
-/** Gives the fields that name one of them a list of those that there are. */
-export async function loadSuggestions() {
+/**
+ * Gives the fields that name one of them a list of those that there are.
+ *
+ * @param {SpecForm} form
+ */
+export async function loadSuggestions(form) {
+  const suggest = (/** @type {string} */ path, /** @type {string[]} */ values) =>
+    suggestAt(form, path, values);
   /** @type {[Models, Datasets, Teachers]} */
   const [{ models }, { datasets }, { teachers }] = await Promise.all(
     [get("/models"), get("/datasets"), get("/teachers")],
@@ -22,13 +29,14 @@ export async function loadSuggestions() {
 }
 
 /**
+ * @param {SpecForm} form
  * @param {string} path of a field; nothing happens if the form does not have it
  * @param {string[]} values
  */
-function suggest(path, values) {
-  const input = document.getElementById(`field-${path}`);
+function suggestAt(form, path, values) {
+  const input = form.fields.get(path)?.control;
   if (!(input instanceof HTMLInputElement)) return;
-  const id = `known-${path}`;
+  const id = `${form.prefix}known-${path}`;
   input.setAttribute("list", id);
   input.parentElement?.append(make("datalist", { id }, ...values.map((value) =>
     make("option", { value }))));

@@ -3,8 +3,8 @@
 
 import { metricOf, valueOf } from "../../charts/metrics.js";
 import {
-  STATES, ago, count, dateTime, duration, elapsed, eta, joined, learnsFrom, percent, studentOf,
-  validation,
+  STATES, ago, count, dateTime, duration, elapsed, eta, joined, learnsFrom, percent, size,
+  studentOf, validation,
 } from "../../format.js";
 import { settingOf, settingText } from "./settings.js";
 
@@ -115,6 +115,24 @@ export const COLUMNS = [
     value: (run) => run.device,
     text: (run) => run.slots.join(", ") || (run.device ?? "\u2013"),
     note: (run) => run.threads === null ? "" : `${run.threads} CPU thread${run.threads === 1 ? "" : "s"}`,
+  },
+  {
+    key: "size", label: "Size", title: "What its folder takes on the disk", sort: "disk_bytes",
+    isNumber: true,
+    value: (run) => run.disk_bytes,
+    text: (run) => size(run.disk_bytes),
+  },
+  {
+    key: "priority", label: "Priority",
+    title: "Of the runs that wait for a device, those of the highest priority start first",
+    sort: "spec.priority", isNumber: true,
+    value: (run) => run.priority,
+    text: (run) => String(run.priority),
+  },
+  {
+    key: "group", label: "Group", title: "Runs that belong together", sort: "spec.group",
+    value: (run) => run.group,
+    text: (run) => run.group ?? "\u2013",
   },
   {
     key: "created", label: "Created", title: "When it was accepted", sort: "created_at",

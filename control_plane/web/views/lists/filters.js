@@ -1,9 +1,10 @@
 // @ts-check
-// The controls above the list: search, states, columns.
+// The controls above the list: search, states, group and tags, columns.
 
-import { byId, find, make, setText } from "../../dom.js";
+import { byId, find, make, setText, show } from "../../dom.js";
 import { STATES } from "../../format.js";
 import { COLUMNS, columnOf } from "./columns.js";
+import { GROUP, tagsIn } from "./query.js";
 import { loadSchemas, settingNames } from "./settings.js";
 
 /** @import { RunStore } from "../../state/store.js" */
@@ -26,6 +27,7 @@ export function makeFilters(list, store) {
     timer = setTimeout(() => list.ask({ text: search.value.trim() }), SEARCH_AFTER_MS);
   });
   makeStates(list);
+  makeLabels(list);
   makeColumns(list, store);
   for (const menu of document.querySelectorAll("details.menu")) closeOutside(menu);
   document.addEventListener("keydown", (event) => {
@@ -51,7 +53,70 @@ export function showFilters({ query }) {
   for (const box of byId("state-choices").querySelectorAll("input")) {
     box.checked = chosen.includes(/** @type {RunState} */ (box.value));
   }
+  byId("filter-group", HTMLInputElement).value = query.group;
+  byId("filter-tags", HTMLInputElement).value = query.tags.join(", ");
+  const chips = [
+    ...(query.group === "" ? [] : [newFilter("group", query.group)]),
+    ...query.tags.map((tag) => newFilter("tag", tag)),
+  ];
+  byId("filters").replaceChildren(...chips);
+  show(byId("filters"), chips.length > 0);
   showColumns(query.columns);
+}
+
+/**
+ * @param {"group" | "tag"} name
+ * @param {string} value
+ */
+function newFilter(name, value) {
+  const button = make("button", {
+    type: "button", className: "chip on", dataset: { [name]: value }, title: "Remove this filter",
+  }, `${name} ${value} \u00d7`);
+  button.setAttribute("aria-label", `Remove the filter ${name} ${value}`);
+  return button;
+}
+
+/**
+ * Filters by group and tags: typed, or by a click at those of a run.
+ *
+ * @param {RunList} list
+ */
+function makeLabels(list) {
+  const ask = (/** @type {Partial<import("./query.js").Query>} */ changes) => {
+    list.ask(changes);
+    showFilters(list);
+  };
+  byId("label-filter").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const input = byId("filter-group", HTMLInputElement);
+    const group = input.value.trim();
+    input.setCustomValidity(group === "" || GROUP.test(group) ? "" : "A group is named like a run: lower-case letters, digits and hyphens.");
+    if (!input.reportValidity()) return;
+    ask({ group, tags: tagsIn(byId("filter-tags", HTMLInputElement).value) });
+    byId("states", HTMLDetailsElement).open = false;
+  });
+  byId("filter-group").addEventListener("input", () =>
+    byId("filter-group", HTMLInputElement).setCustomValidity(""));
+  byId("rows").addEventListener("click", ({ target }) => {
+    const { group, tag } = chipOf(target);
+    if (group !== undefined) ask({ group });
+    if (tag !== undefined) ask({ tags: [...new Set([...list.query.tags, tag])] });
+  });
+  byId("filters").addEventListener("click", ({ target }) => {
+    const { group, tag } = chipOf(target);
+    if (group !== undefined) ask({ group: "" });
+    if (tag !== undefined) ask({ tags: list.query.tags.filter((one) => one !== tag) });
+    if (group !== undefined || tag !== undefined) byId("search").focus();
+  });
+}
+
+/**
+ * @param {EventTarget | null} target
+ * @returns {DOMStringMap}
+ */
+function chipOf(target) {
+  const chip = target instanceof Element ? target.closest("button.chip") : null;
+  return chip instanceof HTMLElement ? chip.dataset : {};
 }
 
 /** @param {RunList} list */

@@ -7,12 +7,17 @@ import { SHOWN_AT_FIRST, columnOf } from "./columns.js";
 
 /** @import { Run, RunState, ShownRun } from "../../types.d.ts" */
 
+/** What a group may be called: as runs are. */
+export const GROUP = /^[a-z0-9][a-z0-9-]{0,62}$/;
+
 const COLUMNS_KEY = "lectern-columns";
 
 /**
  * @typedef {object} Query
  * @property {string} text a part of the name
  * @property {Set<RunState>} states empty means all
+ * @property {string} group "" means any
+ * @property {string[]} tags a run has all of them
  * @property {string} sort as GET /runs has it; "" means newest first
  * @property {string[]} columns
  */
@@ -28,18 +33,30 @@ export function queryOfAddress() {
   return {
     text: (params.get("q") ?? "").slice(0, 100),
     states: new Set(/** @type {RunState[]} */ (states)),
+    group: GROUP.test(params.get("group") ?? "") ? params.get("group") ?? "" : "",
+    tags: tagsIn(params.get("tag") ?? ""),
     sort: columnOf(sort.replace(/^-/, "")) ? sort : "",
     columns: columns.length > 0 ? columns : SHOWN_AT_FIRST,
   };
 }
 
+/**
+ * Returns the tags in a text: words between commas or spaces. Others can be no run's.
+ *
+ * @param {string} text
+ */
+export const tagsIn = (text) => [...new Set(text.split(/[\s,]+/))]
+  .filter((tag) => tag !== "" && tag.length <= 40).slice(0, 20);
+
 /** @param {Query} query */
-export function saveQuery({ text, states, sort, columns }) {
+export function saveQuery({ text, states, group, tags, sort, columns }) {
   const joined = columns.join();
   const isUsual = joined === SHOWN_AT_FIRST.join();
   if (isUsual) localStorage.removeItem(COLUMNS_KEY);
   else localStorage.setItem(COLUMNS_KEY, joined);
-  setParams({ q: text, state: [...states].join(), sort, cols: isUsual ? null : joined });
+  setParams({
+    q: text, state: [...states].join(), group, tag: tags.join(), sort, cols: isUsual ? null : joined,
+  });
 }
 
 /**
@@ -49,12 +66,14 @@ export function saveQuery({ text, states, sort, columns }) {
  * @param {number} limit
  * @param {string | null} cursor
  */
-export function pathOf({ text, states, sort }, limit, cursor) {
+export function pathOf({ text, states, group, tags, sort }, limit, cursor) {
   const params = new URLSearchParams({ limit: String(limit) });
   if (text) params.set("q", text);
   if (sort) params.set("sort", sort);
   if (cursor !== null) params.set("cursor", cursor);
   for (const state of states) params.append("state", state);
+  if (group) params.set("group", group);
+  for (const tag of tags) params.append("tag", tag);
   return `/runs?${params}`;
 }
 
@@ -62,7 +81,9 @@ export function pathOf({ text, states, sort }, limit, cursor) {
  * @param {Query} query
  * @param {Run} run
  */
-export function matches({ text, states }, run) {
+export function matches({ text, states, group, tags }, run) {
+  if (group !== "" && run.group !== group) return false;
+  if (!tags.every((tag) => run.tags.includes(tag))) return false;
   if (states.size > 0 && !states.has(run.state)) return false;
   return run.id.toLowerCase().includes(text.toLowerCase());
 }
@@ -75,8 +96,7 @@ export function matches({ text, states }, run) {
  * @returns {(a: ShownRun, b: ShownRun) => number}
  */
 export function comparison(sort) {
-  const newest = (/** @type {Run} */ a, /** @type {Run} */ b) =>
-    b.created_at - a.created_at || (a.id < b.id ? 1 : -1);
+  const newest = (/** @type {Run} */ a, /** @type {Run} */ b) => b.seq - a.seq;
   const column = columnOf(sort.replace(/^-/, ""));
   if (sort === "" || column === undefined) return newest;
   const sign = sort.startsWith("-") ? -1 : 1;

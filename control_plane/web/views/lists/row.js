@@ -38,13 +38,14 @@ export class Row {
     this.line = swatchLine(this.swatch);
     this.swatch.addEventListener("click", () => handlers.toggleDrawn(run.id));
     this.name = make("a", { className: "name", href: pathOfRun(run.id), textContent: run.name });
+    this.labels = make("span", { className: "row-labels" });
     this.note = make("span", { className: "note" });
     this.head = make(
       "th",
       { scope: "row", className: "who" },
       make("span", { className: "choices" }, this.choose, this.swatch),
       make("span", { className: "names" }, this.name,
-        make("code", { className: "run-id", textContent: run.id }), this.note),
+        make("code", { className: "run-id", textContent: run.id }), this.labels, this.note),
     );
     this.element = make("tr", { className: "row run", dataset: { runId: run.id } }, this.head);
     this.element.title = `Created ${dateTime(run.created_at)}`;
@@ -74,6 +75,7 @@ export class Row {
     this.element.dataset.state = run.state;
     this.element.classList.toggle("stalled", run.stalled_since !== null);
     this.mark();
+    this.fillLabels();
     const now = Date.now() / 1000;
     for (const cell of this.cells) this.fillCell(cell, now);
     this.tick(now);
@@ -94,6 +96,19 @@ export class Row {
     }
     if (column.key === "state") text.dataset.state = run.state;
     if (column.key === "val") text.classList.toggle("best", validation(run).isBest);
+  }
+
+  /** Shows group and tags, each of which filters the list. */
+  fillLabels() {
+    const { group, tags } = this.run;
+    const text = JSON.stringify([group, tags]);
+    if (this.labels.dataset.shown === text) return;
+    this.labels.dataset.shown = text;
+    show(this.labels, group !== null || tags.length > 0);
+    this.labels.replaceChildren(
+      ...(group === null ? [] : [newLabel("group", group)]),
+      ...tags.map((tag) => newLabel("tag", tag)),
+    );
   }
 
   /** Shows whether the run is drawn and chosen. */
@@ -121,8 +136,22 @@ export class Row {
     }
     const note = explanation(this.run, now);
     setText(this.note, note);
+    this.note.title = note; // of which the row has room for two lines
     show(this.note, note !== "");
   }
+}
+
+/**
+ * @param {"group" | "tag"} name
+ * @param {string} value
+ */
+function newLabel(name, value) {
+  const label = make("button", {
+    type: "button", className: "chip", textContent: value, dataset: { [name]: value },
+    title: `Only runs ${name === "group" ? "of this group" : "with this tag"}`,
+  });
+  label.setAttribute("aria-label", `${name} ${value}: show only these`);
+  return label;
 }
 
 /**

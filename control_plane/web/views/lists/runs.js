@@ -17,6 +17,7 @@ import { loadSchemas } from "./settings.js";
 /** @import { Handlers } from "./row.js" */
 
 const PAGE_SIZE = 25;
+const NEXT_PAGE = 100;
 const MAX_PAGE = 200; // of GET /runs
 
 export class RunList {
@@ -41,7 +42,7 @@ export class RunList {
     this.last = null;
     this.total = 0;
     this.numLoads = 0;
-    this.newest = Infinity; // when the newest run known so far was created
+    this.newest = Infinity; // the place of the newest run known so far
     /** @type {number | undefined} */
     this.frame = undefined;
     this.columns = columnsOf(this.query);
@@ -74,7 +75,7 @@ export class RunList {
   async loadMore() {
     const { query, cursor } = this;
     /** @type {RunsPage} */
-    const page = await get(pathOf(query, PAGE_SIZE, cursor));
+    const page = await get(pathOf(query, NEXT_PAGE, cursor));
     if (query !== this.query || cursor !== this.cursor) return;
     const place = this.order.length;
     this.addPage(page);
@@ -87,7 +88,7 @@ export class RunList {
     const taken = page.runs.toReversed().map((run) => this.store.take(run));
     this.last = taken.at(0) ?? null;
     this.total = page.total;
-    this.newest = Math.max(0, ...[...this.store.runs.values()].map((run) => run.created_at));
+    this.newest = Math.max(0, ...[...this.store.runs.values()].map((run) => run.seq));
     this.place();
   }
 
@@ -118,7 +119,7 @@ export class RunList {
     const is = run !== null && this.isListed(run);
     if (run === null) this.total -= Number(was);
     else if (before !== undefined) this.total += Number(matches(this.query, run)) - Number(was);
-    else if (run.created_at > this.newest) this.total += Number(is);
+    else if (run.seq > this.newest) this.total += Number(is);
     const row = this.rows.get(id);
     if (run === null || row === undefined || !is) {
       if (row !== undefined || is) this.placeSoon();

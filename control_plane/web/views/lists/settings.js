@@ -84,6 +84,19 @@ export function settingOf(run, path) {
 }
 
 /**
+ * Returns what a run has for each setting that one of the runs sets: what it does not set is the
+ * default.
+ *
+ * @param {Run} run
+ * @param {Run[]} runs
+ * @returns {Record<string, any>}
+ */
+export function settingsAmong(run, runs) {
+  const paths = new Set(runs.flatMap(({ settings }) => Object.keys(settings)));
+  return Object.fromEntries([...paths].map((path) => [path, settingOf(run, path)]));
+}
+
+/**
  * Returns a setting's value as a person would write it.
  *
  * @param {any} value

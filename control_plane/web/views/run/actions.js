@@ -1,8 +1,8 @@
 // @ts-check
-// What can be done with a run: stop, resume, edit and resume, clone, delete.
+// What can be done with a run: stop, resume, edit and resume, clone, fork, delete.
 
 import { post, remove } from "../../api.js";
-import { byId, setText, show } from "../../dom.js";
+import { byId, make, setText, show } from "../../dom.js";
 import { count, isActive, isActiveOrQueued, resumesItself } from "../../format.js";
 import { pathOfRun } from "../../state/router.js";
 
@@ -28,7 +28,10 @@ export function showActions(run) {
   const isIdle = !isActiveOrQueued(run);
   show(byId("edit"), isIdle);
   show(byId("delete"), isIdle && !resumesItself(run));  // which is stopped first
+  show(byId("fork"), run.checkpoint_step !== null);
+  byId("fork", HTMLAnchorElement).href = `${pathOfRun(run.id)}/fork`;
   byId("edit", HTMLAnchorElement).href = `${pathOfRun(run.id)}/edit`;
+  byId("sweep", HTMLAnchorElement).href = `#/sweeps/new?from=${encodeURIComponent(run.id)}`;
   byId("clone", HTMLAnchorElement).href = `#/new?from=${encodeURIComponent(run.id)}`;
 }
 
@@ -38,14 +41,32 @@ export const clearNote = () => setText(byId("action-note"), "");
 /** @param {ShownRun} run */
 async function stop(run) {
   const text = isActive(run)
-    ? "The run saves a checkpoint first. You can resume it from there."
+    ? "You can resume the run from the checkpoint that it stops with."
     : "The run will not start on its own. You can resume it later.";
-  if (await isConfirmed(`Stop ${run.name}?`, text, "Stop the run")) {
-    await act(
-      () => post(`/runs/${run.id}/stop`),
-      isActive(run) ? "Asked to stop; it saves a checkpoint first." : "",
-    );
-  }
+  const when = newStopChoice(run);
+  const isWanted = await isConfirmed(`Stop ${run.name}?`, text, "Stop the run", isActive(run) ? when.element : null);
+  if (!isWanted) return;
+  const at = isActive(run) && when.later.checked ? "checkpoint" : "now";
+  await act(
+    () => post(`/runs/${run.id}/stop`, { at }),
+    isActive(run) && at === "now" ? "Asked to stop; it saves a checkpoint first." : "",
+  );
+}
+
+/**
+ * Returns the choice between a stop now and one at the next checkpoint.
+ *
+ * @param {ShownRun} run
+ */
+function newStopChoice(run) {
+  const now = make("input", { type: "radio", name: "stop-at", checked: true });
+  const later = make("input", { type: "radio", name: "stop-at" });
+  later.checked = run.stop_at === "checkpoint";
+  const element = make("fieldset", { className: "stop-at" },
+    make("legend", { className: "unseen", textContent: "When" }),
+    make("label", {}, now, make("span", {}, "Now: it saves a checkpoint first")),
+    make("label", {}, later, make("span", {}, "At its next checkpoint, when that is due anyway")));
+  return { element, later };
 }
 
 /** @param {ShownRun} run */
@@ -93,13 +114,15 @@ async function act(send, note) {
  * @param {string} title
  * @param {string} text
  * @param {string} yes the label of the button
+ * @param {HTMLElement | null} [more] what else there is to choose
  * @returns {Promise<boolean>}
  */
-function isConfirmed(title, text, yes) {
+export function isConfirmed(title, text, yes, more = null) {
   const dialog = byId("confirm", HTMLDialogElement);
   setText(byId("confirm-title"), title);
   setText(byId("confirm-text"), text);
   setText(byId("confirm-yes"), yes);
+  byId("confirm-more").replaceChildren(...(more === null ? [] : [more]));
   dialog.returnValue = "no";
   dialog.showModal();
   byId("confirm-yes").focus();

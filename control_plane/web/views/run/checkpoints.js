@@ -4,10 +4,11 @@
 import { get } from "../../api.js";
 import { make } from "../../dom.js";
 import { ago, count, dateTime, loss, size } from "../../format.js";
+import { pathOfRun } from "../../state/router.js";
 
 /** @import { Checkpoints, ShownRun } from "../../types.d.ts" */
 
-const HEADS = ["Step", "Completed", "Size", "Validation loss", ""];
+const HEADS = ["Step", "Completed", "Size", "Validation loss", "", ""];
 
 export class CheckpointsRoom {
   constructor() {
@@ -41,11 +42,24 @@ export class CheckpointsRoom {
         { className: "plain" },
         make("thead", {}, make("tr", {}, ...HEADS.map((textContent) =>
           make("th", { scope: "col", textContent })))),
-        make("tbody", {}, ...rows.map((cells) => make("tr", {}, ...cells.map((textContent, place) =>
-          place === 0 ? make("th", { scope: "row", textContent }) : make("td", { textContent }))))),
+        make("tbody", {}, ...rows.map((cells, place) => make("tr", {},
+          ...cells.map((textContent, column) => column === 0
+            ? make("th", { scope: "row", textContent })
+            : make("td", { textContent })),
+          make("td", {}, newForkLink(run, checkpoints[checkpoints.length - 1 - place].step))))),
       )
       : make("p", { className: "muted", textContent: "No checkpoint yet." }));
   }
+}
+
+/**
+ * @param {ShownRun} run
+ * @param {number} step
+ */
+function newForkLink(run, step) {
+  const link = make("a", { href: `${pathOfRun(run.id)}/fork?checkpoint=${step}`, textContent: "Fork from here" });
+  link.setAttribute("aria-label", `Fork from step ${step}`);
+  return link;
 }
 
 /**

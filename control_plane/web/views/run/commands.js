@@ -38,7 +38,7 @@ export class CommandsRoom {
 
 /**
  * @param {ShownRun} run
- * @returns {[title: string, lectern: string, curl: string][]}
+ * @returns {[title: string, ...lines: string[]][]}
  */
 function actionsOf({ id, ...run }) {
   const { origin } = location;
@@ -47,24 +47,41 @@ function actionsOf({ id, ...run }) {
     `curl ${TOKEN} ${options}${origin}/runs/${id}${path}`;
   const whole = /** @type {ShownRun} */ ({ id, ...run });
   const isIdle = !isActiveOrQueued(whole), goesOn = isIdle && resumesItself(whole);
-  const change = "-X POST -H 'content-type: application/json' -d '{\"schedule\": {\"steps\": "
-    + `${2 * run.steps}}}' `;
+  const json = (/** @type {object} */ body, method = "POST") =>
+    `-X ${method} -H 'content-type: application/json' -d '${JSON.stringify(body)}' `;
   /** @type {[boolean, string, string, string][]} */
   const all = [
     [true, "Show", lectern(`show ${id}`), curl("")],
     [!isIdle, "Watch", lectern(`watch ${id}`), curl("/events", "-N ")],
     [!isIdle || goesOn, "Stop", lectern(`stop ${id}`), curl("/stop", "-X POST ")],
+    [
+      !isIdle, "Stop at the next checkpoint", lectern(`stop ${id} --at-checkpoint`),
+      curl("/stop", json({ at: "checkpoint" })),
+    ],
     [isIdle, "Resume", lectern(`resume ${id}`), curl("/resume", "-X POST ")],
     [
       isIdle, "Resume with a change", lectern(`resume ${id} --set schedule.steps=${2 * run.steps}`),
-      curl("/resume", change),
+      curl("/resume", json({ schedule: { steps: 2 * run.steps } })),
+    ],
+    [
+      run.checkpoint_step !== null, "Fork with a change",
+      lectern(`fork ${id} --checkpoint ${run.checkpoint_step} --set optimizer.learning_rate=1e-5`),
+      curl("/fork", json({
+        checkpoint: run.checkpoint_step, changes: { optimizer: { learning_rate: 1e-5 } },
+      })),
+    ],
+    [
+      true, "Label", lectern(`set ${id} --priority 5 --group rates --tag baseline --notes 'the best so far'`),
+      curl("", json({ priority: 5, group: "rates", tags: ["baseline"], notes: "the best so far" }, "PATCH")),
     ],
     [true, "Log", lectern(`logs ${id}`), curl("/logs?tail=100")],
+    [!isIdle, "Log that follows", lectern(`logs ${id} --follow`), curl("/log/stream", "-N ")],
+    [true, "Whole log", "", curl("/log", "-o trainer.log ")],
     [true, "Samples", lectern(`samples ${id}`), curl("/samples")],
     [true, "Spec as YAML", lectern(`show ${id}`), curl("/spec", "-o run.yaml ")],
     [isIdle && !goesOn, "Delete", lectern(`delete ${id}`), curl("", "-X DELETE ")],
   ];
-  return all.filter(([isShown]) => isShown).map(([, title, ...lines]) => [title, ...lines]);
+  return all.filter(([isShown]) => isShown).map(([, title, ...lines]) => [title, ...lines.filter((line) => line !== "")]);
 }
 
 /** @param {string} text */

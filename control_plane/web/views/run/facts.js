@@ -3,8 +3,8 @@
 
 import { metricOf, valueOf } from "../../charts/metrics.js";
 import {
-  ago, count, dateTime, duration, elapsed, exportOf, joined, learnsFrom, percent, studentOf,
-  validation,
+  ago, count, dateTime, duration, elapsed, exportOf, joined, learnsFrom, percent, size,
+  studentOf, validation,
 } from "../../format.js";
 
 /** @import { ShownRun } from "../../types.d.ts" */
@@ -34,7 +34,7 @@ export function factsOf(run, folder, now) {
     ["Data", run.dataset ?? "synthetic"],
     ["Device", devicesOf(run)],
     ["Doing", run.activity === null ? "\u2013" : DOING[run.activity] ?? run.activity],
-    ["Tokens/s", count(run.tokens_per_second)],
+    ...speedOf(run),
     ["Teacher wait", hasTeacher ? percent(run.teacher_wait_share) : "\u2013"],
     ["Elapsed", duration(elapsed(run, now))],
     ["Checkpoint", checkpointOf(run, now)],
@@ -42,11 +42,20 @@ export function factsOf(run, folder, now) {
       String(run.attempt || "\u2013"), run.restarts > 0 && `${run.restarts} automatic restarts`,
       run.heals > 0 && `went on by itself ${run.heals} times`,
     )],
+    ["Size on disk", size(run.disk_bytes)],
     ["Created", dateTime(run.created_at)],
   ];
   if (run.state === "succeeded" && folder) facts.push(["Export", exportOf(folder)]);
   return facts;
 }
+
+/**
+ * @param {ShownRun} run
+ * @returns {[string, string][]} nothing unless it trains
+ */
+const speedOf = (run) => run.tokens_per_second === null
+  ? []
+  : [["Tokens/s", count(run.tokens_per_second)]];
 
 /** @type {Record<string, string>} by `activity` */
 const DOING = {

@@ -8,42 +8,19 @@ import {
   STATES, clockTime, count, eta, explanation, isActive, joined,
 } from "../../format.js";
 import { chartOptions } from "../../state/chart_address.js";
-import { route, setParams } from "../../state/router.js";
+import { pathOfRun, route, setParams } from "../../state/router.js";
 import { get } from "../../api.js";
 import { clearNote, makeActions, showActions } from "./actions.js";
-import { CheckpointsRoom } from "./checkpoints.js";
-import { CommandsRoom } from "./commands.js";
 import { factsOf } from "./facts.js";
-import { LogRoom } from "./log.js";
-import { SamplesRoom } from "./samples.js";
-import { SettingsRoom } from "./settings.js";
-import { TimelineRoom } from "./timeline.js";
+import { Labels } from "./labels.js";
+import { ROOMS } from "./rooms.js";
 
 /** @import { RunStore } from "../../state/store.js" */
 /** @import { RunDetail, ShownRun } from "../../types.d.ts" */
-
-/**
- * A part of the page of a run, opened by its tab. What else is known of runs some day (tasks,
- * evaluations, texts) becomes one more in ROOMS.
- *
- * @typedef {object} Room
- * @property {HTMLElement} element
- * @property {() => void} clear called before another run is shown
- * @property {(run: ShownRun, detail: RunDetail | null) => void | Promise<void>} load called when it
- *   is opened, when the run has changed, and every few seconds while the run is active
- */
+/** @import { Room } from "./rooms.js" */
 
 const RELOAD_EVERY_MS = 2000;
-
-/** @type {[name: string, label: string, make: () => Room][]} */
-const ROOMS = [
-  ["timeline", "Timeline", () => new TimelineRoom()],
-  ["samples", "Samples", () => new SamplesRoom()],
-  ["checkpoints", "Checkpoints", () => new CheckpointsRoom()],
-  ["settings", "Settings", () => new SettingsRoom()],
-  ["log", "Log", () => new LogRoom()],
-  ["commands", "Commands", () => new CommandsRoom()],
-];
+const [FIRST] = ROOMS;
 
 export class RunPage {
   /** @param {RunStore} store */
@@ -55,23 +32,24 @@ export class RunPage {
     this.detail = null;
     this.charts = new RunCharts(byId("run-charts"), chartOptions("run"));
     /** @type {Map<string, Room>} */
-    this.rooms = new Map(ROOMS.map(([name, _label, newRoom]) => [name, newRoom()]));
-    this.tab = ROOMS[0][0];
+    this.rooms = new Map(ROOMS.map(({ name, make: newRoom }) => [name, newRoom()]));
+    this.tab = FIRST.name;
     for (const [name, room] of this.rooms) {
       room.element.id = `room-${name}`;
       room.element.setAttribute("role", "tabpanel");
       room.element.setAttribute("aria-labelledby", `tab-${name}`);
       byId("rooms").append(room.element);
     }
-    const labels = ROOMS.map(([name, label]) => /** @type {[string, string]} */ ([name, label]));
+    const labels = ROOMS.map(({ name, label }) => /** @type {[string, string]} */ ([name, label]));
     this.mark = choices(byId("tabs"), labels, "tab", (name) => {
-      setParams({ tab: name === ROOMS[0][0] ? null : name });
+      setParams({ tab: name === FIRST.name ? null : name });
       this.open(name);
     });
     for (const button of byId("tabs").querySelectorAll("button")) {
       button.id = `tab-${button.dataset.value}`;
       button.setAttribute("aria-controls", `room-${button.dataset.value}`);
     }
+    this.labels = new Labels(byId("run-labels"), store);
     makeActions(() => this.run);
     setInterval(() => this.tick(), 1000);
     setInterval(() => {
@@ -88,13 +66,14 @@ export class RunPage {
       for (const room of this.rooms.values()) room.clear();
     }
     this.fill(run);
-    const tab = route().params.get("tab") ?? ROOMS[0][0];
-    this.open(this.rooms.has(tab) ? tab : ROOMS[0][0]);
+    const tab = route().params.get("tab") ?? FIRST.name;
+    this.open(roomsOf(run).includes(tab) ? tab : FIRST.name);
   }
 
   hide() {
     if (this.run === null) return;
     this.run = null;
+    this.rooms.get(this.tab)?.leave?.();
     this.charts.update(null);
   }
 
@@ -136,6 +115,10 @@ export class RunPage {
     if (bar.firstElementChild instanceof HTMLElement) {
       bar.firstElementChild.style.width = `${Math.min(100, (100 * run.step) / (run.steps || 1))}%`;
     }
+    this.labels.fill(run);
+    const shown = roomsOf(run);
+    for (const { name } of ROOMS) show(byId(`tab-${name}`), shown.includes(name));
+    showForkedFrom(run);
     showActions(run);
     this.tick();
     this.charts.update({ run, name: run.name, settings: run.settings });
@@ -164,6 +147,7 @@ export class RunPage {
 
   /** @param {string} tab */
   open(tab) {
+    if (this.tab !== tab) this.rooms.get(this.tab)?.leave?.();
     this.tab = tab;
     this.mark(tab);
     for (const [name, room] of this.rooms) show(room.element, name === tab);
@@ -192,3 +176,17 @@ export class RunPage {
   }
 }
 
+/** @param {ShownRun} run */
+function showForkedFrom({ forked_from: from }) {
+  const place = byId("run-forked");
+  show(place, from !== null);
+  const text = from === null ? "" : `${from.run_id} ${from.step}`;
+  if (from === null || place.dataset.from === text) return;
+  place.dataset.from = text;
+  place.replaceChildren("forked from ",
+    make("a", { href: pathOfRun(from.run_id), textContent: from.run_id }), ` at step ${count(from.step)}`);
+}
+
+/** @param {ShownRun} run */
+const roomsOf = (run) =>
+  ROOMS.filter(({ isFor }) => isFor === undefined || isFor(run)).map(({ name }) => name);

@@ -199,9 +199,9 @@ function wordsOf(entries, folder) {
 }
 
 /** @param {HistoryEntry} entry */
-function stateText({ state, attempt, message }) {
+function stateText({ state, attempt, message, by }) {
   const isAgain = state === "starting" && attempt !== null && attempt > 1;
-  return joined(isAgain && `attempt ${count(attempt)}`, sentence(message));
+  return joined(isAgain && `attempt ${count(attempt)}`, sentence(message), by && `asked for by ${by}`);
 }
 
 /** @param {Details} details */
