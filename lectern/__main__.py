@@ -25,7 +25,7 @@ from lectern.commands import (
     train,
     up,
 )
-from lectern.commands.teacher_options import PointsToTeacher
+from lectern.commands.options.teacher import PointsToTeacher
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name

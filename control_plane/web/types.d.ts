@@ -26,7 +26,7 @@ export interface Run {
   name: string;
   state: RunState;
   wanted: Wanted;
-  stop_at: string | null;
+  stop_at: "checkpoint" | null;
   forked_from: ForkedFrom | null;
   reason: string | null;
   message: string | null;
@@ -73,14 +73,6 @@ export interface Run {
   group: string | null;
   tags: string[];
   notes: string;
-  forked_from: ForkedFrom | null;
-  stop_at: "checkpoint" | null;
-  disk_bytes: number | null;
-}
-
-export interface ForkedFrom {
-  run_id: string;
-  step: number;
 }
 
 /** A run in the page. */

@@ -45,12 +45,14 @@ def _checkpoints_written_in_place(_program: str) -> None:
 
 
 def _hashes_all_alike(_program: str) -> None:
+    from lectern_common.run import checkpoint_files
     from student_trainer.journal import checkpoint
 
     def alike(_path: Path) -> str:
         return ""
 
-    put(checkpoint, "_sha256", alike)
+    put(checkpoint, "sha256_of", alike)
+    put(checkpoint_files, "sha256_of", alike)
 
 
 def _a_full_disk_is_any_error(_program: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lectern import console
-from lectern.commands import prepare_options as options
+from lectern.commands.options import prepare as options
 from lectern.options import Home, Json, command_group, roots_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted, inert_name

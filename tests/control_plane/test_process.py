@@ -54,6 +54,7 @@ class Service:
     ) -> None:
         if not token and "--token-file" not in options:
             options = (*options, "--no-token")
+        self.folder = folder
         port_file = folder / "port"
         port_file.unlink(missing_ok=True)
         further = ["--step-seconds", str(step_seconds)]

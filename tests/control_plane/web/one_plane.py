@@ -14,14 +14,13 @@ from tests.control_plane.test_process import Service, trainers
 
 
 def one_plane(*options: str, step_seconds: float = 0.02):
-    """Returns a fixture that yields the control plane of a file, with its `home`."""
+    """Returns a fixture that yields the control plane of a file."""
 
     @pytest.fixture(scope="module")
     def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         home: Path = tmp_path_factory.mktemp("home")
         make_home(home)
         service = Service(home, *options, step_seconds=step_seconds)
-        service.home = home
         yield service
         service.close()
         Service.started.remove(service)
@@ -34,4 +33,4 @@ def one_plane(*options: str, step_seconds: float = 0.02):
 
 
 def folder_in(plane: Service, run_id: str) -> RunFolder:
-    return RunFolder(Roots.of_home(plane.home).runs / run_id)
+    return RunFolder(Roots.of_home(plane.folder).runs / run_id)

@@ -15,7 +15,7 @@ plane = one_plane("--max-running-runs", "8")
 
 
 def ended(plane, name: str, **sections) -> str:
-    run_id = plane.create(name, steps=3, **sections)
+    run_id: str = plane.create(name, steps=3, **sections)
     plane.wait(run_id, "succeeded")
     return run_id
 
@@ -108,8 +108,13 @@ def test_a_run_is_forked_from_a_checkpoint_with_errors_at_fields(page, plane):  
 def test_a_stop_is_now_or_at_the_next_checkpoint(page, plane):  # noqa: F811
     run_id = plane.create("waits-stop")
     plane.wait(run_id, "waiting_for_teacher")
-    asked = []
-    page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data))
+    asked: list[str] = []
+
+    def note(request) -> None:
+        if request.method == "POST":
+            asked.append(request.post_data)
+
+    page.on("request", note)
     # The stand-in knows no stop at a checkpoint; what the page asks for is what is tested here.
     page.route(f"**/runs/{run_id}/stop", lambda route: route.fulfill(json=plane.run(run_id)))
     open_page(page, plane, f"/#/runs/{run_id}")
