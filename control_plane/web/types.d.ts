@@ -400,6 +400,7 @@ export interface SweepRun {
   at_step: number | null;
   note: string | null;
   group: number;
+  resumes: boolean;
 }
 
 /** Runs of a sweep that differ in their seed only. */
