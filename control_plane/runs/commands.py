@@ -433,12 +433,15 @@ class RunCommands:
         with self._store.writing() as connection:
             revision = newest_revision(connection)
             alerting: list[tuple[AlertKind, str]] = []
-            for run_id, (state, columns) in facts.items():
-                revision += 1
-                is_still = sa.and_(runs.c.id == run_id, runs.c.state == state)
-                alerting += _alerts_of(connection, is_still, columns)
-                values = {**columns, "revision": revision}
-                connection.execute(sa.update(runs).where(is_still).values(values))
+            alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by the columns to set
+            for number, (run_id, (state, columns)) in enumerate(facts.items(), start=1):
+                alerting += _alerts_of(connection, run_id, state, columns)
+                row = {"its_id": run_id, "its_state": state, "to_revision": revision + number}
+                row |= {f"to_{name}": value for name, value in columns.items()}
+                alike.setdefault(tuple(columns), []).append(row)
+            # One statement for all of a long queue: it moves whenever a run starts.
+            for names, rows in alike.items():
+                connection.execute(_noticing(names), rows)
             for kind, run_id in alerting:
                 run = get_run(connection, run_id)
                 self._alerts.add(connection, kind, sentence(kind, run, self._clock()), run)
@@ -601,11 +604,13 @@ class RunCommands:
 
 
 def _alerts_of(
-    connection: sa.Connection, is_it: sa.ColumnElement[bool], columns: Mapping[str, Any]
+    connection: sa.Connection, run_id: str, state: RunState, columns: Mapping[str, Any]
 ) -> list[tuple[AlertKind, str]]:
     """Returns the alerts that new facts about a run make, each with the run's id."""
     new = [name for name in ("stalled_since", "overdue_since") if columns.get(name) is not None]
-    found = select_runs(connection, is_it) if new else []
+    if not new:
+        return []
+    found = select_runs(connection, runs.c.id == run_id, runs.c.state == state)
     kinds = {
         AlertKind.STALLED if run.state in MOVING else AlertKind.WAITING
         for run in found
@@ -613,6 +618,15 @@ def _alerts_of(
         if getattr(run, name) is None
     }
     return [(kind, run.id) for run in found for kind in kinds]
+
+
+def _noticing(names: Iterable[str]) -> sa.Update:
+    """Returns the statement that sets columns of a run in a given state, with named parameters."""
+    values = {name: sa.bindparam(f"to_{name}") for name in (*names, "revision")}
+    is_still = sa.and_(
+        runs.c.id == sa.bindparam("its_id"), runs.c.state == sa.bindparam("its_state")
+    )
+    return sa.update(runs).where(is_still).values(values)
 
 
 def require_goes_on(run: Run, spec: RunSpec) -> None:

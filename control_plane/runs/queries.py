@@ -10,11 +10,13 @@ from control_plane.runs.record import (
     IN_LINE,
     MOVING,
     DeletedRun,
+    InLine,
     Run,
     Wanted,
     get_run,
     newest_revision,
     readable_change,
+    select_line,
     select_runs,
 )
 from control_plane.runs.search import FoundRuns, Search, find_runs
@@ -61,10 +63,18 @@ class Runs:
         with self._store.reading() as connection:
             return tuple(tuple(row) for row in connection.execute(query.order_by(*IN_LINE)))
 
-    def in_line(self) -> list[Run]:
+    def in_line(self) -> list[InLine]:
         """Returns the queued runs, the next to start first: by priority, then by age."""
         with self._store.reading() as connection:
-            return select_runs(connection, runs.c.state == RunState.QUEUED, order=IN_LINE)
+            return select_line(connection)
+
+    def waiting_to_restart(self) -> list[Run]:
+        """Returns the interrupted runs that are queued again after a delay, oldest first."""
+        with self._store.reading() as connection:
+            found = select_runs(
+                connection, runs.c.state == RunState.INTERRUPTED, runs.c.resume_at.is_not(None)
+            )
+        return [run for run in found if run.resumes_itself]
 
     def sizes(self) -> list[tuple[str, str, float, int | None]]:
         """Returns id, state, since when, and bytes on disk of each run, oldest first."""

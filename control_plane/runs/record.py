@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from control_plane.runs.store import alerts, deleted_runs, history, runs, sound_json
-from lectern_common.errors import CorruptData, FolderMissing, NotFound
+from lectern_common.errors import CorruptData, FolderMissing, InvalidSpec, NotFound
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import ForkedFrom, RunFolder
 from lectern_common.run.processes import Identity
@@ -125,14 +125,6 @@ class Run:
         return parse_spec(self.spec)
 
     @property
-    def device(self) -> DeviceSpec:
-        """`device` of its spec. Raises InvalidSpec."""
-        try:
-            return DeviceSpec.model_validate(self.spec["device"])
-        except (KeyError, TypeError, ValidationError):
-            return self.run_spec.device
-
-    @property
     def taught_by(self) -> TeacherIdentity | None:
         """The teacher that it was accepted with. Raises CorruptData if its row is damaged."""
         try:
@@ -193,6 +185,28 @@ class Run:
         return self.active_seconds + current
 
 
+@dataclass(frozen=True)
+class InLine:
+    """What a queued run's place and devices depend on; other columns of a long queue are not read.
+
+    Attributes:
+        needs: `device` of its spec, or what is wrong with that.
+    """
+
+    id: str
+    name: str
+    queue_position: int | None
+    waits_for: str | None
+    needs: DeviceSpec | InvalidSpec
+
+    @property
+    def device(self) -> DeviceSpec:
+        """The devices that it waits for. Raises InvalidSpec."""
+        if isinstance(self.needs, InvalidSpec):
+            raise self.needs
+        return self.needs
+
+
 _SPEC = sound_json(runs.c.spec)
 # Of a row whose spec is of an earlier release, or damaged: the default.
 PRIORITY: sa.ColumnElement[int] = sa.case(
@@ -240,6 +254,28 @@ def select_runs(
     """Returns the rows that meet every condition; by default oldest first."""
     query = sa.select(runs).where(*conditions).order_by(*order).limit(limit)
     return [_run_of(row) for row in connection.execute(query).mappings()]
+
+
+def select_line(connection: sa.Connection) -> list[InLine]:
+    """Returns the queued runs, the next to start first."""
+    shown = (runs.c.id, runs.c.name, runs.c.queue_position, runs.c.waits_for)
+    device = sa.func.json_extract(_SPEC, "$.device").label("device")
+    query = sa.select(*shown, device).where(runs.c.state == RunState.QUEUED).order_by(*IN_LINE)
+    found = []
+    for row in connection.execute(query).mappings():
+        values = {column.name: stored_value(column, row[column.name]) for column in shown}
+        found.append(InLine(**values, needs=_needs(connection, row)))
+    return found
+
+
+def _needs(connection: sa.Connection, row: sa.RowMapping) -> DeviceSpec | InvalidSpec:
+    try:
+        return DeviceSpec.model_validate_json(row["device"])
+    except (TypeError, ValidationError):  # of an earlier release, or damaged
+        try:
+            return get_run(connection, row["id"]).run_spec.device
+        except InvalidSpec as error:
+            return error
 
 
 def _run_of(row: sa.RowMapping) -> Run:

@@ -82,7 +82,8 @@ class Conditions:
         for place, run in enumerate(queued, start=1):
             why = places[run.id].waits_for if run.id in places else None
             if (place, why) != (run.queue_position, run.waits_for):
-                found[run.id] = run.state, {"queue_position": place, "waits_for": why}
+                facts = {"queue_position": place, "waits_for": why}
+                found[run.id] = RunState.QUEUED, facts
         return found
 
     def _stale_since(self, run: Run) -> float | None:

@@ -321,10 +321,8 @@ class Reconciler:
     # ---- starting ------------------------------------------------------------------------------
 
     def _requeue_interrupted(self) -> None:
-        for run in self._runs.in_states([RunState.INTERRUPTED]):
-            if not run.resumes_itself or run.resume_at is None:
-                continue
-            delay = run.resume_at - run.since  # both by the wall clock, at one moment
+        for run in self._runs.waiting_to_restart():
+            delay = (run.resume_at or 0.0) - run.since  # both by the wall clock, at one moment
             if self._seconds_of(run, "interrupted") >= delay:
                 with contextlib.suppress(NotFound):  # it has been deleted since
                     self._commands.requeue(run.id)
@@ -339,17 +337,17 @@ class Reconciler:
             try:
                 waiting.append(Waiting.of(run.id, run.device))
             except InvalidSpec as error:
-                self._refuse_damaged(run, error)
+                self._refuse_damaged(run.id, error)
         for run_id, place in self._devices.places(waiting, taken).items():
             if place.slots:
                 claimed = self._commands.claim(run_id, place.slots, place.threads)
                 if claimed is not None:
                     self._launch(claimed)
 
-    def _refuse_damaged(self, run: Run, error: InvalidSpec) -> None:
+    def _refuse_damaged(self, run_id: str, error: InvalidSpec) -> None:
         message = f"the spec of its row cannot be read; create a new run: {error}"
-        if self._commands.claim(run.id, ()) is not None:
-            self._commands.ended(run.id, RunState.FAILED, CorruptData.reason, message)
+        if self._commands.claim(run_id, ()) is not None:
+            self._commands.ended(run_id, RunState.FAILED, CorruptData.reason, message)
 
     def _launch(self, run: Run) -> None:
         """Creates the folder if it is missing, and starts the process unless there is one."""

@@ -179,18 +179,18 @@ def test_a_trainer_keeps_its_spec_until_the_next_launch_writes_the_row_anew(benc
         ({"seed": 1}, "seed", "only priority, group, tags, notes"),
         ({"schedule": {"steps": 5}}, "schedule", "only priority, group, tags, notes"),
         ({"name": "other"}, "name", "only priority, group, tags, notes"),
-        ({"priority": 101}, "priority", "less than or equal to 100"),
-        ({"priority": -101}, "priority", "greater than or equal to -100"),
-        ({"priority": 1.5}, "priority", "valid integer"),
-        ({"priority": None}, "priority", "valid integer"),
+        ({"priority": 101}, "priority", "at most 100"),
+        ({"priority": -101}, "priority", "at least -100"),
+        ({"priority": 1.5}, "priority", "integer"),
+        ({"priority": None}, "priority", "integer"),
         ({"group": ""}, "group", "lower-case"),
         ({"group": "A b"}, "group", "lower-case"),
         ({"tags": "a"}, "tags", "list"),
         ({"tags": None}, "tags", "list"),
         ({"tags": ["a", "a"]}, "tags", "repeat"),
-        ({"tags": ["a,b"]}, "tags.0", "pattern"),
+        ({"tags": ["a,b"]}, "tags.0", "without spaces and commas"),
         ({"tags": [str(n) for n in range(21)]}, "tags", "at most 20"),
-        ({"notes": None}, "notes", "string"),
+        ({"notes": None}, "notes", "text"),
         ({"notes": "x" * 4097}, "notes", "4096"),
     ],
 )
@@ -229,8 +229,46 @@ def test_runs_are_found_by_group_and_by_all_of_the_tags(bench):
     assert found(tags=["y", "x"], group="g") == "a"
     assert found(tags=["x", "z"]) == ""
     assert found(tags=["X"]) == ""
-    assert found(tags=["x"], sort="name", text="b") == "b"
+    assert found(tags=["x"], sort="name", text="b-") == "b"  # no suffix of an id has "-"
     with bench.store.writing() as connection:  # a damaged row hides no other
         connection.execute(sa.text("UPDATE runs SET spec = 'x' WHERE name = 'b'"))
         connection.execute(sa.text("""UPDATE runs SET spec = '{"tags": 3}' WHERE name = 'd'"""))
     assert (found(group="g"), found(tags=["x"])) == ("a", "ca")
+
+
+def test_a_long_queue_is_read_without_its_rows_and_moves_with_one_statement(tmp_path):
+    bench = full(tmp_path)
+    for number in range(50):
+        bench.create(f"r-{number}", notes="n" * 1000)
+    bench.tick()
+    bench.processes.last(bench.runs.in_states([RunState.RUNNING])[0].id).say("succeeded", step=20)
+    bench.processes.started[0].end(0)
+    statements: list[tuple[str, bool]] = []
+
+    def note(_connection, _cursor, statement, _parameters, _context, is_many):
+        statements.append((statement, is_many))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        bench.tick(1)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert line(bench) == [f"r-{number}" for number in range(1, 50)]
+    moves = [is_many for text, is_many in statements if "queue_position=" in text and is_many]
+    assert moves == [True]
+    assert len(statements) < 60  # a few for each change of a state, none for each that waits
+
+
+def test_only_a_queued_run_whose_devices_cannot_be_read_is_read_whole(tmp_path):
+    bench = full(tmp_path)
+    made = [bench.create(name, device={"kind": "cpu", "threads": 3}) for name in ("a", "b", "c")]
+    with bench.store.writing() as connection:
+        remove = "UPDATE runs SET spec = json_remove(spec, '$.device') WHERE id = :id"
+        connection.execute(sa.text(remove), {"id": made[0].id})
+        damage = "UPDATE runs SET spec = json_set(spec, '$.device', 5) WHERE id = :id"
+        connection.execute(sa.text(damage), {"id": made[1].id})
+    old, damaged, usual = bench.runs.in_line()
+    assert old.device.kind == "auto"  # the default, as a release before had it
+    assert usual.device.threads == 3
+    with pytest.raises(InvalidSpec):
+        _ = damaged.device
