@@ -214,8 +214,10 @@ def _problems_of_settings(data: Mapping[str, Any]) -> Iterator[Problem]:
         if all(lists.values()):
             yield from _too_many(kind, math.prod(map(len, given.values())))
     elif not isinstance(given, list) or not given:
-        yield kind, "must be a list of mappings of settings, such as optimizer.learning_rate, to "
-        "values"
+        yield (
+            kind,
+            "must be a list of mappings of settings, such as optimizer.learning_rate, to values",
+        )
     else:
         for index, entry in enumerate(given[: MAX_RUNS + 1]):
             if isinstance(entry, Mapping):

@@ -135,7 +135,7 @@ def test_watching_a_sweep_of_which_a_run_fails_exits_with_1(service, tmp_path):
     ("fields", "words"),
     [
         ({"grid": {"optimizer.lr": [1]}}, "grid.optimizer.lr: unknown setting"),
-        ({"grid": {RATE: [1, -1]}}, f"grid.{RATE}[1]: Input should be greater than 0"),
+        ({"grid": {RATE: [1, -1]}}, f"grid.{RATE}[1]: expected more than 0, got -1"),
         ({"grids": {}}, "grids: unknown field; did you mean grid?"),
     ],
 )

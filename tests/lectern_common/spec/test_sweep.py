@@ -149,7 +149,7 @@ def test_a_value_that_is_wrong_is_named_with_the_combination() -> None:
     assert found == [
         (
             f"grid.{RATE}[2]",
-            f"Input should be greater than 0 (2 of 6 runs, the first: {RATE} -1, seed 0)",
+            f"expected more than 0, got -1 (2 of 6 runs, the first: {RATE} -1, seed 0)",
         )
     ]
     found = problems(body(list=[{}, {"seed": 1, "batch.sequences_per_step": 0}]))
@@ -163,21 +163,27 @@ def test_a_rule_over_several_settings_is_named_with_the_combination() -> None:
     assert field == "grid"
     assert why.startswith("batch: micro_batch_sequences (4) must divide sequences_per_step (6)")
     assert f"run 3 of 4: {name} 6, {micro} 4" in why
-    [(field, why)] = problems(body(base=TAUGHT, grid={"objective.alpha": [0.3, 1]}))
-    assert field == "grid.objective.alpha[1]"
-    assert "teacher has no effect with objective.alpha 1" in why
-    [(field, why)] = problems(body(list=[{}, {"objective.alpha": 0.5}]))
-    assert field == "list[1].objective.alpha"
+    found = problems(body(base=TAUGHT, grid={"objective.alpha": [0.3, 1]}))
+    assert [field for field, _ in found] == ["base.teacher", "grid.objective.alpha[1]"]
+    assert all("teacher has no effect with objective.alpha 1" in why for _, why in found)
+    found = problems(body(list=[{}, {"objective.alpha": 0.5}]))
+    assert [field for field, _ in found] == ["base.teacher", "list[1].objective.alpha"]
 
 
 def test_what_is_wrong_in_every_run_is_a_problem_of_the_base() -> None:
     base = {**BASE, "objective": {"alpha": 0.5}, "data": {"kind": "synthetic", "seq_len": 1}}
     found = problems(body(base=base, grid={RATE: [1, 2]}))
-    assert found == [("base.data.seq_len", "Input should be greater than or equal to 2")]
+    assert found == [("base.data.seq_len", "expected at least 2, got 1")]
     base = {**BASE, "objective": {"alpha": 0.5}}
-    [(field, why)] = problems(body(base=base, grid={RATE: [1, 2]}))
-    assert field == "base"
-    assert why.startswith("teacher is required")
+    found = problems(body(base=base, grid={RATE: [1, 2]}))
+    assert [field for field, _ in found] == ["base.teacher", "base.objective.alpha"]
+    assert all(why.startswith("teacher is required") for _, why in found)
+
+
+@pytest.mark.parametrize("given", [3, [], {"seed": 1}])
+def test_a_list_that_is_none_is_told_what_it_holds(given) -> None:
+    whole = "must be a list of mappings of settings, such as optimizer.learning_rate, to values"
+    assert problems(body(list=given)) == [("list", whole)]
 
 
 @pytest.mark.parametrize(
