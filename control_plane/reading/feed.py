@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ MAX_JOINED = 16  # answers to clients that are at the same place; each may have 
 MAX_READERS = 8  # threads that read run folders; a disk that hangs delays only streams of runs
 
 _Change = Run | DeletedRun | Alert
+_Read = TypeVar("_Read")
 
 _log = structlog.get_logger()
 
@@ -101,6 +102,11 @@ class Feed:
             if feed.streams == 0:
                 feed.close()
                 del self._run_feeds[run_id]
+
+    async def read(self, function: Callable[..., _Read], *arguments: Any) -> _Read:
+        """Returns what a function that reads run folders returns, off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._files, function, *arguments)
 
     def close(self) -> None:
         """Ends every stream."""

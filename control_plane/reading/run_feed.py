@@ -42,8 +42,8 @@ class RunFeed:
         run_id: of the run.
         metrics_path: its metrics.jsonl.
         begin: the `seq` after which every change of state will be added; None: not yet known.
-        files: threads for its reads of files, which hang as long as a disk does; None means those
-            of the event loop.
+        files: threads for reads of files, those of its log included, which hang as long as a disk
+            does; None means those of the event loop.
 
     Attributes:
         news: wakes at changes of state, and for metrics.
@@ -89,7 +89,7 @@ class RunFeed:
     def log(self, path: Path) -> LogFeed:
         """Returns the feed of the run's log."""
         if self._log is None:
-            self._log = LogFeed(path)
+            self._log = LogFeed(path, self.read)
         return self._log
 
     async def read(self, function: Callable[..., _Read], *arguments: Any) -> _Read:

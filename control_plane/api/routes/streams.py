@@ -187,7 +187,7 @@ async def stream_log(
     folder = plane.folder(await asyncio.to_thread(plane.runs.get, run_id))
     position = last_event_id if last_event_id is not None else after
     if position is None:
-        position = await asyncio.to_thread(position_before, folder.log_path, tail_lines)
+        position = await plane.feed.read(position_before, folder.log_path, tail_lines)
     return _EventStream(plane.feed, log_events(plane.feed, folder, position))
 
 

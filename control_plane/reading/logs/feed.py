@@ -1,7 +1,10 @@
 """What the streams of one log share: its last pieces, read and encoded once."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -18,12 +21,17 @@ _log = structlog.get_logger()
 class LogFeed:
     """The last pieces of a log. Belongs to one event loop.
 
+    Args:
+        path: the log.
+        read: calls a function that reads files, off the event loop, and returns its result.
+
     Attributes:
         end: the position that has been read up to; None before a stream has reached the end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Callable[..., Awaitable[Any]]) -> None:
         self.path = path
+        self._read = read
         self.news = Wakes()
         self.end: int | None = None
         self._pieces: dict[int, Piece] = {}  # by where each begins, in order
@@ -40,20 +48,29 @@ class LogFeed:
         if piece is None and position != self.end:
             # Not beyond what is kept, so that this stream, too, goes on with the next piece.
             stop = self.end if self.end is not None and self.end > position else None
-            piece = await asyncio.to_thread(next_piece, self.path, position, stop)
+            piece = await self.next_piece(position, stop)
             if piece is None and self.end is None:
                 self.end = position
                 self._poll = asyncio.create_task(self._follow())
         return piece
 
+    async def next_piece(
+        self, position: int, stop: int | None = None, *, whole: bool = False
+    ) -> Piece | None:
+        """Returns what `pieces.next_piece` does, read from the file."""
+        found: Piece | None = await self._read(
+            partial(next_piece, self.path, position, stop, whole=whole)
+        )
+        return found
+
     async def _follow(self) -> None:
         """Adds what is appended to the log, until cancelled."""
         seen: object = None
         while self.end is not None:
-            now = signature(self.path)
+            now = await self._read(signature, self.path)
             if now != seen:
                 try:
-                    piece = await asyncio.to_thread(next_piece, self.path, self.end)
+                    piece = await self.next_piece(self.end)
                 except CorruptData as error:
                     _log.error("log not read", path=str(self.path), error=str(error))
                     piece = None

@@ -8,7 +8,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.events import event
 from control_plane.reading.feed import RETRY_SECONDS, Feed
-from control_plane.reading.logs.pieces import next_piece
 from control_plane.reading.streams import PING, PING_SECONDS, RETRY
 from control_plane.reading.wakes import first_of
 from control_plane.runs.record import Run
@@ -43,7 +42,7 @@ async def log_events(feed: Feed, folder: RunFolder, position: int) -> AsyncGener
                 rest = _rest(run)
                 piece = await log.after(position)
                 if piece is None and rest != told:
-                    piece = await asyncio.to_thread(next_piece, log.path, position, whole=True)
+                    piece = await log.next_piece(position, whole=True)
             except (SQLAlchemyError, CorruptData) as error:
                 _log.error("log not read", run=folder.run_id, error=str(error))
                 turn.set()

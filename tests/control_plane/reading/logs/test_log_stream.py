@@ -1,6 +1,7 @@
 """The stream of a log: each line once, over cuts, restarts and rests, within the bounds."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -243,5 +244,36 @@ def test_what_is_kept_is_bounded_and_a_slow_reader_reads_the_file(live, monkeypa
         await text_of(slow, "".join(f"{number}" * 1_500 + "\n" for number in range(1, 6)))
         await fast.close()
         await slow.close()
+
+    live(scenario)
+
+
+def test_a_disk_that_hangs_under_a_log_keeps_the_event_loop_and_other_work_free(
+    live,  # noqa: F811
+    monkeypatch,
+):
+    hangs, hung = threading.Event(), []
+
+    def hanging(path):
+        hung.append(threading.current_thread().name)
+        hangs.wait(30)
+        return None
+
+    async def scenario(bench, feed) -> None:
+        run = started(bench)
+        write(bench, run, "one\n")
+        listener = log_of(bench, feed, run.id)
+        await text_of(listener, "one\n")
+        monkeypatch.setattr(log_feed, "signature", hanging)
+        waiting = asyncio.create_task(listener.next())
+        while not hung:
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(lambda: 1) == 1
+        assert all(name.startswith("files") for name in hung)
+        assert not waiting.done()
+        hangs.set()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await listener.close()
 
     live(scenario)
