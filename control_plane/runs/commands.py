@@ -278,15 +278,18 @@ class RunCommands:
 
         return self._change(run_id, decide)
 
-    def delete(self, run_id: str, set_aside: Callable[[], None]) -> None:
+    def delete(
+        self, run_id: str, set_aside: Callable[[], None], since: float | None = None
+    ) -> None:
         """Deletes the rows of a run that is not active; `changed_since` then has a DeletedRun.
 
         Args:
             set_aside: called once the run is known to be deletable, before its rows go.
+            since: deletes it only if it has been in its state since then; None means always.
 
         Raises:
             NotFound: no such run.
-            Conflict: it is active, or would resume by itself.
+            Conflict: it is active, would resume by itself, or has changed its state.
         """
         with self._store.writing() as connection:
             run = get_run(connection, run_id)
@@ -295,6 +298,8 @@ class RunCommands:
                 if run.state in RESTING:
                     what = f"is {run.state}, but resumes by itself"
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
+            if since is not None and run.since != since:
+                raise Conflict(f"run {run_id} has been resumed meanwhile, and is {run.state} again")
             set_aside()
             revision = newest_revision(connection) + 1
             connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))

@@ -24,15 +24,20 @@ _ASIDE = ".deleted-"
 _log = structlog.get_logger()
 
 
-def delete_run(commands: RunCommands, folder: RunFolder) -> bool:
+def delete_run(commands: RunCommands, folder: RunFolder, since: float | None = None) -> bool:
     """Deletes a run that is not active, with its checkpoints, export and everything in its folder.
 
     Returns False if some of its files are left, which the next start removes.
 
+    Args:
+        commands: deletes its rows.
+        folder: of the run.
+        since: as in `RunCommands.delete`.
+
     Raises:
         NotFound: no such run.
-        Conflict: it is active, a process other than the control plane's trains it, or its folder
-            is a link, behind which nothing is removed.
+        Conflict: it is active, has changed its state, a process other than the control plane's
+            trains it, or its folder is a link, behind which nothing is removed.
     """
     aside = aside_of(folder.path)
     with ExitStack() as stack:
@@ -45,7 +50,7 @@ def delete_run(commands: RunCommands, folder: RunFolder) -> bool:
                 rename_durably(folder.path, aside)
 
         try:
-            commands.delete(folder.run_id, set_aside)
+            commands.delete(folder.run_id, set_aside, since)
         except BaseException:
             put_back(aside, folder.path)
             raise

@@ -21,7 +21,7 @@ WAIT_NOTE_SECONDS = 15.0
 _SET_BY_UP = frozenset(
     {
         *("--bind", "--home", "--port-file", "--max-running-runs", "--token-file", "--no-token"),
-        *("--teacher-token-file", "--teacher-tls-ca"),
+        *("--teacher-token-file", "--teacher-tls-ca", "--alert-webhook-file"),
     }
 )
 

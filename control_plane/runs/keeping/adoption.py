@@ -34,6 +34,7 @@ from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import PROC, Identity
 from lectern_common.run.status import RESTING, RunState, Status, values_of
 from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE
+from lectern_common.words import inert_name
 
 Find = Callable[[RunFolder, Identity | None], Identity | None]
 _MARKS = ("spec.yaml", "status.json", "checkpoints", "metrics.jsonl")
@@ -81,9 +82,10 @@ class Adoption:
                 if run_ids is None or not self._is_known(run_id):
                     found.append(self._row_of(run_id))
             except LecternError as error:
-                adopted.refused.append((run_id, str(error)))
+                adopted.refused.append((inert_name(run_id), inert_name(error)))
             except OSError as error:
-                adopted.refused.append((run_id, f"{error.filename}: {error.strerror}"))
+                why = f"{error.filename}: {error.strerror}"
+                adopted.refused.append((inert_name(run_id), inert_name(why)))
         for row in sorted(found, key=lambda row: float(row["created_at"])):
             with suppress(Conflict):  # another request was faster
                 put_back(aside_of(self.runs_root / row["id"]), self.runs_root / row["id"])
@@ -102,7 +104,7 @@ class Adoption:
             _log.warning(
                 "run folders without a row in the database",
                 count=len(unknown),
-                first=", ".join(unknown[:_MAX_LOGGED]),
+                first=", ".join(map(inert_name, unknown[:_MAX_LOGGED])),
                 adopt="lectern runs adopt --all",
             )
 

@@ -91,14 +91,14 @@ class Backups:
         Raises:
             BackupFailed: naming what to do.
         """
-        found = self.all()
-        number = found[0].number + 1 if found else 1
         stamp = datetime.fromtimestamp(self._clock(), UTC).strftime(_STAMP)
         stem, suffix = self.database.stem, self.database.suffix
-        path = self.folder / f"{stem}-{number:06d}-{stamp}-{kind}{suffix}"
         hidden = self.folder / f".{stem}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            found = self.all()
+            number = found[0].number + 1 if found else 1
+            path = self.folder / f"{stem}-{number:06d}-{stamp}-{kind}{suffix}"
             hidden.unlink(missing_ok=True)
             _copy(self.database, hidden)
             if (problem := problem_of(hidden)) is not None:

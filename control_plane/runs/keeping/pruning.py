@@ -91,7 +91,8 @@ def prune(
 ) -> Pruned:
     """Deletes the runs that meet the criteria, each as `delete_run` does, unless `dry_run` is set.
 
-    A run that is resumed meanwhile, or is trained by a process of another program, is left out.
+    A run that is resumed meanwhile, even if it rests again, or is trained by a process of another
+    program, is left out.
 
     Raises:
         InvalidRequest: there is no criterion.
@@ -103,7 +104,7 @@ def prune(
         entries = entries_of(folder.path)
         if not criteria.dry_run:
             try:
-                if not delete_run(commands, folder):
+                if not delete_run(commands, folder, run.since):
                     why = "deleted, but not all of its files; the next start tries again"
                     pruned.left_out.append((run.id, why))
                     entries = []

@@ -100,7 +100,10 @@ def test_what_follows_another_two_dashes_goes_to_the_control_plane(tmp_path, sta
     assert log(tmp_path, "control-plane").splitlines()[0].endswith("--runs-per-gpu 2")
 
 
-@pytest.mark.parametrize("word", ["--home", "--bind=127.0.0.1:1", "--no-token", "--port-file"])
+@pytest.mark.parametrize(
+    "word",
+    ["--home", "--bind=127.0.0.1:1", "--no-token", "--port-file", "--alert-webhook-file=hook"],
+)
 def test_what_up_sets_itself_is_not_passed_to_the_control_plane(lectern, tmp_path, word):
     ended = lectern("up", "--model", "m", "--home", tmp_path, "--", "--", word)
     assert ended.code == 2

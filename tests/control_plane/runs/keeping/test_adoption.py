@@ -430,3 +430,19 @@ def test_adopt_over_rest(client, plane, processes):
     }
     problem_of(client.post("/runs/adopt", json={"run_ids": "copied"}), 422, "invalid_request")
     problem_of(client.post("/runs/adopt", json={"ids": []}), 422, "invalid_request")
+
+
+def test_a_folder_whose_name_cannot_be_sent_or_printed_is_refused_by_an_inert_name(
+    client, plane, capsys
+):
+    for name in (b"not-\xff-utf8", b"\x1b[2Jclears"):
+        folder = Path(os.fsdecode(os.fsencode(plane.roots.runs) + b"/" + name))
+        folder.mkdir()
+        (folder / "spec.yaml").write_text("name: a")
+    answer = client.post("/runs/adopt", json={"run_ids": None})
+    assert answer.status_code == 200, answer.text
+    refused = [one["run_id"] for one in answer.json()["refused"]]
+    assert refused == ["\\x1b[2Jclears", "not-\\udcff-utf8"]
+    capsys.readouterr()
+    plane.adoption.mention_unknown()
+    assert "\x1b[2J" not in "".join(capsys.readouterr())

@@ -263,3 +263,10 @@ def test_a_plane_backs_up_at_its_start_and_starts_although_that_fails(tmp_path):
     roots.backups.write_text("a file")
     opened()
     assert roots.backups.read_text() == "a file"
+
+
+def test_a_folder_that_cannot_be_listed_fails_the_backup_and_not_the_control_plane(kept, tmp_path):
+    kept.add()
+    backups = Backups(kept.path, tmp_path / ("x" * 300))
+    with pytest.raises(BackupFailed, match="File name too long"):
+        backups.make(Kind.PERIOD)

@@ -113,7 +113,7 @@ def test_a_run_that_became_active_meanwhile_is_left_out_and_named(bench, monkeyp
 
 def test_what_is_freed_is_what_no_other_run_holds(bench):
     first, second = ended(bench, "stopped", "one"), ended(bench, "stopped", "two", group="g")
-    kept = bench.roots.runs / first / "checkpoints" / "step-00000004" / "model.safetensors"
+    kept = bench.roots.runs / first / "checkpoints" / "step-00000004" / "shared.safetensors"
     kept.write_bytes(b"x" * 65536)
     os.link(kept, bench.roots.runs / second / "checkpoints" / "step-00000004" / kept.name)
     whole = measured(bench.roots.runs / second)
@@ -158,3 +158,30 @@ def test_prune_over_rest_lists_first_and_deletes_when_told(client, processes):
 def test_wrong_criteria_are_refused_by_field(client, body, field):
     found = problem_of(client.post("/runs/prune", json=body), 422, "invalid_request")
     assert [error["field"] for error in found["errors"]] == ([] if field is None else [field])
+
+
+def test_a_run_that_was_resumed_and_stopped_while_others_were_deleted_stays(bench, monkeypatch):
+    first, second = ended(bench, "stopped"), ended(bench, "stopped")
+    bench.clock.advance(40 * DAY)
+    delete_run = pruning.delete_run
+
+    def slowly(commands, folder, since):
+        if folder.run_id == first:  # so long that somebody resumes the other one meanwhile
+            commands.request_resume(second)
+            bench.tick(1)
+            bench.processes.last(second).say("running", step=6)
+            bench.tick(1)
+            commands.request_stop(second)
+            bench.processes.last(second).say("stopped", step=9, checkpoint_step=9)
+            bench.processes.last(second).end(0)
+            bench.tick(1)
+            assert bench.runs.get(second).state == "stopped"
+        return delete_run(commands, folder, since)
+
+    monkeypatch.setattr(pruning, "delete_run", slowly)
+    found = pruned(bench, older_than_days=30, dry_run=False)
+    assert (ids(found), found.deleted, left(bench)) == ([first], 1, {second})
+    [(run_id, why)] = found.left_out
+    assert run_id == second
+    assert "resumed meanwhile" in why
+    assert RunFolder(bench.roots.runs / second).path.is_dir()
