@@ -61,7 +61,6 @@ from lectern_common.errors import (
     DataUnavailable,
     DiskFull,
     DiskStalled,
-    LecternError,
     Misconfigured,
     TeacherUnavailable,
 )
@@ -191,11 +190,9 @@ class ControlPlane:
     def teachers_of_runs(self) -> dict[str, list[str]]:
         """Returns the active and queued runs of each teacher server that they use."""
         found: dict[str, list[str]] = {}
-        for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
-            teacher = run.spec.get("teacher")
-            with suppress(KeyError, TypeError, AttributeError, LecternError):  # a damaged row
-                for address in replica_addresses(teacher["address"]) if teacher else ():
-                    found.setdefault(address, []).append(run.id)
+        for run_id, named in self.runs.teachers([*ACTIVE, RunState.QUEUED]):
+            for address in replica_addresses(named):
+                found.setdefault(address, []).append(run_id)
         return found
 
     def folder(self, run: Run) -> RunFolder:

@@ -83,8 +83,8 @@ def finish_deletions(runs: Runs, runs_root: Path) -> None:
 
 
 def put_back(aside: Path, path: Path) -> None:
-    """Undoes the deletion of a folder that was only set aside, if there is one."""
-    if aside.exists():
+    """Undoes the deletion of a folder that was only set aside, unless there is one in its place."""
+    if aside.exists() and not path.exists():
         rename_durably(aside, path)
 
 

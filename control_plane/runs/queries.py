@@ -20,7 +20,14 @@ from control_plane.runs.record import (
     select_runs,
 )
 from control_plane.runs.search import FoundRuns, Search, find_runs
-from control_plane.runs.store import Store, deleted_runs, history, idempotency_keys, runs
+from control_plane.runs.store import (
+    Store,
+    deleted_runs,
+    history,
+    idempotency_keys,
+    runs,
+    sound_json,
+)
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
 
@@ -75,6 +82,14 @@ class Runs:
                 connection, runs.c.state == RunState.INTERRUPTED, runs.c.resume_at.is_not(None)
             )
         return [run for run in found if run.resumes_itself]
+
+    def teachers(self, states: Collection[RunState]) -> list[tuple[str, str]]:
+        """Returns id and `teacher.address` of the runs in one of the states that have one."""
+        address = sa.func.json_extract(sound_json(runs.c.spec), "$.teacher.address")
+        query = sa.select(runs.c.id, address).where(runs.c.state.in_(states))
+        with self._store.reading() as connection:
+            rows = connection.execute(query.order_by(runs.c.seq)).all()
+        return [(run_id, at) for run_id, at in rows if isinstance(at, str)]
 
     def sizes(self) -> list[tuple[str, str, float, int | None]]:
         """Returns id, state, since when, and bytes on disk of each run, oldest first."""

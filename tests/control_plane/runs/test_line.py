@@ -14,7 +14,7 @@ from control_plane.trainers.devices import Devices
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
-from tests.control_plane.conftest import Bench
+from tests.control_plane.conftest import Bench, spec
 
 
 def line(bench: Bench) -> list[str]:
@@ -272,3 +272,15 @@ def test_only_a_queued_run_whose_devices_cannot_be_read_is_read_whole(tmp_path):
     assert usual.device.threads == 3
     with pytest.raises(InvalidSpec):
         _ = damaged.device
+
+
+def test_the_teachers_of_a_long_queue_are_read_without_its_rows(plane, monkeypatch):
+    taught = {"teacher": {"address": "a:1,b:2"}, "objective": {"alpha": 0.5}}
+    made = [plane.commands.create(spec(**taught)) for _ in range(2)]
+    plane.commands.create(spec())
+    with plane.store.writing() as connection:
+        query = "UPDATE runs SET spec = json_set(spec, '$.teacher', 'none') WHERE id = :id"
+        connection.execute(sa.text(query), {"id": made[1].id})
+    monkeypatch.setattr(plane.runs, "in_states", lambda *_: pytest.fail("reads rows"))
+    assert plane.teachers_of_runs() == {"a:1": [made[0].id], "b:2": [made[0].id]}
+    plane.close()

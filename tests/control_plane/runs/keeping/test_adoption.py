@@ -9,7 +9,7 @@ import pytest
 
 from control_plane.plane import open_plane
 from control_plane.runs.commands import RunCommands
-from control_plane.runs.deletion import delete_run
+from control_plane.runs.deletion import delete_run, finish_deletions
 from control_plane.runs.keeping.adoption import Adopted, Adoption
 from control_plane.runs.keeping.backups import Backups, Kind
 from control_plane.runs.queries import Runs
@@ -216,6 +216,20 @@ def test_deleted_runs_come_back_only_if_they_are_named(bench):
     (bench.roots.runs / run.id).rename(aside)
     assert adopt(bench) == Adopted()
     assert [one.id for one in adopt(bench, run.id).runs] == [run.id] and not aside.exists()
+
+
+def test_a_folder_in_the_place_of_a_deleted_one_is_adopted_and_not_replaced(bench):
+    run = ended(bench, "stopped")
+    path = bench.roots.runs / run.id
+    shutil.copytree(path, bench.roots.runs / "kept")
+    delete_run(bench.commands, RunFolder(path))
+    aside = bench.roots.runs / f".deleted-{run.id}"
+    aside.mkdir()  # not all of its files could be removed
+    (aside / "left").touch()
+    (bench.roots.runs / "kept").rename(path)
+    assert [one.id for one in adopt(bench, run.id).runs] == [run.id]
+    finish_deletions(bench.runs, bench.roots.runs)  # as the next start does
+    assert (path / "spec.yaml").exists()
 
 
 def test_runs_are_adopted_in_the_order_of_their_creation(bench):
