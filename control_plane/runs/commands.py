@@ -627,7 +627,7 @@ def _alerts_of(
 
 def _noticing(names: Iterable[str]) -> sa.Update:
     """Returns the statement that sets columns of a run in a given state, with named parameters."""
-    values = {name: sa.bindparam(f"to_{name}") for name in (*names, "revision")}
+    values: dict[str, Any] = {name: sa.bindparam(f"to_{name}") for name in (*names, "revision")}
     is_still = sa.and_(
         runs.c.id == sa.bindparam("its_id"), runs.c.state == sa.bindparam("its_state")
     )

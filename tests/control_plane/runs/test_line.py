@@ -275,8 +275,8 @@ def test_only_a_queued_run_whose_devices_cannot_be_read_is_read_whole(tmp_path):
 
 
 def test_the_teachers_of_a_long_queue_are_read_without_its_rows(plane, monkeypatch):
-    taught = {"teacher": {"address": "a:1,b:2"}, "objective": {"alpha": 0.5}}
-    made = [plane.commands.create(spec(**taught)) for _ in range(2)]
+    taught = spec(teacher={"address": "a:1,b:2"}, objective={"alpha": 0.5})
+    made = [plane.commands.create(taught) for _ in range(2)]
     plane.commands.create(spec())
     with plane.store.writing() as connection:
         query = "UPDATE runs SET spec = json_set(spec, '$.teacher', 'none') WHERE id = :id"

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from control_plane.runs.deletion import delete_run
 from control_plane.runs.keeping import pruning
 from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import Run
@@ -163,7 +164,6 @@ def test_wrong_criteria_are_refused_by_field(client, body, field):
 def test_a_run_that_was_resumed_and_stopped_while_others_were_deleted_stays(bench, monkeypatch):
     first, second = ended(bench, "stopped"), ended(bench, "stopped")
     bench.clock.advance(40 * DAY)
-    delete_run = pruning.delete_run
 
     def slowly(commands, folder, since):
         if folder.run_id == first:  # so long that somebody resumes the other one meanwhile
