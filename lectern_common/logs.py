@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from lectern_common.errors import CorruptData
+from lectern_common.words import inert_name
 
 MAX_LOG_BYTES = 64 << 20
 KEPT_FIRST_BYTES = 8 << 20
@@ -65,12 +66,19 @@ class _Lines(structlog.WriteLogger):
 
 
 def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Leaves out what is None; writes mappings and lists as JSON."""
-    return {
-        name: json.dumps(value, default=str) if isinstance(value, (dict, list)) else value
-        for name, value in event.items()
-        if value is not None
-    }
+    """Leaves out what is None; writes mappings and lists as JSON, and texts without escapes.
+
+    A request's path, or a file's name, must not write lines of its own or move a terminal's cursor.
+    """
+    return {name: _shown(value) for name, value in event.items() if value is not None}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, default=str)
+    if isinstance(value, (bool, int, float)):
+        return value
+    return "\n".join(map(inert_name, str(value).split("\n")))  # the renderer spells line breaks
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,15 @@ def test_a_line_has_no_empty_values_and_shows_mappings_as_json() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     _, _, line = done.stderr.partition(" ")
     assert line == 'level=info event=assembled memory="{\\"free\\": 2}" rows=3 ok=true\n'
+
+
+def test_what_somebody_else_named_stays_one_line_and_moves_no_cursor() -> None:
+    code = (
+        "import structlog; from lectern_common.logs import configure_logs; configure_logs()\n"
+        "from pathlib import Path; log = structlog.get_logger()\n"
+        "log.info('asked', path='/x\\x1b[2J\\rlevel=error\\u202e', file=Path('a\\nb'), n=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    _, _, line = done.stderr.partition(" ")
+    shown = r'level=info event=asked path="/x\\x1b[2J\\rlevel=error\\u202e" file=a\nb n=1'
+    assert line == f"{shown}\n"
