@@ -18,7 +18,6 @@ from control_plane.runs.record import StopAt
 from lectern_common.errors import InvalidRequest, InvalidSpec
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.spec.load import parse_spec
-from lectern_common.spec.refusals import QUERY
 from lectern_common.spec.run_spec import (
     HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF,
     LABELS,
@@ -64,7 +63,7 @@ async def require_known_query(request: Request) -> None:
             problems.append((name, "is given more than once"))
     if problems:
         raise RequestValidationError(
-            [{"type": QUERY, "loc": ("query", name), "msg": why} for name, why in problems]
+            [{"type": "query", "loc": ("query", name), "msg": why} for name, why in problems]
         )
 
 
@@ -125,7 +124,7 @@ async def json_model(request: Request, model: type[_Model], *, required: bool = 
         return model.model_validate(data)
     except ValidationError as error:
         raise RequestValidationError(
-            [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+            [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
         ) from None
 
 

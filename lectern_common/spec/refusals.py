@@ -8,9 +8,8 @@ from typing import Any
 MAX_SHOWN = 80
 _NAME = re.compile(r"^(?!constrained-)[\w-]+$")
 _QUOTED = re.compile(r"'([^']+)'")
-QUERY = "query"  # the type of our own errors about a request's query parameters
 # Types of errors whose last place is a name that the user made up, which may look like anything.
-_OF_NAMES = ("extra_forbidden", "invalid_key", QUERY)
+_OF_NAMES = ("extra_forbidden", "invalid_key", "query")
 
 # What was expected, by the type of the error; braces are what its context says.
 _EXPECTED = {
