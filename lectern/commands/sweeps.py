@@ -17,8 +17,7 @@ from lectern_common.errors import NotFound
 from lectern_common.words import inert_name
 
 if TYPE_CHECKING:
-    from lectern.client import Client
-    from lectern.sweeps import SweepStatus
+    from lectern.client import Client, SweepStatus
 
 app = command_group("List, show, stop and delete sweeps; `lectern sweep FILE` makes one.")
 
