@@ -56,7 +56,9 @@ from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
-from control_plane.views import DiskView, RunView, run_view
+from control_plane.views.run_fields import run_view
+from control_plane.views.runs import RunView
+from control_plane.views.service import DiskView
 from lectern_common.errors import (
     DataUnavailable,
     DiskFull,

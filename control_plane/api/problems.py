@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from control_plane.views import Problem
+from control_plane.views.problems import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
 from lectern_common.spec.refusals import problems_of
 from lectern_common.words import inert_name

@@ -5,12 +5,7 @@ from typing import Any
 import httpx
 
 from lectern.reconnect import ControlPlaneUnavailable
-from lectern_common.errors import (
-    InvalidRequest,
-    InvalidSpec,
-    LecternError,
-    error_of,
-)
+from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError, error_of
 
 
 def problem(response: httpx.Response) -> LecternError:

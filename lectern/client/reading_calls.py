@@ -7,15 +7,8 @@ from typing import Any
 from lectern.client.problems import unknown_form
 from lectern.client.readings import Buckets, MetricsBatch, Sample
 from lectern.client.transport import Calls, segment
-from lectern.reconnect import (
-    OUTAGE_SECONDS,
-    Reconnecting,
-    ServerEvent,
-    followed,
-)
-from lectern_common.errors import (
-    NotFound,
-)
+from lectern.reconnect import OUTAGE_SECONDS, Reconnecting, ServerEvent, followed
+from lectern_common.errors import NotFound
 
 MAX_POINTS = 512
 

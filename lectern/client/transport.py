@@ -15,12 +15,7 @@ from lectern.client.answers import RunStatus
 from lectern.client.problems import mapping_of, problem
 from lectern.reconnect import ControlPlaneUnavailable, ServerEvent, events_of
 from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
-from lectern_common.errors import (
-    InvalidRequest,
-    LecternError,
-    NotFound,
-    Unauthenticated,
-)
+from lectern_common.errors import InvalidRequest, LecternError, NotFound, Unauthenticated
 from lectern_common.roots import Roots
 from lectern_common.spec.run_spec import NAME_PATTERN
 

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane import views
 from control_plane.api.openapi import CHANGES
 from control_plane.api.problems import CONFLICT, NO_SPACE, NOT_FOUND, TEACHER_AWAY
 from control_plane.api.requests import (
@@ -40,6 +39,11 @@ from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import Run, StopAt, require_not_removed
 from control_plane.runs.search import Search
 from control_plane.teachers.dry_run import checked_spec, free_disk
+from control_plane.views.checks import SpecCheckView
+from control_plane.views.keeping import AdoptedView, PrunedView, adopted_view, pruned_view
+from control_plane.views.readings import CheckpointsView
+from control_plane.views.run_fields import run_detail
+from control_plane.views.runs import HistoryPage, RunDetail, RunsPage, RunView
 from lectern_common.errors import Conflict
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
@@ -61,7 +65,7 @@ router = APIRouter()
 @router.post(
     "/runs",
     status_code=202,
-    response_model=views.RunView,
+    response_model=RunView,
     responses={
         **TEACHER_AWAY,
         **_ACCEPTED,
@@ -73,7 +77,7 @@ async def create_run(
     response: Response,
     plane: Plane,
     idempotency_key: IdempotencyKey = None,
-) -> views.RunView:
+) -> RunView:
     """Checks a run spec, its data, student and teacher, and queues the run."""
     key = checked_key(idempotency_key)
     spec = parse_spec(await json_object(request))
@@ -93,10 +97,10 @@ async def create_run(
 
 @router.post(
     "/runs/check",
-    response_model=views.SpecCheckView,
+    response_model=SpecCheckView,
     openapi_extra=json_body({"$ref": "#/components/schemas/RunSpec"}, required=True),
 )
-async def check_spec(request: Request, plane: Plane) -> views.SpecCheckView:
+async def check_spec(request: Request, plane: Plane) -> SpecCheckView:
     """Makes every check that POST /runs makes, and estimates the run; creates nothing."""
     spec = await plane.checks.resolved(parse_spec(await json_object(request)))
     checks, found = await plane.checks.examined(spec)
@@ -104,7 +108,7 @@ async def check_spec(request: Request, plane: Plane) -> views.SpecCheckView:
     return checked_spec(spec, checks, found, free)
 
 
-@router.get("/runs", response_model=views.RunsPage)
+@router.get("/runs", response_model=RunsPage)
 def list_runs(
     plane: Plane,
     cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor`")] = None,
@@ -127,12 +131,12 @@ def list_runs(
             "without a value come last.",
         ),
     ] = None,
-) -> views.RunsPage:
+) -> RunsPage:
     """Lists runs, newest first unless sorted."""
     search = Search(q, state or (), group, tag or (), sort)
     found = plane.runs.search(search, cursor, limit + 1)
     page, rest = found.runs[:limit], found.runs[limit:]
-    return views.RunsPage(
+    return RunsPage(
         runs=plane.run_views(page),
         total=found.total,
         next_cursor=str(page[-1].seq) if rest else None,
@@ -140,18 +144,18 @@ def list_runs(
     )
 
 
-@router.get("/runs/{run_id}", response_model=views.RunDetail, responses=NOT_FOUND)
-def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
+@router.get("/runs/{run_id}", response_model=RunDetail, responses=NOT_FOUND)
+def get_run(plane: Plane, run_id: RunId) -> RunDetail:
     """Returns one run, with its whole spec and its history."""
     run = plane.runs.get(run_id)
     folder = plane.folder(run)
     history = recent_history(plane.runs, folder)
-    return views.run_detail(run, plane.clock(), history, str(folder.path))
+    return run_detail(run, plane.clock(), history, str(folder.path))
 
 
 @router.patch(
     "/runs/{run_id}",
-    response_model=views.RunView,
+    response_model=RunView,
     responses=NOT_FOUND,
     openapi_extra=json_body(
         {
@@ -162,7 +166,7 @@ def get_run(plane: Plane, run_id: RunId) -> views.RunDetail:
         required=True,
     ),
 )
-async def label_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+async def label_run(request: Request, plane: Plane, run_id: RunId) -> RunView:
     """Changes the priority, group, tags or notes of a run, in any state; null clears the group.
 
     A trainer that is at work has the new ones in its copy of the spec only from its next start.
@@ -174,7 +178,7 @@ async def label_run(request: Request, plane: Plane, run_id: RunId) -> views.RunV
     return await asyncio.to_thread(plane.run_view, run)
 
 
-@router.get("/runs/{run_id}/history", response_model=views.HistoryPage, responses=NOT_FOUND)
+@router.get("/runs/{run_id}/history", response_model=HistoryPage, responses=NOT_FOUND)
 def get_history(
     plane: Plane,
     run_id: RunId,
@@ -183,7 +187,7 @@ def get_history(
     kind: Annotated[
         str | None, Query(max_length=100, description="`state`, or a kind of the trainer's events")
     ] = None,
-) -> views.HistoryPage:
+) -> HistoryPage:
     """Lists what happened to a run, newest first: changes of state, and its trainer's events.
 
     With `kind`, a page may be short or empty although there are earlier ones: see `next_cursor`.
@@ -191,22 +195,22 @@ def get_history(
     folder = plane.folder(plane.runs.get(run_id))
     start = HistoryPosition.parse(cursor) if cursor is not None else HistoryPosition()
     entries, rest = history_page(plane.runs, folder, start, limit, kind)
-    return views.HistoryPage(
+    return HistoryPage(
         run_id=run_id, entries=entries, next_cursor=None if rest is None else str(rest)
     )
 
 
-@router.get("/runs/{run_id}/checkpoints", response_model=views.CheckpointsView, responses=NOT_FOUND)
-def list_checkpoints(plane: Plane, run_id: RunId) -> views.CheckpointsView:
+@router.get("/runs/{run_id}/checkpoints", response_model=CheckpointsView, responses=NOT_FOUND)
+def list_checkpoints(plane: Plane, run_id: RunId) -> CheckpointsView:
     """Lists the complete checkpoints of a run, oldest first."""
     folder = plane.folder(plane.runs.get(run_id))
-    return views.CheckpointsView(run_id=run_id, checkpoints=checkpoints_of(folder))
+    return CheckpointsView(run_id=run_id, checkpoints=checkpoints_of(folder))
 
 
 @router.post(
     "/runs/{run_id}/fork",
     status_code=202,
-    response_model=views.RunView,
+    response_model=RunView,
     responses={**CONFLICT, **TEACHER_AWAY, **NO_SPACE, **_ACCEPTED},
     openapi_extra=json_body(
         {
@@ -233,7 +237,7 @@ async def fork_run(
     plane: Plane,
     run_id: RunId,
     idempotency_key: IdempotencyKey = None,
-) -> views.RunView:
+) -> RunView:
     """Queues a new run that goes on from a checkpoint of another one, with some settings changed.
 
     The other run may be in any state. The answer comes once every byte of the checkpoint was read
@@ -286,7 +290,7 @@ async def _forked(
 @router.post(
     "/runs/{run_id}/stop",
     status_code=202,
-    response_model=views.RunView,
+    response_model=RunView,
     responses=CONFLICT,
     openapi_extra=json_body(
         {
@@ -304,7 +308,7 @@ async def _forked(
         required=False,
     ),
 )
-async def stop_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+async def stop_run(request: Request, plane: Plane, run_id: RunId) -> RunView:
     """Asks a run to write a checkpoint and stop, now or at its next one.
 
     Repeating the request changes nothing. `now` after `checkpoint` stops it now. A run without a
@@ -318,7 +322,7 @@ async def stop_run(request: Request, plane: Plane, run_id: RunId) -> views.RunVi
 @router.post(
     "/runs/{run_id}/resume",
     status_code=202,
-    response_model=views.RunView,
+    response_model=RunView,
     responses={**CONFLICT, **TEACHER_AWAY},
     openapi_extra=json_body(
         {
@@ -330,7 +334,7 @@ async def stop_run(request: Request, plane: Plane, run_id: RunId) -> views.RunVi
         required=False,
     ),
 )
-async def resume_run(request: Request, plane: Plane, run_id: RunId) -> views.RunView:
+async def resume_run(request: Request, plane: Plane, run_id: RunId) -> RunView:
     """Queues a run that is not active, to resume from its newest checkpoint.
 
     A run that has succeeded needs changes that give it more to do: `schedule.steps` above the steps
@@ -363,10 +367,10 @@ def remove_run(plane: Plane, run_id: RunId) -> None:
 
 @router.post(
     "/runs/prune",
-    response_model=views.PrunedView,
+    response_model=PrunedView,
     openapi_extra=json_body(Criteria.model_json_schema(), required=True),
 )
-async def prune_runs(request: Request, plane: Plane) -> views.PrunedView:
+async def prune_runs(request: Request, plane: Plane) -> PrunedView:
     """Deletes the runs at rest that meet criteria; with `dry_run`, the default, only lists them.
 
     At least one criterion is needed. A run that resumes by itself is never deleted.
@@ -375,7 +379,7 @@ async def prune_runs(request: Request, plane: Plane) -> views.PrunedView:
     pruned = await asyncio.to_thread(
         prune, plane.runs, plane.commands, plane.roots.runs, criteria, plane.clock()
     )
-    return views.pruned_view(pruned)
+    return pruned_view(pruned)
 
 
 class Adopt(BaseModel):
@@ -391,16 +395,16 @@ class Adopt(BaseModel):
 
 @router.post(
     "/runs/adopt",
-    response_model=views.AdoptedView,
+    response_model=AdoptedView,
     openapi_extra=json_body(Adopt.model_json_schema(), required=True),
 )
-async def adopt_runs(request: Request, plane: Plane) -> views.AdoptedView:
+async def adopt_runs(request: Request, plane: Plane) -> AdoptedView:
     """Makes rows of run folders that the database does not know, as after one was restored.
 
     Repeating the request changes nothing. A damaged folder is refused and not touched.
     """
     asked = await json_model(request, Adopt)
-    return views.adopted_view(await asyncio.to_thread(plane.adoption.adopt, asked.run_ids))
+    return adopted_view(await asyncio.to_thread(plane.adoption.adopt, asked.run_ids))
 
 
 _A_SPEC = {"$ref": "#/components/schemas/RunSpec"}
