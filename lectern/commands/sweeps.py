@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lectern import console
-from lectern.commands.runs import DEFAULT_URL
-from lectern.options import Json, TokenFile, Url, command_group, control_plane
+from lectern.options import DEFAULT_URL, Json, TokenFile, Url, command_group, control_plane
 from lectern_common.errors import NotFound
 from lectern_common.words import inert_name
 
