@@ -30,7 +30,6 @@ from control_plane.reading.series.indexes import (
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.alerts import Alerts
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
-from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.forking import finish_forks
 from control_plane.runs.keeping.adoption import Adoption
 from control_plane.runs.keeping.backups import (
@@ -41,6 +40,7 @@ from control_plane.runs.keeping.backups import (
     Kind,
     PeriodicBackups,
 )
+from control_plane.runs.keeping.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store

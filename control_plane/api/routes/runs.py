@@ -32,9 +32,9 @@ from control_plane.api.requests import (
 from control_plane.plane import ControlPlane
 from control_plane.reading.checkpoints import checkpoints_of
 from control_plane.reading.history import HistoryPosition, history_page, recent_history
-from control_plane.runs.commands import require_goes_on
-from control_plane.runs.deletion import delete_run
+from control_plane.runs.decisions import require_goes_on
 from control_plane.runs.forking import complete, created, taken
+from control_plane.runs.keeping.deletion import delete_run
 from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import Run, StopAt, require_not_removed
 from control_plane.runs.search import Search
