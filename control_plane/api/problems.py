@@ -53,6 +53,10 @@ CONFLICT: dict[int | str, dict[str, Any]] = {
     **NOT_FOUND,
     409: {**PROBLEM, "description": "The run's state does not allow it; `detail` says why"},
 }
+# What a request that makes a run is answered, beside the errors.
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"schema": {"type": "string"}}}}
+}
 _REASONS = {
     400: "bad_request",
     401: "unauthenticated",
