@@ -67,7 +67,7 @@ async def require_known_query(request: Request) -> None:
             problems.append((name, "is given more than once"))
     if problems:
         raise RequestValidationError(
-            [{"loc": ("query", name), "msg": why} for name, why in problems]
+            [{"type": "query", "loc": ("query", name), "msg": why} for name, why in problems]
         )
 
 
@@ -127,9 +127,8 @@ async def json_model(request: Request, model: type[_Model], *, required: bool = 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError(
-            [{**one, "loc": ("body", *one["loc"])} for one in found]
+            [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
         ) from None
 
 

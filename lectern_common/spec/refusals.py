@@ -9,7 +9,7 @@ MAX_SHOWN = 80
 _NAME = re.compile(r"^(?!constrained-)[\w-]+$")
 _QUOTED = re.compile(r"'([^']+)'")
 # Types of errors whose last place is a name that the user made up, which may look like anything.
-_OF_NAMES = ("extra_forbidden", "invalid_key")
+_OF_NAMES = ("extra_forbidden", "invalid_key", "query")
 
 # What was expected, by the type of the error; braces are what its context says.
 _EXPECTED = {

@@ -149,7 +149,7 @@ def test_one_key_makes_one_fork(client, plane, fork):
         ({"optimizer": {"lr": 1}}, 4, ["optimizer.lr"]),
         ({"name": "A B"}, 4, ["name"]),
         ({"data": {"kind": "shards", "path": "nothing"}}, 4, ["data.path"]),
-        ({"objective": {"alpha": 0.5}}, 4, [""]),
+        ({"objective": {"alpha": 0.5}}, 4, ["teacher", "objective.alpha"]),
         ({"device": {"count": 64}, "batch": {"sequences_per_step": 64}}, 4, ["device.count"]),
     ],
 )
@@ -176,7 +176,7 @@ def test_without_a_checkpoint_there_is_nothing_to_fork(client, plane):
         )
         assert "has no checkpoint to fork" in body["detail"]
     problem_of(client.post("/runs/nobody/fork", json={}), 404, "not_found")
-    problem_of(client.post(f"/runs/{run['id']}/fork", json={"step": 4}), 422, "invalid_spec")
+    problem_of(client.post(f"/runs/{run['id']}/fork", json={"step": 4}), 422, "invalid_request")
     assert not [name for name in left_in(plane) if name.startswith(".")]
 
 
@@ -372,6 +372,6 @@ def test_a_stop_at_the_next_checkpoint(client, processes):
 )
 def test_a_wrong_stop_is_refused_by_field(client, processes, body, field):
     run = started(client, processes)
-    problem = problem_of(client.post(f"/runs/{run['id']}/stop", json=body), 422, "invalid_spec")
+    problem = problem_of(client.post(f"/runs/{run['id']}/stop", json=body), 422, "invalid_request")
     assert [error["field"] for error in problem["errors"]] == [field]
     assert state_of(client, run["id"]) == "running"

@@ -115,7 +115,9 @@ def test_what_is_freed_is_what_no_other_run_holds(bench):
     first, second = ended(bench, "stopped", "one"), ended(bench, "stopped", "two", group="g")
     kept = bench.roots.runs / first / "checkpoints" / "step-00000004" / "model.safetensors"
     kept.write_bytes(b"x" * 65536)
-    os.link(kept, bench.roots.runs / second / "checkpoints" / "step-00000004" / kept.name)
+    shared = bench.roots.runs / second / "checkpoints" / "step-00000004" / kept.name
+    shared.unlink()
+    os.link(kept, shared)
     whole = measured(bench.roots.runs / second)
     plan = pruned(bench, group="g")
     assert plan.runs[0][1] == whole and plan.freed == whole - 65536
