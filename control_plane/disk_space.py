@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from control_plane.runs.record import Run
-from control_plane.views import DiskView
+from control_plane.views.service import DiskView
 from lectern_common.checks.needs.estimate import bytes_to_come
 from lectern_common.errors import LecternError
 from lectern_common.roots import Roots

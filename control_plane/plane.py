@@ -30,7 +30,6 @@ from control_plane.reading.series.indexes import (
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.alerts import Alerts
 from control_plane.runs.commands import MAX_QUEUED, RunCommands
-from control_plane.runs.deletion import finish_deletions
 from control_plane.runs.forking import finish_forks
 from control_plane.runs.keeping.adoption import Adoption
 from control_plane.runs.keeping.backups import (
@@ -41,6 +40,7 @@ from control_plane.runs.keeping.backups import (
     Kind,
     PeriodicBackups,
 )
+from control_plane.runs.keeping.deletion import finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
@@ -56,7 +56,9 @@ from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
-from control_plane.views import DiskView, RunView, run_view
+from control_plane.views.run_fields import run_view
+from control_plane.views.runs import RunView
+from control_plane.views.service import DiskView
 from lectern_common.errors import (
     DataUnavailable,
     DiskFull,

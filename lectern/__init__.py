@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lectern.client import Client
+    from lectern.client.client import Client
     from lectern_common.errors import LecternError
     from lectern_common.spec.load import load_spec
     from lectern_common.spec.run_spec import RunSpec
@@ -37,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "CausalStudent": "student_trainer.student.student",
-    "Client": "lectern.client",
+    "Client": "lectern.client.client",
     "FixtureTeacher": "student_trainer.teacher.local",
     "InProcessTeacher": "student_trainer.teacher.local",
     "LecternError": "lectern_common.errors",

@@ -24,6 +24,7 @@ Home = Annotated[
         show_default=False,
     ),
 ]
+DEFAULT_URL = "http://127.0.0.1:8080"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Url = Annotated[
     str, typer.Option("--url", envvar="LECTERN_URL", help="Address of the control plane.")

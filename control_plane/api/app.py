@@ -15,10 +15,19 @@ from control_plane.api.guard import LOOPBACK_HOSTS, Guard
 from control_plane.api.openapi import completed
 from control_plane.api.problems import OF_EVERY_ROUTE, handle_problems
 from control_plane.api.requests import require_known_query
-from control_plane.api.routes import catalog, observing, runs, series, streams, sweeps
+from control_plane.api.routes import (
+    catalog,
+    keeping,
+    observing,
+    runs,
+    series,
+    steering,
+    streams,
+    sweeps,
+)
 from control_plane.plane import ControlPlane
 
-ROUTES = (runs, sweeps, series, streams, catalog, observing)
+ROUTES = (runs, steering, keeping, sweeps, series, streams, catalog, observing)
 WEB = Path(__file__).parent.parent / "web"
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from control_plane.views import Problem
+from control_plane.views.problems import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
 from lectern_common.spec.refusals import problems_of
 from lectern_common.words import inert_name
@@ -52,6 +52,10 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {**PROBLEM, "description": "N
 CONFLICT: dict[int | str, dict[str, Any]] = {
     **NOT_FOUND,
     409: {**PROBLEM, "description": "The run's state does not allow it; `detail` says why"},
+}
+# What a request that makes a run is answered, beside the errors.
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"schema": {"type": "string"}}}}
 }
 _REASONS = {
     400: "bad_request",

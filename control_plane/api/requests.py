@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from fastapi import Depends, Path, Request, params
+from fastapi import Depends, Header, Path, Request, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -38,6 +38,10 @@ async def _plane(request: Request) -> ControlPlane:
 
 
 Plane = Annotated[ControlPlane, Depends(_plane)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="Repeating a request with the same key and body creates no second run."),
+]
 RunId = Annotated[str, Path(pattern=NAME_PATTERN, description="As returned by POST /runs.")]
 
 

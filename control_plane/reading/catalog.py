@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from control_plane.views import DatasetView, ModelView
+from control_plane.views.catalog import DatasetView, ModelView
 from lectern_common.errors import LecternError
 from lectern_common.roots import folders_with
 from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest

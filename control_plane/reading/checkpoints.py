@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from control_plane.views import CheckpointView
+from control_plane.views.readings import CheckpointView
 from lectern_common.run.folder import RunFolder, checkpoint_steps
 
 MAX_STATE_BYTES = 4 << 20

@@ -23,7 +23,7 @@ from control_plane.reading.wakes import Wakes
 from control_plane.runs.alerts import Alert
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import DeletedRun, Run
-from control_plane.views import alert_view
+from control_plane.views.alerts import alert_view
 from lectern_common.errors import Overloaded
 
 MAX_STREAMS = 256

@@ -14,7 +14,7 @@ from typing import Any
 
 from control_plane.reading.logs.tail import valid_unicode
 from control_plane.runs.queries import Runs
-from control_plane.views import HistoryView
+from control_plane.views.runs import HistoryView
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState

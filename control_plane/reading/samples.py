@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from control_plane.reading.logs.tail import valid_unicode
-from control_plane.views import SampleView
+from control_plane.views.readings import SampleView
 from lectern_common.json_lines import MAX_READ_BYTES, last_json_lines
 
 

@@ -2,31 +2,29 @@
 
 Every change goes through `RunCommands._change`: one function, one transaction. It reads the row,
 decides the change, refuses a step that `NEXT` does not allow, and writes row and history together.
-The decisions are the functions below the class.
+The decisions are functions in `decisions.py`; `creation.py` makes the rows.
 """
 
-import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 
+from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind, Alerts, kind_of_change, sentence
 from control_plane.runs.callers import caller
-from control_plane.runs.healing import HEALED, after_end, goes_so_far
+from control_plane.runs.creation import Fork, insert_runs, remember, set_place
+from control_plane.runs.decisions import NO_PID, NO_PROCESS, RESUMES
+from control_plane.runs.healing import after_end
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
-    FORKED,
     MOVING,
     NEXT,
-    PRIORITY,
-    STOP_ASKED,
-    TROUBLES,
     Change,
     Run,
     StopAt,
@@ -44,50 +42,16 @@ from control_plane.runs.store import (
     sweep_runs,
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
-from lectern_common.run.folder import ForkedFrom
 from lectern_common.run.processes import Identity
-from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status, values_of
+from lectern_common.run.status import RESTING, RunState, Status
 from lectern_common.run.untrusted import cut
-from lectern_common.spec.run_spec import (
-    LABELS,
-    RunSpec,
-    require_more_to_do,
-    require_resumable,
-)
+from lectern_common.spec.run_spec import LABELS, RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
 
 MAX_QUEUED = 1000
 QUEUE_RETRY_SECONDS = 60
-MAX_RESTARTS = 5
-MAX_RESTART_DELAY_SECONDS = 60.0
-RESUMES = "resumes"  # reason of a run that was queued again by itself
-HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
-_MAX_NAME_IN_ID = 56  # with "-" and the suffix, an id has at most 63 characters
-_SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-_NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
-_NO_PROCESS = {
-    **_NO_PID,
-    "slots": None,
-    "threads": None,
-    "stale_since": None,
-    "stalled_since": None,
-}
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Fork:
-    """What makes a new run a fork.
-
-    Attributes:
-        source: the checkpoint that it begins with.
-        place: puts its folder where a run with the given id expects it; called before the row can
-            be seen.
-    """
-
-    source: ForkedFrom
-    place: Callable[[str], None]
 
 
 class RunCommands:
@@ -147,8 +111,8 @@ class RunCommands:
             if made is not None:
                 return made
             self.require_room_in(connection)
-            [run] = self.insert(connection, [(spec, teacher)], id_taken, now, fork)
-            _set_place(connection, run.id)
+            [run] = insert_runs(connection, [(spec, teacher)], id_taken, now, fork)
+            set_place(connection, run.id)
             run = get_run(connection, run.id)
             if key is not None:
                 connection.execute(
@@ -158,49 +122,6 @@ class RunCommands:
                 )
         self.inserted([run])
         return run
-
-    def insert(
-        self,
-        connection: sa.Connection,
-        wanted: Sequence[tuple[RunSpec, TeacherIdentity | None]],
-        id_taken: Callable[[str], bool],
-        now: float,
-        fork: Fork | None = None,
-    ) -> list[Run]:
-        """Returns new queued runs, made within a transaction; call `inserted` after it.
-
-        The loop gives them their places in the queue.
-
-        Args:
-            connection: of the transaction.
-            wanted: spec and teacher of each.
-            id_taken: as in `create`.
-            now: Unix seconds.
-            fork: what each begins with; None means with nothing.
-        """
-        new: set[str] = set()
-
-        def is_taken(run_id: str) -> bool:
-            is_used = id_taken(run_id) or run_id in new
-            return is_used or select_runs(connection, runs.c.id == run_id) != []
-
-        rows = []
-        revision = newest_revision(connection)
-        for spec, teacher in wanted:
-            run_id = new_id(spec.name, is_taken)
-            new.add(run_id)
-            revision += 1
-            row = {**_new_row(run_id, spec, teacher, now), "revision": revision}
-            if fork is not None:
-                fork.place(run_id)
-                row |= {"forked_from": asdict(fork.source), "reason": FORKED}
-                row["message"] = f"forked from {fork.source}"
-            rows.append(row)
-        connection.execute(sa.insert(runs), rows)
-        made = select_runs(connection, runs.c.revision > revision - len(rows))
-        for run in made:
-            _remember(connection, run, now)
-        return made
 
     def inserted(self, made: Iterable[Run]) -> None:
         """Logs runs that a transaction has made, and wakes those who wait for changes."""
@@ -224,7 +145,9 @@ class RunCommands:
             NotFound: no such run.
             Conflict: it has succeeded or failed, or its trainer cannot be told of a checkpoint.
         """
-        return self._change(run_id, _stopped if at is StopAt.NOW else _stops_at_checkpoint)
+        return self._change(
+            run_id, decisions.stopped if at is StopAt.NOW else decisions.stops_at_checkpoint
+        )
 
     def request_resume(
         self, run_id: str, new_spec: Callable[[RunSpec], RunSpec] = lambda spec: spec
@@ -243,7 +166,7 @@ class RunCommands:
 
         def decide(run: Run) -> Change:
             spec = new_spec(run.run_spec)
-            require_goes_on(run, spec)
+            decisions.require_goes_on(run, spec)
             return Change(
                 RunState.QUEUED,
                 Wanted.RUNNING,
@@ -328,7 +251,7 @@ class RunCommands:
             active = {"active_since": now, "launched_at": now} if row["state"] in ACTIVE else {}
             connection.execute(sa.insert(runs).values({**row, **active, "revision": revision}))
             run = get_run(connection, row["id"])
-            _remember(connection, run, now)
+            remember(connection, run, now)
         _log.info("run adopted", run=run.id, state=str(run.state))
         self._changed()
         return run
@@ -367,7 +290,7 @@ class RunCommands:
                 "threads": threads,
                 "attempt": run.attempt + 1,
                 "launched_at": self._clock(),
-                **_NO_PID,
+                **NO_PID,
                 "stop_sent_at": None,
                 "resume_at": None,
             }
@@ -381,14 +304,16 @@ class RunCommands:
 
     def requeue(self, run_id: str) -> Run:
         """Returns the interrupted run, queued again if it still resumes by itself."""
-        return self._change(run_id, _requeued)
+        return self._change(run_id, decisions.requeued)
 
     def healed(self, run: Run) -> Run:
         """Returns the run, queued again if it still waits for what has now come true."""
         return self._change(
             run.id,
             lambda now: (
-                _requeued(now) if (now.attempt, now.reason) == (run.attempt, run.reason) else None
+                decisions.requeued(now)
+                if (now.attempt, now.reason) == (run.attempt, run.reason)
+                else None
             ),
         )
 
@@ -409,7 +334,7 @@ class RunCommands:
 
     def saw(self, run_id: str, status: Status) -> Run:
         """Records the status of a living trainer, if there is news in it."""
-        return self._change(run_id, lambda run: _told(run, status))
+        return self._change(run_id, lambda run: decisions.told(run, status))
 
     def troubled(self, run_id: str, reason: str, message: str) -> Run:
         """Says on an active run why the control plane cannot see it; a good status clears it.
@@ -498,7 +423,7 @@ class RunCommands:
             if run.state not in ACTIVE:
                 return None
             wanted = Wanted.STOPPED if state is RunState.STOPPED else None
-            columns, text = {**_NO_PROCESS, **_seen(status)}, message
+            columns, text = {**NO_PROCESS, **decisions.seen(status)}, message
             if run.wanted is Wanted.RUNNING:
                 if resumes:
                     columns["resume_at"] = self._clock()
@@ -516,7 +441,7 @@ class RunCommands:
         after MAX_RESTARTS restarts in a row without a new checkpoint.
         """
         return self._change(
-            run_id, lambda run: _crashed(run, reason, message, status, self._clock())
+            run_id, lambda run: decisions.crashed(run, reason, message, status, self._clock())
         )
 
     def require_room_in(self, connection: sa.Connection, count: int = 1) -> None:
@@ -575,7 +500,7 @@ class RunCommands:
             if change.wanted is not None:
                 values["wanted"] = change.wanted
             if state is not run.state:
-                values |= {"state": state, "since": now, **_active_time(run, state, now)}
+                values |= {"state": state, "since": now, **decisions.active_time(run, state, now)}
                 unset = ("queue_position", "waits_for", "overdue_since")
                 values = {**dict.fromkeys(unset), **values}
                 goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
@@ -583,11 +508,11 @@ class RunCommands:
                     values["stop_at"] = None
             connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
             if state is RunState.QUEUED:
-                _set_place(connection, run_id)
+                set_place(connection, run_id)
             after = get_run(connection, run_id)
             was_asked = change.columns.get("stop_at") is not None
             if was_asked or (after.state, after.wanted) != (run.state, run.wanted):
-                _remember(connection, after, now)
+                remember(connection, after, now)
             kind = kind_of_change(run, after)
             if kind is not None:
                 self._alerts.add(connection, kind, sentence(kind, after, now), after)
@@ -632,178 +557,3 @@ def _noticing(names: Iterable[str]) -> sa.Update:
         runs.c.id == sa.bindparam("its_id"), runs.c.state == sa.bindparam("its_state")
     )
     return sa.update(runs).where(is_still).values(values)
-
-
-def require_goes_on(run: Run, spec: RunSpec) -> None:
-    """Raises unless the run can resume with `spec`.
-
-    Raises:
-        Conflict: the run is active, or has nothing more to do.
-        InvalidSpec: names every field that a resume may not change, or not to that value.
-    """
-    if run.state is RunState.STOPPING:
-        raise Conflict(f"run {run.id} is stopping; resume it once it has stopped")
-    if run.state not in RESTING:
-        raise Conflict(f"run {run.id} is {run.state}; there is nothing to resume")
-    before = run.run_spec
-    require_resumable(before, spec, run.checkpoint_step)
-    if run.state is RunState.SUCCEEDED:
-        early, made = run.reason == EARLY_STOPPED, before.schedule.steps
-        if early and run.last_status is not None:
-            made = run.last_status.step
-        require_more_to_do(run.id, before, spec, made, early=early)
-
-
-def _stopped(run: Run) -> Change | None:
-    """Raises Conflict if there is nothing to stop."""
-    if run.state in (RunState.SUCCEEDED, RunState.FAILED):
-        raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
-    if run.wanted is Wanted.STOPPED:
-        return None
-    if run.state in ACTIVE:
-        columns = {"stop_at": None}
-        return Change(RunState.STOPPING, Wanted.STOPPED, "stopped", columns=columns)
-    if run.state is RunState.QUEUED:
-        return Change(RunState.STOPPED, Wanted.STOPPED, "stopped")
-    columns = {"resume_at": None, "waits_for": None, "stop_at": None}
-    return Change(None, Wanted.STOPPED, run.reason, run.message, columns)
-
-
-def _stops_at_checkpoint(run: Run) -> Change | None:
-    """Raises Conflict if there is nothing to stop, or its trainer cannot be told."""
-    if run.state not in ACTIVE or run.wanted is Wanted.STOPPED:
-        return _stopped(run)  # it has no trainer, or is stopping already
-    if run.stop_at is StopAt.CHECKPOINT:
-        return None
-    status = run.last_status
-    if status is not None and run.pid is not None and status.pid == run.pid and not status.stops_at:
-        raise Conflict(
-            f"the trainer of run {run.id} was started by an earlier release, and cannot be told to "
-            f"stop at a checkpoint; stop it now (`lectern runs stop {run.id}`)"
-        )
-    text = "stops after its next checkpoint"
-    return Change(None, None, STOP_ASKED, text, {"stop_at": StopAt.CHECKPOINT})
-
-
-def _requeued(run: Run) -> Change | None:
-    if not run.resumes_itself:
-        return None
-    why = ""
-    columns: dict[str, Any] = {"resume_at": None}
-    if run.reason in HEALED:
-        why = f": {HEALED[run.reason]}"
-        columns |= {"restarts": run.restarts + 1, "heals": run.heals + 1}
-    message = f"resumes by itself{why}; before: {run.message or run.reason}"
-    return Change(RunState.QUEUED, None, RESUMES, message, columns)
-
-
-def _told(run: Run, status: Status) -> Change | None:
-    # A run told to stop stays stopping, and a living one has not ended, whatever its status says.
-    takes_state = (
-        run.state in ACTIVE - {RunState.STOPPING}
-        and status.state not in RESTING
-        and status.state in (run.state, *NEXT[run.state])
-    )
-    moves = takes_state and status.state is not run.state
-    heals = run.reason in TROUBLES
-    if run.state not in ACTIVE or not (moves or heals or _is_news(run.last_status, status)):
-        return None
-    if takes_state:
-        return Change(status.state, None, status.reason, status.message, _seen(status))
-    if heals:
-        reason = "stopped" if run.wanted is Wanted.STOPPED else None
-        return Change(None, None, reason, None, _seen(status))
-    return Change.of_columns(run, **_seen(status))
-
-
-def _crashed(
-    run: Run, reason: str, message: str, status: Status | None, now: float
-) -> Change | None:
-    if run.state not in ACTIVE:
-        return None
-    goes, reached = goes_so_far(run, status)
-    restarts = goes + 1
-    columns = {**_NO_PROCESS, **_seen(status), "restart_checkpoint": reached}
-    if run.wanted is Wanted.STOPPED:
-        return Change(RunState.INTERRUPTED, None, reason, message, columns)
-    if restarts > MAX_RESTARTS:
-        text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
-        return Change(RunState.FAILED, None, "crash_loop", text, columns)
-    delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
-    columns |= {"restarts": restarts, "resume_at": now + delay}
-    return Change(RunState.INTERRUPTED, None, reason, message, columns)
-
-
-def _seen(status: Status | None) -> dict[str, Any]:
-    """Returns the column for a status; none for None."""
-    return {} if status is None else {"status": values_of(status)}
-
-
-def _is_news(before: Status | None, after: Status) -> bool:
-    if before is None or _timeless(before) != _timeless(after):
-        return True
-    return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
-
-
-def _timeless(status: Status) -> Status:
-    """Returns the status without what changes with time alone."""
-    return replace(status, heartbeat=0, activity_seconds=None, usual_seconds=None)
-
-
-def _active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
-    if state in ACTIVE:
-        return {} if run.active_since is not None else {"active_since": now}
-    return {"active_since": None, "active_seconds": run.elapsed_seconds(now)}
-
-
-def new_id(name: str, is_taken: Callable[[str], bool]) -> str:
-    """Returns the name with a random suffix that no other has."""
-    while True:
-        suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(6))
-        found = f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{suffix}"
-        if not is_taken(found):
-            return found
-
-
-def _new_row(
-    run_id: str, spec: RunSpec, teacher: TeacherIdentity | None, now: float
-) -> dict[str, Any]:
-    return {
-        "id": run_id,
-        "name": spec.name,
-        "spec": spec.model_dump(mode="json"),
-        "teacher": None if teacher is None else asdict(teacher),
-        "created_at": now,
-        "wanted": Wanted.RUNNING,
-        "state": RunState.QUEUED,
-        "since": now,
-        "attempt": 0,
-        "restarts": 0,
-        "active_seconds": 0.0,
-    }
-
-
-def _set_place(connection: sa.Connection, run_id: str) -> None:
-    """Sets a queued run's place: behind those before it. The loop moves the others."""
-    priority, seq = connection.execute(
-        sa.select(PRIORITY, runs.c.seq).where(runs.c.id == run_id)
-    ).one()
-    is_before = sa.or_(priority < PRIORITY, sa.and_(priority == PRIORITY, runs.c.seq < seq))
-    before = sa.select(sa.func.count()).where(runs.c.state == RunState.QUEUED, is_before)
-    place = connection.execute(before).scalar_one() + 1
-    connection.execute(sa.update(runs).where(runs.c.id == run_id).values(queue_position=place))
-
-
-def _remember(connection: sa.Connection, run: Run, now: float) -> None:
-    connection.execute(
-        sa.insert(history).values(
-            run_id=run.id,
-            at=now,
-            attempt=run.attempt,
-            wanted=run.wanted,
-            state=run.state,
-            reason=run.reason,
-            message=run.message,
-            by=caller(),
-        )
-    )

@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from control_plane.runs.commands import Fork
+from control_plane.runs.creation import Fork
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run
 from lectern_common.errors import (

@@ -8,7 +8,7 @@ from typing import Any
 from control_plane.sweeps.views import CombinationView, SweepCheckView, SweepEstimateView
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.dry_run import check_views
-from control_plane.views import CheckView
+from control_plane.views.checks import CheckView
 from lectern_common.checks.needs.estimate import estimate_run
 from lectern_common.checks.preflight import UNREAD, Found
 from lectern_common.errors import CorruptData, InvalidSpec, LecternError

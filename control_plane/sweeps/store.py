@@ -12,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from control_plane.runs.commands import RunCommands, new_id
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.creation import insert_runs, new_id
 from control_plane.runs.record import ACTIVE, Run, select_runs
 from control_plane.runs.store import Store, runs, sweep_runs, sweeps
 from lectern_common.errors import Conflict, InvalidRequest, NotFound
@@ -97,7 +98,7 @@ class Sweeps:
             grouped = [
                 (spec.model_copy(update={"group": sweep_id}), teacher) for spec, teacher in ready
             ]
-            its_runs = self._commands.insert(connection, grouped, id_taken, now)
+            its_runs = insert_runs(connection, grouped, id_taken, now)
             links = [{"run_id": run.id, "sweep_id": sweep_id} for run in its_runs]
             connection.execute(sa.insert(sweep_runs), links)
             record = _get(connection, sweep_id)

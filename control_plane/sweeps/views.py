@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from control_plane.views import CheckView
+from control_plane.views.checks import CheckView
 from lectern_common.run.status import RunState
 from lectern_common.spec.sweep import Goal
 

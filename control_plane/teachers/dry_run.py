@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from control_plane import views
+from control_plane.views.checks import CheckView, EstimateView, SpecCheckView
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.needs.estimate import estimate_run
 from lectern_common.checks.preflight import Found
@@ -14,15 +14,15 @@ from lectern_common.spec.run_spec import RunSpec
 
 def checked_spec(
     spec: RunSpec, checks: Sequence[Check], found: Found, free_disk_bytes: int | None
-) -> views.SpecCheckView:
+) -> SpecCheckView:
     """Returns the answer about a spec of which `checks` were made."""
     estimate = estimate_run(spec, found.rows, found.teacher, None, found.student.vocab_size)
     rows = found.rows
-    return views.SpecCheckView(
+    return SpecCheckView(
         ok=all(check.outcome is not Outcome.FAIL for check in checks),
         spec=spec,
         checks=check_views(checks),
-        estimate=views.EstimateView(
+        estimate=EstimateView(
             tokens_per_step=estimate.tokens_per_step,
             tokens=estimate.tokens,
             epochs=estimate.epochs,
@@ -36,7 +36,7 @@ def checked_spec(
     )
 
 
-def check_views(checks: Sequence[Check]) -> list[views.CheckView]:
+def check_views(checks: Sequence[Check]) -> list[CheckView]:
     """Returns a view of each check, or one for each setting that is at fault."""
     return [view for check in checks for view in _views(check)]
 
@@ -49,15 +49,13 @@ def free_disk(folder: Path) -> int | None:
         return None
 
 
-def _views(check: Check) -> list[views.CheckView]:
+def _views(check: Check) -> list[CheckView]:
     """Returns one view, or one for each setting that is at fault."""
     message = f"{check.message}; {check.advice}" if check.advice else check.message
     faults: list[tuple[str | None, str]] = [(None, message)]
     if isinstance(check.error, InvalidSpec):
         faults = [(field or None, why) for field, why in check.error.problems]
     return [
-        views.CheckView(
-            outcome=check.outcome.value, subject=check.subject, message=why, field=field
-        )
+        CheckView(outcome=check.outcome.value, subject=check.subject, message=why, field=field)
         for field, why in faults
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from control_plane.teachers.secrets import OPTIONS
-from control_plane.views import TeacherView
+from control_plane.views.teachers import TeacherView
 from lectern_common.callers import is_loopback
 from lectern_common.errors import LecternError, Unauthenticated
 from lectern_common.roots import Roots

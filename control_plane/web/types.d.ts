@@ -1,5 +1,5 @@
 /**
- * What the control plane sends, as `control_plane/views.py` describes it; a test holds each
+ * What the control plane sends, as `control_plane/views/` describes it; a test holds each
  * interface against the model of the same name (`Run` against `RunView`). Never loaded by the page.
  * Times are Unix seconds; null means "not known" or "does not apply".
  */

@@ -64,14 +64,14 @@ def _keys_are_not_remembered(program: str) -> None:
 
 def _any_state_resumes(program: str) -> None:
     if program == "control":
-        from control_plane.api.routes import runs
-        from control_plane.runs import commands
+        from control_plane.api.routes import steering
+        from control_plane.runs import decisions
 
         def trusting(*_: object) -> None:
             return
 
-        put(runs, "require_goes_on", trusting)
-        put(commands, "require_goes_on", trusting)
+        put(steering, "require_goes_on", trusting)
+        put(decisions, "require_goes_on", trusting)
 
 
 def _only_the_leader_is_killed(program: str) -> None:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lectern import console
-from lectern.options import Json, TokenFile, Url, control_plane
+from lectern.options import DEFAULT_URL, Json, TokenFile, Url, control_plane
 
 if TYPE_CHECKING:
     from lectern.client import Alert
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 POLL_SECONDS = 2.0
 MAX_ALERTS = 1000
 

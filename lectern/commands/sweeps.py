@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lectern import console
-from lectern.commands.runs import DEFAULT_URL
-from lectern.options import Json, TokenFile, Url, command_group, control_plane
+from lectern.options import DEFAULT_URL, Json, TokenFile, Url, command_group, control_plane
 from lectern_common.errors import NotFound
 from lectern_common.words import inert_name
 
 if TYPE_CHECKING:
-    from lectern.client import Client
-    from lectern.sweeps import SweepStatus
+    from lectern.client import Client, SweepStatus
 
 app = command_group("List, show, stop and delete sweeps; `lectern sweep FILE` makes one.")
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from lectern import console
 from lectern.client import Client
-from lectern.commands.runs import watch_runs
+from lectern.commands.runs.watching import watch_runs
 from lectern.commands.up import page_lines
 from lectern.demo import report as demo_report
 from lectern.demo.specs import (

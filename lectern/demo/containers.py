@@ -30,7 +30,7 @@ def runs(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")],
 ) -> None:
     """Create the demo's three runs over REST, unless they exist, and show them until all end."""
-    from lectern.commands.runs import watch_runs
+    from lectern.commands.runs.watching import watch_runs
     from lectern.demo.specs import student_specs
 
     with control_plane(url, roots_of(None).secrets / CONTROL_PLANE_TOKEN) as service:

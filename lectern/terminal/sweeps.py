@@ -9,7 +9,7 @@ from lectern.console import inert
 from lectern_common.words import counted, duration, size
 
 if TYPE_CHECKING:
-    from lectern.sweeps import SweepRun, SweepStatus, SweepSummary
+    from lectern.client import SweepRun, SweepStatus, SweepSummary
 
 _BEST = "*"
 _CUT = "..."

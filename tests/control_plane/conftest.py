@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.runs.commands import Fork, RunCommands
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.creation import Fork
 from control_plane.runs.forking import complete, created, finish_forks, taken
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lectern.client import Client
-from lectern.sweeps import SweepStatus
+from lectern.client import Client, SweepStatus
 from lectern_common.run.status import RunState
 from protos import teacher_pb2
 from tests.support.asking import connect, stub

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lectern.client import Client
-from lectern.commands import runs
+from lectern.commands.runs.steering import resume
 from lectern_common.errors import Conflict
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState, Status
@@ -111,5 +111,5 @@ class Victim:
     def _resume(self) -> None:
         """Calls `lectern runs resume`; does nothing if the run has just resumed by itself."""
         with contextlib.suppress(Conflict):
-            runs.resume([self._run_id], url=self._plane.url)
+            resume([self._run_id], url=self._plane.url)
             self.resumed_by_command += 1

@@ -8,7 +8,7 @@ URL = "http://127.0.0.1:1"
 
 def authorization(token_file) -> str | None:
     with control_plane(URL, token_file) as service:
-        value: str | None = service._http.headers.get("authorization")
+        value: str | None = service._transport.http.headers.get("authorization")
         return value
 
 

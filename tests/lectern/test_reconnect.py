@@ -120,7 +120,7 @@ def test_the_token_of_this_machine_is_sent_to_this_machine_only(tmp_path, monkey
 
     def sent(url: str, token: str | None = None) -> str | None:
         with Client(url, token=token) as client:
-            value: str | None = client._http.headers.get("authorization")
+            value: str | None = client._transport.http.headers.get("authorization")
             return value
 
     for own in ("http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:2"):

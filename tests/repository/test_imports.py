@@ -41,7 +41,7 @@ ORDER_WITHIN = {
         "control_plane": "runs views readiness disk_space reading trainers teachers sweeps "
         "housekeeping observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",
-        "lectern": "console reconnect sweeps client options terminal local commands demo __main__",
+        "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
 }
 

@@ -4,16 +4,18 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
-from control_plane import views
 from control_plane.api.problems import problem
 from control_plane.api.requests import Plane
 from control_plane.reading import catalog
+from control_plane.views.catalog import DatasetsView, ModelsView
+from control_plane.views.service import DiskView, HealthView, ReadyView
+from control_plane.views.teachers import TeachersView
 
 router = APIRouter()
 
 
-@router.get("/teachers", response_model=views.TeachersView)
-async def list_teachers(plane: Plane) -> views.TeachersView:
+@router.get("/teachers", response_model=TeachersView)
+async def list_teachers(plane: Plane) -> TeachersView:
     """Lists the configured teachers and those that runs use, with their current state."""
     asked_by = await asyncio.to_thread(plane.teachers_of_runs)
     teachers = await plane.teachers.views(asked_by)
@@ -21,35 +23,35 @@ async def list_teachers(plane: Plane) -> views.TeachersView:
     names = await asyncio.to_thread(plane.runs.names, {account.run_id for account in accounts})
     for account in accounts:
         account.name = names.get(account.run_id)
-    return views.TeachersView(teachers=teachers)
+    return TeachersView(teachers=teachers)
 
 
-@router.get("/datasets", response_model=views.DatasetsView)
-def list_datasets(plane: Plane) -> views.DatasetsView:
+@router.get("/datasets", response_model=DatasetsView)
+def list_datasets(plane: Plane) -> DatasetsView:
     """Lists the datasets under the data root."""
-    return views.DatasetsView(datasets=catalog.datasets(plane.roots.data))
+    return DatasetsView(datasets=catalog.datasets(plane.roots.data))
 
 
-@router.get("/models", response_model=views.ModelsView)
-def list_models(plane: Plane) -> views.ModelsView:
+@router.get("/models", response_model=ModelsView)
+def list_models(plane: Plane) -> ModelsView:
     """Lists the model folders under the models root."""
-    return views.ModelsView(models=catalog.models(plane.roots.models))
+    return ModelsView(models=catalog.models(plane.roots.models))
 
 
-@router.get("/disk", response_model=views.DiskView)
-def get_disk(plane: Plane) -> views.DiskView:
+@router.get("/disk", response_model=DiskView)
+def get_disk(plane: Plane) -> DiskView:
     """Tells what is free on the disk of the run folders, and what the next checkpoints need."""
     return plane.disk()
 
 
-@router.get("/healthz", response_model=views.HealthView)
-async def healthz() -> views.HealthView:
+@router.get("/healthz", response_model=HealthView)
+async def healthz() -> HealthView:
     """Answers 200 while the process is alive."""
-    return views.HealthView(status="ok")
+    return HealthView(status="ok")
 
 
-@router.get("/readyz", response_model=views.ReadyView, response_model_exclude_none=True)
-def readyz(plane: Plane) -> views.ReadyView | Response:
+@router.get("/readyz", response_model=ReadyView, response_model_exclude_none=True)
+def readyz(plane: Plane) -> ReadyView | Response:
     """Answers 200 while the control plane accepts and manages runs, otherwise 503.
 
     `errors` then names each broken part: `reconcile_loop`, `database`, `disk`, or `stopping`.
@@ -65,7 +67,7 @@ def readyz(plane: Plane) -> views.ReadyView | Response:
             errors=list(broken.items()),
             headers={"Retry-After": "1"},
         )
-    return views.ReadyView(
+    return ReadyView(
         status="ready",
         max_running_runs=plane.devices.max_running,
         cuda_devices=len(plane.devices.cuda),

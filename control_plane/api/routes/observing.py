@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from control_plane import views
 from control_plane.api.problems import PROBLEM
 from control_plane.api.requests import Plane
 from control_plane.observing.metrics import CONTENT_TYPE, Figures, exposition
 from control_plane.plane import ControlPlane
 from control_plane.reading.feed import MAX_STREAMS
 from control_plane.runs.alerts import MAX_ALERTS
+from control_plane.views.alerts import AlertsView, AlertTestView, alert_view
+from control_plane.views.service import VersionView
 
 _NO_WEBHOOK: dict[int | str, dict[str, Any]] = {
     409: {**PROBLEM, "description": "No webhook is set"}
@@ -26,26 +27,26 @@ _NO_WEBHOOK: dict[int | str, dict[str, Any]] = {
 router = APIRouter()
 
 
-@router.get("/alerts", response_model=views.AlertsView)
+@router.get("/alerts", response_model=AlertsView)
 def list_alerts(
     plane: Plane,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only those after this `seq`")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_ALERTS)] = 100,
-) -> views.AlertsView:
+) -> AlertsView:
     """Lists the last alerts, newest first, and how their delivery stands."""
     receiver = plane.deliveries.receiver
-    return views.AlertsView(
+    return AlertsView(
         receiver=None if receiver is None else receiver.shown,
-        alerts=[views.alert_view(alert) for alert in plane.alerts.newest(after, limit)],
+        alerts=[alert_view(alert) for alert in plane.alerts.newest(after, limit)],
     )
 
 
-@router.post("/alerts/test", response_model=views.AlertTestView, responses=_NO_WEBHOOK)
-async def test_alert(plane: Plane) -> views.AlertTestView:
+@router.post("/alerts/test", response_model=AlertTestView, responses=_NO_WEBHOOK)
+async def test_alert(plane: Plane) -> AlertTestView:
     """Sends a test alert to the webhook now, and tells what its receiver answered."""
     answer = await asyncio.wrap_future(plane.deliveries.test())
     receiver = plane.deliveries.receiver
-    return views.AlertTestView(
+    return AlertTestView(
         receiver="" if receiver is None else receiver.shown,
         delivered=answer.delivered,
         status=answer.status,
@@ -67,10 +68,10 @@ async def get_metrics(plane: Plane) -> Response:
     return Response(exposition(figures), media_type=CONTENT_TYPE)
 
 
-@router.get("/version", response_model=views.VersionView)
-def get_version(plane: Plane) -> views.VersionView:
+@router.get("/version", response_model=VersionView)
+def get_version(plane: Plane) -> VersionView:
     """Tells which release serves, on which database schema, and since when."""
-    return views.VersionView(
+    return VersionView(
         version=version("lectern"),
         python=platform.python_version(),
         schema_revision=plane.schema,

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 
-from control_plane import views
 from control_plane.api.problems import NOT_FOUND
 from control_plane.api.requests import Plane, RunId
 from control_plane.reading.series.answers import as_columns, as_csv
 from control_plane.reading.series.index import NOTHING
 from control_plane.reading.series.marks import marks_of
 from control_plane.reading.series.query import Steps, series_of
+from control_plane.views.readings import SeriesView
 from lectern_common.errors import InvalidRequest
 from lectern_common.json_lines import MAX_COUNT
 
@@ -25,7 +25,7 @@ router = APIRouter()
 
 @router.get(
     "/runs/{run_id}/series",
-    response_model=views.SeriesView,
+    response_model=SeriesView,
     responses={**NOT_FOUND, 200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
 )
 def get_series(

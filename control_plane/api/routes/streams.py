@@ -9,7 +9,6 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from control_plane import views
 from control_plane.api.problems import NOT_FOUND, PROBLEM, problem
 from control_plane.api.requests import Plane, RunId
 from control_plane.reading.feed import Feed
@@ -20,6 +19,7 @@ from control_plane.reading.logs.whole import Unsatisfiable, WholeLog, range_of
 from control_plane.reading.metrics import is_long, read_many, read_thinned
 from control_plane.reading.samples import newest_samples
 from control_plane.reading.streams import RunPosition, list_events, run_events
+from control_plane.views.readings import MetricsView, SamplesView
 from lectern_common.json_lines import Position, position_of
 
 MAX_RECORDS = 5000
@@ -42,7 +42,7 @@ _LOG_HEADERS = {"ETag": _TEXT, "Accept-Ranges": _TEXT}
 router = APIRouter()
 
 
-@router.get("/runs/{run_id}/metrics", response_model=views.MetricsView, responses=NOT_FOUND)
+@router.get("/runs/{run_id}/metrics", response_model=MetricsView, responses=NOT_FOUND)
 def get_metrics(
     plane: Plane,
     run_id: RunId,
@@ -89,13 +89,13 @@ def get_metrics(
     return Response(json.dumps(body), media_type="application/json")
 
 
-@router.get("/runs/{run_id}/samples", response_model=views.SamplesView, responses=NOT_FOUND)
+@router.get("/runs/{run_id}/samples", response_model=SamplesView, responses=NOT_FOUND)
 def get_samples(
     plane: Plane, run_id: RunId, limit: Annotated[int, Query(ge=1, le=1000)] = 64
-) -> views.SamplesView:
+) -> SamplesView:
     """Returns what student and teacher generated for the run's prompts at the last evaluations."""
     path = plane.folder(plane.runs.get(run_id)).samples_path
-    return views.SamplesView(run_id=run_id, samples=newest_samples(path, limit))
+    return SamplesView(run_id=run_id, samples=newest_samples(path, limit))
 
 
 @router.get(

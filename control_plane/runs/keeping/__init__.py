@@ -1,1 +1,1 @@
-"""What keeps runs and their disk: sizes, pruning, backups of the database, rows from folders."""
+"""What keeps runs and their disk: sizes, deletion, pruning, backups, rows made of folders."""

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from control_plane.runs.commands import RunCommands
-from control_plane.runs.deletion import aside_of, put_back
+from control_plane.runs.keeping.deletion import aside_of, put_back
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run, Wanted
 from lectern_common.errors import (

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.runs.commands import RunCommands
-from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.deletion import delete_run
 from control_plane.runs.keeping.sizes import entries_of, freed_bytes, size_of_entries
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run

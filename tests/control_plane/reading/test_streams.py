@@ -16,8 +16,8 @@ from control_plane.reading.feed import MAX_JOINED, MAX_STREAMS, Feed
 from control_plane.reading.streams import RunPosition, list_events, run_events
 from control_plane.reading.wakes import Wakes, set_within
 from control_plane.runs.commands import RunCommands
-from control_plane.runs.deletion import delete_run
-from control_plane.views import alert_view
+from control_plane.runs.keeping.deletion import delete_run
+from control_plane.views.alerts import alert_view
 from lectern_common.errors import InvalidRequest, Overloaded
 from lectern_common.files import write_atomic
 from lectern_common.json_lines import Position, append_json_line, read_after

@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from control_plane.runs.commands import MAX_RESTARTS, RunCommands
+from control_plane.runs.commands import RunCommands
+from control_plane.runs.decisions import MAX_RESTARTS
 from control_plane.runs.record import ACTIVE, NEXT, Change, Wanted
 from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, Overloaded

@@ -27,14 +27,14 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
-from control_plane.runs import commands
+from control_plane.runs import commands, creation
 from control_plane.trainers.devices import Devices
 from lectern_common.roots import Roots
 from tests.control_plane.sweeps.test_killed import BODY, KEY
 from tests.support.fakes import FakeClock, FakeProcesses
 
 home, moment = Path(sys.argv[1]), sys.argv[2]
-remember, calls = commands._remember, []
+remember, calls = creation.remember, []
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -48,7 +48,7 @@ def counting(*arguments):
 if moment == "committed":
     commands.RunCommands.inserted = die
 else:
-    commands._remember = counting
+    creation.remember = counting
 processes = FakeProcesses(FakeClock())
 plane = open_plane(Roots.of_home(home), devices=Devices((), max_running=1), processes=processes)
 with TestClient(create_app(plane), base_url="http://127.0.0.1") as client:

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from control_plane.plane import ControlPlane, open_plane
-from control_plane.runs import commands
+from control_plane.runs import creation
 from control_plane.runs.search import Search
 from control_plane.teachers import checks as start_checks
 from control_plane.trainers.devices import Devices
@@ -246,7 +246,7 @@ def test_a_failure_in_the_middle_leaves_nothing(client, plane, monkeypatch):
         if len(remembered) == 3:
             raise TeacherUnavailable("the third of four")
 
-    monkeypatch.setattr(commands, "_remember", failing)
+    monkeypatch.setattr(creation, "remember", failing)
     assert client.post("/sweeps", json=sweep_body()).status_code == 502
     assert len(remembered) == 3
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from control_plane.runs.store import runs as table
 from control_plane.teachers.returned import teacher_obstacle
 from control_plane.trainers import obstacles
 from control_plane.trainers.healing import Healing
-from control_plane.views import run_view
+from control_plane.views.run_fields import run_view
 from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 from lectern_common.teacher.identity import TeacherIdentity

@@ -5,7 +5,7 @@ from typing import NoReturn
 import pytest
 import sqlalchemy as sa
 
-from control_plane.runs.commands import MAX_RESTARTS
+from control_plane.runs.decisions import MAX_RESTARTS
 from control_plane.trainers.devices import Devices
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity

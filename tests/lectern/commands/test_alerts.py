@@ -12,7 +12,7 @@ import pytest
 
 from lectern.client import Client
 from lectern.local.processes import Child, wait_until
-from tests.lectern.commands.test_runs import FAILS, SUCCEEDS, write_spec
+from tests.lectern.commands.runs.test_runs import FAILS, SUCCEEDS, write_spec
 from tests.support.webhook import Webhook, webhook
 
 DEADLINE_SECONDS = 60.0

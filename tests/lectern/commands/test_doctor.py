@@ -201,7 +201,7 @@ def test_the_warning_of_this_homes_control_plane_about_its_disk_is_told(tmp_path
     asked = []
 
     def disk(client: Client) -> DiskStatus:
-        asked.append(client._http.headers["authorization"])
+        asked.append(client._transport.http.headers["authorization"])
         return DiskStatus(10, 3, 1, False, sentence)
 
     monkeypatch.setattr(Client, "disk", disk)

@@ -11,7 +11,7 @@ import yaml
 from lectern.client import Client
 from lectern.local.processes import wait_until
 from lectern_common.json_lines import append_json_line
-from tests.lectern.commands.test_runs import DEADLINE_SECONDS, url  # noqa: F401 - a fixture
+from tests.lectern.commands.runs.test_runs import DEADLINE_SECONDS, url  # noqa: F401 - a fixture
 
 RATE = "optimizer.learning_rate"
 SUCCEEDS, FAILS, GOES_ON = range(3)

@@ -9,7 +9,7 @@ from control_plane.reading.feed import MAX_STREAMS
 from control_plane.reading.logs import feed as log_feed
 from control_plane.reading.logs.pieces import next_piece
 from control_plane.reading.logs.stream import log_events
-from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.deletion import delete_run
 from lectern_common.errors import Overloaded
 from lectern_common.logs import MAX_LOG_BYTES, cap_log
 from lectern_common.run.folder import RunFolder

@@ -9,9 +9,9 @@ import pytest
 
 from control_plane.plane import open_plane
 from control_plane.runs.commands import RunCommands
-from control_plane.runs.deletion import delete_run, finish_deletions
 from control_plane.runs.keeping.adoption import Adopted, Adoption
 from control_plane.runs.keeping.backups import Backups, Kind
+from control_plane.runs.keeping.deletion import delete_run, finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run, Wanted
 from control_plane.runs.search import Search

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from control_plane.runs.deletion import delete_run
 from control_plane.runs.keeping import pruning
+from control_plane.runs.keeping.deletion import delete_run
 from control_plane.runs.keeping.pruning import Criteria, prune
 from control_plane.runs.record import Run
 from control_plane.runs.search import Search

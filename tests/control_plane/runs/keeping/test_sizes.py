@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.runs.deletion import delete_run
+from control_plane.runs.keeping.deletion import delete_run
 from control_plane.runs.keeping.sizes import (
     ACTIVE_SECONDS,
     CPU_SECONDS,

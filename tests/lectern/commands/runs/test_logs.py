@@ -14,7 +14,7 @@ import pytest
 from lectern.client import Client
 from lectern.local.processes import Child, wait_until
 from lectern_common.run.status import RunState
-from tests.lectern.commands.test_runs import GOES_ON, SUCCEEDS, write_spec
+from tests.lectern.commands.runs.test_runs import GOES_ON, SUCCEEDS, write_spec
 
 DEADLINE_SECONDS = 60.0
 

@@ -1,6 +1,6 @@
 """Fields of a run's view that come only from its spec."""
 
-from control_plane.views import run_view
+from control_plane.views.run_fields import run_view
 
 
 def test_a_student_is_shown_with_its_kept_layers_and_adapters(bench):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from control_plane.plane import open_plane
-from control_plane.runs.deletion import delete_run, finish_deletions
+from control_plane.runs.keeping.deletion import delete_run, finish_deletions
 from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.run.folder import RunFolder
@@ -141,7 +141,7 @@ def test_a_deletion_killed_before_its_commit_is_undone_at_the_next_start(bench):
 def test_a_deletion_killed_after_its_commit_is_finished_at_the_next_start(bench, monkeypatch):
     folder = rested(bench)
     with monkeypatch.context() as killed:
-        killed.setattr("control_plane.runs.deletion._remove", lambda aside: None)
+        killed.setattr("control_plane.runs.keeping.deletion._remove", lambda aside: None)
         delete_run(bench.commands, folder)
     assert folders(bench) == [f".deleted-{folder.run_id}"]
     bench.store.close()
