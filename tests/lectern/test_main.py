@@ -61,6 +61,17 @@ def test_the_commands_are_exactly_these():
         "sweeps delete",
         "data prepare",
         "doctor",
+        "alerts test",
+        "precompute",
+        "record delete",
+        "record list",
+        "record show",
+        "record verify",
+        "runs adopt",
+        "runs fork",
+        "runs history",
+        "runs prune",
+        "runs set",
     }
 
 

@@ -45,12 +45,22 @@ checkpoint: {every_steps: 4, keep_last: 5, keep_best: 3}
 device: {kind: cpu, count: 2, max_restarts: 1, threads: 1, compile: true,
   activation_checkpointing: true}
 report_to: [tensorboard]
+priority: -3
+group: rates
+tags: [baseline]
+notes: what it is for
 """,
     """
 name: b
 teacher: {address: "127.0.0.1:1", representation: sampled, num_draws: 7}
 student: {config: tiny}
 data: {path: text, seq_len: 8, validation_path: held-out}
+""",
+    """
+name: e
+teacher: {record: answers}
+student: {config: tiny}
+data: {path: text, seq_len: 8}
 """,
     """
 name: d
