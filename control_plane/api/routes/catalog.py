@@ -1,4 +1,4 @@
-"""Routes that list teachers, datasets and models, and tell whether this process is ready."""
+"""Routes that list teachers, datasets, records and models, and tell if this process is ready."""
 
 import asyncio
 
@@ -28,6 +28,12 @@ async def list_teachers(plane: Plane) -> views.TeachersView:
 def list_datasets(plane: Plane) -> views.DatasetsView:
     """Lists the datasets under the data root."""
     return views.DatasetsView(datasets=catalog.datasets(plane.roots.data))
+
+
+@router.get("/records", response_model=views.RecordsView)
+def list_records(plane: Plane) -> views.RecordsView:
+    """Lists the records of teachers under the data root."""
+    return views.RecordsView(records=catalog.records(plane.roots.data))
 
 
 @router.get("/models", response_model=views.ModelsView)

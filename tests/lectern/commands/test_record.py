@@ -75,7 +75,7 @@ def test_a_record_that_is_not_there_is_named_beside_those_that_are(recorded):
     assert done.code == 3
     assert "there: answers" in done.err
     spec = yaml.safe_load((recorded.path / "offline.yaml").read_text())
-    spec["teacher"]["record"] = "answer"
+    spec["teacher"]["record"], spec["name"] = "answer", "typo"
     done = run(recorded, "train", written(recorded, "typo.yaml", spec), "--dry-run")
     assert done.code == 2
     assert "there: answers" in done.out + done.err
