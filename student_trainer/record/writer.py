@@ -249,6 +249,9 @@ def recording(record: Path, plan: dict[str, object]) -> Iterator[RecordWriter]:
             _require_same_plan(writer, plan)
             if not record.exists():
                 writer.folder.mkdir(exist_ok=True)
+            # Of files that a killed process was replacing.
+            for path in writer.folder.rglob(".*.tmp"):
+                path.unlink()
             yield writer
         finally:
             os.close(lock)
