@@ -192,9 +192,9 @@ class ControlPlane:
         """Returns the active and queued runs of each teacher server that they use."""
         found: dict[str, list[str]] = {}
         for run in self.runs.in_states([*ACTIVE, RunState.QUEUED]):
-            teacher = run.spec.get("teacher")
+            teacher = run.spec.get("teacher") or {"address": ""}
             with suppress(KeyError, TypeError, AttributeError, LecternError):  # a damaged row
-                for address in replica_addresses(teacher["address"]) if teacher else ():
+                for address in replica_addresses(teacher["address"]) if teacher["address"] else ():
                     found.setdefault(address, []).append(run.id)
         return found
 

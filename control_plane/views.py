@@ -78,7 +78,7 @@ class RunView(_View):
     top_k: int | None
     num_draws: int | None
     teacher: str | None
-    """host:port; null if the run does not distil."""
+    """host:port, or the record that it learns from; null if the run does not distil."""
     student: str | None
     """Model that it starts from: its weights, or only its shape if the spec sets `config`."""
     keep_every_nth_layer: int | None
@@ -758,7 +758,7 @@ def _of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         "representation": teacher.get("representation"),
         "top_k": teacher.get("top_k"),
         "num_draws": teacher.get("num_draws"),
-        "teacher": teacher.get("address"),
+        "teacher": teacher.get("address") or teacher.get("record"),
         "student": student["init"] or student["config"],
         "keep_every_nth_layer": student.get("keep_every_nth_layer"),
         "lora_rank": (student.get("lora") or {}).get("rank"),

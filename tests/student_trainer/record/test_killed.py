@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -109,7 +108,7 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
         assert child.wait(PATIENCE_SECONDS) == 0
         took = time.monotonic() - began
     expected = bytes_of(data / "whole")
-    instants = random.Random(0)
+    instants = np.random.default_rng(0)
     for number in range(kills):
         # The later part of the tries goes on with what the earlier ones left.
         was_killed = killed(started(home, served, "cut"), took * instants.random())

@@ -160,3 +160,12 @@ def test_a_record_is_made_by_one_process_at_a_time(tmp_path, monkeypatch):
         recording(tmp_path / "answers", PLAN),
     ):
         pass
+
+
+def test_files_that_a_killed_process_was_replacing_are_no_part_of_the_record(tmp_path):
+    with recording(tmp_path / "answers", PLAN) as writer:
+        (writer.folder / "training").mkdir()
+        for name in (".teacher.binpb.12.tmp", "training/.index.bin.12.tmp"):
+            (writer.folder / name).write_text("half")
+    with recording(tmp_path / "answers", PLAN) as writer:
+        assert [path.name for path in writer.folder.rglob("*")] == ["training"]
