@@ -214,6 +214,7 @@ def read_record_manifest(record: Path) -> RecordManifest:
             "`lectern precompute`"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of another version, all else may differ too.
+        first = min(error.errors(), key=lambda one: one["loc"] != ("schema",))
         field = ".".join(str(part) for part in first["loc"])
         raise CorruptData(f"{path}: {field}: {first['msg']}") from None

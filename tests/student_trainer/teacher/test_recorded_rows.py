@@ -86,7 +86,8 @@ def test_the_largest_values_of_a_dtype_come_back_finite(dtype):
     most = torch.finfo(getattr(torch, dtype)).max
     hidden = torch.zeros(1, 6, dtype=getattr(torch, dtype))
     hidden[0, 0], hidden[0, 1], hidden[0, 2] = most, -most, most / 3
-    codec = codec_of(RecordFormat(name="hidden_fp8"), meaning(hidden_size=6, hidden_dtype=dtype))
+    of = meaning(hidden_size=6, hidden_dtype=dtype, head=head())
+    codec = codec_of(RecordFormat(name="hidden_fp8"), of)
     back = codec.decode(codec.encode(HiddenTargets(hidden, head())), 1)
     assert isinstance(back, HiddenTargets)
     torch.testing.assert_close(back.hidden_ND, hidden, rtol=1 / 16, atol=0)
