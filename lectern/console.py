@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ EXIT_CODES = {
 INTERRUPTED_EXIT_CODE = 75
 CTRL_C_EXIT_CODE = 130
 PROGRESS_SECONDS = 30.0
+PACE_SECONDS = 60.0
 
 
 def out() -> "Console":
@@ -90,7 +92,8 @@ def progress() -> Iterator[Advance]:
     """Yields a function that shows on standard error how far each stage of a long work is.
 
     A terminal gets bars, which disappear when the block ends; anything else gets a line every
-    PROGRESS_SECONDS, also while nothing moves.
+    PROGRESS_SECONDS, also while nothing moves. Both say how fast it goes, and how long the stage
+    takes at that rate.
     """
     console = err()
     if not console.is_terminal:
@@ -104,27 +107,61 @@ def progress() -> Iterator[Advance]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[pace]}"),
     )
     with Progress(*columns, console=console, transient=True) as display:
         tasks: dict[str, Any] = {}
+        pace = Pace()
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = display.add_task(stage)
-            display.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = display.add_task(stage, pace="")
+            words = pace.after(stage, done, total)
+            display.update(tasks[stage], completed=done, total=total, pace=words)
 
         yield advance
+
+
+class Pace:
+    """How fast a stage goes, over the last PACE_SECONDS, and how long it will take.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage = ""
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def after(self, stage: str, done: int, total: int) -> str:
+        """Returns such as "12.5/s, 3 min left"; "" while it is not known."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage = stage
+            self._seen.clear()
+        while len(self._seen) > 1 and self._seen[0][0] < now - PACE_SECONDS:
+            self._seen.popleft()
+        self._seen.append((now, done))
+        began, before = self._seen[0]
+        if done <= before or now <= began:
+            return ""
+        rate = (done - before) / (now - began)
+        shown = f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+        return f"{shown}, {duration(max(0, total - done) / rate / 3600)} left"
 
 
 @contextmanager
 def _progress_lines() -> Iterator[Advance]:
     began = time.monotonic()
     last: list[str] = ["starting"]
+    pace = Pace()
     ended = threading.Event()
 
     def advance(stage: str, done: int, total: int) -> None:
         share = f" ({done / total:.0%})" if total else ""
-        last[0] = f"{stage}: {done:,} of {total:,}{share}"
+        words = pace.after(stage, done, total)
+        last[0] = f"{stage}: {done:,} of {total:,}{share}" + (f", {words}" if words else "")
 
     def print_lines() -> None:
         while not ended.wait(PROGRESS_SECONDS):

@@ -12,7 +12,7 @@ HOME is `--home`, else LECTERN_HOME, else ~/.lectern.
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -103,14 +103,18 @@ def folders_with(root: Path, name: str) -> Iterator[Path]:
             return
 
 
-def what_is_there(root: Path, asked: str, name: str) -> str:
+def what_is_there(
+    root: Path, asked: str, name: str, is_one: Callable[[Path], bool] = lambda _: True
+) -> str:
     """Returns where a missing folder was looked for, and which ones exist or may be meant.
 
     Args:
         asked: the missing folder, relative to `root`.
         name: the file that marks folders of this kind.
+        is_one: tells them from folders of another kind with such a file.
     """
-    there = [inert_name(folder.relative_to(root)) for folder in folders_with(root, name)]
+    found = [folder for folder in folders_with(root, name) if is_one(folder)]
+    there = [inert_name(folder.relative_to(root)) for folder in found]
     close = difflib.get_close_matches(asked, there, n=1)
     if close:
         return f"({root}); did you mean {close[0]}?"

@@ -20,8 +20,6 @@ import argparse
 import os
 import signal
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -31,9 +29,7 @@ from lectern_common.roots import Roots
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
 from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
-from student_trainer.stop import Stop
-
-_STDIN = 0
+from student_trainer.stop import Stop, stop_at_end_of_input
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     roots = Roots.of_home(arguments.home)
     stop = _stop_on_signals()
     if arguments.stop_with_parent:
-        _stop_at_end_of_input(stop)
+        stop_at_end_of_input(stop)
     return run_trainer(folder, roots, stop, resume=arguments.resume)
 
 
@@ -60,19 +56,6 @@ def _stop_on_signals() -> Stop:
     signal.signal(signal.SIGINT, handle)
     signal.signal(STOP_AT_CHECKPOINT_SIGNAL, lambda _number, _frame: stop.request_at_checkpoint())
     return stop
-
-
-def _stop_at_end_of_input(stop: Stop) -> None:
-    """Requests a stop once no process holds the other end of standard input any more."""
-
-    def listen() -> None:
-        # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
-        with suppress(OSError):
-            while os.read(_STDIN, 1024):
-                pass
-        stop.request("stopped because the command that had started it was gone")
-
-    threading.Thread(target=listen, daemon=True, name="parent").start()
 
 
 def _parser() -> argparse.ArgumentParser:

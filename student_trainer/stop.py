@@ -1,9 +1,13 @@
 """Requests to stop: flags that every wait of the trainer, or the end of a checkpoint, checks."""
 
+import os
+import threading
 import time
+from contextlib import suppress
 
 # A wait notices a stop within this time.
 SLICE_SECONDS = 0.1
+_STDIN = 0
 
 
 class StopRequested(Exception):
@@ -52,3 +56,16 @@ class Stop:
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_SECONDS))
             self.check()
+
+
+def stop_at_end_of_input(stop: Stop) -> None:
+    """Requests a stop once no process holds the other end of standard input any more."""
+
+    def listen() -> None:
+        # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
+        with suppress(OSError):
+            while os.read(_STDIN, 1024):
+                pass
+        stop.request("stopped because the command that had started it was gone")
+
+    threading.Thread(target=listen, daemon=True, name="parent").start()

@@ -1,11 +1,13 @@
-"""Lists the datasets and models under the roots, from which a run can be made."""
+"""Lists the datasets, records and models under the roots, from which a run can be made."""
 
 import json
 from pathlib import Path
 
-from control_plane.views.catalog import DatasetView, ModelView
+from control_plane.views.catalog import DatasetView, ModelView, RecordView
 from lectern_common.errors import LecternError
 from lectern_common.roots import folders_with
+from lectern_common.teacher.record.manifest import is_record, read_record_manifest
+from lectern_common.teacher.record.reader import described, require_sizes
 from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.weights import safetensors_files
@@ -14,8 +16,15 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 def datasets(root: Path) -> list[DatasetView]:
-    """Returns every folder under `root` that has a manifest, by path."""
-    return [_dataset(root, folder) for folder in folders_with(root, MANIFEST_NAME)]
+    """Returns every folder under `root` that has a manifest but is not a record, by path."""
+    found = folders_with(root, MANIFEST_NAME)
+    return [_dataset(root, folder) for folder in found if not is_record(folder)]
+
+
+def records(root: Path) -> list[RecordView]:
+    """Returns every folder under `root` that has a record's manifest, by path."""
+    found = folders_with(root, MANIFEST_NAME)
+    return [_record(root, folder) for folder in found if is_record(folder)]
 
 
 def models(root: Path) -> list[ModelView]:
@@ -37,6 +46,26 @@ def _dataset(root: Path, folder: Path) -> DatasetView:
         vocab_size=manifest.vocab_size,
         seq_length_hint=manifest.seq_length_hint,
         tokenizer_sha256=manifest.tokenizer_sha256,
+    )
+
+
+def _record(root: Path, folder: Path) -> RecordView:
+    path = str(folder.relative_to(root))
+    try:
+        manifest = read_record_manifest(folder)
+        require_sizes(folder, manifest)
+    except (LecternError, OSError) as error:
+        return RecordView(path=path, problem=str(error))
+    return RecordView(
+        path=path,
+        problem=None,
+        model=manifest.model_id,
+        fingerprint=manifest.fingerprint,
+        holds=[described(part) for part in manifest.parts],
+        data_path=manifest.contexts.data_path,
+        seq_len=manifest.contexts.seq_len,
+        vocab_size=manifest.vocab_size,
+        bytes=manifest.total_bytes,
     )
 
 

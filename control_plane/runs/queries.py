@@ -84,12 +84,12 @@ class Runs:
         return [run for run in found if run.resumes_itself]
 
     def teachers(self, states: Collection[RunState]) -> list[tuple[str, str]]:
-        """Returns id and `teacher.address` of the runs in one of the states that have one."""
+        """Returns id and `teacher.address` of the runs in one of the states that ask a server."""
         address = sa.func.json_extract(sound_json(runs.c.spec), "$.teacher.address")
         query = sa.select(runs.c.id, address).where(runs.c.state.in_(states))
         with self._store.reading() as connection:
             rows = connection.execute(query.order_by(runs.c.seq)).all()
-        return [(run_id, at) for run_id, at in rows if isinstance(at, str)]
+        return [(run_id, at) for run_id, at in rows if isinstance(at, str) and at]
 
     def sizes(self) -> list[tuple[str, str, float, int | None]]:
         """Returns id, state, since when, and bytes on disk of each run, oldest first."""

@@ -13,7 +13,7 @@ async def shared_work(runs: Sequence[Run], teachers: TeacherMonitor) -> SweepTea
     """Returns what the teacher counts of the runs; None if no run has a teacher."""
     named = [setting_of(run.spec, "teacher.address") for run in runs]
     addresses = dict.fromkeys(
-        one for name in named if isinstance(name, str) for one in replica_addresses(name)
+        one for name in named if isinstance(name, str) and name for one in replica_addresses(name)
     )
     if not addresses:
         return None

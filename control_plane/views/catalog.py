@@ -1,4 +1,4 @@
-"""The datasets and models that a spec may name."""
+"""The datasets, records and models that a spec may name."""
 
 from control_plane.views.view import View
 
@@ -18,6 +18,30 @@ class DatasetView(View):
 
 class DatasetsView(View):
     datasets: list[DatasetView]
+
+
+class RecordView(View):
+    """One record of a teacher under the data root. All but `path` is null if there is a problem."""
+
+    path: str
+    """Value for `teacher.record` of a spec."""
+    problem: str | None
+    model: str | None = None
+    """Model id of the teacher."""
+    fingerprint: str | None = None
+    """Of the teacher."""
+    holds: list[str] | None = None
+    """What was recorded, such as "top_k 64 at temperature 2"."""
+    data_path: str | None = None
+    """Of which dataset."""
+    seq_len: int | None = None
+    """The only `data.seq_len` that it can teach."""
+    vocab_size: int | None = None
+    bytes: int | None = None
+
+
+class RecordsView(View):
+    records: list[RecordView]
 
 
 class ModelView(View):

@@ -117,7 +117,7 @@ def _of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         "representation": teacher.get("representation"),
         "top_k": teacher.get("top_k"),
         "num_draws": teacher.get("num_draws"),
-        "teacher": teacher.get("address"),
+        "teacher": teacher.get("address") or teacher.get("record"),
         "student": student["init"] or student["config"],
         "keep_every_nth_layer": student.get("keep_every_nth_layer"),
         "lora_rank": (student.get("lora") or {}).get("rank"),

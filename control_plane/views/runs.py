@@ -68,7 +68,7 @@ class RunView(View):
     top_k: int | None
     num_draws: int | None
     teacher: str | None
-    """host:port; null if the run does not distil."""
+    """host:port, or the record that it learns from; null if the run does not distil."""
     student: str | None
     """Model that it starts from: its weights, or only its shape if the spec sets `config`."""
     keep_every_nth_layer: int | None

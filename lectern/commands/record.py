@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,14 +142,17 @@ def delete(
 ) -> None:
     """Delete a record, or what a stopped `lectern precompute` has left of one."""
     roots = roots_of(home)
-    left = _folder(name, roots, must_exist=False).with_name(f".{name}.recording")
-    folders = [path for path in (roots.data / name, left) if path.exists()]
+    record = _folder(name, roots, must_exist=False)
+    left = record.with_name(f".{record.name}.recording")
+    folders = [path for path in (record, left) if path.exists()]
     if not folders:
         raise NotFound(f"no record {inert_name(name)} under {roots.data}")
-    if (roots.data / name).exists():
-        from lectern_common.teacher.record.manifest import read_record_manifest
+    if record.exists():
+        from lectern_common.teacher.record.manifest import require_record
 
-        read_record_manifest(roots.data / name)  # a dataset is not deleted by mistake
+        require_record(record)  # a dataset is not deleted by mistake
+    if left.exists() and _is_being_made(left):
+        raise Conflict(f"{inert_name(name)} is being made; stop `lectern precompute` first")
     if not yes and not typer.confirm(f"delete {name} and all its answers?", err=True):
         raise Conflict("nothing was deleted")
     for path in folders:
@@ -162,29 +166,32 @@ def _recorded(asked: dict[str, Any], roots: "Roots", *, as_json: bool) -> dict[s
     Raises:
         LecternError: its error.
     """
-    argv = [sys.executable, "-m", "student_trainer.record.stage"]
+    argv = [sys.executable, "-m", "student_trainer.record.stage", "--stop-with-parent"]
     environment = {**os.environ, **roots.environment(), "PYTHONSAFEPATH": "1"}
     record: dict[str, Any] = {}
-    with tempfile.TemporaryFile("w+") as question, tempfile.TemporaryFile("w+") as errors:
-        json.dump(asked, question)
-        question.seek(0)
+    with tempfile.TemporaryFile("w+") as errors:
         with (
             console.progress() as advance,
             subprocess.Popen(
-                argv, stdin=question, stdout=subprocess.PIPE, stderr=errors, env=environment
+                argv,
+                stdin=subprocess.PIPE,  # held open: if this process is killed, the child ends
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
             ) as child,
         ):
             try:
+                _ask(child, asked)
                 for line in child.stdout or ():
                     said = json.loads(line)
                     record = said.get("record", record)
                     if "progress" in said:
-                        progress = said["progress"]
-                        advance(f"{progress['part']} batches", progress["done"], progress["of"])
-                    elif "quality" in said and not as_json:
-                        console.note(_quality(said["quality"]))
-            except KeyboardInterrupt:  # the child has had it too, and ends between two batches
-                child.wait()
+                        advance("batches", said["progress"]["done"], said["progress"]["of"])
+                    elif not as_json:
+                        _tell(said)
+            except KeyboardInterrupt:
+                _end(child)
         errors.seek(0)
         text = errors.read()
     if child.returncode == console.INTERRUPTED_EXIT_CODE:
@@ -193,6 +200,43 @@ def _recorded(asked: dict[str, Any], roots: "Roots", *, as_json: bool) -> dict[s
     if child.returncode:
         raise _error_of(text, child.returncode)
     return record
+
+
+def _ask(child: "subprocess.Popen[str]", asked: dict[str, Any]) -> None:
+    if child.stdin is not None:
+        with suppress(BrokenPipeError):  # it has ended, and says why on standard error
+            child.stdin.write(json.dumps(asked) + "\n")
+            child.stdin.flush()
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    """Waits until the child has saved what it has; a second Ctrl-C kills it, which loses little."""
+    child.terminate()  # a Ctrl-C has reached it only if it came from a terminal
+    try:
+        child.wait()
+    except KeyboardInterrupt:
+        child.kill()
+        raise
+
+
+def _tell(said: dict[str, Any]) -> None:
+    if "size" in said:
+        console.note(
+            f"the record takes about {size(said['size']['bytes'])}; "
+            f"{size(said['size']['free'])} are free"
+        )
+    if "quality" in said:
+        console.note(_quality(said["quality"]))
+
+
+def _is_being_made(work: Path) -> bool:
+    from lectern_common.files import take_lock
+
+    try:
+        os.close(take_lock(work / "lock"))
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _error_of(errors: str, code: int) -> LecternError:

@@ -68,9 +68,9 @@ def require_teacher_fits(
         raise ValueError("the spec does not distil")
     wanted = spec.teacher.model
     if wanted is not None and wanted != teacher.model_id:
-        raise WrongModel(
-            f"teacher.model is {wanted}, but {spec.teacher.address} serves {teacher.model_id}"
-        )
+        record = spec.teacher.record
+        theirs = f"{spec.teacher.address} serves" if record is None else f"record {record} is of"
+        raise WrongModel(f"teacher.model is {wanted}, but {theirs} {teacher.model_id}")
     _require_offered(spec.teacher.representation, teacher)
     _require_within_limits(spec, teacher, student)
     if (

@@ -44,7 +44,10 @@ def open_record(spec: RunSpec, roots: Roots) -> RecordReader:
 def require_record_fits(
     spec: RunSpec, record: RecordReader, manifest: ShardManifest | None
 ) -> None:
-    """Raises unless the record was made of the run's rows, and holds what it will ask for.
+    """Raises unless the record's rows are as long as the run's, and hold what it will ask for.
+
+    Whether it has every row is not known before all are read: the trainer does so before its first
+    step. Other data with the same documents, in another order, may have the same rows.
 
     Args:
         spec: the run's.
@@ -52,8 +55,8 @@ def require_record_fits(
         manifest: of its training data; None for synthetic data.
 
     Raises:
-        Incompatible: the data, the length of its rows, the representation or the temperature
-            differ; the message says what to set.
+        Incompatible: the length of the rows, the representation or the temperature differ; the
+            message says what to set.
     """
     teacher, contexts = spec.teacher, record.manifest.contexts
     if teacher is None or manifest is None:
@@ -64,11 +67,5 @@ def require_record_fits(
             f"{contexts.seq_len}: rows of another length give tokens another context, for which "
             f"the teacher was not asked; set data.seq_len {contexts.seq_len}, or make another "
             "record"
-        )
-    missing = [digest for digest in manifest.hashes if digest not in contexts.data_sha256s]
-    if missing:
-        raise Incompatible(
-            f"the record {teacher.record} was made of {contexts.data_path} with other contents "
-            f"than {spec.data.path} has now; restore that dataset, or make another record"
         )
     record.parts(teacher.asks_for.kind, spec.objective.temperature)

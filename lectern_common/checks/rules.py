@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import what_is_there
+from lectern_common.teacher.record.manifest import is_record
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import counted
 
@@ -26,7 +27,7 @@ def why_no_dataset(root: Path, path: str, folder: Path) -> str:
     """
     if folder.is_dir():
         return f"{folder} has no {MANIFEST_NAME}, so it is not a dataset"
-    there = what_is_there(root, path, MANIFEST_NAME)
+    there = what_is_there(root, path, MANIFEST_NAME, lambda found: not is_record(found))
     return f"no dataset {path!r} under the data root {there}"
 
 

@@ -7,7 +7,10 @@ unless the run's temperature is 1. Draws do not tell the likeliest id, which a t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+
+import numpy as np
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.run_spec import RunSpec
@@ -86,7 +89,16 @@ def planned_parts(spec: RunSpec, data: Data, options: RecordOptions) -> list[Pla
         temperature: float | None = None,
         draws: int | None = None,
     ) -> PlannedPart:
-        return PlannedPart(name, form, temperature, draws, rows.batches, rows.num_batches)
+        return PlannedPart(
+            name,
+            form,
+            temperature,
+            draws,
+            rows.batches,
+            rows.num_batches,
+            rows.num_sequences,
+            rows.num_positions,
+        )
 
     if form.representation.format.needs_head:
         return [planned("training", both)]
@@ -118,3 +130,13 @@ class _Covered:
     @property
     def num_batches(self) -> int:
         return sum(-(-len(rows) // self.sequences) for rows in self.rows)
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(len(rows) for rows in self.rows)
+
+    @cached_property
+    def num_positions(self) -> int:
+        counted = (rows.counted(index) for rows in self.rows for index in range(len(rows)))
+        seq_len = self.rows[0].seq_len
+        return sum(seq_len if of is None else int(np.count_nonzero(of)) for of in counted)

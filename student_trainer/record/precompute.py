@@ -5,6 +5,7 @@ the same data and teacher are equal byte for byte, and what a killed process lef
 Both hold for a teacher that answers independently of what it computes together (docs/teacher.md).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,9 @@ from student_trainer.targets import TargetsProvider, TeacherTargets
 from student_trainer.teacher.recorded_rows import RowMeaning, codec_of
 
 REQUESTS_IN_FLIGHT = 4  # for each server
-_SAVE_BYTES = 64 << 20  # rows between two saves
+# What a killed process may lose: so much of rows, or what was received in that time.
+_SAVE_BYTES = 64 << 20
+_SAVE_SECONDS = 2.0
 
 _Ids = npt.NDArray[np.uint32]
 _Asked = npt.NDArray[np.bool_]
@@ -36,6 +39,8 @@ class PlannedPart:
     Attributes:
         batches: yields what it covers, the same in every call.
         num_batches: how many those are.
+        num_sequences: how many rows of the data those hold.
+        num_positions: how many labels of those count.
     """
 
     name: str
@@ -44,6 +49,8 @@ class PlannedPart:
     draw_set: int | None
     batches: Callable[[], Iterable[Batch]]
     num_batches: int
+    num_sequences: int
+    num_positions: int
 
     @property
     def representation(self) -> Representation:
@@ -78,7 +85,7 @@ def record_part(
         teacher: asked, from several threads.
         meaning: of the rows' bytes.
         stop: ends it with StopRequested; what is recorded stays.
-        report: called after each batch.
+        report: called after each batch, and at the end.
         requests_in_flight: how many batches are asked about at a time.
 
     Raises:
@@ -95,7 +102,7 @@ def record_part(
 
     with writer.part(part.name) as files:
         missing = _missing(part.batches(), files)
-        saved = files.bytes_of_rows
+        saved = files.bytes_of_rows, time.monotonic()
         try:
             for question, targets in _in_order(missing, ask, stop, requests_in_flight):
                 first = 0
@@ -104,12 +111,14 @@ def record_part(
                     files.add(ids_S, wanted_S, codec.encode(targets.rows(first, last)))
                     first = last
                 report(part, question.batch + 1, files.bytes_of_rows)
-                if files.bytes_of_rows - saved >= _SAVE_BYTES:
+                now = files.bytes_of_rows, time.monotonic()
+                if now[0] - saved[0] >= _SAVE_BYTES or now[1] - saved[1] >= _SAVE_SECONDS:
                     files.save()
-                    saved = files.bytes_of_rows
+                    saved = now
         finally:
             files.save()
         files.write_index()
+        report(part, part.num_batches, files.bytes_of_rows)
         return RecordPart(
             name=part.name,
             format=part.format,

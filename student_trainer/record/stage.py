@@ -1,10 +1,11 @@
 """`python -m student_trainer.record.stage`: records a teacher over the data of a run spec.
 
-`lectern precompute` starts it with a JSON object on standard input: the resolved spec, the record's
-name, and how to record. It prints a JSON object a line: `{"quality": ...}` of each part
-(quality.py), `{"progress": ...}` while it records, and at the end `{"record": ...}`. What goes
-wrong goes to standard error, as `{"error": ..., "field": ...}`, with the exit status of the error.
-A signal ends it between two batches; started again, it goes on.
+`lectern precompute` starts it with a JSON object in a line on standard input: the resolved spec,
+the record's name, and how to record. It prints a JSON object a line: `{"size": ...}`, then
+`{"quality": ...}` of each part (quality.py), `{"progress": ...}` while it records, and at the end
+`{"record": ...}`. What goes wrong goes to standard error, as `{"error": ..., "field": ...}`, with
+the exit status of the error. A signal ends it between two batches, and so does the end of its
+standard input with --stop-with-parent; started again, it goes on.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import replica_addresses
+from lectern_common.teacher.record.bits import packed_bytes
+from lectern_common.teacher.record.index import ENTRY
 from lectern_common.teacher.record.manifest import (
     HEAD_NAME,
     TEACHER_NAME,
@@ -44,16 +47,15 @@ from lectern_common.teacher.record.manifest import (
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
-from lectern_common.wire.formats import DTYPE_NAMES
+from lectern_common.wire.formats import CARRIERS, DTYPE_NAMES
 from lectern_common.words import size
 from protos import teacher_pb2
-from student_trainer.data.rows import Rows
 from student_trainer.data.select import Data, open_data
 from student_trainer.record.plan import RecordOptions, planned_parts
 from student_trainer.record.precompute import REQUESTS_IN_FLIGHT, PlannedPart, record_part
 from student_trainer.record.quality import quality_of
 from student_trainer.record.writer import RecordWriter, recording
-from student_trainer.stop import Stop, StopRequested
+from student_trainer.stop import Stop, StopRequested, stop_at_end_of_input
 from student_trainer.teacher.calls import TeacherCalls
 from student_trainer.teacher.head import write_head
 from student_trainer.teacher.recorded_rows import RowMeaning
@@ -63,6 +65,7 @@ STOPPED = 75  # ended on request; the same command goes on
 _REPORT_SECONDS = 0.5
 # Distinct ids of a row of draws, at most as many as draws; their bytes are known only afterwards.
 _DRAWN_ID_BYTES = 5.5
+_MAX_SEQUENCE_BYTES = (1 << 31) - (1 << 12)  # Linux reads no more at once
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -84,8 +87,9 @@ def precompute(
         name: of the record, a folder under the data root.
         options: how to record.
         stop: ends it with StopRequested; the same call goes on later.
-        report: called with {"quality": ...} of each part, and then now and then with
-            {"progress": {part, done, of, bytes}}: batches done of all, bytes of the part's rows.
+        report: called with {"size": {bytes, free}}, the record's about and the disk's; with
+            {"quality": ...} of each part; then now and then with {"progress": {part, done, of,
+            bytes}}: batches of all parts done, how many there are, bytes of the part's rows.
 
     Raises:
         StopRequested: a stop was requested.
@@ -96,6 +100,9 @@ def precompute(
     spec = with_documents(spec, roots)
     if spec.teacher is None:
         raise InvalidSpec([("teacher", "is required: there is nothing to record without one")])
+    if spec.teacher.record is not None:
+        why = "is a record already; set teacher.address to the server of its teacher instead"
+        raise InvalidSpec([("teacher.record", why)])
     if spec.data.path is None:
         raise InvalidSpec([("data.path", "is required: synthetic rows are not recorded")])
     student = student_facts(spec, roots)
@@ -126,7 +133,7 @@ def precompute(
         if writer.is_whole():
             writer.put_in_place()
             return read_record_manifest(record)
-        return _recorded(writer, facts, parts, remote, data, stop, report)
+        return _recorded(writer, facts, parts, remote, stop, report)
 
 
 def _recorded(
@@ -134,16 +141,18 @@ def _recorded(
     facts: RecordFacts,
     parts: list[PlannedPart],
     remote: RemoteTeacher,
-    data: Data,
     stop: Stop,
     report: Report,
 ) -> RecordManifest:
     requests_in_flight = REQUESTS_IN_FLIGHT * len(replica_addresses(remote.address))
     needs_head = any(part.format.representation.format.needs_head for part in parts)
     head = remote.output_head() if needs_head else None
-    expected = _expected_bytes(facts, parts, data)
+    expected = sum(_expected_bytes(facts, part) for part in parts)
+    if needs_head:
+        expected += facts.vocab_size * facts.hidden_size * CARRIERS[facts.hidden_dtype].itemsize
     there = sum(path.stat().st_size for path in writer.folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(writer.folder).free
+    report({"size": {"bytes": expected, "free": free}})
     if expected - there > free:
         raise DiskFull(
             f"the record takes about {size(expected)}, and {size(free)} are free: free some, "
@@ -166,6 +175,7 @@ def _recorded(
     ]
     for part, meaning in zip(parts, meanings, strict=True):
         report({"quality": asdict(quality_of(part, remote, meaning))})
+    progress = _Progress(report, parts)
     done = [
         record_part(
             writer,
@@ -173,7 +183,7 @@ def _recorded(
             remote,
             meaning,
             stop=stop,
-            report=_NowAndThen(report),
+            report=progress,
             requests_in_flight=requests_in_flight,
         )
         for part, meaning in zip(parts, meanings, strict=True)
@@ -181,19 +191,25 @@ def _recorded(
     return writer.finish(facts, done)
 
 
-class _NowAndThen:
+class _Progress:
     """Passes progress on a few times a second, and the last of each part."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, parts: list[PlannedPart]) -> None:
         self._report = report
         self._last = 0.0
+        self._before = {}
+        self._all = 0
+        for part in parts:
+            self._before[part.name] = self._all
+            self._all += part.num_batches
 
     def __call__(self, part: PlannedPart, batches: int, num_bytes: int) -> None:
         now = time.monotonic()
         if now - self._last >= _REPORT_SECONDS or batches == part.num_batches:
             self._last = now
-            progress = {"part": part.name, "done": batches, "of": part.num_batches}
-            self._report({"progress": {**progress, "bytes": num_bytes}})
+            done = self._before[part.name] + batches
+            progress = {"part": part.name, "done": done, "of": self._all, "bytes": num_bytes}
+            self._report({"progress": progress})
 
 
 def _remote(
@@ -250,23 +266,37 @@ def _what_decides(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _expected_bytes(facts: RecordFacts, parts: list[PlannedPart], data: Data) -> int:
-    """Returns about how many bytes the rows will take; more than that only if ids repeat little."""
-    total = 0
-    for part in parts:
-        row = part.format.row_bytes(facts.vocab_size, facts.hidden_size, facts.hidden_dtype)
-        if row is None:
-            row = int((part.format.num_draws or 0) * _DRAWN_ID_BYTES) + 1
-        covers_training = part.name.startswith("training")
-        rows: Rows = data.training if covers_training else data.validation
-        total += len(rows) * rows.seq_len * row
-    return total
+def _expected_bytes(facts: RecordFacts, part: PlannedPart) -> int:
+    """Returns about how many bytes a part will take; fewer if sequences or drawn ids repeat.
+
+    Raises:
+        InvalidSpec: the rows of one sequence are more than one read returns.
+    """
+    row = part.format.row_bytes(facts.vocab_size, facts.hidden_size, facts.hidden_dtype)
+    if row is None:
+        row = int((part.format.num_draws or 0) * _DRAWN_ID_BYTES) + 1
+    seq_len = facts.contexts.seq_len
+    if row * seq_len > _MAX_SEQUENCE_BYTES:
+        why = (
+            f"the answers about {seq_len} tokens take {size(row * seq_len)}, more than the "
+            f"{size(_MAX_SEQUENCE_BYTES)} that a record holds of one sequence; set it to at most "
+            f"{_MAX_SEQUENCE_BYTES // row}"
+        )
+        raise InvalidSpec([("data.seq_len", why)])
+    of_sequence = ENTRY.itemsize + packed_bytes(seq_len, 1)
+    return part.num_positions * row + part.num_sequences * of_sequence
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m student_trainer.record.stage")
     parser.add_argument("--home", type=Path, help="see lectern_common/roots.py")
+    parser.add_argument(
+        "--stop-with-parent",
+        action="store_true",
+        help="also stop once standard input, a pipe, is closed: so when the process that holds its "
+        "other end is killed",
+    )
     arguments = parser.parse_args(argv)
     configure_logs("warning")
     stop = Stop()
@@ -277,7 +307,9 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(line), flush=True)
 
     try:
-        asked = json.load(sys.stdin)
+        asked = json.loads(sys.stdin.readline())
+        if arguments.stop_with_parent:
+            stop_at_end_of_input(stop)
         manifest = precompute(
             parse_spec(asked["spec"]),
             Roots.of_home(arguments.home),

@@ -1,17 +1,21 @@
 """Writes a record so that a kill at any instant loses little, and never leaves half a record.
 
-    DATA/.NAME.recording/plan.json          what is being recorded; another plan is refused
-    DATA/.NAME.recording/PART/entries.bin   an entry for each sequence, in the order of the data
-    DATA/.NAME.recording/PART/rows.bin      as in the record, growing
-    DATA/.NAME.recording/PART/masks.bin
+    DATA/.NAME.recording/plan.json              what is being recorded; another plan is refused
+    DATA/.NAME.recording/PART.entries           an entry for each sequence, in the order of the data
+    DATA/.NAME.recording/record/PART/rows.bin   as in the record, growing
+    DATA/.NAME.recording/record/PART/masks.bin
 
 An entry is written after what it points to. What a killed process has left counts up to the first
-entry whose checksum does not hold; the rest is cut off and asked for again. At the end the entries
-are sorted, the manifest is written, and the folder gets its name.
+entry of which a checksum does not hold; the rest is cut off and asked for again. At the end the
+entries are sorted, the manifest is written, and the folder `record` gets its place and name; what
+only the writer needs stays behind until then, and is removed last.
 """
 
+import hashlib
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
@@ -43,9 +47,11 @@ from lectern_common.teacher.record.reader import file_sha256, mask_bytes
 from student_trainer.journal.disk_full import disk_full_as_error
 
 _PLAN_NAME = "plan.json"
-_ENTRIES_NAME = "entries.bin"
 _LOCK_NAME = "lock"
-_PRIVATE = (_PLAN_NAME, _ENTRIES_NAME, _LOCK_NAME)
+# A process whose command was killed gives the lock back at the end of what it is waiting for.
+LOCK_PATIENCE_SECONDS = 5.0
+# An entry beside its own checksum: a power cut may leave half of it, or zeros.
+_LOGGED = np.dtype([*ENTRY.descr, ("entry_crc32", "<u4")])
 
 
 def recording_path(record: Path) -> Path:
@@ -58,27 +64,27 @@ class PartWriter:
 
     Args:
         folder: of the part; made if missing.
+        log: the file of its entries.
 
     Attributes:
-        rows: recorded so far.
+        sequences: recorded so far.
+        rows: of those.
 
     Raises:
         OSError: it cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, log: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        entries = _intact(folder)
-        self._entries = bytearray(entries.tobytes())
-        self._keys = {bytes(key) for key in entries["key"]}
-        ends = (_end(entries, "rows"), _end(entries, "masks"), len(self._entries))
-        names = (ROWS_NAME, MASKS_NAME, _ENTRIES_NAME)
-        self._rows, self._masks, self._log = (
-            _appending(folder / name, end) for name, end in zip(names, ends, strict=True)
-        )
-        self._row_bytes, self._mask_bytes = ends[:2]
-        self.rows = int(entries["num_rows"].sum(dtype=np.int64))
+        self._folder, self._log_path = folder, log
+        self._recorded: set[bytes] = set()  # of _identity
+        self._row_bytes = self._mask_bytes = self.sequences = self.rows = 0
+        for entry, mask in _intact(folder, log):
+            self._count(entry, mask)
+        self._rows = _appending(folder / ROWS_NAME, self._row_bytes)
+        self._masks = _appending(folder / MASKS_NAME, self._mask_bytes)
+        self._log = _appending(log, self.sequences * _LOGGED.itemsize)
+        self._unsaved = bytearray()
 
     def __enter__(self) -> "PartWriter":
         return self
@@ -88,15 +94,12 @@ class PartWriter:
             file.close()
 
     @property
-    def sequences(self) -> int:
-        return len(self._keys)
-
-    @property
     def bytes_of_rows(self) -> int:
         return self._row_bytes
 
     def has(self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]) -> bool:
-        return sequence_key(ids_S, asked_S) in self._keys
+        """Returns whether a sequence is recorded with just these positions."""
+        return _identity(sequence_key(ids_S, asked_S), mask_bytes(ids_S, asked_S)) in self._recorded
 
     def add(
         self,
@@ -109,12 +112,11 @@ class PartWriter:
         Raises:
             OSError: it cannot be written.
         """
-        key = sequence_key(ids_S, asked_S)
-        if key in self._keys:
+        key, mask = sequence_key(ids_S, asked_S), mask_bytes(ids_S, asked_S)
+        if _identity(key, mask) in self._recorded:
             return
-        mask = mask_bytes(ids_S, asked_S)
-        entry = np.zeros(1, ENTRY)
-        entry[0] = (
+        entries = np.zeros(1, ENTRY)
+        entries[0] = (
             key,
             self._row_bytes,
             self._mask_bytes,
@@ -125,37 +127,53 @@ class PartWriter:
         )
         self._rows.write(data.data)
         self._masks.write(mask)
-        self.rows += int(entry["num_rows"][0])
-        self._row_bytes += len(data)
+        entry = entries.tobytes()
+        self._unsaved += entry + zlib.crc32(entry).to_bytes(4, "little")
+        self._count(entries[0], mask)
+
+    def _count(self, entry: np.void, mask: bytes) -> None:
+        self.sequences += 1
+        self.rows += int(entry["num_rows"])
+        self._row_bytes += int(entry["num_bytes"])
         self._mask_bytes += len(mask)
-        self._entries += entry.tobytes()
-        self._keys.add(key)
+        self._recorded.add(_identity(bytes(entry["key"]), mask))
 
     def save(self) -> None:
         """Makes what was added so far survive a power cut."""
         for file in (self._rows, self._masks):
             file.flush()
             os.fsync(file.fileno())
-        self._log.write(self._entries[self._log.tell() :])
+        self._log.write(self._unsaved)
+        self._unsaved.clear()
         self._log.flush()
         os.fsync(self._log.fileno())
 
     def write_index(self) -> None:
         """Saves everything, and writes the index."""
         self.save()
-        index = SequenceIndex.sorted(np.frombuffer(bytes(self._entries), ENTRY))
-        write_atomic(self._folder / INDEX_NAME, index.entries.tobytes())
+        logged = np.frombuffer(self._log_path.read_bytes(), _LOGGED)
+        entries = np.empty(len(logged), ENTRY)
+        for name in ENTRY.names or ():
+            entries[name] = logged[name]
+        write_atomic(self._folder / INDEX_NAME, SequenceIndex.sorted(entries).entries.tobytes())
 
 
 class RecordWriter:
-    """A record that is being made. Use `recording`, which holds its lock."""
+    """A record that is being made. Use `recording`, which holds its lock.
+
+    Attributes:
+        record: where it will be.
+        work: where it is until then, with what only the writer needs.
+        folder: its files, in `work`.
+    """
 
     def __init__(self, record: Path) -> None:
         self.record = record
-        self.folder = recording_path(record)
+        self.work = recording_path(record)
+        self.folder = self.work / "record"
 
     def part(self, name: str) -> PartWriter:
-        return PartWriter(self.folder / name)
+        return PartWriter(self.folder / name, self.work / f"{name}.entries")
 
     def finish(self, facts: RecordFacts, parts: list[RecordPart]) -> RecordManifest:
         """Puts the finished record in place; returns its manifest.
@@ -174,7 +192,7 @@ class RecordWriter:
                 sha256=file_sha256(path),
             )
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (MANIFEST_NAME, *_PRIVATE)
+            if path.is_file() and path.name != MANIFEST_NAME
         ]
         whole = RecordManifest.model_validate(
             {
@@ -190,15 +208,14 @@ class RecordWriter:
         return whole
 
     def is_whole(self) -> bool:
-        """Returns whether only its name is missing: it was killed in `finish`."""
-        return (self.folder / MANIFEST_NAME).exists()
+        """Returns whether all of it is written: its writer was killed in `finish`."""
+        return self.record.exists() or (self.folder / MANIFEST_NAME).exists()
 
     def put_in_place(self) -> None:
-        """Removes what only the writer needs, and gives the record its name."""
-        for path in sorted(self.folder.rglob("*")):
-            if path.name in _PRIVATE:
-                path.unlink()
-        put_in_place(self.folder, self.record)
+        """Gives the record its name, and removes what only the writer needs."""
+        if not self.record.exists():
+            put_in_place(self.folder, self.record)
+        shutil.rmtree(self.work, ignore_errors=True)
 
 
 @contextmanager
@@ -215,32 +232,47 @@ def recording(record: Path, plan: dict[str, object]) -> Iterator[RecordWriter]:
         DiskFull: there is no room.
     """
     writer = RecordWriter(record)
-    if record.exists():
-        raise Conflict(
-            f"{record} is there already; choose another name, or delete it with `lectern record "
-            f"delete {record.name}`"
-        )
+    if not writer.work.exists():
+        _require_absent(record)
     with disk_full_as_error(f"the record {record.name}", "run the same command again"):
-        writer.folder.mkdir(parents=True, exist_ok=True)
+        writer.work.mkdir(parents=True, exist_ok=True)
         try:
-            lock = take_lock(writer.folder / _LOCK_NAME)
-        except BlockingIOError:
+            lock = take_lock(writer.work / _LOCK_NAME, LOCK_PATIENCE_SECONDS)
+        except (BlockingIOError, FileNotFoundError):  # or it was finished at this moment
             raise Conflict(f"{record.name} is being made by another process") from None
         try:
+            if not (writer.work / _PLAN_NAME).exists() and record.exists():
+                shutil.rmtree(writer.work, ignore_errors=True)
+            # A record that is there without `folder` is this one: killed after it had its name.
+            if writer.folder.exists() or not writer.work.exists():
+                _require_absent(record)
             _require_same_plan(writer, plan)
+            if not record.exists():
+                writer.folder.mkdir(exist_ok=True)
+            # Of files that a killed process was replacing.
+            for path in writer.folder.rglob(".*.tmp"):
+                path.unlink()
             yield writer
         finally:
             os.close(lock)
 
 
+def _require_absent(record: Path) -> None:
+    if record.exists():
+        raise Conflict(
+            f"{record} is there already; choose another name, or delete it with `lectern record "
+            f"delete {record.name}`"
+        )
+
+
 def _require_same_plan(writer: RecordWriter, plan: dict[str, object]) -> None:
-    path = writer.folder / _PLAN_NAME
+    path = writer.work / _PLAN_NAME
     try:
         begun = json.loads(path.read_bytes())
     except FileNotFoundError:
         begun = None
     except ValueError:
-        raise CorruptData(f"{path} is damaged; remove {writer.folder} to begin anew") from None
+        raise CorruptData(f"{path} is damaged; remove {writer.work} to begin anew") from None
     if begun is None:
         write_atomic(path, json.dumps(plan, indent=1, sort_keys=True).encode())
         return
@@ -252,33 +284,30 @@ def _require_same_plan(writer: RecordWriter, plan: dict[str, object]) -> None:
     if differing:
         raise Conflict(
             f"{writer.record.name} was begun with another {', '.join(differing)}; choose another "
-            f"--output, or remove {writer.folder} to begin anew"
+            f"--output, or remove {writer.work} to begin anew"
         )
 
 
-def _intact(folder: Path) -> np.ndarray:
-    """Returns the entries up to the first whose rows or mask are not what it says."""
-    try:
-        log = (folder / _ENTRIES_NAME).read_bytes()
-        entries = np.frombuffer(log[: len(log) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
-        with (folder / ROWS_NAME).open("rb") as rows, (folder / MASKS_NAME).open("rb") as masks:
-            for place, entry in enumerate(entries):
-                data = rows.read(int(entry["num_bytes"]))
-                mask = masks.read((int(entry["num_tokens"]) + 7) // 8)
-                if checksum(data, mask) != int(entry["crc32"]):
-                    return entries[:place]
-    except FileNotFoundError:
-        return np.zeros(0, ENTRY)
-    return entries
+def _identity(key: bytes, mask: bytes) -> bytes:
+    """Returns what tells an entry from all others: its tokens, and which of them have a row."""
+    return hashlib.blake2b(key + mask, digest_size=16).digest()
 
 
-def _end(entries: np.ndarray, of: str) -> int:
-    if not len(entries):
-        return 0
-    last = entries[-1]
-    if of == "rows":
-        return int(last["first_byte"]) + int(last["num_bytes"])
-    return int(last["mask_byte"]) + (int(last["num_tokens"]) + 7) // 8
+def _intact(folder: Path, log: Path) -> Iterator[tuple[np.void, bytes]]:
+    """Yields (entry, its mask) up to the first that is not whole, or whose rows or mask are not."""
+    if not all(path.exists() for path in (log, folder / ROWS_NAME, folder / MASKS_NAME)):
+        return
+    data = log.read_bytes()
+    logged = np.frombuffer(data[: len(data) // _LOGGED.itemsize * _LOGGED.itemsize], _LOGGED)
+    with (folder / ROWS_NAME).open("rb") as rows, (folder / MASKS_NAME).open("rb") as masks:
+        for entry in logged:
+            if zlib.crc32(entry.tobytes()[: ENTRY.itemsize]) != int(entry["entry_crc32"]):
+                return
+            recorded = rows.read(int(entry["num_bytes"]))
+            mask = masks.read((int(entry["num_tokens"]) + 7) // 8)
+            if checksum(recorded, mask) != int(entry["crc32"]):
+                return
+            yield entry, mask
 
 
 def _appending(path: Path, end: int) -> BufferedWriter:

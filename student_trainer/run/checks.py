@@ -11,6 +11,8 @@ finds what hashes do not show: adapters that change nothing yet, converted files
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
 from torch import Tensor
@@ -190,11 +192,24 @@ def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: S
             for ids_S, valid_S in batch.sequences():
                 if not teacher.covers(ids_S, valid_S, asked, temperature):
                     raise Incompatible(
-                        f"row {index} of the {name} set is not in the record "
-                        f"{spec.teacher.record}: it was made with another data.seq_len, "
-                        "data.validation_fraction or evaluation.max_sequences; set those of the "
-                        "record, or make another"
+                        f"row {index} of the {name} set, which begins {_words(ids_S)}, is not in "
+                        f"the record {spec.teacher.record}: it was made of "
+                        f"{_made_of(teacher, data)}; use those rows, or make another record"
                     )
+
+
+def _words(ids_S: npt.NDArray[np.uint32]) -> str:
+    return f"[{', '.join(str(token) for token in ids_S[:8].tolist())}]"
+
+
+def _made_of(teacher: RecordedTeacher, data: Data) -> str:
+    contexts = teacher.record.manifest.contexts
+    if not set(data.sha256s) <= set(contexts.data_sha256s):
+        return f"{contexts.data_path} with other contents than the run's data has now"
+    return (
+        f"{contexts.data_path} with data.seq_len {contexts.seq_len}, and another "
+        "data.validation_fraction, evaluation.max_sequences or data.attention_across_documents"
+    )
 
 
 def _masks(head: OutputHead) -> bool:

@@ -324,7 +324,7 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
             raise ValueError("there is no teacher")
         wanted = of_step(teaching.representation, settings.seed, step)
         if teaching.is_recorded:
-            wanted = of_epoch(wanted, int(step / (parts.steps_per_epoch or math.inf)))
+            wanted = of_epoch(wanted, int(step / (parts.steps_per_epoch or math.inf) + 1e-9))
         return ask(teaching.provider, batch, wanted, temperature)
 
     return Prefetch(

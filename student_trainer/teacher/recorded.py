@@ -127,10 +127,12 @@ class RecordedTeacher:
     ) -> bool:
         """Returns whether the record holds a sequence's answers, without reading them.
 
+        With draws, whether every set of them does, whatever `representation.seed`.
+
         Raises:
             Incompatible: it holds another representation or temperature.
         """
-        return self._part(representation, temperature).has(ids_S, asked_S)
+        return all(part.has(ids_S, asked_S) for part in self._parts(representation, temperature))
 
     def output_head(self) -> OutputHead:
         """Returns the teacher's head, first V rows, on the device; see RemoteTeacher.
@@ -171,6 +173,11 @@ class RecordedTeacher:
         return every_position_logits(self, input_ids)
 
     def _part(self, asked: Representation, temperature: float) -> PartReader:
+        parts = self._parts(asked, temperature)
+        return parts[(asked.seed or 0) % len(parts)]
+
+    def _parts(self, asked: Representation, temperature: float) -> list[PartReader]:
+        """Returns the sets of draws that are used in turn, or the part with anything else."""
         found = self._record.parts(asked.kind, temperature)
         large_enough = [
             part for part in found if (part.part.format.top_k or 0) >= (asked.top_k or 0)
@@ -190,8 +197,8 @@ class RecordedTeacher:
                 "another record"
             )
         if asked.kind == "sampled":
-            return draws[(asked.seed or 0) % len(draws)]
-        return min(draws, key=lambda part: part.part.format.top_k or 0)
+            return draws
+        return [min(draws, key=lambda part: part.part.format.top_k or 0)]
 
     def _meaning(self, part: PartReader, temperature: float) -> RowMeaning:
         manifest = self._record.manifest

@@ -134,7 +134,9 @@ class _HiddenFp8:
             raise CorruptData("a recorded hidden state is not finite")
         hidden_ND = values_ND * torch.exp2(exponent_N)[:, None]
         dtype: torch.dtype = getattr(torch, self.meaning.hidden_dtype)
-        return _hidden_targets(hidden_ND.to(dtype), self.meaning)
+        # A value near the dtype's largest may have been rounded up to beyond it.
+        most = torch.finfo(dtype).max
+        return _hidden_targets(hidden_ND.clamp(-most, most).to(dtype), self.meaning)
 
 
 @dataclass(frozen=True)

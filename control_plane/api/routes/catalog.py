@@ -1,4 +1,4 @@
-"""Routes that list teachers, datasets and models, and tell whether this process is ready."""
+"""Routes that list teachers, datasets, records and models, and tell if this process is ready."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from control_plane.api.problems import problem
 from control_plane.api.requests import Plane
 from control_plane.reading import catalog
-from control_plane.views.catalog import DatasetsView, ModelsView
+from control_plane.views.catalog import DatasetsView, ModelsView, RecordsView
 from control_plane.views.service import DiskView, HealthView, ReadyView
 from control_plane.views.teachers import TeachersView
 
@@ -30,6 +30,12 @@ async def list_teachers(plane: Plane) -> TeachersView:
 def list_datasets(plane: Plane) -> DatasetsView:
     """Lists the datasets under the data root."""
     return DatasetsView(datasets=catalog.datasets(plane.roots.data))
+
+
+@router.get("/records", response_model=RecordsView)
+def list_records(plane: Plane) -> RecordsView:
+    """Lists the records of teachers under the data root."""
+    return RecordsView(records=catalog.records(plane.roots.data))
 
 
 @router.get("/models", response_model=ModelsView)

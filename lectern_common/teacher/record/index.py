@@ -2,6 +2,8 @@
 
 A sequence is found by every token up to the last one that has a row, whatever batch, step or row
 of the data it is in: a teacher's answer after a token depends on those before it and on no other.
+Equal tokens of which other ones are asked about, such as a turn of a chat that is once learnt and
+once not, have an entry each, in the order of the data.
 """
 
 import hashlib
@@ -71,23 +73,23 @@ class SequenceIndex:
             raise CorruptData(f"{path} does not hold whole entries of {ENTRY.itemsize} bytes")
         entries = np.frombuffer(data, ENTRY)
         keys = _comparable(entries["key"])
-        if len(keys) > 1 and not (keys[:-1] < keys[1:]).all():
+        if len(keys) > 1 and not (keys[:-1] <= keys[1:]).all():
             raise CorruptData(f"the entries of {path} are not in rising order of their keys")
         return cls(entries)
 
     @classmethod
     def sorted(cls, entries: np.ndarray) -> "SequenceIndex":
-        """Returns the index of entries in any order, each with a key of its own."""
+        """Returns the index of entries in any order; those with one key stay in theirs."""
         return cls(entries[np.argsort(_comparable(entries["key"]), kind="stable")])
 
-    def find(self, key: bytes) -> np.void | None:
-        """Returns the entry with this key, or None."""
-        wanted = _comparable(np.frombuffer(key, "V16"))
-        place = int(np.searchsorted(self._keys, wanted)[0])
-        if place < len(self._keys) and self._keys[place] == wanted[0]:
-            entry: np.void = self.entries[place]
-            return entry
-        return None
+    def find(self, key: bytes) -> np.ndarray:
+        """Returns the entries with this key, one for each mask; none if it is not there."""
+        wanted = _comparable(np.frombuffer(key, "V16"))[0]
+        first = int(np.searchsorted(self._keys, wanted))
+        last = first
+        while last < len(self._keys) and self._keys[last] == wanted:
+            last += 1
+        return self.entries[first:last]
 
 
 def _comparable(keys: np.ndarray) -> np.ndarray:

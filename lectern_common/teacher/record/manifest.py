@@ -11,13 +11,14 @@
 docs/record.md describes every byte.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lectern_common.errors import CorruptData, NotFound
+from lectern_common.errors import Conflict, CorruptData, NotFound
 from lectern_common.teacher.record.bits import bits_per_id, packed_bytes
 from lectern_common.tokens.shards import Sha256
 from lectern_common.wire.formats import CARRIERS, MAX_DRAWS, Representation
@@ -30,6 +31,7 @@ ROWS_NAME, MASKS_NAME, INDEX_NAME = "rows.bin", "masks.bin", "index.bin"
 PART_FILES = (ROWS_NAME, MASKS_NAME, INDEX_NAME)
 RecordFormatName = Literal["hidden", "hidden_fp8", "top_k", "sampled"]
 HiddenDtype = Literal["float32", "float16", "bfloat16"]
+_SCHEMAS = "lectern-record-"
 _PART_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -180,6 +182,22 @@ class RecordManifest(RecordFacts):
         return sum(file.bytes for file in self.files)
 
 
+def is_record(folder: Path) -> bool:
+    """Returns whether a folder's manifest is a record's, of any version, intact or not."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    return isinstance(schema, str) and schema.startswith(_SCHEMAS)
+
+
+def require_record(folder: Path) -> None:
+    """Raises Conflict unless a folder is a record, intact or not."""
+    if not is_record(folder):
+        raise Conflict(f"{folder} is not a record")
+
+
 def read_record_manifest(record: Path) -> RecordManifest:
     """Returns the manifest of a record folder.
 
@@ -196,6 +214,7 @@ def read_record_manifest(record: Path) -> RecordManifest:
             "`lectern precompute`"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of another version, all else may differ too.
+        first = min(error.errors(), key=lambda one: one["loc"] != ("schema",))
         field = ".".join(str(part) for part in first["loc"])
         raise CorruptData(f"{path}: {field}: {first['msg']}") from None

@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from lectern_common.errors import CorruptData, DataUnavailable, Incompatible, NotFound
+from lectern_common.errors import (
+    CorruptData,
+    DataUnavailable,
+    NotFound,
+    RepresentationNotOffered,
+)
+from lectern_common.roots import folders_with
 from lectern_common.teacher.record.index import SequenceIndex, checksum, covered, sequence_key
 from lectern_common.teacher.record.manifest import (
     INDEX_NAME,
@@ -69,34 +75,41 @@ class PartReader:
             CorruptData: what is there is not what was written.
             DataUnavailable: it cannot be read.
         """
-        entry = self._index.find(sequence_key(ids_S, asked_S))
+        entry = self._holding(ids_S, asked_S)
         if entry is None:
             return None
-        num_tokens, num_rows = int(entry["num_tokens"]), int(entry["num_rows"])
-        first = int(entry["mask_byte"])
-        mask = self._masks[first : first + (num_tokens + 7) // 8]
+        num_tokens, mask = int(entry["num_tokens"]), self._mask(entry)
         first = int(entry["first_byte"])
         data = self._rows[first : first + int(entry["num_bytes"])]
-        intact = num_tokens == len(covered(ids_S, asked_S))
-        if not intact or checksum(data.data, mask) != int(entry["crc32"]):
+        if checksum(data.data, mask) != int(entry["crc32"]):
             raise CorruptData(
                 f"the rows of the sequence {_words(ids_S)} in {self._folder / ROWS_NAME} are "
                 "damaged; restore the record from a copy, or delete it and make it again"
             )
         recorded_S = unpack_mask(mask, num_tokens)
-        wanted_S = asked_S[:num_tokens]
-        if bool((wanted_S & ~recorded_S).any()):
-            return None
-        return RecordedRows(data, num_rows, wanted_S[recorded_S])
+        return RecordedRows(data, int(entry["num_rows"]), asked_S[:num_tokens][recorded_S])
 
     def has(self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]) -> bool:
         """Returns whether all rows asked for are there, without reading them."""
-        entry = self._index.find(sequence_key(ids_S, asked_S))
-        if entry is None:
-            return False
-        num_tokens, first = int(entry["num_tokens"]), int(entry["mask_byte"])
-        mask = self._masks[first : first + (num_tokens + 7) // 8]
-        return not bool((asked_S[:num_tokens] & ~unpack_mask(mask, num_tokens)).any())
+        return self._holding(ids_S, asked_S) is not None
+
+    def _holding(
+        self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]
+    ) -> np.void | None:
+        """Returns the first entry of these tokens with all rows asked for, or None."""
+        num_tokens = len(covered(ids_S, asked_S))
+        for entry in self._index.find(sequence_key(ids_S, asked_S)):
+            if int(entry["num_tokens"]) != num_tokens:
+                raise CorruptData(f"{self._folder / INDEX_NAME} counts other tokens than it hashes")
+            recorded_S = unpack_mask(self._mask(entry), num_tokens)
+            if not bool((asked_S[:num_tokens] & ~recorded_S).any()):
+                found: np.void = entry
+                return found
+        return None
+
+    def _mask(self, entry: np.void) -> bytes:
+        first = int(entry["mask_byte"])
+        return self._masks[first : first + (int(entry["num_tokens"]) + 7) // 8]
 
 
 class RecordReader:
@@ -135,7 +148,7 @@ class RecordReader:
             temperature: at which they must hold.
 
         Raises:
-            Incompatible: there is none; the message says what there is.
+            RepresentationNotOffered: there is none; the message says what there is.
         """
         found = [
             reader
@@ -145,7 +158,7 @@ class RecordReader:
         ]
         if not found:
             there = "; ".join(described(reader.part) for reader in self._parts)
-            raise Incompatible(
+            raise RepresentationNotOffered(
                 f"the record {self.folder.name} has no {kind} at temperature {temperature:g}; it "
                 f"has {there}: change teacher.representation or objective.temperature, or make "
                 "another record"
@@ -173,12 +186,12 @@ def formats_of(manifest: RecordManifest) -> list[RecordFormat]:
 def records_in(data_root: Path) -> list[str]:
     """Returns the names of the finished records in a data root, in order."""
     found: list[str] = []
-    for path in sorted(data_root.glob(f"*/{MANIFEST_NAME}")):
+    for folder in folders_with(data_root, MANIFEST_NAME):
         try:
-            read_record_manifest(path.parent)
+            read_record_manifest(folder)
         except (CorruptData, NotFound, OSError):
             continue  # a dataset's, or a damaged one
-        found.append(path.parent.name)
+        found.append(str(folder.relative_to(data_root)))
     return found
 
 

@@ -637,6 +637,7 @@ def test_datasets_and_models_are_listed(client, plane):
         ("tiny", 300, False)
     ]
     assert client.get("/datasets").json() == {"datasets": []}
+    assert client.get("/records").json() == {"records": []}
 
 
 def test_health_and_readiness(client, plane):

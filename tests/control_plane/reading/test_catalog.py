@@ -1,11 +1,12 @@
-"""Datasets and models under the roots."""
+"""Datasets, records and models under the roots."""
 
 import json
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from control_plane.reading.catalog import datasets, models
+from control_plane.reading.catalog import datasets, models, records
+from lectern_common.checks.rules import why_no_dataset
 
 MANIFEST = {
     "schema": "pretokenize-bin-v1",
@@ -36,6 +37,61 @@ def test_datasets_are_the_folders_with_a_manifest(tmp_path):
     assert good.problem is None
     assert (broken.path, broken.total_tokens) == ("broken", None)
     assert broken.problem and "manifest.json" in broken.problem
+
+
+def test_records_are_listed_by_themselves_and_not_as_datasets(tmp_path):
+    part = {
+        "name": "training",
+        "format": {"name": "top_k", "top_k": 8, "log_prob_bits": 16},
+        "temperature": 2,
+        "sequences": 3,
+        "rows": 24,
+    }
+    names = ["teacher.binpb", "tokenizer_map.json"]
+    names += [f"training/{name}.bin" for name in ("rows", "masks", "index")]
+    files = [{"path": name, "bytes": 2, "sha256": "a" * 64} for name in names]
+    contexts = {
+        "data_path": "text",
+        "data_sha256s": ["b" * 64],
+        "seq_len": 8,
+        "attention_across_documents": True,
+        "packs_chats": False,
+    }
+    manifest = {
+        "schema": "lectern-record-v1",
+        "model_id": "big",
+        "fingerprint": "c" * 64,
+        "weights_sha256": "",
+        "tokenizer_sha256": "",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "hidden_dtype": "bfloat16",
+        "contexts": contexts,
+        "producer_version": "test",
+        "parts": [part],
+        "files": files,
+    }
+    for path, text in (
+        ("a/answers", json.dumps(manifest)),
+        ("cut", json.dumps(manifest)),
+        ("later", json.dumps({"schema": "lectern-record-v2"})),
+        ("text", json.dumps(MANIFEST)),
+        (".half.recording/record", json.dumps(manifest)),
+    ):
+        folder = tmp_path / path
+        (folder / "training").mkdir(parents=True)
+        (folder / "manifest.json").write_text(text)
+        for name in names[1 if path == "cut" else 0 :]:
+            (folder / name).write_text("xy")
+    assert [dataset.path for dataset in datasets(tmp_path)] == ["text"]
+    good, cut, later = records(tmp_path)
+    assert (good.path, good.problem, good.model, good.bytes) == ("a/answers", None, "big", 10)
+    assert good.holds == ["top_k 8 at temperature 2"]
+    assert (good.data_path, good.seq_len, good.vocab_size) == ("text", 8, 300)
+    assert (cut.path, cut.model) == ("cut", None)
+    assert cut.problem and "teacher.binpb" in cut.problem
+    assert later.problem and "lectern-record-v1" in later.problem
+    assert "there are: text" in why_no_dataset(tmp_path, "nothing", tmp_path / "nothing")
 
 
 def test_models_are_the_folders_with_a_config(tmp_path):

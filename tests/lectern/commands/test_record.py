@@ -1,6 +1,7 @@
 """`lectern precompute` and `lectern record`, as processes of their own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_record_that_is_not_there_is_named_beside_those_that_are(recorded):
     assert done.code == 3
     assert "there: answers" in done.err
     spec = yaml.safe_load((recorded.path / "offline.yaml").read_text())
-    spec["teacher"]["record"] = "answer"
+    spec["teacher"]["record"], spec["name"] = "answer", "typo"
     done = run(recorded, "train", written(recorded, "typo.yaml", spec), "--dry-run")
     assert done.code == 2
     assert "there: answers" in done.out + done.err
@@ -102,3 +103,13 @@ def test_only_records_are_deleted(recorded):
     assert run(recorded, "record", "delete", "other", "--yes").code == 0
     assert not copy.exists()
     assert run(recorded, "record", "delete", "other", "--yes").code == 3
+
+
+def test_a_record_in_a_folder_is_listed_and_deleted(recorded):
+    data = recorded.roots.data
+    shutil.copytree(data / "answers", data / "kept" / "answers")
+    (data / "kept" / ".answers.recording").mkdir()
+    done = run(recorded, "record", "list")
+    assert [line.split(":")[0] for line in done.out.splitlines()] == ["answers", "kept/answers"]
+    assert run(recorded, "record", "delete", "kept/answers", "--yes").code == 0
+    assert list((data / "kept").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from student_trainer.teacher.remote import connect_teacher
 from tests.support.models import write_tiny_model
 from tests.support.servers import TeacherProcess, teacher_process
 from tests.support.training.runs import VOCAB_SIZE, Home, curve, status_of, trained
+from tests.support.training.shards import write_shards
 
 AT_TWO = {"alpha": 0.2, "temperature": 2}
 
@@ -225,7 +227,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(home, served, looks):
     assert not (home.roots.data / "cut").exists()
     with pytest.raises(InvalidSpec, match="no record 'cut'"):
         startable(home.spec("early", **from_record("cut")), home.roots)
-    left = home.roots.data / ".cut.recording" / "training" / "rows.bin"
+    left = home.roots.data / ".cut.recording" / "record" / "training" / "rows.bin"
     left.write_bytes(left.read_bytes() + b"half a row")  # as a killed process leaves it
     recorded(home, "cut", **online(served))
     recorded(home, "whole", **online(served))
@@ -241,6 +243,62 @@ def test_a_recording_that_was_begun_otherwise_is_refused(home, served):
     recorded(home, "cut", **online(served))
     with pytest.raises(Conflict, match="is there already"):
         recorded(home, "cut", **online(served))
+
+
+def rewritten(record: Path, path: str, data: bytes, **part: Any) -> None:
+    """Puts other bytes into a record, and a manifest that says so."""
+    (record / path).write_bytes(data)
+    manifest = json.loads((record / "manifest.json").read_bytes())
+    for file in manifest["files"]:
+        if file["path"] == path:
+            file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for one in manifest["parts"]:
+        if one["name"] == path.split("/")[0]:
+            one |= part
+    (record / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_row_that_a_later_set_of_draws_lacks_is_named_before_the_first_step(home, served):
+    sampled: dict[str, Any] = {"representation": "sampled", "num_draws": 20}
+    manifest = recorded(home, options={"draw_sets": 2}, **online(served, **sampled))
+    record, part = home.roots.data / "answers", manifest.parts[1]
+    index = (record / "training-1" / "index.bin").read_bytes()[48:]
+    there = {"sequences": part.sequences - 1, "rows": part.rows - 8}
+    rewritten(record, "training-1/index.bin", index, **there)
+    folder = home.run(**from_record(**sampled))
+    assert trained(home, folder) == 1
+    assert "of the training set, which begins [" in str(status_of(folder).message)
+    assert status_of(folder).step == 0
+
+
+def test_the_same_rows_in_another_dataset_are_found(home, served):
+    recorded(home, **online(served))
+    tokens = np.concatenate(
+        [np.fromfile(path, "<u4") for path in sorted((home.path / "data/text").glob("shard*"))]
+    )
+    rows = tokens[:1600].reshape(200, 8)
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = np.concatenate([rows[order].ravel(), tokens[1600:]])
+    write_shards(home.path / "data" / "shuffled", shuffled, vocab_size=VOCAB_SIZE)
+    folder = home.run(data={"path": "shuffled"}, **from_record())
+    assert trained(home, folder) == 0, status_of(folder).message
+    write_shards(home.path / "data" / "others", tokens[::-1], vocab_size=VOCAB_SIZE)
+    folder = home.run(data={"path": "others"}, **from_record())
+    assert trained(home, folder) == 1
+    assert "was made of text with other contents" in str(status_of(folder).message)
+
+
+def test_a_record_is_not_recorded_again(home, served):
+    recorded(home, **online(served))
+    with pytest.raises(InvalidSpec, match=r"teacher.record: is a record already"):
+        recorded(home, "again", **from_record())
+
+
+def test_another_teacher_than_the_spec_names_is_refused_with_the_records_name(home, served):
+    recorded(home, **online(served))
+    spec = home.spec("refused", **from_record(model="other"))
+    with pytest.raises(Incompatible, match="is other, but record answers is of"):
+        startable(spec, home.roots)
 
 
 def test_a_flipped_bit_is_named_and_never_trained_on(home, served):
@@ -297,7 +355,11 @@ def test_a_run_that_a_record_cannot_teach_is_refused_before_its_first_step(
     if said is None:  # rows moved from training to validation, which was asked at temperature 1
         run = home.run(**sections)
         assert trained(home, run) == 1
-        assert "of the validation set is not in the record" in str(status_of(run).message)
+        assert re.search(
+            r"of the validation set, which begins \[.*\], is not in the record answers: it was "
+            "made of text with data.seq_len 8, and another data.validation_fraction",
+            str(status_of(run).message),
+        )
         return
     with pytest.raises((Incompatible, InvalidSpec), match=said):
         startable(home.spec("refused", **sections), home.roots)
@@ -351,7 +413,8 @@ def test_what_recording_costs_is_said_before_it_begins(
     precompute(
         spec, home.roots, "answers", RecordOptions(**options), stop=Stop(), report=said.append
     )
-    quality = said[0]["quality"]
+    assert said[0]["size"]["bytes"] > 0
+    quality = said[1]["quality"]
     assert quality["bytes_per_token"] == bytes_per_token
     assert quality["positions"] == 64
     assert -1e-12 <= quality["kl"] <= kl
@@ -368,7 +431,8 @@ def test_draws_have_no_kl_and_take_few_bytes_an_id(home, served):
     sampled: dict[str, Any] = {"representation": "sampled", "num_draws": 50}
     spec = home.spec("recording", **online(served, **sampled))
     precompute(spec, home.roots, "answers", RecordOptions(), stop=Stop(), report=said.append)
-    quality = said[0]["quality"]
+    assert said[0]["size"]["bytes"] > 0
+    quality = said[1]["quality"]
     assert quality["kl"] is None
     assert 1 < quality["distinct_ids"] <= VOCAB_SIZE
     assert quality["bytes_per_token"] / quality["distinct_ids"] <= 5.5

@@ -81,6 +81,18 @@ def test_eight_bit_hidden_states_are_off_by_at_most_a_sixteenth(dtype, size):
     assert bool((exact.abs().amax(-1) > 224 * torch.exp2(exponent)).all())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_largest_values_of_a_dtype_come_back_finite(dtype):
+    most = torch.finfo(getattr(torch, dtype)).max
+    hidden = torch.zeros(1, 6, dtype=getattr(torch, dtype))
+    hidden[0, 0], hidden[0, 1], hidden[0, 2] = most, -most, most / 3
+    of = meaning(hidden_size=6, hidden_dtype=dtype, head=head())
+    codec = codec_of(RecordFormat(name="hidden_fp8"), of)
+    back = codec.decode(codec.encode(HiddenTargets(hidden, head())), 1)
+    assert isinstance(back, HiddenTargets)
+    torch.testing.assert_close(back.hidden_ND, hidden, rtol=1 / 16, atol=0)
+
+
 def test_rows_of_zeros_are_zeros():
     codec = codec_of(RecordFormat(name="hidden_fp8"), meaning(head=head()))
     back = codec.decode(codec.encode(HiddenTargets(torch.zeros(2, D), head())), 2)

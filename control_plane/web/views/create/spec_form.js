@@ -79,7 +79,8 @@ export class SpecForm {
     }
     if (!isWhole) return;
     // A section that is not there by default is not left out, even if all in it is as usual.
-    if (run.teacher !== null && !isLeftOut("teacher.address")) {
+    const isRecorded = "teacher.record" in run.settings;
+    if (run.teacher !== null && !isRecorded && !isLeftOut("teacher.address")) {
       this.fields.get("teacher.address")?.set(run.teacher);
     }
     if (run.lora_rank !== null) this.fields.get("student.lora.rank")?.set(run.lora_rank);
