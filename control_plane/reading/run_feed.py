@@ -150,7 +150,8 @@ class RunFeed:
         seen: object = None
         while self._end is not None:
             now = await self.read(signature, self.metrics_path)
-            if now != seen:
+            # A file that is gone is no news: its run is being deleted, or its folder was removed.
+            if now is not None and now != seen:
                 try:
                     new = await self.read(read_after, self.metrics_path, self._end)
                 except OSError as error:

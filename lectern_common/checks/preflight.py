@@ -342,7 +342,7 @@ def _teacher(
             if found.taught_by is not None:
                 identity = TeacherIdentity.of(found.teacher)
                 require_same_teacher(
-                    identity, found.taught_by, f"teacher.address {teacher.address}"
+                    identity, found.taught_by, f"teacher.address {teacher.address} serves"
                 )
             dataset, validation = _folders(spec, roots)
             for model in models.values():
@@ -371,7 +371,9 @@ def _record(spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found) -> 
         found.teacher = record.model
         if found.taught_by is not None:
             identity = TeacherIdentity.of(record.model)
-            require_same_teacher(identity, found.taught_by, f"teacher.record {teacher.record}")
+            require_same_teacher(
+                identity, found.taught_by, f"teacher.record {teacher.record} is of"
+            )
         require_record_fits(spec, record, found.manifest)
         untaught = require_teacher_fits(
             spec,

@@ -28,9 +28,15 @@ class TeacherIdentity:
 
 
 def require_same_teacher(found: TeacherIdentity, expected: TeacherIdentity, where: str) -> None:
-    """Raises WrongModel unless the model at `where`, an address or a record, is the run's."""
+    """Raises WrongModel unless the model that was found is the run's.
+
+    Args:
+        found: what is there now.
+        expected: what the run was accepted with.
+        where: subject and verb, such as "teacher.address 127.0.0.1:50051 serves".
+    """
     if found.fingerprint != expected.fingerprint:
         raise WrongModel(
-            f"{where} is of {found}, but the run was accepted with {expected}; put that model "
+            f"{where} {found}, but the run was accepted with {expected}; put that model "
             "there again and resume the run, or create a new run for the other"
         )

@@ -66,7 +66,7 @@ class RecordedTeacher:
             WrongModel: the record is of another one.
         """
         if expected is not None:
-            where = f"teacher.record {self._record.folder.name}"
+            where = f"teacher.record {self._record.folder.name} is of"
             require_same_teacher(TeacherIdentity.of(self.model), expected, where)
         return self.model
 

@@ -135,7 +135,7 @@ class RemoteTeacher:
                 f"{model.fingerprint[:80]!a}; it must be 64 lower-case hex digits"
             )
         if expected is not None:
-            where = f"teacher.address {self._calls.address}"
+            where = f"teacher.address {self._calls.address} serves"
             require_same_teacher(TeacherIdentity.of(model), expected, where)
         self._model = model
         return model

@@ -176,7 +176,7 @@ def test_a_resume_with_another_teacher_is_refused_at_once(
     found = problem_of(client.post(f"/runs/{run['id']}/resume"), 422, "wrong_model")
     assert found["detail"] == (
         f"teacher.address {address} serves other (fingerprint dddddddddddd), but the run was "
-        "accepted with fake-teacher (fingerprint eeeeeeeeeeee); serve that model there again and "
+        "accepted with fake-teacher (fingerprint eeeeeeeeeeee); put that model there again and "
         "resume the run, or create a new run for the other"
     )
     assert client.get(f"/runs/{run['id']}").json()["state"] == "stopped"
