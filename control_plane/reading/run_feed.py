@@ -150,13 +150,16 @@ class RunFeed:
         seen: object = None
         while self._end is not None:
             now = await self.read(signature, self.metrics_path)
-            # A file that is gone is no news: its run is being deleted, or its folder was removed.
-            if now is not None and now != seen:
+            if now != seen:
                 try:
                     new = await self.read(read_after, self.metrics_path, self._end)
                 except OSError as error:
                     _log.error("metrics not read", run=self.run_id, error=str(error))
                 else:
+                    if new.rewound and await self.read(signature, self.metrics_path) is None:
+                        # No news: its run is being deleted, or its folder was removed.
+                        await asyncio.sleep(POLL_SECONDS)
+                        continue
                     seen = None if new.more else now
                     self._add(new)
                     if new.more:
