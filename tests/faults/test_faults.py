@@ -191,7 +191,7 @@ def test_invalid_arguments_are_refused(
 
 
 def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
-    numbers = {"S": range(1, 15), "C": [*range(1, 26), 27, 28], "T": range(1, 23)}
+    numbers = {"S": range(1, 15), "C": range(1, 29), "T": range(1, 23)}
     ids = [f"{side}{number}" for side, each in numbers.items() for number in each]
     assert list(ROWS) == ids
     assert sabotage.ROWS.keys() == set(ids)

@@ -150,7 +150,7 @@ def test_delete_is_offered_only_where_the_server_does_it(page, plane):  # noqa: 
     speed = page.locator("#run-facts [data-name='Tokens/s']")
     open_page(page, plane, f"/#/runs/{live}")
     wait_for(lambda: page.locator("#run-title").inner_text() == "steady-live")
-    assert speed.count() == 0
+    wait_for(lambda: speed.count() == 0)
 
 
 def test_pruning_shows_what_would_go_before_it_goes(page, plane):  # noqa: F811
