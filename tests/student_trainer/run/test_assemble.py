@@ -330,8 +330,14 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         (True, True),
     ),
 }
-# Tested elsewhere: fields that are refused, or applied by __main__ (test_main.py).
+# Tested elsewhere: fields that are refused, applied by __main__ (test_main.py) or by the control
+# plane.
 SHOWN_ELSEWHERE = {
+    "teacher.record": "tests/student_trainer/record/test_recorded_runs.py",
+    "priority": "tests/control_plane/runs/test_line.py",
+    "group": "tests/control_plane/runs/test_line.py",
+    "tags": "tests/control_plane/runs/test_line.py",
+    "notes": "tests/control_plane/runs/test_line.py",
     "teacher.vocabulary": "test_the_option_same_accepts_no_difference",
     "teacher.tls_ca_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
     "teacher.tls_cert_file": "test_a_run_learns_over_mutual_tls_from_two_replicas",
@@ -523,7 +529,7 @@ def test_rows_longer_than_the_students_positions_are_refused(home: Home) -> None
 
 def test_missing_things_are_named(home: Home) -> None:
     refused(home, NotFound, "no dataset", data={"path": "nothing"})
-    refused(home, NotFound, "config.json", student={"config": "nothing"})
+    refused(home, NotFound, "no model folder .nothing.", student={"config": "nothing"})
 
 
 def test_a_step_larger_than_the_data_is_refused(home: Home) -> None:
