@@ -98,7 +98,7 @@ def killed(child: "subprocess.Popen[str]", seconds: float) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home, served, kills):
     data = home.roots.data
