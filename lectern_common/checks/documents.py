@@ -23,6 +23,15 @@ from lectern_common.words import counted
 _LEFT_OPEN = ("attention_across_documents", "long_chats")
 
 
+def data_folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
+    """Returns the folders of training and validation data; None for none of its own."""
+    path, other = spec.data.path, spec.data.validation_path
+    return (
+        resolve_under(roots.data, path, "data.path") if path else None,
+        resolve_under(roots.data, other, "data.validation_path") if other else None,
+    )
+
+
 def with_documents(spec: RunSpec, roots: Roots, begun: RunSpec | None = None) -> RunSpec:
     """Returns the spec with data.attention_across_documents and data.long_chats filled in.
 

@@ -7,7 +7,6 @@ A run that cannot work is refused with one sentence and leaves nothing behind.
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lectern_common.checks.beginnings import beginnings_check
@@ -17,7 +16,7 @@ from lectern_common.checks.compatibility import (
     require_data_fits,
     require_teacher_fits,
 )
-from lectern_common.checks.documents import require_chats, with_documents
+from lectern_common.checks.documents import data_folders, require_chats, with_documents
 from lectern_common.checks.needs.estimate import DataCounts, RowCounts
 from lectern_common.checks.record import open_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
@@ -148,7 +147,7 @@ def require_data(spec: RunSpec, roots: Roots, *, packs_chats: bool = True) -> No
     for check in () if spec.data.path is None else _data(spec, roots, spec.data.path, found):
         if check.error is not None:
             raise check.error
-    for folder in _folders(spec, roots):
+    for folder in data_folders(spec, roots):
         if folder is not None:
             require_intact(folder)
 
@@ -176,7 +175,7 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
             yield _record(spec, spec.teacher, roots, found)
         else:
             yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
-        dataset, _ = _folders(spec, roots)
+        dataset, _ = data_folders(spec, roots)
         if found.teacher is not None and found.manifest is not None and dataset is not None:
             yield from beginnings_check(found.teacher, found.manifest, dataset)
 
@@ -296,7 +295,7 @@ def _student(spec: RunSpec, roots: Roots) -> tuple[StudentFacts, Check]:
 def _tokenizer(spec: RunSpec, roots: Roots, found: Found) -> Check:
     def look() -> tuple[None, str]:
         note = None
-        dataset, validation = _folders(spec, roots)
+        dataset, validation = data_folders(spec, roots)
         if dataset is not None and found.manifest is not None and found.student.tokens is not None:
             note = require_data_fits(dataset, found.manifest, found.student.tokens, validation)
         return None, note or "data and student have the same tokens"
@@ -344,7 +343,7 @@ def _teacher(
                 require_same_teacher(
                     identity, found.taught_by, f"teacher.address {teacher.address} serves"
                 )
-            dataset, validation = _folders(spec, roots)
+            dataset, validation = data_folders(spec, roots)
             for model in models.values():
                 untaught = require_teacher_fits(
                     spec,
@@ -381,7 +380,7 @@ def _record(spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found) -> 
             record.tokenizer_map,
             found.student,
             found.manifest,
-            *_folders(spec, roots),
+            *data_folders(spec, roots),
         )
         what = "; ".join(described(part) for part in record.manifest.parts)
         return None, (
@@ -390,12 +389,3 @@ def _record(spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found) -> 
         )
 
     return checked("teacher", look, nothing=None, field="teacher.record")[1]
-
-
-def _folders(spec: RunSpec, roots: Roots) -> tuple[Path | None, Path | None]:
-    """Returns the folders of training and validation data; None for none of its own."""
-    path, other = spec.data.path, spec.data.validation_path
-    return (
-        resolve_under(roots.data, path, "data.path") if path else None,
-        resolve_under(roots.data, other, "data.validation_path") if other else None,
-    )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from lectern_common.checks.compatibility import require_teacher_fits
-from lectern_common.checks.documents import with_documents
+from lectern_common.checks.documents import data_folders, with_documents
 from lectern_common.checks.student import student_facts
 from lectern_common.errors import DiskFull, InvalidRequest, InvalidSpec, LecternError
 from lectern_common.files import write_atomic
@@ -32,7 +32,6 @@ from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
-from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.record.bits import packed_bytes
 from lectern_common.teacher.record.index import ENTRY
@@ -44,22 +43,18 @@ from lectern_common.teacher.record.manifest import (
     RecordManifest,
     read_record_manifest,
 )
-from lectern_common.teacher.replicas import TeacherReplicas
-from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.wire.formats import CARRIERS, DTYPE_NAMES
 from lectern_common.words import size
-from protos import teacher_pb2
 from student_trainer.data.select import Data, open_data
 from student_trainer.record.plan import RecordOptions, planned_parts
 from student_trainer.record.precompute import REQUESTS_IN_FLIGHT, PlannedPart, record_part
 from student_trainer.record.quality import quality_of
 from student_trainer.record.writer import RecordWriter, recording
 from student_trainer.stop import Stop, StopRequested, stop_at_end_of_input
-from student_trainer.teacher.calls import TeacherCalls
 from student_trainer.teacher.head import write_head
 from student_trainer.teacher.recorded_rows import RowMeaning
-from student_trainer.teacher.remote import RemoteTeacher
+from student_trainer.teacher.remote import RemoteTeacher, teacher_of
 
 STOPPED = 75  # ended on request; the same command goes on
 _REPORT_SECONDS = 0.5
@@ -113,26 +108,32 @@ def precompute(
     parts = planned_parts(spec, data, options)
     record = resolve_under(roots.data, name, "output")
     with ExitStack() as stack:
-        remote = stack.enter_context(_remote(spec, spec.teacher, roots, student.vocab_size, stop))
+        remote = stack.enter_context(
+            teacher_of(
+                spec.teacher,
+                roots,
+                run_id=spec.name,
+                vocab_size=student.vocab_size,
+                device=torch.device("cpu"),
+                stop=stop,
+            )
+        )
         model = remote.connect()
-        other = spec.data.validation_path
+        tokens = remote.tokenizer_map()
         require_teacher_fits(
-            spec,
-            model,
-            remote.tokenizer_map,
-            student,
-            data.manifest,
-            data.folder,
-            resolve_under(roots.data, other, "data.validation_path") if other else None,
+            spec, model, lambda: tokens, student, data.manifest, *data_folders(spec, roots)
         )
         remote.narrow()
-        facts = _facts(spec, model, data, remote)
+        facts = _facts(spec, data, remote, tokens)
         plan = facts.model_dump(mode="json")
         plan |= {"options": asdict(options), "spec": _what_decides(spec)}
         writer = stack.enter_context(recording(record, plan))
         if writer.is_whole():
             writer.put_in_place()
             return read_record_manifest(record)
+        write_atomic(writer.folder / TEACHER_NAME, model.SerializeToString(deterministic=True))
+        text = json.dumps(tokens, sort_keys=True)
+        write_atomic(writer.folder / TOKENIZER_MAP_NAME, text.encode())
         return _recorded(writer, facts, parts, remote, stop, report)
 
 
@@ -158,9 +159,6 @@ def _recorded(
             f"the record takes about {size(expected)}, and {size(free)} are free: free some, "
             "choose a smaller teacher.representation, or record fewer rows"
         )
-    write_atomic(writer.folder / TEACHER_NAME, remote.model.SerializeToString(deterministic=True))
-    tokens = json.dumps(remote.tokenizer_map(), sort_keys=True).encode()
-    write_atomic(writer.folder / TOKENIZER_MAP_NAME, tokens)
     if needs_head:
         write_head(writer.folder / HEAD_NAME, remote.served_head())
     meanings = [
@@ -212,35 +210,15 @@ class _Progress:
             self._report({"progress": progress})
 
 
-def _remote(
-    spec: RunSpec, teacher: TeacherSpec, roots: Roots, vocab_size: int, stop: Stop
-) -> RemoteTeacher:
-    secrets = read_secrets(roots, SecretFiles.of(teacher))
-    calls = TeacherCalls(
-        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
-        deadline_seconds=teacher.deadline_seconds,
-        outage_budget_seconds=teacher.outage_budget_seconds,
-        stop=stop,
-    )
-    return RemoteTeacher(
-        calls,
-        run_id=spec.name,
-        vocab_size=vocab_size,
-        device=torch.device("cpu"),
-        cache_root=roots.cache,
-    )
-
-
-def _facts(
-    spec: RunSpec, model: teacher_pb2.Model, data: Data, remote: RemoteTeacher
-) -> RecordFacts:
+def _facts(spec: RunSpec, data: Data, remote: RemoteTeacher, tokens: dict[str, int]) -> RecordFacts:
     """Returns what the manifest says besides parts and files."""
+    model = remote.model
     return RecordFacts.model_validate(
         {
             "model_id": model.model_id,
             "fingerprint": model.fingerprint,
             "weights_sha256": model.weights_sha256,
-            "tokenizer_sha256": tokenizer_sha256(remote.tokenizer_map()),
+            "tokenizer_sha256": tokenizer_sha256(tokens),
             "vocab_size": remote.vocab_size(),
             "hidden_size": model.hidden_size,
             "hidden_dtype": DTYPE_NAMES[model.hidden_dtype],

@@ -6,21 +6,19 @@ import structlog
 
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
+from lectern_common.checks.documents import data_folders
 from lectern_common.checks.record import record_folder, require_record_fits
 from lectern_common.checks.vocabularies import Untaught
-from lectern_common.roots import resolve_under
 from lectern_common.spec.sections import TeacherSpec
+from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.identity import TeacherIdentity
-from lectern_common.teacher.replicas import TeacherReplicas
-from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.tokens.shards import ShardManifest
 from protos import teacher_pb2
 from student_trainer.run.parts import RunContext, Teaching
 from student_trainer.student.load import LoadedStudent
 from student_trainer.teacher.advice import TeacherFacts, WaitAdvice
-from student_trainer.teacher.calls import TeacherCalls
 from student_trainer.teacher.recorded import RecordedTeacher
-from student_trainer.teacher.remote import RemoteTeacher
+from student_trainer.teacher.remote import RemoteTeacher, teacher_of
 
 _log = structlog.get_logger()
 
@@ -86,20 +84,14 @@ def teacher_facts(model: teacher_pb2.Model | None) -> dict[str, Any]:
 
 def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTeacher:
     """Returns the teacher's client, not yet connected."""
-    secrets = read_secrets(run.roots, SecretFiles.of(teacher))
-    calls = TeacherCalls(
-        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
-        deadline_seconds=teacher.deadline_seconds,
-        outage_budget_seconds=teacher.outage_budget_seconds,
-        stop=run.stop,
-        on_outage=run.recorder.teacher_away,
-    )
-    remote = RemoteTeacher(
-        calls,
+    remote = teacher_of(
+        teacher,
+        run.roots,
         run_id=run.folder.run_id,
         vocab_size=vocab_size,
         device=run.device,
-        cache_root=run.roots.cache,
+        stop=run.stop,
+        on_outage=run.recorder.teacher_away,
     )
     return run.stack.enter_context(remote)
 
@@ -119,16 +111,18 @@ def _require_fits(
     manifest: ShardManifest | None,
 ) -> Untaught:
     """Returns what it cannot teach. Raises Incompatible unless it fits this student and data."""
-    spec, path, other = run.spec, run.spec.data.path, run.spec.data.validation_path
     student = StudentFacts(
         loaded.student.vocab_size,
         loaded.tokens,
-        loaded.initial_sha256 if spec.student.init else None,
+        loaded.initial_sha256 if run.spec.student.init else None,
     )
-    dataset = resolve_under(run.roots.data, path, "data.path") if path else None
-    validation = resolve_under(run.roots.data, other, "data.validation_path") if other else None
     return require_teacher_fits(
-        spec, teacher.model, teacher.tokenizer_map, student, manifest, dataset, validation
+        run.spec,
+        teacher.model,
+        teacher.tokenizer_map,
+        student,
+        manifest,
+        *data_folders(run.spec, run.roots),
     )
 
 
@@ -136,10 +130,9 @@ def _warn_of_beginnings(
     run: RunContext, model: teacher_pb2.Model, manifest: ShardManifest | None
 ) -> None:
     """Records it if the data does not begin a text as the teacher does."""
-    path = run.spec.data.path
-    if path is None or manifest is None:
+    dataset, _ = data_folders(run.spec, run.roots)
+    if dataset is None or manifest is None:
         return
-    dataset = resolve_under(run.roots.data, path, "data.path")
     for check in beginnings_check(model, manifest, dataset):
         run.recorder.event("beginnings_differ", message=f"{check.message}; {check.advice}")
 
@@ -148,7 +141,7 @@ def _advice(teacher: TeacherSpec, model: teacher_pb2.Model, remote: RemoteTeache
     facts = TeacherFacts(
         teacher.representation,
         teacher.prefetch_steps,
-        num_replicas=len(teacher.address.split(",")),
+        num_replicas=len(replica_addresses(teacher.address)),
         mode=model.mode,
         tokens_per_second=model.measured_tokens_per_second,
     )

@@ -6,7 +6,7 @@ Legend: N asked positions, V the student's vocabulary, D the teacher's hidden si
 import itertools
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ import torch
 from lectern_common.callers import read_token_file
 from lectern_common.errors import InvalidRequest, TeacherError
 from lectern_common.roots import Roots
+from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import checked_address
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
 from lectern_common.teacher.replicas import TeacherReplicas
+from lectern_common.teacher.secrets import SecretFiles, read_secrets
 from lectern_common.teacher.tls import ClientTls
 from lectern_common.wire.formats import PROTOCOL_VERSION, Representation, Widths, pack_mask
 from lectern_models.logits.output_head import OutputHead
@@ -256,6 +258,43 @@ class RemoteTeacher:
         )
         with self._calls.replies(channel, channel.stub.GetOutputHead, request, left) as replies:
             return assemble_head(replies, model, self._vocab_size)
+
+
+def teacher_of(
+    teacher: TeacherSpec,
+    roots: Roots,
+    *,
+    run_id: str,
+    vocab_size: int,
+    device: torch.device,
+    stop: Stop,
+    on_outage: Callable[[str | None], None] = lambda _: None,
+) -> RemoteTeacher:
+    """Returns the client of a spec's teacher server, not yet connected.
+
+    Args:
+        teacher: the spec's; it has an address.
+        roots: holds its secrets, and keeps output heads.
+        run_id: the run that the teacher's work is charged to.
+        vocab_size: the student's.
+        device: where the targets are used.
+        stop: ends every wait.
+        on_outage: is told why no server answers, and None once one does again.
+
+    Raises:
+        LecternError: a secret cannot be read.
+    """
+    secrets = read_secrets(roots, SecretFiles.of(teacher))
+    calls = TeacherCalls(
+        TeacherReplicas(teacher.address, secrets.token, secrets.tls),
+        deadline_seconds=teacher.deadline_seconds,
+        outage_budget_seconds=teacher.outage_budget_seconds,
+        stop=stop,
+        on_outage=on_outage,
+    )
+    return RemoteTeacher(
+        calls, run_id=run_id, vocab_size=vocab_size, device=device, cache_root=roots.cache
+    )
 
 
 def connect_teacher(
