@@ -89,8 +89,30 @@ def test_what_was_made_while_the_connection_was_lost_is_notified_too(page, plane
     plane.create("fails-unseen")
     wait_for(lambda: "fails-unseen" in str(plane.client.get("/alerts").json()["alerts"][0]["name"]))
     page.context.set_offline(False)
-    wait_for(lambda: ["fails-unseen" in one["title"] for one in page.evaluate("window.shown")])
-    assert len(page.evaluate("window.shown")) == 1
+    wait_for(lambda: page.evaluate("window.shown"))
+    (shown,) = page.evaluate("window.shown")
+    assert "fails-unseen" in shown["title"]
+
+
+def test_what_was_there_before_the_page_is_no_news_whichever_answer_comes_first(page, plane):  # noqa: F811
+    with_notifications(page, "granted", "granted")
+    page.add_init_script("localStorage.setItem('lectern-notify', 'yes')")
+    asked = []
+
+    def first_answer_last(route) -> None:
+        asked.append(route)
+        if len(asked) > 1:
+            route.continue_()
+
+    page.route("**/alerts?*", first_answer_last)
+    open_page(page, plane, "/#/alerts")
+    rows = page.locator(".alerts tbody tr")
+    wait_for(lambda: rows.count() > 0)
+    asked[0].continue_()
+    plane.create("fails-as-news")
+    wait_for(lambda: page.evaluate("window.shown"))
+    (shown,) = page.evaluate("window.shown")
+    assert "fails-as-news" in shown["title"]
 
 
 @pytest.mark.parametrize(

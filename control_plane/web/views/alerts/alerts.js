@@ -44,32 +44,21 @@ export class AlertCenter {
     byId("alert-link").addEventListener("click", () => this.see());
   }
 
-  /** Loads what has come since the last time; at first, the newest. */
+  /** Loads the newest, and how their deliveries went, which no event says. */
   async load() {
-    const after = this.newest();
-    const rest = this.hasLoaded && after > 0 ? `&after=${after}` : "";
     /** @type {Alerts} */
-    const { alerts, receiver } = await get(`/alerts?limit=${LIMIT}${rest}`);
+    const { alerts, receiver } = await get(`/alerts?limit=${LIMIT}`);
     this.receiver = receiver;
     if (!this.hasLoaded) {
+      // What was there before the page was opened is no news.
       for (const alert of alerts) this.alerts.set(alert.seq, alert);
       this.hasLoaded = true;
-      if (localStorage.getItem(SEEN_KEY) === null) this.see();
       // A database that began anew counts from the start.
-      if (this.seen() > this.newest()) this.see();
+      if (localStorage.getItem(SEEN_KEY) === null || this.seen() > this.newest()) this.see();
     } else {
       for (const alert of alerts.toReversed()) this.take(alert, true);
     }
     this.fill();
-  }
-
-  /** Loads how the deliveries went, which no event says. */
-  async loadDeliveries() {
-    /** @type {Alerts} */
-    const { alerts, receiver } = await get(`/alerts?limit=${LIMIT}`);
-    this.receiver = receiver;
-    for (const alert of alerts) this.take(alert, true);
-    this.onChange();
   }
 
   /**
@@ -101,8 +90,9 @@ export class AlertCenter {
     return [...this.alerts.values()].sort((one, other) => other.seq - one.seq);
   }
 
-  /** Remembers that the user has seen them all. */
+  /** Remembers that the user has seen them all, once they are loaded. */
   see() {
+    if (!this.hasLoaded) return;
     localStorage.setItem(SEEN_KEY, String(this.newest()));
     this.fill();
   }

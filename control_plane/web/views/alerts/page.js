@@ -84,7 +84,7 @@ export class AlertsPage {
     this.isOpen = true;
     this.shown = "";
     center.see();
-    center.loadDeliveries().catch(() => {}); // the banner says if the connection is lost
+    center.load().catch(() => {}); // the banner says if the connection is lost
     this.fill();
   }
 
@@ -96,7 +96,7 @@ export class AlertsPage {
   fill() {
     const { center } = this;
     if (center === null || !this.isOpen) return;
-    if (center.newest() > center.seen()) {
+    if (center.hasLoaded && center.newest() > center.seen()) {
       center.see(); // which calls this again
       return;
     }

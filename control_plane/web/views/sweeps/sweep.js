@@ -124,6 +124,7 @@ export class SweepPage {
     if (run === null || before?.state !== run.state) this.load();
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
+      if (this.sweep !== null) this.fillActions(this.sweep);
       this.draw();
     });
   }
@@ -140,6 +141,7 @@ export class SweepPage {
       this.sweep = sweep;
       this.say("");
       this.fill(sweep);
+      this.fillActions(sweep);
       this.draw();
     } catch (error) {
       if (this.id !== id) return;
@@ -184,6 +186,21 @@ export class SweepPage {
         teacherText(sweep),
       ),
     );
+    show(this.fork, sweep.best !== null);
+    if (sweep.best !== null) this.fork.href = `${pathOfRun(sweep.best)}/fork`;
+    this.list.href = `#/?group=${encodeURIComponent(sweep.group)}`;
+    this.runs.replaceChildren(runsTable(sweep));
+    const hasSeeds = sweep.groups.some(({ runs }) => runs.length > 1);
+    show(this.groupsPart, hasSeeds);
+    if (hasSeeds) this.groups.replaceChildren(groupsTable(sweep));
+  }
+
+  /**
+   * Shows what can be done now, which depends only on the states of the runs.
+   *
+   * @param {Sweep} sweep
+   */
+  fillActions(sweep) {
     const states = sweep.runs.map(
       ({ run_id, state }) =>
         this.store.get(run_id) ??
@@ -196,13 +213,6 @@ export class SweepPage {
       ),
     );
     show(this.delete, !states.some((run) => isActiveOrQueued(run) || resumesItself(run)));
-    show(this.fork, sweep.best !== null);
-    if (sweep.best !== null) this.fork.href = `${pathOfRun(sweep.best)}/fork`;
-    this.list.href = `#/?group=${encodeURIComponent(sweep.group)}`;
-    this.runs.replaceChildren(runsTable(sweep));
-    const hasSeeds = sweep.groups.some(({ runs }) => runs.length > 1);
-    show(this.groupsPart, hasSeeds);
-    if (hasSeeds) this.groups.replaceChildren(groupsTable(sweep));
   }
 
   draw() {
