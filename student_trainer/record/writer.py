@@ -181,6 +181,11 @@ class RecordWriter:
     def part(self, name: str) -> PartWriter:
         return PartWriter(self.folder / name, self.work / f"{name}.entries")
 
+    def drop(self, name: str) -> None:
+        """Removes what is there of a part."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.work / f"{name}.entries").unlink(missing_ok=True)
+
     def finish(self, facts: RecordFacts, parts: list[RecordPart]) -> RecordManifest:
         """Puts the finished record in place; returns its manifest.
 
