@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lectern.commands.stage import run_stage
+from lectern.commands.stages.foreground import run_stage
 from lectern.local.processes import ChildDied
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, TeacherUnavailable
 from lectern_common.roots import Roots
@@ -65,7 +65,8 @@ def test_the_error_of_the_process_is_raised(tmp_path, end, kind, said):
 def test_an_interrupt_stops_the_process_which_can_go_on(tmp_path, capfd):
     folder = tmp_path / "task"
     program = (
-        "import sys; from pathlib import Path; from tests.lectern.commands.test_stage import run\n"
+        "import sys; from pathlib import Path\n"
+        f"from {__name__} import run\n"
         "run(Path(sys.argv[1]), Path(sys.argv[2]), count=100, seconds=0.1)"
     )
     with subprocess.Popen(
