@@ -30,8 +30,12 @@ MODULE_PATTERN = r"^[\w.-]+$"
 MODULE_RULE = "letters, digits, dots, hyphens and underscores"
 
 
-def _relative_path(value: str) -> str:
-    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty paths."""
+def relative_path(value: str) -> str:
+    """Returns a path without `.`; refuses what could leave a root, and empty paths.
+
+    Raises:
+        ValueError: it is absolute, or has `..`, backslashes, or control characters in it.
+    """
     path = PurePosixPath(value)
     if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
         raise ValueError("must be a relative path inside its root, without '..'")
@@ -42,7 +46,7 @@ def _relative_path(value: str) -> str:
     return str(path)
 
 
-RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
+RelativePath = Annotated[str, Field(max_length=512), AfterValidator(relative_path)]
 Address = Annotated[
     str,
     Field(max_length=MAX_REPLICAS * (253 + 7)),

@@ -33,3 +33,11 @@ class PrecomputeRequest(_Asked):
     output: RelativePath
     """Name of the record to make, under the data root."""
     options: RecordOptions = RecordOptions()
+
+    def to_record(self) -> RunSpec:
+        """Returns the spec without what only a run does with the answers: to keep them."""
+        teacher = self.spec.teacher
+        if teacher is None or teacher.record_to is None:
+            return self.spec
+        without = teacher.model_copy(update={"record_to": None})
+        return self.spec.model_copy(update={"teacher": without})

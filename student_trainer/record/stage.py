@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.stages.precompute import PrecomputeRequest
+from lectern_common.stages.status import Report
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.record.manifest import (
     HEAD_NAME,
@@ -51,8 +52,6 @@ _REPORT_SECONDS = 0.5
 # measured before, which a stage that goes on does not measure again.
 _ASKED_NAME, _QUALITY_NAME = "asked.json", "quality.json"
 
-Report = Callable[[str, int, int], None]
-
 
 def precompute(
     asked: PrecomputeRequest, roots: Roots, work: Path, *, stop: Stop, report: Report
@@ -82,7 +81,7 @@ def precompute(
     record = resolve_under(roots.data, asked.output, "output")
     if record.exists() and _is(work / _ASKED_NAME, text):
         return _result(asked, work, read_record_manifest(record))
-    spec = with_documents(asked.spec, roots)
+    spec = with_documents(asked.to_record(), roots)
     teacher = _recordable(spec)
     student = student_facts(spec, roots)
     if student.vocab_size is None:
