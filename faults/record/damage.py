@@ -26,6 +26,8 @@ FILES = (
     "tokenizer_map.json",
     "manifest.json",
 )
+# Without a tokenizer on the student's side, nothing is compared with the teacher's.
+_MAY_NOT_MATTER = ("manifest.json", "tokenizer_map.json")
 _RECORD = {"record": "answers"}
 
 
@@ -176,7 +178,8 @@ def _trained_on(records: Records, undisturbed: Ended | None, name: str) -> str:
     """Returns what is wrong with a run from a damaged record: it must end with the file's name.
 
     Until then, what it learns is what the undisturbed run learns. A bit of the manifest that
-    changes no meaning may be of no consequence: then the run must be the undisturbed one.
+    changes no meaning, or of a file that the run does not read, is of no consequence: then the run
+    must be the undisturbed one.
     """
     folder = records.run(_RECORD)
     trainer = records.trainer(folder)
@@ -185,7 +188,7 @@ def _trained_on(records: Records, undisturbed: Ended | None, name: str) -> str:
     finally:
         trainer.kill()
     status = trainer.status
-    if code == 0 and name == "manifest.json" and undisturbed is not None:
+    if code == 0 and name in _MAY_NOT_MATTER and undisturbed is not None:
         return undisturbed.difference(Ended.of(folder))
     if code != 1 or status is None or status.state is not RunState.FAILED:
         return f"it exited with status {code}, {status and status.state}"

@@ -14,7 +14,6 @@ from faults.processes import Launched, Server, wait_for
 from faults.stage import Stage
 from faults.trainer.runs.forked import ForkServer
 from faults.trainer.runs.run import SEQ_LEN, VOCAB_SIZE, Ended, Home, Trainer, spec_of
-from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
 from lectern_common.stages.folder import TaskFolder
@@ -43,7 +42,6 @@ class Records:
     ) -> None:
         self.stage, self.home, self.server = stage, home, server
         self.root = stage.new_folder() if root is None else root
-        self.roots = Roots.of_home(self.root)
         shutil.copytree(home.roots.models, self.root / "models", dirs_exist_ok=True)
         _write_dataset(self.root / "data" / DATASET)
 
@@ -89,7 +87,7 @@ class Records:
         """Creates the folder of a run."""
         spec = parse_spec(self.spec(teacher, **sections))
         number = len(list(self.root.glob("runs/*")))
-        return RunFolder.create(self.roots.runs, f"run-{number}", spec)
+        return RunFolder.create(self.root / "runs", f"run-{number}", spec)
 
     def trainer(self, folder: RunFolder, *options: str, faults: Sequence[str] = ()) -> Trainer:
         home = Home.at(self.root)
