@@ -21,15 +21,24 @@ def killed_recorders(stage: Stage) -> Tally:
     home = Home(stage)
     with served(stage, home) as server:
         records = Records(stage, home)
+        recorder = records.start(records.task(server.address, "whole"))
         began = time.monotonic()
-        whole = hashes_of(records.made(server.address, "whole"))
+        recorder.wait_for_rows(1)
+        first_row = time.monotonic() - began
+        if problem := recorder.end():
+            raise RuntimeError(problem)
         took = time.monotonic() - began
+        whole = hashes_of(records.data / "whole")
         made, since, task = 0, 0, records.task(server.address, "cut")
         while done < kills or since:
             stage.say(f"kill {done} of {kills}")
-            recorder = records.start(task)
+            recorder = records.start(task, "frequent-saves=0.05")
             if done < kills:
-                recorder.wait(draw.uniform(0, took))
+                # Of every other one, while it records: most of its life, it only begins.
+                if done % 2:
+                    recorder.wait(draw.uniform(0, took))
+                elif recorder.wait_for_rows(recorder.bytes_of_rows + 1):
+                    recorder.wait(draw.uniform(0, took - first_row))
                 if recorder.alive:
                     recorder.kill()
                     done, since = done + 1, since + 1

@@ -10,6 +10,7 @@ clock-back=SECONDS      the time of day jumps back this much, twice a second
 stalled-metrics=SECONDS:LINES   each line of metrics takes this long to write; LINES may wait
 full-disk=STEPS         there is no space for the checkpoints of these steps
 full-record=SEQUENCES   there is no space for more than so many sequences of a record
+frequent-saves=SECONDS  a recorder makes what it has outlive it so often
 """
 
 import errno
@@ -206,6 +207,12 @@ def _full_record(value: str) -> None:
     put(PartWriter, "add", added)
 
 
+def _frequent_saves(value: str) -> None:
+    from student_trainer.record import precompute
+
+    put(precompute, "_SAVE_SECONDS", float(value))
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "slow-saves": _slow_saves,
     "waiting-steps": _waiting_steps,
@@ -215,4 +222,5 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "stalled-metrics": _stalled_metrics,
     "full-disk": _full_disk,
     "full-record": _full_record,
+    "frequent-saves": _frequent_saves,
 }
