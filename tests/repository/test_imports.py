@@ -36,8 +36,8 @@ ORDER_WITHIN = {
         "lectern_common": "errors words logs roots threads files json_lines "
         "callers listening wire tokens teacher spec run checks",
         "teacher_server": "engine scheduling rpc observing options __main__",
-        "student_trainer": "stop sandbox seeds targets batch ranks data objective journal "
-        "student teacher evaluation run record pipeline __main__",
+        "student_trainer": "stop seeds targets batch ranks data objective journal "
+        "student teacher evaluation evaluating run record pipeline __main__",
         "control_plane": "runs views readiness disk_space reading trainers teachers sweeps "
         "housekeeping observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",

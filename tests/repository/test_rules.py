@@ -52,7 +52,7 @@ CODE_RUNNING_CALLS = {
     "asyncio.create_subprocess_shell",
 }
 # Runs in a sandbox only, on a program that is not trusted; nothing imports it.
-INSIDE_THE_SANDBOX = "student_trainer/sandbox/inside.py"
+INSIDE_THE_SANDBOX = "student_trainer/evaluating/sandbox/inside.py"
 # Put together here, so that this file does not name them.
 REGISTRIES = [
     ".".join(parts)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lectern_common.errors import Misconfigured
-from student_trainer.sandbox import bubblewrap
-from student_trainer.sandbox.judging import Judge
-from student_trainer.sandbox.limits import Limits, Outcome
+from student_trainer.evaluating.sandbox import bubblewrap
+from student_trainer.evaluating.sandbox.judging import Judge
+from student_trainer.evaluating.sandbox.limits import Limits, Outcome
 
 SMALL = Limits(seconds=2, memory_bytes=256 << 20, processes=20, file_bytes=1 << 20)
 MARK = "lectern_sandbox_test"
@@ -312,8 +312,8 @@ def test_a_killed_parent_takes_its_programs_with_it(tmp_path):
         f"os.execv(python, [python, '-c', sleep, '{mark}'])"
     )
     script.write_text(
-        "from student_trainer.sandbox.judging import Judge\n"
-        "from student_trainer.sandbox.limits import Limits\n"
+        "from student_trainer.evaluating.sandbox.judging import Judge\n"
+        "from student_trainer.evaluating.sandbox.limits import Limits\n"
         "with Judge(Limits(seconds=600), workers=1) as judge:\n"
         f"    judge.judged([{program!r}])\n"
     )

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from lectern_common.errors import Misconfigured
-from student_trainer.sandbox.bubblewrap import Command, sandbox_commands, unprotected_command
-from student_trainer.sandbox.limits import Limits, Outcome, Verdict
+from student_trainer.evaluating.sandbox.bubblewrap import Command, sandbox_commands, unprotected_command
+from student_trainer.evaluating.sandbox.limits import Limits, Outcome, Verdict
 
 _INSIDE = Path(__file__).with_name("inside.py")
 _START_SECONDS = 60.0  # an interpreter takes 0.03 s; only a machine in great need takes longer
