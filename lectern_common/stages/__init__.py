@@ -1,1 +1,1 @@
-"""The stages around training: what is asked of each, and the folder of one execution."""
+"""The stages around training: what each is asked, and the folder that its task keeps."""
