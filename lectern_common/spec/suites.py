@@ -9,9 +9,7 @@ from lectern_common.spec.sections import RelativePath, Section
 
 PERPLEXITY, AGREEMENT, CODE, HARNESS = "perplexity", "agreement", "code", "lm-eval:"
 SUITE_PATTERN = r"^(perplexity|agreement|code|lm-eval:[\w.,-]+)$"
-SUITE_RULE = (
-    "perplexity, agreement, code, or lm-eval:TASK (several tasks with commas between them)"
-)
+SUITE_RULE = "perplexity, agreement, code, or lm-eval:TASK (several tasks with commas between them)"
 HUMANEVAL = "humaneval"
 # Where code ends that a model goes on to write after a function; Chen et al. (2021) use these.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -85,7 +83,7 @@ class CodeOptions(Section):
     """completion: the model continues the prompt. chat: it is asked through its chat template."""
     samples: Annotated[int, Field(ge=1, le=1000)] = 1
     """Answers to each problem."""
-    k: Annotated[list[PositiveInt], Field(min_length=1, max_length=8)] = [1]
+    k: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=8)] = (1,)
     """The k of each pass@k to report; at most `samples`."""
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     """0 takes the likeliest token each time."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lectern_common.spec.refusals import Misfit
-from lectern_common.spec.sections import Address, RelativePath, Section
+from lectern_common.spec.sections import RelativePath, Section
 from lectern_common.spec.suites import (
     AGREEMENT,
     CODE,
@@ -18,62 +18,10 @@ from lectern_common.spec.suites import (
     TextOptions,
     harness_tasks,
 )
+from lectern_common.teacher.address import checked_address
 from lectern_common.teacher.secrets import SecretFiles, require_whole
 
-_SECRETS = ("token_file", "tls_ca_file", "tls_cert_file", "tls_key_file")
-
-
-class ModelRef(Section):
-    """A model: of a run, from a folder, from the hub, or behind a teacher server."""
-
-    run: RelativePath | None = None
-    """Id of a run."""
-    weights: Literal["export", "initial"] | Annotated[int, Field(ge=0)] | None = None
-    """Which weights of the run: export (default), initial (as they were before training), or the
-    step of a checkpoint."""
-    model: RelativePath | None = None
-    """Folder under the models root, or a hub id."""
-    revision: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """Hub commit, tag or branch of `model`."""
-    folder: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\0]*$")] | None = None
-    """A model folder anywhere on this machine; only from its own command line."""
-    address: Annotated[Address, Field(min_length=1)] | None = None
-    """host:port of a teacher server, or of several, as in a run's teacher.address."""
-    token_file: RelativePath | None = None
-    """File under the secrets root with the server's bearer token."""
-    tls_ca_file: RelativePath | None = None
-    """File under the secrets root with the CA of the server's certificate; turns TLS on."""
-    tls_cert_file: RelativePath | None = None
-    """File under the secrets root with the client's certificate, if the server requires one."""
-    tls_key_file: RelativePath | None = None
-    """File under the secrets root with the private key of `tls_cert_file`."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        named = [name for name in ("run", "model", "folder", "address") if getattr(self, name)]
-        if len(named) != 1:
-            raise ValueError("set exactly one of run, model, folder and address")
-        if self.run is not None and self.weights is None:
-            object.__setattr__(self, "weights", "export")
-        for name, needs in (
-            ("weights", "run"),
-            ("revision", "model"),
-            *((secret, "address") for secret in _SECRETS),
-        ):
-            if getattr(self, name) is not None and getattr(self, needs) is None:
-                raise Misfit(f"{name} has no effect without {needs}", name, needs)
-        require_whole(SecretFiles.of(self))
-        return self
-
-    @property
-    def words(self) -> str:
-        """What it is, in a few words."""
-        if self.run is not None:
-            which = f"step {self.weights}" if isinstance(self.weights, int) else self.weights
-            return f"run {self.run} ({which})"
-        if self.address is not None:
-            return f"the teacher at {self.address}"
-        return str(self.model or self.folder)
+ModelName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 
 
 class EvaluateRequest(Section):
@@ -81,10 +29,24 @@ class EvaluateRequest(Section):
 
     stage: Literal["evaluate"] = "evaluate"
     """The stage."""
-    model: ModelRef
-    """What is evaluated."""
-    against: ModelRef | None = None
-    """The teacher that `agreement` compares with."""
+    model: ModelName
+    """What is evaluated: the id of a run, a folder under the models root, a hub id, or host:port of
+    a teacher server. On the command line, also a model folder anywhere."""
+    weights: Literal["export", "initial"] | Annotated[int, Field(ge=0)] | None = None
+    """Which weights of a run: export (default), initial (as they were before training), or the step
+    of a checkpoint."""
+    revision: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Hub commit, tag or branch of a hub id."""
+    against: ModelName | None = None
+    """The teacher that `agreement` compares with, named like `model`."""
+    token_file: RelativePath | None = None
+    """File under the secrets root with the bearer token of the teacher server, if one is named."""
+    tls_ca_file: RelativePath | None = None
+    """File under the secrets root with the CA of its certificate; turns TLS on."""
+    tls_cert_file: RelativePath | None = None
+    """File under the secrets root with the client's certificate, if the server requires one."""
+    tls_key_file: RelativePath | None = None
+    """File under the secrets root with the private key of `tls_cert_file`."""
     suites: Annotated[Suites, Field(min_length=1)]
     """What is measured: perplexity, agreement, code, lm-eval:TASK."""
     text: TextOptions = TextOptions()
@@ -125,27 +87,49 @@ class EvaluateRequest(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_server_never_generates(self) -> Self:
-        generating = [one for one in self.suites if one == CODE or one.startswith(HARNESS)]
-        if self.model.address is not None and generating:
+    def _secrets_are_for_a_server(self) -> Self:
+        secrets = SecretFiles.of(self)
+        require_whole(secrets)
+        if secrets != SecretFiles() and not any(
+            is_address(name) for name in (self.model, self.against)
+        ):
             raise Misfit(
-                f"{generating[0]} needs the model itself, and a teacher server never generates: "
-                "name its folder or hub id instead of its address",
-                "model.address",
-                "suites",
+                "token_file and tls_... have no effect unless model or against is the host:port of "
+                "a teacher server",
+                "model",
+                "against",
             )
         return self
 
     @model_validator(mode="after")
-    def _there_is_text(self) -> Self:
-        reads = {PERPLEXITY, AGREEMENT} & set(self.suites)
-        if reads and self.text.data is None and self.model.run is None:
+    def _a_server_never_generates(self) -> Self:
+        if not is_address(self.model):
+            return self
+        generating = [one for one in self.suites if one == CODE or one.startswith(HARNESS)]
+        if generating:
             raise Misfit(
-                "text.data is required: only a run has validation rows of its own", "text.data"
+                f"{generating[0]} needs the model itself, and a teacher server never generates: "
+                "name its folder or hub id instead of its address",
+                "model",
+                "suites",
             )
+        for name in ("weights", "revision"):
+            if getattr(self, name) is not None:
+                raise Misfit(f"{name} has no effect on a teacher server", name, "model")
         return self
 
     @property
     def tasks(self) -> list[str]:
         """The tasks of lm-evaluation-harness."""
         return harness_tasks(self.suites)
+
+
+def is_address(name: str | None) -> bool:
+    """Returns True for what names a teacher server: host:port, several of them, or dns:///..."""
+    if name is None or name.startswith(("/", ".")):
+        return False
+    try:
+        checked_address(name)
+    except ValueError:
+        return False
+    return True

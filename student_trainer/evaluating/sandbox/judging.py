@@ -17,7 +17,11 @@ from pathlib import Path
 import psutil
 
 from lectern_common.errors import Misconfigured
-from student_trainer.evaluating.sandbox.bubblewrap import Command, sandbox_commands, unprotected_command
+from student_trainer.evaluating.sandbox.bubblewrap import (
+    Command,
+    sandbox_commands,
+    unprotected_command,
+)
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome, Verdict
 
 _INSIDE = Path(__file__).with_name("inside.py")
