@@ -78,7 +78,9 @@ def held_out_text(
     """
     if options.data is None:
         if subject.spec is None:
-            raise InvalidSpec([("text.data", "is required: only a run has validation rows of its own")])
+            raise InvalidSpec(
+                [("text.data", "is required: only a run has validation rows of its own")]
+            )
         return _validation_rows(subject, subject.spec, roots, batch_sequences)
     path = resolve_under(roots.data, options.data, "text.data")
     if (path / MANIFEST_NAME).exists():
