@@ -180,6 +180,25 @@ def test_without_a_sandbox_nothing_is_generated(home, tmp_path, monkeypatch):
         evaluate(asked(), home, tmp_path, stop=Stop(), report=lambda *_: None)
 
 
+def test_every_option_reaches_what_it_is_for(home, tmp_path, monkeypatch):
+    options = CodeOptions(seconds=7.5, memory_mib=99, sandbox=False)
+    judge = module.opened_judge(options)
+    assert (judge._limits.seconds, judge._limits.memory_bytes) == (7.5, 99 << 20)
+    assert not judge._sandboxed
+    seen = []
+    answers = module.answers
+
+    def spied(model, prompts, sampling, **rest):
+        seen.append((sampling, len(prompts)))
+        return answers(model, prompts, sampling, **rest)
+
+    monkeypatch.setattr(module, "answers", spied)
+    sampled = {"samples": 2, "temperature": 0.5, "top_p": 0.75, "max_problems": 3}
+    run(home, tmp_path / "work", FakeJudge(), monkeypatch, **sampled)
+    assert {(one.temperature, one.top_p, one.max_new_tokens) for one, _ in seen} == {(0.5, 0.75, 6)}
+    assert [count for _, count in seen] == [4, 2]
+
+
 def test_other_problems_or_options_start_over(home, tmp_path, monkeypatch):
     run(home, tmp_path / "work", FakeJudge(), monkeypatch)
     judge = FakeJudge()
