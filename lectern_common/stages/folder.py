@@ -176,3 +176,11 @@ class TaskFolder:
             busy=f"task {self.task_id} is being worked on by another process",
             patience_seconds=patience_seconds,
         )
+
+    def is_locked(self) -> bool:
+        """Returns True while a process works on the task."""
+        try:
+            with self.locked():
+                return False
+        except Conflict:
+            return True
