@@ -424,8 +424,9 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
 
 def newest_revision(connection: sa.Connection) -> int:
     """Returns the revision of the last change of any run, task or alert; 0 before any."""
-    newest = (
-        connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
+    each = (
+        sa.select(sa.func.max(table.c.revision).label("newest"))
         for table in (runs, deleted_runs, alerts, tasks)
     )
-    return max(newest)
+    newest = sa.union_all(*each).subquery()
+    return connection.execute(sa.select(sa.func.max(newest.c.newest))).scalar() or 0

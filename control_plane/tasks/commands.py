@@ -17,7 +17,7 @@ from control_plane.runs.decisions import MAX_RESTART_DELAY_SECONDS, MAX_RESTARTS
 from control_plane.runs.healing import HEALED, delay_seconds
 from control_plane.runs.record import ACTIVE, Change, Wanted, get_run, newest_revision
 from control_plane.runs.store import Store, deleted_runs, runs, tasks
-from control_plane.tasks.record import DEVICES, Task, get_task, select_tasks
+from control_plane.tasks.record import Task, get_task, select_tasks
 from lectern_common.errors import Conflict, NotFound, Overloaded
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESTING, RunState
@@ -54,13 +54,22 @@ class TaskCommands:
         self._changed = changed
         self._alerts = alerts or Alerts(store, clock)
 
-    def create(self, stage: str, asked: Mapping[str, Any], run_id: str | None = None) -> Task:
+    def create(
+        self,
+        stage: str,
+        asked: Mapping[str, Any],
+        run_id: str | None = None,
+        *,
+        device: str = "cpu",
+    ) -> Task:
         """Returns a new queued task.
 
         Args:
             stage: its name.
             asked: the fields of its request, checked.
             run_id: of its run; None means that it belongs to none.
+            device: auto, cpu or cuda: what it waits for. cpu is right for stages that only wait
+                for, or move, what others compute.
 
         Raises:
             NotFound: no such run.
@@ -84,7 +93,7 @@ class TaskCommands:
                 "run_id": run_id,
                 "stage": stage,
                 "asked": dict(asked),
-                "device": DEVICES.get(stage, "cpu"),
+                "device": device,
                 "by": caller(),
                 "created_at": now,
                 "wanted": Wanted.RUNNING,

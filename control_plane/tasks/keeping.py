@@ -15,7 +15,7 @@ from control_plane.runs.keeping.deletion import delete_folder, finish_deletions_
 from control_plane.runs.record import Wanted
 from control_plane.tasks.commands import TaskCommands
 from control_plane.tasks.queries import Tasks
-from control_plane.tasks.record import DEVICES, TASKS_NAME, Task
+from control_plane.tasks.record import TASKS_NAME, Task
 from lectern_common.errors import LecternError, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RESTING, RunState
@@ -85,7 +85,7 @@ def _row_of(folder: TaskFolder, run_id: str | None) -> dict[str, Any]:
         "run_id": run_id,
         "stage": stage,
         "asked": asked,
-        "device": DEVICES.get(stage, "cpu"),
+        "device": asked.get("device") or "cpu",
         "created_at": created_at,
         "wanted": Wanted.RUNNING,
         "since": created_at if status is None else status.since,

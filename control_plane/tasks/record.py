@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -25,9 +25,6 @@ from lectern_common.stages.status import TaskStatus, stored_status
 TASKS_NAME = ".tasks"
 # Which field of a stage's request names the run; a stage without one has no run.
 SUBJECTS = {"evaluate": "model", "export": "run", "publish": "run"}
-# Stages that compute with a model here get a GPU if there is one; the others wait for, or only
-# move, what others compute.
-DEVICES = {"evaluate": "auto"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Task:
     run_id: str | None  # None: it belongs to no run
     stage: str
     asked: dict[str, Any]  # the fields of the stage's request
-    device_kind: str  # auto or cpu
+    device_kind: Literal["auto", "cpu", "cuda"]
     by: str | None  # who asked for it
     created_at: float
     wanted: Wanted
@@ -135,7 +132,8 @@ def tasks_since(connection: sa.Connection, revision: int, limit: int) -> list[Ta
 def _task_of(row: sa.RowMapping) -> Task:
     """Returns the task of a row, whatever it holds: a damaged one must not hide the others."""
     values = {column.name: stored_value(column, row[column.name]) for column in tasks.columns}
-    values["device_kind"] = "auto" if values.pop("device") == "auto" else "cpu"
+    device = values.pop("device")
+    values["device_kind"] = device if device in ("auto", "cuda") else "cpu"
     values["asked"] = row["asked"] if isinstance(row["asked"], dict) else {}
     slots = row["slots"]
     is_list = isinstance(slots, list) and all(isinstance(one, str) for one in slots)

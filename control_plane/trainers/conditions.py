@@ -81,8 +81,9 @@ class Conditions:
     def _of_queued(self) -> dict[str, tuple[RunState, dict[str, Any]]]:
         """Returns the place of each queued one and what it waits for, if they have changed."""
         found: dict[str, tuple[RunState, dict[str, Any]]] = {}
-        places = self._line.places()
-        for place, run in enumerate(self._line.in_order(), start=1):
+        line = self._line.in_order()
+        places = self._line.places(line)
+        for place, run in enumerate(line, start=1):
             why = places[run.id].waits_for if run.id in places else None
             if (place, why) != (run.queue_position, run.waits_for):
                 facts = {"queue_position": place, "waits_for": why}

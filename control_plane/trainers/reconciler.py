@@ -172,7 +172,8 @@ class Reconciler:
         while monotonic() < deadline + KILL_SECONDS:
             try:
                 kill = monotonic() >= deadline
-                if not any([one._stop_active(kill=kill) for one in both]):
+                active = [one._stop_active(kill=kill) for one in both]
+                if not any(active):
                     return
             except Exception as error:  # the database may be busy; the trainers must still stop
                 _log.error("runs not stopped yet", error=repr(error))

@@ -1,11 +1,13 @@
 """A task as every list, page and stream shows it."""
 
-from typing import Any
+from typing import Any, Literal
 
 from control_plane.runs.record import Wanted
 from control_plane.tasks.record import Task
 from control_plane.views.view import View
 from lectern_common.run.status import RunState
+
+StageName = Literal["evaluate", "export", "publish", "precompute"]
 
 
 class TaskView(View):

@@ -27,10 +27,14 @@ class Line:
         lines = [reader.in_line() for reader in self._readers]
         return list(merge(*lines, key=lambda job: (-job.priority, job.created_at)))
 
-    def places(self) -> dict[str, Place]:
-        """Returns what each of them gets now, by its id; damaged rows are left out."""
+    def places(self, line: Sequence[QueuedJob] | None = None) -> dict[str, Place]:
+        """Returns what each of them gets now, by its id; damaged rows are left out.
+
+        Args:
+            line: what `in_order` has just returned; None asks anew.
+        """
         waiting = []
-        for job in self.in_order():
+        for job in self.in_order() if line is None else line:
             with suppress(InvalidSpec):  # of a damaged row; the loop fails it
                 waiting.append(Waiting.of(job.id, job.device))
         return self._devices.places(waiting, self.taken()) if waiting else {}
