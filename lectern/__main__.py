@@ -26,6 +26,7 @@ from lectern.commands import (
 )
 from lectern.commands.options.teacher import PointsToTeacher
 from lectern.commands.runs import sweeps
+from lectern.commands.stages import tasks
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name
@@ -64,6 +65,7 @@ app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.command(epilog="Example: lectern sweep rates.yaml --watch")(sweeps.sweep)
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(record.app, name="record")
