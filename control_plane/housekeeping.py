@@ -90,15 +90,16 @@ class Housekeeping:
         if self._tasks is not None:
             working = self._tasks.in_states(ACTIVE)
             logs += [task.folder(self._root).log_path for task in working]
-        if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
-            self._disk_seen_at = time.monotonic()
-            self._look_at_disk(active)
         for path in logs:
             try:
                 if cap_log(path):
                     _log.warning("log cut", log=str(path))
             except OSError as error:
                 _log.warning("log not cut", log=str(path), error=str(error))
+        # After the logs: on a full disk the database cannot record what is seen, and raises.
+        if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
+            self._disk_seen_at = time.monotonic()
+            self._look_at_disk(active)
         self._sizes.look()
 
     def _look_at_disk(self, active: list[Run]) -> None:

@@ -97,7 +97,7 @@ def killed(home: Home, child: "subprocess.Popen[str]", name: str, seconds: float
         return False
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home, served, kills):
     data = home.roots.data
@@ -127,7 +127,7 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["its input ends", "SIGTERM"])
+@pytest.mark.parametrize("how", [pytest.param("its input ends", marks=pytest.mark.long), "SIGTERM"])
 def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     with started(home, served, "cut", "--stop-with-parent") as child:
         until_it_records(home, child, "cut")
@@ -142,7 +142,7 @@ def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     assert (home.roots.data / "cut" / "manifest.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 75)])
 def test_the_command_takes_its_recorder_with_it(home, served, number, code):
     """Only the command gets the signal, as from `kill`: no terminal tells both."""
