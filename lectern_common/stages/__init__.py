@@ -1,0 +1,1 @@
+"""Stages of a run's life around training: what each is asked, and the folder that its task keeps."""
