@@ -4,9 +4,7 @@ Memory holds one tensor at a time. The file appears whole or not at all, and onl
 tensors was read back and compared with the model's.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
-from lectern_common.errors import CorruptData, Misconfigured, NotFound
-from lectern_common.files import replaced_file
+from lectern_common.errors import CorruptData
+from lectern_common.files import file_sha256, replaced_file
 from lectern_common.stages.export import GgufType
-from lectern_common.tokens.beginning import usual_beginning
-from lectern_common.tokens.shards import TOKENIZER_NAME
-from lectern_common.tokens.tokenizer_files import (
-    TEMPLATE_NAME,
-    TEMPLATES_FOLDER,
-    complete_tokenizer,
-    named_tokens,
-    read_tokenizer_files,
-    tokenizer_config,
-)
-from lectern_common.tokens.weights import safetensors_files
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.quantization import require_packages
 from student_trainer.exporting.architectures import (
     add_settings,
@@ -41,15 +29,12 @@ from student_trainer.exporting.tensors import (
     encoded,
     planned_tensors,
 )
-from student_trainer.exporting.vocabulary import Vocabulary, vocabulary_of
-from student_trainer.student.export import METADATA_NAME
+from student_trainer.exporting.tokenizer import tokenizer_of
 
 Report = Callable[[str, int, int], None]
 
 WEIGHTS_KEY = "lectern.student_weights_sha256"
 _ROPE_TENSOR = "rope_freqs.weight"
-_END_KEYS = ("eos", "eot", "eom")  # of a text, of a turn, of a message: llama.cpp stops at each
-_NAMED = ("unk", "pad")
 # The largest error of a number that is rounded to 16 bits, relative to it; of the smallest, absolute.
 _F16_RELATIVE, _F16_ABSOLUTE = 2.0**-11, 2.0**-25
 
@@ -102,21 +87,19 @@ def write_gguf(
     require_packages("gguf", "a GGUF file", "gguf")
     config = config_of(folder)
     architecture_of(config)
-    files = _tokenizer_files(folder)
-    vocabulary, notes = _vocabulary(files, config.vocab_size)
+    tokenizer = tokenizer_of(folder, config.vocab_size)
     tensors = ModelTensors(safetensors_files(folder))
     plan = planned_tensors(tensors.shapes, config, gguf_type)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as hidden:
         writer = _writer(hidden, config, gguf_type, name)
-        metadata = _metadata(folder)
-        writer.add_string(WEIGHTS_KEY, str(metadata.get("student_weights_sha256", "")))
-        _add_tokenizer(writer, vocabulary, files, _edges(folder, files, metadata))
+        writer.add_string(WEIGHTS_KEY, weights_sha256(safetensors_files(folder)))
+        tokenizer.add_to(writer)
         _write_tensors(writer, tensors, plan, config, check, report)
         largest = _read_back(hidden, tensors, plan, config, check, report)
-        num_bytes, digest = hidden.stat().st_size, _sha256(hidden)
+        num_bytes, digest = hidden.stat().st_size, file_sha256(hidden)
     kept = [one.source for one in plan if gguf_type == "q8_0" and one.kind == "F16"]
-    return WrittenGguf(digest, num_bytes, largest, kept, notes)
+    return WrittenGguf(digest, num_bytes, largest, kept, tokenizer.vocabulary.notes)
 
 
 def config_of(folder: Path) -> Any:
@@ -125,22 +108,6 @@ def config_of(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever an architecture makes of settings that it cannot use
         raise CorruptData(f"cannot read config.json in {folder}: {error}") from None
-
-
-def _tokenizer_files(folder: Path) -> dict[str, bytes]:
-    try:
-        return read_tokenizer_files(folder / TOKENIZER_NAME)
-    except NotFound:
-        raise NotFound(
-            f"{folder} has no {TOKENIZER_NAME}, which a GGUF file is made of; train on data whose "
-            "tokenizer has one, or export with --format safetensors"
-        ) from None
-
-
-def _vocabulary(files: Mapping[str, bytes], vocab_size: int) -> tuple[Vocabulary, list[str]]:
-    tokenizer, _ = complete_tokenizer(files, TOKENIZER_NAME)
-    vocabulary = vocabulary_of(json.loads(tokenizer.to_str()), vocab_size)
-    return vocabulary, list(vocabulary.notes)
 
 
 def _writer(path: Path, config: Any, gguf_type: GgufType, name: str) -> Any:
@@ -154,83 +121,6 @@ def _writer(path: Path, config: Any, gguf_type: GgufType, name: str) -> Any:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_settings(writer, config)
     return writer
-
-
-@dataclass(frozen=True)
-class _Edges:
-    """The tokens around a text. `adds` is whether `begins` is put before each."""
-
-    begins: int | None
-    adds: bool
-    ends: list[int]
-
-
-def _edges(folder: Path, files: Mapping[str, bytes], metadata: Mapping[str, Any]) -> _Edges:
-    """Returns what began and ended texts in training; what nobody says, the tokenizer's habit.
-
-    Raises:
-        Misconfigured: texts began with several tokens; llama.cpp puts one.
-    """
-    tokenizer, _ = complete_tokenizer(files, TOKENIZER_NAME)
-    taught, usual = metadata.get("begins_texts_with"), usual_beginning(tokenizer, files)
-    before = list(taught) if taught is not None else list(usual.token_ids if usual else ())
-    if len(before) > 1:
-        raise Misconfigured(
-            f"the student's tokenizer puts {len(before)} tokens before a text; llama.cpp puts one"
-        )
-    generation = _json(folder / "generation_config.json")
-    named = named_tokens(files).get("bos_token")
-    known = generation.get("bos_token_id")
-    if known is None and named is not None:
-        known = tokenizer.token_to_id(named.text)
-    ends = generation.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return _Edges(before[0] if before else known, bool(before), ends)
-
-
-def _add_tokenizer(
-    writer: Any, vocabulary: Vocabulary, files: Mapping[str, bytes], edges: _Edges
-) -> None:
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.model == "gpt2":
-        writer.add_token_merges(vocabulary.merges)
-    else:
-        writer.add_token_scores(vocabulary.scores)
-        writer.add_add_space_prefix(vocabulary.adds_space)
-    if edges.begins is not None:
-        writer.add_bos_token_id(edges.begins)
-    writer.add_add_bos_token(edges.adds)
-    writer.add_add_eos_token(False)
-    for key, token_id in zip(_END_KEYS, edges.ends, strict=False):
-        getattr(writer, f"add_{key}_token_id")(token_id)
-    named = named_tokens(files)
-    tokenizer, _ = complete_tokenizer(files, TOKENIZER_NAME)
-    for name in _NAMED:
-        token = named.get(f"{name}_token")
-        if token is not None and (token_id := tokenizer.token_to_id(token.text)) is not None:
-            getattr(writer, f"add_{name}_token_id")(token_id)
-    template = _chat_templates(files)
-    if template:
-        writer.add_chat_template(template)
-
-
-def _chat_templates(files: Mapping[str, bytes]) -> list[dict[str, str]] | None:
-    """Returns the templates by name, the usual one as "default"; None if there are none."""
-    listed = tokenizer_config(files).get("chat_template")
-    found: dict[str, str] = {}
-    if isinstance(listed, str):
-        found["default"] = listed
-    elif isinstance(listed, list):
-        found |= {str(one["name"]): str(one["template"]) for one in listed}
-    for name, content in files.items():
-        if name.startswith(f"{TEMPLATES_FOLDER}/"):
-            found[Path(name).stem] = content.decode()
-    if TEMPLATE_NAME in files:
-        found["default"] = files[TEMPLATE_NAME].decode()
-    return [{"name": name, "template": text} for name, text in found.items()] or None
 
 
 def _write_tensors(
@@ -308,20 +198,3 @@ def _allowed(values: np.ndarray, tensor: StoredTensor) -> Any:
     # Half a step of 127, and the scale's own rounding to 16 bits.
     limits = blocks * (0.5 / 127 + 2 * _F16_RELATIVE) + 127 * 2 * _F16_ABSOLUTE
     return np.broadcast_to(limits, (blocks.size, 32)).reshape(values.shape)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _metadata(folder: Path) -> dict[str, Any]:
-    return _json(folder / METADATA_NAME)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

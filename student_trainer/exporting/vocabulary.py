@@ -22,6 +22,10 @@ _NFC_NOTE = (
     "the tokenizer composes characters (Unicode NFC) before it cuts a text, llama.cpp does not: "
     "texts in decomposed form get other ids there"
 )
+_SPACE_NOTE = (
+    "texts that contain the character U+2581 itself, which stands for a space in the vocabulary, "
+    "get other ids in llama.cpp"
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,16 @@ def _sentencepiece(tokenizer: Mapping[str, Any], vocab_size: int) -> Vocabulary:
         if f"<0x{byte:02X}>" not in vocabulary and own not in vocabulary:
             raise Incompatible(f"the student's tokenizer lacks byte {byte}; {_INSTEAD}")
     scores = _scores(tokenizer)
-    listed = [scores.get(token, 0.0) for token in tokens]
-    return Vocabulary("llama", "default", tokens, types, scores=listed, adds_space=adds_space)
+    added = [entry["content"] for entry in tokenizer["added_tokens"] if not entry["special"]]
+    return Vocabulary(
+        "llama",
+        "default",
+        tokens,
+        types,
+        scores=[scores.get(token, 0.0) for token in tokens],
+        adds_space=adds_space,
+        notes=[_SPACE_NOTE] if any(SPACE in token for token in added) else [],
+    )
 
 
 def _tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
@@ -179,13 +191,15 @@ def _scores(tokenizer: Mapping[str, Any]) -> dict[str, float]:
         Incompatible: the merges are not all that the vocabulary allows, in an order of wholes:
             llama.cpp would merge otherwise.
     """
+    # Added tokens are found in the text itself, before anything is merged.
+    added = {entry["content"] for entry in tokenizer["added_tokens"]}
     pairs = list(_merges(tokenizer))
     vocabulary, known = tokenizer["model"]["vocab"], set(pairs)
-    wholes = [whole for whole, _ in groupby(left + right for left, right in pairs)]
+    merged = (left + right for left, right in pairs)
+    wholes = [whole for whole, _ in groupby(whole for whole in merged if whole not in added)]
     scores = {whole: -float(place) for place, whole in enumerate(wholes)}
     if len(scores) != len(wholes):
         raise Incompatible(f"the student's tokenizer has merges in no order of tokens; {_INSTEAD}")
-    added = {entry["content"] for entry in tokenizer["added_tokens"]}
     for token in vocabulary.keys() - added:
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
