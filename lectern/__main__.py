@@ -19,13 +19,13 @@ from lectern.commands import (
     doctor,
     record,
     runs,
-    sweeps,
     teacher,
     token,
     train,
     up,
 )
 from lectern.commands.options.teacher import PointsToTeacher
+from lectern.commands.runs import sweeps
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name

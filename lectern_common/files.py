@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import Conflict, Misconfigured, NotFound
 from lectern_common.words import inert_name
 
 # The environment variable that names a folder for locks, for file systems that have none.
@@ -155,6 +155,39 @@ def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def locked_folder(
+    folder: Path, *, missing: str, busy: str, patience_seconds: float = 0.0
+) -> Iterator[int]:
+    """Holds the lock of a folder, which one process works in; yields its descriptor.
+
+    Child processes inherit the lock only if they are given the descriptor: then it is free once all
+    of them have ended.
+
+    Args:
+        folder: the file "lock" in it is locked.
+        missing: what to say if there is no such folder.
+        busy: what to say if another process holds the lock.
+        patience_seconds: how long to wait for that one: the children of a killed process end a
+            moment after it.
+
+    Raises:
+        Conflict: another process still holds it.
+        NotFound: there is no such folder.
+        Misconfigured: the file system has no locks.
+    """
+    try:
+        descriptor = take_lock(folder / "lock", patience_seconds)
+    except FileNotFoundError:
+        raise NotFound(missing) from None
+    except BlockingIOError:
+        raise Conflict(busy) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def require_locks(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """python -m student_trainer RUN_FOLDER [--resume] [--home DIR]: trains one run.
 
-It holds the folder's lock while it runs, keeps status.json up to date, and exits with
+With the name of a stage before the folder (python -m student_trainer evaluate TASK_FOLDER), it does
+a task instead; see stages/life.py. As the trainer of a run it holds the folder's lock while it
+runs, keeps status.json up to date, and exits with
 
     0   succeeded, or stopped on request (SIGTERM or SIGINT: a checkpoint at the step boundary)
     1   failed: something has to change before the run can continue
@@ -20,6 +22,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -27,14 +30,20 @@ from typing import NoReturn
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
+from lectern_common.stages.folder import TaskFolder
 from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
+from student_trainer.stages.life import run_task
+from student_trainer.stages.table import STAGES, Stage
 from student_trainer.stop import Stop, stop_at_end_of_input
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] and words[0] in STAGES:
+        return do_task(words)
+    arguments = _parser().parse_args(words)
     configure_logs()
     folder = RunFolder(arguments.run_folder.resolve())
     roots = Roots.of_home(arguments.home)
@@ -42,6 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.stop_with_parent:
         stop_at_end_of_input(stop)
     return run_trainer(folder, roots, stop, resume=arguments.resume)
+
+
+def do_task(words: list[str], stages: Mapping[str, Stage] = STAGES) -> int:
+    """Does the task that the words name, a stage and options; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m student_trainer {words[0]}", description="Does one task."
+    )
+    parser.add_argument("task_folder", type=Path, help="holds task.json")
+    _add_shared(parser, "also stop")
+    arguments = parser.parse_args(words[1:])
+    configure_logs()
+    stop = _stop_on_signals()
+    if arguments.stop_with_parent:
+        stop_at_end_of_input(stop)
+    folder = TaskFolder(arguments.task_folder.resolve())
+    return run_task(words[0], folder, Roots.of_home(arguments.home), stop, stages)
 
 
 def _stop_on_signals() -> Stop:
@@ -64,14 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run_folder", type=Path, help="holds spec.yaml")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    _add_shared(parser, "also stop with a checkpoint")
+    return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser, stops: str) -> None:
     parser.add_argument("--home", type=Path, help="see lectern_common/roots.py")
     parser.add_argument(
         "--stop-with-parent",
         action="store_true",
-        help="also stop with a checkpoint once standard input, a pipe, is closed: so when the "
-        "process that holds its other end is killed",
+        help=f"{stops} once standard input, a pipe, is closed: so when the process that holds its "
+        "other end is killed",
     )
-    return parser
 
 
 def _leave(status: int) -> NoReturn:

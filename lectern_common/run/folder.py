@@ -17,6 +17,8 @@
       checkpoints/     step-00000500/{model.safetensors, optimizer.safetensors, state.json,
                        manifest.json}
       export/          a folder that plain transformers loads
+      tasks/           a folder for each evaluation, export and publication of the run; see
+                       lectern_common/stages/folder.py
 
 The trainer owns itself: it runs in its own session, holds the lock, and stops on SIGTERM, or after
 its next checkpoint on SIGUSR1. Only a trainer whose status has `stops_at` knows SIGUSR1, which
@@ -25,19 +27,17 @@ ends any other.
 
 import errno
 import json
-import os
 import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lectern_common.errors import Conflict, CorruptData, NotFound
-from lectern_common.files import rename_durably, require_locks, take_lock, write_atomic
+from lectern_common.errors import Conflict, CorruptData
+from lectern_common.files import locked_folder, rename_durably, require_locks, write_atomic
 from lectern_common.json_lines import append_json_line
 from lectern_common.run.checkpoint_files import STATE_NAME, checkpoint_path
 from lectern_common.run.status import MAX_STATUS_BYTES, Status, bounded, parse_status
@@ -125,6 +125,10 @@ class RunFolder:
     @property
     def export_path(self) -> Path:
         return self.path / "export"
+
+    @property
+    def tasks_path(self) -> Path:
+        return self.path / "tasks"
 
     def checkpoint_time(self, step: int) -> float | None:
         """Returns when the checkpoint of a step was complete, in Unix seconds; None if it is not
@@ -251,31 +255,20 @@ class RunFolder:
         except CorruptData as error:
             raise CorruptData(f"{self.status_path} is not readable: {error}") from None
 
-    @contextmanager
-    def locked(self, patience_seconds: float = 0.0) -> Iterator[int]:
-        """Holds the folder's lock and yields its descriptor.
-
-        Waits up to `patience_seconds` for the holder: the children of a killed trainer end a moment
-        after it.
-
-        Child processes inherit the lock only if they are given the descriptor: then it is free
-        once all of them have ended.
+    def locked(self, patience_seconds: float = 0.0) -> AbstractContextManager[int]:
+        """Holds the folder's lock and yields its descriptor; see `files.locked_folder`.
 
         Raises:
-            Conflict: another process holds it.
+            Conflict: another process trains the run.
             NotFound: there is no such run folder.
             Misconfigured: the file system has no locks.
         """
-        try:
-            descriptor = take_lock(self.path / "lock", patience_seconds)
-        except FileNotFoundError:
-            raise NotFound(f"no run folder {self.path}") from None
-        except BlockingIOError:
-            raise Conflict(f"run {self.run_id} is being trained by another process") from None
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        return locked_folder(
+            self.path,
+            missing=f"no run folder {self.path}",
+            busy=f"run {self.run_id} is being trained by another process",
+            patience_seconds=patience_seconds,
+        )
 
     def is_locked(self) -> bool:
         """Returns True while a trainer holds the lock."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from lectern_common.errors import CorruptData, Misconfigured
+from lectern_common.errors import Misconfigured
 from lectern_common.run.processes import Identity
 from lectern_common.run.untrusted import (
     Count,
@@ -22,7 +22,7 @@ from lectern_common.run.untrusted import (
     cut,
     finite,
     json_of,
-    problems,
+    parse_versioned,
 )
 from lectern_common.words import inert_name
 
@@ -157,23 +157,7 @@ def parse_status(data: bytes) -> Status:
     Raises:
         CorruptData: it is not a Status; the message names the fields, without their values.
     """
-    try:
-        values = json.loads(json_of(data))
-    except ValueError as error:
-        raise CorruptData(f"it is not JSON: {error}") from None
-    version = values.get("version") if isinstance(values, dict) else None
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise CorruptData("it has no version")
-    if version not in _READ_VERSIONS:
-        raise CorruptData(
-            f"it has version {version}, but this program reads versions 1 and 2; use the release "
-            "that started the run"
-        )
-    try:
-        # From JSON, not from `values`: only there is text accepted as a RunState.
-        return _STATUS.validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise CorruptData(problems(error)) from None
+    return parse_versioned(_STATUS, data, _READ_VERSIONS, "run")
 
 
 def attempt_of_environment() -> int | None:

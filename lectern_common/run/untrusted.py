@@ -8,10 +8,11 @@ import json
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from lectern_common.errors import CorruptData
 from lectern_common.json_lines import MAX_COUNT
@@ -22,6 +23,8 @@ MAX_WORD = 100
 _LAST_SECOND = 253_402_300_799  # of the year 9999; no calendar goes further
 _CUT = " [cut] "
 _NAMED_PROBLEMS = 3
+
+_T = TypeVar("_T")
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
@@ -60,6 +63,37 @@ def json_of(data: bytes) -> bytes:
         return json.dumps(json.loads(data), ensure_ascii=False).encode(errors="replace")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def parse_versioned(adapter: TypeAdapter[_T], data: bytes, versions: Sequence[int], of: str) -> _T:
+    """Returns what JSON bytes with a "version" hold.
+
+    Args:
+        adapter: reads the values, strictly.
+        versions: that this program reads.
+        of: what the process that wrote it worked on, for people: "run".
+
+    Raises:
+        CorruptData: they hold something else; the message names the fields, without their values.
+    """
+    try:
+        values = json.loads(json_of(data))
+    except ValueError as error:
+        raise CorruptData(f"it is not JSON: {error}") from None
+    version = values.get("version") if isinstance(values, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise CorruptData("it has no version")
+    if version not in versions:
+        many = "versions" if len(versions) > 1 else "version"
+        raise CorruptData(
+            f"it has version {version}, but this program reads {many} "
+            f"{' and '.join(map(str, versions))}; use the release that started the {of}"
+        )
+    try:
+        # From JSON, not from `values`: only there is text accepted as a state.
+        return adapter.validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise CorruptData(problems(error)) from None
 
 
 def read_at_most(path: Path, limit: int) -> bytes:

@@ -1,1 +1,1 @@
-"""Stages of a run's life around training: what each is asked, and the folder that its task keeps."""
+"""The stages around training: what each is asked, and the folder that its task keeps."""

@@ -1,0 +1,1 @@
+"""Stages around training, each run as a task in a process of its own."""
