@@ -166,5 +166,5 @@ def rope_divisors(config: Any) -> np.ndarray | None:
         float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")
     )
     turns = float(rope["original_max_position_embeddings"]) / wavelengths
-    share = np.clip((turns - low) / (high - low), 0.0, 1.0)  # of the frequency that is left as it is
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)  # of the unscaled frequency
     return (1.0 / ((1.0 - share) / factor + share)).astype(np.float32)

@@ -13,8 +13,10 @@ import numpy as np
 from transformers import AutoConfig
 
 from lectern_common.errors import CorruptData
-from lectern_common.files import file_sha256, replaced_file
+from lectern_common.files import replaced_file
 from lectern_common.stages.export import GgufType
+from lectern_common.stages.status import Report
+from lectern_common.teacher.record.reader import file_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.quantization import require_packages
 from student_trainer.exporting.architectures import (
@@ -31,11 +33,9 @@ from student_trainer.exporting.tensors import (
 )
 from student_trainer.exporting.tokenizer import tokenizer_of
 
-Report = Callable[[str, int, int], None]
-
 WEIGHTS_KEY = "lectern.student_weights_sha256"
 _ROPE_TENSOR = "rope_freqs.weight"
-# The largest error of a number that is rounded to 16 bits, relative to it; of the smallest, absolute.
+# The largest errors of a number that is rounded to 16 bits: relative to it, and of the smallest.
 _F16_RELATIVE, _F16_ABSOLUTE = 2.0**-11, 2.0**-25
 
 
@@ -198,3 +198,14 @@ def _allowed(values: np.ndarray, tensor: StoredTensor) -> Any:
     # Half a step of 127, and the scale's own rounding to 16 bits.
     limits = blocks * (0.5 / 127 + 2 * _F16_RELATIVE) + 127 * 2 * _F16_ABSOLUTE
     return np.broadcast_to(limits, (blocks.size, 32)).reshape(values.shape)
+
+
+def string_of(path: Path, key: str) -> str | None:
+    """Returns a text in the metadata of a GGUF file; None if it has none. Raises CorruptData."""
+    import gguf
+
+    try:
+        field = gguf.GGUFReader(path).fields.get(key)
+    except Exception as error:  # arbitrary bytes can raise anything
+        raise CorruptData(f"cannot read {path}: {error or type(error).__name__}") from None
+    return None if field is None else str(field.contents())

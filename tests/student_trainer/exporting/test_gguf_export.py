@@ -1,8 +1,5 @@
 """GGUF files, loaded by llama.cpp itself and by transformers."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
