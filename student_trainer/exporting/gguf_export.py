@@ -5,6 +5,7 @@ tensors was read back and compared with the model's.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ def write_gguf(
     plan = planned_tensors(tensors.shapes, config, gguf_type)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as hidden:
-        writer = _writer(hidden, config, gguf_type, name)
-        writer.add_string(WEIGHTS_KEY, weights_sha256(safetensors_files(folder)))
-        tokenizer.add_to(writer)
-        _write_tensors(writer, tensors, plan, config, check, report)
+        with closing(_writer(hidden, config, gguf_type, name)) as writer:
+            writer.add_string(WEIGHTS_KEY, weights_sha256(safetensors_files(folder)))
+            tokenizer.add_to(writer)
+            _write_tensors(writer, tensors, plan, config, check, report)
         largest = _read_back(hidden, tensors, plan, config, check, report)
         num_bytes, digest = hidden.stat().st_size, file_sha256(hidden)
     kept = [one.source for one in plan if gguf_type == "q8_0" and one.kind == "F16"]
@@ -151,7 +152,6 @@ def _write_tensors(
         check()
         report("tensors", done, 2 * len(plan))
         writer.write_tensor_data(encoded(tensors.read(one.source), one, config))
-    writer.close()
 
 
 def _read_back(

@@ -9,7 +9,7 @@ import yaml
 
 from lectern_common.spec.load import dump_spec
 from lectern_common.spec.run_spec import RunSpec
-from lectern_common.words import counted
+from lectern_common.words import counted, inert_name
 from student_trainer.exporting.finished import FinishedRun
 from student_trainer.publishing.licence import Base, Licence
 from student_trainer.publishing.measured import Measurement
@@ -155,8 +155,14 @@ def _training(metadata: Mapping[str, Any]) -> str:
 def _measured(measured: Sequence[Measurement]) -> str:
     if not measured:
         return "## Results\n\nNothing was measured."
-    rows = "\n".join(f"| {one.what} | {one.on} | {one.value:.6g} |" for one in measured)
+    rows = "\n".join(
+        f"| {_cell(one.what)} | {_cell(one.on)} | {one.value:.6g} |" for one in measured
+    )
     return f"## Results\n\n| measured | on | value |\n|---|---|---|\n{rows}"
+
+
+def _cell(text: str) -> str:
+    return inert_name(text).replace("|", "\\|")
 
 
 def _loading(facts: CardFacts) -> str:

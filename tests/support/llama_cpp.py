@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -35,39 +35,53 @@ def require_llama_cpp() -> None:
         pytest.skip("needs llama.cpp: install Node.js 20 and run `make llama-cpp`")
 
 
-def continued(
-    path: Path,
-    prompts: list[str],
-    tokens: int = 0,
-    *,
-    begins: int | None = None,
-    special: bool = False,
-) -> tuple[list[Continuation], str | None]:
-    """Returns what llama.cpp makes of each text, and the file's chat template.
+@dataclass(frozen=True)
+class Job:
+    """What to do with a GGUF file.
 
-    Args:
-        path: a GGUF file.
-        prompts: texts.
-        tokens: how many to make after each.
-        begins: an id to put before the text.
+    Attributes:
+        path: the file.
+        prompts: texts to continue.
+        tokens: how many tokens to make after each; with 0 only the vocabulary is loaded.
+        begins: an id to put before each text.
         special: texts that look like control tokens are such.
     """
+
+    path: Path
+    prompts: list[str]
+    tokens: int = 0
+    begins: int | None = None
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What llama.cpp made of a file's texts, and the file's chat template."""
+
+    continuations: list[Continuation]
+    chat_template: str | None
+
+    @property
+    def ids(self) -> list[list[int]]:
+        return [one.ids for one in self.continuations]
+
+
+def asked(*jobs: Job) -> list[Answer]:
+    """Returns what one process of llama.cpp makes of each job."""
     require_llama_cpp()
-    asked = {
-        "installed": str(INSTALLED.resolve()),
-        "model": str(path),
-        "prompts": prompts,
-        "tokens": tokens,
-        "begins": begins,
-        "special": special,
-    }
-    script = Path(__file__).with_suffix(".mjs")
+    listed = [{**asdict(job), "model": str(job.path), "path": None} for job in jobs]
     done = subprocess.run(
-        ["node", str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=120
+        ["node", str(Path(__file__).with_suffix(".mjs"))],
+        input=json.dumps({"installed": str(INSTALLED.resolve()), "jobs": listed}),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(done.stdout)
-    return [Continuation(**answer) for answer in said["answers"]], said["chat_template"]
+    return [
+        Answer([Continuation(**one) for one in said["answers"]], said["chat_template"])
+        for said in json.loads(done.stdout)
+    ]
 
 
 def model_of_file(folder: Path, path: Path, gguf_type: str) -> PreTrainedModel:
