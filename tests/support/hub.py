@@ -183,8 +183,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], kind: str = "") -> None:
         with self.hub.lock:
+            self.hub.calls[kind] += 1
             is_due = kind != "" and self.hub.breaks[kind] > 0
             self.hub.breaks[kind] -= is_due
+        asked = self.headers.get("Range", "")
+        if status == 200 and asked.startswith("bytes="):
+            first = int(asked.removeprefix("bytes=").partition("-")[0])
+            headers |= {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"}
+            status, body = 206, body[first:]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
