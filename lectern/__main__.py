@@ -26,7 +26,7 @@ from lectern.commands import (
 )
 from lectern.commands.options.teacher import PointsToTeacher
 from lectern.commands.runs import sweeps
-from lectern.commands.stages import export, publish, tasks
+from lectern.commands.stages import evaluate, export, publish, tasks
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name
@@ -60,6 +60,9 @@ app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.tra
 app.command(
     epilog="Example: lectern precompute run.yaml --output answers",
 )(record.precompute)
+app.command(
+    epilog="Example: lectern evaluate my-run --suite perplexity --suite code --json",
+)(evaluate.evaluate)
 app.command(epilog="Example: lectern export small-1 --format gguf --type q8_0")(export.export)
 app.command(
     epilog="Example: lectern publish small-1 --to ORG/NAME --license apache-2.0",

@@ -27,8 +27,6 @@ ModelName = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x0
 class EvaluateRequest(Section):
     """One evaluation of one model."""
 
-    stage: Literal["evaluate"] = "evaluate"
-    """The stage."""
     model: ModelName
     """What is evaluated: the id of a run, a folder under the models root, a hub id, or host:port of
     a teacher server. On the command line, also a model folder anywhere."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lectern_common.errors import InvalidRequest, LecternError
+from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
 from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
 from lectern_common.stages.evaluate import EvaluateRequest
@@ -156,12 +156,12 @@ class CodeRun:
                 raise InvalidRequest(f"the prompt of {problem.task_id} has no token", "code")
             needed = len(ids) + self.options.max_new_tokens
             if writer.max_positions is not None and needed > writer.max_positions:
-                raise InvalidRequest(
+                why = (
                     f"is {self.options.max_new_tokens}, and the prompt of {problem.task_id} has "
                     f"{len(ids)} tokens, but the model takes {writer.max_positions} in all; lower "
-                    "it",
-                    "code.max_new_tokens",
+                    "it"
                 )
+                raise InvalidSpec([("code.max_new_tokens", why)])
             for sample in range(self.options.samples):
                 yield Prompt(problem.task_id, sample, ids)
 

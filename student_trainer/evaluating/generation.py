@@ -127,7 +127,7 @@ def drawn_ids(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Tens
     """
     p_BV = (logits_BV.double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
-        sorted_BV, ids_BV = p_BV.sort(-1, descending=True, stable=True)
+        sorted_BV, ids_BV = p_BV.sort(dim=-1, descending=True, stable=True)
         before_BV = sorted_BV.cumsum(-1) - sorted_BV
         left_BV = sorted_BV.masked_fill(before_BV >= sampling.top_p, 0)
         p_BV = torch.zeros_like(p_BV).scatter_(-1, ids_BV, left_BV)

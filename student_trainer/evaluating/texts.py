@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lectern_common.checks.documents import with_documents
-from lectern_common.errors import CorruptData, Incompatible, InvalidRequest, NotFound
+from lectern_common.errors import CorruptData, Incompatible, InvalidRequest, InvalidSpec, NotFound
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.suites import TextOptions
@@ -78,8 +78,8 @@ def held_out_text(
     """
     if options.data is None:
         if subject.spec is None:
-            raise InvalidRequest(
-                "is required: only a run has validation rows of its own", "text.data"
+            raise InvalidSpec(
+                [("text.data", "is required: only a run has validation rows of its own")]
             )
         return _validation_rows(subject, subject.spec, roots, batch_sequences)
     path = resolve_under(roots.data, options.data, "text.data")
@@ -164,9 +164,8 @@ def _window(options: TextOptions, subject: Subject) -> int:
     if options.window is None:
         return min(most or _MOST_POSITIONS, _MOST_POSITIONS)
     if most is not None and options.window > most:
-        raise InvalidRequest(
-            f"is {options.window}, but {subject.words} takes at most {most} tokens", "text.window"
-        )
+        why = f"is {options.window}, but {subject.words} takes at most {most} tokens"
+        raise InvalidSpec([("text.window", why)])
     return options.window
 
 
