@@ -91,7 +91,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 # Settings of a TeacherSpec that only a server needs.
-_OF_SERVERS = (
+OF_SERVERS = (
     "record_to",
     "deadline_seconds",
     "outage_budget_seconds",
@@ -151,7 +151,7 @@ class TeacherSpec(Section):
         if self.address and "address" in self.model_fields_set:
             raise ValueError("address has no effect with record; remove one of the two")
         object.__setattr__(self, "address", "")
-        for name in _OF_SERVERS:
+        for name in OF_SERVERS:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with record, which asks no server")
         return self

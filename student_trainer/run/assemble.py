@@ -256,7 +256,10 @@ def _samples(
         return None
     path = run.folder.samples_path if run.ranks.is_first else None
     teacher = None
-    if teaching is not None and run.ranks.is_first:
+    if teaching is not None and teaching.is_recorded:
+        words = "a record answers only about the rows of its data"
+        run.recorder.event("left_out", metric="the teacher's samples", message=words)
+    elif teaching is not None and run.ranks.is_first:
         teacher = TeacherTexts(teaching.provider, prompts)
     samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():

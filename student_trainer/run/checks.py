@@ -8,7 +8,8 @@ weights have equal hashes, whatever dtype they are loaded in (compatibility.py).
 finds what hashes do not show: adapters that change nothing yet, converted files, renamed copies.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,9 @@ def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: S
     """
     if spec.teacher is None:
         return
-    asked, training = spec.teacher.asks_for, data.training
+    asked, training, began = spec.teacher.asks_for, data.training, time.monotonic()
     seen = spec.schedule.steps * spec.batch.sequences_per_step
-    indices: Iterable[int] = range(len(training))
+    indices: Sequence[int] = range(len(training))
     if seen < len(training):
         indices = sorted(permutation(spec.seed, 0, len(training))[:seen].tolist())
     sets = (
@@ -202,6 +203,13 @@ def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: S
                         f"the record {spec.teacher.record}: it was made of "
                         f"{_made_of(teacher, data)}; use those rows, or make another record"
                     )
+    _log.info(
+        "record_covers",
+        record=spec.teacher.record,
+        training_rows=len(indices),
+        validation_rows=len(data.validation),
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def _words(ids_S: npt.NDArray[np.uint32]) -> str:
