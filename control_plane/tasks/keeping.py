@@ -93,9 +93,9 @@ def _row_of(folder: TaskFolder, run_id: str | None) -> dict[str, Any]:
         "restarts": 0,
         "active_seconds": 0.0,
         "status": None if status is None else values_of(status),
-        "state": RunState.INTERRUPTED,
         "reason": "killed",
         "message": "adopted from its folder; resume it to go on",
+        "state": RunState.INTERRUPTED,
     }
     if status is None or status.state not in RESTING:
         alive = status is not None and folder.is_locked()
