@@ -23,7 +23,9 @@ def binned(bins: int, confidence_n: Tensor, *values_n: Tensor) -> list[npt.NDArr
     confidence = confidence_n.double().cpu().numpy()
     bin_n = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     columns = [confidence, *(value.double().cpu().numpy() for value in values_n)]
-    return [np.bincount(bin_n, column, minlength=bins) for column in columns]
+    return [
+        np.asarray(np.bincount(bin_n, column, minlength=bins), np.float64) for column in columns
+    ]
 
 
 def calibration_error(

@@ -99,7 +99,7 @@ class Scripted:
         pass
 
     def judging(self, program):
-        future = Future()
+        future: Future[Verdict] = Future()
         passes = self.passes[self.opened - 1]
         future.set_result(Verdict(Outcome.PASSED if passes else Outcome.FAILED))
         return future
@@ -131,7 +131,7 @@ def test_checkpoints_and_the_export_follow_the_score_of_code(home, monkeypatch):
     assert [step for step, _ in measured(folder, "code/not_judged")] == [0, 2, 4, 6, 8, 10]
     metadata = json.loads((folder.export_path / "distillation_metadata.json").read_text())
     assert metadata["step"] == 4
-    message = status_of(folder).message
+    message = status_of(folder).message or ""
     assert "no higher code/pass_at_1 in 3 evaluations in a row; the highest, 1.0000" in message
     kept = sorted(path.name for path in folder.checkpoints_path.glob("step-*"))
     assert kept == ["step-00000004", "step-00000010"]
@@ -154,14 +154,16 @@ def test_a_run_whose_code_could_not_be_judged_ends_before_its_first_step(home, m
     monkeypatch.setenv("PATH", str(home.path))
     folder = home.run(**BYTES, evaluation=by_code())
     assert trained(home, folder) == 1
-    assert "--no-sandbox" in status_of(folder).message
+    assert "--no-sandbox" in (status_of(folder).message or "")
     assert not folder.metrics_path.exists() or not lines_of(folder)
 
 
 def test_a_run_without_a_tokenizer_cannot_count_bytes(home):
     folder = home.run(evaluation={"suites": ["perplexity"]})
     assert trained(home, folder) == 1
-    assert "evaluation.suites: needs a tokenizer.json beside the data" in status_of(folder).message
+    assert "evaluation.suites: needs a tokenizer.json beside the data" in (
+        status_of(folder).message or ""
+    )
     assert not events_of(folder, "assembled")
 
 

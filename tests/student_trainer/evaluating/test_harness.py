@@ -3,6 +3,7 @@
 import json
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,8 @@ def evaluated(roots, work, monkeypatch, **asked):
     monkeypatch.setenv("HF_HOME", str(work / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(work / "hf" / "datasets"))
     body = {"model": "tiny", "lm_eval": {"tasks_path": "tasks"}, "device": "cpu", **asked}
-    return evaluate(
-        parse_request("evaluate", body), roots, work, stop=Stop(), report=lambda *_: None
-    )
+    request: Any = parse_request("evaluate", body)
+    return evaluate(request, roots, work, stop=Stop(), report=lambda *_: None)
 
 
 @needs_harness
