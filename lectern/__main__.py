@@ -26,6 +26,7 @@ from lectern.commands import (
 )
 from lectern.commands.options.teacher import PointsToTeacher
 from lectern.commands.runs import sweeps
+from lectern.commands.stages import evaluate, export, publish, tasks
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name
@@ -59,11 +60,19 @@ app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.tra
 app.command(
     epilog="Example: lectern precompute run.yaml --output answers",
 )(record.precompute)
+app.command(
+    epilog="Example: lectern evaluate my-run --suite perplexity --suite code --json",
+)(evaluate.evaluate)
+app.command(epilog="Example: lectern export small-1 --format gguf --type q8_0")(export.export)
+app.command(
+    epilog="Example: lectern publish small-1 --to ORG/NAME --license apache-2.0",
+)(publish.publish)
 app.command(epilog="Example: lectern doctor --json")(doctor.doctor)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.command(epilog="Example: lectern sweep rates.yaml --watch")(sweeps.sweep)
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(record.app, name="record")

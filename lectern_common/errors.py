@@ -23,6 +23,7 @@ side.
     |-- TeacherError          the teacher's answer is unusable
     |   `-- TeacherOutOfMemory
     |-- TeacherUnavailable    no answer from the teacher; the same request may succeed later
+    |-- HubUnavailable        no answer from the model hub; the same request may succeed later
     |-- Diverged              the loss or the gradient is no longer finite
     |-- CorruptData           stored bytes are not what was written
     |   `-- DataUnavailable   a run's data changed, or can no longer be read
@@ -210,6 +211,16 @@ class TeacherUnavailable(LecternError):
     """The teacher cannot be reached, or did not answer within the deadline or the outage budget."""
 
     reason = "teacher_unavailable"
+    grpc_code = "UNAVAILABLE"
+    http_status = 502
+    exit_code = 7
+    retryable = True
+
+
+class HubUnavailable(LecternError):
+    """The model hub cannot be reached, or a connection to it broke."""
+
+    reason = "hub_unavailable"
     grpc_code = "UNAVAILABLE"
     http_status = 502
     exit_code = 7

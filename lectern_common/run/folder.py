@@ -127,6 +127,10 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def gguf_path(self) -> Path:
+        return self.path / "gguf"
+
+    @property
     def tasks_path(self) -> Path:
         return self.path / "tasks"
 
