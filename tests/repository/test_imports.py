@@ -37,7 +37,7 @@ ORDER_WITHIN = {
         "callers listening wire tokens teacher spec run checks stages",
         "teacher_server": "engine scheduling rpc observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
-        "student teacher evaluation run record stages pipeline __main__",
+        "student teacher evaluation run record exporting publishing stages pipeline __main__",
         "control_plane": "runs views readiness disk_space reading trainers teachers sweeps "
         "housekeeping observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare",
