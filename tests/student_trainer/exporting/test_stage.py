@@ -39,7 +39,7 @@ def roots(trained_home: Home, tmp_path: Path) -> Roots:
     return Roots.of_home(tmp_path / "home")
 
 
-def exported(roots: Roots, stop: Stop | None = None, **asked: Any) -> dict[str, Any]:
+def exported(roots: Roots, *, stop: Stop | None = None, **asked: Any) -> dict[str, Any]:
     request = parse_request("export", {"run": "small", **asked})
     work = roots.runs / "work"
     work.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def test_a_stop_leaves_nothing(roots, asked):
     stop = Stop()
     stop.request()
     with pytest.raises(StopRequested):
-        exported(roots, stop, **asked)
+        exported(roots, stop=stop, **asked)
     assert not (roots.models / "mine").exists()
     assert not list(roots.runs.rglob("*.gguf"))
 
@@ -156,7 +156,8 @@ def test_a_full_disk_leaves_nothing_and_says_so(roots, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(gguf_export, "_write_tensors", full)
-    for asked in ({}, {"output": "mine"}):
+    listed: list[dict[str, Any]] = [{}, {"output": "mine"}]
+    for asked in listed:
         with pytest.raises(DiskFull, match="GGUF file") as error:
             exported(roots, format="gguf", **asked)
         assert error.value.retryable
