@@ -3,7 +3,7 @@
 #   make install                     the locked packages into .venv
 #   make install TORCH_INDEX=URL     with torch from another wheel index (PyTorch's CPU or CUDA one)
 #   make demo  [ARGS=--exit]         one teacher, three students, on this machine
-#   make test  [ARGS='-k kd_loss']   the test suite; ARGS='-m long' for what takes longest
+#   make test  [ARGS='-k kd_loss']   the test suite; ARGS="-m 'long or browser'" for the rest
 #   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
 #   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
 #   make llama-cpp                   llama.cpp, which the tests of GGUF files ask; needs npm

@@ -83,9 +83,6 @@ class Housekeeping:
         """Caps each log once; measures some folders; now and then looks how full the disk is."""
         active = self._runs.in_states(ACTIVE)
         folders = [RunFolder(self._root / run.id) for run in active]
-        if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
-            self._disk_seen_at = time.monotonic()
-            self._look_at_disk(active)
         for folder in folders:
             path = folder.log_path
             try:
@@ -93,6 +90,10 @@ class Housekeeping:
                     _log.warning("trainer's log cut", run=folder.run_id, log=str(path))
             except OSError as error:
                 _log.warning("log not cut", run=folder.run_id, error=str(error))
+        # After the logs: on a full disk the database cannot record what is seen, and raises.
+        if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
+            self._disk_seen_at = time.monotonic()
+            self._look_at_disk(active)
         self._sizes.look()
 
     def _look_at_disk(self, active: list[Run]) -> None:

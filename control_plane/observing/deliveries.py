@@ -210,7 +210,7 @@ class Deliveries:
         try:
             folded = self._alerts.folded(alert.seq)
             shown = alert if len(folded) < 2 else _several(folded)
-            answer = await self._post(str(alert.seq), body(shown, self.page))
+            answer = await self._post(delivery_of(alert), body(shown, self.page))
             self._unrecorded[alert.seq] = alert, answer
             self._record(alert, answer)
         except Exception as error:  # the database may be full: what has arrived is not sent again
@@ -252,6 +252,14 @@ class Deliveries:
         self._due[alert.seq] = self._monotonic() + delay
         self._alerts.not_delivered(alert.seq, attempts, answer.error, now + delay)
         _log.warning("alert not delivered", **said, error=answer.error, again_in_seconds=delay)
+
+
+def delivery_of(alert: Alert) -> str:
+    """Returns the alert's name to a receiver, the same in each attempt.
+
+    With the time: a database that is restored or begun anew counts from a lower `seq` again.
+    """
+    return f"{alert.seq}-{alert.at:.3f}"
 
 
 def body(alert: Alert, page: str | None) -> dict[str, Any]:

@@ -6,8 +6,9 @@ applies, and its default is filled in when it does, so the resolved spec shows e
 Paths are relative to the root folders of the process (`lectern_common/roots.py`).
 """
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -16,8 +17,11 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from lectern_common.teacher.address import MAX_REPLICAS, checked_address
 from lectern_common.teacher.secrets import SecretFiles, require_whole
@@ -59,6 +63,27 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false for numbers, which pydantic takes for 1 and 0."""
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in values):
+            types = set(_types(cls.model_fields[str(info.field_name)].annotation))
+            if bool not in types and types & {int, float}:
+                if values is value:
+                    raise ValueError("expected only numbers, got true or false among them")
+                raise PydanticKnownError("float_type" if float in types else "int_type")
+        return value
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Yields the types that an annotation is made of."""
+    if not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 # Settings of a TeacherSpec that only a server needs.

@@ -13,7 +13,7 @@ from tests.support.servers import wait_for
 from tests.support.stack import PATIENCE_SECONDS, control_plane, final_weights, folder_of
 from tests.support.training.runs import Home, compared, lines_of, status_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 STEPS = 120
 
 

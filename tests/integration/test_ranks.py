@@ -29,7 +29,7 @@ from tests.support.training.runs import (
     trained,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 TWO = {"kind": "cpu", "threads": 1, "count": 2}
 
 
@@ -63,7 +63,6 @@ def ranks_of(trainer: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(trainer.pid).children()
 
 
-@pytest.mark.long
 def test_a_killed_rank_leaves_the_losses_those_of_one_process(
     home: Home, teacher: dict[str, Any]
 ) -> None:
@@ -96,7 +95,6 @@ def test_a_killed_rank_leaves_the_losses_those_of_one_process(
     agree(folder, alone)
 
 
-@pytest.mark.long
 def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
     """S10: checkpoints hold whole tensors, so any number of ranks can resume from them."""
     run: dict[str, Any] = {
@@ -130,7 +128,6 @@ def test_a_run_goes_from_one_rank_to_two_and_back(home: Home) -> None:
     agree(folder, whole)
 
 
-@pytest.mark.long
 def test_a_stop_ends_both_ranks_at_one_step_with_a_checkpoint(
     home: Home, teacher: dict[str, Any]
 ) -> None:

@@ -60,7 +60,7 @@ def stats_of(address: str) -> teacher_pb2.Stats:
         return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_learning_rates_cost_the_teacher_one_pass(home: Home) -> None:
     assert 900 // SEQ_LEN == TRAINING + VALIDATION and STEPS * ROWS_A_STEP <= TRAINING
     model = write_tiny_model(
@@ -94,7 +94,7 @@ def test_four_learning_rates_cost_the_teacher_one_pass(home: Home) -> None:
     assert spread.best_group == min((0, 1), key=lambda at: spread.groups[at].mean or 0.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_that_do_not_fit_at_once_share_only_through_the_cache(home: Home) -> None:
     model = write_tiny_model(
         home.path / "teacher", seed=1, vocab_size=VOCAB_SIZE, hidden=32, tokenizer=True

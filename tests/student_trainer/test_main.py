@@ -472,7 +472,7 @@ def test_sigterm_stops_at_a_step_boundary_and_a_resume_is_bit_equal(
     require_same_as(distilled, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_usr1_ends_a_run_after_its_next_checkpoint_which_resumes_bit_equal(
     home: Home, distilled: RunFolder
 ) -> None:

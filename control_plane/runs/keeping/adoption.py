@@ -127,7 +127,11 @@ class Adoption:
                 spec: dict[str, Any] = {"spec": folder.read_spec().model_dump(mode="json")}
             except LecternError:
                 spec = {}
-            process = self.find(folder, status.process)
+            try:
+                process = self.find(folder, status.process)
+            except (LecternError, OSError) as error:
+                _log.warning("run not caught up with its folder", run=run.id, error=str(error))
+                continue
             columns = {
                 **spec,
                 # One that is not its trainer is not recorded: it would be signalled.

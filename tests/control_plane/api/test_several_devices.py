@@ -62,7 +62,7 @@ def test_a_run_on_two_gpus_starts_on_both_and_others_say_what_they_wait_for(clie
         lambda: (found := client.get(f"/runs/{cpu}").json())["state"] == "starting" and found
     )
     assert (shown["slots"], shown["threads"]) == (["cpu", "cpu"], 1)
-    shown = client.get(f"/runs/{two}").json()
+    shown = wait_for(lambda: (found := client.get(f"/runs/{two}").json())["message"] and found)
     assert (shown["state"], shown["slots"], shown["threads"]) == ("queued", [], None)
     assert shown["message"] == (
         f"needs 2 GPUs at once, of which none is free; waits until enough of these end: {one}"

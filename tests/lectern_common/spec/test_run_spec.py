@@ -466,3 +466,18 @@ def test_yaml_that_the_parser_chokes_on_is_an_invalid_spec(tmp_path: Path, text:
     path.write_text(text)
     with pytest.raises(InvalidSpec):
         load_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", True, "expected an integer, got true"),
+        ("schedule.steps", False, "expected an integer, got false"),
+        ("objective.alpha", True, "expected a number, got true"),
+        ("teacher.top_k", True, "expected an integer, got true"),
+        ("optimizer.betas", [True, 0.9], "expected only numbers, got true or false among them"),
+    ],
+)
+def test_true_is_not_a_number(field, value, said):
+    *section, name = field.split(".")
+    assert (field, said) in problems(**({section[0]: {name: value}} if section else {name: value}))

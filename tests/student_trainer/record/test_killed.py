@@ -98,7 +98,7 @@ def killed(child: "subprocess.Popen[str]", seconds: float) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home, served, kills):
     data = home.roots.data
@@ -126,7 +126,7 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["its input ends", "SIGTERM"])
+@pytest.mark.parametrize("how", [pytest.param("its input ends", marks=pytest.mark.long), "SIGTERM"])
 def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     with started(home, served, "cut", "--stop-with-parent") as child:
         until(child, "progress")
@@ -141,7 +141,7 @@ def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     assert (home.roots.data / "cut" / "manifest.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 75)])
 def test_the_command_takes_its_recorder_with_it(home, served, number, code):
     """Only the command gets the signal, as from `kill`: no terminal tells both."""

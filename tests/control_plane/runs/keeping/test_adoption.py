@@ -401,6 +401,21 @@ def test_a_process_that_a_later_status_names_falsely_is_never_signalled(bench, t
     assert bench.runs.get(run.id).state is RunState.INTERRUPTED
 
 
+def test_a_run_whose_process_cannot_be_looked_for_does_not_stop_the_others(bench):
+    first, second = ended(bench, "stopped"), ended(bench, "stopped")
+    for run in (first, second):
+        path = RunFolder(bench.roots.runs / run.id).status_path
+        path.write_text(json.dumps({**json.loads(path.read_text()), "attempt": 9}))
+
+    def find(folder, said):
+        if folder.run_id == first.id:
+            raise OSError(5, "Input/output error", str(folder.path))
+        return None
+
+    Adoption(bench.runs, bench.commands, bench.roots.runs, find).catch_up()
+    assert [bench.runs.get(run.id).attempt for run in (first, second)] == [first.attempt, 9]
+
+
 def test_a_row_that_is_up_to_date_is_not_changed(bench):
     ended(bench, "stopped")
     bench.started()
