@@ -2,7 +2,7 @@
 #
 #   make install                     the locked packages into .venv
 #   make install TORCH_INDEX=URL     with torch from another wheel index (PyTorch's CPU or CUDA one)
-#   make demo  [ARGS=--exit]         one teacher, three students, on this machine
+#   make demo  [ARGS=--exit]         one teacher, four runs, on this machine
 #   make test  [ARGS='-k kd_loss']   the test suite; ARGS="-m 'long or browser'" for the rest
 #   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
 #   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@echo "installing the locked packages into .venv; the first time, this takes a few minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,dev]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,humaneval,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -74,6 +74,13 @@ def _data() -> Iterable[Row]:
     return data.measure()
 
 
+def _record() -> Iterable[Row]:
+    from benchmarks.record import formats, runs
+
+    yield from formats.measure()
+    yield from runs.measure()
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "service": ("A distillation step through the service, against one process", _service),
     "teacher": (
@@ -87,6 +94,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
         "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,
     ),
+    "record": ("Records: bytes, exactness, and how fast they are made and read", _record),
     "control": ("The control plane with 1,000 runs, one of a million lines", _control),
     "data": ("data prepare: worker processes against the tokenizers library's threads", _data),
     "objective": ("Chunked objective against plain PyTorch, TRL and Liger", _objective),

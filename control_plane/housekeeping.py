@@ -23,6 +23,7 @@ from control_plane.runs.commands import RunCommands
 from control_plane.runs.keeping.sizes import RunSizes
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
+from control_plane.tasks.queries import Tasks
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
@@ -42,7 +43,7 @@ _log = structlog.get_logger()
 
 
 class Housekeeping:
-    """Caps the logs of active runs, measures run folders, and watches the disk.
+    """Caps the logs of active runs and tasks, measures run folders, and watches the disk.
 
     In a thread of its own: a slow disk delays nothing else.
 
@@ -50,6 +51,7 @@ class Housekeeping:
         runs: reads which runs are active.
         runs_root: holds their folders.
         disk_seen: is told the warning of each look at the disk; None means that there is room.
+        tasks: reads which tasks are active; None means none.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Housekeeping:
         runs_root: Path,
         disk: DiskWatch,
         disk_seen: Callable[[str | None], None] = lambda warning: None,
+        tasks: Tasks | None = None,
     ) -> None:
         self._runs = runs
+        self._tasks = tasks
         self._disk = disk
         self._disk_seen = disk_seen
         self._sizes = RunSizes(runs, commands, runs_root)
@@ -82,14 +86,16 @@ class Housekeeping:
     def look(self) -> None:
         """Caps each log once; measures some folders; now and then looks how full the disk is."""
         active = self._runs.in_states(ACTIVE)
-        folders = [RunFolder(self._root / run.id) for run in active]
-        for folder in folders:
-            path = folder.log_path
+        logs = [RunFolder(self._root / run.id).log_path for run in active]
+        if self._tasks is not None:
+            working = self._tasks.in_states(ACTIVE)
+            logs += [task.folder(self._root).log_path for task in working]
+        for path in logs:
             try:
                 if cap_log(path):
-                    _log.warning("trainer's log cut", run=folder.run_id, log=str(path))
+                    _log.warning("log cut", log=str(path))
             except OSError as error:
-                _log.warning("log not cut", run=folder.run_id, error=str(error))
+                _log.warning("log not cut", log=str(path), error=str(error))
         # After the logs: on a full disk the database cannot record what is seen, and raises.
         if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
             self._disk_seen_at = time.monotonic()

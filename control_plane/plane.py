@@ -46,12 +46,18 @@ from control_plane.runs.record import ACTIVE, Run
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.sweeps.store import Sweeps
 from control_plane.sweeps.table import Reached
+from control_plane.tasks.commands import TaskCommands
+from control_plane.tasks.keeping import catch_up
+from control_plane.tasks.queries import Tasks
+from control_plane.tasks.record import tasks_since
 from control_plane.teachers.checks import StartChecks
 from control_plane.teachers.monitor import TeacherMonitor
 from control_plane.teachers.returned import teacher_obstacle
 from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.healing import Healing, Obstacle
+from control_plane.trainers.kinds.line import Line
+from control_plane.trainers.kinds.tasks import TaskKind
 from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
@@ -91,11 +97,14 @@ class ControlPlane:
     store: Store
     runs: Runs
     commands: RunCommands
+    tasks: Tasks
+    task_commands: TaskCommands
     sweeps: Sweeps
     changes: Wakes
     feed: Feed
     processes: Processes
     reconciler: Reconciler
+    task_reconciler: Reconciler
     conditions: Conditions
     overdue: Overdue
     healing: Healing
@@ -150,7 +159,7 @@ class ControlPlane:
                 await task
         try:
             if self.stops_runs_on_exit:
-                await asyncio.to_thread(self.reconciler.stop_all)
+                await asyncio.to_thread(self.reconciler.stop_all, [self.task_reconciler])
         finally:
             self.close()
 
@@ -245,6 +254,7 @@ class ControlPlane:
 
     def _look(self) -> None:
         self.reconciler.tick()
+        self.task_reconciler.tick()
         self.healing.look()
         self.conditions.look()
         self.overdue.look()
@@ -299,8 +309,9 @@ def open_plane(
     alerts = Alerts(store, clock, delivers=receiver is not None, changed=changes.wake_from_thread)
     deliveries = Deliveries(alerts, receiver, clock=clock)
     alerts.added = deliveries.wake
-    runs = Runs(store)
+    runs, tasks = Runs(store, tasks_since), Tasks(store)
     commands = RunCommands(store, clock, changes.wake_from_thread, max_queued, alerts)
+    task_commands = TaskCommands(store, clock, changes.wake_from_thread, alerts)
     finish_deletions(runs, roots.runs)
     finish_forks(runs, roots.runs)
     sweep(roots.runs)
@@ -308,20 +319,40 @@ def open_plane(
     adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)
     adoption.catch_up()
     adoption.mention_unknown()
+    catch_up(tasks, task_commands, roots.runs, [row[0] for row in runs.sizes()])
+    line = Line(devices, [runs, tasks])
     disk = DiskWatch(roots)
     return ControlPlane(
         roots=roots,
         store=store,
         runs=runs,
         commands=commands,
+        tasks=tasks,
+        task_commands=task_commands,
         sweeps=Sweeps(store, commands, clock),
         changes=changes,
         feed=Feed(runs, lambda run: run_view(run, clock()), changes),
         processes=launcher,
         reconciler=Reconciler(
-            runs, commands, roots, launcher, devices, stop_grace_seconds=stop_grace_seconds
+            runs,
+            commands,
+            roots,
+            launcher,
+            devices,
+            stop_grace_seconds=stop_grace_seconds,
+            line=line,
         ),
-        conditions=Conditions(runs, commands, devices, clock),
+        task_reconciler=Reconciler(
+            tasks,
+            task_commands,
+            roots,
+            launcher,
+            devices,
+            stop_grace_seconds=stop_grace_seconds,
+            kind=TaskKind(roots.runs),
+            line=line,
+        ),
+        conditions=Conditions(runs, commands, devices, clock, tasks=(tasks, task_commands)),
         overdue=Overdue(runs, commands, waiting_minutes, clock),
         alerts=alerts,
         deliveries=deliveries,
@@ -331,7 +362,9 @@ def open_plane(
         checks=StartChecks(roots, devices, teachers or {}),
         teachers=TeacherMonitor(roots, teachers or {}, bool(devices.cuda), clock),
         adoption=adoption,
-        housekeeping=Housekeeping(runs, commands, roots.runs, disk, DiskAlert(alerts).seen),
+        housekeeping=Housekeeping(
+            runs, commands, roots.runs, disk, DiskAlert(alerts).seen, tasks=tasks
+        ),
         disk_watch=disk,
         backups=periodic,
         lock_descriptor=lock,

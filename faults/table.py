@@ -1,6 +1,7 @@
 """The table of all rows of `make faults`, in order."""
 
 from faults.control.rows import CONTROL_ROWS
+from faults.record.rows import RECORD_ROWS
 from faults.row import Row
 from faults.teacher import access, floods, health, input, outages, queueing, scoring
 from faults.trainer import (
@@ -189,10 +190,11 @@ _ALL = [
         scoring.other_company,
     ),
 ]
-_SIDES = "SCT"  # trainers, control planes, teachers
+_SIDES = "SRCT"  # trainers, records, control planes, teachers
 ROWS = {
     row.id: row
     for row in sorted(
-        [*_ALL, *CONTROL_ROWS], key=lambda row: (_SIDES.index(row.id[0]), int(row.id[1:]))
+        [*_ALL, *RECORD_ROWS, *CONTROL_ROWS],
+        key=lambda row: (_SIDES.index(row.id[0]), int(row.id[1:])),
     )
 }

@@ -26,7 +26,7 @@ from lectern.commands import (
 )
 from lectern.commands.options.teacher import PointsToTeacher
 from lectern.commands.runs import sweeps
-from lectern.commands.stages import export, publish
+from lectern.commands.stages import evaluate, export, publish, tasks
 from lectern.demo import containers as demo_containers
 from lectern_common.errors import LecternError
 from lectern_common.words import inert_name
@@ -60,6 +60,9 @@ app.command(epilog="Example: lectern train run.yaml --dry-run --json")(train.tra
 app.command(
     epilog="Example: lectern precompute run.yaml --output answers",
 )(record.precompute)
+app.command(
+    epilog="Example: lectern evaluate my-run --suite perplexity --suite code --json",
+)(evaluate.evaluate)
 app.command(epilog="Example: lectern export small-1 --format gguf --type q8_0")(export.export)
 app.command(
     epilog="Example: lectern publish small-1 --to ORG/NAME --license apache-2.0",
@@ -69,6 +72,7 @@ app.add_typer(teacher.app, name="teacher")
 app.add_typer(runs.app, name="runs")
 app.command(epilog="Example: lectern sweep rates.yaml --watch")(sweeps.sweep)
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(data.app, name="data")
 app.add_typer(record.app, name="record")
@@ -116,10 +120,11 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Run a complete example: one teacher, three students, real text.
+    """Run a complete example: one teacher, four runs, real text.
 
-    Trains a small teacher and distils three students from it, on this machine. Takes about five
-    minutes on two CPU cores and downloads nothing.
+    Trains a small teacher and distils students from it, on this machine: the last one from a record
+    of its answers, with the teacher stopped. Takes about six minutes on two CPU cores and downloads
+    nothing.
     """
     console.note("loading; the first time takes a while, as Python compiles its packages ...")
     from lectern.demo.command import run_demo

@@ -68,7 +68,7 @@ def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
     tokenizer, _ = complete_tokenizer(read_tokenizer_files(path), str(path))
     model = load_causal_lm(folder, dtype="float32")
     prompt_ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    beginning = _beginning(folder)
+    beginning = tokens_that_begin(folder)
     if prompt_ids[: len(beginning)] != beginning:
         prompt_ids = beginning + prompt_ids
 
@@ -80,7 +80,7 @@ def continue_text(folder: Path, prompt: str, num_tokens: int) -> str:
     return str(tokenizer.decode(written, skip_special_tokens=False))
 
 
-def _beginning(folder: Path) -> list[int]:
+def tokens_that_begin(folder: Path) -> list[int]:
     """Returns the ids that a text for the model in a folder begins with."""
     try:
         trained = json.loads((folder / METADATA_NAME).read_bytes())

@@ -23,6 +23,8 @@ class Key(Enum):
     """The seed of the teacher's draws for a step: (seed, step)."""
     ROW_HASH = 4
     """The factors of the row hash: (0,), the same in every run."""
+    ANSWERS = 5
+    """The tokens of a sampled answer: (seed, hash of the problem's name, sample)."""
 
 
 def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:

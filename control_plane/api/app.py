@@ -24,10 +24,11 @@ from control_plane.api.routes import (
     steering,
     streams,
     sweeps,
+    tasks,
 )
 from control_plane.plane import ControlPlane
 
-ROUTES = (runs, steering, keeping, sweeps, series, streams, catalog, observing)
+ROUTES = (runs, steering, keeping, tasks, sweeps, series, streams, catalog, observing)
 WEB = Path(__file__).parent.parent / "web"
 
 

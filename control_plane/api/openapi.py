@@ -13,12 +13,21 @@ from typing import Any, get_args
 
 from control_plane.api.guard import PUBLIC
 from control_plane.api.problems import MEDIA_TYPE, WITH_BODY, WRITE
+from control_plane.tasks.record import SUBJECTS
 from lectern_common.spec.run_spec import NAME_PATTERN
 from lectern_common.spec.sweep import DEFAULT_METRIC, MAX_NAME, MAX_RUNS, METRIC_PATTERN, Goal
+from lectern_common.stages.requests import REQUESTS
 
 FULL, READ_ONLY = "token", "readOnlyToken"
 CHANGES = "RunSpecChanges"
 SWEEP = "SweepSpec"
+# By stage, the body that makes a task of it.
+TASK_BODIES = {
+    "evaluate": "EvaluationBody",
+    "export": "ExportBody",
+    "publish": "PublicationBody",
+    "precompute": "RecordBody",
+}
 _SCHEMES = {
     FULL: {"type": "http", "scheme": "bearer", "description": "Allows everything"},
     READ_ONLY: {"type": "http", "scheme": "bearer", "description": "Allows GET only"},
@@ -33,6 +42,8 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = copy.deepcopy(_SCHEMES)
     _add_partial(components["schemas"], "RunSpec")
     _add_sweep(components["schemas"])
+    for stage in TASK_BODIES:
+        _add_task_body(components["schemas"], stage)
     for path, methods in document["paths"].items():
         for method in _METHODS:
             if method in methods:
@@ -83,6 +94,20 @@ def _add_partial(schemas: dict[str, Any], name: str) -> str:
                 if schemas.get(target, {}).get("type") == "object":
                     part["$ref"] = f"#/components/schemas/{_add_partial(schemas, target)}"
     return partial
+
+
+def _add_task_body(schemas: dict[str, Any], stage: str) -> None:
+    """Adds the schema of what makes a task: the stage's request without what the path says."""
+    schema = REQUESTS[stage]().model_json_schema(ref_template="#/components/schemas/{model}")
+    for name, definition in schema.pop("$defs", {}).items():
+        schemas.setdefault(name, definition)
+    said = {"stage", SUBJECTS.get(stage)}
+    schema["title"] = TASK_BODIES[stage]
+    schema["properties"] = {k: v for k, v in schema["properties"].items() if k not in said}
+    schema["required"] = [name for name in schema.get("required", ()) if name not in said]
+    if not schema["required"]:
+        del schema["required"]
+    schemas[TASK_BODIES[stage]] = schema
 
 
 def _add_sweep(schemas: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ long ago, reads the store itself. So a slow client costs no memory and loses not
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,11 @@ from control_plane.reading.events import event
 from control_plane.reading.run_feed import RunFeed
 from control_plane.reading.wakes import Wakes
 from control_plane.runs.alerts import Alert
-from control_plane.runs.queries import Runs
+from control_plane.runs.queries import Changed, Runs
 from control_plane.runs.record import DeletedRun, Run
+from control_plane.tasks.record import Task
 from control_plane.views.alerts import alert_view
+from control_plane.views.tasks import task_view
 from lectern_common.errors import Overloaded
 
 MAX_STREAMS = 256
@@ -33,7 +36,6 @@ MAX_KEPT_BYTES = 1 << 20
 MAX_JOINED = 16  # answers to clients that are at the same place; each may have MAX_KEPT_BYTES
 MAX_READERS = 8  # threads that read run folders; a disk that hangs delays only streams of runs
 
-_Change = Run | DeletedRun | Alert
 _Read = TypeVar("_Read")
 
 _log = structlog.get_logger()
@@ -171,7 +173,7 @@ class Feed:
         self._keep(events, found[-1].revision if found else self._end)
         return bool(found)
 
-    def _read(self) -> tuple[list[dict[str, Any]], Sequence[_Change], list[tuple[int, bytes]]]:
+    def _read(self) -> tuple[list[dict[str, Any]], Sequence[Changed], list[tuple[int, bytes]]]:
         """Returns changes of state, changed runs and alerts, and their events. Blocks."""
         found = self.runs.changed_since(self._end)
         # Read second: a state that a `run` event shows is then known, too.
@@ -204,7 +206,7 @@ class Feed:
             self._kept_bytes -= len(dropped)
         self.news.wake()
 
-    def _encoded(self, found: Sequence[_Change]) -> list[tuple[int, bytes]]:
+    def _encoded(self, found: Sequence[Changed]) -> list[tuple[int, bytes]]:
         events = []
         for change in found:
             try:
@@ -216,9 +218,13 @@ class Feed:
             events.append((change.revision, data))
         return events
 
-    def _shown(self, change: _Change) -> tuple[str, dict[str, Any]]:
+    def _shown(self, change: Changed) -> tuple[str, dict[str, Any]]:
         if isinstance(change, DeletedRun):
             return "deleted", {"id": change.id}
         if isinstance(change, Alert):
             return "alert", alert_view(change).model_dump(mode="json")
+        if isinstance(change, Task):
+            return "task", task_view(change, time.time()).model_dump(mode="json")
+        if not isinstance(change, Run):
+            raise TypeError(f"{type(change).__name__} is no change that is sent")
         return "run", self._view(change).model_dump(mode="json")

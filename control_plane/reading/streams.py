@@ -54,7 +54,8 @@ class RunPosition:
 
 async def list_events(feed: Feed, newest: int, after: int | None) -> AsyncGenerator[bytes, None]:
     """Yields a `run` event for each run that changed, with its revision as id, and a `deleted`
-    event with the run's id for each run that is gone, and an `alert` event for each alert.
+    event with the run's id for each run that is gone, and an `alert` event for each alert; `task`
+    and `deleted` for tasks alike.
 
     A run that changed several times while the client was away is sent once, as it is now. `rewind`
     means that the store went back (a restored backup): fetch the whole list again.

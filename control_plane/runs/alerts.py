@@ -1,6 +1,6 @@
 """Alerts: what somebody should hear of, made once for each time that it happens.
 
-failed     a run failed, or was interrupted and does not go on by itself
+failed     a run or task failed, or was interrupted and does not go on by itself
 diverged   a run failed because its loss or gradient was not finite (reason `diverged`); there is no
            `failed` as well
 finished   a run succeeded
@@ -21,7 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from control_plane.runs.record import Run, Wanted, newest_revision, stored_value
+from control_plane.runs.record import Job, Run, Wanted, newest_revision, stored_value
 from control_plane.runs.store import Store, alerts, plane_conditions
 from lectern_common.errors import Diverged
 from lectern_common.run.status import VALIDATION_LOSS, RunState
@@ -88,9 +88,17 @@ class Alerts:
         self.added = added
 
     def add(
-        self, connection: sa.Connection, kind: AlertKind, message: str, run: Run | None = None
+        self,
+        connection: sa.Connection,
+        kind: AlertKind,
+        message: str,
+        run: Run | None = None,
+        task: Job | None = None,
     ) -> None:
-        """Makes an alert in the caller's transaction; call `added` once that is committed."""
+        """Makes an alert about a run or task in the caller's transaction.
+
+        Call `added` once that is committed.
+        """
         now = self._clock()
         status = None if run is None else run.last_status
         values = {
@@ -109,6 +117,9 @@ class Alerts:
                 "reason": run.reason,
                 "step": 0 if status is None else status.step,
             }
+        if task is not None:
+            values |= {"run_id": task.run_id, "name": task.id}
+            values |= {"state": task.state, "reason": task.reason}
         connection.execute(sa.insert(alerts).values(values))
         newest = sa.select(sa.func.max(alerts.c.seq)).scalar_subquery()
         connection.execute(sa.delete(alerts).where(alerts.c.seq <= newest - MAX_ALERTS))

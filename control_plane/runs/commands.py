@@ -18,13 +18,12 @@ from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind, Alerts, kind_of_change, sentence
 from control_plane.runs.callers import caller
 from control_plane.runs.creation import Fork, insert_runs, remember, set_place
-from control_plane.runs.decisions import NO_PID, NO_PROCESS, RESUMES
+from control_plane.runs.decisions import NO_PROCESS, RESUMES
 from control_plane.runs.healing import after_end
 from control_plane.runs.queries import run_made_by_key
 from control_plane.runs.record import (
     ACTIVE,
     MOVING,
-    NEXT,
     Change,
     Run,
     StopAt,
@@ -40,11 +39,11 @@ from control_plane.runs.store import (
     idempotency_keys,
     runs,
     sweep_runs,
+    tasks,
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESTING, RunState, Status
-from lectern_common.run.untrusted import cut
 from lectern_common.spec.run_spec import LABELS, RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
 
@@ -223,10 +222,18 @@ class RunCommands:
                 raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
             if since is not None and run.since != since:
                 raise Conflict(f"run {run_id} has been resumed meanwhile, and is {run.state} again")
+            busy = sa.select(tasks.c.id, tasks.c.state).where(
+                tasks.c.run_id == run_id, tasks.c.state.in_([*ACTIVE, RunState.QUEUED])
+            )
+            for task_id, state in connection.execute(busy):
+                raise Conflict(
+                    f"the task {task_id} of run {run_id} is {state}; stop it first (`lectern tasks "
+                    f"stop {task_id}`)"
+                )
             set_aside()
             revision = newest_revision(connection) + 1
             connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
-            for table in (history, idempotency_keys, sweep_runs):
+            for table in (history, idempotency_keys, sweep_runs, tasks):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
             connection.execute(sa.delete(runs).where(runs.c.id == run_id))
         _log.info("run deleted", run=run_id, by=caller())
@@ -280,27 +287,19 @@ class RunCommands:
         Called before its process is started: a later loop that finds a starting run without a pid
         looks for the process before it starts one.
         """
-        claimed = False
+        is_mine = False
 
         def decide(run: Run) -> Change | None:
-            nonlocal claimed
-            claimed = run.state is RunState.QUEUED
-            columns = {
-                "slots": list(slots),
-                "threads": threads,
-                "attempt": run.attempt + 1,
-                "launched_at": self._clock(),
-                **NO_PID,
-                "stop_sent_at": None,
-                "resume_at": None,
-            }
-            return Change(RunState.STARTING, columns=columns) if claimed else None
+            nonlocal is_mine
+            change = decisions.claimed(run, slots, threads, self._clock())
+            is_mine = change is not None
+            return change
 
         try:
             run = self._change(run_id, decide)
         except NotFound:
             return None
-        return run if claimed else None
+        return run if is_mine else None
 
     def requeue(self, run_id: str) -> Run:
         """Returns the interrupted run, queued again if it still resumes by itself."""
@@ -343,12 +342,7 @@ class RunCommands:
             reason: one of record.TROUBLES.
         """
 
-        def decide(run: Run) -> Change | None:
-            if run.state not in ACTIVE or (run.reason, run.message) == (reason, cut(message)):
-                return None
-            return Change(None, None, reason, message)
-
-        return self._change(run_id, decide)
+        return self._change(run_id, lambda run: decisions.troubled(run, reason, message))
 
     def noticed(self, facts: Mapping[str, tuple[RunState, Mapping[str, Any]]]) -> None:
         """Records facts about runs that change with time alone, in one transaction.
@@ -488,21 +482,11 @@ class RunCommands:
             if change is None:
                 return run
             require(connection)
+            values = decisions.after_change(run, change, now)
+            values["revision"] = newest_revision(connection) + 1
             state = change.state or run.state
-            if state is not run.state and state not in NEXT[run.state] and not change.mends:
-                raise ValueError(f"run {run_id} is {run.state}, which cannot become {state}")
-            values: dict[str, Any] = {
-                **change.columns,
-                "reason": change.reason,
-                "message": None if change.message is None else cut(change.message),
-                "revision": newest_revision(connection) + 1,
-            }
-            if change.wanted is not None:
-                values["wanted"] = change.wanted
             if state is not run.state:
-                values |= {"state": state, "since": now, **decisions.active_time(run, state, now)}
-                unset = ("queue_position", "waits_for", "overdue_since")
-                values = {**dict.fromkeys(unset), **values}
+                values.setdefault("overdue_since", None)
                 goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
                 if state in RESTING and not goes_on:
                     values["stop_at"] = None

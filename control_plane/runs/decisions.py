@@ -1,9 +1,11 @@
 """What becomes of a run: pure functions from its row to the change that follows.
 
-`RunCommands` writes what they decide; None means that nothing changes.
+`RunCommands` writes what they decide; None means that nothing changes. Those that take a Job hold
+for tasks as well.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from control_plane.runs.healing import HEALED, goes_so_far
@@ -13,12 +15,15 @@ from control_plane.runs.record import (
     STOP_ASKED,
     TROUBLES,
     Change,
+    Job,
+    JobStatus,
     Run,
     StopAt,
     Wanted,
 )
 from lectern_common.errors import Conflict
-from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status, values_of
+from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run.untrusted import cut
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 
 RESUMES = "resumes"  # reason of a run that was queued again by itself
@@ -55,14 +60,14 @@ def require_goes_on(run: Run, spec: RunSpec) -> None:
         require_more_to_do(run.id, before, spec, made, early=early)
 
 
-def stopped(run: Run) -> Change | None:
-    """Returns the change of a run that is to stop now.
+def stopped(run: Job, noun: str = "run") -> Change | None:
+    """Returns the change of a run or task that is to stop now.
 
     Raises:
         Conflict: there is nothing to stop.
     """
     if run.state in (RunState.SUCCEEDED, RunState.FAILED):
-        raise Conflict(f"run {run.id} has {run.state}; there is nothing to stop")
+        raise Conflict(f"{noun} {run.id} has {run.state}; there is nothing to stop")
     if run.wanted is Wanted.STOPPED:
         return None
     if run.state in ACTIVE:
@@ -107,9 +112,9 @@ def requeued(run: Run) -> Change | None:
     return Change(RunState.QUEUED, None, RESUMES, message, columns)
 
 
-def told(run: Run, status: Status) -> Change | None:
-    """Returns what the status of a living trainer changes."""
-    # A run told to stop stays stopping, and a living one has not ended, whatever its status says.
+def told(run: Job, status: JobStatus) -> Change | None:
+    """Returns what the status of a living process changes."""
+    # One told to stop stays stopping, and a living one has not ended, whatever its status says.
     takes_state = (
         run.state in ACTIVE - {RunState.STOPPING}
         and status.state not in RESTING
@@ -125,6 +130,33 @@ def told(run: Run, status: Status) -> Change | None:
         reason = "stopped" if run.wanted is Wanted.STOPPED else None
         return Change(None, None, reason, None, seen(status))
     return Change.of_columns(run, **seen(status))
+
+
+def claimed(
+    run: Job,
+    slots: Sequence[str],
+    threads: int,
+    now: float,
+    no_pid: Mapping[str, None] = NO_PID,
+) -> Change | None:
+    """Returns the change of a queued one that gets its devices; None if it is no longer queued."""
+    columns = {
+        "slots": list(slots),
+        "threads": threads,
+        "attempt": run.attempt + 1,
+        "launched_at": now,
+        **no_pid,
+        "stop_sent_at": None,
+        "resume_at": None,
+    }
+    return Change(RunState.STARTING, columns=columns) if run.state is RunState.QUEUED else None
+
+
+def troubled(run: Job, reason: str, message: str) -> Change | None:
+    """Returns the change that says on an active one why the control plane cannot see it."""
+    if run.state not in ACTIVE or (run.reason, run.message) == (reason, cut(message)):
+        return None
+    return Change(None, None, reason, message)
 
 
 def crashed(
@@ -146,24 +178,43 @@ def crashed(
     return Change(RunState.INTERRUPTED, None, reason, message, columns)
 
 
-def seen(status: Status | None) -> dict[str, Any]:
+def seen(status: JobStatus | None) -> dict[str, Any]:
     """Returns the column for a status; none for None."""
-    return {} if status is None else {"status": values_of(status)}
+    if status is None:
+        return {}
+    return {"status": {**asdict(status), "state": str(status.state)}}
 
 
-def active_time(run: Run, state: RunState, now: float) -> dict[str, Any]:
-    """Returns the columns that count its time with a trainer, as it enters a state."""
+def active_time(run: Job, state: RunState, now: float) -> dict[str, Any]:
+    """Returns the columns that count its time with a process, as it enters a state."""
     if state in ACTIVE:
         return {} if run.active_since is not None else {"active_since": now}
     return {"active_since": None, "active_seconds": run.elapsed_seconds(now)}
 
 
-def _is_news(before: Status | None, after: Status) -> bool:
-    if before is None or _timeless(before) != _timeless(after):
+def after_change(run: Job, change: Change, now: float) -> dict[str, Any]:
+    """Returns the columns to set for a change, but for the revision.
+
+    Raises:
+        ValueError: its state may not follow the present one.
+    """
+    state = change.state or run.state
+    if state is not run.state and state not in NEXT[run.state] and not change.mends:
+        raise ValueError(f"{run.id} is {run.state}, which cannot become {state}")
+    values: dict[str, Any] = {
+        **change.columns,
+        "reason": change.reason,
+        "message": None if change.message is None else cut(change.message),
+    }
+    if change.wanted is not None:
+        values["wanted"] = change.wanted
+    if state is not run.state:
+        values |= {"state": state, "since": now, **active_time(run, state, now)}
+        values = {**dict.fromkeys(("queue_position", "waits_for")), **values}
+    return values
+
+
+def _is_news(before: JobStatus | None, after: JobStatus) -> bool:
+    if before is None or before.timeless != after.timeless:
         return True
     return abs(after.heartbeat - before.heartbeat) >= HEARTBEAT_NEWS_SECONDS
-
-
-def _timeless(status: Status) -> Status:
-    """Returns the status without what changes with time alone."""
-    return replace(status, heartbeat=0, activity_seconds=None, usual_seconds=None)

@@ -1,11 +1,11 @@
 """Reads runs: one, by state, a page of them, what has changed, the history of one."""
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
-from control_plane.runs.alerts import Alert, alerts_since
+from control_plane.runs.alerts import alerts_since
 from control_plane.runs.record import (
     IN_LINE,
     MOVING,
@@ -32,6 +32,16 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
 
 
+class Changed(Protocol):
+    """A run, task or alert that changed, or one that was deleted."""
+
+    @property
+    def revision(self) -> int: ...
+
+
+Others = Callable[[sa.Connection, int, int], Sequence[Changed]]
+
+
 class Lasting(NamedTuple):
     """A run that waits, or is silent, since `since` (Unix seconds), and not yet called overdue."""
 
@@ -49,10 +59,17 @@ class StateCount(NamedTuple):
 
 
 class Runs:
-    """Reads the runs in the store; `RunCommands` changes them."""
+    """Reads the runs in the store; `RunCommands` changes them.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where they are kept.
+        others: reads what else `changed_since` returns, within its transaction: of the given
+            connection, changes after a revision, at most so many, in order.
+    """
+
+    def __init__(self, store: Store, others: Others | None = None) -> None:
         self._store = store
+        self._others = others or (lambda connection, revision, limit: [])
 
     def get(self, run_id: str) -> Run:
         """Returns one run. Raises NotFound."""
@@ -165,17 +182,18 @@ class Runs:
         with self._store.reading() as connection:
             return {row.id: row.name for row in connection.execute(query)}
 
-    def changed_since(self, revision: int, limit: int = 200) -> list[Run | DeletedRun | Alert]:
-        """Returns runs whose last change, and alerts that, came after `revision`, in that order."""
+    def changed_since(self, revision: int, limit: int = 200) -> list[Changed]:
+        """Returns what changed last after `revision`, in that order: runs, alerts, and others."""
         gone = sa.select(deleted_runs.c.run_id, deleted_runs.c.revision)
         gone = gone.where(deleted_runs.c.revision > revision).order_by("revision").limit(limit)
         with self._store.reading() as connection:
-            changed: list[Run | DeletedRun | Alert] = [
+            changed: list[Changed] = [
                 *select_runs(
                     connection, runs.c.revision > revision, order=(runs.c.revision,), limit=limit
                 ),
                 *(DeletedRun(*row) for row in connection.execute(gone)),
                 *alerts_since(connection, revision, limit),
+                *self._others(connection, revision, limit),
             ]
         return sorted(changed, key=lambda change: change.revision)[:limit]
 

@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from control_plane.runs.store import alerts, deleted_runs, history, runs, sound_json
+from control_plane.runs.store import alerts, deleted_runs, history, runs, sound_json, tasks
 from lectern_common.errors import CorruptData, FolderMissing, InvalidSpec, NotFound
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import ForkedFrom, RunFolder
@@ -30,7 +30,10 @@ from lectern_common.run.untrusted import cut
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import DeviceSpec
+from lectern_common.stages.status import TaskStatus
 from lectern_common.teacher.identity import TeacherIdentity
+
+JobStatus = Status | TaskStatus
 
 
 class Wanted(StrEnum):
@@ -120,6 +123,10 @@ class Run:
     forked_from: ForkedFrom | None = None  # the checkpoint of another run that it began with
     overdue_since: float | None = None  # waits or is silent so long that an alert was made
 
+    @property
+    def run_id(self) -> str:
+        return self.id
+
     @cached_property
     def run_spec(self) -> RunSpec:
         return parse_spec(self.spec)
@@ -195,9 +202,11 @@ class InLine:
 
     id: str
     name: str
+    created_at: float
     queue_position: int | None
     waits_for: str | None
     needs: DeviceSpec | InvalidSpec
+    priority: int = 0
 
     @property
     def device(self) -> DeviceSpec:
@@ -222,10 +231,51 @@ IN_LINE = (PRIORITY.desc(), runs.c.seq)
 
 @dataclass(frozen=True)
 class DeletedRun:
-    """A run that was deleted; `revision` is that of its deletion."""
+    """A run or task that was deleted; `revision` is that of its deletion."""
 
     id: str
     revision: int
+
+
+class Job(Protocol):
+    """What runs and tasks have in common: a process that is started, watched and stopped."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def run_id(self) -> str | None: ...
+    @property
+    def state(self) -> RunState: ...
+    @property
+    def wanted(self) -> Wanted: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def message(self) -> str | None: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def resume_at(self) -> float | None: ...
+    @property
+    def slots(self) -> list[str] | None: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def process(self) -> Identity | None: ...
+    @property
+    def stop_sent_at(self) -> float | None: ...
+    @property
+    def stop_at(self) -> StopAt | None: ...
+    @property
+    def active_since(self) -> float | None: ...
+    @property
+    def last_status(self) -> JobStatus | None: ...
+
+    def elapsed_seconds(self, now: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -240,7 +290,7 @@ class Change:
     mends: bool = False  # the row was older than the run, so any state may follow
 
     @classmethod
-    def of_columns(cls, run: Run, **columns: Any) -> "Change":
+    def of_columns(cls, run: Job, **columns: Any) -> "Change":
         """Returns a change of only these columns; state, reason and message stay."""
         return cls(reason=run.reason, message=run.message, columns=columns)
 
@@ -258,13 +308,15 @@ def select_runs(
 
 def select_line(connection: sa.Connection) -> list[InLine]:
     """Returns the queued runs, the next to start first."""
-    shown = (runs.c.id, runs.c.name, runs.c.queue_position, runs.c.waits_for)
+    shown = (runs.c.id, runs.c.name, runs.c.created_at, runs.c.queue_position, runs.c.waits_for)
     device = sa.func.json_extract(_SPEC, "$.device").label("device")
-    query = sa.select(*shown, device).where(runs.c.state == RunState.QUEUED).order_by(*IN_LINE)
+    query = sa.select(*shown, device, PRIORITY.label("priority"))
+    query = query.where(runs.c.state == RunState.QUEUED).order_by(*IN_LINE)
     found = []
     for row in connection.execute(query).mappings():
         values = {column.name: stored_value(column, row[column.name]) for column in shown}
-        found.append(InLine(**values, needs=_needs(connection, row)))
+        needs = _needs(connection, row)
+        found.append(InLine(**values, needs=needs, priority=row["priority"]))
     return found
 
 
@@ -371,9 +423,10 @@ def get_run(connection: sa.Connection, run_id: str) -> Run:
 
 
 def newest_revision(connection: sa.Connection) -> int:
-    """Returns the revision of the last change or deletion of any run, or alert; 0 before any."""
-    newest = (
-        connection.execute(sa.select(sa.func.max(table.c.revision))).scalar() or 0
-        for table in (runs, deleted_runs, alerts)
+    """Returns the revision of the last change of any run, task or alert; 0 before any."""
+    each = (
+        sa.select(sa.func.max(table.c.revision).label("newest"))
+        for table in (runs, deleted_runs, alerts, tasks)
     )
-    return max(newest)
+    newest = sa.union_all(*each).subquery()
+    return connection.execute(sa.select(sa.func.max(newest.c.newest))).scalar() or 0

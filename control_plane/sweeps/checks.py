@@ -122,8 +122,16 @@ def _told(error: LecternError, sweep: Sweep, index: int, *, several: bool) -> Le
 
 def _rows_of(spec: RunSpec) -> str:
     """Returns what decides which rows a run asks its teacher about, and in which order."""
-    address = None if spec.teacher is None else spec.teacher.address
-    return json.dumps([address, spec.seed, spec.data.model_dump(mode="json")])
+    return json.dumps([_source(spec), spec.seed, spec.data.model_dump(mode="json")])
+
+
+def _source(spec: RunSpec) -> dict[str, str]:
+    """Returns where the run's teacher is, by the setting that says so; {} without a teacher."""
+    if spec.teacher is None:
+        return {}
+    if spec.teacher.record is not None:
+        return {"teacher.record": spec.teacher.record}
+    return {"teacher.address": spec.teacher.address}
 
 
 def _estimate(
@@ -135,7 +143,7 @@ def _estimate(
         of = found[index]
         one = estimate_run(spec, of.rows, of.teacher, None, of.student.vocab_size)
         tokens, asked = tokens + one.tokens, asked + one.teacher_tokens
-        if spec.teacher is not None:
+        if spec.asks_server:
             # Runs over the same rows in the same order: the longest asks for all that others do.
             # Rows with ids that the student lacks are left out.
             key = _rows_of(spec), of.student.vocab_size
@@ -154,7 +162,7 @@ def _estimate(
 
 def _advice(sweep: Sweep, specs: Sequence[RunSpec], max_running: int) -> Iterator[str]:
     """Yields what keeps the runs from sharing the teacher's work."""
-    taught = [spec for spec in specs if spec.teacher is not None]
+    taught = [spec for spec in specs if spec.asks_server]  # a record is read by each for itself
     if len(taught) < 2:
         return
     passes = len({_rows_of(spec) for spec in taught})
@@ -184,8 +192,7 @@ def _varied(specs: Sequence[RunSpec]) -> list[str]:
     values: dict[str, set[str]] = {}
     for spec in specs:
         data: dict[str, Any] = spec.data.model_dump(mode="json")
-        address = "" if spec.teacher is None else spec.teacher.address
-        one = {SEED: spec.seed, "teacher.address": address}
+        one: dict[str, Any] = {SEED: spec.seed, **_source(spec)}
         one |= {f"data.{name}": value for name, value in data.items()}
         for name, value in one.items():
             values.setdefault(name, set()).add(json.dumps(value))

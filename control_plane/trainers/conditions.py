@@ -11,15 +11,15 @@ value; what the trainer has measured comes in its status.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
-from control_plane.trainers.devices import Devices, Waiting
-from lectern_common.errors import InvalidSpec
+from control_plane.trainers.devices import Devices
+from control_plane.trainers.kinds.kind import Commands, Reader
+from control_plane.trainers.kinds.line import Line
 from lectern_common.run.status import RunState, Status, patience_seconds
 
 STALE_SECONDS = 15.0
@@ -34,6 +34,7 @@ class Conditions:
         devices: the devices that queued runs wait for.
         clock: Unix seconds.
         monotonic: seconds that never go back.
+        tasks: reads and changes those; None means that there are none.
     """
 
     def __init__(
@@ -43,10 +44,13 @@ class Conditions:
         devices: Devices,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        tasks: tuple[Reader, Commands] | None = None,
     ) -> None:
         self._runs = runs
         self._commands = commands
-        self._devices = devices
+        self._tasks = tasks
+        self._readers: list[Reader] = [runs, *([tasks[0]] if tasks is not None else [])]
+        self._line = Line(devices, self._readers)
         self._clock = clock
         self._hearts = _Watch(monotonic)
         self._steps = _Watch(monotonic)
@@ -55,9 +59,9 @@ class Conditions:
     def look(self) -> None:
         """Records every fact that differs from its column."""
         active = self._runs.in_states(ACTIVE)
-        taken = {run.id: tuple(run.slots) for run in active if run.slots}
-        queue = tuple(sorted(taken.items())), self._runs.queued()
-        found = {} if queue == self._queue_seen else self._of_queued(taken)
+        taken = self._line.taken()
+        queue = repr(taken), tuple(reader.queued() for reader in self._readers)
+        found = {} if queue == self._queue_seen else self._of_queued()
         self._hearts.keep(run.id for run in active)
         self._steps.keep(run.id for run in active)
         for run in active:
@@ -66,20 +70,20 @@ class Conditions:
             stalled = run.stalled_since if stale is not None else self._stalled_since(run)
             if (stale, stalled) != (run.stale_since, run.stalled_since):
                 found[run.id] = run.state, {"stale_since": stale, "stalled_since": stalled}
+        if self._tasks is not None:
+            of_tasks = {
+                one.id: found.pop(one.id) for one in self._tasks[0].in_line() if one.id in found
+            }
+            self._tasks[1].noticed(of_tasks)
         self._commands.noticed(found)
         self._queue_seen = queue
 
-    def _of_queued(
-        self, taken: Mapping[str, Sequence[str]]
-    ) -> dict[str, tuple[RunState, dict[str, Any]]]:
-        """Returns the place of each queued run and what it waits for, if they have changed."""
+    def _of_queued(self) -> dict[str, tuple[RunState, dict[str, Any]]]:
+        """Returns the place of each queued one and what it waits for, if they have changed."""
         found: dict[str, tuple[RunState, dict[str, Any]]] = {}
-        queued, waiting = self._runs.in_line(), []
-        for run in queued:
-            with suppress(InvalidSpec):  # of a damaged row; the loop fails the run
-                waiting.append(Waiting.of(run.id, run.device))
-        places = self._devices.places(waiting, taken)
-        for place, run in enumerate(queued, start=1):
+        line = self._line.in_order()
+        places = self._line.places(line)
+        for place, run in enumerate(line, start=1):
             why = places[run.id].waits_for if run.id in places else None
             if (place, why) != (run.queue_position, run.waits_for):
                 facts = {"queue_position": place, "waits_for": why}

@@ -17,7 +17,8 @@ import structlog
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
-from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
+from control_plane.trainers.kinds.kind import Folder
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
 from lectern_common.run.processes import (
     PROC,
     Identity,
@@ -27,6 +28,7 @@ from lectern_common.run.processes import (
     is_same,
     lock_holder,
 )
+from lectern_common.stages.folder import TaskFolder
 
 _log = structlog.get_logger()
 
@@ -57,20 +59,23 @@ class Launcher:
         self._fork_server = fork_server
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
-        """Returns the process that now trains the run; its output goes to the run's log.
+    def start(self, folder: Folder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
+        """Returns the process that now trains the run, or does the task; it writes to the log.
 
         Raises:
             OSError: it cannot be started.
         """
-        words = [str(folder.path), *(["--resume"] if resume else [])]
+        if isinstance(folder, TaskFolder):
+            words = [folder.read_asked()[0], str(folder.path)]
+        else:
+            words = [str(folder.path), *(["--resume"] if resume else [])]
         env = {**trainer_environment(), **self._environment, **environment}
         with folder.log_path.open("ab") as log:
             try:
                 return self._forked(words, env, log.fileno())
             except NotForked as error:
                 if self._fork_server is not None and self._fork_server.given_up is None:
-                    _log.warning("trainer not forked", run=folder.run_id, why=str(error))
+                    _log.warning("trainer not forked", run=folder.path.name, why=str(error))
             child = subprocess.Popen(
                 [*self._argv, *words],
                 stdin=subprocess.DEVNULL,
@@ -107,11 +112,11 @@ class Launcher:
                 forked.become([*self._argv, *words], words, env)
         return identity
 
-    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
-        """Returns the living process that trains this run; None if there is none.
+    def find(self, folder: Folder, said: Identity | None = None) -> Identity | None:
+        """Returns the living process of this run or task; None if there is none.
 
         Args:
-            said: the process that the run's status names. It is believed only if it holds the
+            said: the process that the status names. It is believed only if it holds the
                 folder's lock, or its command line names the folder. Otherwise the process whose
                 command line is that of a trainer of this folder.
         """
@@ -127,7 +132,7 @@ class Launcher:
                     return identity
         return None
 
-    def _trains(self, pid: int, folder: RunFolder) -> bool:
+    def _trains(self, pid: int, folder: Folder) -> bool:
         if lock_holder(folder.path / "lock", self._proc) == pid:
             return True
         try:
@@ -135,7 +140,7 @@ class Launcher:
         except psutil.Error:
             return False
 
-    def _names(self, argv: Sequence[str] | None, folder: RunFolder) -> bool:
+    def _names(self, argv: Sequence[str] | None, folder: Folder) -> bool:
         return argv is not None and str(folder.path) in argv[1:] and self._argv[-1] in argv
 
     def is_alive(self, process: Identity) -> bool:

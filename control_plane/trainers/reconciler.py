@@ -1,5 +1,8 @@
 """The reconcile loop: starts, watches and stops trainers until every run is as wanted.
 
+Tasks have processes of their own, which another Reconciler looks after in the same way: what
+differs between a run and a task is in kinds/. Both stand in one line for devices (kinds/line.py).
+
 One pass (`Reconciler.tick`):
     1. every run that should have a trainer: find its process, by the recorded identity, by its
        status file and lock, or by its command line; record its status; if it is gone, record how it
@@ -22,27 +25,27 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.logs.tail import last_line
-from control_plane.runs.commands import RunCommands
-from control_plane.runs.forking import put_fork_in_place
-from control_plane.runs.queries import Runs
 from control_plane.runs.record import (
     ACTIVE,
     FOLDER_MISSING,
     INTERNAL,
-    Run,
+    Job,
+    JobStatus,
     StopAt,
     Wanted,
-    require_not_removed,
 )
-from control_plane.trainers.devices import Devices, Waiting, slots_environment
-from control_plane.trainers.sightings import Problem, is_of_attempt, last_said, look
+from control_plane.trainers.devices import Devices, slots_environment
+from control_plane.trainers.kinds.kind import Commands, Folder, Kind, Reader
+from control_plane.trainers.kinds.line import Line
+from control_plane.trainers.kinds.runs import RunKind
+from control_plane.trainers.sightings import Problem
 from lectern_common.errors import (
     Conflict,
     CorruptData,
@@ -52,7 +55,6 @@ from lectern_common.errors import (
     NotFound,
 )
 from lectern_common.roots import Roots
-from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import (
     ATTEMPT_VARIABLE,
@@ -79,10 +81,10 @@ class Processes(Protocol):
     def slowed(self) -> str | None: ...
 
     def start(
-        self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]
+        self, folder: Folder, *, resume: bool, environment: Mapping[str, str]
     ) -> Identity: ...
 
-    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None: ...
+    def find(self, folder: Folder, said: Identity | None = None) -> Identity | None: ...
 
     def is_alive(self, process: Identity) -> bool: ...
 
@@ -96,7 +98,9 @@ class Processes(Protocol):
 
 
 class Reconciler:
-    """Reconciles all runs of one store. `tick` and `stop_all` are never called at the same time.
+    """Reconciles all runs, or all tasks, of one store.
+
+    `tick` and `stop_all` are never called at the same time.
 
     Args:
         runs: reads the rows.
@@ -106,26 +110,30 @@ class Reconciler:
         devices: the devices to train on.
         clock: monotonic seconds.
         stop_grace_seconds: from SIGTERM to SIGKILL.
+        kind: what the rows are; None means runs.
+        line: of all that waits for the devices; None means of `runs` alone.
     """
 
     def __init__(
         self,
-        runs: Runs,
-        commands: RunCommands,
+        runs: Reader,
+        commands: Commands,
         roots: Roots,
         processes: Processes,
         devices: Devices,
         clock: Callable[[], float] = time.monotonic,
         stop_grace_seconds: float = STOP_GRACE_SECONDS,
+        kind: Kind | None = None,
+        line: Line | None = None,
     ) -> None:
         self._runs = runs
         self._commands = commands
-        self._roots = roots
+        self._kind: Kind = kind or RunKind(roots.runs)
         self._processes = processes
-        self._devices = devices
+        self._line = line or Line(devices, [runs])
         self._clock = clock
         self._grace = stop_grace_seconds
-        self._signalled: set[tuple[str, int]] = set()  # (run, attempt) by this process
+        self._signalled: set[tuple[str, int]] = set()  # (id, attempt) by this process
         self._killed: set[tuple[str, int]] = set()
         self._told_at: dict[tuple[str, int], float] = {}  # when it was last told of a checkpoint
         self._exit_statuses: dict[Identity, int] = {}
@@ -148,18 +156,24 @@ class Reconciler:
 
     def stop_all(
         self,
+        others: Sequence["Reconciler"] = (),
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Stops every trainer with a checkpoint; the runs resume at the next start.
 
-        After the grace period it kills the trainers that are left. No new ones are started.
+        After the grace period it kills the trainers that are left. No new ones are started. What
+        the `others` look after is stopped at the same time.
         """
-        self._draining = True
+        both = [self, *others]
+        for one in both:
+            one._draining = True
         deadline = monotonic() + self._grace
         while monotonic() < deadline + KILL_SECONDS:
             try:
-                if not self._stop_active(kill=monotonic() >= deadline):
+                kill = monotonic() >= deadline
+                active = [one._stop_active(kill=kill) for one in both]
+                if not any(active):
                     return
             except Exception as error:  # the database may be busy; the trainers must still stop
                 _log.error("runs not stopped yet", error=repr(error))
@@ -181,13 +195,13 @@ class Reconciler:
 
     # ---- one run with a trainer ----------------------------------------------------------------
 
-    def _reconcile(self, run: Run) -> None:
+    def _reconcile(self, run: Job) -> None:
         status, problem = self._look(run)
         process = self._process_of(run, status)
         if process is not None and process != run.process:
-            _log.info("trainer adopted", run=run.id, pid=process.pid)
+            _log.info(f"{self._kind.process} adopted", run=run.id, pid=process.pid)
             run = self._commands.has_process(run.id, process)
-        said = status if status is not None and is_of_attempt(run, status) else None
+        said = status if status is not None and self._kind.is_of_attempt(run, status) else None
         if process is None:
             self._handle_gone(run, said, problem)
             return
@@ -198,7 +212,7 @@ class Reconciler:
             self._signal_once(run, process)
             if self._seconds_of(run, "stopping") > self._grace:
                 self._kill(run, process)
-        elif run.stop_at is StopAt.CHECKPOINT and said is not None:
+        elif run.stop_at is StopAt.CHECKPOINT and isinstance(said, Status):
             self._tell_of_checkpoint(run, process, said)
         # After the signals, which go out even if nothing can be recorded.
         if problem is not None:
@@ -207,7 +221,7 @@ class Reconciler:
         elif said is not None:
             self._commands.saw(run.id, said)
 
-    def _handle_gone(self, run: Run, said: Status | None, problem: Problem | None) -> None:
+    def _handle_gone(self, run: Job, said: JobStatus | None, problem: Problem | None) -> None:
         """Decides why the run has no living process, and starts it or records its end."""
         recorded = run.process
         exit_status = None
@@ -218,7 +232,7 @@ class Reconciler:
             if exit_status is not None:
                 self._exit_statuses[recorded] = exit_status
             self._processes.kill(recorded)  # what it started and left behind
-        said = said or last_said(run)  # the file may be gone, or no longer readable
+        said = said or self._kind.last_said(run)  # the file may be gone, or no longer readable
         if said is not None and said.state in RESTING:
             self._record_end(run, said)
         elif run.pid is None and run.state is RunState.STARTING and not self._draining:
@@ -230,49 +244,51 @@ class Reconciler:
         elif self._draining:
             self._interrupted_by_exit(run, said)
         elif problem is None and said is None and exit_status is not None and exit_status > 0:
-            message = f"the trainer ended with exit status {exit_status} before its first step"
-            line = last_line(RunFolder(self._roots.runs / run.id).log_path)
+            message = self._kind.said_nothing(exit_status)
+            line = last_line(self._kind.folder(run).log_path)
             self._commands.ended(
                 run.id, RunState.FAILED, "start_failed", f"{message}: {line}" if line else message
             )
         else:
             reason = "crashed" if exit_status is not None and exit_status > 0 else "killed"
-            how = _how(exit_status, run.attempt)
+            how = f"the {self._kind.process} {_how(exit_status, run.attempt)}"
             if problem is not None:
                 reason, how = problem.reason, f"{how}; {problem.text}"
             self._commands.crashed(run.id, reason, how, said)
 
-    def _record_end(self, run: Run, said: Status) -> None:
+    def _record_end(self, run: Job, said: JobStatus) -> None:
         # One that was to stop at a checkpoint has written one, whoever made it stop.
         was_asked = run.wanted is Wanted.STOPPED or run.stop_at is not None
         if said.state is RunState.STOPPED and not was_asked:
             if self._draining:
                 self._interrupted_by_exit(run, said)
             else:
-                message = "the trainer was told to stop, but not by the control plane"
+                message = f"the {self._kind.process} was told to stop, but not by the control plane"
                 self._commands.crashed(run.id, "stopped_from_outside", message, said)
             return
         reason = "stopped" if said.state is RunState.STOPPED else said.reason
         self._commands.ended(run.id, said.state, reason, said.message, said)
 
-    def _record_forced_stop(self, run: Run, said: Status | None) -> None:
+    def _record_forced_stop(self, run: Job, said: JobStatus | None) -> None:
         """Records the end of a run that the user stopped and that wrote no last status."""
         if (run.id, run.attempt) in self._killed:
-            message = f"did not stop within {self._grace:g} s and was killed; " + _left(said)
+            message = f"did not stop within {self._grace:g} s and was killed; " + self._kind.left(
+                said
+            )
             self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
-        elif said is None or (said.state is RunState.STARTING and said.checkpoint_step is None):
+        elif said is None or self._kind.has_nothing(said):
             self._commands.ended(run.id, RunState.STOPPED, "stopped", "before its first step", said)
         else:
-            message = "ended while it was stopping; " + _left(said)
+            message = "ended while it was stopping; " + self._kind.left(said)
             self._commands.ended(run.id, RunState.INTERRUPTED, "killed", message, said)
 
-    def _interrupted_by_exit(self, run: Run, said: Status | None) -> None:
-        message = "the control plane was stopped; the run resumes when it is back"
+    def _interrupted_by_exit(self, run: Job, said: JobStatus | None) -> None:
+        message = f"the control plane was stopped; the {self._kind.noun} resumes when it is back"
         self._commands.ended(
             run.id, RunState.INTERRUPTED, "control_plane_stopped", message, said, resumes=True
         )
 
-    def _signal_once(self, run: Run, process: Identity) -> None:
+    def _signal_once(self, run: Job, process: Identity) -> None:
         """Sends SIGTERM once; a second one makes a trainer exit without a checkpoint.
 
         It is recorded before it is sent, so a control plane that died in between has sent none:
@@ -297,7 +313,7 @@ class Reconciler:
         self._signalled.add(key)
         self._processes.terminate(process)
 
-    def _tell_of_checkpoint(self, run: Run, process: Identity, said: Status) -> None:
+    def _tell_of_checkpoint(self, run: Job, process: Identity, said: Status) -> None:
         """Signals a trainer that does not know yet that it is to stop at its next checkpoint.
 
         Any number of such signals are as one, so nothing is recorded. A trainer whose status does
@@ -313,8 +329,8 @@ class Reconciler:
             self._told_at[key] = now
             self._processes.stop_at_checkpoint(process)
 
-    def _kill(self, run: Run, process: Identity) -> None:
-        _log.warning("trainer killed", run=run.id, pid=process.pid)
+    def _kill(self, run: Job, process: Identity) -> None:
+        _log.warning(f"{self._kind.process} killed", run=run.id, pid=process.pid)
         self._killed.add((run.id, run.attempt))
         self._processes.kill(process)
 
@@ -329,41 +345,39 @@ class Reconciler:
 
     def _start_queued(self) -> None:
         queued = self._runs.in_line()
-        if not queued:
-            return
-        taken = {run.id: run.slots for run in self._runs.in_states(ACTIVE) if run.slots}
-        waiting = []
         for run in queued:
             try:
-                waiting.append(Waiting.of(run.id, run.device))
+                _ = run.device
             except InvalidSpec as error:
                 self._refuse_damaged(run.id, error)
-        for run_id, place in self._devices.places(waiting, taken).items():
-            if place.slots:
-                claimed = self._commands.claim(run_id, place.slots, place.threads)
+        places = self._line.places() if queued else {}
+        for run in queued:
+            place = places.get(run.id)
+            if place is not None and place.slots:
+                claimed = self._commands.claim(run.id, place.slots, place.threads)
                 if claimed is not None:
                     self._launch(claimed)
 
     def _refuse_damaged(self, run_id: str, error: InvalidSpec) -> None:
-        message = f"the spec of its row cannot be read; create a new run: {error}"
+        message = f"the spec of its row cannot be read; create a new {self._kind.noun}: {error}"
         if self._commands.claim(run_id, ()) is not None:
             self._commands.ended(run_id, RunState.FAILED, CorruptData.reason, message)
 
-    def _launch(self, run: Run) -> None:
+    def _launch(self, run: Job) -> None:
         """Creates the folder if it is missing, and starts the process unless there is one."""
-        folder = RunFolder(self._roots.runs / run.id)
+        folder = self._kind.folder(run)
         try:
-            require_not_removed(run, folder)
+            self._kind.require_not_removed(run)
             found = self._processes.find(folder) if folder.path.exists() else None
             if found is None and folder.path.exists() and folder.is_locked():
-                raise Conflict(f"run {run.id} is being trained by another program's process")
+                raise Conflict(f"{self._kind.noun} {run.id} has another program's process")
             if found is None:
-                resume = _prepare(folder, run)
+                resume = self._kind.prepare(run)
                 environment = slots_environment(run.slots or (), run.threads)
                 environment |= {ATTEMPT_VARIABLE: str(run.attempt)}
                 found = self._processes.start(folder, resume=resume, environment=environment)
                 _log.info(
-                    "trainer started",
+                    f"{self._kind.process} started",
                     run=run.id,
                     pid=found.pid,
                     devices=",".join(run.slots or ()),
@@ -377,25 +391,25 @@ class Reconciler:
 
     # ---- reading the present state ---------------------------------------------------------------
 
-    def _look(self, run: Run) -> tuple[Status | None, Problem | None]:
-        return look(run, RunFolder(self._roots.runs / run.id))
+    def _look(self, run: Job) -> tuple[JobStatus | None, Problem | None]:
+        return self._kind.look(run)
 
-    def _process_of(self, run: Run, status: Status | None) -> Identity | None:
+    def _process_of(self, run: Job, status: JobStatus | None) -> Identity | None:
         """Returns the living trainer of a run, or None."""
         recorded = run.process
         if recorded is not None and self._processes.is_alive(recorded):
             return recorded
         said = status.process if status is not None and status.state not in RESTING else None
         if recorded is None or said not in (None, recorded):
-            return self._processes.find(RunFolder(self._roots.runs / run.id), said)
+            return self._processes.find(self._kind.folder(run), said)
         return None
 
-    def _seconds_of(self, run: Run, what: str) -> float:
+    def _seconds_of(self, run: Job, what: str) -> float:
         """Returns the seconds since this process first saw `what` of the run's attempt."""
         now = self._clock()
         return now - self._first_seen.setdefault((run.id, run.attempt, what), now)
 
-    def _could_not_look_after(self, run: Run, error: Exception) -> None:
+    def _could_not_look_after(self, run: Job, error: Exception) -> None:
         """Logs it, and says it on the run; the other runs are looked after as ever."""
         self._log_once(run, repr(error))
         if not isinstance(error, SQLAlchemyError):  # nothing can be written then
@@ -403,48 +417,20 @@ class Reconciler:
             with contextlib.suppress(SQLAlchemyError, LecternError):
                 self._commands.troubled(run.id, INTERNAL, text)
 
-    def _log_once(self, run: Run, error: str) -> None:
+    def _log_once(self, run: Job, error: str) -> None:
         """Logs it unless it was the last about this run: a pass is made twice a second."""
         if self._logged.get(run.id) != error:
             self._logged[run.id] = error
-            _log.error("run not looked after", run=run.id, error=error)
-
-
-def _prepare(folder: RunFolder, run: Run) -> bool:
-    """Makes the folder agree with the row; returns whether a trainer has used it before."""
-    if run.forked_from is not None and not folder.path.exists():
-        put_fork_in_place(folder.path.parent, run.id)
-        if not folder.path.exists():
-            raise FolderMissing(
-                f"the folder of run {run.id} was removed, with the checkpoint of {run.forked_from} "
-                "that it was to begin with; fork that run again"
-            )
-    if not folder.path.exists():
-        RunFolder.create(folder.path.parent, folder.run_id, run.run_spec, run.taught_by)
-        return False
-    try:
-        is_as_wanted = folder.read_spec() == run.run_spec
-    except InvalidSpec:  # missing or damaged; the row has it
-        is_as_wanted = False
-    if not is_as_wanted:
-        folder.write_spec(run.run_spec)
-    if run.taught_by is not None and not folder.teacher_path.exists():
-        folder.write_teacher(run.taught_by)
-    return folder.status_path.exists() or folder.newest_step is not None
+            _log.error(f"{self._kind.noun} not looked after", run=run.id, error=error)
 
 
 def _how(exit_status: int | None, attempt: int) -> str:
     if exit_status is None:
-        return f"the trainer (attempt {attempt}) is gone"
+        return f"(attempt {attempt}) is gone"
     if exit_status < 0:
         try:
             name = signal.Signals(-exit_status).name
         except ValueError:
             name = f"signal {-exit_status}"
-        return f"the trainer (attempt {attempt}) was ended by {name}"
-    return f"the trainer (attempt {attempt}) ended with exit status {exit_status}; see its log"
-
-
-def _left(said: Status | None) -> str:
-    step = said.checkpoint_step if said is not None else None
-    return "no checkpoint was written" if step is None else f"the newest checkpoint is step {step}"
+        return f"(attempt {attempt}) was ended by {name}"
+    return f"(attempt {attempt}) ended with exit status {exit_status}; see its log"

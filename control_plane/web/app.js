@@ -330,6 +330,10 @@ watchTeachers();
 watchDisk();
 stayConnected(load, (kind, data) => {
   if (kind === "run") store.take(data);
-  else if (kind === "deleted") store.forget(data.id);
+  else if (kind === "task") runPage.takeTask(data);
+  else if (kind === "deleted") {
+    store.forget(data.id);
+    runPage.forgetTask(data.id);
+  }
   else if (kind === "alert") alerts.take(data);
 });

@@ -249,6 +249,23 @@ export interface Model {
   weights_bytes: number | null;
 }
 
+/** Its name in JavaScript is taken. */
+export interface TeacherRecord {
+  path: string;
+  problem: string | null;
+  model: string | null;
+  fingerprint: string | null;
+  holds: string[] | null;
+  data_path: string | null;
+  seq_len: number | null;
+  vocab_size: number | null;
+  bytes: number | null;
+}
+
+export interface Records {
+  records: TeacherRecord[];
+}
+
 export interface Models {
   models: Model[];
 }
@@ -460,4 +477,50 @@ export interface SweepCheck {
   checks: Check[];
   estimate: SweepEstimate;
   advice: string[];
+}
+
+/** One execution of a stage: an evaluation, an export, a publication or a recording. */
+export interface Task {
+  id: string;
+  run_id: string | null;
+  stage: string;
+  asked: Record<string, any>;
+  by: string | null;
+  created_at: number;
+  seq: number;
+  revision: number;
+  state: RunState;
+  wanted: Wanted;
+  since: number;
+  reason: string | null;
+  message: string | null;
+  field: string | null;
+  attempt: number;
+  restarts: number;
+  resumable: boolean;
+  resumes_at: number | null;
+  queue_position: number | null;
+  slots: string[];
+  threads: number | null;
+  doing: string | null;
+  done: number;
+  of: number;
+  per_second: number | null;
+  eta_seconds: number | null;
+  said: string[];
+  elapsed_seconds: number;
+  heartbeat: number | null;
+}
+
+export interface TaskDetail extends Task {
+  result: Record<string, any> | null;
+  markdown: string | null;
+  folder: string;
+}
+
+/** Newest first. */
+export interface Tasks {
+  tasks: Task[];
+  next_cursor: string | null;
+  revision: number;
 }

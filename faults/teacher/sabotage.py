@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from faults.control import sabotage as control_sabotage
+from faults.record import sabotage as record_sabotage
 from faults.replacing import put
 from faults.trainer import sabotage as trainer_sabotage
 
@@ -341,5 +342,6 @@ ROWS: dict[str, Callable[[str], None]] = {
     "T21": _anyone_may_be_let_in,
     "T22": _ask_once,
     **trainer_sabotage.ROWS,
+    **record_sabotage.ROWS,
     **control_sabotage.ROWS,
 }

@@ -9,6 +9,8 @@ not-finite=WHAT:STEPS   in these steps (such as 3,4) the `loss` or `gradient` is
 clock-back=SECONDS      the time of day jumps back this much, twice a second
 stalled-metrics=SECONDS:LINES   each line of metrics takes this long to write; LINES may wait
 full-disk=STEPS         there is no space for the checkpoints of these steps
+full-record=SEQUENCES   there is no space for more than so many sequences of a record
+frequent-saves=SECONDS  a recorder makes what it has outlive it so often
 """
 
 import errno
@@ -190,6 +192,27 @@ def _full_disk(value: str) -> None:
     put(checkpoint, "write_json", full)
 
 
+def _full_record(value: str) -> None:
+    from student_trainer.record.writer import PartWriter
+
+    left, add = int(value), PartWriter.add
+
+    def added(self: Any, *arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, *arguments)
+
+    put(PartWriter, "add", added)
+
+
+def _frequent_saves(value: str) -> None:
+    from student_trainer.record import precompute
+
+    put(precompute, "_SAVE_SECONDS", float(value))
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "slow-saves": _slow_saves,
     "waiting-steps": _waiting_steps,
@@ -198,4 +221,6 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "clock-back": _clock_back,
     "stalled-metrics": _stalled_metrics,
     "full-disk": _full_disk,
+    "full-record": _full_record,
+    "frequent-saves": _frequent_saves,
 }

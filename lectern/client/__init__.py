@@ -11,6 +11,7 @@ from lectern.client.client import Client
 from lectern.client.problems import problem
 from lectern.client.readings import Buckets, MetricsBatch, Sample
 from lectern.client.sweeps import SweepGroup, SweepRun, SweepStatus, SweepSummary
+from lectern.client.task_calls import TaskStatus
 from lectern.reconnect import ControlPlaneUnavailable
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SweepRun",
     "SweepStatus",
     "SweepSummary",
+    "TaskStatus",
     "TeacherStatus",
     "problem",
 ]

@@ -8,10 +8,11 @@ from lectern.client.answers import Alert, DiskStatus, TeacherStatus
 from lectern.client.reading_calls import ReadingCalls
 from lectern.client.run_calls import RunCalls
 from lectern.client.sweep_calls import SweepCalls
+from lectern.client.task_calls import TaskCalls
 from lectern.client.transport import Transport
 
 
-class Client(RunCalls, ReadingCalls, SweepCalls):
+class Client(RunCalls, ReadingCalls, SweepCalls, TaskCalls):
     """A client of one control plane, over REST.
 
     Every method that calls the server may also raise ControlPlaneUnavailable (no answer, or not

@@ -1,12 +1,7 @@
 """`lectern precompute` and `lectern record`: a teacher's answers on disk."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +9,7 @@ import typer
 
 from lectern import console
 from lectern.options import Home, Json, command_group, roots_of, spec_of
-from lectern_common.errors import Conflict, LecternError, NotFound
+from lectern_common.errors import Conflict, NotFound
 from lectern_common.words import counted, inert_name, size
 
 if TYPE_CHECKING:
@@ -52,25 +47,26 @@ def precompute(
     answers to DATA/NAME, in the spec's teacher.representation. Runs then learn from them with
     `teacher: {record: NAME}`. If the command is stopped or killed, run it again: it goes on.
     """
+    from lectern.commands.stages.foreground import run_stage
     from lectern_common.checks.preflight import startable
+    from lectern_common.stages.precompute import PrecomputeRequest, RecordOptions
 
     if log_prob_bits not in (8, 16):
         raise typer.BadParameter("must be 16 or 8", param_hint="--log-prob-bits")
     roots = roots_of(home)
-    spec = spec_of(spec_file)
-    startable(spec, roots)
-    asked = {
-        "spec": spec.model_dump(mode="json"),
-        "output": output,
-        "options": {
-            "eight_bit_hidden": eight_bit_hidden,
-            "log_prob_bits": log_prob_bits,
-            "draw_sets": draw_sets,
-        },
-    }
-    manifest = _recorded(asked, roots, as_json=as_json)
+    request = PrecomputeRequest(
+        spec=spec_of(spec_file),
+        output=_checked(output),
+        options=RecordOptions(
+            eight_bit_hidden=eight_bit_hidden,
+            log_prob_bits=8 if log_prob_bits == 8 else 16,
+            draw_sets=draw_sets,
+        ),
+    )
+    startable(request.to_record(), roots)
+    result = run_stage("precompute", request, roots, goes_on=True)
     if as_json:
-        console.print_json(manifest)
+        console.print_json(result)
     else:
         console.note(f"train from it with `teacher: {{record: {output}}}` in a spec")
 
@@ -160,73 +156,14 @@ def delete(
     console.note(f"deleted {name}")
 
 
-def _recorded(asked: dict[str, Any], roots: "Roots", *, as_json: bool) -> dict[str, Any]:
-    """Runs the stage in a process of its own, and shows how far it is; returns the manifest.
+def _checked(output: str) -> str:
+    """Returns the name of a record to make. Raises BadParameter if it is no path under a root."""
+    from lectern_common.spec.sections import relative_path
 
-    Raises:
-        LecternError: its error.
-    """
-    argv = [sys.executable, "-m", "student_trainer.record.stage", "--stop-with-parent"]
-    environment = {**os.environ, **roots.environment(), "PYTHONSAFEPATH": "1"}
-    record: dict[str, Any] = {}
-    with tempfile.TemporaryFile("w+") as errors:
-        with (
-            console.progress() as advance,
-            subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,  # held open: if this process is killed, the child ends
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                text=True,
-            ) as child,
-        ):
-            try:
-                _ask(child, asked)
-                for line in child.stdout or ():
-                    said = json.loads(line)
-                    record = said.get("record", record)
-                    if "progress" in said:
-                        advance("batches", said["progress"]["done"], said["progress"]["of"])
-                    elif not as_json:
-                        _tell(said)
-            except KeyboardInterrupt:
-                _end(child)
-        errors.seek(0)
-        text = errors.read()
-    if child.returncode == console.INTERRUPTED_EXIT_CODE:
-        console.note("stopped; run the same command again to go on")
-        raise typer.Exit(child.returncode)
-    if child.returncode:
-        raise _error_of(text, child.returncode)
-    return record
-
-
-def _ask(child: "subprocess.Popen[str]", asked: dict[str, Any]) -> None:
-    if child.stdin is not None:
-        with suppress(BrokenPipeError):  # it has ended, and says why on standard error
-            child.stdin.write(json.dumps(asked) + "\n")
-            child.stdin.flush()
-
-
-def _end(child: "subprocess.Popen[str]") -> None:
-    """Waits until the child has saved what it has; a second Ctrl-C kills it, which loses little."""
-    child.terminate()  # a Ctrl-C has reached it only if it came from a terminal
     try:
-        child.wait()
-    except KeyboardInterrupt:
-        child.kill()
-        raise
-
-
-def _tell(said: dict[str, Any]) -> None:
-    if "size" in said:
-        console.note(
-            f"the record takes about {size(said['size']['bytes'])}; "
-            f"{size(said['size']['free'])} are free"
-        )
-    if "quality" in said:
-        console.note(_quality(said["quality"]))
+        return relative_path(output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from None
 
 
 def _is_being_made(work: Path) -> bool:
@@ -237,26 +174,6 @@ def _is_being_made(work: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _error_of(errors: str, code: int) -> LecternError:
-    try:
-        message = json.loads(errors.strip().splitlines()[-1])["error"]
-    except (IndexError, ValueError, KeyError, TypeError):
-        message = errors.strip()[-2000:] or f"the recorder ended with status {code}"
-    error = LecternError(message)
-    error.exit_code = code if code > 0 else 1
-    return error
-
-
-def _quality(quality: dict[str, Any]) -> str:
-    words = [f"{quality['part']}: {quality['bytes_per_token']:,.1f} bytes a token"]
-    if quality["distinct_ids"] is not None:
-        words.append(f"{quality['distinct_ids']:.1f} distinct ids a token")
-    if quality["kl"] is not None:
-        words.append(f"KL to the teacher {quality['kl']:.2g} nats a token")
-    words.append(f"gradient off by {quality['gradient_error']:.2%}")
-    return ", ".join(words) + f" (on {counted(quality['positions'], 'token')})"
 
 
 def _facts(name: str, manifest: "RecordManifest") -> dict[str, Any]:

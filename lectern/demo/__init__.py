@@ -1,1 +1,1 @@
-"""`lectern demo`: one teacher, three students, real text."""
+"""`lectern demo`: one teacher, four runs, real text."""

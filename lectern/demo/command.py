@@ -1,4 +1,4 @@
-"""`lectern demo`: one teacher, three students, real text, on this machine.
+"""`lectern demo`: one teacher, four runs, real text, on this machine.
 
     run_demo()
       1. takes the running interpreter's standard library source, split by file
@@ -6,7 +6,8 @@
       3. trains a small teacher on it once                            a run with alpha 1
       4. starts teacher server and control plane                      services.py
       5. creates three runs over REST and shows them until they rest  client.py, live.py
-      6. shows and writes the summary                                 report.py
+      6. stops the teacher, and trains one more from what it said
+      7. shows and writes the summary                                 report.py
 
 Everything goes through the same code as a user's own runs; only the specs are the demo's.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lectern import console
-from lectern.client import Client
+from lectern.client import Client, RunStatus
 from lectern.commands.runs.watching import watch_runs
 from lectern.commands.up import page_lines
 from lectern.demo import report as demo_report
@@ -32,12 +33,19 @@ from lectern.demo.specs import (
     MODEL_CONFIGS,
     VOCAB_SIZE,
     corpus_folder,
+    recorded_spec,
     student_specs,
     teacher_spec,
 )
 from lectern.local.foreground import run_trainer
 from lectern.local.processes import signals_interrupt
-from lectern.local.services import PlaneOptions, Services, TeacherOptions, services
+from lectern.local.services import (
+    TEACHER_GRACE_SECONDS,
+    PlaneOptions,
+    Services,
+    TeacherOptions,
+    services,
+)
 from lectern.terminal.live import display
 from lectern_common.errors import Conflict, LecternError
 from lectern_common.files import rename_durably, write_atomic
@@ -45,12 +53,14 @@ from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
+from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import size
 from lectern_data.prepare import prepare
 from lectern_data.settings import PrepareSettings
 
 TEACHER = "demo-teacher"
+ANSWERS = "demo-answers"
 _RECORD = "demo.json"
 
 
@@ -88,7 +98,7 @@ def run_demo(
         for line in (*page_lines(up), f"teacher  {up.teacher_address}"):
             console.note(f"  {line}")
         console.note("")
-        summary = distil(client, up.teacher_address, seed, student_steps, teacher, roots)
+        summary = distil(client, up, seed, student_steps, teacher, roots)
         write_atomic(home / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         demo_report.show(summary, demo_report.continuations(summary, roots.runs))
         console.note(f"\nsummary: {home / 'summary.json'}")
@@ -106,23 +116,46 @@ def prepare_demo(home: Path, teacher_steps: int) -> TrainedTeacher:
 
 def distil(
     client: Client,
-    teacher_address: str,
+    up: Services,
     seed: int,
     steps: int,
     teacher: TrainedTeacher,
     roots: Roots,
 ) -> dict[str, Any]:
-    """Creates the three runs, shows them until all are at rest, and returns the summary.
+    """Trains the three runs with the teacher, then the one without; returns the summary.
 
     Raises:
         LecternError: a run did not succeed.
     """
-    specs = student_specs(teacher_address, seed, steps)
+    _forget(roots.data / ANSWERS)
+    specs = student_specs(up.teacher_address, seed, steps, record_to=ANSWERS)
+    runs = _rested(client, specs)
+    served = demo_report.served_teacher(client, up.teacher_address)
+    console.note("\nstopping the teacher; the last run learns from the record of its answers ...")
+    up.children[0].stop(TEACHER_GRACE_SECONDS)
+    specs.append(recorded_spec(ANSWERS, seed, steps))
+    runs += _rested(client, specs[-1:])
+    served["val_loss"] = teacher.val_loss
+    return demo_report.summarise(served, runs, specs, roots.runs)
+
+
+def _rested(client: Client, specs: list[RunSpec]) -> list[RunStatus]:
+    """Creates runs, shows them until all are at rest, and returns them.
+
+    Raises:
+        LecternError: a run did not succeed.
+    """
     runs = watch_runs(client, [client.create_run(spec).id for spec in specs])
     for run in runs:
         if run.state is not RunState.SUCCEEDED:
             raise LecternError(f"{run.id} is {run.state}: {run.message}")
-    return demo_report.summarise(client, runs, specs, teacher.val_loss, roots.runs)
+    return list(runs)
+
+
+def _forget(record: Path) -> None:
+    """Deletes the record of an earlier demo, and what is left of one that was stopped."""
+    for path in (record, record.with_name(f".{record.name}.recording")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_configs(models: Path) -> None:
@@ -211,13 +244,15 @@ def _page_bind() -> str:
 
 
 def _stay_up(up: Services) -> None:
-    """Waits for Ctrl-C or SIGTERM; raises if a service dies."""
-    console.note("the services keep running; Ctrl-C stops them")
+    """Waits for Ctrl-C or SIGTERM; raises if the control plane dies."""
+    console.note("the page stays up; Ctrl-C ends it")
     for line in page_lines(up):
         console.note(f"  {line}")
     try:
         while True:
             time.sleep(0.5)
-            up.require_alive()
+            _, plane = up.children
+            if not plane.is_alive:
+                raise plane.death()
     except KeyboardInterrupt:
         console.note("stopping the services ...")

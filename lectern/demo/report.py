@@ -21,28 +21,27 @@ CONTINUATION_TOKENS = 32
 METADATA_NAME = "distillation_metadata.json"
 
 
+def served_teacher(client: "Client", address: str) -> dict[str, Any]:
+    """Returns the summary's facts about a teacher that is served now."""
+    served = next(entry for entry in client.teachers() if entry.address == address)
+    return {
+        "parameters": served.num_parameters,
+        "weights_sha256": served.weights_sha256,
+        "fingerprint": served.fingerprint,
+    }
+
+
 def summarise(
-    client: "Client",
-    runs: Sequence["RunStatus"],
-    specs: Sequence[RunSpec],
-    teacher_val_loss: float,
-    runs_root: Path,
+    teacher: dict[str, Any], runs: Sequence["RunStatus"], specs: Sequence[RunSpec], runs_root: Path
 ) -> dict[str, Any]:
     """Returns summary.json: the teacher and one entry per run, from the runs' own files.
 
     Losses are nats per token on the validation set; teacher_wait_share is the share of the steps'
     wall time; wire_bytes_per_token counts received replies, without the head and the requests, and
-    is null for a run without a teacher.
+    is null for a run that asks no server.
     """
-    addresses = {spec.teacher.address for spec in specs if spec.teacher is not None}
-    served = next(entry for entry in client.teachers() if entry.address in addresses)
     return {
-        "teacher": {
-            "parameters": served.num_parameters,
-            "val_loss": teacher_val_loss,
-            "weights_sha256": served.weights_sha256,
-            "fingerprint": served.fingerprint,
-        },
+        "teacher": teacher,
         "runs": [
             _run_entry(RunFolder(runs_root / run.id), spec)
             for run, spec in zip(runs, specs, strict=True)
@@ -67,7 +66,9 @@ def _run_entry(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
         "representation": spec.teacher.representation if spec.teacher else None,
         "steps": spec.schedule.steps,
         "learning_rate": spec.optimizer.learning_rate,
+        "record": spec.teacher.record if spec.teacher else None,
         "initial_weights_sha256": metadata["initial_weights_sha256"],
+        "weights_sha256": metadata["student_weights_sha256"],
         "val_loss_start": validation[0],
         "val_loss_end": validation[-1],
         "tokens_per_second": steps[-1]["data/tokens_seen"] / seconds,
@@ -98,7 +99,7 @@ def continuations(summary: dict[str, Any], runs_root: Path) -> dict[str, str]:
 
 
 def show(summary: dict[str, Any], written: dict[str, str]) -> None:
-    """Prints the table of the three runs and a sample of what each student writes."""
+    """Prints the table of the runs and a sample of what each student writes."""
     from rich.table import Table
     from rich.text import Text
 
@@ -126,6 +127,24 @@ def show(summary: dict[str, Any], written: dict[str, str]) -> None:
         )
     screen = console.out()
     screen.print(table)
+    for run in summary["runs"]:
+        if run["record"] is not None:
+            screen.print(
+                Text(f"\n{run['name']} had no teacher: {_compared(run, summary['runs'])}.")
+            )
     screen.print(Text(f"\nAfter {PROMPT!r} each student writes:"))
     for run in summary["runs"]:
         screen.print(Text(f"  {run['name']:<18}{written[run['id']]!r}"))
+
+
+def _compared(run: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """Returns how a recorded run's weights compare with those of the run that it repeats."""
+    names = [
+        other["name"]
+        for other in runs
+        if other is not run and other["weights_sha256"] == run["weights_sha256"]
+    ]
+    said = f"from the record {run['record']} it has"
+    if names:
+        return f"{said} the weights of {', '.join(names)}, bit by bit"
+    return f"{said} weights of its own"

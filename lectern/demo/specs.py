@@ -1,4 +1,4 @@
-"""The demo's text, its two small models, and the specs of its four runs.
+"""The demo's text, its two small models, and the specs of its five runs.
 
 The numbers are fixed so that everyone sees the same results; `--seed` changes the students' initial
 weights and row order. The students' learning rate is the best for plain cross entropy on the grid
@@ -84,15 +84,23 @@ def teacher_spec(steps: int, threads: int) -> RunSpec:
 
 
 def student_specs(
-    teacher_address: str, seed: int, steps: int, *, token_file: str | None = None
+    teacher_address: str,
+    seed: int,
+    steps: int,
+    *,
+    token_file: str | None = None,
+    record_to: str | None = None,
 ) -> list[RunSpec]:
-    """Returns the specs of the three runs, which differ only in what they learn from."""
+    """Returns the specs of the three runs with the teacher, which differ in what they learn from.
+
+    With `record_to`, the second keeps what the teacher sends it in a record of that name.
+    """
     teacher = {"address": teacher_address, "token_file": token_file}
     choices: dict[str, dict[str, Any]] = {
         "cross-entropy": {"objective": {"alpha": 1}},
         "distilled-hidden": {
             "objective": {"alpha": 0, "temperature": 1},
-            "teacher": {**teacher, "representation": "hidden"},
+            "teacher": {**teacher, "representation": "hidden", "record_to": record_to},
         },
         "distilled-top-k": {
             # The labels supply some of what the top 64 leave out.
@@ -100,17 +108,27 @@ def student_specs(
             "teacher": {**teacher, "representation": "top_k", "top_k": 64},
         },
     }
-    return [
-        parse_spec(
-            {
-                **_common(name, seed=seed, steps=steps, learning_rate=STUDENT_LEARNING_RATE),
-                "student": {"config": "student-config"},
-                "device": {"kind": "cpu", "threads": 1},
-                **sections,
-            }
-        )
-        for name, sections in choices.items()
-    ]
+    return [_student(name, seed, steps, sections) for name, sections in choices.items()]
+
+
+def recorded_spec(record: str, seed: int, steps: int) -> RunSpec:
+    """Returns the spec of the run that is `distilled-hidden`, from its record."""
+    sections = {
+        "objective": {"alpha": 0, "temperature": 1},
+        "teacher": {"record": record, "representation": "hidden"},
+    }
+    return _student("distilled-recorded", seed, steps, sections)
+
+
+def _student(name: str, seed: int, steps: int, sections: dict[str, Any]) -> RunSpec:
+    return parse_spec(
+        {
+            **_common(name, seed=seed, steps=steps, learning_rate=STUDENT_LEARNING_RATE),
+            "student": {"config": "student-config"},
+            "device": {"kind": "cpu", "threads": 1},
+            **sections,
+        }
+    )
 
 
 def _common(name: str, *, seed: int, steps: int, learning_rate: float) -> dict[str, Any]:

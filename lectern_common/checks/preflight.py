@@ -18,7 +18,7 @@ from lectern_common.checks.compatibility import (
 )
 from lectern_common.checks.documents import data_folders, require_chats, with_documents
 from lectern_common.checks.needs.estimate import DataCounts, RowCounts
-from lectern_common.checks.record import open_record, require_record_fits
+from lectern_common.checks.record import open_record, require_no_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step, why_no_dataset
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
@@ -175,6 +175,8 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
             yield _record(spec, spec.teacher, roots, found)
         else:
             yield _teacher(spec, spec.teacher, roots, found, timeout_seconds)
+            if found.taught_by is None and spec.teacher.record_to is not None:
+                yield _record_to(spec, spec.teacher, roots)
         dataset, _ = data_folders(spec, roots)
         if found.teacher is not None and found.manifest is not None and dataset is not None:
             yield from beginnings_check(found.teacher, found.manifest, dataset)
@@ -389,3 +391,11 @@ def _record(spec: RunSpec, teacher: TeacherSpec, roots: Roots, found: Found) -> 
         )
 
     return checked("teacher", look, nothing=None, field="teacher.record")[1]
+
+
+def _record_to(spec: RunSpec, teacher: TeacherSpec, roots: Roots) -> Check:
+    def look() -> tuple[None, str]:
+        require_no_record(spec, roots)
+        return None, f"what the teacher sends will be the record {teacher.record_to}"
+
+    return checked("record", look, nothing=None, field="teacher.record_to")[1]

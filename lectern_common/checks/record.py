@@ -41,6 +41,17 @@ def open_record(spec: RunSpec, roots: Roots) -> RecordReader:
         raise InvalidSpec([("teacher.record", str(error))]) from None
 
 
+def require_no_record(spec: RunSpec, roots: Roots) -> None:
+    """Raises InvalidSpec if the record that a new run is to make is there, or something like it."""
+    if spec.teacher is None or spec.teacher.record_to is None:
+        return
+    folder = resolve_under(roots.data, spec.teacher.record_to, "teacher.record_to")
+    if folder.exists():
+        why = f"{spec.teacher.record_to!r} is there already, under the data root {roots.data}; "
+        why += "choose another name, or delete it with `lectern record delete`"
+        raise InvalidSpec([("teacher.record_to", why)])
+
+
 def require_record_fits(
     spec: RunSpec, record: RecordReader, manifest: ShardManifest | None
 ) -> None:

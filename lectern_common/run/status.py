@@ -115,6 +115,11 @@ class Status:
         return Identity(self.pid, self.boot_id, self.start_ticks)
 
     @property
+    def timeless(self) -> "Status":
+        """The status without what changes with time alone."""
+        return replace(self, heartbeat=0, activity_seconds=None, usual_seconds=None)
+
+    @property
     def stalled_seconds(self) -> float | None:
         """Seconds without progress if that is far more than usual; None if it progresses.
 

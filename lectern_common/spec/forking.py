@@ -10,6 +10,7 @@ from typing import Any
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.spec.sections import OF_SERVERS
 
 # Of the student only how it is computed.
 STUDENT_MAY_CHANGE = ("dtype",)
@@ -46,6 +47,7 @@ def forked_spec(source: RunSpec, changes: Mapping[str, Any], step: int) -> RunSp
         raise InvalidSpec(problems)
     merged = _merged(before, changes)
     merged["name"] = changes.get("name", _derived(source.name))
+    _drop_others_records(merged, changes)
     for section, name, on, is_left_out in _DEPENDENTS:
         old, given, new = before[section], changes.get(section), merged.get(section)
         if not (isinstance(old, dict) and isinstance(given, Mapping) and isinstance(new, dict)):
@@ -61,6 +63,26 @@ def forked_spec(source: RunSpec, changes: Mapping[str, Any], step: int) -> RunSp
         )
         raise InvalidSpec([("schedule.steps", why)])
     return spec
+
+
+def _drop_others_records(merged: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Removes what the fork does not share with its source: the record that that one keeps.
+
+    And, if the fork learns from a server and its source from a record, or the other way round, the
+    one that it does not learn from.
+    """
+    teacher, given = merged.get("teacher"), changes.get("teacher")
+    given = given if isinstance(given, Mapping) else {}
+    if not isinstance(teacher, dict):
+        return
+    left_out = {"record_to"}
+    if given.get("record") is not None:
+        left_out |= {"address", *OF_SERVERS}
+    if given.get("address"):
+        left_out |= {"record"}
+    merged["teacher"] = {
+        name: value for name, value in teacher.items() if name in given or name not in left_out
+    }
 
 
 def _of_student(before: Mapping[str, Any], changes: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -92,6 +92,21 @@ class RunSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_record_is_of_a_dataset(self) -> Self:
+        teacher = self.teacher
+        if teacher is None or self.data.kind == "shards":
+            return self
+        for name in ("record", "record_to"):
+            if getattr(teacher, name) is not None:
+                raise Misfit(
+                    f"teacher.{name} needs a dataset: synthetic rows are not recorded; set "
+                    "data.path",
+                    f"teacher.{name}",
+                    "data.kind",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _draws_serve_forward_kl(self) -> Self:
         divergence = self.objective.divergence
         if (
@@ -172,6 +187,7 @@ RESUME_MAY_CHANGE = (
     *LABELS,
     "device",
     "teacher.address",
+    "teacher.record_to",
     "teacher.deadline_seconds",
     "teacher.outage_budget_seconds",
     "teacher.token_file",

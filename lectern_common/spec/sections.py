@@ -34,8 +34,12 @@ MODULE_PATTERN = r"^[\w.-]+$"
 MODULE_RULE = "letters, digits, dots, hyphens and underscores"
 
 
-def _relative_path(value: str) -> str:
-    """Refuses what could leave a root: absolute paths, `..`, NUL, backslashes, empty paths."""
+def relative_path(value: str) -> str:
+    """Returns a path without `.`; refuses what could leave a root, and empty paths.
+
+    Raises:
+        ValueError: it is absolute, or has `..`, backslashes, or control characters in it.
+    """
     path = PurePosixPath(value)
     if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
         raise ValueError("must be a relative path inside its root, without '..'")
@@ -46,7 +50,7 @@ def _relative_path(value: str) -> str:
     return str(path)
 
 
-RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_relative_path)]
+RelativePath = Annotated[str, Field(max_length=512), AfterValidator(relative_path)]
 Address = Annotated[
     str,
     Field(max_length=MAX_REPLICAS * (253 + 7)),
@@ -87,7 +91,8 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 # Settings of a TeacherSpec that only a server needs.
-_OF_SERVERS = (
+OF_SERVERS = (
+    "record_to",
     "deadline_seconds",
     "outage_budget_seconds",
     "token_file",
@@ -105,6 +110,8 @@ class TeacherSpec(Section):
     Empty if there is a record."""
     record: RelativePath | None = None
     """Record under the data root to learn from instead of a server: see `lectern precompute`."""
+    record_to: RelativePath | None = None
+    """Name of a record to make, under the data root, of what the run receives from the server."""
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Model id that the server must report, or that was recorded; null accepts any."""
     representation: RepresentationName = "hidden"
@@ -135,6 +142,8 @@ class TeacherSpec(Section):
 
     @model_validator(mode="after")
     def _a_server_or_a_record(self) -> Self:
+        if self.representation == "dense" and (self.record or self.record_to):
+            raise ValueError("representation dense is never recorded; set hidden")
         if self.record is None:
             if not self.address:
                 raise ValueError("address must not be empty; set host:port, or record")
@@ -142,11 +151,9 @@ class TeacherSpec(Section):
         if self.address and "address" in self.model_fields_set:
             raise ValueError("address has no effect with record; remove one of the two")
         object.__setattr__(self, "address", "")
-        for name in _OF_SERVERS:
+        for name in OF_SERVERS:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect with record, which needs no server")
-        if self.representation == "dense":
-            raise ValueError("representation dense is never recorded; set hidden")
+                raise ValueError(f"{name} has no effect with record, which asks no server")
         return self
 
     @model_validator(mode="after")

@@ -119,6 +119,7 @@ def parse_sweep(data: Any) -> Sweep:
         tuple(specs),
     )
     require_different(sweep, specs)
+    _require_own_records(sweep)
     return sweep
 
 
@@ -148,6 +149,17 @@ def require_different(sweep: Sweep, specs: Sequence[RunSpec]) -> None:
             problems.append((field, why))
     if problems:
         raise InvalidSpec(problems[:_MAX_PROBLEMS])
+
+
+def _require_own_records(sweep: Sweep) -> None:
+    """Raises InvalidSpec if two runs would keep what they receive in one record."""
+    seen: dict[str, int] = {}
+    for index, spec in enumerate(sweep.specs):
+        name = None if spec.teacher is None else spec.teacher.record_to
+        if name is not None and seen.setdefault(name, index) != index:
+            why = f"{sweep.named(index)} and {sweep.named(seen[name])} would make one record, "
+            why += f"{name}: remove it, and make one with `lectern precompute`"
+            raise InvalidSpec([(placed(sweep, index, "teacher.record_to"), why)])
 
 
 def placed(sweep: Sweep, index: int, field: str) -> str:

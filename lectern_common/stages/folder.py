@@ -73,7 +73,7 @@ class TaskFolder:
         Args:
             path: must not exist, or be empty; its parents are made.
             stage: the name of the stage.
-            asked: the fields of its request, as JSON values.
+            asked: the fields of its request, as JSON values; a "stage" among them is left out.
 
         Raises:
             Conflict: there is something at the path.
@@ -84,7 +84,7 @@ class TaskFolder:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise Conflict(f"{path} exists; choose another folder")
         with new_folder(path, path.with_name(f".new-{path.name}")) as hidden:
-            text = json.dumps({"stage": stage, **asked}, indent=1, allow_nan=False)
+            text = json.dumps({**asked, "stage": stage}, indent=1, allow_nan=False)
             (hidden / cls(path).task_path.name).write_text(text)
         return cls(path)
 
@@ -176,3 +176,11 @@ class TaskFolder:
             busy=f"task {self.task_id} is being worked on by another process",
             patience_seconds=patience_seconds,
         )
+
+    def is_locked(self) -> bool:
+        """Returns True while a process works on the task."""
+        try:
+            with self.locked():
+                return False
+        except Conflict:
+            return True

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,20 +10,28 @@ from lectern_common.errors import InvalidSpec
 from lectern_common.spec.refusals import problems_of
 
 
-def _evaluate() -> Any:
-    return import_module("lectern_common.stages.evaluate").EvaluateRequest
+def _evaluate() -> type[BaseModel]:
+    from lectern_common.stages.evaluate import EvaluateRequest
+
+    return EvaluateRequest
 
 
-def _export() -> Any:
-    return import_module("lectern_common.stages.export").ExportRequest
+def _export() -> type[BaseModel]:
+    from lectern_common.stages.export import ExportRequest
+
+    return ExportRequest
 
 
-def _publish() -> Any:
-    return import_module("lectern_common.stages.publish").PublishRequest
+def _publish() -> type[BaseModel]:
+    from lectern_common.stages.publish import PublishRequest
+
+    return PublishRequest
 
 
-def _precompute() -> Any:
-    return import_module("lectern_common.stages.precompute").PrecomputeRequest
+def _precompute() -> type[BaseModel]:
+    from lectern_common.stages.precompute import PrecomputeRequest
+
+    return PrecomputeRequest
 
 
 # Each imports the class when it is asked for.

@@ -1,12 +1,14 @@
 """The status that the process of a task writes: its state, how far it is, and what it has said."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from lectern_common.errors import CorruptData
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RunState
 from lectern_common.run.untrusted import (
@@ -71,6 +73,11 @@ class TaskStatus:
         return Identity(self.pid, self.boot_id, self.start_ticks)
 
     @property
+    def timeless(self) -> "TaskStatus":
+        """The status without what changes with time alone."""
+        return replace(self, heartbeat=0, per_second=None)
+
+    @property
     def seconds_left(self) -> float | None:
         """How long the rest of what is counted takes at its rate; None if that is not known."""
         if not self.per_second or self.of < self.done:
@@ -97,6 +104,19 @@ def bounded(status: TaskStatus) -> TaskStatus:
         per_second=finite(status.per_second),
         said=[cut(text) for text in status.said[-MAX_SAID:]],
     )
+
+
+def values_of(status: TaskStatus) -> dict[str, Any]:
+    """Returns the status as JSON values."""
+    return {**asdict(status), "state": str(status.state)}
+
+
+def stored_status(values: Any) -> TaskStatus | None:
+    """Returns the status in a stored row; None if that is damaged."""
+    try:
+        return parse_status(json.dumps(values).encode())
+    except (CorruptData, TypeError, ValueError):
+        return None
 
 
 def parse_status(data: bytes) -> TaskStatus:

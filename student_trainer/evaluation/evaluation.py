@@ -288,12 +288,16 @@ def num_agreeing(
         for start in range(0, len(hidden_ND), size):
             stop = min(start + size, len(hidden_ND))
             ours_n = head.logits(hidden_ND[start:stop]).argmax(-1)
-            agreeing += (ours_n == _likeliest(targets.rows(start, stop))).sum()
+            agreeing += (ours_n == likeliest_ids(targets.rows(start, stop))).sum()
     return agreeing
 
 
-def _likeliest(targets: TeacherTargets) -> Tensor:
-    """Returns the teacher's likeliest id at each position, int64 [n]."""
+def likeliest_ids(targets: TeacherTargets) -> Tensor:
+    """Returns the teacher's likeliest id at each position, int64 [n].
+
+    Raises:
+        InvalidRequest: the targets are draws.
+    """
     if isinstance(targets, TopKTargets):
         return targets.ids_NK[:, 0]
     if isinstance(targets, DenseTargets):

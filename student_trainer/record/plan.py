@@ -15,26 +15,12 @@ import numpy as np
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
+from lectern_common.stages.precompute import RecordOptions
 from lectern_common.teacher.record.manifest import RecordFormat, RecordFormatName
 from student_trainer.batch import Batch
 from student_trainer.data.rows import Rows, in_order
 from student_trainer.data.select import Data
 from student_trainer.record.precompute import PlannedPart
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """How to record, beyond what the run's spec says.
-
-    Attributes:
-        eight_bit_hidden: store hidden states in 8 bits.
-        log_prob_bits: of log-probabilities: 16 or 8.
-        draw_sets: sets of draws to record, with `representation: sampled`.
-    """
-
-    eight_bit_hidden: bool = False
-    log_prob_bits: int = 16
-    draw_sets: int = 1
 
 
 def format_of(teacher: TeacherSpec, options: RecordOptions) -> RecordFormat:

@@ -119,14 +119,19 @@ def record_part(
             files.save()
         files.write_index()
         report(part, part.num_batches, files.bytes_of_rows)
-        return RecordPart(
-            name=part.name,
-            format=part.format,
-            temperature=part.temperature,
-            draw_set=part.draw_set,
-            sequences=files.sequences,
-            rows=files.rows,
-        )
+        return entry_of(part, files)
+
+
+def entry_of(part: PlannedPart, files: PartWriter) -> RecordPart:
+    """Returns the entry of the manifest for a part with these files."""
+    return RecordPart(
+        name=part.name,
+        format=part.format,
+        temperature=part.temperature,
+        draw_set=part.draw_set,
+        sequences=files.sequences,
+        rows=files.rows,
+    )
 
 
 @dataclass(frozen=True)

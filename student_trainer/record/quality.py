@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lectern_common.errors import RepresentationNotOffered
 from lectern_common.wire.formats import Representation
+from lectern_common.words import counted
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.record.precompute import PlannedPart
@@ -56,6 +57,16 @@ class Quality:
     gradient_error: float
     distinct_ids: float | None
     positions: int
+
+    def in_words(self) -> str:
+        """Returns it as one line for people."""
+        words = [f"{self.part}: {self.bytes_per_token:,.1f} bytes a token"]
+        if self.distinct_ids is not None:
+            words.append(f"{self.distinct_ids:.1f} distinct ids a token")
+        if self.kl is not None:
+            words.append(f"KL to the teacher {self.kl:.2g} nats a token")
+        words.append(f"gradient off by {self.gradient_error:.2%}")
+        return ", ".join(words) + f" (on {counted(self.positions, 'token')})"
 
 
 def quality_of(part: PlannedPart, teacher: TargetsProvider, meaning: RowMeaning) -> Quality:

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import Conflict, CorruptData
-from lectern_common.files import fsync, put_in_place, take_lock, write_atomic
+from lectern_common.files import fsync, put_in_place, replaced_file, take_lock, write_atomic
 from lectern_common.teacher.record.index import (
     ENTRY,
-    SequenceIndex,
     checksum,
+    comparable,
     covered,
     sequence_key,
 )
@@ -45,6 +45,7 @@ from lectern_common.teacher.record.manifest import (
 )
 from lectern_common.teacher.record.reader import file_sha256, mask_bytes
 from student_trainer.journal.disk_full import disk_full_as_error
+from student_trainer.record.digests import DigestSet
 
 _PLAN_NAME = "plan.json"
 _LOCK_NAME = "lock"
@@ -52,6 +53,7 @@ _LOCK_NAME = "lock"
 LOCK_PATIENCE_SECONDS = 5.0
 # An entry beside its own checksum: a power cut may leave half of it, or zeros.
 _LOGGED = np.dtype([*ENTRY.descr, ("entry_crc32", "<u4")])
+_ENTRIES_AT_ONCE = 1 << 16
 
 
 def recording_path(record: Path) -> Path:
@@ -77,7 +79,7 @@ class PartWriter:
     def __init__(self, folder: Path, log: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._log_path = folder, log
-        self._recorded: set[bytes] = set()  # of _identity
+        self._recorded = DigestSet()  # of _identity
         self._row_bytes = self._mask_bytes = self.sequences = self.rows = 0
         for entry, mask in _intact(folder, log):
             self._count(entry, mask)
@@ -149,13 +151,17 @@ class PartWriter:
         os.fsync(self._log.fileno())
 
     def write_index(self) -> None:
-        """Saves everything, and writes the index."""
+        """Saves everything, and writes the index; there is at least one sequence."""
         self.save()
-        logged = np.frombuffer(self._log_path.read_bytes(), _LOGGED)
-        entries = np.empty(len(logged), ENTRY)
-        for name in ENTRY.names or ():
-            entries[name] = logged[name]
-        write_atomic(self._folder / INDEX_NAME, SequenceIndex.sorted(entries).entries.tobytes())
+        logged = np.memmap(self._log_path, _LOGGED, "r")  # only this process writes it
+        order = np.argsort(comparable(logged["key"]), kind="stable")
+        with replaced_file(self._folder / INDEX_NAME) as path, path.open("wb") as file:
+            for first in range(0, len(order), _ENTRIES_AT_ONCE):
+                chosen = logged[order[first : first + _ENTRIES_AT_ONCE]]
+                entries = np.empty(len(chosen), ENTRY)
+                for name in ENTRY.names or ():
+                    entries[name] = chosen[name]
+                file.write(entries.tobytes())
 
 
 class RecordWriter:
@@ -174,6 +180,11 @@ class RecordWriter:
 
     def part(self, name: str) -> PartWriter:
         return PartWriter(self.folder / name, self.work / f"{name}.entries")
+
+    def drop(self, name: str) -> None:
+        """Removes what is there of a part."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.work / f"{name}.entries").unlink(missing_ok=True)
 
     def finish(self, facts: RecordFacts, parts: list[RecordPart]) -> RecordManifest:
         """Puts the finished record in place; returns its manifest.
@@ -219,12 +230,19 @@ class RecordWriter:
 
 
 @contextmanager
-def recording(record: Path, plan: dict[str, object]) -> Iterator[RecordWriter]:
+def recording(
+    record: Path,
+    plan: dict[str, object],
+    option: str = "--output",
+    again: str = "run the same command again",
+) -> Iterator[RecordWriter]:
     """Yields the writer of a record that is not there yet, going on where a killed one stopped.
 
     Args:
         record: its folder.
         plan: what decides its bytes, as JSON values.
+        option: that names the record, for messages.
+        again: what to do once a full disk has space again.
 
     Raises:
         Conflict: the record is there, is being made by another process, or was begun by another
@@ -234,7 +252,7 @@ def recording(record: Path, plan: dict[str, object]) -> Iterator[RecordWriter]:
     writer = RecordWriter(record)
     if not writer.work.exists():
         _require_absent(record)
-    with disk_full_as_error(f"the record {record.name}", "run the same command again"):
+    with disk_full_as_error(f"the record {record.name}", again):
         writer.work.mkdir(parents=True, exist_ok=True)
         try:
             lock = take_lock(writer.work / _LOCK_NAME, LOCK_PATIENCE_SECONDS)
@@ -246,7 +264,7 @@ def recording(record: Path, plan: dict[str, object]) -> Iterator[RecordWriter]:
             # A record that is there without `folder` is this one: killed after it had its name.
             if writer.folder.exists() or not writer.work.exists():
                 _require_absent(record)
-            _require_same_plan(writer, plan)
+            _require_same_plan(writer, plan, option)
             if not record.exists():
                 writer.folder.mkdir(exist_ok=True)
             # Of files that a killed process was replacing.
@@ -265,7 +283,7 @@ def _require_absent(record: Path) -> None:
         )
 
 
-def _require_same_plan(writer: RecordWriter, plan: dict[str, object]) -> None:
+def _require_same_plan(writer: RecordWriter, plan: dict[str, object], option: str) -> None:
     path = writer.work / _PLAN_NAME
     try:
         begun = json.loads(path.read_bytes())
@@ -284,7 +302,7 @@ def _require_same_plan(writer: RecordWriter, plan: dict[str, object]) -> None:
     if differing:
         raise Conflict(
             f"{writer.record.name} was begun with another {', '.join(differing)}; choose another "
-            f"--output, or remove {writer.work} to begin anew"
+            f"{option}, or remove {writer.work} to begin anew"
         )
 
 
@@ -297,10 +315,13 @@ def _intact(folder: Path, log: Path) -> Iterator[tuple[np.void, bytes]]:
     """Yields (entry, its mask) up to the first that is not whole, or whose rows or mask are not."""
     if not all(path.exists() for path in (log, folder / ROWS_NAME, folder / MASKS_NAME)):
         return
-    data = log.read_bytes()
-    logged = np.frombuffer(data[: len(data) // _LOGGED.itemsize * _LOGGED.itemsize], _LOGGED)
-    with (folder / ROWS_NAME).open("rb") as rows, (folder / MASKS_NAME).open("rb") as masks:
-        for entry in logged:
+    with (
+        log.open("rb") as logged,
+        (folder / ROWS_NAME).open("rb") as rows,
+        (folder / MASKS_NAME).open("rb") as masks,
+    ):
+        while len(data := logged.read(_LOGGED.itemsize)) == _LOGGED.itemsize:
+            entry = np.frombuffer(data, _LOGGED)[0]
             if zlib.crc32(entry.tobytes()[: ENTRY.itemsize]) != int(entry["entry_crc32"]):
                 return
             recorded = rows.read(int(entry["num_bytes"]))

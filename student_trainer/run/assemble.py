@@ -28,6 +28,7 @@ from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
 from student_trainer.ranks.sharding import shard
+from student_trainer.record.keep import Keeping, begin_keeping
 from student_trainer.run.assembled import Assembly
 from student_trainer.run.checks import check_before_training, require_covered
 from student_trainer.run.connect import open_teaching, teacher_facts
@@ -37,7 +38,9 @@ from student_trainer.run.resume import best_saved, newest_of_all, require_not_fo
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
+from student_trainer.targets import TargetsProvider
 from student_trainer.teacher.recorded import RecordedTeacher
+from student_trainer.teacher.remote import RemoteTeacher
 
 
 def assemble(run: RunContext, *, resume: bool) -> Assembly:
@@ -83,6 +86,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         found = check_before_training(
             spec, loaded.student, teaching, batches.batch_at, run.device, asks_teacher=asks_teacher
         )
+        keeping = _keeping(run, data, provider, None if is_new else before)
     facts = _facts(run, loaded, data, teaching)
     ranks.require_same(
         student=loaded.initial_sha256,
@@ -94,13 +98,20 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
     progress = _progress(run, store, checkpoint)
     if spec.device.compile:
         loaded.student.compile_body()
+    kept = None if keeping is None else keeping.kept
     with ranks.together():
+        if kept is not None:
+            kept.open()
         recorder.event(
             "assembled",
             step=progress.step,
             **_described(run, loaded, data, teaching),
             **found,
         )
+    asked = teaching
+    if kept is not None and teaching is not None:
+        around = kept.around(teaching.provider)
+        asked = replace(teaching, provider=around, before_checkpoint=kept.save)
     parts = Parts(
         student=loaded.student,
         optimizer=optimizer,
@@ -108,7 +119,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
         validation=lambda: in_order(data.validation, spec.micro_batch, ranks.rank, ranks.size),
-        teaching=teaching,
+        teaching=asked,
         recorder=recorder,
         checkpoints=store,
         checkpoint_facts=facts,
@@ -116,7 +127,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         ranks=ranks,
         samples=_samples(run, prompts, teaching, progress),
     )
-    return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data)
+    return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data, keeping)
 
 
 def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Checkpoint | None]:
@@ -172,6 +183,39 @@ def _teacher(
     return open_teaching(run, run.spec.teacher, loaded, data.manifest, taught_by(run.folder, begun))
 
 
+def _keeping(
+    run: RunContext, data: Data, teacher: TargetsProvider | None, before: RunSpec | None
+) -> Keeping | None:
+    """Returns what keeps the teacher's answers, and says so; None if the run keeps none.
+
+    Args:
+        before: the spec of the checkpoint that the run goes on from; None if it begins.
+    """
+    spec = run.spec
+    if spec.teacher is None or spec.teacher.record_to is None:
+        return None
+    if not isinstance(teacher, RemoteTeacher):
+        raise ValueError("only a server's answers are kept")
+    named = None if before is None or before.teacher is None else before.teacher.record_to
+    keeping = begin_keeping(
+        spec,
+        run.roots,
+        data,
+        teacher,
+        run_id=run.folder.run_id,
+        rank=run.ranks.rank,
+        is_resumed=named == spec.teacher.record_to,
+        held=run.held,
+    )
+    if keeping is None:
+        words = f"the record {spec.teacher.record_to} is made; nothing is added to it"
+        run.recorder.event("record_is_made", message=words)
+    elif keeping.said is not None:
+        words = f"keeps what the teacher sends in the record {spec.teacher.record_to}"
+        run.recorder.event("record_begun", message=f"{words}; {keeping.said}")
+    return keeping
+
+
 def _optimizer(
     run: RunContext, student: CausalStudent, checkpoint: Checkpoint | None
 ) -> torch.optim.Optimizer:
@@ -212,7 +256,10 @@ def _samples(
         return None
     path = run.folder.samples_path if run.ranks.is_first else None
     teacher = None
-    if teaching is not None and run.ranks.is_first:
+    if teaching is not None and teaching.is_recorded:
+        words = "a record answers only about the rows of its data"
+        run.recorder.event("left_out", metric="the teacher's samples", message=words)
+    elif teaching is not None and run.ranks.is_first:
         teacher = TeacherTexts(teaching.provider, prompts)
     samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():

@@ -10,7 +10,10 @@ from lectern_common.errors import CorruptData
 from lectern_common.run.status import EARLY_STOPPED
 from lectern_common.spec.load import dump_spec
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.words import counted
 from student_trainer.data.select import Data
+from student_trainer.journal.activity import EXPORT
+from student_trainer.record.keep import Keeping
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings
 from student_trainer.student.export import export_student
 from student_trainer.student.load import LoadedStudent, load_student
@@ -28,6 +31,7 @@ class Assembly:
     progress: Progress
     loaded: LoadedStudent
     data: Data
+    keeping: Keeping | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -57,6 +61,28 @@ class Assembly:
         )
         validation_loss = progress.record.get("loss/val")
         self.parts.recorder.event("exported", step=progress.step, validation_loss=validation_loss)
+
+    def make_record(self) -> None:
+        """Makes the record of what the run has received from its teacher, if it keeps that.
+
+        Raises:
+            StopRequested, DiskFull and others: as Kept.finish says.
+        """
+        if self.keeping is None or self.spec.teacher is None:
+            return
+        recorder = self.parts.recorder
+        manifest = self.keeping.finish(self.context.stop, lambda: recorder.doing(EXPORT))
+        if manifest is None:
+            return
+        rows = len(self.data.training)
+        seen = self.progress.step * self.spec.batch.sequences_per_step
+        parts = ", ".join(
+            f"{counted(part.sequences, 'sequence')} of {part.name}" for part in manifest.parts
+        )
+        words = f"made the record {self.spec.teacher.record_to} of what the run received: {parts}"
+        if seen < rows:
+            words += f"; it has seen {seen:,} of its {rows:,} training rows"
+        recorder.event("record_made", message=words)
 
     def ending(self) -> tuple[str | None, str | None]:
         """Returns why a run ended before its last step, as (reason, message); else (None, None)."""

@@ -8,6 +8,7 @@ weights have equal hashes, whatever dtype they are loaded in (compatibility.py).
 finds what hashes do not show: adapters that change nothing yet, converted files, renamed copies.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ from lectern_models.logits.masks import rules_out
 from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.batch import Batch
-from student_trainer.data.rows import in_order
+from student_trainer.data.rows import batch_from, permutation
 from student_trainer.data.select import Data
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.ranks.world import local_ranks
@@ -175,27 +176,40 @@ def check_before_training(
 def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: Stop) -> None:
     """Raises unless a record holds the answers about every row of a run; reads no answer.
 
+    Of training rows, those that its steps will see.
+
     Raises:
         StopRequested: a stop was requested meanwhile.
         Incompatible: a row is not in the record; the message names it.
     """
     if spec.teacher is None:
         return
-    asked = spec.teacher.asks_for
+    asked, training, began = spec.teacher.asks_for, data.training, time.monotonic()
+    seen = spec.schedule.steps * spec.batch.sequences_per_step
+    indices: Sequence[int] = range(len(training))
+    if seen < len(training):
+        indices = sorted(permutation(spec.seed, 0, len(training))[:seen].tolist())
     sets = (
-        ("training", data.training, spec.objective.temperature),
-        ("validation", data.validation, 1.0),
+        ("training", training, indices, spec.objective.temperature),
+        ("validation", data.validation, range(len(data.validation)), 1.0),
     )
-    for name, rows, temperature in sets:
-        for index, batch in enumerate(in_order(rows, 1)):
+    for name, rows, chosen, temperature in sets:
+        for index in chosen:
             stop.check()
-            for ids_S, valid_S in batch.sequences():
+            for ids_S, valid_S in batch_from(rows, [index]).sequences():
                 if not teacher.covers(ids_S, valid_S, asked, temperature):
                     raise Incompatible(
                         f"row {index} of the {name} set, which begins {_words(ids_S)}, is not in "
                         f"the record {spec.teacher.record}: it was made of "
                         f"{_made_of(teacher, data)}; use those rows, or make another record"
                     )
+    _log.info(
+        "record_covers",
+        record=spec.teacher.record,
+        training_rows=len(indices),
+        validation_rows=len(data.validation),
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def _words(ids_S: npt.NDArray[np.uint32]) -> str:
@@ -208,7 +222,8 @@ def _made_of(teacher: RecordedTeacher, data: Data) -> str:
         return f"{contexts.data_path} with other contents than the run's data has now"
     return (
         f"{contexts.data_path} with data.seq_len {contexts.seq_len}, and another "
-        "data.validation_fraction, evaluation.max_sequences or data.attention_across_documents"
+        "data.validation_fraction, evaluation.max_sequences or data.attention_across_documents, or "
+        "by a run of fewer steps"
     )
 
 

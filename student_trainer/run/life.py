@@ -178,23 +178,25 @@ def _train_and_export(
     if spec.device.threads is not None:
         torch.set_num_threads(spec.device.threads)
     disable_progress_bar()
-    with ExitStack() as stack:
-        patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
-        device = choose_device(spec.device.kind)
-        ranks = join_ranks(device, spec.device.count, patience)
-        stack.callback(leave_ranks, ranks)
-        context = RunContext(spec, roots, folder, device, ranks, recorder, stop, stack)
-        run = assemble(context, resume=resume)
-        with ranks.together():
-            recorder.open_metrics(spec.report_to, run.progress.step)
-        recorder.set_state(RunState.RUNNING)
-        finished = train(run.parts, run.settings, run.progress)
-    if not finished:
-        at = f"stopped at the checkpoint of step {run.progress.step}, as asked"
-        return RunState.STOPPED, "stopped", stop.why if stop.requested else at
-    if ranks.is_first:
-        recorder.doing(EXPORT)
-        run.export()
+    with ExitStack() as held:
+        with ExitStack() as stack:
+            patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
+            device = choose_device(spec.device.kind)
+            ranks = join_ranks(device, spec.device.count, patience)
+            stack.callback(leave_ranks, ranks)
+            context = RunContext(spec, roots, folder, device, ranks, recorder, stop, stack, held)
+            run = assemble(context, resume=resume)
+            with ranks.together():
+                recorder.open_metrics(spec.report_to, run.progress.step)
+            recorder.set_state(RunState.RUNNING)
+            finished = train(run.parts, run.settings, run.progress)
+        if not finished:
+            at = f"stopped at the checkpoint of step {run.progress.step}, as asked"
+            return RunState.STOPPED, "stopped", stop.why if stop.requested else at
+        if ranks.is_first:
+            recorder.doing(EXPORT)
+            run.export()
+            run.make_record()
     return RunState.SUCCEEDED, *run.ending()
 
 

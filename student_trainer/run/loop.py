@@ -306,6 +306,9 @@ def _save(parts: Parts, progress: Progress) -> None:
     if parts.checkpoints is None:
         return
     first = parts.ranks.is_first
+    if parts.teaching is not None:
+        with parts.ranks.together():
+            parts.teaching.before_checkpoint()
     model = gathered(model_tensors(parts.student), keep=first)
     optimizer = gathered(optimizer_tensors(parts.optimizer, parts.student), keep=first)
     with parts.ranks.together():

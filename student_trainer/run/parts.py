@@ -41,6 +41,7 @@ class RunContext:
         recorder: records checkpoints, outages and what was loaded.
         stop: ends every wait.
         stack: closes the connection to the teacher.
+        held: closes what the run needs until its very end.
     """
 
     spec: RunSpec
@@ -51,6 +52,7 @@ class RunContext:
     recorder: RunRecorder
     stop: Stop
     stack: ExitStack
+    held: ExitStack = field(default_factory=ExitStack)
 
 
 class StepRecorder(Protocol):
@@ -82,6 +84,7 @@ class Teaching:
     too long; None means no advice. `model` is the teacher's description of itself; None means it
     was not asked. `untaught` are the student's ids in which it has no say. `is_recorded`: the
     answers come from a record, which holds as many sets of draws as it was made with.
+    `before_checkpoint` makes the answers that the run keeps outlive this process.
     """
 
     provider: TargetsProvider
@@ -94,6 +97,7 @@ class Teaching:
     model: teacher_pb2.Model | None = None
     untaught: Untaught = NOTHING_UNTAUGHT
     is_recorded: bool = False
+    before_checkpoint: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

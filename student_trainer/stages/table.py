@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,20 +34,28 @@ class Stage:
     function: Callable[[], StageFunction]
 
 
-def _evaluate() -> Any:
-    return import_module("student_trainer.evaluating.stage").evaluate
+def _evaluate() -> StageFunction:
+    from student_trainer.evaluating.stage import evaluate
+
+    return evaluate
 
 
-def _export() -> Any:
-    return import_module("student_trainer.exporting.stage").export
+def _export() -> StageFunction:
+    from student_trainer.exporting.stage import export
+
+    return export
 
 
-def _publish() -> Any:
-    return import_module("student_trainer.publishing.stage").publish
+def _publish() -> StageFunction:
+    from student_trainer.publishing.stage import publish
+
+    return publish
 
 
-def _precompute() -> Any:
-    return import_module("student_trainer.record.stage").precompute
+def _precompute() -> StageFunction:
+    from student_trainer.record.stage import precompute
+
+    return precompute
 
 
 STAGES: dict[str, Stage] = {

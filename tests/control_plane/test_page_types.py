@@ -13,7 +13,7 @@ from tests.control_plane.conftest import ROOT
 
 # Interfaces that only the page has.
 OWN = {"Window", "ShownRun", "MetricsRecord"}
-MODEL_OF = {"HistoryEntry": "HistoryView"}
+MODEL_OF = {"HistoryEntry": "HistoryView", "TeacherRecord": "RecordView"}
 # Types that the page knows more precisely than the schema.
 SPELLED = {
     "Metrics.metrics": "MetricsRecord[]",

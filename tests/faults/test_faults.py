@@ -191,7 +191,7 @@ def test_invalid_arguments_are_refused(
 
 
 def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
-    numbers = {"S": range(1, 15), "C": range(1, 29), "T": range(1, 23)}
+    numbers = {"S": range(1, 15), "R": range(1, 8), "C": range(1, 29), "T": range(1, 23)}
     ids = [f"{side}{number}" for side, each in numbers.items() for number in each]
     assert list(ROWS) == ids
     assert sabotage.ROWS.keys() == set(ids)
@@ -201,7 +201,10 @@ def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
 OF_THE_CLIENT = ["T1", "T2", "T3", "T22"]
 CHANGED_IN = {
     "teacher": [row for row in ROWS if row[0] == "T" and row not in OF_THE_CLIENT],
-    "trainer": [*OF_THE_CLIENT, "T4", *(r for r in ROWS if r[0] == "S" and r not in ("S9", "S13"))],
+    "trainer": [
+        *(*OF_THE_CLIENT, "T4"),
+        *(row for row in ROWS if row[0] in "SR" and row not in ("S9", "S13")),
+    ],
     "control": [row for row in ROWS if row[0] == "C"],
     "lectern": ["S9", "S13"],
 }
@@ -216,13 +219,14 @@ def test_every_sabotage_and_fault_changes_something_that_exists(program: str) ->
         "from faults.control import sabotage as control_sabotage\n"
         "from faults.teacher import injections, sabotage\n"
         "from faults.trainer import injections as trainer_injections\n"
+        "from faults.record import sabotage as record_sabotage\n"
         "from faults.trainer import sabotage as trainer_sabotage\n"
         "put, done = replacing.put, []\n"
         "def counted(owner, name, value):\n"
         "    done.append(name)\n"
         "    put(owner, name, value)\n"
         "sabotage.put = injections.put = counted\n"
-        "trainer_sabotage.put = trainer_injections.put = counted\n"
+        "trainer_sabotage.put = trainer_injections.put = record_sabotage.put = counted\n"
         "control_sabotage.put = control_injections.put = stand_in.put = counted\n"
         f"for row in {CHANGED_IN[program]}:\n"
         "    done.clear()\n"

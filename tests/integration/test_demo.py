@@ -24,7 +24,14 @@ STEP_OPTIONS = ("--teacher-steps", str(STEPS), "--student-steps", str(STEPS))
 TEACHER_FIELDS = {"parameters", "val_loss", "weights_sha256", "fingerprint"}
 RUN_FIELDS = {
     *("id", "name", "alpha", "temperature", "representation", "steps", "learning_rate"),
-    *("initial_weights_sha256", "val_loss_start", "val_loss_end", "tokens_per_second"),
+    *(
+        "record",
+        "initial_weights_sha256",
+        "weights_sha256",
+        "val_loss_start",
+        "val_loss_end",
+        "tokens_per_second",
+    ),
     *("teacher_wait_share", "wire_bytes_per_token", "export"),
 }
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -32,7 +39,7 @@ LOSS_OF_GUESSING = np.log(2048)
 
 
 @pytest.mark.long
-def test_the_demo_shows_three_runs_and_a_second_start_keeps_its_teacher(
+def test_the_demo_shows_four_runs_and_a_second_start_keeps_its_teacher(
     tmp_path: Path, mark: str
 ) -> None:
     folder = tmp_path / "demo"
@@ -46,6 +53,7 @@ def test_the_demo_shows_three_runs_and_a_second_start_keeps_its_teacher(
     for run in summary["runs"]:
         assert run["name"] in ended.out
         require_loads(Path(run["export"]))
+    assert "it has the weights of distilled-hidden, bit by bit" in " ".join(ended.out.split())
     require_kept(folder)
 
 
@@ -64,6 +72,7 @@ def require_runs(runs: list[dict[str, Any]], folder: Path) -> None:
         ("cross-entropy", 1, None),
         ("distilled-hidden", 0, "hidden"),
         ("distilled-top-k", 0.1, "top_k"),
+        ("distilled-recorded", 0, "hidden"),
     ]
     for field in ("initial_weights_sha256", "val_loss_start", "steps", "learning_rate"):
         assert len({run[field] for run in runs}) == 1, field
@@ -79,8 +88,10 @@ def require_runs(runs: list[dict[str, Any]], folder: Path) -> None:
         assert lines[0]["loss/val"] == run["val_loss_start"]
         assert lines[-1]["loss/val"] == run["val_loss_end"]
     teacher = json.loads((folder / "models" / "demo-teacher" / "config.json").read_text())
-    cross_entropy, hidden, top_k = (run["wire_bytes_per_token"] for run in runs)
-    assert cross_entropy is None
+    cross_entropy, hidden, top_k, recorded = (run["wire_bytes_per_token"] for run in runs)
+    assert cross_entropy is recorded is None
+    assert runs[3]["record"] == "demo-answers"
+    assert runs[3]["weights_sha256"] == runs[1]["weights_sha256"]
     assert 1 < hidden / (4 * teacher["hidden_size"]) < 1.02
     assert 1 < top_k / (8 * 64) < 1.05
     assert runs[0]["teacher_wait_share"] == 0

@@ -51,6 +51,8 @@ CODE_RUNNING_CALLS = {
     "subprocess.getstatusoutput",
     "asyncio.create_subprocess_shell",
 }
+# Runs in a sandbox only, on a program that is not trusted; nothing imports it.
+INSIDE_THE_SANDBOX = "student_trainer/evaluating/sandbox/inside.py"
 # Put together here, so that this file does not name them.
 REGISTRIES = [
     ".".join(parts)
@@ -123,7 +125,9 @@ def test_nothing_that_can_run_code_from_data_is_imported():
 def test_nothing_that_can_run_code_from_data_is_called():
     for where, node in nodes():
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in CODE_RUNNING_CALLS, where
+            called = ast.unparse(node.func)
+            if not where.startswith(INSIDE_THE_SANDBOX) or called not in ("exec", "compile"):
+                assert called not in CODE_RUNNING_CALLS, where
             for keyword in node.keywords:
                 assert not (keyword.arg == "shell" and not is_false(keyword.value)), where
                 assert not (keyword.arg == "allow_pickle" and not is_false(keyword.value)), where

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from control_plane.trainers.kinds.kind import Folder
 from lectern_common.run.checkpoint_files import (
     MANIFEST_NAME,
     MODEL_NAME,
@@ -125,7 +126,7 @@ class FakeProcesses:
     def slowed(self) -> str | None:
         return None
 
-    def start(self, folder: RunFolder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
+    def start(self, folder: Folder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -133,13 +134,18 @@ class FakeProcesses:
         identity = Identity(self._next_pid, "this-boot", 100 * self._next_pid)
         attempt = environment.get(ATTEMPT_VARIABLE)
         self.started.append(
-            FakeProcess(identity, folder, self._clock, None if attempt is None else int(attempt))
+            FakeProcess(
+                identity,
+                RunFolder(folder.path),
+                self._clock,
+                None if attempt is None else int(attempt),
+            )
         )
         self.resumed.append(resume)
         self.environments.append(dict(environment))
         return identity
 
-    def find(self, folder: RunFolder, said: Identity | None = None) -> Identity | None:
+    def find(self, folder: Folder, said: Identity | None = None) -> Identity | None:
         return next(
             (
                 process.identity

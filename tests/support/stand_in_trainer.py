@@ -9,6 +9,8 @@ The first word of the run's name says how it behaves:
     silent    ends with exit status 3 before it says anything
     fails     ends as failed, with a reason
     waits     waits for its teacher after one step
+
+With the name of a stage before the folder it does a task, see stand_in_stage.py.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from lectern_common.json_lines import append_json_line, keep_lines_before
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import identity_of
 from lectern_common.run.status import RunState, Status, attempt_of_environment
+from lectern_common.stages.requests import STAGES
 
 CHECKPOINT_EVERY = 5
 
@@ -144,6 +147,10 @@ class StandIn:
 
 
 def main() -> int:
+    if any(word in STAGES for word in sys.argv[1:]):
+        from tests.support.stand_in_stage import main as do_task
+
+        return do_task(sys.argv[1:])
     parser = argparse.ArgumentParser()
     parser.add_argument("--step-seconds", type=float, default=0.01)
     parser.add_argument("--home")

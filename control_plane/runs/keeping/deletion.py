@@ -8,6 +8,7 @@ it leaves the renamed folder, which the next start removes.
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from control_plane.runs.queries import Runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.files import rename_durably
 from lectern_common.run.folder import RunFolder
+from lectern_common.stages.folder import TaskFolder
 
 _ASIDE = ".deleted-"
 
@@ -39,18 +41,34 @@ def delete_run(commands: RunCommands, folder: RunFolder, since: float | None = N
         Conflict: it is active, has changed its state, a process other than the control plane's
             trains it, or its folder is a link, behind which nothing is removed.
     """
+    return delete_folder(folder, lambda set_aside: commands.delete(folder.run_id, set_aside, since))
+
+
+def delete_folder(
+    folder: RunFolder | TaskFolder, delete: Callable[[Callable[[], None]], None]
+) -> bool:
+    """Deletes rows and their folder together; returns False if some of its files are left.
+
+    Args:
+        folder: of a run or task.
+        delete: deletes the rows in one transaction; before that, it calls what it is given.
+
+    Raises:
+        Conflict: a process holds the folder's lock, or the folder is a link.
+        LecternError: what `delete` raises; the folder is then as it was.
+    """
     aside = aside_of(folder.path)
     with ExitStack() as stack:
 
         def set_aside() -> None:
-            _require_no_link(folder)
-            # Locked only after the state was checked: the lock would keep a new trainer out.
+            _require_no_link(folder.path)
+            # Locked only after the state was checked: the lock would keep a new process out.
             if folder.path.exists():
                 stack.enter_context(folder.locked())
                 rename_durably(folder.path, aside)
 
         try:
-            commands.delete(folder.run_id, set_aside, since)
+            delete(set_aside)
         except BaseException:
             put_back(aside, folder.path)
             raise
@@ -62,24 +80,29 @@ def aside_of(path: Path) -> Path:
     return path.with_name(_ASIDE + path.name)
 
 
-def _require_no_link(folder: RunFolder) -> None:
-    if folder.path.is_symlink():
+def _require_no_link(path: Path) -> None:
+    if path.is_symlink():
         raise Conflict(
-            f"{folder.path} is a link to {folder.path.readlink()}; remove its target, unless you "
-            "need it, and the link; then delete the run"
+            f"{path} is a link to {path.readlink()}; remove its target, unless you need it, and "
+            "the link; then delete it here"
         )
 
 
 def finish_deletions(runs: Runs, runs_root: Path) -> None:
-    """Undoes or finishes the deletions of a process that was killed."""
-    for aside in runs_root.glob(f"{_ASIDE}*"):
-        run_id = aside.name.removeprefix(_ASIDE)
+    """Undoes or finishes the deletions of runs by a process that was killed."""
+    finish_deletions_in(runs_root, runs.get)
+
+
+def finish_deletions_in(root: Path, get: Callable[[str], object]) -> None:
+    """Undoes or finishes the deletions in one folder; `get` raises NotFound of what is deleted."""
+    for aside in root.glob(f"{_ASIDE}*"):
+        deleted = aside.name.removeprefix(_ASIDE)
         try:
-            runs.get(run_id)
+            get(deleted)
         except NotFound:
             _remove(aside)
         else:
-            put_back(aside, runs_root / run_id)
+            put_back(aside, root / deleted)
 
 
 def put_back(aside: Path, path: Path) -> None:

@@ -29,15 +29,19 @@ class SmallDisk:
         folder: a folder on it, as this process sees it.
         fork_server: starts trainers that also see it.
         is_real: False means that there is no tmpfs, and the full disk is injected.
+        size_mib: of the tmpfs.
     """
 
     folder: Path
     fork_server: ForkServer
     is_real: bool
+    size_mib: int = _SIZE_MIB
 
     @property
     def kind(self) -> str:
-        return f"a tmpfs of {_SIZE_MIB} MiB" if self.is_real else "injected (no tmpfs available)"
+        return (
+            f"a tmpfs of {self.size_mib} MiB" if self.is_real else "injected (no tmpfs available)"
+        )
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -81,16 +85,16 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
-def small_disk(stage: Stage) -> Iterator[SmallDisk]:
+def small_disk(stage: Stage, size_mib: int = _SIZE_MIB) -> Iterator[SmallDisk]:
     """Yields a disk, which disappears with the processes that see it."""
     folder = stage.new_folder()
     if not may_mount(folder):
         yield SmallDisk(folder, stage.fork_server, is_real=False)
         return
-    prefix = in_own_mounts(folder, _SIZE_MIB)
+    prefix = in_own_mounts(folder, size_mib)
     server = ForkServer(stage.new_folder() / "forked", environment(), ROOT, prefix)
     try:
-        yield SmallDisk(server.seen_by_it(folder), server, is_real=True)
+        yield SmallDisk(server.seen_by_it(folder), server, is_real=True, size_mib=size_mib)
     finally:
         server.close()
 

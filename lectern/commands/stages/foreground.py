@@ -63,7 +63,7 @@ def run_stage(
         LecternError: the error that the stage ended with.
         typer.Exit: it was stopped.
     """
-    asked = request.model_dump(mode="json")
+    asked = request.model_dump(mode="json", exclude={"stage"})
     if goes_on is None:
         goes_on = folder is not None
     with ExitStack() as stack:

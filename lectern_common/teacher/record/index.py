@@ -8,16 +8,18 @@ once not, have an entry each, in the order of the data.
 
 import hashlib
 import zlib
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from lectern_common.errors import CorruptData
+from lectern_common.tokens.shards import ShardFile
 
 _KEY_BYTES = 16
+# Entries that are read to find one, and how many such blocks are read at once at the opening.
+_BLOCK = 256
+_BLOCKS_AT_ONCE = 256
 
 # One sequence, 48 bytes, in rising order of keys.
 ENTRY = np.dtype(
@@ -55,49 +57,60 @@ def checksum(rows: bytes | memoryview, mask: bytes) -> int:
     return zlib.crc32(mask, zlib.crc32(rows))
 
 
-@dataclass(frozen=True)
 class SequenceIndex:
-    """The entries of a part, in rising order of keys."""
+    """The entries of a part, in rising order of keys, read where they are needed.
 
-    entries: np.ndarray  # ENTRY [sequences]
+    Of every block of entries only the first key is in memory, because an index may be of tens of
+    millions of sequences.
 
-    @cached_property
-    def _keys(self) -> np.ndarray:
-        return _comparable(self.entries["key"])
+    Attributes:
+        sequences: how many entries there are.
+        rows: how many rows those have.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> "SequenceIndex":
-        """Reads index.bin. Raises CorruptData unless it holds whole entries in rising order."""
-        data = path.read_bytes()
-        if len(data) % ENTRY.itemsize:
+    def __init__(self, path: Path) -> None:
+        """Reads it once. Raises CorruptData unless it holds whole entries in rising order."""
+        if path.exists() and path.stat().st_size % ENTRY.itemsize:
             raise CorruptData(f"{path} does not hold whole entries of {ENTRY.itemsize} bytes")
-        entries = np.frombuffer(data, ENTRY)
-        keys = _comparable(entries["key"])
-        if len(keys) > 1 and not (keys[:-1] <= keys[1:]).all():
-            raise CorruptData(f"the entries of {path} are not in rising order of their keys")
-        return cls(entries)
-
-    @classmethod
-    def sorted(cls, entries: np.ndarray) -> "SequenceIndex":
-        """Returns the index of entries in any order; those with one key stay in theirs."""
-        return cls(entries[np.argsort(_comparable(entries["key"]), kind="stable")])
+        self._entries = ShardFile(path, "u1")
+        self.sequences = len(self._entries) // ENTRY.itemsize
+        self.rows = 0
+        firsts, last = [], None
+        for start in range(0, self.sequences, _BLOCK * _BLOCKS_AT_ONCE):
+            block = self._read(start, start + _BLOCK * _BLOCKS_AT_ONCE)
+            keys = comparable(block["key"])
+            is_rising = bool((keys[:-1] <= keys[1:]).all())
+            if not is_rising or (last is not None and keys[0] < last):
+                raise CorruptData(f"the entries of {path} are not in rising order of their keys")
+            firsts.append(keys[::_BLOCK].copy())
+            last = keys[-1]
+            self.rows += int(block["num_rows"].sum(dtype=np.int64))
+        self._firsts = np.concatenate(firsts)
 
     def find(self, key: bytes) -> np.ndarray:
-        """Returns the entries with this key, one for each mask; none if it is not there."""
-        wanted = _comparable(np.frombuffer(key, "V16"))[0]
-        first = int(np.searchsorted(self._keys, wanted))
-        last = first
-        while last < len(self._keys) and self._keys[last] == wanted:
-            last += 1
-        return self.entries[first:last]
+        """Returns the entries with this key, one for each mask; none if it is not there.
+
+        Raises:
+            DataUnavailable: the file has changed, or cannot be read.
+        """
+        wanted = comparable(np.frombuffer(key, "V16"))[0]
+        # The block before the first that begins with the key may end with it.
+        block = max(0, int(np.searchsorted(self._firsts, wanted)) - 1)
+        found = []
+        while block < len(self._firsts) and self._firsts[block] <= wanted:
+            entries = self._read(block * _BLOCK, (block + 1) * _BLOCK)
+            keys = comparable(entries["key"])
+            first, end = (int(np.searchsorted(keys, wanted, side)) for side in ("left", "right"))
+            found.append(entries[first:end])
+            block += 1
+        return np.concatenate(found) if found else np.empty(0, ENTRY)
+
+    def _read(self, first: int, last: int) -> np.ndarray:
+        data = self._entries[first * ENTRY.itemsize : last * ENTRY.itemsize]
+        return np.frombuffer(data.tobytes(), ENTRY)
 
 
-def _comparable(keys: np.ndarray) -> np.ndarray:
-    """Returns keys as fixed-width byte strings that numpy orders as bytes.
-
-    numpy ignores NUL bytes at the end of a string, so a byte that is not NUL ends each.
-    """
-    raw = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, _KEY_BYTES)
-    ended = np.full((len(raw), _KEY_BYTES + 1), 1, np.uint8)
-    ended[:, :_KEY_BYTES] = raw
-    return ended.view(f"S{_KEY_BYTES + 1}").ravel()
+def comparable(keys: np.ndarray) -> np.ndarray:
+    """Returns keys as fixed-width byte strings, which numpy orders as bytes."""
+    raw = np.ascontiguousarray(keys).view(np.uint8)
+    return raw.reshape(-1, _KEY_BYTES).view(f"S{_KEY_BYTES}").ravel()

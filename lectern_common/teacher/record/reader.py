@@ -56,14 +56,10 @@ class PartReader:
         """Raises CorruptData unless index and masks are what its entry in the manifest says."""
         self.part = part
         self._folder = folder
-        self._index = SequenceIndex.read(folder / INDEX_NAME)
-        self._masks = (folder / MASKS_NAME).read_bytes()
+        self._index = SequenceIndex(folder / INDEX_NAME)
+        self._masks = ShardFile(folder / MASKS_NAME, "u1")
         self._rows = ShardFile(folder / ROWS_NAME, "u1")
-        entries = self._index.entries
-        if (len(entries), int(entries["num_rows"].sum(dtype=np.int64))) != (
-            part.sequences,
-            part.rows,
-        ):
+        if (self._index.sequences, self._index.rows) != (part.sequences, part.rows):
             raise CorruptData(f"{folder / INDEX_NAME} does not have the sequences and rows of it")
 
     def read(
@@ -78,16 +74,24 @@ class PartReader:
         entry = self._holding(ids_S, asked_S)
         if entry is None:
             return None
-        num_tokens, mask = int(entry["num_tokens"]), self._mask(entry)
-        first = int(entry["first_byte"])
-        data = self._rows[first : first + int(entry["num_bytes"])]
-        if checksum(data.data, mask) != int(entry["crc32"]):
-            raise CorruptData(
-                f"the rows of the sequence {_words(ids_S)} in {self._folder / ROWS_NAME} are "
-                "damaged; restore the record from a copy, or delete it and make it again"
-            )
+        num_tokens = int(entry["num_tokens"])
+        data, mask = self._data(entry, ids_S)
         recorded_S = unpack_mask(mask, num_tokens)
         return RecordedRows(data, int(entry["num_rows"]), asked_S[:num_tokens][recorded_S])
+
+    def exact(
+        self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.uint8] | None:
+        """Returns the bytes recorded for a sequence with just these positions, or None.
+
+        Raises:
+            CorruptData, DataUnavailable: see `read`.
+        """
+        wanted = mask_bytes(ids_S, asked_S)
+        for entry in self._index.find(sequence_key(ids_S, asked_S)):
+            if self._mask(entry) == wanted:
+                return self._data(entry, ids_S)[0]
+        return None
 
     def has(self, ids_S: npt.NDArray[np.uint32], asked_S: npt.NDArray[np.bool_]) -> bool:
         """Returns whether all rows asked for are there, without reading them."""
@@ -107,9 +111,23 @@ class PartReader:
                 return found
         return None
 
+    def _data(
+        self, entry: np.void, ids_S: npt.NDArray[np.uint32]
+    ) -> tuple[npt.NDArray[np.uint8], bytes]:
+        """Returns the rows and the mask of an entry. Raises CorruptData if they are damaged."""
+        mask, first = self._mask(entry), int(entry["first_byte"])
+        data: npt.NDArray[np.uint8] = self._rows[first : first + int(entry["num_bytes"])]
+        if checksum(data.data, mask) != int(entry["crc32"]):
+            raise CorruptData(
+                f"the rows of the sequence {_words(ids_S)} in {self._folder / ROWS_NAME} are "
+                "damaged; restore the record from a copy, or delete it and make it again"
+            )
+        return data, mask
+
     def _mask(self, entry: np.void) -> bytes:
         first = int(entry["mask_byte"])
-        return self._masks[first : first + (int(entry["num_tokens"]) + 7) // 8]
+        mask: bytes = self._masks[first : first + (int(entry["num_tokens"]) + 7) // 8].tobytes()
+        return mask
 
 
 class RecordReader:

@@ -438,6 +438,34 @@ def test_runs_of_different_rows_are_told_to_share_nothing(client, plane):
     assert told.startswith("runs that differ in data.seq_len")
 
 
+def test_runs_that_learn_from_records_are_told_nothing_about_sharing_a_teacher(client, plane):
+    write_student(plane)
+    body = taught("127.0.0.1:1", grid={"seed": [0, 1], RATE: [1e-3, 1e-4]})
+    body["base"]["teacher"] = {"record": "answers"}
+    found = client.post("/sweeps/check", json=body).json()
+    assert found["advice"] == []
+    assert found["estimate"]["teacher_tokens"] == found["estimate"]["teacher_tokens_shared"] == 0
+    body["grid"] = {"teacher.record": ["one", "two"]}
+    failed = [
+        (check["field"], check["message"])
+        for check in client.post("/sweeps/check", json=body).json()["checks"]
+        if check["outcome"] == "fail"
+    ]
+    assert [field for field, _ in failed] == ["grid.teacher.record"] * 2
+    assert "no record 'two'" in failed[1][1]
+
+
+def test_runs_of_a_sweep_do_not_keep_their_answers_in_one_record(client, plane):
+    body = taught("127.0.0.1:1", grid={RATE: [1e-3, 1e-4]})
+    body["base"]["teacher"]["record_to"] = "kept"
+    for path in ("/sweeps/check", "/sweeps"):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422
+        assert "would make one record, kept" in answer.text
+    body["grid"] = {"teacher.record_to": ["one", "two"]}
+    assert client.post("/sweeps/check", json=body).status_code == 200
+
+
 def test_a_check_names_what_fails_and_for_which_run(client, plane):
     grid = {"student.config": ["tiny", "nothing"], RATE: [1e-3, 1e-4]}
     found = client.post("/sweeps/check", json=sweep_body(grid=grid)).json()

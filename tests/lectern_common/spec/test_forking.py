@@ -188,3 +188,29 @@ def test_what_depends_on_a_changed_setting_gets_its_default_unless_it_is_given(
     spec = forked_spec(source(**first), changes, 40).model_dump()
     for section, values in then.items():
         assert {key: spec[section][key] for key in values} == values
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "after"),
+    [
+        ({"address": "a:1", "record_to": "kept"}, {}, {"address": "a:1", "record_to": None}),
+        (
+            {"address": "a:1", "record_to": "kept"},
+            {"record_to": "other"},
+            {"address": "a:1", "record_to": "other"},
+        ),
+        (
+            {"address": "a:1", "record_to": "kept", "deadline_seconds": 9},
+            {"record": "kept"},
+            {"address": "", "record": "kept", "record_to": None},
+        ),
+        ({"record": "kept"}, {"address": "a:1"}, {"address": "a:1", "record": None}),
+        ({"record": "kept"}, {}, {"record": "kept"}),
+    ],
+)
+def test_a_fork_learns_from_a_server_or_a_record_and_keeps_none_for_its_source(
+    teacher, changes, after
+):
+    spec = forked_spec(source(teacher=teacher), {"teacher": changes} if changes else {}, 40)
+    assert spec.teacher is not None
+    assert {name: getattr(spec.teacher, name) for name in after} == after

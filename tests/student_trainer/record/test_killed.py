@@ -1,7 +1,7 @@
 """`lectern precompute` and its recorder, killed and stopped as real processes."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +15,13 @@ import psutil
 import pytest
 import yaml
 
+from lectern_common.stages.folder import TaskFolder
 from tests.support.models import write_tiny_model
 from tests.support.servers import ROOT, TeacherProcess, teacher_process, wait_for
 from tests.support.training.runs import VOCAB_SIZE, Home
 from tests.support.training.shards import write_shards
 
 PATIENCE_SECONDS = 300.0
-STAGE = (sys.executable, "-m", "student_trainer.record.stage")
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +58,20 @@ def asked(home: Home, served: TeacherProcess, name: str) -> dict[str, Any]:
 def started(
     home: Home, served: TeacherProcess, name: str, *options: str
 ) -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
-        [*STAGE, "--home", str(home.path), *options],
+    """Starts a task that records; the same one goes on until its record is made."""
+    task = TaskFolder(home.path / "tasks" / name)
+    if not task.task_path.exists():
+        TaskFolder.create(task.path, "precompute", asked(home, served, name))
+    task.status_path.unlink(missing_ok=True)
+    words = [sys.executable, "-m", "student_trainer", "precompute", str(task.path)]
+    return subprocess.Popen(
+        [*words, "--home", str(home.path), *options],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
     )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(asked(home, served, name)) + "\n")
-    child.stdin.flush()
-    return child
 
 
 def bytes_of(record: Path) -> dict[str, bytes]:
@@ -77,19 +79,16 @@ def bytes_of(record: Path) -> dict[str, bytes]:
     return {str(path.relative_to(record)): path.read_bytes() for path in files}
 
 
-def until(child: "subprocess.Popen[str]", word: str) -> None:
-    """Reads what the child says up to its first line with a word."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        if word in json.loads(line):
-            return
-    raise AssertionError(f"it ended without {word}, with {child.wait()}")
+def until_it_records(home: Home, child: "subprocess.Popen[str]", name: str) -> None:
+    """Waits until the first row is on the disk, or the child has ended."""
+    work = home.roots.data / f".{name}.recording" / "record" / "training-0"
+    wait_for(lambda: work.exists() or child.poll() is not None, PATIENCE_SECONDS)
 
 
-def killed(child: "subprocess.Popen[str]", seconds: float) -> bool:
+def killed(home: Home, child: "subprocess.Popen[str]", name: str, seconds: float) -> bool:
     """Kills the child so long after it has begun, or returns False: it had ended by itself."""
     with child:
-        until(child, "size")
+        until_it_records(home, child, name)
         try:
             assert child.wait(seconds) == 0
         except subprocess.TimeoutExpired:
@@ -103,7 +102,7 @@ def killed(child: "subprocess.Popen[str]", seconds: float) -> bool:
 def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home, served, kills):
     data = home.roots.data
     with started(home, served, "whole") as child:
-        until(child, "size")
+        until_it_records(home, child, "whole")
         began = time.monotonic()
         assert child.wait(PATIENCE_SECONDS) == 0
         took = time.monotonic() - began
@@ -111,12 +110,14 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
     instants = np.random.default_rng(0)
     for number in range(kills):
         # The later part of the tries goes on with what the earlier ones left.
-        was_killed = killed(started(home, served, "cut"), took * instants.random())
+        child = started(home, served, "cut")
+        was_killed = killed(home, child, "cut", took * instants.random())
         there = (data / "cut").exists()
         assert there or was_killed
         if there:
             assert bytes_of(data / "cut") == expected, number
             (data / "cut").rename(data / f"cut-{number}")
+            shutil.rmtree(home.path / "tasks" / "cut")
     if (data / ".cut.recording").exists():
         with started(home, served, "cut") as child:
             child.communicate(timeout=PATIENCE_SECONDS)
@@ -129,7 +130,7 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
 @pytest.mark.parametrize("how", [pytest.param("its input ends", marks=pytest.mark.long), "SIGTERM"])
 def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     with started(home, served, "cut", "--stop-with-parent") as child:
-        until(child, "progress")
+        until_it_records(home, child, "cut")
         if how == "SIGTERM":
             child.terminate()
         child.communicate(timeout=PATIENCE_SECONDS)  # closes its input

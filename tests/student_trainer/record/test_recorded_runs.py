@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from lectern_common.checks.preflight import startable
 from lectern_common.errors import Conflict, CorruptData, Incompatible, InvalidSpec
 from lectern_common.run.folder import RunFolder
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.stages.precompute import PrecomputeRequest, RecordOptions
 from lectern_common.teacher.record.manifest import RecordManifest, read_record_manifest
 from lectern_common.teacher.record.reader import RecordReader, require_intact_record
 from lectern_common.wire.formats import Representation
-from student_trainer.record.plan import RecordOptions
 from student_trainer.record.stage import precompute
 from student_trainer.stop import Stop, StopRequested
 from student_trainer.targets import HiddenTargets, SampledTargets
@@ -50,8 +52,26 @@ def online(served: TeacherProcess, **teacher: Any) -> dict[str, Any]:
 
 def recorded(home: Home, name: str = "answers", **sections: Any) -> RecordManifest:
     options = RecordOptions(**sections.pop("options", {}))
-    spec = home.spec("recording", **sections)
-    return precompute(spec, home.roots, name, options, stop=Stop())
+    made(home, home.spec("recording", **sections), name, options)
+    return read_record_manifest(home.roots.data / name)
+
+
+def made(
+    home: Home,
+    spec: RunSpec,
+    name: str = "answers",
+    options: RecordOptions = RecordOptions(),  # noqa: B008
+    stop: Stop | None = None,
+) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
+    """Makes a record; returns the stage's result, and what it reported."""
+    asked, said = PrecomputeRequest(spec=spec, output=name, options=options), list[Any]()
+    work = home.path / "work" / name
+    work.mkdir(parents=True, exist_ok=True)
+    result = precompute(
+        asked, home.roots, work, stop=stop or Stop(), report=lambda *of: said.append(of)
+    )
+    assert json.loads(json.dumps(result)) == result
+    return result, said
 
 
 def from_record(record: str = "answers", **teacher: Any) -> dict[str, Any]:
@@ -223,7 +243,7 @@ class StopAfter(Stop):
 def test_what_was_stopped_goes_on_to_the_same_bytes(home, served, looks):
     spec = home.spec("recording", **online(served))
     with pytest.raises(StopRequested):
-        precompute(spec, home.roots, "cut", RecordOptions(), stop=StopAfter(looks))
+        made(home, spec, "cut", stop=StopAfter(looks))
     assert not (home.roots.data / "cut").exists()
     with pytest.raises(InvalidSpec, match="no record 'cut'"):
         startable(home.spec("early", **from_record("cut")), home.roots)
@@ -237,12 +257,21 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(home, served, looks):
 def test_a_recording_that_was_begun_otherwise_is_refused(home, served):
     with pytest.raises(StopRequested):
         spec = home.spec("recording", **online(served))
-        precompute(spec, home.roots, "cut", RecordOptions(), stop=StopAfter(9))
+        made(home, spec, "cut", stop=StopAfter(9))
     with pytest.raises(Conflict, match="begun with another options"):
         recorded(home, "cut", options={"eight_bit_hidden": True}, **online(served))
     recorded(home, "cut", **online(served))
+    shutil.rmtree(home.path / "work")
     with pytest.raises(Conflict, match="is there already"):
         recorded(home, "cut", **online(served))
+
+
+def test_a_stage_that_was_killed_once_its_record_had_its_name_has_made_it(home, served):
+    spec = home.spec("recording", **online(served))
+    result, _ = made(home, spec)
+    assert made(home, spec) == (result, [])
+    with pytest.raises(Conflict, match="is there already"):
+        made(home, home.spec("other", **online(served)))
 
 
 def rewritten(record: Path, path: str, data: bytes, **part: Any) -> None:
@@ -408,13 +437,12 @@ def test_a_teacher_is_a_server_or_a_record(home, teacher, said):
 def test_what_recording_costs_is_said_before_it_begins(
     home, served, teacher, options, bytes_per_token, kl, gradient
 ):
-    said: list[dict[str, Any]] = []
     spec = home.spec("recording", **online(served, **teacher))
-    precompute(
-        spec, home.roots, "answers", RecordOptions(**options), stop=Stop(), report=said.append
-    )
-    assert said[0]["size"]["bytes"] > 0
-    quality = said[1]["quality"]
+    result, said = made(home, spec, options=RecordOptions(**options))
+    [words, *qualities] = [text for text, done, of in said if of == 0]
+    assert re.fullmatch(r"the record takes about .*; .* are free", words)
+    quality = result["quality"][0]
+    assert f"training: {bytes_per_token:.1f} bytes a token, KL to the teacher" in qualities[0]
     assert quality["bytes_per_token"] == bytes_per_token
     assert quality["positions"] == 64
     assert -1e-12 <= quality["kl"] <= kl
@@ -422,17 +450,14 @@ def test_what_recording_costs_is_said_before_it_begins(
         assert 0 < quality["gradient_error"] < 1
     else:
         assert quality["gradient_error"] <= gradient
-    progress = [line["progress"] for line in said if "progress" in line]
-    assert progress[-1]["done"] == progress[-1]["of"]
+    what, done, of = said[-1]
+    assert (what, done) == ("batches", of)
 
 
 def test_draws_have_no_kl_and_take_few_bytes_an_id(home, served):
-    said: list[dict[str, Any]] = []
     sampled: dict[str, Any] = {"representation": "sampled", "num_draws": 50}
-    spec = home.spec("recording", **online(served, **sampled))
-    precompute(spec, home.roots, "answers", RecordOptions(), stop=Stop(), report=said.append)
-    assert said[0]["size"]["bytes"] > 0
-    quality = said[1]["quality"]
+    result, _ = made(home, home.spec("recording", **online(served, **sampled)))
+    quality = result["quality"][0]
     assert quality["kl"] is None
     assert 1 < quality["distinct_ids"] <= VOCAB_SIZE
     assert quality["bytes_per_token"] / quality["distinct_ids"] <= 5.5

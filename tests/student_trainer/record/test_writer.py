@@ -116,7 +116,7 @@ def test_an_index_out_of_order_is_refused(tmp_path):
     entries["key"] = [np.void(b"b" * 16), np.void(b"a" * 16)]
     (tmp_path / "index.bin").write_bytes(entries.tobytes())
     with pytest.raises(CorruptData, match="rising order"):
-        SequenceIndex.read(tmp_path / "index.bin")
+        SequenceIndex(tmp_path / "index.bin")
 
 
 def test_what_was_killed_before_it_had_its_name_is_not_given_to_another_plan(tmp_path):

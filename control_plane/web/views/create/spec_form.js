@@ -31,6 +31,9 @@ const FIRST = new Set([
  *   below it; null means all
  * @property {(path: string) => boolean} [isLeftOut] which fields there are not
  * @property {(path: string) => boolean} [mayVary] which fields can have several values
+ * @property {Schema} [schema] whose fields; that of a run spec unless given
+ * @property {Set<string>} [first] paths of those that are shown at once
+ * @property {string} [title] of the fields that are in no section
  */
 
 export class SpecForm {
@@ -46,11 +49,14 @@ export class SpecForm {
    * @param {Record<string, Schema>} schemas
    * @param {Shape} shape
    */
-  build(schemas, { changeable = null, isLeftOut = () => false, mayVary = () => false }) {
+  build(schemas, {
+    changeable = null, isLeftOut = () => false, mayVary = () => false, schema = schemas.RunSpec,
+    first = FIRST, title = "The run",
+  }) {
     this.fields.clear();
     /** @type {Map<string, Field[]>} */
     const sections = new Map();
-    for (const { path, ...about } of fieldsOf(schemas, schemas.RunSpec)) {
+    for (const { path, ...about } of fieldsOf(schemas, schema)) {
       const isShown =
         !isLeftOut(path) &&
         (changeable === null ||
@@ -58,11 +64,15 @@ export class SpecForm {
       if (!isShown) continue;
       const field = new Field(path, { ...about, prefix: this.prefix, mayVary: mayVary(path) });
       this.fields.set(path, field);
-      const section = path.includes(".") ? path.split(".")[0] : "run";
+      const section = path.includes(".") ? path.split(".")[0] : "";
       sections.set(section, [...(sections.get(section) ?? []), field]);
     }
     this.element.replaceChildren(
-      ...[...sections].map(([name, fields]) => newSection(name, fields, changeable !== null)),
+      ...[...sections].map(([name, fields]) => newSection(
+        name || title,
+        fields,
+        changeable === null ? first : new Set(fields.map(({ path }) => path)),
+      )),
     );
   }
 
@@ -174,15 +184,15 @@ export const inWords = ({ field, message }) => (field ? `${field}: ${message}` :
 /**
  * @param {string} name
  * @param {Field[]} fields
- * @param {boolean} isAllOpen
+ * @param {Set<string>} atOnce
  */
-function newSection(name, fields, isAllOpen) {
-  const first = fields.filter(({ path }) => FIRST.has(path) || isAllOpen);
-  const others = fields.filter(({ path }) => !FIRST.has(path) && !isAllOpen);
+function newSection(name, fields, atOnce) {
+  const first = fields.filter(({ path }) => atOnce.has(path));
+  const others = fields.filter(({ path }) => !atOnce.has(path));
   const section = make(
     "fieldset",
     { className: "card part" },
-    make("legend", { textContent: name === "run" ? "The run" : name }),
+    make("legend", { textContent: name }),
   );
   section.append(make("div", { className: "fields" }, ...first.map(({ element }) => element)));
   if (others.length > 0) {

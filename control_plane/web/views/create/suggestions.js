@@ -1,11 +1,11 @@
 // @ts-check
-// What there is to choose from: models, datasets and teachers that the control plane knows.
+// What there is to choose from: models, datasets, teachers and records that the control plane knows.
 
 import { get } from "../../api.js";
 import { make } from "../../dom.js";
 
 /** @import { SpecForm } from "./spec_form.js" */
-/** @import { Datasets, Models, Teachers } from "../../types.d.ts" */
+/** @import { Datasets, Models, Records, Teachers } from "../../types.d.ts" */
 
 /**
  * Gives the fields that name one of them a list of those that there are.
@@ -15,9 +15,9 @@ import { make } from "../../dom.js";
 export async function loadSuggestions(form) {
   const suggest = (/** @type {string} */ path, /** @type {string[]} */ values) =>
     suggestAt(form, path, values);
-  /** @type {[Models, Datasets, Teachers]} */
-  const [{ models }, { datasets }, { teachers }] = await Promise.all(
-    [get("/models"), get("/datasets"), get("/teachers")],
+  /** @type {[Models, Datasets, Teachers, Records]} */
+  const [{ models }, { datasets }, { teachers }, { records }] = await Promise.all(
+    [get("/models"), get("/datasets"), get("/teachers"), get("/records")],
   );
   const usable = models.filter(({ problem }) => problem === null);
   suggest("student.init", usable.filter((model) => model.has_weights).map(({ path }) => path));
@@ -26,6 +26,8 @@ export async function loadSuggestions(form) {
   suggest("data.path", paths);
   suggest("data.validation_path", paths);
   suggest("teacher.address", teachers.map(({ address }) => address));
+  const whole = records.filter(({ problem }) => problem === null);
+  suggest("teacher.record", whole.map(({ path }) => path));
 }
 
 /**

@@ -16,7 +16,7 @@ import { Labels } from "./labels.js";
 import { ROOMS } from "./rooms.js";
 
 /** @import { RunStore } from "../../state/store.js" */
-/** @import { RunDetail, ShownRun } from "../../types.d.ts" */
+/** @import { RunDetail, ShownRun, Task } from "../../types.d.ts" */
 /** @import { Room } from "./rooms.js" */
 
 const RELOAD_EVERY_MS = 2000;
@@ -97,6 +97,16 @@ export class RunPage {
     this.fill(run);
     const isNews = before.state !== run.state || before.checkpoint_step !== run.checkpoint_step;
     if (isNews) this.load();
+  }
+
+  /** @param {Task} task that has changed */
+  takeTask(task) {
+    for (const room of this.rooms.values()) room.takeTask?.(task);
+  }
+
+  /** @param {string} id of a run or task that was deleted */
+  forgetTask(id) {
+    for (const room of this.rooms.values()) room.forgetTask?.(id);
   }
 
   /** @param {ShownRun} run */

@@ -1,0 +1,1 @@
+"""Tasks: evaluations, exports and publications of runs, and recordings of teachers."""

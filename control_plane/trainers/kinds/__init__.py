@@ -1,0 +1,1 @@
+"""What the reconcile loop looks after: runs with their trainers, tasks with their processes."""

@@ -1,0 +1,1 @@
+"""Evaluations of a model: perplexity, agreement with a teacher, code that runs, other harnesses."""
