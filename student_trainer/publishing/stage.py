@@ -62,6 +62,7 @@ def _upload(plan: Plan, stop: Stop, report: Report) -> str:
     plan.require_unchanged()
     stop.check()
     total = sum(one.num_bytes for one in plan.files)
-    report(f"uploading {len(plan.files)} files, {size(total)}, to {plan.repository}", 0, 0)
+    what = f"{len(plan.files)} files, {size(total)}"
+    report(f"uploading plan {plan.sha256} to {plan.repository}: {what}", 0, 0)
     sources = {one.name: one.source for one in plan.files}
     return uploaded(plan.repository, sources, stop=stop, report=report)

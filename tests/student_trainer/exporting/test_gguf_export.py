@@ -82,7 +82,6 @@ def test_llama_cpp_continues_texts_as_transformers_does(tmp_path, architecture):
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
-        ("llama", {"rope_parameters": LLAMA_3_ROPE}),
         ("llama", {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 1}),
         ("llama", {"tied": True, "hidden": 48}),
         ("qwen2", {"tied": True, "hidden": 48}),

@@ -14,8 +14,10 @@ import yaml
 from lectern_common.errors import CorruptData, InvalidRequest, Misconfigured
 from lectern_common.run.folder import RunFolder
 from lectern_common.spec.load import parse_spec
+from lectern_common.stages.evaluate import EvaluateRequest
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.publish import PublishRequest
+from student_trainer.evaluating.stage import evaluate
 from student_trainer.exporting.finished import FinishedRun, finished_run
 from student_trainer.publishing.card import CardFacts, card_text
 from student_trainer.publishing.licence import Base, Licence, base_of, licence_of
@@ -153,6 +155,25 @@ def test_evaluations_of_the_export_are_on_the_card(own):
         ("acc", "lm-eval hellaswag"): 0.3,
         ("acc_norm", "lm-eval hellaswag"): 0.31,
     }
+
+
+def test_what_lectern_evaluate_writes_is_on_the_card(own, finished, tmp_path):
+    asked = {"model": "own", "suites": ["perplexity"]}
+    result = evaluate(
+        EvaluateRequest.model_validate(asked),
+        finished.roots,
+        tmp_path,
+        stop=Stop(),
+        report=lambda *_: None,
+    )
+    TaskFolder.create(own.folder.tasks_path / "one", "evaluate", asked).write_result(result)
+    found = {one.key: one for one in measurements(own)}
+    assert found["perplexity_loss"].on == "validation rows"
+    assert found["perplexity_loss"].value == result["suites"]["perplexity"]["loss"]
+    # The run measured the same on the same rows, so that it is there once.
+    assert "validation_loss" not in found
+    measured_by_run = own.metadata["validation_loss"]
+    assert found["perplexity_loss"].value == pytest.approx(measured_by_run, 1e-4)
 
 
 def test_the_last_evaluation_counts_and_those_of_other_weights_do_not(own):
