@@ -89,7 +89,7 @@ class Assembly:
         early = self.progress.best.is_over(self.spec.evaluation.patience)
         if not early or self.progress.step >= self.spec.schedule.steps:
             return None, None
-        return EARLY_STOPPED, self.progress.best.sentence()
+        return EARLY_STOPPED, self.progress.best.sentence(self.settings.followed)
 
     def _to_export(self) -> tuple[CausalStudent, Progress]:
         """Returns the whole student to export, and the progress of its weights.
@@ -115,7 +115,7 @@ class Assembly:
         load_model_tensors(student, checkpoint.model_tensors())
         progress = Progress.of_state(checkpoint.state)
         if step == best:  # the checkpoint may have been saved before it was evaluated
-            progress.record.setdefault("loss/val", self.progress.best.loss)
+            progress.record.setdefault(self.settings.followed.name, self.progress.best.loss)
         return student, progress
 
     def _metadata(self, progress: Progress) -> dict[str, Any]:
