@@ -24,6 +24,7 @@ _DECIDED = frozenset(
         "schedule.warmup_steps",
         "batch.micro_batch_sequences",
         "evaluation.prompt_tokens",
+        "evaluation.metric_goal",
         "device.max_restarts",
     }
 )

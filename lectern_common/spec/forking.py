@@ -11,6 +11,7 @@ from lectern_common.errors import InvalidSpec
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import OF_SERVERS
+from lectern_common.spec.suites import harness_tasks
 
 # Of the student only how it is computed.
 STUDENT_MAY_CHANGE = ("dtype",)
@@ -150,4 +151,7 @@ _DEPENDENTS: tuple[tuple[str, str, tuple[str, ...], _Asked], ...] = (
     ("data", "long_chats", _DATASETS, lambda old, new: True),
     ("device", "max_restarts", ("count",), lambda old, new: new["count"] == 1),
     ("evaluation", "prompt_tokens", ("prompts",), lambda old, new: not new["prompts"]),
+    ("evaluation", "metric_goal", ("metric",), lambda old, new: True),
+    ("evaluation", "code", ("suites",), lambda old, new: "code" not in new["suites"]),
+    ("evaluation", "lm_eval", ("suites",), lambda old, new: not harness_tasks(new["suites"])),
 )

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from lectern_common.errors import Conflict, InvalidSpec
+from lectern_common.spec.evaluation import EvaluationSpec, require_measured
 from lectern_common.spec.refusals import Misfit
 from lectern_common.spec.sections import (
     BatchSpec,
     CheckpointSpec,
     DataSpec,
     DeviceSpec,
-    EvaluationSpec,
     ObjectiveSpec,
     OptimizerSpec,
     ScheduleSpec,
@@ -154,6 +154,11 @@ class RunSpec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _evaluation_can_be_measured(self) -> Self:
+        require_measured(self)
+        return self
+
     @property
     def rows_per_device(self) -> int:
         """Rows of a step that each device computes."""
@@ -200,6 +205,9 @@ RESUME_MAY_CHANGE = (
 HAS_NO_EFFECT_BESIDE_THE_DEFAULT_OF = {
     "device.max_restarts": "device.count",
     "evaluation.prompt_tokens": "evaluation.prompts",
+    "evaluation.code": "evaluation.suites",
+    "evaluation.lm_eval": "evaluation.suites",
+    "evaluation.metric_goal": "evaluation.metric",
 }
 
 
@@ -222,6 +230,10 @@ def require_resumable(old: RunSpec, new: RunSpec, made: int | None) -> None:
     if made is not None and new.evaluation.patience is not None and before != after:
         why = f"was {before}, is {after}; losses of other rows do not compare: set patience null"
         problems.append(("evaluation.max_sequences", why))
+    before_metric, metric = old.evaluation.metric, new.evaluation.metric
+    if made is not None and before_metric != metric:
+        why = f"was {before_metric}, is {metric}; values of another metric do not compare"
+        problems.append(("evaluation.metric", why))
     if problems:
         raise InvalidSpec(problems)
 

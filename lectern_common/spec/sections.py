@@ -57,7 +57,6 @@ Address = Annotated[
     AfterValidator(lambda value: value and checked_address(value)),
 ]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=MODULE_PATTERN)]
-Prompt = Annotated[str, Field(min_length=1, max_length=4096)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -372,34 +371,6 @@ class BatchSpec(Section):
         return self
 
 
-class EvaluationSpec(Section):
-    """Evaluation on the validation set: before the first step, every `every_steps`, after the last.
-
-    Measures cross entropy and, if the run distils, the KL to the teacher and how often they agree.
-    """
-
-    every_steps: PositiveInt = 100
-    """Steps between evaluations."""
-    max_sequences: PositiveInt = 200
-    """Most validation rows to evaluate; always the same ones."""
-    patience: PositiveInt | None = None
-    """Stop early after this many evaluations in a row without a new lowest validation loss, and
-    export the weights with the lowest, even if all steps are made. null: export the last weights.
-    """
-    prompts: Annotated[list[Prompt], Field(max_length=16)] = []
-    """Texts that student and teacher continue at every evaluation, for people to read."""
-    prompt_tokens: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Tokens to generate per prompt, greedily (48)."""
-
-    @model_validator(mode="after")
-    def _prompt_tokens_belong_to_prompts(self) -> Self:
-        if self.prompts and self.prompt_tokens is None:
-            object.__setattr__(self, "prompt_tokens", 48)
-        if not self.prompts and self.prompt_tokens is not None:
-            raise ValueError("prompt_tokens has no effect without prompts")
-        return self
-
-
 class CheckpointSpec(Section):
     """How often a checkpoint is written, and which ones are kept."""
 
@@ -408,7 +379,7 @@ class CheckpointSpec(Section):
     keep_last: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     keep_best: NonNegativeInt = 1
-    """Number of checkpoints with the lowest validation loss to keep."""
+    """Number of checkpoints to keep that are best by evaluation.metric."""
 
 
 class DeviceSpec(Section):

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from lectern_common.spec.refusals import Misfit
 from lectern_common.spec.sections import RelativePath, Section
 
+VALIDATION_LOSS = "loss/val"
 PERPLEXITY, AGREEMENT, CODE, HARNESS = "perplexity", "agreement", "code", "lm-eval:"
 SUITE_PATTERN = r"^(perplexity|agreement|code|lm-eval:[\w.,-]+)$"
 SUITE_RULE = "perplexity, agreement, code, or lm-eval:TASK (several tasks with commas between them)"

@@ -1,9 +1,11 @@
 """What is asked of an evaluation: the body of a request, and what `lectern evaluate` is made of."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lectern_common.errors import InvalidSpec
 from lectern_common.spec.refusals import Misfit
 from lectern_common.spec.sections import RelativePath, Section
 from lectern_common.spec.suites import (
@@ -120,6 +122,15 @@ class EvaluateRequest(Section):
     def tasks(self) -> list[str]:
         """The tasks of lm-evaluation-harness."""
         return harness_tasks(self.suites)
+
+
+def require_within_roots(asked: Mapping[str, Any]) -> None:
+    """Raises InvalidSpec if a request from elsewhere names a folder outside the models root."""
+    against = asked.get("against")
+    if isinstance(against, str) and against.startswith("/"):
+        why = "must be a run, a folder under the models root, a hub id or host:port; folders "
+        why += "elsewhere are only for the command line of their own machine"
+        raise InvalidSpec([("against", why)])
 
 
 def is_address(name: str | None) -> bool:

@@ -142,6 +142,11 @@ class CodeRun:
         report("answers", len(kept.entries), total)
         return self._result(kept.entries)
 
+    def require_fit(self, writer: Writer) -> None:
+        """Raises InvalidSpec unless the model can take every prompt and its answer."""
+        for _ in self._prompts(writer):
+            pass
+
     def _prompts(self, writer: Writer) -> Iterator[Prompt]:
         """Yields what to continue: all samples of a problem, then those of the next."""
         begins = writer.tokenizer.prompt_begins

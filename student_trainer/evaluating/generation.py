@@ -138,7 +138,7 @@ def drawn_ids(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> Tens
     return torch.minimum(ids_B, last_B)
 
 
-class _Drawn(LogitsProcessor):  # type: ignore[misc]
+class _Drawn(LogitsProcessor):
     """Leaves only the id that is drawn."""
 
     def __init__(self, prompts: Sequence[Prompt], longest: int, sampling: Sampling) -> None:
@@ -154,7 +154,7 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, ids_B[:, None], 0.0)
 
 
-class _Over(StoppingCriteria):  # type: ignore[misc]
+class _Over(StoppingCriteria):
     """Ends answers that are over; `lengths` has how long each was then."""
 
     def __init__(

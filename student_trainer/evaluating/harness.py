@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -109,7 +110,7 @@ class Harness:
             InvalidRequest: there is no such task.
             LecternError: it failed.
         """
-        self._require(task)
+        self.require([task])
         evaluator: Any = import_module("lm_eval.evaluator")
         try:
             with _random_state_kept():
@@ -136,15 +137,14 @@ class Harness:
             raise LecternError(f"lm-eval:{task} measured nothing")
         return metrics
 
-    def _require(self, task: str) -> None:
+    def require(self, tasks: Sequence[str]) -> None:
+        """Raises InvalidRequest unless there are these tasks."""
         known = self._tasks.all_tasks
-        if task in known:
-            return
-        import difflib
-
-        close = difflib.get_close_matches(task, known, n=_NAMED)
-        means = f"; did you mean {', '.join(close)}?" if close else ""
-        raise InvalidRequest(f"lm-evaluation-harness has no task {task}{means}", "suites")
+        for task in tasks:
+            if task not in known:
+                close = get_close_matches(task, known, n=_NAMED)
+                means = f"; did you mean {', '.join(close)}?" if close else ""
+                raise InvalidRequest(f"lm-evaluation-harness has no task {task}{means}", "suites")
 
 
 def require_harness() -> None:
@@ -156,11 +156,11 @@ def require_harness() -> None:
 
 
 def _metrics(task: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the numbers among the results; the default filter, "none", is not named."""
+    """Returns the numbers among the results; METRIC.FILTER for other filters than none."""
     found = {}
     for name, values in results.items():
         for key, value in values.items():
-            metric = key.removesuffix(",none")
+            metric = key.removesuffix(",none").replace(",", ".")
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if metric == "sample_len" or metric == "sample_count" or not is_number:
                 continue

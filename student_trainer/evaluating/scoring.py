@@ -4,9 +4,8 @@
     bits_per_byte           all nats, in bits, by the bytes of the text
     kl                      KL(teacher || model), nats per token
     top1_agreement          share of positions with the same likeliest token
-    calibration_error       expected calibration error (Guo et al., 2017, eq. 5) of the model's
-                            likeliest token, right if it is the teacher's likeliest:
-                            sum over bins of n_b / n * |share right in b - mean confidence in b|
+    calibration_error       expected calibration error (evaluation/calibration.py) of the model's
+                            likeliest token, right if it is the teacher's likeliest
     label_calibration_error the same, right if it is the token that follows
 
 All at temperature 1.
@@ -35,6 +34,7 @@ from student_trainer.batch import Batch
 from student_trainer.evaluating.kept import Kept
 from student_trainer.evaluating.subject import Subject
 from student_trainer.evaluating.texts import HeldOut
+from student_trainer.evaluation.calibration import binned, calibration_error
 from student_trainer.evaluation.evaluation import likeliest_ids
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.stop import Stop
@@ -106,8 +106,8 @@ def agreement(
     found = {
         "kl": kl if math.isfinite(kl) else None,
         "top1_agreement": sums["agreeing"] / n,
-        "calibration_error": _calibration_error(sums, "right"),
-        "label_calibration_error": _calibration_error(sums, "label_right"),
+        "calibration_error": calibration_error(sums["confidence"], sums["right"], n),
+        "label_calibration_error": calibration_error(sums["confidence"], sums["label_right"], n),
         "loss": sums["ce"] / n,
         "teacher_loss": sums["teacher_ce"] / n if "teacher_ce" in sums else None,
         "tokens": int(n),
@@ -205,7 +205,8 @@ def _own_sums(
     """Returns the sums that need the model's logits, of which only a chunk's exist at a time."""
     size = auto_chunk_tokens(head.vocab_size, hidden_ND.device)
     sums: Sums = {"positions": len(labels_N), "ce": 0.0}
-    counts = {key: np.zeros(bins) for key in ("count", "confidence", "right", "label_right")}
+    names = ("confidence", "right", "label_right")
+    counts = {name: np.zeros(bins) for name in names}
     agreeing, teacher_ce = 0, 0.0
     for start in range(0, len(labels_N), size):
         stop = min(start + size, len(labels_N))
@@ -218,7 +219,11 @@ def _own_sums(
         top = log_p_nV.max(-1)
         right_n = top.indices == likeliest_ids(theirs)
         agreeing += int(right_n.sum())
-        _count(counts, top.values.exp(), right_n, top.indices == labels_n)
+        label_n = top.indices == labels_n
+        for name, added in zip(
+            names, binned(bins, top.values.exp(), right_n, label_n), strict=True
+        ):
+            counts[name] += added
         teacher_ce += _cross_entropy(theirs, labels_n)
     if targets is not None:
         sums["agreeing"] = agreeing
@@ -226,27 +231,6 @@ def _own_sums(
         if not math.isnan(teacher_ce):
             sums["teacher_ce"] = teacher_ce
     return sums
-
-
-def _count(
-    counts: dict[str, np.ndarray[Any, Any]], confidence_n: Tensor, right_n: Tensor, label_n: Tensor
-) -> None:
-    """Adds positions to their bins, (b / C, (b + 1) / C] for b = 0 .. C - 1."""
-    bins = len(counts["count"])
-    confidence = confidence_n.double().cpu().numpy()
-    bin_n = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    for key, weights in (
-        ("count", None),
-        ("confidence", confidence),
-        ("right", right_n.double().cpu().numpy()),
-        ("label_right", label_n.double().cpu().numpy()),
-    ):
-        counts[key] += np.bincount(bin_n, weights, minlength=bins)
-
-
-def _calibration_error(sums: Sums, right: str) -> float:
-    gaps = (abs(a - b) for a, b in zip(sums[right], sums["confidence"], strict=True))
-    return math.fsum(gaps) / sums["positions"]
 
 
 def _cross_entropy(targets: TeacherTargets, labels_n: Tensor) -> float:

@@ -66,7 +66,7 @@ class TextTokenizer:
         Raises:
             InvalidRequest: nothing names one.
         """
-        named = [self._named.get("bos_token"), self._named.get("eos_token")]
+        named: list[Any] = [self._named.get("bos_token"), self._named.get("eos_token")]
         for name in _OF_MODELS:
             config = _mapping(self.folder / name)
             for key in ("bos_token_id", "eos_token_id"):

@@ -27,6 +27,7 @@ from lectern_common.errors import InvalidRequest, RepresentationNotOffered
 from lectern_common.wire.formats import Representation
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
+from student_trainer.evaluation.calibration import Calibration
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.stop import Stop
 from student_trainer.student.forward import ask, at_valid_positions
@@ -98,6 +99,7 @@ class ValidationTeacher:
         cancel: cancels pending calls for good; called if an evaluation is interrupted.
         on_left_out: called once with (metric, reason) if a metric is not available.
         untaught: the student's ids in which the teacher has no say.
+        calibration: also adds up how well calibrated the student is; None means it does not.
     """
 
     provider: TargetsProvider
@@ -106,6 +108,7 @@ class ValidationTeacher:
     cancel: Callable[[], None] = lambda: None
     on_left_out: Callable[[str, str], None] = lambda _metric, _why: None
     untaught: Untaught = NOTHING_UNTAUGHT
+    calibration: Calibration | None = None
     _tells_likeliest: bool = field(default=True, init=False)
     _said_infinite: bool = field(default=False, init=False)
 
@@ -210,7 +213,8 @@ def evaluation_sums(
                 with together():
                     stop.check()
                     said = Answers() if answers is None else answers(index)
-                sums = sums.plus(_batch_sums(student, batch, device, said, both))
+                calibration = None if teacher is None else teacher.calibration
+                sums = sums.plus(_batch_sums(student, batch, device, said, both, calibration))
     finally:
         student.train(was_training)
     if teacher is not None and math.isinf(sums.kl):
@@ -219,7 +223,12 @@ def evaluation_sums(
 
 
 def _batch_sums(
-    student: Student, batch: Batch, device: torch.device, said: Answers, both: Objective
+    student: Student,
+    batch: Batch,
+    device: torch.device,
+    said: Answers,
+    both: Objective,
+    calibration: Calibration | None = None,
 ) -> EvaluationSums:
     targets = None if said.targets is None else said.targets.to(device)
     likeliest = targets if said.likeliest is said.targets else said.likeliest
@@ -231,7 +240,8 @@ def _batch_sums(
         loss = distillation_loss(hidden_ND, head, labels_N, targets, objective, 1)
         agreeing = torch.zeros((), dtype=torch.int64)
         if likeliest is not None:
-            agreeing = num_agreeing(hidden_ND, head, likeliest.to(device), both.chunk_tokens)
+            theirs = likeliest.to(device)
+            agreeing = num_agreeing(hidden_ND, head, theirs, both.chunk_tokens, calibration)
         return loss.ce_sum, loss.kd_sum, agreeing
 
     ce, kl, agreeing = at_valid_positions(student, batch, device, compute)
@@ -262,7 +272,11 @@ def _taken(asked: Prefetch, index: int) -> TeacherTargets | None:
 
 @torch.no_grad()
 def num_agreeing(
-    hidden_ND: Tensor, head: OutputHead, targets: TeacherTargets, chunk_tokens: int | None = None
+    hidden_ND: Tensor,
+    head: OutputHead,
+    targets: TeacherTargets,
+    chunk_tokens: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Tensor:
     """Returns at how many of N positions student and teacher have the same likeliest id; int64 [].
 
@@ -273,6 +287,7 @@ def num_agreeing(
         head: the student's.
         targets: the teacher's, at the same positions; anything but draws.
         chunk_tokens: positions whose logits exist at a time; None means automatic.
+        calibration: gets the positions; None means nothing more is computed.
 
     Raises:
         InvalidRequest: the targets are draws, which do not reveal the likeliest id, or their number
@@ -287,8 +302,12 @@ def num_agreeing(
     with torch.autocast(hidden_ND.device.type, enabled=False):
         for start in range(0, len(hidden_ND), size):
             stop = min(start + size, len(hidden_ND))
-            ours_n = head.logits(hidden_ND[start:stop]).argmax(-1)
-            agreeing += (ours_n == likeliest_ids(targets.rows(start, stop))).sum()
+            logits_nV = head.logits(hidden_ND[start:stop])
+            ours_n = logits_nV.argmax(-1)
+            right_n = ours_n == likeliest_ids(targets.rows(start, stop))
+            agreeing += right_n.sum()
+            if calibration is not None:
+                calibration.add(logits_nV.softmax(-1).amax(-1), right_n)
     return agreeing
 
 

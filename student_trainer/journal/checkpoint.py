@@ -37,6 +37,7 @@ from lectern_common.run.checkpoint_files import (
     write_json,
 )
 from lectern_common.run.folder import checkpoint_steps
+from lectern_common.spec.suites import VALIDATION_LOSS
 from student_trainer.journal.disk_full import disk_full_as_error
 
 _log = structlog.get_logger()
@@ -65,12 +66,14 @@ class CheckpointStore:
     Args:
         folder: checkpoints/; created at the first save.
         keep_last: how many of the newest to keep, at least one.
-        keep_best: how many more to keep for the lowest `val_loss` in their state; one saved at a
-            step without an evaluation has none. Unless this is 0, the checkpoint at `best.step` of
-            the newest state is kept too: if its evaluation was interrupted, its own state has no
-            loss.
+        keep_best: how many more to keep that are best by the metric in the record of their state;
+            one saved at a step without an evaluation has none. Unless this is 0, the checkpoint at
+            `best.step` of the newest state is kept too: if its evaluation was interrupted, its own
+            state has no value.
         on_event: called with (kind, details).
         save_tensors: writes a safetensors file.
+        metric: what `keep_best` goes by.
+        highest_is_best: of the metric.
     """
 
     def __init__(
@@ -81,12 +84,16 @@ class CheckpointStore:
         keep_best: int,
         on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _details: None,
         save_tensors: Callable[[dict[str, Tensor], Path], None] = safetensors.torch.save_file,
+        metric: str = VALIDATION_LOSS,
+        highest_is_best: bool = False,
     ) -> None:
         self._folder = folder
         self._keep_last = keep_last
         self._keep_best = keep_best
         self._on_event = on_event
         self._save_tensors = save_tensors
+        self._metric = metric
+        self._sign = -1.0 if highest_is_best else 1.0
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, ascending, without verifying them."""
@@ -150,9 +157,13 @@ class CheckpointStore:
         return read_checkpoint(self._path(step))
 
     def best(self) -> tuple[float, int] | None:
-        """Returns the lowest (validation loss, step) of all checkpoints; the oldest on a tie."""
-        losses = ((self._val_loss(step), step) for step in self.steps())
-        return min(((loss, step) for loss, step in losses if loss is not None), default=None)
+        """Returns the best (value, step) of all checkpoints; the oldest on a tie."""
+        values = ((self._value(step), step) for step in self.steps())
+        best = min(
+            ((self._sign * value, step) for value, step in values if value is not None),
+            default=None,
+        )
+        return None if best is None else (self._sign * best[0], best[1])
 
     def sweep(self) -> None:
         """Deletes what a killed `save` left behind."""
@@ -183,8 +194,10 @@ class CheckpointStore:
     def _prune(self, best_step: int | None) -> None:
         steps = self.steps()
         kept = set(steps[-max(1, self._keep_last) :])
-        losses = {step: self._val_loss(step) for step in steps}
-        measured = [(loss, step) for step, loss in losses.items() if loss is not None]
+        values = {step: self._value(step) for step in steps}
+        measured = [
+            (self._sign * value, step) for step, value in values.items() if value is not None
+        ]
         kept.update(step for _, step in sorted(measured)[: self._keep_best])
         if self._keep_best and best_step is not None:
             kept.add(best_step)
@@ -195,12 +208,16 @@ class CheckpointStore:
                 self._path(step).rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
-    def _val_loss(self, step: int) -> float | None:
+    def _value(self, step: int) -> float | None:
+        """Returns the metric in the state of a checkpoint; None if it has none."""
         try:
-            loss = json.loads((self._path(step) / STATE_NAME).read_bytes())["val_loss"]
+            state = json.loads((self._path(step) / STATE_NAME).read_bytes())
+            is_loss = self._metric == VALIDATION_LOSS
+            value = state["val_loss"] if is_loss else state["record"][self._metric]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return float(loss) if isinstance(loss, int | float) else None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

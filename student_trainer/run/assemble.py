@@ -20,9 +20,12 @@ from lectern_common.errors import Incompatible
 from lectern_common.run.checkpoint_files import FORKED_FROM
 from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
+from lectern_common.spec.suites import VALIDATION_LOSS
 from lectern_models.loading import num_parameters
 from student_trainer.data.rows import ShuffledBatches, in_order
 from student_trainer.data.select import Data, open_data, require_datasets
+from student_trainer.evaluating.during import suites_of
+from student_trainer.evaluation.best import Followed
 from student_trainer.evaluation.samples import Prompts, Samples, TeacherTexts, checked_prompts
 from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
@@ -74,6 +77,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         data = _data(run, loaded, begun)
         teaching = _teacher(run, loaded, data, begun)
         prompts = checked_prompts(spec, loaded, data, None if teaching is None else teaching.model)
+        suites = suites_of(spec, run.roots, loaded, data, run.ranks)
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
         batches = ShuffledBatches(
@@ -126,6 +130,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         stop=run.stop,
         ranks=ranks,
         samples=_samples(run, prompts, teaching, progress),
+        suites=suites,
     )
     return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data, keeping)
 
@@ -137,6 +142,8 @@ def _checkpoints(run: RunContext, *, resume: bool) -> tuple[CheckpointStore, Che
         keep_last=run.spec.checkpoint.keep_last,
         keep_best=run.spec.checkpoint.keep_best,
         on_event=lambda kind, details: run.recorder.event(kind, **details),
+        metric=run.spec.evaluation.metric,
+        highest_is_best=run.spec.evaluation.is_highest,
     )
     checkpoint = newest_of_all(store, run.ranks) if resume else None
     with run.ranks.together():
@@ -236,7 +243,8 @@ def _progress(run: RunContext, store: CheckpointStore, checkpoint: Checkpoint | 
     else:
         progress = Progress.of_state(checkpoint.state)
         progress.best = best_saved(run.spec, progress.best, store)
-        run.recorder.go_on_with_best(progress.best.loss, progress.best.step)
+        if run.spec.evaluation.metric == VALIDATION_LOSS:
+            run.recorder.go_on_with_best(progress.best.loss, progress.best.step)
     run.recorder.set_progress(
         step=progress.step,
         steps=run.spec.schedule.steps,
@@ -339,6 +347,7 @@ def _settings(spec: RunSpec, teaching: Teaching | None) -> Settings:
         max_grad_norm=spec.optimizer.max_grad_norm,
         evaluate_every=spec.evaluation.every_steps,
         patience=spec.evaluation.patience,
+        followed=Followed(spec.evaluation.metric, spec.evaluation.is_highest),
         checkpoint_every=spec.checkpoint.every_steps,
         seed=spec.seed,
     )

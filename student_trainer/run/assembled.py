@@ -73,6 +73,8 @@ class Assembly:
         recorder = self.parts.recorder
         manifest = self.keeping.finish(self.context.stop, lambda: recorder.doing(EXPORT))
         if manifest is None:
+            words = f"there is no record {self.spec.teacher.record_to}: the run received nothing"
+            recorder.event("record_not_made", message=words)
             return
         rows = len(self.data.training)
         seen = self.progress.step * self.spec.batch.sequences_per_step
@@ -89,7 +91,7 @@ class Assembly:
         early = self.progress.best.is_over(self.spec.evaluation.patience)
         if not early or self.progress.step >= self.spec.schedule.steps:
             return None, None
-        return EARLY_STOPPED, self.progress.best.sentence()
+        return EARLY_STOPPED, self.progress.best.sentence(self.settings.followed)
 
     def _to_export(self) -> tuple[CausalStudent, Progress]:
         """Returns the whole student to export, and the progress of its weights.
@@ -115,7 +117,7 @@ class Assembly:
         load_model_tensors(student, checkpoint.model_tensors())
         progress = Progress.of_state(checkpoint.state)
         if step == best:  # the checkpoint may have been saved before it was evaluated
-            progress.record.setdefault("loss/val", self.progress.best.loss)
+            progress.record.setdefault(self.settings.followed.name, self.progress.best.loss)
         return student, progress
 
     def _metadata(self, progress: Progress) -> dict[str, Any]:

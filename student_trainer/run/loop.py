@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT
-from lectern_common.errors import DiskFull, Diverged, InvalidRequest, LecternError, SameWeights
+from lectern_common.errors import (
+    DiskFull,
+    Diverged,
+    InvalidRequest,
+    InvalidSpec,
+    LecternError,
+    SameWeights,
+)
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
@@ -53,7 +60,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
          many steps, and after the last;
       2. record the metrics of the step just finished;
       3. save a checkpoint if due: every so many steps, after the last, and, with patience, at
-         every new lowest validation loss;
+         every new best evaluation;
       4. return after the last step, once patience is used up, or after the checkpoint at which it
          was to stop;
       5. otherwise make step s, as described in `_train_step`.
@@ -121,8 +128,8 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
     """Returns the function that evaluates; None without validation rows.
 
     It adds an evaluation's metrics, all or none, to the record of the step just finished, and
-    returns True if the validation loss is the lowest so far. Its second argument says that no step
-    follows.
+    returns True if the evaluation is the best so far, by the metric that the run follows. Its
+    second argument says that no step follows.
     """
     validation, teaching = parts.validation, parts.teaching
     if validation is None:
@@ -136,6 +143,7 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             teaching.cancel,
             lambda metric, why: parts.recorder.event("left_out", metric=metric, message=why),
             teaching.untaught,
+            None if parts.suites is None else parts.suites.calibration,
         )
 
     @contextmanager
@@ -155,8 +163,14 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
             settings.objective.chunk_tokens,
             each_batch,
         )
-        metrics = EvaluationSums(*parts.ranks.totals(*sums)).metrics()
-        best = progress.best.after(progress.step, metrics["loss/val"])
+        sums = EvaluationSums(*parts.ranks.totals(*sums))
+        metrics = sums.metrics()
+        if parts.suites is not None:
+            metrics |= parts.suites.measured(
+                sums, parts.stop, lambda: parts.recorder.doing(EVALUATION)
+            )
+        value = _value_of(settings.followed.name, metrics)
+        best = progress.best.after(progress.step, value, settings.followed)
         if parts.samples is not None:
             is_last = is_last or best.is_over(settings.patience)
             lines = parts.samples.lines(parts.student, is_last=is_last)
@@ -168,6 +182,20 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
         return progress.best.step == progress.step
 
     return evaluate
+
+
+def _value_of(metric: str, metrics: dict[str, float]) -> float:
+    """Returns the metric that the run follows; NaN for an infinite KL, which is left out.
+
+    Raises:
+        InvalidSpec: the run does not measure it.
+    """
+    if metric in metrics:
+        return metrics[metric]
+    if metric == "val/kl":
+        return math.nan
+    why = f"is {metric}, which the run does not measure; it measures {', '.join(sorted(metrics))}"
+    raise InvalidSpec([("evaluation.metric", why)])
 
 
 def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:

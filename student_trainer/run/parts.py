@@ -15,7 +15,8 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.wire.formats import Representation
 from protos import teacher_pb2
 from student_trainer.batch import Batch
-from student_trainer.evaluation.best import Best
+from student_trainer.evaluating.during import Suites
+from student_trainer.evaluation.best import THE_LOSS, Best, Followed
 from student_trainer.evaluation.samples import Samples
 from student_trainer.journal.checkpoint import CheckpointStore
 from student_trainer.journal.recorder import RunRecorder
@@ -104,8 +105,8 @@ class Teaching:
 class Settings:
     """The numbers of a run; `learning_rate` returns the rate of a step (0-based).
 
-    `patience`: how many evaluations in a row without a new lowest loss end the run; None means
-    they never do.
+    `patience`: how many evaluations in a row without a new best value of `followed` end the run;
+    None means they never do.
     """
 
     steps: int
@@ -115,6 +116,7 @@ class Settings:
     max_grad_norm: float = 1.0
     evaluate_every: int = 100
     patience: int | None = None
+    followed: Followed = THE_LOSS
     checkpoint_every: int = 500
     seed: int = 0
 
@@ -136,6 +138,7 @@ class Parts:
         steps_per_epoch: steps that it takes to see every row once; None means epochs are not
             counted.
         samples: the sample texts; None without prompts.
+        suites: what evaluations measure besides the validation loss; None means nothing.
     """
 
     student: Student
@@ -150,6 +153,7 @@ class Parts:
     stop: Stop = field(default_factory=Stop)
     ranks: Ranks = field(default_factory=Ranks)
     samples: Samples | None = None
+    suites: Suites | None = None
     steps_per_epoch: float | None = None
 
 
@@ -157,7 +161,7 @@ class Parts:
 class Progress:
     """How far a run has come: all that a checkpoint holds besides tensors and facts.
 
-    `record` holds the metrics after `step` finished steps; `best` is the lowest validation loss so
+    `record` holds the metrics after `step` finished steps; `best` is the best evaluation so
     far.
     """
 

@@ -26,6 +26,7 @@ from control_plane.views.tasks import (
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import NAME_PATTERN
+from lectern_common.stages.evaluate import require_within_roots
 from lectern_common.stages.folder import MARKDOWN
 from lectern_common.stages.requests import parse_request
 
@@ -54,7 +55,9 @@ async def create_evaluation(
     request: Request, response: Response, plane: Plane, run_id: RunId
 ) -> TaskView:
     """Queues an evaluation of a run: of its export, or of a checkpoint."""
-    return await _created(plane, response, "evaluate", await json_object(request), run_id)
+    asked = await json_object(request)
+    require_within_roots(asked)
+    return await _created(plane, response, "evaluate", asked, run_id)
 
 
 @router.post(

@@ -25,7 +25,8 @@ from lectern_common.errors import Misconfigured
 OLDEST = (0, 8)
 _ADVICE = (
     "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap; Fedora: dnf install "
-    "bubblewrap), or set --no-sandbox if the programs may do to this machine whatever they like"
+    "bubblewrap), or set --no-sandbox (code.sandbox: false) if the programs may do to this machine "
+    "whatever they like"
 )
 _SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/local/bin/python3")
 # Unused by Linux distributions, and below 65,536, of which containers often have no more.

@@ -73,6 +73,13 @@ name: c
 student: {config: tiny}
 data: {kind: synthetic, seq_len: 8}
 objective: {alpha: 1}
+evaluation:
+  suites: [code, "lm-eval:ours"]
+  code: {problems: p.jsonl, mode: chat, samples: 3, k: [1, 3], temperature: 0.5, top_p: 0.5,
+    max_new_tokens: 9, stop: [end], max_problems: 2, seconds: 1.5, memory_mib: 99, sandbox: false}
+  lm_eval: {tasks_path: tasks, num_fewshot: 2, limit: 5}
+  metric: lm-eval/ours/acc
+  metric_goal: highest
 """,
 ]
 
@@ -127,7 +134,12 @@ def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> 
         given = flat(yaml.safe_load(text))
         assert {name: resolved[name] for name in given} == given
         taken |= given.keys()
-        absent_sections = {"teacher", "student.lora"}
+        absent_sections = {
+            "teacher",
+            "student.lora",
+            "evaluation.code",
+            "evaluation.lm_eval",
+        }
         assert resolved.keys() - set(spec_fields()) <= absent_sections
     assert taken == set(spec_fields())
 

@@ -1,6 +1,7 @@
 """The suite code: pass@k, problems that could not be judged, and going on after a stop."""
 
 import json
+from concurrent.futures import Future
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
 from lectern_common.stages.requests import parse_request
 from student_trainer.evaluating import code as module
+from student_trainer.evaluating import generation
 from student_trainer.evaluating.code import pass_at_k, scores_of
 from student_trainer.evaluating.sandbox.limits import Outcome, Verdict
 from student_trainer.evaluating.stage import evaluate
@@ -79,10 +81,8 @@ class FakeJudge:
         pass
 
     def judging(self, program):
-        from concurrent.futures import Future
-
         self.programs.append(program)
-        future = Future()
+        future: Future[Verdict] = Future()
         outcome = Outcome.PASSED if self.outcomes is None else self.outcomes(program)
         future.set_result(Verdict(outcome, "because"))
         return future
@@ -178,6 +178,24 @@ def test_without_a_sandbox_nothing_is_generated(home, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Misconfigured, match="--no-sandbox"):
         evaluate(asked(), home, tmp_path, stop=Stop(), report=lambda *_: None)
+
+
+def test_every_option_reaches_what_it_is_for(home, tmp_path, monkeypatch):
+    options = CodeOptions(seconds=7.5, memory_mib=99, sandbox=False)
+    judge = module.opened_judge(options)
+    assert (judge._limits.seconds, judge._limits.memory_bytes) == (7.5, 99 << 20)
+    assert not judge._sandboxed
+    seen = []
+
+    def spied(model, prompts, sampling, **rest):
+        seen.append((sampling, len(prompts)))
+        return generation.answers(model, prompts, sampling, **rest)
+
+    monkeypatch.setattr(module, "answers", spied)
+    sampled = {"samples": 2, "temperature": 0.5, "top_p": 0.75, "max_problems": 3}
+    run(home, tmp_path / "work", FakeJudge(), monkeypatch, **sampled)
+    assert {(one.temperature, one.top_p, one.max_new_tokens) for one, _ in seen} == {(0.5, 0.75, 6)}
+    assert [count for _, count in seen] == [4, 2]
 
 
 def test_other_problems_or_options_start_over(home, tmp_path, monkeypatch):

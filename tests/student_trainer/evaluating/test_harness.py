@@ -3,6 +3,7 @@
 import json
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ needs_harness = pytest.mark.skipif(
     reason="needs the package lm-eval: pip install 'lectern[lm-eval]'",
 )
 # The harness and what it imports warn of themselves.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,8 @@ def evaluated(roots, work, monkeypatch, **asked):
     monkeypatch.setenv("HF_HOME", str(work / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(work / "hf" / "datasets"))
     body = {"model": "tiny", "lm_eval": {"tasks_path": "tasks"}, "device": "cpu", **asked}
-    return evaluate(
-        parse_request("evaluate", body), roots, work, stop=Stop(), report=lambda *_: None
-    )
+    request: Any = parse_request("evaluate", body)
+    return evaluate(request, roots, work, stop=Stop(), report=lambda *_: None)
 
 
 @needs_harness
@@ -93,7 +93,7 @@ def test_a_task_that_is_done_is_not_run_again(roots, tmp_path, monkeypatch):
 
 @needs_harness
 def test_an_unknown_task_is_refused_with_one_that_is_alike(roots, tmp_path, monkeypatch):
-    with pytest.raises(InvalidRequest, match="has no task hellaswg; did you mean .*hellaswag"):
+    with pytest.raises(InvalidRequest, match=r"has no task hellaswg; did you mean .*hellaswag"):
         evaluated(roots, tmp_path, monkeypatch, suites=["lm-eval:hellaswg"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ TEXTS = ["".join(f"{i * i % 97} def f{i}(a) " for i in range(30)), "short", "tai
 def roots(tmp_path_factory):
     roots = Roots.of_home(tmp_path_factory.mktemp("home"))
     write_tiny_model(roots.models / "tiny", vocab_size=300, tokenizer=True, max_positions=32)
-    big = {"vocab_size": 310, "layers": 3, "seed": 5, "max_positions": 64}
+    big: dict[str, Any] = {"vocab_size": 310, "layers": 3, "seed": 5, "max_positions": 64}
     write_tiny_model(roots.models / "big", **big)
     write_tiny_tokenizer(roots.models / "big", 300)
     roots.data.mkdir()
@@ -44,9 +45,8 @@ def roots(tmp_path_factory):
 def evaluated(roots, work, *, stop=None, report=lambda *_: None, **asked):
     work.mkdir(exist_ok=True, parents=True)
     body = {"batch_sequences": 3, "device": "cpu", **asked}
-    return evaluate(
-        parse_request("evaluate", body), roots, work, stop=stop or Stop(), report=report
-    )
+    request: Any = parse_request("evaluate", body)
+    return evaluate(request, roots, work, stop=stop or Stop(), report=report)
 
 
 @torch.no_grad()

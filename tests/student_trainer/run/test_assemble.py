@@ -22,6 +22,7 @@ from lectern_common.errors import (
     Untrusted,
     WrongModel,
 )
+from lectern_common.spec.suites import CodeOptions, HarnessOptions
 from lectern_common.tokens.shards import read_manifest
 from lectern_common.tokens.tokenizer_map import read_tokenizer_map, tokenizer_sha256
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
@@ -348,6 +349,17 @@ SHOWN_ELSEWHERE = {
     "device.max_restarts": "tests/integration/test_ranks.py",
     "device.threads": "test_main.py",
     "report_to": "test_main.py",
+    "evaluation.suites": "tests/student_trainer/evaluating/test_during.py",
+    "evaluation.metric": "tests/student_trainer/evaluating/test_during.py",
+    "evaluation.metric_goal": "tests/student_trainer/evaluating/test_during.py",
+    **{
+        f"evaluation.code.{name}": "tests/student_trainer/evaluating/test_code.py"
+        for name in CodeOptions.model_fields
+    },
+    **{
+        f"evaluation.lm_eval.{name}": "tests/student_trainer/evaluating/test_harness.py"
+        for name in HarnessOptions.model_fields
+    },
 }
 
 
