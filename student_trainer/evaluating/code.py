@@ -217,7 +217,7 @@ class CodeRun:
             reasons = Counter(entry["reason"] for entry in entries).most_common(1)
             raise LecternError(
                 f"no answer could be judged ({reasons[0][0] if reasons else 'there is none'}), so "
-                "there is no score; see `lectern doctor`"
+                "there is no score; mend that and start the same evaluation again"
             )
         return {
             "pass_at_k": scored.pass_at_k,
