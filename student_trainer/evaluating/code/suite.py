@@ -22,15 +22,15 @@ from lectern_common.stages.evaluate import EvaluateRequest
 from lectern_common.stages.status import Report
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import read_tokenizer_files
-from student_trainer.evaluating.generation import Answer, Prompt, Sampling, answers
-from student_trainer.evaluating.kept import Entry, Kept
-from student_trainer.evaluating.problems import (
+from student_trainer.evaluating.code.generation import Answer, Prompt, Sampling, answers
+from student_trainer.evaluating.code.problems import (
     Problem,
     identity,
     read_problems,
     stop_texts,
     until_stop,
 )
+from student_trainer.evaluating.kept import Entry, Kept
 from student_trainer.evaluating.sandbox.judging import Judge
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome, Verdict
 from student_trainer.evaluating.subject import Subject
