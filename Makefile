@@ -6,6 +6,7 @@
 #   make test  [ARGS='-k kd_loss']   the test suite; ARGS="-m 'long or browser'" for the rest
 #   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
 #   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
+#   make llama-cpp                   llama.cpp, which the tests of GGUF files ask; needs npm
 #   make bench | protos
 
 PYTHON ?= python3
@@ -15,9 +16,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 TYPESCRIPT := node_modules/.installed
+LLAMA_CPP := .llama-cpp/.installed-3.22.1
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench faults docs protos
+.PHONY: install demo test lint llama-cpp bench faults docs protos
 
 install: $(STAMP)
 
@@ -46,6 +48,17 @@ $(TYPESCRIPT): package.json package-lock.json
 	@command -v npm >/dev/null || \
 	  { echo "make lint needs npm for the page's types: install Node.js 20 or later" >&2; exit 1; }
 	npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+llama-cpp: $(LLAMA_CPP)
+
+# Prebuilt for Linux on x86-64. Without --ignore-scripts it would look for a compiler.
+$(LLAMA_CPP):
+	@command -v npm >/dev/null || \
+	  { echo "make llama-cpp needs npm: install Node.js 20 or later" >&2; exit 1; }
+	rm -rf .llama-cpp && mkdir .llama-cpp && echo '{"private": true}' > .llama-cpp/package.json
+	cd .llama-cpp && npm install --omit=optional --ignore-scripts --no-package-lock --no-audit \
+	  --no-fund node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 	touch $@
 
 bench: $(PEERS)

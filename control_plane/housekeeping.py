@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -24,9 +25,11 @@ from control_plane.runs.keeping.sizes import RunSizes
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import ACTIVE, Run
 from control_plane.tasks.queries import Tasks
+from control_plane.tasks.record import TASKS_NAME
 from lectern_common.errors import LecternError
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
+from lectern_common.stages.folder import TaskFolder
 
 LOOK_SECONDS = 2.0
 DISK_SECONDS = 20.0
@@ -152,8 +155,11 @@ def _leftovers(runs_root: Path, now: float) -> Iterator[Path]:
         if named or _NEW_FOLDER.match(entry.name):
             if _is_dead(entry, named, now):
                 yield Path(entry.path)
+        elif entry.name == TASKS_NAME:
+            yield from _in_tasks(Path(entry.path), now)
         elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
             yield from _in_run(Path(entry.path), now)
+            yield from _in_tasks(RunFolder(Path(entry.path)).tasks_path, now)
 
 
 def _in_run(path: Path, now: float) -> Iterator[Path]:
@@ -172,6 +178,25 @@ def _in_run(path: Path, now: float) -> Iterator[Path]:
             yield from (Path(entry.path) for entry in halves if _age(entry, now) > OLD_SECONDS)
     except (LecternError, OSError):
         return
+
+
+def _in_tasks(path: Path, now: float) -> Iterator[Path]:
+    """Yields the leftovers in the folders of tasks that no process works on."""
+    for entry in _entries(path):
+        if entry.name.startswith(".new-"):
+            if _age(entry, now) > OLD_SECONDS:
+                yield Path(entry.path)
+            continue
+        found = [
+            (one, named)
+            for one in _entries(Path(entry.path))
+            if (named := _HIDDEN_FILE.match(one.name)) and one.is_file(follow_symlinks=False)
+        ]
+        try:
+            with TaskFolder(Path(entry.path)).locked() if found else nullcontext():
+                yield from (Path(one.path) for one, named in found if _is_dead(one, named, now))
+        except (LecternError, OSError):
+            continue
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -15,6 +15,7 @@ class AlertView(View):
     run_id: str | None
     """null for `disk`, as the next four fields."""
     name: str | None
+    """Of an alert about a task, the task's id."""
     state: str | None
     """State, reason and step are those that the run had then."""
     reason: str | None

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import time
 
 from faults.record.recordings import Records, difference, hashes_of, served, started
 from faults.row import Tally
@@ -11,6 +10,7 @@ from faults.trainer.runs.run import Home
 from lectern_common.run.status import RunState
 
 _LONGEST_RUN_SECONDS = 2.0
+_BEGINNING_SECONDS = 0.8
 
 
 def killed_recorders(stage: Stage) -> Tally:
@@ -21,32 +21,24 @@ def killed_recorders(stage: Stage) -> Tally:
     home = Home(stage)
     with served(stage, home) as server:
         records = Records(stage, home)
-        recorder = records.start(records.task(server.address, "whole"))
-        began = time.monotonic()
-        recorder.wait_for_rows(1)
-        first_row = time.monotonic() - began
-        if problem := recorder.end():
-            raise RuntimeError(problem)
-        took = time.monotonic() - began
-        whole = hashes_of(records.data / "whole")
+        whole = hashes_of(records.made(server.address, "whole"))
+        total = (records.data / "whole" / "training" / "rows.bin").stat().st_size
         made, since, task = 0, 0, records.task(server.address, "cut")
         while done < kills or since:
             stage.say(f"kill {done} of {kills}")
             recorder = records.start(task, "frequent-saves=0.05")
             if done < kills:
-                # Of every other one, while it records: most of its life, it only begins.
+                # Of every other one, at a random row; most of its life, it only begins.
                 if done % 2:
-                    recorder.wait(draw.uniform(0, took))
-                elif recorder.wait_for_rows(recorder.bytes_of_rows + 1):
-                    recorder.wait(draw.uniform(0, took - first_row))
-                if recorder.alive:
-                    recorder.kill()
+                    recorder.wait(draw.uniform(0, _BEGINNING_SECONDS))
+                else:
+                    recorder.wait_for_rows(draw.randrange(total))
+                recorder.kill()
+                if not (records.data / "cut").exists():
                     done, since = done + 1, since + 1
-                    tally.require(
-                        not (records.data / "cut").exists() or _is_whole(records),
-                        "a half-written record has a name",
-                    )
                     continue
+                tally.require(_is_whole(records), "a half-written record has a name")
+                recorder = records.start(task)
             problem = recorder.end() or difference(records.data / "cut", whole)
             tally.count(not problem, f"after {since} kills: {problem}", since or 1)
             made, since = made + 1, 0

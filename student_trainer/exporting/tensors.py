@@ -15,6 +15,7 @@ from student_trainer.exporting.architectures import ARCHITECTURES
 
 _Q8_BLOCK = 32  # numbers that share a scale
 _LARGEST_F16 = 65504.0
+_LARGEST_F32 = float(np.finfo(np.float32).max)
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
@@ -110,7 +111,7 @@ def encoded(values: np.ndarray, tensor: StoredTensor, config: Any) -> np.ndarray
 
     largest = float(np.abs(values).max(initial=0.0))
     # The scale of a q8_0 block is the largest of its numbers over 127, in 16 bits.
-    limit = {"F16": _LARGEST_F16, "Q8_0": _LARGEST_F16 * 127, "F32": np.finfo(np.float32).max}
+    limit = {"F16": _LARGEST_F16, "Q8_0": _LARGEST_F16 * 127, "F32": _LARGEST_F32}
     if not largest <= limit[tensor.kind]:
         raise Incompatible(
             f"{tensor.source} holds {largest:g}, which {tensor.kind.lower()} cannot store; export "

@@ -1,11 +1,20 @@
 """Calls to the model hub through huggingface_hub, with its errors in this repository's words."""
 
 import errno
+import io
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -13,7 +22,6 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import get_token
 
 from lectern_common.errors import (
     Conflict,
@@ -24,6 +32,8 @@ from lectern_common.errors import (
     NotFound,
     Unauthenticated,
 )
+from lectern_common.stages.status import Report
+from student_trainer.stop import Stop, StopRequested
 
 _GIT_ATTRIBUTES = ".gitattributes"  # the hub writes it by itself
 _MESSAGE = "Publish a student distilled with Lectern"
@@ -82,34 +92,92 @@ def opened(repository: str, *, private: bool, planned: set[str]) -> None:
         )
 
 
-def uploaded(repository: str, files: Mapping[str, Path | bytes]) -> str:
+def uploaded(
+    repository: str, files: Mapping[str, Path | bytes], *, stop: Stop, report: Report
+) -> str:
     """Uploads files as one commit; returns its id. Files that are there already are not sent again.
 
     Args:
         repository: OWNER/NAME.
         files: name -> content, or the file that holds it.
+        stop: ends it within a part of a file.
+        report: told how many bytes of files are sent.
 
     Raises:
+        StopRequested: a stop was requested; nothing has changed there.
         LecternError: the hub refuses, or does not answer: nothing has changed there.
     """
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with _in_our_words(f"uploading to {repository}"):
+    with ExitStack() as stack, _in_our_words(f"uploading to {repository}"):
+        sent = _Sent(stop, report)
+        contents = {
+            name: content
+            if isinstance(content, bytes)
+            else stack.enter_context(_WatchedFile(content, sent))
+            for name, content in files.items()
+        }
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        sent.begin()
         commit = HfApi().create_commit(repository, operations, commit_message=_MESSAGE)
         return str(commit.oid)
 
 
-def downloaded(repository: str, commit: str, target: Path) -> Path:
-    """Downloads all files of a commit into a new folder.
+def downloaded(repository: str, commit: str, target: Path, *, stop: Stop, report: Report) -> Path:
+    """Downloads all files of a commit into a new folder, which it returns.
 
     Raises:
+        StopRequested: a stop was requested.
         LecternError: the hub refuses, or does not answer.
     """
     with _in_our_words(f"downloading {repository}"):
-        # Files of an earlier commit in the hub's cache would prove nothing.
-        snapshot_download(
-            repository, revision=commit, local_dir=target, cache_dir=target.with_name("cache")
-        )
+        info = HfApi().model_info(repository, revision=commit)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        for done, name in enumerate(names):
+            stop.check()
+            report("files downloaded", done, len(names))
+            # Files of an earlier commit in the hub's cache would prove nothing.
+            hf_hub_download(repository, name, revision=commit, local_dir=target)
     return target
+
+
+class _Sent:
+    """How many bytes were read to be sent, by several threads; those that are sent again count
+    once more.
+    """
+
+    def __init__(self, stop: Stop, report: Report) -> None:
+        self._stop, self._report = stop, report
+        self._total = self._done = 0
+        self._has_begun = False
+        self._lock = threading.Lock()
+
+    def expect(self, num_bytes: int) -> None:
+        self._total += num_bytes
+
+    def begin(self) -> None:
+        """What was read until now was only hashed."""
+        self._has_begun = True
+
+    def add(self, num_bytes: int) -> None:
+        """Raises StopRequested if a stop was requested."""
+        self._stop.check()
+        if self._has_begun:
+            with self._lock:
+                self._done = min(self._done + num_bytes, self._total)
+                self._report("bytes sent", self._done, self._total)
+
+
+class _WatchedFile(io.BufferedReader):
+    """A file that is uploaded. Only files given as such are always sent over LFS, never Xet."""
+
+    def __init__(self, path: Path, sent: _Sent) -> None:
+        super().__init__(io.FileIO(path))
+        self._sent = sent
+        sent.expect(path.stat().st_size)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._sent.add(len(data))
+        return data
 
 
 @contextmanager
@@ -117,7 +185,7 @@ def _in_our_words(doing: str) -> Iterator[None]:
     where = constants.ENDPOINT
     try:
         yield
-    except LecternError:
+    except (LecternError, StopRequested):
         raise
     except OfflineModeIsEnabled:
         raise Misconfigured(f"{doing} needs the hub: unset HF_HUB_OFFLINE") from None
@@ -135,8 +203,15 @@ def _in_our_words(doing: str) -> Iterator[None]:
 
 
 def _translated(error: Exception, doing: str, where: str) -> LecternError:
-    """Returns the error of ours; huggingface_hub wraps what goes wrong in a thread."""
+    """Returns the error of ours; huggingface_hub wraps what goes wrong in a thread.
+
+    Raises:
+        StopRequested: that is what went wrong.
+    """
     causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, StopRequested):
+            raise cause
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(f"{doing}: no space left; free some, then run the same again")

@@ -60,9 +60,9 @@ def measurements(run: FinishedRun) -> list[Measurement]:
     Evaluations of other weights of the run, such as those of a checkpoint or of an export that was
     replaced, are left out, and so are those that cannot be read.
     """
-    found = {(one.key, one.on): one for one in _by_the_run(run.metadata)}
+    found = {(one.what, one.on): one for one in _by_the_run(run.metadata)}
     for result in _evaluations(run):
-        found |= {(one.key, one.on): one for one in _of_result(result)}
+        found |= {(one.what, one.on): one for one in _of_result(result)}
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ from lectern_common.errors import Conflict
 from lectern_common.roots import Roots
 from lectern_common.stages.publish import PublishRequest
 from lectern_common.stages.status import Report
+from lectern_common.words import size
 from student_trainer.publishing.hub import opened, require_token, uploaded
 from student_trainer.publishing.plan import Plan, plan_text, planned
 from student_trainer.publishing.verify import verified
@@ -47,7 +48,6 @@ def publish(
         proved = verified(plan, commit, folder, stop=stop, report=report)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name("cache"), ignore_errors=True)
     from huggingface_hub import constants
 
     url = f"{constants.ENDPOINT}/{plan.repository}"
@@ -62,5 +62,7 @@ def _upload(plan: Plan, stop: Stop, report: Report) -> str:
     plan.require_unchanged()
     stop.check()
     total = sum(one.num_bytes for one in plan.files)
-    report(f"uploading {len(plan.files)} files, {total:,} bytes", 0, 0)
-    return uploaded(plan.repository, {one.name: one.source for one in plan.files})
+    what = f"{len(plan.files)} files, {size(total)}"
+    report(f"uploading plan {plan.sha256} to {plan.repository}: {what}", 0, 0)
+    sources = {one.name: one.source for one in plan.files}
+    return uploaded(plan.repository, sources, stop=stop, report=report)

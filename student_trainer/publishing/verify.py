@@ -38,7 +38,7 @@ def verified(plan: Plan, commit: str, folder: Path, *, stop: Stop, report: Repor
         CorruptData: the repository is not what was planned, or does not load.
         LecternError: the hub does not answer.
     """
-    downloaded(plan.repository, commit, folder)
+    downloaded(plan.repository, commit, folder, stop=stop, report=report)
     _require_same_files(plan, folder, stop, report)
     found = [f"all {len(plan.files)} files downloaded again have the planned hashes"]
     load_causal_lm(folder)

@@ -33,7 +33,7 @@ class Keeping:
     said: str | None = None
 
     def finish(self, stop: Stop, progressed: Callable[[], None]) -> RecordManifest | None:
-        """Makes the record, on the rank that does; see Kept.finish."""
+        """Makes the record, on the rank that does; see Kept.finish. None means there is none."""
         if self.writer is None:
             return None
         return self.kept.finish(self.writer, stop, progressed)

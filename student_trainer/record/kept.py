@@ -10,6 +10,7 @@ later epoch or after a resume, is kept once: of draws, the first. What the run n
 not in the record.
 """
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lectern_common.errors import DiskFull, Incompatible
+from lectern_common.errors import DiskFull
 from lectern_common.teacher.record.manifest import RecordFacts, RecordManifest, RecordPart
 from lectern_common.teacher.record.reader import PartReader
 from lectern_common.wire.formats import Representation
@@ -111,8 +112,10 @@ class Kept:
 
     def finish(
         self, writer: RecordWriter, stop: Stop, progressed: Callable[[], None]
-    ) -> RecordManifest:
+    ) -> RecordManifest | None:
         """Makes the record of what all ranks have received, and gives it its name.
+
+        Returns its manifest; None if they have received nothing: then there is no record.
 
         Args:
             writer: of the record; its lock is held.
@@ -122,7 +125,6 @@ class Kept:
         Raises:
             StopRequested: a stop was requested.
             DiskFull: there is no room.
-            Incompatible: the run has received nothing.
             CorruptData: what was received is damaged.
         """
         self.save()
@@ -131,7 +133,8 @@ class Kept:
             done = [self._put_in_order(writer, part, stop, progressed) for part in self._parts]
             there = [part for part in done if part is not None]
             if not there:
-                raise Incompatible("the run has received no answers, so there is no record of them")
+                shutil.rmtree(writer.work, ignore_errors=True)
+                return None
             return writer.finish(self._facts, there)
 
     def _put_in_order(

@@ -73,6 +73,8 @@ class Assembly:
         recorder = self.parts.recorder
         manifest = self.keeping.finish(self.context.stop, lambda: recorder.doing(EXPORT))
         if manifest is None:
+            words = f"there is no record {self.spec.teacher.record_to}: the run received nothing"
+            recorder.event("record_not_made", message=words)
             return
         rows = len(self.data.training)
         seen = self.progress.step * self.spec.batch.sequences_per_step

@@ -9,6 +9,7 @@ import pytest
 from control_plane.housekeeping import GONE_SECONDS, OLD_SECONDS, sweep
 from lectern_common.logs import cap_log
 from lectern_common.run.folder import RunFolder
+from lectern_common.stages.folder import TaskFolder
 from tests.control_plane.conftest import spec
 
 GONE = 2**22 + 1  # above any pid
@@ -97,3 +98,20 @@ def test_a_run_that_is_trained_is_not_touched(runs_root):
     with RunFolder(runs_root / "run-a").locked():
         assert sweep(runs_root) == []
     assert sweep(runs_root) == [half]
+
+
+def test_leftovers_in_the_folders_of_tasks_are_swept_unless_one_is_worked_on(runs_root):
+    run = RunFolder(runs_root / "run-a")
+    of_run = TaskFolder.create(run.tasks_path / "evaluate-a", "evaluate", {})
+    of_none = TaskFolder.create(runs_root / ".tasks" / "precompute-a", "precompute", {})
+    half = run.tasks_path / ".new-evaluate-b"
+    half.mkdir()
+    left = {aged(half, OLD_SECONDS + 5)}
+    for folder in (of_run, of_none):
+        path = folder.path / f".status.json.{GONE}.tmp"
+        path.touch()
+        left.add(aged(path, GONE_SECONDS + 5))
+    with of_run.locked():
+        assert set(sweep(runs_root)) == left - {of_run.path / f".status.json.{GONE}.tmp"}
+    assert sweep(runs_root) == [of_run.path / f".status.json.{GONE}.tmp"]
+    assert of_run.read_asked() == ("evaluate", {})

@@ -81,7 +81,6 @@ class Hub:
             "HF_ENDPOINT": self.address,
             "HF_TOKEN": TOKEN,
             "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "*",
         }

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lectern_common.stages.export import GgufType
 from lectern_common.tokens.weights import safetensors_files
 from student_trainer.exporting.gguf_export import config_of, stored_tensors
 from student_trainer.exporting.tensors import ModelTensors, decoded, planned_tensors
@@ -84,7 +86,7 @@ def asked(*jobs: Job) -> list[Answer]:
     ]
 
 
-def model_of_file(folder: Path, path: Path, gguf_type: str) -> PreTrainedModel:
+def model_of_file(folder: Path, path: Path, gguf_type: GgufType) -> PreTrainedModel:
     """Returns transformers' model of a folder, with the numbers of a GGUF file made from it."""
     config = config_of(folder)
     plan = planned_tensors(ModelTensors(safetensors_files(folder)).shapes, config, gguf_type)
@@ -94,7 +96,7 @@ def model_of_file(folder: Path, path: Path, gguf_type: str) -> PreTrainedModel:
         state = model.state_dict()
         for one in plan:
             state[one.source].copy_(torch.tensor(decoded(stored[one.name], one, config)))
-    return model.eval()
+    return cast(PreTrainedModel, model.eval())
 
 
 def compared(

@@ -28,20 +28,32 @@ class StageChild:
     home: Path
     count: int = 0
 
-    def __call__(self, stage: str, work: Path | None = None, **asked: Any) -> dict[str, Any]:
+    def __call__(
+        self, stage: str, work: Path | None = None, stop_at: str = "", **asked: Any
+    ) -> dict[str, Any]:
         """Returns the stage's result and what it reported, under "reported".
 
+        Args:
+            stage: its name.
+            work: its folder.
+            stop_at: request a stop as soon as it reports that it counts this.
+            asked: the fields of its request.
+
         Raises:
+            StopRequested: it was stopped.
             LecternError: the error of the stage.
         """
         self.count += 1
         work = work or self.home / "work" / str(self.count)
         line = {"stage": stage, "asked": asked, "home": str(self.home), "work": str(work)}
+        line["stop_at"] = stop_at
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline() or "{}")
+        if "stopped" in answer:
+            raise StopRequested
         if "error" in answer:
             error = error_of(answer["reason"], answer["error"])
             if isinstance(error, InvalidRequest):
@@ -72,6 +84,13 @@ def stage_child(home: Path, environment: Mapping[str, str]) -> Iterator[StageChi
 
 def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
     reported: list[tuple[str, int, int]] = []
+    stop = Stop()
+
+    def report(what: str, done: int, of: int) -> None:
+        reported.append((what, done, of))
+        if what == line["stop_at"]:
+            stop.request()
+
     work = Path(line["work"])
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,14 +99,14 @@ def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
             request,
             Roots.of_home(Path(line["home"])),
             work,
-            stop=Stop(),
-            report=lambda *said: reported.append(said),
+            stop=stop,
+            report=report,
         )
     except LecternError as error:
         field = error.field if isinstance(error, InvalidRequest) else None
         return {"error": str(error), "reason": error.reason, "field": field}
     except StopRequested:
-        return {"error": "stopped", "reason": "internal", "field": None}
+        return {"stopped": True}
     left = [path.name for path in work.rglob("*")]
     return {"result": {**result, "reported": reported, "left": left}}
 

@@ -18,8 +18,8 @@ from lectern_common.tokens.shards import ShardFile
 
 _KEY_BYTES = 16
 # Entries that are read to find one, and how many such blocks are read at once at the opening.
-_BLOCK = 256
-_BLOCKS_AT_ONCE = 256
+_BLOCK = 64
+_BLOCKS_AT_ONCE = 1024
 
 # One sequence, 48 bytes, in rising order of keys.
 ENTRY = np.dtype(

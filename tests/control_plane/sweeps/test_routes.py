@@ -441,7 +441,7 @@ def test_runs_of_different_rows_are_told_to_share_nothing(client, plane):
 def test_runs_that_learn_from_records_are_told_nothing_about_sharing_a_teacher(client, plane):
     write_student(plane)
     body = taught("127.0.0.1:1", grid={"seed": [0, 1], RATE: [1e-3, 1e-4]})
-    body["base"]["teacher"] = {"record": "answers"}
+    body["base"] |= {"teacher": {"record": "answers"}, "data": {"path": "none", "seq_len": 8}}
     found = client.post("/sweeps/check", json=body).json()
     assert found["advice"] == []
     assert found["estimate"]["teacher_tokens"] == found["estimate"]["teacher_tokens_shared"] == 0
@@ -451,13 +451,15 @@ def test_runs_that_learn_from_records_are_told_nothing_about_sharing_a_teacher(c
         for check in client.post("/sweeps/check", json=body).json()["checks"]
         if check["outcome"] == "fail"
     ]
-    assert [field for field, _ in failed] == ["grid.teacher.record"] * 2
-    assert "no record 'two'" in failed[1][1]
+    told = {field: message for field, message in failed if "teacher" in field}
+    assert list(told) == ["grid.teacher.record[0]", "grid.teacher.record[1]"]
+    assert "no record 'two'" in told["grid.teacher.record[1]"]
 
 
 def test_runs_of_a_sweep_do_not_keep_their_answers_in_one_record(client, plane):
     body = taught("127.0.0.1:1", grid={RATE: [1e-3, 1e-4]})
     body["base"]["teacher"]["record_to"] = "kept"
+    body["base"]["data"] = {"path": "none", "seq_len": 8}
     for path in ("/sweeps/check", "/sweeps"):
         answer = client.post(path, json=body)
         assert answer.status_code == 422

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from lectern_common.errors import CorruptData, Incompatible, NotFound
 from lectern_common.stages.export import GgufType
@@ -83,7 +82,6 @@ def test_llama_cpp_continues_texts_as_transformers_does(tmp_path, architecture):
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
-        ("llama", {"rope_parameters": LLAMA_3_ROPE}),
         ("llama", {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 1}),
         ("llama", {"tied": True, "hidden": 48}),
         ("qwen2", {"tied": True, "hidden": 48}),
@@ -108,16 +106,12 @@ def test_llama_cpp_agrees_where_rotary_frequencies_are_scaled(tmp_path):
 def test_transformers_loads_the_file_with_the_numbers_that_it_was_given(
     tmp_path, architecture, gguf_type
 ):
-    # Of these, transformers takes heads of 128 for granted; llama.cpp reads their size.
-    settings = {"head_dim": 128} if architecture == "qwen3" else {}
+    # transformers takes these for granted, where llama.cpp reads the size of heads.
+    settings = {"qwen3": {"head_dim": 128}, "gemma2": {"head_dim": 256}}.get(architecture, {})
+    if architecture == "gemma2":
+        settings["query_pre_attn_scalar"] = 256
     folder = student(tmp_path / "student", architecture, **settings)
-    written = write_gguf(folder, folder / "student.gguf", gguf_type, name="student")
-    if architecture == "gemma2":  # transformers takes its attention's scale for that of the 2B
-        reference = model_of_file(folder, folder / "student.gguf", gguf_type)
-        whole = AutoModelForCausalLM.from_pretrained(folder)
-        for ours, theirs in zip(reference.parameters(), whole.parameters(), strict=True):
-            assert (ours - theirs).abs().max() <= written.largest_error * 1.001
-        return
+    write_gguf(folder, folder / "student.gguf", gguf_type, name="student")
     loaded = load_causal_lm(folder, "float32", gguf_file="student.gguf")
     reference = model_of_file(folder, folder / "student.gguf", gguf_type)
     ids = torch.arange(12).unsqueeze(0)

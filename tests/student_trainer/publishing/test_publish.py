@@ -1,10 +1,12 @@
 """Publishing to a hub on loopback through the real huggingface_hub, in a process of its own.
 
-That process has HF_HUB_DISABLE_XET=1: the hub here speaks LFS, as the real one does to clients
-without hf_xet.
+The hub here speaks LFS only, so these tests show as well that nothing is sent over Xet, which
+huggingface_hub prefers if hf_xet is installed.
 """
 
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from lectern_common.errors import (
     NotFound,
     Unauthenticated,
 )
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
+from student_trainer.stop import StopRequested
 from tests.student_trainer.publishing.conftest import Finished
 from tests.support.hub import Hub, serving
 from tests.support.stage_child import StageChild, stage_child
@@ -142,6 +146,32 @@ def test_a_commit_that_breaks_changes_nothing_and_the_same_request_goes_on(child
     assert hashes(hub.repositories["me/small"].files) == planned_hashes(result)
 
 
+@pytest.mark.parametrize("stop_at", ["bytes sent", "files hashed"])
+def test_a_stop_changes_nothing_and_the_same_request_goes_on(child, hub, stop_at):
+    with pytest.raises(StopRequested):
+        published(child, stop_at=stop_at)
+    assert all(repository.files == {} for repository in hub.repositories.values())
+    result = published(child)
+    assert hashes(hub.repositories["me/small"].files) == planned_hashes(result)
+
+
+def test_a_stop_while_it_is_verified_leaves_no_copy(child, hub, tmp_path):
+    with pytest.raises(StopRequested):
+        published(child, stop_at="files downloaded", work=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_bytes_that_are_sent(child, hub):
+    result = published(child)
+    large = ("model.safetensors", "small-q8_0.gguf")
+    sent = [(done, of) for what, done, of in result["reported"] if what == "bytes sent"]
+    assert sent == sorted(sent)
+    made = ("README.md", "LICENSE")  # in memory
+    total = sum(file["bytes"] for file in result["files"] if file["name"] not in made)
+    assert {of for _, of in sent} == {total}
+    assert sent[-1][0] >= sum(file["bytes"] for file in result["files"] if file["name"] in large)
+
+
 def test_a_hub_that_cannot_be_reached_is_an_error_to_try_again(child, hub):
     hub.breaks["create"] = 1
     with pytest.raises(HubUnavailable, match="creating me/small"):
@@ -220,8 +250,6 @@ def test_a_gguf_file_of_other_weights_is_not_published(child, hub, finished):
 
 
 def finished_digest(export: Path) -> bytes:
-    from lectern_common.tokens.weights import safetensors_files, weights_sha256
-
     return weights_sha256(safetensors_files(export)).encode()
 
 
@@ -239,9 +267,6 @@ def test_the_card_of_a_base_on_the_hub_says_the_licence(child, hub, finished):
 
 def from_hub(finished: Finished, commit: str) -> str:
     """Makes a copy of the run whose student came from the hub; returns its id."""
-    import json
-    import shutil
-
     copy = finished.roots.runs / "from-hub"
     shutil.copytree(finished.run.path, copy)
     spec = (copy / "spec.yaml").read_text()

@@ -204,6 +204,17 @@ def test_a_run_may_go_on_without_keeping(home, served):
     assert not (home.roots.data / "kept").exists()
 
 
+def test_a_run_that_receives_nothing_more_makes_no_record(home, served):
+    folder = home.run(**online(served))
+    assert trained(home, folder) == 0
+    folder.write_spec(home.spec(folder.run_id, **keeping(served)))
+    assert trained(home, folder, resume=True) == 0
+    [said] = events_of(folder, "record_not_made")
+    assert said["message"] == "there is no record kept: the run received nothing"
+    assert not (home.roots.data / "kept").exists()
+    assert not (home.roots.data / ".kept.recording").exists()
+
+
 def test_the_disk_is_too_small_for_what_a_run_would_keep(home, served, monkeypatch):
     usage = shutil.disk_usage(home.path)._replace(free=20_000)
     monkeypatch.setattr("student_trainer.record.facts.shutil.disk_usage", lambda _: usage)
