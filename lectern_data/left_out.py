@@ -61,7 +61,7 @@ class Faults:
 
 
 def reasons(entries: list[LeftOut]) -> str:
-    """Returns the first names under each of the first reasons, and how many more there are."""
+    """Returns names under each of the commonest reasons, and how many more there are."""
     named: dict[str, list[str]] = {}
     for entry in entries:
         named.setdefault(entry.reason, []).append(entry.name)
@@ -69,7 +69,7 @@ def reasons(entries: list[LeftOut]) -> str:
         ", ".join(names[:MAX_NAMES])
         + (f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else "")
         + f": {reason}"
-        for reason, names in list(named.items())[:MAX_REASONS]
+        for reason, names in sorted(named.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
     ]
     if len(named) > MAX_REASONS:
         said.append(f"and {counted(len(named) - MAX_REASONS, 'other reason')}")
