@@ -1,7 +1,7 @@
 // @ts-check
 // Lines as uPlot draws them: axes and scales, the bands behind, cursor and zoom.
 
-import { AXES } from "./axes.js";
+import { AXES, tickLabels } from "./axes.js";
 import { drawMarks } from "./marks.js";
 
 /** @import { AlignedData, Axis, Band, Series, default as Plot } from "uplot" */
@@ -171,7 +171,7 @@ function axesOf({ isLarge }, metric, view, token) {
     {
       ...axis, size: isLarge ? 56 : 50, space: isLarge ? 34 : 26,
       ...(isLarge && metric.unit !== "" && { label: metric.unit }),
-      values: (_plot, splits) => splits.map((split) => (split === null ? "" : metric.tick(split))),
+      values: (_plot, splits) => tickLabels(splits, metric.tick),
     },
   ];
 }
