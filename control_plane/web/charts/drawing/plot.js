@@ -172,7 +172,7 @@ function axesOf({ isLarge }, metric, view, token) {
       ...axis, space: isLarge ? 34 : 26,
       // At least as wide as usual, so that charts below each other begin at the same place.
       size: (_plot, labels) =>
-        Math.max(isLarge ? 56 : 50, 12 + 6.6 * Math.max(0, ...(labels ?? []).map((text) => text.length))),
+        Math.max(isLarge ? 56 : 50, ...(labels ?? []).map((text) => 12 + 6 * text.length)),
       ...(isLarge && metric.unit !== "" && { label: metric.unit }),
       values: (_plot, splits) => tickLabels(splits, metric.tick),
     },
