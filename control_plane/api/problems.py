@@ -148,9 +148,12 @@ def handle_problems(app: FastAPI) -> None:
     async def _database(request: Request, error: sa.exc.DBAPIError) -> Response:
         # Locked, full, read-only: training continues, and so does this process once it passes.
         _log.warning("database not usable", path=request.url.path, error=str(error.orig))
+        advice = "runs continue, try again"
+        if "disk is full" in str(error.orig):
+            advice = "make room on its disk by other means than a request, then try again"
         return problem(
             503,
-            f"the database cannot be used now ({error.orig}); runs continue, try again",
+            f"the database cannot be used now ({error.orig}); {advice}",
             "database_unavailable",
             retryable=True,
             headers={"Retry-After": str(BUSY_RETRY_SECONDS)},

@@ -162,13 +162,13 @@ export function roughly(seconds) {
 }
 
 /**
- * Returns when the run will be done, or "" if that is not known.
+ * Returns when the run will be done, or "" if that is not known, as without a heartbeat.
  *
  * @param {ShownRun} run
  * @param {number} now
  */
 export function eta(run, now) {
-  if (run.eta_seconds === null) return "";
+  if (run.eta_seconds === null || run.stale_since !== null) return "";
   const left = run.eta_seconds - Math.max(0, now - run.received);
   return left < 1 ? "about done" : `${roughly(left)} left`;
 }

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 
-from lectern.client.answers import RunStatus
 from lectern.client.problems import mapping_of, problem
 from lectern.reconnect import ControlPlaneUnavailable, ServerEvent, events_of
 from lectern_common.callers import CONTROL_PLANE_TOKEN, is_loopback, token_in
@@ -24,6 +23,7 @@ PAGE_SIZE = 100
 CHECKS_SECONDS = 300.0
 _CONNECT_TRIES = 3
 _MAX_NAMED = 3
+_NAMED = ("runs", "sweeps")  # what is found by an id that begins with its name
 _WHERE_IT_LIES = (
     "the right one lies in secrets/control-plane under the control plane's home; give that file as "
     "--token-file or in LECTERN_TOKEN_FILE, or the token itself in LECTERN_TOKEN"
@@ -123,8 +123,9 @@ class Transport:
         refusal = problem(response)
         if response.status_code == 401:
             return Unauthenticated(f"{refusal}: {_WHERE_IT_LIES}")
-        if isinstance(refusal, NotFound) and path.startswith("/runs/"):
-            return NotFound(f"{refusal}{_did_you_mean(self, path.split('/')[2])}")
+        kind, _, rest = path.strip("/").partition("/")
+        if isinstance(refusal, NotFound) and rest and kind in _NAMED:
+            return NotFound(f"{refusal}{_did_you_mean(self, kind, rest.split('/')[0])}")
         return refusal
 
 
@@ -167,16 +168,16 @@ def _own_token(url: str) -> str | None:
         return None
 
 
-def _did_you_mean(transport: Transport, run_id: str) -> str:
-    """Returns the end of the message about a missing run: similar ids, or "" if there are none.
+def _did_you_mean(transport: Transport, kind: str, wanted: str) -> str:
+    """Returns the end of the message about a missing run or sweep: similar ids, or "".
 
-    An id is a name with a random suffix; a name without one matches its newest runs.
+    An id is a name with a random suffix; a name without one matches its newest ids.
     """
     try:
-        pages = transport.pages("/runs", {})
-        runs = [RunStatus.of_json(run) for page in pages for run in page["runs"]]
-    except LecternError:
-        return ""  # the run is missing either way
-    like = [run.id for run in runs if run.name == run_id]
-    like = like or difflib.get_close_matches(run_id, [run.id for run in runs])
+        pages = transport.pages(f"/{kind}", {})
+        found = [(one["id"], one["name"]) for page in pages for one in page[kind]]
+    except (LecternError, KeyError, TypeError):
+        return ""  # it is missing either way
+    like = [one_id for one_id, name in found if name == wanted]
+    like = like or difflib.get_close_matches(wanted, [one_id for one_id, _ in found])
     return f"; did you mean {' or '.join(like[:_MAX_NAMED])}?" if like else ""

@@ -309,7 +309,9 @@ def _draw(findings: list[Check]) -> None:
     from rich.text import Text
 
     styles = {Outcome.PASS: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red"}
-    table = Table("", "checked", "found", "what to do", show_lines=False)
+    table = Table("", "checked", show_lines=False)
+    for head in ("found", "what to do"):
+        table.add_column(head, overflow="fold")  # the end of a long path is what tells it
     for finding in findings:
         table.add_row(
             Text(finding.outcome, style=styles[finding.outcome]),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from control_plane.reading.series.query import Steps
+from lectern_common.errors import CorruptData
 from lectern_common.json_lines import MAX_COUNT, last_json_lines, step_of
 from lectern_common.run.folder import RunFolder
 
@@ -25,6 +26,7 @@ def marks_of(
     checkpoints: dict[int, float | None] = {}
     restarts: list[tuple[int, float | None]] = []
     has_begun = False
+    first_step = _first_step(folder)
     for event in last_json_lines(folder.events_path, MAX_EVENT_BYTES):
         step = step_of(event)
         if step is None or not within.first <= step <= within.last:
@@ -35,7 +37,7 @@ def marks_of(
         time = float(at) if is_time else None
         if event.get("kind") == "checkpoint":
             checkpoints[step] = time
-        elif event.get("kind") == "assembled" and (has_begun or step > 0):
+        elif event.get("kind") == "assembled" and (has_begun or step > first_step):
             # A trainer says so when it is ready: the first time the run begins, then it restarts.
             restarts.append((step, time))
         has_begun = True
@@ -50,6 +52,15 @@ def marks_of(
         for step, time in _spread(found)
     ]
     return sorted(marks, key=lambda mark: int(mark["step"]))
+
+
+def _first_step(folder: RunFolder) -> int:
+    """Returns the step that the run begins after: that of its checkpoint, if it is a fork."""
+    try:
+        forked = folder.read_forked_from()
+    except (CorruptData, OSError):
+        return 0  # a wrong file costs a mark that is none, not the chart
+    return 0 if forked is None else forked.step
 
 
 def _spread(marks: Sequence[tuple[int, float | None]]) -> list[tuple[int, float | None]]:

@@ -117,7 +117,8 @@ const SHORT_WORDS = /\b(cuda|gpu|cpu|rss|kl|ce|kd|lr|io)\b/g;
  */
 function titleOf(key, unit) {
   const words = key.slice(key.indexOf("/") + 1).replaceAll(/[_/]/g, " ");
-  const short = words.endsWith(` ${unit}`) ? words.slice(0, -unit.length - 1) : words;
+  const repeats = unit !== "share" && words.endsWith(` ${unit}`); // there are seconds of it, too
+  const short = repeats ? words.slice(0, -unit.length - 1) : words;
   const title = short.replaceAll(SHORT_WORDS, (word) => word.toUpperCase());
   return title.charAt(0).toUpperCase() + title.slice(1) || key;
 }

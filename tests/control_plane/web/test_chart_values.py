@@ -11,6 +11,26 @@ from tests.control_plane.web.test_page import browser  # noqa: F401 - a fixture
 pytestmark = pytest.mark.browser
 
 
+def test_labels_of_an_axis_differ_where_the_values_do(browser):  # noqa: F811
+    context = browser.new_context()
+    page = context.new_page()
+    ChartPage(page)
+    page.goto(f"{ORIGIN}/")
+    labels = page.evaluate(
+        """async () => {
+            const { tickLabels } = await import("/web/charts/drawing/axes.js");
+            const { short, size } = await import("/web/format.js");
+            return [tickLabels([0, 500, 1000, null], short),
+                    tickLabels([950, 1000, 1050, 1100], short),
+                    tickLabels([524288, 524290, 524292], size)];
+        }"""
+    )
+    context.close()
+    assert labels[0] == ["0", "500", "1.0\N{THIN SPACE}k", ""]
+    assert labels[1] == ["950", "1000", "1050", "1100"]
+    assert labels[2] == ["524288", "524290", "524292"]
+
+
 @pytest.fixture(scope="module")
 def call(browser):  # noqa: F811
     """Yields a function that calls an exported function of a module of the charts."""

@@ -37,6 +37,26 @@ def test_errors_stand_at_their_fields_and_a_mended_form_starts_the_run(page, hom
     wait_for(lambda: page.locator("[id='field-optimizer.learning_rate']").input_value() == "0.0003")
 
 
+def test_the_text_of_a_field_is_taken_as_it_was_written(page, home):  # noqa: F811
+    open_page(page, Service(home), "/#/new")
+    values = page.evaluate(
+        """async () => {
+            const { Field } = await import(new URL("views/create/fields.js",
+              document.querySelector("script[src$='app.js']").src).href);
+            const about = { isRequired: false, isOfOptional: false, prefix: "x-", mayVary: false };
+            const value = (schema, text) => {
+              const field = new Field("evaluation.prompts", { ...about, schema });
+              field.control.value = text;
+              return field.value() ?? null;
+            };
+            const lines = { type: "array", items: { type: "string" } };
+            return [value(lines, "def \\n\\nclass A: "), value(lines, " \\n"),
+                    value({ type: "number" }, " 3e-4 "), value({ type: "string" }, " my-code ")];
+        }"""
+    )
+    assert values == [["def ", "class A: "], None, 3e-4, "my-code"]
+
+
 def test_compared_runs_show_the_settings_in_which_they_differ(page, home):  # noqa: F811
     service = Service(home)
     for seed, (name, rate) in enumerate((("steady-a", 1e-4), ("steady-b", 3e-4)), start=1):

@@ -95,6 +95,19 @@ def test_an_unknown_run_is_reported_with_similar_ids(asked: str, said: str):
         assert str(missing.value) == said
 
 
+@pytest.mark.parametrize("ask", [Client.sweep, Client.stop_sweep, Client.delete_sweep])
+def test_an_unknown_sweep_is_reported_with_similar_ids(ask):
+    sweep = {"id": "rates-vx5mxu", "name": "rates"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/sweeps":
+            return httpx.Response(200, json={"sweeps": [sweep], "next_cursor": None})
+        return httpx.Response(404, json={"reason": "not_found", "detail": "no sweep rates"})
+
+    with pytest.raises(errors.NotFound, match=r"^no sweep rates; did you mean rates-vx5mxu\?$"):
+        ask(service(answer), "rates")
+
+
 def test_field_problems_come_back_field_by_field():
     fields = [{"field": "a.b", "message": "no"}, {"field": "c", "message": "neither"}]
 

@@ -46,6 +46,26 @@ export const AXES = {
 };
 
 /**
+ * Returns the labels of values, with more digits where two that are close would read the same.
+ *
+ * @param {(number | null)[]} ticks
+ * @param {(value: number) => string} labelOf
+ */
+export function tickLabels(ticks, labelOf) {
+  const label = (/** @type {(value: number) => string} */ format) =>
+    ticks.map((tick) => (tick === null ? "" : format(tick)));
+  const isDistinct = (/** @type {string[]} */ labels) => {
+    const shown = labels.filter((text) => text !== "");
+    return new Set(shown).size === shown.length;
+  };
+  let labels = label(labelOf);
+  for (let digits = 3; digits < 10 && !isDistinct(labels); digits += 1) {
+    labels = label((tick) => String(+tick.toPrecision(digits)));
+  }
+  return labels;
+}
+
+/**
  * Returns times of day, with the date where a new day begins.
  *
  * @param {number[]} ticks

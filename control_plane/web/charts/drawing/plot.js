@@ -1,7 +1,7 @@
 // @ts-check
 // Lines as uPlot draws them: axes and scales, the bands behind, cursor and zoom.
 
-import { AXES } from "./axes.js";
+import { AXES, tickLabels } from "./axes.js";
 import { drawMarks } from "./marks.js";
 
 /** @import { AlignedData, Axis, Band, Series, default as Plot } from "uplot" */
@@ -169,9 +169,12 @@ function axesOf({ isLarge }, metric, view, token) {
         ticks(splits, step).map((text, place) => (splits[place] === null ? "" : text)),
     },
     {
-      ...axis, size: isLarge ? 56 : 50, space: isLarge ? 34 : 26,
+      ...axis, space: isLarge ? 34 : 26,
+      // At least as wide as usual, so that charts below each other begin at the same place.
+      size: (_plot, labels) =>
+        Math.max(isLarge ? 56 : 50, ...(labels ?? []).map((text) => 12 + 6 * text.length)),
       ...(isLarge && metric.unit !== "" && { label: metric.unit }),
-      values: (_plot, splits) => splits.map((split) => (split === null ? "" : metric.tick(split))),
+      values: (_plot, splits) => tickLabels(splits, metric.tick),
     },
   ];
 }

@@ -76,8 +76,9 @@ export class Field {
 
   /** Returns the value that the user has set; undefined for the default, and if it has several. */
   value() {
-    const text = this.control.value.trim();
-    return text === "" || this.isVaried() ? undefined : this.parse(text);
+    const text = this.control.value;
+    if (text.trim() === "" || this.isVaried()) return undefined;
+    return this.parse(this.kind.type === "lines" ? text : text.trim()); // a prompt may end in a blank
   }
 
   /**

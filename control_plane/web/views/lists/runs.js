@@ -42,6 +42,7 @@ export class RunList {
     this.last = null;
     this.total = 0;
     this.numLoads = 0;
+    this.numTicks = 0;
     this.newest = Infinity; // the place of the newest run known so far
     /** @type {number | undefined} */
     this.frame = undefined;
@@ -195,10 +196,12 @@ export class RunList {
   }
 
   tick() {
+    this.numTicks += 1;
     if (document.hidden) return;
     const now = Date.now() / 1000;
+    const isForAll = this.numTicks % 10 === 0; // of resting runs only the ages change
     for (const row of this.rows.values()) {
-      if (isActiveOrQueued(row.run) || row.run.resumes_at !== null) row.tick(now);
+      if (isForAll || isActiveOrQueued(row.run) || row.run.resumes_at !== null) row.tick(now);
     }
   }
 

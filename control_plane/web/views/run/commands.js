@@ -74,7 +74,7 @@ function actionsOf({ id, ...run }) {
       true, "Label", lectern(`set ${id} --priority 5 --group rates --tag baseline --notes 'the best so far'`),
       curl("", json({ priority: 5, group: "rates", tags: ["baseline"], notes: "the best so far" }, "PATCH")),
     ],
-    [true, "Log", lectern(`logs ${id}`), curl("/logs?tail=100")],
+    [true, "Log", lectern(`logs ${id}`), curl("/logs?tail=100").replace(/(http\S+)$/, "'$1'")],
     [!isIdle, "Log that follows", lectern(`logs ${id} --follow`), curl("/log/stream", "-N ")],
     [true, "Whole log", "", curl("/log", "-o trainer.log ")],
     [true, "Samples", lectern(`samples ${id}`), curl("/samples")],

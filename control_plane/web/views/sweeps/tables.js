@@ -101,6 +101,11 @@ export function groupsTable(sweep) {
  * @param {HTMLElement[]} rows
  */
 function table(heads, paths, rows) {
+  for (const row of rows) {
+    for (const [place, cell] of [...row.children].entries()) {
+      if (cell instanceof HTMLElement) cell.dataset.label = heads[place]; // where rows are cards
+    }
+  }
   return make(
     "div",
     { className: "scroll", tabIndex: 0 },
