@@ -20,10 +20,10 @@ from lectern_models.loading import max_positions
 from student_trainer.batch import Batch
 from student_trainer.data.rows import in_order
 from student_trainer.data.select import Data
-from student_trainer.evaluating.code import CodeRun, Writer, opened_judge
+from student_trainer.evaluating.code.problems import Problem, read_problems
+from student_trainer.evaluating.code.suite import CodeRun, Writer, opened_judge
 from student_trainer.evaluating.harness import Harness
 from student_trainer.evaluating.kept import Kept
-from student_trainer.evaluating.problems import Problem, read_problems
 from student_trainer.evaluating.words import TextTokenizer
 from student_trainer.evaluation.calibration import Calibration, calibration_error
 from student_trainer.evaluation.evaluation import EvaluationSums

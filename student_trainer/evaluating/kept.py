@@ -26,7 +26,7 @@ class Kept:
         self._path = path
         text = json.dumps(of, sort_keys=True)
         first = {"of": hashlib.sha256(text.encode()).hexdigest()}
-        lines = [] if path is None or not path.exists() else read_json_lines(path)
+        lines = [] if path is None else _whole_lines(path)
         if lines[:1] == [first]:
             self.entries: list[Entry] = lines[1:]
             return
@@ -37,10 +37,26 @@ class Kept:
                 append_json_line(path, first)
 
     def add(self, *entries: Entry) -> None:
-        """Adds entries; they survive this process, and with the next `sync` this machine."""
+        """Adds entries, which survive this process and this machine. Raises DiskFull."""
         self.entries += entries
         if self._path is not None:
             with disk_full_as_error(self._path.name):
                 for entry in entries:
                     append_json_line(self._path, entry)
                 fsync(self._path)
+
+
+def _whole_lines(path: Path) -> list[Entry]:
+    """Returns the lines of a file, without one that a kill has cut; [] if one is broken."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:  # else the next entry would continue that line
+            file.truncate(whole)
+    try:
+        return read_json_lines(path)
+    except ValueError:
+        return []

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lectern_common.checks.vocabularies import Untaught
+from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import NotFound, TokenizerMismatch
 from lectern_common.spec.suites import AgreementOptions
 from lectern_common.stages.status import Report
@@ -45,6 +45,7 @@ from student_trainer.targets import (
     HiddenTargets,
     TargetsProvider,
     TeacherTargets,
+    joined,
 )
 
 _HIDDEN = Representation("hidden")
@@ -96,7 +97,13 @@ def agreement(
     sums = _summed(
         "agreement",
         text,
-        lambda batch: _scores(subject, batch, (provider, wanted, untaught, options.bins)),
+        lambda batch: _scores(
+            subject,
+            batch,
+            _asked(provider, batch, wanted, teacher.max_tokens),
+            untaught,
+            options.bins,
+        ),
         work=work,
         stop=stop,
         report=report,
@@ -168,17 +175,16 @@ def _identity(batches: Sequence[Batch]) -> str:
 def _scores(
     subject: Subject,
     batch: Batch,
-    teaching: tuple[TargetsProvider, Representation, Untaught, int] | None = None,
+    answers: TeacherTargets | None = None,
+    untaught: Untaught = NOTHING_UNTAUGHT,
+    bins: int = 1,
 ) -> Sums:
-    """Returns the sums over the predicted positions of a batch."""
-    targets, untaught, bins = None, None, 1
-    if teaching is not None:
-        provider, wanted, untaught, bins = teaching
-        targets = ask(provider, batch, wanted, 1.0).to(subject.device)
+    """Returns the sums over the predicted positions of a batch; `answers` are the teacher's."""
+    targets = None if answers is None else answers.to(subject.device)
 
     def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> Sums:
         sums = _own_sums(hidden_ND, head, labels_N, targets, bins)
-        if targets is not None and untaught is not None:
+        if targets is not None:
             objective = _KL_ONLY.leaving_out(untaught)
             kl = distillation_loss(hidden_ND, head, labels_N, targets, objective, 1).kd_sum.item()
             sums["kl"] = kl if math.isfinite(kl) else None
@@ -188,11 +194,21 @@ def _scores(
         return at_valid_positions(subject.student, batch, subject.device, compute)
     if subject.server is None:
         raise ValueError("a subject has a model or a server")
-    own = ask(subject.server, batch, _HIDDEN, 1.0).to(subject.device)
+    own = _asked(subject.server, batch, _HIDDEN, subject.max_tokens).to(subject.device)
     if not isinstance(own, HiddenTargets):
         raise TypeError(f"expected HiddenTargets, got {type(own).__name__}")
     labels_N = torch.from_numpy(batch.labels_BS[batch.valid_BS]).to(subject.device)
     return compute(own.hidden_ND, own.head, labels_N)
+
+
+def _asked(
+    provider: TargetsProvider, batch: Batch, wanted: Representation, max_tokens: int | None
+) -> TeacherTargets:
+    """Returns a teacher's answers about a batch, asked for in parts that it takes."""
+    rows, length = batch.inputs_BS.shape
+    if max_tokens is not None:
+        rows = max(1, min(rows, max_tokens // length))
+    return joined([ask(provider, part, wanted, 1.0) for part in batch.micro_batches(rows)])
 
 
 def _own_sums(

@@ -15,7 +15,7 @@ from lectern_common.roots import Roots
 from lectern_common.spec.suites import AGREEMENT, CODE, PERPLEXITY
 from lectern_common.stages.evaluate import EvaluateRequest
 from lectern_common.stages.status import Report
-from student_trainer.evaluating.code import evaluate_code
+from student_trainer.evaluating.code.suite import evaluate_code
 from student_trainer.evaluating.harness import evaluate_tasks
 from student_trainer.evaluating.report import markdown
 from student_trainer.evaluating.scoring import agreement, perplexity

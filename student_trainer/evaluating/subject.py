@@ -80,6 +80,7 @@ class Subject:
         folder: with its tokenizer; None if it has none here.
         tokens: returns its token-to-id map; None if it is unknown.
         max_positions: its longest sequence; None means no limit.
+        max_tokens: that it takes in one request; None means no limit.
         run: the run that it is of.
         spec: that run's.
         facts: what the result says about it.
@@ -93,6 +94,7 @@ class Subject:
     folder: Path | None = None
     tokens: Callable[[], TokenizerMap | None] = lambda: None
     max_positions: int | None = None
+    max_tokens: int | None = None
     run: RunFolder | None = None
     spec: RunSpec | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -197,6 +199,7 @@ class Opener:
             server=remote,
             tokens=remote.tokenizer_map,
             max_positions=served.limits.max_sequence_tokens or None,
+            max_tokens=served.limits.max_tokens or None,
             facts={
                 "model": served.model_id,
                 "fingerprint": served.fingerprint,

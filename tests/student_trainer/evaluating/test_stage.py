@@ -22,6 +22,7 @@ from student_trainer.evaluating.texts import windows
 from student_trainer.evaluating.words import TextTokenizer
 from student_trainer.stop import Stop, StopRequested
 from teacher_server.engine.transformers import EngineSettings, load
+from teacher_server.rpc.limits import Limits
 from tests.support.models import write_tiny_model, write_tiny_tokenizer
 from tests.support.servers import teacher_thread
 from tests.support.training.runs import Home, curve, trained
@@ -123,6 +124,13 @@ def test_agreement_with_a_server_is_that_with_its_model(roots, tmp_path, represe
         found = evaluated(roots, tmp_path, against=address, **options)["suites"]["agreement"]
     for name, value in expected_agreement(roots).items():
         assert found[name] == pytest.approx(value, abs=2e-6), name
+
+
+def test_a_server_is_asked_no_more_at_a_time_than_it_takes(roots, tmp_path):
+    engine = load(str(roots.models / "big"), EngineSettings(dtype="float32", device="cpu"))
+    with teacher_thread(engine, Limits(max_tokens=40)) as address:
+        found = evaluated(roots, tmp_path, against=address, **AGREEMENT)["suites"]["agreement"]
+    assert found["kl"] == pytest.approx(expected_agreement(roots)["kl"], abs=2e-6)
 
 
 def test_top_k_bounds_the_kl_from_below(roots, tmp_path):

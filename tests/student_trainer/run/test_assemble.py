@@ -353,7 +353,7 @@ SHOWN_ELSEWHERE = {
     "evaluation.metric": "tests/student_trainer/evaluating/test_during.py",
     "evaluation.metric_goal": "tests/student_trainer/evaluating/test_during.py",
     **{
-        f"evaluation.code.{name}": "tests/student_trainer/evaluating/test_code.py"
+        f"evaluation.code.{name}": "tests/student_trainer/evaluating/code/test_suite.py"
         for name in CodeOptions.model_fields
     },
     **{

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lectern_models.loading import load_causal_lm
-from student_trainer.evaluating.generation import (
+from student_trainer.evaluating.code.generation import (
     Prompt,
     Sampling,
     answers,

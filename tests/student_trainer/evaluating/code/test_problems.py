@@ -8,8 +8,8 @@ import pytest
 from lectern_common.errors import CorruptData, InvalidRequest, Misconfigured, NotFound
 from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
-from student_trainer.evaluating import problems as module
-from student_trainer.evaluating.problems import Problem, read_problems, until_stop
+from student_trainer.evaluating.code import problems as module
+from student_trainer.evaluating.code.problems import Problem, read_problems, until_stop
 
 ADD = {
     "task_id": "t/0",

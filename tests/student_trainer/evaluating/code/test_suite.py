@@ -10,9 +10,9 @@ from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
 from lectern_common.stages.requests import parse_request
-from student_trainer.evaluating import code as module
-from student_trainer.evaluating import generation
-from student_trainer.evaluating.code import pass_at_k, scores_of
+from student_trainer.evaluating.code import generation
+from student_trainer.evaluating.code import suite as module
+from student_trainer.evaluating.code.suite import pass_at_k, scores_of
 from student_trainer.evaluating.sandbox.limits import Outcome, Verdict
 from student_trainer.evaluating.stage import evaluate
 from student_trainer.stop import Stop, StopRequested

@@ -22,15 +22,15 @@ from lectern_common.stages.evaluate import EvaluateRequest
 from lectern_common.stages.status import Report
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import read_tokenizer_files
-from student_trainer.evaluating.generation import Answer, Prompt, Sampling, answers
-from student_trainer.evaluating.kept import Entry, Kept
-from student_trainer.evaluating.problems import (
+from student_trainer.evaluating.code.generation import Answer, Prompt, Sampling, answers
+from student_trainer.evaluating.code.problems import (
     Problem,
     identity,
     read_problems,
     stop_texts,
     until_stop,
 )
+from student_trainer.evaluating.kept import Entry, Kept
 from student_trainer.evaluating.sandbox.judging import Judge
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome, Verdict
 from student_trainer.evaluating.subject import Subject
@@ -217,7 +217,7 @@ class CodeRun:
             reasons = Counter(entry["reason"] for entry in entries).most_common(1)
             raise LecternError(
                 f"no answer could be judged ({reasons[0][0] if reasons else 'there is none'}), so "
-                "there is no score; see `lectern doctor`"
+                "there is no score; mend that and start the same evaluation again"
             )
         return {
             "pass_at_k": scored.pass_at_k,

@@ -7,7 +7,7 @@ import pytest
 
 from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
-from student_trainer.evaluating.problems import read_problems
+from student_trainer.evaluating.code.problems import read_problems
 from student_trainer.evaluating.sandbox.judging import Judge
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome
 

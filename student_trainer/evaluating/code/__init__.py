@@ -1,0 +1,1 @@
+"""Code that a model writes: problems, generated answers, and pass@k."""
