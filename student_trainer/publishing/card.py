@@ -12,7 +12,7 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.words import counted, inert_name
 from student_trainer.exporting.finished import FinishedRun
 from student_trainer.publishing.licence import Base, Licence
-from student_trainer.publishing.measured import Measurement
+from student_trainer.publishing.measured import VALIDATION_ROWS, Measurement
 from student_trainer.student.exported_tokenizer import AUTO_TOKENIZER, FAST_TOKENIZER
 
 CARD_NAME = "README.md"
@@ -69,6 +69,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 def _index(facts: CardFacts) -> dict[str, Any]:
     """Returns the measurements in the form that the hub shows."""
+    own = facts.spec.data.path or "random tokens"
     by_data: dict[str, list[Measurement]] = {}
     for one in facts.measured:
         by_data.setdefault(one.on, []).append(one)
@@ -77,7 +78,7 @@ def _index(facts: CardFacts) -> dict[str, Any]:
         "results": [
             {
                 "task": {"type": "text-generation"},
-                "dataset": {"name": on, "type": facts.spec.data.path or "synthetic"},
+                "dataset": {"name": on, "type": own if on == VALIDATION_ROWS else on},
                 "metrics": [
                     {"type": one.key, "name": one.what, "value": one.value} for one in found
                 ],

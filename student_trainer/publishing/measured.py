@@ -14,24 +14,29 @@ from student_trainer.student.export import METADATA_NAME
 
 _log = structlog.get_logger()
 
-_KL, _TOP_1 = "KL divergence from the teacher, nats a token", "Same likeliest token as the teacher"
-# Key in the export's metadata -> what it is. The run measured them on its validation rows.
+_LOSS = ("cross_entropy", "Cross entropy, nats a token")
+_KL = ("kl", "KL divergence from the teacher, nats a token")
+_TOP_1 = ("top1_agreement", "Same likeliest token as the teacher")
+# Key in the export's metadata -> what the run measured on its validation rows.
 _BY_THE_RUN = {
-    "validation_loss": "Cross entropy, nats a token",
+    "validation_loss": _LOSS,
     "validation_kl": _KL,
     "validation_top1_agreement": _TOP_1,
 }
 # Key in the result of a suite of an evaluation -> what it is.
 _OF_SUITES = {
     "perplexity": {
-        "loss": "Cross entropy, nats a token",
-        "perplexity": "Perplexity",
-        "bits_per_byte": "Bits per byte",
+        "loss": _LOSS,
+        "perplexity": ("perplexity", "Perplexity"),
+        "bits_per_byte": ("bits_per_byte", "Bits per byte"),
     },
     "agreement": {
         "kl": _KL,
         "top1_agreement": _TOP_1,
-        "calibration_error": "Expected calibration error against the teacher",
+        "calibration_error": (
+            "calibration_error",
+            "Expected calibration error against the teacher",
+        ),
     },
 }
 VALIDATION_ROWS = "validation rows"
@@ -60,15 +65,15 @@ def measurements(run: FinishedRun) -> list[Measurement]:
     Evaluations of other weights of the run, such as those of a checkpoint or of an export that was
     replaced, are left out, and so are those that cannot be read.
     """
-    found = {(one.what, one.on): one for one in _by_the_run(run.metadata)}
+    found = {(one.key, one.on): one for one in _by_the_run(run.metadata)}
     for result in _evaluations(run):
-        found |= {(one.what, one.on): one for one in _of_result(result)}
+        found |= {(one.key, one.on): one for one in _of_result(result)}
     return list(found.values())
 
 
 def _by_the_run(metadata: Mapping[str, Any]) -> Iterator[Measurement]:
-    for key, what in _BY_THE_RUN.items():
-        yield from _measurement(what, key, metadata.get(key), VALIDATION_ROWS)
+    for name, (key, what) in _BY_THE_RUN.items():
+        yield from _measurement(what, key, metadata.get(name), VALIDATION_ROWS)
 
 
 def _evaluations(run: FinishedRun) -> list[dict[str, Any]]:
@@ -102,8 +107,8 @@ def _of_result(result: Mapping[str, Any]) -> Iterator[Measurement]:
         if not isinstance(values, dict):
             continue
         on = str(values.get("data", "held-out text"))
-        for key, what in _OF_SUITES.get(suite, {}).items():
-            yield from _measurement(what, f"{suite}_{key}", values.get(key), on)
+        for name, (key, what) in _OF_SUITES.get(suite, {}).items():
+            yield from _measurement(what, key, values.get(name), on)
         if suite == "code":
             yield from _of_code(values, result.get("request"))
         if suite == "lm_eval":

@@ -112,8 +112,8 @@ def test_only_what_was_measured_is_on_the_card(own):
     [index] = front_matter(card)["model-index"]
     [result] = index["results"]
     assert {one["type"]: one["value"] for one in result["metrics"]} == {
-        "validation_loss": own.metadata["validation_loss"],
-        "validation_kl": 0.125,
+        "cross_entropy": own.metadata["validation_loss"],
+        "kl": 0.125,
     }
     unmeasured = {key: None for key in metadata if key.startswith("validation_")}
     nothing = card_text(facts_of(replace(own, metadata={**metadata, **unmeasured})))
@@ -141,15 +141,19 @@ def test_evaluations_of_the_export_are_on_the_card(own):
             "lm_eval": {"tasks": {"hellaswag": {"acc": 0.3, "acc_norm": 0.31}}},
         },
     )
+    [index] = front_matter(card_text(facts_of(own)))["model-index"]
+    types = {one["dataset"]["name"]: one["dataset"]["type"] for one in index["results"]}
+    assert types["validation rows"] == "bytes"
+    assert types["a set"] == "a set"
     found = {(one.key, one.on): one.value for one in measurements(own)}
     code = "164 problems of humaneval, completion mode"
     assert found == {
-        ("validation_loss", "validation rows"): own.metadata["validation_loss"],
-        ("perplexity_loss", "a set"): 3.5,
-        ("perplexity_perplexity", "a set"): 33.1,
-        ("agreement_kl", "held-out text"): 0.5,
-        ("agreement_top1_agreement", "held-out text"): 0.75,
-        ("agreement_calibration_error", "held-out text"): 0.02,
+        ("cross_entropy", "validation rows"): own.metadata["validation_loss"],
+        ("cross_entropy", "a set"): 3.5,
+        ("perplexity", "a set"): 33.1,
+        ("kl", "held-out text"): 0.5,
+        ("top1_agreement", "held-out text"): 0.75,
+        ("calibration_error", "held-out text"): 0.02,
         ("pass@1", code): 0.25,
         ("pass@10", code): 0.5,
         ("acc", "lm-eval hellaswag"): 0.3,
@@ -168,12 +172,12 @@ def test_what_lectern_evaluate_writes_is_on_the_card(own, finished, tmp_path):
     )
     TaskFolder.create(own.folder.tasks_path / "one", "evaluate", asked).write_result(result)
     found = {one.key: one for one in measurements(own)}
-    assert found["perplexity_loss"].on == "validation rows"
-    assert found["perplexity_loss"].value == result["suites"]["perplexity"]["loss"]
+    assert found["cross_entropy"].on == "validation rows"
+    assert found["cross_entropy"].value == result["suites"]["perplexity"]["loss"]
     # The run measured the same on the same rows, so that it is there once.
-    assert "validation_loss" not in found
+    assert [one.key for one in measurements(own)].count("cross_entropy") == 1
     measured_by_run = own.metadata["validation_loss"]
-    assert found["perplexity_loss"].value == pytest.approx(measured_by_run, 1e-4)
+    assert found["cross_entropy"].value == pytest.approx(measured_by_run, 1e-4)
 
 
 def test_the_last_evaluation_counts_and_those_of_other_weights_do_not(own):
@@ -199,7 +203,7 @@ def test_the_last_evaluation_counts_and_those_of_other_weights_do_not(own):
     TaskFolder.create(own.folder.tasks_path / "export", "export", {}).write_result(
         {"suites": loss(9.0), "model": {"run": "own", "weights": "export"}}
     )
-    found = [one.value for one in measurements(own) if one.key == "perplexity_loss"]
+    found = [one.value for one in measurements(own) if one.on == "a set"]
     assert found == [2.0]
 
 

@@ -50,31 +50,22 @@ def test_export_prints_the_file_and_publish_plans_it_and_uploads_exactly_that(
         assert set(there) - set(files) == {".gitattributes"}
 
 
-def test_a_licence_that_the_student_does_not_inherit_is_refused_with_the_option(home, tmp_path):
-    text = tmp_path / "LICENSE"
-    text.write_text("mine")
-    done = run(
-        home,
-        *("publish", "small", "--to", "me/small", "--license", "mit", "--license-file", text),
-    )
-    assert done.code == 2
-    assert "the student inherits that" in done.err
-    done = run(home, "publish", "small", "--to", "me/small", "--license-file", tmp_path / "no")
-    assert done.code == 3
-
-
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("export", "nothing"), 3, "no run nothing"),
         (("export", "small", "--format", "onnx"), 2, "format"),
         (("export", "small", "--type", "f16"), 2, "type has no effect"),
         (("publish", "small", "--to", "small"), 2, "to"),
+        (
+            ("publish", "small", "--to", "me/small", "--license-file", "nowhere"),
+            3,
+            "no file nowhere",
+        ),
         (("publish", "small", "--to", "me/small", "--plan", "0" * 64), 2, "plan_sha256"),
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused(home, words, code, says):
-    done = run(home, *words)
+def test_what_cannot_work_is_refused_before_a_process_is_started(tmp_path, words, code, says):
+    done = lectern(*words, "--home", tmp_path)
     assert done.code == code, done.err
     assert says in done.err
