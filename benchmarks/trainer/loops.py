@@ -5,7 +5,7 @@ Legend: B sequences of a step, S tokens of each.
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +19,15 @@ from student_trainer.student.student import Student
 
 DISTILLATION = Objective(alpha=0.0, temperature=1.0)
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
+
+
+class StepBatches(Protocol):
+    """The rows of each step, equally many."""
+
+    @property
+    def sequences(self) -> int: ...
+
+    def batch_at(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class StepNotes:
 
 def train_noted(
     student: Student,
-    batches: RandomBatches,
+    batches: StepBatches,
     teaching: Teaching | None,
     steps: int,
     *,

@@ -82,7 +82,7 @@ def test_adapters_learn_from_a_record(home, served):
 
 def test_rows_that_begin_with_a_bos_are_recorded_with_it(home, served):
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE - 1, 600)
-    bos = {"bos_policy": "row", "bos_token_id": VOCAB_SIZE - 1}
+    bos: dict[str, Any] = {"bos_policy": "row", "bos_token_id": VOCAB_SIZE - 1}
     write_shards(home.path / "data" / "begun", tokens, vocab_size=VOCAB_SIZE, **bos)
     same_from_a_record(home, served, data={"path": "begun"})
     write_shards(home.path / "data" / "plain", tokens, vocab_size=VOCAB_SIZE)
