@@ -72,3 +72,13 @@ def test_compared_runs_show_the_settings_in_which_they_differ(page, home):  # no
     texts = [row.split() for row in rows.all_inner_texts()]
     assert sorted(texts) == [["optimizer.learning_rate", "3e-4", "1e-4"], ["seed", "2", "1"]]
     assert page.locator(".compare .lowest").count() == 1
+
+
+@pytest.mark.long
+def test_the_form_offers_the_records_that_are_whole(page, home):  # noqa: F811
+    service = Service(home)
+    there = [{"path": "answers", "problem": None}, {"path": "cut", "problem": "it is cut short"}]
+    page.route("**/records", lambda route: route.fulfill(json={"records": there}))
+    open_page(page, service, "/#/new")
+    offered = page.locator("[id='field-known-teacher.record'] option")
+    wait_for(lambda: offered.evaluate_all("all => all.map((one) => one.value)") == ["answers"])

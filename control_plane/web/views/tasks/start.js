@@ -38,7 +38,7 @@ export class StartForm {
     this.problem.setAttribute("role", "alert");
     const start = make("button", { className: "strong", textContent: this.kind.label });
     const cancel = make("button", { type: "button", className: "quiet", textContent: "Cancel" });
-    this.element = make("form", { className: "run-form", noValidate: true, hidden: true },
+    this.element = make("form", { className: "task-form", noValidate: true, hidden: true },
       this.problem, this.form.element, make("div", { className: "actions" }, start, cancel));
     this.element.setAttribute("aria-label", this.kind.label);
     cancel.addEventListener("click", () => show(this.element, false));
