@@ -71,6 +71,7 @@ class Housekeeping:
         self._disk = disk
         self._disk_seen = disk_seen
         self._sizes = RunSizes(runs, commands, runs_root)
+        self._room = commands.room
         self._root = runs_root
         self._disk_seen_at = float("-inf")
         self._warned = False
@@ -102,6 +103,7 @@ class Housekeeping:
         # After the logs: on a full disk the database cannot record what is seen, and raises.
         if time.monotonic() - self._disk_seen_at >= DISK_SECONDS:
             self._disk_seen_at = time.monotonic()
+            self._room.take()
             self._look_at_disk(active)
         self._sizes.look()
 

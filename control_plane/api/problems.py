@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
+from control_plane.runs.keeping.room import is_full
 from control_plane.views.problems import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
 from lectern_common.spec.refusals import problems_of
@@ -149,8 +150,8 @@ def handle_problems(app: FastAPI) -> None:
         # Locked, full, read-only: training continues, and so does this process once it passes.
         _log.warning("database not usable", path=request.url.path, error=str(error.orig))
         advice = "runs continue, try again"
-        if "disk is full" in str(error.orig):
-            advice = "make room on its disk by other means than a request, then try again"
+        if is_full(error):
+            advice = "make room on its disk, such as with `lectern runs prune`, then try again"
         return problem(
             503,
             f"the database cannot be used now ({error.orig}); {advice}",

@@ -78,6 +78,7 @@ class RunCommands:
         self.restarts: Counter[str] = Counter()
         self._alerts = alerts or Alerts(store, clock)
         self._store = store
+        self.room = store.room
         self._max_queued = max_queued
         self._clock = clock
         self._changed = changed

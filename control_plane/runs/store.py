@@ -21,6 +21,7 @@ from alembic.util import CommandError
 from sqlalchemy import event
 
 from control_plane.runs.keeping.backups import BackupFailed, Backups, Kind
+from control_plane.runs.keeping.room import Room
 from lectern_common.errors import Misconfigured
 
 DATABASE_NAME = "control-plane.sqlite3"
@@ -209,6 +210,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.room = Room(path.with_name(f"{path.name}.reserve"))
         self._engine = _engine(path)
 
     @classmethod
@@ -230,6 +232,7 @@ class Store:
             if backups is not None and store._is_older():
                 backups.make(Kind.MIGRATION)
             store._migrate()
+            store.room.take()
             return store
         except BackupFailed as error:
             raise Misconfigured(

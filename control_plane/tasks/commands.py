@@ -50,6 +50,7 @@ class TaskCommands:
         alerts: Alerts | None = None,
     ) -> None:
         self._store = store
+        self.room = store.room
         self._clock = clock
         self._changed = changed
         self._alerts = alerts or Alerts(store, clock)

@@ -36,7 +36,7 @@ def delete_task(commands: TaskCommands, task: Task, runs_root: Path) -> bool:
         Conflict: it is active, waits, or a process works in its folder.
     """
     folder = task.folder(runs_root)
-    return delete_folder(folder, lambda set_aside: commands.delete(task.id, set_aside))
+    return delete_folder(folder, lambda aside: commands.delete(task.id, aside), commands.room)
 
 
 def catch_up(tasks: Tasks, commands: TaskCommands, runs_root: Path, run_ids: list[str]) -> None:

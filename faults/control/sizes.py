@@ -81,7 +81,8 @@ def _written(stage: Stage, home: Home, count: int, lines: int) -> tuple[str, lis
     structlog.configure(wrapper_class=quiet)
     home.roots.runs.mkdir(exist_ok=True)
     store = Store.open(home.roots.runs / "control-plane.sqlite3")
-    commands, spec = RunCommands(store), parse_spec(body_of("steady", 2 * lines))
+    commands = RunCommands(store, max_queued=count + 1)
+    spec = parse_spec(body_of("steady", 2 * lines))
     ids = [commands.create(spec).id for _ in range(count + 1)]
     for run_id in ids:
         commands.request_stop(run_id)

@@ -1,10 +1,10 @@
 """Deletes a run's rows and folder together, even if this process is killed in between.
 
     1. in one transaction, the folder is renamed to `.deleted-<id>`, then the rows are deleted
-    2. the renamed folder is removed
+    2. the folder is renamed to `.removing-<id>`, and removed
 
 A kill before the commit leaves the rows, and the next start renames the folder back. A kill after
-it leaves the renamed folder, which the next start removes.
+it leaves a renamed folder, which the next start removes. What is being removed is never adopted.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from control_plane.runs.commands import RunCommands
+from control_plane.runs.keeping.room import Room
 from control_plane.runs.queries import Runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.files import rename_durably
@@ -22,6 +23,7 @@ from lectern_common.run.folder import RunFolder
 from lectern_common.stages.folder import TaskFolder
 
 _ASIDE = ".deleted-"
+_REMOVING = ".removing-"
 
 _log = structlog.get_logger()
 
@@ -41,22 +43,29 @@ def delete_run(commands: RunCommands, folder: RunFolder, since: float | None = N
         Conflict: it is active, has changed its state, a process other than the control plane's
             trains it, or its folder is a link, behind which nothing is removed.
     """
-    return delete_folder(folder, lambda set_aside: commands.delete(folder.run_id, set_aside, since))
+    return delete_folder(
+        folder, lambda aside: commands.delete(folder.run_id, aside, since), commands.room
+    )
 
 
 def delete_folder(
-    folder: RunFolder | TaskFolder, delete: Callable[[Callable[[], None]], None]
+    folder: RunFolder | TaskFolder, delete: Callable[[Callable[[], None]], None], room: Room
 ) -> bool:
     """Deletes rows and their folder together; returns False if some of its files are left.
 
     Args:
         folder: of a run or task.
         delete: deletes the rows in one transaction; before that, it calls what it is given.
+        room: for the transaction, if the disk is full.
 
     Raises:
         Conflict: a process holds the folder's lock, or the folder is a link.
         LecternError: what `delete` raises; the folder is then as it was.
     """
+    return room.spent_on(lambda: _deleted(folder, delete))
+
+
+def _deleted(folder: RunFolder | TaskFolder, delete: Callable[[Callable[[], None]], None]) -> bool:
     aside = aside_of(folder.path)
     with ExitStack() as stack:
 
@@ -103,6 +112,8 @@ def finish_deletions_in(root: Path, get: Callable[[str], object]) -> None:
             _remove(aside)
         else:
             put_back(aside, root / deleted)
+    for half in root.glob(f"{_REMOVING}*"):
+        _remove(half)
 
 
 def put_back(aside: Path, path: Path) -> None:
@@ -114,8 +125,11 @@ def put_back(aside: Path, path: Path) -> None:
 def _remove(aside: Path) -> bool:
     """Removes the folder; if that fails, the next start tries again. The run is gone anyway."""
     if aside.exists():
+        half = aside.with_name(_REMOVING + aside.name.removeprefix(_ASIDE).removeprefix(_REMOVING))
         try:
-            shutil.rmtree(aside)
+            if half != aside:
+                rename_durably(aside, half)
+            shutil.rmtree(half)
         except OSError as error:
             _log.warning("deleted run's files not removed", folder=str(aside), error=str(error))
             return False

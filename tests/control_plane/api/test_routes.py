@@ -131,7 +131,7 @@ def test_an_invalid_key_is_refused(refusing, key):
 
 def left_behind(plane) -> list[str]:
     known = {DATABASE_NAME, LOCK_NAME}
-    known |= {f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm"}
+    known |= {f"{DATABASE_NAME}{end}" for end in ("-wal", "-shm", ".reserve")}
     return [path.name for path in plane.roots.runs.iterdir() if path.name not in known]
 
 

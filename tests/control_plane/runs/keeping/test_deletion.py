@@ -1,11 +1,15 @@
 """Deleted runs: rows and folder go together, and stay away."""
 
 import shutil
+import sqlite3
+from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 
 from control_plane.plane import open_plane
 from control_plane.runs.keeping.deletion import delete_run, finish_deletions
+from control_plane.runs.keeping.room import ROOM_BYTES, Room
 from control_plane.runs.search import Search
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.run.folder import RunFolder
@@ -124,6 +128,60 @@ def test_a_failed_write_leaves_the_run_whole(bench, monkeypatch):
         delete_run(bench.commands, folder)
     assert bench.runs.get(folder.run_id).id == folder.run_id
     assert folders(bench) == [folder.run_id]
+
+
+def test_a_full_disk_keeps_room_to_delete(bench, monkeypatch):
+    folder, other = rested(bench), rested(bench)
+    reserve = bench.store.path.with_name("control-plane-test.reserve")
+    room = Room(reserve)
+    monkeypatch.setattr(bench.commands, "room", room)
+    room.take()
+    assert reserve.stat().st_size == ROOM_BYTES
+    real = bench.commands.delete
+
+    def delete(run_id, set_aside, since=None):
+        real_set_aside = set_aside
+
+        def set_aside_on_a_full_disk():
+            real_set_aside()
+            if reserve.exists():
+                full = sqlite3.OperationalError("database or disk is full")
+                raise sa.exc.OperationalError("DELETE", {}, full)
+
+        real(run_id, set_aside_on_a_full_disk, since)
+
+    monkeypatch.setattr(bench.commands, "delete", delete)
+    delete_run(bench.commands, folder)
+    assert folders(bench) == [other.run_id]
+    assert reserve.exists()  # taken again
+    # Where nothing is reserved, the error is told and the run is whole.
+    reserve.unlink()
+    monkeypatch.setattr(room, "take", lambda: None)
+    full = sqlite3.OperationalError("database or disk is full")
+    monkeypatch.setattr(
+        bench.commands, "delete", raising(sa.exc.OperationalError("DELETE", {}, full))
+    )
+    with pytest.raises(sa.exc.OperationalError):
+        delete_run(bench.commands, other)
+    assert folders(bench) == [other.run_id]
+
+
+def test_room_is_taken_only_where_enough_is_free(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    room = Room(tmp_path / "reserve")
+    monkeypatch.setattr(
+        "control_plane.runs.keeping.room.disk_usage",
+        lambda path: usage._replace(free=8 * ROOM_BYTES - 1),
+    )
+    room.take()
+    assert not (tmp_path / "reserve").exists()
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def delete(*_: object) -> None:
+        raise error
+
+    return delete
 
 
 def failing(_connection: object) -> int:
