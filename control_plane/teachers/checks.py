@@ -17,6 +17,7 @@ from lectern_common.checks.preflight import Found, examine, require_startable
 from lectern_common.errors import InvalidSpec, Unauthenticated, Untrusted
 from lectern_common.roots import Roots
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.stages.evaluate import require_sandbox
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.teacher.secrets import SecretFiles
 
@@ -57,9 +58,7 @@ class StartChecks:
         Raises:
             LecternError: there is no such device, or the teacher's secrets may not be sent to it.
         """
-        self._devices.require_has(spec)
-        if spec.teacher is not None:
-            require_secrets_known(spec.teacher, self._teachers)
+        self._require_allowed(spec)
         return await self._in_thread(lambda: examine(spec, self._roots))
 
     async def require_startable(
@@ -78,9 +77,7 @@ class StartChecks:
         Raises:
             LecternError: the first check that fails.
         """
-        self._devices.require_has(spec)
-        if spec.teacher is not None:
-            require_secrets_known(spec.teacher, self._teachers)
+        self._require_allowed(spec)
         try:
             return await self._in_thread(
                 lambda: require_startable(
@@ -92,6 +89,14 @@ class StartChecks:
             field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
             why = f"the teacher refused access: {error}"
             raise InvalidSpec([(f"teacher.{field}", why)]) from None
+
+    def _require_allowed(self, spec: RunSpec) -> None:
+        """Raises LecternError if this machine lacks a device, or a client may not ask for this."""
+        self._devices.require_has(spec)
+        if spec.teacher is not None:
+            require_secrets_known(spec.teacher, self._teachers)
+        if spec.evaluation.code is not None:
+            require_sandbox(spec.evaluation.code, "evaluation.code.sandbox")
 
     async def _in_thread(self, check: Callable[[], _Checked]) -> _Checked:
         return await asyncio.get_running_loop().run_in_executor(self._pool, check)

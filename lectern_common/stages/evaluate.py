@@ -1,7 +1,6 @@
 """What is asked of an evaluation: the body of a request, and what `lectern evaluate` is made of."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -124,13 +123,23 @@ class EvaluateRequest(Section):
         return harness_tasks(self.suites)
 
 
-def require_within_roots(asked: Mapping[str, Any]) -> None:
-    """Raises InvalidSpec if a request from elsewhere names a folder outside the models root."""
-    against = asked.get("against")
-    if isinstance(against, str) and against.startswith("/"):
+def require_harmless(asked: EvaluateRequest) -> None:
+    """Raises InvalidSpec if a request from elsewhere asks for what only this machine's user may.
+
+    That is a folder outside the models root, and programs outside the sandbox.
+    """
+    require_sandbox(asked.code, "code.sandbox")
+    if asked.against is not None and asked.against.startswith("/"):
         why = "must be a run, a folder under the models root, a hub id or host:port; folders "
         why += "elsewhere are only for the command line of their own machine"
         raise InvalidSpec([("against", why)])
+
+
+def require_sandbox(code: CodeOptions, field: str) -> None:
+    """Raises InvalidSpec, naming the field, if programs are to run outside the sandbox."""
+    if not code.sandbox:
+        why = "must be true here: programs outside the sandbox are only for the command line of "
+        raise InvalidSpec([(field, f"{why}their own machine")])
 
 
 def is_address(name: str | None) -> bool:

@@ -150,6 +150,9 @@ def test_a_task_is_queued_started_watched_and_shows_its_result(service, client):
     assert client.get("/tasks", params={"state": "queued"}).json()["tasks"] == []
 
 
+AGREEMENT = {"suites": ["agreement"]}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
@@ -158,6 +161,9 @@ def test_a_task_is_queued_started_watched_and_shows_its_result(service, client):
         ("evaluations", {"suites": ["perplexity"], "stage": "evaluate"}, "stage"),
         ("evaluations", {**SUITES, "sead": 3}, "sead"),
         ("evaluations", {**SUITES, "device": "cuda"}, "device"),
+        ("evaluations", {**AGREEMENT, "against": "/root/teacher"}, "against"),
+        ("evaluations", {"suites": ["code"], "code": {"sandbox": False}}, "code.sandbox"),
+        ("evaluations", {"suites": ["code"], "code": {"sandbox": "no"}}, "code.sandbox"),
         ("exports", {"format": "onnx"}, "format"),
         ("publications", {}, "to"),
         ("publications", {"to": "a/b", "run": "other"}, "run"),

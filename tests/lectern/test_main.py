@@ -72,6 +72,15 @@ def test_the_commands_are_exactly_these():
         "runs history",
         "runs prune",
         "runs set",
+        "evaluate",
+        "export",
+        "publish",
+        "tasks delete",
+        "tasks list",
+        "tasks log",
+        "tasks resume",
+        "tasks show",
+        "tasks stop",
     }
 
 

@@ -148,6 +148,7 @@ class StandIn:
 
 def main() -> int:
     if any(word in STAGES for word in sys.argv[1:]):
+        sys.path.insert(0, str(Path(__file__).parents[2]))  # it is started as a file
         from tests.support.stand_in_stage import main as do_task
 
         return do_task(sys.argv[1:])

@@ -26,7 +26,7 @@ from control_plane.views.tasks import (
 from lectern_common.errors import CorruptData, InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import NAME_PATTERN
-from lectern_common.stages.evaluate import require_within_roots
+from lectern_common.stages.evaluate import EvaluateRequest, require_harmless
 from lectern_common.stages.folder import MARKDOWN
 from lectern_common.stages.requests import parse_request
 
@@ -55,9 +55,7 @@ async def create_evaluation(
     request: Request, response: Response, plane: Plane, run_id: RunId
 ) -> TaskView:
     """Queues an evaluation of a run: of its export, or of a checkpoint."""
-    asked = await json_object(request)
-    require_within_roots(asked)
-    return await _created(plane, response, "evaluate", asked, run_id)
+    return await _created(plane, response, "evaluate", await json_object(request), run_id)
 
 
 @router.post(
@@ -195,6 +193,8 @@ async def _created(
                 raise InvalidSpec([(name, "is what the path says; leave it out")])
         asked[subject] = run_id
     request = await asyncio.to_thread(parse_request, stage, asked)
+    if isinstance(request, EvaluateRequest):
+        require_harmless(request)
     device = getattr(request, "device", "cpu")
     if device == "cuda" and not plane.devices.cuda:
         why = "there is no CUDA device on this machine; set auto or cpu"

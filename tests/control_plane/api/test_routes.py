@@ -148,6 +148,11 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
         "expected more than 0, got 0",
     ),
     "no teacher": ({"objective": {"alpha": 0.5}}, "teacher", "teacher is required"),
+    "programs outside the sandbox": (
+        {"evaluation": {"suites": ["code"], "code": {"sandbox": False}}},
+        "evaluation.code.sandbox",
+        "only for the command line of their own machine",
+    ),
     "a missing data folder": (
         {"data": {"path": "nowhere"}},
         "data.path",

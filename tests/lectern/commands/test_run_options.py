@@ -31,7 +31,7 @@ seed: 3
 teacher: {address: "127.0.0.1:1", model: big, representation: top_k, top_k: 5, prefetch_steps: 1,
   deadline_seconds: 7, outage_budget_seconds: 8, token_file: t, tls_ca_file: ca,
   tls_cert_file: cert, tls_key_file: key, allow_same_weights: true,
-  vocabulary: same}
+  vocabulary: same, record_to: answers}
 student: {init: org/model, revision: main, keep_every_nth_layer: 2, dtype: bfloat16,
   lora: {rank: 4, alpha: 8, dropout: 0.5, targets: [q_proj]}}
 data: {path: text, seq_len: 8, validation_fraction: 0.5, attention_across_documents: false,

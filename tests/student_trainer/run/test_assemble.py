@@ -335,6 +335,7 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
 # plane.
 SHOWN_ELSEWHERE = {
     "teacher.record": "tests/student_trainer/record/test_recorded_runs.py",
+    "teacher.record_to": "tests/student_trainer/record/test_kept.py",
     "priority": "tests/control_plane/runs/test_line.py",
     "group": "tests/control_plane/runs/test_line.py",
     "tags": "tests/control_plane/runs/test_line.py",
