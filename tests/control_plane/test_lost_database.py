@@ -5,6 +5,8 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from control_plane.runs.keeping.backups import Backups, Kind
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
@@ -61,6 +63,7 @@ def test_a_lost_database_is_rebuilt_around_trainers_that_go_on(home):  # noqa: F
     assert second.end() == 0
 
 
+@pytest.mark.long
 def test_an_older_database_takes_what_its_runs_have_done_since(home):  # noqa: F811
     first = Service(home)
     resumed, going = first.create(), first.create()

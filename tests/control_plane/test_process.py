@@ -191,6 +191,7 @@ def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(hom
     assert second.end() == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("both_ways")
 def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_start(home):
     first = Service(home)
@@ -230,6 +231,7 @@ def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     assert second.end() == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("both_ways")
 def test_exit_with_leave_keeps_trainers_running(home):
     service = Service(home)
@@ -243,6 +245,7 @@ def test_exit_with_leave_keeps_trainers_running(home):
     assert again.end() == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("both_ways")
 def test_a_trainer_that_does_not_stop_is_killed_with_its_children(home):
     service = Service(home, "--stop-grace-seconds", "0.5")
@@ -295,6 +298,7 @@ def read_events(service, run_id, headers, until):
     raise AssertionError("the stream ended")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("both_ways")
 def test_a_run_that_keeps_crashing_fails_with_its_reason(home):
     service = Service(home)

@@ -81,6 +81,7 @@ def test_runs_over_the_same_data_cost_one_pass(folder: Path, tmp_path: Path) -> 
     assert sum(run.cache_hits for run in now.runs) == 3 * 16
 
 
+@pytest.mark.long
 def test_throughput_pads_little_and_agrees_with_standalone_forwards(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_throughput_pads_little_and_agrees_with_standalone_forwards(
     assert now.forwards < len(batch) / 2
 
 
+@pytest.mark.long
 def test_a_quota_and_a_weight_apply_to_the_runs_they_name(folder: Path, tmp_path: Path) -> None:
     options = ["--run-quota", "greedy-*=50", "--run-weight", "big-*=3"]
     batch = sequences(3, [40, 40])

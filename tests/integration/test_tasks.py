@@ -12,6 +12,8 @@ from tests.support.servers import teacher_process, wait_for
 from tests.support.stack import PATIENCE_SECONDS, control_plane, folder_of
 from tests.support.training.runs import VOCAB_SIZE, Home
 
+pytestmark = pytest.mark.long
+
 
 def done(plane: Client, task: TaskStatus) -> TaskStatus:
     """Returns a task that has succeeded."""
@@ -54,7 +56,6 @@ def test_a_trained_run_is_evaluated_and_exported(tmp_path: Path) -> None:
         assert "none" in (wrong.message or "")
 
 
-@pytest.mark.long
 def test_a_teacher_is_recorded_over_rest_and_a_run_learns_from_it(tmp_path: Path) -> None:
     home = Home(tmp_path)
     model = write_tiny_model(tmp_path / "teacher", vocab_size=VOCAB_SIZE, hidden=16, seed=1)

@@ -17,7 +17,7 @@ def test_each_format_is_measured_with_its_goals():
             assert figure in row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_records_are_made_read_and_learnt_from():
     tiny = runs.Sizes(
         vocab_size=96,

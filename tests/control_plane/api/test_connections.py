@@ -5,6 +5,7 @@ import resource
 import socket
 
 import httpx
+import pytest
 
 from control_plane.api.connections import Rarely, max_connections
 from tests.control_plane.test_process import Service, home  # noqa: F401 - a fixture
@@ -17,6 +18,7 @@ def test_connections_take_half_of_the_descriptors_at_most():
     ]
 
 
+@pytest.mark.long
 def test_health_answers_and_runs_start_beside_1100_idle_connections(home):  # noqa: F811
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

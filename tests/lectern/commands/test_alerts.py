@@ -89,6 +89,7 @@ def test_alerts_are_shown_and_delivered(lectern, home, receiver):
     assert "alert delivered" in log and TOKEN not in log and SECRET not in log
 
 
+@pytest.mark.long
 def test_a_control_plane_that_is_killed_delivers_after_its_restart(lectern, home, receiver):
     receiver.usual = receiver.hangs
     with serving(home, *WITH_WEBHOOK) as (url, child):

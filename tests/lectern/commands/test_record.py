@@ -48,6 +48,7 @@ def run(home: Home, *words: object):
     return lectern(*words, "--home", home.path)
 
 
+@pytest.mark.long
 def test_a_run_learns_from_a_record_without_its_teacher(recorded):
     done = run(recorded, "train", recorded.path / "offline.yaml", "--dry-run")
     assert done.code == 0, done.out + done.err

@@ -21,6 +21,8 @@ from tests.support.servers import ROOT, TeacherProcess, teacher_process, wait_fo
 from tests.support.training.runs import VOCAB_SIZE, Home
 from tests.support.training.shards import write_shards
 
+pytestmark = pytest.mark.long
+
 PATIENCE_SECONDS = 300.0
 
 
@@ -97,8 +99,7 @@ def killed(home: Home, child: "subprocess.Popen[str]", name: str, seconds: float
         return False
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.parametrize("kills", [10])
 def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home, served, kills):
     data = home.roots.data
     with started(home, served, "whole") as child:
@@ -126,8 +127,7 @@ def test_a_recorder_that_is_killed_at_any_instant_ends_with_the_same_bytes(home,
     assert not (data / ".cut.recording").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [pytest.param("its input ends", marks=pytest.mark.long), "SIGTERM"])
+@pytest.mark.parametrize("how", ["its input ends", "SIGTERM"])
 def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     with started(home, served, "cut", "--stop-with-parent") as child:
         until_it_records(home, child, "cut")
@@ -142,7 +142,6 @@ def test_a_recorder_that_is_stopped_says_so_and_goes_on(home, served, how):
     assert (home.roots.data / "cut" / "manifest.json").exists()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 75)])
 def test_the_command_takes_its_recorder_with_it(home, served, number, code):
     """Only the command gets the signal, as from `kill`: no terminal tells both."""

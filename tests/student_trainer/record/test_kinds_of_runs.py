@@ -60,6 +60,7 @@ def same_from_a_record(home: Home, served: TeacherProcess, **sections: Any) -> N
         assert exported(folder) == exported(kept)
 
 
+@pytest.mark.long
 def test_two_replicas_make_the_record_of_one(home, served, model, tmp_path):
     made(home, home.spec("recording", **online(served)), "one")
     with teacher_process(tmp_path, "--model", str(model), "--threads", "1") as second:
@@ -119,6 +120,7 @@ def test_packed_chats_are_found_however_they_are_packed(home, served):
     assert trained(home, folder) == 0, status_of(folder).message
 
 
+@pytest.mark.long
 def test_samples_of_a_run_from_a_record_have_no_text_of_its_teacher(home, served):
     home.model("words", vocab_size=300, tokenizer=True)
     home.tokenized()

@@ -294,10 +294,13 @@ def test_a_row_that_a_later_set_of_draws_lacks_is_named_before_the_first_step(ho
     index = (record / "training-1" / "index.bin").read_bytes()[48:]
     there = {"sequences": part.sequences - 1, "rows": part.rows - 8}
     rewritten(record, "training-1/index.bin", index, **there)
-    folder = home.run(**from_record(**sampled))
+    two_epochs = {"steps": 114, "warmup_steps": 2}
+    folder = home.run(schedule=two_epochs, **from_record(**sampled))
     assert trained(home, folder) == 1
     assert "of the training set, which begins [" in str(status_of(folder).message)
     assert status_of(folder).step == 0
+    # The second set of draws is that of the second epoch, which a shorter run does not reach.
+    assert trained(home, home.run(**from_record(**sampled))) == 0
 
 
 def test_the_same_rows_in_another_dataset_are_found(home, served):
@@ -394,6 +397,7 @@ def test_a_run_that_a_record_cannot_teach_is_refused_before_its_first_step(
         startable(home.spec("refused", **sections), home.roots)
 
 
+@pytest.mark.long
 def test_the_record_of_another_teacher_does_not_continue_a_run(home, served, tmp_path):
     recorded(home, **online(served))
     run = home.run(**from_record())

@@ -76,6 +76,7 @@ def runs(lectern, plane) -> Callable:
     return lambda *words: lectern("runs", *words, "--url", plane.url)
 
 
+@pytest.mark.long
 def test_a_followed_log_outlives_a_killed_control_plane_and_ends_with_the_run(
     runs, plane, tmp_path
 ):

@@ -116,7 +116,7 @@ def test_a_model_is_measured_in_a_process_of_its_own(lectern, tmp_path) -> None:
     assert "| bits per byte |" in lectern("evaluate", *words).out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_of_a_run_are_kept_beside_it(lectern, tmp_path) -> None:
     home = Home(tmp_path)
     folder = home.run("taught")

@@ -19,7 +19,7 @@ def run(home: Finished, *words: object, **options):
     return lectern(*words, "--home", home.home.path, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_prints_the_file_and_publish_plans_it_and_uploads_exactly_that(
     home, tmp_path, monkeypatch
 ):

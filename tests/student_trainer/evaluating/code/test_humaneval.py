@@ -12,7 +12,7 @@ from student_trainer.evaluating.sandbox.judging import Judge
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_canonical_solutions_score_164_of_164_and_empty_completions_0(tmp_path):
     if shutil.which("bwrap") is None:
         pytest.skip("needs the package bubblewrap (Debian: apt-get install bubblewrap)")
