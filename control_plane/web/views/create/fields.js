@@ -36,7 +36,10 @@ export class Field {
     const hint = make("p", { className: "hint", id: `${id}-hint` });
     hint.append(...withCode(schema.description ?? ""));
     this.control.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
-    const label = make("label", { htmlFor: id, textContent: path.split(".").at(-1) ?? path });
+    const parts = path.split(".");
+    // Within the card of its section: "steps", but "lora.alpha" beside "alpha".
+    const textContent = parts.slice(parts.length > 1 ? 1 : 0).join(".");
+    const label = make("label", { htmlFor: id, textContent });
     this.vary = make("input", { type: "checkbox" });
     this.several = make("textarea", { rows: 3, placeholder: "one value per line", hidden: true });
     this.several.setAttribute("aria-label", `${path}: one value per line`);
