@@ -329,6 +329,7 @@ makeFilters(list, store);
 watchTeachers();
 watchDisk();
 stayConnected(load, (kind, data) => {
+  if (kind === "run") counts.noticed(data.id);
   if (kind === "run") store.take(data);
   else if (kind === "task") runPage.takeTask(data);
   else if (kind === "deleted") {

@@ -22,12 +22,12 @@ export class Counts {
    * @param {() => void} onChange
    */
   constructor(store, onChange) {
+    this.store = store;
     this.onChange = onChange;
     store.onChange((run, before) => {
-      // The change of a run that was not known does not say what the run was before.
-      if (before === undefined) this.askSoon();
-      else this.add(before, -1);
-      if (run !== null && before !== undefined) this.add(run, 1);
+      if (before === undefined) return; // it was loaded, or `noticed`
+      this.add(before, -1);
+      if (run !== null) this.add(run, 1);
     });
   }
 
@@ -38,6 +38,15 @@ export class Counts {
   add(run, sign) {
     if (isActive(run)) this.active += sign;
     else if (run.state === "queued") this.queued += sign;
+  }
+
+  /**
+   * Notices an event: that of a run which is not known does not say what the run was before.
+   *
+   * @param {string} id
+   */
+  noticed(id) {
+    if (this.store.get(id) === undefined) this.askSoon();
   }
 
   askSoon() {
