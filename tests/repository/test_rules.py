@@ -3,6 +3,7 @@
 import ast
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,15 @@ def sources() -> list[Path]:
     return sorted(path for path in found if relative(path) not in GENERATED)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
 def nodes() -> Iterator[tuple[str, ast.AST]]:
     """Yields ("file:line", node) for every node of every source file."""
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        for node in ast.walk(tree_of(path)):
             yield f"{relative(path)}:{getattr(node, 'lineno', 0)}", node
 
 
@@ -192,5 +198,5 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine(words):
 
 def test_every_module_says_what_it_is_for():
     for path in sources():
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         assert ast.get_docstring(tree) or not tree.body, relative(path)
