@@ -69,16 +69,12 @@ def _timed(tally: Tally, service: Plane, path: str) -> tuple[float, int]:
 
 def _written(stage: Stage, home: Home, count: int, lines: int) -> tuple[str, list[str]]:
     """Returns a stopped run with many lines, and `count` with fewer, which are one file."""
-    import logging
-
-    import structlog
-
     from control_plane.runs.commands import RunCommands
     from control_plane.runs.store import Store
+    from lectern_common.logs import configure_logs
     from lectern_common.spec.load import parse_spec
 
-    quiet = structlog.make_filtering_bound_logger(logging.ERROR)  # not a line for each run
-    structlog.configure(wrapper_class=quiet)
+    configure_logs("error")  # not a line for each run
     home.roots.runs.mkdir(exist_ok=True)
     store = Store.open(home.roots.runs / "control-plane.sqlite3")
     commands = RunCommands(store, max_queued=count + 1)

@@ -19,9 +19,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from lectern_common.json_lines import finite_record, keep_lines_before
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import ForkedFrom, RunFolder
 from lectern_common.run.processes import identity_of
 from lectern_common.run.status import (
@@ -49,7 +48,7 @@ from student_trainer.journal.sinks import (
 )
 from student_trainer.stop import Stop
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # Steps over which tokens_per_second and teacher_wait_share are averaged.
 _RECENT_STEPS = 20
