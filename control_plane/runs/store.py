@@ -5,6 +5,7 @@ migrated to the newest schema; backups.py backs it up. A damaged database stops 
 never replaced by an empty one.
 """
 
+import functools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -286,6 +287,8 @@ class Store:
         """Brings the schema to the newest version, in one transaction."""
         config = _migrations()
         with self.writing() as connection:
+            if _revision(connection) == _newest_revision():
+                return
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -298,9 +301,17 @@ class Store:
     def _is_older(self) -> bool:
         """Returns whether it has tables, and not those of the newest schema."""
         with self.reading() as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
-        newest = ScriptDirectory.from_config(_migrations()).get_current_head()
-        return present not in (None, newest)
+            return _revision(connection) not in (None, _newest_revision())
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """Returns the revision of the schema there; None if there is no schema yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@functools.cache
+def _newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_migrations()).get_current_head()
 
 
 def _migrations() -> Config:
